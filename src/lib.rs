@@ -1,0 +1,13 @@
+//! Acervo: a replicated key-value store that never goes back in time.
+
+pub mod client;
+pub mod command;
+pub mod consensus;
+pub mod limits;
+pub mod net;
+pub mod node;
+pub mod server;
+pub mod storage;
+pub mod types;
+pub mod wire;
+pub mod workers;

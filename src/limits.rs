@@ -1,0 +1,164 @@
+//! Every limit of the system, in one place, with what happens when it is reached.
+//!
+//! Units come last in the names. Relations between limits are checked when the crate is compiled.
+
+use std::time::Duration;
+
+// ---- data ---------------------------------------------------------------------------------
+
+/// A key of zero bytes or of more than this is refused with `INVALID`.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// The default of `--max-value`; a longer value is refused with `INVALID`.
+pub const VALUE_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
+/// The most `--max-value` may be set to.
+pub const VALUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a message adds to its key and value: names, numbers, lengths.
+pub const MESSAGE_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+/// Servers in a group; the default group has three.
+pub const SERVERS_MAX: usize = 9;
+
+// ---- frames and connections ---------------------------------------------------------------
+
+/// A frame is a 4-byte big-endian length and that many bytes of MessagePack.
+pub const FRAME_HEADER_BYTES: usize = 4;
+/// Before the greeting a longer frame closes the connection.
+pub const HELLO_FRAME_BYTES_MAX: usize = 1024;
+/// On a server connection a longer frame closes the connection.
+pub const PEER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Connections a server holds at once; one more is told `REFUSED` and closed.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Bytes read from one connection before the others get their turn.
+pub const READ_BUDGET_BYTES: usize = 256 * 1024;
+/// Requests of one client connection under way at once; past it the loop stops reading from that
+/// socket until some are answered.
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+/// Bytes queued for one client that does not read; past it the loop stops reading its requests.
+pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
+/// Bytes queued for one client; past it the connection is closed.
+pub const CLIENT_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes queued for one server; past it replication messages to it are dropped (and resent later
+/// by the consensus protocol).
+pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// From accept (or dial) to a whole greeting; then the connection is closed.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client connection with nothing under way and nothing received for this long is closed.
+pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A peer that accepts no byte of what is queued for it for this long is disconnected.
+pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// First wait before dialling a server again.
+pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// Longest wait before dialling a server again.
+pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+// ---- queues between threads ---------------------------------------------------------------
+
+/// Jobs waiting for the worker pool; past it a read is refused with `BUSY`.
+pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
+/// Console lines waiting to be written; past it lines are dropped and the loss is logged.
+pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
+/// The retry hint that goes with `BUSY`.
+pub const BUSY_RETRY_AFTER_MS: u32 = 50;
+
+// ---- consensus ----------------------------------------------------------------------------
+
+/// The core's clock tick.
+pub const TICK: Duration = Duration::from_millis(20);
+/// Ticks between a leader's heartbeats.
+pub const HEARTBEAT_TICKS: usize = 3;
+/// Ticks without a leader before a server asks for votes: between this and twice this.
+pub const ELECTION_TICKS: usize = 15;
+/// Bytes of entries in one replication message (one larger entry still travels alone).
+pub const APPEND_BYTES_MAX: u64 = 512 * 1024;
+/// Replication messages to one server that are not yet answered.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 128;
+/// Bytes proposed and not yet committed; past it writes are refused with `BUSY`.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
+pub const PENDING_WRITES_MAX: usize = 16 * 1024;
+/// Linearizable reads under way at one server; past it `BUSY`.
+pub const PENDING_READS_MAX: usize = 16 * 1024;
+/// Bytes of committed entries handed to the state machine in one piece.
+pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Entries kept in memory behind the applied index for followers that are a little late; older
+/// ones are read from disk by a worker.
+pub const LOG_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A write or linearizable read that is not committed or confirmed by then fails with
+/// `NO_MAJORITY`.
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The default of `--in-sync-timeout`.
+pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+/// A linearizable read's index is asked for again after this long.
+pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
+/// Replicas compare state hashes every so many entries.
+pub const STATE_HASH_EVERY: u64 = 4096;
+/// How long a stopping server waits for what is under way before it hands over and exits.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+// ---- replicated sessions ------------------------------------------------------------------
+
+/// A client unheard of for this long, in the log's own time, is forgotten.
+pub const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+/// Clients remembered; past it the one unheard of for longest is forgotten.
+pub const SESSIONS_MAX: usize = 64 * 1024;
+/// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
+/// fewer writes under way than this.
+pub const SESSION_REPLIES_MAX: usize = 2048;
+
+// ---- disk ---------------------------------------------------------------------------------
+
+/// A log segment's size; a new one is started when the current one is full.
+pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+/// A segment is zero-filled this far ahead of the writer, so that a sync need not change the
+/// file's size.
+pub const LOG_ZERO_FILL_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of log batches written before one sync.
+pub const LOG_GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The engine makes a durable commit at least every so many applied entries …
+pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
+/// … or so many bytes of them …
+pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
+/// … or this long after the first of them.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// The engine's page cache.
+pub const ENGINE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+// ---- client library -----------------------------------------------------------------------
+
+/// Time to establish one connection.
+pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nothing at all received while something is owed, pings included: the connection is given up.
+pub const CLIENT_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a client asks "are you there?" while it waits.
+pub const CLIENT_PING_INTERVAL: Duration = Duration::from_secs(1);
+/// The default of a client request's whole time, retries included.
+pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// With no server reachable at all for this long, a request fails.
+pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Requests of one client instance under way at once; one more waits.
+pub const CLIENT_REQUESTS_MAX: usize = 1024;
+
+const _: () = {
+    assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
+    assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
+    assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
+    // The largest entry fits a peer frame even behind a full batch of others.
+    assert!(
+        VALUE_BYTES_MAX
+            + KEY_BYTES_MAX
+            + 2 * MESSAGE_OVERHEAD_BYTES_MAX
+            + APPEND_BYTES_MAX as usize
+            <= PEER_FRAME_BYTES_MAX
+    );
+    assert!((VALUE_BYTES_MAX + KEY_BYTES_MAX) as u64 <= LOG_SEGMENT_BYTES / 2);
+    assert!(LOG_GROUP_BYTES_MAX as u64 <= LOG_SEGMENT_BYTES / 4);
+    assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+    assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
+    assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
+    assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
+};
+
+/// The frame cap on a client connection for a given `--max-value`.
+pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
+    value_bytes_max + KEY_BYTES_MAX + MESSAGE_OVERHEAD_BYTES_MAX
+}

@@ -1,0 +1,3 @@
+//! The `acervo` command.
+
+fn main() {}

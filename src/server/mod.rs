@@ -1,0 +1,3 @@
+//! One server process: event loop, core, workers, log writer and state machine wired together.
+
+pub mod config;

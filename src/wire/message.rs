@@ -1,0 +1,405 @@
+//! The one `Message` type that every connection carries, and its parts.
+//!
+//! `docs/PROTOCOL.md` describes the same bytes for someone who writes a client in another
+//! language; a test holds the two together. Structs travel as MessagePack arrays in field order,
+//! enum variants as a one-entry map from the variant's name, a variant without fields as its name.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::command::WriteOp;
+use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, Term, Timestamp};
+
+/// Everything that travels, in both directions, on client and on server connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// The first frame of a connection, from the side that dialled.
+    #[serde(rename = "HELLO")]
+    Hello(Hello),
+    /// The answer to a good `HELLO`.
+    #[serde(rename = "WELCOME")]
+    Welcome(Welcome),
+    /// The answer to a bad `HELLO`, or the last word on a connection that broke a rule; the sender
+    /// closes after it.
+    #[serde(rename = "REFUSED")]
+    Refused {
+        /// One sentence for a person.
+        reason: String,
+    },
+    /// A client asks. Answers may come in any order.
+    #[serde(rename = "REQUEST")]
+    Request {
+        /// Chosen by the client, echoed in the reply; unique among its outstanding requests.
+        id: u64,
+        /// What it asks.
+        body: Request,
+    },
+    /// A server answers.
+    #[serde(rename = "REPLY")]
+    Reply {
+        /// The request's id.
+        id: u64,
+        /// The answer.
+        body: Reply,
+    },
+    /// Are you there? Either side of a client connection may ask.
+    #[serde(rename = "PING")]
+    Ping {
+        /// Echoed.
+        nonce: u64,
+    },
+    /// I am.
+    #[serde(rename = "PONG")]
+    Pong {
+        /// From the ping.
+        nonce: u64,
+    },
+    /// Server to server.
+    #[serde(rename = "PEER")]
+    Peer(PeerMessage),
+}
+
+/// The protocol version this build speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Opens a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub protocol: u32,
+    /// The group meant; zero from a client that takes any.
+    pub cluster: ClusterId,
+    /// What kind of connection this is to be.
+    pub role: HelloRole,
+}
+
+/// What the dialling side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HelloRole {
+    /// A client: requests, replies, pings.
+    #[serde(rename = "CLIENT")]
+    Client,
+    /// Another server of the group: the connection carries `PEER` messages from it.
+    #[serde(rename = "SERVER")]
+    Server {
+        /// The dialling server.
+        node: NodeId,
+        /// The last index of its durable log, by which a leader notices that a server lost its
+        /// data directory.
+        last_index: LogIndex,
+    },
+}
+
+/// Accepts a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub protocol: u32,
+    /// The group the answering server belongs to.
+    pub cluster: ClusterId,
+    /// The answering server.
+    pub node: NodeId,
+    /// The last index of the answering server's durable log.
+    pub last_index: LogIndex,
+}
+
+/// What a client can ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Change the store.
+    #[serde(rename = "WRITE")]
+    Write(WriteRequest),
+    /// Read the newest value of a key.
+    #[serde(rename = "GET")]
+    Get(GetRequest),
+    /// Describe yourself.
+    #[serde(rename = "STATUS")]
+    Status,
+}
+
+/// A write, identified so that a retry is applied once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteRequest {
+    /// Who asks, and for the how-manieth time.
+    pub request: RequestId,
+    /// What to do.
+    pub op: WriteOp,
+}
+
+/// A read of one key's newest value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetRequest {
+    /// The key.
+    pub key: Bytes,
+    /// The last timestamp the client has seen for this key; 0 for none.
+    pub timestamp: Timestamp,
+    /// The server must have applied everything up to here to answer at all; 0 for no such wish.
+    pub session: Timestamp,
+    /// Read through the leader's read index.
+    pub linearizable: bool,
+}
+
+/// What a server can answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// A PUT is durable as the acknowledgement rule asks.
+    #[serde(rename = "PUT_OK")]
+    PutOk {
+        /// The version it made.
+        timestamp: Timestamp,
+    },
+    /// A DEL is durable as the acknowledgement rule asks.
+    #[serde(rename = "DEL_OK")]
+    DelOk {
+        /// The version of the deletion.
+        timestamp: Timestamp,
+        /// Whether there was anything to delete.
+        existed: bool,
+    },
+    /// A GET is answered.
+    #[serde(rename = "GET_OK")]
+    GetOk {
+        /// The newest value, or nil when the key does not exist.
+        value: Option<Bytes>,
+        /// The value's version; 0 when the key does not exist.
+        timestamp: Timestamp,
+        /// The state the answer comes from holds every write up to some point, and none past
+        /// this one. A client that must not read backwards sends it as `session` next time.
+        as_of: Timestamp,
+    },
+    /// This server has not applied enough to answer without going back in time.
+    #[serde(rename = "TRY_OTHER_SERVER_OR_LATER")]
+    TryOtherServerOrLater {
+        /// The version this server has of the key; 0 for none.
+        timestamp: Timestamp,
+        /// The last timestamp this server has applied.
+        applied: Timestamp,
+    },
+    /// A STATUS is answered.
+    #[serde(rename = "STATUS_OK")]
+    StatusOk(Box<ServerStatus>),
+    /// The request failed.
+    #[serde(rename = "ERROR")]
+    Error(ErrorReply),
+}
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// For programs.
+    pub code: ErrorCode,
+    /// One sentence for a person: what happened, to what, what to do.
+    pub message: String,
+    /// For `BUSY`: try again after this long; 0 when waiting does not help.
+    pub retry_after_ms: u32,
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ErrorCode {
+    /// Not enough servers answer to order a write or confirm a read in the time allowed. A write
+    /// that got this answer may still take effect; a retry with the same sequence is safe.
+    #[serde(rename = "NO_MAJORITY")]
+    NoMajority,
+    /// A queue is full; nothing was done.
+    #[serde(rename = "BUSY")]
+    Busy,
+    /// The server is stopping; nothing was done, ask another.
+    #[serde(rename = "SHUTTING_DOWN")]
+    ShuttingDown,
+    /// The request breaks a rule or a limit; repeating it will not help.
+    #[serde(rename = "INVALID")]
+    Invalid,
+    /// The write's sequence was declared answered before, so its outcome is forgotten.
+    #[serde(rename = "STALE_REQUEST")]
+    StaleRequest,
+    /// The server could not read its own store; ask another.
+    #[serde(rename = "INTERNAL")]
+    Internal,
+}
+
+/// A server's own account of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// The address it listens on.
+    pub address: String,
+    /// Its number in the group.
+    pub node: NodeId,
+    /// The group.
+    pub cluster: ClusterId,
+    /// Leader, follower or candidate.
+    pub role: Role,
+    /// The address of the leader it knows of.
+    pub leader: Option<String>,
+    /// Its term.
+    pub term: Term,
+    /// The last index known committed.
+    pub commit: LogIndex,
+    /// The last index applied.
+    pub applied: LogIndex,
+    /// The timestamp of the last write applied.
+    pub applied_timestamp: Timestamp,
+    /// The last index in its log.
+    pub last_index: LogIndex,
+    /// At the leader: the addresses of the servers in sync, itself included. Empty elsewhere.
+    pub in_sync: Vec<String>,
+    /// Open client connections.
+    pub client_connections: u32,
+    /// Open connections from and to other servers.
+    pub server_connections: u32,
+    /// Time since the process started.
+    pub uptime_ms: u64,
+    /// The release, as in `acervo --version`.
+    pub version: String,
+}
+
+/// A server's part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Orders writes.
+    #[serde(rename = "leader")]
+    Leader,
+    /// Follows a leader, or waits for one.
+    #[serde(rename = "follower")]
+    Follower,
+    /// Asks for votes.
+    #[serde(rename = "candidate")]
+    Candidate,
+}
+
+/// What one server tells another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeerMessage {
+    /// Consensus.
+    #[serde(rename = "RAFT")]
+    Raft(RaftMessage),
+    /// A client's write, passed on by a server that does not lead.
+    #[serde(rename = "FORWARD")]
+    Forward {
+        /// Chosen by the forwarding server, echoed in the reply.
+        id: u64,
+        /// The client's own address.
+        client: SocketAddr,
+        /// The write.
+        write: WriteRequest,
+    },
+    /// The leader's answer to a `FORWARD`.
+    #[serde(rename = "FORWARDED")]
+    Forwarded {
+        /// From the `FORWARD`.
+        id: u64,
+        /// For the client. Absent when this server does not lead (any more): forward elsewhere.
+        reply: Option<Reply>,
+    },
+    /// Asks the leader for an index by which a read is linearizable.
+    #[serde(rename = "READ_INDEX")]
+    ReadIndex {
+        /// Chosen by the asking server, echoed.
+        id: u64,
+    },
+    /// Answers `READ_INDEX`.
+    #[serde(rename = "READ_INDEX_OK")]
+    ReadIndexOk {
+        /// From the request.
+        id: u64,
+        /// Read once this index is applied.
+        index: LogIndex,
+    },
+    /// A replica's state hash, for comparison.
+    #[serde(rename = "STATE_HASH")]
+    StateHash {
+        /// The applied index the hash belongs to.
+        index: LogIndex,
+        /// The hash.
+        hash: u64,
+    },
+}
+
+/// A Raft message, in our own types so that no foreign encoding is ever read from the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftMessage {
+    /// The sender.
+    pub from: NodeId,
+    /// The receiver.
+    pub to: NodeId,
+    /// The sender's term, or in (pre-)votes the term asked for.
+    pub term: Term,
+    /// The kind and its fields.
+    pub body: RaftBody,
+}
+
+/// The kinds of Raft message that servers need between them, and no others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RaftBody {
+    /// Entries to store, or none, to tell the commit index.
+    #[serde(rename = "REPLICATION")]
+    Append {
+        /// Index of the entry just before.
+        previous_index: LogIndex,
+        /// Its term.
+        previous_term: Term,
+        /// The leader's commit index.
+        commit: LogIndex,
+        /// Contiguous from `previous_index + 1`.
+        entries: Vec<LogEntry>,
+    },
+    /// Stored durably up to `index`, or refused.
+    #[serde(rename = "REPLICATION_OK")]
+    AppendReply {
+        /// The last index stored; when refused, the `previous_index` that did not match.
+        index: LogIndex,
+        /// The follower's commit index.
+        commit: LogIndex,
+        /// Set when refused: where the logs may still agree (index, term).
+        reject_hint: Option<(LogIndex, Term)>,
+    },
+    /// The leader lives.
+    #[serde(rename = "HEARTBEAT")]
+    Heartbeat {
+        /// min(the leader's commit index, what it knows the receiver has).
+        commit: LogIndex,
+        /// A read-index round, echoed.
+        context: Bytes,
+    },
+    /// So does the follower.
+    #[serde(rename = "HEARTBEAT_OK")]
+    HeartbeatReply {
+        /// The follower's commit index.
+        commit: LogIndex,
+        /// From the heartbeat.
+        context: Bytes,
+    },
+    /// Asks for a vote.
+    #[serde(rename = "VOTE")]
+    Vote {
+        /// A rehearsal that changes no state.
+        pre: bool,
+        /// The candidate's last index.
+        last_index: LogIndex,
+        /// And its term.
+        last_term: Term,
+        /// The candidate's commit index.
+        commit: LogIndex,
+        /// And its term.
+        commit_term: Term,
+        /// Asked for by the leader: do not refuse for having heard of one.
+        transfer: bool,
+    },
+    /// Grants or refuses it.
+    #[serde(rename = "VOTE_OK")]
+    VoteReply {
+        /// Answers a rehearsal.
+        pre: bool,
+        /// No.
+        reject: bool,
+        /// When refusing, the voter's commit index.
+        commit: LogIndex,
+        /// And its term.
+        commit_term: Term,
+    },
+    /// The leader hands over: campaign now.
+    #[serde(rename = "TIMEOUT_NOW")]
+    TimeoutNow,
+}

@@ -1,0 +1,3 @@
+//! What travels between machines: frames, messages, their encoding.
+
+pub mod message;
