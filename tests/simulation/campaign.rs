@@ -1,0 +1,231 @@
+//! Many seeds, each its own mix of faults; then peace, in which all debts must be paid.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use acervo::node::core::AckPolicy;
+use bytes::Bytes;
+
+use crate::checker::{Verdict, Violation, ensure};
+use crate::clients::Memory;
+use crate::linearizability;
+use crate::nemesis::Fault;
+use crate::network::Quality;
+use crate::rng::Rng;
+use crate::server::node_id;
+use crate::trace::Trace;
+use crate::world::{Event, MILLISECOND, SECOND, Setup, World};
+
+/// Seeds of an ordinary test run.
+const SEEDS_DEFAULT: u64 = 200;
+/// How long everything that is under way may take to end once all faults have.
+const PEACE_US_MAX: u64 = 40 * SECOND;
+
+/// What a run was like, so that a campaign that tests nothing is noticed.
+#[derive(Default)]
+struct Report {
+    acknowledged: u64,
+    read: u64,
+    terms: u64,
+    faults: u64,
+}
+
+fn setup(seed: u64) -> (Setup, Rng) {
+    // The plan's chance is not the world's, so that a change of one leaves the other.
+    let mut rng = Rng::new(seed ^ 0x706c_616e);
+    let ordered = rng.chance(500);
+    let setup = Setup {
+        first_leader: rng.index(3),
+        ack: rng.pick(&[AckPolicy::All, AckPolicy::Majority]),
+        in_sync_timeout: Duration::from_millis(rng.pick(&[100, 500, 2000])),
+        quality: Quality {
+            loss: rng.pick(&[0, 0, 10]),
+            duplication: rng.pick(&[0, 0, 10]),
+            straggling: rng.pick(&[0, 10]),
+            delay_us: rng.pick(&[(50, 300), (100, 5_000)]),
+            ordered,
+        },
+        sync_us_max: rng.pick(&[300, 5_000, 20_000]),
+        apply_us_max: rng.pick(&[100, 2_000, 20_000]),
+        checkpoints: rng.pick(&[5, 50, 500]),
+        fetch_failures: rng.pick(&[0, 100]),
+        ..Setup::calm(seed)
+    };
+    (setup, rng)
+}
+
+fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
+    let (setup, mut rng) = setup(seed);
+    let mut world = World::new(setup, trace);
+    for _ in 0..rng.range(2..=4) {
+        let memory = rng.pick(&[Memory::Session, Memory::PerKey]);
+        let patience_us = rng.range(SECOND..=9 * SECOND);
+        let client = world.add_client(memory, rng.index(8) + 1, patience_us);
+        world.clients[client].wishes = 300;
+        world.after(0, Event::Think { client });
+    }
+    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| rng.chance(450)).collect();
+    world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
+    world.run_for(rng.range(5..=12) * SECOND)?;
+    make_peace(&mut world)?;
+    Ok(Report {
+        acknowledged: world.spans().iter().filter(|span| span.write).count() as u64,
+        read: world.spans().iter().filter(|span| !span.write).count() as u64,
+        terms: world.checker.terms_led() as u64,
+        faults: world.nemesis.struck.values().sum(),
+    })
+}
+
+/// Ends all faults and checks that the group recovers and that nothing was lost.
+pub fn make_peace(world: &mut World) -> Verdict {
+    world.heal()?;
+    for client in &mut world.clients {
+        client.wishes = 0;
+    }
+    let quiet = world
+        .run_until(PEACE_US_MAX, |world| world.clients.iter().all(|client| client.under_way == 0))?;
+    ensure!(quiet, "{} operations never ended", unanswered(world));
+
+    // The group is alive through every server, and all of them agree about the present.
+    let client = world.add_client(Memory::Session, 16, 6 * SECOND);
+    let mut probes = Vec::new();
+    for server in 0..world.servers.len() {
+        probes.push(world.put(client, Some(server), "probe", &format!("probe {server}")));
+        probes.push(world.read(client, Some(server), Bytes::from_static(b"key-0"), true));
+    }
+    let alive = world
+        .run_until(PEACE_US_MAX, |world| probes.iter().all(|probe| world.ended(*probe)))?;
+    ensure!(alive, "the group does not answer after all faults have ended");
+
+    let converged = world.run_until(PEACE_US_MAX, |world| {
+        let last = world.checker.last_index();
+        let servers = world.servers.iter();
+        servers.filter_map(|server| server.process.as_ref()).all(|process| {
+            process.machine.point().index == last
+                && process.status.applied.index == last
+                && process.owed.is_empty()
+        }) && world.statuses().count() == world.servers.len()
+    })?;
+    ensure!(converged, "the servers do not converge, or owe answers: {}", standing(world));
+    for (server, state) in world.servers.iter().enumerate() {
+        if let Some(process) = &state.process {
+            world.checker.converged(node_id(server), &process.machine)?;
+        }
+    }
+    linearizability::check(&world.spans())
+}
+
+fn unanswered(world: &World) -> usize {
+    world.operations.iter().filter(|operation| operation.ended.is_none()).count()
+}
+
+fn standing(world: &World) -> String {
+    let of = |(server, status)| format!("{}: {status:?}", server + 1);
+    world.statuses().map(of).collect::<Vec<_>>().join("; ")
+}
+
+/// Runs a seed; a panic of the core is a violation like any other.
+fn run_caught(seed: u64, trace: Trace) -> Result<Report, String> {
+    match catch_unwind(AssertUnwindSafe(|| run(seed, trace))) {
+        Ok(result) => result.map_err(|Violation(reason)| reason),
+        Err(panic) => Err(describe(panic.as_ref())),
+    }
+}
+
+/// What a panic said.
+pub fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("a panic: {}", text.unwrap_or("(no message)"))
+}
+
+/// A failed seed, told so that it can be understood.
+fn explain(seed: u64, reason: &str) -> String {
+    let trace = Trace::on();
+    let again = match run_caught(seed, trace.clone()) {
+        Ok(_) => "the second run did NOT fail: something is not deterministic".to_owned(),
+        Err(again) if again == reason => String::new(),
+        Err(again) => format!("the second run failed otherwise: {again}"),
+    };
+    format!(
+        "{}\nseed {seed}: {reason}\n{again}\nreplay: ACERVO_SEED={seed} cargo test --test \
+         simulation seeds\n",
+        trace.tail()
+    )
+}
+
+fn number_from(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text:?}")))
+}
+
+#[test]
+fn random_seeds_keep_every_promise() {
+    if let Some(seed) = number_from("ACERVO_SEED") {
+        if let Err(reason) = run_caught(seed, Trace::default()) {
+            panic!("{}", explain(seed, &reason));
+        }
+        return;
+    }
+    let seeds = number_from("ACERVO_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
+    let next = AtomicU64::new(1);
+    let failures: Mutex<Vec<(u64, String)>> = Mutex::default();
+    let total = Mutex::new(Report::default());
+    let threads = std::thread::available_parallelism().map_or(2, |threads| threads.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed > seeds {
+                        break;
+                    }
+                    match run_caught(seed, Trace::default()) {
+                        Ok(report) => {
+                            let mut total = total.lock().unwrap();
+                            total.acknowledged += report.acknowledged;
+                            total.read += report.read;
+                            total.terms += report.terms;
+                            total.faults += report.faults;
+                        }
+                        Err(reason) => failures.lock().unwrap().push((seed, reason)),
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    if let Some((seed, reason)) = failures.first() {
+        let list: Vec<String> =
+            failures.iter().map(|(seed, reason)| format!("seed {seed}: {reason}")).collect();
+        panic!(
+            "{}\n{} of {seeds} seeds failed:\n{}",
+            explain(*seed, reason),
+            failures.len(),
+            list.join("\n")
+        );
+    }
+    let total = total.into_inner().unwrap();
+    println!(
+        "{seeds} seeds: {} writes, {} linearizable reads, {} leaders, {} faults",
+        total.acknowledged, total.read, total.terms, total.faults
+    );
+    // A campaign in which nothing happens proves nothing.
+    assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
+    assert!(total.terms > seeds, "no leader was ever replaced");
+}
+
+#[test]
+fn a_seed_replays_to_the_same_trace() {
+    for seed in [3, 4] {
+        let traces = [Trace::on(), Trace::on()];
+        let runs: Vec<Option<String>> =
+            traces.iter().map(|trace| run_caught(seed, trace.clone()).err()).collect();
+        assert_eq!(runs[0], runs[1]);
+        assert!(traces[0].digest().0 > 1000);
+        assert_eq!(traces[0].digest(), traces[1].digest());
+    }
+}

@@ -1,0 +1,414 @@
+//! What the real server's wiring does for its core, done in virtual time: inputs in, outputs
+//! carried out in order, the disk, the state machine, start and stop.
+
+use acervo::limits;
+use acervo::node::core::{AckPolicy, Node, NodeConfig};
+use acervo::node::{Input, Output};
+use acervo::types::{LogBatch, LogEntry, LogIndex};
+use acervo::wire::message::{PeerMessage, Reply, Role};
+
+use crate::checker::{Verdict, Violation, ensure};
+use crate::server::{Process, node_id, position};
+use crate::world::{Event, MILLISECOND, SECOND, World};
+
+/// An answer may take the commit time-out, then the in-sync time-out, and this much for the
+/// machinery.
+const ANSWER_SLACK_US: u64 = 2 * SECOND;
+
+impl World {
+    /// Gives a core one input and carries out what it answers.
+    pub fn input(&mut self, server: usize, input: Input) -> Verdict {
+        let now = self.now_of(server);
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        if !matches!(input, Input::Tick) {
+            self.trace.note(self.now_us, || format!("{} <- {input:?}", server + 1));
+        }
+        let mut outputs = Vec::new();
+        process.node.handle(now, input, &mut outputs);
+        if !process.flush_due {
+            process.flush_due = true;
+            let life = self.servers[server].life;
+            let delay_us = self.rng.below(100);
+            self.after(delay_us, Event::Flush { server, life });
+        }
+        self.carry_out(server, outputs)
+    }
+
+    /// The core's driver has no more input for now.
+    pub fn flush(&mut self, server: usize) -> Verdict {
+        let now = self.now_of(server);
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        process.flush_due = false;
+        let mut outputs = Vec::new();
+        process.node.flush(now, &mut outputs);
+        self.carry_out(server, outputs)
+    }
+
+    /// The election clock; also the moment to look for answers that are overdue.
+    pub fn tick(&mut self, server: usize) -> Verdict {
+        let life = self.servers[server].life;
+        let delay_us = limits::TICK.as_micros() as u64 + self.rng.below(MILLISECOND);
+        self.after(delay_us, Event::Tick { server, life });
+        let Some(process) = &self.servers[server].process else { return Ok(()) };
+        let patience_us = (limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout).as_micros() as u64
+            + ANSWER_SLACK_US;
+        for (token, since_us) in &process.owed {
+            ensure!(
+                self.now_us - since_us < patience_us,
+                "{} has owed {token:?} an answer since {since_us} µs",
+                node_id(server)
+            );
+        }
+        self.input(server, Input::Tick)
+    }
+
+    fn carry_out(&mut self, server: usize, outputs: Vec<Output>) -> Verdict {
+        self.observe(server)?;
+        for output in outputs {
+            self.trace.note(self.now_us, || format!("{} -> {output:?}", server + 1));
+            match output {
+                Output::Send { to, message } => {
+                    if let PeerMessage::Forwarded { reply: Some(reply), .. } = &message {
+                        self.check_acknowledgement(server, reply)?;
+                    }
+                    let to = position(to, self.servers.len())
+                        .ok_or_else(|| Violation(format!("a message to {to}")))?;
+                    self.send(server, to, &message)?;
+                }
+                Output::Reply { token, reply } => {
+                    self.check_acknowledgement(server, &reply)?;
+                    if self.settle(server, token)? {
+                        self.reply(server, token.request as usize, reply, 0);
+                    }
+                }
+                Output::ReadReady { token } => {
+                    if self.settle(server, token)? {
+                        self.start_get(server, token.request as usize);
+                    }
+                }
+                Output::Persist(batch) => self.persist(server, batch)?,
+                Output::Apply(entries) => self.apply(server, entries)?,
+                Output::Fetch { fetch, low, high, bytes_max } => {
+                    let life = self.servers[server].life;
+                    let delay_us = self.rng.range(50..=5 * MILLISECOND);
+                    let range = (low, high);
+                    self.after(delay_us, Event::Fetched { server, life, fetch, range, bytes_max });
+                }
+                Output::Console(event) => {
+                    if let Some(process) = &mut self.servers[server].process {
+                        process.console.push(event);
+                    }
+                }
+                Output::Disconnect { peer, reason } => {
+                    let peer = position(peer, self.servers.len())
+                        .ok_or_else(|| Violation(format!("disconnects {peer}: {reason}")))?;
+                    ensure!(
+                        !self.setup.honest,
+                        "{} accuses honest {}: {reason}",
+                        node_id(server),
+                        node_id(peer)
+                    );
+                    self.accusations.push((server, peer, reason));
+                    self.reset_links(server, peer);
+                }
+                Output::Stopped => return self.exit(server),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the core's account of itself and checks what must hold of it.
+    fn observe(&mut self, server: usize) -> Verdict {
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        process.status = process.node.status();
+        if !self.setup.honest {
+            return Ok(());
+        }
+        let status = &process.status;
+        if status.role == Role::Leader {
+            self.checker.leads(node_id(server), status.term)?;
+        }
+        let commit = status.commit;
+        let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();
+        self.checker.commits(node_id(server), commit, &disks)
+    }
+
+    fn check_acknowledgement(&self, server: usize, reply: &Reply) -> Verdict {
+        let (Reply::PutOk { timestamp } | Reply::DelOk { timestamp, .. }) = reply else {
+            return Ok(());
+        };
+        let Some(process) = self.servers[server].process.as_ref().filter(|_| self.setup.honest)
+        else {
+            return Ok(());
+        };
+        let in_sync = match self.setup.ack {
+            AckPolicy::All => process.status.in_sync.as_slice(),
+            AckPolicy::Majority => &[],
+        };
+        let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();
+        self.checker.acknowledges(*timestamp, in_sync, &disks)
+    }
+
+    /// Strikes out an owed answer; false when its connection is gone.
+    fn settle(
+        &mut self,
+        server: usize,
+        token: acervo::node::RequestToken,
+    ) -> Result<bool, Violation> {
+        let Some(process) = &mut self.servers[server].process else { return Ok(false) };
+        if process.owed.remove(&token).is_some() {
+            return Ok(true);
+        }
+        ensure!(
+            process.gone.contains(&token.connection),
+            "{} answered {token:?}, which it does not owe",
+            node_id(server)
+        );
+        Ok(false)
+    }
+
+    // ---- disk ---------------------------------------------------------------------------------
+
+    fn persist(&mut self, server: usize, batch: LogBatch) -> Verdict {
+        let applied = self.servers[server].process.as_ref().map_or(0, |process| process.handed);
+        if let Some(first) = batch.entries.first()
+            && self.setup.honest
+        {
+            ensure!(
+                first.index > applied,
+                "{} rewrites its log from {}, but has applied {applied}",
+                node_id(server),
+                first.index
+            );
+        }
+        self.servers[server].disk.write(batch);
+        self.start_sync(server);
+        Ok(())
+    }
+
+    fn start_sync(&mut self, server: usize) {
+        let state = &mut self.servers[server];
+        if state.disk.start_sync() {
+            let (life, longest_us) = (state.life, state.sync_us_max);
+            let delay_us = self.rng.range(longest_us / 4..=longest_us);
+            self.after(delay_us, Event::Synced { server, life });
+        }
+    }
+
+    /// A sync ends.
+    pub fn synced(&mut self, server: usize) -> Verdict {
+        let newest = self.servers[server].disk.finish_sync()?;
+        self.start_sync(server);
+        match newest {
+            Some(number) => self.input(server, Input::Persisted { number }),
+            None => Ok(()),
+        }
+    }
+
+    /// Entries for a late follower come from the disk, or sometimes do not.
+    pub fn fetched(
+        &mut self,
+        server: usize,
+        fetch: u64,
+        (low, high): (LogIndex, LogIndex),
+        bytes_max: u64,
+    ) -> Verdict {
+        let failed = self.rng.chance(self.setup.fetch_failures);
+        let entries = match failed {
+            true => Vec::new(),
+            false => self.servers[server].disk.read(low, high, bytes_max),
+        };
+        self.input(server, Input::Fetched { fetch, entries })
+    }
+
+    // ---- state machine ------------------------------------------------------------------------
+
+    fn apply(&mut self, server: usize, entries: Vec<LogEntry>) -> Verdict {
+        let state = &mut self.servers[server];
+        let Some(process) = &mut state.process else { return Ok(()) };
+        for entry in &entries {
+            ensure!(
+                entry.index == process.handed + 1,
+                "{} hands over {} after {}",
+                node_id(server),
+                entry.index,
+                process.handed
+            );
+            ensure!(
+                state.disk.entry(entry.index) == Some(entry),
+                "{} applies {}, which its own disk does not hold",
+                node_id(server),
+                entry.index
+            );
+            process.handed = entry.index;
+        }
+        process.applying.push_back(entries);
+        if process.applying.len() == 1 {
+            self.start_apply(server);
+        }
+        Ok(())
+    }
+
+    fn start_apply(&mut self, server: usize) {
+        let life = self.servers[server].life;
+        let delay_us = self.rng.range(10..=self.setup.apply_us_max);
+        self.after(delay_us, Event::ApplyDone { server, life });
+    }
+
+    /// The piece at hand is applied; the core learns of it a little later.
+    pub fn apply_done(&mut self, server: usize) -> Verdict {
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        let mut outcomes = Vec::new();
+        for entry in process.applying.pop_front().unwrap_or_default() {
+            let effect = process.machine.apply(&entry)?;
+            if self.setup.honest {
+                self.checker.applied(&entry, &effect, &process.machine)?;
+            }
+            outcomes.extend(effect.write);
+        }
+        let point = process.machine.point();
+        let delay_us = self.rng.range(5..=50);
+        let notice_us = (self.now_us + delay_us).max(process.applied_notice_us);
+        process.applied_notice_us = notice_us;
+        let more = !process.applying.is_empty();
+        if self.rng.chance(self.setup.checkpoints) {
+            self.servers[server].checkpoint = process.machine.clone();
+        }
+        let life = self.servers[server].life;
+        self.at(notice_us, Event::Applied { server, life, outcomes, point });
+        if more {
+            self.start_apply(server);
+        }
+        Ok(())
+    }
+
+    // ---- start and stop -----------------------------------------------------------------------
+
+    /// Starts a server that is down on what its disk holds.
+    pub fn start(&mut self, server: usize) -> Verdict {
+        if self.servers[server].process.is_some() {
+            return Ok(());
+        }
+        // Two servers never share an election time-out, so that elections end without luck.
+        let spread = limits::ELECTION_TICKS / self.setup.servers;
+        let election_ticks = limits::ELECTION_TICKS
+            + spread * ((server + self.setup.seed as usize) % self.setup.servers)
+            + self.rng.index(spread);
+        let config = NodeConfig {
+            node: node_id(server),
+            nodes: (0..self.setup.servers).map(node_id).collect(),
+            first_leader: node_id(self.setup.first_leader),
+            ack: self.setup.ack,
+            in_sync_timeout: self.setup.in_sync_timeout,
+            election_ticks: Some(election_ticks),
+            value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
+        };
+        let state = &mut self.servers[server];
+        let recovered = state.disk.recover(state.checkpoint.point());
+        self.trace.note(self.now_us, || {
+            let Recovery { hard_state, last_index, applied } = Recovery::of(&recovered);
+            format!("{} starts: {hard_state:?}, log to {last_index}, applied {applied}", server + 1)
+        });
+        let node = Node::new(config, recovered)
+            .map_err(|error| Violation(format!("{} cannot start: {error}", node_id(server))))?;
+        state.life += 1;
+        state.process = Some(Process::new(node, state.checkpoint.clone()));
+        let life = state.life;
+        let delay_us = self.rng.range(0..=limits::TICK.as_micros() as u64);
+        self.after(delay_us, Event::Tick { server, life });
+        self.dial_everyone(server);
+        Ok(())
+    }
+
+    /// Kill -9, or a power cut: the process and everything unsynced is gone.
+    pub fn crash(&mut self, server: usize) -> Verdict {
+        if self.servers[server].process.is_none() {
+            return Ok(());
+        }
+        self.trace.note(self.now_us, || format!("{} crashes", server + 1));
+        let state = &mut self.servers[server];
+        state.disk.crash(&mut self.rng)?;
+        self.depart(server);
+        Ok(())
+    }
+
+    /// The data directory of a server that is down is lost.
+    pub fn wipe(&mut self, server: usize) -> Verdict {
+        self.crash(server)?;
+        self.trace.note(self.now_us, || format!("{} loses its data directory", server + 1));
+        self.servers[server].disk.wipe();
+        self.servers[server].checkpoint = Default::default();
+        Ok(())
+    }
+
+    /// Asks a server to stop.
+    pub fn stop(&mut self, server: usize) -> Verdict {
+        let life = self.servers[server].life;
+        let grace_us = limits::SHUTDOWN_GRACE.as_micros() as u64 + SECOND;
+        self.after(grace_us, Event::StopOverdue { server, life });
+        self.input(server, Input::Stop)
+    }
+
+    /// The driver waits no longer for a core that was asked to stop.
+    pub fn stop_overdue(&mut self, server: usize) -> Verdict {
+        self.nemesis.overdue_stops += 1;
+        self.exit(server)
+    }
+
+    /// A clean exit: everything is synced, and the server starts again some time later.
+    fn exit(&mut self, server: usize) -> Verdict {
+        self.trace.note(self.now_us, || format!("{} exits", server + 1));
+        let state = &mut self.servers[server];
+        state.disk.close()?;
+        if let Some(process) = &state.process {
+            state.checkpoint = process.machine.clone();
+        }
+        self.depart(server);
+        let delay_us = self.rng.range(50 * MILLISECOND..=SECOND);
+        self.after(delay_us, Event::Start { server });
+        Ok(())
+    }
+
+    fn depart(&mut self, server: usize) {
+        let state = &mut self.servers[server];
+        state.life += 1;
+        state.paused_until_us = 0;
+        let attempts = state.process.take().map(|process| process.open_attempts);
+        for attempt in attempts.unwrap_or_default() {
+            let delay_us = self.rng.range(50..=5 * MILLISECOND);
+            self.after(delay_us, Event::Abandon { attempt });
+        }
+        self.drop_links_of(server);
+    }
+
+    /// The server that leads, by the newest term that has a leader running.
+    pub fn leader(&self) -> Option<usize> {
+        self.statuses()
+            .filter(|(_, status)| status.role == Role::Leader)
+            .max_by_key(|(_, status)| status.term)
+            .map(|(server, _)| server)
+    }
+
+    /// What each running server says of itself.
+    pub fn statuses(&self) -> impl Iterator<Item = (usize, &acervo::node::core::NodeStatus)> {
+        let servers = self.servers.iter().enumerate();
+        servers.filter_map(|(at, server)| Some((at, &server.process.as_ref()?.status)))
+    }
+}
+
+/// The part of a recovered state worth a line.
+struct Recovery<'a> {
+    hard_state: &'a acervo::types::HardState,
+    last_index: LogIndex,
+    applied: LogIndex,
+}
+
+impl Recovery<'_> {
+    fn of(recovered: &acervo::node::core::Recovered) -> Recovery<'_> {
+        Recovery {
+            hard_state: &recovered.hard_state,
+            last_index: recovered.last_index,
+            applied: recovered.applied.index,
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Servers connecting to each other, speaking, and losing each other.
+
+use acervo::node::Input;
+use acervo::wire::message::PeerMessage;
+
+use crate::checker::{Verdict, Violation};
+use crate::network::LinkState;
+use crate::server::node_id;
+use crate::world::{Event, MILLISECOND, SECOND, World};
+
+impl World {
+    /// Sends a message as the wire carries it, or loses it.
+    pub fn send(&mut self, from: usize, to: usize, message: &PeerMessage) -> Verdict {
+        let link = self.network.link(from, to);
+        let epoch = link.epoch;
+        let times = link.deliveries(self.now_us, &mut self.rng);
+        if times.is_empty() {
+            return Ok(());
+        }
+        let frame = rmp_serde::to_vec(message)
+            .map_err(|error| Violation(format!("{message:?} cannot be encoded: {error}")))?;
+        for at_us in times {
+            self.at(at_us, Event::Deliver { from, to, epoch, frame: frame.clone() });
+        }
+        Ok(())
+    }
+
+    /// A message arrives, unless its link broke meanwhile.
+    pub fn deliver(&mut self, from: usize, to: usize, epoch: u64, frame: &[u8]) -> Verdict {
+        if self.network.link(from, to).epoch != epoch {
+            return Ok(());
+        }
+        let message = rmp_serde::from_slice(frame)
+            .map_err(|error| Violation(format!("a message cannot be decoded: {error}")))?;
+        self.input(to, Input::Peer { from: node_id(from), message })
+    }
+
+    /// Schedules first attempts to connect to every other server.
+    pub fn dial_everyone(&mut self, from: usize) {
+        for to in 0..self.servers.len() {
+            if to != from {
+                self.network.link(from, to).dialling = false;
+                self.redial(from, to, 5 * MILLISECOND);
+            }
+        }
+    }
+
+    fn redial(&mut self, from: usize, to: usize, delay_us_max: u64) {
+        let link = self.network.link(from, to);
+        if link.dialling {
+            return;
+        }
+        link.dialling = true;
+        let life = self.servers[from].life;
+        let delay_us = self.rng.range(delay_us_max / 10..=delay_us_max);
+        self.after(delay_us, Event::Dial { from, to, life });
+    }
+
+    /// A server tries to connect to another; the greeting tells how far the other's log reaches.
+    pub fn dial(&mut self, from: usize, to: usize) -> Verdict {
+        let reachable = self.servers[to].process.is_some()
+            && self.servers[to].paused_until_us <= self.now_us
+            && !self.network.parted(from, to);
+        let link = self.network.link(from, to);
+        link.dialling = false;
+        if link.state != LinkState::Down {
+            return Ok(());
+        }
+        if !reachable {
+            self.redial(from, to, 500 * MILLISECOND);
+            return Ok(());
+        }
+        link.state = LinkState::Up;
+        link.epoch += 1;
+        let last_index = self.servers[to].disk.last_index();
+        self.input(from, Input::PeerUp { peer: node_id(to), last_index })
+    }
+
+    /// Breaks one direction: what is in flight is lost now, the sender learns of it later.
+    pub fn break_link(&mut self, from: usize, to: usize, notice_us: u64) {
+        let link = self.network.link(from, to);
+        link.epoch += 1;
+        if link.state == LinkState::Up {
+            link.state = LinkState::Broken;
+            let epoch = link.epoch;
+            self.after(notice_us, Event::LinkLost { from, to, epoch });
+        }
+    }
+
+    /// A server learns that its link broke, and dials again.
+    pub fn link_lost(&mut self, from: usize, to: usize, epoch: u64) -> Verdict {
+        let link = self.network.link(from, to);
+        if link.state != LinkState::Broken || link.epoch != epoch {
+            return Ok(());
+        }
+        link.state = LinkState::Down;
+        self.input(from, Input::PeerDown { peer: node_id(to) })?;
+        self.redial(from, to, 100 * MILLISECOND);
+        Ok(())
+    }
+
+    /// Closes both directions between two servers, as an accusation does.
+    pub fn reset_links(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            let notice_us = self.rng.range(100..=5 * MILLISECOND);
+            self.break_link(from, to, notice_us);
+        }
+    }
+
+    /// A process is gone, and its connections with it. What it had sent may still arrive.
+    pub fn drop_links_of(&mut self, server: usize) {
+        for other in (0..self.servers.len()).filter(|other| *other != server) {
+            let slow = self.rng.chance(100);
+            let longest_us = if slow { 2 * SECOND } else { 20 * MILLISECOND };
+            let notice_us = self.rng.range(100..=longest_us);
+            self.break_link(other, server, notice_us);
+            let in_flight_lost = self.rng.chance(500);
+            let link = self.network.link(server, other);
+            link.state = LinkState::Down;
+            link.dialling = false;
+            if in_flight_lost {
+                link.epoch += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! A deterministic simulation of a group of server cores.
+//!
+//! Three cores run in virtual time on simulated disks and a simulated network, both of which fail in
+//! every way the real ones may; clients read and write through it all, and a checker that sees
+//! everything compares what happened with what was promised. Everything follows from a seed:
+//!
+//! - `ACERVO_SIM_SEEDS=5000 cargo test --test simulation` runs a longer campaign;
+//! - `ACERVO_SEED=17 cargo test --test simulation seeds` replays one seed with its trace.
+//!
+//! | part | what it is |
+//! | --- | --- |
+//! | `world`, `driver`, `links`, `clients` | virtual time, and what happens in it |
+//! | `server`, `disk`, `machine`, `network` | what the cores stand on |
+//! | `nemesis` | what goes wrong |
+//! | `checker`, `linearizability` | what must hold |
+//! | `campaign` | many random seeds |
+//! | `scenarios`, `hostile` | directed tests, each named after the rule it proves |
+//!
+//! What it leaves out: sockets and real disks, which have tests of their own.
+
+mod campaign;
+mod checker;
+mod clients;
+mod disk;
+mod driver;
+mod hostile;
+mod linearizability;
+mod links;
+mod machine;
+mod nemesis;
+mod network;
+mod rng;
+mod scenarios;
+mod server;
+mod trace;
+mod world;

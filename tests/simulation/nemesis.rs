@@ -1,0 +1,270 @@
+//! What goes wrong: faults at random moments, each seed with its own mix, and their end.
+
+use crate::checker::Verdict;
+use crate::network::{LinkState, Quality};
+use crate::world::{Event, MILLISECOND, SECOND, World};
+
+/// The kinds of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// One server is killed.
+    Crash,
+    /// Two are killed at once.
+    CrashTwo,
+    /// One server's process is frozen.
+    Pause,
+    /// One server is cut off, both ways.
+    Isolate,
+    /// One direction between two servers is cut.
+    CutOneWay,
+    /// A connection between two servers breaks.
+    Reset,
+    /// All links get worse.
+    BadNetwork,
+    /// One disk gets slow.
+    SlowDisk,
+    /// One wall clock jumps.
+    ClockJump,
+    /// One data directory is lost.
+    Wipe,
+    /// One server is asked to stop.
+    Stop,
+    /// A client's connection breaks.
+    ClientReset,
+}
+
+impl Fault {
+    /// Every kind.
+    pub const ALL: [Fault; 12] = [
+        Fault::Crash,
+        Fault::CrashTwo,
+        Fault::Pause,
+        Fault::Isolate,
+        Fault::CutOneWay,
+        Fault::Reset,
+        Fault::BadNetwork,
+        Fault::SlowDisk,
+        Fault::ClockJump,
+        Fault::Wipe,
+        Fault::Stop,
+        Fault::ClientReset,
+    ];
+}
+
+/// The end of a fault.
+#[derive(Clone, Copy, Debug)]
+pub enum Mend {
+    /// The partition heals.
+    Partition,
+    /// The links behave again.
+    Network,
+    /// The disk is quick again.
+    Disk { server: usize },
+}
+
+/// What goes wrong in one seed.
+#[derive(Default)]
+pub struct Nemesis {
+    /// The kinds of fault of this seed; none when the faults are over.
+    pub faults: Vec<Fault>,
+    /// The longest time between two faults.
+    pub interval_us_max: u64,
+    /// How often each kind struck.
+    pub struck: std::collections::BTreeMap<String, u64>,
+    /// Servers that were asked to stop and had to be cut short.
+    pub overdue_stops: u64,
+}
+
+impl World {
+    /// Lets the faults begin.
+    pub fn unleash(&mut self, faults: Vec<Fault>, interval_us_max: u64) {
+        self.nemesis.faults = faults;
+        self.nemesis.interval_us_max = interval_us_max;
+        self.after(interval_us_max / 2, Event::Strike);
+    }
+
+    /// One fault, and the next one scheduled.
+    pub fn strike(&mut self) -> Verdict {
+        if self.nemesis.faults.is_empty() {
+            return Ok(());
+        }
+        let delay_us = self.rng.range(MILLISECOND..=self.nemesis.interval_us_max);
+        self.after(delay_us, Event::Strike);
+        let fault = self.nemesis.faults[self.rng.index(self.nemesis.faults.len())];
+        // The leader is where it hurts.
+        let anyone = self.rng.index(self.servers.len());
+        let victim = match self.leader() {
+            Some(leader) if self.rng.chance(400) => leader,
+            _ => anyone,
+        };
+        self.trace.note(self.now_us, || format!("fault: {fault:?} at {}", victim + 1));
+        *self.nemesis.struck.entry(format!("{fault:?}")).or_default() += 1;
+        match fault {
+            Fault::Crash => self.crash_for_a_while(victim),
+            Fault::CrashTwo => {
+                let other = self.other_than(victim);
+                self.crash_for_a_while(victim)?;
+                self.crash_for_a_while(other)
+            }
+            Fault::Pause => {
+                let duration_us = self.rng.range(10 * MILLISECOND..=3 * SECOND);
+                self.pause(victim, duration_us);
+                Ok(())
+            }
+            Fault::Isolate => {
+                self.isolate(victim);
+                self.mend_partition_later();
+                Ok(())
+            }
+            Fault::CutOneWay => {
+                let other = self.other_than(victim);
+                self.cut(victim, other);
+                self.mend_partition_later();
+                Ok(())
+            }
+            Fault::Reset => {
+                let other = self.other_than(victim);
+                self.reset_links(victim, other);
+                Ok(())
+            }
+            Fault::BadNetwork => {
+                let quality = self.bad_quality();
+                self.set_quality(quality);
+                let duration_us = self.rng.range(100 * MILLISECOND..=4 * SECOND);
+                self.after(duration_us, Event::Mend(Mend::Network));
+                Ok(())
+            }
+            Fault::SlowDisk => {
+                self.servers[victim].sync_us_max = self.rng.range(5 * MILLISECOND..=SECOND);
+                let duration_us = self.rng.range(100 * MILLISECOND..=4 * SECOND);
+                self.after(duration_us, Event::Mend(Mend::Disk { server: victim }));
+                Ok(())
+            }
+            Fault::ClockJump => {
+                let hour_us = 3600 * SECOND as i64;
+                let jump_us = self.rng.pick(&[-hour_us, -1_000_000, -10, 10, 50_000, hour_us]);
+                self.servers[victim].clock_offset_us += jump_us;
+                Ok(())
+            }
+            Fault::Wipe => self.wipe_if_allowed(victim),
+            Fault::Stop => self.stop(victim),
+            Fault::ClientReset => {
+                let client = self.rng.index(self.clients.len());
+                self.reset_connection(client, victim)
+            }
+        }
+    }
+
+    fn other_than(&mut self, server: usize) -> usize {
+        let servers = self.servers.len();
+        (server + 1 + self.rng.index(servers - 1)) % servers
+    }
+
+    fn crash_for_a_while(&mut self, server: usize) -> Verdict {
+        self.crash(server)?;
+        let down_us = self.rng.range(20 * MILLISECOND..=4 * SECOND);
+        self.after(down_us, Event::Start { server });
+        Ok(())
+    }
+
+    /// Freezes a process: what would happen to it happens when the time is over.
+    pub fn pause(&mut self, server: usize, duration_us: u64) {
+        let until_us = self.now_us + duration_us;
+        let state = &mut self.servers[server];
+        state.paused_until_us = state.paused_until_us.max(until_us);
+        // Its debts are not overdue for having slept.
+        if let Some(process) = &mut state.process {
+            process.owed.values_mut().for_each(|since_us| *since_us = until_us);
+        }
+    }
+
+    /// A directory may be lost when the others are whole: members in good standing, which hold
+    /// everything that was ever acknowledged by a majority.
+    fn wipe_if_allowed(&mut self, server: usize) -> Verdict {
+        let others_whole = self
+            .servers
+            .iter()
+            .enumerate()
+            .all(|(at, other)| at == server || other.disk.hard_state().admitted);
+        if others_whole {
+            self.wipe(server)?;
+            let down_us = self.rng.range(20 * MILLISECOND..=SECOND);
+            self.after(down_us, Event::Start { server });
+        }
+        Ok(())
+    }
+
+    /// Cuts one direction. The sender does not notice.
+    pub fn cut(&mut self, from: usize, to: usize) {
+        self.network.link(from, to).blocked = true;
+    }
+
+    /// Cuts a server off, both ways; at times the connections break as well.
+    pub fn isolate(&mut self, server: usize) {
+        for other in (0..self.servers.len()).filter(|other| *other != server) {
+            self.cut(server, other);
+            self.cut(other, server);
+            if self.rng.chance(300) {
+                self.reset_links(server, other);
+            }
+        }
+    }
+
+    fn mend_partition_later(&mut self) {
+        let duration_us = self.rng.range(50 * MILLISECOND..=5 * SECOND);
+        self.after(duration_us, Event::Mend(Mend::Partition));
+    }
+
+    fn bad_quality(&mut self) -> Quality {
+        let delay_us = self.rng.pick(&[(50, 300), (500, 20_000), (5_000, 60_000)]);
+        Quality {
+            loss: self.rng.pick(&[0, 20, 200]),
+            duplication: self.rng.pick(&[0, 50, 300]),
+            straggling: self.rng.pick(&[0, 20, 200]),
+            delay_us,
+            ordered: self.rng.chance(300),
+        }
+    }
+
+    fn set_quality(&mut self, quality: Quality) {
+        self.network.links().for_each(|link| link.quality = quality);
+    }
+
+    /// A fault ends.
+    pub fn mend(&mut self, mend: Mend) -> Verdict {
+        self.trace.note(self.now_us, || format!("mended: {mend:?}"));
+        match mend {
+            Mend::Partition => self.heal_partitions(),
+            Mend::Network => self.set_quality(self.setup.quality),
+            Mend::Disk { server } => self.servers[server].sync_us_max = self.setup.sync_us_max,
+        }
+        Ok(())
+    }
+
+    /// Everyone reaches everyone again.
+    pub fn heal_partitions(&mut self) {
+        self.network.links().for_each(|link| link.blocked = false);
+    }
+
+    /// All faults end now, and the servers that are down start.
+    pub fn heal(&mut self) -> Verdict {
+        self.trace.note(self.now_us, || "all faults end".to_owned());
+        self.nemesis.faults.clear();
+        self.heal_partitions();
+        self.set_quality(self.setup.quality);
+        for server in 0..self.servers.len() {
+            self.servers[server].sync_us_max = self.setup.sync_us_max;
+            self.after(MILLISECOND, Event::Start { server });
+        }
+        Ok(())
+    }
+
+    /// Whether every server runs and every link is up.
+    pub fn whole(&mut self) -> bool {
+        let servers = self.servers.len();
+        self.servers.iter().all(|server| server.process.is_some())
+            && (0..servers * servers)
+                .map(|pair| (pair / servers, pair % servers))
+                .all(|(from, to)| from == to || self.network.link(from, to).state == LinkState::Up)
+    }
+}

@@ -1,0 +1,110 @@
+//! One simulated server: a core and everything a crash takes from it or leaves it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use acervo::node::core::{Node, NodeStatus};
+use acervo::node::{ConsoleEvent, RequestToken};
+use acervo::types::{LogEntry, LogIndex, NodeId, Timestamp};
+use acervo::wire::message::{GetRequest, Reply};
+
+use crate::disk::Disk;
+use crate::machine::Machine;
+
+/// A server's number in the group for its position in the simulator.
+pub fn node_id(server: usize) -> NodeId {
+    NodeId(server as u64 + 1)
+}
+
+/// A client's number for the simulator's position; `None` when there is no such server.
+pub fn position(node: NodeId, servers: usize) -> Option<usize> {
+    (node.0 as usize).checked_sub(1).filter(|position| *position < servers)
+}
+
+/// What survives a crash, and what does not.
+#[derive(Default)]
+pub struct Server {
+    /// Survives: the log.
+    pub disk: Disk,
+    /// Survives: the state machine at its last durable commit.
+    pub checkpoint: Machine,
+    /// Counts starts and stops; events of an earlier life are void.
+    pub life: u64,
+    /// The machine's clock, against the simulator's.
+    pub clock_offset_us: i64,
+    /// Longest sync.
+    pub sync_us_max: u64,
+    /// Until then nothing happens here.
+    pub paused_until_us: u64,
+    /// The running process; `None` while it is down.
+    pub process: Option<Process>,
+}
+
+/// All that is volatile.
+pub struct Process {
+    /// The core.
+    pub node: Node,
+    /// The core's last account of itself.
+    pub status: NodeStatus,
+    /// The state machine.
+    pub machine: Machine,
+    /// Committed entries handed over and not yet applied, piece by piece.
+    pub applying: VecDeque<Vec<LogEntry>>,
+    /// The last index handed over for application.
+    pub handed: LogIndex,
+    /// When the last `Applied` reaches the core, so that they stay in order.
+    pub applied_notice_us: u64,
+    /// Whether a flush is scheduled.
+    pub flush_due: bool,
+    /// What the core owes an answer, and since when.
+    pub owed: BTreeMap<RequestToken, u64>,
+    /// Connections that closed: the core owes them nothing.
+    pub gone: BTreeSet<u64>,
+    /// Attempts of clients that a crash would cut off.
+    pub open_attempts: BTreeSet<usize>,
+    /// What the console would have shown.
+    pub console: Vec<ConsoleEvent>,
+}
+
+impl Process {
+    /// A process that has just started.
+    pub fn new(node: Node, machine: Machine) -> Process {
+        let status = node.status();
+        let handed = machine.point().index;
+        Process {
+            node,
+            status,
+            machine,
+            applying: VecDeque::new(),
+            handed,
+            applied_notice_us: 0,
+            flush_due: false,
+            owed: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            open_attempts: BTreeSet::new(),
+            console: Vec::new(),
+        }
+    }
+
+    /// A read as a worker does it (SPEC A4). `applied` was read before the key: a lower bound of
+    /// what the state holds; what the state stands at now is the upper bound.
+    pub fn get(&self, request: &GetRequest, applied: Timestamp) -> Reply {
+        let found = self.machine.get(&request.key);
+        let version = found.map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
+        let refusal = Reply::TryOtherServerOrLater { timestamp: version, applied };
+        if applied < request.session {
+            return refusal;
+        }
+        let fresh = match found {
+            Some(_) => version >= request.timestamp,
+            None => applied >= request.timestamp,
+        };
+        if !fresh {
+            return refusal;
+        }
+        Reply::GetOk {
+            value: found.map(|(_, value)| value.clone()),
+            timestamp: version,
+            as_of: self.machine.point().timestamp,
+        }
+    }
+}

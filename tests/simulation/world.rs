@@ -1,0 +1,295 @@
+//! Virtual time: the queue of everything that is going to happen, and the step that makes the next
+//! thing happen.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use acervo::limits;
+use acervo::node::core::AckPolicy;
+use acervo::node::{AppliedWrite, Now};
+use acervo::types::{AppliedPoint, LogIndex, Timestamp};
+use acervo::wire::message::Reply;
+
+use crate::checker::{Checker, Verdict};
+use crate::clients::{Attempt, Client, Operation};
+use crate::nemesis::Nemesis;
+use crate::network::{Network, Quality};
+use crate::rng::Rng;
+use crate::server::{Server, node_id};
+use crate::trace::Trace;
+
+/// One second of virtual time.
+pub const SECOND: u64 = 1_000_000;
+/// One millisecond of virtual time.
+pub const MILLISECOND: u64 = 1_000;
+/// Where every wall clock starts.
+const EPOCH_US: i64 = 1_700_000_000_000_000;
+
+/// How a world is made.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Fixes every choice.
+    pub seed: u64,
+    /// Servers in the group.
+    pub servers: usize,
+    /// Who is to lead first, by position.
+    pub first_leader: usize,
+    /// The acknowledgement rule.
+    pub ack: AckPolicy,
+    /// How long a REPLICATION_OK may be owed.
+    pub in_sync_timeout: Duration,
+    /// How links behave at first and again after every fault.
+    pub quality: Quality,
+    /// Longest sync of a healthy disk.
+    pub sync_us_max: u64,
+    /// Longest application of one piece of the log.
+    pub apply_us_max: u64,
+    /// Pieces after which the state machine makes a durable checkpoint, of a thousand.
+    pub checkpoints: u64,
+    /// Reads of the log from disk that fail, of a thousand.
+    pub fetch_failures: u64,
+    /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
+    /// every rule is checked.
+    pub honest: bool,
+}
+
+impl Setup {
+    /// Three servers on a good day.
+    pub fn calm(seed: u64) -> Setup {
+        Setup {
+            seed,
+            servers: 3,
+            first_leader: 0,
+            ack: AckPolicy::All,
+            in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
+            quality: Quality::GOOD,
+            sync_us_max: 400,
+            apply_us_max: 200,
+            checkpoints: 50,
+            fetch_failures: 0,
+            honest: true,
+        }
+    }
+}
+
+/// Everything that can be going to happen. `life` is the server's when it was scheduled.
+pub enum Event {
+    /// A server's election clock.
+    Tick { server: usize, life: u64 },
+    /// A server's driver has no more input for now.
+    Flush { server: usize, life: u64 },
+    /// A message arrives.
+    Deliver { from: usize, to: usize, epoch: u64, frame: Vec<u8> },
+    /// A server tries to connect to another.
+    Dial { from: usize, to: usize, life: u64 },
+    /// A server learns that its link broke.
+    LinkLost { from: usize, to: usize, epoch: u64 },
+    /// A sync ends.
+    Synced { server: usize, life: u64 },
+    /// The state machine has applied the piece at hand.
+    ApplyDone { server: usize, life: u64 },
+    /// The core learns of it.
+    Applied { server: usize, life: u64, outcomes: Vec<AppliedWrite>, point: AppliedPoint },
+    /// Log entries have been read from disk.
+    Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
+    /// A client's request arrives at its server.
+    Arrive { attempt: usize },
+    /// A worker answers a read; `applied` is what it saw before.
+    Get { server: usize, life: u64, attempt: usize, applied: Timestamp },
+    /// An answer arrives at the client; a read's state stood at `read_at`.
+    Answer { attempt: usize, reply: Reply, read_at: LogIndex },
+    /// A client loses an attempt: its connection broke, or it waited long enough.
+    Abandon { attempt: usize },
+    /// A client tries an operation again.
+    Retry { operation: usize },
+    /// A client thinks of something to do.
+    Think { client: usize },
+    /// A server that is down starts.
+    Start { server: usize },
+    /// A server that was asked to stop has had its time.
+    StopOverdue { server: usize, life: u64 },
+    /// The nemesis strikes.
+    Strike,
+    /// A fault of limited duration ends.
+    Mend(crate::nemesis::Mend),
+}
+
+/// The whole simulated world.
+pub struct World {
+    /// Virtual microseconds since the beginning.
+    pub now_us: u64,
+    /// All chance.
+    pub rng: Rng,
+    /// The recorder.
+    pub trace: Trace,
+    /// How it was made.
+    pub setup: Setup,
+    /// The servers.
+    pub servers: Vec<Server>,
+    /// What is between them.
+    pub network: Network,
+    /// The clients.
+    pub clients: Vec<Client>,
+    /// Everything clients ever asked.
+    pub operations: Vec<Operation>,
+    /// Each time they asked a server.
+    pub attempts: Vec<Attempt>,
+    /// What must hold.
+    pub checker: Checker,
+    /// What goes wrong.
+    pub nemesis: Nemesis,
+    /// What servers said on disconnecting a peer: (accuser, accused, reason).
+    pub accusations: Vec<(usize, usize, String)>,
+    queue: BTreeMap<(u64, u64), Event>,
+    scheduled: u64,
+}
+
+impl World {
+    /// A world whose servers start at once, blank.
+    pub fn new(setup: Setup, trace: Trace) -> World {
+        let mut servers = Vec::new();
+        servers.resize_with(setup.servers, Server::default);
+        for server in &mut servers {
+            server.sync_us_max = setup.sync_us_max;
+        }
+        let mut world = World {
+            now_us: 0,
+            rng: Rng::new(setup.seed),
+            trace,
+            network: Network::new(setup.servers, setup.quality),
+            clients: Vec::new(),
+            operations: Vec::new(),
+            attempts: Vec::new(),
+            checker: Checker::new(node_id(setup.first_leader)),
+            nemesis: Nemesis::default(),
+            accusations: Vec::new(),
+            queue: BTreeMap::new(),
+            scheduled: 0,
+            servers,
+            setup,
+        };
+        for server in 0..world.setup.servers {
+            let delay_us = world.rng.range(0..=20 * MILLISECOND);
+            world.after(delay_us, Event::Start { server });
+        }
+        world
+    }
+
+    /// Schedules an event.
+    pub fn after(&mut self, delay_us: u64, event: Event) {
+        self.at(self.now_us + delay_us, event);
+    }
+
+    /// Schedules an event; those of one moment happen in the order they were scheduled.
+    pub fn at(&mut self, at_us: u64, event: Event) {
+        self.scheduled += 1;
+        self.queue.insert((at_us, self.scheduled), event);
+    }
+
+    /// A server's time.
+    pub fn now_of(&self, server: usize) -> Now {
+        let wall_us = EPOCH_US + self.now_us as i64 + self.servers[server].clock_offset_us;
+        Now { monotonic_us: self.now_us, wall_us }
+    }
+
+    /// Lets time pass.
+    pub fn run_for(&mut self, duration_us: u64) -> Verdict {
+        self.run_until(duration_us, |_| false).map(|_| ())
+    }
+
+    /// Lets time pass until the condition holds (true) or the time is over (false).
+    pub fn run_until(
+        &mut self,
+        limit_us: u64,
+        mut done: impl FnMut(&World) -> bool,
+    ) -> Result<bool, crate::checker::Violation> {
+        let end_us = self.now_us + limit_us;
+        while !done(self) {
+            let Some(next) = self.queue.first_entry().filter(|next| next.key().0 <= end_us) else {
+                self.now_us = end_us;
+                return Ok(false);
+            };
+            let at_us = next.key().0;
+            let event = next.remove();
+            self.now_us = at_us;
+            self.step(event)?;
+        }
+        Ok(true)
+    }
+
+    fn step(&mut self, event: Event) -> Verdict {
+        if let Some(server) = event.server() {
+            let until_us = self.servers[server].paused_until_us;
+            if until_us > self.now_us {
+                self.at(until_us, event);
+                return Ok(());
+            }
+        }
+        if let Some((server, life)) = event.belongs_to()
+            && self.servers[server].life != life
+        {
+            return Ok(());
+        }
+        match event {
+            Event::Tick { server, .. } => self.tick(server),
+            Event::Flush { server, .. } => self.flush(server),
+            Event::Deliver { from, to, epoch, frame } => self.deliver(from, to, epoch, &frame),
+            Event::Dial { from, to, .. } => self.dial(from, to),
+            Event::LinkLost { from, to, epoch } => self.link_lost(from, to, epoch),
+            Event::Synced { server, .. } => self.synced(server),
+            Event::ApplyDone { server, .. } => self.apply_done(server),
+            Event::Applied { server, outcomes, point, .. } => {
+                self.input(server, acervo::node::Input::Applied { outcomes, point })
+            }
+            Event::Fetched { server, fetch, range, bytes_max, .. } => {
+                self.fetched(server, fetch, range, bytes_max)
+            }
+            Event::Arrive { attempt } => self.arrive(attempt),
+            Event::Get { server, attempt, applied, .. } => self.get(server, attempt, applied),
+            Event::Answer { attempt, reply, read_at } => self.answer(attempt, reply, read_at),
+            Event::Abandon { attempt } => {
+                self.abandon(attempt);
+                Ok(())
+            }
+            Event::Retry { operation } => {
+                self.send_attempt(operation);
+                Ok(())
+            }
+            Event::Think { client } => {
+                self.think(client);
+                Ok(())
+            }
+            Event::Start { server } => self.start(server),
+            Event::StopOverdue { server, .. } => self.stop_overdue(server),
+            Event::Strike => self.strike(),
+            Event::Mend(mend) => self.mend(mend),
+        }
+    }
+}
+
+impl Event {
+    /// The server at which it happens, if at one: a pause delays it.
+    fn server(&self) -> Option<usize> {
+        match self {
+            Event::Deliver { to, .. } => Some(*to),
+            Event::LinkLost { from, .. } => Some(*from),
+            other => other.belongs_to().map(|(server, _)| server),
+        }
+    }
+
+    /// The life of the server to which it belongs.
+    fn belongs_to(&self) -> Option<(usize, u64)> {
+        match *self {
+            Event::Tick { server, life }
+            | Event::Flush { server, life }
+            | Event::Dial { from: server, life, .. }
+            | Event::Synced { server, life }
+            | Event::ApplyDone { server, life }
+            | Event::Applied { server, life, .. }
+            | Event::Fetched { server, life, .. }
+            | Event::Get { server, life, .. }
+            | Event::StopOverdue { server, life } => Some((server, life)),
+            _ => None,
+        }
+    }
+}
