@@ -79,6 +79,13 @@ pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 pub const PENDING_READS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of entries a follower holds in memory that are not applied yet; past it replication
+/// messages are dropped (and resent later by the consensus protocol).
+pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Ranges read from disk for late followers and kept until consensus asks for them again.
+pub const FETCHED_RANGES_MAX: usize = 8;
+/// Replication messages held back by `--replication-delay`; past it they are dropped (and resent).
+pub const DELAYED_APPENDS_MAX: usize = 16 * 1024;
 /// Entries kept in memory behind the applied index for followers that are a little late; older
 /// ones are read from disk by a worker.
 pub const LOG_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -91,6 +98,14 @@ pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
 /// Replicas compare state hashes every so many entries.
 pub const STATE_HASH_EVERY: u64 = 4096;
+/// A write that a server refused because it does not lead is forwarded again after this long,
+/// unless another leader shows up before.
+pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
+/// How long a stopping leader waits for another server to take over.
+pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Terms a peer may be ahead of this server in one step; more is not an election but an attack,
+/// and would exhaust the 64-bit term.
+pub const TERM_LEAP_MAX: u64 = 1 << 32;
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -153,6 +168,7 @@ const _: () = {
     assert!((VALUE_BYTES_MAX + KEY_BYTES_MAX) as u64 <= LOG_SEGMENT_BYTES / 2);
     assert!(LOG_GROUP_BYTES_MAX as u64 <= LOG_SEGMENT_BYTES / 4);
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+    assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());

@@ -1,10 +1,23 @@
-//! The core itself.
+//! The core itself: its state, and what each input does to it.
+//!
+//! Inputs only change state; whatever follows from them is worked out in `flush`
+//! ([`super::progress`]), once for a whole bunch of inputs.
 
+use std::collections::{BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Input, Now, Output};
+use super::clock::HybridClock;
+use super::hashes::StateHashes;
+use super::in_sync::InSync;
+use super::reads::{Read, Reads};
+use super::writes::{Origin, Pending, Writes};
+use super::{AppliedWrite, Input, Now, Output, RequestToken};
+use crate::command::{Command, WriteOp};
+use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects};
+use crate::limits;
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term};
-use crate::wire::message::Role;
+use crate::wire::message::{ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
 
 /// When a write is acknowledged (SPEC A3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +46,10 @@ pub struct NodeConfig {
     pub election_ticks: Option<usize>,
     /// The most bytes a value may have.
     pub value_bytes_max: usize,
+    /// Take in replicated writes this much late (SPEC A7); zero normally.
+    pub replication_delay: Duration,
+    /// Whether anybody wants [`Output::Console`].
+    pub console: bool,
 }
 
 /// What a node finds on its disk at start.
@@ -73,37 +90,308 @@ pub struct NodeStatus {
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The recovered state contradicts itself.
-    #[error("the recovered state is not consistent: {0}")]
-    Inconsistent(String),
+    /// The configuration names no group this node belongs to.
+    #[error("node {0} is not one of the group's nodes, or the first leader is not")]
+    NotInGroup(NodeId),
+    /// Consensus refuses what was recovered.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+}
+
+/// How far a stopping node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopping {
+    No,
+    /// Finishing what is under way.
+    Draining,
+    /// Waiting for another server to lead.
+    HandingOver {
+        until_us: u64,
+    },
+    Done,
 }
 
 /// One server's mind.
-pub struct Node {}
+pub struct Node {
+    pub(super) config: NodeConfig,
+    pub(super) consensus: Consensus,
+    pub(super) effects: Effects,
+    pub(super) clock: HybridClock,
+    pub(super) writes: Writes,
+    pub(super) reads: Reads,
+    /// Peers this node can send to.
+    pub(super) links: BTreeSet<NodeId>,
+    /// At a leader.
+    pub(super) in_sync: Option<InSync>,
+    pub(super) applied: AppliedPoint,
+    pub(super) hashes: StateHashes,
+    /// Role, leader and term as of the last flush.
+    pub(super) standing: (Role, Option<NodeId>, Term),
+    pub(super) stopping: Stopping,
+    /// Replication held back by `--replication-delay`: (due, link, message), in order.
+    pub(super) delayed: VecDeque<(u64, NodeId, RaftMessage)>,
+    /// The highest index whose replication the console has shown.
+    pub(super) shown_index: LogIndex,
+}
 
 impl Node {
     /// Starts a node on what its disk holds.
-    pub fn new(_config: NodeConfig, _recovered: Recovered) -> Result<Node, NodeError> {
-        Ok(Node {})
+    pub fn new(config: NodeConfig, recovered: Recovered) -> Result<Node, NodeError> {
+        if !config.nodes.contains(&config.node) || !config.nodes.contains(&config.first_leader) {
+            return Err(NodeError::NotInGroup(config.node));
+        }
+        let Recovered { mut hard_state, term_runs, last_index, entries, applied } = recovered;
+        // The commit index is written lazily; what is applied was committed.
+        hard_state.commit = hard_state.commit.max(applied.index);
+        let mut clock = HybridClock::default();
+        clock.observe(applied.timestamp);
+        for timestamp in entries.iter().filter_map(|e| Command::peek_timestamp(&e.data)) {
+            clock.observe(timestamp);
+        }
+        let setup = ConsensusConfig {
+            node: config.node,
+            nodes: config.nodes.clone(),
+            first_leader: config.first_leader,
+            election_ticks: config.election_ticks,
+        };
+        let consensus =
+            Consensus::new(setup, hard_state, term_runs, last_index, entries, applied.index)?;
+        let standing = (consensus.role(), consensus.leader(), consensus.term());
+        Ok(Node {
+            config,
+            consensus,
+            effects: Effects::default(),
+            clock,
+            writes: Writes::default(),
+            reads: Reads::default(),
+            links: BTreeSet::new(),
+            in_sync: None,
+            applied,
+            hashes: StateHashes::default(),
+            standing,
+            stopping: Stopping::No,
+            delayed: VecDeque::new(),
+            shown_index: last_index,
+        })
     }
 
-    /// Takes one input. Cheap: work is batched until [`Node::flush`].
-    pub fn handle(&mut self, _now: Now, _input: Input, _out: &mut Vec<Output>) {}
-
-    /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
-    /// Call it when no input is at hand, before waiting for more.
-    pub fn flush(&mut self, _now: Now, _out: &mut Vec<Output>) {}
+    /// Takes one input. Cheap: what follows from it is worked out by [`Node::flush`].
+    pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::PeerUp { peer, last_index, term } => {
+                self.links.insert(peer);
+                self.consensus.peer_up(peer, last_index, term);
+                self.campaign_if_first();
+            }
+            Input::PeerDown { peer } => {
+                self.links.remove(&peer);
+                self.consensus.peer_down(peer);
+            }
+            Input::Peer { from, message } => self.peer_message(now, from, message, out),
+            Input::Write { token, client, write } => self.write(now, token, client, write, out),
+            Input::Read { token } => self.read(now, token, out),
+            Input::Persisted { number } => self.consensus.persisted(number, &mut self.effects),
+            Input::Applied { outcomes, point } => self.applied(outcomes, point, out),
+            Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
+            Input::Stop => {
+                if self.stopping == Stopping::No {
+                    self.stopping = Stopping::Draining;
+                }
+            }
+        }
+    }
 
     /// Describes the node.
     pub fn status(&self) -> NodeStatus {
+        let mut in_sync: Vec<NodeId> = self.in_sync.iter().flat_map(InSync::members).collect();
+        if self.in_sync.is_some() {
+            in_sync.push(self.config.node);
+            in_sync.sort_unstable();
+        }
         NodeStatus {
-            role: Role::Follower,
-            leader: None,
-            term: 0,
-            commit: 0,
-            applied: AppliedPoint::default(),
-            last_index: 0,
-            in_sync: Vec::new(),
+            role: self.consensus.role(),
+            leader: self.consensus.leader(),
+            term: self.consensus.term(),
+            commit: self.consensus.commit(),
+            applied: self.applied,
+            last_index: self.consensus.last_index(),
+            in_sync,
         }
     }
+
+    fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
+        let now_us = now.monotonic_us;
+        self.consensus.tick();
+        self.campaign_if_first();
+        self.release_delayed(now, out);
+
+        for key in self.writes.take_expired(now_us) {
+            let pending = self.writes.remove(key);
+            self.answer(pending.origin, self.no_majority(), out);
+        }
+        for key in self.writes.take_unanswered(now_us) {
+            self.wait_again(key, now);
+        }
+        self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
+        for read in self.reads.take_expired(now_us) {
+            out.push(Output::Reply { token: read.token, reply: self.no_majority() });
+        }
+    }
+
+    fn campaign_if_first(&mut self) {
+        if self.links.len() + 1 > self.config.nodes.len() / 2 {
+            self.consensus.campaign_if_first();
+        }
+    }
+
+    fn write(
+        &mut self,
+        now: Now,
+        token: RequestToken,
+        client: SocketAddr,
+        write: WriteRequest,
+        out: &mut Vec<Output>,
+    ) {
+        let reply = |reply| Output::Reply { token, reply };
+        if self.stopping != Stopping::No {
+            out.push(reply(shutting_down()));
+        } else if let Err(refusal) = self.take_write(now, Origin::Client(token), client, write) {
+            out.push(reply(refusal));
+        }
+    }
+
+    /// Checks a write and puts it among the waiting ones.
+    pub(super) fn take_write(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        client: SocketAddr,
+        write: WriteRequest,
+    ) -> Result<(), Reply> {
+        check_write(&write, self.config.value_bytes_max)?;
+        if self.writes.len() >= limits::PENDING_WRITES_MAX {
+            return Err(busy("too many writes are under way at this server"));
+        }
+        self.writes.add(Pending {
+            origin,
+            client,
+            write,
+            deadline_us: now.monotonic_us + micros(limits::COMMIT_TIMEOUT),
+            not_before_us: 0,
+            shown_as_leader: false,
+            shown_as_forwarder: false,
+        });
+        Ok(())
+    }
+
+    fn read(&mut self, now: Now, token: RequestToken, out: &mut Vec<Output>) {
+        let refusal = if self.stopping != Stopping::No {
+            shutting_down()
+        } else if self.reads.len() >= limits::PENDING_READS_MAX {
+            busy("too many linearizable reads are under way at this server")
+        } else {
+            let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
+            return self.reads.add(Read { token, deadline_us });
+        };
+        out.push(Output::Reply { token, reply: refusal });
+    }
+
+    fn applied(&mut self, outcomes: Vec<AppliedWrite>, point: AppliedPoint, out: &mut Vec<Output>) {
+        self.applied = point;
+        self.consensus.applied(point.index);
+        self.clock.observe(point.timestamp);
+        for write in outcomes {
+            let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
+            match write.outcome {
+                Some(outcome) => self.writes.wait_for_stored(key, write.index, outcome),
+                None => {
+                    let pending = self.writes.remove(key);
+                    let stale = error(
+                        ErrorCode::StaleRequest,
+                        "this write was answered before and its outcome is forgotten: \
+                         read the key to see what it holds",
+                    );
+                    self.answer(pending.origin, stale, out);
+                }
+            }
+        }
+        if point.index.is_multiple_of(limits::STATE_HASH_EVERY) {
+            self.share_state_hash(point, out);
+        }
+    }
+
+    /// A write that another leader must decide waits for one.
+    pub(super) fn wait_again(&mut self, key: usize, now: Now) {
+        self.writes.get_mut(key).deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
+        self.writes.wait(key);
+    }
+
+    pub(super) fn answer(&self, origin: Origin, reply: Reply, out: &mut Vec<Output>) {
+        match origin {
+            Origin::Client(token) => out.push(Output::Reply { token, reply }),
+            Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
+        }
+    }
+
+    pub(super) fn no_majority(&self) -> Reply {
+        let all = self.config.nodes.len();
+        let answering = self.links.len() + 1;
+        error(
+            ErrorCode::NoMajority,
+            &format!(
+                "no majority: {answering} of {all} servers answer and {} are needed: \
+                 start the others, then try again",
+                all / 2 + 1
+            ),
+        )
+    }
+}
+
+fn check_write(write: &WriteRequest, value_bytes_max: usize) -> Result<(), Reply> {
+    let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
+    let key_bytes = write.op.key().len();
+    if key_bytes == 0 {
+        return invalid("the key is empty: give it at least one byte");
+    }
+    if key_bytes > limits::KEY_BYTES_MAX {
+        return invalid(&format!(
+            "the key has {key_bytes} bytes and at most {} are allowed: use a shorter one",
+            limits::KEY_BYTES_MAX
+        ));
+    }
+    if let WriteOp::Put { value, .. } = &write.op
+        && value.len() > value_bytes_max
+    {
+        return invalid(&format!(
+            "the value has {} bytes and at most {value_bytes_max} are allowed: \
+             split it, or start the servers with a greater --max-value",
+            value.len()
+        ));
+    }
+    if write.request.sequence == 0 || write.request.answered_below > write.request.sequence {
+        return invalid("the request's sequence numbers break the protocol: count from 1");
+    }
+    Ok(())
+}
+
+pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
+    Reply::Error(ErrorReply { code, message: message.to_owned(), retry_after_ms: 0 })
+}
+
+pub(super) fn busy(message: &str) -> Reply {
+    Reply::Error(ErrorReply {
+        code: ErrorCode::Busy,
+        message: format!("{message}: try again in a moment"),
+        retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
+    })
+}
+
+pub(super) fn shutting_down() -> Reply {
+    error(ErrorCode::ShuttingDown, "this server is stopping: ask another one")
+}
+
+/// A limit as the core counts time.
+pub(super) fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
 }

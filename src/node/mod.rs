@@ -11,7 +11,16 @@
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
 //! the workers; membership change.
 
+mod clock;
 pub mod core;
+mod hashes;
+mod in_sync;
+mod peers;
+mod progress;
+mod reads;
+#[cfg(test)]
+mod tests;
+mod writes;
 
 use std::net::SocketAddr;
 
@@ -43,13 +52,15 @@ pub struct RequestToken {
 pub enum Input {
     /// One tick of the election clock ([`limits::TICK`](crate::limits::TICK) of real time).
     Tick,
-    /// The link on which this node sends to `peer` is ready; `last_index` is what the peer said its
-    /// durable log reaches.
+    /// The link on which this node sends to `peer` is ready. From now on nothing may reach this
+    /// node that an earlier incarnation of the peer's data directory sent.
     PeerUp {
         /// The other server.
         peer: NodeId,
-        /// From its greeting.
+        /// How far its log reaches, from its greeting.
         last_index: LogIndex,
+        /// Its term, from its greeting.
+        term: Term,
     },
     /// That link is gone.
     PeerDown {
@@ -76,11 +87,6 @@ pub enum Input {
     Read {
         /// For [`Output::ReadReady`] or [`Output::Reply`] (on failure).
         token: RequestToken,
-    },
-    /// The client's connection closed: no answer is needed any more. Writes go on.
-    Gone {
-        /// The closed connection.
-        connection: u64,
     },
     /// Log batches up to `number` are durable.
     Persisted {
@@ -154,8 +160,10 @@ pub enum Output {
         /// Stop after about this many bytes (but give at least one entry).
         bytes_max: u64,
     },
-    /// Something the console shows.
+    /// Something the console shows; only when [`core::NodeConfig::console`] is set.
     Console(ConsoleEvent),
+    /// Something the operator should find in the log.
+    Notice(Notice),
     /// A peer broke the protocol: close its connections. The driver logs the reason.
     Disconnect {
         /// The other server.
@@ -165,6 +173,71 @@ pub enum Output {
     },
     /// After [`Input::Stop`]: nothing is pending and nobody waits for this node to lead.
     Stopped,
+}
+
+/// What an operator may want to know; the driver writes it to the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// This node leads from now on.
+    BecameLeader {
+        /// In this term.
+        term: Term,
+    },
+    /// This node led and does no more.
+    LostLeadership,
+    /// This node follows another leader, or none.
+    Following {
+        /// Whom.
+        leader: Option<NodeId>,
+        /// In this term.
+        term: Term,
+    },
+    /// At the leader: a server owed a REPLICATION_OK for too long; writes no longer wait for it.
+    OutOfSync {
+        /// Which.
+        peer: NodeId,
+    },
+    /// At the leader: a server has caught up; writes wait for it again.
+    InSync {
+        /// Which.
+        peer: NodeId,
+    },
+    /// This node's data directory was blank; it is up to date now and takes part in elections.
+    Admitted,
+    /// Two replicas hold different states at the same index. This must never happen.
+    Diverged {
+        /// The other replica.
+        peer: NodeId,
+        /// Where.
+        index: LogIndex,
+    },
+}
+
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Notice::BecameLeader { term } => write!(f, "this server leads in term {term}"),
+            Notice::LostLeadership => write!(f, "this server leads no more"),
+            Notice::Following { leader: Some(leader), term } => {
+                write!(f, "following server {leader} in term {term}")
+            }
+            Notice::Following { leader: None, term } => {
+                write!(f, "no leader is known in term {term}")
+            }
+            Notice::OutOfSync { peer } => {
+                write!(f, "server {peer} is out of sync: writes no longer wait for it")
+            }
+            Notice::InSync { peer } => write!(f, "server {peer} is in sync: writes wait for it"),
+            Notice::Admitted => {
+                write!(f, "this server is up to date and takes part in elections")
+            }
+            Notice::Diverged { peer, index } => write!(
+                f,
+                "server {peer} holds another state than this one at log index {index}: \
+                 stop one of them, remove its data directory and start it again"
+            ),
+        }
+    }
 }
 
 /// What the core knows of SPEC A6's lines; the driver formats them off the request path.

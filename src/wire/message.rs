@@ -86,9 +86,9 @@ pub enum HelloRole {
     Server {
         /// The dialling server.
         node: NodeId,
-        /// The last index of its durable log, by which a leader notices that a server lost its
-        /// data directory.
-        last_index: LogIndex,
+        /// Drawn when its data directory was created. A new one under an old node number means
+        /// the directory was lost; what still comes in from the old one is not to be believed.
+        incarnation: u64,
     },
 }
 
@@ -101,8 +101,13 @@ pub struct Welcome {
     pub cluster: ClusterId,
     /// The answering server.
     pub node: NodeId,
-    /// The last index of the answering server's durable log.
+    /// Drawn when the answering server's data directory was created.
+    pub incarnation: u64,
+    /// The last index of the answering server's log, by which a leader notices that a server lost
+    /// its data directory.
     pub last_index: LogIndex,
+    /// The answering server's term.
+    pub term: Term,
 }
 
 /// What a client can ask.

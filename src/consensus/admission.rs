@@ -1,0 +1,103 @@
+//! Who may take part in elections: the rule that keeps a lost data directory from losing writes.
+//!
+//! A server that comes back blank under its old number has forgotten what it acknowledged and whom
+//! it voted for. If it voted, a candidate that lacks an acknowledged write could win with its help
+//! although a majority of data directories survives. So a blank server starts *not admitted*: it
+//! neither votes nor campaigns.
+//!
+//! It is admitted, for ever, in one of two ways:
+//!
+//! 1. **The group's birth.** The named first leader campaigns with an empty log, and a blank server
+//!    grants it. This is safe because the first leader sends no entry before the first one is
+//!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
+//!    acknowledged. Granting such a vote admits the voter, winning it admits the leader.
+//! 2. **Catching up.** It has heard the terms of a majority of *other* servers since it started, and
+//!    has then caught up with the commit index of a leader whose term is not below them. Whatever
+//!    its former self helped to commit was stored by one of those servers too, so that leader has
+//!    it.
+//!
+//! Two lost directories out of three are beyond this rule, as they are beyond any.
+
+use std::collections::HashMap;
+
+use crate::types::{LogIndex, NodeId, Term};
+
+/// The state of the rule at one server.
+#[derive(Debug)]
+pub(super) struct Admission {
+    admitted: bool,
+    others_needed: usize,
+    reported: HashMap<NodeId, Term>,
+    /// Once enough others are heard: the term of the leader, and the commit index to reach.
+    target: Option<(Term, LogIndex)>,
+}
+
+impl Admission {
+    /// `nodes` is the size of the group, this server included.
+    pub fn new(admitted: bool, nodes: usize) -> Admission {
+        Admission { admitted, others_needed: nodes / 2 + 1, reported: HashMap::new(), target: None }
+    }
+
+    pub fn is_admitted(&self) -> bool {
+        self.admitted
+    }
+
+    /// Admits at once (the group's birth). Returns whether that is news.
+    pub fn admit(&mut self) -> bool {
+        !std::mem::replace(&mut self.admitted, true)
+    }
+
+    /// Another server's term, from its greeting or any message of this run.
+    pub fn heard(&mut self, node: NodeId, term: Term) {
+        if !self.admitted {
+            let known = self.reported.entry(node).or_insert(term);
+            *known = term.max(*known);
+        }
+    }
+
+    /// A leader's REPLICATION was taken in; `commit` is the leader's, `ours` is what is committed
+    /// here now. Returns whether this server is newly admitted.
+    pub fn followed(&mut self, term: Term, commit: LogIndex, ours: LogIndex) -> bool {
+        if self.admitted {
+            return false;
+        }
+        if self.target.is_none_or(|(of, _)| of != term) {
+            let not_above = self.reported.values().filter(|reported| **reported <= term).count();
+            if not_above < self.others_needed {
+                return false;
+            }
+            self.target = Some((term, commit));
+        }
+        match self.target {
+            Some((_, index)) if ours >= index => self.admit(),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blank_server_is_admitted_when_it_has_caught_up_with_what_most_others_know() {
+        let mut rule = Admission::new(false, 3);
+        rule.heard(NodeId(2), 5);
+        assert!(!rule.followed(5, 10, 10), "one other of two is not enough");
+        rule.heard(NodeId(3), 5);
+        assert!(!rule.followed(5, 12, 10), "not caught up");
+        assert!(!rule.followed(5, 20, 11), "the first target stands, and is not reached");
+        assert!(rule.followed(5, 30, 12));
+        assert!(rule.is_admitted());
+        assert!(!rule.followed(5, 30, 30), "once");
+    }
+
+    #[test]
+    fn a_leader_of_an_older_term_than_another_server_knows_admits_nobody() {
+        let mut rule = Admission::new(false, 3);
+        rule.heard(NodeId(2), 5);
+        rule.heard(NodeId(3), 7);
+        assert!(!rule.followed(5, 0, 0));
+        assert!(rule.followed(7, 3, 3));
+    }
+}

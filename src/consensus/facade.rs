@@ -1,0 +1,334 @@
+//! The facade: everything the node core may know of consensus.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
+use raft::{Config, RawNode, StateRole};
+
+use super::admission::Admission;
+use super::convert::message_to_raft;
+use super::guard::{self, Known, PeerFault, Verdict};
+use super::log_store::LogStore;
+use super::logging;
+use super::ready::{Effects, Fetches, Pipeline};
+use crate::limits;
+use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
+use crate::wire::message::{RaftBody, RaftMessage, Role};
+
+/// How consensus is set up.
+#[derive(Clone, Debug)]
+pub struct ConsensusConfig {
+    /// This server.
+    pub node: NodeId,
+    /// The group, this server included.
+    pub nodes: Vec<NodeId>,
+    /// Who leads first when the group is blank.
+    pub first_leader: NodeId,
+    /// A fixed election time-out in ticks, for simulations; random when `None`.
+    pub election_ticks: Option<usize>,
+}
+
+/// Why consensus cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// The recovered state contradicts itself.
+    #[error("the recovered log is not consistent: {0}")]
+    Inconsistent(String),
+    /// The library refused its configuration.
+    #[error("consensus cannot start: {0}")]
+    Library(#[from] raft::Error),
+}
+
+/// Why a proposal was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This server does not lead.
+    #[error("this server does not lead")]
+    NotLeader,
+    /// The leadership is being handed over.
+    #[error("the leadership is being handed over")]
+    HandingOver,
+    /// Too much is proposed and not committed.
+    #[error("too many bytes are waiting to be committed")]
+    Full,
+}
+
+/// One server's consensus.
+pub struct Consensus {
+    raw: RawNode<LogStore>,
+    config: ConsensusConfig,
+    pipeline: Pipeline,
+    fetches: Fetches,
+    admission: Admission,
+    /// The admission is to be made durable.
+    admission_unsaved: bool,
+    applied: LogIndex,
+}
+
+impl Consensus {
+    /// Starts on a recovered log: `entries` are all those after `applied`.
+    pub fn new(
+        config: ConsensusConfig,
+        hard_state: HardState,
+        term_runs: Vec<(LogIndex, Term)>,
+        last_index: LogIndex,
+        entries: Vec<LogEntry>,
+        applied: LogIndex,
+    ) -> Result<Consensus, ConsensusError> {
+        let inconsistent = |what: String| Err(ConsensusError::Inconsistent(what));
+        if !(applied..=last_index).contains(&hard_state.commit) {
+            return inconsistent(format!(
+                "commit index {} is not between applied index {applied} and last index {last_index}",
+                hard_state.commit
+            ));
+        }
+        let contiguous = entries.iter().zip(applied + 1..).all(|(e, index)| e.index == index);
+        if !contiguous || applied + entries.len() as u64 != last_index {
+            return inconsistent(format!("entries {applied} to {last_index} are not all there"));
+        }
+        if (last_index > 0) != term_runs.first().is_some_and(|(first, _)| *first == 1) {
+            return inconsistent("terms are not known from index 1 on".into());
+        }
+        let library = Config {
+            id: config.node.0,
+            election_tick: limits::ELECTION_TICKS,
+            heartbeat_tick: limits::HEARTBEAT_TICKS,
+            min_election_tick: config.election_ticks.unwrap_or(0),
+            max_election_tick: config.election_ticks.map_or(0, |ticks| ticks + 1),
+            applied,
+            max_size_per_msg: limits::APPEND_BYTES_MAX,
+            max_inflight_msgs: limits::APPENDS_IN_FLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
+            max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
+            ..Config::default()
+        };
+        let store = LogStore::new(&config.nodes, hard_state, term_runs, last_index, entries);
+        let raw = RawNode::new(&library, store, &logging::logger())?;
+        let admission = Admission::new(hard_state.admitted, config.nodes.len());
+        Ok(Consensus {
+            raw,
+            config,
+            pipeline: Pipeline::new(last_index == 0),
+            fetches: Fetches::default(),
+            admission,
+            admission_unsaved: false,
+            applied,
+        })
+    }
+
+    /// One tick of the election clock.
+    pub fn tick(&mut self) {
+        if self.may_campaign() {
+            self.raw.tick();
+        }
+    }
+
+    /// At the group's birth, the named leader asks for votes without waiting for a time-out.
+    pub fn campaign_if_first(&mut self) {
+        let newborn = !self.admission.is_admitted() && self.may_campaign();
+        if newborn && self.role() == Role::Follower && self.leader().is_none() {
+            let mut hup = RaftPb { from: self.config.node.0, ..RaftPb::default() };
+            hup.set_msg_type(MessageType::MsgHup);
+            let _ = self.raw.raft.step(hup);
+        }
+    }
+
+    /// Admitted servers campaign; of the others only the named leader of a group that was never
+    /// born, which it knows by its empty log.
+    fn may_campaign(&self) -> bool {
+        self.admission.is_admitted()
+            || (self.config.node == self.config.first_leader && self.last_index() == 0)
+    }
+
+    /// Whether a server that is not admitted may still grant this vote.
+    fn is_birth(&self, message: &RaftMessage) -> bool {
+        matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
+            && message.from == self.config.first_leader
+            && self.last_index() == 0
+    }
+
+    /// Takes in a message that came on `link`'s connection.
+    pub fn step(&mut self, link: NodeId, message: RaftMessage) -> Result<(), PeerFault> {
+        let known = Known {
+            me: self.config.node,
+            term: self.term(),
+            role: self.role(),
+            leader: self.leader(),
+            commit: self.commit(),
+            last_index: self.last_index(),
+            log: self.raw.store(),
+            all_durable: self.pipeline.is_idle(),
+        };
+        let Verdict::Step(message) = guard::check(&known, link, message)? else {
+            return Ok(());
+        };
+        self.admission.heard(link, message.term);
+        let is_vote = matches!(message.body, RaftBody::Vote { .. });
+        if is_vote && !self.admission.is_admitted() && !self.is_birth(&message) {
+            return Ok(());
+        }
+        if let RaftBody::Append { entries, .. } = &message.body
+            && !entries.is_empty()
+            && self.raw.store().tail_bytes() > limits::UNAPPLIED_BYTES_MAX
+        {
+            return Ok(());
+        }
+        let is_real_vote = matches!(message.body, RaftBody::Vote { pre: false, .. });
+        let followed = match &message.body {
+            RaftBody::Append { commit, .. } => Some((message.term, *commit)),
+            _ => None,
+        };
+        // Errors only say that the message was of no use.
+        let _ = self.raw.step(message_to_raft(message));
+
+        // raft-rs 0.7.0 may let a follower's next index fall to its match index (fixed upstream as
+        // number 557), after which it would send what is there already, for ever.
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(link.0)
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+        let born = is_real_vote && self.raw.raft.vote == link.0 && self.admission.admit();
+        let caught_up = followed.is_some_and(|(term, commit)| {
+            term == self.raw.raft.term
+                && self.admission.followed(term, commit, self.raw.raft.raft_log.committed)
+        });
+        self.admission_unsaved |= born || caught_up;
+        Ok(())
+    }
+
+    /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
+    pub fn peer_up(&mut self, peer: NodeId, last_index: LogIndex, term: Term) {
+        self.admission.heard(peer, term);
+        if self.role() != Role::Leader {
+            return;
+        }
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.0)
+            && last_index < progress.matched
+        {
+            // It lost its data directory: what it acknowledged before counts no more.
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = last_index + 1;
+        }
+    }
+
+    /// The link to a peer broke: what was sent last may be lost.
+    pub fn peer_down(&mut self, peer: NodeId) {
+        if self.role() == Role::Leader {
+            self.raw.report_unreachable(peer.0);
+        }
+    }
+
+    /// Proposes entries, all or none. Returns the index of the first; the others follow it.
+    pub fn propose(&mut self, data: Vec<Bytes>) -> Result<LogIndex, ProposeError> {
+        if self.role() != Role::Leader {
+            return Err(ProposeError::NotLeader);
+        }
+        if self.raw.raft.lead_transferee.is_some() {
+            return Err(ProposeError::HandingOver);
+        }
+        let first = self.last_index() + 1;
+        let to_entry = |data| Entry { data, ..Entry::default() };
+        let mut proposal = RaftPb { from: self.config.node.0, ..RaftPb::default() };
+        proposal.set_msg_type(MessageType::MsgPropose);
+        proposal.set_entries(data.into_iter().map(to_entry).collect());
+        // The library panics on an empty proposal; for us it is one that needs nothing.
+        if proposal.entries.is_empty() {
+            return Ok(first);
+        }
+        self.raw.step(proposal).map_err(|_| ProposeError::Full)?;
+        Ok(first)
+    }
+
+    /// Batches up to `number` are durable.
+    pub fn persisted(&mut self, number: u64, out: &mut Effects) {
+        self.pipeline.durable(&mut self.raw, number, out);
+    }
+
+    /// The state machine has applied up to `index`, which was handed out before.
+    pub fn applied(&mut self, index: LogIndex) {
+        if index > self.applied {
+            self.applied = index;
+            self.raw.advance_apply_to(index);
+            self.raw.mut_store().trim(index);
+        }
+    }
+
+    /// Entries asked for by a [`FetchRequest`](super::FetchRequest) have been read, or not (empty).
+    pub fn fetched(&mut self, id: u64, entries: Vec<LogEntry>) {
+        if let Some((low, context)) = self.fetches.take(id) {
+            let failed = entries.is_empty();
+            self.raw.mut_store().fetched(low, entries);
+            // After a failure the follower's next heartbeat asks again; asking at once would spin.
+            if !failed {
+                self.raw.on_entries_fetched(context);
+            }
+        }
+    }
+
+    /// Asks for a read index under the name `round`; at the leader, once it can be given. Returns
+    /// whether the question was taken.
+    pub fn read_index(&mut self, round: u64) -> bool {
+        let can = self.role() == Role::Leader && self.raw.raft.commit_to_current_term();
+        if can {
+            self.raw.read_index(round.to_be_bytes().to_vec());
+        }
+        can
+    }
+
+    /// Starts to hand the leadership over to `to`.
+    pub fn transfer_leadership(&mut self, to: NodeId) {
+        self.raw.transfer_leader(to.0);
+    }
+
+    /// Collects what is to be done after any of the calls above.
+    pub fn advance(&mut self, out: &mut Effects) {
+        if self.role() == Role::Leader && self.admission.admit() {
+            self.admission_unsaved = true;
+        }
+        let unsaved = std::mem::take(&mut self.admission_unsaved);
+        out.admitted |= unsaved;
+        self.pipeline.run(&mut self.raw, self.admission.is_admitted(), unsaved, out);
+        self.fetches.collect(self.raw.mut_store(), out);
+    }
+
+    /// This server's part.
+    pub fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        }
+    }
+
+    /// The leader this server knows of.
+    pub fn leader(&self) -> Option<NodeId> {
+        match self.raw.raft.leader_id {
+            raft::INVALID_ID => None,
+            id => Some(NodeId(id)),
+        }
+    }
+
+    /// The current term.
+    pub fn term(&self) -> Term {
+        self.raw.raft.term
+    }
+
+    /// The last index known committed.
+    pub fn commit(&self) -> LogIndex {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// The last index of the log, durable or not.
+    pub fn last_index(&self) -> LogIndex {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// At the leader: the last index that `peer` is known to have stored durably.
+    pub fn matched(&self, peer: NodeId) -> LogIndex {
+        self.raw.raft.prs().get(peer.0).map_or(0, |progress| progress.matched)
+    }
+}

@@ -1,0 +1,174 @@
+//! The check between the network and the consensus library.
+//!
+//! raft-rs trusts its input: some messages make it panic, others quietly corrupt its bookkeeping.
+//! A server may be broken, wiped or hostile, so every message is held against what is known before
+//! it is stepped. A message that no correct server sends is a [`PeerFault`]: the connection closes.
+//! One that a correct server may send late is merely ignored.
+
+use super::log_store::LogStore;
+use crate::limits;
+use crate::types::{LogIndex, NodeId, Term};
+use crate::wire::message::{RaftBody, RaftMessage, Role};
+
+/// A message that no correct server would have sent.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerFault {
+    /// The sender or the receiver it names is not who it should be.
+    #[error("a consensus message from server {from} to server {to} came on another server's link")]
+    WrongNode {
+        /// The sender it names.
+        from: NodeId,
+        /// The receiver it names.
+        to: NodeId,
+    },
+    /// The term cannot be reached by elections.
+    #[error("term {term} is too far ahead of ours ({ours})")]
+    TermLeap {
+        /// The message's.
+        term: Term,
+        /// This server's.
+        ours: Term,
+    },
+    /// Entries do not follow one another.
+    #[error("the entries of a REPLICATION after index {previous_index} do not follow one another")]
+    BrokenEntries {
+        /// What they claim to follow.
+        previous_index: LogIndex,
+    },
+    /// An entry contradicts one that is committed here.
+    #[error("a REPLICATION contradicts the committed entry at index {index}")]
+    ContradictsCommitted {
+        /// Where.
+        index: LogIndex,
+    },
+    /// Acknowledges what was never sent.
+    #[error("a REPLICATION_OK for index {index} is beyond the log's end at {last_index}")]
+    AcknowledgesTooMuch {
+        /// The message's.
+        index: LogIndex,
+        /// This server's.
+        last_index: LogIndex,
+    },
+    /// Two servers say they lead in one term.
+    #[error("server {from} claims to lead in term {term}, which another server leads")]
+    SecondLeader {
+        /// The second.
+        from: NodeId,
+        /// The term.
+        term: Term,
+    },
+}
+
+/// What the guard needs to know of this server.
+pub(super) struct Known<'a> {
+    pub me: NodeId,
+    pub term: Term,
+    pub role: Role,
+    pub leader: Option<NodeId>,
+    pub commit: LogIndex,
+    pub last_index: LogIndex,
+    pub log: &'a LogStore,
+    /// Whether everything this server has said of itself is durable, so that answers can be due.
+    pub all_durable: bool,
+}
+
+/// What to do with a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Step(RaftMessage),
+    Ignore,
+}
+
+/// Judges one message that came on `link`'s connection.
+pub(super) fn check(
+    known: &Known<'_>,
+    link: NodeId,
+    mut message: RaftMessage,
+) -> Result<Verdict, PeerFault> {
+    let RaftMessage { from, to, term, .. } = message;
+    if from != link || to != known.me || from == known.me {
+        return Err(PeerFault::WrongNode { from, to });
+    }
+    // Term 0 marks a local message inside the library; nothing that travels has it.
+    if term == 0 {
+        return Ok(Verdict::Ignore);
+    }
+    if term > known.term.saturating_add(limits::TERM_LEAP_MAX) {
+        return Err(PeerFault::TermLeap { term, ours: known.term });
+    }
+    let same_term = term == known.term;
+    match &mut message.body {
+        RaftBody::Append { previous_index, previous_term, entries, .. } => {
+            check_leadership(known, from, term)?;
+            check_entries(known, term, *previous_index, *previous_term, entries)?;
+        }
+        RaftBody::Heartbeat { commit, .. } => {
+            check_leadership(known, from, term)?;
+            // A leader that remembers more of us than we do ourselves: this data directory was
+            // lost. Answering lets the leader find out what we have; believing would panic.
+            if *commit > known.last_index {
+                *commit = 0;
+            }
+        }
+        RaftBody::AppendReply { index, reject_hint, .. } => {
+            let too_much =
+                PeerFault::AcknowledgesTooMuch { index: *index, last_index: known.last_index };
+            if let Some((hint, _)) = reject_hint {
+                // The library adds to the hint; real logs never come near.
+                if *hint > u64::MAX / 2 {
+                    return Err(too_much);
+                }
+            } else if same_term && known.role == Role::Leader && *index > known.last_index {
+                return Err(too_much);
+            }
+        }
+        RaftBody::VoteReply { .. } => {
+            // Our request leaves only when everything before it is durable, so a correct answer
+            // cannot come earlier; believing a forged one would make an undurable leader.
+            if !known.all_durable {
+                return Ok(Verdict::Ignore);
+            }
+        }
+        RaftBody::TimeoutNow => {
+            if !same_term || known.leader != Some(from) {
+                return Ok(Verdict::Ignore);
+            }
+        }
+        RaftBody::HeartbeatReply { .. } | RaftBody::Vote { .. } => {}
+    }
+    Ok(Verdict::Step(message))
+}
+
+fn check_leadership(known: &Known<'_>, from: NodeId, term: Term) -> Result<(), PeerFault> {
+    let another_leads = known.leader.is_some_and(|leader| leader != from);
+    if term == known.term && another_leads {
+        return Err(PeerFault::SecondLeader { from, term });
+    }
+    Ok(())
+}
+
+fn check_entries(
+    known: &Known<'_>,
+    term: Term,
+    previous_index: LogIndex,
+    previous_term: Term,
+    entries: &[crate::types::LogEntry],
+) -> Result<(), PeerFault> {
+    let broken = PeerFault::BrokenEntries { previous_index };
+    if previous_term > term || previous_index > u64::MAX / 2 {
+        return Err(broken);
+    }
+    let mut index = previous_index;
+    let mut entry_term = previous_term;
+    for entry in entries {
+        index += 1;
+        if entry.index != index || entry.term < entry_term || entry.term > term {
+            return Err(broken);
+        }
+        entry_term = entry.term;
+        if entry.index <= known.commit && known.log.term_at(entry.index) != Some(entry.term) {
+            return Err(PeerFault::ContradictsCommitted { index });
+        }
+    }
+    Ok(())
+}

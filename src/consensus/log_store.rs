@@ -1,0 +1,284 @@
+//! The log as the consensus library sees it: positions and terms of everything, bodies of the
+//! recent tail.
+//!
+//! Invariants:
+//! - `term_runs` describes every index from 1 to `last_index`; terms never decrease along the log;
+//! - `tail` holds exactly the indices `tail_first..=last_index`, and every entry not yet applied;
+//! - nothing below the applied index is ever replaced (consensus guarantees it).
+//!
+//! Bodies behind the tail are on disk. The library asks for them only to help a follower that is
+//! late; such a question is noted as a fetch, answered "not now", and asked again when the entries
+//! have been read.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use raft::eraftpb::{ConfState, Entry, HardState as RaftHardState, Snapshot};
+use raft::{GetEntriesContext, RaftState, Storage, StorageError};
+
+use super::convert::entry_to_raft;
+use crate::limits;
+use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
+
+/// A note that entries are wanted from disk.
+pub(super) struct WantedFetch {
+    pub low: LogIndex,
+    pub high: LogIndex,
+    pub context: GetEntriesContext,
+}
+
+pub(super) struct LogStore {
+    hard_state: HardState,
+    voters: Vec<u64>,
+    term_runs: Vec<(LogIndex, Term)>,
+    last_index: LogIndex,
+    tail_first: LogIndex,
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    /// Ranges read from disk, oldest first, until consensus has asked for them again.
+    fetched: VecDeque<Vec<Entry>>,
+    wanted: RefCell<Vec<WantedFetch>>,
+    /// Where fetches under way begin, so that one question is asked once.
+    fetching: RefCell<Vec<LogIndex>>,
+}
+
+/// What an entry weighs in memory, about.
+pub(super) fn entry_bytes(entry: &Entry) -> usize {
+    entry.data.len() + 64
+}
+
+impl LogStore {
+    /// A store over what was recovered; `entries` are all that follow `applied`.
+    pub fn new(
+        nodes: &[NodeId],
+        hard_state: HardState,
+        term_runs: Vec<(LogIndex, Term)>,
+        last_index: LogIndex,
+        entries: Vec<LogEntry>,
+    ) -> LogStore {
+        let tail: VecDeque<Entry> = entries.into_iter().map(entry_to_raft).collect();
+        LogStore {
+            hard_state,
+            voters: nodes.iter().map(|n| n.0).collect(),
+            term_runs,
+            last_index,
+            tail_first: last_index + 1 - tail.len() as u64,
+            tail_bytes: tail.iter().map(entry_bytes).sum(),
+            tail,
+            fetched: VecDeque::new(),
+            wanted: RefCell::default(),
+            fetching: RefCell::default(),
+        }
+    }
+
+    /// Makes entries visible to consensus; replaces the suffix they overlap.
+    pub fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first() else { return };
+        if first.index <= self.last_index {
+            self.truncate(first.index);
+        }
+        for entry in entries {
+            debug_assert_eq!(entry.index, self.last_index + 1, "the log has no gaps");
+            if self.term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
+                self.term_runs.push((entry.index, entry.term));
+            }
+            self.last_index = entry.index;
+            self.tail_bytes += entry_bytes(entry);
+            self.tail.push_back(entry.clone());
+        }
+    }
+
+    fn truncate(&mut self, from: LogIndex) {
+        while self.term_runs.last().is_some_and(|(first, _)| *first >= from) {
+            self.term_runs.pop();
+        }
+        while self.last_index >= from && self.last_index >= self.tail_first {
+            if let Some(entry) = self.tail.pop_back() {
+                self.tail_bytes -= entry_bytes(&entry);
+            }
+            self.last_index -= 1;
+        }
+        self.fetched.clear();
+    }
+
+    /// Forgets the bodies of old applied entries beyond the cache's size.
+    pub fn trim(&mut self, applied: LogIndex) {
+        while self.tail_bytes > limits::LOG_CACHE_BYTES_MAX && self.tail_first <= applied {
+            let Some(entry) = self.tail.pop_front() else { break };
+            self.tail_bytes -= entry_bytes(&entry);
+            self.tail_first += 1;
+        }
+    }
+
+    /// Bytes held in memory, about.
+    pub fn tail_bytes(&self) -> usize {
+        self.tail_bytes
+    }
+
+    pub fn set_hard_state(&mut self, hard_state: HardState) {
+        self.hard_state = hard_state;
+    }
+
+    /// The term at an index of the log; 0 for index 0, `None` past the end.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        if index == 0 {
+            return Some(0);
+        }
+        if index > self.last_index {
+            return None;
+        }
+        let run = self.term_runs.partition_point(|(first, _)| *first <= index);
+        self.term_runs.get(run.checked_sub(1)?).map(|(_, term)| *term)
+    }
+
+    /// Fetches noted since the last call.
+    pub fn take_wanted(&mut self) -> Vec<WantedFetch> {
+        self.wanted.take()
+    }
+
+    /// Takes entries read from disk; `low` is where the fetch began. An empty vector only forgets
+    /// that the fetch was under way.
+    pub fn fetched(&mut self, low: LogIndex, entries: Vec<LogEntry>) {
+        self.fetching.get_mut().retain(|l| *l != low);
+        // The suffix may have been replaced while the disk was read.
+        let fits = entries.first().is_some_and(|e| e.index == low)
+            && entries.iter().zip(low..).all(|(e, index)| e.index == index)
+            && entries.iter().all(|e| self.term_at(e.index) == Some(e.term));
+        if fits {
+            if self.fetched.len() == limits::FETCHED_RANGES_MAX {
+                self.fetched.pop_front();
+            }
+            self.fetched.push_back(entries.into_iter().map(entry_to_raft).collect());
+        }
+    }
+
+    fn limited<'a>(entries: impl Iterator<Item = &'a Entry>, bytes_max: Option<u64>) -> Vec<Entry> {
+        let mut bytes = 0;
+        let mut taken = Vec::new();
+        for entry in entries {
+            bytes += entry_bytes(entry) as u64;
+            if !taken.is_empty() && bytes_max.is_some_and(|max| bytes > max) {
+                break;
+            }
+            taken.push(entry.clone());
+        }
+        taken
+    }
+}
+
+impl Storage for LogStore {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        let mut hard_state = RaftHardState::default();
+        hard_state.term = self.hard_state.term;
+        hard_state.vote = self.hard_state.vote;
+        hard_state.commit = self.hard_state.commit;
+        let conf_state = ConfState::from((self.voters.clone(), vec![]));
+        Ok(RaftState { hard_state, conf_state })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let bytes_max = max_size.into();
+        if low >= self.tail_first {
+            let from = (low - self.tail_first) as usize;
+            let to = (high - self.tail_first) as usize;
+            return Ok(Self::limited(self.tail.range(from..to), bytes_max));
+        }
+        let holds_low = |range: &&Vec<Entry>| {
+            matches!((range.first(), range.last()),
+                (Some(first), Some(last)) if first.index <= low && low <= last.index)
+        };
+        if let Some(range) = self.fetched.iter().rev().find(holds_low) {
+            let wanted = range.iter().filter(|e| (low..high).contains(&e.index));
+            return Ok(Self::limited(wanted, bytes_max));
+        }
+        if context.can_async() && !self.fetching.borrow().contains(&low) {
+            self.fetching.borrow_mut().push(low);
+            let high = high.min(self.tail_first);
+            self.wanted.borrow_mut().push(WantedFetch { low, high, context });
+        }
+        // Contexts that cannot wait ask only for entries that are not applied, which are in the
+        // tail by invariant, so this answer is always understood.
+        Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable))
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        self.term_at(index).ok_or(raft::Error::Store(StorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last_index)
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        // The log reaches back to index 1, so nobody needs one.
+        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn entry(index: LogIndex, term: Term, bytes: usize) -> Entry {
+        entry_to_raft(LogEntry { term, index, data: Bytes::from(vec![7; bytes]) })
+    }
+
+    fn store() -> LogStore {
+        LogStore::new(&[NodeId(1)], HardState::default(), vec![], 0, vec![])
+    }
+
+    #[test]
+    fn a_conflicting_suffix_is_replaced() {
+        let mut log = store();
+        log.append(&[entry(1, 1, 0), entry(2, 1, 0), entry(3, 2, 0)]);
+        log.append(&[entry(2, 3, 0)]);
+        assert_eq!(log.last_index().unwrap(), 2);
+        assert_eq!(log.term_at(1), Some(1));
+        assert_eq!(log.term_at(2), Some(3));
+        assert_eq!(log.term_at(3), None);
+        assert_eq!(log.tail_bytes(), 2 * 64);
+    }
+
+    #[test]
+    fn only_applied_bodies_leave_the_tail_and_come_back_through_a_fetch() {
+        let mut log = store();
+        let big = limits::LOG_CACHE_BYTES_MAX / 2;
+        log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 1, big)]);
+        log.trim(0);
+        assert_eq!(log.tail_first, 1, "nothing is applied, nothing may go");
+        log.trim(3);
+        assert!(log.tail_bytes() <= limits::LOG_CACHE_BYTES_MAX);
+        assert_eq!(log.tail_first, 3);
+
+        let ask = |log: &LogStore| log.entries(1, 4, None, GetEntriesContext::empty(true));
+        assert!(ask(&log).is_err());
+        assert!(ask(&log).is_err());
+        let wanted = log.take_wanted();
+        assert_eq!(wanted.len(), 1, "one question is asked once");
+        assert_eq!((wanted[0].low, wanted[0].high), (1, 3));
+        let body = LogEntry { term: 1, index: 1, data: Bytes::from_static(b"x") };
+        log.fetched(1, vec![body]);
+        assert_eq!(ask(&log).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_fetch_of_a_replaced_suffix_is_not_believed() {
+        let mut log = store();
+        let big = limits::LOG_CACHE_BYTES_MAX;
+        log.append(&[entry(1, 1, big), entry(2, 1, big)]);
+        log.trim(1);
+        log.fetched(1, vec![LogEntry { term: 9, index: 1, data: Bytes::new() }]);
+        assert!(log.entries(1, 2, None, GetEntriesContext::empty(true)).is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! From the library's `Ready` to ordered effects.
+//!
+//! The library hands out, in numbered steps, entries to store, messages to send and entries to
+//! apply. The rules, from its asynchronous interface:
+//! - `Storage` sees the entries before the step is acknowledged to the library;
+//! - a leader's messages go at once, so that its own disk and the followers' work side by side;
+//! - everybody else's messages promise something durable and wait until their step, and every step
+//!   before it, is durable;
+//! - steps become durable in order.
+//!
+//! Two additions. The hard state travels with every batch that has to be written anyway, so a mere
+//! change of the commit index never costs a write. And a leader whose log was empty keeps its first
+//! messages back like anybody else: [`super::admission`] rests on that.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::Message as RaftPb;
+use raft::{GetEntriesContext, RawNode};
+
+use super::convert::{entry_from_raft, message_from_raft};
+use super::log_store::LogStore;
+use crate::types::{HardState, LogBatch, LogEntry, LogIndex};
+use crate::wire::message::RaftMessage;
+
+/// What consensus wants done, in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// To send now.
+    pub messages: Vec<RaftMessage>,
+    /// To make durable, in order.
+    pub batches: Vec<LogBatch>,
+    /// Committed and durable here: to apply, in order.
+    pub committed: Vec<LogEntry>,
+    /// Read rounds that are confirmed: (round, index to have applied).
+    pub reads: Vec<(u64, LogIndex)>,
+    /// Entries wanted from disk.
+    pub fetches: Vec<FetchRequest>,
+    /// This server is newly admitted to elections.
+    pub admitted: bool,
+}
+
+/// Entries wanted from disk for a follower that is late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// Names the request.
+    pub id: u64,
+    /// First index.
+    pub low: LogIndex,
+    /// One past the last.
+    pub high: LogIndex,
+}
+
+/// A step that is not durable yet.
+struct Step {
+    /// The batch with which it becomes durable.
+    batch: u64,
+    /// The library's number.
+    ready: u64,
+    messages: Vec<RaftPb>,
+}
+
+/// The steps under way, oldest first.
+pub(super) struct Pipeline {
+    steps: VecDeque<Step>,
+    last_batch: u64,
+    last_durable_batch: u64,
+    /// The batch with the log's first entry; everything it holds is durable once that is.
+    first_entry: FirstEntry,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FirstEntry {
+    None,
+    In { batch: u64 },
+    Durable,
+}
+
+impl Pipeline {
+    /// Starts with what is durable: `log_is_empty` says whether that is any entry at all.
+    pub fn new(log_is_empty: bool) -> Pipeline {
+        Pipeline {
+            steps: VecDeque::new(),
+            last_batch: 0,
+            last_durable_batch: 0,
+            first_entry: if log_is_empty { FirstEntry::None } else { FirstEntry::Durable },
+        }
+    }
+
+    /// Whether everything handed out so far is durable.
+    pub fn is_idle(&self) -> bool {
+        self.steps.is_empty() && self.last_durable_batch == self.last_batch
+    }
+
+    /// Takes every step the library has and turns it into effects. `hard_state` is amended with
+    /// what the library does not know and stored with every batch; `force_write` makes a batch even
+    /// if the library needs none.
+    pub fn run(
+        &mut self,
+        raw: &mut RawNode<LogStore>,
+        admitted: bool,
+        mut force_write: bool,
+        out: &mut Effects,
+    ) {
+        while raw.has_ready() {
+            let mut ready = raw.ready();
+            out.reads.extend(ready.take_read_states().into_iter().filter_map(|state| {
+                let round = <[u8; 8]>::try_from(state.request_ctx.as_slice()).ok()?;
+                Some((u64::from_be_bytes(round), state.index))
+            }));
+            out.committed.extend(ready.take_committed_entries().into_iter().map(entry_from_raft));
+
+            let immediate = ready.take_messages();
+            let mut held = ready.take_persisted_messages();
+            if self.first_entry != FirstEntry::Durable {
+                held.extend(immediate);
+            } else {
+                out.messages.extend(immediate.into_iter().filter_map(message_from_raft));
+            }
+
+            let entries = ready.take_entries();
+            raw.mut_store().append(&entries);
+            let number = ready.number();
+            let must_write = ready.must_sync();
+            if must_write {
+                out.batches.push(self.batch(raw, admitted, entries));
+                force_write = false;
+            }
+            raw.advance_append_async(ready);
+
+            if self.is_idle() {
+                out.messages.extend(held.into_iter().filter_map(message_from_raft));
+                raw.on_persist_ready(number);
+            } else {
+                self.steps.push_back(Step {
+                    batch: self.last_batch,
+                    ready: number,
+                    messages: held,
+                });
+            }
+        }
+        if force_write {
+            out.batches.push(self.batch(raw, admitted, Vec::new()));
+        }
+    }
+
+    fn batch(
+        &mut self,
+        raw: &mut RawNode<LogStore>,
+        admitted: bool,
+        entries: Vec<raft::eraftpb::Entry>,
+    ) -> LogBatch {
+        let state = raw.raft.hard_state();
+        let hard_state =
+            HardState { term: state.term, vote: state.vote, commit: state.commit, admitted };
+        raw.mut_store().set_hard_state(hard_state);
+        self.last_batch += 1;
+        if self.first_entry == FirstEntry::None && !entries.is_empty() {
+            self.first_entry = FirstEntry::In { batch: self.last_batch };
+        }
+        LogBatch {
+            number: self.last_batch,
+            hard_state: Some(hard_state),
+            entries: entries.into_iter().map(entry_from_raft).collect(),
+        }
+    }
+
+    /// Batches up to `number` are durable: what waited for them may go out.
+    pub fn durable(&mut self, raw: &mut RawNode<LogStore>, number: u64, out: &mut Effects) {
+        self.last_durable_batch = self.last_durable_batch.max(number.min(self.last_batch));
+        if matches!(self.first_entry, FirstEntry::In { batch } if batch <= self.last_durable_batch)
+        {
+            self.first_entry = FirstEntry::Durable;
+        }
+        let mut last_ready = None;
+        while let Some(step) = self.steps.pop_front_if(|s| s.batch <= self.last_durable_batch) {
+            out.messages.extend(step.messages.into_iter().filter_map(message_from_raft));
+            last_ready = Some(step.ready);
+        }
+        if let Some(ready) = last_ready {
+            raw.on_persist_ready(ready);
+        }
+    }
+}
+
+/// Fetches under way: their ids, and how to wake the library when they are done.
+#[derive(Default)]
+pub(super) struct Fetches {
+    next_id: u64,
+    waiting: Vec<(u64, LogIndex, GetEntriesContext)>,
+}
+
+impl Fetches {
+    /// Notes what the store could not answer.
+    pub fn collect(&mut self, store: &mut LogStore, out: &mut Effects) {
+        for wanted in store.take_wanted() {
+            self.next_id += 1;
+            self.waiting.push((self.next_id, wanted.low, wanted.context));
+            out.fetches.push(FetchRequest { id: self.next_id, low: wanted.low, high: wanted.high });
+        }
+    }
+
+    /// Takes a fetch off the list: where it began, and the library's context.
+    pub fn take(&mut self, id: u64) -> Option<(LogIndex, GetEntriesContext)> {
+        let at = self.waiting.iter().position(|(waiting, ..)| *waiting == id)?;
+        let (_, low, context) = self.waiting.swap_remove(at);
+        Some((low, context))
+    }
+}

@@ -1,0 +1,166 @@
+//! What other servers' messages do to the core.
+
+use std::net::SocketAddr;
+
+use super::core::{Node, Stopping, micros};
+use super::writes::Origin;
+use super::{ConsoleEvent, Notice, Now, Output};
+use crate::command::{Command, WriteOp};
+use crate::limits;
+use crate::types::{AppliedPoint, LogEntry, NodeId};
+use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
+
+impl Node {
+    pub(super) fn peer_message(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        message: PeerMessage,
+        out: &mut Vec<Output>,
+    ) {
+        match message {
+            PeerMessage::Raft(message) => self.raft_message(now, from, message, out),
+            PeerMessage::Forward { id, client, write } => {
+                self.forwarded_to_us(now, from, id, client, write, out);
+            }
+            PeerMessage::Forwarded { id, reply } => {
+                let Some(key) = self.writes.take_forwarded(id, from) else { return };
+                match reply {
+                    Some(reply) => {
+                        let pending = self.writes.remove(key);
+                        self.answer(pending.origin, reply, out);
+                    }
+                    None => {
+                        self.writes.get_mut(key).not_before_us =
+                            now.monotonic_us + micros(limits::FORWARD_RETRY);
+                        self.wait_again(key, now);
+                    }
+                }
+            }
+            PeerMessage::ReadIndex { id } => {
+                // A server that does not lead stays silent: the asking one tries again.
+                if self.consensus.role() == Role::Leader {
+                    self.reads.add_server(from, id);
+                }
+            }
+            PeerMessage::ReadIndexOk { id, index } => {
+                // Whoever answered was confirmed as leader after we asked, so the index is good
+                // even if it leads no more.
+                self.reads.confirm(id, index);
+            }
+            PeerMessage::StateHash { index, hash } => {
+                if self.hashes.compare(from, index, hash) {
+                    out.push(Output::Notice(Notice::Diverged { peer: from, index }));
+                }
+            }
+        }
+    }
+
+    fn raft_message(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        message: RaftMessage,
+        out: &mut Vec<Output>,
+    ) {
+        let RaftBody::Append { entries, .. } = &message.body else {
+            return self.step(from, message, out);
+        };
+        self.show_replication(entries, out);
+        let delay_us = micros(self.config.replication_delay);
+        let holds_writes = entries.iter().any(|e| !e.data.is_empty());
+        if delay_us == 0 || (!holds_writes && self.delayed.is_empty()) {
+            return self.step(from, message, out);
+        }
+        if self.delayed.len() < limits::DELAYED_APPENDS_MAX {
+            self.delayed.push_back((now.monotonic_us + delay_us, from, message));
+        }
+    }
+
+    /// Steps the replication whose delay is over.
+    pub(super) fn release_delayed(&mut self, now: Now, out: &mut Vec<Output>) {
+        while let Some((_, from, message)) =
+            self.delayed.pop_front_if(|(due_us, ..)| *due_us <= now.monotonic_us)
+        {
+            self.step(from, message, out);
+        }
+    }
+
+    fn step(&mut self, from: NodeId, message: RaftMessage, out: &mut Vec<Output>) {
+        let newest = match &message.body {
+            RaftBody::Append { entries, .. } => {
+                entries.iter().rev().find_map(|e| Command::peek_timestamp(&e.data))
+            }
+            _ => None,
+        };
+        match self.consensus.step(from, message) {
+            Ok(()) => {
+                // Whoever leads next stamps its writes later than anything replicated here.
+                if let Some(timestamp) = newest {
+                    self.clock.observe(timestamp);
+                }
+            }
+            Err(fault) => {
+                out.push(Output::Disconnect { peer: from, reason: fault.to_string() });
+            }
+        }
+    }
+
+    fn show_replication(&mut self, entries: &[LogEntry], out: &mut Vec<Output>) {
+        if !self.config.console {
+            return;
+        }
+        for entry in entries {
+            // Replication is repeated when an answer is lost; the console shows it once.
+            if entry.index <= self.shown_index {
+                continue;
+            }
+            self.shown_index = entry.index;
+            if let Ok(Some(Command { timestamp, op: WriteOp::Put { key, value }, .. })) =
+                Command::decode(&entry.data)
+            {
+                out.push(Output::Console(ConsoleEvent::Replication { key, value, timestamp }));
+            }
+        }
+    }
+
+    fn forwarded_to_us(
+        &mut self,
+        now: Now,
+        from: NodeId,
+        id: u64,
+        client: SocketAddr,
+        write: WriteRequest,
+        out: &mut Vec<Output>,
+    ) {
+        if self.consensus.role() != Role::Leader || self.stopping != Stopping::No {
+            return self.answer_forward(from, id, None, out);
+        }
+        let origin = Origin::Server { node: from, id };
+        if let Err(refusal) = self.take_write(now, origin, client, write) {
+            self.answer_forward(from, id, Some(refusal), out);
+        }
+    }
+
+    pub(super) fn answer_forward(
+        &self,
+        to: NodeId,
+        id: u64,
+        reply: Option<Reply>,
+        out: &mut Vec<Output>,
+    ) {
+        out.push(Output::Send { to, message: PeerMessage::Forwarded { id, reply } });
+    }
+
+    /// Our state stands at an index where all replicas compare.
+    pub(super) fn share_state_hash(&mut self, point: AppliedPoint, out: &mut Vec<Output>) {
+        let AppliedPoint { index, hash, .. } = point;
+        for peer in self.hashes.record(index, hash) {
+            out.push(Output::Notice(Notice::Diverged { peer, index }));
+        }
+        for peer in &self.links {
+            let message = PeerMessage::StateHash { index, hash };
+            out.push(Output::Send { to: *peer, message });
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What follows from the inputs: `flush`, once for a bunch of them.
+
+use super::core::{AckPolicy, Node, Stopping, busy, micros};
+use super::in_sync::InSync;
+use super::writes::Origin;
+use super::{ConsoleEvent, Notice, Now, Output};
+use crate::command::{Command, WriteOp, WriteOutcome};
+use crate::consensus::ProposeError;
+use crate::limits;
+use crate::types::{LogEntry, LogIndex, NodeId};
+use crate::wire::message::{PeerMessage, Reply, Role};
+
+impl Node {
+    /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
+    /// Call it when no input is at hand, before waiting for more.
+    pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.notice_changes(now, out);
+        if self.consensus.role() == Role::Leader {
+            self.propose_waiting(now, out);
+        } else {
+            self.forward_waiting(now, out);
+        }
+        self.start_reads(now, out);
+        self.run_consensus(out);
+        self.answer_stored(now, out);
+        for read in self.reads.take_ready(self.applied.index) {
+            out.push(Output::ReadReady { token: read.token });
+        }
+        self.stop_when_done(now, out);
+    }
+
+    /// Notices elections won and lost, and moves what hung on the old leader.
+    fn notice_changes(&mut self, now: Now, out: &mut Vec<Output>) {
+        let standing = (self.consensus.role(), self.consensus.leader(), self.consensus.term());
+        let (role, leader, term) = standing;
+        let (role_before, leader_before, term_before) = self.standing;
+        self.standing = standing;
+
+        let new_reign = term != term_before;
+        if role_before == Role::Leader && (role != Role::Leader || new_reign) {
+            self.in_sync = None;
+            self.reads.forget_servers();
+            for key in self.writes.take_led() {
+                match self.writes.get_mut(key).origin {
+                    Origin::Client(_) => self.wait_again(key, now),
+                    Origin::Server { node, id } => {
+                        self.writes.remove(key);
+                        self.answer_forward(node, id, None, out);
+                    }
+                }
+            }
+            out.push(Output::Notice(Notice::LostLeadership));
+        }
+        if role == Role::Leader && (role_before != Role::Leader || new_reign) {
+            let others = self.config.nodes.iter().copied().filter(|n| *n != self.config.node);
+            let others: Vec<NodeId> = others.collect();
+            let timeout_us = micros(self.config.in_sync_timeout);
+            self.in_sync = Some(InSync::new(timeout_us, &others, &self.links));
+            out.push(Output::Notice(Notice::BecameLeader { term }));
+        } else if role != Role::Leader && (leader, term) != (leader_before, term_before) {
+            out.push(Output::Notice(Notice::Following { leader, term }));
+        }
+        // Answers that were on their way from a server we lost, or that leads no more, are lost.
+        let leader_in_reach = leader.filter(|l| self.links.contains(l));
+        for key in self.writes.take_forwarded_except(leader_in_reach) {
+            self.wait_again(key, now);
+        }
+        if leader != leader_before {
+            self.reads.retry(u64::MAX);
+        }
+    }
+
+    fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
+        let mut waiting = self.writes.take_waiting();
+        while !waiting.is_empty() {
+            let mut batch = Vec::new();
+            let mut data = Vec::new();
+            let mut bytes = 0;
+            while let Some(key) = waiting.pop_front() {
+                self.show_put(key, out);
+                let timestamp = self.clock.next(now.wall_us);
+                let write = &self.writes.get_mut(key).write;
+                let command =
+                    Command { timestamp, request: write.request, op: write.op.clone() }.encode();
+                bytes += command.len() as u64;
+                batch.push(key);
+                data.push(command);
+                if bytes >= limits::APPEND_BYTES_MAX {
+                    break;
+                }
+            }
+            match self.consensus.propose(data) {
+                Ok(first) => {
+                    let term = self.consensus.term();
+                    for (key, index) in batch.into_iter().zip(first..) {
+                        self.writes.propose(key, term, index);
+                    }
+                }
+                Err(ProposeError::Full) => {
+                    for key in batch {
+                        let pending = self.writes.remove(key);
+                        self.answer(pending.origin, busy("too much is being replicated"), out);
+                    }
+                }
+                Err(ProposeError::HandingOver | ProposeError::NotLeader) => {
+                    batch.into_iter().for_each(|key| self.writes.wait(key));
+                }
+            }
+        }
+        if let Some(in_sync) = &mut self.in_sync {
+            in_sync.proposed(self.consensus.last_index(), now.monotonic_us);
+        }
+    }
+
+    fn show_put(&mut self, key: usize, out: &mut Vec<Output>) {
+        let pending = self.writes.get_mut(key);
+        if let WriteOp::Put { key, value } = &pending.write.op
+            && self.config.console
+            && !std::mem::replace(&mut pending.shown_as_leader, true)
+        {
+            let (client, key, value) = (pending.client, key.clone(), value.clone());
+            out.push(Output::Console(ConsoleEvent::Put { client, key, value }));
+        }
+    }
+
+    fn forward_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.writes.has_waiting() {
+            return;
+        }
+        let leader = self.consensus.leader().filter(|l| self.links.contains(l));
+        let patience_us = micros(self.config.in_sync_timeout) + 2 * micros(limits::COMMIT_TIMEOUT);
+        for key in self.writes.take_waiting() {
+            let pending = self.writes.get_mut(key);
+            // Only clients' writes are forwarded, or two servers that each take the other for the
+            // leader would play ball.
+            if let Origin::Server { node, id } = pending.origin {
+                self.writes.remove(key);
+                self.answer_forward(node, id, None, out);
+                continue;
+            }
+            let leader = leader.filter(|_| pending.not_before_us <= now.monotonic_us);
+            let Some(leader) = leader else {
+                self.writes.wait(key);
+                continue;
+            };
+            if let WriteOp::Put { key, value } = &pending.write.op
+                && self.config.console
+                && !std::mem::replace(&mut pending.shown_as_forwarder, true)
+            {
+                let (key, value) = (key.clone(), value.clone());
+                out.push(Output::Console(ConsoleEvent::Forwarding { key, value }));
+            }
+            // From here on the leader watches the time; this is for when it never answers.
+            pending.deadline_us = now.monotonic_us + patience_us;
+            let (client, write) = (pending.client, pending.write.clone());
+            let id = self.writes.forward(key, leader);
+            let message = PeerMessage::Forward { id, client, write };
+            out.push(Output::Send { to: leader, message });
+        }
+    }
+
+    fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.reads.has_waiting() {
+            return;
+        }
+        if self.consensus.role() == Role::Leader {
+            let round = self.reads.start(now.monotonic_us);
+            // A leader that has committed nothing in its term does not know the commit index yet;
+            // the round is tried again a little later.
+            self.consensus.read_index(round);
+        } else if let Some(leader) = self.consensus.leader()
+            && self.links.contains(&leader)
+        {
+            let id = self.reads.start(now.monotonic_us);
+            let message = PeerMessage::ReadIndex { id };
+            out.push(Output::Send { to: leader, message });
+        }
+    }
+
+    fn run_consensus(&mut self, out: &mut Vec<Output>) {
+        self.consensus.advance(&mut self.effects);
+        let effects = &mut self.effects;
+        for message in effects.messages.drain(..) {
+            let to = message.to;
+            out.push(Output::Send { to, message: PeerMessage::Raft(message) });
+        }
+        out.extend(effects.batches.drain(..).map(Output::Persist));
+        for entries in split_at_hashes(std::mem::take(&mut effects.committed)) {
+            out.push(Output::Apply(entries));
+        }
+        for fetch in effects.fetches.drain(..) {
+            out.push(Output::Fetch {
+                fetch: fetch.id,
+                low: fetch.low,
+                high: fetch.high,
+                bytes_max: limits::APPEND_BYTES_MAX,
+            });
+        }
+        if std::mem::take(&mut effects.admitted) {
+            out.push(Output::Notice(Notice::Admitted));
+        }
+        for (round, index) in std::mem::take(&mut effects.reads) {
+            for (to, id) in self.reads.confirm(round, index) {
+                let message = PeerMessage::ReadIndexOk { id, index };
+                out.push(Output::Send { to, message });
+            }
+        }
+    }
+
+    /// Answers the writes that the acknowledgement rule is met for.
+    fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(in_sync) = &mut self.in_sync else { return };
+        let consensus = &self.consensus;
+        let mut notices = Vec::new();
+        in_sync.update(
+            now.monotonic_us,
+            consensus.commit(),
+            |peer| consensus.matched(peer),
+            &mut notices,
+        );
+        out.extend(notices.into_iter().map(Output::Notice));
+        let stored: LogIndex = match self.config.ack {
+            // What is applied is committed, and so durable on a majority.
+            AckPolicy::Majority => LogIndex::MAX,
+            AckPolicy::All => in_sync.stored_by_all(),
+        };
+        for (key, outcome) in self.writes.take_stored(stored) {
+            let pending = self.writes.remove(key);
+            let WriteOutcome { timestamp, existed } = outcome;
+            let reply = match pending.write.op {
+                WriteOp::Put { key, .. } => {
+                    if self.config.console {
+                        let client = pending.client;
+                        out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
+                    }
+                    Reply::PutOk { timestamp }
+                }
+                WriteOp::Del { .. } => Reply::DelOk { timestamp, existed },
+            };
+            self.answer(pending.origin, reply, out);
+        }
+    }
+
+    fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.stopping == Stopping::Draining && self.writes.is_empty() && self.reads.is_empty() {
+            let until_us = now.monotonic_us + micros(limits::HANDOVER_TIMEOUT);
+            self.stopping = Stopping::HandingOver { until_us };
+            let successor = self.links.iter().max_by_key(|peer| self.consensus.matched(**peer));
+            if self.consensus.role() == Role::Leader
+                && let Some(successor) = successor
+            {
+                self.consensus.transfer_leadership(*successor);
+                self.run_consensus(out);
+            }
+        }
+        if let Stopping::HandingOver { until_us } = self.stopping {
+            let alone = self.links.is_empty();
+            let free = self.consensus.role() != Role::Leader || alone;
+            if free || now.monotonic_us >= until_us {
+                self.stopping = Stopping::Done;
+                out.push(Output::Stopped);
+            }
+        }
+    }
+}
+
+/// Cuts committed entries so that no piece reaches past an index where replicas compare states: the
+/// state machine reports its hash at the end of each piece.
+fn split_at_hashes(mut entries: Vec<LogEntry>) -> Vec<Vec<LogEntry>> {
+    let mut pieces = Vec::new();
+    while let Some(first) = entries.first().map(|e| e.index) {
+        let to_boundary = (limits::STATE_HASH_EVERY - first % limits::STATE_HASH_EVERY)
+            % limits::STATE_HASH_EVERY;
+        let take = (to_boundary as usize + 1).min(entries.len());
+        let rest = entries.split_off(take);
+        pieces.push(std::mem::replace(&mut entries, rest));
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_end_where_replicas_compare() {
+        let every = limits::STATE_HASH_EVERY;
+        let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::new() };
+        let pieces = split_at_hashes((every - 1..2 * every + 2).map(entry).collect());
+        let ends: Vec<u64> = pieces.iter().map(|p| p[p.len() - 1].index).collect();
+        assert_eq!(ends, [every, 2 * every, 2 * every + 1]);
+        assert_eq!(pieces.iter().map(Vec::len).sum::<usize>() as u64, every + 3);
+    }
+}

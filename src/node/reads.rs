@@ -1,0 +1,138 @@
+//! Linearizable reads under way: the read-index protocol, batched.
+//!
+//! All reads that arrive between two flushes share one *round*: one index asked of the leader, which
+//! confirms by a heartbeat round trip that it still leads. A read joins only a round that starts
+//! after the read arrived; that is what makes it linearizable. (Ongaro's thesis, 6.4.)
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::RequestToken;
+use crate::types::{LogIndex, NodeId};
+
+/// One client's read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub token: RequestToken,
+    pub deadline_us: u64,
+}
+
+/// Reads that were asked for together.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub reads: Vec<Read>,
+    /// Rounds of other servers that this one answers: (server, its round).
+    pub servers: Vec<(NodeId, u64)>,
+    pub started_us: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// Not asked for yet.
+    pub waiting: Round,
+    /// Asked for, by number.
+    rounds: HashMap<u64, Round>,
+    last_round: u64,
+    /// Confirmed: answer when this index is applied.
+    confirmed: BTreeMap<LogIndex, Vec<Read>>,
+    len: usize,
+}
+
+impl Reads {
+    /// Reads of this server's clients.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn add(&mut self, read: Read) {
+        self.len += 1;
+        self.waiting.reads.push(read);
+    }
+
+    pub fn add_server(&mut self, server: NodeId, round: u64) {
+        self.waiting.servers.push((server, round));
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.reads.is_empty() || !self.waiting.servers.is_empty()
+    }
+
+    /// Starts a round of everything that waits; returns its number.
+    pub fn start(&mut self, now_us: u64) -> u64 {
+        self.last_round += 1;
+        let round = Round { started_us: now_us, ..std::mem::take(&mut self.waiting) };
+        self.rounds.insert(self.last_round, round);
+        self.last_round
+    }
+
+    /// A round is confirmed. Returns the other servers' rounds that it answers.
+    pub fn confirm(&mut self, round: u64, index: LogIndex) -> Vec<(NodeId, u64)> {
+        let Some(round) = self.rounds.remove(&round) else { return Vec::new() };
+        if !round.reads.is_empty() {
+            self.confirmed.entry(index).or_default().extend(round.reads);
+        }
+        round.servers
+    }
+
+    /// Reads that may be answered now that `applied` is.
+    pub fn take_ready(&mut self, applied: LogIndex) -> Vec<Read> {
+        let mut ready = Vec::new();
+        while let Some(entry) = self.confirmed.first_entry()
+            && *entry.key() <= applied
+        {
+            ready.append(&mut entry.remove());
+        }
+        self.len -= ready.len();
+        ready
+    }
+
+    /// Rounds started before `started_before_us` go back to waiting: their question or its answer
+    /// was lost, or the leader was.
+    pub fn retry(&mut self, started_before_us: u64) {
+        let mut late: Vec<u64> = self
+            .rounds
+            .iter()
+            .filter(|(_, round)| round.started_us < started_before_us)
+            .map(|(number, _)| *number)
+            .collect();
+        late.sort_unstable();
+        for number in late {
+            if let Some(round) = self.rounds.remove(&number) {
+                self.waiting.reads.extend(round.reads);
+                self.waiting.servers.extend(round.servers);
+            }
+        }
+    }
+
+    /// Other servers ask again elsewhere when this one stops leading.
+    pub fn forget_servers(&mut self) {
+        self.waiting.servers.clear();
+        for round in self.rounds.values_mut() {
+            round.servers.clear();
+        }
+    }
+
+    /// Reads whose time is up, taken from their places.
+    pub fn take_expired(&mut self, now_us: u64) -> Vec<Read> {
+        let mut expired = Vec::new();
+        let mut sift = |reads: &mut Vec<Read>| {
+            reads.retain(|read| {
+                let over = read.deadline_us <= now_us;
+                if over {
+                    expired.push(*read);
+                }
+                !over
+            });
+        };
+        sift(&mut self.waiting.reads);
+        self.rounds.values_mut().for_each(|round| sift(&mut round.reads));
+        self.confirmed.values_mut().for_each(sift);
+        self.confirmed.retain(|_, reads| !reads.is_empty());
+        self.len -= expired.len();
+        expired.sort_unstable_by_key(|read| read.token);
+        expired
+    }
+}

@@ -1,0 +1,208 @@
+//! A group of cores with perfect network and disks: what must hold when nothing goes wrong. The
+//! simulator in `tests/` covers the rest.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::core::{AckPolicy, Node, NodeConfig, Recovered};
+use super::*;
+use crate::command::{Command, WriteOp};
+use crate::limits;
+use crate::types::{ClientId, RequestId};
+use crate::wire::message::Role;
+
+struct Group {
+    nodes: Vec<Node>,
+    inbox: VecDeque<(usize, Input)>,
+    replies: HashMap<RequestToken, Reply>,
+    ready_reads: Vec<RequestToken>,
+    applied: Vec<AppliedPoint>,
+    now: Now,
+}
+
+impl Group {
+    fn new(size: u64, ack: AckPolicy) -> Group {
+        let ids: Vec<NodeId> = (1..=size).map(NodeId).collect();
+        let node = |id: &NodeId| {
+            let config = NodeConfig {
+                node: *id,
+                nodes: ids.clone(),
+                first_leader: NodeId(size),
+                ack,
+                in_sync_timeout: Duration::from_secs(2),
+                election_ticks: Some(15 + id.0 as usize),
+                value_bytes_max: 100,
+                replication_delay: Duration::ZERO,
+                console: false,
+            };
+            Node::new(config, Recovered::default()).unwrap()
+        };
+        let mut group = Group {
+            nodes: ids.iter().map(node).collect(),
+            inbox: VecDeque::new(),
+            replies: HashMap::new(),
+            ready_reads: Vec::new(),
+            applied: vec![AppliedPoint::default(); ids.len()],
+            now: Now { monotonic_us: 1, wall_us: 1_000_000 },
+        };
+        for at in 0..ids.len() {
+            for peer in ids.iter().filter(|p| **p != ids[at]) {
+                group.inbox.push_back((at, Input::PeerUp { peer: *peer, last_index: 0, term: 0 }));
+            }
+        }
+        group.settle();
+        group
+    }
+
+    fn settle(&mut self) {
+        loop {
+            let mut out = Vec::new();
+            while let Some((at, input)) = self.inbox.pop_front() {
+                self.nodes[at].handle(self.now, input, &mut out);
+                self.carry_out(at, std::mem::take(&mut out));
+            }
+            for at in 0..self.nodes.len() {
+                self.nodes[at].flush(self.now, &mut out);
+                self.carry_out(at, std::mem::take(&mut out));
+            }
+            if self.inbox.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now.monotonic_us += 20_000;
+        for at in 0..self.nodes.len() {
+            self.inbox.push_back((at, Input::Tick));
+        }
+        self.settle();
+    }
+
+    fn carry_out(&mut self, at: usize, out: Vec<Output>) {
+        let from = NodeId(at as u64 + 1);
+        for output in out {
+            match output {
+                Output::Send { to, message } => {
+                    self.inbox.push_back((to.0 as usize - 1, Input::Peer { from, message }));
+                }
+                Output::Persist(batch) => {
+                    self.inbox.push_back((at, Input::Persisted { number: batch.number }));
+                }
+                Output::Apply(entries) => {
+                    let point = &mut self.applied[at];
+                    let mut outcomes = Vec::new();
+                    for entry in entries {
+                        assert_eq!(entry.index, point.index + 1);
+                        point.index = entry.index;
+                        if let Some(command) = Command::decode(&entry.data).unwrap() {
+                            assert!(command.timestamp > point.timestamp);
+                            point.timestamp = command.timestamp;
+                            outcomes.push(AppliedWrite {
+                                index: entry.index,
+                                term: entry.term,
+                                outcome: Some(WriteOutcome {
+                                    timestamp: command.timestamp,
+                                    existed: false,
+                                }),
+                            });
+                        }
+                    }
+                    let point = *point;
+                    self.inbox.push_back((at, Input::Applied { outcomes, point }));
+                }
+                Output::Reply { token, reply } => {
+                    assert!(self.replies.insert(token, reply).is_none(), "one answer a request");
+                }
+                Output::ReadReady { token } => self.ready_reads.push(token),
+                Output::Disconnect { reason, .. } => panic!("{reason}"),
+                Output::Notice(_) | Output::Stopped => {}
+                other => panic!("unexpected {other:?}"),
+            }
+        }
+    }
+
+    fn put(&mut self, at: usize, request: u64) -> RequestToken {
+        let token = RequestToken { connection: at as u64, request };
+        let request =
+            RequestId { client: ClientId(at as u64), sequence: request, answered_below: 1 };
+        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+        let client = ([127, 0, 0, 1], 9).into();
+        let write = WriteRequest { request, op };
+        self.inbox.push_back((at, Input::Write { token, client, write }));
+        token
+    }
+}
+
+#[test]
+fn the_named_leader_leads_first_and_any_server_takes_writes_and_linearizable_reads() {
+    for size in [1, 3, 5] {
+        for ack in [AckPolicy::All, AckPolicy::Majority] {
+            let mut group = Group::new(size, ack);
+            group.tick();
+            let last = size as usize - 1;
+            assert_eq!(group.nodes[last].status().role, Role::Leader, "group of {size}");
+            assert_eq!(group.nodes[last].status().term, 1);
+            group.tick();
+            let tokens: Vec<_> = (0..size as usize).map(|at| group.put(at, 1)).collect();
+            let read = RequestToken { connection: 0, request: 99 };
+            group.inbox.push_back((0, Input::Read { token: read }));
+            group.settle();
+            for token in tokens {
+                assert!(matches!(group.replies[&token], Reply::PutOk { .. }));
+            }
+            assert_eq!(group.ready_reads, [read]);
+            for _ in 0..5 {
+                group.tick();
+            }
+            assert!(group.applied.iter().all(|p| *p == group.applied[0]), "{:?}", group.applied);
+            assert_eq!(group.nodes[last].status().in_sync.len(), size as usize);
+        }
+    }
+}
+
+#[test]
+fn a_stopping_leader_hands_over_and_its_follower_serves() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    group.inbox.push_back((2, Input::Stop));
+    group.settle();
+    group.tick();
+    assert_ne!(group.nodes[2].status().role, Role::Leader);
+    let leader = group.nodes[2].status().leader.expect("someone took over").0 as usize - 1;
+    let token = group.put(leader, 1);
+    let refused = group.put(2, 2);
+    group.settle();
+    assert!(matches!(group.replies[&token], Reply::PutOk { .. }));
+    assert!(matches!(&group.replies[&refused], Reply::Error(_)));
+}
+
+#[test]
+fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
+    let mut group = Group::new(1, AckPolicy::All);
+    group.tick();
+    let request = |sequence| RequestId { client: ClientId(1), sequence, answered_below: 1 };
+    let put = |key: &[u8], value: &[u8]| WriteOp::Put {
+        key: Bytes::copy_from_slice(key),
+        value: Bytes::copy_from_slice(value),
+    };
+    let bad = [
+        (request(1), put(b"", b"v")),
+        (request(1), put(&vec![b'k'; limits::KEY_BYTES_MAX + 1], b"v")),
+        (request(1), put(b"k", &[0; 101])),
+        (request(0), put(b"k", b"v")),
+        (RequestId { answered_below: 3, ..request(2) }, put(b"k", b"v")),
+    ];
+    for (at, (request, op)) in bad.into_iter().enumerate() {
+        let token = RequestToken { connection: 0, request: at as u64 };
+        let write = WriteRequest { request, op };
+        let client = ([127, 0, 0, 1], 9).into();
+        group.inbox.push_back((0, Input::Write { token, client, write }));
+        group.settle();
+        let Reply::Error(error) = &group.replies[&token] else { panic!("case {at} was taken") };
+        assert_eq!(error.code, crate::wire::message::ErrorCode::Invalid, "{}", error.message);
+    }
+    assert_eq!(group.applied[0].timestamp, Timestamp::ZERO);
+}

@@ -1,0 +1,186 @@
+//! The writes under way at one server, from receipt to answer.
+//!
+//! A write is in exactly one place: waiting to be proposed or forwarded; proposed, under its (term,
+//! index); applied, waiting for the servers in sync; or forwarded, under the forward's number. It is
+//! never found by order of arrival. When leadership is lost everything goes back to waiting: the
+//! next leader may get it a second time, and the replicated session makes sure it is applied once.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use slab::Slab;
+
+use super::RequestToken;
+use crate::command::WriteOutcome;
+use crate::types::{LogIndex, NodeId, Term};
+use crate::wire::message::WriteRequest;
+
+/// Who gets the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A client of this server.
+    Client(RequestToken),
+    /// Another server that forwarded it under this number.
+    Server { node: NodeId, id: u64 },
+}
+
+/// One write under way.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub origin: Origin,
+    /// The client's own address.
+    pub client: SocketAddr,
+    pub write: WriteRequest,
+    /// When to give up, unless it is committed or in another server's hands.
+    pub deadline_us: u64,
+    /// Not to be forwarded before.
+    pub not_before_us: u64,
+    /// The console has shown it as received by the leader, or as forwarded.
+    pub shown_as_leader: bool,
+    pub shown_as_forwarder: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    all: Slab<Pending>,
+    waiting: VecDeque<usize>,
+    proposed: BTreeMap<(Term, LogIndex), usize>,
+    applied: BTreeMap<LogIndex, (usize, WriteOutcome)>,
+    forwarded: HashMap<u64, (usize, NodeId)>,
+    last_forward: u64,
+}
+
+impl Writes {
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    pub fn add(&mut self, pending: Pending) {
+        let key = self.all.insert(pending);
+        self.waiting.push_back(key);
+    }
+
+    /// Takes everything that waits, to place or to drop each one.
+    pub fn take_waiting(&mut self) -> VecDeque<usize> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub fn wait(&mut self, key: usize) {
+        self.waiting.push_back(key);
+    }
+
+    /// # Panics
+    /// Panics on a key that is not under way: keys come from this container's own places, each of
+    /// which holds a key only as long as the write exists.
+    pub fn get_mut(&mut self, key: usize) -> &mut Pending {
+        &mut self.all[key]
+    }
+
+    pub fn remove(&mut self, key: usize) -> Pending {
+        self.all.remove(key)
+    }
+
+    pub fn propose(&mut self, key: usize, term: Term, index: LogIndex) {
+        self.proposed.insert((term, index), key);
+    }
+
+    /// Puts a write in another server's hands; returns the forward's number.
+    pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
+        self.last_forward += 1;
+        self.forwarded.insert(self.last_forward, (key, to));
+        self.last_forward
+    }
+
+    /// The forward is answered by `from`.
+    pub fn take_forwarded(&mut self, id: u64, from: NodeId) -> Option<usize> {
+        match self.forwarded.get(&id) {
+            Some((_, to)) if *to == from => self.forwarded.remove(&id).map(|(key, _)| key),
+            _ => None,
+        }
+    }
+
+    /// What was proposed at (term, index) is applied there.
+    pub fn take_proposed(&mut self, term: Term, index: LogIndex) -> Option<usize> {
+        self.proposed.remove(&(term, index))
+    }
+
+    /// A committed write waits until every server in sync has stored `index`.
+    pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, outcome: WriteOutcome) {
+        self.applied.insert(index, (key, outcome));
+    }
+
+    /// Committed writes that every server in sync has stored, in log order.
+    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(usize, WriteOutcome)> {
+        if self.applied.first_key_value().is_none_or(|(index, _)| *index > up_to) {
+            return Vec::new();
+        }
+        let rest = match up_to.checked_add(1) {
+            Some(next) => self.applied.split_off(&next),
+            None => BTreeMap::new(),
+        };
+        std::mem::replace(&mut self.applied, rest).into_values().collect()
+    }
+
+    /// Leadership is lost: takes every write whose fate another leader decides now.
+    pub fn take_led(&mut self) -> Vec<usize> {
+        let proposed = std::mem::take(&mut self.proposed).into_values();
+        let applied = std::mem::take(&mut self.applied).into_values().map(|(key, _)| key);
+        proposed.chain(applied).collect()
+    }
+
+    /// The server that writes were forwarded to is not the leader any more, or unreachable.
+    pub fn take_forwarded_except(&mut self, leader: Option<NodeId>) -> Vec<usize> {
+        let mut lost: Vec<(u64, usize)> = self
+            .forwarded
+            .iter()
+            .filter(|(_, (_, to))| Some(*to) != leader)
+            .map(|(id, (key, _))| (*id, *key))
+            .collect();
+        // A hash map's order is not the same in every run; the numbers' is.
+        lost.sort_unstable();
+        for (id, _) in &lost {
+            self.forwarded.remove(id);
+        }
+        lost.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// Waiting or proposed writes whose time is up, taken from their places.
+    pub fn take_expired(&mut self, now_us: u64) -> Vec<usize> {
+        let all = &self.all;
+        let mut expired: Vec<usize> = Vec::new();
+        let mut is_over = |key: usize| {
+            let over = all[key].deadline_us <= now_us;
+            if over {
+                expired.push(key);
+            }
+            over
+        };
+        self.waiting.retain(|key| !is_over(*key));
+        self.proposed.retain(|_, key| !is_over(*key));
+        expired
+    }
+
+    /// Forwarded writes that have not been answered in time: the forward or its answer was lost.
+    pub fn take_unanswered(&mut self, now_us: u64) -> Vec<usize> {
+        let all = &self.all;
+        let mut late: Vec<(u64, usize)> = Vec::new();
+        self.forwarded.retain(|id, (key, _)| {
+            let over = all[*key].deadline_us <= now_us;
+            if over {
+                late.push((*id, *key));
+            }
+            !over
+        });
+        late.sort_unstable();
+        late.into_iter().map(|(_, key)| key).collect()
+    }
+}
