@@ -164,10 +164,13 @@ fn number_from(variable: &str) -> Option<u64> {
 #[test]
 fn random_seeds_keep_every_promise() {
     if let Some(seed) = number_from("ACERVO_SEED") {
-        if let Err(reason) = run_caught(seed, Trace::default()) {
-            panic!("{}", explain(seed, &reason));
+        let trace = Trace::on();
+        let result = run_caught(seed, trace.clone());
+        println!("{}", trace.tail());
+        match result {
+            Ok(_) => return,
+            Err(reason) => panic!("seed {seed}: {reason}"),
         }
-        return;
     }
     let seeds = number_from("ACERVO_SIM_SEEDS").unwrap_or(SEEDS_DEFAULT);
     let next = AtomicU64::new(1);

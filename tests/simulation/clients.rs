@@ -236,14 +236,13 @@ impl World {
         self.after(delay_us, Event::Retry { operation });
     }
 
-    /// A client's connection to a server breaks.
-    pub fn reset_connection(&mut self, client: usize, server: usize) -> Verdict {
+    /// A client's connection to a server breaks. The core is not told: it answers all the same, and
+    /// its driver throws the answer away.
+    pub fn reset_connection(&mut self, client: usize, server: usize) {
         let generation = self.clients[client].connections[server];
         let connection = ((client as u64) << 40) | ((server as u64) << 32) | generation;
         self.clients[client].connections[server] += 1;
-        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
-        process.gone.insert(connection);
-        process.owed.retain(|token, _| token.connection != connection);
+        let Some(process) = &mut self.servers[server].process else { return };
         let cut: Vec<usize> = process
             .open_attempts
             .iter()
@@ -254,7 +253,6 @@ impl World {
         for attempt in cut {
             self.queue_abandon(attempt);
         }
-        self.input(server, Input::Gone { connection })
     }
 
     fn queue_abandon(&mut self, attempt: usize) {

@@ -3,7 +3,7 @@
 
 use acervo::limits;
 use acervo::node::core::{AckPolicy, Node, NodeConfig};
-use acervo::node::{Input, Output};
+use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::types::{LogBatch, LogEntry, LogIndex};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
@@ -11,8 +11,8 @@ use crate::checker::{Verdict, Violation, ensure};
 use crate::server::{Process, node_id, position};
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
-/// An answer may take the commit time-out, then the in-sync time-out, and this much for the
-/// machinery.
+/// An answer may take the commit time-out here, at a leader that then dies, and here again, the
+/// in-sync time-out, and this much for the machinery.
 const ANSWER_SLACK_US: u64 = 2 * SECOND;
 
 impl World {
@@ -50,8 +50,8 @@ impl World {
         let delay_us = limits::TICK.as_micros() as u64 + self.rng.below(MILLISECOND);
         self.after(delay_us, Event::Tick { server, life });
         let Some(process) = &self.servers[server].process else { return Ok(()) };
-        let patience_us = (limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout).as_micros() as u64
-            + ANSWER_SLACK_US;
+        let patience = 3 * limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout;
+        let patience_us = patience.as_micros() as u64 + ANSWER_SLACK_US;
         for (token, since_us) in &process.owed {
             ensure!(
                 self.now_us - since_us < patience_us,
@@ -111,6 +111,13 @@ impl World {
                     self.accusations.push((server, peer, reason));
                     self.reset_links(server, peer);
                 }
+                Output::Notice(notice) => {
+                    let diverged = matches!(notice, Notice::Diverged { .. });
+                    ensure!(!diverged || !self.setup.honest, "{}: {notice}", node_id(server));
+                    if let Some(process) = &mut self.servers[server].process {
+                        process.notices.push(notice);
+                    }
+                }
                 Output::Stopped => return self.exit(server),
             }
         }
@@ -149,22 +156,16 @@ impl World {
         self.checker.acknowledges(*timestamp, in_sync, &disks)
     }
 
-    /// Strikes out an owed answer; false when its connection is gone.
+    /// Strikes out an owed answer; false when the process is no more.
     fn settle(
         &mut self,
         server: usize,
-        token: acervo::node::RequestToken,
+        token: RequestToken,
     ) -> Result<bool, Violation> {
         let Some(process) = &mut self.servers[server].process else { return Ok(false) };
-        if process.owed.remove(&token).is_some() {
-            return Ok(true);
-        }
-        ensure!(
-            process.gone.contains(&token.connection),
-            "{} answered {token:?}, which it does not owe",
-            node_id(server)
-        );
-        Ok(false)
+        let owed = process.owed.remove(&token).is_some();
+        ensure!(owed, "{} answered {token:?}, which it does not owe", node_id(server));
+        Ok(true)
     }
 
     // ---- disk ---------------------------------------------------------------------------------
@@ -302,6 +303,8 @@ impl World {
             in_sync_timeout: self.setup.in_sync_timeout,
             election_ticks: Some(election_ticks),
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
+            replication_delay: self.setup.replication_delay[server],
+            console: true,
         };
         let state = &mut self.servers[server];
         let recovered = state.disk.recover(state.checkpoint.point());
@@ -337,6 +340,7 @@ impl World {
         self.crash(server)?;
         self.trace.note(self.now_us, || format!("{} loses its data directory", server + 1));
         self.servers[server].disk.wipe();
+        self.servers[server].incarnation += 1;
         self.servers[server].checkpoint = Default::default();
         Ok(())
     }

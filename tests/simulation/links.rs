@@ -72,8 +72,16 @@ impl World {
         }
         link.state = LinkState::Up;
         link.epoch += 1;
-        let last_index = self.servers[to].disk.last_index();
-        self.input(from, Input::PeerUp { peer: node_id(to), last_index })
+        link.incarnation = self.servers[from].incarnation;
+        // The greeting names the other's data directory: what an earlier one sent is not believed.
+        let incarnation = self.servers[to].incarnation;
+        let inbound = self.network.link(to, from);
+        if inbound.incarnation != incarnation {
+            inbound.epoch += 1;
+        }
+        let Some(process) = &self.servers[to].process else { return Ok(()) };
+        let (last_index, term) = (process.status.last_index, process.status.term);
+        self.input(from, Input::PeerUp { peer: node_id(to), last_index, term })
     }
 
     /// Breaks one direction: what is in flight is lost now, the sender learns of it later.

@@ -150,7 +150,8 @@ impl World {
             Fault::Stop => self.stop(victim),
             Fault::ClientReset => {
                 let client = self.rng.index(self.clients.len());
-                self.reset_connection(client, victim)
+                self.reset_connection(client, victim);
+                Ok(())
             }
         }
     }

@@ -43,6 +43,8 @@ pub struct Link {
     pub state: LinkState,
     /// Changes whenever what is in flight is lost.
     pub epoch: u64,
+    /// The sender's data directory when the link came up.
+    pub incarnation: u64,
     /// Whether a partition swallows what is sent.
     pub blocked: bool,
     /// Whether an attempt to connect is scheduled.
@@ -64,6 +66,7 @@ impl Network {
         let link = || Link {
             state: LinkState::Down,
             epoch: 0,
+            incarnation: 0,
             blocked: false,
             dialling: false,
             quality,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acervo::node::core::{Node, NodeStatus};
-use acervo::node::{ConsoleEvent, RequestToken};
+use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::types::{LogEntry, LogIndex, NodeId, Timestamp};
 use acervo::wire::message::{GetRequest, Reply};
 
@@ -27,6 +27,8 @@ pub struct Server {
     pub disk: Disk,
     /// Survives: the state machine at its last durable commit.
     pub checkpoint: Machine,
+    /// Survives: names the data directory.
+    pub incarnation: u64,
     /// Counts starts and stops; events of an earlier life are void.
     pub life: u64,
     /// The machine's clock, against the simulator's.
@@ -57,10 +59,10 @@ pub struct Process {
     pub flush_due: bool,
     /// What the core owes an answer, and since when.
     pub owed: BTreeMap<RequestToken, u64>,
-    /// Connections that closed: the core owes them nothing.
-    pub gone: BTreeSet<u64>,
     /// Attempts of clients that a crash would cut off.
     pub open_attempts: BTreeSet<usize>,
+    /// What the log would have said.
+    pub notices: Vec<Notice>,
     /// What the console would have shown.
     pub console: Vec<ConsoleEvent>,
 }
@@ -79,8 +81,8 @@ impl Process {
             applied_notice_us: 0,
             flush_due: false,
             owed: BTreeMap::new(),
-            gone: BTreeSet::new(),
             open_attempts: BTreeSet::new(),
+            notices: Vec::new(),
             console: Vec::new(),
         }
     }

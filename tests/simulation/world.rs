@@ -40,6 +40,8 @@ pub struct Setup {
     pub in_sync_timeout: Duration,
     /// How links behave at first and again after every fault.
     pub quality: Quality,
+    /// How late each server takes in what is replicated (SPEC A7).
+    pub replication_delay: Vec<Duration>,
     /// Longest sync of a healthy disk.
     pub sync_us_max: u64,
     /// Longest application of one piece of the log.
@@ -63,6 +65,7 @@ impl Setup {
             ack: AckPolicy::All,
             in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
             quality: Quality::GOOD,
+            replication_delay: vec![Duration::ZERO; 3],
             sync_us_max: 400,
             apply_us_max: 200,
             checkpoints: 50,
