@@ -99,7 +99,9 @@ impl Consensus {
             max_inflight_msgs: limits::APPENDS_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            batch_append: true,
+            // In raft-rs 0.7.0 batching may append entries to an empty message that names another
+            // predecessor. The core proposes in batches, so little is lost.
+            batch_append: false,
             max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
             ..Config::default()
