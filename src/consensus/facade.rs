@@ -153,6 +153,7 @@ impl Consensus {
 
     /// Takes in a message that came on `link`'s connection.
     pub fn step(&mut self, link: NodeId, message: RaftMessage) -> Result<(), PeerFault> {
+        let log = &self.raw.raft.raft_log;
         let known = Known {
             me: self.config.node,
             term: self.term(),
@@ -160,7 +161,7 @@ impl Consensus {
             leader: self.leader(),
             commit: self.commit(),
             last_index: self.last_index(),
-            log: self.raw.store(),
+            term_at: &|index| log.term(index).ok(),
             all_durable: self.pipeline.is_idle(),
         };
         let Verdict::Step(message) = guard::check(&known, link, message)? else {

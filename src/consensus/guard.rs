@@ -5,7 +5,6 @@
 //! it is stepped. A message that no correct server sends is a [`PeerFault`]: the connection closes.
 //! One that a correct server may send late is merely ignored.
 
-use super::log_store::LogStore;
 use crate::limits;
 use crate::types::{LogIndex, NodeId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
@@ -67,7 +66,8 @@ pub(super) struct Known<'a> {
     pub leader: Option<NodeId>,
     pub commit: LogIndex,
     pub last_index: LogIndex,
-    pub log: &'a LogStore,
+    /// The term at an index of the log, whatever part of the log holds it.
+    pub term_at: &'a dyn Fn(LogIndex) -> Option<Term>,
     /// Whether everything this server has said of itself is durable, so that answers can be due.
     pub all_durable: bool,
 }
@@ -95,6 +95,11 @@ pub(super) fn check(
     }
     if term > known.term.saturating_add(limits::TERM_LEAP_MAX) {
         return Err(PeerFault::TermLeap { term, ours: known.term });
+    }
+    // The library takes nothing from an older term; what a deposed leader had in its log may well
+    // contradict what was committed since.
+    if term < known.term {
+        return Ok(Verdict::Step(message));
     }
     let same_term = term == known.term;
     match &mut message.body {
@@ -166,7 +171,7 @@ fn check_entries(
             return Err(broken);
         }
         entry_term = entry.term;
-        if entry.index <= known.commit && known.log.term_at(entry.index) != Some(entry.term) {
+        if entry.index <= known.commit && (known.term_at)(entry.index) != Some(entry.term) {
             return Err(PeerFault::ContradictsCommitted { index });
         }
     }
