@@ -82,9 +82,10 @@ impl Checker {
         }
     }
 
-    /// A server says it leads: nobody else may have in that term, and the named one leads first.
-    pub fn leads(&mut self, node: NodeId, term: Term) -> Verdict {
-        if self.leaders.is_empty() {
+    /// A server says it leads: nobody else may have in that term. The named one leads first, unless
+    /// the group was `undisturbed` no longer when it was born.
+    pub fn leads(&mut self, node: NodeId, term: Term, undisturbed: bool) -> Verdict {
+        if self.leaders.is_empty() && undisturbed {
             ensure!(node == self.first_leader, "{node} led first, not {}", self.first_leader);
         }
         let leader = *self.leaders.entry(term).or_insert(node);

@@ -133,7 +133,8 @@ impl World {
         }
         let status = &process.status;
         if status.role == Role::Leader {
-            self.checker.leads(node_id(server), status.term)?;
+            let undisturbed = self.nemesis.struck.is_empty();
+            self.checker.leads(node_id(server), status.term, undisturbed)?;
         }
         let commit = status.commit;
         let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();

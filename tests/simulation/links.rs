@@ -72,6 +72,7 @@ impl World {
         }
         link.state = LinkState::Up;
         link.epoch += 1;
+        link.session += 1;
         link.incarnation = self.servers[from].incarnation;
         // The greeting names the other's data directory: what an earlier one sent is not believed.
         let incarnation = self.servers[to].incarnation;
@@ -90,15 +91,15 @@ impl World {
         link.epoch += 1;
         if link.state == LinkState::Up {
             link.state = LinkState::Broken;
-            let epoch = link.epoch;
-            self.after(notice_us, Event::LinkLost { from, to, epoch });
+            let session = link.session;
+            self.after(notice_us, Event::LinkLost { from, to, session });
         }
     }
 
     /// A server learns that its link broke, and dials again.
-    pub fn link_lost(&mut self, from: usize, to: usize, epoch: u64) -> Verdict {
+    pub fn link_lost(&mut self, from: usize, to: usize, session: u64) -> Verdict {
         let link = self.network.link(from, to);
-        if link.state != LinkState::Broken || link.epoch != epoch {
+        if link.state != LinkState::Broken || link.session != session {
             return Ok(());
         }
         link.state = LinkState::Down;

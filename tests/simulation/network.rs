@@ -43,6 +43,8 @@ pub struct Link {
     pub state: LinkState,
     /// Changes whenever what is in flight is lost.
     pub epoch: u64,
+    /// Counts how often it came up.
+    pub session: u64,
     /// The sender's data directory when the link came up.
     pub incarnation: u64,
     /// Whether a partition swallows what is sent.
@@ -66,6 +68,7 @@ impl Network {
         let link = || Link {
             state: LinkState::Down,
             epoch: 0,
+            session: 0,
             incarnation: 0,
             blocked: false,
             dialling: false,

@@ -86,7 +86,7 @@ pub enum Event {
     /// A server tries to connect to another.
     Dial { from: usize, to: usize, life: u64 },
     /// A server learns that its link broke.
-    LinkLost { from: usize, to: usize, epoch: u64 },
+    LinkLost { from: usize, to: usize, session: u64 },
     /// A sync ends.
     Synced { server: usize, life: u64 },
     /// The state machine has applied the piece at hand.
@@ -238,7 +238,7 @@ impl World {
             Event::Flush { server, .. } => self.flush(server),
             Event::Deliver { from, to, epoch, frame } => self.deliver(from, to, epoch, &frame),
             Event::Dial { from, to, .. } => self.dial(from, to),
-            Event::LinkLost { from, to, epoch } => self.link_lost(from, to, epoch),
+            Event::LinkLost { from, to, session } => self.link_lost(from, to, session),
             Event::Synced { server, .. } => self.synced(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
             Event::Applied { server, outcomes, point, .. } => {
