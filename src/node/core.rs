@@ -226,12 +226,11 @@ impl Node {
         self.campaign_if_first();
         self.release_delayed(now, out);
 
-        for key in self.writes.take_expired(now_us) {
+        let mut expired = self.writes.take_expired(now_us);
+        expired.extend(self.writes.take_unanswered(now_us));
+        for key in expired {
             let pending = self.writes.remove(key);
             self.answer(pending.origin, self.no_majority(), out);
-        }
-        for key in self.writes.take_unanswered(now_us) {
-            self.wait_again(key, now);
         }
         self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
         for read in self.reads.take_expired(now_us) {
@@ -278,6 +277,9 @@ impl Node {
             client,
             write,
             deadline_us: now.monotonic_us + micros(limits::COMMIT_TIMEOUT),
+            give_up_us: now.monotonic_us
+                + micros(self.config.in_sync_timeout)
+                + 2 * micros(limits::COMMIT_TIMEOUT),
             not_before_us: 0,
             shown_as_leader: false,
             shown_as_forwarder: false,
@@ -323,7 +325,9 @@ impl Node {
 
     /// A write that another leader must decide waits for one.
     pub(super) fn wait_again(&mut self, key: usize, now: Now) {
-        self.writes.get_mut(key).deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
+        let pending = self.writes.get_mut(key);
+        let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
+        pending.deadline_us = deadline_us.min(pending.give_up_us);
         self.writes.wait(key);
     }
 

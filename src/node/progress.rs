@@ -128,7 +128,6 @@ impl Node {
             return;
         }
         let leader = self.consensus.leader().filter(|l| self.links.contains(l));
-        let patience_us = micros(self.config.in_sync_timeout) + 2 * micros(limits::COMMIT_TIMEOUT);
         for key in self.writes.take_waiting() {
             let pending = self.writes.get_mut(key);
             // Only clients' writes are forwarded, or two servers that each take the other for the
@@ -151,7 +150,7 @@ impl Node {
                 out.push(Output::Console(ConsoleEvent::Forwarding { key, value }));
             }
             // From here on the leader watches the time; this is for when it never answers.
-            pending.deadline_us = now.monotonic_us + patience_us;
+            pending.deadline_us = pending.give_up_us;
             let (client, write) = (pending.client, pending.write.clone());
             let id = self.writes.forward(key, leader);
             let message = PeerMessage::Forward { id, client, write };

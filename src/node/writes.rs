@@ -33,6 +33,9 @@ pub(super) struct Pending {
     pub write: WriteRequest,
     /// When to give up, unless it is committed or in another server's hands.
     pub deadline_us: u64,
+    /// When to give up whatever happens to it: however often leaders change or forwards are lost,
+    /// its client hears something in bounded time.
+    pub give_up_us: u64,
     /// Not to be forwarded before.
     pub not_before_us: u64,
     /// The console has shown it as received by the leader, or as forwarded.

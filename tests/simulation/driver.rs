@@ -11,8 +11,8 @@ use crate::checker::{Verdict, Violation, ensure};
 use crate::server::{Process, node_id, position};
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
-/// An answer may take the commit time-out here, at a leader that then dies, and here again, the
-/// in-sync time-out, and this much for the machinery.
+/// An answer may take the commit time-out here, again at a leader that then dies, the in-sync
+/// time-out twice, and this much for the machinery.
 const ANSWER_SLACK_US: u64 = 2 * SECOND;
 
 impl World {
@@ -50,7 +50,7 @@ impl World {
         let delay_us = limits::TICK.as_micros() as u64 + self.rng.below(MILLISECOND);
         self.after(delay_us, Event::Tick { server, life });
         let Some(process) = &self.servers[server].process else { return Ok(()) };
-        let patience = 3 * limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout;
+        let patience = 2 * (limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout);
         let patience_us = patience.as_micros() as u64 + ANSWER_SLACK_US;
         for (token, since_us) in &process.owed {
             ensure!(
