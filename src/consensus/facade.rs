@@ -167,9 +167,26 @@ impl Consensus {
         let Verdict::Step(message) = guard::check(&known, link, message)? else {
             return Ok(());
         };
-        self.admission.heard(link, message.term);
+        // Rehearsals carry the term asked for, which their sender does not have.
+        let rehearsal = matches!(
+            message.body,
+            RaftBody::Vote { pre: true, .. } | RaftBody::VoteReply { pre: true, .. }
+        );
+        if !rehearsal {
+            self.admission.heard(link, message.term);
+        }
         let is_vote = matches!(message.body, RaftBody::Vote { .. });
         if is_vote && !self.admission.is_admitted() && !self.is_birth(&message) {
+            return Ok(());
+        }
+        let from_leader = matches!(
+            message.body,
+            RaftBody::Append { .. } | RaftBody::Heartbeat { .. } | RaftBody::TimeoutNow
+        );
+        if from_leader && !self.admission.may_follow(message.term) {
+            return Ok(());
+        }
+        if matches!(message.body, RaftBody::TimeoutNow) && !self.may_campaign() {
             return Ok(());
         }
         if let RaftBody::Append { entries, .. } = &message.body

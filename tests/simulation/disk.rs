@@ -150,7 +150,8 @@ impl Disk {
             }
         }
         let mut hard_state = self.hard_state;
-        hard_state.commit = hard_state.commit.max(applied.index);
+        // A torn batch may name a commit index past the entries that survived.
+        hard_state.commit = hard_state.commit.min(self.last_index()).max(applied.index);
         Recovered {
             hard_state,
             term_runs,
