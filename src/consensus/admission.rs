@@ -9,7 +9,8 @@
 //!
 //! It is admitted, for ever, in one of two ways:
 //!
-//! 1. **The group's birth.** The named first leader campaigns with an empty log, and a blank server
+//! 1. **The group's birth.** The named first leader campaigns with an empty log, unless it hears of
+//!    a term that it does not remember asking for (its directory was lost), and a blank server
 //!    grants it. This is safe because the first leader sends no entry before the first one is
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
 //!    acknowledged. Granting such a vote admits the voter, winning it admits the leader.
@@ -55,6 +56,12 @@ impl Admission {
             let known = self.reported.entry(node).or_insert(term);
             *known = term.max(*known);
         }
+    }
+
+    /// Whether the group may be unborn, as the named first leader sees it: nobody has been in a term
+    /// in which it did not ask for votes itself. Otherwise it is its own directory that was lost.
+    pub fn is_newborn(&self, last_term_asked_for: Term) -> bool {
+        self.reported.values().all(|reported| *reported <= last_term_asked_for)
     }
 
     /// Whether a leader of this term may be followed at all. Before enough others are heard, or when

@@ -141,7 +141,14 @@ impl Consensus {
     /// born, which it knows by its empty log.
     fn may_campaign(&self) -> bool {
         self.admission.is_admitted()
-            || (self.config.node == self.config.first_leader && self.last_index() == 0)
+            || (self.config.node == self.config.first_leader
+                && self.last_index() == 0
+                && self.admission.is_newborn(self.last_term_asked_for()))
+    }
+
+    /// The term in which this server last asked for votes; 0 when it does not remember any.
+    fn last_term_asked_for(&self) -> Term {
+        if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
     /// Whether a server that is not admitted may still grant this vote.
