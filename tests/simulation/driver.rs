@@ -306,6 +306,7 @@ impl World {
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
             replication_delay: self.setup.replication_delay[server],
             console: true,
+            first_question: self.rng.next_u64(),
         };
         let state = &mut self.servers[server];
         let recovered = state.disk.recover(state.checkpoint.point());
