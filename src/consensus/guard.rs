@@ -163,11 +163,16 @@ fn check_entries(
     if previous_term > term || previous_index > u64::MAX / 2 {
         return Err(broken);
     }
+    // To the library an index past its log has term 0, and so would match.
+    if (previous_term == 0) != (previous_index == 0) {
+        return Err(broken);
+    }
     let mut index = previous_index;
     let mut entry_term = previous_term;
     for entry in entries {
         index += 1;
-        if entry.index != index || entry.term < entry_term || entry.term > term {
+        let rises = entry.term >= entry_term.max(1) && entry.term <= term;
+        if entry.index != index || !rises {
             return Err(broken);
         }
         entry_term = entry.term;

@@ -6,8 +6,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use acervo::command::{Command, WriteOp};
 use acervo::node::Input;
-use acervo::types::{ClientId, LogEntry, NodeId, RequestId};
+use acervo::types::{ClientId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
 use bytes::Bytes;
 
@@ -30,7 +31,10 @@ fn besieged(setup: Setup) -> Result<World, Violation> {
     let client = world.add_client(Memory::Session, 16, 10 * SECOND);
     let writes: Vec<usize> =
         (0..10).map(|n| world.put(client, None, "k", &n.to_string())).collect();
-    let done = world.run_until(10 * SECOND, |world| writes.iter().all(|w| world.ended(*w)))?;
+    let done = world.run_until(10 * SECOND, |world| {
+        writes.iter().all(|write| world.ended(*write))
+            && world.servers.iter().all(|server| server.disk.hard_state().admitted)
+    })?;
     ensure!(done, "the group does not come up");
     world.crash(ATTACKER)?;
     world.setup.honest = honest;
@@ -59,6 +63,14 @@ fn number(rng: &mut Rng, near: u64) -> u64 {
     }
 }
 
+/// A well-formed command of the attacker's own. (What does not decode is for the state machine to
+/// refuse; the core carries it unread.)
+fn command(rng: &mut Rng) -> Command {
+    let request = RequestId { client: ClientId(1), sequence: 1 + rng.below(9), answered_below: 1 };
+    let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+    Command { timestamp: Timestamp(rng.next_u64() as i64), request, op }
+}
+
 fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
     let status = world.servers[victim].process.as_ref().map(|process| process.status.clone());
     let (term, last, commit) =
@@ -79,7 +91,8 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                 .map(|_| {
                     at = if rng.chance(900) { at.wrapping_add(1) } else { number(rng, last) };
                     let term = number(rng, term_near);
-                    LogEntry { term, index: at, data: Bytes::from_static(b"12345678\xc1") }
+                    let data = if rng.chance(300) { Bytes::new() } else { command(rng).encode() };
+                    LogEntry { term, index: at, data }
                 })
                 .collect();
             RaftBody::Append { previous_index, previous_term, commit: any_index, entries }
@@ -137,7 +150,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                     sequence: number(rng, 5),
                     answered_below: number(rng, 5),
                 },
-                op: acervo::command::WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
+                op: WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
             },
         },
         _ => PeerMessage::Raft(message),
