@@ -19,7 +19,7 @@ use crate::trace::Trace;
 use crate::world::{Event, MILLISECOND, SECOND, Setup, World};
 
 /// Seeds of an ordinary test run.
-const SEEDS_DEFAULT: u64 = 200;
+const SEEDS_DEFAULT: u64 = 1000;
 /// How long everything that is under way may take to end once all faults have.
 const PEACE_US_MAX: u64 = 40 * SECOND;
 
@@ -36,8 +36,15 @@ fn setup(seed: u64) -> (Setup, Rng) {
     // The plan's chance is not the world's, so that a change of one leaves the other.
     let mut rng = Rng::new(seed ^ 0x706c_616e);
     let ordered = rng.chance(500);
+    let servers = rng.pick(&[3, 3, 3, 3, 5]);
+    let mut replication_delay = vec![Duration::ZERO; servers];
+    if rng.chance(100) {
+        replication_delay[rng.index(servers)] = Duration::from_millis(rng.range(1..=1_000));
+    }
     let setup = Setup {
-        first_leader: rng.index(3),
+        servers,
+        replication_delay,
+        first_leader: rng.index(servers),
         ack: rng.pick(&[AckPolicy::All, AckPolicy::Majority]),
         in_sync_timeout: Duration::from_millis(rng.pick(&[100, 500, 2000])),
         quality: Quality {
@@ -66,6 +73,7 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         world.clients[client].wishes = 300;
         world.after(0, Event::Think { client });
     }
+    // Each seed has its own mix: a fault that is always there hides what others would show.
     let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| rng.chance(450)).collect();
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
@@ -224,7 +232,7 @@ fn random_seeds_keep_every_promise() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    for seed in [3, 4] {
+    for seed in [5, 7] {
         let traces = [Trace::on(), Trace::on()];
         let runs: Vec<Option<String>> =
             traces.iter().map(|trace| run_caught(seed, trace.clone()).err()).collect();

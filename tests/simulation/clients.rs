@@ -188,21 +188,18 @@ impl World {
         operation
     }
 
-    /// Asks a server: the first one as told, then any other than the last.
+    /// Asks a server: the first one as told, then any other than the last (if there is another).
     pub fn send_attempt(&mut self, operation: usize) {
         let asked = &self.operations[operation];
         if asked.ended.is_some() {
             return;
         }
-        let servers = self.servers.len();
-        let server = match (asked.current, asked.first_server) {
+        let (client, current, first_server) = (asked.client, asked.current, asked.first_server);
+        let server = match (current, first_server) {
             (None, Some(first)) => first,
-            (None, None) => self.rng.index(servers),
-            (Some(last), _) => {
-                (self.attempts[last].server + 1 + self.rng.index(servers - 1)) % servers
-            }
+            (None, None) => self.rng.index(self.servers.len()),
+            (Some(last), _) => self.other_than(self.attempts[last].server),
         };
-        let client = asked.client;
         let connection = ((client as u64) << 40)
             | ((server as u64) << 32)
             | self.clients[client].connections[server];

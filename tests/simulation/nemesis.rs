@@ -156,9 +156,10 @@ impl World {
         }
     }
 
-    fn other_than(&mut self, server: usize) -> usize {
+    /// Another server; the same one in a group of one.
+    pub fn other_than(&mut self, server: usize) -> usize {
         let servers = self.servers.len();
-        (server + 1 + self.rng.index(servers - 1)) % servers
+        (server + 1 + self.rng.index((servers - 1).max(1))) % servers
     }
 
     fn crash_for_a_while(&mut self, server: usize) -> Verdict {

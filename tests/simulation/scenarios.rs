@@ -354,6 +354,19 @@ fn a_follower_far_behind_is_caught_up_from_disk() {
 }
 
 #[test]
+fn a_group_of_one_needs_nobody() {
+    let replication_delay = vec![Duration::ZERO];
+    let mut world =
+        World::new(Setup { servers: 1, replication_delay, ..Setup::calm(17) }, Trace::default());
+    world.add_client(Memory::Session, 4, 5 * SECOND);
+    let write = put(&mut world, 0, "v");
+    answered_within(&mut world, write, 5 * SECOND);
+    world.crash(0).unwrap();
+    world.start(0).unwrap();
+    close(world);
+}
+
+#[test]
 fn every_kind_of_fault_strikes_in_a_campaign() {
     let mut world = World::new(Setup::calm(16), Trace::default());
     world.add_client(Memory::PerKey, 4, 3 * SECOND);
