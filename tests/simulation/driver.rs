@@ -2,7 +2,7 @@
 //! carried out in order, the disk, the state machine, start and stop.
 
 use acervo::limits;
-use acervo::node::core::{AckPolicy, Node, NodeConfig};
+use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
 use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::types::{LogBatch, LogEntry, LogIndex};
 use acervo::wire::message::{PeerMessage, Reply, Role};
@@ -307,7 +307,8 @@ impl World {
         let state = &mut self.servers[server];
         let recovered = state.disk.recover(state.checkpoint.point());
         self.trace.note(self.now_us, || {
-            let Recovery { hard_state, last_index, applied } = Recovery::of(&recovered);
+            let Recovered { hard_state, last_index, applied, .. } = &recovered;
+            let applied = applied.index;
             format!("{} starts: {hard_state:?}, log to {last_index}, applied {applied}", server + 1)
         });
         let node = Node::new(config, recovered)
@@ -392,25 +393,8 @@ impl World {
     }
 
     /// What each running server says of itself.
-    pub fn statuses(&self) -> impl Iterator<Item = (usize, &acervo::node::core::NodeStatus)> {
+    pub fn statuses(&self) -> impl Iterator<Item = (usize, &NodeStatus)> {
         let servers = self.servers.iter().enumerate();
         servers.filter_map(|(at, server)| Some((at, &server.process.as_ref()?.status)))
-    }
-}
-
-/// The part of a recovered state worth a line.
-struct Recovery<'a> {
-    hard_state: &'a acervo::types::HardState,
-    last_index: LogIndex,
-    applied: LogIndex,
-}
-
-impl Recovery<'_> {
-    fn of(recovered: &acervo::node::core::Recovered) -> Recovery<'_> {
-        Recovery {
-            hard_state: &recovered.hard_state,
-            last_index: recovered.last_index,
-            applied: recovered.applied.index,
-        }
     }
 }

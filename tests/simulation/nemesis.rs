@@ -1,11 +1,13 @@
 //! What goes wrong: faults at random moments, each seed with its own mix, and their end.
 
+use std::collections::BTreeMap;
+
 use crate::checker::Verdict;
 use crate::network::Quality;
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
 /// The kinds of fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// One server is killed.
     Crash,
@@ -70,7 +72,7 @@ pub struct Nemesis {
     /// The longest time between two faults.
     pub interval_us_max: u64,
     /// How often each kind struck.
-    pub struck: std::collections::BTreeMap<String, u64>,
+    pub struck: BTreeMap<Fault, u64>,
     /// Servers that were asked to stop and had to be cut short.
     pub overdue_stops: u64,
 }
@@ -98,7 +100,7 @@ impl World {
             _ => anyone,
         };
         self.trace.note(self.now_us, || format!("fault: {fault:?} at {}", victim + 1));
-        *self.nemesis.struck.entry(format!("{fault:?}")).or_default() += 1;
+        *self.nemesis.struck.entry(fault).or_default() += 1;
         match fault {
             Fault::Crash => self.crash_for_a_while(victim),
             Fault::CrashTwo => {

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use acervo::limits;
 use acervo::node::core::AckPolicy;
-use acervo::node::{AppliedWrite, Now};
+use acervo::node::{AppliedWrite, Input, Now};
 use acervo::types::{AppliedPoint, LogIndex, Timestamp};
 use acervo::wire::message::Reply;
 
-use crate::checker::{Checker, Verdict};
+use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
-use crate::nemesis::Nemesis;
+use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
 use crate::server::{Server, node_id};
@@ -114,7 +114,7 @@ pub enum Event {
     /// The nemesis strikes.
     Strike,
     /// A fault of limited duration ends.
-    Mend(crate::nemesis::Mend),
+    Mend(Mend),
 }
 
 /// The whole simulated world.
@@ -205,7 +205,7 @@ impl World {
         &mut self,
         limit_us: u64,
         mut done: impl FnMut(&World) -> bool,
-    ) -> Result<bool, crate::checker::Violation> {
+    ) -> Result<bool, Violation> {
         let end_us = self.now_us + limit_us;
         while !done(self) {
             let Some(next) = self.queue.first_entry().filter(|next| next.key().0 <= end_us) else {
@@ -242,7 +242,7 @@ impl World {
             Event::Synced { server, .. } => self.synced(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
             Event::Applied { server, outcomes, point, .. } => {
-                self.input(server, acervo::node::Input::Applied { outcomes, point })
+                self.input(server, Input::Applied { outcomes, point })
             }
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)
