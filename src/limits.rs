@@ -45,6 +45,13 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A peer that accepts no byte of what is queued for it for this long is disconnected.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How deep a message's MessagePack may nest; a deeper one closes the connection.
+pub const MESSAGE_DEPTH_MAX: usize = 16;
+/// The first buffer of a connection that has something to read; it doubles when it is full.
+pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
+/// The size up to which a connection's read buffer grows for small frames and to which it shrinks
+/// after large ones.
+pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
@@ -140,6 +147,7 @@ pub const CLIENT_REQUESTS_MAX: usize = 1024;
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(FRAME_BUFFER_BYTES_MIN <= FRAME_BUFFER_BYTES_KEEP);
     assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.
