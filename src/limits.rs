@@ -45,10 +45,42 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A peer that accepts no byte of what is queued for it for this long is disconnected.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How deep a message's MessagePack may nest; a deeper one closes the connection.
+pub const MESSAGE_DEPTH_MAX: usize = 16;
+/// The first buffer of a connection that has something to read; it doubles when it is full.
+pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
+/// The size up to which a connection's read buffer grows for small frames and to which it shrinks
+/// after large ones.
+pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
 pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+// ---- event loop -----------------------------------------------------------------------------
+
+/// Connections an event loop has dialled and holds at once; one more fails to be dialled.
+pub const DIALLED_CONNECTIONS_MAX: usize = 256;
+/// Connections over the cap that are being told so at once; one more is closed without a word.
+pub const REFUSALS_MAX: usize = 64;
+/// Connections accepted before the established ones get their turn.
+pub const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// After the machine refused to give another socket, accepting is left alone this long.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Bytes written to one connection before the others get their turn.
+pub const WRITE_BUDGET_BYTES: usize = 1024 * 1024;
+/// Frames are gathered in pieces of about this size before they are written.
+pub const SEND_SEGMENT_BYTES: usize = 64 * 1024;
+/// Emptied pieces kept for reuse by all connections of a loop.
+pub const SEND_SEGMENTS_KEEP: usize = 64;
+/// A connection closed after its last word is kept this long for the other side to hear it.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// How often deadlines are looked at; they are late by at most this much.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+/// Ticks made up for at once when the loop was away; the rest are forgotten.
+pub const TICKS_CATCH_UP_MAX: u32 = 3;
+/// Readiness events taken from the system at once.
+pub const EVENTS_PER_POLL_MAX: usize = 1024;
 
 // ---- queues between threads ---------------------------------------------------------------
 
@@ -155,6 +187,10 @@ pub const CLIENT_REQUESTS_MAX: usize = 1024;
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
+    assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
+    assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());
+    assert!(FRAME_BUFFER_BYTES_MIN <= FRAME_BUFFER_BYTES_KEEP);
     assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.
