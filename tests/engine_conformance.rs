@@ -190,7 +190,8 @@ fn a_scan_sees_one_moment_while_batches_are_written<B: Bed>() {
         let extra = |number: u32| Bytes::copy_from_slice(&(rows + number % 7).to_be_bytes());
         batch.delete(extra(number.wrapping_sub(1)));
         batch.put(extra(number), Bytes::copy_from_slice(&number.to_be_bytes()));
-        let durability = if number % 16 == 0 { Durability::Durable } else { Durability::Lazy };
+        let durability =
+            if number.is_multiple_of(16) { Durability::Durable } else { Durability::Lazy };
         engine.write(&batch, durability).unwrap();
     };
     write(0);
