@@ -259,6 +259,44 @@ fn any_split_of_a_stream_gives_the_same_messages() {
     });
 }
 
+/// Long enough to fill the deframer's buffer many times over, so that frames begin anywhere in it.
+#[test]
+fn any_split_of_a_long_stream_gives_the_same_frames() {
+    let length = prop_oneof![4 => 1..200usize, 2 => 1..6_000usize, 1 => 1..200_000usize];
+    let steps = vec(prop_oneof![1..50usize, 1..5_000usize, 1..100_000usize], 1..20);
+    check((vec(length, 1..60), steps), |(lengths, steps)| {
+        let bodies: Vec<Vec<u8>> = lengths
+            .iter()
+            .enumerate()
+            .map(|(n, length)| (0..*length).map(|i| (i * 7 + n) as u8).collect())
+            .collect();
+        let mut stream = Vec::new();
+        for body in &bodies {
+            stream.extend_from_slice(&(body.len() as u32).to_be_bytes());
+            stream.extend_from_slice(body);
+        }
+        let mut deframer = Deframer::new(200_000);
+        let mut expected = bodies.iter();
+        let mut rest = &stream[..];
+        // As an event loop does it: read what there is room for, then take every whole frame.
+        for step in steps.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let spare = deframer.spare();
+            let read = spare.len().min(*step).min(rest.len());
+            spare[..read].copy_from_slice(&rest[..read]);
+            deframer.commit(read);
+            rest = &rest[read..];
+            while let Some(body) = deframer.next_frame().unwrap() {
+                prop_assert!(Some(body) == expected.next().map(Vec::as_slice));
+            }
+        }
+        prop_assert!(expected.next().is_none());
+        Ok(())
+    });
+}
+
 #[test]
 fn a_stream_fed_a_byte_at_a_time_gives_the_same_messages() {
     check(vec(message(), 1..4), |messages| {

@@ -216,7 +216,7 @@ impl EventLoop {
             }
             self.tell_notices(service);
         }
-        // Keep the larger allocation of the two.
+        // Nothing new to do: keep the list's memory for the next round.
         if self.net.ready.is_empty() {
             self.net.ready = round;
         }

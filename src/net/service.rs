@@ -36,7 +36,7 @@ pub trait Service {
     /// A connection ended; its id is gone already.
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason);
 
-    /// A [`WakeHandle`] was used: take what other threads have left.
+    /// A [`WakeHandle`](super::WakeHandle) was used: take what other threads have left.
     fn on_wake(&mut self, net: &mut Net) {
         let _ = net;
     }
