@@ -239,6 +239,49 @@ fn a_failed_sync_poisons_the_log_and_what_a_restart_reports_is_durable() {
 }
 
 #[test]
+fn what_an_unsynced_run_left_is_durable_once_it_is_reported() {
+    let mut rng = rng(3);
+    let disk = SimDisk::new();
+    let unsynced = LogOptions { sync: false, ..options() };
+    let (mut log, _) = open(&disk, &unsynced).unwrap();
+    let (acked, _) = run(&mut log, Model::default(), 60, &mut rng, &mut 0);
+    assert_eq!(disk.syncs(), 0);
+    drop(log);
+    // The process was killed, not the machine; the next one runs with syncs.
+    let (log, found) = open(&disk, &options()).unwrap();
+    let reported = check_reopened(&log, &found, &acked, &acked);
+    drop(log);
+    disk.power_cycle(&mut rng);
+    let (log, found) = open(&disk, &options()).unwrap();
+    assert_eq!(Model { entries: read_all(&log), hard_state: found.hard_state }, reported);
+}
+
+#[test]
+fn a_group_costs_one_sync_and_a_commit_index_alone_none() {
+    let disk = SimDisk::new();
+    let (mut log, _) = open(&disk, &options()).unwrap();
+    let hard_state = HardState { term: 1, vote: 1, commit: 0, admitted: true };
+    let entry = |index| LogEntry { term: 1, index, data: Bytes::from_static(b"data") };
+    let batch = |hard_state, entries| LogBatch { number: 0, hard_state, entries };
+    disk.set_faults(Faults::default());
+    log.append(&[
+        batch(Some(hard_state), vec![entry(1)]),
+        batch(None, vec![entry(2), entry(3)]),
+        batch(Some(HardState { commit: 1, ..hard_state }), vec![entry(4)]),
+    ])
+    .unwrap();
+    assert_eq!(disk.syncs(), 1);
+    log.append(&[batch(Some(HardState { commit: 3, ..hard_state }), vec![])]).unwrap();
+    assert_eq!(disk.syncs(), 1);
+    let (_, found) = open(&disk.copy(), &options()).unwrap();
+    assert_eq!((found.hard_state.commit, found.last_index), (1, 4));
+    log.append(&[batch(None, vec![entry(5)])]).unwrap();
+    assert_eq!(disk.syncs(), 2);
+    let (_, found) = open(&disk.copy(), &options()).unwrap();
+    assert_eq!(found.hard_state, HardState { commit: 3, ..hard_state });
+}
+
+#[test]
 fn a_full_disk_poisons_the_log_and_loses_nothing() {
     let mut rng = rng(1);
     let disk = SimDisk::new();

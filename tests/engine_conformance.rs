@@ -217,9 +217,18 @@ fn a_scan_sees_one_moment_while_batches_are_written<B: Bed>() {
         };
         scope.spawn(reader(Direction::Forward));
         scope.spawn(reader(Direction::Reverse));
+        let _done = SetOnDrop(&done);
         (1..300).for_each(write);
-        done.store(true, Ordering::Release);
     });
+}
+
+/// Lets the readers end, also when the writer fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 fn a_visitor_may_write<B: Bed>() {

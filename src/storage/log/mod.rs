@@ -182,7 +182,7 @@ pub struct DiskLog {
     index: Arc<RwLock<PositionIndex>>,
     /// As of the last append.
     hard_state: HardState,
-    /// As of the last frame; may lack behind `hard_state` in its commit index only.
+    /// As of the last frame; may lag behind `hard_state` in its commit index only.
     hard_state_written: HardState,
     next_batch: u64,
     frame: FrameBuilder,
