@@ -3,11 +3,14 @@
 //! A server that comes back blank under its old number has forgotten what it acknowledged and whom
 //! it voted for. If it voted, a candidate that lacks an acknowledged write could win with its help
 //! although a majority of data directories survives. So a blank server starts *not admitted*: it
-//! neither votes nor campaigns.
+//! neither votes nor campaigns. Nor does it follow a leader before it knows, by the terms of a
+//! majority of *other* servers, that this one has not been deposed by a majority to which its former
+//! self belonged: until then it is as good as down.
 //!
 //! It is admitted, for ever, in one of two ways:
 //!
-//! 1. **The group's birth.** The named first leader campaigns with an empty log, and a blank server
+//! 1. **The group's birth.** The named first leader campaigns with an empty log, unless it hears of
+//!    a term that it does not remember asking for (its directory was lost), and a blank server
 //!    grants it. This is safe because the first leader sends no entry before the first one is
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
 //!    acknowledged. Granting such a vote admits the voter, winning it admits the leader.
@@ -55,6 +58,20 @@ impl Admission {
         }
     }
 
+    /// Whether the group may be unborn, as the named first leader sees it: nobody has been in a term
+    /// in which it did not ask for votes itself. Otherwise it is its own directory that was lost.
+    pub fn is_newborn(&self, last_term_asked_for: Term) -> bool {
+        self.reported.values().all(|reported| *reported <= last_term_asked_for)
+    }
+
+    /// Whether a leader of this term may be followed at all. Before enough others are heard, or when
+    /// too many of them know a later term, it may be a deposed one: storing its entries or answering
+    /// its heartbeats would make a majority of it and of a server that has forgotten its successor.
+    pub fn may_follow(&self, term: Term) -> bool {
+        let not_above = self.reported.values().filter(|reported| **reported <= term).count();
+        self.admitted || not_above >= self.others_needed
+    }
+
     /// A leader's REPLICATION was taken in; `commit` is the leader's, `ours` is what is committed
     /// here now. Returns whether this server is newly admitted.
     pub fn followed(&mut self, term: Term, commit: LogIndex, ours: LogIndex) -> bool {
@@ -62,8 +79,7 @@ impl Admission {
             return false;
         }
         if self.target.is_none_or(|(of, _)| of != term) {
-            let not_above = self.reported.values().filter(|reported| **reported <= term).count();
-            if not_above < self.others_needed {
+            if !self.may_follow(term) {
                 return false;
             }
             self.target = Some((term, commit));
@@ -97,7 +113,9 @@ mod tests {
         let mut rule = Admission::new(false, 3);
         rule.heard(NodeId(2), 5);
         rule.heard(NodeId(3), 7);
+        assert!(!rule.may_follow(5));
         assert!(!rule.followed(5, 0, 0));
+        assert!(rule.may_follow(7));
         assert!(rule.followed(7, 3, 3));
     }
 }

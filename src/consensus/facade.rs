@@ -141,7 +141,14 @@ impl Consensus {
     /// born, which it knows by its empty log.
     fn may_campaign(&self) -> bool {
         self.admission.is_admitted()
-            || (self.config.node == self.config.first_leader && self.last_index() == 0)
+            || (self.config.node == self.config.first_leader
+                && self.last_index() == 0
+                && self.admission.is_newborn(self.last_term_asked_for()))
+    }
+
+    /// The term in which this server last asked for votes; 0 when it does not remember any.
+    fn last_term_asked_for(&self) -> Term {
+        if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
     /// Whether a server that is not admitted may still grant this vote.
@@ -167,9 +174,26 @@ impl Consensus {
         let Verdict::Step(message) = guard::check(&known, link, message)? else {
             return Ok(());
         };
-        self.admission.heard(link, message.term);
+        // Rehearsals carry the term asked for, which their sender does not have.
+        let rehearsal = matches!(
+            message.body,
+            RaftBody::Vote { pre: true, .. } | RaftBody::VoteReply { pre: true, .. }
+        );
+        if !rehearsal {
+            self.admission.heard(link, message.term);
+        }
         let is_vote = matches!(message.body, RaftBody::Vote { .. });
         if is_vote && !self.admission.is_admitted() && !self.is_birth(&message) {
+            return Ok(());
+        }
+        let from_leader = matches!(
+            message.body,
+            RaftBody::Append { .. } | RaftBody::Heartbeat { .. } | RaftBody::TimeoutNow
+        );
+        if from_leader && !self.admission.may_follow(message.term) {
+            return Ok(());
+        }
+        if matches!(message.body, RaftBody::TimeoutNow) && !self.may_campaign() {
             return Ok(());
         }
         if let RaftBody::Append { entries, .. } = &message.body

@@ -50,6 +50,9 @@ pub struct NodeConfig {
     pub replication_delay: Duration,
     /// Whether anybody wants [`Output::Console`].
     pub console: bool,
+    /// Where the numbers of this run's questions to other servers start. Drawn at random at every
+    /// start, so that an answer that an earlier run asked for is never taken for one to this run.
+    pub first_question: u64,
 }
 
 /// What a node finds on its disk at start.
@@ -156,14 +159,16 @@ impl Node {
         };
         let consensus =
             Consensus::new(setup, hard_state, term_runs, last_index, entries, applied.index)?;
+        let writes = Writes::new(config.first_question);
+        let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
         Ok(Node {
             config,
             consensus,
             effects: Effects::default(),
             clock,
-            writes: Writes::default(),
-            reads: Reads::default(),
+            writes,
+            reads,
             links: BTreeSet::new(),
             in_sync: None,
             applied,

@@ -38,6 +38,11 @@ pub(super) struct Reads {
 }
 
 impl Reads {
+    /// None yet; rounds are numbered from after `last_round`.
+    pub fn new(last_round: u64) -> Reads {
+        Reads { last_round, ..Reads::default() }
+    }
+
     /// Reads of this server's clients.
     pub fn len(&self) -> usize {
         self.len
@@ -62,7 +67,7 @@ impl Reads {
 
     /// Starts a round of everything that waits; returns its number.
     pub fn start(&mut self, now_us: u64) -> u64 {
-        self.last_round += 1;
+        self.last_round = self.last_round.wrapping_add(1);
         let round = Round { started_us: now_us, ..std::mem::take(&mut self.waiting) };
         self.rounds.insert(self.last_round, round);
         self.last_round

@@ -36,6 +36,7 @@ impl Group {
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
+                first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()
         };

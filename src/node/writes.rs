@@ -55,6 +55,11 @@ pub(super) struct Writes {
 }
 
 impl Writes {
+    /// None yet; forwards are numbered from after `last_forward`.
+    pub fn new(last_forward: u64) -> Writes {
+        Writes { last_forward, ..Writes::default() }
+    }
+
     pub fn len(&self) -> usize {
         self.all.len()
     }
@@ -98,7 +103,7 @@ impl Writes {
 
     /// Puts a write in another server's hands; returns the forward's number.
     pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
-        self.last_forward += 1;
+        self.last_forward = self.last_forward.wrapping_add(1);
         self.forwarded.insert(self.last_forward, (key, to));
         self.last_forward
     }

@@ -84,8 +84,9 @@ pub fn make_peace(world: &mut World) -> Verdict {
     for client in &mut world.clients {
         client.wishes = 0;
     }
-    let quiet = world
-        .run_until(PEACE_US_MAX, |world| world.clients.iter().all(|client| client.under_way == 0))?;
+    let quiet = world.run_until(PEACE_US_MAX, |world| {
+        world.clients.iter().all(|client| client.under_way == 0)
+    })?;
     ensure!(quiet, "{} operations never ended", unanswered(world));
 
     // The group is alive through every server, and all of them agree about the present.
@@ -95,8 +96,8 @@ pub fn make_peace(world: &mut World) -> Verdict {
         probes.push(world.put(client, Some(server), "probe", &format!("probe {server}")));
         probes.push(world.read(client, Some(server), Bytes::from_static(b"key-0"), true));
     }
-    let alive = world
-        .run_until(PEACE_US_MAX, |world| probes.iter().all(|probe| world.ended(*probe)))?;
+    let alive =
+        world.run_until(PEACE_US_MAX, |world| probes.iter().all(|probe| world.ended(*probe)))?;
     ensure!(alive, "the group does not answer after all faults have ended");
 
     let converged = world.run_until(PEACE_US_MAX, |world| {

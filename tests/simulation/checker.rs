@@ -144,9 +144,9 @@ impl Checker {
             return Ok(());
         }
         self.commit = commit;
-        let durable = disks.iter().any(|disk| {
-            disk.durable_term(commit).is_some_and(|term| majority_holds(disks, commit, term))
-        });
+        let durable = disks
+            .iter()
+            .any(|disk| disk.durable_terms(commit).any(|term| majority_holds(disks, commit, term)));
         ensure!(durable, "{node} committed {commit}, which no majority has durably");
         Ok(())
     }

@@ -20,8 +20,8 @@ pub struct Disk {
     queue: VecDeque<LogBatch>,
     /// How many batches at the front of the queue the running sync covers; 0 when none runs.
     syncing: usize,
-    /// What the log held when the data directory was last lost: it was durable once.
-    lost: Vec<LogEntry>,
+    /// What the log held each time the data directory was lost: it was durable once.
+    lost: Vec<Vec<LogEntry>>,
 }
 
 impl Disk {
@@ -78,7 +78,8 @@ impl Disk {
 
     /// The data directory is gone.
     pub fn wipe(&mut self) {
-        let lost = std::mem::take(&mut self.log);
+        let mut lost = std::mem::take(&mut self.lost);
+        lost.push(std::mem::take(&mut self.log));
         *self = Disk { lost, ..Disk::default() };
     }
 
@@ -114,16 +115,15 @@ impl Disk {
         self.log.get((index as usize).checked_sub(1)?)
     }
 
-    /// The term of the entry at `index` that is durable here, or was until the directory was lost.
-    pub fn durable_term(&self, index: LogIndex) -> Option<Term> {
-        let lost = (index as usize).checked_sub(1).and_then(|at| self.lost.get(at));
-        self.entry(index).or(lost).map(|entry| entry.term)
+    /// The terms of entries at `index` that are durable here, or were until the directory was lost.
+    pub fn durable_terms(&self, index: LogIndex) -> impl Iterator<Item = Term> {
+        let logs = self.lost.iter().chain([&self.log]);
+        logs.filter_map(move |log| Some(log.get((index as usize).checked_sub(1)?)?.term))
     }
 
     /// Whether the entry is durable here, or was until the directory was lost.
     pub fn holds(&self, index: LogIndex, term: Term) -> bool {
-        let lost = (index as usize).checked_sub(1).and_then(|at| self.lost.get(at));
-        [self.entry(index), lost].into_iter().flatten().any(|entry| entry.term == term)
+        self.durable_terms(index).any(|durable| durable == term)
     }
 
     /// Entries from `low` up to before `high`, about `bytes_max` bytes of them, at least one.
@@ -150,7 +150,8 @@ impl Disk {
             }
         }
         let mut hard_state = self.hard_state;
-        hard_state.commit = hard_state.commit.max(applied.index);
+        // A torn batch may name a commit index past the entries that survived.
+        hard_state.commit = hard_state.commit.min(self.last_index()).max(applied.index);
         Recovered {
             hard_state,
             term_runs,

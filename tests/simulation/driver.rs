@@ -158,11 +158,7 @@ impl World {
     }
 
     /// Strikes out an owed answer; false when the process is no more.
-    fn settle(
-        &mut self,
-        server: usize,
-        token: RequestToken,
-    ) -> Result<bool, Violation> {
+    fn settle(&mut self, server: usize, token: RequestToken) -> Result<bool, Violation> {
         let Some(process) = &mut self.servers[server].process else { return Ok(false) };
         let owed = process.owed.remove(&token).is_some();
         ensure!(owed, "{} answered {token:?}, which it does not owe", node_id(server));
@@ -306,6 +302,7 @@ impl World {
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
             replication_delay: self.setup.replication_delay[server],
             console: true,
+            first_question: self.rng.next_u64(),
         };
         let state = &mut self.servers[server];
         let recovered = state.disk.recover(state.checkpoint.point());

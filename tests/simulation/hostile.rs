@@ -1,0 +1,338 @@
+//! A server that is broken or hostile: what it sends may cost it its connections, and nothing else.
+//!
+//! The attacker takes the third server's place on the network. Two kinds of attack: random messages,
+//! plausible enough to get past the first checks, against which no server may panic; and each known
+//! trick by itself, through which the group must keep every promise.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use acervo::node::Input;
+use acervo::types::{ClientId, LogEntry, NodeId, RequestId};
+use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
+use bytes::Bytes;
+
+use crate::campaign::{describe, make_peace};
+use crate::checker::{Verdict, Violation, ensure};
+use crate::clients::Memory;
+use crate::rng::Rng;
+use crate::server::node_id;
+use crate::trace::Trace;
+use crate::world::{MILLISECOND, SECOND, Setup, World};
+
+/// The server whose place the attacker takes.
+const ATTACKER: usize = 2;
+
+/// A group of which two servers are left, with some writes in their logs.
+fn besieged(setup: Setup) -> Result<World, Violation> {
+    let honest = setup.honest;
+    // The attack itself is no honest server's; the rules are checked again once it is over.
+    let mut world = World::new(Setup { honest: true, ..setup }, Trace::default());
+    let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+    let writes: Vec<usize> =
+        (0..10).map(|n| world.put(client, None, "k", &n.to_string())).collect();
+    let done = world.run_until(10 * SECOND, |world| writes.iter().all(|w| world.ended(*w)))?;
+    ensure!(done, "the group does not come up");
+    world.crash(ATTACKER)?;
+    world.setup.honest = honest;
+    Ok(world)
+}
+
+fn attack(world: &mut World, victim: usize, message: PeerMessage) -> Verdict {
+    // As it would come from the wire.
+    let frame = rmp_serde::to_vec(&message).map_err(|error| Violation(error.to_string()))?;
+    let message = rmp_serde::from_slice(&frame).map_err(|error| Violation(error.to_string()))?;
+    world.input(victim, Input::Peer { from: node_id(ATTACKER), message })
+}
+
+fn raft(victim: usize, term: u64, body: RaftBody) -> PeerMessage {
+    let (from, to) = (node_id(ATTACKER), node_id(victim));
+    PeerMessage::Raft(RaftMessage { from, to, term, body })
+}
+
+/// A number that is near something that matters, or far from everything.
+fn number(rng: &mut Rng, near: u64) -> u64 {
+    match rng.below(8) {
+        0 => rng.next_u64(),
+        1 => u64::MAX - rng.below(3),
+        2 => rng.below(3),
+        _ => (near + rng.below(8)).saturating_sub(4),
+    }
+}
+
+fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
+    let status = world.servers[victim].process.as_ref().map(|process| process.status.clone());
+    let (term, last, commit) =
+        status.map_or((1, 1, 1), |status| (status.term, status.last_index, status.commit));
+    let term_near = term;
+    let mut index = || number(rng, last);
+    let (previous_index, any_index) = (index(), index());
+    let context = match rng.below(3) {
+        0 => Bytes::new(),
+        1 => Bytes::from_static(b"?"),
+        _ => Bytes::from(rng.below(16).to_be_bytes().to_vec()),
+    };
+    let body = match rng.below(9) {
+        0 | 1 => {
+            let mut at = previous_index;
+            let previous_term = number(rng, term_near);
+            let entries = (0..rng.below(5))
+                .map(|_| {
+                    at = if rng.chance(900) { at.wrapping_add(1) } else { number(rng, last) };
+                    let term = number(rng, term_near);
+                    LogEntry { term, index: at, data: Bytes::from_static(b"12345678\xc1") }
+                })
+                .collect();
+            RaftBody::Append { previous_index, previous_term, commit: any_index, entries }
+        }
+        2 => RaftBody::AppendReply {
+            index: previous_index,
+            commit: any_index,
+            reject_hint: rng.chance(500).then(|| (any_index, number(rng, term_near))),
+        },
+        3 => RaftBody::Heartbeat { commit: any_index, context },
+        4 => RaftBody::HeartbeatReply { commit: any_index, context },
+        5 | 6 => RaftBody::Vote {
+            pre: rng.chance(500),
+            last_index: previous_index,
+            last_term: number(rng, term_near),
+            commit: number(rng, commit),
+            commit_term: number(rng, term_near),
+            transfer: rng.chance(300),
+        },
+        7 => RaftBody::VoteReply {
+            pre: rng.chance(500),
+            reject: rng.chance(500),
+            commit: number(rng, commit),
+            commit_term: number(rng, term_near),
+        },
+        _ => RaftBody::TimeoutNow,
+    };
+    let mut message = RaftMessage {
+        from: node_id(ATTACKER),
+        to: node_id(victim),
+        term: number(rng, term_near),
+        body,
+    };
+    if rng.chance(50) {
+        message.from = NodeId(rng.below(5));
+    }
+    if rng.chance(50) {
+        message.to = NodeId(rng.below(5));
+    }
+    let id = rng.below(40);
+    match rng.below(20) {
+        0 => PeerMessage::ReadIndex { id },
+        1 => PeerMessage::ReadIndexOk { id, index: any_index },
+        2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
+        3 => PeerMessage::Forwarded {
+            id,
+            reply: rng.chance(500).then_some(Reply::PutOk { timestamp: Default::default() }),
+        },
+        4 => PeerMessage::Forward {
+            id,
+            client: ([127, 0, 0, 1], 1).into(),
+            write: WriteRequest {
+                request: RequestId {
+                    client: ClientId(rng.below(3)),
+                    sequence: number(rng, 5),
+                    answered_below: number(rng, 5),
+                },
+                op: acervo::command::WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
+            },
+        },
+        _ => PeerMessage::Raft(message),
+    }
+}
+
+/// Random messages at one server. It may be misled; it must not fall over, nor pull the others down:
+/// once it is gone they go on.
+fn random_attack(seed: u64) -> Verdict {
+    let mut world = besieged(Setup { honest: false, ..Setup::calm(seed) })?;
+    let mut rng = Rng::new(seed ^ 0x6861_636b);
+    let victim = rng.index(2);
+    let bystander = 1 - victim;
+    for _ in 0..300 {
+        let message = random_message(&mut rng, &world, victim);
+        attack(&mut world, victim, message)?;
+        world.run_for(rng.range(0..=20 * MILLISECOND))?;
+    }
+    world.crash(victim)?;
+    world.start(ATTACKER)?;
+    let client = world.add_client(Memory::Session, 4, 5 * SECOND);
+    let write = world.put(client, Some(bystander), "k", "after");
+    let alive = world.run_until(60 * SECOND, |world| world.ended(write))?;
+    ensure!(alive, "the others do not go on: {:?}", world.statuses().collect::<Vec<_>>());
+    Ok(())
+}
+
+#[test]
+fn random_messages_never_bring_a_server_down_nor_stop_the_others() {
+    let seeds = match std::env::var("ACERVO_SEED") {
+        Ok(seed) => {
+            let seed: u64 = seed.parse().expect("ACERVO_SEED is a number");
+            seed..=seed
+        }
+        Err(_) => 1..=100,
+    };
+    for seed in seeds {
+        let reason = match catch_unwind(AssertUnwindSafe(|| random_attack(seed))) {
+            Ok(Ok(())) => continue,
+            Ok(Err(Violation(reason))) => reason,
+            Err(panic) => describe(panic.as_ref()),
+        };
+        panic!(
+            "seed {seed}: {reason}\nreplay: ACERVO_SEED={seed} cargo test --test simulation hostile"
+        );
+    }
+}
+
+/// Plays one trick on both servers, again and again, and checks that the group keeps its promises
+/// meanwhile and afterwards. Answers how often the attacker was accused.
+fn play(trick: impl Fn(&World, usize) -> PeerMessage) -> usize {
+    let play = || -> Result<usize, Violation> {
+        let mut world = besieged(Setup::calm(1))?;
+        let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+        for round in 0..50 {
+            world.put(client, None, "k", &format!("under attack {round}"));
+            for victim in [0, 1] {
+                let message = trick(&world, victim);
+                world.setup.honest = false;
+                attack(&mut world, victim, message)?;
+                world.flush(victim)?;
+                world.setup.honest = true;
+            }
+            world.run_for(20 * MILLISECOND)?;
+        }
+        let accusations = std::mem::take(&mut world.accusations);
+        ensure!(
+            accusations.iter().all(|(_, accused, _)| *accused == ATTACKER),
+            "the innocent are accused: {accusations:?}"
+        );
+        make_peace(&mut world)?;
+        Ok(accusations.len())
+    };
+    play().unwrap_or_else(|Violation(reason)| panic!("{reason}"))
+}
+
+fn standing(world: &World, server: usize) -> (u64, u64, Role) {
+    let status = &world.servers[server].process.as_ref().expect("it runs").status;
+    (status.term, status.last_index, status.role)
+}
+
+#[test]
+fn a_heartbeat_that_commits_what_nobody_has_is_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, last_index, _) = standing(world, victim);
+            let body = RaftBody::Heartbeat { commit: last_index + 100, context: Bytes::new() };
+            raft(victim, term, body)
+        }) > 0
+    );
+}
+
+#[test]
+fn entries_with_a_gap_are_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, last, _) = standing(world, victim);
+            let entry = |index| LogEntry { term, index, data: Bytes::new() };
+            let entries = vec![entry(last + 1), entry(last + 3)];
+            let body =
+                RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+            raft(victim, term, body)
+        }) > 0
+    );
+}
+
+#[test]
+fn a_second_leader_of_the_term_is_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, last, _) = standing(world, victim);
+            let entries = vec![LogEntry { term, index: last + 1, data: Bytes::new() }];
+            let body = RaftBody::Append {
+                previous_index: last,
+                previous_term: term,
+                commit: last + 1,
+                entries,
+            };
+            raft(victim, term, body)
+        }) > 0
+    );
+}
+
+#[test]
+fn terms_that_no_election_reaches_are_refused() {
+    let votes = |term| {
+        move |world: &World, victim: usize| {
+            let (_, last_index, _) = standing(world, victim);
+            let body = RaftBody::Vote {
+                pre: false,
+                last_index: last_index + 100,
+                last_term: term,
+                commit: 0,
+                commit_term: 0,
+                transfer: true,
+            };
+            raft(victim, term, body)
+        }
+    };
+    assert!(play(votes(u64::MAX)) > 0);
+    assert!(play(votes(u64::MAX - 1)) > 0);
+}
+
+#[test]
+fn an_order_to_campaign_from_anyone_but_the_leader_is_ignored() {
+    play(|world, victim| {
+        let (term, ..) = standing(world, victim);
+        raft(victim, term, RaftBody::TimeoutNow)
+    });
+}
+
+#[test]
+fn an_acknowledgement_beyond_the_log_is_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, last_index, _) = standing(world, victim);
+            let index = last_index + 100;
+            raft(victim, term, RaftBody::AppendReply { index, commit: index, reject_hint: None })
+        }) > 0
+    );
+}
+
+#[test]
+fn a_message_in_another_servers_name_is_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, ..) = standing(world, victim);
+            let body = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
+            let (from, to) = (node_id(1 - victim), node_id(victim));
+            PeerMessage::Raft(RaftMessage { from, to, term, body })
+        }) > 0
+    );
+}
+
+#[test]
+fn rehearsals_of_votes_depose_nobody() {
+    play(|world, victim| {
+        let (term, last_index, _) = standing(world, victim);
+        let body = RaftBody::Vote {
+            pre: true,
+            last_index: last_index + 100,
+            last_term: term,
+            commit: 0,
+            commit_term: 0,
+            transfer: false,
+        };
+        raft(victim, term + 1, body)
+    });
+}
+
+#[test]
+fn answers_to_questions_that_nobody_asked_are_ignored() {
+    play(|_, _| PeerMessage::ReadIndexOk { id: 1, index: u64::MAX });
+    play(|_, _| {
+        let reply = Some(Reply::PutOk { timestamp: Default::default() });
+        PeerMessage::Forwarded { id: 1, reply }
+    });
+}

@@ -88,6 +88,7 @@ impl Machine {
     }
 
     fn mix(&mut self, word: u64) {
-        self.point.hash = (self.point.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+        self.point.hash =
+            (self.point.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 }

@@ -1,7 +1,7 @@
 //! What goes wrong: faults at random moments, each seed with its own mix, and their end.
 
 use crate::checker::Verdict;
-use crate::network::{LinkState, Quality};
+use crate::network::Quality;
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
 /// The kinds of fault.
@@ -258,14 +258,5 @@ impl World {
             self.after(MILLISECOND, Event::Start { server });
         }
         Ok(())
-    }
-
-    /// Whether every server runs and every link is up.
-    pub fn whole(&mut self) -> bool {
-        let servers = self.servers.len();
-        self.servers.iter().all(|server| server.process.is_some())
-            && (0..servers * servers)
-                .map(|pair| (pair / servers, pair % servers))
-                .all(|(from, to)| from == to || self.network.link(from, to).state == LinkState::Up)
     }
 }

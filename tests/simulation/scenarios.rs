@@ -1,0 +1,364 @@
+//! Directed tests: one rule each, on a group that is otherwise well.
+
+use std::time::Duration;
+
+use acervo::limits;
+use acervo::node::core::AckPolicy;
+use acervo::node::{ConsoleEvent, Notice};
+use acervo::wire::message::{ErrorCode, Role};
+use bytes::Bytes;
+
+use crate::campaign::make_peace;
+use crate::checker::Violation;
+use crate::clients::{Memory, Outcome};
+use crate::nemesis::Fault;
+use crate::trace::Trace;
+use crate::world::{MILLISECOND, SECOND, Setup, World};
+
+/// A group that has just been born, whole and in sync, and one patient client.
+fn group(setup: Setup) -> World {
+    let mut world = World::new(setup, Trace::default());
+    world.add_client(Memory::Session, 64, 60 * SECOND);
+    let born = run_until(&mut world, 30 * SECOND, |world| {
+        world.statuses().any(|(_, status)| status.in_sync.len() == 3)
+            && world.statuses().all(|(_, status)| status.commit > 0)
+            && world.servers.iter().all(|server| server.disk.hard_state().admitted)
+    });
+    assert!(born, "the group is not born");
+    world
+}
+
+fn run_until(world: &mut World, limit_us: u64, done: impl FnMut(&World) -> bool) -> bool {
+    world.run_until(limit_us, done).unwrap_or_else(|Violation(reason)| panic!("{reason}"))
+}
+
+fn run_for(world: &mut World, duration_us: u64) {
+    run_until(world, duration_us, |_| false);
+}
+
+/// Waits for an operation's end; how long it took, in microseconds.
+fn answered_within(world: &mut World, operation: usize, limit_us: u64) -> u64 {
+    let began_us = world.operations[operation].began_us;
+    assert!(run_until(world, limit_us, |world| world.ended(operation)), "no answer in time");
+    world.now_us - began_us
+}
+
+fn put(world: &mut World, server: usize, value: &str) -> usize {
+    world.put(0, Some(server), "k", value)
+}
+
+fn other_than(a: usize, b: usize) -> usize {
+    3 - a - b
+}
+
+fn close(mut world: World) {
+    make_peace(&mut world).unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+}
+
+#[test]
+fn the_named_leader_leads_first_whichever_it_is() {
+    for first_leader in 0..3 {
+        for seed in 1..=5 {
+            let world = group(Setup { first_leader, ..Setup::calm(seed) });
+            assert_eq!(world.leader(), Some(first_leader));
+            assert_eq!(world.checker.terms_led(), 1);
+            close(world);
+        }
+    }
+}
+
+#[test]
+fn a_put_shows_the_lines_of_a6_where_they_belong() {
+    let mut world = group(Setup::calm(1));
+    let write = put(&mut world, 1, "v");
+    answered_within(&mut world, write, SECOND);
+    run_for(&mut world, 100 * MILLISECOND);
+    let lines = |server: usize| {
+        let process = world.servers[server].process.as_ref().unwrap();
+        process.console.iter().map(|event| match event {
+            ConsoleEvent::Put { .. } => "PUT",
+            ConsoleEvent::Forwarding { .. } => "FORWARDING",
+            ConsoleEvent::Replication { .. } => "REPLICATION",
+            ConsoleEvent::PutOk { .. } => "PUT_OK",
+            ConsoleEvent::Get { .. } => "GET",
+        })
+    };
+    assert_eq!(lines(0).collect::<Vec<_>>(), ["PUT", "PUT_OK"]);
+    assert_eq!(lines(1).collect::<Vec<_>>(), ["FORWARDING", "REPLICATION"]);
+    assert_eq!(lines(2).collect::<Vec<_>>(), ["REPLICATION"]);
+    close(world);
+}
+
+#[test]
+fn a_leader_cut_off_in_mid_write_steps_down_and_the_write_happens_once_through_the_next() {
+    let mut world = group(Setup::calm(2));
+    world.isolate(0);
+    let write = put(&mut world, 0, "v");
+    let elected = run_until(&mut world, 5 * SECOND, |world| {
+        world.statuses().any(|(server, status)| server != 0 && status.role == Role::Leader)
+    });
+    assert!(elected, "nobody takes over");
+    let stepped_down = run_until(&mut world, 5 * SECOND, |world| {
+        world.statuses().all(|(server, status)| server != 0 || status.role != Role::Leader)
+    });
+    assert!(stepped_down, "the old leader does not notice");
+    world.heal_partitions();
+    // The client's one attempt, at the old leader, is still open: its answer comes through there.
+    answered_within(&mut world, write, 5 * SECOND);
+    assert_eq!(world.operations[write].errors, []);
+    assert!(matches!(world.outcome(write), Some(Outcome::Written(_))));
+    close(world);
+}
+
+#[test]
+fn a_write_forwarded_to_a_leader_that_dies_is_answered_through_the_next_one() {
+    let mut world = group(Setup::calm(3));
+    let write = put(&mut world, 1, "v");
+    let forwarded = run_until(&mut world, SECOND, |world| {
+        let console = &world.servers[0].process.as_ref().unwrap().console;
+        console.iter().any(|event| matches!(event, ConsoleEvent::Put { .. }))
+    });
+    assert!(forwarded);
+    world.crash(0).unwrap();
+    answered_within(&mut world, write, 5 * SECOND);
+    assert_eq!(world.operations[write].errors, [], "the server hides the failure");
+    close(world);
+}
+
+#[test]
+fn a_dead_follower_delays_writes_once_and_only_briefly() {
+    let mut world = group(Setup::calm(4));
+    // Cut off, not crashed: nothing tells the leader that it is gone.
+    world.cut(0, 2);
+    world.cut(2, 0);
+    world.cut(2, 1);
+    world.cut(1, 2);
+    let first = put(&mut world, 0, "first");
+    let first_us = answered_within(&mut world, first, 10 * SECOND);
+    let timeout_us = limits::IN_SYNC_TIMEOUT_DEFAULT.as_micros() as u64;
+    assert!((timeout_us..timeout_us + 200 * MILLISECOND).contains(&first_us), "{first_us} µs");
+    for _ in 0..10 {
+        let next = put(&mut world, 0, "next");
+        let next_us = answered_within(&mut world, next, 10 * SECOND);
+        assert!(next_us < 100 * MILLISECOND, "{next_us} µs");
+    }
+    close(world);
+}
+
+#[test]
+fn a_slow_follower_leaves_the_set_in_sync_and_returns_when_it_has_caught_up() {
+    let mut world = group(Setup::calm(5));
+    world.servers[2].sync_us_max = 10 * SECOND;
+    for server in [0, 1] {
+        let write = put(&mut world, server, "v");
+        answered_within(&mut world, write, 10 * SECOND);
+    }
+    let noticed = |world: &World, wanted: fn(&Notice) -> bool| {
+        world.servers[0].process.as_ref().unwrap().notices.iter().any(wanted)
+    };
+    assert!(noticed(&world, |notice| matches!(notice, Notice::OutOfSync { peer } if peer.0 == 3)));
+    world.servers[2].sync_us_max = 400;
+    let returned = run_until(&mut world, 15 * SECOND, |world| {
+        noticed(world, |notice| matches!(notice, Notice::InSync { peer } if peer.0 == 3))
+    });
+    assert!(returned, "the set stays small");
+    close(world);
+}
+
+#[test]
+fn under_ack_majority_a_slow_follower_delays_nobody() {
+    let mut world = group(Setup { ack: AckPolicy::Majority, ..Setup::calm(6) });
+    world.servers[2].sync_us_max = 10 * SECOND;
+    let write = put(&mut world, 1, "v");
+    let took_us = answered_within(&mut world, write, SECOND);
+    assert!(took_us < 100 * MILLISECOND, "{took_us} µs");
+    close(world);
+}
+
+#[test]
+fn put_ok_waits_for_a_server_that_stores_late_on_purpose() {
+    let late = Duration::from_secs(10);
+    let mut world = group(Setup {
+        in_sync_timeout: Duration::from_secs(30),
+        replication_delay: vec![Duration::ZERO, Duration::ZERO, late],
+        ..Setup::calm(7)
+    });
+    let key = Bytes::from_static(b"k");
+    let first = put(&mut world, 0, "old");
+    answered_within(&mut world, first, 15 * SECOND);
+    let second = put(&mut world, 0, "new");
+    run_for(&mut world, SECOND);
+    let fresh = world.read(0, Some(0), key.clone(), false);
+    answered_within(&mut world, fresh, SECOND);
+    assert_eq!(world.outcome(fresh), Some(&Outcome::Found(Some(Bytes::from_static(b"new")))));
+    // Having seen the new version, the client is not shown the old one: the late server refuses
+    // and another answers.
+    let again = world.read(0, Some(2), key, false);
+    answered_within(&mut world, again, SECOND);
+    assert_eq!(world.outcome(again), Some(&Outcome::Found(Some(Bytes::from_static(b"new")))));
+    assert!(!world.ended(second));
+    let took_us = answered_within(&mut world, second, 15 * SECOND);
+    let late_us = late.as_micros() as u64;
+    assert!((late_us..late_us + SECOND).contains(&took_us), "{took_us} µs");
+    close(world);
+}
+
+#[test]
+fn without_a_majority_writes_and_linearizable_reads_fail_in_bounded_time() {
+    for (survivor, seed) in [(0, 8), (1, 9)] {
+        let mut world = group(Setup::calm(seed));
+        for server in (0..3).filter(|server| *server != survivor) {
+            world.crash(server).unwrap();
+        }
+        run_for(&mut world, 100 * MILLISECOND);
+        let write = put(&mut world, survivor, "v");
+        let read = world.read(0, Some(survivor), Bytes::from_static(b"k"), true);
+        let bound_us = (limits::COMMIT_TIMEOUT * 2).as_micros() as u64 + SECOND;
+        let refused = run_until(&mut world, bound_us, |world| {
+            let refused = |operation: usize| {
+                let errors = &world.operations[operation].errors;
+                errors.first().is_some_and(|(_, code)| *code == ErrorCode::NoMajority)
+            };
+            refused(write) && refused(read)
+        });
+        assert!(refused, "no NO_MAJORITY at survivor {survivor}");
+        close(world);
+    }
+}
+
+#[test]
+fn a_clock_an_hour_behind_does_not_take_a_new_leaders_versions_back() {
+    let mut world = group(Setup::calm(10));
+    let before = put(&mut world, 0, "before");
+    answered_within(&mut world, before, SECOND);
+    for server in [1, 2] {
+        world.servers[server].clock_offset_us = -3600 * SECOND as i64;
+    }
+    world.crash(0).unwrap();
+    let after = put(&mut world, 1, "after");
+    answered_within(&mut world, after, 5 * SECOND);
+    let (Some(Outcome::Written(earlier)), Some(Outcome::Written(later))) =
+        (world.outcome(before), world.outcome(after))
+    else {
+        panic!("not written");
+    };
+    assert!(later > earlier);
+    close(world);
+}
+
+#[test]
+fn a_server_that_lost_its_directory_does_not_vote_before_it_has_caught_up() {
+    let mut world = group(Setup::calm(11));
+    // Only 1 and 2 have the write; then 2 forgets it, and 1 is away.
+    world.crash(2).unwrap();
+    let write = put(&mut world, 0, "precious");
+    answered_within(&mut world, write, 10 * SECOND);
+    world.wipe(1).unwrap();
+    world.crash(0).unwrap();
+    world.start(1).unwrap();
+    world.start(2).unwrap();
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(world.leader(), None, "a majority without the write elected a leader");
+    assert!(!world.servers[1].disk.hard_state().admitted);
+    world.start(0).unwrap();
+    let caught_up =
+        run_until(&mut world, 10 * SECOND, |world| world.servers[1].disk.hard_state().admitted);
+    assert!(caught_up, "it is never admitted again");
+    close(world);
+}
+
+#[test]
+fn a_server_that_lost_its_directory_gives_no_majority_to_a_deposed_leader() {
+    let mut world = group(Setup::calm(12));
+    // 1 sleeps while 2 and 3 depose it and acknowledge a write; then the new leader's directory is
+    // lost, and of the two that could tell it so only the sleeper is in reach.
+    world.pause(0, 4 * SECOND);
+    let deposed = run_until(&mut world, 3 * SECOND, |world| {
+        world.statuses().any(|(server, status)| server != 0 && status.role == Role::Leader)
+    });
+    assert!(deposed, "nobody takes over");
+    let leader = world.leader().filter(|leader| *leader != 0);
+    let leader = leader.or_else(|| {
+        let mut others = world.statuses().filter(|(server, _)| *server != 0);
+        others.find(|(_, status)| status.role == Role::Leader).map(|(server, _)| server)
+    });
+    let leader = leader.unwrap();
+    let write = put(&mut world, leader, "precious");
+    // The sleeper may still count as in sync with the new leader, for one time-out.
+    answered_within(&mut world, write, 3 * SECOND);
+    let witness = other_than(0, leader);
+    world.isolate(witness);
+    world.wipe(leader).unwrap();
+    world.start(leader).unwrap();
+    // 1 wakes, still the leader of its old term as far as it knows, and gets a write.
+    let attempt = put(&mut world, 0, "usurper");
+    run_for(&mut world, 10 * SECOND);
+    assert!(!world.ended(attempt), "a deposed leader acknowledged a write");
+    world.heal_partitions();
+    answered_within(&mut world, attempt, 20 * SECOND);
+    close(world);
+}
+
+#[test]
+fn a_first_leader_that_lost_its_directory_does_not_found_the_group_anew() {
+    let mut world = group(Setup::calm(13));
+    world.crash(2).unwrap();
+    let write = put(&mut world, 0, "precious");
+    answered_within(&mut world, write, 10 * SECOND);
+    world.wipe(0).unwrap();
+    world.crash(1).unwrap();
+    world.start(0).unwrap();
+    world.start(2).unwrap();
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(world.leader(), None);
+    world.start(1).unwrap();
+    close(world);
+}
+
+#[test]
+fn a_leader_that_is_asked_to_stop_hands_over_and_loses_no_write() {
+    let mut world = group(Setup::calm(14));
+    let writes: Vec<usize> = (0..20).map(|n| put(&mut world, n % 3, &n.to_string())).collect();
+    run_for(&mut world, MILLISECOND);
+    world.stop(0).unwrap();
+    let began_us = world.now_us;
+    let gone = run_until(&mut world, 5 * SECOND, |world| world.servers[0].process.is_none());
+    assert!(gone, "it does not stop");
+    assert!(world.now_us - began_us < 2 * SECOND, "it waits for nothing");
+    // Sooner than any election time-out could have brought it about.
+    let succeeded = run_until(&mut world, 100 * MILLISECOND, |world| world.leader().is_some());
+    assert!(succeeded, "nobody leads when it goes");
+    for write in writes {
+        answered_within(&mut world, write, 5 * SECOND);
+    }
+    assert_eq!(world.nemesis.overdue_stops, 0);
+    close(world);
+}
+
+#[test]
+fn a_follower_far_behind_is_caught_up_from_disk() {
+    let mut world = group(Setup { fetch_failures: 300, ..Setup::calm(15) });
+    world.crash(2).unwrap();
+    for round in 0..30 {
+        let batch: Vec<usize> =
+            (0..40).map(|n| put(&mut world, 0, &format!("{round}/{n}"))).collect();
+        for write in batch {
+            answered_within(&mut world, write, 5 * SECOND);
+        }
+    }
+    // A restart empties what the leader kept in memory.
+    world.crash(0).unwrap();
+    world.start(0).unwrap();
+    world.start(2).unwrap();
+    close(world);
+}
+
+#[test]
+fn every_kind_of_fault_strikes_in_a_campaign() {
+    let mut world = World::new(Setup::calm(16), Trace::default());
+    world.add_client(Memory::PerKey, 4, 3 * SECOND);
+    world.unleash(Fault::ALL.to_vec(), 300 * MILLISECOND);
+    run_for(&mut world, 60 * SECOND);
+    assert_eq!(world.nemesis.struck.len(), Fault::ALL.len());
+    close(world);
+}

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Lines kept of a failed run.
-const LINES_MAX: usize = 400000;
+const LINES_MAX: usize = 400;
 
 /// The recorder; clones share the lines.
 #[derive(Clone, Default)]
