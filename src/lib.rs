@@ -8,6 +8,7 @@ pub mod net;
 pub mod node;
 pub mod server;
 pub mod storage;
+pub mod text;
 pub mod types;
 pub mod wire;
 pub mod workers;

@@ -86,8 +86,15 @@ pub const EVENTS_PER_POLL_MAX: usize = 1024;
 
 /// Jobs waiting for the worker pool; past it a read is refused with `BUSY`.
 pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
+/// Reads that one worker is handed at once.
+pub const READS_PER_BATCH_MAX: usize = 64;
+/// Pieces of work waiting for the log writer or the applier. Consensus limits what is under way to
+/// less; were it ever full, the event loop would wait.
+pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
 /// Console lines waiting to be written; past it lines are dropped and the loss is logged.
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
+/// Bytes of keys and values in those lines; past it likewise.
+pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 
@@ -183,9 +190,35 @@ pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
+/// Wait before a client goes round its servers again: at first …
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
+/// … and at most, doubling in between.
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// The longest time a client request may be given.
+pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
+pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
+/// Requests handed to `Client::submit` and not yet answered; one more waits.
+pub const CLIENT_SUBMITS_MAX: usize = 64;
+
+// ---- commands -----------------------------------------------------------------------------
+
+/// Bytes of one line typed or piped into a console; a longer one is refused.
+pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest duration a flag may give.
+pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Worker threads `--workers` may ask for.
+pub const WORKERS_MAX: usize = 256;
+/// Bytes of one line a server of `acervo cluster` prints; a longer one is passed on in pieces.
+pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
+/// How long `acervo cluster` waits for its servers to stop before it kills them.
+pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
+    assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
+    assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
     assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());

@@ -42,7 +42,9 @@ fn examples() -> Vec<(&'static str, Message)> {
                 protocol: PROTOCOL_VERSION,
                 cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
                 node: NodeId(2),
+                incarnation: 0x05ca_1e00_0000_0003,
                 last_index: 41,
+                term: 3,
             }),
         ),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
@@ -95,7 +97,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Hello(Hello {
                 protocol: PROTOCOL_VERSION,
                 cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
-                role: HelloRole::Server { node: NodeId(1), last_index: 41 },
+                role: HelloRole::Server { node: NodeId(1), incarnation: 0x05ca_1e00_0000_0001 },
             }),
         ),
         (

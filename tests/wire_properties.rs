@@ -190,19 +190,23 @@ fn message() -> impl Strategy<Value = Message> {
     let role = prop_oneof![
         Just(HelloRole::Client),
         (node(), any::<u64>())
-            .prop_map(|(node, last_index)| HelloRole::Server { node, last_index }),
+            .prop_map(|(node, incarnation)| HelloRole::Server { node, incarnation }),
     ];
     prop_oneof![
         (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {
             Message::Hello(Hello { protocol, cluster: ClusterId(cluster), role })
         }),
-        (any::<u32>(), any::<u64>(), node(), any::<u64>()).prop_map(
-            |(protocol, cluster, node, last_index)| Message::Welcome(Welcome {
-                protocol,
-                cluster: ClusterId(cluster),
-                node,
-                last_index
-            })
+        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>()).prop_map(
+            |(protocol, cluster, node, [incarnation, last_index, term])| Message::Welcome(
+                Welcome {
+                    protocol,
+                    cluster: ClusterId(cluster),
+                    node,
+                    incarnation,
+                    last_index,
+                    term
+                }
+            )
         ),
         text().prop_map(|reason| Message::Refused { reason }),
         (any::<u64>(), request()).prop_map(|(id, body)| Message::Request { id, body }),

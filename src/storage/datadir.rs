@@ -113,6 +113,7 @@ pub enum DataDirError {
 pub struct DataDir {
     path: PathBuf,
     is_new: bool,
+    incarnation: u64,
     /// Held for its lock.
     _lock: File,
 }
@@ -122,6 +123,8 @@ pub struct DataDir {
 struct Identity {
     cluster: ClusterId,
     node: NodeId,
+    /// Tells this directory from one that the same server had before and lost.
+    incarnation: u64,
 }
 
 /// Why an `IDENTITY` could not be read.
@@ -132,26 +135,36 @@ enum IdentityError {
 }
 
 impl DataDir {
-    /// Opens the directory of server `node` of `cluster`, creating it when it does not exist.
+    /// Opens the directory of server `node` of `cluster`, creating it when it does not exist; a new
+    /// one is given `incarnation`, a random number.
     ///
     /// # Errors
     ///
     /// Every [`DataDirError`]; then nothing in an existing directory was changed.
-    pub fn open(path: &Path, cluster: ClusterId, node: NodeId) -> Result<DataDir, DataDirError> {
+    pub fn open(
+        path: &Path,
+        cluster: ClusterId,
+        node: NodeId,
+        incarnation: u64,
+    ) -> Result<DataDir, DataDirError> {
         create(path)?;
         let lock = lock(path)?;
-        let is_new = match read_identity(path)? {
-            Some(found) => {
-                check(path, found, Identity { cluster, node })?;
-                false
-            }
+        let wanted = Identity { cluster, node, incarnation };
+        let found = read_identity(path)?;
+        match found {
+            Some(found) => check(path, found, wanted)?,
             None => {
                 refuse_foreign(path)?;
-                write_identity(path, Identity { cluster, node })?;
-                true
+                write_identity(path, wanted)?;
             }
-        };
-        Ok(DataDir { path: path.to_path_buf(), is_new, _lock: lock })
+        }
+        let Identity { incarnation, .. } = found.unwrap_or(wanted);
+        Ok(DataDir { path: path.to_path_buf(), is_new: found.is_none(), incarnation, _lock: lock })
+    }
+
+    /// The random number the directory was created with.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// Whether this opening was the directory's first.
@@ -283,9 +296,11 @@ fn write_identity(path: &Path, identity: Identity) -> Result<(), DataDirError> {
 
 impl Identity {
     fn encode(&self) -> String {
-        let Identity { cluster, node } = self;
+        let Identity { cluster, node, incarnation } = self;
         let version = DIRECTORY_FORMAT_VERSION;
-        let body = format!("{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\n");
+        let body = format!(
+            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n"
+        );
         let check = crc32fast::hash(body.as_bytes());
         format!("{body}check {check:08x}\n")
     }
@@ -309,9 +324,10 @@ impl Identity {
         }
         let cluster = field("cluster ").and_then(|id| u64::from_str_radix(id, 16).ok());
         let node = field("node ").and_then(|id| id.parse().ok());
-        match (cluster, node) {
-            (Some(cluster), Some(node)) => {
-                Ok(Identity { cluster: ClusterId(cluster), node: NodeId(node) })
+        let incarnation = field("incarnation ").and_then(|id| u64::from_str_radix(id, 16).ok());
+        match (cluster, node, incarnation) {
+            (Some(cluster), Some(node), Some(incarnation)) => {
+                Ok(Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation })
             }
             _ => Err(IdentityError::Damaged),
         }
@@ -328,7 +344,7 @@ mod tests {
     const NODE: NodeId = NodeId(2);
 
     fn open(path: &Path) -> Result<DataDir, DataDirError> {
-        DataDir::open(path, CLUSTER, NODE)
+        DataDir::open(path, CLUSTER, NODE, 7)
     }
 
     #[test]
@@ -355,13 +371,20 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_keeps_the_number_it_was_created_with() {
+        let dir = TempDir::new().unwrap();
+        assert_eq!(DataDir::open(dir.path(), CLUSTER, NODE, 7).unwrap().incarnation(), 7);
+        assert_eq!(DataDir::open(dir.path(), CLUSTER, NODE, 8).unwrap().incarnation(), 7);
+    }
+
+    #[test]
     fn the_directory_of_another_server_or_group_is_refused() {
         let dir = TempDir::new().unwrap();
         drop(open(dir.path()).unwrap());
-        let other = DataDir::open(dir.path(), CLUSTER, NodeId(3)).unwrap_err();
+        let other = DataDir::open(dir.path(), CLUSTER, NodeId(3), 7).unwrap_err();
         assert!(matches!(other, DataDirError::OtherNode { found: NODE, expected: NodeId(3), .. }));
         assert!(other.to_string().contains("belongs to server 2"), "{other}");
-        let other = DataDir::open(dir.path(), ClusterId(9), NODE).unwrap_err();
+        let other = DataDir::open(dir.path(), ClusterId(9), NODE, 7).unwrap_err();
         assert!(matches!(other, DataDirError::OtherCluster { found: CLUSTER, .. }));
     }
 

@@ -165,7 +165,7 @@ mod tests {
     }
 
     fn data_dir(dir: &TempDir) -> DataDir {
-        DataDir::open(dir.path(), ClusterId(1), NodeId(1)).unwrap()
+        DataDir::open(dir.path(), ClusterId(1), NodeId(1), 7).unwrap()
     }
 
     fn options() -> LogOptions {
