@@ -136,10 +136,36 @@ pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
+/// Wait before a client goes round its servers again: at first …
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
+/// … and at most, doubling in between.
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// The longest time a client request may be given.
+pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
+pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
+/// Requests handed to `Client::submit` and not yet answered; one more waits.
+pub const CLIENT_SUBMITS_MAX: usize = 64;
+
+// ---- commands -----------------------------------------------------------------------------
+
+/// Bytes of one line typed or piped into a console; a longer one is refused.
+pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest duration a flag may give.
+pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Worker threads `--workers` may ask for.
+pub const WORKERS_MAX: usize = 256;
+/// Bytes of one line a server of `acervo cluster` prints; a longer one is passed on in pieces.
+pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
+/// How long `acervo cluster` waits for its servers to stop before it kills them.
+pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
+    assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.
