@@ -56,6 +56,8 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
 pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
 /// Console lines waiting to be written; past it lines are dropped and the loss is logged.
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
+/// Bytes of keys and values in those lines; past it likewise.
+pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 

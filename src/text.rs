@@ -5,8 +5,13 @@
 //! as the start of an escape, that is before another backslash, before an escaped byte, and before
 //! `x` with two hexadecimal digits. Reading back, `\\` is one backslash, `\xNN` one byte, and a
 //! backslash before anything else stands for itself.
+//!
+//! Beside it, lines as they are typed or piped in, with a bound on their length.
 
 use std::fmt;
+use std::io::{self, BufRead};
+
+use crate::limits::INPUT_LINE_BYTES_MAX;
 
 /// Shows `bytes` escaped, without allocating.
 pub fn escape(bytes: &[u8]) -> Escaped<'_> {
@@ -80,6 +85,59 @@ fn is_printable(character: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// Why a line could not be used. The next line can still be read, except after an IO error.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The input failed.
+    #[error("the input could not be read: {0}")]
+    Io(#[from] io::Error),
+    /// Longer than the limit; the rest of it was skipped.
+    #[error("a line is longer than {INPUT_LINE_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not text.
+    #[error("a line is not UTF-8")]
+    NotUtf8,
+}
+
+/// Reads one line, without its end (`\n` or `\r\n`). `None` is the end of the input.
+///
+/// # Errors
+/// See [`LineError`].
+pub fn read_line(input: &mut dyn BufRead) -> Result<Option<String>, LineError> {
+    let mut line = Vec::new();
+    let mut too_long = false;
+    let mut read = false;
+    loop {
+        let piece = match input.fill_buf() {
+            Ok(piece) => piece,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let used = end.unwrap_or(piece.len());
+        too_long |= line.len() + used > INPUT_LINE_BYTES_MAX;
+        if !too_long {
+            line.extend_from_slice(&piece[..used]);
+        }
+        let ended = end.is_some() || piece.is_empty();
+        read |= !piece.is_empty();
+        input.consume(used + usize::from(end.is_some()));
+        if ended {
+            break;
+        }
+    }
+    if too_long {
+        return Err(LineError::TooLong);
+    }
+    if !read {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    String::from_utf8(line).map(Some).map_err(|_| LineError::NotUtf8)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +193,19 @@ mod tests {
         assert_eq!(escaped(b"\\\n"), r"\\\x0a");
         assert_eq!(escaped(b"\\\xff"), r"\\\xff");
         assert_eq!(escaped(br"\\"), r"\\\");
+    }
+
+    #[test]
+    fn lines_end_as_on_any_system_and_bad_ones_are_skipped() {
+        let long = vec![b'a'; INPUT_LINE_BYTES_MAX + 1];
+        let input = [b"one\r\n\n\xff\n", &long[..], b"\nlast"].concat();
+        let mut input = &input[..];
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one"));
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some(""));
+        assert!(matches!(read_line(&mut input), Err(LineError::NotUtf8)));
+        assert!(matches!(read_line(&mut input), Err(LineError::TooLong)));
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("last"));
+        assert_eq!(read_line(&mut input).unwrap(), None);
     }
 
     proptest! {

@@ -364,7 +364,7 @@ fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
     let client = client_of([server.address]).build().unwrap();
     thread::scope(|scope| {
         let early = scope.spawn(|| client.get("k").unwrap());
-        wait_until(&server, |heard| heard.requests.len() >= 1);
+        wait_until(&server, |heard| !heard.requests.is_empty());
         let late = scope.spawn(|| client.get("k").unwrap());
         wait_until(&server, |heard| heard.requests.len() >= 2);
         let answer = |at: usize, body| {

@@ -3,4 +3,7 @@
 //! `main.rs` wires these to the client and the server. Nothing here talks to a server except
 //! through [`Client`](crate::Client).
 
+pub mod args;
+pub mod commands;
+mod status;
 pub mod units;

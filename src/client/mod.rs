@@ -14,6 +14,7 @@ mod attempts;
 mod connection;
 mod error;
 mod pool;
+pub mod repl;
 
 mod seen;
 mod sequence;

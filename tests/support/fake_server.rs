@@ -20,8 +20,10 @@ pub struct FakeServer {
     pub shared: Arc<Shared>,
 }
 
+type Script = dyn Fn(u64, Request, &Link) + Send + Sync;
+
 pub struct Shared {
-    script: Box<dyn Fn(u64, Request, &Link) + Send + Sync>,
+    script: Box<Script>,
     pub heard: Mutex<Heard>,
     /// Notified of everything that is heard.
     pub changed: Condvar,
