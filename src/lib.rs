@@ -1,5 +1,6 @@
 //! Acervo: a replicated key-value store that never goes back in time.
 
+pub mod cli;
 pub mod client;
 pub mod command;
 pub mod consensus;
@@ -12,3 +13,5 @@ pub mod text;
 pub mod types;
 pub mod wire;
 pub mod workers;
+
+pub use client::Client;

@@ -3,13 +3,15 @@
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
 //! something breaks. `service` is the wiring at run time, `links` the connections to other servers,
 //! `threads` the two that write, `work` what the worker pool does, `get` the rule for reads,
-//! [`console`] the lines on standard output.
+//! [`console`] the lines on standard output, [`cluster`] three servers under one terminal,
+//! [`questions`] what is asked on a keyboard.
 
+pub mod cluster;
 pub mod config;
 pub mod console;
 mod get;
 mod links;
-
+pub mod questions;
 mod service;
 mod threads;
 mod work;
