@@ -45,17 +45,56 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A peer that accepts no byte of what is queued for it for this long is disconnected.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How deep a message's MessagePack may nest; a deeper one closes the connection.
+pub const MESSAGE_DEPTH_MAX: usize = 16;
+/// The first buffer of a connection that has something to read; it doubles when it is full.
+pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
+/// The size up to which a connection's read buffer grows for small frames and to which it shrinks
+/// after large ones.
+pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
 pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
+// ---- event loop -----------------------------------------------------------------------------
+
+/// Connections an event loop has dialled and holds at once; one more fails to be dialled.
+pub const DIALLED_CONNECTIONS_MAX: usize = 256;
+/// Connections over the cap that are being told so at once; one more is closed without a word.
+pub const REFUSALS_MAX: usize = 64;
+/// Connections accepted before the established ones get their turn.
+pub const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// After the machine refused to give another socket, accepting is left alone this long.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Bytes written to one connection before the others get their turn.
+pub const WRITE_BUDGET_BYTES: usize = 1024 * 1024;
+/// Frames are gathered in pieces of about this size before they are written.
+pub const SEND_SEGMENT_BYTES: usize = 64 * 1024;
+/// Emptied pieces kept for reuse by all connections of a loop.
+pub const SEND_SEGMENTS_KEEP: usize = 64;
+/// A connection closed after its last word is kept this long for the other side to hear it.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// How often deadlines are looked at; they are late by at most this much.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+/// Ticks made up for at once when the loop was away; the rest are forgotten.
+pub const TICKS_CATCH_UP_MAX: u32 = 3;
+/// Readiness events taken from the system at once.
+pub const EVENTS_PER_POLL_MAX: usize = 1024;
+
 // ---- queues between threads ---------------------------------------------------------------
 
 /// Jobs waiting for the worker pool; past it a read is refused with `BUSY`.
 pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
+/// Reads that one worker is handed at once.
+pub const READS_PER_BATCH_MAX: usize = 64;
+/// Pieces of work waiting for the log writer or the applier. Consensus limits what is under way to
+/// less; were it ever full, the event loop would wait.
+pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
 /// Console lines waiting to be written; past it lines are dropped and the loss is logged.
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
+/// Bytes of keys and values in those lines; past it likewise.
+pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 
@@ -151,10 +190,40 @@ pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
+/// Wait before a client goes round its servers again: at first …
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
+/// … and at most, doubling in between.
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// The longest time a client request may be given.
+pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
+pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
+/// Requests handed to `Client::submit` and not yet answered; one more waits.
+pub const CLIENT_SUBMITS_MAX: usize = 64;
+
+// ---- commands -----------------------------------------------------------------------------
+
+/// Bytes of one line typed or piped into a console; a longer one is refused.
+pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The longest duration a flag may give.
+pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Worker threads `--workers` may ask for.
+pub const WORKERS_MAX: usize = 256;
+/// Bytes of one line a server of `acervo cluster` prints; a longer one is passed on in pieces.
+pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
+/// How long `acervo cluster` waits for its servers to stop before it kills them.
+pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
+    assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
+    assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
+    assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
+    assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());
+    assert!(FRAME_BUFFER_BYTES_MIN <= FRAME_BUFFER_BYTES_KEEP);
     assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.

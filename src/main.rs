@@ -1,3 +1,130 @@
-//! The `acervo` command.
+//! The `acervo` command: flags, wiring, exit codes.
 
-fn main() {}
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use acervo::cli::args::{Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell};
+use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
+use acervo::client::repl::{self, ReplOptions};
+use acervo::server::cluster::{self, ClusterConfig};
+use acervo::server::config::check_group;
+use acervo::server::questions;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let quiet = !matches!(cli.command, Command::Server(_) | Command::Cluster(_));
+    let level = if quiet { "warn" } else { "info" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    let out = &mut io::stdout();
+    let status = match cli.command {
+        Command::Server(args) => run_server(args),
+        Command::Cluster(args) => run_cluster(&args),
+        Command::Client(args) => {
+            let options = ReplOptions { servers: args.servers, request_timeout: args.timeout };
+            repl::run(&options)
+                .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+        }
+        Command::Put(args) => one_shot(commands::put(&args, &mut io::stdin(), out)),
+        Command::Get(args) => one_shot(commands::get(&args, out)),
+        Command::Del(args) => one_shot(commands::del(&args, out)),
+        Command::Status(args) => one_shot(commands::status(&args, out)),
+        Command::Completions(args) => one_shot(print_completions(&args, out)),
+    };
+    ExitCode::from(status)
+}
+
+/// Says what went wrong in one line and gives the exit status back.
+fn fail(status: u8, error: &dyn Display) -> u8 {
+    // Without standard error the exit status has to say it alone.
+    let _ = writeln!(io::stderr(), "acervo: {error}");
+    status
+}
+
+fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
+    match result {
+        Ok(outcome) => outcome.exit_status(),
+        Err(error) if error.is_quiet() => error.exit_status(),
+        Err(error) => fail(error.exit_status(), &error),
+    }
+}
+
+fn print_completions(args: &CompletionsArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let shell = match args.shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    // Made in memory first: the generator panics on an output that fails.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "acervo", &mut script);
+    out.write_all(&script).map_err(CommandError::Output)?;
+    Ok(Outcome::Done)
+}
+
+fn run_server(mut args: ServerArgs) -> u8 {
+    let (listen, leader) = match (args.listen, args.leader) {
+        (Some(listen), Some(leader)) => (listen, leader),
+        (None, None) if io::stdin().is_terminal() => match ask(&mut args) {
+            Ok(answers) => answers,
+            Err(status) => return status,
+        },
+        (listen, _) => {
+            let missing = match listen {
+                None => "--listen and --leader are needed when there is no terminal to ask on",
+                Some(_) => "--leader is needed together with --listen",
+            };
+            return usage("server", missing);
+        }
+    };
+    match args.config(listen, leader) {
+        Err(error) => fail(exit_status::USAGE, &error),
+        Ok(config) => acervo::server::run(config)
+            .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
+    }
+}
+
+fn ask(args: &mut ServerArgs) -> Result<(SocketAddr, SocketAddr), u8> {
+    args.servers =
+        check_group(args.servers.clone()).map_err(|error| fail(exit_status::USAGE, &error))?;
+    // On standard error, since standard output is for the console's lines alone.
+    let (mut input, mut output) = (io::stdin().lock(), io::stderr());
+    let answers = questions::ask(&args.servers, &mut input, &mut output, &questions::probe)
+        .map_err(|error| fail(exit_status::USAGE, &error))?;
+    Ok((answers.listen, answers.leader))
+}
+
+/// Prints a command's usage and what is missing, as for any other mistake on the command line.
+fn usage(command: &str, message: &str) -> u8 {
+    let mut cli = Cli::command();
+    // Built, so that the usage line names the whole command.
+    cli.build();
+    let error = match cli.find_subcommand_mut(command) {
+        Some(command) => command.error(ErrorKind::MissingRequiredArgument, message),
+        None => cli.error(ErrorKind::MissingRequiredArgument, message),
+    };
+    // Without standard error the exit status has to say it alone.
+    let _ = error.print();
+    exit_status::USAGE
+}
+
+fn run_cluster(args: &ClusterArgs) -> u8 {
+    let (servers, flags) = match args.checked() {
+        Ok(checked) => checked,
+        Err(error) => return fail(exit_status::USAGE, &error),
+    };
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            let message = format!("this program's own file could not be found: {error}");
+            return fail(exit_status::FAILED, &message);
+        }
+    };
+    let data_root = args.data_dir.clone();
+    cluster::run(&ClusterConfig { program, servers, data_root, flags })
+        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+}

@@ -1,1 +1,540 @@
-//! client
+//! The client library: one [`Client`] for a group of servers.
+//!
+//! What it promises: no caller of one client ever gets a value older than one that client has seen
+//! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within its
+//! time. What it needs: some of the servers' addresses; who leads is no business of a client.
+//!
+//! How it is cut: `transport` makes and reads frames, `connection` is one pipelined connection and
+//! its reading thread, `pool` keeps one a server, `attempts` decides who is asked and how often,
+//! `seen` remembers timestamps, `sequence` numbers the writes, [`repl`] is the console on top.
+//!
+//! What it leaves out: async interfaces, finding servers by name, and encryption.
+
+mod attempts;
+mod connection;
+mod error;
+mod pool;
+pub mod repl;
+
+mod seen;
+mod sequence;
+mod submit;
+mod sync;
+mod transport;
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use self::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use self::connection::CallError;
+use self::pool::Pool;
+use self::seen::{Answered, Floors, Seen};
+use self::sequence::{Gate, Sequencer};
+use self::sync::lock;
+use crate::command::WriteOp;
+use crate::limits;
+use crate::types::{ClientId, Timestamp};
+use crate::wire::message::{GetRequest, Reply, Request, ServerStatus, WriteRequest};
+
+pub use self::error::{ClientError, ServerFailure};
+pub use self::submit::{Ask, Event};
+
+/// A client of a group of servers.
+///
+/// Clones share everything: connections, timestamps, the count of writes. Any number of threads may
+/// call one client at once, and their requests travel together.
+///
+/// ```no_run
+/// use acervo::Client;
+///
+/// let servers = ["127.0.0.1:10097", "127.0.0.1:10098", "127.0.0.1:10099"];
+/// let client = Client::connect(servers.map(|server| server.parse().unwrap()))?;
+/// let written = client.put("title", "Dom Casmurro")?;
+/// let read = client.get("title")?;
+/// assert!(read.timestamp >= written.timestamp);
+/// assert_eq!(read.value.as_deref(), Some(&b"Dom Casmurro"[..]));
+/// # Ok::<(), acervo::client::ClientError>(())
+/// ```
+///
+/// Errors can be told apart:
+///
+/// ```no_run
+/// use acervo::client::{Client, ClientError};
+///
+/// # let client = Client::connect(["127.0.0.1:10097".parse().unwrap()])?;
+/// match client.put("title", "Memórias Póstumas") {
+///     Ok(written) => println!("version {}", written.timestamp),
+///     Err(ClientError::NoMajority { message, .. }) => println!("try later: {message}"),
+///     Err(ClientError::Unreachable { servers }) => println!("{} are down", servers.len()),
+///     Err(other) => return Err(other),
+/// }
+/// # Ok::<(), acervo::client::ClientError>(())
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: Pool,
+    timing: Timing,
+    request_timeout: Duration,
+    gate: Gate,
+    submits: Arc<Gate>,
+    sequencer: Sequencer,
+    seen: Mutex<Seen>,
+    random: Mutex<StdRng>,
+}
+
+/// How far the promise never to read backwards reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Causality {
+    /// Over all keys: a server answers only when it has applied everything this client has seen.
+    #[default]
+    Session,
+    /// Over each key by itself, as the console shows it.
+    PerKey,
+}
+
+/// The client's time-outs below a whole request's. The defaults are those of
+/// [`limits`](crate::limits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// To establish a connection, greeting included.
+    pub connect_timeout: Duration,
+    /// How long a server may say nothing, while it owes something, before it is asked with PING.
+    pub ping_interval: Duration,
+    /// And before its connection is given up and the request tried elsewhere.
+    pub silence_timeout: Duration,
+    /// With no server heard for this long, requests fail.
+    pub reach_timeout: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            connect_timeout: limits::CLIENT_CONNECT_TIMEOUT,
+            ping_interval: limits::CLIENT_PING_INTERVAL,
+            silence_timeout: limits::CLIENT_SILENCE_TIMEOUT,
+            reach_timeout: limits::CLIENT_REACH_TIMEOUT,
+        }
+    }
+}
+
+/// A write that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PutOk {
+    /// The version it made.
+    pub timestamp: Timestamp,
+    /// The server that answered.
+    pub server: SocketAddr,
+}
+
+/// A deletion that is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DelOk {
+    /// The version of the deletion.
+    pub timestamp: Timestamp,
+    /// Whether there was anything to delete.
+    pub existed: bool,
+    /// The server that answered.
+    pub server: SocketAddr,
+}
+
+/// A read that is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Got {
+    /// The value; `None` when the key does not exist.
+    pub value: Option<Bytes>,
+    /// The value's version; zero when the key does not exist.
+    pub timestamp: Timestamp,
+    /// The server that answered.
+    pub server: SocketAddr,
+}
+
+/// Sets up a [`Client`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use acervo::client::{Causality, Client};
+///
+/// let client = Client::builder(["127.0.0.1:10097".parse().unwrap()])
+///     .request_timeout(Duration::from_secs(5))
+///     .causality(Causality::PerKey)
+///     .build()?;
+/// # Ok::<(), acervo::client::ClientError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    servers: Vec<SocketAddr>,
+    request_timeout: Duration,
+    causality: Causality,
+    timing: Timing,
+    session: Option<String>,
+    client: Option<ClientId>,
+    seed: Option<u64>,
+}
+
+impl ClientBuilder {
+    /// The whole time of a request, retries included; 60 seconds unless set, at most a day.
+    pub fn request_timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.request_timeout = timeout.min(limits::CLIENT_REQUEST_TIMEOUT_MAX);
+        self
+    }
+
+    /// How far the promise never to read backwards reaches; a session unless set.
+    pub fn causality(mut self, causality: Causality) -> ClientBuilder {
+        self.causality = causality;
+        self
+    }
+
+    /// Time-outs below a whole request's; each at most a day.
+    pub fn timing(mut self, timing: Timing) -> ClientBuilder {
+        let cap = |timeout: Duration| {
+            timeout.clamp(Duration::from_millis(1), limits::CLIENT_REQUEST_TIMEOUT_MAX)
+        };
+        self.timing = Timing {
+            connect_timeout: cap(timing.connect_timeout),
+            ping_interval: cap(timing.ping_interval),
+            silence_timeout: cap(timing.silence_timeout),
+            reach_timeout: cap(timing.reach_timeout),
+        };
+        self
+    }
+
+    /// Continues the session of another client: its [`Client::session_token`].
+    pub fn session(mut self, token: impl Into<String>) -> ClientBuilder {
+        self.session = Some(token.into());
+        self
+    }
+
+    /// The client's identity, by which servers recognise a write sent twice. Drawn at random unless
+    /// set; two clients with the same one lose each other's writes.
+    pub fn client_id(mut self, client: ClientId) -> ClientBuilder {
+        self.client = Some(client);
+        self
+    }
+
+    /// Makes every random choice (servers, pauses, identity) follow from a seed, for tests.
+    pub fn seed(mut self, seed: u64) -> ClientBuilder {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Builds the client. Nothing is dialled before the first request.
+    ///
+    /// # Errors
+    /// [`ClientError::BadServerList`] and [`ClientError::BadSessionToken`].
+    pub fn build(self) -> Result<Client, ClientError> {
+        let count = self.servers.len();
+        let repeated = (1..count).any(|at| self.servers[..at].contains(&self.servers[at]));
+        if count == 0 || count > limits::SERVERS_MAX || repeated {
+            return Err(ClientError::BadServerList(count));
+        }
+        let session = self.session.as_deref().map_or(Ok(Timestamp::ZERO), parse_token)?;
+        let mut random = match self.seed {
+            Some(seed) => StdRng::seed_from_u64(seed),
+            None => rand::make_rng(),
+        };
+        let client = self.client.unwrap_or_else(|| ClientId(random.random()));
+        let inner = Inner {
+            pool: Pool::new(self.servers, self.timing),
+            timing: self.timing,
+            request_timeout: self.request_timeout,
+            gate: Gate::new(limits::CLIENT_REQUESTS_MAX),
+            submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
+            sequencer: Sequencer::new(client, limits::SESSION_REPLIES_MAX as u64),
+            seen: Mutex::new(Seen::new(self.causality, limits::CLIENT_SEEN_KEYS_MAX, session)),
+            random: Mutex::new(random),
+        };
+        Ok(Client { inner: Arc::new(inner) })
+    }
+}
+
+impl Client {
+    /// A client with the defaults. Nothing is dialled before the first request.
+    ///
+    /// # Errors
+    /// [`ClientError::BadServerList`].
+    pub fn connect(servers: impl IntoIterator<Item = SocketAddr>) -> Result<Client, ClientError> {
+        Client::builder(servers).build()
+    }
+
+    /// Sets up a client of these servers.
+    pub fn builder(servers: impl IntoIterator<Item = SocketAddr>) -> ClientBuilder {
+        ClientBuilder {
+            servers: servers.into_iter().collect(),
+            request_timeout: limits::CLIENT_REQUEST_TIMEOUT_DEFAULT,
+            causality: Causality::default(),
+            timing: Timing::default(),
+            session: None,
+            client: None,
+            seed: None,
+        }
+    }
+
+    /// The servers this client knows.
+    pub fn servers(&self) -> Vec<SocketAddr> {
+        (0..self.inner.pool.len()).map(|index| self.inner.pool.server(index)).collect()
+    }
+
+    /// Stores a new newest version of a key, durably.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] of a request. After [`ClientError::TimedOut`],
+    /// [`ClientError::NoMajority`], [`ClientError::Unreachable`] and [`ClientError::StaleRequest`] the
+    /// write may still have taken, or yet take, effect.
+    pub fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<PutOk, ClientError> {
+        let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
+        self.inner.put(key, value, Persistence::Untiring)
+    }
+
+    /// Removes every version of a key, durably.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn del(&self, key: impl AsRef<[u8]>) -> Result<DelOk, ClientError> {
+        let key = check_key(key.as_ref())?;
+        let op = WriteOp::Del { key };
+        self.inner.write(op, Persistence::Untiring, |server, reply| match reply {
+            Reply::DelOk { timestamp, existed } => {
+                Ok((timestamp, DelOk { timestamp, existed, server }))
+            }
+            other => Err(other),
+        })
+    }
+
+    /// Reads the newest value of a key from any server that has caught up with what this client
+    /// has seen.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
+        self.inner.get(check_key(key.as_ref())?, false)
+    }
+
+    /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
+    /// is missed.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`ClientError::NoMajority`].
+    pub fn get_linearizable(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
+        self.inner.get(check_key(key.as_ref())?, true)
+    }
+
+    /// Asks one server to describe itself. No other server is asked instead.
+    ///
+    /// # Errors
+    /// [`ClientError::UnknownServer`], [`ClientError::Unreachable`] with that server alone,
+    /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
+    pub fn status(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
+        let inner = &*self.inner;
+        let index = inner.pool.index_of(server).ok_or(ClientError::UnknownServer(server))?;
+        match inner.pool.call(index, Request::Status, inner.deadline()) {
+            Ok(Reply::StatusOk(status)) => Ok(*status),
+            Ok(Reply::Error(error)) => {
+                let message = crate::text::escape(error.message.as_bytes());
+                Err(ClientError::Unavailable { last: format!("{server}: {message}") })
+            }
+            Ok(_) => Err(ClientError::Unavailable {
+                last: format!("{server}: it answered another question than was asked"),
+            }),
+            Err(CallError::DeadlinePassed) => Err(inner.timed_out("the server had not answered")),
+            Err(CallError::Broken(failure)) => {
+                let servers = vec![ServerFailure { server, reason: failure.reason }];
+                Err(ClientError::Unreachable { servers })
+            }
+        }
+    }
+
+    /// What this client has seen, as text for another client, here or in another process: with it,
+    /// that client reads nothing older. See [`ClientBuilder::session`].
+    pub fn session_token(&self) -> String {
+        format!("s1-{:016x}", lock(&self.inner.seen).session().0)
+    }
+
+    /// Takes over what the client that gave `token` has seen, in addition to what this one has.
+    ///
+    /// # Errors
+    /// [`ClientError::BadSessionToken`].
+    pub fn with_session(self, token: &str) -> Result<Client, ClientError> {
+        lock(&self.inner.seen).raise_session(parse_token(token)?);
+        Ok(self)
+    }
+}
+
+fn parse_token(token: &str) -> Result<Timestamp, ClientError> {
+    let bad = || ClientError::BadSessionToken(crate::text::escape(token.as_bytes()).to_string());
+    let digits = token.strip_prefix("s1-").ok_or_else(bad)?;
+    if digits.len() != 16 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    i64::from_str_radix(digits, 16).map(Timestamp).map_err(|_| bad())
+}
+
+fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
+    match key.len() {
+        0 => Err(ClientError::KeyEmpty),
+        length if length > limits::KEY_BYTES_MAX => Err(ClientError::KeyTooLong(length)),
+        _ => Ok(Bytes::copy_from_slice(key)),
+    }
+}
+
+fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
+    if value.len() > limits::VALUE_BYTES_MAX {
+        return Err(ClientError::ValueTooLong(value.len()));
+    }
+    Ok(Bytes::copy_from_slice(value))
+}
+
+impl Inner {
+    fn deadline(&self) -> Instant {
+        // The builder keeps the time-out far from overflowing the clock.
+        Instant::now() + self.request_timeout
+    }
+
+    fn put(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        persistence: Persistence<'_>,
+    ) -> Result<PutOk, ClientError> {
+        let op = WriteOp::Put { key, value };
+        self.write(op, persistence, |server, reply| match reply {
+            Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
+            other => Err(other),
+        })
+    }
+
+    /// A write under one identity, however often it is sent. `take` picks the answer and its
+    /// timestamp out of the right reply and gives back any other.
+    fn write<T>(
+        &self,
+        op: WriteOp,
+        persistence: Persistence<'_>,
+        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
+    ) -> Result<T, ClientError> {
+        let deadline = self.deadline();
+        let ticket = self
+            .sequencer
+            .begin(deadline)
+            .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
+        let key = op.key().clone();
+        let write = WriteRequest { request: ticket.request, op };
+        let build = || Request::Write(write.clone());
+        self.request(deadline, persistence, build, |server, reply| match take(server, reply) {
+            Ok((timestamp, answer)) => {
+                lock(&self.seen).wrote(&key, timestamp);
+                Verdict::Done(answer)
+            }
+            Err(Reply::Error(error)) => judge_error(server, error),
+            Err(_) => judge_unexpected(),
+        })
+    }
+
+    fn get(&self, key: Bytes, linearizable: bool) -> Result<Got, ClientError> {
+        self.read(key, linearizable, Persistence::Untiring, |server, _, read| match read {
+            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
+            Read::Behind { .. } => {
+                Verdict::Other(format!("{server} has not yet applied what this client has seen"))
+            }
+        })
+    }
+
+    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
+    fn read<T>(
+        &self,
+        key: Bytes,
+        linearizable: bool,
+        persistence: Persistence<'_>,
+        take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T>,
+    ) -> Result<T, ClientError> {
+        let sent = Cell::new(Floors::default());
+        let build = || {
+            sent.set(lock(&self.seen).floors(&key));
+            let Floors { key: timestamp, applied: session } = sent.get();
+            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable })
+        };
+        self.request(self.deadline(), persistence, build, |server, reply| match reply {
+            Reply::GetOk { value, timestamp, as_of } => {
+                let answered = match &value {
+                    Some(_) => Answered::Value(timestamp),
+                    None => Answered::Missing(as_of),
+                };
+                if !lock(&self.seen).accept(&key, sent.get(), answered) {
+                    return Verdict::Again;
+                }
+                take(server, sent.get(), Read::Answer { value, timestamp })
+            }
+            Reply::TryOtherServerOrLater { timestamp, .. } => {
+                take(server, sent.get(), Read::Behind { timestamp })
+            }
+            Reply::Error(error) => judge_error(server, error),
+            _ => judge_unexpected(),
+        })
+    }
+}
+
+/// What a server said to a GET.
+enum Read {
+    /// A value or none.
+    Answer { value: Option<Bytes>, timestamp: Timestamp },
+    /// `TRY_OTHER_SERVER_OR_LATER`, with the version it has of the key.
+    Behind { timestamp: Timestamp },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client() -> Client {
+        Client::connect(["127.0.0.1:1".parse().unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn a_session_token_carries_over_and_never_lowers() {
+        let one = client().with_session("s1-000000000000002a").unwrap();
+        assert_eq!(one.session_token(), "s1-000000000000002a");
+        let one = one.with_session("s1-0000000000000001").unwrap();
+        assert_eq!(one.session_token(), "s1-000000000000002a");
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused() {
+        let long = "s1-00000000000000000";
+        for token in ["", "s1-", "s2-000000000000002a", "s1-2a", "s1-ffffffffffffffff", long] {
+            let error = client().with_session(token).err();
+            assert_eq!(error, Some(ClientError::BadSessionToken(token.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_server_list_is_checked() {
+        let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let lists =
+            [vec![], vec![address(1), address(2), address(1)], (1..=10).map(address).collect()];
+        for list in lists {
+            let count = list.len();
+            assert_eq!(Client::connect(list).err(), Some(ClientError::BadServerList(count)));
+        }
+    }
+
+    #[test]
+    fn keys_and_values_that_no_server_takes_are_refused_here() {
+        assert_eq!(client().get("").err(), Some(ClientError::KeyEmpty));
+        let long = vec![0; limits::KEY_BYTES_MAX + 1];
+        assert_eq!(client().del(&long).err(), Some(ClientError::KeyTooLong(long.len())));
+        let long = vec![0; limits::VALUE_BYTES_MAX + 1];
+        assert_eq!(client().put("k", &long).err(), Some(ClientError::ValueTooLong(long.len())));
+    }
+}

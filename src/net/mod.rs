@@ -1,1 +1,58 @@
-//! net
+//! The event loop: one thread that owns every socket of a process.
+//!
+//! An [`EventLoop`] accepts and dials TCP connections, cuts what they bring into frames and hands
+//! each frame to a [`Service`], which answers through the [`Net`] handle it is given with every
+//! call. A store server is one service; a file-sharing registry and its peers are others. The loop
+//! knows frames, not messages.
+//!
+//! How one iteration goes:
+//!
+//! 1. Sleep until a socket is ready, a [`WakeHandle`] is used, or a tick or deadline is due. The
+//!    monotonic clock is read once, here.
+//! 2. Accept a bounded number of connections, give every ready connection one bounded turn of
+//!    reading, then tell the service about wakes, ticks and expired deadlines.
+//! 3. Call [`Service::before_sleep`], where a service does what it has gathered.
+//! 4. Write what was queued: one vectored write per connection, when the socket takes it.
+//!
+//! Invariants:
+//!
+//! - **Nothing blocks** but step 1.
+//! - **Edge-triggered, so nothing is forgotten.** Each socket is registered once, for everything.
+//!   What the system said is kept in the connection (`readable`, `writable`) until a call has shown
+//!   it untrue; whether to act on it is computed from the connection's state (`wants_read`,
+//!   `wants_write`) and never stored. Work left behind by a spent budget, a pause or a full queue
+//!   leaves the connection scheduled for a later turn without waiting for the system.
+//! - **A socket is read only when no whole frame is buffered.** So back-pressure reaches the other
+//!   side's kernel, the end of a stream is seen after everything that came before it, and a
+//!   connection buffers at most one incomplete frame and one read.
+//! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds, silence
+//!   and slowness end that connection with a [`CloseReason`]; errors of accepting pause accepting.
+//!   Only a failure of the readiness system itself ends the loop.
+//! - **Ids are never confused.** A [`ConnectionId`] names one connection for ever; using it after
+//!   the connection is gone does nothing.
+//! - **Callbacks are never nested.** What a call to [`Net`] brings about, such as the end of a
+//!   connection, is told to the service after its present callback has returned. Every connection
+//!   a service was told of or has dialled ends with exactly one [`Service::on_closed`], or
+//!   [`Service::on_dial_failed`] when it never came about.
+//!
+//! Left out: names (addresses are resolved elsewhere, since that blocks), TLS, datagrams, half-closed
+//! connections (the end of the other side's stream is the end of the connection).
+
+mod accept;
+pub mod backoff;
+mod connection;
+mod connections;
+mod event_loop;
+mod handle;
+mod listener;
+mod send_queue;
+mod service;
+mod wake;
+
+pub use connection::{CloseReason, SendLimits};
+pub use connections::ConnectionId;
+pub use event_loop::{EventLoop, LoopError};
+pub use handle::{Net, SendError};
+pub use listener::{ListenError, Listener};
+pub use service::{LoopConfig, Service};
+pub use wake::WakeHandle;

@@ -1,3 +1,202 @@
 //! One server process: event loop, core, workers, log writer and state machine wired together.
+//!
+//! [`run`] opens the data directory, starts the threads and works until it is told to stop or
+//! something breaks. `service` is the wiring at run time, `links` the connections to other servers,
+//! `threads` the two that write, `work` what the worker pool does, `get` the rule for reads,
+//! [`console`] the lines on standard output, [`cluster`] three servers under one terminal,
+//! [`questions`] what is asked on a keyboard.
 
+pub mod cluster;
 pub mod config;
+pub mod console;
+mod get;
+mod links;
+pub mod questions;
+mod service;
+mod threads;
+mod work;
+
+use std::io::{self, Read};
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use rand::Rng;
+
+use self::config::ServerConfig;
+use self::console::Console;
+use self::service::{Parts, StoreService};
+use self::work::StoreWorker;
+use crate::limits;
+use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
+use crate::node::core::{Node, NodeConfig, NodeError};
+use crate::storage::log::LogOptions;
+use crate::storage::{self, StorageError, datadir::DataDir, datadir::DataDirError};
+use crate::types::NodeId;
+use crate::workers::pool::Pool;
+
+/// Why a server could not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The addresses do not belong together; the command line checks this first.
+    #[error("{0} is not one of the servers of the group: check --listen, --leader and --servers")]
+    NotInGroup(std::net::SocketAddr),
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The data directory is not this server's to use.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// What the data directory holds cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The core refuses what was recovered.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The event loop failed.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}; is the limit on processes too low?")]
+    Thread(#[source] io::Error),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// Something broke that must not be survived.
+    #[error("this server stopped because it could not go on safely: {0}")]
+    Broken(String),
+}
+
+/// Runs a server until SIGINT or SIGTERM, or until something breaks.
+pub fn run(config: ServerConfig) -> Result<(), ServerError> {
+    let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
+    let first_leader =
+        config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
+    if !config.sync {
+        log::warn!(
+            "--sync off: acknowledged writes are LOST when the machine fails; for experiments only"
+        );
+    }
+    // The port first: a second server started by mistake says so, whatever its directory.
+    let listener = Listener::bind(config.listen)?;
+    let data_dir =
+        DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
+    if !data_dir.is_new() {
+        log::info!(
+            "restarting on {}: --leader is ignored, the group elects by itself",
+            config.data_dir.display()
+        );
+    }
+    let options =
+        LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
+    let storage = storage::open(&data_dir, options)?;
+    let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;
+
+    let tick_interval = Some(limits::TICK);
+    let event_loop =
+        EventLoop::new(LoopConfig { tick_interval, ..LoopConfig::default() }, Some(listener))?;
+    let wake = event_loop.wake_handle();
+    let (console, console_thread) = if config.console {
+        let (console, thread) = Console::start(io::stdout()).map_err(ServerError::Thread)?;
+        (console, Some(thread))
+    } else {
+        (Console::off(), None)
+    };
+    let worker = StoreWorker {
+        store: storage.machine.store(),
+        log: storage.log.reader(),
+        console: console.clone(),
+    };
+    let wake_pool = {
+        let wake = wake.clone();
+        move || wake.wake()
+    };
+    let pool = Pool::start(
+        "acervo-work",
+        config.workers,
+        limits::WORKER_QUEUE_JOBS_MAX,
+        wake_pool,
+        |_| {
+            let worker = worker.clone();
+            move |job| worker.run(job)
+        },
+    );
+    // As many reports as pieces of work, which the writers' queues bound.
+    let (reports_in, reports) = unbounded();
+    let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
+    let applier = threads::applier(storage.machine, reports_in, wake.clone());
+    let (stop_in, stop) = bounded(1);
+    watch_signals(stop_in.clone(), wake.clone())?;
+    if config.stop_on_stdin_end {
+        watch_stdin(stop_in, wake)?;
+    }
+    log::info!(
+        "server {me} of {} listens on {}, data in {}",
+        config.servers.len(),
+        config.listen,
+        config.data_dir.display()
+    );
+    let parts = Parts {
+        incarnation: data_dir.incarnation(),
+        node,
+        console,
+        pool: pool.map_err(ServerError::Thread)?,
+        log: log.map_err(ServerError::Thread)?,
+        applier: applier.map_err(ServerError::Thread)?,
+        reports,
+        stop,
+        config,
+    };
+    let mut service = StoreService::new(parts, me);
+    let ended = event_loop.run(&mut service);
+    let finished = service.finish();
+    if let Some(thread) = console_thread {
+        drop(worker);
+        thread.join();
+    }
+    ended?;
+    finished.map_err(ServerError::Broken)
+}
+
+fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeConfig {
+    NodeConfig {
+        node: me,
+        nodes: (1..=config.servers.len() as u64).map(NodeId).collect(),
+        first_leader,
+        ack: config.ack,
+        in_sync_timeout: config.in_sync_timeout,
+        election_ticks: None,
+        value_bytes_max: config.value_bytes_max,
+        replication_delay: config.replication_delay,
+        console: config.console,
+        first_question: rand::rng().next_u64() >> 1,
+    }
+}
+
+fn watch_signals(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(ServerError::Signals)?;
+    let watch = move || {
+        for _ in signals.forever() {
+            // A stop that was asked for already needs no second word.
+            let _ = stop.try_send(());
+            wake.wake();
+        }
+    };
+    thread::Builder::new()
+        .name("acervo-signal".into())
+        .spawn(watch)
+        .map_err(ServerError::Thread)?;
+    Ok(())
+}
+
+fn watch_stdin(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {
+    let watch = move || {
+        let mut scratch = [0; 256];
+        while matches!(io::stdin().read(&mut scratch), Ok(1..)) {}
+        let _ = stop.try_send(());
+        wake.wake();
+    };
+    thread::Builder::new().name("acervo-stdin".into()).spawn(watch).map_err(ServerError::Thread)?;
+    Ok(())
+}

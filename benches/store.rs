@@ -1,0 +1,98 @@
+//! The disk side alone: applying batches, reading newest values, appending to the log.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use acervo::command::{Command, WriteOp};
+use acervo::limits;
+use acervo::storage::apply::StateMachine;
+use acervo::storage::disk::DiskEngine;
+use acervo::storage::log::{DiskLog, LogOptions};
+use acervo::types::{ClientId, LogBatch, LogEntry, LogIndex, RequestId, Timestamp};
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
+
+const KEYS: u64 = 100_000;
+const BATCH: u64 = 64;
+const VALUE_BYTES: usize = 100;
+
+fn key(number: u64) -> Bytes {
+    Bytes::from(format!("key-{number:012}"))
+}
+
+fn put(index: LogIndex, key: Bytes) -> LogEntry {
+    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    let op = WriteOp::Put { key, value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
+    let timestamp = Timestamp(index as i64);
+    LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
+}
+
+fn random_batch(next: &mut LogIndex, rng: &mut StdRng) -> Vec<LogEntry> {
+    let first = *next;
+    *next += BATCH;
+    (first..*next).map(|index| put(index, key(rng.random_range(0..KEYS)))).collect()
+}
+
+fn store(criterion: &mut Criterion) {
+    let dir = TempDir::new().expect("a folder");
+    let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let mut machine = StateMachine::open(Arc::new(engine.expect("an engine"))).expect("a state");
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut next = 1;
+    while next <= KEYS {
+        let entries: Vec<LogEntry> =
+            (next..next + 1000).map(|index| put(index, key(index - 1))).collect();
+        machine.apply(&entries).expect("applied");
+        next += 1000;
+    }
+    machine.checkpoint().expect("durable");
+
+    let reader = machine.store();
+    let mut group = criterion.benchmark_group("store");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("get newest of 100k keys", |bencher| {
+        bencher.iter_batched(
+            || key(rng.random_range(0..KEYS)),
+            |key| black_box(reader.get(&key).expect("read")),
+            BatchSize::SmallInput,
+        );
+    });
+    group.throughput(Throughput::Elements(BATCH));
+    group.bench_function("apply 64 puts of 100 B", |bencher| {
+        bencher.iter_batched(
+            || random_batch(&mut next, &mut rng),
+            |entries| {
+                black_box(machine.apply(&entries).expect("applied"));
+                if machine.needs_checkpoint(0) {
+                    machine.checkpoint().expect("durable");
+                }
+            },
+            // In order: the state machine takes no batch before the one it follows.
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+fn log(criterion: &mut Criterion) {
+    let dir = TempDir::new().expect("a folder");
+    let (mut log, _) = DiskLog::open(dir.path(), LogOptions::default()).expect("a log");
+    let mut next = 1;
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut group = criterion.benchmark_group("log");
+    group.throughput(Throughput::Elements(BATCH));
+    group.bench_function("append and sync 64 entries of 100 B", |bencher| {
+        bencher.iter_batched(
+            || LogBatch { entries: random_batch(&mut next, &mut rng), ..LogBatch::default() },
+            |batch| log.append(&[batch]).expect("durable"),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, store, log);
+criterion_main!(benches);

@@ -1,0 +1,470 @@
+//! The command line: every command, flag, default and example.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::units::{parse_duration, parse_size};
+use crate::limits;
+use crate::node::core::AckPolicy;
+use crate::server::config::{
+    ConfigError, DEFAULT_DATA_ROOT, ServerConfig, check_group, data_dir_under,
+};
+
+const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
+
+/// A replicated key-value store: write through any server, read from any server, and never see an
+/// older value than one you have already seen.
+#[derive(Debug, Parser)]
+#[command(
+    name = "acervo",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  acervo cluster              three servers under one terminal
+  acervo put title 'Dom Casmurro'
+  acervo get title
+  acervo client               a console with INIT, PUT and GET
+
+Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority.
+The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one server; asks for its addresses on a terminal when no flag names them
+    Server(ServerArgs),
+    /// Open the interactive console with INIT, PUT and GET
+    Client(ClientArgs),
+    /// Run the three default servers as three processes under one terminal
+    Cluster(ClusterArgs),
+    /// Store a value under a key and print the version it made
+    Put(PutArgs),
+    /// Print the value of a key, and nothing else
+    Get(GetArgs),
+    /// Delete a key and print the version of the deletion
+    Del(DelArgs),
+    /// Describe every server of the group
+    Status(StatusArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `acervo server`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo server               on a terminal: asks for IP, port, leader's IP and leader's port
+  acervo server --listen 127.0.0.1:10098 --leader 127.0.0.1:10097
+  acervo server --listen 127.0.0.1:10099 --leader 127.0.0.1:10097 --replication-delay 10s")]
+pub struct ServerArgs {
+    /// The address to listen on, one of --servers
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    pub listen: Option<SocketAddr>,
+    /// Who leads first, one of --servers; ignored on a data directory that was in use before
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    pub leader: Option<SocketAddr>,
+    /// Every server of the group, the same list at each of them
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// Where everything durable lives [default: acervo-data/IP-PORT]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Store what is replicated to this server this much late, to watch a lagging server
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    pub replication_delay: Duration,
+    /// Stop when standard input ends
+    #[arg(long, hide = true)]
+    pub stop_on_stdin_end: bool,
+    /// What servers of a cluster share.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// Flags that `acervo cluster` passes on to its servers.
+#[derive(Clone, Debug, Args)]
+pub struct TuningArgs {
+    /// When a write is acknowledged: stored by every server in sync, or durable on a majority
+    #[arg(long, value_name = "RULE", default_value = "all")]
+    pub ack: Ack,
+    /// How long a server may owe a REPLICATION_OK before writes stop waiting for it
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = parse_duration)]
+    pub in_sync_timeout: Duration,
+    /// Whether console lines are written
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub console: Switch,
+    /// Whether the log is synced to disk; 'off' can lose acknowledged writes, for experiments only
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub sync: Switch,
+    /// The most bytes a value may have, such as 64KiB or 1MiB
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
+    pub max_value: usize,
+    /// Threads that answer requests [default: one a processor]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+}
+
+/// `acervo client`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo client
+  acervo client --servers 127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099
+
+Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
+pub struct ClientArgs {
+    /// The servers; INIT is then done already
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
+    pub servers: Option<Vec<SocketAddr>>,
+    /// The whole time of one request
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// `acervo cluster`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo cluster
+  acervo cluster --data-dir /var/lib/acervo --ack majority
+
+Ctrl-C stops all servers cleanly.")]
+pub struct ClusterArgs {
+    /// Where each server gets a data directory of its own
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_ROOT)]
+    pub data_dir: PathBuf,
+    /// The group
+    #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// Passed on.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+}
+
+/// What the one-shot commands share.
+#[derive(Clone, Debug, Args)]
+pub struct RequestArgs {
+    /// The servers to ask, in a random order
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// The whole time of the request, retries included
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+}
+
+/// What the commands on keys share.
+#[derive(Clone, Debug, Args)]
+pub struct SessionArgs {
+    /// Read nothing older than what the command that printed this token had seen
+    #[arg(long, value_name = "TOKEN")]
+    pub session: Option<String>,
+    /// Print the session token afterwards, on standard error
+    #[arg(long)]
+    pub print_session: bool,
+}
+
+/// `acervo put`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo put title 'Dom Casmurro'
+  acervo put chapter - < chapter.txt
+  acervo put title x --print-session")]
+pub struct PutArgs {
+    /// The key
+    pub key: String,
+    /// The value; '-' reads it from standard input, to the last byte
+    #[arg(allow_negative_numbers = true)]
+    pub value: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Shared.
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// `acervo get`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo get title
+  acervo get title --linearizable
+  acervo get title --format json --session s1-00061e2b5e4c1a00
+
+Exit status 1 and nothing on standard output when there is no such key.")]
+pub struct GetArgs {
+    /// The key
+    pub key: String,
+    /// Read the newest committed value, confirmed by a majority
+    #[arg(long)]
+    pub linearizable: bool,
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Shared.
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// `acervo del`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo del title
+
+Exit status 1 when there was nothing to delete.")]
+pub struct DelArgs {
+    /// The key
+    pub key: String,
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Shared.
+    #[command(flatten)]
+    pub session: SessionArgs,
+}
+
+/// `acervo status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo status
+  acervo status --format json
+
+Exit status 3 when no server answers.")]
+pub struct StatusArgs {
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+}
+
+/// `acervo completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo completions bash > ~/.local/share/bash-completion/completions/acervo
+  acervo completions zsh > ~/.zfunc/_acervo
+  acervo completions fish > ~/.config/fish/completions/acervo.fish")]
+pub struct CompletionsArgs {
+    /// Which shell
+    pub shell: Shell,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// The fish shell.
+    Fish,
+}
+
+/// How one-shot commands print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people and pipes.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// `on` or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl Switch {
+    fn name(self) -> &'static str {
+        if self == Switch::On { "on" } else { "off" }
+    }
+}
+
+/// The acknowledgement rule's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// Durable on a majority and stored by every server in sync.
+    All,
+    /// Durable on a majority.
+    Majority,
+}
+
+impl From<Ack> for AckPolicy {
+    fn from(ack: Ack) -> AckPolicy {
+        match ack {
+            Ack::All => AckPolicy::All,
+            Ack::Majority => AckPolicy::Majority,
+        }
+    }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let address: Option<SocketAddr> = text.trim().parse().ok();
+    address
+        .filter(|address| address.port() != 0)
+        .ok_or_else(|| "write IP:PORT, such as 127.0.0.1:10097".to_owned())
+}
+
+impl ServerArgs {
+    /// The whole, checked configuration, once it is known where to listen and who leads.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn config(
+        self,
+        listen: SocketAddr,
+        leader: SocketAddr,
+    ) -> Result<ServerConfig, ConfigError> {
+        let own_dir = || data_dir_under(Path::new(DEFAULT_DATA_ROOT), listen);
+        ServerConfig {
+            listen,
+            leader,
+            servers: self.servers,
+            data_dir: self.data_dir.unwrap_or_else(own_dir),
+            ack: self.tuning.ack.into(),
+            in_sync_timeout: self.tuning.in_sync_timeout,
+            replication_delay: self.replication_delay,
+            value_bytes_max: self.tuning.max_value,
+            console: self.tuning.console == Switch::On,
+            sync: self.tuning.sync == Switch::On,
+            workers: self.tuning.workers.unwrap_or_else(default_workers),
+            stop_on_stdin_end: self.stop_on_stdin_end,
+        }
+        .checked()
+    }
+}
+
+fn default_workers() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    processors.min(limits::WORKERS_MAX)
+}
+
+impl ClusterArgs {
+    /// The group and the flags for each of its servers, checked as the servers will check them, so
+    /// that a mistake is one sentence and not three processes.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn checked(&self) -> Result<(Vec<SocketAddr>, Vec<OsString>), ConfigError> {
+        let servers = check_group(self.servers.clone())?;
+        // An empty group has been refused, so there is a first.
+        let first = servers.first().copied().ok_or(ConfigError::NotOdd(0))?;
+        let like_any_server = ServerArgs {
+            listen: Some(first),
+            leader: Some(first),
+            servers: servers.clone(),
+            data_dir: None,
+            replication_delay: Duration::ZERO,
+            stop_on_stdin_end: true,
+            tuning: self.tuning.clone(),
+        };
+        like_any_server.config(first, first)?;
+        Ok((servers, self.tuning.flags()))
+    }
+}
+
+impl TuningArgs {
+    fn flags(&self) -> Vec<OsString> {
+        let ack = if self.ack == Ack::All { "all" } else { "majority" };
+        let mut flags = vec![
+            format!("--ack={ack}"),
+            format!("--in-sync-timeout={}us", self.in_sync_timeout.as_micros()),
+            format!("--console={}", self.console.name()),
+            format!("--sync={}", self.sync.name()),
+            format!("--max-value={}", self.max_value),
+        ];
+        flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
+        flags.into_iter().map(OsString::from).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::config::DEFAULT_SERVERS;
+    use clap::CommandFactory;
+
+    fn server(arguments: &[&str]) -> Result<ServerArgs, String> {
+        let arguments = ["acervo", "server"].iter().chain(arguments);
+        match Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
+            Command::Server(server) => Ok(server),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_specification() {
+        let arguments = server(&[]).unwrap();
+        assert_eq!((arguments.listen, arguments.leader), (None, None));
+        let [first, ..] = DEFAULT_SERVERS;
+        let config = arguments.config(first, first).unwrap();
+        assert_eq!(config.servers, DEFAULT_SERVERS);
+        assert_eq!(config.data_dir, Path::new("acervo-data/127.0.0.1-10097"));
+        assert_eq!(config.ack, AckPolicy::All);
+        assert_eq!(config.in_sync_timeout, limits::IN_SYNC_TIMEOUT_DEFAULT);
+        assert_eq!(config.value_bytes_max, limits::VALUE_BYTES_MAX_DEFAULT);
+        assert!(config.console && config.sync && !config.stop_on_stdin_end);
+    }
+
+    #[test]
+    fn what_a_cluster_passes_on_is_what_it_was_given() {
+        let given = [
+            "--ack=majority",
+            "--in-sync-timeout=30s",
+            "--console=off",
+            "--sync=off",
+            "--max-value=64KiB",
+            "--workers=3",
+        ];
+        let passed = server(&given).unwrap().tuning.flags();
+        let passed: Vec<_> = passed.iter().map(|flag| flag.to_str().unwrap()).collect();
+        assert_eq!(
+            passed[1..],
+            [
+                "--in-sync-timeout=30000000us",
+                "--console=off",
+                "--sync=off",
+                "--max-value=65536",
+                "--workers=3"
+            ]
+        );
+        let again = server(&passed).unwrap().tuning;
+        assert_eq!(again.ack, Ack::Majority);
+        assert_eq!(again.in_sync_timeout, Duration::from_secs(30));
+        assert_eq!(again.max_value, 64 * 1024);
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_dialled_are_refused() {
+        for text in ["localhost:1", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", ""] {
+            assert!(server(&["--listen", text]).unwrap_err().contains("IP:PORT"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! `acervo status`: what every server says of itself, as a table or as JSON.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::thread;
+
+use serde::Serialize;
+
+use crate::client::{Client, ClientError};
+use crate::text::escape;
+use crate::wire::message::{Role, ServerStatus};
+
+/// One server and what it said, or why it did not.
+pub(super) struct Row {
+    pub(super) server: SocketAddr,
+    pub(super) status: Result<ServerStatus, String>,
+}
+
+/// Asks all servers at once.
+pub(super) fn ask_all(client: &Client) -> Vec<Row> {
+    let servers = client.servers();
+    thread::scope(|scope| {
+        let ask = |server| scope.spawn(move || client.status(server));
+        let asked: Vec<_> = servers.into_iter().map(|server| (server, ask(server))).collect();
+        let row = |(server, answer): (SocketAddr, thread::ScopedJoinHandle<'_, _>)| {
+            let panicked = || ClientError::Thread("it panicked".to_owned());
+            let status = answer.join().unwrap_or_else(|_| Err(panicked())).map_err(reason);
+            Row { server, status }
+        };
+        asked.into_iter().map(row).collect()
+    })
+}
+
+/// Of one server only the reason is news: its address stands in front of it.
+fn reason(error: ClientError) -> String {
+    match error {
+        ClientError::Unreachable { mut servers } if servers.len() == 1 => servers.remove(0).reason,
+        other => other.to_string(),
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Leader => "leader",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+    }
+}
+
+const HEADERS: [&str; 8] =
+    ["address", "role", "term", "commit", "applied", "in sync", "connections", "uptime"];
+
+/// Prints the table. `in sync` is what the leader says of each server; `-` when no leader answered.
+pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
+    let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
+    // A deposed leader may not know it yet; the one with the newest term does.
+    let leader = statuses().filter(|s| s.role == Role::Leader).max_by_key(|s| s.term);
+    let in_sync = |server: &SocketAddr| match leader {
+        Some(leader) if leader.in_sync.contains(&server.to_string()) => "yes",
+        Some(_) => "no",
+        None => "-",
+    };
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| match &row.status {
+            Ok(status) => vec![
+                row.server.to_string(),
+                role_name(status.role).to_owned(),
+                status.term.to_string(),
+                status.commit.to_string(),
+                status.applied.to_string(),
+                in_sync(&row.server).to_owned(),
+                (status.client_connections + status.server_connections).to_string(),
+                uptime(status.uptime_ms),
+            ],
+            Err(reason) => {
+                vec![row.server.to_string(), format!("unreachable: {}", escape(reason.as_bytes()))]
+            }
+        })
+        .collect();
+    let mut widths = HEADERS.map(str::len);
+    // The reason why a server is unreachable runs on over the empty columns.
+    for cells in cells.iter().filter(|cells| cells.len() == HEADERS.len()) {
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    for cells in &cells {
+        widths[0] = widths[0].max(cells[0].len());
+    }
+    let headers = HEADERS.map(str::to_owned).to_vec();
+    for cells in std::iter::once(&headers).chain(&cells) {
+        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// The two greatest units that are not zero.
+fn uptime(uptime_ms: u64) -> String {
+    let seconds = uptime_ms / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    if days > 0 {
+        format!("{days}d {}h", hours % 24)
+    } else if hours > 0 {
+        format!("{hours}h {}m", minutes % 60)
+    } else if minutes > 0 {
+        format!("{minutes}m {}s", seconds % 60)
+    } else {
+        format!("{seconds}s")
+    }
+}
+
+/// What `--format json` prints.
+#[derive(Serialize)]
+pub(super) struct StatusJson<'a> {
+    servers: Vec<ServerJson<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ServerJson<'a> {
+    Answered {
+        address: String,
+        role: &'static str,
+        node: u64,
+        /// Hexadecimal: JSON numbers are not all 64 bits wide in every reader.
+        cluster: String,
+        leader: Option<&'a str>,
+        term: u64,
+        commit: u64,
+        applied: u64,
+        applied_timestamp: i64,
+        last_index: u64,
+        in_sync: &'a [String],
+        client_connections: u32,
+        server_connections: u32,
+        uptime_ms: u64,
+        version: &'a str,
+    },
+    Unreachable {
+        address: String,
+        role: &'static str,
+        reason: &'a str,
+    },
+}
+
+/// The rows as one object.
+pub(super) fn json(rows: &[Row]) -> StatusJson<'_> {
+    StatusJson { servers: rows.iter().map(server_json).collect() }
+}
+
+fn server_json(row: &Row) -> ServerJson<'_> {
+    let address = row.server.to_string();
+    match &row.status {
+        Ok(status) => ServerJson::Answered {
+            address,
+            role: role_name(status.role),
+            node: status.node.0,
+            cluster: status.cluster.to_string(),
+            leader: status.leader.as_deref(),
+            term: status.term,
+            commit: status.commit,
+            applied: status.applied,
+            applied_timestamp: status.applied_timestamp.0,
+            last_index: status.last_index,
+            in_sync: &status.in_sync,
+            client_connections: status.client_connections,
+            server_connections: status.server_connections,
+            uptime_ms: status.uptime_ms,
+            version: &status.version,
+        },
+        Err(reason) => ServerJson::Unreachable { address, role: "unreachable", reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClusterId, NodeId, Timestamp};
+
+    fn rows() -> Vec<Row> {
+        let addresses: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:1009{port}")).collect();
+        let status = |at: usize, role| ServerStatus {
+            address: addresses[at].clone(),
+            node: NodeId(at as u64 + 1),
+            cluster: ClusterId(u64::MAX),
+            role,
+            leader: Some(addresses[0].clone()),
+            term: 12,
+            commit: 1_234_567,
+            applied: 1_234_560,
+            applied_timestamp: Timestamp(9),
+            last_index: 1_234_570,
+            in_sync: if role == Role::Leader { addresses[..1].to_vec() } else { Vec::new() },
+            client_connections: 3,
+            server_connections: 4,
+            uptime_ms: 3_725_999,
+            version: "0.1.0".to_owned(),
+        };
+        let answers = [
+            Ok(status(0, Role::Leader)),
+            Ok(status(1, Role::Follower)),
+            Err("connection refused".to_owned()),
+        ];
+        let row =
+            |(address, status): (&String, _)| Row { server: address.parse().unwrap(), status };
+        addresses.iter().zip(answers).map(row).collect()
+    }
+
+    #[test]
+    fn the_table_whole() {
+        let mut out = Vec::new();
+        print_table(&mut out, &rows()).unwrap();
+        let expected = "\
+address          role      term  commit   applied  in sync  connections  uptime
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            1h 2m
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            1h 2m
+127.0.0.1:10093  unreachable: connection refused
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_object_names_every_server() {
+        let object = serde_json::to_value(json(&rows())).unwrap();
+        let servers = object["servers"].as_array().unwrap();
+        assert_eq!(servers[0]["role"], "leader");
+        assert_eq!(servers[0]["cluster"], "ffffffffffffffff");
+        assert_eq!(servers[0]["in_sync"][0], "127.0.0.1:10091");
+        assert_eq!(servers[1]["role"], "follower");
+        assert_eq!(servers[2]["address"], "127.0.0.1:10093");
+        assert_eq!(servers[2]["role"], "unreachable");
+        assert_eq!(servers[2]["reason"], "connection refused");
+    }
+
+    #[test]
+    fn uptimes() {
+        let cases = [(999, "0s"), (61_000, "1m 1s"), (3_600_000, "1h 0m"), (90_000_000, "1d 1h")];
+        for (uptime_ms, text) in cases {
+            assert_eq!(uptime(uptime_ms), text);
+        }
+    }
+}

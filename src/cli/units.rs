@@ -1,0 +1,127 @@
+//! Durations and sizes as people type them: `10s`, `500ms`, `1MiB`.
+
+use std::time::Duration;
+
+use crate::limits::FLAG_DURATION_MAX;
+
+/// Why a duration or a size was not understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// Not a number followed by a unit.
+    #[error("'{0}' is not a duration: write a whole number and a unit, such as 500ms, 10s or 2m")]
+    Duration(String),
+    /// Longer than a day.
+    #[error("'{0}' is too long: at most {max} hours", max = FLAG_DURATION_MAX.as_secs() / 3600)]
+    DurationTooLong(String),
+    /// Not a number, or an unknown unit.
+    #[error("'{0}' is not a size: write a whole number of bytes, or one with KiB, MiB or GiB")]
+    Size(String),
+}
+
+/// Reads a duration: a whole number and `us`, `ms`, `s`, `m` or `h`; a bare `0` needs no unit.
+///
+/// ```
+/// use std::time::Duration;
+/// assert_eq!(acervo::cli::units::parse_duration("500ms"), Ok(Duration::from_millis(500)));
+/// assert!(acervo::cli::units::parse_duration("soon").is_err());
+/// ```
+pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
+    let wrong = || UnitError::Duration(text.to_owned());
+    let too_long = || UnitError::DurationTooLong(text.to_owned());
+    let (digits, unit) = split_number(text);
+    if digits.is_empty() {
+        return Err(wrong());
+    }
+    let unit_us: u64 = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "" if digits.bytes().all(|digit| digit == b'0') => 1,
+        _ => return Err(wrong()),
+    };
+    // Only digits are left, so a number that does not parse is one too large for the type.
+    let number: u64 = digits.parse().map_err(|_| too_long())?;
+    let duration = Duration::from_micros(number.checked_mul(unit_us).ok_or_else(too_long)?);
+    if duration > FLAG_DURATION_MAX { Err(too_long()) } else { Ok(duration) }
+}
+
+/// Reads a size in bytes: a whole number, alone or with `B`, `KiB`, `MiB` or `GiB`.
+///
+/// ```
+/// assert_eq!(acervo::cli::units::parse_size("64KiB"), Ok(65536));
+/// ```
+pub fn parse_size(text: &str) -> Result<usize, UnitError> {
+    let wrong = || UnitError::Size(text.to_owned());
+    let (digits, unit) = split_number(text);
+    let unit_bytes: usize = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let number: usize = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit_bytes).ok_or_else(wrong)
+}
+
+fn split_number(text: &str) -> (&str, &str) {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    text.split_at(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let good = [
+            ("0", Duration::ZERO),
+            ("0s", Duration::ZERO),
+            ("7us", Duration::from_micros(7)),
+            ("500ms", Duration::from_millis(500)),
+            ("10s", Duration::from_secs(10)),
+            ("2m", Duration::from_secs(120)),
+            ("24h", FLAG_DURATION_MAX),
+        ];
+        for (text, duration) in good {
+            assert_eq!(parse_duration(text), Ok(duration), "{text}");
+        }
+        for text in ["", "s", "10", "10 s", "-1s", "1.5s", "10d", "1e3s", "１s", "ms10"] {
+            assert_eq!(parse_duration(text), Err(UnitError::Duration(text.to_owned())), "{text}");
+        }
+        for text in ["25h", "18446744073709551615h", "99999999999999999999999s"] {
+            let expected = Err(UnitError::DurationTooLong(text.to_owned()));
+            assert_eq!(parse_duration(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        let good = [
+            ("0", 0),
+            ("1000", 1000),
+            ("3B", 3),
+            ("64KiB", 65536),
+            ("1MiB", 1 << 20),
+            ("2GiB", 2 << 30),
+        ];
+        for (text, bytes) in good {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "MiB",
+            "1 MiB",
+            "1mb",
+            "-1",
+            "1.5MiB",
+            "99999999999999999999",
+            "18446744073709551615KiB",
+        ] {
+            assert_eq!(parse_size(text), Err(UnitError::Size(text.to_owned())), "{text}");
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The interactive client of SPEC A2: a menu with INIT, PUT and GET, on a terminal or on a pipe.
+//!
+//! Every request goes to a server chosen at random, on its own, while the prompt stays usable; an
+//! answer prints when it comes. The lines of SPEC A6 are the only ones on standard output when input
+//! is not a terminal; prompts and remarks then go to standard error.
+//!
+//! [`run`] wires the real input and output (`terminal`) to the dialogue, which knows neither.
+
+mod terminal;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::sync::{lock, wait};
+use super::{Ask, Causality, Client, ClientError, Event, check_key, check_value};
+use crate::limits::CLIENT_SILENCE_TIMEOUT;
+use crate::server::config::DEFAULT_SERVERS;
+use crate::server::questions::{parse_ip, parse_port};
+use crate::text::{LineError, escape};
+
+pub use self::terminal::ReplError;
+
+/// How the console is set up.
+#[derive(Clone, Debug)]
+pub struct ReplOptions {
+    /// The servers, when INIT is done already.
+    pub servers: Option<Vec<SocketAddr>>,
+    /// The whole time of one request.
+    pub request_timeout: Duration,
+}
+
+/// Runs the console until its input ends or its user leaves.
+///
+/// # Errors
+/// A bad list of servers, or an input or output that fails.
+pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
+    terminal::run(options)
+}
+
+const MENU: &str = "[1] INIT  [2] PUT  [3] GET > ";
+
+/// One thing that was typed.
+enum Typed {
+    Line(String),
+    /// Ctrl-C: whatever was being asked for is dropped.
+    Cancelled,
+    /// Ctrl-D, or the end of a pipe.
+    End,
+}
+
+/// Where lines come from.
+trait Input {
+    fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError>;
+}
+
+/// Where lines go, from any thread.
+trait Screen: Send + Sync {
+    /// A line of SPEC A6.
+    fn event(&self, line: &str);
+    /// A remark from another thread than the one that reads.
+    fn remark(&self, line: &str);
+    /// A remark from the thread that reads, between two readings.
+    fn say(&self, line: &str);
+}
+
+/// An entry of the menu.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    Init,
+    Put,
+    Get,
+    Leave,
+}
+
+impl Entry {
+    fn parse(line: &str) -> Option<Entry> {
+        match line.to_ascii_uppercase().as_str() {
+            "1" | "INIT" => Some(Entry::Init),
+            "2" | "PUT" => Some(Entry::Put),
+            "3" | "GET" => Some(Entry::Get),
+            "SAIR" | "EXIT" | "QUIT" => Some(Entry::Leave),
+            _ => None,
+        }
+    }
+}
+
+/// Why an entry was not finished.
+enum Stop {
+    /// Back to the menu.
+    Cancelled,
+    /// Out.
+    Leave,
+    /// The input failed.
+    Failed(LineError),
+}
+
+struct Dialogue<'a> {
+    input: &'a mut dyn Input,
+    screen: Arc<dyn Screen>,
+    client: Option<Client>,
+    request_timeout: Duration,
+    pending: Arc<Pending>,
+}
+
+impl Dialogue<'_> {
+    fn new<'a>(
+        input: &'a mut dyn Input,
+        screen: Arc<dyn Screen>,
+        options: &ReplOptions,
+    ) -> Result<Dialogue<'a>, ClientError> {
+        let mut dialogue = Dialogue {
+            input,
+            screen,
+            client: None,
+            request_timeout: options.request_timeout,
+            pending: Arc::default(),
+        };
+        if let Some(servers) = &options.servers {
+            dialogue.client = Some(dialogue.connect(servers)?);
+        }
+        Ok(dialogue)
+    }
+
+    fn connect(&self, servers: &[SocketAddr]) -> Result<Client, ClientError> {
+        Client::builder(servers.iter().copied())
+            .causality(Causality::PerKey)
+            .request_timeout(self.request_timeout)
+            .build()
+    }
+
+    /// Serves the menu until the user leaves or the input ends.
+    fn run(&mut self) -> Result<(), LineError> {
+        loop {
+            let done = self.ask(MENU, |line| match line.trim() {
+                "" => Ok(None),
+                line => Entry::parse(line).map(Some).ok_or_else(|| {
+                    let line = escape(line.as_bytes());
+                    format!("Opção desconhecida \"{line}\": escolha INIT, PUT ou GET (1, 2 ou 3).")
+                }),
+            });
+            let done = done.and_then(|entry| match entry {
+                None => Ok(()),
+                Some(Entry::Init) => self.init(),
+                Some(Entry::Put) => self.put(),
+                Some(Entry::Get) => self.get(),
+                Some(Entry::Leave) => Err(Stop::Leave),
+            });
+            match done {
+                Ok(()) | Err(Stop::Cancelled) => {}
+                Err(Stop::Leave) => return Ok(()),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the answers that are still under way, no longer than they may take.
+    fn wait_for_pending(&self) {
+        self.pending.wait(self.request_timeout + CLIENT_SILENCE_TIMEOUT);
+    }
+
+    /// Asks until the answer can be used, saying why when it cannot.
+    fn ask<T>(
+        &mut self,
+        prompt: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, Stop> {
+        loop {
+            let why = match self.input.read_line(prompt) {
+                Ok(Typed::Line(line)) => match parse(&line) {
+                    Ok(value) => return Ok(value),
+                    Err(why) => why,
+                },
+                Ok(Typed::Cancelled) => return Err(Stop::Cancelled),
+                Ok(Typed::End) => return Err(Stop::Leave),
+                Err(LineError::TooLong) => "A linha é longa demais.".to_owned(),
+                Err(LineError::NotUtf8) => "A linha não é texto UTF-8.".to_owned(),
+                Err(error @ LineError::Io(_)) => return Err(Stop::Failed(error)),
+            };
+            self.screen.say(&why);
+        }
+    }
+
+    /// Asks for an IP or a port; Enter takes the default.
+    fn ask_or<T: fmt::Display + Copy>(
+        &mut self,
+        question: &str,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<T, Stop> {
+        self.ask(&format!("{question} [{default}]: "), |line| match line.trim() {
+            "" => Ok(default),
+            answer => parse(answer),
+        })
+    }
+
+    fn init(&mut self) -> Result<(), Stop> {
+        let mut servers: Vec<SocketAddr> = Vec::new();
+        for (number, default) in (1..).zip(DEFAULT_SERVERS) {
+            let wrong = |why: String| format!("Resposta inválida: {why}.");
+            let ip: IpAddr =
+                self.ask_or(&format!("IP do servidor {number}"), default.ip(), |text| {
+                    parse_ip(text).map_err(wrong)
+                })?;
+            // The default port too must not repeat a server that was named before.
+            let port =
+                self.ask(&format!("Porta do servidor {number} [{}]: ", default.port()), |line| {
+                    let port = match line.trim() {
+                        "" => default.port(),
+                        text => parse_port(text).map_err(wrong)?,
+                    };
+                    let server = SocketAddr::new(ip, port);
+                    if servers.contains(&server) {
+                        return Err(wrong(format!("{server} já é outro dos servidores")));
+                    }
+                    Ok(port)
+                })?;
+            servers.push(SocketAddr::new(ip, port));
+        }
+        match self.connect(&servers) {
+            Ok(client) => {
+                self.client = Some(client);
+                let names: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
+                self.screen.say(&format!("Servidores: {}.", names.join(", ")));
+            }
+            Err(error) => self.screen.say(&format!("INIT falhou: {error}.")),
+        }
+        Ok(())
+    }
+
+    /// The client, or a remark that there is none yet.
+    fn client(&self) -> Option<Client> {
+        if self.client.is_none() {
+            self.screen.say("Faça INIT antes de PUT e GET.");
+        }
+        self.client.clone()
+    }
+
+    fn ask_key(&mut self) -> Result<Bytes, Stop> {
+        self.ask("Chave: ", |line| check_key(line.as_bytes()).map_err(|error| explain(&error)))
+    }
+
+    fn put(&mut self) -> Result<(), Stop> {
+        let Some(client) = self.client() else { return Ok(()) };
+        let key = self.ask_key()?;
+        let value = self
+            .ask("Valor: ", |line| check_value(line.as_bytes()).map_err(|error| explain(&error)))?;
+        self.submit(&client, Ask::Put { key, value });
+        Ok(())
+    }
+
+    fn get(&mut self) -> Result<(), Stop> {
+        let Some(client) = self.client() else { return Ok(()) };
+        let key = self.ask_key()?;
+        self.submit(&client, Ask::Get { key });
+        Ok(())
+    }
+
+    fn submit(&self, client: &Client, ask: Ask) {
+        let (screen, asked) = (Arc::clone(&self.screen), ask.clone());
+        let under_way = Pending::begin(&self.pending);
+        let report = move |event| {
+            match render(&asked, &event) {
+                Rendered::Event(line) => screen.event(&line),
+                Rendered::Remark(line) => screen.remark(&line),
+            }
+            // Held until the last report, and given back when this closure goes.
+            let _ = &under_way;
+        };
+        if let Err(error) = client.submit(ask, report) {
+            self.screen.say(&explain(&error));
+        }
+    }
+}
+
+/// What a report looks like.
+#[derive(Debug, PartialEq, Eq)]
+enum Rendered {
+    Event(String),
+    Remark(String),
+}
+
+fn render(ask: &Ask, event: &Event) -> Rendered {
+    let (name, key) = match ask {
+        Ask::Put { key, .. } => ("PUT", key),
+        Ask::Get { key } => ("GET", key),
+    };
+    let key = escape(key);
+    let get_line = |value: &dyn fmt::Display, server, client_timestamp, timestamp| {
+        Rendered::Event(format!(
+            "GET key: {key} value: {value} obtido do servidor {server}, \
+             meu timestamp {client_timestamp} e do servidor {timestamp}"
+        ))
+    };
+    match event {
+        Event::PutOk(done) => {
+            let value = match ask {
+                Ask::Put { value, .. } => escape(value),
+                Ask::Get { .. } => escape(b""),
+            };
+            Rendered::Event(format!(
+                "PUT_OK key: {key} value {value} timestamp {} realizada no servidor {}",
+                done.timestamp, done.server
+            ))
+        }
+        Event::Got { value, client_timestamp, timestamp, server } => match value {
+            Some(value) => get_line(&escape(value), server, client_timestamp, timestamp),
+            None => get_line(&"NULL", server, client_timestamp, timestamp),
+        },
+        Event::TryOtherServerOrLater { client_timestamp, timestamp, server } => {
+            get_line(&"TRY_OTHER_SERVER_OR_LATER", server, client_timestamp, timestamp)
+        }
+        Event::Unreachable(failure) => Rendered::Remark(format!(
+            "Servidor {} inacessível: {}.",
+            failure.server, failure.reason
+        )),
+        Event::Failed(error) => {
+            Rendered::Remark(format!("{name} key: {key} falhou: {}", explain(error)))
+        }
+    }
+}
+
+/// One sentence in the console's language for the errors its user can do something about.
+fn explain(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable { .. } => {
+            "nenhum servidor pôde ser alcançado; tente mais tarde.".to_owned()
+        }
+        ClientError::TimedOut { timeout, last } => {
+            format!("sem resposta em {timeout:?} ({last}); um PUT ainda pode ter efeito.")
+        }
+        ClientError::NoMajority { server, message } => {
+            format!("sem maioria, diz {server}: {message}")
+        }
+        ClientError::Unavailable { last } => format!("nenhum servidor pôde atender: {last}"),
+        ClientError::KeyEmpty => "A chave não pode ser vazia.".to_owned(),
+        ClientError::KeyTooLong(length) => {
+            format!("Uma chave de {length} bytes é longa demais.")
+        }
+        ClientError::ValueTooLong(length) => {
+            format!("Um valor de {length} bytes é longo demais.")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Counts the requests under way.
+#[derive(Default)]
+struct Pending {
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+struct UnderWay(Arc<Pending>);
+
+impl Pending {
+    fn begin(pending: &Arc<Pending>) -> UnderWay {
+        *lock(&pending.count) += 1;
+        UnderWay(Arc::clone(pending))
+    }
+
+    fn wait(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        let mut count = lock(&self.count);
+        while *count > 0 {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
+            count = wait(&self.fewer, count, left);
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        *lock(&self.0.count) -= 1;
+        self.0.fewer.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{PutOk, ServerFailure};
+    use crate::types::Timestamp;
+
+    /// Types the given things and keeps the prompts.
+    struct Script {
+        typed: std::vec::IntoIter<Typed>,
+        prompts: Vec<String>,
+    }
+
+    impl Input for Script {
+        fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
+            self.prompts.push(prompt.to_owned());
+            Ok(self.typed.next().unwrap_or(Typed::End))
+        }
+    }
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl Screen for Lines {
+        fn event(&self, line: &str) {
+            self.say(line);
+        }
+        fn remark(&self, line: &str) {
+            self.say(line);
+        }
+        fn say(&self, line: &str) {
+            lock(&self.0).push(line.to_owned());
+        }
+    }
+
+    fn lines(text: &str) -> Vec<Typed> {
+        text.lines().map(|line| Typed::Line(line.to_owned())).collect()
+    }
+
+    /// The prompts, what was said, and the servers INIT ended with.
+    fn play(typed: Vec<Typed>) -> (Vec<String>, Vec<String>, Option<Vec<SocketAddr>>) {
+        let mut input = Script { typed: typed.into_iter(), prompts: Vec::new() };
+        let screen = Arc::new(Lines::default());
+        let options = ReplOptions { servers: None, request_timeout: Duration::from_secs(1) };
+        let mut dialogue =
+            Dialogue::new(&mut input, Arc::<Lines>::clone(&screen) as Arc<dyn Screen>, &options)
+                .unwrap();
+        dialogue.run().unwrap();
+        let servers = dialogue.client.map(|client| client.servers());
+        let said = lock(&screen.0).clone();
+        (input.prompts, said, servers)
+    }
+
+    #[test]
+    fn the_menu_takes_numbers_and_names_in_any_case() {
+        for (line, entry) in [
+            ("1", Entry::Init),
+            ("init", Entry::Init),
+            ("2", Entry::Put),
+            ("Put", Entry::Put),
+            ("3", Entry::Get),
+            ("GET", Entry::Get),
+            ("sair", Entry::Leave),
+            ("exit", Entry::Leave),
+            ("Quit", Entry::Leave),
+        ] {
+            assert_eq!(Entry::parse(line), Some(entry), "{line}");
+        }
+        assert_eq!(Entry::parse("DEL"), None);
+    }
+
+    #[test]
+    fn before_init_one_line_says_so() {
+        let (prompts, said, _) = play(lines("put\n3\n4"));
+        let before = "Faça INIT antes de PUT e GET.";
+        let unknown = "Opção desconhecida \"4\": escolha INIT, PUT ou GET (1, 2 ou 3).";
+        assert_eq!(said, [before, before, unknown]);
+        assert!(prompts.iter().all(|prompt| prompt == MENU));
+    }
+
+    #[test]
+    fn init_asks_ip_and_port_of_three_servers_with_defaults() {
+        let (prompts, said, servers) = play(lines("1\n\n\n\n\n\n\n"));
+        assert_eq!(
+            prompts[1..7],
+            [
+                "IP do servidor 1 [127.0.0.1]: ",
+                "Porta do servidor 1 [10097]: ",
+                "IP do servidor 2 [127.0.0.1]: ",
+                "Porta do servidor 2 [10098]: ",
+                "IP do servidor 3 [127.0.0.1]: ",
+                "Porta do servidor 3 [10099]: ",
+            ]
+        );
+        assert_eq!(servers.unwrap(), DEFAULT_SERVERS);
+        assert_eq!(said, ["Servidores: 127.0.0.1:10097, 127.0.0.1:10098, 127.0.0.1:10099."]);
+    }
+
+    #[test]
+    fn init_explains_what_it_cannot_use() {
+        let (_, said, servers) = play(lines("init\nhost\n::1\n0\n5001\n\n10099\n\n\n5002\n"));
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let expected =
+            [address("[::1]:5001"), address("127.0.0.1:10099"), address("127.0.0.1:5002")];
+        assert_eq!(servers.unwrap(), expected);
+        assert_eq!(
+            said[..3],
+            [
+                "Resposta inválida: \"host\" não é um IP.",
+                "Resposta inválida: \"0\" não é uma porta (1 a 65535).",
+                "Resposta inválida: 127.0.0.1:10099 já é outro dos servidores.",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cancelled_line_leads_back_to_the_menu() {
+        let mut typed = lines("1\n10.0.0.1");
+        typed.push(Typed::Cancelled);
+        typed.extend(lines("quit\n1"));
+        let (prompts, _, servers) = play(typed);
+        assert_eq!(prompts.last().unwrap(), MENU);
+        assert_eq!(servers, None);
+    }
+
+    #[test]
+    fn the_lines_of_the_specification_whole() {
+        let server: SocketAddr = "127.0.0.1:10098".parse().unwrap();
+        let put = Ask::Put { key: "k\n".into(), value: "v".into() };
+        let get = Ask::Get { key: "k".into() };
+        let timestamp = Timestamp(9);
+        let event = |line: &str| Rendered::Event(line.to_owned());
+        assert_eq!(
+            render(&put, &Event::PutOk(PutOk { timestamp, server })),
+            event(r"PUT_OK key: k\x0a value v timestamp 9 realizada no servidor 127.0.0.1:10098")
+        );
+        let client_timestamp = Timestamp(5);
+        let value = Some(Bytes::from("v"));
+        assert_eq!(
+            render(&get, &Event::Got { value, client_timestamp, timestamp, server }),
+            event(
+                "GET key: k value: v obtido do servidor 127.0.0.1:10098, \
+                 meu timestamp 5 e do servidor 9"
+            )
+        );
+        let none = Event::Got { value: None, client_timestamp, timestamp: Timestamp(0), server };
+        assert_eq!(
+            render(&get, &none),
+            event(
+                "GET key: k value: NULL obtido do servidor 127.0.0.1:10098, \
+                 meu timestamp 5 e do servidor 0"
+            )
+        );
+        let timestamp = Timestamp(3);
+        assert_eq!(
+            render(&get, &Event::TryOtherServerOrLater { client_timestamp, timestamp, server }),
+            event(
+                "GET key: k value: TRY_OTHER_SERVER_OR_LATER obtido do servidor \
+                 127.0.0.1:10098, meu timestamp 5 e do servidor 3"
+            )
+        );
+        let failure = ServerFailure { server, reason: "connection refused".to_owned() };
+        assert_eq!(
+            render(&get, &Event::Unreachable(failure)),
+            Rendered::Remark(
+                "Servidor 127.0.0.1:10098 inacessível: connection refused.".to_owned()
+            )
+        );
+    }
+}

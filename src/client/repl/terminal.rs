@@ -1,0 +1,114 @@
+//! The console's real input and output: a terminal with line editing, or a pipe.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::sync::{Arc, Mutex};
+
+use rustyline::error::ReadlineError;
+use rustyline::history::DefaultHistory;
+use rustyline::{Config, Editor, ExternalPrinter};
+
+use super::{Dialogue, Input, ReplOptions, Screen, Typed};
+use crate::client::ClientError;
+use crate::client::sync::lock;
+use crate::text::{LineError, read_line};
+
+/// Why the console ended, if not because its user left.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplError {
+    /// The list of servers cannot be used.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The input failed.
+    #[error(transparent)]
+    Input(#[from] LineError),
+}
+
+pub(super) fn run(options: &ReplOptions) -> Result<(), ReplError> {
+    if io::stdin().is_terminal() && io::stdout().is_terminal() {
+        // Fails on terminals that cannot edit lines, which are served as a pipe is.
+        if let Ok((mut keyboard, screen)) = open_terminal() {
+            let mut dialogue = Dialogue::new(&mut keyboard, screen, options)?;
+            return Ok(dialogue.run()?);
+        }
+    }
+    let mut pipe = Pipe(io::stdin().lock());
+    let mut dialogue = Dialogue::new(&mut pipe, Arc::new(Streams), options)?;
+    let result = dialogue.run();
+    dialogue.wait_for_pending();
+    Ok(result?)
+}
+
+type LineEditor = Editor<(), DefaultHistory>;
+
+fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
+    let config = Config::builder().auto_add_history(true).build();
+    let mut editor = LineEditor::with_config(config)?;
+    let printer = editor.create_external_printer()?;
+    Ok((Keyboard(editor), Arc::new(Terminal(Mutex::new(printer)))))
+}
+
+/// Lines from a terminal, edited, with history.
+struct Keyboard(LineEditor);
+
+impl Input for Keyboard {
+    fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
+        match self.0.readline(prompt) {
+            Ok(line) if line.len() > crate::limits::INPUT_LINE_BYTES_MAX => Err(LineError::TooLong),
+            Ok(line) => Ok(Typed::Line(line)),
+            Err(ReadlineError::Eof) => Ok(Typed::End),
+            // A resized window interrupts too, and costs the line.
+            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Typed::Cancelled),
+            Err(ReadlineError::Io(error)) => Err(error.into()),
+            Err(other) => Err(io::Error::other(other).into()),
+        }
+    }
+}
+
+/// Lines above the prompt that is being edited.
+struct Terminal<P>(Mutex<P>);
+
+impl<P: ExternalPrinter + Send> Screen for Terminal<P> {
+    fn event(&self, line: &str) {
+        // A terminal that has gone away ends the reading thread, which ends the process.
+        let _ = lock(&self.0).print(format!("{line}\n"));
+    }
+
+    fn remark(&self, line: &str) {
+        self.event(line);
+    }
+
+    /// Not through the printer: that may wait for the next reading, which this thread is to begin.
+    fn say(&self, line: &str) {
+        let _ = writeln!(io::stdout(), "{line}");
+    }
+}
+
+/// Lines from anything else.
+struct Pipe<R>(R);
+
+impl<R: BufRead> Input for Pipe<R> {
+    fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
+        // Standard output is for event lines alone. Without standard error there are no prompts.
+        let _ = write!(io::stderr(), "{prompt}");
+        Ok(read_line(&mut self.0)?.map_or(Typed::End, Typed::Line))
+    }
+}
+
+/// Events on standard output, remarks on standard error.
+struct Streams;
+
+impl Screen for Streams {
+    fn event(&self, line: &str) {
+        // When nobody reads any more there is nobody to tell.
+        let mut out = io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    }
+
+    fn remark(&self, line: &str) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+
+    fn say(&self, line: &str) {
+        self.remark(line);
+    }
+}

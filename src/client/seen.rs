@@ -1,0 +1,244 @@
+//! What a client has seen: the timestamps by which it never reads backwards (SPEC A4).
+//!
+//! Three kinds are kept. A *key timestamp* is the newest version of a key this client has written
+//! or read, deletions included. A *floor* is how far the state had come that said a key does not
+//! exist; a key's timestamp cannot stand for it, because a later version of the key may be older
+//! than other keys' writes in that state. The *session* timestamp is the greatest of them all.
+//!
+//! Memory is bounded: keys live in two generations of equal size. When the young one is full the
+//! old one is given up, and the greatest timestamp in it becomes a floor for every key that is not
+//! remembered, so that forgetting never weakens the promise.
+
+use std::collections::HashMap;
+use std::mem;
+
+use bytes::Bytes;
+
+use super::Causality;
+use crate::types::Timestamp;
+
+/// What a GET sends, and what its answer is judged by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Floors {
+    /// The last timestamp seen for the key.
+    pub(super) key: Timestamp,
+    /// The server must have applied everything up to here.
+    pub(super) applied: Timestamp,
+}
+
+/// An answer to a GET.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answered {
+    /// A value with its version.
+    Value(Timestamp),
+    /// No such key, says a state that holds nothing past this point.
+    Missing(Timestamp),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct KeySeen {
+    timestamp: Timestamp,
+    /// Never below `base`.
+    floor: Timestamp,
+    /// [`Seen::forgotten`] when the key was last new here: what was known of it before lies within.
+    base: Timestamp,
+}
+
+impl KeySeen {
+    fn greatest(self) -> Timestamp {
+        self.timestamp.max(self.floor)
+    }
+}
+
+/// The memory itself.
+pub(super) struct Seen {
+    causality: Causality,
+    generation_keys_max: usize,
+    young: HashMap<Bytes, KeySeen>,
+    old: HashMap<Bytes, KeySeen>,
+    /// Not below any timestamp ever forgotten.
+    forgotten: Timestamp,
+    session: Timestamp,
+}
+
+impl Seen {
+    /// Remembers up to `keys_max` keys (at least 2) one by one.
+    pub(super) fn new(causality: Causality, keys_max: usize, session: Timestamp) -> Seen {
+        Seen {
+            causality,
+            generation_keys_max: (keys_max / 2).max(1),
+            young: HashMap::new(),
+            old: HashMap::new(),
+            forgotten: Timestamp::ZERO,
+            session,
+        }
+    }
+
+    pub(super) fn session(&self) -> Timestamp {
+        self.session
+    }
+
+    /// Takes over what another client has seen.
+    pub(super) fn raise_session(&mut self, session: Timestamp) {
+        self.session = self.session.max(session);
+    }
+
+    fn known(&self, key: &[u8]) -> KeySeen {
+        let remembered = self.young.get(key).or_else(|| self.old.get(key)).copied();
+        remembered.unwrap_or_else(|| self.unknown())
+    }
+
+    fn unknown(&self) -> KeySeen {
+        KeySeen { timestamp: Timestamp::ZERO, floor: self.forgotten, base: self.forgotten }
+    }
+
+    /// What a GET of `key` must send now.
+    pub(super) fn floors(&self, key: &[u8]) -> Floors {
+        let known = self.known(key);
+        let applied = match self.causality {
+            Causality::Session => self.session,
+            Causality::PerKey => known.floor,
+        };
+        Floors { key: known.timestamp, applied }
+    }
+
+    /// Records a write of `key` acknowledged at `timestamp`.
+    pub(super) fn wrote(&mut self, key: &Bytes, timestamp: Timestamp) {
+        self.raise_session(timestamp);
+        self.update(key, |seen| seen.timestamp = seen.timestamp.max(timestamp));
+    }
+
+    /// Records an answer to a GET of `key` that sent `sent`. False when it must not be handed out:
+    /// while it was on its way, another thread was given something newer. Asking again with the
+    /// floors of now settles it.
+    pub(super) fn accept(&mut self, key: &Bytes, sent: Floors, answer: Answered) -> bool {
+        let known = self.known(key);
+        match answer {
+            Answered::Value(timestamp) => {
+                // Older than a state that did not have the key any more, as far as one can tell,
+                // unless the server was asked to be past that state.
+                let before_removal = timestamp < known.floor && sent.applied < known.floor;
+                if timestamp < known.timestamp || before_removal {
+                    return false;
+                }
+                self.wrote(key, timestamp);
+            }
+            Answered::Missing(as_of) => {
+                if sent.key < known.timestamp || sent.applied < known.base {
+                    return false;
+                }
+                self.raise_session(as_of);
+                self.update(key, |seen| seen.floor = seen.floor.max(as_of));
+            }
+        }
+        true
+    }
+
+    fn update(&mut self, key: &Bytes, change: impl FnOnce(&mut KeySeen)) {
+        if let Some(seen) = self.young.get_mut(key.as_ref()) {
+            return change(seen);
+        }
+        let unknown = self.unknown();
+        let mut seen = self.old.remove(key.as_ref()).unwrap_or(unknown);
+        change(&mut seen);
+        if self.young.len() >= self.generation_keys_max {
+            let given_up = mem::replace(&mut self.old, mem::take(&mut self.young));
+            let greatest = given_up.values().map(|seen| seen.greatest()).max();
+            self.forgotten = self.forgotten.max(greatest.unwrap_or_default());
+        }
+        self.young.insert(key.clone(), seen);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const K: Bytes = Bytes::from_static(b"k");
+
+    fn seen(causality: Causality) -> Seen {
+        Seen::new(causality, 8, Timestamp::ZERO)
+    }
+
+    fn floors(key: i64, applied: i64) -> Floors {
+        Floors { key: Timestamp(key), applied: Timestamp(applied) }
+    }
+
+    #[test]
+    fn a_new_client_sends_zeros() {
+        assert_eq!(seen(Causality::Session).floors(b"k"), floors(0, 0));
+        assert_eq!(seen(Causality::PerKey).floors(b"k"), floors(0, 0));
+    }
+
+    #[test]
+    fn a_session_covers_every_key_and_per_key_covers_one() {
+        for (causality, other) in [(Causality::Session, 10), (Causality::PerKey, 0)] {
+            let mut seen = seen(causality);
+            seen.wrote(&K, Timestamp(10));
+            assert_eq!(seen.floors(b"k").key, Timestamp(10));
+            assert_eq!(seen.floors(b"other"), floors(0, other));
+        }
+    }
+
+    #[test]
+    fn a_missing_key_asks_for_a_state_as_new_but_not_for_a_version() {
+        let mut seen = seen(Causality::PerKey);
+        seen.wrote(&K, Timestamp(5));
+        assert!(seen.accept(&K, floors(5, 0), Answered::Missing(Timestamp(9))));
+        assert_eq!(seen.floors(b"k"), floors(5, 9));
+        // Written again at 7, which that state may have missed: fine from a server past 9.
+        assert!(seen.accept(&K, floors(5, 9), Answered::Value(Timestamp(7))));
+        assert_eq!(seen.floors(b"k"), floors(7, 9));
+        assert_eq!(seen.session(), Timestamp(9));
+    }
+
+    #[test]
+    fn an_answer_overtaken_by_a_newer_one_is_not_handed_out() {
+        let mut seen = seen(Causality::Session);
+        let sent = seen.floors(b"k");
+        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(7))));
+        assert!(!seen.accept(&K, sent, Answered::Missing(Timestamp(7))));
+        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+
+        let sent = seen.floors(b"k");
+        assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
+        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+        assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(15))));
+        assert_eq!(seen.session(), Timestamp(20));
+    }
+
+    #[test]
+    fn forgetting_a_key_keeps_the_promise() {
+        let mut seen = Seen::new(Causality::PerKey, 4, Timestamp::ZERO);
+        for at in 1..=100 {
+            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        }
+        assert!(seen.young.len() + seen.old.len() <= 4);
+        assert_eq!(seen.floors(b"k100").key, Timestamp(100));
+        let forgotten = seen.floors(b"k1");
+        assert_eq!(forgotten.key, Timestamp::ZERO);
+        assert!(forgotten.applied >= Timestamp(96), "{forgotten:?}");
+        // A key in use stays remembered, whatever else passes by.
+        for at in 101..=200 {
+            seen.wrote(&K, Timestamp(at));
+            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        }
+        assert_eq!(seen.floors(b"k").key, Timestamp(200));
+    }
+
+    #[test]
+    fn an_answer_under_way_while_its_key_was_forgotten_is_not_handed_out() {
+        let mut seen = Seen::new(Causality::PerKey, 2, Timestamp::ZERO);
+        let sent = seen.floors(b"k");
+        seen.wrote(&K, Timestamp(9));
+        for at in [10, 11, 12] {
+            seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
+        }
+        assert_eq!(seen.floors(b"k").key, Timestamp::ZERO);
+        assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(7))));
+        assert!(!seen.accept(&K, sent, Answered::Missing(Timestamp(20))));
+        let sent = seen.floors(b"k");
+        assert!(seen.accept(&K, sent, Answered::Value(Timestamp(9))));
+    }
+}

@@ -1,0 +1,158 @@
+//! One connection's state.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+
+use super::connections::Origin;
+use super::send_queue::SendQueue;
+use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
+use crate::wire::frame::{Deframer, FrameError};
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseReason {
+    /// The service closed it.
+    #[error("closed by this side")]
+    Local,
+    /// The other side closed it.
+    #[error("closed by the other side")]
+    Remote,
+    /// What the other side sent is not a sequence of acceptable frames.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    /// The socket failed.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The deadline passed, by default that of the greeting.
+    #[error("not done in the time allowed")]
+    Deadline,
+    /// Nothing was received for longer than the idle time-out.
+    #[error("idle for too long")]
+    Idle,
+    /// The other side took no byte of what was queued for it for too long.
+    #[error("the other side does not read: {queued_bytes} bytes wait for it")]
+    WriteStalled {
+        /// Bytes that were waiting.
+        queued_bytes: usize,
+    },
+    /// More was queued than the connection may have waiting.
+    #[error("the other side reads too slowly: {queued_bytes} bytes would wait, {max} may")]
+    QueueFull {
+        /// Bytes that would have been waiting.
+        queued_bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// How many bytes may wait to be written to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendLimits {
+    /// From here on the connection is not read until less is waiting.
+    pub pause_bytes: usize,
+    /// More than this is never queued.
+    pub max_bytes: usize,
+}
+
+impl Default for SendLimits {
+    fn default() -> SendLimits {
+        SendLimits { pause_bytes: CLIENT_SEND_BYTES_PAUSE, max_bytes: CLIENT_SEND_BYTES_MAX }
+    }
+}
+
+/// Where a connection is in its life. It only ever moves downwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Dialled, not there yet. What is sent waits.
+    Connecting,
+    /// Frames in, frames out.
+    Open,
+    /// Nothing is read any more; closed when what is queued has been written.
+    Flushing,
+    /// Everything is written and our end of the stream is closed. What still comes in is thrown
+    /// away until the other side closes too: closing with unread input would make the system
+    /// send a reset, which can destroy our last words before they are read.
+    Lingering,
+}
+
+/// One socket and what is known about it.
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    pub(super) peer: SocketAddr,
+    pub(super) origin: Origin,
+    pub(super) phase: Phase,
+    /// The service knows this connection and has not been told of its end.
+    pub(super) announced: bool,
+    /// Why it is being closed, from `Flushing` on.
+    pub(super) close_reason: CloseReason,
+
+    /// The system said so and no call has shown otherwise.
+    pub(super) readable: bool,
+    /// Likewise.
+    pub(super) writable: bool,
+    /// The end of the other side's stream is near: a short read does not mean "no more".
+    pub(super) end_announced: bool,
+    /// The service wants no frames for now.
+    pub(super) paused: bool,
+    /// Waits for a turn; kept so that it is in the list once.
+    pub(super) scheduled: bool,
+    /// Waits to be flushed; likewise.
+    pub(super) dirty: bool,
+
+    pub(super) deframer: Deframer,
+    pub(super) frame_cap: usize,
+    pub(super) queue: SendQueue,
+    pub(super) send_limits: SendLimits,
+
+    pub(super) deadline: Option<Instant>,
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) last_received: Instant,
+    /// When the socket last took a byte, or the queue began to wait.
+    pub(super) last_write_progress: Instant,
+}
+
+impl Connection {
+    /// Whether frames may be handed to the service.
+    pub(super) fn wants_read(&self) -> bool {
+        self.phase == Phase::Open
+            && !self.paused
+            && self.queue.queued_bytes() < self.send_limits.pause_bytes
+    }
+
+    /// Whether there is something to write and someone to write it to.
+    pub(super) fn wants_write(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::Flushing) && !self.queue.is_empty()
+    }
+
+    /// Whether a turn would find something to do.
+    pub(super) fn wants_turn(&self) -> bool {
+        match self.phase {
+            Phase::Connecting => self.writable,
+            Phase::Open => self.readable && self.wants_read(),
+            Phase::Flushing => false,
+            Phase::Lingering => self.readable,
+        }
+    }
+
+    /// Why the connection has lived long enough, if it has.
+    pub(super) fn expired(
+        &self,
+        now: Instant,
+        write_stall_timeout: Duration,
+    ) -> Option<CloseReason> {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return Some(CloseReason::Deadline);
+        }
+        if self.wants_write() {
+            let stalled = now.saturating_duration_since(self.last_write_progress);
+            return (stalled >= write_stall_timeout)
+                .then(|| CloseReason::WriteStalled { queued_bytes: self.queue.queued_bytes() });
+        }
+        let silent = now.saturating_duration_since(self.last_received);
+        (self.phase == Phase::Open && self.idle_timeout.is_some_and(|limit| silent >= limit))
+            .then_some(CloseReason::Idle)
+    }
+}

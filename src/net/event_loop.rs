@@ -1,0 +1,486 @@
+//! The loop itself. The module above tells how it goes.
+
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+use super::accept::{AcceptGate, AcceptStep};
+use super::connection::{CloseReason, Phase};
+use super::connections::{ConnectionId, Origin};
+use super::handle::{Net, Notice};
+use super::listener::Listener;
+use super::service::{LoopConfig, Service};
+use super::wake::{WakeHandle, WakeSource};
+use crate::limits;
+use crate::wire::frame::Deframer;
+
+/// The readiness system failed; there is no loop without it.
+#[derive(Debug, thiserror::Error)]
+pub enum LoopError {
+    /// It could not be set up.
+    #[error("cannot set up the event loop: {0}; is the limit on open files too low?")]
+    Setup(#[source] io::Error),
+    /// It stopped working.
+    #[error("the event loop cannot wait for its sockets: {0}")]
+    Poll(#[source] io::Error),
+}
+
+const LISTENER: Token = Token(usize::MAX);
+const WAKER: Token = Token(usize::MAX - 1);
+
+/// One thread's worth of sockets. Made first, so that worker threads can be given its
+/// [`WakeHandle`]; then [`run`](EventLoop::run) with the service.
+pub struct EventLoop {
+    poll: Poll,
+    events: Events,
+    wake: WakeSource,
+    gate: AcceptGate,
+    /// The cap on accepted connections is reached, and the log says so.
+    full: bool,
+    net: Net,
+    next_tick: Instant,
+    next_sweep: Instant,
+}
+
+impl EventLoop {
+    /// Sets up a loop that accepts on `listener`, if there is one.
+    pub fn new(config: LoopConfig, listener: Option<Listener>) -> Result<EventLoop, LoopError> {
+        let poll = Poll::new().map_err(LoopError::Setup)?;
+        let wake = WakeSource::new(poll.registry(), WAKER).map_err(LoopError::Setup)?;
+        let registry = poll.registry().try_clone().map_err(LoopError::Setup)?;
+        let mut net = Net::new(config, registry);
+        if let Some(mut listener) = listener {
+            poll.registry()
+                .register(&mut listener.inner, LISTENER, Interest::READABLE)
+                .map_err(LoopError::Setup)?;
+            net.listener = Some(listener);
+        }
+        Ok(EventLoop {
+            poll,
+            events: Events::with_capacity(limits::EVENTS_PER_POLL_MAX),
+            wake,
+            gate: AcceptGate::new(limits::ACCEPT_BACKOFF),
+            full: false,
+            next_tick: net.now,
+            next_sweep: net.now,
+            net,
+        })
+    }
+
+    /// A handle by which other threads wake this loop.
+    pub fn wake_handle(&self) -> WakeHandle {
+        self.wake.handle()
+    }
+
+    /// Works for `service` until it calls [`Net::exit`].
+    pub fn run<S: Service>(mut self, service: &mut S) -> Result<(), LoopError> {
+        self.net.now = Instant::now();
+        self.next_tick = self.net.now + self.net.config.tick_interval.unwrap_or_default();
+        self.next_sweep = self.net.now + self.net.config.sweep_interval;
+        service.on_start(&mut self.net);
+        loop {
+            self.tell_notices(service);
+            service.before_sleep(&mut self.net);
+            self.flush_dirty();
+            if self.net.exiting {
+                return self.leave();
+            }
+            let woken = self.wait()?;
+            self.accept(service);
+            self.give_turns(service);
+            if self.wake.take() || woken {
+                service.on_wake(&mut self.net);
+            }
+            self.tick(service);
+            self.sweep(service);
+        }
+    }
+
+    /// Sleeps until there is something to do, then takes note of what the system says. The
+    /// answer is whether a wake handle was used.
+    fn wait(&mut self) -> Result<bool, LoopError> {
+        let mut timeout = self.time_to_sleep();
+        if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
+            timeout = Some(Duration::ZERO);
+        }
+        match self.poll.poll(&mut self.events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(LoopError::Poll(error)),
+        }
+        self.net.now = Instant::now();
+        // Taken at once, so that further wakes of a busy loop cost no system call.
+        let woken = self.wake.take();
+        for event in &self.events {
+            match event.token() {
+                // The notice is in the wake source; the event has only ended the sleep.
+                WAKER => {}
+                LISTENER => self.gate.on_ready(),
+                Token(slot) => note_readiness(&mut self.net, slot, event),
+            }
+        }
+        Ok(woken)
+    }
+
+    /// Nothing when work is left over; `None` when only the system can bring any.
+    fn time_to_sleep(&self) -> Option<Duration> {
+        let net = &self.net;
+        let now = net.now;
+        let can_accept = net.listener.is_some();
+        if !net.ready.is_empty()
+            || !net.dirty.is_empty()
+            || !net.notices.is_empty()
+            || (can_accept && self.gate.is_open(now))
+        {
+            return Some(Duration::ZERO);
+        }
+        let tick = net.config.tick_interval.map(|_| self.next_tick);
+        let sweep = (!net.connections.is_empty()).then_some(self.next_sweep);
+        let accept = self.gate.retry_at().filter(|_| can_accept);
+        let next = [tick, sweep, accept].into_iter().flatten().min();
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    fn accept<S: Service>(&mut self, service: &mut S) {
+        for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
+            if !self.gate.is_open(self.net.now) {
+                return;
+            }
+            let Some(listener) = &self.net.listener else {
+                return;
+            };
+            let accepted = listener.inner.accept().and_then(|(stream, peer)| {
+                disable_nagle(&stream);
+                let net = &mut self.net;
+                if net.connections.count(Origin::Accepted) < net.config.accepted_max {
+                    self.full = false;
+                    return net.adopt(stream, peer, Origin::Accepted, Phase::Open);
+                }
+                if !std::mem::replace(&mut self.full, true) {
+                    log::warn!(
+                        "no room for {peer} and others: all {} connections are in use",
+                        net.config.accepted_max
+                    );
+                }
+                if net.connections.count(Origin::Refused) >= limits::REFUSALS_MAX {
+                    return Err(io::ErrorKind::ConnectionAborted.into());
+                }
+                net.adopt(stream, peer, Origin::Refused, Phase::Open)
+            });
+            match accepted {
+                Ok(id) => self.welcome(service, id),
+                Err(error) => match self.gate.on_error(error.kind(), self.net.now) {
+                    AcceptStep::Drained => return,
+                    AcceptStep::Next => {}
+                    AcceptStep::BackOff { log } => {
+                        if log {
+                            log::error!("cannot accept connections for now: {error}");
+                        }
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn welcome<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
+        let Some(connection) = self.net.connections.get(id) else {
+            return;
+        };
+        let (origin, peer) = (connection.origin, connection.peer);
+        if origin == Origin::Refused {
+            self.net.send_owned(id, service.refusal(peer));
+            self.net.close_after_flush(id);
+        } else {
+            service.on_accepted(&mut self.net, id, peer);
+        }
+        self.tell_notices(service);
+    }
+
+    /// Gives every scheduled connection one turn. Those it schedules again come in the next round.
+    fn give_turns<S: Service>(&mut self, service: &mut S) {
+        let mut round = std::mem::take(&mut self.net.ready);
+        for id in round.drain(..) {
+            let Some(connection) = self.net.connections.get_mut(id) else {
+                continue;
+            };
+            connection.scheduled = false;
+            match connection.phase {
+                Phase::Connecting => self.finish_dial(service, id),
+                Phase::Open => self.read(service, id),
+                Phase::Flushing => {}
+                Phase::Lingering => self.discard(id),
+            }
+            self.tell_notices(service);
+        }
+        // Nothing new to do: keep the list's memory for the next round.
+        if self.net.ready.is_empty() {
+            self.net.ready = round;
+        }
+    }
+
+    fn finish_dial<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
+        let Some(connection) = self.net.connections.get_mut(id) else {
+            return;
+        };
+        let stream = &connection.stream;
+        let outcome = match stream.take_error() {
+            Ok(Some(error)) | Err(error) => Err(error),
+            Ok(None) => stream.peer_addr().and_then(|peer| {
+                // Dialling a free port of one's own machine can, rarely, connect a socket to itself.
+                if stream.local_addr()? == peer {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                Ok(())
+            }),
+        };
+        match outcome {
+            Ok(()) => {
+                disable_nagle(stream);
+                connection.phase = Phase::Open;
+                connection.last_received = self.net.now;
+                connection.last_write_progress = self.net.now;
+                self.net.mark_dirty(id);
+                service.on_connected(&mut self.net, id);
+                // Whatever came with the news was noted when there was nothing to read it for.
+                self.net.schedule(id);
+            }
+            // The event was not about this; another will come.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                connection.writable = false;
+            }
+            Err(error) => self.net.end(id, CloseReason::Io(error)),
+        }
+    }
+
+    /// One turn of reading: frames that are buffered, then the socket, within the budget.
+    fn read<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
+        let Some(connection) = self.net.connections.get_mut(id) else {
+            return;
+        };
+        // Taken out so that a frame can be lent to the service together with the rest of the loop.
+        let mut deframer = std::mem::take(&mut connection.deframer);
+        let ended = self.read_with(service, id, &mut deframer);
+        if let Err(reason) = ended {
+            if let CloseReason::Frame(error) = &reason {
+                let farewell = service.farewell(id, error);
+                self.net.send_owned(id, farewell);
+                self.net.end_after_flush(id, reason);
+            } else {
+                self.net.end(id, reason);
+            }
+        } else if let Some(connection) = self.net.connections.get_mut(id)
+            && connection.phase == Phase::Open
+        {
+            connection.deframer = deframer;
+            if connection.wants_turn() {
+                self.net.schedule(id);
+            }
+        }
+    }
+
+    fn read_with<S: Service>(
+        &mut self,
+        service: &mut S,
+        id: ConnectionId,
+        deframer: &mut Deframer,
+    ) -> Result<(), CloseReason> {
+        let mut budget = self.net.config.read_budget_bytes;
+        loop {
+            loop {
+                match self.net.connections.get(id) {
+                    Some(connection) if connection.wants_read() => {
+                        deframer.set_cap(connection.frame_cap);
+                    }
+                    _ => return Ok(()),
+                }
+                match deframer.next_frame()? {
+                    Some(frame) => service.on_frame(&mut self.net, id, frame),
+                    None => break,
+                }
+            }
+            let Some(connection) = self.net.connections.get_mut(id) else {
+                return Ok(());
+            };
+            if !connection.readable || budget == 0 {
+                return Ok(());
+            }
+            let spare = deframer.spare();
+            let wanted = spare.len().min(budget);
+            match connection.stream.read(&mut spare[..wanted]) {
+                Ok(0) => return Err(CloseReason::Remote),
+                Ok(received) => {
+                    deframer.commit(received);
+                    budget -= received;
+                    connection.last_received = self.net.now;
+                    // Less than asked for means that the kernel's buffer is empty and that more
+                    // will be announced, unless the end of the stream has been announced already.
+                    connection.readable = received == wanted || connection.end_announced;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    connection.readable = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(CloseReason::Io(error)),
+            }
+        }
+    }
+
+    /// Reads and throws away what a lingering connection still sends.
+    fn discard(&mut self, id: ConnectionId) {
+        let Some(connection) = self.net.connections.get_mut(id) else {
+            return;
+        };
+        let mut nowhere = [0; 4096];
+        let mut budget = self.net.config.read_budget_bytes;
+        while connection.readable && budget > 0 {
+            match connection.stream.read(&mut nowhere) {
+                Ok(received) if received > 0 => budget = budget.saturating_sub(received),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    connection.readable = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return self.net.end(id, CloseReason::Remote),
+            }
+        }
+        if connection.wants_turn() {
+            self.net.schedule(id);
+        }
+    }
+
+    fn tell_notices<S: Service>(&mut self, service: &mut S) {
+        if self.net.notices.is_empty() {
+            return;
+        }
+        // Only those that are here now: a service that dials again at once must not hold the loop.
+        for notice in std::mem::take(&mut self.net.notices) {
+            match notice {
+                Notice::Closed(id, reason) => service.on_closed(&mut self.net, id, &reason),
+                Notice::DialFailed(id, error) => service.on_dial_failed(&mut self.net, id, &error),
+            }
+        }
+    }
+
+    fn tick<S: Service>(&mut self, service: &mut S) {
+        let Some(interval) = self.net.config.tick_interval else {
+            return;
+        };
+        let now = self.net.now;
+        for _ in 0..limits::TICKS_CATCH_UP_MAX {
+            if now < self.next_tick {
+                return;
+            }
+            self.next_tick += interval;
+            service.on_tick(&mut self.net);
+        }
+        if now >= self.next_tick {
+            self.next_tick = now + interval;
+        }
+    }
+
+    /// Looks at every connection's deadlines.
+    fn sweep<S: Service>(&mut self, service: &mut S) {
+        let now = self.net.now;
+        if now < self.next_sweep {
+            return;
+        }
+        let (stall, quiet) = (self.net.config.write_stall_timeout, self.net.config.sweep_interval);
+        self.next_sweep = now + quiet;
+        let mut expired = Vec::new();
+        for (id, connection) in self.net.connections.iter_mut() {
+            if let Some(reason) = connection.expired(now, stall) {
+                expired.push((id, reason));
+            } else if now.saturating_duration_since(connection.last_received) >= quiet {
+                connection.deframer.release_if_empty();
+            }
+        }
+        for (id, reason) in expired {
+            if matches!(reason, CloseReason::Idle) && !service.on_idle(&mut self.net, id) {
+                if let Some(connection) = self.net.connections.get_mut(id) {
+                    connection.last_received = now;
+                }
+                continue;
+            }
+            self.net.end(id, reason);
+        }
+    }
+
+    fn flush_dirty(&mut self) {
+        let mut round = std::mem::take(&mut self.net.dirty);
+        for id in round.drain(..) {
+            self.net.flush(id);
+        }
+        if self.net.dirty.is_empty() {
+            self.net.dirty = round;
+        }
+    }
+
+    /// Writes what is queued and closes every connection, within the time a closing one may take.
+    fn leave(mut self) -> Result<(), LoopError> {
+        self.net.stop_accepting();
+        let deadline = self.net.now + self.net.config.close_linger;
+        let all: Vec<ConnectionId> = self.net.connections.iter_mut().map(|(id, _)| id).collect();
+        for id in all {
+            self.net.close_after_flush(id);
+        }
+        loop {
+            self.flush_dirty();
+            self.net.notices.clear();
+            if self.net.connections.is_empty() || self.net.now >= deadline {
+                return Ok(());
+            }
+            self.next_tick = deadline;
+            self.next_sweep = deadline;
+            self.wait()?;
+            for id in std::mem::take(&mut self.net.ready) {
+                if let Some(connection) = self.net.connections.get_mut(id) {
+                    connection.scheduled = false;
+                    if connection.phase == Phase::Lingering {
+                        self.discard(id);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Small frames leave at once. A socket that refuses is already broken, which reading will show.
+fn disable_nagle(stream: &TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        log::debug!("setting TCP_NODELAY: {error}");
+    }
+}
+
+/// Remembers what the system says about a connection and schedules what follows from it.
+///
+/// An event may be about an earlier connection of the same slot, closed while the event was under
+/// way. That is harmless: readiness is a hint, which the next call on the socket corrects.
+fn note_readiness(net: &mut Net, slot: usize, event: &Event) {
+    let Some(id) = net.connections.id_in_slot(slot) else {
+        return;
+    };
+    let Some(connection) = net.connections.get_mut(id) else {
+        return;
+    };
+    connection.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+    connection.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+    connection.end_announced |= event.is_read_closed() || event.is_error();
+    // A paused connection would not learn from reading that it is broken.
+    if event.is_error()
+        && connection.phase != Phase::Connecting
+        && let Ok(Some(error)) = connection.stream.take_error()
+    {
+        return net.end(id, CloseReason::Io(error));
+    }
+    let (wants_turn, wants_flush) =
+        (connection.wants_turn(), connection.writable && connection.wants_write());
+    if wants_turn {
+        net.schedule(id);
+    }
+    if wants_flush {
+        net.mark_dirty(id);
+    }
+}

@@ -1,0 +1,410 @@
+//! What a service can do: the handle it gets with every call.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use super::connection::{CloseReason, Connection, Phase, SendLimits};
+use super::connections::{ConnectionId, Connections, Origin};
+use super::listener::Listener;
+use super::send_queue::{SegmentPool, SendQueue, Written};
+use super::service::LoopConfig;
+use crate::wire::frame::Deframer;
+
+/// Why [`Net::try_send`] queued nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// Too much is waiting already.
+    #[error("too much is waiting to be sent on this connection")]
+    Full,
+    /// The connection is gone, or about to be.
+    #[error("the connection is gone")]
+    Gone,
+}
+
+/// Something to tell the service once its present callback has returned.
+pub(super) enum Notice {
+    Closed(ConnectionId, CloseReason),
+    DialFailed(ConnectionId, io::Error),
+}
+
+/// The sockets of an event loop, as its service sees them.
+///
+/// Every method that takes a [`ConnectionId`] does nothing when that connection is gone, and says
+/// so where there is something to return.
+pub struct Net {
+    pub(super) config: LoopConfig,
+    pub(super) registry: Registry,
+    pub(super) listener: Option<Listener>,
+    pub(super) connections: Connections,
+    pub(super) now: Instant,
+    /// Connections to give a turn.
+    pub(super) ready: Vec<ConnectionId>,
+    /// Connections with something to write.
+    pub(super) dirty: Vec<ConnectionId>,
+    pub(super) notices: Vec<Notice>,
+    pub(super) pool: SegmentPool,
+    pub(super) exiting: bool,
+}
+
+impl Net {
+    pub(super) fn new(config: LoopConfig, registry: Registry) -> Net {
+        Net {
+            config,
+            registry,
+            listener: None,
+            connections: Connections::default(),
+            now: Instant::now(),
+            ready: Vec::new(),
+            dirty: Vec::new(),
+            notices: Vec::new(),
+            pool: SegmentPool::default(),
+            exiting: false,
+        }
+    }
+
+    /// The monotonic time of this iteration.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// Queues what `write` appends, one or more whole frames, to be written at the end of this
+    /// iteration. If more would wait than the connection's [`SendLimits`] allow, the connection is
+    /// closed with [`CloseReason::QueueFull`] instead. On a connection that is still being dialled
+    /// it waits. Returns whether it was queued.
+    pub fn send(&mut self, id: ConnectionId, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let sent = self.queue(id, |queue, max, pool| queue.append(max, pool, write));
+        self.close_if_full(id, sent)
+    }
+
+    /// As [`Net::send`], for bytes that exist already; a long run of them is not copied.
+    pub fn send_owned(&mut self, id: ConnectionId, frames: Vec<u8>) -> bool {
+        let sent = self.queue(id, |queue, max, pool| queue.append_owned(max, pool, frames));
+        self.close_if_full(id, sent)
+    }
+
+    /// As [`Net::send`], but a full queue only refuses: for links whose protocol resends. When the
+    /// queue is at its limit already, `write` is not even called.
+    pub fn try_send(
+        &mut self,
+        id: ConnectionId,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), SendError> {
+        let sent = self.queue(id, |queue, max, pool| {
+            let queued_bytes = queue.queued_bytes();
+            if queued_bytes >= max { Err(queued_bytes) } else { queue.append(max, pool, write) }
+        });
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(SendError::Full),
+            None => Err(SendError::Gone),
+        }
+    }
+
+    /// Closes a connection now; what is queued for it is lost.
+    pub fn close(&mut self, id: ConnectionId) {
+        self.end(id, CloseReason::Local);
+    }
+
+    /// Reads nothing more from a connection and closes it once what is queued has been written, or
+    /// after [`LoopConfig::write_stall_timeout`].
+    pub fn close_after_flush(&mut self, id: ConnectionId) {
+        self.end_after_flush(id, CloseReason::Local);
+    }
+
+    /// Begins to connect to `address`. The outcome comes later, as
+    /// [`Service::on_connected`](super::Service::on_connected) or
+    /// [`Service::on_dial_failed`](super::Service::on_dial_failed), also when it is known at once.
+    pub fn dial(&mut self, address: SocketAddr) -> ConnectionId {
+        let attempt = if self.connections.count(Origin::Dialled) >= self.config.dialled_max {
+            Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections dialled"))
+        } else {
+            TcpStream::connect(address)
+        };
+        let outcome = attempt
+            .and_then(|stream| self.adopt(stream, address, Origin::Dialled, Phase::Connecting));
+        outcome.unwrap_or_else(|error| {
+            let id = self.connections.fresh_id();
+            self.notices.push(Notice::DialFailed(id, error));
+            id
+        })
+    }
+
+    /// Changes the most bytes a frame's body may have, from the next frame on.
+    pub fn set_frame_cap(&mut self, id: ConnectionId, body_bytes_max: usize) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.frame_cap = body_bytes_max;
+        }
+    }
+
+    /// Changes how much may wait to be written to a connection.
+    pub fn set_send_limits(&mut self, id: ConnectionId, limits: SendLimits) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.send_limits = limits;
+            self.schedule(id);
+        }
+    }
+
+    /// Hands out no more frames of a connection and stops reading it, so that its sender is held
+    /// back. Frames that were received already wait here.
+    pub fn pause_reading(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.paused = true;
+        }
+    }
+
+    /// Undoes [`Net::pause_reading`].
+    pub fn resume_reading(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.paused
+        {
+            connection.paused = false;
+            self.schedule(id);
+        }
+    }
+
+    /// Bytes waiting to be written to a connection; 0 when it is gone.
+    pub fn queued_bytes(&self, id: ConnectionId) -> usize {
+        self.connections.get(id).map_or(0, |connection| connection.queue.queued_bytes())
+    }
+
+    /// Closes the connection with [`CloseReason::Deadline`] at `deadline`, or never. A new
+    /// connection has the hand-shake's deadline: replace it or take it away when the greeting is
+    /// done.
+    pub fn set_deadline(&mut self, id: ConnectionId, deadline: Option<Instant>) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.deadline = deadline;
+        }
+    }
+
+    /// Asks [`Service::on_idle`](super::Service::on_idle) about the connection when nothing has
+    /// been received, and nothing has waited to be sent, for this long.
+    pub fn set_idle_timeout(&mut self, id: ConnectionId, timeout: Option<Duration>) {
+        let now = self.now;
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.idle_timeout = timeout;
+            connection.last_received = now;
+        }
+    }
+
+    /// The other side's address.
+    pub fn peer_address(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.connections.get(id).map(|connection| connection.peer)
+    }
+
+    /// Connections accepted and not yet gone.
+    pub fn accepted_connections(&self) -> usize {
+        self.connections.count(Origin::Accepted)
+    }
+
+    /// Connections dialled, or being dialled, and not yet gone.
+    pub fn dialled_connections(&self) -> usize {
+        self.connections.count(Origin::Dialled)
+    }
+
+    /// Stops listening; established connections go on.
+    pub fn stop_accepting(&mut self) {
+        if let Some(mut listener) = self.listener.take()
+            && let Err(error) = self.registry.deregister(&mut listener.inner)
+        {
+            log::debug!("deregistering the listener: {error}");
+        }
+    }
+
+    /// Ends the loop after this iteration. No more callbacks come; what is queued is still written,
+    /// as far as that takes at most
+    /// [`CLOSE_LINGER`](crate::limits::CLOSE_LINGER).
+    pub fn exit(&mut self) {
+        self.exiting = true;
+    }
+
+    /// Takes a socket into the slab. `peer` is its other end.
+    pub(super) fn adopt(
+        &mut self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        origin: Origin,
+        phase: Phase,
+    ) -> io::Result<ConnectionId> {
+        self.registry.register(
+            &mut stream,
+            Token(self.connections.next_slot()),
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
+        Ok(self.connections.insert(Connection {
+            stream,
+            peer,
+            origin,
+            phase,
+            announced: origin != Origin::Refused,
+            close_reason: CloseReason::Local,
+            readable: false,
+            // A fresh connection takes some bytes, or its first write says otherwise.
+            writable: phase == Phase::Open,
+            end_announced: false,
+            paused: false,
+            scheduled: false,
+            dirty: false,
+            deframer: Deframer::default(),
+            frame_cap: self.config.first_frame_bytes_max,
+            queue: SendQueue::default(),
+            send_limits: self.config.send_limits,
+            deadline: Some(self.now + self.config.handshake_timeout),
+            idle_timeout: None,
+            last_received: self.now,
+            last_write_progress: self.now,
+        }))
+    }
+
+    /// Gives the connection a turn in the next round.
+    pub(super) fn schedule(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !connection.scheduled
+        {
+            connection.scheduled = true;
+            self.ready.push(id);
+        }
+    }
+
+    pub(super) fn mark_dirty(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !connection.dirty
+        {
+            connection.dirty = true;
+            self.dirty.push(id);
+        }
+    }
+
+    /// Writes what the connection has queued, as far as its socket takes it.
+    pub(super) fn flush(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        connection.dirty = false;
+        if connection.wants_write() && connection.writable {
+            let wanted_read = connection.wants_read();
+            let outcome = connection.queue.write_to(
+                &mut connection.stream,
+                self.config.write_budget_bytes,
+                &mut self.pool,
+            );
+            let state = match outcome {
+                Ok((written, state)) => {
+                    if written > 0 {
+                        connection.last_write_progress = self.now;
+                    }
+                    state
+                }
+                Err(error) => return self.end(id, CloseReason::Io(error)),
+            };
+            connection.writable = state != Written::Blocked;
+            if !wanted_read && connection.wants_read() {
+                self.schedule(id);
+            }
+            if state == Written::Budget {
+                self.mark_dirty(id);
+            }
+        }
+        self.linger_if_flushed(id);
+    }
+
+    /// Ends a connection: forgets it, closes its socket and, if the service knows it, says so.
+    pub(super) fn end(&mut self, id: ConnectionId, reason: CloseReason) {
+        let Some(mut connection) = self.connections.remove(id) else {
+            return;
+        };
+        if let Err(error) = self.registry.deregister(&mut connection.stream) {
+            log::debug!("deregistering the connection with {}: {error}", connection.peer);
+        }
+        if !connection.announced {
+            return;
+        }
+        self.notices.push(match (connection.phase, reason) {
+            (Phase::Connecting, CloseReason::Io(error)) => Notice::DialFailed(id, error),
+            (Phase::Connecting, CloseReason::Deadline) => {
+                Notice::DialFailed(id, io::ErrorKind::TimedOut.into())
+            }
+            (Phase::Connecting, reason) => Notice::DialFailed(
+                id,
+                io::Error::new(io::ErrorKind::ConnectionAborted, reason.to_string()),
+            ),
+            (_, reason) => Notice::Closed(id, reason),
+        });
+    }
+
+    /// As [`Net::end`], once what is queued has been written.
+    pub(super) fn end_after_flush(&mut self, id: ConnectionId, reason: CloseReason) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        match connection.phase {
+            Phase::Connecting => self.end(id, reason),
+            Phase::Open => {
+                connection.phase = Phase::Flushing;
+                connection.close_reason = reason;
+                connection.deadline = Some(self.now + self.config.write_stall_timeout);
+                connection.deframer = Deframer::default();
+                self.mark_dirty(id);
+            }
+            Phase::Flushing | Phase::Lingering => {}
+        }
+    }
+
+    /// A connection whose last word is written closes its half and waits for the other side's.
+    fn linger_if_flushed(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(id) else {
+            return;
+        };
+        if connection.phase != Phase::Flushing || !connection.queue.is_empty() {
+            return;
+        }
+        let reason = std::mem::replace(&mut connection.close_reason, CloseReason::Local);
+        if std::mem::replace(&mut connection.announced, false) {
+            self.notices.push(Notice::Closed(id, reason));
+        }
+        if connection.stream.shutdown(Shutdown::Write).is_err() {
+            return self.end(id, CloseReason::Local);
+        }
+        connection.phase = Phase::Lingering;
+        connection.deadline = Some(self.now + self.config.close_linger);
+        self.schedule(id);
+    }
+
+    /// Runs `add` on the queue of a connection that can still be sent to. `None`: it cannot.
+    fn queue(
+        &mut self,
+        id: ConnectionId,
+        add: impl FnOnce(&mut SendQueue, usize, &mut SegmentPool) -> Result<(), usize>,
+    ) -> Option<Result<(), usize>> {
+        let connection = self.connections.get_mut(id)?;
+        if !matches!(connection.phase, Phase::Connecting | Phase::Open) {
+            return None;
+        }
+        if connection.queue.is_empty() {
+            connection.last_write_progress = self.now;
+        }
+        let added = add(&mut connection.queue, connection.send_limits.max_bytes, &mut self.pool);
+        if connection.wants_write() {
+            self.mark_dirty(id);
+        }
+        Some(added)
+    }
+
+    fn close_if_full(&mut self, id: ConnectionId, sent: Option<Result<(), usize>>) -> bool {
+        match sent {
+            Some(Ok(())) => true,
+            Some(Err(queued_bytes)) => {
+                let max = self
+                    .connections
+                    .get(id)
+                    .map_or(0, |connection| connection.send_limits.max_bytes);
+                self.end(id, CloseReason::QueueFull { queued_bytes, max });
+                false
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What the loop asks of whoever it works for.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::connection::{CloseReason, SendLimits};
+use super::connections::ConnectionId;
+use super::handle::Net;
+use crate::limits;
+use crate::wire::frame::FrameError;
+
+/// What an event loop works for. Every callback runs on the loop's thread and must not block.
+pub trait Service {
+    /// The loop begins: the place for first dials.
+    fn on_start(&mut self, net: &mut Net) {
+        let _ = net;
+    }
+
+    /// Someone connected from `peer`.
+    fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, peer: SocketAddr);
+
+    /// A dial succeeded.
+    fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
+        let _ = (net, connection);
+    }
+
+    /// A dial failed; its id is gone.
+    fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
+        let _ = (net, connection, error);
+    }
+
+    /// A whole frame came; `frame` is its body, at least one byte.
+    fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]);
+
+    /// A connection ended; its id is gone already.
+    fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason);
+
+    /// A [`WakeHandle`](super::WakeHandle) was used: take what other threads have left.
+    fn on_wake(&mut self, net: &mut Net) {
+        let _ = net;
+    }
+
+    /// Time passes, in steps of [`LoopConfig::tick_interval`].
+    fn on_tick(&mut self, net: &mut Net) {
+        let _ = net;
+    }
+
+    /// Nothing was received on a connection for its idle time-out. `false` spares it for as long
+    /// again, for example because its answers are still being prepared.
+    fn on_idle(&mut self, net: &mut Net, connection: ConnectionId) -> bool {
+        let _ = (net, connection);
+        true
+    }
+
+    /// Everything at hand has been told. What is sent now still goes out before the loop sleeps.
+    fn before_sleep(&mut self, net: &mut Net) {
+        let _ = net;
+    }
+
+    /// The last word, as whole frames, on a connection whose stream cannot be understood any more;
+    /// nothing by default. The connection's end is told as usual.
+    fn farewell(&mut self, connection: ConnectionId, error: &FrameError) -> Vec<u8> {
+        let _ = (connection, error);
+        Vec::new()
+    }
+
+    /// The last word, as whole frames, to someone for whom there is no room; nothing by default.
+    fn refusal(&mut self, peer: SocketAddr) -> Vec<u8> {
+        let _ = peer;
+        Vec::new()
+    }
+}
+
+/// The limits of one event loop; [`Default`] takes them from [`limits`].
+#[derive(Clone, Debug)]
+pub struct LoopConfig {
+    /// Time between [`Service::on_tick`] calls; `None` for none.
+    pub tick_interval: Option<Duration>,
+    /// Accepted connections held at once.
+    pub accepted_max: usize,
+    /// Dialled connections held at once.
+    pub dialled_max: usize,
+    /// The cap on frame bodies of a new connection.
+    pub first_frame_bytes_max: usize,
+    /// The send limits of a new connection.
+    pub send_limits: SendLimits,
+    /// Bytes read from a connection a turn.
+    pub read_budget_bytes: usize,
+    /// Bytes written to a connection a turn.
+    pub write_budget_bytes: usize,
+    /// The first deadline of a new connection, dialling included.
+    pub handshake_timeout: Duration,
+    /// How long the other side may take no byte of what is queued.
+    pub write_stall_timeout: Duration,
+    /// How long a closed connection is kept so that the last words are heard; also the most that
+    /// leaving the loop takes.
+    pub close_linger: Duration,
+    /// How often deadlines are looked at.
+    pub sweep_interval: Duration,
+}
+
+impl Default for LoopConfig {
+    fn default() -> LoopConfig {
+        LoopConfig {
+            tick_interval: None,
+            accepted_max: limits::CONNECTIONS_MAX,
+            dialled_max: limits::DIALLED_CONNECTIONS_MAX,
+            first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
+            send_limits: SendLimits::default(),
+            read_budget_bytes: limits::READ_BUDGET_BYTES,
+            write_budget_bytes: limits::WRITE_BUDGET_BYTES,
+            handshake_timeout: limits::HANDSHAKE_TIMEOUT,
+            write_stall_timeout: limits::WRITE_STALL_TIMEOUT,
+            close_linger: limits::CLOSE_LINGER,
+            sweep_interval: limits::SWEEP_INTERVAL,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The rule for answering a GET (SPEC A4), on a worker thread.
+//!
+//! The store changes while it is read. The rule needs two bounds on the state that the answer comes
+//! from: everything up to `low` is in it for certain, because that was applied before the read
+//! began; and nothing past `high`, because that is announced before it is applied. Refusals are
+//! judged by `low`, and what a client remembers of an absence is `high`: both err on the safe side.
+
+use bytes::Bytes;
+
+use crate::limits;
+use crate::node::GetAnswer;
+use crate::storage::apply::Store;
+use crate::types::Timestamp;
+use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, Reply};
+
+/// What a GET comes to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// For the client.
+    pub reply: Reply,
+    /// For the console: the version this server has, 0 for none, and what was answered. `None` when
+    /// the request was refused before it was looked at.
+    pub shown: Option<(Timestamp, GetAnswer)>,
+}
+
+/// Answers one GET from the store.
+pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
+    let refuse = |code, message: String| Answered {
+        reply: Reply::Error(ErrorReply { code, message, retry_after_ms: 0 }),
+        shown: None,
+    };
+    let key_bytes = request.key.len();
+    if key_bytes == 0 {
+        return refuse(ErrorCode::Invalid, "the key is empty: give it at least one byte".into());
+    }
+    if key_bytes > limits::KEY_BYTES_MAX {
+        let most = limits::KEY_BYTES_MAX;
+        let message = format!("the key has {key_bytes} bytes and at most {most} are allowed");
+        return refuse(ErrorCode::Invalid, message);
+    }
+    let low = store.applied().timestamp;
+    let found = match store.get(&request.key) {
+        Ok(found) => found,
+        Err(error) => {
+            log::error!("cannot read the store: {error}");
+            let message = format!("this server cannot read its store ({error}): ask another one");
+            return refuse(ErrorCode::Internal, message);
+        }
+    };
+    let high = store.applying_timestamp();
+    judge(request, low, found, high)
+}
+
+fn judge(
+    request: &GetRequest,
+    low: Timestamp,
+    found: Option<(Timestamp, Bytes)>,
+    high: Timestamp,
+) -> Answered {
+    let key_timestamp = found.as_ref().map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
+    // Where the key exists its version speaks for it, where it does not the whole state does.
+    let reaches = match &found {
+        Some((timestamp, _)) => *timestamp >= request.timestamp,
+        None => low >= request.timestamp,
+    };
+    if !reaches || low < request.session {
+        return Answered {
+            reply: Reply::TryOtherServerOrLater { timestamp: key_timestamp, applied: low },
+            shown: Some((key_timestamp, GetAnswer::TryOtherServerOrLater)),
+        };
+    }
+    let value = found.map(|(_, value)| value);
+    let shown = value.clone().map_or(GetAnswer::Null, GetAnswer::Value);
+    Answered {
+        reply: Reply::GetOk { value, timestamp: key_timestamp, as_of: high },
+        shown: Some((key_timestamp, shown)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(timestamp: i64, session: i64) -> GetRequest {
+        GetRequest {
+            key: Bytes::from_static(b"k"),
+            timestamp: Timestamp(timestamp),
+            session: Timestamp(session),
+            linearizable: false,
+        }
+    }
+
+    fn at(request: GetRequest, low: i64, found: Option<i64>) -> Reply {
+        let found = found.map(|timestamp| (Timestamp(timestamp), Bytes::from_static(b"v")));
+        judge(&request, Timestamp(low), found, Timestamp(low + 5)).reply
+    }
+
+    fn refused(timestamp: i64, applied: i64) -> Reply {
+        let (timestamp, applied) = (Timestamp(timestamp), Timestamp(applied));
+        Reply::TryOtherServerOrLater { timestamp, applied }
+    }
+
+    #[test]
+    fn the_table_of_the_specification() {
+        let value = Reply::GetOk {
+            value: Some(Bytes::from_static(b"v")),
+            timestamp: Timestamp(10),
+            as_of: Timestamp(25),
+        };
+        let null = Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: Timestamp(25) };
+        assert_eq!(at(ask(10, 0), 20, Some(10)), value, "exists, not older than seen");
+        assert_eq!(at(ask(11, 0), 20, Some(10)), refused(10, 20), "exists, older than seen");
+        assert_eq!(at(ask(20, 0), 20, None), null, "absent, and all up to what was seen is here");
+        assert_eq!(at(ask(21, 0), 20, None), refused(0, 20), "absent, perhaps not arrived yet");
+    }
+
+    #[test]
+    fn a_session_asks_for_everything_up_to_its_timestamp() {
+        assert_eq!(at(ask(0, 21), 20, Some(10)), refused(10, 20));
+        assert_eq!(at(ask(0, 21), 20, None), refused(0, 20));
+        assert!(matches!(at(ask(0, 20), 20, Some(10)), Reply::GetOk { .. }));
+    }
+}

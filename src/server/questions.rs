@@ -1,0 +1,242 @@
+//! What `acervo server` asks on the keyboard when it is started on a terminal without flags.
+//!
+//! Four questions, in the order of SPEC A1: own IP, own port, the leader's IP, the leader's port.
+//! Each offers a default and is asked again, with the reason, until the answer is one of the group.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, ErrorKind, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use crate::text::{LineError, escape, read_line};
+
+/// What was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answers {
+    /// This server's address.
+    pub listen: SocketAddr,
+    /// The first leader's.
+    pub leader: SocketAddr,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QuestionError {
+    /// The input ended.
+    #[error("the input ended before every question was answered: nothing was started")]
+    Ended,
+    /// The terminal failed.
+    #[error("the terminal could not be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Whether a server could listen on `address` here and now.
+///
+/// # Errors
+/// The system's reason why not.
+pub fn probe(address: SocketAddr) -> io::Result<()> {
+    TcpListener::bind(address).map(drop)
+}
+
+/// Asks. `probe` tells whether an address can be listened on.
+///
+/// # Errors
+/// The input ended or failed.
+pub fn ask(
+    group: &[SocketAddr],
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+    probe: &dyn Fn(SocketAddr) -> io::Result<()>,
+) -> Result<Answers, QuestionError> {
+    let free = |address: &&SocketAddr| probe(**address).is_ok();
+    let first = group.iter().find(free).or(group.first()).copied();
+    // A group is never empty; if one were, there would be nothing to answer with.
+    let Some(own) = first else { return Err(QuestionError::Ended) };
+    let leader = group.first().copied().unwrap_or(own);
+    let mut questions = Questions { group, input, output };
+
+    let ip = questions.ip("IP deste servidor", own.ip())?;
+    let port = match group.iter().filter(|server| server.ip() == ip).find(free) {
+        Some(server) => server.port(),
+        None => own.port(),
+    };
+    let listen = questions.address("Porta deste servidor", ip, port, &|address| {
+        probe(address).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
+            ErrorKind::AddrNotAvailable => format!("{} não é um IP desta máquina", address.ip()),
+            _ => format!("não é possível usar {address}: {error}"),
+        })
+    })?;
+    let ip = questions.ip("IP do líder", leader.ip())?;
+    let default = group.iter().find(|server| server.ip() == ip).unwrap_or(&leader);
+    let leader = questions.address("Porta do líder", ip, default.port(), &|_| Ok(()))?;
+    Ok(Answers { listen, leader })
+}
+
+struct Questions<'a> {
+    group: &'a [SocketAddr],
+    input: &'a mut dyn BufRead,
+    output: &'a mut dyn Write,
+}
+
+impl Questions<'_> {
+    fn ip(&mut self, question: &str, default: IpAddr) -> Result<IpAddr, QuestionError> {
+        let ips: BTreeSet<String> =
+            self.group.iter().map(|server| server.ip().to_string()).collect();
+        self.until_valid(question, &default.to_string(), |group, answer| {
+            let ip = parse_ip(answer)?;
+            if group.iter().any(|server| server.ip() == ip) {
+                return Ok(ip);
+            }
+            let ips = ips.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Err(format!("nenhum servidor do grupo tem o IP {ip}; há: {ips}"))
+        })
+    }
+
+    fn address(
+        &mut self,
+        question: &str,
+        ip: IpAddr,
+        default: u16,
+        check: &dyn Fn(SocketAddr) -> Result<(), String>,
+    ) -> Result<SocketAddr, QuestionError> {
+        self.until_valid(question, &default.to_string(), |group, answer| {
+            let address = SocketAddr::new(ip, parse_port(answer)?);
+            if !group.contains(&address) {
+                let group: Vec<_> = group.iter().map(SocketAddr::to_string).collect();
+                let group = group.join(", ");
+                return Err(format!("{address} não é um servidor do grupo; são: {group}"));
+            }
+            check(address).map(|()| address)
+        })
+    }
+
+    /// Repeats a question until its answer can be used, saying why when it cannot.
+    fn until_valid<T>(
+        &mut self,
+        question: &str,
+        default: &str,
+        mut parse: impl FnMut(&[SocketAddr], &str) -> Result<T, String>,
+    ) -> Result<T, QuestionError> {
+        loop {
+            write!(self.output, "{question} [{default}]: ")?;
+            self.output.flush()?;
+            let why = match read_line(self.input) {
+                Ok(None) => return Err(QuestionError::Ended),
+                Ok(Some(line)) => {
+                    let answer = match line.trim() {
+                        "" => default,
+                        answer => answer,
+                    };
+                    match parse(self.group, answer) {
+                        Ok(value) => return Ok(value),
+                        Err(why) => why,
+                    }
+                }
+                Err(LineError::Io(error)) => return Err(error.into()),
+                Err(LineError::TooLong) => "a resposta é longa demais".to_owned(),
+                Err(LineError::NotUtf8) => "a resposta não é texto UTF-8".to_owned(),
+            };
+            writeln!(self.output, "Resposta inválida: {why}.")?;
+        }
+    }
+}
+
+/// Reads an IP, or says in one clause why it is none.
+pub fn parse_ip(answer: &str) -> Result<IpAddr, String> {
+    answer.parse().map_err(|_| format!("\"{}\" não é um IP", escape(answer.as_bytes())))
+}
+
+/// Reads a port, or says in one clause why it is none.
+pub fn parse_port(answer: &str) -> Result<u16, String> {
+    let port = answer.parse().ok().filter(|port| *port != 0);
+    let why = || format!("\"{}\" não é uma porta (1 a 65535)", escape(answer.as_bytes()));
+    port.ok_or_else(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::config::DEFAULT_SERVERS;
+
+    /// Answers with `lines` where `taken` ports are in use; gives the answers and the dialogue.
+    fn dialogue(lines: &str, taken: &[u16]) -> (Result<Answers, QuestionError>, String) {
+        let mut output = Vec::new();
+        let probe = |address: SocketAddr| match taken.contains(&address.port()) {
+            true => Err(ErrorKind::AddrInUse.into()),
+            false => Ok(()),
+        };
+        let answers = ask(&DEFAULT_SERVERS, &mut lines.as_bytes(), &mut output, &probe);
+        (answers, String::from_utf8(output).unwrap())
+    }
+
+    fn answers(listen: u16, leader: u16) -> Answers {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Answers { listen: address(listen), leader: address(leader) }
+    }
+
+    #[test]
+    fn enter_takes_the_defaults_in_the_order_of_the_questions() {
+        let (given, output) = dialogue("\n\n\n\n", &[]);
+        assert_eq!(given.unwrap(), answers(10097, 10097));
+        assert_eq!(
+            output,
+            "IP deste servidor [127.0.0.1]: Porta deste servidor [10097]: \
+             IP do líder [127.0.0.1]: Porta do líder [10097]: "
+        );
+    }
+
+    #[test]
+    fn the_first_free_port_is_offered() {
+        let (given, output) = dialogue("\n\n\n\n", &[10097]);
+        assert_eq!(given.unwrap(), answers(10098, 10097));
+        assert!(output.contains("Porta deste servidor [10098]: "));
+    }
+
+    #[test]
+    fn an_invalid_answer_is_explained_and_asked_for_again() {
+        let (given, output) = dialogue(
+            "localhost\n10.0.0.9\n127.0.0.1\nport\n0\n70000\n10097\n5000\n10099\n\n10100\n10098\n",
+            &[10097],
+        );
+        assert_eq!(given.unwrap(), answers(10099, 10098));
+        let reasons: Vec<_> = output
+            .split("Resposta inválida: ")
+            .skip(1)
+            .map(|rest| rest.lines().next().unwrap())
+            .collect();
+        assert_eq!(
+            reasons,
+            [
+                "\"localhost\" não é um IP.",
+                "nenhum servidor do grupo tem o IP 10.0.0.9; há: 127.0.0.1.",
+                "\"port\" não é uma porta (1 a 65535).",
+                "\"0\" não é uma porta (1 a 65535).",
+                "\"70000\" não é uma porta (1 a 65535).",
+                "a porta 10097 já está em uso.",
+                "127.0.0.1:5000 não é um servidor do grupo; são: 127.0.0.1:10097, \
+                 127.0.0.1:10098, 127.0.0.1:10099.",
+                "127.0.0.1:10100 não é um servidor do grupo; são: 127.0.0.1:10097, \
+                 127.0.0.1:10098, 127.0.0.1:10099.",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_leader_whose_port_is_in_use_is_fine() {
+        let (given, _) = dialogue("\n10098\n\n10097\n", &[10097]);
+        assert_eq!(given.unwrap(), answers(10098, 10097));
+    }
+
+    #[test]
+    fn the_end_of_the_input_ends_it() {
+        let (given, _) = dialogue("\n10098\n", &[]);
+        assert!(matches!(given, Err(QuestionError::Ended)));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert_eq!(probe(address).unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+}

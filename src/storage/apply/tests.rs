@@ -1,0 +1,277 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::super::memory::MemoryEngine;
+use super::*;
+use crate::types::{ClientId, RequestId};
+
+/// A log under construction: one write after another, each with its own sequence.
+#[derive(Default)]
+struct Script {
+    entries: Vec<LogEntry>,
+}
+
+impl Script {
+    fn push(&mut self, data: Bytes) {
+        self.entries.push(LogEntry { term: 1, index: self.entries.len() as u64 + 1, data });
+    }
+
+    fn next_timestamp(&self) -> i64 {
+        (self.entries.len() as i64 + 1) * 10
+    }
+
+    fn write(&mut self, op: WriteOp) {
+        let sequence = self.entries.len() as u64 + 1;
+        self.write_as(sequence, op);
+    }
+
+    fn write_as(&mut self, sequence: u64, op: WriteOp) {
+        let request = RequestId { client: ClientId(7), sequence, answered_below: 1 };
+        let timestamp = Timestamp(self.next_timestamp());
+        self.push(Command { timestamp, request, op }.encode());
+    }
+
+    fn put(&mut self, key: &'static str, value: &'static str) {
+        self.write(WriteOp::Put { key: Bytes::from(key), value: Bytes::from(value) });
+    }
+
+    fn del(&mut self, key: &'static str) {
+        self.write(WriteOp::Del { key: Bytes::from(key) });
+    }
+}
+
+fn machine() -> (Arc<MemoryEngine>, StateMachine) {
+    let engine = Arc::new(MemoryEngine::new());
+    let machine = StateMachine::open(engine.clone()).unwrap();
+    (engine, machine)
+}
+
+fn existed(outcomes: &[AppliedWrite]) -> Vec<Option<bool>> {
+    outcomes.iter().map(|write| write.outcome.map(|outcome| outcome.existed)).collect()
+}
+
+fn value(machine: &StateMachine, key: &str) -> Option<(i64, Vec<u8>)> {
+    let found = machine.store().get(key.as_bytes()).unwrap();
+    found.map(|(timestamp, value)| (timestamp.0, value.to_vec()))
+}
+
+#[test]
+fn the_newest_version_is_read_and_a_delete_removes_all() {
+    let mut script = Script::default();
+    script.put("k", "one");
+    script.put("k", "two");
+    script.put("l", "other");
+    script.del("k");
+    script.del("k");
+    script.put("k", "three");
+    let expected = [Some(false), Some(true), Some(false), Some(true), Some(false), Some(false)];
+    // In one batch and in one batch each: what a batch holds is seen through.
+    for step in [1, 2, 3, 6] {
+        let (_, mut machine) = machine();
+        let mut outcomes = Vec::new();
+        for entries in script.entries.chunks(step) {
+            outcomes.extend(machine.apply(entries).unwrap());
+            if machine.applied().index == 2 {
+                assert_eq!(value(&machine, "k"), Some((20, b"two".to_vec())));
+            }
+            if machine.applied().index == 4 {
+                assert_eq!(value(&machine, "k"), None);
+            }
+        }
+        assert_eq!(existed(&outcomes), expected, "batches of {step}");
+        assert_eq!(value(&machine, "k"), Some((60, b"three".to_vec())));
+        assert_eq!(value(&machine, "l"), Some((30, b"other".to_vec())));
+        assert_eq!(value(&machine, "m"), None);
+    }
+}
+
+#[test]
+fn a_noop_advances_the_index_and_nothing_else() {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    script.put("k", "v");
+    script.push(Bytes::new());
+    assert_eq!(machine.apply(&script.entries[..1]).unwrap().len(), 1);
+    let before = machine.applied();
+    assert_eq!(machine.apply(&script.entries[1..]).unwrap(), []);
+    assert_eq!(machine.applied(), AppliedPoint { index: 2, ..before });
+    assert_eq!(machine.store().applied(), machine.applied());
+    assert_eq!(machine.store().applying_timestamp(), before.timestamp);
+}
+
+#[test]
+fn a_repeated_write_changes_no_version() {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    let put = |value| WriteOp::Put { key: Bytes::from("k"), value: Bytes::from_static(value) };
+    script.write_as(1, put(b"first"));
+    script.write_as(1, put(b"first"));
+    script.write_as(2, WriteOp::Del { key: Bytes::from("k") });
+    script.write_as(1, put(b"first"));
+    let outcomes = machine.apply(&script.entries).unwrap();
+    let timestamps: Vec<_> =
+        outcomes.iter().map(|write| write.outcome.unwrap().timestamp.0).collect();
+    assert_eq!(timestamps, [10, 10, 30, 10]);
+    assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
+}
+
+#[test]
+fn what_cannot_be_applied_is_a_typed_error_and_final() {
+    let bad = |entry: LogEntry| {
+        let (_, mut machine) = machine();
+        let mut script = Script::default();
+        script.put("k", "v");
+        machine.apply(&script.entries).unwrap();
+        let error = machine.apply(&[entry]).unwrap_err();
+        assert_eq!(machine.store().applied().index, 1);
+        script.put("k", "w");
+        assert!(matches!(machine.apply(&script.entries[1..]), Err(ApplyError::Poisoned)));
+        assert!(matches!(machine.checkpoint(), Err(ApplyError::Poisoned)));
+        error
+    };
+    let garbage = LogEntry { term: 1, index: 2, data: Bytes::from_static(b"garbage and more") };
+    assert!(matches!(bad(garbage.clone()), ApplyError::Undecodable { index: 2, .. }));
+    let gap = bad(LogEntry { index: 3, ..garbage });
+    assert!(matches!(gap, ApplyError::OutOfOrder { expected: 2, found: 3 }));
+    let mut early = Script::default();
+    early.put("k", "v");
+    let stale = bad(LogEntry { index: 2, ..early.entries[0].clone() });
+    assert!(matches!(stale, ApplyError::TimestampOrder { index: 2, .. }));
+}
+
+#[test]
+fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
+    let (_, mut machine) = machine();
+    let interval_us = limits::CHECKPOINT_INTERVAL.as_micros() as u64;
+    assert!(!machine.needs_checkpoint(u64::MAX), "nothing to save");
+    let noop = |index| LogEntry { term: 1, index, data: Bytes::new() };
+    machine.apply(&[noop(1)]).unwrap();
+    assert!(!machine.needs_checkpoint(5), "the interval begins here");
+    assert!(!machine.needs_checkpoint(4 + interval_us));
+    assert!(machine.needs_checkpoint(5 + interval_us));
+    machine.checkpoint().unwrap();
+    assert_eq!(machine.durable_index(), 1);
+    assert!(!machine.needs_checkpoint(u64::MAX));
+
+    let (_, mut machine) = self::machine();
+    let many: Vec<_> = (1..=limits::CHECKPOINT_ENTRIES).map(noop).collect();
+    let (last, most) = many.split_last().unwrap();
+    machine.apply(most).unwrap();
+    assert!(!machine.needs_checkpoint(0));
+    machine.apply(std::slice::from_ref(last)).unwrap();
+    assert!(machine.needs_checkpoint(0));
+
+    let (_, mut machine) = self::machine();
+    let value = Bytes::from(vec![0; limits::CHECKPOINT_BYTES as usize]);
+    let mut script = Script::default();
+    script.write(WriteOp::Put { key: Bytes::from("k"), value });
+    machine.apply(&script.entries).unwrap();
+    assert!(machine.needs_checkpoint(0));
+}
+
+#[test]
+fn versions_without_their_sessions_are_refused() {
+    let (engine, mut machine) = machine();
+    let mut script = Script::default();
+    script.put("k", "v");
+    machine.apply(&script.entries).unwrap();
+    // An engine that made the lazy batch durable by itself.
+    engine.write(&WriteBatch::default(), Durability::Durable).unwrap();
+    let engine: Arc<dyn Engine> = engine;
+    assert!(matches!(StateMachine::open(engine), Err(ApplyError::Damaged(_))));
+}
+
+#[test]
+fn a_newer_state_is_refused() {
+    let engine = Arc::new(MemoryEngine::new());
+    let mut batch = WriteBatch::default();
+    batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
+    engine.write(&batch, Durability::Durable).unwrap();
+    assert!(matches!(StateMachine::open(engine), Err(ApplyError::NewerFormat(9))));
+}
+
+/// One step of a random history, over few keys and few clients, so that they meet.
+#[derive(Clone, Debug)]
+enum Step {
+    Put { key: u8, client: u64, sequence: u64 },
+    Del { key: u8, client: u64, sequence: u64 },
+    Noop,
+    Crash,
+    Checkpoint,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ids = (0..4u8, 1..4u64, 1..12u64);
+    prop_oneof![
+        6 => ids.clone().prop_map(|(key, client, sequence)| Step::Put { key, client, sequence }),
+        2 => ids.prop_map(|(key, client, sequence)| Step::Del { key, client, sequence }),
+        1 => Just(Step::Noop),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Checkpoint),
+    ]
+}
+
+proptest! {
+    /// One machine runs without interruption; the other crashes, replays the log from its last
+    /// checkpoint, and must agree with the first on everything, always. Both agree with a model.
+    #[test]
+    fn replay_after_a_crash_gives_the_same_state(steps in prop::collection::vec(step(), 1..60)) {
+        let (_, mut steady) = machine();
+        let (engine, mut crashing) = machine();
+        let mut script = Script::default();
+        let mut model: BTreeMap<Bytes, (Timestamp, Bytes)> = BTreeMap::new();
+        let mut seen: BTreeMap<(u64, u64), WriteOutcome> = BTreeMap::new();
+        for step in steps {
+            let (op, client, sequence) = match step {
+                Step::Crash => {
+                    engine.crash();
+                    crashing = StateMachine::open(engine.clone()).unwrap();
+                    let kept = crashing.applied().index as usize;
+                    crashing.apply(&script.entries[kept..]).unwrap();
+                    prop_assert_eq!(crashing.applied(), steady.applied());
+                    continue;
+                }
+                Step::Checkpoint => {
+                    crashing.checkpoint().unwrap();
+                    prop_assert_eq!(crashing.durable_index(), steady.applied().index);
+                    continue;
+                }
+                Step::Noop => {
+                    script.push(Bytes::new());
+                    let entry = &script.entries[script.entries.len() - 1..];
+                    prop_assert_eq!(steady.apply(entry).unwrap(), crashing.apply(entry).unwrap());
+                    continue;
+                }
+                Step::Put { key, client, sequence } => {
+                    let (key, value) = (Bytes::from(vec![key]), Bytes::from(sequence.to_string()));
+                    (WriteOp::Put { key, value }, client, sequence)
+                }
+                Step::Del { key, client, sequence } => {
+                    (WriteOp::Del { key: Bytes::from(vec![key]) }, client, sequence)
+                }
+            };
+            let timestamp = Timestamp(script.next_timestamp());
+            let expected = *seen.entry((client, sequence)).or_insert_with(|| {
+                let existed = match &op {
+                    WriteOp::Put { key, value } => {
+                        model.insert(key.clone(), (timestamp, value.clone())).is_some()
+                    }
+                    WriteOp::Del { key } => model.remove(key).is_some(),
+                };
+                WriteOutcome { timestamp, existed }
+            });
+            let request = RequestId { client: ClientId(client), sequence, answered_below: 0 };
+            script.push(Command { timestamp, request, op }.encode());
+            let entry = &script.entries[script.entries.len() - 1..];
+            let outcomes = steady.apply(entry).unwrap();
+            prop_assert_eq!(outcomes[0].outcome, Some(expected));
+            prop_assert_eq!(&outcomes, &crashing.apply(entry).unwrap());
+            prop_assert_eq!(crashing.applied(), steady.applied());
+            for key in 0..4u8 {
+                let found = crashing.store().get(&[key]).unwrap();
+                prop_assert_eq!(found.as_ref(), model.get(&[key][..]));
+            }
+        }
+    }
+}

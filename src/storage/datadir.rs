@@ -1,0 +1,432 @@
+//! The data directory and its guard: one process, one server, one group.
+//!
+//! `LOCK` is locked for as long as the [`DataDir`] lives, so that two processes never write the same
+//! files. `IDENTITY` says whose directory it is. A directory that is not this server's is refused
+//! before anything in it is touched.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::log::sync_dir;
+use crate::types::{ClusterId, NodeId};
+
+/// The layout of the directory this build writes, and the newest it reads.
+pub const DIRECTORY_FORMAT_VERSION: u32 = 1;
+
+const LOCK: &str = "LOCK";
+const IDENTITY: &str = "IDENTITY";
+const IDENTITY_NEW: &str = "IDENTITY.new";
+const LOG: &str = "log";
+const STORE: &str = "store.redb";
+const TITLE: &str = "acervo data directory";
+const IDENTITY_BYTES_MAX: u64 = 4096;
+
+/// Why a data directory is refused. Each is one sentence for the person who started the server.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The path is something else.
+    #[error("{} is not a directory: name another with --data-dir", path.display())]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}; make it writable or name another with --data-dir", path.display())]
+    Io {
+        /// A verb.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A running process has it.
+    #[error("data directory {} is in use by another process: stop that one first", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It holds files and no identity.
+    #[error(
+        "{} is not empty and not a data directory of acervo: name another with --data-dir",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It belongs to another server of the group.
+    #[error(
+        "data directory {} belongs to server {found} of the group and this is server {expected}: \
+         name this server's own with --data-dir",
+        path.display()
+    )]
+    OtherNode {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: NodeId,
+        /// Who asked.
+        expected: NodeId,
+    },
+    /// It belongs to another group.
+    #[error(
+        "data directory {} belongs to group {found} and this server to group {expected}: start it \
+         with the same --servers as before, or name another with --data-dir",
+        path.display()
+    )]
+    OtherCluster {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: ClusterId,
+        /// Who asked.
+        expected: ClusterId,
+    },
+    /// A later release wrote it.
+    #[error(
+        "data directory {} has format {version}, newer than this release reads \
+         ({DIRECTORY_FORMAT_VERSION}): run the release that wrote it",
+        path.display()
+    )]
+    NewerFormat {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
+    },
+    /// Its identity cannot be read.
+    #[error(
+        "{} is damaged: move the data directory away and start on an empty one, so that the group \
+         can bring this server up to date",
+        path.display()
+    )]
+    DamagedIdentity {
+        /// The identity file.
+        path: PathBuf,
+    },
+}
+
+/// An open data directory, locked until dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    is_new: bool,
+    incarnation: u64,
+    /// Held for its lock.
+    _lock: File,
+}
+
+/// What `IDENTITY` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    cluster: ClusterId,
+    node: NodeId,
+    /// Tells this directory from one that the same server had before and lost.
+    incarnation: u64,
+}
+
+/// Why an `IDENTITY` could not be read.
+#[derive(Debug, PartialEq, Eq)]
+enum IdentityError {
+    Newer(u32),
+    Damaged,
+}
+
+impl DataDir {
+    /// Opens the directory of server `node` of `cluster`, creating it when it does not exist; a new
+    /// one is given `incarnation`, a random number.
+    ///
+    /// # Errors
+    ///
+    /// Every [`DataDirError`]; then nothing in an existing directory was changed.
+    pub fn open(
+        path: &Path,
+        cluster: ClusterId,
+        node: NodeId,
+        incarnation: u64,
+    ) -> Result<DataDir, DataDirError> {
+        create(path)?;
+        let lock = lock(path)?;
+        let wanted = Identity { cluster, node, incarnation };
+        let found = read_identity(path)?;
+        match found {
+            Some(found) => check(path, found, wanted)?,
+            None => {
+                refuse_foreign(path)?;
+                write_identity(path, wanted)?;
+            }
+        }
+        let Identity { incarnation, .. } = found.unwrap_or(wanted);
+        Ok(DataDir { path: path.to_path_buf(), is_new: found.is_none(), incarnation, _lock: lock })
+    }
+
+    /// The random number the directory was created with.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Whether this opening was the directory's first.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the Raft log lives.
+    pub fn log_dir(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+
+    /// Where the engine's file lives.
+    pub fn store_file(&self) -> PathBuf {
+        self.path.join(STORE)
+    }
+}
+
+fn io_error<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DataDirError + 'a {
+    move |source| DataDirError::Io { action, path: path.to_path_buf(), source }
+}
+
+fn create(path: &Path) -> Result<(), DataDirError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(DataDirError::NotADirectory { path: path.to_path_buf() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(DataDirError::NotADirectory { path: path.to_path_buf() });
+        }
+        Err(error) => return Err(io_error("open", path)(error)),
+    }
+    // Each level's name is made durable, from the nearest directory that exists down.
+    let missing: Vec<&Path> = path.ancestors().take_while(|level| !level.is_dir()).collect();
+    for level in missing.into_iter().rev().filter(|level| !level.as_os_str().is_empty()) {
+        match fs::create_dir(level) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && level.is_dir() => {}
+            Err(error) => return Err(io_error("create", level)(error)),
+        }
+        if let Some(parent) = level.parent() {
+            sync_dir(parent).map_err(io_error("sync", parent))?;
+        }
+    }
+    Ok(())
+}
+
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let name = path.join(LOCK);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&name)
+        .map_err(io_error("write to", path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(io_error("lock", &name)(error)),
+    }
+}
+
+fn read_identity(path: &Path) -> Result<Option<Identity>, DataDirError> {
+    let name = path.join(IDENTITY);
+    let text = match fs::metadata(&name) {
+        Ok(found) if found.len() > IDENTITY_BYTES_MAX => Vec::new(),
+        Ok(_) => fs::read(&name).map_err(io_error("read", &name))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("read", &name)(error)),
+    };
+    match Identity::decode(&text) {
+        Ok(identity) => Ok(Some(identity)),
+        Err(IdentityError::Newer(version)) => {
+            Err(DataDirError::NewerFormat { path: path.to_path_buf(), version })
+        }
+        Err(IdentityError::Damaged) => Err(DataDirError::DamagedIdentity { path: name }),
+    }
+}
+
+fn check(path: &Path, found: Identity, expected: Identity) -> Result<(), DataDirError> {
+    let path = path.to_path_buf();
+    if found.cluster != expected.cluster {
+        let (found, expected) = (found.cluster, expected.cluster);
+        return Err(DataDirError::OtherCluster { path, found, expected });
+    }
+    if found.node != expected.node {
+        let (found, expected) = (found.node, expected.node);
+        return Err(DataDirError::OtherNode { path, found, expected });
+    }
+    Ok(())
+}
+
+/// Refuses a directory without an identity that holds anything but what a first opening cut short
+/// leaves behind.
+fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
+    let entries = fs::read_dir(path).map_err(io_error("read", path))?;
+    for entry in entries {
+        let name = entry.map_err(io_error("read", path))?.file_name();
+        if name == LOG || name == STORE {
+            return Err(DataDirError::DamagedIdentity { path: path.join(IDENTITY) });
+        }
+        if name != LOCK && name != IDENTITY_NEW {
+            return Err(DataDirError::Foreign { path: path.to_path_buf() });
+        }
+    }
+    Ok(())
+}
+
+fn write_identity(path: &Path, identity: Identity) -> Result<(), DataDirError> {
+    let (new, name) = (path.join(IDENTITY_NEW), path.join(IDENTITY));
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(identity.encode().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &name)?;
+        sync_dir(path)
+    };
+    write().map_err(io_error("write", &name))
+}
+
+impl Identity {
+    fn encode(&self) -> String {
+        let Identity { cluster, node, incarnation } = self;
+        let version = DIRECTORY_FORMAT_VERSION;
+        let body = format!(
+            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n"
+        );
+        let check = crc32fast::hash(body.as_bytes());
+        format!("{body}check {check:08x}\n")
+    }
+
+    fn decode(text: &[u8]) -> Result<Identity, IdentityError> {
+        let damaged = IdentityError::Damaged;
+        let Ok(text) = str::from_utf8(text) else { return Err(damaged) };
+        let Some((body, check)) = text.rsplit_once("check ") else { return Err(damaged) };
+        // The title, the format and the checksum stay where they are in all formats.
+        if check.strip_suffix('\n') != Some(&format!("{:08x}", crc32fast::hash(body.as_bytes()))) {
+            return Err(damaged);
+        }
+        let mut lines = body.lines();
+        let mut field = |name: &str| lines.next()?.strip_prefix(name);
+        if field(TITLE) != Some("") {
+            return Err(damaged);
+        }
+        let version = field("format ").and_then(|version| version.parse().ok()).ok_or(damaged)?;
+        if version > DIRECTORY_FORMAT_VERSION {
+            return Err(IdentityError::Newer(version));
+        }
+        let cluster = field("cluster ").and_then(|id| u64::from_str_radix(id, 16).ok());
+        let node = field("node ").and_then(|id| id.parse().ok());
+        let incarnation = field("incarnation ").and_then(|id| u64::from_str_radix(id, 16).ok());
+        match (cluster, node, incarnation) {
+            (Some(cluster), Some(node), Some(incarnation)) => {
+                Ok(Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation })
+            }
+            _ => Err(IdentityError::Damaged),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(0xace);
+    const NODE: NodeId = NodeId(2);
+
+    fn open(path: &Path) -> Result<DataDir, DataDirError> {
+        DataDir::open(path, CLUSTER, NODE, 7)
+    }
+
+    #[test]
+    fn a_directory_is_created_once_and_then_known() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("deep/er");
+        assert!(open(&path).unwrap().is_new());
+        let again = open(&path).unwrap();
+        assert!(!again.is_new());
+        assert_eq!(again.path(), path);
+        let text = fs::read_to_string(path.join(IDENTITY)).unwrap();
+        assert!(
+            text.starts_with("acervo data directory\nformat 1\ncluster 0000000000000ace\nnode 2\n")
+        );
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_until_it_is_let_go() {
+        let dir = TempDir::new().unwrap();
+        let held = open(dir.path()).unwrap();
+        assert!(matches!(open(dir.path()), Err(DataDirError::Locked { .. })));
+        drop(held);
+        open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_keeps_the_number_it_was_created_with() {
+        let dir = TempDir::new().unwrap();
+        assert_eq!(DataDir::open(dir.path(), CLUSTER, NODE, 7).unwrap().incarnation(), 7);
+        assert_eq!(DataDir::open(dir.path(), CLUSTER, NODE, 8).unwrap().incarnation(), 7);
+    }
+
+    #[test]
+    fn the_directory_of_another_server_or_group_is_refused() {
+        let dir = TempDir::new().unwrap();
+        drop(open(dir.path()).unwrap());
+        let other = DataDir::open(dir.path(), CLUSTER, NodeId(3), 7).unwrap_err();
+        assert!(matches!(other, DataDirError::OtherNode { found: NODE, expected: NodeId(3), .. }));
+        assert!(other.to_string().contains("belongs to server 2"), "{other}");
+        let other = DataDir::open(dir.path(), ClusterId(9), NODE, 7).unwrap_err();
+        assert!(matches!(other, DataDirError::OtherCluster { found: CLUSTER, .. }));
+    }
+
+    #[test]
+    fn a_damaged_a_missing_and_a_newer_identity_are_refused() {
+        let dir = TempDir::new().unwrap();
+        drop(open(dir.path()).unwrap());
+        let name = dir.path().join(IDENTITY);
+        let good = fs::read_to_string(&name).unwrap();
+        for cut in 0..good.len() {
+            fs::write(&name, &good[..cut]).unwrap();
+            let refused = open(dir.path());
+            assert!(matches!(refused, Err(DataDirError::DamagedIdentity { .. })), "cut at {cut}");
+        }
+        fs::write(&name, good.replace("node 2", "node 3")).unwrap();
+        assert!(matches!(open(dir.path()), Err(DataDirError::DamagedIdentity { .. })));
+
+        let body = format!("{TITLE}\nformat 2\nsomething else\n");
+        let newer = format!("{body}check {:08x}\n", crc32fast::hash(body.as_bytes()));
+        fs::write(&name, newer).unwrap();
+        assert!(matches!(open(dir.path()), Err(DataDirError::NewerFormat { version: 2, .. })));
+
+        fs::remove_file(&name).unwrap();
+        fs::create_dir(dir.path().join(LOG)).unwrap();
+        assert!(matches!(open(dir.path()), Err(DataDirError::DamagedIdentity { .. })));
+    }
+
+    #[test]
+    fn a_first_opening_cut_short_is_finished_by_the_next() {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join(LOCK), "").unwrap();
+        fs::write(dir.path().join(IDENTITY_NEW), "acervo da").unwrap();
+        assert!(open(dir.path()).unwrap().is_new());
+    }
+
+    #[test]
+    fn a_file_and_a_directory_of_other_things_are_refused() {
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        assert!(matches!(open(&file), Err(DataDirError::NotADirectory { .. })));
+        assert!(matches!(open(&file.join("below")), Err(DataDirError::NotADirectory { .. })));
+        assert!(matches!(open(dir.path()), Err(DataDirError::Foreign { .. })));
+    }
+}

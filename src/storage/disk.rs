@@ -1,0 +1,222 @@
+//! The engine on disk: one redb file.
+//!
+//! Lazy batches are commits without durability; a durable one is an immediate commit that also
+//! saves the allocator's state, so that opening after a crash takes a millisecond, whatever the
+//! size.
+//!
+//! Closing is crash-only: whether the process is killed or the engine is dropped, the file stands
+//! at the last durable batch. redb by itself would make pending lazy commits durable on a clean
+//! close; the state machine, whose sessions are only written with a durable batch, needs the two
+//! endings to be the same. So on drop the file is first shut to further writes.
+
+use std::fmt::{self, Display};
+use std::fs::OpenOptions;
+use std::io;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use redb::backends::FileBackend;
+use redb::{
+    BackendError, Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
+    TableError,
+};
+
+use super::engine::{Direction, Durability, Engine, EngineError, Visitor, WriteBatch};
+use super::keys::RowRange;
+
+type Row = &'static [u8];
+const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
+
+/// A redb file.
+pub struct DiskEngine {
+    database: Database,
+    shut: Arc<AtomicBool>,
+}
+
+impl DiskEngine {
+    /// Opens the file at `path`, creating it when it does not exist. The name of a new file is
+    /// durable once the caller has synced the directory.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Open`]: the file cannot be opened, is in use, or is not such a file.
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<DiskEngine, EngineError> {
+        let failed = |detail: &dyn Display| EngineError::Open {
+            path: path.display().to_string(),
+            detail: detail.to_string(),
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(|error| failed(&error))?;
+        let shut = Arc::new(AtomicBool::new(false));
+        let file = FileBackend::new(file).map_err(|error| failed(&error))?;
+        let backend = ShutterBackend { file, shut: shut.clone() };
+        let database = Database::builder()
+            .set_cache_size(cache_bytes)
+            .create_with_backend(backend)
+            .map_err(|error| failed(&error))?;
+        let engine = DiskEngine { database, shut };
+        // Reads expect the table.
+        engine
+            .write(&WriteBatch::default(), Durability::Durable)
+            .map_err(|error| failed(&error))?;
+        Ok(engine)
+    }
+
+    fn table(&self) -> Result<ReadOnlyTable<Row, Row>, EngineError> {
+        let transaction = self.database.begin_read().map_err(read)?;
+        transaction.open_table(ROWS).map_err(read)
+    }
+}
+
+impl Drop for DiskEngine {
+    fn drop(&mut self) {
+        self.shut.store(true, Ordering::Release);
+    }
+}
+
+fn read(error: impl Display) -> EngineError {
+    EngineError::Read(error.to_string())
+}
+
+fn write(error: impl Display) -> EngineError {
+    EngineError::Write(error.to_string())
+}
+
+impl Engine for DiskEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let value = self.table()?.get(key).map_err(read)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
+        let mut rows = self.table()?.range::<&[u8]>(bounds).map_err(read)?;
+        loop {
+            let row = match direction {
+                Direction::Forward => rows.next(),
+                Direction::Reverse => rows.next_back(),
+            };
+            let Some(row) = row else { return Ok(()) };
+            let (key, value) = row.map_err(read)?;
+            if visit(key.value(), value.value()).is_break() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+        let mut transaction = self.database.begin_write().map_err(write)?;
+        match durability {
+            Durability::Lazy => {
+                transaction.set_durability(redb::Durability::None).map_err(write)?;
+            }
+            Durability::Durable => transaction.set_quick_repair(true),
+        }
+        {
+            let table = transaction.open_table(ROWS);
+            let mut table = table.map_err(|error: TableError| write(error))?;
+            for (key, value) in batch.rows() {
+                match value {
+                    Some(value) => table.insert(&key[..], &value[..]).map_err(write)?,
+                    None => table.remove(&key[..]).map_err(write)?,
+                };
+            }
+        }
+        transaction.commit().map_err(write)
+    }
+}
+
+/// A file that can be shut to writes. Reading and unlocking go on.
+#[derive(Debug)]
+struct ShutterBackend {
+    file: FileBackend,
+    shut: Arc<AtomicBool>,
+}
+
+impl ShutterBackend {
+    fn check_open(&self) -> io::Result<()> {
+        if self.shut.load(Ordering::Acquire) {
+            return Err(io::Error::other("the store is closed"));
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for ShutterBackend {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.check_open()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.check_open()?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_open()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.query_lock_range(start, end)
+    }
+}
+
+impl fmt::Debug for DiskEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskEngine").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,118 @@
+//! What the store needs of an embedded engine: ordered rows of bytes, atomic batches, consistent
+//! scans. Small on purpose, so that engines can be exchanged and compared.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+use bytes::Bytes;
+
+use super::keys::RowRange;
+
+/// When a batch must be on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Some time later: visible at once, durable with the next [`Durable`](Durability::Durable)
+    /// batch. Lost, with everything since that batch, when the engine closes before.
+    Lazy,
+    /// When [`Engine::write`] returns, and every batch before it as well.
+    Durable,
+}
+
+/// In which order a scan visits rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Ascending keys.
+    Forward,
+    /// Descending keys.
+    Reverse,
+}
+
+/// Changes that become visible, and durable, together. The last change to a row counts. Kept in key
+/// order, in which engines insert fastest.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    rows: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+impl WriteBatch {
+    /// Sets a row.
+    pub fn put(&mut self, key: Bytes, value: Bytes) {
+        self.rows.insert(key, Some(value));
+    }
+
+    /// Removes a row.
+    pub fn delete(&mut self, key: Bytes) {
+        self.rows.insert(key, None);
+    }
+
+    /// The changes in key order: the new value, or `None` for a removed row.
+    pub fn rows(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+        self.rows.iter().map(|(key, value)| (key, value.as_ref()))
+    }
+
+    /// The changes within a range, in key order.
+    pub fn range(&self, range: &RowRange) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+        let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
+        // The standard map panics on a range the wrong way round; here it is empty.
+        let rows = (range.start < range.end).then(|| self.rows.range::<Bytes, _>(bounds));
+        rows.into_iter().flatten().map(|(key, value)| (key, value.as_ref()))
+    }
+
+    /// What the batch says of a row: nothing, a new value, or `Some(None)` for a removed row.
+    pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
+        self.rows.get(key).map(Option::as_ref)
+    }
+}
+
+/// Why an engine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The engine's file could not be opened.
+    #[error("cannot open the store {path}: {detail}; check the file and start the server again")]
+    Open {
+        /// The file.
+        path: String,
+        /// Why.
+        detail: String,
+    },
+    /// The engine could not read.
+    #[error("cannot read the store: {0}")]
+    Read(String),
+    /// The engine could not write; whether the batch took effect is unknown.
+    #[error("cannot write the store: {0}")]
+    Write(String),
+}
+
+/// Called for each row with key and value, until it breaks.
+pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// An ordered key-value engine. Reads may come from any thread, at any time; each read sees the
+/// state between two batches, never a part of one.
+pub trait Engine: Send + Sync {
+    /// One row's value.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+
+    /// Visits the rows of a range, all as of one moment, until the visitor breaks. A range whose
+    /// ends are the wrong way round is empty. Writing meanwhile neither waits nor shows.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError>;
+
+    /// Applies a batch. Batches come from one thread.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Write`]; after it the engine should be written to no more.
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
+}

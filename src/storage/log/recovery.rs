@@ -1,0 +1,322 @@
+//! Reading the whole log at start: what it holds, and where it ends.
+//!
+//! Every frame is synced before the next is written, so a crash can damage the last one only.
+//! Hence the rule: a bad frame with nothing valid behind it is a *torn tail*, was never
+//! acknowledged, and is cut off; a bad frame with a valid later one behind it, or in any segment but
+//! the last, is *corruption*, and the log refuses to open. (A bit that flips in the very last frame
+//! looks like a torn tail; the other servers have that frame.)
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::format::{
+    FRAME_HEADER_BYTES, FRAME_STEP_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
+    SegmentHeaderError, next_frame, records,
+};
+use super::fs::{LogFile, LogFs};
+use super::index::PositionIndex;
+use super::segment::{SegmentWriter, file_name, parse_file_name};
+use super::window::Window;
+use super::{LogError, LogOptions};
+use crate::types::{HardState, LogIndex, Term};
+
+/// What a log that is not blank holds.
+pub(super) struct Recovery {
+    pub hard_state: HardState,
+    pub term_runs: Vec<(LogIndex, Term)>,
+    pub index: PositionIndex,
+    pub next_batch: u64,
+    pub tail: SegmentWriter,
+}
+
+/// Everything the frames read so far say.
+struct Replay {
+    hard_state: HardState,
+    term_runs: Vec<(LogIndex, Term)>,
+    index: PositionIndex,
+    next_batch: u64,
+}
+
+/// A segment that was read to its end.
+struct Scanned {
+    header: SegmentHeader,
+    file: Arc<dyn LogFile>,
+    path: PathBuf,
+    /// Where the last whole frame begins; 0, the header, when there is none.
+    last_frame: u64,
+    /// Where the next frame goes.
+    end: u64,
+    /// Whether anything lies behind `end`.
+    torn: bool,
+    len_bytes: u64,
+}
+
+/// Reads every segment in order. `None` when the log is blank.
+pub(super) fn recover(fs: &dyn LogFs, options: &LogOptions) -> Result<Option<Recovery>, LogError> {
+    let segments = list_segments(fs)?;
+    let mut replay: Option<Replay> = None;
+    let mut last: Option<Scanned> = None;
+    for (position, &segment) in segments.iter().enumerate() {
+        let is_last = position + 1 == segments.len();
+        let mut window = Window::open(fs, &file_name(segment))?;
+        let Some(header) = read_header(&mut window, segment, is_last)? else {
+            // Its creation was not finished when the power went: nothing was ever put in it.
+            log::warn!("{} was being created at a crash: starting it anew", window.path.display());
+            discard(fs, options, segment)?;
+            break;
+        };
+        if let (Some(replay), Some(last)) = (&replay, &last) {
+            replay.check_continues(&header, last)?;
+        }
+        let replay = replay.get_or_insert_with(|| Replay::new(&header));
+        let scanned = replay.scan(&mut window, header, is_last)?;
+        if options.sync {
+            // What was written by a process that died, or ran without syncs, may not be durable.
+            let sync = scanned.file.sync_data();
+            sync.map_err(|error| LogError::io("sync", &scanned.path, error))?;
+        }
+        last = Some(scanned);
+    }
+    let (Some(mut replay), Some(last)) = (replay, last) else { return Ok(None) };
+    // A hard state of a group that was split over two frames may name entries of the second.
+    replay.hard_state.commit = replay.hard_state.commit.min(replay.index.last_index);
+    let tail = settle_tail(fs, options, last)?;
+    Ok(Some(Recovery {
+        hard_state: replay.hard_state,
+        term_runs: replay.term_runs,
+        index: replay.index,
+        next_batch: replay.next_batch,
+        tail,
+    }))
+}
+
+fn list_segments(fs: &dyn LogFs) -> Result<Vec<u64>, LogError> {
+    let names = fs.list().map_err(|error| LogError::io("list", &fs.path(""), error))?;
+    let mut segments: Vec<u64> = names.iter().filter_map(|name| parse_file_name(name)).collect();
+    segments.sort_unstable();
+    for pair in segments.windows(2) {
+        if pair[1] != pair[0] + 1 {
+            return Err(LogError::MissingSegment { path: fs.path(&file_name(pair[0] + 1)) });
+        }
+    }
+    Ok(segments)
+}
+
+/// Reads a segment's header; `None` for the last segment when its creation was cut short.
+fn read_header(
+    window: &mut Window,
+    segment: u64,
+    is_last: bool,
+) -> Result<Option<SegmentHeader>, LogError> {
+    let header = match window.array::<SEGMENT_HEADER_BYTES>(0)? {
+        Some(bytes) => SegmentHeader::decode(&bytes),
+        None => Err(SegmentHeaderError::Damaged),
+    };
+    match header {
+        Ok(header) if header.segment == segment => Ok(Some(header)),
+        Ok(header) => {
+            Err(LogError::WrongSegment { path: window.path.clone(), found: header.segment })
+        }
+        Err(SegmentHeaderError::Newer(version)) => {
+            Err(LogError::NewerFormat { path: window.path.clone(), version })
+        }
+        Err(SegmentHeaderError::Damaged)
+            if is_last && window.is_zero_from(SEGMENT_HEADER_BYTES as u64)? =>
+        {
+            Ok(None)
+        }
+        Err(SegmentHeaderError::Damaged) => {
+            Err(window.corrupt(0, "the segment header does not match its checksum"))
+        }
+    }
+}
+
+fn discard(fs: &dyn LogFs, options: &LogOptions, segment: u64) -> Result<(), LogError> {
+    let name = file_name(segment);
+    let path = fs.path(&name);
+    fs.remove(&name).map_err(|error| LogError::io("remove", &path, error))?;
+    if options.sync {
+        fs.sync_dir().map_err(|error| LogError::io("sync", &path, error))?;
+    }
+    Ok(())
+}
+
+/// Cuts the torn tail off and makes sure that what is left is durable.
+fn settle_tail(
+    fs: &dyn LogFs,
+    options: &LogOptions,
+    last: Scanned,
+) -> Result<SegmentWriter, LogError> {
+    let Scanned { header, file, path, last_frame, end, torn, mut len_bytes } = last;
+    if torn {
+        log::warn!(
+            "{}: cutting off an unfinished write at byte {end} ({} bytes)",
+            path.display(),
+            len_bytes - end
+        );
+        // Cut, not left to be overwritten: a shorter frame written here would leave some of these
+        // bytes behind it.
+        file.set_len(end).map_err(|error| LogError::io("cut", &path, error))?;
+        len_bytes = end;
+    }
+    if options.sync {
+        // After a failed sync the operating system may hold pages that look clean and are not on
+        // the disk. Only the last write can be one of those: write it again, then sync.
+        rewrite(&*file, last_frame, end)
+            .and_then(|()| file.sync_data())
+            .map_err(|error| LogError::io("sync", &path, error))?;
+        fs.sync_dir().map_err(|error| LogError::io("sync", &path, error))?;
+    }
+    Ok(SegmentWriter::resume(header, path, file, end, len_bytes))
+}
+
+fn rewrite(file: &dyn LogFile, from: u64, to: u64) -> std::io::Result<()> {
+    let mut bytes = vec![0; (to - from) as usize];
+    let read = file.read_at(&mut bytes, from)?;
+    file.write_all_at(&bytes[..read], from)
+}
+
+impl Replay {
+    fn new(first: &SegmentHeader) -> Replay {
+        Replay {
+            hard_state: first.hard_state,
+            term_runs: Vec::new(),
+            index: PositionIndex::new(first.first_index),
+            next_batch: first.first_batch,
+        }
+    }
+
+    /// A later segment says what must have come before it: the end of the previous one shows
+    /// nothing of frames that vanished there.
+    fn check_continues(&self, header: &SegmentHeader, previous: &Scanned) -> Result<(), LogError> {
+        if header.first_batch == self.next_batch && header.first_index == self.index.last_index + 1
+        {
+            return Ok(());
+        }
+        Err(LogError::Corrupt {
+            path: previous.path.clone(),
+            offset: previous.end,
+            detail: "batches are missing before the next segment",
+        })
+    }
+
+    /// Reads a segment's frames to its end.
+    fn scan(
+        &mut self,
+        window: &mut Window,
+        header: SegmentHeader,
+        is_last: bool,
+    ) -> Result<Scanned, LogError> {
+        let len_bytes = window.len_bytes()?;
+        let mut scanned = Scanned {
+            header,
+            file: window.file(),
+            path: window.path.clone(),
+            last_frame: 0,
+            end: SEGMENT_HEADER_BYTES as u64,
+            torn: false,
+            len_bytes,
+        };
+        while let Some(payload_end) = self.take_frame(window, &header, scanned.end, len_bytes)? {
+            scanned.last_frame = scanned.end;
+            scanned.end = next_frame(payload_end);
+        }
+        scanned.torn = !window.is_zero_from(scanned.end)?;
+        if scanned.torn && (!is_last || self.later_frame(window, &header, scanned.end)?) {
+            return Err(window.corrupt(scanned.end, "a batch does not match its checksum"));
+        }
+        Ok(scanned)
+    }
+
+    /// Takes in the frame at `offset` and returns where its payload ends; `None` when there is no
+    /// whole frame.
+    fn take_frame(
+        &mut self,
+        window: &mut Window,
+        segment: &SegmentHeader,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<Option<u64>, LogError> {
+        let header = window.array(offset)?.and_then(|bytes| FrameHeader::decode(&bytes, segment));
+        let Some(header) = header else { return Ok(None) };
+        if header.batch != self.next_batch {
+            return Err(window.corrupt(offset, "a batch is not the one that should follow"));
+        }
+        let payload_start = offset + FRAME_HEADER_BYTES as u64;
+        let payload_end = payload_start + u64::from(header.payload_bytes);
+        if next_frame(payload_end) > len_bytes {
+            return Ok(None);
+        }
+        // At most the rest of the file, as just checked.
+        let payload = window.bytes(payload_start, header.payload_bytes as usize)?;
+        if crc32fast::hash(payload) != header.payload_crc {
+            return Ok(None);
+        }
+        let Some(entries) = self.take_records(payload, header.records) else {
+            return Err(window.corrupt(offset, "a batch holds records that do not belong together"));
+        };
+        self.index.add_frame(segment.segment, offset, payload_end, &entries);
+        self.next_batch += 1;
+        Ok(Some(payload_end))
+    }
+
+    /// Takes in a frame's records and returns the entries' indexes and positions within the frame;
+    /// `None` when they contradict each other or what came before.
+    fn take_records(&mut self, payload: &[u8], count: u32) -> Option<Vec<(LogIndex, u64)>> {
+        let mut entries: Vec<(LogIndex, u64)> = Vec::new();
+        let mut seen = 0;
+        for record in records(payload) {
+            let (position, record) = record?;
+            seen += 1;
+            match record {
+                Record::HardState(hard_state) => self.hard_state = hard_state,
+                Record::Entry { term, index, .. } => {
+                    let follows = match entries.last() {
+                        Some(&(previous, _)) => index == previous + 1,
+                        None => {
+                            (self.index.first_index..=self.index.last_index + 1).contains(&index)
+                        }
+                    };
+                    if !follows {
+                        return None;
+                    }
+                    push_term(&mut self.term_runs, index, term);
+                    entries.push((index, FRAME_HEADER_BYTES as u64 + position));
+                }
+            }
+        }
+        (seen == count).then_some(entries)
+    }
+
+    /// Whether the head of a batch later than the expected one lies anywhere behind `offset`.
+    fn later_frame(
+        &self,
+        window: &mut Window,
+        segment: &SegmentHeader,
+        mut offset: u64,
+    ) -> Result<bool, LogError> {
+        let marker = segment.marker.to_le_bytes();
+        loop {
+            offset += FRAME_STEP_BYTES as u64;
+            let Some(bytes) = window.array::<FRAME_HEADER_BYTES>(offset)? else {
+                return Ok(false);
+            };
+            if bytes.starts_with(&marker)
+                && let Some(found) = FrameHeader::decode(&bytes, segment)
+                && found.batch > self.next_batch
+            {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+/// Notes that entry `index`, which follows or replaces what is known, is of `term`.
+fn push_term(runs: &mut Vec<(LogIndex, Term)>, index: LogIndex, term: Term) {
+    while runs.last().is_some_and(|(first, _)| *first >= index) {
+        runs.pop();
+    }
+    if runs.last().is_none_or(|(_, last)| *last != term) {
+        runs.push((index, term));
+    }
+}

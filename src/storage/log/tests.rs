@@ -1,0 +1,199 @@
+//! The log on a real directory. `tests/crash.rs` runs it on a simulated disk.
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+
+fn entry(term: Term, index: LogIndex) -> LogEntry {
+    LogEntry { term, index, data: Bytes::from(format!("{term}/{index}")) }
+}
+
+fn batch(entries: Vec<LogEntry>) -> LogBatch {
+    LogBatch { number: 0, hard_state: None, entries }
+}
+
+fn small() -> LogOptions {
+    LogOptions { segment_bytes: 8 * 1024, zero_fill_bytes: 1024, ..LogOptions::default() }
+}
+
+fn open(dir: &TempDir, options: LogOptions) -> (DiskLog, RecoveredLog) {
+    DiskLog::open(dir.path(), options).unwrap()
+}
+
+fn all(log: &DiskLog) -> Vec<LogEntry> {
+    let reader = log.reader();
+    let (first, last) = reader.bounds();
+    let mut entries = Vec::new();
+    let mut next = first;
+    while next <= last {
+        let read = reader.read(next, last + 1, 100).unwrap();
+        next += read.len() as u64;
+        entries.extend(read);
+    }
+    entries
+}
+
+#[test]
+fn entries_and_hard_state_come_back() {
+    let dir = TempDir::new().unwrap();
+    let hard_state = HardState { term: 2, vote: 1, commit: 1, admitted: true };
+    {
+        let (mut log, recovered) = open(&dir, small());
+        assert_eq!(recovered, RecoveredLog { first_index: 1, ..RecoveredLog::default() });
+        log.append(&[
+            LogBatch { number: 1, hard_state: Some(hard_state), entries: vec![entry(1, 1)] },
+            batch(vec![entry(2, 2), entry(2, 3)]),
+        ])
+        .unwrap();
+    }
+    let (log, recovered) = open(&dir, small());
+    assert_eq!(recovered.hard_state, hard_state);
+    assert_eq!(recovered.term_runs, [(1, 1), (2, 2)]);
+    assert_eq!((recovered.first_index, recovered.last_index), (1, 3));
+    assert_eq!(all(&log), [entry(1, 1), entry(2, 2), entry(2, 3)]);
+}
+
+#[test]
+fn a_replaced_suffix_is_gone_within_a_group_across_groups_and_after_reopening() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    log.append(&[batch((1..=9).map(|index| entry(1, index)).collect())]).unwrap();
+    log.append(&[
+        batch(vec![entry(2, 7), entry(2, 8), entry(2, 9)]),
+        batch(vec![entry(3, 8)]),
+        batch(vec![entry(4, 6)]),
+    ])
+    .unwrap();
+    let mut expected: Vec<LogEntry> = (1..=5).map(|index| entry(1, index)).collect();
+    expected.push(entry(4, 6));
+    assert_eq!(all(&log), expected);
+    drop(log);
+    let (log, recovered) = open(&dir, small());
+    assert_eq!(recovered.term_runs, [(1, 1), (6, 4)]);
+    assert_eq!(all(&log), expected);
+}
+
+#[test]
+fn many_segments_read_back_like_one() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    for index in 1..=1000 {
+        log.append(&[batch(vec![entry(1 + index / 100, index)])]).unwrap();
+    }
+    let expected: Vec<LogEntry> = (1..=1000).map(|i| entry(1 + i / 100, i)).collect();
+    assert_eq!(all(&log), expected);
+    drop(log);
+    let segments = std::fs::read_dir(dir.path()).unwrap().count();
+    assert!(segments > 5, "{segments} segments");
+    let (log, recovered) = open(&dir, small());
+    assert_eq!(recovered.last_index, 1000);
+    assert_eq!(recovered.term_runs.len(), 11);
+    assert_eq!(all(&log), expected);
+    assert_eq!(log.reader().read(500, 502, u64::MAX).unwrap(), expected[499..501]);
+}
+
+#[test]
+fn an_entry_of_the_greatest_size_fits_small_segments_too() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    let data = Bytes::from(vec![7; limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX]);
+    let large = |index| LogEntry { term: 1, index, data: data.clone() };
+    log.append(&[batch(vec![entry(1, 1), large(2), large(3), entry(1, 4)])]).unwrap();
+    let read = log.reader().read(2, 5, 1).unwrap();
+    assert!(read == [large(2)], "one entry, however large");
+    drop(log);
+    let (log, recovered) = open(&dir, small());
+    assert_eq!(recovered.last_index, 4);
+    assert!(all(&log) == [entry(1, 1), large(2), large(3), entry(1, 4)]);
+}
+
+#[test]
+fn what_does_not_fit_the_log_is_refused_and_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    log.append(&[batch(vec![entry(1, 1)])]).unwrap();
+    for bad in [vec![entry(1, 3)], vec![entry(1, 0)], vec![entry(1, 2), entry(1, 4)]] {
+        let error = log.append(&[batch(bad)]).unwrap_err();
+        assert!(matches!(error, LogError::NotContiguous { .. }), "{error}");
+    }
+    log.append(&[batch(vec![entry(1, 2)])]).unwrap();
+    assert_eq!(all(&log), [entry(1, 1), entry(1, 2)]);
+    let reader = log.reader();
+    for (low, high) in [(0, 2), (3, 4), (2, 2), (2, 1)] {
+        let error = reader.read(low, high, 100).unwrap_err();
+        assert!(matches!(error, LogError::OutOfRange { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
+    let refusal = |damage: fn(&Path)| {
+        let dir = TempDir::new().unwrap();
+        let (mut log, _) = open(&dir, small());
+        for index in 1..=500 {
+            log.append(&[batch(vec![entry(1, index)])]).unwrap();
+        }
+        drop(log);
+        damage(dir.path());
+        match DiskLog::open(dir.path(), small()) {
+            Ok(_) => panic!("opened a damaged log"),
+            Err(error) => error,
+        }
+    };
+    let file = |dir: &Path, segment| dir.join(segment::file_name(segment));
+
+    let error = refusal(|dir| std::fs::remove_file(dir.join(segment::file_name(2))).unwrap());
+    assert!(
+        matches!(&error, LogError::MissingSegment { path } if *path == file(path.parent().unwrap(), 2))
+    );
+
+    let error = refusal(|dir| {
+        let (second, third) = (segment::file_name(2), segment::file_name(3));
+        std::fs::copy(dir.join(third), dir.join(second)).unwrap();
+    });
+    assert!(matches!(error, LogError::WrongSegment { found: 3, .. }), "{error}");
+
+    let error = refusal(|dir| {
+        let path = dir.join(segment::file_name(2));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[8] = 9;
+        std::fs::write(&path, bytes).unwrap();
+    });
+    assert!(matches!(error, LogError::NewerFormat { version: 9, .. }), "{error}");
+}
+
+/// Tears the last batch of a log inside a value that holds frames as a log of salt 1 writes them, with
+/// later batch numbers, and opens it again.
+fn open_with_planted_frames(salt: u64) -> Result<RecoveredLog, LogError> {
+    let options = |salt| LogOptions { salt, segment_bytes: 1 << 20, ..small() };
+    let forged = {
+        let dir = TempDir::new().unwrap();
+        let (mut log, _) = open(&dir, options(1));
+        for index in 1..=20 {
+            log.append(&[batch(vec![entry(1, index)])]).unwrap();
+        }
+        std::fs::read(dir.path().join(segment::file_name(1))).unwrap()
+    };
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, options(salt));
+    log.append(&[batch(vec![entry(1, 1)])]).unwrap();
+    // Frames begin at multiples of eight; the value begins one short of one.
+    let data = Bytes::from([&[0; 7], &forged[format::SEGMENT_HEADER_BYTES..]].concat());
+    log.append(&[batch(vec![LogEntry { term: 1, index: 2, data }])]).unwrap();
+    drop(log);
+    let path = dir.path().join(segment::file_name(1));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    DiskLog::open(dir.path(), options(salt)).map(|(_, recovered)| recovered)
+}
+
+#[test]
+fn a_frame_inside_a_value_is_not_taken_for_one() {
+    // A client that knew the salt could have a torn tail taken for corruption; one that does not
+    // know it cannot.
+    assert!(matches!(open_with_planted_frames(1), Err(LogError::Corrupt { .. })));
+    assert_eq!(open_with_planted_frames(2).unwrap().last_index, 1);
+}

@@ -1,0 +1,73 @@
+//! Reading a file in order through a buffer, by position.
+
+use std::sync::Arc;
+
+use super::LogError;
+use super::fs::{LogFile, LogFs};
+
+const READ_AHEAD_BYTES: usize = 128 * 1024;
+
+/// A buffered view of one segment file.
+pub(super) struct Window {
+    file: Arc<dyn LogFile>,
+    buffer: Vec<u8>,
+    /// Where in the file the buffer begins.
+    start: u64,
+    pub path: std::path::PathBuf,
+}
+
+impl Window {
+    pub fn open(fs: &dyn LogFs, name: &str) -> Result<Window, LogError> {
+        let path = fs.path(name);
+        let file = fs.open(name).map_err(|error| LogError::io("open", &path, error))?;
+        Ok(Window { file, buffer: Vec::new(), start: 0, path })
+    }
+
+    pub fn file(&self) -> Arc<dyn LogFile> {
+        self.file.clone()
+    }
+
+    pub fn len_bytes(&self) -> Result<u64, LogError> {
+        self.file.len_bytes().map_err(|error| LogError::io("measure", &self.path, error))
+    }
+
+    /// The `len` bytes from `offset`, or fewer at the end of the file. The caller bounds `len`.
+    pub fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8], LogError> {
+        let held = self.start..self.start + self.buffer.len() as u64;
+        if !(held.contains(&offset) && offset + len as u64 <= held.end) {
+            self.buffer.resize(len.max(READ_AHEAD_BYTES), 0);
+            self.start = offset;
+            let read = self
+                .file
+                .read_at(&mut self.buffer, offset)
+                .map_err(|error| LogError::io("read", &self.path, error))?;
+            self.buffer.truncate(read);
+        }
+        let from = (offset - self.start) as usize;
+        let to = self.buffer.len().min(from + len);
+        Ok(&self.buffer[from..to])
+    }
+
+    /// The `N` bytes from `offset`; `None` when the file ends before.
+    pub fn array<const N: usize>(&mut self, offset: u64) -> Result<Option<[u8; N]>, LogError> {
+        Ok(self.bytes(offset, N)?.first_chunk().copied())
+    }
+
+    /// Whether everything from `offset` to the end of the file is zero.
+    pub fn is_zero_from(&mut self, mut offset: u64) -> Result<bool, LogError> {
+        loop {
+            let bytes = self.bytes(offset, READ_AHEAD_BYTES)?;
+            if bytes.is_empty() {
+                return Ok(true);
+            }
+            if bytes.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            offset += bytes.len() as u64;
+        }
+    }
+
+    pub fn corrupt(&self, offset: u64, detail: &'static str) -> LogError {
+        LogError::Corrupt { path: self.path.clone(), offset, detail }
+    }
+}

@@ -1,0 +1,86 @@
+//! An engine in memory: for tests and simulations, with a model of what a crash does to one on a
+//! disk.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::engine::{Direction, Durability, Engine, EngineError, Visitor, WriteBatch};
+use super::keys::RowRange;
+
+type Rows = Arc<BTreeMap<Bytes, Bytes>>;
+
+/// Rows in a sorted map. Readers take a reference to the whole map, which the next write then
+/// copies: simple and consistent, for small states.
+#[derive(Default)]
+pub struct MemoryEngine {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    visible: Rows,
+    durable: Rows,
+}
+
+impl MemoryEngine {
+    /// An engine without rows.
+    pub fn new() -> MemoryEngine {
+        MemoryEngine::default()
+    }
+
+    /// Does what a power loss does: everything since the last durable batch is gone.
+    pub fn crash(&self) {
+        let mut state = self.state();
+        state.visible = state.durable.clone();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change to the state is a single assignment or is redone by the next batch; nothing
+        // under the lock runs foreign code that could panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.state().visible.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let rows = self.state().visible.clone();
+        let rows =
+            rows.range::<Bytes, _>((Bound::Included(&range.start), Bound::Excluded(&range.end)));
+        let mut visit = |(key, value): (&Bytes, &Bytes)| visit(key, value);
+        let _: ControlFlow<()> = match direction {
+            Direction::Forward => rows.into_iter().try_for_each(&mut visit),
+            Direction::Reverse => rows.rev().try_for_each(&mut visit),
+        };
+        Ok(())
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+        let mut state = self.state();
+        let rows = Arc::make_mut(&mut state.visible);
+        for (key, value) in batch.rows() {
+            match value {
+                Some(value) => rows.insert(key.clone(), value.clone()),
+                None => rows.remove(key),
+            };
+        }
+        if durability == Durability::Durable {
+            state.durable = state.visible.clone();
+        }
+        Ok(())
+    }
+}

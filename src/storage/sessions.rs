@@ -1,0 +1,369 @@
+//! Exactly-once application: what each client was answered, as part of the replicated state.
+//!
+//! Everything here is a function of the log: expiry and eviction go by the timestamps of the
+//! commands, ties by client id, so that all replicas forget the same sessions at the same entry.
+//!
+//! Sessions live in memory. Those that changed are written to the engine with a checkpoint only;
+//! after a crash the engine stands at its last checkpoint, and the log from there on brings them
+//! back. What this does not promise: a retry later than [`limits::SESSION_EXPIRY`], or from a client
+//! pushed out by [`limits::SESSIONS_MAX`] others, is taken for a new write.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::ControlFlow;
+
+use bytes::{Buf, BufMut, Bytes};
+
+use super::apply::ApplyError;
+use super::engine::{Direction, Engine, WriteBatch};
+use super::hash::{StateHash, row_hash};
+use super::keys;
+use crate::command::WriteOutcome;
+use crate::limits;
+use crate::types::{ClientId, RequestId, Timestamp};
+
+/// What the sessions say of a command that is about to be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Not seen before: apply it, then [`record`](Sessions::record) its outcome.
+    New,
+    /// Applied before, with this outcome.
+    Repeated(WriteOutcome),
+    /// Declared answered before: its outcome, if it had one, is forgotten.
+    Forgotten,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Session {
+    /// The timestamp of the client's last command.
+    heard: Timestamp,
+    /// Every sequence below this one is forgotten and will not be applied (again).
+    answered_below: u64,
+    /// The outcome of each sequence from `answered_below` on that was applied.
+    replies: BTreeMap<u64, WriteOutcome>,
+}
+
+/// All clients' sessions.
+#[derive(Default)]
+pub(super) struct Sessions {
+    clients: HashMap<ClientId, Session>,
+    /// The same clients, the one unheard of for longest first.
+    by_heard: BTreeSet<(Timestamp, ClientId)>,
+    /// Clients whose rows in the engine are out of date.
+    dirty: BTreeSet<ClientId>,
+}
+
+impl Sessions {
+    /// Reads the sessions of the last checkpoint.
+    pub fn load(engine: &dyn Engine) -> Result<Sessions, ApplyError> {
+        let mut sessions = Sessions::default();
+        let mut damaged = false;
+        engine.scan(&keys::sessions(), Direction::Forward, &mut |row, value| match (
+            keys::decode_session(row),
+            Session::decode(value),
+        ) {
+            (Ok(client), Some(session)) => {
+                sessions.by_heard.insert((session.heard, client));
+                sessions.clients.insert(client, session);
+                ControlFlow::Continue(())
+            }
+            _ => {
+                damaged = true;
+                ControlFlow::Break(())
+            }
+        })?;
+        if damaged { Err(ApplyError::Damaged("a session")) } else { Ok(sessions) }
+    }
+
+    /// Notes that a command arrived, forgets what is to be forgotten by now, and says whether to
+    /// apply it.
+    pub fn admit(
+        &mut self,
+        request: &RequestId,
+        now: Timestamp,
+        hash: &mut StateHash,
+    ) -> Admission {
+        self.hear(request.client, now, hash);
+        let Some(session) = self.clients.get_mut(&request.client) else {
+            return Admission::New; // `hear` has just seen to it that there is one.
+        };
+        session.forget_below(request.client, request.answered_below, hash);
+        if request.sequence < session.answered_below {
+            return Admission::Forgotten;
+        }
+        match session.replies.get(&request.sequence) {
+            Some(outcome) => Admission::Repeated(*outcome),
+            None => Admission::New,
+        }
+    }
+
+    /// Remembers the outcome of a command that was admitted as new.
+    pub fn record(&mut self, request: &RequestId, outcome: WriteOutcome, hash: &mut StateHash) {
+        let Some(session) = self.clients.get_mut(&request.client) else { return };
+        hash.add(reply_hash(request.client, request.sequence, &outcome));
+        session.replies.insert(request.sequence, outcome);
+        if session.replies.len() > limits::SESSION_REPLIES_MAX
+            && let Some((&oldest, _)) = session.replies.first_key_value()
+        {
+            // Forgotten means never applied again, so everything up to it is forgotten as well.
+            session.forget_below(request.client, oldest + 1, hash);
+        }
+    }
+
+    /// Makes `client` the one heard of last, creating its session, and drops those that expired or
+    /// are one too many.
+    fn hear(&mut self, client: ClientId, now: Timestamp, hash: &mut StateHash) {
+        let expiry_us = limits::SESSION_EXPIRY.as_micros() as i64;
+        while let Some(&(heard, oldest)) = self.by_heard.first()
+            && heard.0.saturating_add(expiry_us) < now.0
+        {
+            self.forget_client(heard, oldest, hash);
+        }
+        let session = self.clients.entry(client).or_default();
+        if self.by_heard.remove(&(session.heard, client)) {
+            hash.subtract(session.head_hash(client));
+        }
+        session.heard = now;
+        hash.add(session.head_hash(client));
+        self.by_heard.insert((now, client));
+        self.dirty.insert(client);
+        while self.clients.len() > limits::SESSIONS_MAX
+            && let Some(&(heard, oldest)) = self.by_heard.first()
+        {
+            self.forget_client(heard, oldest, hash);
+        }
+    }
+
+    fn forget_client(&mut self, heard: Timestamp, client: ClientId, hash: &mut StateHash) {
+        self.by_heard.remove(&(heard, client));
+        if let Some(session) = self.clients.remove(&client) {
+            hash.subtract(session.head_hash(client));
+            for (sequence, outcome) in &session.replies {
+                hash.subtract(reply_hash(client, *sequence, outcome));
+            }
+        }
+        self.dirty.insert(client);
+    }
+
+    /// Adds the changes since the last checkpoint to its batch.
+    pub fn save(&self, batch: &mut WriteBatch) {
+        for client in &self.dirty {
+            let row = keys::session(*client);
+            match self.clients.get(client) {
+                Some(session) => batch.put(row, session.encode()),
+                None => batch.delete(row),
+            }
+        }
+    }
+
+    /// The changes are durable.
+    pub fn saved(&mut self) {
+        self.dirty.clear();
+    }
+}
+
+const HEAD_BYTES: usize = 16;
+const REPLY_BYTES: usize = 17;
+
+impl Session {
+    fn forget_below(&mut self, client: ClientId, below: u64, hash: &mut StateHash) {
+        if below <= self.answered_below {
+            return;
+        }
+        hash.subtract(self.head_hash(client));
+        self.answered_below = below;
+        hash.add(self.head_hash(client));
+        while let Some(first) = self.replies.first_entry()
+            && *first.key() < below
+        {
+            hash.subtract(reply_hash(client, *first.key(), first.get()));
+            first.remove();
+        }
+    }
+
+    fn head_hash(&self, client: ClientId) -> u64 {
+        let mut fields = [0; 24];
+        let mut out = &mut fields[..];
+        out.put_u64_le(client.0);
+        out.put_i64_le(self.heard.0);
+        out.put_u64_le(self.answered_below);
+        row_hash(b"session", &[&fields])
+    }
+
+    /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64 |
+    /// existed u8`, in order of sequence, little-endian.
+    fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(HEAD_BYTES + self.replies.len() * REPLY_BYTES);
+        out.put_i64_le(self.heard.0);
+        out.put_u64_le(self.answered_below);
+        for (sequence, outcome) in &self.replies {
+            out.put_u64_le(*sequence);
+            out.put_i64_le(outcome.timestamp.0);
+            out.put_u8(u8::from(outcome.existed));
+        }
+        out.into()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Session> {
+        let (mut head, replies) = bytes.split_at_checked(HEAD_BYTES)?;
+        let (replies, []) = replies.as_chunks::<REPLY_BYTES>() else { return None };
+        let decode_reply = |reply: &[u8; REPLY_BYTES]| {
+            let mut fields = &reply[..];
+            let sequence = fields.get_u64_le();
+            let timestamp = Timestamp(fields.get_i64_le());
+            (sequence, WriteOutcome { timestamp, existed: fields.get_u8() != 0 })
+        };
+        Some(Session {
+            heard: Timestamp(head.get_i64_le()),
+            answered_below: head.get_u64_le(),
+            replies: replies.iter().map(decode_reply).collect(),
+        })
+    }
+}
+
+fn reply_hash(client: ClientId, sequence: u64, outcome: &WriteOutcome) -> u64 {
+    let mut fields = [0; 25];
+    let mut out = &mut fields[..];
+    out.put_u64_le(client.0);
+    out.put_u64_le(sequence);
+    out.put_i64_le(outcome.timestamp.0);
+    out.put_u8(u8::from(outcome.existed));
+    row_hash(b"reply", &[&fields])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemoryEngine;
+    use super::*;
+
+    fn request(client: u64, sequence: u64, answered_below: u64) -> RequestId {
+        RequestId { client: ClientId(client), sequence, answered_below }
+    }
+
+    fn outcome(timestamp: i64) -> WriteOutcome {
+        WriteOutcome { timestamp: Timestamp(timestamp), existed: timestamp % 2 == 0 }
+    }
+
+    /// Applies a command the way the state machine does; what is answered.
+    fn apply(
+        sessions: &mut Sessions,
+        hash: &mut StateHash,
+        request: RequestId,
+        now: i64,
+    ) -> Option<WriteOutcome> {
+        match sessions.admit(&request, Timestamp(now), hash) {
+            Admission::New => {
+                sessions.record(&request, outcome(now), hash);
+                Some(outcome(now))
+            }
+            Admission::Repeated(outcome) => Some(outcome),
+            Admission::Forgotten => None,
+        }
+    }
+
+    /// The hash computed anew from what the sessions hold.
+    fn hash_from_scratch(sessions: &Sessions) -> StateHash {
+        let mut hash = StateHash::default();
+        for (client, session) in &sessions.clients {
+            hash.add(session.head_hash(*client));
+            for (sequence, outcome) in &session.replies {
+                hash.add(reply_hash(*client, *sequence, outcome));
+            }
+        }
+        hash
+    }
+
+    #[test]
+    fn a_retry_gets_the_first_outcome_until_it_was_declared_answered() {
+        let (mut sessions, mut hash) = Default::default();
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(outcome(10)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 11), Some(outcome(10)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 12), Some(outcome(12)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 3, 3), 13), Some(outcome(13)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 14), None);
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 1), 15), None);
+        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 16), Some(outcome(12)));
+        assert_eq!(hash, hash_from_scratch(&sessions));
+    }
+
+    #[test]
+    fn a_silent_client_is_forgotten_by_the_logs_time() {
+        let expiry = limits::SESSION_EXPIRY.as_micros() as i64;
+        let (mut sessions, mut hash) = Default::default();
+        apply(&mut sessions, &mut hash, request(1, 1, 1), 10);
+        apply(&mut sessions, &mut hash, request(2, 1, 1), 20);
+        apply(&mut sessions, &mut hash, request(3, 1, 1), 10 + expiry);
+        assert_eq!(sessions.clients.len(), 3, "the last moment counts");
+        apply(&mut sessions, &mut hash, request(3, 2, 1), 11 + expiry);
+        assert_eq!(sessions.clients.len(), 2);
+        assert_eq!(hash, hash_from_scratch(&sessions));
+        let again = apply(&mut sessions, &mut hash, request(1, 1, 1), 12 + expiry);
+        assert_eq!(again, Some(outcome(12 + expiry)));
+    }
+
+    #[test]
+    fn too_many_clients_push_out_the_one_unheard_of_for_longest() {
+        let (mut sessions, mut hash) = Default::default();
+        for client in 0..limits::SESSIONS_MAX as u64 {
+            apply(&mut sessions, &mut hash, request(client, 1, 1), client as i64);
+        }
+        let now = limits::SESSIONS_MAX as i64;
+        assert_eq!(apply(&mut sessions, &mut hash, request(0, 1, 1), now), Some(outcome(0)));
+        apply(&mut sessions, &mut hash, request(u64::MAX, 1, 1), now + 1);
+        assert_eq!(sessions.clients.len(), limits::SESSIONS_MAX);
+        assert!(!sessions.clients.contains_key(&ClientId(1)));
+        assert!(sessions.clients.contains_key(&ClientId(0)));
+        assert_eq!(hash, hash_from_scratch(&sessions));
+    }
+
+    #[test]
+    fn a_client_that_never_says_what_it_has_got_loses_its_oldest_replies() {
+        let (mut sessions, mut hash) = Default::default();
+        let most = limits::SESSION_REPLIES_MAX as u64;
+        for sequence in 1..=most + 1 {
+            apply(&mut sessions, &mut hash, request(1, sequence, 0), sequence as i64);
+        }
+        assert_eq!(sessions.clients[&ClientId(1)].replies.len() as u64, most);
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 0), 9999), None);
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 0), 9999), Some(outcome(2)));
+        assert_eq!(hash, hash_from_scratch(&sessions));
+    }
+
+    #[test]
+    fn sessions_come_back_from_a_checkpoint() {
+        let (mut sessions, mut hash) = Default::default();
+        for client in 1..5 {
+            for sequence in 1..=client {
+                let now = (client * 10 + sequence) as i64;
+                apply(&mut sessions, &mut hash, request(client, sequence, sequence / 2), now);
+            }
+        }
+        let engine = MemoryEngine::new();
+        let mut batch = WriteBatch::default();
+        sessions.save(&mut batch);
+        engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
+        sessions.saved();
+        let loaded = Sessions::load(&engine).unwrap();
+        assert_eq!(loaded.clients, sessions.clients);
+        assert_eq!(loaded.by_heard, sessions.by_heard);
+        assert_eq!(hash, hash_from_scratch(&loaded));
+
+        let forever = limits::SESSION_EXPIRY.as_micros() as i64 * 2;
+        apply(&mut sessions, &mut hash, request(9, 1, 1), forever);
+        let mut batch = WriteBatch::default();
+        sessions.save(&mut batch);
+        engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
+        assert_eq!(Sessions::load(&engine).unwrap().clients, sessions.clients);
+        assert_eq!(sessions.clients.len(), 1, "the expired ones left the engine too");
+    }
+
+    #[test]
+    fn a_damaged_session_is_an_error() {
+        assert_eq!(Session::decode(&[0; HEAD_BYTES - 1]), None);
+        assert_eq!(Session::decode(&[0; HEAD_BYTES + 1]), None);
+        let engine = MemoryEngine::new();
+        let mut batch = WriteBatch::default();
+        batch.put(keys::session(ClientId(1)), Bytes::from_static(b"short"));
+        engine.write(&batch, super::super::engine::Durability::Lazy).unwrap();
+        assert!(matches!(Sessions::load(&engine), Err(ApplyError::Damaged(_))));
+    }
+}

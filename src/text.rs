@@ -1,0 +1,222 @@
+//! Untrusted bytes made fit for a terminal or a log line.
+//!
+//! The escape is reversible: printable UTF-8 stands as it is, every other byte becomes `\xNN` (two
+//! lower-case hexadecimal digits), and a backslash is doubled only where it would otherwise be read
+//! as the start of an escape, that is before another backslash, before an escaped byte, and before
+//! `x` with two hexadecimal digits. Reading back, `\\` is one backslash, `\xNN` one byte, and a
+//! backslash before anything else stands for itself.
+//!
+//! Beside it, lines as they are typed or piped in, with a bound on their length.
+
+use std::fmt;
+use std::io::{self, BufRead};
+
+use crate::limits::INPUT_LINE_BYTES_MAX;
+
+/// Shows `bytes` escaped, without allocating.
+pub fn escape(bytes: &[u8]) -> Escaped<'_> {
+    Escaped(bytes)
+}
+
+/// The [`Display`](fmt::Display) form made by [`escape`].
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(&'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A backslash waits here until what follows tells whether it must be doubled.
+        let mut backslash = false;
+        for chunk in self.0.utf8_chunks() {
+            let text = chunk.valid();
+            // Printable text is written in runs, which matters for values of a megabyte.
+            let mut run = 0;
+            for (at, character) in text.char_indices() {
+                if character != '\\' && is_printable(character) && !backslash {
+                    continue;
+                }
+                f.write_str(&text[run..at])?;
+                let after = at + character.len_utf8();
+                run = after;
+                if backslash {
+                    let escape_follows = character == '\\'
+                        || !is_printable(character)
+                        || (character == 'x' && starts_with_two_hex_digits(&text[after..]));
+                    f.write_str(if escape_follows { "\\\\" } else { "\\" })?;
+                    backslash = false;
+                }
+                if character == '\\' {
+                    backslash = true;
+                } else if is_printable(character) {
+                    run = at;
+                } else {
+                    let mut utf8 = [0; 4];
+                    write_bytes(f, character.encode_utf8(&mut utf8).as_bytes())?;
+                }
+            }
+            f.write_str(&text[run..])?;
+            if !chunk.invalid().is_empty() {
+                if std::mem::take(&mut backslash) {
+                    f.write_str("\\\\")?;
+                }
+                write_bytes(f, chunk.invalid())?;
+            }
+        }
+        if backslash {
+            f.write_str("\\")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_bytes(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))
+}
+
+fn starts_with_two_hex_digits(text: &str) -> bool {
+    matches!(text.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
+}
+
+/// Control characters are not, nor are the invisible ones that break a line or turn the direction
+/// of writing, by which one text can pose as another.
+fn is_printable(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character,
+            '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Why a line could not be used. The next line can still be read, except after an IO error.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// The input failed.
+    #[error("the input could not be read: {0}")]
+    Io(#[from] io::Error),
+    /// Longer than the limit; the rest of it was skipped.
+    #[error("a line is longer than {INPUT_LINE_BYTES_MAX} bytes")]
+    TooLong,
+    /// Not text.
+    #[error("a line is not UTF-8")]
+    NotUtf8,
+}
+
+/// Reads one line, without its end (`\n` or `\r\n`). `None` is the end of the input.
+///
+/// # Errors
+/// See [`LineError`].
+pub fn read_line(input: &mut dyn BufRead) -> Result<Option<String>, LineError> {
+    let mut line = Vec::new();
+    let mut too_long = false;
+    let mut read = false;
+    loop {
+        let piece = match input.fill_buf() {
+            Ok(piece) => piece,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let end = piece.iter().position(|byte| *byte == b'\n');
+        let used = end.unwrap_or(piece.len());
+        too_long |= line.len() + used > INPUT_LINE_BYTES_MAX;
+        if !too_long {
+            line.extend_from_slice(&piece[..used]);
+        }
+        let ended = end.is_some() || piece.is_empty();
+        read |= !piece.is_empty();
+        input.consume(used + usize::from(end.is_some()));
+        if ended {
+            break;
+        }
+    }
+    if too_long {
+        return Err(LineError::TooLong);
+    }
+    if !read {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    String::from_utf8(line).map(Some).map_err(|_| LineError::NotUtf8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn escaped(bytes: &[u8]) -> String {
+        escape(bytes).to_string()
+    }
+
+    /// The inverse, as the module header defines it.
+    fn unescape(text: &str) -> Vec<u8> {
+        let bytes = text.as_bytes();
+        let mut out = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            match &bytes[at..] {
+                [b'\\', b'\\', ..] => {
+                    out.push(b'\\');
+                    at += 2;
+                }
+                [b'\\', b'x', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                    out.push(u8::from_str_radix(&text[at + 2..at + 4], 16).unwrap());
+                    at += 4;
+                }
+                [byte, ..] => {
+                    out.push(*byte);
+                    at += 1;
+                }
+                [] => unreachable!("at < len"),
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn printable_text_is_untouched() {
+        for text in ["", "k", "olá, coração", "日本", "a b", r"C:\dir\new", r"\", "e\u{301}"] {
+            assert_eq!(escaped(text.as_bytes()), text);
+        }
+    }
+
+    #[test]
+    fn other_bytes_are_hexadecimal() {
+        assert_eq!(escaped(b"a\0b\n\x7f"), r"a\x00b\x0a\x7f");
+        assert_eq!(escaped(b"\xff\xfeok\xc3"), r"\xff\xfeok\xc3");
+        assert_eq!(escaped("\u{85}\u{202e}x".as_bytes()), r"\xc2\x85\xe2\x80\xaex");
+    }
+
+    #[test]
+    fn a_backslash_is_doubled_only_where_it_matters() {
+        assert_eq!(escaped(br"\x41"), r"\\x41");
+        assert_eq!(escaped(br"\x4"), r"\x4");
+        assert_eq!(escaped(b"\\\n"), r"\\\x0a");
+        assert_eq!(escaped(b"\\\xff"), r"\\\xff");
+        assert_eq!(escaped(br"\\"), r"\\\");
+    }
+
+    #[test]
+    fn lines_end_as_on_any_system_and_bad_ones_are_skipped() {
+        let long = vec![b'a'; INPUT_LINE_BYTES_MAX + 1];
+        let input = [b"one\r\n\n\xff\n", &long[..], b"\nlast"].concat();
+        let mut input = &input[..];
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one"));
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some(""));
+        assert!(matches!(read_line(&mut input), Err(LineError::NotUtf8)));
+        assert!(matches!(read_line(&mut input), Err(LineError::TooLong)));
+        assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("last"));
+        assert_eq!(read_line(&mut input).unwrap(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_reversible_and_printable(pieces in proptest::collection::vec(
+            prop_oneof![Just(b"\\".to_vec()), Just(b"x".to_vec()), Just(b"4f".to_vec()),
+                proptest::collection::vec(any::<u8>(), 0..4)], 0..12)) {
+            let bytes = pieces.concat();
+            let text = escaped(&bytes);
+            prop_assert!(text.chars().all(is_printable), "{text:?}");
+            prop_assert_eq!(unescape(&text), bytes);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Messages to frames and back.
+//!
+//! MessagePack as `docs/PROTOCOL.md` describes it. Decoding trusts nothing: nesting is limited
+//! ([`MESSAGE_DEPTH_MAX`]), an announced array or string reserves no memory by itself (at most one
+//! transient mebibyte of list elements, whatever the announcement), and a body must hold exactly
+//! one message.
+
+use rmp_serde::decode::Error as DecodeError;
+use serde::Deserialize;
+
+use super::message::Message;
+use crate::limits::{FRAME_HEADER_BYTES, MESSAGE_DEPTH_MAX};
+
+/// Why a message could not be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The message does not fit the frame it is meant for.
+    #[error("the message takes {bytes} bytes where a frame may have {cap}")]
+    TooLong {
+        /// The body's length in bytes.
+        bytes: usize,
+        /// The most a frame's body may have.
+        cap: usize,
+    },
+    /// The message cannot be put into MessagePack.
+    #[error("the message cannot be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+    /// The bytes are not a message.
+    #[error("the frame does not hold a message: {0}")]
+    Decode(#[from] DecodeError),
+    /// A message, and then something else.
+    #[error("the frame holds more than one message")]
+    TrailingBytes,
+}
+
+/// Appends `message` to `out` as one whole frame, header included. `cap` is the most bytes its body
+/// may have; on an error `out` is as it was.
+pub fn encode(message: &Message, cap: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let frame_start = out.len();
+    let result = encode_at(message, cap, out, frame_start);
+    if result.is_err() {
+        out.truncate(frame_start);
+    }
+    result
+}
+
+fn encode_at(
+    message: &Message,
+    cap: usize,
+    out: &mut Vec<u8>,
+    frame_start: usize,
+) -> Result<(), CodecError> {
+    let body_start = frame_start + FRAME_HEADER_BYTES;
+    out.resize(body_start, 0);
+    rmp_serde::encode::write(out, message)?;
+    let bytes = out.len() - body_start;
+    let cap = cap.min(u32::MAX as usize);
+    if bytes > cap {
+        return Err(CodecError::TooLong { bytes, cap });
+    }
+    // The check above keeps the length within 32 bits.
+    out[frame_start..body_start].copy_from_slice(&(bytes as u32).to_be_bytes());
+    Ok(())
+}
+
+/// Decodes a frame's body.
+pub fn decode(body: &[u8]) -> Result<Message, CodecError> {
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
+    deserializer.set_max_depth(MESSAGE_DEPTH_MAX);
+    let message = Message::deserialize(&mut deserializer)?;
+    // The deserializer does not tell how far it got. Reading one more scalar does: only at the very
+    // end of the body is there no marker byte to read.
+    match bool::deserialize(&mut deserializer) {
+        Err(DecodeError::InvalidMarkerRead(_)) => Ok(message),
+        Ok(_) | Err(_) => Err(CodecError::TrailingBytes),
+    }
+}

@@ -1,0 +1,326 @@
+//! A fixed number of threads behind one bounded queue.
+//!
+//! Every job has exactly one completion. So what is outstanding, that is submitted and not
+//! collected, bounds both the queue of jobs and the queue of completions, and is counted by the one
+//! thread that submits and collects. No worker ever waits for room.
+
+use std::fmt;
+use std::io;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+/// One thread's share of a pool: does one job at a time, and may keep things between jobs. Any
+/// `FnMut(J) -> C` is one.
+///
+/// A worker must not panic: a job's failure is a completion like any other. The release build
+/// aborts on a panic, and so stops the process instead of going on with a worker less and a
+/// requester that waits for ever. Where panics unwind, as in tests, [`Pool::shut_down`] reports it.
+pub trait Worker<J, C>: Send + 'static {
+    /// Some jobs follow: the time to open what they can share, such as a snapshot to read from.
+    fn batch_begins(&mut self) {}
+
+    /// Does one job.
+    fn work(&mut self, job: J) -> C;
+
+    /// They are done.
+    fn batch_ends(&mut self) {}
+}
+
+impl<J, C, F: FnMut(J) -> C + Send + 'static> Worker<J, C> for F {
+    fn work(&mut self, job: J) -> C {
+        self(job)
+    }
+}
+
+/// Why a job was not taken; it comes back.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError<T> {
+    /// Too many jobs are outstanding.
+    #[error("too many jobs are outstanding")]
+    Full(T),
+    /// No worker is left.
+    #[error("no worker is left")]
+    Stopped(T),
+}
+
+/// A worker panicked, where panics unwind.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("worker thread {0} panicked")]
+pub struct WorkerPanicked(String);
+
+/// What travels to a worker.
+enum Work<J> {
+    One(J),
+    Batch(Vec<J>),
+}
+
+/// Threads that turn jobs `J` into completions `C`. Owned by the thread that submits and collects.
+pub struct Pool<J, C> {
+    jobs: Sender<Work<J>>,
+    completions: Receiver<C>,
+    threads: Vec<JoinHandle<()>>,
+    outstanding: usize,
+    jobs_max: usize,
+}
+
+impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
+    /// Starts `threads` threads, named `name-0` and so on, each with its own worker from
+    /// `make_worker`. At most `jobs_max` jobs are outstanding. After each job, or batch, `wake` is
+    /// called on the worker's thread; it must be cheap and must not block.
+    pub fn start<W: Worker<J, C>>(
+        name: &str,
+        threads: usize,
+        jobs_max: usize,
+        wake: impl Fn() + Clone + Send + 'static,
+        mut make_worker: impl FnMut(usize) -> W,
+    ) -> io::Result<Pool<J, C>> {
+        let (jobs, jobs_out) = bounded(jobs_max);
+        let (completions_in, completions) = bounded(jobs_max);
+        let threads = (0..threads)
+            .map(|i| {
+                let mut worker = make_worker(i);
+                let (jobs, completions, wake) =
+                    (jobs_out.clone(), completions_in.clone(), wake.clone());
+                std::thread::Builder::new()
+                    .name(format!("{name}-{i}"))
+                    .spawn(move || run(&mut worker, &jobs, &completions, &wake))
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Pool { jobs, completions, threads, outstanding: 0, jobs_max })
+    }
+
+    /// Hands over one job.
+    pub fn submit(&mut self, job: J) -> Result<(), SubmitError<J>> {
+        if self.room() == 0 {
+            return Err(SubmitError::Full(job));
+        }
+        match self.send(Work::One(job), 1) {
+            Ok(()) => Ok(()),
+            Err(Work::One(job)) => Err(SubmitError::Stopped(job)),
+            // What comes back is what was sent.
+            Err(Work::Batch(_)) => unreachable!("one job was sent"),
+        }
+    }
+
+    /// Hands over several jobs, all or none, for one worker to do in order and with one wake at the
+    /// end. To use several workers, submit several batches.
+    pub fn submit_batch(&mut self, batch: Vec<J>) -> Result<(), SubmitError<Vec<J>>> {
+        let count = batch.len();
+        if count > self.room() {
+            return Err(SubmitError::Full(batch));
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        match self.send(Work::Batch(batch), count) {
+            Ok(()) => Ok(()),
+            Err(Work::Batch(batch)) => Err(SubmitError::Stopped(batch)),
+            // What comes back is what was sent.
+            Err(Work::One(_)) => unreachable!("a batch was sent"),
+        }
+    }
+
+    /// How many more jobs would be taken now.
+    pub fn room(&self) -> usize {
+        self.jobs_max - self.outstanding
+    }
+
+    /// Jobs submitted whose completions have not been collected.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Collects one completion, if there is one. Never waits.
+    pub fn collect(&mut self) -> Option<C> {
+        let completion = self.completions.try_recv().ok()?;
+        self.outstanding -= 1;
+        Some(completion)
+    }
+
+    /// Lets the workers finish everything submitted, ends them, and gives the completions that were
+    /// not collected.
+    pub fn shut_down(self) -> Result<Vec<C>, WorkerPanicked> {
+        let Pool { jobs, completions, threads, .. } = self;
+        // Workers end when the queue is empty and nobody can fill it any more.
+        drop(jobs);
+        let mut panicked = None;
+        for thread in threads {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                panicked.get_or_insert(WorkerPanicked(name));
+            }
+        }
+        match panicked {
+            Some(panicked) => Err(panicked),
+            None => Ok(completions.try_iter().collect()),
+        }
+    }
+
+    fn send(&mut self, work: Work<J>, count: usize) -> Result<(), Work<J>> {
+        match self.jobs.try_send(work) {
+            Ok(()) => {
+                self.outstanding += count;
+                Ok(())
+            }
+            // The queue has a place for every job that may be outstanding, so it is not `Full`.
+            Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => Err(work),
+        }
+    }
+}
+
+impl<J, C> fmt::Debug for Pool<J, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("threads", &self.threads.len())
+            .field("outstanding", &self.outstanding)
+            .field("jobs_max", &self.jobs_max)
+            .finish()
+    }
+}
+
+fn run<J, C>(
+    worker: &mut impl Worker<J, C>,
+    jobs: &Receiver<Work<J>>,
+    completions: &Sender<C>,
+    wake: &impl Fn(),
+) {
+    for work in jobs {
+        worker.batch_begins();
+        // Sending never waits (see the module), and fails only when the pool was dropped: then
+        // nobody wants the completion.
+        match work {
+            Work::One(job) => drop(completions.send(worker.work(job))),
+            Work::Batch(batch) => {
+                for job in batch {
+                    drop(completions.send(worker.work(job)));
+                }
+            }
+        }
+        worker.batch_ends();
+        wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A pool whose wakes can be waited for, and a way to hold its workers up: each job receives
+    /// once from `permits` before it is done.
+    fn gated(threads: usize, jobs_max: usize) -> (Pool<u32, u32>, Sender<()>, Receiver<()>) {
+        let (permits, permits_out) = bounded::<()>(64);
+        let (woken_in, woken) = bounded::<()>(64);
+        let wake = move || woken_in.send(()).unwrap();
+        let pool = Pool::start("gated", threads, jobs_max, wake, |_| {
+            let permits = permits_out.clone();
+            move |job: u32| {
+                permits.recv_timeout(PATIENCE).unwrap();
+                job * 2
+            }
+        });
+        (pool.unwrap(), permits, woken)
+    }
+
+    #[test]
+    fn every_job_is_completed_once_and_followed_by_a_wake() {
+        let (mut pool, permits, woken) = gated(3, 10);
+        for job in 0..10 {
+            pool.submit(job).unwrap();
+            permits.send(()).unwrap();
+        }
+        let mut results = Vec::new();
+        for _ in 0..10 {
+            woken.recv_timeout(PATIENCE).unwrap();
+            results.extend(std::iter::from_fn(|| pool.collect()));
+        }
+        results.sort_unstable();
+        assert_eq!(results, (0..10).map(|job| job * 2).collect::<Vec<_>>());
+        assert_eq!(pool.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_full_pool_gives_jobs_back_until_completions_are_collected() {
+        let (mut pool, permits, woken) = gated(1, 3);
+        pool.submit(1).unwrap();
+        assert!(
+            matches!(pool.submit_batch(vec![7, 8, 9]), Err(SubmitError::Full(jobs)) if jobs == [7, 8, 9])
+        );
+        pool.submit_batch(vec![2, 3]).unwrap();
+        assert!(matches!(pool.submit(4), Err(SubmitError::Full(4))));
+        permits.send(()).unwrap();
+        woken.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(pool.submit(4), Err(SubmitError::Full(4))), "done is not collected");
+        assert_eq!(pool.collect(), Some(2));
+        pool.submit(4).unwrap();
+        for _ in 0..3 {
+            permits.send(()).unwrap();
+        }
+        assert_eq!(pool.shut_down(), Ok(vec![4, 6, 8]));
+    }
+
+    #[test]
+    fn shutting_down_finishes_what_was_submitted() {
+        let mut pool = Pool::start("p", 2, 100, || {}, |_| |job: u32| job + 1).unwrap();
+        pool.submit_batch((0..60).collect()).unwrap();
+        pool.submit_batch((60..100).collect()).unwrap();
+        let mut results = pool.shut_down().unwrap();
+        results.sort_unstable();
+        assert_eq!(results, (1..=100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_batch_stays_together_on_one_named_thread() {
+        struct Recorder(Arc<Mutex<Vec<String>>>);
+        impl Worker<u32, ()> for Recorder {
+            fn batch_begins(&mut self) {
+                let name = std::thread::current().name().unwrap_or_default().to_owned();
+                self.0.lock().unwrap().push(format!("begin on {name}"));
+            }
+            fn work(&mut self, job: u32) {
+                self.0.lock().unwrap().push(format!("job {job}"));
+            }
+            fn batch_ends(&mut self) {
+                self.0.lock().unwrap().push("end".to_owned());
+            }
+        }
+        let record = Arc::new(Mutex::new(Vec::new()));
+        let mut pool =
+            Pool::start("reader", 1, 8, || {}, |_| Recorder(Arc::clone(&record))).unwrap();
+        pool.submit_batch(vec![1, 2]).unwrap();
+        pool.submit(3).unwrap();
+        pool.submit_batch(Vec::new()).unwrap();
+        pool.shut_down().unwrap();
+        assert_eq!(
+            *record.lock().unwrap(),
+            ["begin on reader-0", "job 1", "job 2", "end", "begin on reader-0", "job 3", "end"]
+        );
+    }
+
+    #[test]
+    fn a_panic_is_reported_and_a_dead_pool_gives_jobs_back() {
+        let mut pool = Pool::start(
+            "fragile",
+            1,
+            1 << 20,
+            || {},
+            |_| |job: u32| assert!(job != 13, "this panic is part of the test"),
+        )
+        .unwrap();
+        pool.submit(13).unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        let refusal = loop {
+            match pool.submit(1) {
+                Ok(()) => assert!(std::time::Instant::now() < deadline, "the thread goes on"),
+                Err(refusal) => break refusal,
+            }
+            std::thread::yield_now();
+        };
+        assert!(matches!(refusal, SubmitError::Stopped(1)), "{refusal:?}");
+        assert_eq!(pool.shut_down(), Err(WorkerPanicked("fragile-0".to_owned())));
+    }
+}

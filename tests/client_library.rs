@@ -1,0 +1,505 @@
+//! The client library against scripted servers: what it sends, to whom, how often, and what it
+//! makes of the answers.
+
+#[path = "support/fake_server.rs"]
+mod fake_server;
+
+use std::collections::BTreeSet;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
+use acervo::types::{ClientId, RequestId, Timestamp};
+use acervo::wire::message::{ErrorCode, GetRequest, Message, Reply, Request};
+use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value};
+
+/// Seeds under which a client of two servers is certain to have started with each of them.
+const SEEDS: std::ops::Range<u64> = 0..16;
+
+/// How long anything that must happen may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn client_of(servers: impl IntoIterator<Item = SocketAddr>) -> ClientBuilder {
+    Client::builder(servers).client_id(ClientId(42))
+}
+
+/// Short where a test waits for them on purpose.
+fn brisk() -> Timing {
+    Timing {
+        ping_interval: Duration::from_millis(20),
+        silence_timeout: Duration::from_millis(200),
+        reach_timeout: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
+/// Greets, and never says another word.
+fn silent_server() -> FakeServer {
+    FakeServer::configured(|_, _, _| {}, false, 7)
+}
+
+fn close(link: &Link) {
+    link.0.lock().unwrap().shutdown(Shutdown::Both).unwrap();
+}
+
+fn try_other(timestamp: i64) -> Reply {
+    let timestamp = Timestamp(timestamp);
+    Reply::TryOtherServerOrLater { timestamp, applied: timestamp }
+}
+
+fn connections(server: &FakeServer) -> usize {
+    server.shared.heard.lock().unwrap().connections.len()
+}
+
+fn wait_until(server: &FakeServer, condition: impl Fn(&Heard) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut heard = server.shared.heard.lock().unwrap();
+    while !condition(&heard) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "gave up waiting; heard {:?}", heard.requests);
+        heard = server.shared.changed.wait_timeout(heard, left).unwrap().0;
+    }
+}
+
+fn writes(server: &FakeServer) -> Vec<RequestId> {
+    let request = |request| match request {
+        Request::Write(write) => Some(write.request),
+        _ => None,
+    };
+    server.requests().into_iter().filter_map(request).collect()
+}
+
+fn gets(server: &FakeServer) -> Vec<GetRequest> {
+    let request = |request| match request {
+        Request::Get(get) => Some(get),
+        _ => None,
+    };
+    server.requests().into_iter().filter_map(request).collect()
+}
+
+#[test]
+fn a_retried_write_keeps_its_identity_on_another_server() {
+    let mut broken_attempts = 0;
+    for seed in SEEDS {
+        let breaking = FakeServer::start(|_, _, link| close(link));
+        let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
+        let client = client_of([breaking.address, good.address]).seed(seed).build().unwrap();
+        let done = client.put("k", "v").unwrap();
+        assert_eq!((done.timestamp, done.server), (Timestamp(5), good.address));
+        let identity = RequestId { client: ClientId(42), sequence: 1, answered_below: 1 };
+        assert_eq!(writes(&good), [identity]);
+        assert!(writes(&breaking).iter().all(|sent| *sent == identity));
+        broken_attempts += writes(&breaking).len();
+    }
+    assert!(broken_attempts > 0, "no seed of {SEEDS:?} asked the breaking server first");
+}
+
+#[test]
+fn the_first_server_is_chosen_at_random() {
+    let servers: Vec<_> =
+        (0..3).map(|_| FakeServer::start(|id, _, link| link.reply(id, missing(0)))).collect();
+    let client = client_of(servers.iter().map(|server| server.address)).seed(1).build().unwrap();
+    let asked: BTreeSet<_> = (0..64).map(|_| client.get("k").unwrap().server).collect();
+    assert_eq!(asked.len(), 3);
+    // And each is asked on one connection that is kept.
+    assert!(servers.iter().all(|server| connections(server) == 1));
+}
+
+#[test]
+fn a_server_that_is_behind_sends_the_client_to_another() {
+    for seed in SEEDS {
+        let behind = FakeServer::start(|id, _, link| link.reply(id, try_other(1)));
+        let good = FakeServer::start(|id, _, link| link.reply(id, value("new", 9)));
+        let client = client_of([behind.address, good.address]).seed(seed).build().unwrap();
+        let got = client.get("k").unwrap();
+        assert_eq!((got.value.as_deref(), got.server), (Some(&b"new"[..]), good.address));
+    }
+}
+
+#[test]
+fn one_lagging_server_is_asked_again_until_it_has_caught_up() {
+    let count = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, _, link| {
+        let late = count.fetch_add(1, Ordering::SeqCst) < 5;
+        link.reply(id, if late { try_other(1) } else { value("v", 9) });
+    });
+    let client = client_of([server.address]).build().unwrap();
+    assert_eq!(client.get("k").unwrap().timestamp, Timestamp(9));
+    assert_eq!(server.requests().len(), 6);
+}
+
+#[test]
+fn a_busy_server_is_given_the_time_it_asks_for() {
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&times);
+    let server = FakeServer::start(move |id, _, link| {
+        let mut times = seen.lock().unwrap();
+        times.push(Instant::now());
+        let busy = error(ErrorCode::Busy, "the queue is full", 120);
+        link.reply(id, if times.len() == 1 { busy } else { put_ok(3) });
+    });
+    let client = client_of([server.address]).build().unwrap();
+    assert_eq!(client.put("k", "v").unwrap().timestamp, Timestamp(3));
+    let times = times.lock().unwrap();
+    assert!(times[1] - times[0] >= Duration::from_millis(120));
+    let sent = writes(&server);
+    assert_eq!(sent[0], sent[1]);
+}
+
+#[test]
+fn servers_that_stop_or_cannot_read_their_store_are_left_for_others() {
+    for code in [ErrorCode::ShuttingDown, ErrorCode::Internal] {
+        for seed in SEEDS {
+            let useless =
+                FakeServer::start(move |id, _, link| link.reply(id, error(code, "no", 0)));
+            let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(3)));
+            let client = client_of([useless.address, good.address]).seed(seed).build().unwrap();
+            assert_eq!(client.put("k", "v").unwrap().server, good.address);
+        }
+    }
+}
+
+#[test]
+fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Write(write) = request else { panic!("{request:?}") };
+        let code = match &write.op.key()[..] {
+            b"majority" => ErrorCode::NoMajority,
+            b"invalid" => ErrorCode::Invalid,
+            _ => ErrorCode::StaleRequest,
+        };
+        link.reply(id, error(code, "1 of 3 servers\nanswers", 0));
+    });
+    let client = client_of([server.address]).build().unwrap();
+    let (server_address, message) = (server.address, r"1 of 3 servers\x0aanswers".to_owned());
+    let expected = ClientError::NoMajority { server: server_address, message: message.clone() };
+    assert_eq!(client.put("majority", "v"), Err(expected));
+    let expected = ClientError::Invalid { server: server_address, message: message.clone() };
+    assert_eq!(client.put("invalid", "v"), Err(expected));
+    let expected = ClientError::StaleRequest { server: server_address, message };
+    assert_eq!(client.put("stale", "v"), Err(expected));
+    assert_eq!(server.requests().len(), 3);
+    // Each of them is finished: the next write says that nothing below it will come again.
+    assert_eq!(writes(&server)[2].answered_below, 3);
+}
+
+#[test]
+fn a_silent_server_is_given_up_and_its_requests_go_elsewhere() {
+    let mut silent_attempts = 0;
+    for seed in 0..6 {
+        let silent = silent_server();
+        let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
+        let servers = [silent.address, good.address];
+        let client = client_of(servers).seed(seed).timing(brisk()).build().unwrap();
+        assert_eq!(client.put("k", "v").unwrap().server, good.address);
+        if let Some(first) = writes(&silent).first() {
+            silent_attempts += 1;
+            assert_eq!(*first, writes(&good)[0]);
+            assert!(
+                silent.shared.heard.lock().unwrap().pings > 0,
+                "it was asked before it was given up"
+            );
+        }
+    }
+    assert!(silent_attempts > 0, "no seed asked the silent server first");
+}
+
+#[test]
+fn an_answer_may_take_long_as_long_as_the_server_is_heard() {
+    let held = Arc::new(Mutex::new(None));
+    let hold = Arc::clone(&held);
+    let server = FakeServer::start(move |id, _, link| {
+        *hold.lock().unwrap() = Some((id, link.clone()));
+    });
+    // Patient enough for a slow machine's PONGs to be in time.
+    let timing = Timing { silence_timeout: Duration::from_secs(2), ..brisk() };
+    let client = client_of([server.address]).timing(timing).build().unwrap();
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| client.put("k", "v"));
+        // Pings go out at least an interval apart, so this is longer than any silence allowed.
+        let intervals = timing.silence_timeout.as_millis() / timing.ping_interval.as_millis();
+        wait_until(&server, |heard| heard.pings > intervals as usize);
+        let (id, link) = held.lock().unwrap().take().unwrap();
+        link.reply(id, put_ok(8));
+        assert_eq!(writing.join().unwrap().unwrap().timestamp, Timestamp(8));
+    });
+    assert_eq!((server.requests().len(), connections(&server)), (1, 1));
+}
+
+#[test]
+fn a_server_that_asks_whether_the_client_is_there_hears_that_it_is() {
+    let server = FakeServer::start(move |id, _, link| {
+        link.send(&Message::Ping { nonce: 77 });
+        link.reply(id, put_ok(1));
+    });
+    let client = client_of([server.address]).build().unwrap();
+    client.put("k", "v").unwrap();
+    wait_until(&server, |heard| heard.pongs == [77]);
+}
+
+#[test]
+fn answers_may_come_in_any_order() {
+    const COUNT: usize = 16;
+    let held = Mutex::new(Vec::new());
+    let server = FakeServer::start(move |id, request, link| {
+        let Request::Get(get) = request else { panic!("{request:?}") };
+        let mut held = held.lock().unwrap();
+        held.push((id, get.key));
+        if held.len() == COUNT {
+            for (id, key) in held.drain(..).rev() {
+                let timestamp = Timestamp(1);
+                link.reply(id, Reply::GetOk { value: Some(key), timestamp, as_of: timestamp });
+            }
+        }
+    });
+    let client = client_of([server.address]).build().unwrap();
+    thread::scope(|scope| {
+        for number in 0..COUNT {
+            let client = &client;
+            scope.spawn(move || {
+                let key = format!("key {number}");
+                assert_eq!(client.get(&key).unwrap().value.as_deref(), Some(key.as_bytes()));
+            });
+        }
+    });
+    assert_eq!(connections(&server), 1);
+}
+
+#[test]
+fn answered_below_never_passes_a_write_that_is_under_way() {
+    // The server checks, as the replicated session would: a sequence at or above every
+    // `answered_below` it has been told of, and each only once.
+    let seen = Mutex::new((BTreeSet::new(), 0));
+    let clock = AtomicI64::new(1);
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let failed = Arc::clone(&failures);
+    let server = FakeServer::start(move |id, request, link| {
+        let Request::Write(write) = request else { panic!("{request:?}") };
+        let RequestId { sequence, answered_below, .. } = write.request;
+        let mut seen = seen.lock().unwrap();
+        let (sequences, below) = &mut *seen;
+        if sequence < *below || answered_below > sequence || !sequences.insert(sequence) {
+            failed.lock().unwrap().push(write.request);
+        }
+        *below = answered_below.max(*below);
+        link.reply(id, put_ok(clock.fetch_add(1, Ordering::SeqCst)));
+    });
+    let client = client_of([server.address]).build().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    client.put("k", "v").unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(*failures.lock().unwrap(), []);
+    assert_eq!(server.requests().len(), 800);
+    client.put("k", "v").unwrap();
+    let last = *writes(&server).last().unwrap();
+    assert_eq!((last.sequence, last.answered_below), (801, 801));
+}
+
+#[test]
+fn a_session_sends_the_greatest_timestamp_with_every_key() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => link.reply(id, put_ok(10)),
+        Request::Get(get) if get.key == "missing" => link.reply(id, missing(30)),
+        Request::Get(_) => link.reply(id, value("v", 40)),
+        Request::Status => panic!("nobody asked"),
+    });
+    let client = client_of([server.address]).build().unwrap();
+    client.put("a", "v").unwrap();
+    client.get("missing").unwrap();
+    client.get("a").unwrap();
+    client.get_linearizable("missing").unwrap();
+    let sent: Vec<_> = gets(&server)
+        .into_iter()
+        .map(|get| (get.timestamp.0, get.session.0, get.linearizable))
+        .collect();
+    assert_eq!(sent, [(0, 10, false), (10, 30, false), (0, 40, true)]);
+
+    // Another client continues where this one stands.
+    let other = client_of([server.address]).session(client.session_token()).build().unwrap();
+    other.get("a").unwrap();
+    assert_eq!(gets(&server).last().unwrap().session, Timestamp(40));
+}
+
+#[test]
+fn per_key_a_client_sends_what_it_saw_of_that_key() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(write) if write.op.key() == "gone" => {
+            link.reply(id, Reply::DelOk { timestamp: Timestamp(20), existed: true });
+        }
+        Request::Write(_) => link.reply(id, put_ok(10)),
+        Request::Get(_) => link.reply(id, missing(30)),
+        Request::Status => panic!("nobody asked"),
+    });
+    let client = client_of([server.address]).causality(Causality::PerKey).build().unwrap();
+    client.put("a", "v").unwrap();
+    assert!(client.del("gone").unwrap().existed);
+    for key in ["a", "a", "gone", "other"] {
+        client.get(key).unwrap();
+    }
+    let sent: Vec<_> =
+        gets(&server).into_iter().map(|get| (get.timestamp.0, get.session.0)).collect();
+    assert_eq!(sent, [(10, 0), (10, 30), (20, 0), (0, 0)]);
+}
+
+#[test]
+fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let hold = Arc::clone(&held);
+    let server = FakeServer::start(move |id, request, link| {
+        let Request::Get(get) = request else { panic!("{request:?}") };
+        match get.timestamp.0 {
+            0 => hold.lock().unwrap().push((id, link.clone())),
+            _ => link.reply(id, value("newest", 11)),
+        }
+    });
+    let client = client_of([server.address]).build().unwrap();
+    thread::scope(|scope| {
+        let early = scope.spawn(|| client.get("k").unwrap());
+        wait_until(&server, |heard| !heard.requests.is_empty());
+        let late = scope.spawn(|| client.get("k").unwrap());
+        wait_until(&server, |heard| heard.requests.len() >= 2);
+        let answer = |at: usize, body| {
+            let (id, link) = held.lock().unwrap()[at].clone();
+            link.reply(id, body);
+        };
+        answer(1, value("new", 9));
+        assert_eq!(late.join().unwrap().timestamp, Timestamp(9));
+        answer(0, value("old", 7));
+        assert_eq!(early.join().unwrap().timestamp, Timestamp(11));
+    });
+    assert_eq!(gets(&server)[2].timestamp, Timestamp(9));
+}
+
+#[test]
+fn with_no_server_reachable_each_is_named_with_the_reason() {
+    let servers = [nobody(), nobody()];
+    let client = client_of(servers).timing(brisk()).build().unwrap();
+    let Err(ClientError::Unreachable { servers: failures }) = client.get("k") else {
+        panic!("reached somebody")
+    };
+    let listed: Vec<_> = failures.iter().map(|failure| failure.server).collect();
+    assert_eq!(listed, servers);
+    assert!(failures.iter().all(|failure| failure.reason == "connection refused"), "{failures:?}");
+}
+
+#[test]
+fn a_request_ends_within_its_time_and_says_what_stood_in_the_way() {
+    let behind = FakeServer::start(|id, _, link| link.reply(id, try_other(1)));
+    let timeout = Duration::from_millis(100);
+    let client = client_of([behind.address]).request_timeout(timeout).build().unwrap();
+    let Err(ClientError::TimedOut { timeout: told, last }) = client.get("k") else {
+        panic!("an answer came")
+    };
+    assert_eq!(told, timeout);
+    assert!(last.contains(&behind.address.to_string()), "{last}");
+
+    let mute = FakeServer::start(|_, _, _| {});
+    let client = client_of([mute.address]).request_timeout(timeout).build().unwrap();
+    assert!(matches!(client.put("k", "v"), Err(ClientError::TimedOut { .. })));
+    // The write is finished for good; the next does not wait for it.
+    assert!(matches!(client.put("k", "v"), Err(ClientError::TimedOut { .. })));
+    let sent = writes(&mute);
+    assert!(sent.iter().all(|write| write.answered_below == write.sequence), "{sent:?}");
+}
+
+#[test]
+fn a_kept_connection_that_ended_is_opened_again_without_a_word() {
+    let server = FakeServer::start(|id, _, link| link.reply(id, put_ok(1)));
+    let client = client_of([server.address]).build().unwrap();
+    client.put("k", "v").unwrap();
+    server.break_connections();
+    let (events, reports) = mpsc::channel();
+    let ask = Ask::Put { key: "k".into(), value: "v".into() };
+    client.submit(ask, move |event| events.send(event).unwrap()).unwrap();
+    assert!(matches!(reports.recv_timeout(PATIENCE), Ok(Event::PutOk(_))));
+    assert_eq!(connections(&server), 2);
+}
+
+#[test]
+fn a_server_of_another_group_is_not_believed() {
+    let ours = FakeServer::configured(|id, _, link| link.reply(id, put_ok(1)), true, 7);
+    let theirs = FakeServer::configured(|id, _, link| link.reply(id, put_ok(2)), true, 8);
+    let client = client_of([ours.address, theirs.address]).seed(3).build().unwrap();
+    let first = client.put("k", "v").unwrap().server;
+    assert!((0..16).all(|_| client.put("k", "v").unwrap().server == first));
+}
+
+#[test]
+fn status_is_asked_of_the_server_named() {
+    let server = FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::Busy, "full", 1)));
+    let down = nobody();
+    let client = client_of([server.address, down]).build().unwrap();
+    let last = format!("{}: full", server.address);
+    assert_eq!(client.status(server.address), Err(ClientError::Unavailable { last }));
+    let Err(ClientError::Unreachable { servers }) = client.status(down) else { panic!("reached") };
+    assert_eq!(servers.len(), 1);
+    let stranger = nobody();
+    assert_eq!(client.status(stranger), Err(ClientError::UnknownServer(stranger)));
+}
+
+/// Submits, and collects the events up to the last one.
+fn submit(client: &Client, ask: Ask) -> Vec<Event> {
+    let (events, reports) = mpsc::channel();
+    client.submit(ask, move |event| drop(events.send(event))).unwrap();
+    // The sender goes away with the request, whose time is bounded.
+    reports.iter().collect()
+}
+
+#[test]
+fn a_submitted_request_shows_the_refusal_instead_of_retrying() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => link.reply(id, put_ok(9)),
+        _ => link.reply(id, try_other(4)),
+    });
+    let client = client_of([server.address]).causality(Causality::PerKey).build().unwrap();
+    client.put("k", "v").unwrap();
+    let refusal = Event::TryOtherServerOrLater {
+        client_timestamp: Timestamp(9),
+        timestamp: Timestamp(4),
+        server: server.address,
+    };
+    assert_eq!(submit(&client, Ask::Get { key: "k".into() }), [refusal]);
+    assert_eq!(gets(&server).len(), 1);
+}
+
+#[test]
+fn a_submitted_request_goes_past_servers_that_cannot_be_reached_and_names_them() {
+    let mut unreachable = 0;
+    for seed in SEEDS {
+        let down = nobody();
+        let good = FakeServer::start(|id, _, link| link.reply(id, missing(2)));
+        let client = client_of([down, good.address]).seed(seed).build().unwrap();
+        let events = submit(&client, Ask::Get { key: "k".into() });
+        let (last, before) = events.split_last().unwrap();
+        assert!(matches!(last, Event::Got { value: None, .. }), "{last:?}");
+        for event in before {
+            let Event::Unreachable(failure) = event else { panic!("{event:?}") };
+            assert_eq!(failure.server, down);
+            unreachable += 1;
+        }
+    }
+    assert!(unreachable > 0, "no seed asked the dead server first");
+
+    let client = client_of([nobody(), nobody()]).build().unwrap();
+    let events = submit(&client, Ask::Put { key: "k".into(), value: "v".into() });
+    assert!(
+        matches!(
+            &events[..],
+            [
+                Event::Unreachable(_),
+                Event::Unreachable(_),
+                Event::Failed(ClientError::Unreachable { .. })
+            ]
+        ),
+        "{events:?}"
+    );
+}

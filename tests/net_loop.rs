@@ -1,0 +1,647 @@
+//! The event loop over real sockets, with a small service whose callbacks are reported to the test.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use acervo::net::{
+    CloseReason, ConnectionId, EventLoop, Listener, LoopConfig, Net, SendError, SendLimits,
+    Service, WakeHandle,
+};
+use acervo::wire::frame::FrameError;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+/// Longer than anything here takes on a loaded machine; only a failing test waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+enum Event {
+    Accepted(ConnectionId),
+    Connected(ConnectionId),
+    DialFailed(ConnectionId, io::ErrorKind),
+    Frame(ConnectionId, Vec<u8>),
+    Closed(ConnectionId, String),
+}
+
+type Command = Box<dyn FnOnce(&mut TestService, &mut Net) + Send>;
+
+/// Reports everything; echoes frames if told to; runs what the test sends it.
+struct TestService {
+    events: Sender<Event>,
+    commands: Receiver<Command>,
+    /// Frames to this service are sent back.
+    echo: bool,
+    /// Every frame pauses its connection.
+    pause_after_frame: bool,
+    /// Frames are worth an event.
+    report_frames: bool,
+    queued_bytes_max_seen: usize,
+    ticks: usize,
+    idle_asked: usize,
+}
+
+impl TestService {
+    fn report(&self, event: Event) {
+        // The test may have seen enough and gone.
+        let _ = self.events.send(event);
+    }
+}
+
+impl Service for TestService {
+    fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, _peer: SocketAddr) {
+        self.report(Event::Accepted(id));
+    }
+
+    fn on_connected(&mut self, _net: &mut Net, id: ConnectionId) {
+        self.report(Event::Connected(id));
+    }
+
+    fn on_dial_failed(&mut self, _net: &mut Net, id: ConnectionId, error: &io::Error) {
+        self.report(Event::DialFailed(id, error.kind()));
+    }
+
+    fn on_frame(&mut self, net: &mut Net, id: ConnectionId, body: &[u8]) {
+        if self.pause_after_frame {
+            net.pause_reading(id);
+        }
+        if self.report_frames {
+            self.report(Event::Frame(id, body.to_vec()));
+        }
+        if self.echo {
+            net.send(id, |out| out.extend(frame(body)));
+        }
+        self.queued_bytes_max_seen = self.queued_bytes_max_seen.max(net.queued_bytes(id));
+    }
+
+    fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
+        self.report(Event::Closed(id, format!("{reason:?}")));
+    }
+
+    fn on_wake(&mut self, net: &mut Net) {
+        while let Ok(command) = self.commands.try_recv() {
+            command(self, net);
+        }
+    }
+
+    fn on_tick(&mut self, _net: &mut Net) {
+        self.ticks += 1;
+    }
+
+    fn on_idle(&mut self, _net: &mut Net, _id: ConnectionId) -> bool {
+        self.idle_asked += 1;
+        self.idle_asked > 1
+    }
+
+    fn farewell(&mut self, _id: ConnectionId, error: &FrameError) -> Vec<u8> {
+        frame(error.to_string().as_bytes())
+    }
+
+    fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
+        frame(b"no room")
+    }
+}
+
+struct Harness {
+    address: SocketAddr,
+    events: Receiver<Event>,
+    commands: Sender<Command>,
+    wake: WakeHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Harness {
+    fn start(config: LoopConfig) -> Harness {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.address();
+        let event_loop = EventLoop::new(config, Some(listener)).unwrap();
+        let wake = event_loop.wake_handle();
+        let (events_in, events) = unbounded();
+        let (commands, commands_out) = unbounded();
+        let mut service = TestService {
+            events: events_in,
+            commands: commands_out,
+            echo: true,
+            pause_after_frame: false,
+            report_frames: false,
+            queued_bytes_max_seen: 0,
+            ticks: 0,
+            idle_asked: 0,
+        };
+        let thread = std::thread::spawn(move || event_loop.run(&mut service).unwrap());
+        Harness { address, events, commands, wake, thread: Some(thread) }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Connects and learns the id the loop gave the connection.
+    fn connect_known(&self) -> (TcpStream, ConnectionId) {
+        let stream = self.connect();
+        match self.next_event() {
+            Event::Accepted(id) => (stream, id),
+            other => panic!("expected a new connection, got {other:?}"),
+        }
+    }
+
+    fn next_event(&self) -> Event {
+        self.events.recv_timeout(PATIENCE).expect("an event in time")
+    }
+
+    /// Runs something on the loop's thread and brings back what it says.
+    fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut TestService, &mut Net) -> R + Send + 'static,
+    ) -> R {
+        let (answer_in, answer) = unbounded();
+        self.commands
+            .send(Box::new(move |service, net| answer_in.send(question(service, net)).unwrap()))
+            .unwrap();
+        self.wake.wake();
+        answer.recv_timeout(PATIENCE).expect("the loop answers in time")
+    }
+
+    fn wait_until(&self, what: &str, mut holds: impl FnMut(&Harness) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "not in time: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn expect_closed(&self, id: ConnectionId, reason_part: &str) {
+        match self.next_event() {
+            Event::Closed(closed, reason) => {
+                assert_eq!(closed, id);
+                assert!(reason.contains(reason_part), "{reason}");
+            }
+            other => panic!("expected the end of {id:?}, got {other:?}"),
+        }
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        let _ = self.commands.send(Box::new(|_, net| net.exit()));
+        self.wake.wake();
+        let result = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            assert!(matches!(result, Some(Ok(()))), "the loop ended badly");
+        }
+    }
+}
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    let mut bytes = (body.len() as u32).to_be_bytes().to_vec();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn read_frame(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut header = [0; 4];
+    stream.read_exact(&mut header)?;
+    let mut body = vec![0; u32::from_be_bytes(header) as usize];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+fn assert_echo(stream: &mut TcpStream, body: &[u8]) {
+    stream.write_all(&frame(body)).unwrap();
+    assert_eq!(read_frame(stream).unwrap(), body);
+}
+
+fn assert_end(stream: &mut TcpStream) {
+    match stream.read(&mut [0; 16]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+        other => panic!("expected the end, got {other:?}"),
+    }
+}
+
+/// Room for whole frames of the sizes used here, and no hurry to give up on a slow test machine.
+fn config() -> LoopConfig {
+    LoopConfig {
+        first_frame_bytes_max: 1 << 20,
+        close_linger: PATIENCE,
+        handshake_timeout: PATIENCE,
+        write_stall_timeout: PATIENCE,
+        ..LoopConfig::default()
+    }
+}
+
+#[test]
+fn frames_that_arrive_a_byte_at_a_time_are_whole() {
+    let harness = Harness::start(config());
+    let mut stream = harness.connect();
+    stream.set_nodelay(true).unwrap();
+    for body in [&b"a"[..], b"hello", &[0; 300]] {
+        for byte in frame(body) {
+            stream.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(read_frame(&mut stream).unwrap(), body);
+    }
+}
+
+#[test]
+fn a_large_frame_comes_back_whole() {
+    let harness = Harness::start(config());
+    let mut stream = harness.connect();
+    let body: Vec<u8> = (0..1 << 20).map(|i: u32| (i % 253) as u8).collect();
+    let writer = {
+        let mut stream = stream.try_clone().unwrap();
+        let bytes = frame(&body);
+        std::thread::spawn(move || stream.write_all(&bytes).unwrap())
+    };
+    assert!(read_frame(&mut stream).unwrap() == body);
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_client_that_does_not_read_is_held_back_and_loses_nothing() {
+    let limits = SendLimits { pause_bytes: 64 * 1024, max_bytes: 1 << 20 };
+    let harness = Harness::start(LoopConfig { send_limits: limits, ..config() });
+    let (mut deaf, deaf_id) = harness.connect_known();
+    let (mut other, _) = harness.connect_known();
+
+    // Far more than the kernel's buffers take in both directions.
+    const FRAMES: usize = 1500;
+    const BODY: usize = 32 * 1024;
+    let writer = {
+        let mut deaf = deaf.try_clone().unwrap();
+        std::thread::spawn(move || {
+            for i in 0..FRAMES {
+                deaf.write_all(&frame(&vec![i as u8; BODY])).unwrap();
+            }
+        })
+    };
+    harness.wait_until("the loop stops reading the deaf client", |harness| {
+        harness.ask(move |_, net| net.queued_bytes(deaf_id)) >= limits.pause_bytes
+    });
+    for _ in 0..10 {
+        assert_echo(&mut other, b"still served");
+    }
+    for i in 0..FRAMES {
+        assert!(read_frame(&mut deaf).unwrap() == vec![i as u8; BODY], "frame {i}");
+    }
+    writer.join().unwrap();
+    let most = harness.ask(|service, _| service.queued_bytes_max_seen);
+    assert!(most <= limits.pause_bytes + BODY + 4, "{most} bytes were queued");
+}
+
+#[test]
+fn too_much_queued_closes_that_connection_only() {
+    let limits = SendLimits { pause_bytes: 1 << 20, max_bytes: 1 << 20 };
+    let harness = Harness::start(LoopConfig { send_limits: limits, ..config() });
+    let (_deaf, deaf_id) = harness.connect_known();
+    let (mut other, _) = harness.connect_known();
+    harness.wait_until("the queue overflows", |harness| {
+        !harness.ask(move |_, net| net.send_owned(deaf_id, frame(&vec![0; 100_000])))
+    });
+    harness.expect_closed(deaf_id, "QueueFull");
+    assert_echo(&mut other, b"still served");
+}
+
+#[test]
+fn try_send_refuses_instead_of_closing() {
+    let limits = SendLimits { pause_bytes: 1 << 20, max_bytes: 1000 };
+    let harness = Harness::start(LoopConfig { send_limits: limits, ..config() });
+    let (mut stream, id) = harness.connect_known();
+    // With their headers: 504 bytes, 1008 in all, 908, 1004, 913.
+    let results = harness.ask(move |_, net| {
+        [500, 500, 400, 92, 1]
+            .map(|count| net.try_send(id, |out| out.extend(frame(&vec![b'x'; count]))))
+    });
+    assert_eq!(results, [Ok(()), Err(SendError::Full), Ok(()), Err(SendError::Full), Ok(())]);
+    for length in [500, 400, 1] {
+        assert_eq!(read_frame(&mut stream).unwrap().len(), length);
+    }
+    harness.ask(move |_, net| net.close(id));
+    harness.expect_closed(id, "Local");
+    assert_eq!(harness.ask(move |_, net| net.try_send(id, |_| {})), Err(SendError::Gone));
+}
+
+#[test]
+fn a_stalled_reader_is_disconnected() {
+    let harness =
+        Harness::start(LoopConfig { write_stall_timeout: Duration::from_millis(50), ..config() });
+    let (_deaf, deaf_id) = harness.connect_known();
+    harness.ask(move |_, net| net.send_owned(deaf_id, vec![0; 24 << 20]));
+    harness.expect_closed(deaf_id, "WriteStalled");
+}
+
+#[test]
+fn a_flood_does_not_starve_the_others() {
+    let harness = Harness::start(LoopConfig { read_budget_bytes: 8 * 1024, ..config() });
+    let mut floods = Vec::new();
+    let stop = Arc::new(AtomicUsize::new(0));
+    for _ in 0..2 {
+        let mut stream = harness.connect();
+        let stop = Arc::clone(&stop);
+        let mut reader = stream.try_clone().unwrap();
+        floods.push(std::thread::spawn(move || {
+            let flood = frame(&[1; 100]).repeat(1000);
+            while stop.load(Ordering::SeqCst) == 0 {
+                stream.write_all(&flood).unwrap();
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+        }));
+        floods.push(std::thread::spawn(move || {
+            let mut nowhere = vec![0; 1 << 16];
+            // Ends with the connection, one way or another.
+            while matches!(reader.read(&mut nowhere), Ok(read) if read > 0) {}
+        }));
+    }
+    let mut quiet = harness.connect();
+    for i in 0..100u32 {
+        assert_echo(&mut quiet, &i.to_be_bytes());
+    }
+    stop.store(1, Ordering::SeqCst);
+    for thread in floods {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_garbage_length_ends_that_connection_only() {
+    let harness = Harness::start(LoopConfig { first_frame_bytes_max: 1000, ..config() });
+    let (mut other, _) = harness.connect_known();
+    for (garbage, said) in [(b"GET / HTTP/1.1\r\n\r\n", "announces"), (&[0; 18], "empty")] {
+        let (mut bad, bad_id) = harness.connect_known();
+        bad.write_all(garbage).unwrap();
+        let farewell = String::from_utf8(read_frame(&mut bad).unwrap()).unwrap();
+        assert!(farewell.contains(said), "{farewell}");
+        assert_end(&mut bad);
+        harness.expect_closed(bad_id, "Frame");
+    }
+    assert_echo(&mut other, b"still served");
+}
+
+#[test]
+fn the_frame_cap_can_be_raised_for_one_connection() {
+    let harness = Harness::start(LoopConfig { first_frame_bytes_max: 10, ..config() });
+    let (mut trusted, id) = harness.connect_known();
+    harness.ask(move |_, net| net.set_frame_cap(id, 100));
+    assert_echo(&mut trusted, &[7; 100]);
+    let (mut stranger, stranger_id) = harness.connect_known();
+    stranger.write_all(&frame(&[7; 11])).unwrap();
+    harness.expect_closed(stranger_id, "TooLong { announced: 11, cap: 10 }");
+}
+
+#[test]
+fn a_stale_id_does_not_reach_the_next_connection_of_its_slot() {
+    let harness = Harness::start(config());
+    let (first, first_id) = harness.connect_known();
+    drop(first);
+    harness.expect_closed(first_id, "Remote");
+    let (mut second, second_id) = harness.connect_known();
+    assert_eq!(first_id.to_u64() as u32, second_id.to_u64() as u32, "the slot is used again");
+    assert_ne!(first_id, second_id);
+    let sent = harness.ask(move |_, net| {
+        let sent = net.send(first_id, |out| out.extend(frame(b"for the first")));
+        net.pause_reading(first_id);
+        net.set_deadline(first_id, Some(net.now()));
+        net.close_after_flush(first_id);
+        net.close(first_id);
+        (sent, net.queued_bytes(first_id), net.peer_address(first_id))
+    });
+    assert_eq!(sent, (false, 0, None));
+    assert_echo(&mut second, b"for the second");
+}
+
+#[test]
+fn every_wake_from_another_thread_is_heard() {
+    let harness = Harness::start(config());
+    let ran = Arc::new(AtomicUsize::new(0));
+    const THREADS: usize = 4;
+    const EACH: usize = 5_000;
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for _ in 0..EACH {
+                    let ran = Arc::clone(&ran);
+                    let count: Command = Box::new(move |_, _| {
+                        ran.fetch_add(1, Ordering::SeqCst);
+                    });
+                    harness.commands.send(count).unwrap();
+                    harness.wake.wake();
+                }
+            });
+        }
+    });
+    harness.wait_until("every command has run", |_| ran.load(Ordering::SeqCst) == THREADS * EACH);
+}
+
+#[test]
+fn dialling_a_closed_port_reports_the_failure() {
+    let harness = Harness::start(config());
+    // The near end of a connection: a port that is taken, so that nobody comes to listen on it.
+    let (stream, _) = harness.connect_known();
+    let closed = stream.local_addr().unwrap();
+    let id = harness.ask(move |_, net| net.dial(closed));
+    match harness.next_event() {
+        Event::DialFailed(failed, kind) => {
+            assert_eq!((failed, kind), (id, io::ErrorKind::ConnectionRefused));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(harness.ask(|_, net| net.dialled_connections()), 0);
+}
+
+#[test]
+fn a_dial_over_the_cap_fails_under_an_id_of_its_own() {
+    let harness = Harness::start(LoopConfig { dialled_max: 0, ..config() });
+    let address = harness.address;
+    let ids = harness.ask(move |_, net| [net.dial(address), net.dial(address)]);
+    assert_ne!(ids[0], ids[1]);
+    for id in ids {
+        match harness.next_event() {
+            Event::DialFailed(failed, kind) => {
+                assert_eq!((failed, kind), (id, io::ErrorKind::QuotaExceeded));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_is_sent_while_dialling_arrives_first() {
+    let harness = Harness::start(config());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let id = harness.ask(move |service, net| {
+        service.echo = false;
+        service.report_frames = true;
+        let id = net.dial(address);
+        net.send(id, |out| out.extend(frame(b"hello")));
+        id
+    });
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(read_frame(&mut stream).unwrap(), b"hello");
+    assert!(matches!(harness.next_event(), Event::Connected(connected) if connected == id));
+    stream.write_all(&frame(b"welcome")).unwrap();
+    match harness.next_event() {
+        Event::Frame(from, body) => assert_eq!((from, &body[..]), (id, &b"welcome"[..])),
+        other => panic!("{other:?}"),
+    }
+    drop(stream);
+    harness.expect_closed(id, "Remote");
+}
+
+#[test]
+fn frames_buffered_behind_a_pause_come_after_the_resume() {
+    let harness = Harness::start(config());
+    let (mut stream, id) = harness.connect_known();
+    harness.ask(|service, _| {
+        service.echo = false;
+        service.pause_after_frame = true;
+        service.report_frames = true;
+    });
+    let frames: Vec<u8> = (0..5u8).flat_map(|i| frame(&[i])).collect();
+    stream.write_all(&frames).unwrap();
+    for i in 0..5u8 {
+        match harness.next_event() {
+            Event::Frame(from, body) => assert_eq!((from, body), (id, vec![i])),
+            other => panic!("{other:?}"),
+        }
+        // Two questions are two iterations: a frame that came in spite of the pause would show.
+        harness.ask(|_, _| {});
+        harness.ask(|_, _| {});
+        assert!(harness.events.is_empty());
+        harness.ask(move |_, net| net.resume_reading(id));
+    }
+    drop(stream);
+    harness.expect_closed(id, "Remote");
+}
+
+#[test]
+fn one_connection_too_many_is_told_so() {
+    let harness = Harness::start(LoopConfig { accepted_max: 2, ..config() });
+    let (mut first, first_id) = harness.connect_known();
+    let (second, second_id) = harness.connect_known();
+    let mut third = harness.connect();
+    // Unread input must not turn the refusal into a reset.
+    third.write_all(&frame(b"hello, I am the third")).unwrap();
+    assert_eq!(read_frame(&mut third).unwrap(), b"no room");
+    assert_end(&mut third);
+    assert_echo(&mut first, b"still served");
+    assert_eq!(harness.ask(|_, net| net.accepted_connections()), 2);
+    drop(second);
+    harness.expect_closed(second_id, "Remote");
+    let (mut fourth, fourth_id) = harness.connect_known();
+    assert_ne!(fourth_id, first_id);
+    assert_echo(&mut fourth, b"room again");
+}
+
+#[test]
+fn silence_instead_of_a_greeting_ends_at_the_deadline() {
+    let harness = Harness::start(config());
+    let (mut greeted, greeted_id) = harness.connect_known();
+    harness.ask(move |_, net| net.set_deadline(greeted_id, None));
+    let (mut silent, silent_id) = harness.connect_known();
+    harness.ask(move |_, net| net.set_deadline(silent_id, Some(net.now())));
+    harness.expect_closed(silent_id, "Deadline");
+    assert_end(&mut silent);
+    assert_echo(&mut greeted, b"still served");
+}
+
+#[test]
+fn a_new_connection_has_the_handshakes_deadline() {
+    let harness =
+        Harness::start(LoopConfig { handshake_timeout: Duration::from_millis(50), ..config() });
+    let (mut silent, silent_id) = harness.connect_known();
+    harness.expect_closed(silent_id, "Deadline");
+    assert_end(&mut silent);
+}
+
+#[test]
+fn an_idle_connection_is_asked_about_and_then_closed() {
+    let harness =
+        Harness::start(LoopConfig { sweep_interval: Duration::from_millis(10), ..config() });
+    let (mut stream, id) = harness.connect_known();
+    assert_echo(&mut stream, b"hello");
+    harness.ask(move |_, net| {
+        net.set_deadline(id, None);
+        net.set_idle_timeout(id, Some(Duration::from_millis(20)));
+    });
+    harness.expect_closed(id, "Idle");
+    assert_eq!(harness.ask(|service, _| service.idle_asked), 2, "spared once");
+    assert_end(&mut stream);
+}
+
+#[test]
+fn a_client_that_vanishes_with_answers_owed_costs_one_connection() {
+    let harness = Harness::start(config());
+    let (mut other, _) = harness.connect_known();
+    for _ in 0..5 {
+        let (mut rude, rude_id) = harness.connect_known();
+        rude.write_all(&frame(&[1; 1000]).repeat(100)).unwrap();
+        // Closing with unread input, of which there is some now, resets the connection.
+        rude.read_exact(&mut [0; 4]).unwrap();
+        drop(rude);
+        match harness.next_event() {
+            Event::Closed(id, _) => assert_eq!(id, rude_id),
+            other => panic!("{other:?}"),
+        }
+        assert_echo(&mut other, b"still served");
+    }
+}
+
+#[test]
+fn the_last_word_is_heard_even_by_someone_who_keeps_talking() {
+    let harness = Harness::start(config());
+    let (mut stream, id) = harness.connect_known();
+    harness.ask(move |_, net| net.pause_reading(id));
+    stream.write_all(&frame(&[1; 60_000])).unwrap();
+    let last_word = vec![b'w'; 500_000];
+    let sent = last_word.clone();
+    let more = harness.ask(move |_, net| {
+        net.send(id, |out| out.extend(frame(&sent)));
+        net.close_after_flush(id);
+        net.send(id, |out| out.push(0))
+    });
+    assert!(!more, "nothing goes behind the last word");
+    stream.write_all(&[2; 60_000]).unwrap();
+    assert!(read_frame(&mut stream).unwrap() == last_word);
+    assert_end(&mut stream);
+    harness.expect_closed(id, "Local");
+}
+
+#[test]
+fn leaving_the_loop_writes_what_is_queued() {
+    let harness = Harness::start(config());
+    let (mut stream, id) = harness.connect_known();
+    let (mut idle, _) = harness.connect_known();
+    harness.ask(move |_, net| {
+        net.send_owned(id, frame(&vec![5; 2 << 20]));
+        net.exit();
+    });
+    assert!(read_frame(&mut stream).unwrap() == vec![5; 2 << 20]);
+    assert_end(&mut stream);
+    assert_end(&mut idle);
+}
+
+#[test]
+fn nobody_is_accepted_after_accepting_stopped() {
+    let harness = Harness::start(config());
+    let (mut stream, _) = harness.connect_known();
+    harness.ask(|_, net| net.stop_accepting());
+    // Refused, unless someone else has taken the port already.
+    drop(TcpStream::connect(harness.address));
+    assert_echo(&mut stream, b"still served");
+    assert_eq!(harness.ask(|_, net| net.accepted_connections()), 1);
+    assert!(harness.events.is_empty());
+}
+
+#[test]
+fn ticks_come_without_any_traffic() {
+    let harness =
+        Harness::start(LoopConfig { tick_interval: Some(Duration::from_millis(1)), ..config() });
+    harness.wait_until("ten ticks", |harness| harness.ask(|service, _| service.ticks) >= 10);
+}

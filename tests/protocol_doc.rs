@@ -1,0 +1,192 @@
+//! The worked examples of `docs/PROTOCOL.md` are what the codec says and reads.
+//!
+//! An example is a fenced block whose info string is `frame` and the example's name. Each line is
+//! bytes in hexadecimal, then optionally a semicolon and a comment. The block is one whole frame.
+
+use std::collections::BTreeMap;
+
+use acervo::command::WriteOp;
+use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
+use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::wire::codec;
+use acervo::wire::frame::Deframer;
+use acervo::wire::message::*;
+use bytes::Bytes;
+
+const DOCUMENT: &str = include_str!("../docs/PROTOCOL.md");
+
+/// What the document says each example is.
+fn examples() -> Vec<(&'static str, Message)> {
+    let request = |sequence, answered_below| RequestId {
+        client: ClientId(0x0123_4567_89ab_cdef),
+        sequence,
+        answered_below,
+    };
+    let put = WriteRequest {
+        request: request(1, 1),
+        op: WriteOp::Put { key: Bytes::from_static(b"lua"), value: Bytes::from_static(b"cheia") },
+    };
+    let stamp = Timestamp(1_700_000_000_000_000);
+    vec![
+        (
+            "hello",
+            Message::Hello(Hello {
+                protocol: PROTOCOL_VERSION,
+                cluster: ClusterId(0),
+                role: HelloRole::Client,
+            }),
+        ),
+        (
+            "welcome",
+            Message::Welcome(Welcome {
+                protocol: PROTOCOL_VERSION,
+                cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
+                node: NodeId(2),
+                incarnation: 0x05ca_1e00_0000_0003,
+                last_index: 41,
+                term: 3,
+            }),
+        ),
+        ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
+        ("put-ok", Message::Reply { id: 1, body: Reply::PutOk { timestamp: stamp } }),
+        (
+            "get",
+            Message::Request {
+                id: 2,
+                body: Request::Get(GetRequest {
+                    key: Bytes::from_static(b"lua"),
+                    timestamp: stamp,
+                    session: stamp,
+                    linearizable: false,
+                }),
+            },
+        ),
+        (
+            "get-ok",
+            Message::Reply {
+                id: 2,
+                body: Reply::GetOk {
+                    value: Some(Bytes::from_static(b"cheia")),
+                    timestamp: stamp,
+                    as_of: Timestamp(stamp.0 + 5),
+                },
+            },
+        ),
+        (
+            "get-null",
+            Message::Reply {
+                id: 3,
+                body: Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: stamp },
+            },
+        ),
+        (
+            "error",
+            Message::Reply {
+                id: 4,
+                body: Reply::Error(ErrorReply {
+                    code: ErrorCode::Busy,
+                    message: "busy".to_owned(),
+                    retry_after_ms: 50,
+                }),
+            },
+        ),
+        ("status", Message::Request { id: 5, body: Request::Status }),
+        ("ping", Message::Ping { nonce: 7 }),
+        (
+            "hello-server",
+            Message::Hello(Hello {
+                protocol: PROTOCOL_VERSION,
+                cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
+                role: HelloRole::Server { node: NodeId(1), incarnation: 0x05ca_1e00_0000_0001 },
+            }),
+        ),
+        (
+            "forward",
+            Message::Peer(PeerMessage::Forward {
+                id: 9,
+                client: "127.0.0.1:50000".parse().expect("an address"),
+                write: put,
+            }),
+        ),
+        (
+            "replication",
+            Message::Peer(PeerMessage::Raft(RaftMessage {
+                from: NodeId(1),
+                to: NodeId(2),
+                term: 3,
+                body: RaftBody::Append {
+                    previous_index: 41,
+                    previous_term: 3,
+                    commit: 41,
+                    entries: vec![LogEntry { term: 3, index: 42, data: Bytes::new() }],
+                },
+            })),
+        ),
+    ]
+}
+
+/// The frames written out in the document, by name.
+fn documented() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut frames = BTreeMap::new();
+    let mut lines = DOCUMENT.lines();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix("```frame ") else {
+            continue;
+        };
+        let bytes = lines
+            .by_ref()
+            .take_while(|line| *line != "```")
+            .flat_map(|line| line.split(';').next().unwrap_or_default().split_whitespace())
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap_or_else(|_| panic!("{name}: {byte}")))
+            .collect();
+        assert!(frames.insert(name, bytes).is_none(), "two examples are called {name}");
+    }
+    frames
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn the_documents_bytes_are_what_the_codec_writes() {
+    let documented = documented();
+    for (name, message) in examples() {
+        let mut frame = Vec::new();
+        codec::encode(&message, HELLO_FRAME_BYTES_MAX, &mut frame).expect("it fits");
+        let shown = documented.get(name).unwrap_or_else(|| panic!("no {name}: {}", hex(&frame)));
+        assert_eq!(hex(shown), hex(&frame), "{name}");
+    }
+}
+
+#[test]
+fn the_documents_bytes_are_what_the_codec_reads() {
+    let mut documented = documented();
+    for (name, message) in examples() {
+        let shown = documented.remove(name).unwrap_or_else(|| panic!("no {name}"));
+        let mut deframer = Deframer::new(HELLO_FRAME_BYTES_MAX);
+        deframer.push(&shown);
+        let body = deframer.next_frame().expect("a good length").expect("a whole frame");
+        assert_eq!(body.len(), shown.len() - FRAME_HEADER_BYTES, "{name}");
+        assert_eq!(codec::decode(body).expect("a message"), message, "{name}");
+    }
+    assert!(documented.is_empty(), "nobody checks {:?}", documented.keys());
+}
+
+#[test]
+fn the_documents_limits_are_the_codes() {
+    use acervo::limits;
+    for (what, value) in [
+        ("key", limits::KEY_BYTES_MAX),
+        ("value", limits::VALUE_BYTES_MAX_DEFAULT),
+        ("frame before the greeting", limits::HELLO_FRAME_BYTES_MAX),
+        ("frame from a client", limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX_DEFAULT)),
+        ("frame between servers", limits::PEER_FRAME_BYTES_MAX),
+        ("requests under way", limits::REQUESTS_PER_CONNECTION_MAX),
+        ("remembered replies", limits::SESSION_REPLIES_MAX),
+        ("nesting", limits::MESSAGE_DEPTH_MAX),
+    ] {
+        let row = format!("| {what} | {value} |");
+        assert!(DOCUMENT.contains(&row), "the table has no row {row:?}");
+    }
+}

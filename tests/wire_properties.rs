@@ -1,0 +1,535 @@
+//! What the wire promises whatever arrives: any split of a stream gives the same messages, and
+//! garbage gives an error, never a panic and never an allocation for what was only announced.
+//!
+//! Random cases print their seed when they fail; `ACERVO_SEED` replays it.
+
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, SocketAddr};
+
+use acervo::command::WriteOp;
+use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
+use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::wire::codec::{self, CodecError};
+use acervo::wire::frame::{Deframer, FrameError};
+use acervo::wire::message::*;
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};
+
+fn check<S: Strategy>(strategy: S, test: impl Fn(S::Value) -> TestCaseResult) {
+    let seed = match std::env::var("ACERVO_SEED") {
+        Ok(text) => text.parse().expect("ACERVO_SEED is a number"),
+        Err(_) => std::hash::RandomState::new().build_hasher().finish(),
+    };
+    let mut seed_bytes = [0; 32];
+    seed_bytes[..8].copy_from_slice(&u64::to_le_bytes(seed));
+    let mut runner = TestRunner::new_with_rng(
+        Config { failure_persistence: None, ..Config::default() },
+        TestRng::from_seed(RngAlgorithm::ChaCha, &seed_bytes),
+    );
+    if let Err(failure) = runner.run(&strategy, test) {
+        panic!("{failure}\nreplay with ACERVO_SEED={seed}");
+    }
+}
+
+// ---- every message there is ---------------------------------------------------------------
+
+fn blob() -> impl Strategy<Value = Bytes> {
+    prop_oneof![vec(any::<u8>(), 0..40), vec(any::<u8>(), 200..400)].prop_map(Bytes::from)
+}
+
+fn text() -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..40).prop_map(String::from_iter)
+}
+
+fn timestamp() -> impl Strategy<Value = Timestamp> {
+    any::<i64>().prop_map(Timestamp)
+}
+
+fn node() -> impl Strategy<Value = NodeId> {
+    any::<u64>().prop_map(NodeId)
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
+        .prop_flat_map(|ip| any::<u16>().prop_map(move |port| SocketAddr::new(ip, port)))
+}
+
+fn write_request() -> impl Strategy<Value = WriteRequest> {
+    let op = prop_oneof![
+        (blob(), blob()).prop_map(|(key, value)| WriteOp::Put { key, value }),
+        blob().prop_map(|key| WriteOp::Del { key }),
+    ];
+    (any::<[u64; 3]>(), op).prop_map(|([client, sequence, answered_below], op)| WriteRequest {
+        request: RequestId { client: ClientId(client), sequence, answered_below },
+        op,
+    })
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    prop_oneof![
+        write_request().prop_map(Request::Write),
+        (blob(), timestamp(), timestamp(), any::<bool>()).prop_map(
+            |(key, timestamp, session, linearizable)| {
+                Request::Get(GetRequest { key, timestamp, session, linearizable })
+            }
+        ),
+        Just(Request::Status),
+    ]
+}
+
+fn status() -> impl Strategy<Value = ServerStatus> {
+    let role = prop_oneof![Just(Role::Leader), Just(Role::Follower), Just(Role::Candidate)];
+    (text(), any::<[u64; 7]>(), role, option::of(text()), vec(text(), 0..4), any::<[u32; 2]>())
+        .prop_map(|(address, numbers, role, leader, in_sync, connections)| ServerStatus {
+            version: address.clone(),
+            address,
+            node: NodeId(numbers[0]),
+            cluster: ClusterId(numbers[1]),
+            role,
+            leader,
+            term: numbers[2],
+            commit: numbers[3],
+            applied: numbers[4],
+            applied_timestamp: Timestamp(numbers[5] as i64),
+            last_index: numbers[5],
+            in_sync,
+            client_connections: connections[0],
+            server_connections: connections[1],
+            uptime_ms: numbers[6],
+        })
+}
+
+fn reply() -> impl Strategy<Value = Reply> {
+    let code = prop_oneof![
+        Just(ErrorCode::NoMajority),
+        Just(ErrorCode::Busy),
+        Just(ErrorCode::ShuttingDown),
+        Just(ErrorCode::Invalid),
+        Just(ErrorCode::StaleRequest),
+        Just(ErrorCode::Internal),
+    ];
+    prop_oneof![
+        timestamp().prop_map(|timestamp| Reply::PutOk { timestamp }),
+        (timestamp(), any::<bool>())
+            .prop_map(|(timestamp, existed)| Reply::DelOk { timestamp, existed }),
+        (option::of(blob()), timestamp(), timestamp())
+            .prop_map(|(value, timestamp, as_of)| Reply::GetOk { value, timestamp, as_of }),
+        (timestamp(), timestamp()).prop_map(|(timestamp, applied)| {
+            Reply::TryOtherServerOrLater { timestamp, applied }
+        }),
+        status().prop_map(|status| Reply::StatusOk(Box::new(status))),
+        (code, text(), any::<u32>()).prop_map(|(code, message, retry_after_ms)| {
+            Reply::Error(ErrorReply { code, message, retry_after_ms })
+        }),
+    ]
+}
+
+fn raft_body() -> impl Strategy<Value = RaftBody> {
+    let entry = (any::<[u64; 2]>(), blob()).prop_map(|([term, index], data)| LogEntry {
+        term,
+        index,
+        data,
+    });
+    prop_oneof![
+        (any::<[u64; 3]>(), vec(entry, 0..5)).prop_map(
+            |([previous_index, previous_term, commit], entries)| RaftBody::Append {
+                previous_index,
+                previous_term,
+                commit,
+                entries
+            }
+        ),
+        (any::<[u64; 2]>(), any::<Option<(u64, u64)>>()).prop_map(
+            |([index, commit], reject_hint)| RaftBody::AppendReply { index, commit, reject_hint }
+        ),
+        (any::<u64>(), blob())
+            .prop_map(|(commit, context)| RaftBody::Heartbeat { commit, context }),
+        (any::<u64>(), blob())
+            .prop_map(|(commit, context)| RaftBody::HeartbeatReply { commit, context }),
+        (any::<[bool; 2]>(), any::<[u64; 4]>()).prop_map(
+            |([pre, transfer], [last_index, last_term, commit, commit_term])| RaftBody::Vote {
+                pre,
+                last_index,
+                last_term,
+                commit,
+                commit_term,
+                transfer
+            }
+        ),
+        (any::<[bool; 2]>(), any::<[u64; 2]>()).prop_map(
+            |([pre, reject], [commit, commit_term])| RaftBody::VoteReply {
+                pre,
+                reject,
+                commit,
+                commit_term
+            }
+        ),
+        Just(RaftBody::TimeoutNow),
+    ]
+}
+
+fn peer_message() -> impl Strategy<Value = PeerMessage> {
+    prop_oneof![
+        (node(), node(), any::<u64>(), raft_body()).prop_map(|(from, to, term, body)| {
+            PeerMessage::Raft(RaftMessage { from, to, term, body })
+        }),
+        (any::<u64>(), address(), write_request())
+            .prop_map(|(id, client, write)| PeerMessage::Forward { id, client, write }),
+        (any::<u64>(), option::of(reply()))
+            .prop_map(|(id, reply)| PeerMessage::Forwarded { id, reply }),
+        any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
+        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
+        any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let role = prop_oneof![
+        Just(HelloRole::Client),
+        (node(), any::<u64>())
+            .prop_map(|(node, incarnation)| HelloRole::Server { node, incarnation }),
+    ];
+    prop_oneof![
+        (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {
+            Message::Hello(Hello { protocol, cluster: ClusterId(cluster), role })
+        }),
+        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>()).prop_map(
+            |(protocol, cluster, node, [incarnation, last_index, term])| Message::Welcome(
+                Welcome {
+                    protocol,
+                    cluster: ClusterId(cluster),
+                    node,
+                    incarnation,
+                    last_index,
+                    term
+                }
+            )
+        ),
+        text().prop_map(|reason| Message::Refused { reason }),
+        (any::<u64>(), request()).prop_map(|(id, body)| Message::Request { id, body }),
+        (any::<u64>(), reply()).prop_map(|(id, body)| Message::Reply { id, body }),
+        any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
+        any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
+        peer_message().prop_map(Message::Peer),
+    ]
+}
+
+// ---- messages and frames ------------------------------------------------------------------
+
+fn encoded(message: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    codec::encode(message, PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    frame
+}
+
+fn body(message: &Message) -> Vec<u8> {
+    encoded(message)[FRAME_HEADER_BYTES..].to_vec()
+}
+
+#[test]
+fn every_message_survives_its_encoding() {
+    check(message(), |message| {
+        let frame = encoded(&message);
+        let (header, body) = frame.split_first_chunk().unwrap();
+        prop_assert_eq!(u32::from_be_bytes(*header) as usize, body.len());
+        prop_assert_eq!(codec::decode(body).unwrap(), message);
+        Ok(())
+    });
+}
+
+#[test]
+fn any_split_of_a_stream_gives_the_same_messages() {
+    let stream_and_cuts = (vec(message(), 1..12), vec(any::<prop::sample::Index>(), 0..40));
+    check(stream_and_cuts, |(messages, cuts)| {
+        let stream: Vec<u8> = messages.iter().flat_map(encoded).collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
+        cuts.extend([0, stream.len()]);
+        cuts.sort_unstable();
+
+        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut received = Vec::new();
+        for piece in cuts.windows(2) {
+            deframer.push(&stream[piece[0]..piece[1]]);
+            while let Some(body) = deframer.next_frame().unwrap() {
+                received.push(codec::decode(body).unwrap());
+            }
+        }
+        prop_assert_eq!(received, messages);
+        prop_assert_eq!(deframer.buffered_bytes(), 0);
+        Ok(())
+    });
+}
+
+/// Long enough to fill the deframer's buffer many times over, so that frames begin anywhere in it.
+#[test]
+fn any_split_of_a_long_stream_gives_the_same_frames() {
+    let length = prop_oneof![4 => 1..200usize, 2 => 1..6_000usize, 1 => 1..200_000usize];
+    let steps = vec(prop_oneof![1..50usize, 1..5_000usize, 1..100_000usize], 1..20);
+    check((vec(length, 1..60), steps), |(lengths, steps)| {
+        let bodies: Vec<Vec<u8>> = lengths
+            .iter()
+            .enumerate()
+            .map(|(n, length)| (0..*length).map(|i| (i * 7 + n) as u8).collect())
+            .collect();
+        let mut stream = Vec::new();
+        for body in &bodies {
+            stream.extend_from_slice(&(body.len() as u32).to_be_bytes());
+            stream.extend_from_slice(body);
+        }
+        let mut deframer = Deframer::new(200_000);
+        let mut expected = bodies.iter();
+        let mut rest = &stream[..];
+        // As an event loop does it: read what there is room for, then take every whole frame.
+        for step in steps.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let spare = deframer.spare();
+            let read = spare.len().min(*step).min(rest.len());
+            spare[..read].copy_from_slice(&rest[..read]);
+            deframer.commit(read);
+            rest = &rest[read..];
+            while let Some(body) = deframer.next_frame().unwrap() {
+                prop_assert!(Some(body) == expected.next().map(Vec::as_slice));
+            }
+        }
+        prop_assert!(expected.next().is_none());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_stream_fed_a_byte_at_a_time_gives_the_same_messages() {
+    check(vec(message(), 1..4), |messages| {
+        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut received = Vec::new();
+        for byte in messages.iter().flat_map(encoded) {
+            deframer.push(&[byte]);
+            if let Some(body) = deframer.next_frame().unwrap() {
+                received.push(codec::decode(body).unwrap());
+            }
+        }
+        prop_assert_eq!(received, messages);
+        Ok(())
+    });
+}
+
+#[test]
+fn frames_left_unread_are_still_whole() {
+    check((vec(message(), 1..12), 1..600usize), |(messages, step)| {
+        let stream: Vec<u8> = messages.iter().flat_map(encoded).collect();
+        let mut deframer = Deframer::new(PEER_FRAME_BYTES_MAX);
+        let mut received = Vec::new();
+        // At most one frame is taken a push, so that several wait and the buffer is moved.
+        for piece in stream.chunks(step) {
+            deframer.push(piece);
+            if let Some(body) = deframer.next_frame().unwrap() {
+                received.push(codec::decode(body).unwrap());
+            }
+        }
+        while let Some(body) = deframer.next_frame().unwrap() {
+            received.push(codec::decode(body).unwrap());
+        }
+        prop_assert_eq!(received, messages);
+        Ok(())
+    });
+}
+
+// ---- garbage ------------------------------------------------------------------------------
+
+#[test]
+fn garbage_never_panics_and_never_costs_more_than_it_brought() {
+    check((vec(vec(any::<u8>(), 0..300), 0..20), 0..2000usize), |(pieces, cap)| {
+        let mut deframer = Deframer::new(cap);
+        let mut sent = 0;
+        'stream: for piece in pieces {
+            sent += piece.len();
+            deframer.push(&piece);
+            loop {
+                match deframer.next_frame() {
+                    Ok(Some(body)) => drop(codec::decode(body)),
+                    Ok(None) => break,
+                    Err(error) => {
+                        prop_assert_eq!(deframer.next_frame(), Err(error));
+                        break 'stream;
+                    }
+                }
+            }
+            prop_assert!(deframer.memory_bytes() <= (2 * sent).max(FRAME_BUFFER_BYTES_MIN));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_damaged_message_never_panics() {
+    let damage = vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
+    check((message(), damage, any::<prop::sample::Index>()), |(message, damage, cut)| {
+        let mut bytes = body(&message);
+        for (place, byte) in damage {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        drop(codec::decode(&bytes));
+        drop(codec::decode(&bytes[..cut.index(bytes.len())]));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_truncated_message_is_an_error() {
+    check((message(), any::<prop::sample::Index>()), |(message, cut)| {
+        let bytes = body(&message);
+        prop_assert!(codec::decode(&bytes[..cut.index(bytes.len())]).is_err());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_length_over_the_cap_is_rejected_before_anything_is_allocated_for_it() {
+    check((1..=PEER_FRAME_BYTES_MAX, any::<u32>()), |(cap, announced)| {
+        let mut deframer = Deframer::new(cap);
+        deframer.push(&announced.to_be_bytes());
+        let announced = announced as usize;
+        match deframer.next_frame() {
+            Err(FrameError::Empty) => prop_assert_eq!(announced, 0),
+            Err(error) => {
+                prop_assert!(announced > cap);
+                prop_assert_eq!(error, FrameError::TooLong { announced, cap });
+            }
+            Ok(frame) => {
+                prop_assert!(frame.is_none() && (1..=cap).contains(&announced));
+            }
+        }
+        deframer.spare();
+        prop_assert!(deframer.memory_bytes() <= FRAME_BUFFER_BYTES_MIN);
+        Ok(())
+    });
+}
+
+#[test]
+fn anything_behind_a_message_is_an_error() {
+    check((message(), vec(any::<u8>(), 1..50)), |(message, tail)| {
+        let mut bytes = body(&message);
+        bytes.extend(tail);
+        prop_assert!(matches!(codec::decode(&bytes), Err(CodecError::TrailingBytes)));
+        Ok(())
+    });
+}
+
+/// `{"name": [` with the array's length still to come.
+fn opening(name: &str) -> Vec<u8> {
+    let mut bytes = vec![0x81, 0xa0 | name.len() as u8];
+    bytes.extend_from_slice(name.as_bytes());
+    bytes
+}
+
+#[test]
+fn deep_nesting_is_an_error_even_on_a_small_stack() {
+    let array = |depth| vec![0x91; depth];
+    let map = |depth: usize| [0x81, 0xa1, b'x'].repeat(depth);
+    let mut bodies = vec![array(100_000), map(100_000)];
+    // Where a number, a string, bytes or a structure is expected.
+    for prefix in ["PING", "REFUSED", "HELLO", "REQUEST", "PEER"] {
+        bodies.push([opening(prefix), array(100_000)].concat());
+        bodies.push([opening(prefix), map(100_000)].concat());
+    }
+    // In place of a log entry's bytes, at the deepest spot a message has.
+    let entries = [
+        &opening("PEER")[..],
+        &opening("RAFT"),
+        &[0x94, 1, 1, 1],
+        &opening("REPLICATION"),
+        &[0x94, 0, 0, 0, 0x91, 0x93, 1, 1],
+    ]
+    .concat();
+    bodies.push([entries.clone(), array(100_000)].concat());
+    bodies.push([entries, map(100_000)].concat());
+    // A structure sent as a map may hold fields nobody knows, which are skipped, nesting and all.
+    let unknown_field = [&opening("HELLO")[..], &[0x81, 0xa1, b'?']].concat();
+    bodies.push([unknown_field, array(100_000)].concat());
+
+    let thread = std::thread::Builder::new()
+        .stack_size(256 * 1024)
+        .spawn(move || bodies.iter().map(|body| codec::decode(body).is_err()).collect::<Vec<_>>());
+    let refused = thread.unwrap().join().unwrap();
+    assert!(refused.iter().all(|refused| *refused), "{refused:?}");
+}
+
+#[test]
+fn announced_sizes_without_the_bytes_are_errors() {
+    const HUGE: [u8; 4] = [0x80, 0, 0, 0];
+    let entries = [
+        &opening("PEER")[..],
+        &opening("RAFT"),
+        &[0x94, 1, 1, 1],
+        &opening("REPLICATION"),
+        &[0x94, 0, 0, 0],
+    ]
+    .concat();
+    let in_sync_of_strings = opening("REFUSED");
+    for (prefix, marker) in [
+        (entries.clone(), 0xdd),                              // 2³¹ entries
+        ([&entries[..], &[0x91, 0x93, 1, 1]].concat(), 0xc6), // an entry of 2³¹ bytes
+        ([&entries[..], &[0x91, 0x93, 1, 1]].concat(), 0xdd), // the same as an array
+        ([&in_sync_of_strings[..], &[0x91]].concat(), 0xdb),  // a string of 2³¹ bytes
+        (Vec::new(), 0xdf),                                   // a map of 2³¹ variants
+    ] {
+        let body = [&prefix[..], &[marker], &HUGE].concat();
+        assert!(matches!(codec::decode(&body), Err(CodecError::Decode(_))), "{body:x?}");
+    }
+}
+
+#[test]
+fn text_that_is_not_utf8_is_an_error() {
+    let valid = body(&Message::Refused { reason: "ab".into() });
+    assert!(codec::decode(&valid).is_ok());
+    let mut invalid = valid;
+    *invalid.last_mut().unwrap() = 0xff;
+    assert!(matches!(codec::decode(&invalid), Err(CodecError::Decode(_))));
+}
+
+#[test]
+fn unknown_variants_and_missing_or_extra_fields_are_errors() {
+    assert!(codec::decode(&[opening("NONSENSE"), vec![0x91, 1]].concat()).is_err());
+    assert!(codec::decode(&[opening("PING"), vec![0x90]].concat()).is_err());
+    assert!(codec::decode(&[opening("PING"), vec![0x92, 1, 1]].concat()).is_err());
+    assert!(codec::decode(&[]).is_err());
+}
+
+#[test]
+fn bytes_travel_as_bin() {
+    let entry = LogEntry { term: 1, index: 1, data: Bytes::from(vec![0xab; 300]) };
+    let append =
+        RaftBody::Append { previous_index: 0, previous_term: 0, commit: 0, entries: vec![entry] };
+    let message = Message::Peer(PeerMessage::Raft(RaftMessage {
+        from: NodeId(1),
+        to: NodeId(2),
+        term: 1,
+        body: append,
+    }));
+    let body = body(&message);
+    let bin16 = [&[0xc5, 0x01, 0x2c][..], &[0xab; 300]].concat();
+    assert!(body.windows(bin16.len()).any(|window| window == bin16));
+}
+
+#[test]
+fn a_message_over_the_cap_is_not_encoded_and_leaves_no_trace() {
+    check((message(), vec(any::<u8>(), 0..20)), |(message, before)| {
+        let length = body(&message).len();
+        let mut out = before.clone();
+        match codec::encode(&message, length - 1, &mut out) {
+            Err(CodecError::TooLong { bytes, cap }) => {
+                prop_assert_eq!((bytes, cap), (length, length - 1));
+            }
+            other => prop_assert!(false, "{:?}", other),
+        }
+        prop_assert_eq!(&out, &before);
+        codec::encode(&message, length, &mut out).unwrap();
+        prop_assert_eq!(out.len(), before.len() + FRAME_HEADER_BYTES + length);
+        Ok(())
+    });
+}
