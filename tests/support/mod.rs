@@ -1,0 +1,236 @@
+//! What the tests with real processes share: a group of servers in a temporary folder, and waiting
+//! for a condition with a deadline.
+
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own and uses its own part of what is shared"
+)]
+
+pub mod terminal;
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use acervo::client::{Client, Timing};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long anything may take before a test fails. Far beyond what it takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub const ACERVO: &str = env!("CARGO_BIN_EXE_acervo");
+
+/// Waits until `check` gives something.
+///
+/// # Panics
+/// Panics when it does not within [`PATIENCE`], naming `what` was awaited.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Free addresses for a group. Each group gets a loopback IP of its own, so that no connection of
+/// another test, whose ports the system chooses, can take one of them in the meantime.
+pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
+    static GROUPS: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let group = GROUPS.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        let ip: std::net::IpAddr = [127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, 1 + group as u8].into();
+        let bound: Vec<TcpListener> =
+            (0..count).map_while(|_| TcpListener::bind((ip, 0)).ok()).collect();
+        if bound.len() == count {
+            let mut addresses: Vec<SocketAddr> =
+                bound.iter().map(|l| l.local_addr().unwrap()).collect();
+            addresses.sort();
+            return addresses;
+        }
+        assert!(group < 200, "no loopback address is free");
+    }
+}
+
+/// One server process of a group, running or not.
+pub struct Server {
+    pub address: SocketAddr,
+    child: Option<Child>,
+}
+
+/// A group of servers on fresh data directories. Dropping it kills what still runs.
+pub struct Group {
+    pub dir: TempDir,
+    pub servers: Vec<Server>,
+    flags: Vec<String>,
+}
+
+impl Group {
+    /// Starts `size` servers, the first of which leads first, with `flags` for each.
+    pub fn start(size: usize, flags: &[&str]) -> Group {
+        let mut group = Group::prepare(size, flags);
+        for at in 0..size {
+            group.start_server(at);
+        }
+        group
+    }
+
+    /// As [`Group::start`], without starting anything yet.
+    pub fn prepare(size: usize, flags: &[&str]) -> Group {
+        let server = |address| Server { address, child: None };
+        Group {
+            dir: tempfile::tempdir().unwrap(),
+            servers: free_addresses(size).into_iter().map(server).collect(),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
+    }
+
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.servers.iter().map(|server| server.address).collect()
+    }
+
+    /// The value of `--servers`.
+    pub fn list(&self) -> String {
+        let addresses: Vec<String> = self.addresses().iter().map(|a| a.to_string()).collect();
+        addresses.join(",")
+    }
+
+    pub fn data_dir(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("server-{at}"))
+    }
+
+    /// Where a server's standard error goes, over all its lives.
+    pub fn log_path(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("server-{at}.log"))
+    }
+
+    pub fn log(&self, at: usize) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log_path(at)).unwrap_or_default()).into_owned()
+    }
+
+    /// Where a server's console lines go, over all its lives.
+    pub fn console_path(&self, at: usize) -> PathBuf {
+        self.dir.path().join(format!("server-{at}.out"))
+    }
+
+    /// The command that starts server `at`.
+    pub fn command(&self, at: usize) -> Command {
+        let mut command = Command::new(ACERVO);
+        command
+            .arg("server")
+            .args(["--listen", &self.servers[at].address.to_string()])
+            .args(["--leader", &self.servers[0].address.to_string()])
+            .args(["--servers", &self.list()])
+            .arg("--data-dir")
+            .arg(self.data_dir(at))
+            .args(&self.flags);
+        command
+    }
+
+    /// Starts server `at` on whatever its data directory holds.
+    pub fn start_server(&mut self, at: usize) {
+        self.start_server_with(at, &[]);
+    }
+
+    pub fn start_server_with(&mut self, at: usize, more_flags: &[&str]) {
+        assert!(self.servers[at].child.is_none(), "server {at} runs already");
+        let mut command = self.command(at);
+        command
+            .args(more_flags)
+            .stdin(Stdio::null())
+            .stdout(appending(&self.console_path(at)))
+            .stderr(appending(&self.log_path(at)));
+        self.servers[at].child = Some(command.spawn().unwrap());
+    }
+
+    pub fn pid(&self, at: usize) -> u32 {
+        self.servers[at].child.as_ref().expect("the server runs").id()
+    }
+
+    pub fn signal(&self, at: usize, signal: Signal) {
+        let pid = Pid::from_raw(self.pid(at) as i32).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, at: usize) {
+        let mut child = self.servers[at].child.take().expect("the server runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self, at: usize) -> ExitStatus {
+        self.signal(at, Signal::TERM);
+        self.wait(at)
+    }
+
+    /// Waits until server `at` has ended by itself.
+    pub fn wait(&mut self, at: usize) -> ExitStatus {
+        let mut child = self.servers[at].child.take().expect("the server runs");
+        eventually("the server ends", || child.try_wait().unwrap())
+    }
+
+    /// A client of the whole group.
+    pub fn client(&self) -> Client {
+        // Servers may be down for as long as a test likes: the request's own time decides.
+        let timing = Timing { reach_timeout: PATIENCE, ..Timing::default() };
+        Client::builder(self.addresses()).timing(timing).request_timeout(PATIENCE).build().unwrap()
+    }
+
+    /// A client that knows one server only.
+    pub fn client_of(&self, at: usize) -> Client {
+        Client::builder([self.servers[at].address]).request_timeout(PATIENCE).build().unwrap()
+    }
+
+    /// Waits until some running server leads and says so; which one.
+    pub fn leader(&self) -> usize {
+        let client = self.client();
+        eventually("a leader", || {
+            let mut leaders: Vec<(u64, usize)> = Vec::new();
+            for at in (0..self.servers.len()).filter(|at| self.servers[*at].child.is_some()) {
+                if let Ok(status) = client.status(self.servers[at].address)
+                    && status.role == acervo::wire::message::Role::Leader
+                {
+                    leaders.push((status.term, at));
+                }
+            }
+            leaders.into_iter().max().map(|(_, at)| at)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            if let Some(mut child) = server.child.take() {
+                // A stopped process does not die of SIGKILL's politer cousins; this is the real one.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        if std::thread::panicking() {
+            for at in 0..self.servers.len() {
+                eprintln!("---- log of server {at}\n{}", self.log(at));
+            }
+        }
+    }
+}
+
+fn appending(path: &Path) -> File {
+    File::options().create(true).append(true).open(path).unwrap()
+}
+
+/// Whether a process ended by itself with this code.
+pub fn exited_with(status: ExitStatus, code: i32) -> bool {
+    status.signal().is_none() && status.code() == Some(code)
+}
