@@ -140,6 +140,8 @@ pub const STATE_HASH_EVERY: u64 = 4096;
 /// A write that a server refused because it does not lead is forwarded again after this long,
 /// unless another leader shows up before.
 pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
+/// A newborn group's leader waits this long for every server to take part before it orders writes.
+pub const BIRTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Terms a peer may be ahead of this server in one step; more is not an election but an attack,
@@ -240,6 +242,7 @@ const _: () = {
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
+    assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
 };
 

@@ -103,7 +103,7 @@ pub enum Causality {
 }
 
 /// The client's time-outs below a whole request's. The defaults are those of
-/// [`limits`](crate::limits).
+/// [`limits`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// To establish a connection, greeting included.

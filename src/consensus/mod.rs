@@ -3,13 +3,13 @@
 //! The engine is raft-rs (Ongaro and Ousterhout, "In Search of an Understandable Consensus
 //! Algorithm", with pre-vote, check-quorum, read index and leadership transfer), driven through its
 //! asynchronous interface: entries go to the disk and to the other servers at the same time, and
-//! whatever must not be said before it is durable waits in [`ready`].
+//! whatever must not be said before it is durable waits in `ready`.
 //!
 //! What this part adds to the library:
-//! - every message from another server is checked before it is stepped ([`guard`]), because the
+//! - every message from another server is checked before it is stepped (`guard`), because the
 //!   library panics on some that a broken or hostile server may send;
-//! - a blank data directory takes no part in elections until it is up to date ([`admission`]);
-//! - the log's recent tail is kept in memory, the rest is read from disk by others ([`log_store`]).
+//! - a blank data directory takes no part in elections until it is up to date (`admission`);
+//! - the log's recent tail is kept in memory, the rest is read from disk by others (`log_store`).
 //!
 //! What it leaves out: snapshots and membership change. It does no IO and reads no clock.
 

@@ -1,7 +1,7 @@
 //! The core itself: its state, and what each input does to it.
 //!
 //! Inputs only change state; whatever follows from them is worked out in `flush`
-//! ([`super::progress`]), once for a whole bunch of inputs.
+//! (in `progress`), once for a whole bunch of inputs.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -126,6 +126,9 @@ pub struct Node {
     pub(super) links: BTreeSet<NodeId>,
     /// At a leader.
     pub(super) in_sync: Option<InSync>,
+    /// At the leader of a newborn group: no write is ordered before every server has taken part, or
+    /// before this time.
+    pub(super) birth_until_us: Option<u64>,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
     /// Role, leader and term as of the last flush.
@@ -171,6 +174,7 @@ impl Node {
             reads,
             links: BTreeSet::new(),
             in_sync: None,
+            birth_until_us: None,
             applied,
             hashes: StateHashes::default(),
             standing,
@@ -346,14 +350,18 @@ impl Node {
     pub(super) fn no_majority(&self) -> Reply {
         let all = self.config.nodes.len();
         let answering = self.links.len() + 1;
-        error(
-            ErrorCode::NoMajority,
-            &format!(
-                "no majority: {answering} of {all} servers answer and {} are needed: \
-                 start the others, then try again",
-                all / 2 + 1
-            ),
-        )
+        let needed = all / 2 + 1;
+        let message = if answering < needed {
+            format!(
+                "no majority: {answering} of {all} servers answer and {needed} are needed: \
+                 start the others, then try again"
+            )
+        } else {
+            format!(
+                "no majority agreed in time although {answering} of {all} servers answer: try again"
+            )
+        };
+        error(ErrorCode::NoMajority, &message)
     }
 }
 

@@ -66,6 +66,12 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(from, message, out);
         };
+        // What is stored here is applied one day, by a state machine that stops at what it does not
+        // understand.
+        if entries.iter().any(|entry| Command::decode(&entry.data).is_err()) {
+            let reason = "a REPLICATION holds an entry that is no command".to_owned();
+            return out.push(Output::Disconnect { peer: from, reason });
+        }
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
         let holds_writes = entries.iter().any(|e| !e.data.is_empty());

@@ -1,5 +1,7 @@
 //! What follows from the inputs: `flush`, once for a bunch of them.
 
+use std::collections::BTreeSet;
+
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::InSync;
 use super::writes::Origin;
@@ -39,6 +41,7 @@ impl Node {
         let new_reign = term != term_before;
         if role_before == Role::Leader && (role != Role::Leader || new_reign) {
             self.in_sync = None;
+            self.birth_until_us = None;
             self.reads.forget_servers();
             for key in self.writes.take_led() {
                 match self.writes.get_mut(key).origin {
@@ -55,7 +58,13 @@ impl Node {
             let others = self.config.nodes.iter().copied().filter(|n| *n != self.config.node);
             let others: Vec<NodeId> = others.collect();
             let timeout_us = micros(self.config.in_sync_timeout);
-            self.in_sync = Some(InSync::new(timeout_us, &others, &self.links));
+            // A newborn group's log holds its leader's first entry and nothing else. Everybody is
+            // expected then, whether its link is up already or not.
+            let newborn = self.consensus.last_index() == 1;
+            let everybody: BTreeSet<NodeId> = others.iter().copied().collect();
+            let expected = if newborn { &everybody } else { &self.links };
+            self.in_sync = Some(InSync::new(timeout_us, &others, expected));
+            self.birth_until_us = newborn.then(|| now.monotonic_us + micros(limits::BIRTH_TIMEOUT));
             out.push(Output::Notice(Notice::BecameLeader { term }));
         } else if role != Role::Leader && (leader, term) != (leader_before, term_before) {
             out.push(Output::Notice(Notice::Following { leader, term }));
@@ -70,7 +79,23 @@ impl Node {
         }
     }
 
+    /// Whether writes must wait for servers that have never taken part. One that has not cannot
+    /// help to elect a leader (see `consensus::admission`), so a group that began its work without
+    /// it would stand still when its first leader died.
+    fn is_being_born(&mut self, now: Now) -> bool {
+        let Some(until_us) = self.birth_until_us else { return false };
+        let everybody = self.config.nodes.iter().filter(|n| **n != self.config.node);
+        let complete = everybody.into_iter().all(|peer| self.consensus.matched(*peer) > 0);
+        if complete || now.monotonic_us >= until_us {
+            self.birth_until_us = None;
+        }
+        self.birth_until_us.is_some()
+    }
+
     fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.is_being_born(now) {
+            return;
+        }
         let mut waiting = self.writes.take_waiting();
         while !waiting.is_empty() {
             let mut batch = Vec::new();
@@ -106,9 +131,6 @@ impl Node {
                     batch.into_iter().for_each(|key| self.writes.wait(key));
                 }
             }
-        }
-        if let Some(in_sync) = &mut self.in_sync {
-            in_sync.proposed(self.consensus.last_index(), now.monotonic_us);
         }
     }
 
@@ -210,6 +232,7 @@ impl Node {
     fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(in_sync) = &mut self.in_sync else { return };
         let consensus = &self.consensus;
+        in_sync.proposed(consensus.last_index(), now.monotonic_us);
         let mut notices = Vec::new();
         in_sync.update(
             now.monotonic_us,

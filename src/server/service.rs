@@ -208,7 +208,8 @@ impl StoreService {
                 let Some(address) = net.peer_address(connection) else { return };
                 let kind = Kind::Client { address, under_way: 0, paused: false };
                 self.connections.insert(connection, kind);
-                let cap = limits::client_frame_bytes_max(self.parts.config.value_bytes_max);
+                // Whatever --max-value says: a value that is too long for it deserves an answer.
+                let cap = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
                 net.set_frame_cap(connection, cap);
                 net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
             }

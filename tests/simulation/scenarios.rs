@@ -125,9 +125,27 @@ fn a_write_forwarded_to_a_leader_that_dies_is_answered_through_the_next_one() {
     close(world);
 }
 
+/// The first end-to-end tests killed the leader right after the first acknowledged write. The third
+/// server had not been admitted by then, so nobody could be elected until the old leader returned.
+#[test]
+fn a_group_that_has_acknowledged_a_write_survives_its_first_leader_at_once() {
+    for seed in 0..50 {
+        let mut world = group(Setup::calm(1_000 + seed));
+        let first = put(&mut world, 0, "first");
+        answered_within(&mut world, first, 10 * SECOND);
+        world.crash(0).unwrap();
+        let second = put(&mut world, 1, "second");
+        answered_within(&mut world, second, 5 * SECOND);
+        assert!(matches!(world.outcome(second), Some(Outcome::Written(_))), "seed {seed}");
+        close(world);
+    }
+}
+
 #[test]
 fn a_dead_follower_delays_writes_once_and_only_briefly() {
     let mut world = group(Setup::calm(4));
+    // The group's birth is over: everybody has taken part and the leader knows it.
+    run_for(&mut world, SECOND);
     // Cut off, not crashed: nothing tells the leader that it is gone.
     world.cut(0, 2);
     world.cut(2, 0);

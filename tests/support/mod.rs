@@ -48,7 +48,8 @@ pub fn free_addresses(count: usize) -> Vec<SocketAddr> {
     loop {
         let group = GROUPS.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
-        let ip: std::net::IpAddr = [127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, 1 + group as u8].into();
+        let ip: std::net::IpAddr =
+            [127, 1 + (process % 250) as u8, (process / 250 % 250) as u8, 1 + group as u8].into();
         let bound: Vec<TcpListener> =
             (0..count).map_while(|_| TcpListener::bind((ip, 0)).ok()).collect();
         if bound.len() == count {
