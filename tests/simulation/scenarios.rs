@@ -130,7 +130,13 @@ fn a_write_forwarded_to_a_leader_that_dies_is_answered_through_the_next_one() {
 #[test]
 fn a_group_that_has_acknowledged_a_write_survives_its_first_leader_at_once() {
     for seed in 0..50 {
-        let mut world = group(Setup::calm(1_000 + seed));
+        let setup = Setup { ack: AckPolicy::Majority, ..Setup::calm(1_000 + seed) };
+        let mut world = World::new(setup, Trace::default());
+        world.add_client(Memory::Session, 64, 60 * SECOND);
+        let led = run_until(&mut world, 10 * SECOND, |world| {
+            world.statuses().any(|(_, status)| status.role == Role::Leader)
+        });
+        assert!(led, "seed {seed}");
         let first = put(&mut world, 0, "first");
         answered_within(&mut world, first, 10 * SECOND);
         world.crash(0).unwrap();
