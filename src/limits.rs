@@ -150,6 +150,15 @@ pub const TERM_LEAP_MAX: u64 = 1 << 32;
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
+// ---- snapshots ----------------------------------------------------------------------------
+
+/// Bytes of rows in one piece of a snapshot (one larger row still travels alone).
+pub const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+/// Pieces sent and not yet stored by the receiver; the next one waits.
+pub const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
+/// A transfer that makes no progress for this long is given up, and may begin again.
+pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
 // ---- replicated sessions ------------------------------------------------------------------
 
 /// A client unheard of for this long, in the log's own time, is forgotten.

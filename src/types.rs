@@ -124,7 +124,7 @@ pub struct AppliedPoint {
 }
 
 /// Names a snapshot of the state machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotId {
     /// The term in which its sender led when it began.
     pub leader_term: Term,
