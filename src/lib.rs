@@ -1,5 +1,6 @@
 //! Acervo: a replicated key-value store that never goes back in time.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod command;
