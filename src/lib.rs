@@ -34,6 +34,7 @@
 //! number, does no IO and prints nothing, so that `tests/simulation` can run it under every fault from a
 //! seed.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod command;

@@ -225,6 +225,19 @@ pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
 /// How long `acervo cluster` waits for its servers to stop before it kills them.
 pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
+// ---- measuring ------------------------------------------------------------------------------
+
+/// Clients of one `acervo bench`; each has a connection to each server.
+pub const BENCH_CLIENTS_MAX: usize = 1024;
+/// Clients that write the keys before a bench of reads.
+pub const BENCH_FILL_CLIENTS: usize = 64;
+/// Keys of a bench.
+pub const BENCH_KEYS_MAX: u64 = 100_000_000;
+/// How often a bench looks whether its time is over.
+pub const BENCH_TICK: Duration = Duration::from_millis(10);
+/// Latencies beyond this, in nanoseconds, are recorded as this.
+pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
+
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
