@@ -304,6 +304,9 @@ impl Node {
         if self.writes.len() >= limits::PENDING_WRITES_MAX {
             return Err(busy("too many writes are under way at this server"));
         }
+        if self.writes.bytes() >= limits::PENDING_WRITE_BYTES_MAX {
+            return Err(busy("too many bytes are being written at this server"));
+        }
         self.writes.add(Pending {
             origin,
             client,
