@@ -60,10 +60,15 @@ pub struct NodeConfig {
 pub struct Recovered {
     /// The hard state; default when blank.
     pub hard_state: HardState,
+    /// The first index the log still holds: 0 or 1 = from the start. Entries before it are in the
+    /// state machine only.
+    pub first_index: LogIndex,
+    /// The term of the entry before `first_index`; 0 when the log holds everything from the start.
+    pub previous_term: Term,
     /// Where each run of entries of one term begins, in order: (first index of the run, term). The
     /// first run begins at the log's first index.
     pub term_runs: Vec<(LogIndex, Term)>,
-    /// The last index of the log; 0 when empty.
+    /// The last index of the log; the one before `first_index` when it is empty.
     pub last_index: LogIndex,
     /// Every entry after `applied.index`, contiguous to `last_index`.
     pub entries: Vec<LogEntry>,
@@ -146,7 +151,7 @@ impl Node {
         if !config.nodes.contains(&config.node) || !config.nodes.contains(&config.first_leader) {
             return Err(NodeError::NotInGroup(config.node));
         }
-        let Recovered { mut hard_state, term_runs, last_index, entries, applied } = recovered;
+        let Recovered { mut hard_state, term_runs, last_index, entries, applied, .. } = recovered;
         // The commit index is written lazily; what is applied was committed.
         hard_state.commit = hard_state.commit.max(applied.index);
         let mut clock = HybridClock::default();

@@ -158,6 +158,7 @@ impl Disk {
             last_index: self.last_index(),
             entries: self.log[applied.index as usize..].to_vec(),
             applied,
+            ..Recovered::default()
         }
     }
 }
