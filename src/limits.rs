@@ -194,6 +194,9 @@ pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
 /// fewer writes under way than this.
 pub const SESSION_REPLIES_MAX: usize = 2048;
+/// Replies remembered for all clients together; past it the clients unheard of for longest are
+/// forgotten.
+pub const SESSION_REPLIES_TOTAL_MAX: usize = 256 * 1024;
 
 // ---- disk ---------------------------------------------------------------------------------
 
@@ -212,6 +215,8 @@ pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The engine's page cache.
 pub const ENGINE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// The page cache of an engine that takes in a snapshot beside the one in use.
+pub const STAGING_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 // ---- client library -----------------------------------------------------------------------
 
@@ -270,6 +275,7 @@ const _: () = {
     assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
     assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(SESSION_REPLIES_MAX < SESSION_REPLIES_TOTAL_MAX);
     assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
     assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());

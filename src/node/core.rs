@@ -60,9 +60,10 @@ pub struct NodeConfig {
 pub struct Recovered {
     /// The hard state; default when blank.
     pub hard_state: HardState,
-    /// The first index the log holds; 0 or 1 when it reaches back to the beginning.
+    /// The first index the log still holds: 0 or 1 = from the start. Entries before it are in the
+    /// state machine only.
     pub first_index: LogIndex,
-    /// The term of the entry just before the first one; 0 when there was none.
+    /// The term of the entry before `first_index`; 0 when the log holds everything from the start.
     pub previous_term: Term,
     /// Where each run of entries of one term begins, in order: (first index of the run, term). The
     /// first run begins at the log's first index.
