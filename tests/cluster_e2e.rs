@@ -272,6 +272,49 @@ fn server_whose_data_was_lost_is_brought_back_by_the_others() {
 }
 
 #[test]
+fn server_behind_the_log_is_brought_back_by_a_snapshot_while_writes_go_on() {
+    let mut group = Group::start(3, &["--console", "off"]);
+    let client = group.client();
+    client.put("first", "write").unwrap();
+    let late = (group.leader() + 1) % 3;
+    group.kill(late);
+    std::fs::remove_dir_all(group.data_dir(late)).unwrap();
+    // Enough to fill several segments of the log and to call for checkpoints.
+    let value = vec![7; 1024 * 1024];
+    let leader = group.leader();
+    let mut sizes = Vec::new();
+    for number in 0.. {
+        client.put(format!("big-{number}"), &value).unwrap();
+        if group.log(leader).contains("the log now begins at") {
+            break;
+        }
+        sizes.push(number);
+        assert!(number < 1_000, "the log never shrinks");
+    }
+    let load = Load::start(&client, 2);
+    group.start_server(late);
+    let address = group.servers[late].address;
+    eventually("the late server is in sync", || {
+        let leader = client.status(group.servers[group.leader()].address).ok()?;
+        leader.in_sync.contains(&address.to_string()).then_some(())
+    });
+    load.wait_for_more(50);
+    let acknowledged = load.finish();
+    assert!(group.log(late).contains("the snapshot to log index"), "{}", group.log(late));
+    check_all_there(&group, &acknowledged);
+    let reader = group.client_of(late);
+    for number in sizes {
+        let got = reader.get(format!("big-{number}")).unwrap();
+        assert_eq!(got.value.as_deref(), Some(&value[..]), "big-{number}");
+    }
+    // And it starts again on what it was sent.
+    group.kill(late);
+    group.start_server(late);
+    let got = group.client_of(late).get("big-0").unwrap();
+    assert_eq!(got.value.as_deref(), Some(&value[..]));
+}
+
+#[test]
 fn delayed_server_refuses_until_it_has_stored_what_the_client_saw() {
     // SPEC A7, with less patience.
     let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "30s"]);

@@ -263,7 +263,7 @@ mod tests {
     fn grants(jobs: &[Job]) -> Vec<usize> {
         let grant = |job: &Job| match job {
             Job::Read(read) => read.granted,
-            Job::Fetch { .. } => panic!("nobody asked for log entries"),
+            other => panic!("nobody asked for {other:?}"),
         };
         jobs.iter().map(grant).collect()
     }

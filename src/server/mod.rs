@@ -19,6 +19,7 @@ mod peering;
 pub mod questions;
 mod requests;
 mod service;
+mod snapshots;
 mod threads;
 mod work;
 
@@ -141,7 +142,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     // As many reports as pieces of work, which the writers' queues bound.
     let (reports_in, reports) = unbounded();
     let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
-    let applier = threads::applier(storage.machine, reports_in, wake.clone());
+    let applier = threads::applier(storage.machine, data_dir.staging(), reports_in, wake.clone());
     let (stop_in, stop) = bounded(1);
     watch_signals(stop_in.clone(), wake.clone())?;
     if config.stop_on_stdin_end {
@@ -156,6 +157,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     let parts = Parts {
         clients_max: room.clients_max,
         incarnation: data_dir.incarnation(),
+        first_transfer: rand::rng().next_u64() >> 1,
         node,
         console,
         pool: pool.map_err(ServerError::Thread)?,

@@ -161,7 +161,7 @@ impl StoreService {
 
     pub(super) fn lost_outbound(
         &mut self,
-        net: &Net,
+        net: &mut Net,
         connection: ConnectionId,
         peer: NodeId,
         why: &str,
@@ -176,6 +176,8 @@ impl StoreService {
         link.went_down(now, random, why);
         if was_up {
             self.input(net, Input::PeerDown { peer });
+            let steps = self.transfers.lost(peer);
+            self.take_steps(net, steps);
         }
     }
 }

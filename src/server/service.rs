@@ -14,13 +14,14 @@ use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::Console;
 use super::links::{Link, sentence};
-use super::threads::{Report, Writer};
+use super::snapshots::{SnapshotWork, Step, Transfers};
+use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::work::{Completion, Job};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
 use crate::node::{Input, Now, Output, RequestToken};
-use crate::types::{ClusterId, LogBatch, LogEntry, NodeId};
+use crate::types::{AppliedPoint, ClusterId, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply};
 use crate::workers::pool::Pool;
@@ -47,8 +48,10 @@ pub(super) struct Parts {
     pub node: Node,
     pub console: Console,
     pub pool: Pool<Job, Completion>,
-    pub log: Writer<LogBatch>,
-    pub applier: Writer<Vec<LogEntry>>,
+    pub log: Writer<LogWork>,
+    pub applier: Writer<ApplierWork>,
+    /// Where the numbers of snapshot transfers start; random.
+    pub first_transfer: u64,
     pub reports: Receiver<Report>,
     /// Anything here means: stop.
     pub stop: Receiver<()>,
@@ -63,6 +66,7 @@ pub(super) struct StoreService {
     pub(super) links: Vec<Link>,
     pub(super) connections: ConnectionMap<Kind>,
     pub(super) clients: Clients,
+    pub(super) transfers: Transfers,
     outputs: Vec<Output>,
     /// The time as the core is told it, and the iteration it was read in.
     now: (Instant, Now),
@@ -87,6 +91,7 @@ impl StoreService {
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
+            transfers: Transfers::new(parts.first_transfer),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
             stopping_since: None,
@@ -170,8 +175,8 @@ impl StoreService {
                     self.clients.unpark(token);
                     self.reply(net, token, reply);
                 }
-                Output::Persist(batch) => self.parts.log.push(batch),
-                Output::Apply(entries) => self.parts.applier.push(entries),
+                Output::Persist(batch) => self.parts.log.push(LogWork::Append(batch)),
+                Output::Apply(entries) => self.parts.applier.push(ApplierWork::Apply(entries)),
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.unpark(token) {
                         let connection = ConnectionId::from_u64(token.connection);
@@ -184,10 +189,20 @@ impl StoreService {
                         self.input(net, Input::Fetched { fetch, entries: Vec::new() });
                     }
                 }
-                Output::SendSnapshot { to, .. } => {
-                    self.input(net, Input::SnapshotSent { to, complete: false })
+                Output::SendSnapshot { to, leader_term } => {
+                    let steps = self.transfers.start(net.now(), to, leader_term);
+                    self.take_steps(net, steps);
                 }
-                Output::InstallSnapshot { .. } | Output::DiscardSnapshot => {}
+                Output::InstallSnapshot { number, snapshot, hard_state } => {
+                    let anew = LogWork::BeginAnew { number, snapshot, hard_state };
+                    self.parts.log.push(anew);
+                    let steps = self.transfers.installing();
+                    self.take_steps(net, steps);
+                }
+                Output::DiscardSnapshot => {
+                    let steps = self.transfers.discarded();
+                    self.take_steps(net, steps);
+                }
                 Output::Console(event) => self.parts.console.show(event),
                 Output::Notice(notice) => log::info!("{notice}"),
                 Output::Disconnect { peer, reason } => {
@@ -204,6 +219,73 @@ impl StoreService {
         // Answers above may have made the core speak again; the capacity is kept.
         outputs.append(&mut self.outputs);
         self.outputs = outputs;
+    }
+
+    fn report(&mut self, net: &mut Net, report: Report) {
+        let steps = match report {
+            Report::Done(input) => return self.input(net, input),
+            Report::Checkpointed(index) => return self.parts.log.push(LogWork::Compact(index)),
+            Report::LogBegunAnew { number } => {
+                // The store follows before anything that is committed after it is applied.
+                self.parts.applier.push(ApplierWork::Snapshot(SnapshotWork::Install));
+                return self.input(net, Input::Persisted { number });
+            }
+            Report::SnapshotInstalled(point) => {
+                log::info!("the snapshot to log index {} is in place", point.index);
+                self.transfers.installed();
+                return self.input(net, Input::Applied { outcomes: Vec::new(), point });
+            }
+            Report::Failed(failure) => return self.fail(net, failure),
+            Report::SnapshotPrepared { to, id, source } => {
+                let node = &self.parts.node;
+                self.transfers.prepared(to, id, source, |index| node.term_at(index))
+            }
+            Report::SnapshotStored { id, stored } => self.transfers.stored(id, stored),
+            Report::SnapshotStaged { id } => self.transfers.staged(id),
+            Report::SnapshotFailed { id, reason } => self.transfers.failed(id, &reason),
+        };
+        self.take_steps(net, steps);
+    }
+
+    pub(super) fn take_steps(&mut self, net: &mut Net, steps: Vec<Step>) {
+        for step in steps {
+            match step {
+                Step::Send { to, message } => self.send_to_peer(net, to, message),
+                Step::Store(work) => self.parts.applier.push(ApplierWork::Snapshot(work)),
+                Step::Tell(input) => self.input(net, input),
+                Step::Read { to, id, source } => {
+                    let job = Job::SnapshotChunk { to, id, source };
+                    // Clients' reads may fill the queue for a moment; the snapshot begins again.
+                    if self.parts.pool.submit(job).is_err() {
+                        let steps = self.transfers.lost(to);
+                        self.take_steps(net, steps);
+                    }
+                }
+            }
+        }
+    }
+
+    fn peer_message(&mut self, net: &mut Net, from: NodeId, message: PeerMessage) {
+        let now = net.now();
+        let steps = match message {
+            PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
+                let status = self.parts.node.status();
+                let acceptable = status.leader == Some(from)
+                    && status.term == snapshot.leader_term
+                    && status.commit < snapshot.index;
+                let point = AppliedPoint { index: snapshot.index, timestamp, hash };
+                self.transfers.offered(now, from, id, snapshot, point, acceptable)
+            }
+            PeerMessage::SnapshotChunk { id, sequence, data } => {
+                self.transfers.chunk(now, from, id, sequence, data)
+            }
+            PeerMessage::SnapshotEnd { id, chunks } => self.transfers.ended(now, from, id, chunks),
+            PeerMessage::SnapshotAnswer { id, stored, outcome } => {
+                self.transfers.answered(now, from, id, stored, outcome)
+            }
+            message => return self.input(net, Input::Peer { from, message }),
+        };
+        self.take_steps(net, steps);
     }
 
     fn fail(&mut self, net: &mut Net, failure: String) {
@@ -278,7 +360,7 @@ impl Service for StoreService {
             Kind::Unknown => self.greeting(net, connection, message),
             Kind::Client => self.client_message(net, connection, message),
             Kind::Inbound(from) => match message {
-                Message::Peer(message) => self.input(net, Input::Peer { from, message }),
+                Message::Peer(message) => self.peer_message(net, from, message),
                 Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
                 _ => self.refuse(net, connection, "a server sends PEER and PING only".into()),
             },
@@ -296,6 +378,8 @@ impl Service for StoreService {
                     && link.inbound == Some(connection)
                 {
                     link.inbound = None;
+                    let steps = self.transfers.lost(peer);
+                    self.take_steps(net, steps);
                 }
             }
             Some(Kind::Client) => {
@@ -310,10 +394,7 @@ impl Service for StoreService {
 
     fn on_wake(&mut self, net: &mut Net) {
         while let Ok(report) = self.parts.reports.try_recv() {
-            match report {
-                Report::Done(input) => self.input(net, input),
-                Report::Failed(failure) => return self.fail(net, failure),
-            }
+            self.report(net, report);
         }
         while let Some(completion) = self.parts.pool.collect() {
             match completion {
@@ -330,6 +411,10 @@ impl Service for StoreService {
                 Completion::Fetched { fetch, entries } => {
                     self.input(net, Input::Fetched { fetch, entries });
                 }
+                Completion::SnapshotChunk { to, id, source, chunk } => {
+                    let steps = self.transfers.read(to, id, source, chunk);
+                    self.take_steps(net, steps);
+                }
             }
         }
         if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {
@@ -342,6 +427,8 @@ impl Service for StoreService {
 
     fn on_tick(&mut self, net: &mut Net) {
         self.input(net, Input::Tick);
+        let steps = self.transfers.tick(net.now());
+        self.take_steps(net, steps);
         self.keep_links_alive(net);
         self.dial_due_links(net);
         let patience = limits::SHUTDOWN_GRACE + limits::HANDOVER_TIMEOUT;

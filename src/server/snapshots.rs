@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::limits;
 use crate::node::Input;
-use crate::storage::apply::{SnapshotChunk, SnapshotSource};
+use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{AppliedPoint, NodeId, SnapshotId, Term};
 use crate::wire::message::{PeerMessage, SnapshotOutcome};
 
@@ -324,15 +324,10 @@ impl Transfers {
 
     /// Gives up what makes no progress.
     pub fn tick(&mut self, now: Instant) -> Vec<Step> {
-        let stalled = |since: Instant| {
-            now.saturating_duration_since(since) > limits::SNAPSHOT_STALL_TIMEOUT
-        };
-        let late: Vec<NodeId> = self
-            .outgoing
-            .iter()
-            .filter(|out| stalled(out.progress_at))
-            .map(|out| out.to)
-            .collect();
+        let stalled =
+            |since: Instant| now.saturating_duration_since(since) > limits::SNAPSHOT_STALL_TIMEOUT;
+        let late: Vec<NodeId> =
+            self.outgoing.iter().filter(|out| stalled(out.progress_at)).map(|out| out.to).collect();
         let mut steps: Vec<Step> = late.into_iter().flat_map(|to| self.give_up(to)).collect();
         if self.incoming.as_ref().is_some_and(|i| !i.whole && stalled(i.progress_at)) {
             steps.extend(self.refuse("nothing more comes"));

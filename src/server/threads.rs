@@ -7,24 +7,59 @@
 //! A failure of either ends the process: what a failed sync left on the disk is unknown, and so is
 //! a state machine that could not apply.
 
+use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use super::snapshots::SnapshotWork;
 use crate::limits;
 use crate::net::WakeHandle;
 use crate::node::Input;
-use crate::storage::apply::StateMachine;
-use crate::storage::log::DiskLog;
-use crate::types::{LogBatch, LogEntry};
+use crate::storage::apply::{ApplyError, StateMachine};
+use crate::storage::log::{DiskLog, LogError};
+use crate::storage::snapshot::{DiskStaging, SnapshotSink, SnapshotSource, StagedSnapshot};
+use crate::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId};
 
 /// What a writing thread reports.
 pub(super) enum Report {
     /// For the node core.
     Done(Input),
+    /// The store is durable up to here: the log need not reach further back.
+    Checkpointed(LogIndex),
+    /// A view of the store is pinned for server `to`, or could not be.
+    SnapshotPrepared { to: NodeId, id: u64, source: Option<SnapshotSource> },
+    /// This many pieces of an arriving snapshot are stored.
+    SnapshotStored { id: u64, stored: u64 },
+    /// An arriving snapshot is whole, checked, and durable beside the store.
+    SnapshotStaged { id: u64 },
+    /// An arriving snapshot could not be stored.
+    SnapshotFailed { id: u64, reason: String },
+    /// The log has begun anew; the batch number that stands for it.
+    LogBegunAnew { number: u64 },
+    /// A snapshot has taken the store's place.
+    SnapshotInstalled(AppliedPoint),
     /// The end: one sentence.
     Failed(String),
+}
+
+/// Work for the log writer.
+pub(super) enum LogWork {
+    /// Make durable.
+    Append(LogBatch),
+    /// Begin anew after a snapshot.
+    BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
+    /// Delete what lies before this index and is not worth keeping.
+    Compact(LogIndex),
+}
+
+/// Work for the applier.
+pub(super) enum ApplierWork {
+    /// Apply committed entries.
+    Apply(Vec<LogEntry>),
+    /// Something about snapshots.
+    Snapshot(SnapshotWork),
 }
 
 /// A writing thread and its queue.
@@ -64,30 +99,18 @@ impl<T: Send + 'static> Writer<T> {
 
 /// Starts the log writer: everything that has queued up becomes durable with one sync.
 pub(super) fn log_writer(
-    mut log: DiskLog,
+    log: DiskLog,
     reports: Sender<Report>,
     wake: WakeHandle,
-) -> std::io::Result<Writer<LogBatch>> {
+) -> io::Result<Writer<LogWork>> {
     Writer::start("acervo-log", move |work| {
-        let mut batches = Vec::new();
+        let mut thread = LogThread { log, batches: Vec::new() };
         while let Ok(first) = work.recv() {
-            let mut bytes = batch_bytes(&first);
-            batches.push(first);
-            while bytes < limits::LOG_GROUP_BYTES_MAX
-                && let Ok(next) = work.try_recv()
-            {
-                bytes += batch_bytes(&next);
-                batches.push(next);
-            }
-            let number = batches.last().map_or(0, |batch| batch.number);
-            let report = match log.append(&batches) {
-                Ok(()) => Report::Done(Input::Persisted { number }),
-                Err(error) => Report::Failed(error.to_string()),
-            };
-            batches.clear();
-            let failed = matches!(report, Report::Failed(_));
-            if reports.send(report).is_err() {
-                return;
+            let outcome = thread.group(first, &work, &reports);
+            let failed = outcome.is_err();
+            if let Err(error) = outcome {
+                // The receiver is gone only when the process ends anyway.
+                let _ = reports.send(Report::Failed(error.to_string()));
             }
             wake.wake();
             if failed {
@@ -97,30 +120,95 @@ pub(super) fn log_writer(
     })
 }
 
+struct LogThread {
+    log: DiskLog,
+    batches: Vec<LogBatch>,
+}
+
+impl LogThread {
+    /// Does `first` and what has queued up behind it.
+    fn group(
+        &mut self,
+        first: LogWork,
+        work: &Receiver<LogWork>,
+        reports: &Sender<Report>,
+    ) -> Result<(), LogError> {
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(item) = next.take() {
+            match item {
+                LogWork::Append(batch) => {
+                    bytes += batch_bytes(&batch);
+                    self.batches.push(batch);
+                }
+                LogWork::BeginAnew { number, snapshot, hard_state } => {
+                    self.append(reports)?;
+                    self.log.reset(snapshot.index, snapshot.term, hard_state)?;
+                    let _ = reports.send(Report::LogBegunAnew { number });
+                }
+                LogWork::Compact(durable_index) => {
+                    self.append(reports)?;
+                    self.compact(durable_index, reports)?;
+                }
+            }
+            if bytes < limits::LOG_GROUP_BYTES_MAX {
+                next = work.try_recv().ok();
+            }
+        }
+        self.append(reports)
+    }
+
+    fn append(&mut self, reports: &Sender<Report>) -> Result<(), LogError> {
+        let Some(number) = self.batches.last().map(|batch| batch.number) else { return Ok(()) };
+        self.log.append(&self.batches)?;
+        self.batches.clear();
+        let _ = reports.send(Report::Done(Input::Persisted { number }));
+        Ok(())
+    }
+
+    fn compact(
+        &mut self,
+        durable_index: LogIndex,
+        reports: &Sender<Report>,
+    ) -> Result<(), LogError> {
+        let (before, _) = self.log.reader().bounds();
+        self.log.compact(self.log.recent_from().min(durable_index + 1))?;
+        let (first_index, _) = self.log.reader().bounds();
+        if first_index > before {
+            log::info!("the log now begins at index {first_index}");
+            let _ = reports.send(Report::Done(Input::Compacted { first_index }));
+        }
+        Ok(())
+    }
+}
+
 fn batch_bytes(batch: &LogBatch) -> usize {
     batch.entries.iter().map(|entry| entry.data.len() + 64).sum()
 }
 
-/// Starts the applier: it runs the state machine and makes its checkpoints.
+/// Starts the applier: it runs the state machine, makes its checkpoints, and takes snapshots in.
 pub(super) fn applier(
-    mut machine: StateMachine,
+    machine: StateMachine,
+    staging: DiskStaging,
     reports: Sender<Report>,
     wake: WakeHandle,
-) -> std::io::Result<Writer<Vec<LogEntry>>> {
-    Writer::start("acervo-apply", move |work: Receiver<Vec<LogEntry>>| {
-        let started = Instant::now();
+) -> io::Result<Writer<ApplierWork>> {
+    Writer::start("acervo-apply", move |work: Receiver<ApplierWork>| {
+        let mut thread =
+            ApplierThread { machine, staging, reports, started: Instant::now(), sink: Sink::None };
         loop {
-            let unsaved = machine.durable_index() < machine.applied().index;
+            let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
             let received = if unsaved {
                 work.recv_timeout(limits::CHECKPOINT_INTERVAL)
             } else {
                 work.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             let done = match received {
-                Ok(entries) => apply(&mut machine, &entries, &reports, &wake),
+                Ok(ApplierWork::Apply(entries)) => thread.apply(&entries),
+                Ok(ApplierWork::Snapshot(work)) => thread.snapshot(work),
                 Err(RecvTimeoutError::Timeout) => Ok(()),
                 Err(RecvTimeoutError::Disconnected) => {
-                    if let Err(error) = machine.checkpoint() {
+                    if let Err(error) = thread.machine.checkpoint() {
                         log::error!(
                             "the last checkpoint failed, the log will be replayed: {error}"
                         );
@@ -128,31 +216,105 @@ pub(super) fn applier(
                     return;
                 }
             };
-            let done = done.and_then(|()| {
-                if machine.needs_checkpoint(started.elapsed().as_micros() as u64) {
-                    machine.checkpoint().map_err(|error| error.to_string())?;
-                }
-                Ok(())
-            });
-            if let Err(failure) = done {
+            let done = done.and_then(|()| thread.checkpoint_if_due());
+            let failed = done.is_err();
+            if let Err(error) = done {
                 // The receiver is gone only when the process ends anyway.
-                let _ = reports.send(Report::Failed(failure));
-                wake.wake();
+                let _ = thread.reports.send(Report::Failed(error.to_string()));
+            }
+            wake.wake();
+            if failed {
                 return;
             }
         }
     })
 }
 
-fn apply(
-    machine: &mut StateMachine,
-    entries: &[LogEntry],
-    reports: &Sender<Report>,
-    wake: &WakeHandle,
-) -> Result<(), String> {
-    let outcomes = machine.apply(entries).map_err(|error| error.to_string())?;
-    let report = Report::Done(Input::Applied { outcomes, point: machine.applied() });
-    let _ = reports.send(report);
-    wake.wake();
-    Ok(())
+/// A snapshot that is arriving.
+enum Sink {
+    None,
+    Open { id: u64, sink: SnapshotSink, stored: u64 },
+    Staged(StagedSnapshot),
+}
+
+struct ApplierThread {
+    machine: StateMachine,
+    staging: DiskStaging,
+    reports: Sender<Report>,
+    started: Instant,
+    sink: Sink,
+}
+
+impl ApplierThread {
+    // What is sent here is lost only when the event loop has ended.
+    fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
+    }
+
+    fn apply(&mut self, entries: &[LogEntry]) -> Result<(), ApplyError> {
+        let outcomes = self.machine.apply(entries)?;
+        self.report(Report::Done(Input::Applied { outcomes, point: self.machine.applied() }));
+        Ok(())
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), ApplyError> {
+        if self.machine.needs_checkpoint(self.started.elapsed().as_micros() as u64) {
+            self.machine.checkpoint()?;
+            self.report(Report::Checkpointed(self.machine.durable_index()));
+        }
+        Ok(())
+    }
+
+    /// Errors of the store end the process; errors of a snapshot end the snapshot.
+    fn snapshot(&mut self, work: SnapshotWork) -> Result<(), ApplyError> {
+        match work {
+            SnapshotWork::Prepare { to, id } => {
+                let source = Some(self.machine.begin_snapshot()?);
+                self.report(Report::Checkpointed(self.machine.durable_index()));
+                self.report(Report::SnapshotPrepared { to, id, source });
+            }
+            SnapshotWork::Begin { id, point } => {
+                // What came before goes first: there is room for one.
+                self.sink = Sink::None;
+                match SnapshotSink::create(self.staging.clone(), point) {
+                    Ok(sink) => self.sink = Sink::Open { id, sink, stored: 0 },
+                    Err(error) => self.refuse(id, error.to_string()),
+                }
+            }
+            SnapshotWork::Chunk { id, chunk } => match &mut self.sink {
+                Sink::Open { id: open, sink, stored } if *open == id => match sink.push(&chunk) {
+                    Ok(()) => {
+                        *stored += 1;
+                        let stored = *stored;
+                        self.report(Report::SnapshotStored { id, stored });
+                    }
+                    Err(error) => self.refuse(id, error.to_string()),
+                },
+                _ => {}
+            },
+            SnapshotWork::Finish { id } => match std::mem::replace(&mut self.sink, Sink::None) {
+                Sink::Open { id: open, sink, .. } if open == id => match sink.finish() {
+                    Ok(staged) => {
+                        self.sink = Sink::Staged(staged);
+                        self.report(Report::SnapshotStaged { id });
+                    }
+                    Err(error) => self.refuse(id, error.to_string()),
+                },
+                other => self.sink = other,
+            },
+            SnapshotWork::Install => {
+                if let Sink::Staged(staged) = std::mem::replace(&mut self.sink, Sink::None) {
+                    let point = self.machine.install(staged)?;
+                    self.report(Report::SnapshotInstalled(point));
+                }
+            }
+            SnapshotWork::Discard => self.sink = Sink::None,
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, id: u64, reason: String) {
+        self.sink = Sink::None;
+        self.report(Report::SnapshotFailed { id, reason });
+    }
 }

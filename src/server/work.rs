@@ -10,7 +10,8 @@ use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
 use crate::storage::apply::Store;
 use crate::storage::log::LogReader;
-use crate::types::{LogEntry, LogIndex};
+use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
+use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply};
 
@@ -34,6 +35,8 @@ pub(super) enum Job {
     Read(ReadJob),
     /// Log entries for a late server.
     Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
+    /// The next piece of a snapshot for server `to`.
+    SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource },
 }
 
 /// What came of it.
@@ -45,6 +48,13 @@ pub(super) enum Completion {
     TooLong { read: ReadJob, bytes: usize },
     /// Entries, or none if they could not be read.
     Fetched { fetch: u64, entries: Vec<LogEntry> },
+    /// A piece, or none any more; the view comes back with it.
+    SnapshotChunk {
+        to: NodeId,
+        id: u64,
+        source: SnapshotSource,
+        chunk: Result<Option<SnapshotChunk>, String>,
+    },
 }
 
 /// What a worker needs.
@@ -66,6 +76,11 @@ impl StoreWorker {
                     Vec::new()
                 });
                 Completion::Fetched { fetch, entries }
+            }
+            Job::SnapshotChunk { to, id, mut source } => {
+                let chunk = source.next_chunk(limits::SNAPSHOT_CHUNK_BYTES);
+                let chunk = chunk.map_err(|error| error.to_string());
+                Completion::SnapshotChunk { to, id, source, chunk }
             }
         }
     }

@@ -304,6 +304,13 @@ impl DiskLog {
         result.inspect_err(|error| self.poison = Some(error.to_string()))
     }
 
+    /// Where the segment before the one being written begins, or the only one: what lies there on is
+    /// recent enough to be worth keeping for servers that are a little late.
+    pub fn recent_from(&self) -> LogIndex {
+        let before_tail = self.segments.len().saturating_sub(2);
+        self.segments.get(before_tail).map_or(FIRST_INDEX, |span| span.first_index)
+    }
+
     /// Empties the log: it then starts after entry `index`, whose term is `term`, with this hard
     /// state. After a crash it holds all that it held before, or this.
     ///

@@ -20,6 +20,15 @@ pub struct SnapshotSource {
     next_sequence: u64,
 }
 
+impl std::fmt::Debug for SnapshotSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotSource")
+            .field("point", &self.point)
+            .field("next_sequence", &self.next_sequence)
+            .finish_non_exhaustive()
+    }
+}
+
 impl SnapshotSource {
     /// `view` is of the state at `point`, sessions included.
     pub(in crate::storage) fn new(view: Box<dyn EngineView>, point: AppliedPoint) -> Self {
