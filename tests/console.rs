@@ -390,7 +390,7 @@ fn five_consoles() {
     assert_eq!((read.timestamp, value.as_str()), (over.timestamp, "Quincas Borba"));
 
     // Servers are chosen at random: until every one has been written to and read from.
-    let mut written_to = vec![false; 3];
+    let mut written_to = [false; 3];
     for number in 0.. {
         let value = format!("valor {number}");
         let done = play.put(&mut first, "2", "outra", &value);
@@ -399,7 +399,7 @@ fn five_consoles() {
             break;
         }
     }
-    let mut read_from = vec![false; 3];
+    let mut read_from = [false; 3];
     while !read_from.iter().all(|read| *read) {
         let (read, _) = play.get(&mut second, "3", "outra");
         assert_eq!(read.timestamp, first.seen["outra"]);
