@@ -25,13 +25,30 @@ pub const FRAME_HEADER_BYTES: usize = 4;
 pub const HELLO_FRAME_BYTES_MAX: usize = 1024;
 /// On a server connection a longer frame closes the connection.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Connections a server holds at once; one more is told `REFUSED` and closed.
+/// Clients connected to a server at once; one more is told `REFUSED` and closed.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Connections a server holds beyond those: other servers', and ones that have not said yet what
+/// they are. So clients cannot keep the group's own servers out.
+pub const CONNECTIONS_SPARE: usize = 256;
+/// Files that a server keeps free of connections: its log, its store, what it dials, refusals.
+pub const FILES_RESERVED: usize = 32;
+/// With room for fewer connections than this a server does not start.
+pub const CONNECTIONS_MIN: usize = 2 * SERVERS_MAX;
 /// Bytes read from one connection before the others get their turn.
 pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 /// Requests of one client connection under way at once; past it the loop stops reading from that
 /// socket until some are answered.
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
+/// Requests of all clients of a server under way at once; past it `BUSY`.
+pub const REQUESTS_MAX: usize = 24 * 1024;
+/// A value up to this length is always read when it is asked for: that many of them, for all
+/// requests that may be under way on a connection, can wait to be sent.
+pub const READ_SMALL_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of longer values that are being read for all clients at once; past it reads wait.
+pub const READ_LARGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The longest reason that is given to someone, or that is believed from someone, when a
+/// connection is refused; the rest is cut off.
+pub const REASON_BYTES_MAX: usize = 512;
 /// Bytes queued for one client that does not read; past it the loop stops reading its requests.
 pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
 /// Bytes queued for one client; past it the connection is closed.
@@ -52,6 +69,11 @@ pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// The size up to which a connection's read buffer grows for small frames and to which it shrinks
 /// after large ones.
 pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
+/// How often a server asks another one, on the connection it dialled, whether it is there.
+pub const PEER_PING_INTERVAL: Duration = Duration::from_secs(1);
+/// Without an answer (or, at the other end, without anything) for this long the connection between
+/// two servers is given up and dialled again.
+pub const PEER_SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
@@ -114,6 +136,8 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 128;
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
+/// Bytes of keys and values in them; past it likewise.
+pub const PENDING_WRITE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
@@ -147,8 +171,19 @@ pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Terms a peer may be ahead of this server in one step; more is not an election but an attack,
 /// and would exhaust the 64-bit term.
 pub const TERM_LEAP_MAX: u64 = 1 << 32;
+/// How long a stopping server waits for the console's last lines to be written.
+pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+// ---- snapshots ----------------------------------------------------------------------------
+
+/// Bytes of rows in one piece of a snapshot (one larger row still travels alone).
+pub const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+/// Pieces sent and not yet stored by the receiver; the next one waits.
+pub const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
+/// A transfer that makes no progress for this long is given up, and may begin again.
+pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 // ---- replicated sessions ------------------------------------------------------------------
 
@@ -216,6 +251,19 @@ pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
 /// How long `acervo cluster` waits for its servers to stop before it kills them.
 pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
+// ---- measuring ------------------------------------------------------------------------------
+
+/// Clients of one `acervo bench`; each has a connection to each server.
+pub const BENCH_CLIENTS_MAX: usize = 1024;
+/// Clients that write the keys before a bench of reads.
+pub const BENCH_FILL_CLIENTS: usize = 64;
+/// Keys of a bench.
+pub const BENCH_KEYS_MAX: u64 = 100_000_000;
+/// How often a bench looks whether its time is over.
+pub const BENCH_TICK: Duration = Duration::from_millis(10);
+/// Latencies beyond this, in nanoseconds, are recorded as this.
+pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
+
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
@@ -226,7 +274,18 @@ const _: () = {
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
     assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());
     assert!(FRAME_BUFFER_BYTES_MIN <= FRAME_BUFFER_BYTES_KEEP);
-    assert!(CLIENT_SEND_BYTES_PAUSE < CLIENT_SEND_BYTES_MAX);
+    // Whatever a client reads, its answers fit its queue: what waits when it stops being read, a
+    // small answer to everything under way, and the one large answer that is always allowed.
+    assert!(
+        CLIENT_SEND_BYTES_PAUSE
+            + REQUESTS_PER_CONNECTION_MAX * READ_SMALL_BYTES_MAX
+            + client_frame_bytes_max(VALUE_BYTES_MAX)
+            < CLIENT_SEND_BYTES_MAX
+    );
+    assert!(client_frame_bytes_max(VALUE_BYTES_MAX) <= READ_LARGE_BYTES_MAX);
+    assert!(REASON_BYTES_MAX <= HELLO_FRAME_BYTES_MAX / 2);
+    assert!(REQUESTS_MAX > PENDING_WRITES_MAX);
+    assert!(PENDING_WRITE_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.
     assert!(
@@ -241,6 +300,7 @@ const _: () = {
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
+    assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());

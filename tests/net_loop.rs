@@ -11,7 +11,6 @@ use acervo::net::{
     CloseReason, ConnectionId, EventLoop, Listener, LoopConfig, Net, SendError, SendLimits,
     Service, WakeHandle,
 };
-use acervo::wire::frame::FrameError;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 /// Longer than anything here takes on a loaded machine; only a failing test waits for it.
@@ -95,8 +94,8 @@ impl Service for TestService {
         self.idle_asked > 1
     }
 
-    fn farewell(&mut self, _id: ConnectionId, error: &FrameError) -> Vec<u8> {
-        frame(error.to_string().as_bytes())
+    fn farewell(&mut self, _id: ConnectionId, reason: &CloseReason) -> Vec<u8> {
+        frame(reason.to_string().as_bytes())
     }
 
     fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
@@ -547,6 +546,7 @@ fn silence_instead_of_a_greeting_ends_at_the_deadline() {
     let (mut silent, silent_id) = harness.connect_known();
     harness.ask(move |_, net| net.set_deadline(silent_id, Some(net.now())));
     harness.expect_closed(silent_id, "Deadline");
+    assert_eq!(read_frame(&mut silent).unwrap(), b"not done in the time allowed");
     assert_end(&mut silent);
     assert_echo(&mut greeted, b"still served");
 }
@@ -556,8 +556,9 @@ fn a_new_connection_has_the_handshakes_deadline() {
     let harness =
         Harness::start(LoopConfig { handshake_timeout: Duration::from_millis(50), ..config() });
     let (mut silent, silent_id) = harness.connect_known();
-    harness.expect_closed(silent_id, "Deadline");
+    assert_eq!(read_frame(&mut silent).unwrap(), b"not done in the time allowed");
     assert_end(&mut silent);
+    harness.expect_closed(silent_id, "Deadline");
 }
 
 #[test]

@@ -165,7 +165,7 @@ impl EventLoop {
                         net.config.accepted_max
                     );
                 }
-                if net.connections.count(Origin::Refused) >= limits::REFUSALS_MAX {
+                if net.connections.count(Origin::Refused) >= net.config.refused_max {
                     return Err(io::ErrorKind::ConnectionAborted.into());
                 }
                 net.adopt(stream, peer, Origin::Refused, Phase::Open)
@@ -265,10 +265,8 @@ impl EventLoop {
         let mut deframer = std::mem::take(&mut connection.deframer);
         let ended = self.read_with(service, id, &mut deframer);
         if let Err(reason) = ended {
-            if let CloseReason::Frame(error) = &reason {
-                let farewell = service.farewell(id, error);
-                self.net.send_owned(id, farewell);
-                self.net.end_after_flush(id, reason);
+            if matches!(reason, CloseReason::Frame(_)) {
+                self.end_with_farewell(service, id, reason);
             } else {
                 self.net.end(id, reason);
             }
@@ -404,8 +402,25 @@ impl EventLoop {
                 }
                 continue;
             }
-            self.net.end(id, reason);
+            let is_open = self.net.connections.get(id).is_some_and(|c| c.phase == Phase::Open);
+            if is_open && matches!(reason, CloseReason::Deadline) {
+                self.end_with_farewell(service, id, reason);
+            } else {
+                self.net.end(id, reason);
+            }
         }
+    }
+
+    /// Ends a connection after the service's last word on it.
+    fn end_with_farewell<S: Service>(
+        &mut self,
+        service: &mut S,
+        id: ConnectionId,
+        reason: CloseReason,
+    ) {
+        let farewell = service.farewell(id, &reason);
+        self.net.send_owned(id, farewell);
+        self.net.end_after_flush(id, reason);
     }
 
     fn flush_dirty(&mut self) {

@@ -8,7 +8,6 @@ use super::connection::{CloseReason, SendLimits};
 use super::connections::ConnectionId;
 use super::handle::Net;
 use crate::limits;
-use crate::wire::frame::FrameError;
 
 /// What an event loop works for. Every callback runs on the loop's thread and must not block.
 pub trait Service {
@@ -58,10 +57,11 @@ pub trait Service {
         let _ = net;
     }
 
-    /// The last word, as whole frames, on a connection whose stream cannot be understood any more;
-    /// nothing by default. The connection's end is told as usual.
-    fn farewell(&mut self, connection: ConnectionId, error: &FrameError) -> Vec<u8> {
-        let _ = (connection, error);
+    /// The last word, as whole frames, on an open connection that this side ends because its stream
+    /// cannot be understood ([`CloseReason::Frame`]) or its deadline passed
+    /// ([`CloseReason::Deadline`]); nothing by default. The connection's end is told as usual.
+    fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
+        let _ = (connection, reason);
         Vec::new()
     }
 
@@ -79,6 +79,8 @@ pub struct LoopConfig {
     pub tick_interval: Option<Duration>,
     /// Accepted connections held at once.
     pub accepted_max: usize,
+    /// Connections over that number which are being told so at once.
+    pub refused_max: usize,
     /// Dialled connections held at once.
     pub dialled_max: usize,
     /// The cap on frame bodies of a new connection.
@@ -105,6 +107,7 @@ impl Default for LoopConfig {
         LoopConfig {
             tick_interval: None,
             accepted_max: limits::CONNECTIONS_MAX,
+            refused_max: limits::REFUSALS_MAX,
             dialled_max: limits::DIALLED_CONNECTIONS_MAX,
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::RequestToken;
-use crate::command::WriteOutcome;
+use crate::command::{WriteOp, WriteOutcome};
 use crate::types::{LogIndex, NodeId, Term};
 use crate::wire::message::WriteRequest;
 
@@ -43,6 +43,13 @@ pub(super) struct Pending {
     pub shown_as_forwarder: bool,
 }
 
+fn weight(op: &WriteOp) -> usize {
+    match op {
+        WriteOp::Put { key, value } => key.len() + value.len(),
+        WriteOp::Del { key } => key.len(),
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -52,6 +59,7 @@ pub(super) struct Writes {
     applied: BTreeMap<LogIndex, (usize, WriteOutcome)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     last_forward: u64,
+    bytes: usize,
 }
 
 impl Writes {
@@ -64,6 +72,11 @@ impl Writes {
         self.all.len()
     }
 
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -73,6 +86,7 @@ impl Writes {
     }
 
     pub fn add(&mut self, pending: Pending) {
+        self.bytes += weight(&pending.write.op);
         let key = self.all.insert(pending);
         self.waiting.push_back(key);
     }
@@ -94,7 +108,9 @@ impl Writes {
     }
 
     pub fn remove(&mut self, key: usize) -> Pending {
-        self.all.remove(key)
+        let pending = self.all.remove(key);
+        self.bytes -= weight(&pending.write.op);
+        pending
     }
 
     pub fn propose(&mut self, key: usize, term: Term, index: LogIndex) {

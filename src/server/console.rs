@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
-use crate::limits::{CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
+use crate::limits::{CONSOLE_DRAIN_TIMEOUT, CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::text::escape;
 
@@ -40,13 +40,22 @@ struct Shared {
 }
 
 /// The thread that writes. It ends when every [`Console`] is gone and all is written.
-pub struct ConsoleThread(JoinHandle<()>);
+pub struct ConsoleThread {
+    thread: JoinHandle<()>,
+    /// Nothing is ever sent; the thread's end closes it.
+    ended: Receiver<()>,
+}
 
 impl ConsoleThread {
-    /// Waits for what is queued to be written. Drop every [`Console`] first, or it waits for ever.
+    /// Waits for what is queued to be written, but not for ever: whoever reads the output may have
+    /// stopped reading it. Drop every [`Console`] first.
     pub fn join(self) {
+        if self.ended.recv_timeout(CONSOLE_DRAIN_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("console: nobody reads standard output, its last lines are lost");
+            return;
+        }
         // It has nothing to report: a panic there has already been printed.
-        let _ = self.0.join();
+        let _ = self.thread.join();
     }
 }
 
@@ -71,10 +80,13 @@ impl Console {
         let (events, queued) = bounded(lines_max);
         let shared = Arc::new(Shared::default());
         let writing = Arc::clone(&shared);
-        let thread = thread::Builder::new()
-            .name("acervo-console".to_owned())
-            .spawn(move || write_lines(&queued, &writing, out))?;
-        Ok((Console { queue: Some(Queue { events, shared }) }, ConsoleThread(thread)))
+        let (alive, ended) = bounded::<()>(0);
+        let thread = thread::Builder::new().name("acervo-console".to_owned()).spawn(move || {
+            write_lines(&queued, &writing, out);
+            drop(alive);
+        })?;
+        let thread = ConsoleThread { thread, ended };
+        Ok((Console { queue: Some(Queue { events, shared }) }, thread))
     }
 
     /// Whether anything would be shown; lets a caller skip the making of an event.

@@ -19,32 +19,36 @@ pub struct Answered {
     /// For the client.
     pub reply: Reply,
     /// For the console: the version this server has, 0 for none, and what was answered. `None` when
-    /// the request was refused before it was looked at.
+    /// the store could not be read.
     pub shown: Option<(Timestamp, GetAnswer)>,
 }
 
-/// Answers one GET from the store.
-pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
-    let refuse = |code, message: String| Answered {
-        reply: Reply::Error(ErrorReply { code, message, retry_after_ms: 0 }),
-        shown: None,
-    };
-    let key_bytes = request.key.len();
-    if key_bytes == 0 {
-        return refuse(ErrorCode::Invalid, "the key is empty: give it at least one byte".into());
-    }
-    if key_bytes > limits::KEY_BYTES_MAX {
+/// Refuses a key that cannot exist; done before a request waits anywhere, so that what waits is
+/// small.
+pub fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
+    let key_bytes = key.len();
+    let message = if key_bytes == 0 {
+        "the key is empty: give it at least one byte".to_owned()
+    } else if key_bytes > limits::KEY_BYTES_MAX {
         let most = limits::KEY_BYTES_MAX;
-        let message = format!("the key has {key_bytes} bytes and at most {most} are allowed");
-        return refuse(ErrorCode::Invalid, message);
-    }
+        format!("the key has {key_bytes} bytes and at most {most} are allowed: use a shorter one")
+    } else {
+        return Ok(());
+    };
+    Err(ErrorReply { code: ErrorCode::Invalid, message, retry_after_ms: 0 })
+}
+
+/// Answers one GET, whose key is checked, from the store.
+pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     let low = store.applied().timestamp;
     let found = match store.get(&request.key) {
         Ok(found) => found,
         Err(error) => {
             log::error!("cannot read the store: {error}");
             let message = format!("this server cannot read its store ({error}): ask another one");
-            return refuse(ErrorCode::Internal, message);
+            let code = ErrorCode::Internal;
+            let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+            return Answered { reply, shown: None };
         }
     };
     let high = store.applying_timestamp();

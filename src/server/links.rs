@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::limits;
 use crate::net::ConnectionId;
 use crate::net::backoff::Backoff;
+use crate::text::escape;
 use crate::types::NodeId;
 
 /// Where the connection that this server dials stands.
@@ -37,6 +38,10 @@ pub(super) struct Link {
     pub inbound: Option<ConnectionId>,
     /// The peer's data directory, as its last greeting named it.
     pub incarnation: Option<u64>,
+    /// When it last answered a ping on the dialled connection, or that came up.
+    pub heard: Instant,
+    /// When to ping it again.
+    pub next_ping: Instant,
     backoff: Backoff,
     /// The last trouble that was logged, so that it is logged once.
     trouble: Option<String>,
@@ -50,6 +55,8 @@ impl Link {
             outbound: Outbound::Waiting(now),
             inbound: None,
             incarnation: None,
+            heard: now,
+            next_ping: now,
             backoff: Backoff::new(limits::DIAL_BACKOFF_MIN, limits::DIAL_BACKOFF_MAX),
             trouble: None,
         }
@@ -63,13 +70,20 @@ impl Link {
         }
     }
 
+    /// Usable connections from and to it.
+    pub fn connections(&self) -> u32 {
+        u32::from(self.up().is_some()) + u32::from(self.inbound.is_some())
+    }
+
     /// Whether this is the connection that was dialled.
     pub fn dialled(&self, connection: ConnectionId) -> bool {
         matches!(self.outbound, Outbound::Greeting(c) | Outbound::Up(c) if c == connection)
     }
 
     /// The dialled connection is usable.
-    pub fn came_up(&mut self, connection: ConnectionId) {
+    pub fn came_up(&mut self, connection: ConnectionId, now: Instant) {
+        self.heard = now;
+        self.next_ping = now + limits::PEER_PING_INTERVAL;
         self.outbound = Outbound::Up(connection);
         self.backoff.reset();
         if self.trouble.take().is_some() {
@@ -80,9 +94,11 @@ impl Link {
     /// The dialled connection is gone: dial again a little later.
     pub fn went_down(&mut self, now: Instant, random: u64, why: &str) {
         self.outbound = Outbound::Waiting(now + self.backoff.next_wait(random));
-        if self.trouble.as_deref() != Some(why) {
+        // The other side may have had its say in it.
+        let why = sentence(why);
+        if self.trouble.as_ref() != Some(&why) {
             log::info!("no link to server {} at {}: {why}", self.node, self.address);
-            self.trouble = Some(why.to_owned());
+            self.trouble = Some(why);
         }
     }
 
@@ -90,5 +106,28 @@ impl Link {
     /// was known before.
     pub fn met(&mut self, incarnation: u64) -> bool {
         self.incarnation.replace(incarnation).is_some_and(|known| known != incarnation)
+    }
+}
+
+/// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
+pub(super) fn sentence(reason: &str) -> String {
+    let mut sentence = escape(reason.as_bytes()).to_string();
+    if sentence.len() > limits::REASON_BYTES_MAX {
+        sentence.truncate(sentence.floor_char_boundary(limits::REASON_BYTES_MAX - 3));
+        sentence.push_str("...");
+    }
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_one_short_printable_line() {
+        assert_eq!(sentence("no room"), "no room");
+        assert_eq!(sentence("unknown `\x1b[2J\n`"), r"unknown `\x1b[2J\x0a`");
+        let long = sentence(&"ã".repeat(10_000));
+        assert!(long.len() <= limits::REASON_BYTES_MAX && long.ends_with("ã..."), "{long}");
     }
 }

@@ -1,17 +1,23 @@
 //! One server process: event loop, core, workers, log writer and state machine wired together.
 //!
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
-//! something breaks. `service` is the wiring at run time, `links` the connections to other servers,
-//! `threads` the two that write, `work` what the worker pool does, `get` the rule for reads,
-//! [`console`] the lines on standard output, [`cluster`] three servers under one terminal,
-//! [`questions`] what is asked on a keyboard.
+//! something breaks. `service` is the wiring at run time; `peering` is its part for other servers,
+//! with `links` the state of each link, and `requests` its part for clients, with `clients` their
+//! books and `get` the rule for reads. `threads` are the two that write, `work` is what the worker
+//! pool does, `files` how many connections the system has room for. [`console`] writes the lines on
+//! standard output, [`cluster`] runs three servers under one terminal, [`questions`] are what is
+//! asked on a keyboard.
 
+mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
+mod files;
 mod get;
 mod links;
+mod peering;
 pub mod questions;
+mod requests;
 mod service;
 mod threads;
 mod work;
@@ -61,6 +67,13 @@ pub enum ServerError {
     /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
+    /// The system allows too few open files.
+    #[error(
+        "the limit of {0} open files leaves no room for connections: \
+         raise it to {least} or more (ulimit -n)",
+        least = limits::FILES_RESERVED + limits::CONNECTIONS_MIN
+    )]
+    TooFewFiles(u64),
     /// Something broke that must not be survived.
     #[error("this server stopped because it could not go on safely: {0}")]
     Broken(String),
@@ -76,6 +89,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
             "--sync off: acknowledged writes are LOST when the machine fails; for experiments only"
         );
     }
+    let room = files::room()?;
     // The port first: a second server started by mistake says so, whatever its directory.
     let listener = Listener::bind(config.listen)?;
     let data_dir =
@@ -91,9 +105,13 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     let storage = storage::open(&data_dir, options)?;
     let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;
 
-    let tick_interval = Some(limits::TICK);
-    let event_loop =
-        EventLoop::new(LoopConfig { tick_interval, ..LoopConfig::default() }, Some(listener))?;
+    let loop_config = LoopConfig {
+        tick_interval: Some(limits::TICK),
+        accepted_max: room.accepted_max,
+        refused_max: room.refused_max,
+        ..LoopConfig::default()
+    };
+    let event_loop = EventLoop::new(loop_config, Some(listener))?;
     let wake = event_loop.wake_handle();
     let (console, console_thread) = if config.console {
         let (console, thread) = Console::start(io::stdout()).map_err(ServerError::Thread)?;
@@ -136,6 +154,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
         config.data_dir.display()
     );
     let parts = Parts {
+        clients_max: room.clients_max,
         incarnation: data_dir.incarnation(),
         node,
         console,

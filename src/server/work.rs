@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use super::clients::value_bytes_granted;
 use super::console::Console;
 use super::get::answer_get;
 use crate::limits;
@@ -13,12 +14,17 @@ use crate::types::{LogEntry, LogIndex};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply};
 
+/// Room for what an answer holds besides its value, so that its frame is allocated once.
+const REPLY_BYTES_EXPECTED: usize = 64;
+
 /// One GET to answer.
 #[derive(Debug)]
 pub(super) struct ReadJob {
     pub token: RequestToken,
     pub client: SocketAddr,
     pub request: GetRequest,
+    /// How long the value may be (see `clients`).
+    pub granted: usize,
 }
 
 /// One piece of work.
@@ -33,8 +39,10 @@ pub(super) enum Job {
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Completion {
-    /// A whole frame, and the connection it is for.
-    Reply { connection: u64, frame: Vec<u8> },
+    /// An answer as a whole frame, for whom, and what was granted to it.
+    Reply { token: RequestToken, granted: usize, frame: Vec<u8> },
+    /// The value is longer than was granted: this long.
+    TooLong { read: ReadJob, bytes: usize },
     /// Entries, or none if they could not be read.
     Fetched { fetch: u64, entries: Vec<LogEntry> },
 }
@@ -63,8 +71,17 @@ impl StoreWorker {
     }
 
     fn read(&self, read: ReadJob) -> Completion {
-        let ReadJob { token, client, request } = read;
-        let answered = answer_get(&self.store, &request);
+        let answered = answer_get(&self.store, &read.request);
+        let value_bytes = match &answered.reply {
+            Reply::GetOk { value: Some(value), .. } => value.len(),
+            _ => 0,
+        };
+        // A value over every limit is not waited for: sending it fails, as below.
+        if value_bytes > value_bytes_granted(read.granted) && value_bytes <= limits::VALUE_BYTES_MAX
+        {
+            return Completion::TooLong { read, bytes: value_bytes };
+        }
+        let ReadJob { token, client, request, granted } = read;
         if let Some((key_timestamp, answer)) = answered.shown
             && self.console.is_on()
         {
@@ -76,7 +93,7 @@ impl StoreWorker {
                 answer,
             });
         }
-        let mut frame = Vec::new();
+        let mut frame = Vec::with_capacity(value_bytes + REPLY_BYTES_EXPECTED);
         let reply = Message::Reply { id: token.request, body: answered.reply };
         if let Err(error) = codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame) {
             // Values that were stored fit a frame; this one must have been stored by a release
@@ -89,6 +106,6 @@ impl StoreWorker {
                 log::error!("cannot even say that a value cannot be sent");
             }
         }
-        Completion::Reply { connection: token.connection, frame }
+        Completion::Reply { token, granted, frame }
     }
 }

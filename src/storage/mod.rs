@@ -127,6 +127,8 @@ pub fn assemble(
     hard_state.commit = hard_state.commit.max(applied.index);
     let recovered = Recovered {
         hard_state,
+        first_index: found.first_index,
+        previous_term: 0,
         term_runs: found.term_runs,
         last_index: found.last_index,
         entries,

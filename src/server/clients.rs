@@ -1,0 +1,370 @@
+//! The books of a server's clients: what each has under way, and what its answers may take.
+//!
+//! Two limits are kept here. Requests under way, of one client and of all: a client that reaches its
+//! own is not read until some are answered, and past the limit of all a request is refused. And
+//! bytes: nobody knows how long a value is before it is read, and a client may ask for a thousand
+//! long ones at once and read no answer. So every read is sent to the workers with a *grant*, the
+//! length its value may have:
+//!
+//! - [`READ_SMALL_BYTES_MAX`] is always granted. That much for all that a client may have under way
+//!   fits its send queue.
+//! - The longest value there may be is granted as long as the client's queue and grants leave room,
+//!   or when it has nothing else: the usual case.
+//! - A worker that finds a longer value than was granted sends the read back with the length. It is
+//!   *held* until that much can be granted.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use super::work::{Job, ReadJob};
+use crate::limits::{
+    self, CLIENT_SEND_BYTES_PAUSE, READ_LARGE_BYTES_MAX, READ_SMALL_BYTES_MAX,
+    REQUESTS_PER_CONNECTION_MAX,
+};
+use crate::net::{ConnectionId, ConnectionMap};
+use crate::node::RequestToken;
+use crate::wire::message::GetRequest;
+
+/// A read of a value longer than was granted.
+#[derive(Debug)]
+struct Held {
+    read: ReadJob,
+    bytes: usize,
+}
+
+/// One client.
+#[derive(Debug)]
+struct Client {
+    address: SocketAddr,
+    under_way: usize,
+    /// It is not read, because it has too much under way.
+    paused: bool,
+    /// Linearizable reads that wait for the core, by request id.
+    parked: HashMap<u64, GetRequest>,
+    /// Bytes granted to reads under way, beyond the small ones.
+    granted: usize,
+    held: VecDeque<Held>,
+}
+
+/// What to do with a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Admission {
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The client has enough under way now: read no more from it.
+    pub pause: bool,
+    /// All clients together have too much under way: refuse this one.
+    pub busy: bool,
+}
+
+/// All clients of a server.
+#[derive(Debug)]
+pub(super) struct Clients {
+    all: ConnectionMap<Client>,
+    /// Requests of all of them.
+    under_way: usize,
+    /// Plain reads for the workers, gathered in this iteration.
+    gathered: Vec<Job>,
+    /// The longest value there may be.
+    value_bytes_max: usize,
+    /// Bytes granted to reads under way of all clients, gone ones included.
+    granted: usize,
+    /// Clients with held reads.
+    waiting: VecDeque<ConnectionId>,
+}
+
+impl Clients {
+    pub fn new(value_bytes_max: usize) -> Clients {
+        Clients {
+            all: ConnectionMap::default(),
+            under_way: 0,
+            gathered: Vec::new(),
+            value_bytes_max,
+            granted: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub fn add(&mut self, connection: ConnectionId, address: SocketAddr) {
+        let client = Client {
+            address,
+            under_way: 0,
+            paused: false,
+            parked: HashMap::new(),
+            granted: 0,
+            held: VecDeque::new(),
+        };
+        self.all.insert(connection, client);
+    }
+
+    /// Forgets a client that is gone, and what waited for it. What the core and the workers are
+    /// doing for it comes back and finds nobody.
+    pub fn remove(&mut self, connection: ConnectionId) -> Option<SocketAddr> {
+        let client = self.all.remove(connection)?;
+        self.under_way -= client.under_way;
+        Some(client.address)
+    }
+
+    /// Whether nobody waits for an answer.
+    pub fn nothing_under_way(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// Whether this client waits for one.
+    pub fn waits(&self, connection: ConnectionId) -> bool {
+        self.all.get(connection).is_some_and(|client| client.under_way > 0)
+    }
+
+    /// Books a request. Every one is booked out by [`Clients::answered`], refused ones included.
+    pub fn begin(&mut self, connection: ConnectionId) -> Option<Admission> {
+        let client = self.all.get_mut(connection)?;
+        client.under_way += 1;
+        let pause = client.under_way >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
+        client.paused |= pause;
+        self.under_way += 1;
+        let busy = self.under_way > limits::REQUESTS_MAX;
+        Some(Admission { client: client.address, pause, busy })
+    }
+
+    /// Books an answer. Returns whether the client may be read again.
+    pub fn answered(&mut self, connection: ConnectionId) -> bool {
+        let Some(client) = self.all.get_mut(connection) else { return false };
+        if client.under_way > 0 {
+            client.under_way -= 1;
+            self.under_way -= 1;
+        }
+        let resume = client.paused && client.under_way <= REQUESTS_PER_CONNECTION_MAX / 2;
+        client.paused &= !resume;
+        resume
+    }
+
+    /// Keeps a linearizable read until the core has confirmed it. `false`: the client has one under
+    /// this id already.
+    pub fn park(&mut self, token: RequestToken, request: GetRequest) -> bool {
+        let connection = ConnectionId::from_u64(token.connection);
+        let Some(client) = self.all.get_mut(connection) else { return true };
+        client.parked.insert(token.request, request).is_none()
+    }
+
+    /// Takes a parked read out, unless its client is gone.
+    pub fn unpark(&mut self, token: RequestToken) -> Option<(SocketAddr, GetRequest)> {
+        let client = self.all.get_mut(ConnectionId::from_u64(token.connection))?;
+        client.parked.remove(&token.request).map(|request| (client.address, request))
+    }
+
+    /// A plain read for the workers. `queued` is how many bytes wait for the client already.
+    pub fn read(
+        &mut self,
+        queued: usize,
+        token: RequestToken,
+        client: SocketAddr,
+        request: GetRequest,
+    ) {
+        let connection = ConnectionId::from_u64(token.connection);
+        let large = self.try_grant(connection, queued, self.value_bytes_max);
+        let granted = if large { self.value_bytes_max } else { 0 };
+        self.gathered.push(Job::Read(ReadJob { token, client, request, granted }));
+    }
+
+    /// A worker is done with a read, whatever came of it.
+    pub fn read_done(&mut self, token: RequestToken, granted: usize) {
+        self.granted = self.granted.saturating_sub(granted);
+        if let Some(client) = self.all.get_mut(ConnectionId::from_u64(token.connection)) {
+            client.granted = client.granted.saturating_sub(granted);
+        }
+    }
+
+    /// A value is longer than was granted: its read waits until `bytes` can be.
+    pub fn hold(&mut self, read: ReadJob, bytes: usize) {
+        let connection = ConnectionId::from_u64(read.token.connection);
+        let Some(client) = self.all.get_mut(connection) else { return };
+        if client.held.is_empty() {
+            self.waiting.push_back(connection);
+        }
+        client.held.push_back(Held { read, bytes });
+    }
+
+    /// Takes what the workers are to do now, held reads first. `queued` tells how many bytes wait
+    /// for a client.
+    pub fn take_reads(&mut self, queued: impl Fn(ConnectionId) -> usize) -> Vec<Job> {
+        for _ in 0..self.waiting.len() {
+            let Some(connection) = self.waiting.pop_front() else { break };
+            let queued = queued(connection);
+            while let Some(bytes) = self.next_held_bytes(connection)
+                && self.try_grant(connection, queued, bytes)
+            {
+                let client = self.all.get_mut(connection);
+                if let Some(Held { mut read, .. }) = client.and_then(|c| c.held.pop_front()) {
+                    read.granted = bytes;
+                    self.gathered.push(Job::Read(read));
+                }
+            }
+            if self.next_held_bytes(connection).is_some() {
+                self.waiting.push_back(connection);
+            }
+        }
+        std::mem::take(&mut self.gathered)
+    }
+
+    fn next_held_bytes(&self, connection: ConnectionId) -> Option<usize> {
+        self.all.get(connection)?.held.front().map(|held| held.bytes)
+    }
+
+    fn try_grant(&mut self, connection: ConnectionId, queued: usize, bytes: usize) -> bool {
+        let Some(client) = self.all.get_mut(connection) else { return false };
+        let has_nothing_else = client.granted == 0 && queued == 0;
+        let leaves_room = queued + client.granted + bytes <= CLIENT_SEND_BYTES_PAUSE;
+        if !(has_nothing_else || leaves_room) || self.granted + bytes > READ_LARGE_BYTES_MAX {
+            return false;
+        }
+        client.granted += bytes;
+        self.granted += bytes;
+        true
+    }
+}
+
+/// The longest value that a read with this grant may give back.
+pub(super) fn value_bytes_granted(granted: usize) -> usize {
+    granted.max(READ_SMALL_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Timestamp;
+    use bytes::Bytes;
+
+    const MIB: usize = 1024 * 1024;
+
+    fn address() -> SocketAddr {
+        "127.0.0.1:50000".parse().unwrap()
+    }
+
+    fn request() -> GetRequest {
+        let key = Bytes::from_static(b"k");
+        GetRequest { key, timestamp: Timestamp(0), session: Timestamp(0), linearizable: false }
+    }
+
+    fn with_clients(count: u64) -> (Clients, Vec<ConnectionId>) {
+        let mut clients = Clients::new(MIB);
+        let ids: Vec<_> = (0..count).map(ConnectionId::from_u64).collect();
+        ids.iter().for_each(|id| clients.add(*id, address()));
+        (clients, ids)
+    }
+
+    fn token(connection: ConnectionId, request: u64) -> RequestToken {
+        RequestToken { connection: connection.to_u64(), request }
+    }
+
+    fn grants(jobs: &[Job]) -> Vec<usize> {
+        let grant = |job: &Job| match job {
+            Job::Read(read) => read.granted,
+            Job::Fetch { .. } => panic!("nobody asked for log entries"),
+        };
+        jobs.iter().map(grant).collect()
+    }
+
+    #[test]
+    fn a_client_is_held_back_at_its_limit_and_goes_on_at_half_of_it() {
+        let (mut clients, ids) = with_clients(1);
+        for n in 1..=REQUESTS_PER_CONNECTION_MAX {
+            let pause = n == REQUESTS_PER_CONNECTION_MAX;
+            let admission = Admission { client: address(), pause, busy: false };
+            assert_eq!(clients.begin(ids[0]), Some(admission));
+        }
+        for n in (0..REQUESTS_PER_CONNECTION_MAX).rev() {
+            assert_eq!(clients.answered(ids[0]), n == REQUESTS_PER_CONNECTION_MAX / 2, "{n}");
+        }
+        assert!(clients.nothing_under_way());
+    }
+
+    #[test]
+    fn past_the_limit_of_all_requests_are_refused_until_some_clients_are_gone() {
+        let each = REQUESTS_PER_CONNECTION_MAX;
+        let (mut clients, ids) = with_clients((limits::REQUESTS_MAX / each) as u64 + 1);
+        let (last, others) = ids.split_last().unwrap();
+        for id in others {
+            (0..each).for_each(|_| assert!(!clients.begin(*id).unwrap().busy));
+        }
+        assert!(clients.begin(*last).unwrap().busy);
+        assert!(!clients.answered(*last));
+        clients.remove(others[0]);
+        assert!(!clients.begin(*last).unwrap().busy);
+        for id in &ids {
+            clients.remove(*id);
+        }
+        assert!(clients.nothing_under_way());
+    }
+
+    #[test]
+    fn parked_reads_go_with_their_client() {
+        let (mut clients, ids) = with_clients(1);
+        assert!(clients.park(token(ids[0], 1), request()));
+        assert!(!clients.park(token(ids[0], 1), request()), "the id is in use");
+        assert!(clients.park(token(ids[0], 2), request()));
+        assert_eq!(clients.unpark(token(ids[0], 1)), Some((address(), request())));
+        assert_eq!(clients.unpark(token(ids[0], 1)), None);
+        clients.remove(ids[0]);
+        assert_eq!(clients.unpark(token(ids[0], 2)), None);
+    }
+
+    #[test]
+    fn long_values_are_granted_as_far_as_the_send_queue_has_room() {
+        let (mut clients, ids) = with_clients(1);
+        (0..6).for_each(|n| clients.read(0, token(ids[0], n), address(), request()));
+        let jobs = clients.take_reads(|_| 0);
+        assert_eq!(grants(&jobs), [MIB, MIB, MIB, MIB, 0, 0]);
+
+        let mut jobs = jobs.into_iter();
+        let mut next = || match jobs.next() {
+            Some(Job::Read(read)) => read,
+            other => panic!("{other:?}"),
+        };
+        // The first four are small after all; the last two were not granted and are long.
+        for _ in 0..4 {
+            let read = next();
+            clients.read_done(read.token, read.granted);
+        }
+        for _ in 0..2 {
+            let read = next();
+            clients.read_done(read.token, read.granted);
+            clients.hold(read, 3 * MIB);
+        }
+        assert!(clients.take_reads(|_| 2 * MIB).is_empty(), "too much waits to be sent");
+        assert_eq!(grants(&clients.take_reads(|_| 1)), [3 * MIB]);
+        assert!(clients.take_reads(|_| 0).is_empty(), "the first is being read");
+        clients.read_done(token(ids[0], 4), 3 * MIB);
+        assert_eq!(grants(&clients.take_reads(|_| 0)), [3 * MIB]);
+    }
+
+    #[test]
+    fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
+        let (mut clients, ids) = with_clients(1);
+        clients.read(0, token(ids[0], 1), address(), request());
+        let Some(Job::Read(read)) = clients.take_reads(|_| 0).pop() else { panic!("one read") };
+        clients.read_done(read.token, read.granted);
+        clients.hold(read, 2 * CLIENT_SEND_BYTES_PAUSE);
+        assert!(clients.take_reads(|_| 1).is_empty());
+        assert_eq!(grants(&clients.take_reads(|_| 0)), [2 * CLIENT_SEND_BYTES_PAUSE]);
+    }
+
+    #[test]
+    fn the_bytes_of_all_clients_are_limited_and_come_back_from_gone_ones() {
+        let count = READ_LARGE_BYTES_MAX / MIB;
+        let (mut clients, ids) = with_clients(count as u64 + 1);
+        for id in &ids {
+            clients.read(0, token(*id, 1), address(), request());
+        }
+        let mut expected = vec![MIB; count];
+        expected.push(0);
+        assert_eq!(grants(&clients.take_reads(|_| 0)), expected);
+        clients.remove(ids[0]);
+        clients.read_done(token(ids[0], 1), MIB);
+        clients.read(0, token(ids[count], 2), address(), request());
+        assert_eq!(grants(&clients.take_reads(|_| 0)), [MIB]);
+    }
+}

@@ -1,0 +1,92 @@
+//! How many connections fit the system's limit on open files.
+//!
+//! A server must be able to open a log segment whoever is connected: so connections get what the
+//! limit leaves after the server's own files, and the limit is raised as far as it goes first.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::ServerError;
+use crate::limits::{
+    CONNECTIONS_MAX, CONNECTIONS_MIN, CONNECTIONS_SPARE, FILES_RESERVED, REFUSALS_MAX,
+};
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Accepted ones.
+    pub accepted_max: usize,
+    /// Those of them that may be clients.
+    pub clients_max: usize,
+    /// Further ones that are being told that there is no room.
+    pub refused_max: usize,
+}
+
+/// Raises the limit on open files if that is possible and needed, and says what fits it.
+///
+/// # Errors
+/// Not even the group's own servers would fit.
+pub(super) fn room() -> Result<Room, ServerError> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
+    // To the system no limit is none.
+    let mut files = current.unwrap_or(u64::MAX);
+    if files < wanted {
+        let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+        let result = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
+        match result {
+            Ok(()) => files = raised,
+            Err(error) => log::warn!("cannot raise the limit of {files} open files: {error}"),
+        }
+    }
+    let room = fit(files).ok_or(ServerError::TooFewFiles(files))?;
+    if room.clients_max < CONNECTIONS_MAX {
+        log::warn!(
+            "the limit of {files} open files leaves room for {} clients: raise it to {wanted} \
+             (ulimit -n) for {CONNECTIONS_MAX}",
+            room.clients_max
+        );
+    }
+    Ok(room)
+}
+
+/// Shares `files` out: the reserve first, then connections, whose last part is kept from clients.
+fn fit(files: u64) -> Option<Room> {
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let left = files.saturating_sub(FILES_RESERVED);
+    if left < CONNECTIONS_MIN {
+        return None;
+    }
+    let refused_max = REFUSALS_MAX.min(left / 8);
+    let accepted_max = (left - refused_max).min(CONNECTIONS_MAX + CONNECTIONS_SPARE);
+    let spare = CONNECTIONS_SPARE.min(accepted_max / 2);
+    Some(Room { accepted_max, clients_max: accepted_max - spare, refused_max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_fits_a_large_limit_and_nothing_more_is_taken() {
+        let all = Room {
+            accepted_max: CONNECTIONS_MAX + CONNECTIONS_SPARE,
+            clients_max: CONNECTIONS_MAX,
+            refused_max: REFUSALS_MAX,
+        };
+        assert_eq!(fit(u64::MAX), Some(all));
+        let least = FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX;
+        assert_eq!(fit(least as u64), Some(all));
+    }
+
+    #[test]
+    fn a_small_limit_is_shared_out_and_never_exceeded() {
+        let least = FILES_RESERVED + CONNECTIONS_MIN;
+        assert_eq!(fit(0), None);
+        assert_eq!(fit(least as u64 - 1), None);
+        for files in least..2 * least {
+            let room = fit(files as u64).unwrap();
+            assert!(FILES_RESERVED + room.accepted_max + room.refused_max <= files, "{room:?}");
+            assert!(room.clients_max > 0 && room.clients_max < room.accepted_max, "{room:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Greetings, and the links to the other servers: how they come up, are kept, and go down.
+
+use rand::Rng;
+
+use super::links::Outbound;
+use super::service::{Kind, NO_ROOM, StoreService, encode};
+use crate::limits;
+use crate::net::{ConnectionId, Net};
+use crate::node::Input;
+use crate::types::NodeId;
+use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
+
+impl StoreService {
+    pub(super) fn greeting(&mut self, net: &mut Net, connection: ConnectionId, message: Message) {
+        let Message::Hello(Hello { protocol, cluster, role }) = message else {
+            return self.refuse(net, connection, "the first message must be HELLO".into());
+        };
+        if protocol != PROTOCOL_VERSION {
+            let reason = format!(
+                "this server speaks protocol version {PROTOCOL_VERSION} and not {protocol}: \
+                 use a client of its release"
+            );
+            return self.refuse(net, connection, reason);
+        }
+        let any = cluster.0 == 0 && matches!(role, HelloRole::Client);
+        if cluster != self.cluster && !any {
+            let reason = format!(
+                "this server belongs to cluster {} and not to {cluster}: check the server lists",
+                self.cluster
+            );
+            return self.refuse(net, connection, reason);
+        }
+        let status = self.parts.node.status();
+        let welcome = Message::Welcome(Welcome {
+            protocol: PROTOCOL_VERSION,
+            cluster: self.cluster,
+            node: self.me,
+            incarnation: self.parts.incarnation,
+            last_index: status.last_index,
+            term: status.term,
+        });
+        match role {
+            HelloRole::Client => {
+                let Some(address) = net.peer_address(connection) else { return };
+                if self.clients.len() >= self.parts.clients_max {
+                    return self.refuse(net, connection, NO_ROOM.into());
+                }
+                self.connections.insert(connection, Kind::Client);
+                self.clients.add(connection, address);
+                // Whatever --max-value says: a value that is too long for it deserves an answer.
+                let cap = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
+                net.set_frame_cap(connection, cap);
+                net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
+            }
+            HelloRole::Server { node, incarnation } => {
+                let Some(link) = self.link_mut(node) else {
+                    let reason = format!("server {node} is not another server of this group");
+                    return self.refuse(net, connection, reason);
+                };
+                let replaced = link.inbound.replace(connection);
+                let outdated = if link.met(incarnation) { link.up() } else { None };
+                for old in replaced.into_iter().chain(outdated) {
+                    net.close(old);
+                }
+                self.connections.insert(connection, Kind::Inbound(node));
+                net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX);
+                // It pings; see `keep_links_alive`.
+                net.set_idle_timeout(connection, Some(limits::PEER_SILENCE_TIMEOUT));
+            }
+        }
+        net.set_deadline(connection, None);
+        self.send(net, connection, &welcome);
+    }
+
+    /// What comes back on a connection that this server dialled: the greeting's answer, then pongs.
+    pub(super) fn answer_of_peer(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        peer: NodeId,
+        message: Message,
+    ) {
+        let is_up = self.link_mut(peer).is_some_and(|link| link.up() == Some(connection));
+        let trouble = match message {
+            Message::Pong { .. } if is_up => {
+                let now = net.now();
+                return self.link_mut(peer).into_iter().for_each(|link| link.heard = now);
+            }
+            Message::Refused { reason } => format!("it refuses this server: {reason}"),
+            _ if is_up => "it sent what no server expects".to_owned(),
+            Message::Welcome(welcome) if welcome.protocol != PROTOCOL_VERSION => {
+                format!("it speaks protocol version {}", welcome.protocol)
+            }
+            Message::Welcome(welcome) if welcome.cluster != self.cluster => {
+                format!("it belongs to another cluster, {}", welcome.cluster)
+            }
+            Message::Welcome(welcome) if welcome.node != peer => {
+                format!("it says it is server {}", welcome.node)
+            }
+            Message::Welcome(Welcome { incarnation, last_index, term, .. }) => {
+                let now = net.now();
+                let Some(link) = self.link_mut(peer) else { return };
+                link.came_up(connection, now);
+                let outdated = if link.met(incarnation) { link.inbound.take() } else { None };
+                if let Some(old) = outdated {
+                    net.close(old);
+                }
+                net.set_deadline(connection, None);
+                return self.input(net, Input::PeerUp { peer, last_index, term });
+            }
+            _ => "it does not answer the greeting".to_owned(),
+        };
+        self.give_up_outbound(net, connection, peer, &trouble);
+    }
+
+    /// Closes a connection that this server dialled.
+    pub(super) fn give_up_outbound(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        peer: NodeId,
+        why: &str,
+    ) {
+        self.connections.remove(connection);
+        self.lost_outbound(net, connection, peer, why);
+        net.close(connection);
+    }
+
+    pub(super) fn dial_due_links(&mut self, net: &mut Net) {
+        let now = net.now();
+        for link in &mut self.links {
+            if matches!(link.outbound, Outbound::Waiting(due) if due <= now) {
+                let connection = net.dial(link.address);
+                link.outbound = Outbound::Greeting(connection);
+                self.connections.insert(connection, Kind::Outbound(link.node));
+            }
+        }
+    }
+
+    /// A machine that is gone without a word leaves its connections open. So whoever dialled one
+    /// pings on it; silence ends it on both sides, and it is dialled again.
+    pub(super) fn keep_links_alive(&mut self, net: &mut Net) {
+        let now = net.now();
+        for at in 0..self.links.len() {
+            let link = &mut self.links[at];
+            let Some(connection) = link.up() else { continue };
+            if net.queued_bytes(connection) > 0 {
+                // No ping gets through to be answered; the write-stall time-out watches meanwhile.
+                link.heard = now;
+            }
+            let peer = link.node;
+            if now.duration_since(link.heard) >= limits::PEER_SILENCE_TIMEOUT {
+                self.give_up_outbound(net, connection, peer, "it is silent");
+            } else if now >= link.next_ping {
+                link.next_ping = now + limits::PEER_PING_INTERVAL;
+                // What was queued above keeps the link from being called silent.
+                let _ = net.try_send(connection, |out| encode(&Message::Ping { nonce: 0 }, out));
+            }
+        }
+    }
+
+    pub(super) fn lost_outbound(
+        &mut self,
+        net: &Net,
+        connection: ConnectionId,
+        peer: NodeId,
+        why: &str,
+    ) {
+        let random = rand::rng().next_u64();
+        let now = net.now();
+        let Some(link) = self.link_mut(peer) else { return };
+        if !link.dialled(connection) {
+            return;
+        }
+        let was_up = link.up().is_some();
+        link.went_down(now, random, why);
+        if was_up {
+            self.input(net, Input::PeerDown { peer });
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What clients ask, from the frame to the core or the workers, and what is refused on the way.
+
+use std::net::SocketAddr;
+
+use super::get::check_key;
+use super::links::Link;
+use super::service::StoreService;
+use super::work::{Job, ReadJob};
+use crate::limits;
+use crate::net::{ConnectionId, Net};
+use crate::node::{Input, RequestToken};
+use crate::types::NodeId;
+use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
+use crate::workers::pool::SubmitError;
+
+impl StoreService {
+    pub(super) fn client_message(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        message: Message,
+    ) {
+        match message {
+            Message::Request { id, body } => self.request(net, connection, id, body),
+            Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
+            Message::Pong { .. } => {}
+            _ => self.refuse(net, connection, "a client sends REQUEST and PING only".into()),
+        }
+    }
+
+    pub(super) fn request(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        id: u64,
+        body: Request,
+    ) {
+        let Some(admission) = self.clients.begin(connection) else { return };
+        if admission.pause {
+            net.pause_reading(connection);
+        }
+        let client = admission.client;
+        let token = RequestToken { connection: connection.to_u64(), request: id };
+        if admission.busy {
+            return self.reply_busy(net, token, "too many requests are under way");
+        }
+        if let Request::Get(request) = &body
+            && let Err(refusal) = check_key(&request.key)
+        {
+            return self.reply(net, token, Reply::Error(refusal));
+        }
+        if self.stopped {
+            let refusal = ErrorReply {
+                code: ErrorCode::ShuttingDown,
+                message: "this server is stopping: ask another one".to_owned(),
+                retry_after_ms: 0,
+            };
+            return self.reply(net, token, Reply::Error(refusal));
+        }
+        match body {
+            Request::Write(write) => self.input(net, Input::Write { token, client, write }),
+            Request::Get(request) if request.linearizable => {
+                if !self.clients.park(token, request) {
+                    // Two outstanding requests under one id: the protocol forbids it, and neither
+                    // could be told from the other.
+                    return self.refuse(net, connection, format!("request id {id} is in use"));
+                }
+                self.input(net, Input::Read { token });
+            }
+            Request::Get(request) => {
+                self.clients.read(net.queued_bytes(connection), token, client, request);
+            }
+            Request::Status => {
+                let status = Reply::StatusOk(Box::new(self.status(net)));
+                self.reply(net, token, status);
+            }
+        }
+    }
+
+    pub(super) fn reply_busy(&mut self, net: &mut Net, token: RequestToken, what: &str) {
+        let busy = ErrorReply {
+            code: ErrorCode::Busy,
+            message: format!("{what} at this server: try again in a moment"),
+            retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
+        };
+        self.reply(net, token, Reply::Error(busy));
+    }
+
+    /// Books an answer to a client, and lets it go on asking if it was held back.
+    pub(super) fn answered(&mut self, net: &mut Net, connection: ConnectionId) {
+        if self.clients.answered(connection) {
+            net.resume_reading(connection);
+        }
+    }
+
+    pub(super) fn status(&self, net: &Net) -> ServerStatus {
+        let status = self.parts.node.status();
+        let config = &self.parts.config;
+        let address = |node: NodeId| {
+            let at = config.servers.get(node.0 as usize - 1);
+            at.map_or_else(|| node.to_string(), SocketAddr::to_string)
+        };
+        ServerStatus {
+            address: config.listen.to_string(),
+            node: self.me,
+            cluster: self.cluster,
+            role: status.role,
+            leader: status.leader.map(address),
+            term: status.term,
+            commit: status.commit,
+            applied: status.applied.index,
+            applied_timestamp: status.applied.timestamp,
+            last_index: status.last_index,
+            in_sync: status.in_sync.into_iter().map(address).collect(),
+            client_connections: self.clients.len() as u32,
+            server_connections: self.links.iter().map(Link::connections).sum(),
+            uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    pub(super) fn submit_reads(&mut self, net: &mut Net) {
+        let mut reads = self.clients.take_reads(|connection| net.queued_bytes(connection));
+        while !reads.is_empty() {
+            let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
+            let batch = std::mem::replace(&mut reads, rest);
+            if let Err(SubmitError::Full(refused) | SubmitError::Stopped(refused)) =
+                self.parts.pool.submit_batch(batch)
+            {
+                for job in refused {
+                    let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
+                    self.clients.read_done(token, granted);
+                    self.reply_busy(net, token, "too many reads wait");
+                }
+            }
+        }
+    }
+}
