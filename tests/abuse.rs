@@ -764,7 +764,7 @@ fn a_server_that_cannot_write_stops_and_has_acknowledged_nothing_it_does_not_hav
     assert!(!acknowledged.is_empty());
 
     group.start_server(0);
-    let client = group.client();
+    // The same client: it waits until the server has replayed up to what it has seen.
     for key in &acknowledged {
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
