@@ -715,6 +715,14 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
         eventually("the log says so", || group.log(0).contains(&said).then_some(()));
     }
 
+    // One that greets well, and then forgets that it was asked nothing.
+    let mut odd = accept();
+    odd.send(&welcome(cluster, 3));
+    odd.send(&Message::Reply { id: 1, body: Reply::PutOk { timestamp: Timestamp(1) } });
+    while odd.receive().is_some() {}
+    let said = format!("no link to server 3 at {address}: it sent what no server expects");
+    eventually("the log says so", || group.log(0).contains(&said).then_some(()));
+
     // One that greets well and is silent ever after.
     let mut silent = accept();
     silent.send(&welcome(cluster, 3));
@@ -837,4 +845,20 @@ fn a_server_asked_to_stop_answers_what_it_has_taken_first() {
     assert_eq!(answers, READS);
     assert!(exited_with(group.wait(0), 0));
     assert!(group.log(0).contains("stopping: nothing is under way"));
+}
+
+#[test]
+fn a_console_that_nobody_reads_keeps_nobody_waiting() {
+    let mut group = Group::prepare(1, &[]);
+    let pipe = group.dir.path().join("console");
+    // Opened for both directions, so that opening does not wait for a reader that never comes.
+    let preparation = format!("mkfifo '{0}' && exec 1<>'{0}'", pipe.display());
+    group.start_server_from_shell(0, &[], &preparation);
+    let client = group.client();
+    // Each line is longer than a pipe holds.
+    for number in 0..3 {
+        client.put(format!("key-{number}"), vec![b'v'; 1024 * 1024]).unwrap();
+    }
+    assert!(exited_with(group.terminate(0), 0));
+    assert!(group.log(0).contains("console: nobody reads standard output"), "{}", group.log(0));
 }
