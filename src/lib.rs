@@ -1,5 +1,40 @@
 //! Acervo: a replicated key-value store that never goes back in time.
+//!
+//! This crate is the store, its client library and everything the `acervo` command is made of. To use
+//! a running group from a program, [`Client`] is all you need. The rest of this page is the tour for
+//! those who want to change it; `ARCHITECTURE.md` goes further.
+//!
+//! # The parts
+//!
+//! | part | is for |
+//! | --- | --- |
+//! | [`types`], [`command`], [`limits`], [`text`] | the shared vocabulary, log entries, every limit, escaping |
+//! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
+//! | [`net`] | the event loop: one thread that owns every socket |
+//! | [`workers`] | the pool of threads that handle requests |
+//! | [`consensus`] | Raft, behind a facade |
+//! | [`node`] | the core: one server's mind, pure |
+//! | [`storage`] | the durable log, the engine, the state machine, the data directory |
+//! | [`server`] | a server process: all of the above wired together |
+//! | [`client`] | the client library and the interactive console |
+//! | [`cli`] | the command line |
+//!
+//! # The life of a request
+//!
+//! A frame comes in at [`net`], is decoded by [`server`], and becomes an
+//! [`Input`](node::Input) of the [`node`] core. What the core answers is carried out in order: messages
+//! to other servers, batches for the log's thread, committed entries for the applier's. A PUT is
+//! stamped, proposed, replicated while all disks sync side by side, applied, and answered when the
+//! acknowledgement rule is met. A plain GET needs no agreement and goes straight to the workers.
+//!
+//! # The rule of dependencies
+//!
+//! `mio` only in [`net`]; `raft` only in [`consensus`]; `redb` only in [`storage`]; clocks and randomness
+//! only where things are wired, in [`server`] and [`client`]. The core reads no clock, draws no random
+//! number, does no IO and prints nothing, so that `tests/simulation` can run it under every fault from a
+//! seed.
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod command;

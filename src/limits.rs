@@ -176,6 +176,15 @@ pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
+// ---- snapshots ----------------------------------------------------------------------------
+
+/// Bytes of rows in one piece of a snapshot (one larger row still travels alone).
+pub const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+/// Pieces sent and not yet stored by the receiver; the next one waits.
+pub const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
+/// A transfer that makes no progress for this long is given up, and may begin again.
+pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
 // ---- replicated sessions ------------------------------------------------------------------
 
 /// A client unheard of for this long, in the log's own time, is forgotten.
@@ -185,6 +194,9 @@ pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
 /// fewer writes under way than this.
 pub const SESSION_REPLIES_MAX: usize = 2048;
+/// Replies remembered for all clients together; past it the clients unheard of for longest are
+/// forgotten.
+pub const SESSION_REPLIES_TOTAL_MAX: usize = 256 * 1024;
 
 // ---- disk ---------------------------------------------------------------------------------
 
@@ -203,6 +215,8 @@ pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The engine's page cache.
 pub const ENGINE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// The page cache of an engine that takes in a snapshot beside the one in use.
+pub const STAGING_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 // ---- client library -----------------------------------------------------------------------
 
@@ -242,12 +256,26 @@ pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
 /// How long `acervo cluster` waits for its servers to stop before it kills them.
 pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
+// ---- measuring ------------------------------------------------------------------------------
+
+/// Clients of one `acervo bench`; each has a connection to each server.
+pub const BENCH_CLIENTS_MAX: usize = 1024;
+/// Clients that write the keys before a bench of reads.
+pub const BENCH_FILL_CLIENTS: usize = 64;
+/// Keys of a bench.
+pub const BENCH_KEYS_MAX: u64 = 100_000_000;
+/// How often a bench looks whether its time is over.
+pub const BENCH_TICK: Duration = Duration::from_millis(10);
+/// Latencies beyond this, in nanoseconds, are recorded as this.
+pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
+
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
     assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    assert!(SESSION_REPLIES_MAX < SESSION_REPLIES_TOTAL_MAX);
     assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
     assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use acervo::cli::args::{Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell};
+use acervo::bench;
+use acervo::cli::args::{BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell};
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::client::repl::{self, ReplOptions};
 use acervo::server::cluster::{self, ClusterConfig};
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Get(args) => one_shot(commands::get(&args, out)),
         Command::Del(args) => one_shot(commands::del(&args, out)),
         Command::Status(args) => one_shot(commands::status(&args, out)),
+        Command::Bench(args) => run_bench(&args, out),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
     ExitCode::from(status)
@@ -64,6 +66,21 @@ fn print_completions(args: &CompletionsArgs, out: &mut dyn Write) -> Result<Outc
     clap_complete::generate(shell, &mut Cli::command(), "acervo", &mut script);
     out.write_all(&script).map_err(CommandError::Output)?;
     Ok(Outcome::Done)
+}
+
+fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> u8 {
+    let options = match args.options() {
+        Ok(options) => options,
+        Err(wrong) => return usage("bench", wrong),
+    };
+    // As it was typed, with the program's bare name, so that it can be kept and repeated.
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.display().to_string());
+    let command: Vec<String> = std::iter::once("acervo".to_owned()).chain(arguments).collect();
+    match bench::command::run(&options, command.join(" "), out) {
+        Ok(()) => exit_status::DONE,
+        Err(error) if error.is_quiet() => exit_status::DONE,
+        Err(error) => fail(error.exit_status(), &error),
+    }
 }
 
 fn run_server(mut args: ServerArgs) -> u8 {

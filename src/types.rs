@@ -122,3 +122,14 @@ pub struct AppliedPoint {
     /// A hash of the whole replicated state, equal on all replicas at equal `index`.
     pub hash: u64,
 }
+
+/// Names a snapshot of the state machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotId {
+    /// The term in which its sender led when it began.
+    pub leader_term: Term,
+    /// The last index applied in it.
+    pub index: LogIndex,
+    /// The term of that entry.
+    pub term: Term,
+}

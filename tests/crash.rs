@@ -51,25 +51,54 @@ fn refused(disk: &SimDisk, options: &LogOptions) -> LogError {
     }
 }
 
-/// What a log should hold.
+/// What a log should hold, if none of it were ever compacted away.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
+    /// The index and term after which the log starts, as of the last reset.
+    base: (LogIndex, Term),
     entries: Vec<LogEntry>,
     hard_state: HardState,
+    /// Entries before this one need not be kept and are never replaced.
+    compacted: LogIndex,
 }
 
 impl Model {
     fn apply(&mut self, batch: &LogBatch) {
         if let Some(first) = batch.entries.first() {
-            self.entries.truncate(first.index as usize - 1);
+            self.entries.truncate((first.index - 1 - self.base.0) as usize);
             self.entries.extend_from_slice(&batch.entries);
         }
         self.hard_state = batch.hard_state.unwrap_or(self.hard_state);
     }
 
-    fn term_runs(&self) -> Vec<(LogIndex, Term)> {
-        let runs = self.entries.chunk_by(|a, b| a.term == b.term);
+    fn first_index(&self) -> LogIndex {
+        self.base.0 + 1
+    }
+
+    fn last_index(&self) -> LogIndex {
+        self.base.0 + self.entries.len() as u64
+    }
+
+    fn from(&self, index: LogIndex) -> &[LogEntry] {
+        &self.entries[(index - self.first_index()) as usize..]
+    }
+
+    fn term_at(&self, index: LogIndex) -> Term {
+        if index == self.base.0 { self.base.1 } else { self.from(index)[0].term }
+    }
+
+    fn term_runs(&self, first: LogIndex) -> Vec<(LogIndex, Term)> {
+        let runs = self.from(first).chunk_by(|a, b| a.term == b.term);
         runs.map(|run| (run[0].index, run[0].term)).collect()
+    }
+
+    /// A random reset: to somewhere in the log, or past its end.
+    fn next_reset(&self, rng: &mut StdRng) -> Model {
+        let lowest = self.first_index().max(self.compacted);
+        let index = rng.random_range(lowest..=self.last_index() + 20);
+        let term = self.hard_state.term + 1;
+        let hard_state = HardState { term, commit: index, ..self.hard_state };
+        Model { base: (index, term), entries: Vec::new(), hard_state, compacted: 0 }
     }
 
     /// A random next batch: entries that follow or replace a suffix, a hard state, or both.
@@ -77,21 +106,23 @@ impl Model {
         let mut hard_state = self.hard_state;
         let mut entries = Vec::new();
         if rng.random_bool(0.8) {
-            let len = self.entries.len() as u64;
-            let first = if rng.random_bool(0.3) { rng.random_range(1..=len + 1) } else { len + 1 };
-            hard_state.term += u64::from(first <= len || rng.random_bool(0.1));
+            let last = self.last_index();
+            let lowest = self.first_index().max(self.compacted);
+            let replaces = rng.random_bool(0.3);
+            let first = if replaces { rng.random_range(lowest..=last + 1) } else { last + 1 };
+            hard_state.term += u64::from(first <= last || rng.random_bool(0.1));
             for index in first..first + rng.random_range(1..6) {
                 *salt += 1;
                 let data = vec![*salt as u8; rng.random_range(0..700)];
                 entries.push(LogEntry { term: hard_state.term, index, data: data.into() });
             }
             let known = entries.last().map_or(0, |entry| entry.index);
-            hard_state.commit = rng.random_range(0..=known);
+            hard_state.commit = rng.random_range(self.base.0..=known);
         } else {
             hard_state.term += 1;
             hard_state.vote = rng.random_range(0..4);
             hard_state.admitted |= rng.random_bool(0.5);
-            hard_state.commit = hard_state.commit.min(self.entries.len() as u64);
+            hard_state.commit = hard_state.commit.min(self.last_index());
         }
         let changed = hard_state != self.hard_state;
         LogBatch { number: *salt, hard_state: changed.then_some(hard_state), entries }
@@ -112,9 +143,30 @@ fn read_all(log: &DiskLog) -> Vec<LogEntry> {
 /// Checks a reopened log against what was acknowledged and what was being appended; what it holds.
 fn check_reopened(log: &DiskLog, found: &RecoveredLog, acked: &Model, after: &Model) -> Model {
     let hard_state = found.hard_state;
-    let model = Model { entries: read_all(log), hard_state };
-    assert_eq!(found.term_runs, model.term_runs());
-    assert_eq!(found.last_index, model.entries.len() as u64);
+    // A reset raises the term, and is there whole or not at all.
+    if after.base != acked.base && hard_state.term == after.hard_state.term {
+        let (first_index, previous_term) = (after.base.0 + 1, after.base.1);
+        let last_index = after.base.0;
+        let term_runs = Vec::new();
+        let expected =
+            RecoveredLog { hard_state, term_runs, first_index, previous_term, last_index };
+        assert_eq!((found, hard_state), (&expected, after.hard_state));
+        return after.clone();
+    }
+    let first = found.first_index;
+    let compacted = acked.compacted.max(after.compacted);
+    let first_allowed = acked.first_index()..=compacted.max(acked.first_index());
+    assert!(first_allowed.contains(&first), "starts at {first}, not in {first_allowed:?}");
+    let gone = &acked.entries[..(first - acked.first_index()) as usize];
+    let entries = [gone, &read_all(log)].concat();
+    let model = Model { entries, hard_state, compacted, ..acked.clone() };
+    assert_eq!(found.term_runs, model.term_runs(first));
+    assert_eq!(found.previous_term, model.term_at(first - 1));
+    assert_eq!(found.last_index, model.last_index());
+    if after.base != acked.base {
+        assert_eq!(model.entries, acked.entries, "neither the old log nor the new one");
+        return model;
+    }
 
     // The append that was cut short is there in whole frames, in order: nothing else is new, and
     // what it did not replace is untouched.
@@ -134,8 +186,8 @@ fn check_reopened(log: &DiskLog, found: &RecoveredLog, acked: &Model, after: &Mo
     model
 }
 
-/// Appends random groups until one fails or `count` are done; what was acknowledged and what was
-/// tried last.
+/// Does random things to the log until one fails or `count` are done, mostly appending groups; what
+/// was acknowledged and what was tried last.
 fn run(
     log: &mut DiskLog,
     start: Model,
@@ -146,13 +198,27 @@ fn run(
     let mut acked = start;
     for _ in 0..count {
         let mut after = acked.clone();
-        let mut group = Vec::new();
-        for _ in 0..rng.random_range(1..4) {
-            let batch = after.next_batch(rng, salt);
-            after.apply(&batch);
-            group.push(batch);
-        }
-        match log.append(&group) {
+        let done = match rng.random_range(0..20) {
+            0 if !acked.entries.is_empty() => {
+                let lowest = acked.first_index().max(acked.compacted);
+                after.compacted = rng.random_range(lowest..=acked.last_index() + 1);
+                log.compact(after.compacted)
+            }
+            1 => {
+                after = acked.next_reset(rng);
+                log.reset(after.base.0, after.base.1, after.hard_state)
+            }
+            _ => {
+                let mut group = Vec::new();
+                for _ in 0..rng.random_range(1..4) {
+                    let batch = after.next_batch(rng, salt);
+                    after.apply(&batch);
+                    group.push(batch);
+                }
+                log.append(&group)
+            }
+        };
+        match done {
             Ok(()) => acked = after,
             Err(_) => return (acked, after),
         }
@@ -234,7 +300,7 @@ fn a_failed_sync_poisons_the_log_and_what_a_restart_reports_is_durable() {
         drop(log);
         disk.power_cycle(&mut rng);
         let (log, found) = open(&disk, &options()).unwrap();
-        assert_eq!(Model { entries: read_all(&log), hard_state: found.hard_state }, reported);
+        assert_eq!(check_reopened(&log, &found, &reported, &reported), reported);
     }
 }
 
@@ -253,7 +319,7 @@ fn what_an_unsynced_run_left_is_durable_once_it_is_reported() {
     drop(log);
     disk.power_cycle(&mut rng);
     let (log, found) = open(&disk, &options()).unwrap();
-    assert_eq!(Model { entries: read_all(&log), hard_state: found.hard_state }, reported);
+    assert_eq!(check_reopened(&log, &found, &reported, &reported), reported);
 }
 
 #[test]

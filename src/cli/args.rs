@@ -8,6 +8,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::units::{parse_duration, parse_size};
+use crate::bench::Workload;
+use crate::bench::command::{BenchOptions, Target};
 use crate::limits;
 use crate::node::core::AckPolicy;
 use crate::server::config::{
@@ -56,6 +58,8 @@ pub enum Command {
     Del(DelArgs),
     /// Describe every server of the group
     Status(StatusArgs),
+    /// Measure a running group: writes or reads of many clients
+    Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -253,6 +257,115 @@ pub struct StatusArgs {
     /// Shared.
     #[command(flatten)]
     pub request: RequestArgs,
+}
+
+/// `acervo bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo bench put
+  acervo bench put --clients 1 --target leader --seconds 30
+  acervo bench get --fill --format json >> figures.jsonl
+
+A bench writes keys named bench-NUMBER to the group and leaves them there.")]
+pub struct BenchArgs {
+    /// What to measure
+    pub operation: BenchOperation,
+    /// Clients with one request under way each
+    #[arg(long, value_name = "N", default_value = "64",
+        value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_CLIENTS_MAX as u64))]
+    pub clients: u64,
+    /// How long to measure
+    #[arg(long, value_name = "S", default_value = "10",
+        value_parser = clap::value_parser!(u64).range(1..=limits::FLAG_DURATION_MAX.as_secs()))]
+    pub seconds: u64,
+    /// How long to wait under load before measuring
+    #[arg(long, value_name = "S", default_value = "1",
+        value_parser = clap::value_parser!(u64).range(0..=limits::FLAG_DURATION_MAX.as_secs()))]
+    pub warm_up: u64,
+    /// Bytes of each value, such as 100 or 64KiB
+    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = parse_value_size)]
+    pub value_size: usize,
+    /// Keys to choose from, uniformly
+    #[arg(long, value_name = "K", default_value = "100000",
+        value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_KEYS_MAX))]
+    pub keys: u64,
+    /// The servers of the group
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// Where requests go: random, leader, or one of the servers
+    #[arg(long, value_name = "WHERE", default_value = "random", value_parser = parse_target)]
+    pub target: Target,
+    /// Confirm every read by a majority
+    #[arg(long)]
+    pub linearizable: bool,
+    /// Write every key once before measuring
+    #[arg(long)]
+    pub fill: bool,
+    /// Repeat the random choices of an earlier run
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+}
+
+/// What a bench measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchOperation {
+    /// Writes.
+    Put,
+    /// Reads.
+    Get,
+}
+
+impl BenchArgs {
+    /// What is to be done, or what is wrong with what was asked for.
+    ///
+    /// # Errors
+    /// One sentence for a person.
+    pub fn options(&self) -> Result<BenchOptions, &'static str> {
+        let workload = match (self.operation, self.linearizable) {
+            (BenchOperation::Put, false) => Workload::Put,
+            (BenchOperation::Get, false) => Workload::Get,
+            (BenchOperation::Get, true) => Workload::GetLinearizable,
+            (BenchOperation::Put, true) => return Err("--linearizable is for 'bench get' only"),
+        };
+        Ok(BenchOptions {
+            workload,
+            servers: self.servers.clone(),
+            target: self.target,
+            // Within a limit that fits.
+            clients: self.clients as usize,
+            measured: Duration::from_secs(self.seconds),
+            warm_up: Duration::from_secs(self.warm_up),
+            keys: self.keys,
+            value_bytes: self.value_size,
+            fill: self.fill,
+            seed: self.seed,
+            json: self.format == Format::Json,
+        })
+    }
+}
+
+fn parse_value_size(text: &str) -> Result<usize, String> {
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    if bytes <= limits::VALUE_BYTES_MAX {
+        Ok(bytes)
+    } else {
+        Err(format!("a value has at most {} bytes", limits::VALUE_BYTES_MAX))
+    }
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    match text {
+        "random" => Ok(Target::Random),
+        "leader" => Ok(Target::Leader),
+        address => parse_address(address)
+            .map(Target::One)
+            .map_err(|_| "write random, leader or IP:PORT of one of the servers".to_owned()),
+    }
 }
 
 /// `acervo completions`.

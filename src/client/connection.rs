@@ -18,8 +18,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Timing;
 use super::sync::lock;
-use super::transport::{self, FrameReader};
-use crate::limits::{self, HELLO_FRAME_BYTES_MAX};
+use super::transport::{self, MessageReader};
+use crate::limits::HELLO_FRAME_BYTES_MAX;
 use crate::types::ClusterId;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
 
@@ -93,13 +93,12 @@ impl Connection {
         stream.set_nodelay(true).map_err(io_failure)?;
         stream.set_write_timeout(Some(timing.silence_timeout)).map_err(io_failure)?;
 
-        let mut reader = FrameReader::new(HELLO_FRAME_BYTES_MAX);
+        let mut reader = MessageReader::new(HELLO_FRAME_BYTES_MAX);
         let welcome = greet(&stream, &mut reader, deadline)?;
         // How often the reading thread looks at the clock when nothing comes.
         let look = (timing.ping_interval / 4).max(Duration::from_millis(1));
         stream.set_read_timeout(Some(look)).map_err(io_failure)?;
-        // The client does not know the servers' --max-value, so it takes what any may have.
-        reader.set_frame_bytes_max(limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX));
+        reader.set_frame_bytes_max(transport::FRAME_BYTES_MAX);
 
         let now = Instant::now();
         let state = State {
@@ -221,7 +220,7 @@ impl Shared {
         state.closed = Some(failure);
     }
 
-    fn read_until_closed(&self, mut reader: FrameReader) {
+    fn read_until_closed(&self, mut reader: MessageReader) {
         let failure = self.read(&mut reader).err();
         self.close(failure.unwrap_or_else(|| Failure {
             ended: true,
@@ -230,7 +229,7 @@ impl Shared {
     }
 
     /// Reads until the stream ends or fails.
-    fn read(&self, reader: &mut FrameReader) -> Result<(), Failure> {
+    fn read(&self, reader: &mut MessageReader) -> Result<(), Failure> {
         let mut asked = Instant::now();
         let mut nonce = 0;
         loop {
@@ -290,7 +289,7 @@ impl Shared {
 /// Says HELLO and waits for the WELCOME.
 fn greet(
     stream: &TcpStream,
-    reader: &mut FrameReader,
+    reader: &mut MessageReader,
     deadline: Instant,
 ) -> Result<Welcome, Failure> {
     let hello =
@@ -339,7 +338,7 @@ fn refused(reason: &str) -> Failure {
     Failure::new(format!("refused: {}", crate::text::escape(reason.as_bytes())))
 }
 
-fn next_message(reader: &mut FrameReader) -> Result<Option<Message>, Failure> {
+fn next_message(reader: &mut MessageReader) -> Result<Option<Message>, Failure> {
     reader.next_message().map_err(|error| Failure::new(error.to_string()))
 }
 

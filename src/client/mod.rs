@@ -4,7 +4,7 @@
 //! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within its
 //! time. What it needs: some of the servers' addresses; who leads is no business of a client.
 //!
-//! How it is cut: `transport` makes and reads frames, `connection` is one pipelined connection and
+//! How it is cut: `transport` reads and writes messages, `connection` is one pipelined connection and
 //! its reading thread, `pool` keeps one a server, `attempts` decides who is asked and how often,
 //! `seen` remembers timestamps, `sequence` numbers the writes, [`repl`] is the console on top.
 //!

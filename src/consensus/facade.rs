@@ -2,16 +2,16 @@
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
-use raft::{Config, RawNode, StateRole};
+use raft::{Config, RawNode, SnapshotStatus, StateRole};
 
 use super::admission::Admission;
 use super::convert::message_to_raft;
 use super::guard::{self, Known, PeerFault, Verdict};
-use super::log_store::LogStore;
+use super::log_store::{LogStore, snapshot_at};
 use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
 use crate::limits;
-use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
+use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// How consensus is set up.
@@ -36,6 +36,45 @@ pub enum ConsensusError {
     /// The library refused its configuration.
     #[error("consensus cannot start: {0}")]
     Library(#[from] raft::Error),
+}
+
+/// What a log was found to hold.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveredLog {
+    /// The first index; 1 when the log reaches back to the beginning.
+    pub first_index: LogIndex,
+    /// The term of the entry just before the first one; 0 when there was none.
+    pub previous_term: Term,
+    /// Where each run of entries of one term begins: (index, term), in order, from the first index.
+    pub term_runs: Vec<(LogIndex, Term)>,
+    /// The last index; `first_index - 1` when there are no entries.
+    pub last_index: LogIndex,
+    /// Every entry that is not applied.
+    pub entries: Vec<LogEntry>,
+}
+
+impl RecoveredLog {
+    fn check(&self, commit: LogIndex, applied: LogIndex) -> Result<(), String> {
+        let RecoveredLog { first_index, last_index, .. } = *self;
+        if !(applied..=last_index).contains(&commit) {
+            return Err(format!(
+                "commit index {commit} is not between applied index {applied} and last index \
+                 {last_index}"
+            ));
+        }
+        if first_index == 0 || first_index > applied + 1 {
+            return Err(format!("the log begins at {first_index}, {applied} is applied"));
+        }
+        let contiguous = self.entries.iter().zip(applied + 1..).all(|(e, index)| e.index == index);
+        if !contiguous || applied + self.entries.len() as u64 != last_index {
+            return Err(format!("entries {applied} to {last_index} are not all there"));
+        }
+        let runs_from = self.term_runs.first().map_or(last_index + 1, |(first, _)| *first);
+        if runs_from != first_index {
+            return Err(format!("terms are known from index {runs_from} on, not {first_index}"));
+        }
+        Ok(())
+    }
 }
 
 /// Why a proposal was not taken.
@@ -65,29 +104,15 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// Starts on a recovered log: `entries` are all those after `applied`.
+    /// Starts on a recovered log, whose `entries` are all those after `applied`.
     pub fn new(
         config: ConsensusConfig,
         hard_state: HardState,
-        term_runs: Vec<(LogIndex, Term)>,
-        last_index: LogIndex,
-        entries: Vec<LogEntry>,
+        log: RecoveredLog,
         applied: LogIndex,
     ) -> Result<Consensus, ConsensusError> {
-        let inconsistent = |what: String| Err(ConsensusError::Inconsistent(what));
-        if !(applied..=last_index).contains(&hard_state.commit) {
-            return inconsistent(format!(
-                "commit index {} is not between applied index {applied} and last index {last_index}",
-                hard_state.commit
-            ));
-        }
-        let contiguous = entries.iter().zip(applied + 1..).all(|(e, index)| e.index == index);
-        if !contiguous || applied + entries.len() as u64 != last_index {
-            return inconsistent(format!("entries {applied} to {last_index} are not all there"));
-        }
-        if (last_index > 0) != term_runs.first().is_some_and(|(first, _)| *first == 1) {
-            return inconsistent("terms are not known from index 1 on".into());
-        }
+        log.check(hard_state.commit, applied).map_err(ConsensusError::Inconsistent)?;
+        let log_is_empty = log.last_index == 0;
         let library = Config {
             id: config.node.0,
             election_tick: limits::ELECTION_TICKS,
@@ -106,13 +131,13 @@ impl Consensus {
             max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
             ..Config::default()
         };
-        let store = LogStore::new(&config.nodes, hard_state, term_runs, last_index, entries);
+        let store = LogStore::new(&config.nodes, hard_state, log, applied);
         let raw = RawNode::new(&library, store, &logging::logger())?;
         let admission = Admission::new(hard_state.admitted, config.nodes.len());
         Ok(Consensus {
             raw,
             config,
-            pipeline: Pipeline::new(last_index == 0),
+            pipeline: Pipeline::new(log_is_empty),
             fetches: Fetches::default(),
             admission,
             admission_unsaved: false,
@@ -140,6 +165,11 @@ impl Consensus {
     /// Admitted servers campaign; of the others only the named leader of a group that was never
     /// born, which it knows by its empty log.
     fn may_campaign(&self) -> bool {
+        // The library looks at entries that are not applied, and panics where a snapshot has taken
+        // their place and is not applied yet.
+        if self.pipeline.is_installing() {
+            return false;
+        }
         self.admission.is_admitted()
             || (self.config.node == self.config.first_leader
                 && self.last_index() == 0
@@ -168,7 +198,7 @@ impl Consensus {
             leader: self.leader(),
             commit: self.commit(),
             last_index: self.last_index(),
-            term_at: &|index| log.term(index).ok(),
+            term_at: &|index| log.term(index).ok().filter(|term| *term > 0),
             all_durable: self.pipeline.is_idle(),
         };
         let Verdict::Step(message) = guard::check(&known, link, message)? else {
@@ -279,9 +309,54 @@ impl Consensus {
     pub fn applied(&mut self, index: LogIndex) {
         if index > self.applied {
             self.applied = index;
+            self.pipeline.installed(index);
             self.raw.advance_apply_to(index);
-            self.raw.mut_store().trim(index);
+            self.raw.mut_store().applied(index);
         }
+    }
+
+    /// The log before `first_index` is gone.
+    pub fn compacted(&mut self, first_index: LogIndex) {
+        self.raw.mut_store().compact(first_index);
+    }
+
+    /// A snapshot asked for by [`Effects::snapshots`] has arrived, or will not.
+    pub fn snapshot_sent(&mut self, to: NodeId, complete: bool) {
+        let status = if complete { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(to.0, status);
+    }
+
+    /// Takes over a snapshot that `from` has sent. When it is of use, and this is its sender's term,
+    /// [`Effects::install`] follows; otherwise the answer is `false`.
+    pub fn restore(&mut self, from: NodeId, snapshot: SnapshotId) -> bool {
+        let SnapshotId { leader_term, index, term } = snapshot;
+        let of_use = leader_term == self.term()
+            && self.leader().is_none_or(|leader| leader == from)
+            && self.role() != Role::Leader
+            && index > self.commit()
+            && term <= leader_term
+            && self.admission.may_follow(leader_term)
+            && self.pipeline.can_install();
+        if !of_use {
+            return false;
+        }
+        let voters: Vec<u64> = self.config.nodes.iter().map(|node| node.0).collect();
+        let mut message = RaftPb { from: from.0, term: leader_term, ..RaftPb::default() };
+        message.to = self.config.node.0;
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.set_snapshot(snapshot_at(&voters, index, term));
+        // An error only says that the message was of no use.
+        let _ = self.raw.step(message);
+        let taken = self.raw.snap().is_some();
+        if taken {
+            self.pipeline.expect_snapshot(snapshot);
+        }
+        taken
+    }
+
+    /// The term at an index, as far as it is known.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        self.raw.raft.raft_log.term(index).ok().filter(|term| *term > 0)
     }
 
     /// Entries asked for by a [`FetchRequest`](super::FetchRequest) have been read, or not (empty).

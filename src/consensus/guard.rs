@@ -66,7 +66,8 @@ pub(super) struct Known<'a> {
     pub leader: Option<NodeId>,
     pub commit: LogIndex,
     pub last_index: LogIndex,
-    /// The term at an index of the log, whatever part of the log holds it.
+    /// The term at an index of the log, whatever part of the log holds it; `None` where the log does
+    /// not reach (any more).
     pub term_at: &'a dyn Fn(LogIndex) -> Option<Term>,
     /// Whether everything this server has said of itself is durable, so that answers can be due.
     pub all_durable: bool,
@@ -176,7 +177,8 @@ fn check_entries(
             return Err(broken);
         }
         entry_term = entry.term;
-        if entry.index <= known.commit && (known.term_at)(entry.index) != Some(entry.term) {
+        let known_term = (known.term_at)(entry.index);
+        if entry.index <= known.commit && known_term.is_some_and(|term| term != entry.term) {
             return Err(PeerFault::ContradictsCommitted { index });
         }
     }

@@ -2,7 +2,8 @@
 //! recent tail.
 //!
 //! Invariants:
-//! - `term_runs` describes every index from 1 to `last_index`; terms never decrease along the log;
+//! - `term_runs` describes every index from `first_index` to `last_index`, `previous_term` the one
+//!   before; terms never decrease along the log;
 //! - `tail` holds exactly the indices `tail_first..=last_index`, and every entry not yet applied;
 //! - nothing below the applied index is ever replaced (consensus guarantees it).
 //!
@@ -16,6 +17,7 @@ use std::collections::VecDeque;
 use raft::eraftpb::{ConfState, Entry, HardState as RaftHardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
+use super::RecoveredLog;
 use super::convert::entry_to_raft;
 use crate::limits;
 use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
@@ -30,6 +32,9 @@ pub(super) struct WantedFetch {
 pub(super) struct LogStore {
     hard_state: HardState,
     voters: Vec<u64>,
+    first_index: LogIndex,
+    previous_term: Term,
+    applied: LogIndex,
     term_runs: Vec<(LogIndex, Term)>,
     last_index: LogIndex,
     tail_first: LogIndex,
@@ -48,21 +53,23 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
 }
 
 impl LogStore {
-    /// A store over what was recovered; `entries` are all that follow `applied`.
+    /// A store over what was recovered; `log.entries` are all that follow `applied`.
     pub fn new(
         nodes: &[NodeId],
         hard_state: HardState,
-        term_runs: Vec<(LogIndex, Term)>,
-        last_index: LogIndex,
-        entries: Vec<LogEntry>,
+        log: RecoveredLog,
+        applied: LogIndex,
     ) -> LogStore {
-        let tail: VecDeque<Entry> = entries.into_iter().map(entry_to_raft).collect();
+        let tail: VecDeque<Entry> = log.entries.into_iter().map(entry_to_raft).collect();
         LogStore {
             hard_state,
             voters: nodes.iter().map(|n| n.0).collect(),
-            term_runs,
-            last_index,
-            tail_first: last_index + 1 - tail.len() as u64,
+            first_index: log.first_index,
+            previous_term: log.previous_term,
+            applied,
+            term_runs: log.term_runs,
+            last_index: log.last_index,
+            tail_first: log.last_index + 1 - tail.len() as u64,
             tail_bytes: tail.iter().map(entry_bytes).sum(),
             tail,
             fetched: VecDeque::new(),
@@ -101,13 +108,52 @@ impl LogStore {
         self.fetched.clear();
     }
 
-    /// Forgets the bodies of old applied entries beyond the cache's size.
-    pub fn trim(&mut self, applied: LogIndex) {
+    /// The state machine has applied up to here: bodies of old applied entries beyond the cache's
+    /// size are forgotten.
+    pub fn applied(&mut self, applied: LogIndex) {
+        self.applied = applied;
         while self.tail_bytes > limits::LOG_CACHE_BYTES_MAX && self.tail_first <= applied {
             let Some(entry) = self.tail.pop_front() else { break };
             self.tail_bytes -= entry_bytes(&entry);
             self.tail_first += 1;
         }
+    }
+
+    /// The log before `first_index` is gone. Only what is applied may go.
+    pub fn compact(&mut self, first_index: LogIndex) {
+        let first_index = first_index.min(self.applied + 1);
+        if first_index <= self.first_index {
+            return;
+        }
+        self.previous_term = self.term_at(first_index - 1).unwrap_or(self.previous_term);
+        self.first_index = first_index;
+        let keep = self.term_runs.partition_point(|(first, _)| *first <= first_index);
+        self.term_runs.drain(..keep.saturating_sub(1));
+        if let Some((first, _)) = self.term_runs.first_mut() {
+            *first = first_index.max(*first);
+        }
+        if self.last_index < first_index {
+            self.term_runs.clear();
+        }
+        while self.tail_first < first_index
+            && let Some(entry) = self.tail.pop_front()
+        {
+            self.tail_bytes -= entry_bytes(&entry);
+            self.tail_first += 1;
+        }
+        self.tail_first = self.tail_first.max(first_index);
+    }
+
+    /// The log begins anew after a snapshot.
+    pub fn restore(&mut self, index: LogIndex, term: Term) {
+        self.first_index = index + 1;
+        self.previous_term = term;
+        self.term_runs.clear();
+        self.last_index = index;
+        self.tail_first = index + 1;
+        self.tail.clear();
+        self.tail_bytes = 0;
+        self.fetched.clear();
     }
 
     /// Bytes held in memory, about.
@@ -119,12 +165,12 @@ impl LogStore {
         self.hard_state = hard_state;
     }
 
-    /// The term at an index of the log; 0 for index 0, `None` past the end.
+    /// The term at an index of the log, or just before its first; `None` elsewhere.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
-        if index == 0 {
-            return Some(0);
+        if index + 1 == self.first_index {
+            return Some(self.previous_term);
         }
-        if index > self.last_index {
+        if !(self.first_index..=self.last_index).contains(&index) {
             return None;
         }
         let run = self.term_runs.partition_point(|(first, _)| *first <= index);
@@ -184,6 +230,9 @@ impl Storage for LogStore {
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let bytes_max = max_size.into();
+        if low < self.first_index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
         if low >= self.tail_first {
             let from = (low - self.tail_first) as usize;
             let to = (high - self.tail_first) as usize;
@@ -208,21 +257,41 @@ impl Storage for LogStore {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
-        self.term_at(index).ok_or(raft::Error::Store(StorageError::Unavailable))
+        let missing = if index < self.first_index {
+            StorageError::Compacted
+        } else {
+            StorageError::Unavailable
+        };
+        self.term_at(index).ok_or(raft::Error::Store(missing))
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(1)
+        Ok(self.first_index)
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // The log reaches back to index 1, so nobody needs one.
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Only names a point that the state machine has passed. The data travels outside consensus, as
+    /// a stream, and is of that point or a later one.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        let term = self.term_at(self.applied).filter(|_| self.applied >= request_index.max(1));
+        let Some(term) = term else {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        Ok(snapshot_at(&self.voters, self.applied, term))
     }
+}
+
+/// The library's name for a snapshot, without data.
+pub(super) fn snapshot_at(voters: &[u64], index: LogIndex, term: Term) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = index;
+    metadata.term = term;
+    metadata.set_conf_state(ConfState::from((voters.to_vec(), vec![])));
+    snapshot
 }
 
 #[cfg(test)]
@@ -235,7 +304,8 @@ mod tests {
     }
 
     fn store() -> LogStore {
-        LogStore::new(&[NodeId(1)], HardState::default(), vec![], 0, vec![])
+        let log = RecoveredLog { first_index: 1, ..RecoveredLog::default() };
+        LogStore::new(&[NodeId(1)], HardState::default(), log, 0)
     }
 
     #[test]
@@ -255,9 +325,9 @@ mod tests {
         let mut log = store();
         let big = limits::LOG_CACHE_BYTES_MAX / 2;
         log.append(&[entry(1, 1, big), entry(2, 1, big), entry(3, 1, big)]);
-        log.trim(0);
+        log.applied(0);
         assert_eq!(log.tail_first, 1, "nothing is applied, nothing may go");
-        log.trim(3);
+        log.applied(3);
         assert!(log.tail_bytes() <= limits::LOG_CACHE_BYTES_MAX);
         assert_eq!(log.tail_first, 3);
 
@@ -277,8 +347,42 @@ mod tests {
         let mut log = store();
         let big = limits::LOG_CACHE_BYTES_MAX;
         log.append(&[entry(1, 1, big), entry(2, 1, big)]);
-        log.trim(1);
+        log.applied(1);
         log.fetched(1, vec![LogEntry { term: 9, index: 1, data: Bytes::new() }]);
         assert!(log.entries(1, 2, None, GetEntriesContext::empty(true)).is_err());
+    }
+
+    #[test]
+    fn compaction_and_restoring_keep_the_term_before_the_first_entry() {
+        let mut log = store();
+        log.append(&[entry(1, 1, 0), entry(2, 1, 0), entry(3, 4, 0), entry(4, 4, 0)]);
+        log.compact(3);
+        assert_eq!(log.first_index().unwrap(), 1, "nothing is applied, nothing may go");
+        log.applied(3);
+        log.compact(4);
+        assert_eq!(log.first_index().unwrap(), 4);
+        assert_eq!([2, 3, 4, 5].map(|at| log.term_at(at)), [None, Some(4), Some(4), None]);
+        assert!(matches!(
+            log.entries(3, 5, None, GetEntriesContext::empty(true)),
+            Err(raft::Error::Store(StorageError::Compacted))
+        ));
+        log.restore(9, 6);
+        assert_eq!(log.last_index().unwrap(), 9);
+        assert_eq!([8, 9, 10].map(|at| log.term_at(at)), [None, Some(6), None]);
+        log.append(&[entry(10, 7, 0)]);
+        assert_eq!([9, 10].map(|at| log.term_at(at)), [Some(6), Some(7)]);
+        assert_eq!(log.tail_bytes(), 64);
+    }
+
+    #[test]
+    fn a_snapshot_is_offered_only_of_what_is_applied() {
+        let mut log = store();
+        log.append(&[entry(1, 1, 0), entry(2, 2, 0)]);
+        assert!(log.snapshot(0, 2).is_err());
+        log.applied(2);
+        let offered = log.snapshot(1, 2).unwrap();
+        let metadata = offered.get_metadata();
+        assert_eq!((metadata.index, metadata.term), (2, 2));
+        assert!(log.snapshot(3, 2).is_err(), "more is wanted than there is");
     }
 }

@@ -11,7 +11,8 @@
 //! - a blank data directory takes no part in elections until it is up to date (`admission`);
 //! - the log's recent tail is kept in memory, the rest is read from disk by others (`log_store`).
 //!
-//! What it leaves out: snapshots and membership change. It does no IO and reads no clock.
+//! What it leaves out: the data of snapshots, which travels as a stream outside consensus and of
+//! which only the name passes through here; membership change. It does no IO and reads no clock.
 
 mod admission;
 mod convert;
@@ -21,6 +22,6 @@ mod log_store;
 mod logging;
 mod ready;
 
-pub use facade::{Consensus, ConsensusConfig, ConsensusError, ProposeError};
+pub use facade::{Consensus, ConsensusConfig, ConsensusError, ProposeError, RecoveredLog};
 pub use guard::PeerFault;
-pub use ready::{Effects, FetchRequest};
+pub use ready::{Effects, FetchRequest, InstallRequest};

@@ -14,12 +14,12 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::Message as RaftPb;
+use raft::eraftpb::{Message as RaftPb, MessageType};
 use raft::{GetEntriesContext, RawNode};
 
 use super::convert::{entry_from_raft, message_from_raft};
 use super::log_store::LogStore;
-use crate::types::{HardState, LogBatch, LogEntry, LogIndex};
+use crate::types::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::RaftMessage;
 
 /// What consensus wants done, in the order of the fields.
@@ -35,8 +35,24 @@ pub struct Effects {
     pub reads: Vec<(u64, LogIndex)>,
     /// Entries wanted from disk.
     pub fetches: Vec<FetchRequest>,
+    /// Servers that are too far behind for the log: each is to get a snapshot, from this term's
+    /// leader.
+    pub snapshots: Vec<(NodeId, Term)>,
+    /// A snapshot that is to take the place of log and store.
+    pub install: Option<InstallRequest>,
     /// This server is newly admitted to elections.
     pub admitted: bool,
+}
+
+/// A snapshot taken over by consensus. It stands between the batches numbered below and above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstallRequest {
+    /// Numbered like a batch, and reported durable like one.
+    pub number: u64,
+    /// Which snapshot.
+    pub snapshot: SnapshotId,
+    /// To be made durable with it.
+    pub hard_state: HardState,
 }
 
 /// Entries wanted from disk for a follower that is late.
@@ -66,6 +82,10 @@ pub(super) struct Pipeline {
     last_durable_batch: u64,
     /// The batch with the log's first entry; everything it holds is durable once that is.
     first_entry: FirstEntry,
+    /// Taken over by the library, not handed out yet.
+    expected: Option<SnapshotId>,
+    /// Handed out, not applied yet.
+    installing: Option<LogIndex>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,6 +103,30 @@ impl Pipeline {
             last_batch: 0,
             last_durable_batch: 0,
             first_entry: if log_is_empty { FirstEntry::None } else { FirstEntry::Durable },
+            expected: None,
+            installing: None,
+        }
+    }
+
+    /// Whether a snapshot could be installed now: one at a time.
+    pub fn can_install(&self) -> bool {
+        self.expected.is_none() && self.installing.is_none()
+    }
+
+    /// The library has taken over this snapshot.
+    pub fn expect_snapshot(&mut self, snapshot: SnapshotId) {
+        self.expected = Some(snapshot);
+    }
+
+    /// Whether a snapshot has taken the place of entries and is not applied yet.
+    pub fn is_installing(&self) -> bool {
+        !self.can_install()
+    }
+
+    /// The state machine stands at `applied`.
+    pub fn installed(&mut self, applied: LogIndex) {
+        if self.installing.is_some_and(|index| index <= applied) {
+            self.installing = None;
         }
     }
 
@@ -109,7 +153,14 @@ impl Pipeline {
             }));
             out.committed.extend(ready.take_committed_entries().into_iter().map(entry_from_raft));
 
-            let immediate = ready.take_messages();
+            let mut immediate = ready.take_messages();
+            immediate.retain(|message| {
+                let is_snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
+                if is_snapshot {
+                    out.snapshots.push((NodeId(message.to), message.term));
+                }
+                !is_snapshot
+            });
             let mut held = ready.take_persisted_messages();
             if self.first_entry != FirstEntry::Durable {
                 held.extend(immediate);
@@ -117,10 +168,23 @@ impl Pipeline {
                 out.messages.extend(immediate.into_iter().filter_map(message_from_raft));
             }
 
+            if !ready.snapshot().is_empty()
+                && let Some(snapshot) = self.expected.take()
+            {
+                raw.mut_store().restore(snapshot.index, snapshot.term);
+                self.installing = Some(snapshot.index);
+                let LogBatch { number, hard_state, .. } = self.batch(raw, admitted, Vec::new());
+                let hard_state = hard_state.unwrap_or_default();
+                out.install = Some(InstallRequest { number, snapshot, hard_state });
+                self.first_entry = FirstEntry::Durable;
+                force_write = false;
+            }
             let entries = ready.take_entries();
             raw.mut_store().append(&entries);
             let number = ready.number();
-            let must_write = ready.must_sync();
+            // What stands between two batches carries the hard state of its step itself.
+            let must_write =
+                ready.must_sync() && (ready.snapshot().is_empty() || !entries.is_empty());
             if must_write {
                 out.batches.push(self.batch(raw, admitted, entries));
                 force_write = false;

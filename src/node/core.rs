@@ -14,7 +14,7 @@ use super::reads::{Read, Reads};
 use super::writes::{Origin, Pending, Writes};
 use super::{AppliedWrite, Input, Now, Output, RequestToken};
 use crate::command::{Command, WriteOp};
-use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects};
+use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term};
 use crate::wire::message::{ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
@@ -60,10 +60,15 @@ pub struct NodeConfig {
 pub struct Recovered {
     /// The hard state; default when blank.
     pub hard_state: HardState,
+    /// The first index the log still holds: 0 or 1 = from the start. Entries before it are in the
+    /// state machine only.
+    pub first_index: LogIndex,
+    /// The term of the entry before `first_index`; 0 when the log holds everything from the start.
+    pub previous_term: Term,
     /// Where each run of entries of one term begins, in order: (first index of the run, term). The
     /// first run begins at the log's first index.
     pub term_runs: Vec<(LogIndex, Term)>,
-    /// The last index of the log; 0 when empty.
+    /// The last index of the log; the one before `first_index` when it is empty.
     pub last_index: LogIndex,
     /// Every entry after `applied.index`, contiguous to `last_index`.
     pub entries: Vec<LogEntry>,
@@ -146,7 +151,8 @@ impl Node {
         if !config.nodes.contains(&config.node) || !config.nodes.contains(&config.first_leader) {
             return Err(NodeError::NotInGroup(config.node));
         }
-        let Recovered { mut hard_state, term_runs, last_index, entries, applied } = recovered;
+        let Recovered { mut hard_state, last_index, applied, .. } = recovered;
+        let entries = recovered.entries;
         // The commit index is written lazily; what is applied was committed.
         hard_state.commit = hard_state.commit.max(applied.index);
         let mut clock = HybridClock::default();
@@ -160,8 +166,14 @@ impl Node {
             first_leader: config.first_leader,
             election_ticks: config.election_ticks,
         };
-        let consensus =
-            Consensus::new(setup, hard_state, term_runs, last_index, entries, applied.index)?;
+        let log = RecoveredLog {
+            first_index: recovered.first_index.max(1),
+            previous_term: recovered.previous_term,
+            term_runs: recovered.term_runs,
+            last_index,
+            entries,
+        };
+        let consensus = Consensus::new(setup, hard_state, log, applied.index)?;
         let writes = Writes::new(config.first_question);
         let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
@@ -203,12 +215,24 @@ impl Node {
             Input::Persisted { number } => self.consensus.persisted(number, &mut self.effects),
             Input::Applied { outcomes, point } => self.applied(outcomes, point, out),
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
+            Input::SnapshotSent { to, complete } => self.consensus.snapshot_sent(to, complete),
+            Input::SnapshotReceived { from, snapshot } => {
+                if !self.consensus.restore(from, snapshot) {
+                    out.push(Output::DiscardSnapshot);
+                }
+            }
+            Input::Compacted { first_index } => self.consensus.compacted(first_index),
             Input::Stop => {
                 if self.stopping == Stopping::No {
                     self.stopping = Stopping::Draining;
                 }
             }
         }
+    }
+
+    /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        self.consensus.term_at(index)
     }
 
     /// Describes the node.

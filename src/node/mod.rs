@@ -25,7 +25,9 @@ mod writes;
 use std::net::SocketAddr;
 
 use crate::command::WriteOutcome;
-use crate::types::{AppliedPoint, LogBatch, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use crate::types::{
+    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
+};
 use crate::wire::message::{PeerMessage, Reply, WriteRequest};
 
 /// The time, from outside.
@@ -107,6 +109,26 @@ pub enum Input {
         /// Contiguous from the index asked for; at least one unless reading failed.
         entries: Vec<LogEntry>,
     },
+    /// The snapshot that [`Output::SendSnapshot`] asked for has arrived whole, or will not.
+    SnapshotSent {
+        /// The server it was for.
+        to: NodeId,
+        /// Whether it arrived.
+        complete: bool,
+    },
+    /// A whole snapshot from another server lies ready beside the store. The answer, in the same
+    /// call or flush, is [`Output::InstallSnapshot`] or [`Output::DiscardSnapshot`].
+    SnapshotReceived {
+        /// Who sent it.
+        from: NodeId,
+        /// What it is.
+        snapshot: SnapshotId,
+    },
+    /// The log's older part has been deleted.
+    Compacted {
+        /// The first index that is left.
+        first_index: LogIndex,
+    },
     /// Stop: refuse new writes, let the pending ones finish, hand the leadership over.
     Stop,
 }
@@ -160,6 +182,26 @@ pub enum Output {
         /// Stop after about this many bytes (but give at least one entry).
         bytes_max: u64,
     },
+    /// A server is too far behind for the log: send it a snapshot of the state machine as it stands
+    /// now or later, then report [`Input::SnapshotSent`].
+    SendSnapshot {
+        /// The late server.
+        to: NodeId,
+        /// This node's term, for [`SnapshotId::leader_term`].
+        leader_term: Term,
+    },
+    /// Begin the log anew after the snapshot that was received, then put it in the store's place, then
+    /// report [`Input::Applied`]; report [`Input::Persisted`] when the log has been begun anew.
+    InstallSnapshot {
+        /// For [`Input::Persisted`], in one row with the numbers of batches.
+        number: u64,
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// To be durable with it.
+        hard_state: HardState,
+    },
+    /// The snapshot that was received is of no use.
+    DiscardSnapshot,
     /// Something the console shows; only when [`core::NodeConfig::console`] is set.
     Console(ConsoleEvent),
     /// Something the operator should find in the log.

@@ -48,6 +48,11 @@ impl Node {
                 // even if it leads no more.
                 self.reads.confirm(id, index);
             }
+            // The driver's own business.
+            PeerMessage::Snapshot { .. }
+            | PeerMessage::SnapshotChunk { .. }
+            | PeerMessage::SnapshotEnd { .. }
+            | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::StateHash { index, hash } => {
                 if self.hashes.compare(from, index, hash) {
                     out.push(Output::Notice(Notice::Diverged { peer: from, index }));

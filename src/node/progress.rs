@@ -7,7 +7,7 @@ use super::in_sync::InSync;
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Command, WriteOp, WriteOutcome};
-use crate::consensus::ProposeError;
+use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::message::{PeerMessage, Reply, Role};
@@ -205,7 +205,18 @@ impl Node {
             let to = message.to;
             out.push(Output::Send { to, message: PeerMessage::Raft(message) });
         }
-        out.extend(effects.batches.drain(..).map(Output::Persist));
+        let install = effects.install.take();
+        let before = |number| install.is_none_or(|i: InstallRequest| number < i.number);
+        let (first, rest): (Vec<_>, Vec<_>) =
+            effects.batches.drain(..).partition(|batch| before(batch.number));
+        out.extend(first.into_iter().map(Output::Persist));
+        if let Some(InstallRequest { number, snapshot, hard_state }) = install {
+            out.push(Output::InstallSnapshot { number, snapshot, hard_state });
+        }
+        out.extend(rest.into_iter().map(Output::Persist));
+        for (to, leader_term) in effects.snapshots.drain(..) {
+            out.push(Output::SendSnapshot { to, leader_term });
+        }
         for entries in split_at_hashes(std::mem::take(&mut effects.committed)) {
             out.push(Output::Apply(entries));
         }

@@ -184,6 +184,10 @@ impl StoreService {
                         self.input(net, Input::Fetched { fetch, entries: Vec::new() });
                     }
                 }
+                Output::SendSnapshot { to, .. } => {
+                    self.input(net, Input::SnapshotSent { to, complete: false })
+                }
+                Output::InstallSnapshot { .. } | Output::DiscardSnapshot => {}
                 Output::Console(event) => self.parts.console.show(event),
                 Output::Notice(notice) => log::info!("{notice}"),
                 Output::Disconnect { peer, reason } => {

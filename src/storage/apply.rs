@@ -9,17 +9,22 @@
 //! as of that point. After a crash the engine stands at its last checkpoint, versions and sessions
 //! together, and the log from [`durable_index`](StateMachine::durable_index) on is applied again.
 //!
+//! A snapshot for another server is read from a view as of a checkpoint
+//! ([`begin_snapshot`](StateMachine::begin_snapshot)); one from another server replaces the whole
+//! engine ([`install`](StateMachine::install)).
+//!
 //! What it leaves out: deciding when to checkpoint (the driver asks
-//! [`needs_checkpoint`](StateMachine::needs_checkpoint)), and snapshots for other servers.
+//! [`needs_checkpoint`](StateMachine::needs_checkpoint)).
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Buf, BufMut, Bytes};
 
-use super::engine::{Durability, Engine, EngineError, WriteBatch};
+use super::engine::{Durability, Engine, EngineError, EngineView, WriteBatch};
 use super::hash::StateHash;
 use super::sessions::{Admission, Sessions};
+use super::snapshot::{SnapshotSource, StagedSnapshot};
 use super::{keys, versions};
 use crate::command::{Command, CommandError, WriteOp, WriteOutcome};
 use crate::limits;
@@ -78,6 +83,14 @@ pub enum ApplyError {
          release that wrote it"
     )]
     NewerFormat(u32),
+    /// A snapshot that is older than the state. Nothing was changed.
+    #[error("a snapshot of entry {found} was to replace the newer state at entry {applied}")]
+    OlderSnapshot {
+        /// What the snapshot holds.
+        found: LogIndex,
+        /// Where the state machine stands.
+        applied: LogIndex,
+    },
     /// An earlier call failed half-way.
     #[error("the state machine stopped after a failure: start the server again")]
     Poisoned,
@@ -85,7 +98,8 @@ pub enum ApplyError {
 
 /// What readers on other threads and the apply thread share.
 struct Shared {
-    engine: Arc<dyn Engine>,
+    /// Replaced when a snapshot is installed.
+    engine: RwLock<Arc<dyn Engine>>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
 }
@@ -107,7 +121,8 @@ impl Store {
     ///
     /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
     pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
-        versions::newest(&*self.shared.engine, key)
+        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
+        versions::newest(&*engine, key)
     }
 
     /// A lower bound of the state that any later read sees: set after a batch became visible.
@@ -124,6 +139,8 @@ impl Store {
 /// The state machine: one owner, one thread.
 pub struct StateMachine {
     shared: Arc<Shared>,
+    /// The same one that is shared.
+    engine: Arc<dyn Engine>,
     sessions: Sessions,
     point: AppliedPoint,
     durable_index: LogIndex,
@@ -142,26 +159,16 @@ impl StateMachine {
     ///
     /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::NewerFormat`].
     pub fn open(engine: Arc<dyn Engine>) -> Result<StateMachine, ApplyError> {
-        let format = read_meta::<4>(&*engine, META_FORMAT)?.map(u32::from_le_bytes);
-        let point = read_meta::<POINT_BYTES>(&*engine, META_APPLIED)?.map(decode_point);
-        let checkpoint = read_meta::<8>(&*engine, META_CHECKPOINT)?.map(u64::from_le_bytes);
-        if let Some(newer) = format.filter(|format| *format > STATE_FORMAT_VERSION) {
-            return Err(ApplyError::NewerFormat(newer));
-        }
-        let point = point.unwrap_or_default();
-        if checkpoint.unwrap_or_default() != point.index {
-            // An engine that kept lazy batches without their checkpoint: versions and sessions
-            // are of different moments.
-            return Err(ApplyError::Damaged("the checkpoint of the applied index"));
-        }
+        let point = stored_point(&*engine)?;
         let sessions = Sessions::load(&*engine)?;
         let shared = Shared {
-            engine,
+            engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
+            engine,
             sessions,
             point,
             durable_index: point.index,
@@ -198,6 +205,7 @@ impl StateMachine {
     }
 
     fn apply_batch(&mut self, entries: &[LogEntry]) -> Result<Vec<AppliedWrite>, ApplyError> {
+        let view = self.engine.view()?;
         let mut batch = WriteBatch::default();
         let mut outcomes = Vec::with_capacity(entries.len());
         let mut point = self.point;
@@ -221,16 +229,17 @@ impl StateMachine {
                 });
             }
             point.timestamp = command.timestamp;
-            let outcome = self.apply_command(&command, &mut batch, &mut hash)?;
+            let outcome = self.apply_command(&command, &*view, &mut batch, &mut hash)?;
             outcomes.push(AppliedWrite { index: entry.index, term: entry.term, outcome });
         }
         if entries.is_empty() {
             return Ok(outcomes);
         }
+        drop(view);
         point.hash = hash.0;
         batch.put(keys::meta(META_APPLIED), encode_point(&point));
         self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
-        self.shared.engine.write(&batch, Durability::Lazy)?;
+        self.engine.write(&batch, Durability::Lazy)?;
         self.point = point;
         *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
         Ok(outcomes)
@@ -239,6 +248,7 @@ impl StateMachine {
     fn apply_command(
         &mut self,
         command: &Command,
+        view: &dyn EngineView,
         batch: &mut WriteBatch,
         hash: &mut StateHash,
     ) -> Result<Option<WriteOutcome>, ApplyError> {
@@ -247,12 +257,11 @@ impl StateMachine {
             Admission::Forgotten => return Ok(None),
             Admission::New => {}
         }
-        let engine = &*self.shared.engine;
         let existed = match &command.op {
             WriteOp::Put { key, value } => {
-                versions::put(engine, batch, hash, key, command.timestamp, value)?
+                versions::put(view, batch, hash, key, command.timestamp, value)?
             }
-            WriteOp::Del { key } => versions::delete(engine, batch, hash, key)?,
+            WriteOp::Del { key } => versions::delete(view, batch, hash, key)?,
         };
         let outcome = WriteOutcome { timestamp: command.timestamp, existed };
         self.sessions.record(&command.request, outcome, hash);
@@ -287,13 +296,60 @@ impl StateMachine {
             let index = machine.point.index;
             batch.put(keys::meta(META_FORMAT), STATE_FORMAT_VERSION.to_le_bytes().to_vec().into());
             batch.put(keys::meta(META_CHECKPOINT), index.to_le_bytes().to_vec().into());
-            machine.shared.engine.write(&batch, Durability::Durable)?;
+            machine.engine.write(&batch, Durability::Durable)?;
             machine.sessions.saved();
             machine.durable_index = index;
-            (machine.lazy_entries, machine.lazy_bytes) = (0, 0);
-            machine.lazy_since_us = None;
+            machine.nothing_lazy();
             Ok(())
         })
+    }
+
+    /// Makes everything applied so far durable, and gives it for another server to read, as it is
+    /// now, while writes go on here.
+    ///
+    /// # Errors
+    ///
+    /// As [`checkpoint`](StateMachine::checkpoint).
+    pub fn begin_snapshot(&mut self) -> Result<SnapshotSource, ApplyError> {
+        self.checkpoint()?;
+        Ok(SnapshotSource::new(self.engine.view()?, self.point))
+    }
+
+    /// Goes on from the state of another server, which takes the place of the one here; where it
+    /// then stands. Readers see the one state or the other.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::OlderSnapshot`] changes nothing. After any other error every later call fails
+    /// with [`ApplyError::Poisoned`], and the next start settles which of the two states it is.
+    pub fn install(&mut self, staged: StagedSnapshot) -> Result<AppliedPoint, ApplyError> {
+        let (found, applied) = (staged.point(), self.point);
+        if found.index < applied.index || found.timestamp < applied.timestamp {
+            return Err(ApplyError::OlderSnapshot { found: found.index, applied: applied.index });
+        }
+        self.guarded(|machine| {
+            let engine = staged.promote()?;
+            let point = stored_point(&*engine)?;
+            if point != found {
+                return Err(ApplyError::Damaged("the applied index of a snapshot"));
+            }
+            machine.sessions = Sessions::load(&*engine)?;
+            // In the same order as around a batch.
+            let shared = &machine.shared;
+            shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+            *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
+            *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
+            machine.engine = engine;
+            (machine.point, machine.durable_index) = (point, point.index);
+            machine.nothing_lazy();
+            Ok(point)
+        })
+    }
+
+    /// Notes that everything applied is durable.
+    fn nothing_lazy(&mut self) {
+        (self.lazy_entries, self.lazy_bytes) = (0, 0);
+        self.lazy_since_us = None;
     }
 
     /// Runs a step after whose failure the sessions in memory no longer match the engine.
@@ -306,6 +362,41 @@ impl StateMachine {
         }
         step(self).inspect_err(|_| self.poisoned = true)
     }
+}
+
+/// Where the state that an engine holds durably stands.
+pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyError> {
+    let format = read_meta::<4>(engine, META_FORMAT)?.map(u32::from_le_bytes);
+    let point = read_meta::<POINT_BYTES>(engine, META_APPLIED)?.map(decode_point);
+    let checkpoint = read_meta::<8>(engine, META_CHECKPOINT)?.map(u64::from_le_bytes);
+    if let Some(newer) = format.filter(|format| *format > STATE_FORMAT_VERSION) {
+        return Err(ApplyError::NewerFormat(newer));
+    }
+    let point = point.unwrap_or_default();
+    if checkpoint.unwrap_or_default() != point.index {
+        // An engine that kept lazy batches without their checkpoint: versions and sessions are of
+        // different moments.
+        return Err(ApplyError::Damaged("the checkpoint of the applied index"));
+    }
+    Ok(point)
+}
+
+/// What a row about the store itself says.
+pub(super) enum MetaRow {
+    /// Where the state stands.
+    Applied(AppliedPoint),
+    /// Something else that this release knows.
+    Other,
+}
+
+/// Reads a row about the store itself; `None` when it is not one that this release writes.
+pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
+    if row == keys::meta(META_APPLIED) {
+        return Some(MetaRow::Applied(decode_point(value.try_into().ok()?)));
+    }
+    let known = (row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes())
+        || (row == keys::meta(META_CHECKPOINT) && value.len() == 8);
+    known.then_some(MetaRow::Other)
 }
 
 fn read_meta<const N: usize>(

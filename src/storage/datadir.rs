@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::log::sync_dir;
+use super::snapshot::DiskStaging;
 use crate::types::{ClusterId, NodeId};
 
 /// The layout of the directory this build writes, and the newest it reads.
@@ -19,6 +20,8 @@ const IDENTITY: &str = "IDENTITY";
 const IDENTITY_NEW: &str = "IDENTITY.new";
 const LOG: &str = "log";
 const STORE: &str = "store.redb";
+const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
+const SNAPSHOT_STAGED: &str = "snapshot.redb";
 const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: u64 = 4096;
 
@@ -185,6 +188,11 @@ impl DataDir {
     /// Where the engine's file lives.
     pub fn store_file(&self) -> PathBuf {
         self.path.join(STORE)
+    }
+
+    /// Where a snapshot is taken in and takes the store's place.
+    pub fn staging(&self) -> DiskStaging {
+        DiskStaging::new(&self.path, SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE)
     }
 }
 

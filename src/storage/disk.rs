@@ -24,7 +24,7 @@ use redb::{
     TableError,
 };
 
-use super::engine::{Direction, Durability, Engine, EngineError, Visitor, WriteBatch};
+use super::engine::{Direction, Durability, Engine, EngineError, EngineView, Visitor, WriteBatch};
 use super::keys::RowRange;
 
 type Row = &'static [u8];
@@ -32,6 +32,11 @@ const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
 
 /// A redb file.
 pub struct DiskEngine {
+    file: Arc<OpenFile>,
+}
+
+/// Kept by the engine and by its views.
+struct OpenFile {
     database: Database,
     shut: Arc<AtomicBool>,
 }
@@ -62,7 +67,7 @@ impl DiskEngine {
             .set_cache_size(cache_bytes)
             .create_with_backend(backend)
             .map_err(|error| failed(&error))?;
-        let engine = DiskEngine { database, shut };
+        let engine = DiskEngine { file: Arc::new(OpenFile { database, shut }) };
         // Reads expect the table.
         engine
             .write(&WriteBatch::default(), Durability::Durable)
@@ -71,12 +76,12 @@ impl DiskEngine {
     }
 
     fn table(&self) -> Result<ReadOnlyTable<Row, Row>, EngineError> {
-        let transaction = self.database.begin_read().map_err(read)?;
+        let transaction = self.file.database.begin_read().map_err(read)?;
         transaction.open_table(ROWS).map_err(read)
     }
 }
 
-impl Drop for DiskEngine {
+impl Drop for OpenFile {
     fn drop(&mut self) {
         self.shut.store(true, Ordering::Release);
     }
@@ -102,26 +107,15 @@ impl Engine for DiskEngine {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
-        if range.start >= range.end {
-            return Ok(());
-        }
-        let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
-        let mut rows = self.table()?.range::<&[u8]>(bounds).map_err(read)?;
-        loop {
-            let row = match direction {
-                Direction::Forward => rows.next(),
-                Direction::Reverse => rows.next_back(),
-            };
-            let Some(row) = row else { return Ok(()) };
-            let (key, value) = row.map_err(read)?;
-            if visit(key.value(), value.value()).is_break() {
-                return Ok(());
-            }
-        }
+        scan(&self.table()?, range, direction, visit)
+    }
+
+    fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
+        Ok(Box::new(DiskView { table: self.table()?, _file: self.file.clone() }))
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        let mut transaction = self.database.begin_write().map_err(write)?;
+        let mut transaction = self.file.database.begin_write().map_err(write)?;
         match durability {
             Durability::Lazy => {
                 transaction.set_durability(redb::Durability::None).map_err(write)?;
@@ -139,6 +133,48 @@ impl Engine for DiskEngine {
             }
         }
         transaction.commit().map_err(write)
+    }
+}
+
+/// A table in a read transaction.
+struct DiskView {
+    table: ReadOnlyTable<Row, Row>,
+    /// Open for as long as it is read, also when the engine is gone.
+    _file: Arc<OpenFile>,
+}
+
+impl EngineView for DiskView {
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        scan(&self.table, range, direction, visit)
+    }
+}
+
+fn scan(
+    table: &ReadOnlyTable<Row, Row>,
+    range: &RowRange,
+    direction: Direction,
+    visit: &mut Visitor<'_>,
+) -> Result<(), EngineError> {
+    if range.start >= range.end {
+        return Ok(());
+    }
+    let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
+    let mut rows = table.range::<&[u8]>(bounds).map_err(read)?;
+    loop {
+        let row = match direction {
+            Direction::Forward => rows.next(),
+            Direction::Reverse => rows.next_back(),
+        };
+        let Some(row) = row else { return Ok(()) };
+        let (key, value) = row.map_err(read)?;
+        if visit(key.value(), value.value()).is_break() {
+            return Ok(());
+        }
     }
 }
 

@@ -75,6 +75,16 @@ pub enum EngineError {
         /// Why.
         detail: String,
     },
+    /// The operating system refused something else to do with the engine's file.
+    #[error("cannot {action} {path}: {detail}; check the disk and start the server again")]
+    File {
+        /// A verb.
+        action: &'static str,
+        /// To what.
+        path: String,
+        /// Why.
+        detail: String,
+    },
     /// The engine could not read.
     #[error("cannot read the store: {0}")]
     Read(String),
@@ -109,10 +119,34 @@ pub trait Engine: Send + Sync {
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError>;
 
+    /// The rows as they are at this moment.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn view(&self) -> Result<Box<dyn EngineView>, EngineError>;
+
     /// Applies a batch. Batches come from one thread.
     ///
     /// # Errors
     ///
     /// [`EngineError::Write`]; after it the engine should be written to no more.
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
+}
+
+/// The rows of one moment, however long it is kept and whatever is written meanwhile. It keeps what
+/// it needs of the engine, which may be dropped before it.
+pub trait EngineView: Send {
+    /// Visits the rows of a range until the visitor breaks. A range whose ends are the wrong way
+    /// round is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Read`].
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError>;
 }

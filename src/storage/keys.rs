@@ -41,6 +41,35 @@ pub struct RowRange {
     pub end: Bytes,
 }
 
+/// What a row is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeySpace {
+    /// A version of a key.
+    Versions,
+    /// A client's session.
+    Sessions,
+    /// A fact about the store itself.
+    Meta,
+}
+
+/// The key space of a row; `None` when it is of none.
+pub fn space(row: &[u8]) -> Option<KeySpace> {
+    match row.first() {
+        Some(&SPACE_VERSIONS) => Some(KeySpace::Versions),
+        Some(&SPACE_SESSIONS) => Some(KeySpace::Sessions),
+        Some(&SPACE_META) => Some(KeySpace::Meta),
+        _ => None,
+    }
+}
+
+/// All rows.
+pub fn all() -> RowRange {
+    RowRange {
+        start: Bytes::from_static(&[SPACE_VERSIONS]),
+        end: Bytes::from_static(&[SPACE_META + 1]),
+    }
+}
+
 /// The row of one version of a key.
 pub fn version(key: &[u8], timestamp: Timestamp) -> Bytes {
     let mut row = version_prefix(key);
@@ -207,5 +236,9 @@ mod tests {
         assert!((sessions().start..sessions().end).contains(&rows[1]));
         assert_eq!(decode_session(&rows[1]), Ok(ClientId(u64::MAX)));
         assert_eq!(decode_session(&rows[2]), Err(KeyError));
+        let spaces = [KeySpace::Versions, KeySpace::Sessions, KeySpace::Meta].map(Some);
+        assert_eq!(rows.each_ref().map(|row| space(row)), spaces);
+        assert_eq!([space(b""), space(&[0]), space(&[4])], [None; 3]);
+        assert!(rows.iter().all(|row| (all().start..all().end).contains(row)));
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::engine::{Direction, Durability, Engine, EngineError, Visitor, WriteBatch};
+use super::engine::{Direction, Durability, Engine, EngineError, EngineView, Visitor, WriteBatch};
 use super::keys::RowRange;
 
 type Rows = Arc<BTreeMap<Bytes, Bytes>>;
@@ -55,18 +55,12 @@ impl Engine for MemoryEngine {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
-        if range.start >= range.end {
-            return Ok(());
-        }
-        let rows = self.state().visible.clone();
-        let rows =
-            rows.range::<Bytes, _>((Bound::Included(&range.start), Bound::Excluded(&range.end)));
-        let mut visit = |(key, value): (&Bytes, &Bytes)| visit(key, value);
-        let _: ControlFlow<()> = match direction {
-            Direction::Forward => rows.into_iter().try_for_each(&mut visit),
-            Direction::Reverse => rows.rev().try_for_each(&mut visit),
-        };
-        Ok(())
+        let view = MemoryView { rows: self.state().visible.clone() };
+        view.scan(range, direction, visit)
+    }
+
+    fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
+        Ok(Box::new(MemoryView { rows: self.state().visible.clone() }))
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
@@ -81,6 +75,31 @@ impl Engine for MemoryEngine {
         if durability == Durability::Durable {
             state.durable = state.visible.clone();
         }
+        Ok(())
+    }
+}
+
+struct MemoryView {
+    rows: Rows,
+}
+
+impl EngineView for MemoryView {
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
+        let rows = self.rows.range::<Bytes, _>(bounds);
+        let mut visit = |(key, value): (&Bytes, &Bytes)| visit(key, value);
+        let _: ControlFlow<()> = match direction {
+            Direction::Forward => rows.into_iter().try_for_each(&mut visit),
+            Direction::Reverse => rows.rev().try_for_each(&mut visit),
+        };
         Ok(())
     }
 }

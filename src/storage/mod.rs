@@ -15,8 +15,11 @@
 //!   promised, is cut off.
 //! - `redb` is named in [`disk`] and nowhere else.
 //!
-//! What it leaves out: choosing when to write, sync and checkpoint (the drivers do), compaction of the
-//! log, snapshots, and repair from other servers.
+//! A server that is too far behind for the other servers' logs takes in a [`snapshot`], which replaces
+//! log and store together; [`open`] finishes or undoes that when a crash cuts it short.
+//!
+//! What it leaves out: choosing when to write, sync, checkpoint and compact (the drivers do), carrying
+//! snapshots between servers, and repair of damage.
 
 pub mod apply;
 pub mod datadir;
@@ -27,6 +30,7 @@ pub mod keys;
 pub mod log;
 pub mod memory;
 mod sessions;
+pub mod snapshot;
 mod versions;
 
 use std::sync::Arc;
@@ -39,6 +43,7 @@ use datadir::DataDir;
 use disk::DiskEngine;
 use engine::Engine;
 use log::{DiskLog, LogError, LogOptions, RecoveredLog};
+use snapshot::{DiskStaging, StagingArea};
 
 /// Why a server's storage could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +90,8 @@ pub struct Storage {
     pub recovered: Recovered,
 }
 
-/// Opens the log and the store of a data directory and brings them together.
+/// Opens the log and the store of a data directory and brings them together. A staged snapshot takes
+/// the store's place when the log starts after what the store holds, and is removed otherwise.
 ///
 /// # Errors
 ///
@@ -99,7 +105,30 @@ pub fn open(data_dir: &DataDir, options: LogOptions) -> Result<Storage, StorageE
         path: data_dir.path().to_path_buf(),
         source,
     })?;
-    assemble(log, found, Arc::new(engine))
+    let engine = settle_snapshot(&data_dir.staging(), engine, &found)?;
+    assemble(log, found, engine)
+}
+
+/// The log tells how far the installation of a snapshot had come: it was reset for one exactly when it
+/// starts after what the store holds.
+fn settle_snapshot(
+    staging: &DiskStaging,
+    store: DiskEngine,
+    found: &RecoveredLog,
+) -> Result<Arc<dyn Engine>, ApplyError> {
+    staging.remove_partial()?;
+    let applied = apply::stored_point(&store)?.index;
+    if applied + 1 < found.first_index
+        && let Some(staged) = staging.open_staged()?
+        && let staged_index = apply::stored_point(&staged)?.index
+        && (found.first_index - 1..=found.last_index).contains(&staged_index)
+    {
+        ::log::warn!("finishing the installation of a snapshot of entry {staged_index}");
+        drop((store, staged));
+        return Ok(staging.promote()?);
+    }
+    staging.remove_staged()?;
+    Ok(Arc::new(store))
 }
 
 /// Brings an open log and an engine together: checks that they meet, and reads the entries that
@@ -127,6 +156,8 @@ pub fn assemble(
     hard_state.commit = hard_state.commit.max(applied.index);
     let recovered = Recovered {
         hard_state,
+        first_index: found.first_index,
+        previous_term: found.previous_term,
         term_runs: found.term_runs,
         last_index: found.last_index,
         entries,

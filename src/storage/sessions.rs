@@ -6,7 +6,8 @@
 //! Sessions live in memory. Those that changed are written to the engine with a checkpoint only;
 //! after a crash the engine stands at its last checkpoint, and the log from there on brings them
 //! back. What this does not promise: a retry later than [`limits::SESSION_EXPIRY`], or from a client
-//! pushed out by [`limits::SESSIONS_MAX`] others, is taken for a new write.
+//! pushed out by [`limits::SESSIONS_MAX`] others or by their
+//! [`limits::SESSION_REPLIES_TOTAL_MAX`] replies, is taken for a new write.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
@@ -50,6 +51,8 @@ pub(super) struct Sessions {
     by_heard: BTreeSet<(Timestamp, ClientId)>,
     /// Clients whose rows in the engine are out of date.
     dirty: BTreeSet<ClientId>,
+    /// Replies of all clients.
+    replies: usize,
 }
 
 impl Sessions {
@@ -63,6 +66,7 @@ impl Sessions {
         ) {
             (Ok(client), Some(session)) => {
                 sessions.by_heard.insert((session.heard, client));
+                sessions.replies += session.replies.len();
                 sessions.clients.insert(client, session);
                 ControlFlow::Continue(())
             }
@@ -86,7 +90,7 @@ impl Sessions {
         let Some(session) = self.clients.get_mut(&request.client) else {
             return Admission::New; // `hear` has just seen to it that there is one.
         };
-        session.forget_below(request.client, request.answered_below, hash);
+        self.replies -= session.forget_below(request.client, request.answered_below, hash);
         if request.sequence < session.answered_below {
             return Admission::Forgotten;
         }
@@ -101,11 +105,18 @@ impl Sessions {
         let Some(session) = self.clients.get_mut(&request.client) else { return };
         hash.add(reply_hash(request.client, request.sequence, &outcome));
         session.replies.insert(request.sequence, outcome);
+        self.replies += 1;
         if session.replies.len() > limits::SESSION_REPLIES_MAX
             && let Some((&oldest, _)) = session.replies.first_key_value()
         {
             // Forgotten means never applied again, so everything up to it is forgotten as well.
-            session.forget_below(request.client, oldest + 1, hash);
+            self.replies -= session.forget_below(request.client, oldest + 1, hash);
+        }
+        // Never this client: it was heard of last, and one client's replies are fewer than the most.
+        while self.replies > limits::SESSION_REPLIES_TOTAL_MAX
+            && let Some(&(heard, oldest)) = self.by_heard.first()
+        {
+            self.forget_client(heard, oldest, hash);
         }
     }
 
@@ -136,6 +147,7 @@ impl Sessions {
     fn forget_client(&mut self, heard: Timestamp, client: ClientId, hash: &mut StateHash) {
         self.by_heard.remove(&(heard, client));
         if let Some(session) = self.clients.remove(&client) {
+            self.replies -= session.replies.len();
             hash.subtract(session.head_hash(client));
             for (sequence, outcome) in &session.replies {
                 hash.subtract(reply_hash(client, *sequence, outcome));
@@ -165,10 +177,12 @@ const HEAD_BYTES: usize = 16;
 const REPLY_BYTES: usize = 17;
 
 impl Session {
-    fn forget_below(&mut self, client: ClientId, below: u64, hash: &mut StateHash) {
+    /// Returns how many replies it forgot.
+    fn forget_below(&mut self, client: ClientId, below: u64, hash: &mut StateHash) -> usize {
         if below <= self.answered_below {
-            return;
+            return 0;
         }
+        let before = self.replies.len();
         hash.subtract(self.head_hash(client));
         self.answered_below = below;
         hash.add(self.head_hash(client));
@@ -178,6 +192,7 @@ impl Session {
             hash.subtract(reply_hash(client, *first.key(), first.get()));
             first.remove();
         }
+        before - self.replies.len()
     }
 
     fn head_hash(&self, client: ClientId) -> u64 {
@@ -218,6 +233,17 @@ impl Session {
             replies: replies.iter().map(decode_reply).collect(),
         })
     }
+}
+
+/// Adds a session's row to the hash of a state; `None` when it cannot be read.
+pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Option<()> {
+    let client = keys::decode_session(row).ok()?;
+    let session = Session::decode(value)?;
+    hash.add(session.head_hash(client));
+    for (sequence, outcome) in &session.replies {
+        hash.add(reply_hash(client, *sequence, outcome));
+    }
+    Some(())
 }
 
 fn reply_hash(client: ClientId, sequence: u64, outcome: &WriteOutcome) -> u64 {
@@ -329,6 +355,28 @@ mod tests {
     }
 
     #[test]
+    fn too_many_replies_push_out_the_clients_unheard_of_for_longest() {
+        let (mut sessions, mut hash) = Default::default();
+        let each = limits::SESSION_REPLIES_MAX as u64;
+        let clients = limits::SESSION_REPLIES_TOTAL_MAX as u64 / each;
+        let mut now = 0;
+        for client in 1..=clients {
+            for sequence in 1..=each {
+                now += 1;
+                apply(&mut sessions, &mut hash, request(client, sequence, 0), now);
+            }
+        }
+        assert_eq!(sessions.replies, limits::SESSION_REPLIES_TOTAL_MAX);
+        // The first client is heard of again, so the second is the one to go.
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), now + 1), Some(outcome(1)));
+        apply(&mut sessions, &mut hash, request(u64::MAX, 1, 1), now + 2);
+        assert!(!sessions.clients.contains_key(&ClientId(2)));
+        assert_eq!(sessions.clients.len() as u64, clients);
+        assert_eq!(sessions.replies as u64, (clients - 1) * each + 1);
+        assert_eq!(hash, hash_from_scratch(&sessions));
+    }
+
+    #[test]
     fn sessions_come_back_from_a_checkpoint() {
         let (mut sessions, mut hash) = Default::default();
         for client in 1..5 {
@@ -345,6 +393,14 @@ mod tests {
         let loaded = Sessions::load(&engine).unwrap();
         assert_eq!(loaded.clients, sessions.clients);
         assert_eq!(loaded.by_heard, sessions.by_heard);
+        assert_eq!(loaded.replies, sessions.replies);
+        let mut stored = StateHash::default();
+        let mut add = |row: &[u8], value: &[u8]| {
+            add_stored(&mut stored, row, value).unwrap();
+            ControlFlow::Continue(())
+        };
+        engine.scan(&keys::sessions(), Direction::Forward, &mut add).unwrap();
+        assert_eq!(stored, hash);
         assert_eq!(hash, hash_from_scratch(&loaded));
 
         let forever = limits::SESSION_EXPIRY.as_micros() as i64 * 2;

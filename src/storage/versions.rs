@@ -1,13 +1,14 @@
 //! The versions of keys: one row each, newest first.
 //!
-//! Changes go into the batch that is being built; reads for them see through it to the engine.
+//! Changes go into the batch that is being built; reads for them see through it to the engine as of
+//! before the batch.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
 use super::apply::ApplyError;
-use super::engine::{Direction, Engine, EngineError, WriteBatch};
+use super::engine::{Direction, Engine, EngineError, EngineView, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::keys::{self, RowRange};
 use crate::types::Timestamp;
@@ -30,14 +31,14 @@ pub(super) fn newest(
 
 /// Stores a new version; whether the key existed before.
 pub(super) fn put(
-    engine: &dyn Engine,
+    view: &dyn EngineView,
     batch: &mut WriteBatch,
     hash: &mut StateHash,
     key: &[u8],
     timestamp: Timestamp,
     value: &Bytes,
 ) -> Result<bool, EngineError> {
-    let existed = exists(engine, batch, &keys::versions(key))?;
+    let existed = exists(view, batch, &keys::versions(key))?;
     let row = keys::version(key, timestamp);
     hash.add(version_hash(&row, value));
     batch.put(row, value.clone());
@@ -46,7 +47,7 @@ pub(super) fn put(
 
 /// Removes every version; whether there was any.
 pub(super) fn delete(
-    engine: &dyn Engine,
+    view: &dyn EngineView,
     batch: &mut WriteBatch,
     hash: &mut StateHash,
     key: &[u8],
@@ -58,7 +59,7 @@ pub(super) fn delete(
         hash.subtract(version_hash(row, value));
         removed.push(row.clone());
     }
-    engine.scan(&range, Direction::Forward, &mut |row, value| {
+    view.scan(&range, Direction::Forward, &mut |row, value| {
         if batch.get(row).is_none() {
             hash.subtract(version_hash(row, value));
             removed.push(Bytes::copy_from_slice(row));
@@ -73,19 +74,24 @@ pub(super) fn delete(
 }
 
 /// Whether any row of the range is there once the batch is written.
-fn exists(engine: &dyn Engine, batch: &WriteBatch, range: &RowRange) -> Result<bool, EngineError> {
+fn exists(
+    view: &dyn EngineView,
+    batch: &WriteBatch,
+    range: &RowRange,
+) -> Result<bool, EngineError> {
     if batch.range(range).any(|(_, value)| value.is_some()) {
         return Ok(true);
     }
     let mut found = false;
-    engine.scan(range, Direction::Forward, &mut |row, _| {
+    view.scan(range, Direction::Forward, &mut |row, _| {
         found = batch.get(row).is_none();
         if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     Ok(found)
 }
 
-/// A row's key ends where its encoding says, so key and value together are unambiguous.
-fn version_hash(row: &[u8], value: &[u8]) -> u64 {
+/// What a version adds to the state hash. A row's key ends where its encoding says, so key and value
+/// together are unambiguous.
+pub(super) fn version_hash(row: &[u8], value: &[u8]) -> u64 {
     row_hash(b"version", &[row, value])
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::command::WriteOp;
-use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, Term, Timestamp};
+use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
 /// Everything that travels, in both directions, on client and on server connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -312,6 +312,46 @@ pub enum PeerMessage {
         /// Read once this index is applied.
         index: LogIndex,
     },
+    /// The leader offers a snapshot of its state to a server that is too far behind for the log.
+    #[serde(rename = "SNAPSHOT")]
+    Snapshot {
+        /// Chosen by the leader, echoed in everything about this transfer.
+        id: u64,
+        /// What it is.
+        snapshot: SnapshotId,
+        /// The timestamp of the last write in it.
+        timestamp: Timestamp,
+        /// The hash of the state.
+        hash: u64,
+    },
+    /// A piece of it.
+    #[serde(rename = "SNAPSHOT_CHUNK")]
+    SnapshotChunk {
+        /// The transfer.
+        id: u64,
+        /// From 0, without gaps.
+        sequence: u64,
+        /// Rows, as the storage encodes them.
+        data: Bytes,
+    },
+    /// There are no more pieces.
+    #[serde(rename = "SNAPSHOT_END")]
+    SnapshotEnd {
+        /// The transfer.
+        id: u64,
+        /// How many there were.
+        chunks: u64,
+    },
+    /// How the receiver is getting on.
+    #[serde(rename = "SNAPSHOT_OK")]
+    SnapshotAnswer {
+        /// The transfer.
+        id: u64,
+        /// Pieces stored so far.
+        stored: u64,
+        /// Whether to go on.
+        outcome: SnapshotOutcome,
+    },
     /// A replica's state hash, for comparison.
     #[serde(rename = "STATE_HASH")]
     StateHash {
@@ -320,6 +360,20 @@ pub enum PeerMessage {
         /// The hash.
         hash: u64,
     },
+}
+
+/// What becomes of a snapshot at its receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SnapshotOutcome {
+    /// More is welcome.
+    #[serde(rename = "RECEIVING")]
+    Receiving,
+    /// It is whole, and taken over.
+    #[serde(rename = "COMPLETE")]
+    Complete,
+    /// It is of no use, or could not be stored.
+    #[serde(rename = "FAILED")]
+    Failed,
 }
 
 /// A Raft message, in our own types so that no foreign encoding is ever read from the network.

@@ -57,6 +57,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
         sync_us_max: rng.pick(&[300, 5_000, 20_000]),
         apply_us_max: rng.pick(&[100, 2_000, 20_000]),
         checkpoints: rng.pick(&[5, 50, 500]),
+        compactions: rng.pick(&[0, 300, 1_000]),
         fetch_failures: rng.pick(&[0, 100]),
         ..Setup::calm(seed)
     };

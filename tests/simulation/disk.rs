@@ -2,32 +2,68 @@
 //!
 //! Batches wait in a queue; one sync makes all that were queued when it began durable. A crash keeps
 //! some prefix of the rest, the last batch of it perhaps torn: its hard state and some of its
-//! entries. The log is never compacted here.
+//! entries. A snapshot takes the place of log and state in one step: the real server stages it beside
+//! the store and finishes what a crash interrupted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use acervo::node::core::Recovered;
-use acervo::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, Term};
+use acervo::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term};
 
+use crate::machine::Machine;
 use crate::rng::Rng;
+
+/// What waits to be made durable.
+enum Write {
+    Batch(LogBatch),
+    Snapshot { number: u64, snapshot: SnapshotId, hard_state: HardState, machine: Machine },
+}
 
 /// One server's disk.
 #[derive(Default)]
 pub struct Disk {
     hard_state: HardState,
-    /// Durable entries; the first has index 1.
-    log: Vec<LogEntry>,
-    queue: VecDeque<LogBatch>,
+    /// Durable entries, by index, without gaps.
+    log: BTreeMap<LogIndex, LogEntry>,
+    /// The log begins after this index, an entry of this term; all up to it is in the state.
+    base: (LogIndex, Term),
+    /// The state that took the place of the log's beginning, if a snapshot did.
+    snapshot: Option<Machine>,
+    queue: VecDeque<Write>,
     /// How many batches at the front of the queue the running sync covers; 0 when none runs.
     syncing: usize,
     /// What the log held each time the data directory was lost: it was durable once.
-    lost: Vec<Vec<LogEntry>>,
+    lost: Vec<BTreeMap<LogIndex, LogEntry>>,
+    /// Up to here the state held everything, when a data directory was lost.
+    lost_base: LogIndex,
+    /// Entries that were compacted away, or replaced by a snapshot.
+    covered: BTreeMap<LogIndex, LogEntry>,
 }
 
 impl Disk {
     /// Takes a batch to make durable.
     pub fn write(&mut self, batch: LogBatch) {
-        self.queue.push_back(batch);
+        self.queue.push_back(Write::Batch(batch));
+    }
+
+    /// Takes a snapshot to begin the log anew after.
+    pub fn write_snapshot(
+        &mut self,
+        number: u64,
+        snapshot: SnapshotId,
+        hard_state: HardState,
+        machine: Machine,
+    ) {
+        self.queue.push_back(Write::Snapshot { number, snapshot, hard_state, machine });
+    }
+
+    /// Deletes the log before `first_index`, all of which is in a durable checkpoint.
+    pub fn compact(&mut self, first_index: LogIndex) -> bool {
+        let Some(before) = self.entry(first_index.saturating_sub(1)) else { return false };
+        self.base = (before.index, before.term);
+        let rest = self.log.split_off(&first_index);
+        self.covered.append(&mut std::mem::replace(&mut self.log, rest));
+        true
     }
 
     /// Begins a sync of everything queued, if there is anything and none is running.
@@ -39,16 +75,24 @@ impl Disk {
         true
     }
 
-    /// Ends the running sync; the number of the newest durable batch.
-    pub fn finish_sync(&mut self) -> Result<Option<u64>, String> {
+    /// Ends the running sync: the number of the newest durable batch, and the snapshot's state if the
+    /// log was begun anew.
+    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<Machine>), String> {
         let mut newest = None;
+        let mut installed = None;
         for _ in 0..std::mem::take(&mut self.syncing) {
-            if let Some(batch) = self.queue.pop_front() {
-                newest = Some(batch.number);
-                self.store(batch, usize::MAX)?;
+            if let Some(write) = self.queue.pop_front() {
+                newest = Some(match &write {
+                    Write::Batch(batch) => batch.number,
+                    Write::Snapshot { number, machine, .. } => {
+                        installed = Some(machine.clone());
+                        *number
+                    }
+                });
+                self.store(write, usize::MAX)?;
             }
         }
-        Ok(newest)
+        Ok((newest, installed))
     }
 
     /// Power is gone: of what was not synced a random prefix survives.
@@ -56,16 +100,18 @@ impl Disk {
         self.syncing = 0;
         let kept = rng.index(self.queue.len() + 1);
         let queue = std::mem::take(&mut self.queue);
-        for (position, batch) in queue.into_iter().enumerate() {
+        for (position, write) in queue.into_iter().enumerate() {
             if position < kept {
-                self.store(batch, usize::MAX)?;
-            } else {
+                self.store(write, usize::MAX)?;
+                continue;
+            }
+            if let Write::Batch(batch) = write {
                 let torn = rng.index(batch.entries.len() + 1);
                 if rng.chance(500) {
-                    self.store(batch, torn)?;
+                    self.store(Write::Batch(batch), torn)?;
                 }
-                break;
             }
+            break;
         }
         Ok(())
     }
@@ -79,11 +125,22 @@ impl Disk {
     /// The data directory is gone.
     pub fn wipe(&mut self) {
         let mut lost = std::mem::take(&mut self.lost);
+        self.log.append(&mut self.covered);
         lost.push(std::mem::take(&mut self.log));
-        *self = Disk { lost, ..Disk::default() };
+        let lost_base = self.lost_base.max(self.base.0);
+        *self = Disk { lost, lost_base, ..Disk::default() };
     }
 
-    fn store(&mut self, batch: LogBatch, entries_max: usize) -> Result<(), String> {
+    fn store(&mut self, write: Write, entries_max: usize) -> Result<(), String> {
+        let batch = match write {
+            Write::Batch(batch) => batch,
+            Write::Snapshot { snapshot, hard_state, machine, .. } => {
+                self.covered.append(&mut self.log);
+                self.base = (snapshot.index, snapshot.term);
+                self.snapshot = Some(machine);
+                LogBatch { hard_state: Some(hard_state), ..LogBatch::default() }
+            }
+        };
         if let Some(hard_state) = batch.hard_state {
             if hard_state.term < self.hard_state.term {
                 return Err(format!("term went back to {hard_state:?} from {:?}", self.hard_state));
@@ -91,11 +148,11 @@ impl Disk {
             self.hard_state = hard_state;
         }
         for entry in batch.entries.into_iter().take(entries_max) {
-            if entry.index == 0 || entry.index > self.last_index() + 1 {
+            if entry.index <= self.base.0 || entry.index > self.last_index() + 1 {
                 return Err(format!("entry {} after {}", entry.index, self.last_index()));
             }
-            self.log.truncate(entry.index as usize - 1);
-            self.log.push(entry);
+            self.log.split_off(&entry.index);
+            self.log.insert(entry.index, entry);
         }
         Ok(())
     }
@@ -105,25 +162,32 @@ impl Disk {
         &self.hard_state
     }
 
+    /// The state of a snapshot that took the place of the log's beginning.
+    pub fn snapshot(&self) -> Option<&Machine> {
+        self.snapshot.as_ref()
+    }
+
     /// The last durable index; 0 when there is none.
     pub fn last_index(&self) -> LogIndex {
-        self.log.len() as u64
+        self.log.last_key_value().map_or(self.base.0, |(index, _)| *index)
     }
 
     /// The durable entry at `index`.
     pub fn entry(&self, index: LogIndex) -> Option<&LogEntry> {
-        self.log.get((index as usize).checked_sub(1)?)
+        self.log.get(&index)
     }
 
     /// The terms of entries at `index` that are durable here, or were until the directory was lost.
     pub fn durable_terms(&self, index: LogIndex) -> impl Iterator<Item = Term> {
-        let logs = self.lost.iter().chain([&self.log]);
-        logs.filter_map(move |log| Some(log.get((index as usize).checked_sub(1)?)?.term))
+        let logs = self.lost.iter().chain([&self.log, &self.covered]);
+        logs.filter_map(move |log| Some(log.get(&index)?.term))
     }
 
-    /// Whether the entry is durable here, or was until the directory was lost.
+    /// Whether the entry, a committed one, is durable here in the log or in the state, or was until
+    /// the directory was lost.
     pub fn holds(&self, index: LogIndex, term: Term) -> bool {
-        self.durable_terms(index).any(|durable| durable == term)
+        index <= self.base.0.max(self.lost_base)
+            || self.durable_terms(index).any(|durable| durable == term)
     }
 
     /// Entries from `low` up to before `high`, about `bytes_max` bytes of them, at least one.
@@ -144,7 +208,7 @@ impl Disk {
     /// What a server that starts finds, given the state machine's last checkpoint.
     pub fn recover(&self, applied: AppliedPoint) -> Recovered {
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
-        for entry in &self.log {
+        for entry in self.log.values() {
             if term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
                 term_runs.push((entry.index, entry.term));
             }
@@ -152,12 +216,16 @@ impl Disk {
         let mut hard_state = self.hard_state;
         // A torn batch may name a commit index past the entries that survived.
         hard_state.commit = hard_state.commit.min(self.last_index()).max(applied.index);
+        let (base_index, previous_term) = self.base;
         Recovered {
             hard_state,
+            first_index: base_index + 1,
+            previous_term,
             term_runs,
             last_index: self.last_index(),
-            entries: self.log[applied.index as usize..].to_vec(),
+            entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
+            ..Recovered::default()
         }
     }
 }

@@ -4,11 +4,13 @@
 use acervo::limits;
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
 use acervo::node::{Input, Notice, Output, RequestToken};
-use acervo::types::{LogBatch, LogEntry, LogIndex};
+use acervo::types::{LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
 use crate::checker::{Verdict, Violation, ensure};
-use crate::server::{Process, node_id, position};
+use crate::machine::Machine;
+use crate::network::LinkState;
+use crate::server::{Piece, Process, node_id, position};
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
 /// An answer may take the commit time-out here, again at a leader that then dies, the in-sync
@@ -94,6 +96,23 @@ impl World {
                     let range = (low, high);
                     self.after(delay_us, Event::Fetched { server, life, fetch, range, bytes_max });
                 }
+                Output::SendSnapshot { to, leader_term } => {
+                    self.send_snapshot(server, to, leader_term)?;
+                }
+                Output::InstallSnapshot { number, snapshot, hard_state } => {
+                    let state = &mut self.servers[server];
+                    let staged = state.process.as_mut().and_then(|process| process.staged.take());
+                    let Some(machine) = staged else {
+                        return Err(Violation(format!("{} installs nothing", node_id(server))));
+                    };
+                    state.disk.write_snapshot(number, snapshot, hard_state, machine);
+                    self.start_sync(server);
+                }
+                Output::DiscardSnapshot => {
+                    if let Some(process) = &mut self.servers[server].process {
+                        process.staged = None;
+                    }
+                }
                 Output::Console(event) => {
                     if let Some(process) = &mut self.servers[server].process {
                         process.console.push(event);
@@ -133,7 +152,8 @@ impl World {
         }
         let status = &process.status;
         if status.role == Role::Leader {
-            let undisturbed = self.nemesis.struck.is_empty();
+            // A lost vote is enough for another to be elected.
+            let undisturbed = self.nemesis.struck.is_empty() && self.setup.quality.loss == 0;
             self.checker.leads(node_id(server), status.term, undisturbed)?;
         }
         let commit = status.commit;
@@ -195,7 +215,16 @@ impl World {
 
     /// A sync ends.
     pub fn synced(&mut self, server: usize) -> Verdict {
-        let newest = self.servers[server].disk.finish_sync()?;
+        let (newest, installed) = self.servers[server].disk.finish_sync()?;
+        if let Some(machine) = installed
+            && let Some(process) = &mut self.servers[server].process
+        {
+            process.handed = machine.point().index;
+            process.applying.push_back(Piece::Snapshot(machine));
+            if process.applying.len() == 1 {
+                self.start_apply(server);
+            }
+        }
         self.start_sync(server);
         match newest {
             Some(number) => self.input(server, Input::Persisted { number }),
@@ -240,7 +269,7 @@ impl World {
             );
             process.handed = entry.index;
         }
-        process.applying.push_back(entries);
+        process.applying.push_back(Piece::Entries(entries));
         if process.applying.len() == 1 {
             self.start_apply(server);
         }
@@ -257,13 +286,23 @@ impl World {
     pub fn apply_done(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
-        for entry in process.applying.pop_front().unwrap_or_default() {
-            let effect = process.machine.apply(&entry)?;
-            if self.setup.honest {
-                self.checker.applied(&entry, &effect, &process.machine)?;
+        match process.applying.pop_front() {
+            Some(Piece::Entries(entries)) => {
+                for entry in entries {
+                    let effect = process.machine.apply(&entry)?;
+                    if self.setup.honest {
+                        self.checker.applied(&entry, &effect, &process.machine)?;
+                    }
+                    outcomes.extend(effect.write);
+                }
             }
-            outcomes.extend(effect.write);
+            Some(Piece::Snapshot(machine)) => {
+                process.machine = machine;
+                self.servers[server].checkpoint = process.machine.clone();
+            }
+            None => {}
         }
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let point = process.machine.point();
         let delay_us = self.rng.range(5..=50);
         let notice_us = (self.now_us + delay_us).max(process.applied_notice_us);
@@ -271,6 +310,12 @@ impl World {
         let more = !process.applying.is_empty();
         if self.rng.chance(self.setup.checkpoints) {
             self.servers[server].checkpoint = process.machine.clone();
+            if self.rng.chance(self.setup.compactions) {
+                let first_index = (point.index + 1).saturating_sub(self.rng.below(30));
+                if self.servers[server].disk.compact(first_index) {
+                    self.input(server, Input::Compacted { first_index })?;
+                }
+            }
         }
         let life = self.servers[server].life;
         self.at(notice_us, Event::Applied { server, life, outcomes, point });
@@ -278,6 +323,56 @@ impl World {
             self.start_apply(server);
         }
         Ok(())
+    }
+
+    // ---- snapshots ----------------------------------------------------------------------------
+
+    fn send_snapshot(&mut self, server: usize, to: NodeId, leader_term: Term) -> Verdict {
+        let to = position(to, self.servers.len())
+            .ok_or_else(|| Violation(format!("a snapshot for {to}")))?;
+        let life = self.servers[server].life;
+        let Some(process) = &self.servers[server].process else { return Ok(()) };
+        let machine = process.machine.clone();
+        let index = machine.point().index;
+        let delay_us = self.rng.range(MILLISECOND..=200 * MILLISECOND);
+        let link = self.network.link(server, to);
+        match process.node.term_at(index) {
+            Some(term) if link.state == LinkState::Up && !self.rng.chance(100) => {
+                let (from, epoch) = (server, link.epoch);
+                let snapshot = SnapshotId { leader_term, index, term };
+                self.after(delay_us, Event::SnapshotArrives { from, to, epoch, snapshot, machine });
+            }
+            _ => {
+                self.after(delay_us, Event::SnapshotSent { server, life, to, complete: false });
+            }
+        }
+        Ok(())
+    }
+
+    /// A whole snapshot arrives, unless the link broke meanwhile or another is being taken in.
+    pub fn snapshot_arrives(
+        &mut self,
+        from: usize,
+        to: usize,
+        epoch: u64,
+        snapshot: SnapshotId,
+        machine: Machine,
+    ) -> Verdict {
+        let stands = self.network.link(from, to).epoch == epoch;
+        let life = self.servers[from].life;
+        let process = self.servers[to].process.as_mut();
+        let complete = match process.filter(|process| stands && process.staged.is_none()) {
+            Some(process) => {
+                process.staged = Some(machine);
+                true
+            }
+            None => false,
+        };
+        self.after(MILLISECOND, Event::SnapshotSent { server: from, life, to, complete });
+        match complete {
+            true => self.input(to, Input::SnapshotReceived { from: node_id(from), snapshot }),
+            false => Ok(()),
+        }
     }
 
     // ---- start and stop -----------------------------------------------------------------------
@@ -305,6 +400,11 @@ impl World {
             first_question: self.rng.next_u64(),
         };
         let state = &mut self.servers[server];
+        if let Some(snapshot) = state.disk.snapshot()
+            && snapshot.point().index > state.checkpoint.point().index
+        {
+            state.checkpoint = snapshot.clone();
+        }
         let recovered = state.disk.recover(state.checkpoint.point());
         self.trace.note(self.now_us, || {
             let Recovered { hard_state, last_index, applied, .. } = &recovered;

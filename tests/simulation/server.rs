@@ -41,6 +41,14 @@ pub struct Server {
     pub process: Option<Process>,
 }
 
+/// Work for the state machine.
+pub enum Piece {
+    /// Committed entries.
+    Entries(Vec<LogEntry>),
+    /// A snapshot that takes the state's place.
+    Snapshot(Machine),
+}
+
 /// All that is volatile.
 pub struct Process {
     /// The core.
@@ -49,8 +57,10 @@ pub struct Process {
     pub status: NodeStatus,
     /// The state machine.
     pub machine: Machine,
-    /// Committed entries handed over and not yet applied, piece by piece.
-    pub applying: VecDeque<Vec<LogEntry>>,
+    /// Handed over and not yet applied, piece by piece.
+    pub applying: VecDeque<Piece>,
+    /// A snapshot that has arrived and that the core has not decided about.
+    pub staged: Option<Machine>,
     /// The last index handed over for application.
     pub handed: LogIndex,
     /// When the last `Applied` reaches the core, so that they stay in order.
@@ -77,6 +87,7 @@ impl Process {
             status,
             machine,
             applying: VecDeque::new(),
+            staged: None,
             handed,
             applied_notice_us: 0,
             flush_due: false,

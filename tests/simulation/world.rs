@@ -7,11 +7,12 @@ use std::time::Duration;
 use acervo::limits;
 use acervo::node::core::AckPolicy;
 use acervo::node::{AppliedWrite, Input, Now};
-use acervo::types::{AppliedPoint, LogIndex, Timestamp};
+use acervo::types::{AppliedPoint, LogIndex, SnapshotId, Timestamp};
 use acervo::wire::message::Reply;
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
+use crate::machine::Machine;
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
@@ -48,6 +49,8 @@ pub struct Setup {
     pub apply_us_max: u64,
     /// Pieces after which the state machine makes a durable checkpoint, of a thousand.
     pub checkpoints: u64,
+    /// Checkpoints after which the log before them is deleted, of a thousand.
+    pub compactions: u64,
     /// Reads of the log from disk that fail, of a thousand.
     pub fetch_failures: u64,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
@@ -69,6 +72,7 @@ impl Setup {
             sync_us_max: 400,
             apply_us_max: 200,
             checkpoints: 50,
+            compactions: 0,
             fetch_failures: 0,
             honest: true,
         }
@@ -95,6 +99,10 @@ pub enum Event {
     Applied { server: usize, life: u64, outcomes: Vec<AppliedWrite>, point: AppliedPoint },
     /// Log entries have been read from disk.
     Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
+    /// A snapshot arrives, if the connection it travels on still stands.
+    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Machine },
+    /// Its sender learns what became of it.
+    SnapshotSent { server: usize, life: u64, to: usize, complete: bool },
     /// A client's request arrives at its server.
     Arrive { attempt: usize },
     /// A worker answers a read; `applied` is what it saw before.
@@ -247,6 +255,12 @@ impl World {
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)
             }
+            Event::SnapshotArrives { from, to, epoch, snapshot, machine } => {
+                self.snapshot_arrives(from, to, epoch, snapshot, machine)
+            }
+            Event::SnapshotSent { server, to, complete, .. } => {
+                self.input(server, Input::SnapshotSent { to: node_id(to), complete })
+            }
             Event::Arrive { attempt } => self.arrive(attempt),
             Event::Get { server, attempt, applied, .. } => self.get(server, attempt, applied),
             Event::Answer { attempt, reply, read_at } => self.answer(attempt, reply, read_at),
@@ -290,6 +304,7 @@ impl Event {
             | Event::ApplyDone { server, life }
             | Event::Applied { server, life, .. }
             | Event::Fetched { server, life, .. }
+            | Event::SnapshotSent { server, life, .. }
             | Event::Get { server, life, .. }
             | Event::StopOverdue { server, life } => Some((server, life)),
             _ => None,

@@ -1,6 +1,8 @@
 //! The console's real input and output: a terminal with line editing, or a pipe.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::mem;
 use std::sync::{Arc, Mutex};
 
 use rustyline::error::ReadlineError;
@@ -44,15 +46,32 @@ fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
     let config = Config::builder().auto_add_history(true).build();
     let mut editor = LineEditor::with_config(config)?;
     let printer = editor.create_external_printer()?;
-    Ok((Keyboard(editor), Arc::new(Terminal(Mutex::new(printer)))))
+    let keyboard = Keyboard { editor, histories: HashMap::new() };
+    Ok((keyboard, Arc::new(Terminal(Mutex::new(printer)))))
 }
 
-/// Lines from a terminal, edited, with history.
-struct Keyboard(LineEditor);
+/// Lines from a terminal, edited. Each question has a history of its own, so that the arrow keys
+/// bring back entries at the menu and keys where a key is asked for.
+struct Keyboard {
+    editor: LineEditor,
+    /// By prompt, of which there is a handful.
+    histories: HashMap<String, DefaultHistory>,
+}
+
+impl Keyboard {
+    /// Puts the prompt's history into the editor, or takes it out again.
+    fn swap_history(&mut self, prompt: &str) {
+        let history = self.histories.entry(prompt.to_owned()).or_default();
+        mem::swap(history, self.editor.history_mut());
+    }
+}
 
 impl Input for Keyboard {
     fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
-        match self.0.readline(prompt) {
+        self.swap_history(prompt);
+        let typed = self.editor.readline(prompt);
+        self.swap_history(prompt);
+        match typed {
             Ok(line) if line.len() > crate::limits::INPUT_LINE_BYTES_MAX => Err(LineError::TooLong),
             Ok(line) => Ok(Typed::Line(line)),
             Err(ReadlineError::Eof) => Ok(Typed::End),

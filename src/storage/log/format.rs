@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! segment  := segment header, padded with zeroes to 4096 bytes; frames; zeroes
-//! header   := magic 8 | version u32 | segment u64 | first index u64 | first batch u64 | marker u64
+//! header   := magic 8 | version u32 | segment u64 | starts afresh u8 | first index u64
+//!             | previous term u64 | first batch u64 | marker u64
 //!             | term u64 | vote u64 | commit u64 | admitted u8 | crc u32
 //! frame    := marker u64 | segment u64 | batch u64 | payload bytes u32 | records u32
 //!             | payload crc u32 | header crc u32; payload; zeroes to a multiple of 8
@@ -30,7 +31,7 @@ pub(super) const FRAME_HEADER_BYTES: usize = 40;
 pub(super) const RECORD_HEADER_BYTES: usize = 25;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"ACERVLOG";
-const SEGMENT_FIELDS_BYTES: usize = 8 + 4 + 4 * 8 + 3 * 8 + 1;
+const SEGMENT_FIELDS_BYTES: usize = 8 + 4 + 5 * 8 + 1 + 3 * 8 + 1;
 const FRAME_ALIGN_BYTES: u64 = 8;
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
@@ -41,8 +42,12 @@ const HARD_STATE_BODY_BYTES: usize = 17;
 pub(super) struct SegmentHeader {
     /// The segment's number, also its file's name.
     pub segment: u64,
+    /// Whether the log begins here: segments before this one, if any are left, are no part of it.
+    pub starts_afresh: bool,
     /// One past the log's last index when the segment was started.
     pub first_index: LogIndex,
+    /// The term of the entry before `first_index`, when the segment was started.
+    pub previous_term: Term,
     /// The batch its first frame carries.
     pub first_batch: u64,
     /// What its frames begin with.
@@ -64,7 +69,9 @@ impl SegmentHeader {
         out.put_slice(&SEGMENT_MAGIC);
         out.put_u32_le(FORMAT_VERSION);
         out.put_u64_le(self.segment);
+        out.put_u8(u8::from(self.starts_afresh));
         out.put_u64_le(self.first_index);
+        out.put_u64_le(self.previous_term);
         out.put_u64_le(self.first_batch);
         out.put_u64_le(self.marker);
         out.put_u64_le(self.hard_state.term);
@@ -92,7 +99,9 @@ impl SegmentHeader {
         }
         Ok(SegmentHeader {
             segment: fields_left.get_u64_le(),
+            starts_afresh: fields_left.get_u8() != 0,
             first_index: fields_left.get_u64_le(),
+            previous_term: fields_left.get_u64_le(),
             first_batch: fields_left.get_u64_le(),
             marker: fields_left.get_u64_le(),
             hard_state: HardState {
@@ -322,7 +331,9 @@ mod tests {
     fn segment() -> SegmentHeader {
         SegmentHeader {
             segment: 7,
+            starts_afresh: true,
             first_index: 100,
+            previous_term: 2,
             first_batch: 40,
             marker: 0x0123_4567_89ab_cdef,
             hard_state: HardState { term: 3, vote: 2, commit: 99, admitted: true },

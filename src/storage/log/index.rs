@@ -6,6 +6,7 @@
 //! a new one, so what was replaced is never met. Otherwise a new one begins every
 //! [`EXTENT_STRIDE_BYTES`]: 32 bytes of memory for that much log.
 
+use super::LogError;
 use crate::types::LogIndex;
 
 /// Bytes of log that one extent covers, about.
@@ -40,8 +41,15 @@ impl PositionIndex {
         }
     }
 
+    /// Forgets everything before `first_index`, which is where `segment` begins.
+    pub fn compact(&mut self, first_index: LogIndex, segment: u64) {
+        self.first_index = first_index;
+        self.extents.retain(|extent| extent.segment >= segment);
+    }
+
     /// Takes in a frame: `entries` are (index, position within the frame), contiguous, and replace
-    /// everything from the first on.
+    /// everything from the first on. Those before the first index kept are passed over: a kept
+    /// segment may begin by replacing entries of a deleted one.
     pub fn add_frame(
         &mut self,
         segment: u64,
@@ -56,15 +64,27 @@ impl PositionIndex {
             self.extents.truncate(keep);
         }
         for &(index, position) in entries {
+            self.last_index = index;
+            if index < self.first_index {
+                continue;
+            }
             let offset = frame_offset + position;
             let covered = self.extents.last().is_some_and(|last| {
                 last.segment == segment && offset - last.offset < EXTENT_STRIDE_BYTES
             });
-            if !covered || (replaces && index == first) {
+            if !covered || (replaces && index == first.max(self.first_index)) {
                 self.extents.push(Extent { first_index: index, segment, offset, payload_end });
             }
-            self.last_index = index;
         }
+    }
+
+    /// Whether entries from `low` on, before `high`, can be read.
+    pub fn check_holds(&self, low: LogIndex, high: LogIndex) -> Result<(), LogError> {
+        let (first, last) = (self.first_index, self.last_index);
+        if low < first || low > last || low >= high {
+            return Err(LogError::OutOfRange { index: low, first, last });
+        }
+        Ok(())
     }
 
     /// At most `count` extents from the one that holds `index` on, each with the index at which it
@@ -97,6 +117,25 @@ mod tests {
         index.add_frame(2, 4096, 4200, &[(1, 40)]);
         assert_eq!(index.find(1, 9).len(), 1);
         assert_eq!(index.find(1, 9)[0].0.segment, 2);
+    }
+
+    #[test]
+    fn a_compacted_index_knows_nothing_of_what_it_forgot() {
+        let mut index = PositionIndex::new(1);
+        index.add_frame(1, 4096, 4200, &[(1, 40), (2, 70)]);
+        index.add_frame(2, 4096, 4200, &[(3, 40), (4, 70)]);
+        index.compact(3, 2);
+        assert_eq!((index.first_index, index.last_index), (3, 4));
+        let found = index.find(3, 9);
+        assert_eq!((found.len(), found[0].0.segment), (1, 2));
+
+        // Read back, the kept segment begins by replacing entries of the deleted one.
+        let mut index = PositionIndex::new(3);
+        index.add_frame(2, 4096, 4200, &[(1, 40)]);
+        assert_eq!(index.last_index, 1);
+        index.add_frame(2, 4200, 4300, &[(2, 40), (3, 70), (4, 90)]);
+        let found = index.find(3, 9);
+        assert_eq!((found.len(), found[0].0.offset, found[0].1), (1, 4270, 5));
     }
 
     #[test]

@@ -12,10 +12,15 @@
 //!   which is a hint and goes out with the next frame.
 //! - A write or sync that failed poisons the log: its outcome is unknown, so nothing is written
 //!   after it and it is never retried. The process is to stop; recovery sorts it out.
-//! - Memory stays small: a sparse index of positions, no entries.
+//! - Memory stays small: a sparse index of positions, the runs of terms, no entries.
+//! - A segment carries all that the ones before it are needed for besides their entries: the hard
+//!   state, and the term of the entry before its first one. So old segments can go, whole.
 //!
-//! What it leaves out: deleting old segments (each already carries the hard state and the first
-//! index it starts from), reusing them, and repairing damage, which is found, named and refused.
+//! The log is shortened from the front by [`DiskLog::compact`], and by [`DiskLog::reset`] when a
+//! snapshot takes its place. Both first tell the readers, then remove files.
+//!
+//! What it leaves out: deciding what is no longer needed, reusing old segments, and repairing
+//! damage, which is found, named and refused.
 
 mod format;
 mod fs;
@@ -23,11 +28,13 @@ mod index;
 mod reader;
 mod recovery;
 mod segment;
+mod terms;
 mod window;
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 pub use format::FORMAT_VERSION;
 pub(crate) use fs::sync_dir;
@@ -38,7 +45,9 @@ use crate::limits;
 use crate::types::{HardState, LogBatch, LogEntry, LogIndex, Term};
 use format::{FrameBuilder, SegmentHeader};
 use index::PositionIndex;
-use segment::SegmentWriter;
+use recovery::Recovery;
+use segment::{Placed, SegmentWriter, Span};
+use terms::TermRuns;
 
 const FIRST_SEGMENT: u64 = 1;
 const FIRST_BATCH: u64 = 1;
@@ -166,10 +175,13 @@ pub struct RecoveredLog {
     /// The newest durable hard state; the default when blank. Its commit index is a lower bound
     /// and never past `last_index`.
     pub hard_state: HardState,
-    /// Where each run of entries of one term begins: (first index of the run, term), in order.
+    /// Where each run of entries of one term begins: (first index of the run, term), in order. The
+    /// first run begins at `first_index`.
     pub term_runs: Vec<(LogIndex, Term)>,
     /// The first index kept; 1 when blank.
     pub first_index: LogIndex,
+    /// The term of the entry before `first_index`; 0 when that is 1.
+    pub previous_term: Term,
     /// The last index; `first_index - 1` when there are no entries.
     pub last_index: LogIndex,
 }
@@ -179,6 +191,9 @@ pub struct DiskLog {
     fs: Arc<dyn LogFs>,
     options: LogOptions,
     tail: SegmentWriter,
+    /// All segments, `tail` the last.
+    segments: VecDeque<Span>,
+    terms: TermRuns,
     index: Arc<RwLock<PositionIndex>>,
     /// As of the last append.
     hard_state: HardState,
@@ -210,37 +225,29 @@ impl DiskLog {
         fs: Arc<dyn LogFs>,
         options: LogOptions,
     ) -> Result<(DiskLog, RecoveredLog), LogError> {
-        let (recovered, index, next_batch, tail) = match recovery::recover(&*fs, &options)? {
-            Some(found) => {
-                let recovered = RecoveredLog {
-                    hard_state: found.hard_state,
-                    term_runs: found.term_runs,
-                    first_index: found.index.first_index,
-                    last_index: found.index.last_index,
-                };
-                (recovered, found.index, found.next_batch, found.tail)
-            }
-            None => {
-                let header = SegmentHeader {
-                    segment: FIRST_SEGMENT,
-                    first_index: FIRST_INDEX,
-                    first_batch: FIRST_BATCH,
-                    marker: 0,
-                    hard_state: HardState::default(),
-                };
-                let tail = SegmentWriter::create(&*fs, &options, header)?;
-                let recovered =
-                    RecoveredLog { first_index: FIRST_INDEX, ..RecoveredLog::default() };
-                (recovered, PositionIndex::new(FIRST_INDEX), FIRST_BATCH, tail)
-            }
+        let found = match recovery::recover(&*fs, &options)? {
+            Some(found) => found,
+            None => create(&*fs, &options)?,
+        };
+        let Recovery { hard_state, mut terms, index, next_batch, segments, tail } = found;
+        let (first_index, last_index) = (index.first_index, index.last_index);
+        terms.compact(first_index);
+        let recovered = RecoveredLog {
+            hard_state,
+            term_runs: terms.within(first_index, last_index),
+            first_index,
+            previous_term: terms.term_at(first_index.saturating_sub(1)),
+            last_index,
         };
         let log = DiskLog {
             fs,
             options,
             tail,
+            segments: segments.into(),
+            terms,
             index: Arc::new(RwLock::new(index)),
-            hard_state: recovered.hard_state,
-            hard_state_written: recovered.hard_state,
+            hard_state,
+            hard_state_written: hard_state,
             next_batch,
             frame: FrameBuilder::default(),
             poison: None,
@@ -262,9 +269,7 @@ impl DiskLog {
     /// [`LogError::NotContiguous`] leaves the log as it was. After any other error, which batches
     /// are durable is unknown, and every later append fails with [`LogError::Poisoned`].
     pub fn append(&mut self, batches: &[LogBatch]) -> Result<(), LogError> {
-        if let Some(reason) = &self.poison {
-            return Err(LogError::Poisoned { reason: reason.clone() });
-        }
+        self.check_poison()?;
         let entries = self.fold(batches)?;
         let newest = batches.iter().rev().find_map(|batch| batch.hard_state);
         self.hard_state = newest.unwrap_or(self.hard_state);
@@ -274,6 +279,90 @@ impl DiskLog {
             return Ok(());
         }
         self.write(&entries).inspect_err(|error| self.poison = Some(error.to_string()))
+    }
+
+    /// Removes the segments that hold nothing at or after `first_index`. The one being written stays,
+    /// and so do entries before `first_index` that share a segment with later ones. The caller sees
+    /// to it that what goes is committed, and durable elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`]; every later call that writes then fails with [`LogError::Poisoned`].
+    pub fn compact(&mut self, first_index: LogIndex) -> Result<(), LogError> {
+        self.check_poison()?;
+        let is_needed_from = |span: &Span| span.first_index <= first_index;
+        let oldest = self.segments.iter().rposition(is_needed_from).unwrap_or(0);
+        let Some(kept) = self.segments.get(oldest).copied().filter(|_| oldest > 0) else {
+            return Ok(());
+        };
+        self.index_mut().compact(kept.first_index, kept.segment);
+        self.terms.compact(kept.first_index);
+        let removed: Vec<Span> = self.segments.drain(..oldest).collect();
+        // From the oldest on, each durably before the next: a crash leaves no gap.
+        let remove = |span: Span| self.remove_segment(span).and_then(|()| self.sync_dir());
+        let result = removed.into_iter().try_for_each(remove);
+        result.inspect_err(|error| self.poison = Some(error.to_string()))
+    }
+
+    /// Empties the log: it then starts after entry `index`, whose term is `term`, with this hard
+    /// state. After a crash it holds all that it held before, or this.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`]; every later call that writes then fails with [`LogError::Poisoned`].
+    pub fn reset(
+        &mut self,
+        index: LogIndex,
+        term: Term,
+        hard_state: HardState,
+    ) -> Result<(), LogError> {
+        self.check_poison()?;
+        self.start_afresh(index.saturating_add(1), term, hard_state)
+            .inspect_err(|error| self.poison = Some(error.to_string()))
+    }
+
+    fn start_afresh(
+        &mut self,
+        first_index: LogIndex,
+        previous_term: Term,
+        hard_state: HardState,
+    ) -> Result<(), LogError> {
+        let header = SegmentHeader {
+            segment: self.tail.header.segment + 1,
+            starts_afresh: true,
+            first_index,
+            previous_term,
+            first_batch: self.next_batch,
+            marker: 0,
+            hard_state,
+        };
+        // This alone makes the change: recovery passes over the segments before it.
+        self.tail = SegmentWriter::create(&*self.fs, &self.options, header)?;
+        (self.hard_state, self.hard_state_written) = (hard_state, hard_state);
+        self.terms = TermRuns::new(first_index, previous_term);
+        *self.index_mut() = PositionIndex::new(first_index);
+        let replaced = std::mem::take(&mut self.segments);
+        self.segments.push_back(Span::of(&self.tail.header));
+        replaced.into_iter().try_for_each(|span| self.remove_segment(span))?;
+        self.sync_dir()
+    }
+
+    fn remove_segment(&self, span: Span) -> Result<(), LogError> {
+        segment::remove(&*self.fs, span.segment)
+    }
+
+    fn sync_dir(&self) -> Result<(), LogError> {
+        if !self.options.sync {
+            return Ok(());
+        }
+        self.fs.sync_dir().map_err(|error| LogError::io("sync", &self.fs.path(""), error))
+    }
+
+    fn check_poison(&self) -> Result<(), LogError> {
+        match &self.poison {
+            Some(reason) => Err(LogError::Poisoned { reason: reason.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Puts the batches' entries into one contiguous run, later batches replacing what earlier ones
@@ -305,6 +394,7 @@ impl DiskLog {
     fn write(&mut self, entries: &[&LogEntry]) -> Result<(), LogError> {
         let mut left = entries;
         loop {
+            let unwritten = left;
             self.frame.clear();
             if self.hard_state != self.hard_state_written {
                 self.frame.put_hard_state(&self.hard_state);
@@ -317,6 +407,9 @@ impl DiskLog {
                 }
             }
             self.write_frame()?;
+            for entry in &unwritten[..unwritten.len() - left.len()] {
+                self.terms.push(entry.index, entry.term);
+            }
             if left.is_empty() {
                 return Ok(());
             }
@@ -325,33 +418,60 @@ impl DiskLog {
 
     fn write_frame(&mut self) -> Result<(), LogError> {
         if self.tail.is_full_for(&self.options, self.frame.payload_bytes()) {
+            let last_index = self.reader_bounds().1;
             let header = SegmentHeader {
                 segment: self.tail.header.segment + 1,
-                first_index: self.reader_bounds().1 + 1,
+                starts_afresh: false,
+                first_index: last_index + 1,
+                previous_term: self.terms.term_at(last_index),
                 first_batch: self.next_batch,
                 marker: 0,
                 hard_state: self.hard_state_written,
             };
             self.tail = SegmentWriter::create(&*self.fs, &self.options, header)?;
+            self.segments.push_back(Span::of(&self.tail.header));
         }
         let placed = self.tail.write_frame(&self.options, &mut self.frame, self.next_batch)?;
         self.next_batch += 1;
         self.hard_state_written = self.hard_state;
         // Only now do readers see the entries: they are durable.
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        index.add_frame(
-            self.tail.header.segment,
-            placed.offset,
-            placed.payload_end,
-            &self.frame.entries,
-        );
+        let segment = self.tail.header.segment;
+        let Placed { offset, payload_end } = placed;
+        self.index_mut().add_frame(segment, offset, payload_end, &self.frame.entries);
         Ok(())
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, PositionIndex> {
+        // Every change to the index leaves it whole.
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reader_bounds(&self) -> (LogIndex, LogIndex) {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         (index.first_index, index.last_index)
     }
+}
+
+/// Creates a log where there is none.
+fn create(fs: &dyn LogFs, options: &LogOptions) -> Result<Recovery, LogError> {
+    let header = SegmentHeader {
+        segment: FIRST_SEGMENT,
+        starts_afresh: true,
+        first_index: FIRST_INDEX,
+        previous_term: 0,
+        first_batch: FIRST_BATCH,
+        marker: 0,
+        hard_state: HardState::default(),
+    };
+    let tail = SegmentWriter::create(fs, options, header)?;
+    Ok(Recovery {
+        hard_state: header.hard_state,
+        terms: TermRuns::new(FIRST_INDEX, 0),
+        index: PositionIndex::new(FIRST_INDEX),
+        next_batch: FIRST_BATCH,
+        segments: vec![Span::of(&header)],
+        tail,
+    })
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl LogReader {
     ///
     /// # Errors
     ///
-    /// [`LogError::OutOfRange`] when `low` is not in the log or not before `high`;
+    /// [`LogError::OutOfRange`] when `low` is not in the log, or no longer, or not before `high`;
     /// [`LogError::Corrupt`] when what is on the disk is not what was written.
     pub fn read(
         &self,
@@ -45,18 +45,26 @@ impl LogReader {
     ) -> Result<Vec<LogEntry>, LogError> {
         // One look at the index is one consistent view: what it names is never overwritten, even
         // when the writer replaces a suffix meanwhile.
+        let count = (bytes_max / EXTENT_STRIDE_BYTES).saturating_add(2);
         let extents = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            if low < index.first_index || low > index.last_index || low >= high {
-                return Err(LogError::OutOfRange {
-                    index: low,
-                    first: index.first_index,
-                    last: index.last_index,
-                });
-            }
-            let count = (bytes_max / EXTENT_STRIDE_BYTES).saturating_add(2);
+            index.check_holds(low, high)?;
             index.find(low, usize::try_from(count).unwrap_or(usize::MAX))
         };
+        self.read_extents(extents, low, high, bytes_max).map_err(|error| {
+            // The writer may have removed the segments meanwhile, having told the index before.
+            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+            index.check_holds(low, high).err().unwrap_or(error)
+        })
+    }
+
+    fn read_extents(
+        &self,
+        extents: Vec<(Extent, LogIndex)>,
+        low: LogIndex,
+        high: LogIndex,
+        bytes_max: u64,
+    ) -> Result<Vec<LogEntry>, LogError> {
         let mut wanted = Wanted { next: low, high, bytes_left: bytes_max, entries: Vec::new() };
         let mut open: Option<(u64, SegmentHeader, Window)> = None;
         for (extent, end) in extents {

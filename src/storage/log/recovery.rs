@@ -5,6 +5,9 @@
 //! acknowledged, and is cut off; a bad frame with a valid later one behind it, or in any segment but
 //! the last, is *corruption*, and the log refuses to open. (A bit that flips in the very last frame
 //! looks like a torn tail; the other servers have that frame.)
+//!
+//! The log begins at the newest segment that *starts afresh*, or else at the oldest there is. What
+//! is left of a log before a fresh start is removed unread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,24 +18,26 @@ use super::format::{
 };
 use super::fs::{LogFile, LogFs};
 use super::index::PositionIndex;
-use super::segment::{SegmentWriter, file_name, parse_file_name};
+use super::segment::{self, SegmentWriter, Span, file_name, parse_file_name};
+use super::terms::TermRuns;
 use super::window::Window;
 use super::{LogError, LogOptions};
-use crate::types::{HardState, LogIndex, Term};
+use crate::types::{HardState, LogIndex};
 
 /// What a log that is not blank holds.
 pub(super) struct Recovery {
     pub hard_state: HardState,
-    pub term_runs: Vec<(LogIndex, Term)>,
+    pub terms: TermRuns,
     pub index: PositionIndex,
     pub next_batch: u64,
+    pub segments: Vec<Span>,
     pub tail: SegmentWriter,
 }
 
 /// Everything the frames read so far say.
 struct Replay {
     hard_state: HardState,
-    term_runs: Vec<(LogIndex, Term)>,
+    terms: TermRuns,
     index: PositionIndex,
     next_batch: u64,
 }
@@ -53,23 +58,20 @@ struct Scanned {
 
 /// Reads every segment in order. `None` when the log is blank.
 pub(super) fn recover(fs: &dyn LogFs, options: &LogOptions) -> Result<Option<Recovery>, LogError> {
-    let segments = list_segments(fs)?;
+    let Chain { headers, superseded } = read_chain(fs, options)?;
+    // A segment holds no entry that a later one starts at, or that comes after it. So the log is
+    // whole from the lowest of these on, however the oldest segments came to be removed.
+    let first_index = headers.iter().map(|header| header.first_index).min().unwrap_or(0);
     let mut replay: Option<Replay> = None;
     let mut last: Option<Scanned> = None;
-    for (position, &segment) in segments.iter().enumerate() {
-        let is_last = position + 1 == segments.len();
-        let mut window = Window::open(fs, &file_name(segment))?;
-        let Some(header) = read_header(&mut window, segment, is_last)? else {
-            // Its creation was not finished when the power went: nothing was ever put in it.
-            log::warn!("{} was being created at a crash: starting it anew", window.path.display());
-            discard(fs, options, segment)?;
-            break;
-        };
+    for (position, header) in headers.iter().enumerate() {
+        let is_last = position + 1 == headers.len();
+        let mut window = Window::open(fs, &file_name(header.segment))?;
         if let (Some(replay), Some(last)) = (&replay, &last) {
-            replay.check_continues(&header, last)?;
+            replay.check_continues(header, last)?;
         }
-        let replay = replay.get_or_insert_with(|| Replay::new(&header));
-        let scanned = replay.scan(&mut window, header, is_last)?;
+        let replay = replay.get_or_insert_with(|| Replay::new(header, first_index));
+        let scanned = replay.scan(&mut window, *header, is_last)?;
         if options.sync {
             // What was written by a process that died, or ran without syncs, may not be durable.
             let sync = scanned.file.sync_data();
@@ -78,28 +80,65 @@ pub(super) fn recover(fs: &dyn LogFs, options: &LogOptions) -> Result<Option<Rec
         last = Some(scanned);
     }
     let (Some(mut replay), Some(last)) = (replay, last) else { return Ok(None) };
+    if replay.index.last_index + 1 < replay.index.first_index {
+        // Only entries that replace others lie before the first index, and others must follow.
+        return Err(LogError::Corrupt {
+            path: last.path,
+            offset: last.end,
+            detail: "the entries that the log should start with are missing",
+        });
+    }
+    for segment in superseded {
+        segment::remove(fs, segment)?;
+    }
     // A hard state of a group that was split over two frames may name entries of the second.
     replay.hard_state.commit = replay.hard_state.commit.min(replay.index.last_index);
     let tail = settle_tail(fs, options, last)?;
     Ok(Some(Recovery {
         hard_state: replay.hard_state,
-        term_runs: replay.term_runs,
+        terms: replay.terms,
         index: replay.index,
         next_batch: replay.next_batch,
+        segments: headers.iter().map(Span::of).collect(),
         tail,
     }))
 }
 
-fn list_segments(fs: &dyn LogFs) -> Result<Vec<u64>, LogError> {
+/// The segments that make up the log, and those that do not any more.
+struct Chain {
+    /// In order, without gaps.
+    headers: Vec<SegmentHeader>,
+    superseded: Vec<u64>,
+}
+
+/// Finds where the log begins, from its newest segment back.
+fn read_chain(fs: &dyn LogFs, options: &LogOptions) -> Result<Chain, LogError> {
     let names = fs.list().map_err(|error| LogError::io("list", &fs.path(""), error))?;
-    let mut segments: Vec<u64> = names.iter().filter_map(|name| parse_file_name(name)).collect();
-    segments.sort_unstable();
-    for pair in segments.windows(2) {
-        if pair[1] != pair[0] + 1 {
-            return Err(LogError::MissingSegment { path: fs.path(&file_name(pair[0] + 1)) });
+    let mut listed: Vec<u64> = names.iter().filter_map(|name| parse_file_name(name)).collect();
+    listed.sort_unstable();
+    let newest = listed.last().copied();
+    let mut headers: Vec<SegmentHeader> = Vec::new();
+    while let Some(segment) = listed.pop() {
+        let mut window = Window::open(fs, &file_name(segment))?;
+        let Some(header) = read_header(&mut window, segment, newest == Some(segment))? else {
+            // Its creation was not finished when the power went: nothing was ever put in it.
+            log::warn!("{} was being created at a crash: starting it anew", window.path.display());
+            discard(fs, options, segment)?;
+            continue;
+        };
+        if let Some(next) = headers.last()
+            && next.segment != segment + 1
+        {
+            let missing = fs.path(&file_name(next.segment - 1));
+            return Err(LogError::MissingSegment { path: missing });
+        }
+        headers.push(header);
+        if header.starts_afresh {
+            break;
         }
     }
-    Ok(segments)
+    headers.reverse();
+    Ok(Chain { headers, superseded: listed })
 }
 
 /// Reads a segment's header; `None` for the last segment when its creation was cut short.
@@ -132,10 +171,9 @@ fn read_header(
 }
 
 fn discard(fs: &dyn LogFs, options: &LogOptions, segment: u64) -> Result<(), LogError> {
-    let name = file_name(segment);
-    let path = fs.path(&name);
-    fs.remove(&name).map_err(|error| LogError::io("remove", &path, error))?;
+    segment::remove(fs, segment)?;
     if options.sync {
+        let path = fs.path(&file_name(segment));
         fs.sync_dir().map_err(|error| LogError::io("sync", &path, error))?;
     }
     Ok(())
@@ -177,11 +215,13 @@ fn rewrite(file: &dyn LogFile, from: u64, to: u64) -> std::io::Result<()> {
 }
 
 impl Replay {
-    fn new(first: &SegmentHeader) -> Replay {
+    fn new(first: &SegmentHeader, first_index: LogIndex) -> Replay {
+        let mut index = PositionIndex::new(first_index);
+        index.last_index = first.first_index.saturating_sub(1);
         Replay {
             hard_state: first.hard_state,
-            term_runs: Vec::new(),
-            index: PositionIndex::new(first.first_index),
+            terms: TermRuns::new(first.first_index, first.previous_term),
+            index,
             next_batch: first.first_batch,
         }
     }
@@ -273,14 +313,12 @@ impl Replay {
                 Record::Entry { term, index, .. } => {
                     let follows = match entries.last() {
                         Some(&(previous, _)) => index == previous + 1,
-                        None => {
-                            (self.index.first_index..=self.index.last_index + 1).contains(&index)
-                        }
+                        None => (1..=self.index.last_index + 1).contains(&index),
                     };
                     if !follows {
                         return None;
                     }
-                    push_term(&mut self.term_runs, index, term);
+                    self.terms.push(index, term);
                     entries.push((index, FRAME_HEADER_BYTES as u64 + position));
                 }
             }
@@ -308,15 +346,5 @@ impl Replay {
                 return Ok(true);
             }
         }
-    }
-}
-
-/// Notes that entry `index`, which follows or replaces what is known, is of `term`.
-fn push_term(runs: &mut Vec<(LogIndex, Term)>, index: LogIndex, term: Term) {
-    while runs.last().is_some_and(|(first, _)| *first >= index) {
-        runs.pop();
-    }
-    if runs.last().is_none_or(|(_, last)| *last != term) {
-        runs.push((index, term));
     }
 }

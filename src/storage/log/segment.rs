@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::format::{FrameBuilder, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::fs::{LogFile, LogFs};
 use super::{LogError, LogOptions};
+use crate::types::LogIndex;
 
 const SUFFIX: &str = ".log";
 const SEQUENCE_DIGITS: usize = 16;
@@ -40,6 +41,26 @@ pub(super) struct SegmentWriter {
     position: u64,
     /// The file's length: from `position` to here it is all zeroes.
     filled: u64,
+}
+
+/// A segment of the log, kept in full or being written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    pub segment: u64,
+    /// As its header says. No entry that the segments before it hold is at or past this index.
+    pub first_index: LogIndex,
+}
+
+impl Span {
+    pub fn of(header: &SegmentHeader) -> Span {
+        Span { segment: header.segment, first_index: header.first_index }
+    }
+}
+
+/// Removes a segment; the caller makes that durable.
+pub(super) fn remove(fs: &dyn LogFs, segment: u64) -> Result<(), LogError> {
+    let name = file_name(segment);
+    fs.remove(&name).map_err(|error| LogError::io("remove", &fs.path(&name), error))
 }
 
 /// Where a frame went.

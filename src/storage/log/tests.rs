@@ -197,3 +197,91 @@ fn a_frame_inside_a_value_is_not_taken_for_one() {
     assert!(matches!(open_with_planted_frames(1), Err(LogError::Corrupt { .. })));
     assert_eq!(open_with_planted_frames(2).unwrap().last_index, 1);
 }
+
+fn segment_files(dir: &TempDir) -> usize {
+    std::fs::read_dir(dir.path()).unwrap().count()
+}
+
+#[test]
+fn compaction_deletes_whole_segments_and_readers_are_told() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    for index in 1..=1000 {
+        log.append(&[batch(vec![entry(1 + index / 100, index)])]).unwrap();
+    }
+    let (reader, files) = (log.reader(), segment_files(&dir));
+    log.compact(0).unwrap();
+    log.compact(2).unwrap();
+    assert_eq!((reader.bounds(), segment_files(&dir)), ((1, 1000), files));
+    log.compact(500).unwrap();
+    let (first, last) = reader.bounds();
+    assert!(first > 1 && first <= 500 && last == 1000, "{first} to {last}");
+    assert!(segment_files(&dir) < files);
+    let expected: Vec<LogEntry> = (first..=1000).map(|i| entry(1 + i / 100, i)).collect();
+    assert_eq!(all(&log), expected);
+    let error = reader.read(first - 1, 1000, 100).unwrap_err();
+    assert!(matches!(error, LogError::OutOfRange { last: 1000, .. }), "{error}");
+
+    log.append(&[batch(vec![entry(20, 998), entry(20, 999)])]).unwrap();
+    drop(log);
+    let (mut log, recovered) = open(&dir, small());
+    assert_eq!((recovered.first_index, recovered.last_index), (first, 999));
+    assert_eq!(recovered.previous_term, 1 + (first - 1) / 100);
+    assert_eq!(recovered.term_runs[0], (first, 1 + first / 100));
+    assert_eq!(recovered.term_runs.last(), Some(&(998, 20)));
+
+    // However much is no longer needed, the segment being written stays.
+    log.compact(u64::MAX).unwrap();
+    assert_eq!(segment_files(&dir), 1);
+    let (first, last) = log.reader().bounds();
+    assert_eq!((last, all(&log).last()), (999, Some(&entry(20, 999))));
+    drop(log);
+    let (log, recovered) = open(&dir, small());
+    assert_eq!(recovered.first_index, first);
+    assert_eq!(all(&log).len() as u64, last + 1 - first);
+}
+
+#[test]
+fn a_reset_log_starts_after_the_snapshot_and_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    for index in 1..=300 {
+        log.append(&[batch(vec![entry(3, index)])]).unwrap();
+    }
+    let reader = log.reader();
+    let hard_state = HardState { term: 9, vote: 2, commit: 700, admitted: true };
+    log.reset(700, 8, hard_state).unwrap();
+    assert_eq!((reader.bounds(), segment_files(&dir)), ((701, 700), 1));
+    assert!(matches!(reader.read(300, 301, 1), Err(LogError::OutOfRange { first: 701, .. })));
+    let refused = log.append(&[batch(vec![entry(9, 700)])]).unwrap_err();
+    assert!(matches!(refused, LogError::NotContiguous { first: 701, .. }));
+    drop(log);
+
+    let (mut log, recovered) = open(&dir, small());
+    let blank = RecoveredLog { first_index: 701, last_index: 700, ..RecoveredLog::default() };
+    assert_eq!(recovered, RecoveredLog { hard_state, previous_term: 8, ..blank });
+    log.append(&[batch(vec![entry(9, 701), entry(9, 702)])]).unwrap();
+    drop(log);
+    let (log, recovered) = open(&dir, small());
+    assert_eq!((recovered.term_runs, recovered.previous_term), (vec![(701, 9)], 8));
+    assert_eq!(all(&log), [entry(9, 701), entry(9, 702)]);
+}
+
+#[test]
+fn what_a_crash_left_of_an_old_log_is_no_part_of_the_new_one() {
+    let dir = TempDir::new().unwrap();
+    let (mut log, _) = open(&dir, small());
+    for index in 1..=300 {
+        log.append(&[batch(vec![entry(3, index)])]).unwrap();
+    }
+    let name = segment::file_name(2);
+    let old = std::fs::read(dir.path().join(&name)).unwrap();
+    log.reset(50, 3, HardState::default()).unwrap();
+    log.append(&[batch(vec![entry(4, 51)])]).unwrap();
+    drop(log);
+    std::fs::write(dir.path().join(&name), old).unwrap();
+    let (log, recovered) = open(&dir, small());
+    assert_eq!((recovered.first_index, recovered.previous_term), (51, 3));
+    assert_eq!(all(&log), [entry(4, 51)]);
+    assert_eq!(segment_files(&dir), 1, "it was removed");
+}

@@ -1,0 +1,258 @@
+//! `acervo bench`: finds the group, puts the load on it, prints.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::report::Report;
+use super::{LoadError, Plan, StoreProtocol, Until, Workload, load};
+use crate::cli::commands::exit_status;
+use crate::client::{Client, ClientError};
+use crate::limits;
+use crate::wire::message::Role;
+
+/// Where the requests of a bench go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Each to a server drawn from those that answered at the start.
+    Random,
+    /// All to the server that leads at the start.
+    Leader,
+    /// All to this one.
+    One(SocketAddr),
+}
+
+/// What `acervo bench` was asked for.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// What is asked.
+    pub workload: Workload,
+    /// The group.
+    pub servers: Vec<SocketAddr>,
+    /// Which of them.
+    pub target: Target,
+    /// Clients with one request under way each.
+    pub clients: usize,
+    /// How long is measured.
+    pub measured: Duration,
+    /// How long is not, before.
+    pub warm_up: Duration,
+    /// Keys drawn from.
+    pub keys: u64,
+    /// Bytes of a written value.
+    pub value_bytes: usize,
+    /// Write every key once before.
+    pub fill: bool,
+    /// What random choices are drawn from; drawn itself when absent.
+    pub seed: Option<u64>,
+    /// Print JSON instead of text.
+    pub json: bool,
+}
+
+/// Why a bench has no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The server list cannot be used, or no server answered.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No server of the list answered.
+    #[error("no server answered; last: {0}")]
+    NobodyAnswered(String),
+    /// `--target` names a server that is not in the list.
+    #[error("the target {0} is not one of --servers")]
+    UnknownTarget(SocketAddr),
+    /// The servers that answer have no leader.
+    #[error("no server that answers leads the group: try again once one has been elected")]
+    NoLeader,
+    /// The keys could not all be written first.
+    #[error("{failed} of {keys} keys could not be written before the reads: {code}")]
+    Fill {
+        /// How many.
+        failed: u64,
+        /// Of how many.
+        keys: u64,
+        /// The most frequent code.
+        code: &'static str,
+    },
+    /// The load could not be put on the group.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The report could not be printed.
+    #[error("the report could not be printed: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl BenchError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            BenchError::Client(ClientError::BadServerList(_) | ClientError::UnknownServer(_))
+            | BenchError::UnknownTarget(_) => exit_status::USAGE,
+            BenchError::Client(_)
+            | BenchError::NobodyAnswered(_)
+            | BenchError::NoLeader
+            | BenchError::Fill { .. }
+            | BenchError::Load(LoadError::Connect { .. }) => exit_status::UNAVAILABLE,
+            BenchError::Load(_) | BenchError::Output(_) => exit_status::FAILED,
+        }
+    }
+
+    /// Whether it is worth a line: whoever closed a pipe has read what they wanted.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, BenchError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// Runs `options` and prints the report to `out`; `command` is repeated in it.
+///
+/// # Errors
+/// See [`BenchError`].
+pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Result<(), BenchError> {
+    let targets = targets(options)?;
+    let seed = options.seed.unwrap_or_else(|| rand::rng().random());
+    // Who the clients are to the group must differ between two runs of one seed: a group remembers
+    // what it has answered to whom.
+    let mut identities: SmallRng = rand::make_rng();
+    if options.fill {
+        fill(options, &targets, seed, &mut identities)?;
+    }
+    let plan = Plan {
+        clients: options.clients,
+        targets,
+        until: Until::Time { warm_up: options.warm_up, measured: options.measured },
+        seed,
+    };
+    let mut protocol = StoreProtocol::new(
+        options.workload,
+        options.clients,
+        options.keys,
+        options.value_bytes,
+        &mut identities,
+    );
+    let measured = load::run(&plan, &mut protocol)?;
+    let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let get = matches!(options.workload, Workload::Get | Workload::GetLinearizable);
+    let report = Report {
+        command,
+        version: env!("CARGO_PKG_VERSION"),
+        ended_at_s: ended.as_secs(),
+        operation: if get { "get" } else { "put" },
+        clients: options.clients,
+        targets: plan.targets,
+        keys: options.keys,
+        value_bytes: options.value_bytes,
+        linearizable: options.workload == Workload::GetLinearizable,
+        warm_up_s: options.warm_up.as_secs_f64(),
+        seed,
+        elapsed_s: 0.0,
+        operations: 0,
+        operations_per_s: 0.0,
+        not_found: 0,
+        mean_us: 0.0,
+        p50_us: 0.0,
+        p99_us: 0.0,
+        p999_us: 0.0,
+        max_us: 0.0,
+        errors: Default::default(),
+        generator_busy: None,
+    }
+    .with_figures(&measured);
+    if options.json {
+        report.print_json(out)?
+    } else {
+        report.print_text(out)?
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// The servers meant by `--target`, among those that answer.
+fn targets(options: &BenchOptions) -> Result<Vec<SocketAddr>, BenchError> {
+    if let Target::One(address) = options.target {
+        return if options.servers.contains(&address) {
+            Ok(vec![address])
+        } else {
+            Err(BenchError::UnknownTarget(address))
+        };
+    }
+    let client = Client::builder(options.servers.iter().copied())
+        .request_timeout(limits::CLIENT_CONNECT_TIMEOUT)
+        .build()?;
+    let mut answering = Vec::new();
+    let mut leaders = Vec::new();
+    let mut last = String::new();
+    for server in &options.servers {
+        match client.status(*server) {
+            Ok(status) => {
+                answering.push(*server);
+                if status.role == Role::Leader {
+                    leaders.push((status.term, *server));
+                }
+            }
+            Err(error) => {
+                last = error.to_string();
+                log::warn!("{server} is left out: {last}");
+            }
+        }
+    }
+    if answering.is_empty() {
+        return Err(BenchError::NobodyAnswered(last));
+    }
+    if options.target == Target::Random {
+        return Ok(answering);
+    }
+    // A leader of an older term does not know yet that it was deposed.
+    let (_, leader) = leaders.into_iter().max().ok_or(BenchError::NoLeader)?;
+    Ok(vec![leader])
+}
+
+fn fill(
+    options: &BenchOptions,
+    targets: &[SocketAddr],
+    seed: u64,
+    identities: &mut SmallRng,
+) -> Result<(), BenchError> {
+    let clients = limits::BENCH_FILL_CLIENTS;
+    let until = Until::Requests(options.keys);
+    let plan = Plan { clients, targets: targets.to_vec(), until, seed };
+    let (keys, value_bytes) = (options.keys, options.value_bytes);
+    let mut protocol = StoreProtocol::new(Workload::Fill, clients, keys, value_bytes, identities);
+    let measured = load::run(&plan, &mut protocol)?;
+    let failed = measured.errors.values().sum();
+    match measured.errors.iter().max_by_key(|(_, count)| **count) {
+        Some((code, _)) => Err(BenchError::Fill { failed, keys, code }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn a_fill_starts_with_distinct_keys() {
+        use super::super::Protocol;
+        let mut random = SmallRng::seed_from_u64(1);
+        let mut protocol = StoreProtocol::new(Workload::Fill, 1, 100, 0, &mut random);
+        let mut frames = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let mut frame = Vec::new();
+            protocol.request(0, &mut random, &mut frame);
+            let Ok(crate::wire::message::Message::Request {
+                body: crate::wire::message::Request::Write(write),
+                ..
+            }) = crate::wire::codec::decode(&frame[limits::FRAME_HEADER_BYTES..])
+            else {
+                panic!("a fill writes");
+            };
+            let crate::command::WriteOp::Put { key, .. } = write.op else { panic!("a fill puts") };
+            frames.insert(key);
+        }
+        assert_eq!(frames.len(), 100);
+    }
+}

@@ -1,0 +1,177 @@
+//! The receiving end: chunks into a store under construction.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::chunk;
+use super::{SnapshotChunk, SnapshotError, StagingArea};
+use crate::limits;
+use crate::storage::apply::{self, ApplyError, MetaRow};
+use crate::storage::engine::{Durability, Engine, EngineError, WriteBatch};
+use crate::storage::hash::StateHash;
+use crate::storage::keys::{self, KeySpace};
+use crate::storage::{sessions, versions};
+use crate::types::AppliedPoint;
+
+/// A snapshot being taken in. One at a time; dropping it removes what it has written.
+pub struct SnapshotSink {
+    /// `None` once it is finished.
+    staging: Option<Box<dyn StagingArea>>,
+    /// `None` after a failure.
+    engine: Option<Arc<dyn Engine>>,
+    point: AppliedPoint,
+    next_sequence: u64,
+    received: Received,
+    unsynced_bytes: u64,
+}
+
+/// What the rows so far say.
+#[derive(Clone, Default)]
+struct Received {
+    last_key: Bytes,
+    hash: StateHash,
+    point: AppliedPoint,
+}
+
+/// A complete snapshot beside the store, durable. It stays there when this is dropped: the log may
+/// rely on it already.
+pub struct StagedSnapshot {
+    staging: Box<dyn StagingArea>,
+    point: AppliedPoint,
+}
+
+impl SnapshotSink {
+    /// Begins to take in the snapshot of the state at `point`, in
+    /// [`DataDir::staging`](crate::storage::datadir::DataDir::staging) or another staging area.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`].
+    pub fn create(
+        staging: impl StagingArea + 'static,
+        point: AppliedPoint,
+    ) -> Result<SnapshotSink, ApplyError> {
+        let engine = staging.begin()?;
+        Ok(SnapshotSink {
+            staging: Some(Box::new(staging)),
+            engine: Some(engine),
+            point,
+            next_sequence: 0,
+            received: Received::default(),
+            unsynced_bytes: 0,
+        })
+    }
+
+    /// Takes in the next chunk. It writes to the disk: not for the event loop.
+    ///
+    /// # Errors
+    ///
+    /// Any [`SnapshotError`]; which of them left everything as it was, each says itself.
+    pub fn push(&mut self, chunk: &SnapshotChunk) -> Result<(), SnapshotError> {
+        let Some(engine) = &self.engine else { return Err(SnapshotError::Stopped) };
+        let sequence = chunk.sequence;
+        if sequence != self.next_sequence {
+            return Err(SnapshotError::OutOfSequence {
+                expected: self.next_sequence,
+                found: sequence,
+            });
+        }
+        let rows =
+            chunk::open(sequence, &chunk.data).ok_or(SnapshotError::Checksum { sequence })?;
+        let mut received = self.received.clone();
+        let mut batch = WriteBatch::default();
+        for row in rows {
+            let malformed = |detail| SnapshotError::Malformed { sequence, detail };
+            let (key, value) = row.ok_or(malformed("a row is cut short"))?;
+            received.take(&key, &value).map_err(malformed)?;
+            batch.put(key, value);
+        }
+        self.unsynced_bytes += chunk.data.len() as u64;
+        let durability = if self.unsynced_bytes >= limits::CHECKPOINT_BYTES {
+            self.unsynced_bytes = 0;
+            Durability::Durable
+        } else {
+            Durability::Lazy
+        };
+        if let Err(error) = engine.write(&batch, durability) {
+            self.engine = None;
+            return Err(error.into());
+        }
+        self.received = received;
+        self.next_sequence += 1;
+        Ok(())
+    }
+
+    /// Checks that the rows are those of the announced state and makes them durable.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Mismatch`], [`SnapshotError::Engine`], [`SnapshotError::Stopped`]; the
+    /// snapshot is then gone.
+    pub fn finish(mut self) -> Result<StagedSnapshot, SnapshotError> {
+        let engine = self.engine.take().ok_or(SnapshotError::Stopped)?;
+        let point = self.point;
+        if self.received.point != point || self.received.hash.0 != point.hash {
+            return Err(SnapshotError::Mismatch { index: point.index });
+        }
+        engine.write(&WriteBatch::default(), Durability::Durable)?;
+        drop(engine);
+        let Some(staging) = self.staging.take() else { return Err(SnapshotError::Stopped) };
+        match staging.complete() {
+            Ok(()) => Ok(StagedSnapshot { staging, point }),
+            Err(error) => {
+                staging.abandon();
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for SnapshotSink {
+    fn drop(&mut self) {
+        self.engine = None;
+        if let Some(staging) = self.staging.take() {
+            staging.abandon();
+        }
+    }
+}
+
+impl Received {
+    /// Takes in a row, which must follow the one before.
+    fn take(&mut self, key: &Bytes, value: &Bytes) -> Result<(), &'static str> {
+        if *key <= self.last_key {
+            return Err("its rows are not in the order of their keys");
+        }
+        self.last_key = key.clone();
+        match keys::space(key) {
+            Some(KeySpace::Versions) => {
+                keys::decode_version(key).map_err(|_| "a version's key cannot be read")?;
+                self.hash.add(versions::version_hash(key, value));
+            }
+            Some(KeySpace::Sessions) => {
+                sessions::add_stored(&mut self.hash, key, value)
+                    .ok_or("a session cannot be read")?;
+            }
+            Some(KeySpace::Meta) => match apply::decode_meta(key, value) {
+                Some(MetaRow::Applied(point)) => self.point = point,
+                Some(MetaRow::Other) => {}
+                None => return Err("a fact about the store cannot be read"),
+            },
+            None => return Err("a row is of no known kind"),
+        }
+        Ok(())
+    }
+}
+
+impl StagedSnapshot {
+    /// The state it holds.
+    pub fn point(&self) -> AppliedPoint {
+        self.point
+    }
+
+    /// Makes it the store in use.
+    pub(in crate::storage) fn promote(self) -> Result<Arc<dyn Engine>, EngineError> {
+        self.staging.promote()
+    }
+}

@@ -1,0 +1,58 @@
+//! The sending end: rows out of a view of the store, chunk by chunk.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::SnapshotChunk;
+use super::chunk::ChunkBuilder;
+use crate::storage::apply::ApplyError;
+use crate::storage::engine::{Direction, EngineView};
+use crate::storage::keys::{self, RowRange};
+use crate::types::AppliedPoint;
+
+/// A snapshot being sent. For any thread; the state machine goes on meanwhile.
+pub struct SnapshotSource {
+    view: Box<dyn EngineView>,
+    point: AppliedPoint,
+    /// The rows not sent yet.
+    left: RowRange,
+    next_sequence: u64,
+}
+
+impl SnapshotSource {
+    /// `view` is of the state at `point`, sessions included.
+    pub(in crate::storage) fn new(view: Box<dyn EngineView>, point: AppliedPoint) -> Self {
+        SnapshotSource { view, point, left: keys::all(), next_sequence: 0 }
+    }
+
+    /// The state that is being sent.
+    pub fn point(&self) -> AppliedPoint {
+        self.point
+    }
+
+    /// The next chunk, of at most `bytes_max` bytes unless a single row is larger; `None` after the
+    /// last. It reads from the disk: not for the event loop.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`].
+    pub fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<SnapshotChunk>, ApplyError> {
+        let mut chunk = ChunkBuilder::default();
+        self.view.scan(&self.left, Direction::Forward, &mut |key, value| {
+            if !chunk.is_empty() && chunk.len_with(key, value) > bytes_max {
+                return ControlFlow::Break(());
+            }
+            chunk.put(key, value);
+            ControlFlow::Continue(())
+        })?;
+        if chunk.is_empty() {
+            return Ok(None);
+        }
+        // The least key past the last one sent.
+        self.left.start = Bytes::from([chunk.last_key(), &[0]].concat());
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        Ok(Some(SnapshotChunk { sequence, data: chunk.finish(sequence) }))
+    }
+}
