@@ -180,9 +180,11 @@ fn the_documents_limits_are_the_codes() {
         ("key", limits::KEY_BYTES_MAX),
         ("value", limits::VALUE_BYTES_MAX_DEFAULT),
         ("frame before the greeting", limits::HELLO_FRAME_BYTES_MAX),
-        ("frame from a client", limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX_DEFAULT)),
+        ("frame from a client", limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX)),
         ("frame between servers", limits::PEER_FRAME_BYTES_MAX),
         ("requests under way", limits::REQUESTS_PER_CONNECTION_MAX),
+        ("requests under way in all", limits::REQUESTS_MAX),
+        ("clients of a server", limits::CONNECTIONS_MAX),
         ("remembered replies", limits::SESSION_REPLIES_MAX),
         ("nesting", limits::MESSAGE_DEPTH_MAX),
     ] {

@@ -104,7 +104,7 @@ impl Clients {
     /// Forgets a client that is gone, and what waited for it. What the core and the workers are
     /// doing for it comes back and finds nobody.
     pub fn remove(&mut self, connection: ConnectionId) -> Option<SocketAddr> {
-        let client = self.all.remove(connection)?;
+        let client = self.all.remove(&connection)?;
         self.under_way -= client.under_way;
         Some(client.address)
     }
@@ -116,12 +116,12 @@ impl Clients {
 
     /// Whether this client waits for one.
     pub fn waits(&self, connection: ConnectionId) -> bool {
-        self.all.get(connection).is_some_and(|client| client.under_way > 0)
+        self.all.get(&connection).is_some_and(|client| client.under_way > 0)
     }
 
     /// Books a request. Every one is booked out by [`Clients::answered`], refused ones included.
     pub fn begin(&mut self, connection: ConnectionId) -> Option<Admission> {
-        let client = self.all.get_mut(connection)?;
+        let client = self.all.get_mut(&connection)?;
         client.under_way += 1;
         let pause = client.under_way >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
         client.paused |= pause;
@@ -132,7 +132,7 @@ impl Clients {
 
     /// Books an answer. Returns whether the client may be read again.
     pub fn answered(&mut self, connection: ConnectionId) -> bool {
-        let Some(client) = self.all.get_mut(connection) else { return false };
+        let Some(client) = self.all.get_mut(&connection) else { return false };
         if client.under_way > 0 {
             client.under_way -= 1;
             self.under_way -= 1;
@@ -146,13 +146,13 @@ impl Clients {
     /// this id already.
     pub fn park(&mut self, token: RequestToken, request: GetRequest) -> bool {
         let connection = ConnectionId::from_u64(token.connection);
-        let Some(client) = self.all.get_mut(connection) else { return true };
+        let Some(client) = self.all.get_mut(&connection) else { return true };
         client.parked.insert(token.request, request).is_none()
     }
 
     /// Takes a parked read out, unless its client is gone.
     pub fn unpark(&mut self, token: RequestToken) -> Option<(SocketAddr, GetRequest)> {
-        let client = self.all.get_mut(ConnectionId::from_u64(token.connection))?;
+        let client = self.all.get_mut(&ConnectionId::from_u64(token.connection))?;
         client.parked.remove(&token.request).map(|request| (client.address, request))
     }
 
@@ -173,7 +173,7 @@ impl Clients {
     /// A worker is done with a read, whatever came of it.
     pub fn read_done(&mut self, token: RequestToken, granted: usize) {
         self.granted = self.granted.saturating_sub(granted);
-        if let Some(client) = self.all.get_mut(ConnectionId::from_u64(token.connection)) {
+        if let Some(client) = self.all.get_mut(&ConnectionId::from_u64(token.connection)) {
             client.granted = client.granted.saturating_sub(granted);
         }
     }
@@ -181,7 +181,7 @@ impl Clients {
     /// A value is longer than was granted: its read waits until `bytes` can be.
     pub fn hold(&mut self, read: ReadJob, bytes: usize) {
         let connection = ConnectionId::from_u64(read.token.connection);
-        let Some(client) = self.all.get_mut(connection) else { return };
+        let Some(client) = self.all.get_mut(&connection) else { return };
         if client.held.is_empty() {
             self.waiting.push_back(connection);
         }
@@ -197,7 +197,7 @@ impl Clients {
             while let Some(bytes) = self.next_held_bytes(connection)
                 && self.try_grant(connection, queued, bytes)
             {
-                let client = self.all.get_mut(connection);
+                let client = self.all.get_mut(&connection);
                 if let Some(Held { mut read, .. }) = client.and_then(|c| c.held.pop_front()) {
                     read.granted = bytes;
                     self.gathered.push(Job::Read(read));
@@ -211,11 +211,11 @@ impl Clients {
     }
 
     fn next_held_bytes(&self, connection: ConnectionId) -> Option<usize> {
-        self.all.get(connection)?.held.front().map(|held| held.bytes)
+        self.all.get(&connection)?.held.front().map(|held| held.bytes)
     }
 
     fn try_grant(&mut self, connection: ConnectionId, queued: usize, bytes: usize) -> bool {
-        let Some(client) = self.all.get_mut(connection) else { return false };
+        let Some(client) = self.all.get_mut(&connection) else { return false };
         let has_nothing_else = client.granted == 0 && queued == 0;
         let leaves_room = queued + client.granted + bytes <= CLIENT_SEND_BYTES_PAUSE;
         if !(has_nothing_else || leaves_room) || self.granted + bytes > READ_LARGE_BYTES_MAX {

@@ -121,7 +121,7 @@ impl StoreService {
         peer: NodeId,
         why: &str,
     ) {
-        self.connections.remove(connection);
+        self.connections.remove(&connection);
         self.lost_outbound(net, connection, peer, why);
         net.close(connection);
     }

@@ -342,13 +342,13 @@ impl Service for StoreService {
     }
 
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
-        if let Some(Kind::Outbound(peer)) = self.connections.remove(connection) {
+        if let Some(Kind::Outbound(peer)) = self.connections.remove(&connection) {
             self.lost_outbound(net, connection, peer, &error.to_string());
         }
     }
 
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
-        let Some(kind) = self.connections.get(connection).copied() else { return };
+        let Some(kind) = self.connections.get(&connection).copied() else { return };
         let message = match (codec::decode(frame), kind) {
             (Ok(message), _) => message,
             (Err(error), Kind::Outbound(peer)) => {
@@ -369,7 +369,7 @@ impl Service for StoreService {
     }
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
-        match self.connections.remove(connection) {
+        match self.connections.remove(&connection) {
             Some(Kind::Outbound(peer)) => {
                 self.lost_outbound(net, connection, peer, &reason.to_string());
             }
@@ -459,7 +459,7 @@ impl Service for StoreService {
     }
 
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
-        let reason = match (self.connections.get(connection), reason) {
+        let reason = match (self.connections.get(&connection), reason) {
             (Some(Kind::Outbound(_)) | None, _) => return Vec::new(),
             (Some(_), CloseReason::Deadline) => {
                 let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();

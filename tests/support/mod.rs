@@ -153,6 +153,25 @@ impl Group {
         self.servers[at].child = Some(command.spawn().unwrap());
     }
 
+    /// Starts server `at` from a shell that runs `preparation` first, in which it can set limits.
+    /// `wrapper` is what the shell itself is started with, if anything.
+    pub fn start_server_from_shell(&mut self, at: usize, wrapper: &[&str], preparation: &str) {
+        assert!(self.servers[at].child.is_none(), "server {at} runs already");
+        let server = self.command(at);
+        let script = format!("{preparation} && exec \"$0\" \"$@\"");
+        let mut line: Vec<&std::ffi::OsStr> = wrapper.iter().map(|word| word.as_ref()).collect();
+        line.extend(["sh", "-c", &script].map(std::ffi::OsStr::new));
+        line.push(server.get_program());
+        line.extend(server.get_args());
+        let mut command = Command::new(line[0]);
+        command
+            .args(&line[1..])
+            .stdin(Stdio::null())
+            .stdout(appending(&self.console_path(at)))
+            .stderr(appending(&self.log_path(at)));
+        self.servers[at].child = Some(command.spawn().unwrap());
+    }
+
     pub fn pid(&self, at: usize) -> u32 {
         self.servers[at].child.as_ref().expect("the server runs").id()
     }

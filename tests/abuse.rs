@@ -1,0 +1,881 @@
+//! Broken and hostile clients and servers, and machines that have no more to give, against real
+//! server processes. Whoever causes trouble gets one clear sentence; a well-behaved client of the
+//! same server, the [`Witness`], notices nothing.
+//!
+//! A clock that jumps cannot be had on a real process: that rule is held by
+//! `a_clock_an_hour_behind_does_not_take_a_new_leaders_versions_back` in `tests/simulation/`. Data
+//! directories of other nodes or formats are refused in `tests/cluster_e2e.rs` and by the tests of
+//! `storage::datadir`; syncs that fail, and power that goes, in `tests/crash.rs`.
+
+mod support;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use acervo::cli::commands::exit_status;
+use acervo::client::Client;
+use acervo::command::WriteOp;
+use acervo::limits;
+use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::wire::codec;
+use acervo::wire::message::{
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
+    RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,
+};
+use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use support::{Group, PATIENCE, eventually, exited_with};
+
+/// A client that puts and gets at one server all the while.
+struct Witness {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Witness {
+    fn start(client: Client) -> Witness {
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = {
+            let (stop, done) = (stop.clone(), done.clone());
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let value = done.load(Ordering::Relaxed).to_string();
+                    client.put("witness", &value).unwrap();
+                    let got = client.get("witness").unwrap();
+                    assert_eq!(got.value.as_deref(), Some(value.as_bytes()));
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        };
+        let witness = Witness { stop, done, thread };
+        witness.goes_on();
+        witness
+    }
+
+    /// Some more puts and gets succeed.
+    fn goes_on(&self) {
+        let target = self.done.load(Ordering::Relaxed) + 10;
+        eventually("another client is served", || {
+            assert!(!self.thread.is_finished(), "another client was hurt");
+            (self.done.load(Ordering::Relaxed) >= target).then_some(())
+        });
+    }
+
+    fn finish(self) {
+        self.goes_on();
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+    }
+}
+
+/// A connection whose bytes are made by hand.
+struct Raw {
+    stream: TcpStream,
+}
+
+impl Raw {
+    fn dial(address: SocketAddr) -> Raw {
+        Raw::over(TcpStream::connect(address).unwrap())
+    }
+
+    fn over(stream: TcpStream) -> Raw {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Raw { stream }
+    }
+
+    /// Dials and greets as a client.
+    fn client(address: SocketAddr) -> Raw {
+        let mut raw = Raw::dial(address);
+        raw.send(&hello(HelloRole::Client, ClusterId(0)));
+        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        raw
+    }
+
+    /// Dials and greets as server number 3 of the group.
+    fn third_server(address: SocketAddr, cluster: ClusterId) -> Raw {
+        let mut raw = Raw::dial(address);
+        raw.send(&hello(HelloRole::Server { node: NodeId(3), incarnation: 9 }, cluster));
+        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        raw
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    fn send(&mut self, message: &Message) {
+        self.bytes(&frame_of(message));
+    }
+
+    /// The next message; `None` at the end of the stream.
+    fn receive(&mut self) -> Option<Message> {
+        let mut header = [0; 4];
+        match self.stream.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if is_end(&error) => return None,
+            Err(error) => panic!("nothing came: {error}"),
+        }
+        let mut body = vec![0; u32::from_be_bytes(header) as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        Some(codec::decode(&body).unwrap())
+    }
+
+    /// The connection ends after a REFUSED; its reason.
+    fn refusal(mut self) -> String {
+        match self.receive() {
+            Some(Message::Refused { reason }) => {
+                assert_eq!(self.receive(), None, "REFUSED is the last word");
+                assert!(reason.len() <= limits::REASON_BYTES_MAX && !reason.contains('\n'));
+                reason
+            }
+            other => panic!("not refused but {other:?}"),
+        }
+    }
+
+    /// The error reply to one request.
+    fn error(&mut self, body: Request) -> (ErrorCode, String) {
+        self.send(&Message::Request { id: 7, body });
+        match self.receive() {
+            Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
+                (error.code, error.message)
+            }
+            other => panic!("no error but {other:?}"),
+        }
+    }
+
+    /// Both sides are still there.
+    fn assert_alive(&mut self) {
+        self.send(&Message::Ping { nonce: 5 });
+        assert_eq!(self.receive(), Some(Message::Pong { nonce: 5 }));
+    }
+}
+
+fn is_end(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe | ConnectionAborted)
+}
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    [&(body.len() as u32).to_be_bytes(), body].concat()
+}
+
+fn frame_of(message: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    frame
+}
+
+fn hello(role: HelloRole, cluster: ClusterId) -> Message {
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role })
+}
+
+fn get(key: &[u8], linearizable: bool) -> Request {
+    let (timestamp, session) = (Timestamp::ZERO, Timestamp::ZERO);
+    let key = Bytes::copy_from_slice(key);
+    Request::Get(GetRequest { key, timestamp, session, linearizable })
+}
+
+fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {
+    let request = RequestId { client: ClientId(77), sequence, answered_below: 1 };
+    let (key, value) = (Bytes::copy_from_slice(key), Bytes::from(value));
+    Request::Write(WriteRequest { request, op: WriteOp::Put { key, value } })
+}
+
+fn status(address: SocketAddr) -> ServerStatus {
+    let mut raw = Raw::client(address);
+    raw.send(&Message::Request { id: 1, body: Request::Status });
+    match raw.receive() {
+        Some(Message::Reply { body: Reply::StatusOk(status), .. }) => *status,
+        other => panic!("no status but {other:?}"),
+    }
+}
+
+/// One server, quiet.
+fn one_server() -> (Group, SocketAddr, Witness) {
+    let group = Group::start(1, &["--console", "off"]);
+    let witness = Witness::start(group.client());
+    let address = group.addresses()[0];
+    (group, address, witness)
+}
+
+#[test]
+fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
+    let (_group, address, witness) = one_server();
+    let before_the_greeting: [(&[u8], &str); 5] = [
+        (&[0, 0, 0, 0], "a frame announces an empty body"),
+        (&[0xff; 4], "a frame announces 4294967295 bytes where at most 1024 are allowed"),
+        (b"GET / HTTP/1.1\r\n\r\n", "announces"),
+        (&[0, 0, 0, 3, 0xc1, 0xc1, 0xc1], "the frame does not hold a message"),
+        (&[0, 0, 0, 5, 0xdd, 0x80, 0, 0, 0], "the frame does not hold a message"),
+    ];
+    for (bytes, said) in before_the_greeting {
+        let mut raw = Raw::dial(address);
+        raw.bytes(bytes);
+        let reason = raw.refusal();
+        assert!(reason.contains(said), "{reason}");
+    }
+    let request = [0x81, 0xa7, b'R', b'E', b'Q', b'U', b'E', b'S', b'T', 0x92, 1];
+    let ping = frame_of(&Message::Ping { nonce: 1 });
+    let after_it: [(Vec<u8>, &str); 7] = [
+        (vec![0; 4], "a frame announces an empty body"),
+        (vec![0xff; 4], "a frame announces 4294967295 bytes"),
+        (frame(&[0x91; 100_000]), "the frame does not hold a message"),
+        (frame(&[&request[..], &[0x91; 100_000]].concat()), "the frame does not hold a message"),
+        (frame(&[&request[..], &[0xdd, 0x80, 0, 0, 0]].concat()), "the frame does not hold"),
+        (frame(b"\x81\xa9\x1b[2J\x1b[31m\x01"), r"\x1b[2J"),
+        (frame(&[&ping[4..]; 2].concat()), "more than one message"),
+    ];
+    for (bytes, said) in after_it {
+        let mut raw = Raw::client(address);
+        raw.bytes(&bytes);
+        let reason = raw.refusal();
+        assert!(reason.contains(said), "{reason}");
+    }
+    let cut = frame_of(&Message::Request { id: 1, body: put(1, b"k", vec![1; 1000]) });
+    let mut raw = Raw::client(address);
+    raw.bytes(&cut[..cut.len() / 2]);
+    drop(raw);
+    witness.finish();
+}
+
+#[test]
+fn a_greeting_that_trickles_in_ends_at_its_deadline() {
+    let (_group, address, witness) = one_server();
+    let mut slow = Raw::dial(address);
+    let greeting = frame_of(&hello(HelloRole::Client, ClusterId(0)));
+    for byte in &greeting[..4] {
+        slow.bytes(&[*byte]);
+        witness.goes_on();
+    }
+    assert_eq!(slow.refusal(), "no whole HELLO came within 5 seconds");
+    witness.finish();
+}
+
+#[test]
+fn messages_out_of_place_are_refused_in_a_sentence() {
+    let (_group, address, witness) = one_server();
+    let cluster = status(address).cluster;
+    let client_says = "a client sends REQUEST and PING only";
+    let out_of_place = [
+        Message::Reply { id: 1, body: Reply::PutOk { timestamp: Timestamp(1) } },
+        Message::Peer(PeerMessage::ReadIndex { id: 1 }),
+        hello(HelloRole::Client, cluster),
+        Message::Refused { reason: "no".into() },
+    ];
+    for message in out_of_place {
+        let mut raw = Raw::client(address);
+        raw.send(&message);
+        assert_eq!(raw.refusal(), client_says);
+    }
+    let nobody = HelloRole::Server { node: NodeId(2), incarnation: 1 };
+    let first_messages = [
+        (Message::Ping { nonce: 1 }, "the first message must be HELLO".to_owned()),
+        (
+            Message::Hello(Hello { protocol: 9, cluster, role: HelloRole::Client }),
+            "this server speaks protocol version 1 and not 9: use a client of its release".into(),
+        ),
+        (
+            hello(HelloRole::Client, ClusterId(77)),
+            format!(
+                "this server belongs to cluster {cluster} and not to 000000000000004d: \
+                 check the server lists"
+            ),
+        ),
+        (hello(nobody, cluster), "server 2 is not another server of this group".into()),
+    ];
+    for (message, said) in first_messages {
+        let mut raw = Raw::dial(address);
+        raw.send(&message);
+        assert_eq!(raw.refusal(), said);
+    }
+    witness.finish();
+}
+
+#[test]
+fn keys_and_values_out_of_bounds_are_invalid_and_the_connection_goes_on() {
+    let (_group, address, witness) = one_server();
+    let mut raw = Raw::client(address);
+    let long_key = [b'k'; 5 * 1024];
+    let too_long = vec![0; limits::VALUE_BYTES_MAX_DEFAULT + 1];
+    let invalid = [
+        (get(b"", false), "the key is empty"),
+        (get(b"", true), "the key is empty"),
+        (put(1, b"", vec![1]), "the key is empty"),
+        (get(&long_key, false), "the key has 5120 bytes and at most 4096 are allowed"),
+        (get(&long_key, true), "the key has 5120 bytes and at most 4096 are allowed"),
+        (put(1, &long_key, vec![1]), "the key has 5120 bytes and at most 4096 are allowed"),
+        (put(1, b"k", too_long), "the value has 1048577 bytes and at most 1048576 are allowed"),
+    ];
+    for (request, said) in invalid {
+        let (code, message) = raw.error(request);
+        assert_eq!(code, ErrorCode::Invalid);
+        assert!(message.starts_with(said), "{message}");
+    }
+    raw.assert_alive();
+    // Longer than any value may be: the frame itself is out of bounds.
+    let cap = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
+    raw.bytes(&(cap as u32 + 1).to_be_bytes());
+    let reason = raw.refusal();
+    assert!(reason.contains("where at most"), "{reason}");
+    witness.finish();
+}
+
+#[test]
+fn a_request_id_in_use_is_refused_where_answers_could_be_confused() {
+    // Nobody confirms a read at a server that is alone.
+    let mut group = Group::prepare(3, &["--console", "off"]);
+    group.start_server(0);
+    let address = group.addresses()[0];
+    eventually("the server listens", || TcpStream::connect(address).ok());
+    let mut raw = Raw::client(address);
+    for _ in 0..2 {
+        raw.send(&Message::Request { id: 3, body: get(b"k", true) });
+    }
+    assert_eq!(raw.refusal(), "request id 3 is in use");
+}
+
+#[test]
+fn a_client_that_asks_faster_than_it_reads_is_held_back_and_loses_nothing() {
+    let (group, address, witness) = one_server();
+    const READS: u64 = 200;
+    let value = vec![b'v'; 512 * 1024];
+    group.client().put("long", &value).unwrap();
+    // More than twice what may wait for a client.
+    assert!(READS as usize * value.len() > 2 * limits::CLIENT_SEND_BYTES_MAX);
+    let ask = |raw: &mut Raw| {
+        for id in 0..READS {
+            raw.send(&Message::Request { id, body: get(b"long", id % 2 == 0) });
+        }
+    };
+    let (mut late, mut never) = (Raw::client(address), Raw::client(address));
+    ask(&mut late);
+    ask(&mut never);
+    witness.goes_on();
+    let mut answered: Vec<u64> = (0..READS)
+        .map(|_| match late.receive() {
+            Some(Message::Reply { id, body: Reply::GetOk { value: Some(got), .. } }) => {
+                assert!(got == value);
+                id
+            }
+            other => panic!("no value but {other:?}"),
+        })
+        .collect();
+    answered.sort_unstable();
+    assert_eq!(answered, (0..READS).collect::<Vec<_>>(), "each request is answered once");
+    late.assert_alive();
+    // The other one takes no byte and is given up in the end: the witness, the late one and whoever
+    // asks are left.
+    let count = |expected| {
+        eventually("connections are counted", || {
+            (status(address).client_connections == expected).then_some(())
+        });
+    };
+    count(4);
+    count(3);
+    drop(never);
+    witness.finish();
+}
+
+#[test]
+fn a_server_without_a_majority_says_busy_before_it_drowns() {
+    let mut group = Group::prepare(3, &["--console", "off"]);
+    group.start_server(0);
+    let address = group.addresses()[0];
+    eventually("the server listens", || TcpStream::connect(address).ok());
+    // Each client has as much under way as it may; writes and linearizable reads wait for others.
+    let each = limits::REQUESTS_PER_CONNECTION_MAX as u64 - 1;
+    let mut clients: Vec<Raw> = (0..limits::REQUESTS_MAX as u64 / each + 1)
+        .map(|n| {
+            let mut raw = Raw::client(address);
+            let requests = (1..=each).map(|id| {
+                let body = if n % 2 == 0 { get(b"k", true) } else { put(id, b"k", vec![1]) };
+                frame_of(&Message::Request { id, body })
+            });
+            raw.bytes(&requests.collect::<Vec<_>>().concat());
+            raw
+        })
+        .collect();
+    let (mut busy, mut no_majority) = (0, 0);
+    for raw in &mut clients {
+        for _ in 1..=each {
+            let Some(Message::Reply { body: Reply::Error(error), .. }) = raw.receive() else {
+                panic!("every request is answered, with an error");
+            };
+            match error.code {
+                ErrorCode::Busy => {
+                    assert_eq!(error.retry_after_ms, limits::BUSY_RETRY_AFTER_MS);
+                    assert!(error.message.ends_with("try again in a moment"), "{}", error.message);
+                    busy += 1;
+                }
+                ErrorCode::NoMajority => no_majority += 1,
+                other => panic!("{other:?}: {}", error.message),
+            }
+        }
+    }
+    assert!(busy > 0 && no_majority > 0, "{busy} {no_majority}");
+}
+
+#[test]
+fn two_thousand_idle_connections_hurt_nobody() {
+    // Passed on to the servers that are started from here on.
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = 5000.min(maximum.unwrap_or(u64::MAX));
+    if current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
+    }
+    let (_group, address, witness) = one_server();
+    let mut idle: Vec<Raw> = (0..2000).map(|_| Raw::client(address)).collect();
+    let silent: Vec<Raw> = (0..100).map(|_| Raw::dial(address)).collect();
+    witness.goes_on();
+    assert!(status(address).client_connections >= 2000);
+    idle.iter_mut().step_by(100).for_each(Raw::assert_alive);
+    drop(silent);
+    drop(idle);
+    eventually("they are gone", || (status(address).client_connections <= 3).then_some(()));
+    witness.finish();
+}
+
+#[test]
+fn a_flood_of_connections_meets_a_sentence_even_with_few_files() {
+    let mut group = Group::prepare(1, &["--console", "off"]);
+    group.start_server_from_shell(0, &[], "ulimit -n 64");
+    let address = group.addresses()[0];
+    let witness = Witness::start(group.client());
+    assert!(group.log(0).contains("the limit of 64 open files leaves room for"));
+
+    let mut accepted = Vec::new();
+    let refusal = eventually("the server is full", || {
+        let mut raw = Raw::dial(address);
+        raw.send(&hello(HelloRole::Client, ClusterId(0)));
+        match raw.receive() {
+            Some(Message::Welcome(_)) => {
+                accepted.push(raw);
+                None
+            }
+            Some(Message::Refused { reason }) => Some(reason),
+            other => panic!("neither accepted nor refused but {other:?}"),
+        }
+    });
+    assert_eq!(refusal, "this server has no room for another connection: try again later");
+    assert!((1..64).contains(&accepted.len()), "{}", accepted.len());
+    // Ones that never greet, more than there are files.
+    let flood: Vec<Raw> = (0..200).map(|_| Raw::dial(address)).collect();
+    witness.goes_on();
+    accepted.iter_mut().for_each(Raw::assert_alive);
+    drop(flood);
+    drop(accepted);
+    eventually("there is room again", || {
+        let mut raw = Raw::dial(address);
+        raw.send(&hello(HelloRole::Client, ClusterId(0)));
+        matches!(raw.receive(), Some(Message::Welcome(_))).then_some(())
+    });
+    witness.finish();
+}
+
+#[test]
+fn a_server_that_cannot_start_says_why_in_one_sentence() {
+    let mut group = Group::start(1, &["--console", "off"]);
+    let address = group.addresses()[0];
+    group.client().put("k", "v").unwrap();
+    let run = |command: &mut Command| -> Output {
+        command.stdin(Stdio::null()).env("RUST_LOG", "error").output().unwrap()
+    };
+    let sentence = |output: &Output| {
+        let text = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    };
+
+    let other = group.dir.path().join("other");
+    let server = |listen: &str, servers: &str| {
+        let mut command = Command::new(support::ACERVO);
+        command.args(["server", "--listen", listen, "--leader", listen, "--servers", servers]);
+        command.arg("--data-dir").arg(&other);
+        command
+    };
+    let taken = address.to_string();
+    let output = run(&mut server(&taken, &taken));
+    assert!(exited_with(output.status, i32::from(exit_status::FAILED)));
+    let said = format!("acervo: the address {taken} is in use; choose another port");
+    assert!(sentence(&output).starts_with(&said), "{}", sentence(&output));
+
+    let output = run(&mut server("127.0.0.1:9", &taken));
+    assert!(exited_with(output.status, i32::from(exit_status::USAGE)));
+    let said = format!("--listen 127.0.0.1:9 is not one of the group's servers ({taken})");
+    assert!(sentence(&output).contains(&said), "{}", sentence(&output));
+
+    group.terminate(0);
+    let mut few = Command::new("sh");
+    few.args(["-c", "ulimit -n 40 && exec \"$0\" \"$@\""]);
+    let server = server(&taken, &taken);
+    few.arg(server.get_program()).args(server.get_args());
+    let output = run(&mut few);
+    assert!(exited_with(output.status, i32::from(exit_status::FAILED)));
+    let said = "the limit of 40 open files leaves no room for connections: raise it to";
+    assert!(sentence(&output).contains(said), "{}", sentence(&output));
+}
+
+/// A group whose third server's place is taken by the test: two servers and a way to be the third.
+fn two_servers_and_a_place() -> (Group, TcpListener, Witness) {
+    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "300ms"]);
+    let third = TcpListener::bind(group.addresses()[2]).unwrap();
+    group.start_server(0);
+    group.start_server(1);
+    let witness = Witness::start(Client::builder(group.addresses()[..2].to_vec()).build().unwrap());
+    (group, third, witness)
+}
+
+#[test]
+fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
+    let (mut group, _third, witness) = two_servers_and_a_place();
+    let cluster = status(group.addresses()[0]).cluster;
+    let entry = |term, index, data: &'static [u8]| LogEntry { term, index, data: data.into() };
+    // Told the victim's own standing, what to send and what is said to it; nothing: it is ignored.
+    type Trick = fn(&ServerStatus, &dyn Fn(u64, u64, &'static [u8]) -> LogEntry) -> (u64, RaftBody);
+    let tricks: [(Trick, Option<&str>); 11] = [
+        (
+            |s, _| {
+                (s.term, RaftBody::Heartbeat { commit: s.last_index + 9, context: Bytes::new() })
+            },
+            Some("which another server leads"),
+        ),
+        (
+            |s, _| (s.term + 1, RaftBody::Heartbeat { commit: u64::MAX, context: Bytes::new() }),
+            None,
+        ),
+        (
+            |s, entry| {
+                (
+                    s.term + 1,
+                    RaftBody::Append {
+                        previous_index: s.last_index,
+                        previous_term: s.term,
+                        commit: u64::MAX,
+                        entries: vec![
+                            entry(s.term, s.last_index + 1, b""),
+                            entry(s.term, s.last_index + 3, b""),
+                        ],
+                    },
+                )
+            },
+            Some("do not follow one another"),
+        ),
+        (
+            |s, _| {
+                (
+                    s.term + 1,
+                    RaftBody::Append {
+                        previous_index: u64::MAX,
+                        previous_term: s.term,
+                        commit: 0,
+                        entries: vec![],
+                    },
+                )
+            },
+            Some("do not follow one another"),
+        ),
+        (
+            |s, entry| {
+                (
+                    s.term + 1,
+                    RaftBody::Append {
+                        previous_index: s.last_index,
+                        previous_term: s.term,
+                        commit: 0,
+                        entries: vec![entry(s.term, s.last_index + 1, b"no command")],
+                    },
+                )
+            },
+            Some("holds an entry that is no command"),
+        ),
+        (
+            |_, _| (u64::MAX, RaftBody::Heartbeat { commit: 0, context: Bytes::new() }),
+            Some("is too far ahead of ours"),
+        ),
+        (
+            |_, _| {
+                (
+                    u64::MAX,
+                    RaftBody::VoteReply { pre: true, reject: false, commit: 0, commit_term: 0 },
+                )
+            },
+            Some("is too far ahead of ours"),
+        ),
+        (
+            |s, _| {
+                (
+                    s.term,
+                    RaftBody::VoteReply { pre: false, reject: false, commit: 0, commit_term: 0 },
+                )
+            },
+            None,
+        ),
+        (|s, _| (s.term, RaftBody::TimeoutNow), None),
+        (
+            |s, _| {
+                (s.term, RaftBody::HeartbeatReply { commit: u64::MAX, context: vec![1; 3].into() })
+            },
+            None,
+        ),
+        (|_, _| (0, RaftBody::TimeoutNow), None),
+    ];
+    for at in 0..2 {
+        let address = group.addresses()[at];
+        for (number, (trick, said)) in tricks.iter().enumerate() {
+            loop {
+                let standing = status(address);
+                let (term, body) = trick(&standing, &entry);
+                let message =
+                    RaftMessage { from: NodeId(3), to: NodeId(at as u64 + 1), term, body };
+                let mut forger = Raw::third_server(address, cluster);
+                forger.send(&Message::Peer(PeerMessage::Raft(message)));
+                forger.send(&Message::Ping { nonce: 5 });
+                let mut heard = forger.receive();
+                if heard == Some(Message::Pong { nonce: 5 }) {
+                    // What is wrong with a message is told after everything that came with it.
+                    let _ = forger.stream.write_all(&frame_of(&Message::Ping { nonce: 6 }));
+                    heard = forger.receive();
+                }
+                let heard = match heard {
+                    Some(Message::Pong { nonce: 6 }) => None,
+                    Some(Message::Refused { reason }) => Some(reason),
+                    other => panic!("trick {number}: {other:?}"),
+                };
+                let as_expected = match (said, &heard) {
+                    (Some(said), Some(heard)) => heard.contains(said),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if as_expected {
+                    break;
+                }
+                // An election in between makes another message of it.
+                assert!(status(address).term != standing.term, "trick {number}: {heard:?}");
+            }
+        }
+        witness.goes_on();
+    }
+
+    // Only a leader is told what is stored elsewhere.
+    let leader = group.leader();
+    let address = group.addresses()[leader];
+    let standing = status(address);
+    assert_eq!(standing.role, Role::Leader);
+    let body = RaftBody::AppendReply { index: u64::MAX, commit: 0, reject_hint: None };
+    let to = NodeId(leader as u64 + 1);
+    let message = |from, body| {
+        Message::Peer(PeerMessage::Raft(RaftMessage { from, to, term: standing.term, body }))
+    };
+    let mut forger = Raw::third_server(address, cluster);
+    forger.send(&message(NodeId(3), body));
+    let reason = forger.refusal();
+    assert!(reason.contains("is beyond the log's end"), "{reason}");
+
+    let mut forger = Raw::third_server(address, cluster);
+    forger.send(&message(NodeId(1 + (leader as u64 + 1) % 2), RaftBody::TimeoutNow));
+    let reason = forger.refusal();
+    assert!(reason.contains("came on another server's link"), "{reason}");
+
+    let mut confused = Raw::third_server(address, cluster);
+    confused.send(&Message::Request { id: 1, body: Request::Status });
+    assert_eq!(confused.refusal(), "a server sends PEER and PING only");
+    for at in 0..2 {
+        assert!(!group.log(at).contains("panicked"), "{}", group.log(at));
+    }
+    witness.finish();
+    assert!(exited_with(group.terminate(0), 0));
+}
+
+#[test]
+fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
+    let (group, third, witness) = two_servers_and_a_place();
+    let address = third.local_addr().unwrap();
+    let cluster = status(group.addresses()[0]).cluster;
+    let welcome = |cluster, node| {
+        let node = NodeId(node);
+        let (protocol, incarnation) = (PROTOCOL_VERSION, 9);
+        Message::Welcome(Welcome { protocol, cluster, node, incarnation, last_index: 0, term: 0 })
+    };
+    let refused = Message::Refused { reason: "go\naway".into() };
+    let answers = [
+        (welcome(ClusterId(77), 3), "it belongs to another cluster, 000000000000004d"),
+        (welcome(cluster, 2), "it says it is server 2"),
+        (Message::Pong { nonce: 1 }, "it does not answer the greeting"),
+        (refused, r"it refuses this server: go\x0aaway"),
+    ];
+    // Accepts until the leader dials, which is server 1 whatever the other one does.
+    let accept = || loop {
+        let mut raw = Raw::over(third.accept().unwrap().0);
+        match raw.receive() {
+            Some(Message::Hello(Hello { role: HelloRole::Server { node, .. }, .. })) => {
+                if node == NodeId(1) {
+                    return raw;
+                }
+            }
+            // Dialled before, and given up since.
+            None => {}
+            other => panic!("no greeting but {other:?}"),
+        }
+    };
+    for (answer, said) in answers {
+        let mut raw = accept();
+        raw.send(&answer);
+        assert_eq!(raw.receive(), None, "the connection is given up");
+        let said = format!("no link to server 3 at {address}: {said}");
+        eventually("the log says so", || group.log(0).contains(&said).then_some(()));
+    }
+
+    // One that greets well, and then forgets that it was asked nothing.
+    let mut odd = accept();
+    odd.send(&welcome(cluster, 3));
+    odd.send(&Message::Reply { id: 1, body: Reply::PutOk { timestamp: Timestamp(1) } });
+    while odd.receive().is_some() {}
+    let said = format!("no link to server 3 at {address}: it sent what no server expects");
+    eventually("the log says so", || group.log(0).contains(&said).then_some(()));
+
+    // One that greets well and is silent ever after.
+    let mut silent = accept();
+    silent.send(&welcome(cluster, 3));
+    let mut pings = 0;
+    while let Some(message) = silent.receive() {
+        pings += u32::from(matches!(message, Message::Ping { .. }));
+    }
+    assert!(pings > 1, "{pings}");
+    let said = format!("no link to server 3 at {address}: it is silent");
+    eventually("the log says so", || group.log(0).contains(&said).then_some(()));
+    accept();
+    witness.finish();
+}
+
+/// Writes long values until the server is gone; the keys that were acknowledged.
+fn fill(client: &Client, value: &[u8], mut gone: impl FnMut() -> bool) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    for number in 0..2000 {
+        if gone() {
+            return acknowledged;
+        }
+        let key = format!("key-{number}");
+        if client.put(&key, value).is_ok() {
+            acknowledged.push(key);
+        }
+    }
+    panic!("the disk is never full");
+}
+
+#[test]
+fn a_server_that_cannot_write_stops_and_has_acknowledged_nothing_it_does_not_have() {
+    let mut group = Group::prepare(1, &["--console", "off"]);
+    // Blocks of half a kibibyte or of one, as the shell likes; without the trap a signal would end
+    // the process before it could see the error.
+    group.start_server_from_shell(0, &[], "trap '' XFSZ && ulimit -f 20000");
+    let value = vec![b'v'; 256 * 1024];
+    let client =
+        Client::builder(group.addresses()).request_timeout(Duration::from_secs(5)).build().unwrap();
+    let log = group.log_path(0);
+    let broken = || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains("acervo: this server stopped because it could not go on safely")
+    };
+    let acknowledged = fill(&client, &value, broken);
+    let status = group.wait(0);
+    assert!(exited_with(status, i32::from(exit_status::FAILED)), "{status}");
+    assert!(!acknowledged.is_empty());
+
+    group.start_server(0);
+    // The same client: it waits until the server has replayed up to what it has seen.
+    for key in &acknowledged {
+        let got = client.get(key).unwrap();
+        assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
+    }
+}
+
+#[test]
+fn a_full_disk_stops_that_server_and_the_others_go_on() {
+    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "500ms"]);
+    let dir = group.data_dir(2);
+    std::fs::create_dir(&dir).unwrap();
+    // A small disk of its own, where this is permitted.
+    let unshare = ["unshare", "--mount", "--map-root-user"];
+    let mount = format!("mount -t tmpfs -o size=12m,mode=700 none '{}'", dir.display());
+    let permitted = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .args(["sh", "-c", &mount])
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    group.start_server(0);
+    group.start_server(1);
+    if permitted {
+        group.start_server_from_shell(2, &unshare, &mount);
+    } else {
+        group.start_server_from_shell(2, &[], "trap '' XFSZ && ulimit -f 20000");
+    }
+    let value = vec![b'v'; 256 * 1024];
+    let client = group.client();
+    let log = group.log_path(2);
+    let broken = || {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        log.contains("acervo: this server stopped because it could not go on safely")
+    };
+    let acknowledged = fill(&client, &value, broken);
+    let status = group.wait(2);
+    assert!(exited_with(status, i32::from(exit_status::FAILED)), "{status}");
+    let said = if permitted { "No space left on device" } else { "File too large" };
+    assert!(group.log(2).contains(said), "{}", group.log(2));
+
+    let witness = Witness::start(Client::builder(group.addresses()[..2].to_vec()).build().unwrap());
+    for at in 0..2 {
+        let client = group.client_of(at);
+        for key in &acknowledged {
+            let found = eventually("it is applied here too", || client.get(key).unwrap().value);
+            assert!(found == value, "{key} at server {at}");
+        }
+    }
+    witness.finish();
+}
+
+#[test]
+fn a_server_asked_to_stop_answers_what_it_has_taken_first() {
+    let mut group = Group::start(1, &["--console", "off"]);
+    let value = vec![b'v'; 100 * 1024];
+    group.client().put("k", &value).unwrap();
+    let mut raw = Raw::client(group.addresses()[0]);
+    const READS: u64 = 500;
+    let requests = (0..READS).map(|id| frame_of(&Message::Request { id, body: get(b"k", false) }));
+    raw.bytes(&requests.collect::<Vec<_>>().concat());
+    // All of them came in one piece: with the first answer all have been taken.
+    let mut answers = 0;
+    while let Some(message) = raw.receive() {
+        assert!(matches!(message, Message::Reply { body: Reply::GetOk { .. }, .. }));
+        if answers == 0 {
+            group.signal(0, Signal::TERM);
+        }
+        answers += 1;
+    }
+    assert_eq!(answers, READS);
+    assert!(exited_with(group.wait(0), 0));
+    assert!(group.log(0).contains("stopping: nothing is under way"));
+}
+
+#[test]
+fn a_console_that_nobody_reads_keeps_nobody_waiting() {
+    let mut group = Group::prepare(1, &[]);
+    let pipe = group.dir.path().join("console");
+    // Opened for both directions, so that opening does not wait for a reader that never comes.
+    let preparation = format!("mkfifo '{0}' && exec 1<>'{0}'", pipe.display());
+    group.start_server_from_shell(0, &[], &preparation);
+    let client = group.client();
+    // Each line is longer than a pipe holds.
+    for number in 0..3 {
+        client.put(format!("key-{number}"), vec![b'v'; 1024 * 1024]).unwrap();
+    }
+    assert!(exited_with(group.terminate(0), 0));
+    assert!(group.log(0).contains("console: nobody reads standard output"), "{}", group.log(0));
+}
