@@ -82,7 +82,8 @@ fn command(log: &Path, file: File) -> Command {
 
 impl Drop for Floor {
     fn drop(&mut self) {
-        for process in &mut self.processes {
+        // The leader, which was started last, first: it would complain about missing followers.
+        for process in self.processes.iter_mut().rev() {
             let _ = process.kill();
             let _ = process.wait();
         }
