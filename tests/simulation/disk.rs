@@ -225,7 +225,6 @@ impl Disk {
             last_index: self.last_index(),
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
-            ..Recovered::default()
         }
     }
 }
