@@ -6,9 +6,13 @@ use std::sync::Arc;
 use acervo::command::{Command, WriteOp};
 use acervo::limits;
 use acervo::storage::apply::StateMachine;
+use acervo::storage::datadir::DataDir;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::log::{DiskLog, LogOptions};
-use acervo::types::{ClientId, LogBatch, LogEntry, LogIndex, RequestId, Timestamp};
+use acervo::storage::snapshot::SnapshotSink;
+use acervo::types::{
+    ClientId, ClusterId, LogBatch, LogEntry, LogIndex, NodeId, RequestId, Timestamp,
+};
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::StdRng;
@@ -16,7 +20,9 @@ use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
 const KEYS: u64 = 100_000;
-const BATCH: u64 = 64;
+const LOG_BATCH: u64 = 64;
+const APPLY_BATCHES: [u64; 4] = [1, 8, 64, 512];
+const CHUNK_BYTES: usize = 512 * 1024;
 const VALUE_BYTES: usize = 100;
 
 fn key(number: u64) -> Bytes {
@@ -30,9 +36,9 @@ fn put(index: LogIndex, key: Bytes) -> LogEntry {
     LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
 }
 
-fn random_batch(next: &mut LogIndex, rng: &mut StdRng) -> Vec<LogEntry> {
+fn random_batch(next: &mut LogIndex, size: u64, rng: &mut StdRng) -> Vec<LogEntry> {
     let first = *next;
-    *next += BATCH;
+    *next += size;
     (first..*next).map(|index| put(index, key(rng.random_range(0..KEYS)))).collect()
 }
 
@@ -60,20 +66,22 @@ fn store(criterion: &mut Criterion) {
             BatchSize::SmallInput,
         );
     });
-    group.throughput(Throughput::Elements(BATCH));
-    group.bench_function("apply 64 puts of 100 B", |bencher| {
-        bencher.iter_batched(
-            || random_batch(&mut next, &mut rng),
-            |entries| {
-                black_box(machine.apply(&entries).expect("applied"));
-                if machine.needs_checkpoint(0) {
-                    machine.checkpoint().expect("durable");
-                }
-            },
-            // In order: the state machine takes no batch before the one it follows.
-            BatchSize::PerIteration,
-        );
-    });
+    for size in APPLY_BATCHES {
+        group.throughput(Throughput::Elements(size));
+        group.bench_function(format!("apply {size} puts of 100 B"), |bencher| {
+            bencher.iter_batched(
+                || random_batch(&mut next, size, &mut rng),
+                |entries| {
+                    black_box(machine.apply(&entries).expect("applied"));
+                    if machine.needs_checkpoint(0) {
+                        machine.checkpoint().expect("durable");
+                    }
+                },
+                // In order: the state machine takes no batch before the one it follows.
+                BatchSize::PerIteration,
+            );
+        });
+    }
     group.finish();
 }
 
@@ -83,10 +91,13 @@ fn log(criterion: &mut Criterion) {
     let mut next = 1;
     let mut rng = StdRng::seed_from_u64(1);
     let mut group = criterion.benchmark_group("log");
-    group.throughput(Throughput::Elements(BATCH));
+    group.throughput(Throughput::Elements(LOG_BATCH));
     group.bench_function("append and sync 64 entries of 100 B", |bencher| {
         bencher.iter_batched(
-            || LogBatch { entries: random_batch(&mut next, &mut rng), ..LogBatch::default() },
+            || {
+                let entries = random_batch(&mut next, LOG_BATCH, &mut rng);
+                LogBatch { entries, ..LogBatch::default() }
+            },
             |batch| log.append(&[batch]).expect("durable"),
             BatchSize::PerIteration,
         );
@@ -94,5 +105,39 @@ fn log(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, store, log);
+/// A state of 100 MB sent and taken in, hash and durability included; writes wait for nothing of it.
+fn snapshot(criterion: &mut Criterion) {
+    let dir = TempDir::new().expect("a folder");
+    let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let mut machine = StateMachine::open(Arc::new(engine.expect("an engine"))).expect("a state");
+    let value = Bytes::from(vec![b'v'; 1000]);
+    let mut write = |index| {
+        let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+        let op = WriteOp::Put { key: key(index), value: value.clone() };
+        let command = Command { timestamp: Timestamp(index as i64), request, op };
+        LogEntry { term: 1, index, data: command.encode() }
+    };
+    for first in (1..=KEYS).step_by(1000) {
+        let entries: Vec<LogEntry> = (first..first + 1000).map(&mut write).collect();
+        machine.apply(&entries).expect("applied");
+    }
+    let data_dir = DataDir::open(&dir.path().join("data"), ClusterId(1), NodeId(1), 1);
+    let data_dir = data_dir.expect("a data directory");
+    let mut group = criterion.benchmark_group("snapshot");
+    group.sample_size(10).throughput(Throughput::Bytes(KEYS * 1000));
+    group.bench_function("100 MB, source to staged", |bencher| {
+        bencher.iter(|| {
+            let mut source = machine.begin_snapshot().expect("a view");
+            let mut sink =
+                SnapshotSink::create(data_dir.staging(), source.point()).expect("a sink");
+            while let Some(chunk) = source.next_chunk(CHUNK_BYTES).expect("a chunk") {
+                sink.push(&chunk).expect("taken in");
+            }
+            black_box(sink.finish().expect("staged").point())
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, store, log, snapshot);
 criterion_main!(benches);

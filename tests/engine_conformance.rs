@@ -21,6 +21,8 @@ trait Bed {
     fn start() -> Self;
     fn engine(&self) -> Arc<dyn Engine>;
     fn crash(&mut self);
+    /// Drops the engine.
+    fn end(&mut self);
 }
 
 struct Memory(Arc<MemoryEngine>);
@@ -36,6 +38,10 @@ impl Bed for Memory {
 
     fn crash(&mut self) {
         self.0.crash();
+    }
+
+    fn end(&mut self) {
+        self.0 = Arc::new(MemoryEngine::new());
     }
 }
 
@@ -66,6 +72,10 @@ impl Bed for Dropped {
         self.engine = None;
         self.engine = Some(Arc::new(DiskEngine::open(&self.path(), CACHE_BYTES).unwrap()));
     }
+
+    fn end(&mut self) {
+        self.engine = None;
+    }
 }
 
 /// Killed: what the file holds at this moment, while the engine is open, is all there is.
@@ -85,6 +95,10 @@ impl Bed for Killed {
         std::fs::copy(self.0.path(), next.path().join("store.redb")).unwrap();
         self.0.dir = next;
         self.0.crash();
+    }
+
+    fn end(&mut self) {
+        self.0.end();
     }
 }
 
@@ -248,6 +262,35 @@ fn a_visitor_may_write<B: Bed>() {
     assert_eq!(keys_in(&*engine, "", "z", Direction::Forward), "abc");
 }
 
+fn a_view_does_not_change_and_outlives_its_engine<B: Bed>() {
+    let mut bed = B::start();
+    let write = |bed: &B, rows: &[(&str, Option<&str>)], durability| {
+        bed.engine().write(&batch(rows), durability).unwrap();
+    };
+    write(&bed, &[("a", Some("1")), ("b", Some("1")), ("c", Some("1"))], Durability::Lazy);
+    let view = bed.engine().view().unwrap();
+    let seen = |direction| {
+        let mut rows = String::new();
+        let mut visit = |key: &[u8], value: &[u8]| {
+            rows.extend([key, value].map(|part| str::from_utf8(part).unwrap()));
+            if rows.len() == 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        view.scan(&range(b"b", b"z"), direction, &mut visit).unwrap();
+        view.scan(&range(b"z", b"b"), direction, &mut visit).unwrap();
+        rows
+    };
+    for round in 0..200 {
+        let durability = if round % 20 == 0 { Durability::Durable } else { Durability::Lazy };
+        let other = format!("{round}");
+        write(&bed, &[("a", None), ("b", Some(&other)), (&other, Some("x"))], durability);
+        assert_eq!(seen(Direction::Forward), "b1c1");
+        assert_eq!(seen(Direction::Reverse), "c1b1");
+    }
+    assert_eq!(bed.engine().get(b"b").unwrap().as_deref(), Some(&b"199"[..]));
+    bed.end();
+    assert_eq!(seen(Direction::Forward), "b1c1");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Write { rows: Vec<(Vec<u8>, Option<Vec<u8>>)>, durable: bool },
@@ -356,6 +399,11 @@ macro_rules! conformance {
             #[test]
             fn a_scan_sees_one_moment_while_batches_are_written() {
                 super::a_scan_sees_one_moment_while_batches_are_written::<$bed>();
+            }
+
+            #[test]
+            fn a_view_does_not_change_and_outlives_its_engine() {
+                super::a_view_does_not_change_and_outlives_its_engine::<$bed>();
             }
 
             #[test]

@@ -429,6 +429,18 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_cannot_be_written_is_refused_in_one_sentence() {
+        // Not even the superuser creates files here.
+        let refused = open(Path::new("/proc")).unwrap_err();
+        assert!(matches!(refused, DataDirError::Io { action: "write to", .. }), "{refused}");
+        let sentence = refused.to_string();
+        assert!(sentence.starts_with("cannot write to /proc: "), "{sentence}");
+        assert!(sentence.ends_with("; make it writable or name another with --data-dir"));
+        let refused = open(Path::new("/proc/below/it")).unwrap_err();
+        assert!(matches!(refused, DataDirError::Io { action: "create", .. }), "{refused}");
+    }
+
+    #[test]
     fn a_file_and_a_directory_of_other_things_are_refused() {
         let dir = TempDir::new().unwrap();
         let file = dir.path().join("file");

@@ -77,3 +77,6 @@ pub enum SnapshotError {
     #[error("taking in a snapshot stopped after a failure: it has to be sent again")]
     Stopped,
 }
+
+#[cfg(test)]
+mod tests;
