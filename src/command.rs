@@ -96,7 +96,7 @@ impl Command {
 pub struct WriteOutcome {
     /// The version the write made. A retry gets the first application's.
     pub timestamp: Timestamp,
-    /// Whether the key existed before.
+    /// Of a deletion: whether there was anything to delete. A PUT does not look.
     pub existed: bool,
 }
 

@@ -4,10 +4,11 @@
 //! expire by the timestamps of the log. The same log gives the same rows, the same outcomes and
 //! the same hash.
 //!
-//! Every [`apply`](StateMachine::apply) is one lazy engine batch, which also holds the applied
-//! point. A [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the sessions
-//! as of that point. After a crash the engine stands at its last checkpoint, versions and sessions
-//! together, and the log from [`durable_index`](StateMachine::durable_index) on is applied again.
+//! Every [`apply`](StateMachine::apply) is one lazy engine batch. A
+//! [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the applied point, and
+//! the sessions as of it: nobody reads these rows before. After a crash the engine stands at its last
+//! checkpoint, versions and sessions together, and the log from
+//! [`durable_index`](StateMachine::durable_index) on is applied again.
 //!
 //! A snapshot for another server is read from a view as of a checkpoint
 //! ([`begin_snapshot`](StateMachine::begin_snapshot)); one from another server replaces the whole
@@ -36,7 +37,6 @@ pub const STATE_FORMAT_VERSION: u32 = 1;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
-const META_CHECKPOINT: &str = "checkpoint";
 const POINT_BYTES: usize = 24;
 
 /// Why the state machine stopped. All of these are final for the process.
@@ -237,7 +237,6 @@ impl StateMachine {
         }
         drop(view);
         point.hash = hash.0;
-        batch.put(keys::meta(META_APPLIED), encode_point(&point));
         self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
         self.engine.write(&batch, Durability::Lazy)?;
         self.point = point;
@@ -259,7 +258,8 @@ impl StateMachine {
         }
         let existed = match &command.op {
             WriteOp::Put { key, value } => {
-                versions::put(view, batch, hash, key, command.timestamp, value)?
+                versions::put(batch, hash, key, command.timestamp, value);
+                false
             }
             WriteOp::Del { key } => versions::delete(view, batch, hash, key)?,
         };
@@ -293,12 +293,11 @@ impl StateMachine {
             }
             let mut batch = WriteBatch::default();
             machine.sessions.save(&mut batch);
-            let index = machine.point.index;
             batch.put(keys::meta(META_FORMAT), STATE_FORMAT_VERSION.to_le_bytes().to_vec().into());
-            batch.put(keys::meta(META_CHECKPOINT), index.to_le_bytes().to_vec().into());
+            batch.put(keys::meta(META_APPLIED), encode_point(&machine.point));
             machine.engine.write(&batch, Durability::Durable)?;
             machine.sessions.saved();
-            machine.durable_index = index;
+            machine.durable_index = machine.point.index;
             machine.nothing_lazy();
             Ok(())
         })
@@ -368,17 +367,10 @@ impl StateMachine {
 pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyError> {
     let format = read_meta::<4>(engine, META_FORMAT)?.map(u32::from_le_bytes);
     let point = read_meta::<POINT_BYTES>(engine, META_APPLIED)?.map(decode_point);
-    let checkpoint = read_meta::<8>(engine, META_CHECKPOINT)?.map(u64::from_le_bytes);
     if let Some(newer) = format.filter(|format| *format > STATE_FORMAT_VERSION) {
         return Err(ApplyError::NewerFormat(newer));
     }
-    let point = point.unwrap_or_default();
-    if checkpoint.unwrap_or_default() != point.index {
-        // An engine that kept lazy batches without their checkpoint: versions and sessions are of
-        // different moments.
-        return Err(ApplyError::Damaged("the checkpoint of the applied index"));
-    }
-    Ok(point)
+    Ok(point.unwrap_or_default())
 }
 
 /// What a row about the store itself says.
@@ -394,8 +386,7 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_APPLIED) {
         return Some(MetaRow::Applied(decode_point(value.try_into().ok()?)));
     }
-    let known = (row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes())
-        || (row == keys::meta(META_CHECKPOINT) && value.len() == 8);
+    let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
     known.then_some(MetaRow::Other)
 }
 

@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::apply::ApplyError;
 use super::engine::{Direction, Engine, WriteBatch};
-use super::hash::{StateHash, row_hash};
+use super::hash::{StateHash, words_hash};
 use super::keys;
 use crate::command::WriteOutcome;
 use crate::limits;
@@ -173,6 +173,10 @@ impl Sessions {
     }
 }
 
+/// What keeps the two kinds of facts about a session apart in the state hash.
+const HASH_HEAD: u64 = 1;
+const HASH_REPLY: u64 = 2;
+
 const HEAD_BYTES: usize = 16;
 const REPLY_BYTES: usize = 17;
 
@@ -196,12 +200,7 @@ impl Session {
     }
 
     fn head_hash(&self, client: ClientId) -> u64 {
-        let mut fields = [0; 24];
-        let mut out = &mut fields[..];
-        out.put_u64_le(client.0);
-        out.put_i64_le(self.heard.0);
-        out.put_u64_le(self.answered_below);
-        row_hash(b"session", &[&fields])
+        words_hash(HASH_HEAD, &[client.0, self.heard.0 as u64, self.answered_below])
     }
 
     /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64 |
@@ -247,13 +246,8 @@ pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Opti
 }
 
 fn reply_hash(client: ClientId, sequence: u64, outcome: &WriteOutcome) -> u64 {
-    let mut fields = [0; 25];
-    let mut out = &mut fields[..];
-    out.put_u64_le(client.0);
-    out.put_u64_le(sequence);
-    out.put_i64_le(outcome.timestamp.0);
-    out.put_u8(u8::from(outcome.existed));
-    row_hash(b"reply", &[&fields])
+    let timestamp = outcome.timestamp.0 as u64;
+    words_hash(HASH_REPLY, &[client.0, sequence, timestamp, u64::from(outcome.existed)])
 }
 
 #[cfg(test)]

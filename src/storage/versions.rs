@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::apply::ApplyError;
 use super::engine::{Direction, Engine, EngineError, EngineView, WriteBatch};
 use super::hash::{StateHash, row_hash};
-use super::keys::{self, RowRange};
+use super::keys;
 use crate::types::Timestamp;
 
 /// The newest version of a key, in one seek.
@@ -29,20 +29,17 @@ pub(super) fn newest(
     found.transpose().map_err(|_| ApplyError::Damaged("a version"))
 }
 
-/// Stores a new version; whether the key existed before.
+/// Stores a new version.
 pub(super) fn put(
-    view: &dyn EngineView,
     batch: &mut WriteBatch,
     hash: &mut StateHash,
     key: &[u8],
     timestamp: Timestamp,
     value: &Bytes,
-) -> Result<bool, EngineError> {
-    let existed = exists(view, batch, &keys::versions(key))?;
+) {
     let row = keys::version(key, timestamp);
     hash.add(version_hash(&row, value));
     batch.put(row, value.clone());
-    Ok(existed)
 }
 
 /// Removes every version; whether there was any.
@@ -71,23 +68,6 @@ pub(super) fn delete(
         batch.delete(row);
     }
     Ok(existed)
-}
-
-/// Whether any row of the range is there once the batch is written.
-fn exists(
-    view: &dyn EngineView,
-    batch: &WriteBatch,
-    range: &RowRange,
-) -> Result<bool, EngineError> {
-    if batch.range(range).any(|(_, value)| value.is_some()) {
-        return Ok(true);
-    }
-    let mut found = false;
-    view.scan(range, Direction::Forward, &mut |row, _| {
-        found = batch.get(row).is_none();
-        if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    Ok(found)
 }
 
 /// What a version adds to the state hash. A row's key ends where its encoding says, so key and value
