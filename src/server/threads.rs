@@ -138,7 +138,7 @@ impl LogThread {
         while let Some(item) = next.take() {
             match item {
                 LogWork::Append(batch) => {
-                    bytes += batch_bytes(&batch);
+                    bytes += entries_bytes(&batch.entries);
                     self.batches.push(batch);
                 }
                 LogWork::BeginAnew { number, snapshot, hard_state } => {
@@ -182,8 +182,9 @@ impl LogThread {
     }
 }
 
-fn batch_bytes(batch: &LogBatch) -> usize {
-    batch.entries.iter().map(|entry| entry.data.len() + 64).sum()
+/// What entries weigh in memory, about.
+fn entries_bytes(entries: &[LogEntry]) -> usize {
+    entries.iter().map(|entry| entry.data.len() + 64).sum()
 }
 
 /// Starts the applier: it runs the state machine, makes its checkpoints, and takes snapshots in.
@@ -204,7 +205,13 @@ pub(super) fn applier(
                 work.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             let done = match received {
-                Ok(ApplierWork::Apply(entries)) => thread.apply(&entries),
+                Ok(ApplierWork::Apply(entries)) => {
+                    let (entries, next) = gather(entries, &work);
+                    thread.apply(&entries).and_then(|()| match next {
+                        Some(work) => thread.snapshot(work),
+                        None => Ok(()),
+                    })
+                }
                 Ok(ApplierWork::Snapshot(work)) => thread.snapshot(work),
                 Err(RecvTimeoutError::Timeout) => Ok(()),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -228,6 +235,30 @@ pub(super) fn applier(
             }
         }
     })
+}
+
+/// Joins pieces of the log that have queued up, for one batch of the engine is cheaper than many;
+/// but not past an index where replicas compare states, since the hash is that of the batch's end.
+/// What else the queue held comes back too.
+fn gather(
+    mut entries: Vec<LogEntry>,
+    work: &Receiver<ApplierWork>,
+) -> (Vec<LogEntry>, Option<SnapshotWork>) {
+    let mut bytes = entries_bytes(&entries);
+    let compared = |entries: &[LogEntry]| {
+        entries.last().is_some_and(|last| last.index.is_multiple_of(limits::STATE_HASH_EVERY))
+    };
+    while bytes < limits::APPLY_BYTES_MAX as usize && !compared(&entries) {
+        match work.try_recv() {
+            Ok(ApplierWork::Apply(more)) => {
+                bytes += entries_bytes(&more);
+                entries.extend(more);
+            }
+            Ok(ApplierWork::Snapshot(work)) => return (entries, Some(work)),
+            Err(_) => break,
+        }
+    }
+    (entries, None)
 }
 
 /// A snapshot that is arriving.
