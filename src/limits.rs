@@ -151,7 +151,7 @@ pub const FETCHED_RANGES_MAX: usize = 8;
 pub const DELAYED_APPENDS_MAX: usize = 16 * 1024;
 /// Entries kept in memory behind the applied index for followers that are a little late; older
 /// ones are read from disk by a worker.
-pub const LOG_CACHE_BYTES_MAX: usize = 8 * 1024 * 1024;
+pub const LOG_CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// A write or linearizable read that is not committed or confirmed by then fails with
 /// `NO_MAJORITY`.
 pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -214,7 +214,7 @@ pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// … or this long after the first of them.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// The engine's page cache.
-pub const ENGINE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+pub const ENGINE_CACHE_BYTES: usize = 24 * 1024 * 1024;
 /// The page cache of an engine that takes in a snapshot beside the one in use.
 pub const STAGING_CACHE_BYTES: usize = 8 * 1024 * 1024;
 

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::command::WriteOp;
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
-use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, SnapshotId, Timestamp};
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
 use acervo::wire::message::*;
@@ -183,6 +183,19 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
         any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
         any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
         any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
+        (any::<[u64; 5]>(), any::<i64>()).prop_map(|([id, leader_term, index, term, hash], at)| {
+            let snapshot = SnapshotId { leader_term, index, term };
+            PeerMessage::Snapshot { id, snapshot, timestamp: Timestamp(at), hash }
+        }),
+        (any::<[u64; 2]>(), blob()).prop_map(|([id, sequence], data)| {
+            PeerMessage::SnapshotChunk { id, sequence, data }
+        }),
+        any::<[u64; 2]>().prop_map(|[id, chunks]| PeerMessage::SnapshotEnd { id, chunks }),
+        (any::<[u64; 2]>(), 0..3usize).prop_map(|([id, stored], outcome)| {
+            use SnapshotOutcome::*;
+            let outcome = [Receiving, Complete, Failed][outcome];
+            PeerMessage::SnapshotAnswer { id, stored, outcome }
+        }),
     ]
 }
 
