@@ -300,7 +300,10 @@ fn server_behind_the_log_is_brought_back_by_a_snapshot_while_writes_go_on() {
     });
     load.wait_for_more(50);
     let acknowledged = load.finish();
-    assert!(group.log(late).contains("the snapshot to log index"), "{}", group.log(late));
+    // It says REPLICATION_OK when the snapshot is durable, a moment before it is in place.
+    eventually("the snapshot is in place", || {
+        group.log(late).contains("the snapshot to log index").then_some(())
+    });
     check_all_there(&group, &acknowledged);
     let reader = group.client_of(late);
     for number in sizes {
