@@ -326,6 +326,12 @@ fn delayed_server_refuses_until_it_has_stored_what_the_client_saw() {
     group.start_server_with(2, &["--replication-delay", "2s"]);
     let client = group.client();
     let first = client.put("k", "old").unwrap();
+    let of_slow = group.client_of(2);
+    // PUT_OK says that the slow server has stored it; it applies it a moment later.
+    eventually("the slow server has applied the first write", || {
+        let status = of_slow.status(group.servers[2].address).ok()?;
+        (status.applied_timestamp >= first.timestamp).then_some(())
+    });
     let writer = client.clone();
     let second = std::thread::spawn(move || writer.put("k", "new").unwrap());
     let leader = group.leader();
@@ -335,7 +341,6 @@ fn delayed_server_refuses_until_it_has_stored_what_the_client_saw() {
         (got.timestamp > first.timestamp).then_some(got)
     });
     assert!(!second.is_finished(), "the acknowledgement waits for the slow server");
-    let of_slow = group.client_of(2);
     assert_eq!(of_slow.get("k").unwrap().value.as_deref(), Some(&b"old"[..]));
     // With what was seen at the leader, the slow server may answer only when it has it too.
     let token = of_leader.session_token();
