@@ -20,32 +20,148 @@ pub enum WriteOp {
         /// The value; may be empty.
         value: Bytes,
     },
+    /// Store a new newest version of each key, all at one version. Of a key given twice the last value
+    /// counts.
+    #[serde(rename = "PUT_ALL")]
+    PutAll {
+        /// Keys and values: as many as [`limits::TRANSACTION_KEYS_MAX`](crate::limits) and
+        /// [`limits::TRANSACTION_BYTES_MAX`](crate::limits) allow.
+        pairs: Vec<(Bytes, Bytes)>,
+    },
     /// Remove every version of a key.
     #[serde(rename = "DEL")]
     Del {
         /// The key.
         key: Bytes,
     },
+    /// Remove every version of each key.
+    #[serde(rename = "DEL_ALL")]
+    DelAll {
+        /// The keys, limited as those of [`WriteOp::PutAll`].
+        keys: Vec<Bytes>,
+    },
+    /// Remove every version of every key of a range.
+    #[serde(rename = "DEL_RANGE")]
+    DelRange {
+        /// The first key.
+        from: Bytes,
+        /// The last key.
+        to: Bytes,
+    },
+    /// Remove every version of a key but the newest.
+    #[serde(rename = "TRIM")]
+    Trim {
+        /// The key.
+        key: Bytes,
+    },
+    /// Change nothing: only take a timestamp, after which no write can have an older one.
+    #[serde(rename = "MARK")]
+    Mark,
 }
 
 impl WriteOp {
-    /// The key the operation touches.
-    pub fn key(&self) -> &Bytes {
+    /// The one key that the operation is about, if it is about one.
+    pub fn key(&self) -> Option<&Bytes> {
         match self {
-            WriteOp::Put { key, .. } | WriteOp::Del { key } => key,
+            WriteOp::Put { key, .. } | WriteOp::Del { key } | WriteOp::Trim { key } => Some(key),
+            WriteOp::PutAll { .. }
+            | WriteOp::DelAll { .. }
+            | WriteOp::DelRange { .. }
+            | WriteOp::Mark => None,
         }
+    }
+
+    /// The keys it names and the values that go with them.
+    pub fn pairs(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+        let (one, pairs, keys, bounds) = match self {
+            WriteOp::Put { key, value } => (Some((key, Some(value))), &[][..], &[][..], None),
+            WriteOp::Del { key } | WriteOp::Trim { key } => {
+                (Some((key, None)), &[][..], &[][..], None)
+            }
+            WriteOp::PutAll { pairs } => (None, &pairs[..], &[][..], None),
+            WriteOp::DelAll { keys } => (None, &[][..], &keys[..], None),
+            WriteOp::DelRange { from, to } => (None, &[][..], &[][..], Some([from, to])),
+            WriteOp::Mark => (None, &[][..], &[][..], None),
+        };
+        let pairs = pairs.iter().map(|(key, value)| (key, Some(value)));
+        let bounds = bounds.into_iter().flatten().map(|key| (key, None));
+        one.into_iter().chain(pairs).chain(keys.iter().map(|key| (key, None))).chain(bounds)
+    }
+
+    /// Bytes of all its keys and values.
+    pub fn bytes(&self) -> usize {
+        self.pairs().map(|(key, value)| key.len() + value.map_or(0, Bytes::len)).sum()
     }
 }
 
-/// A write as the log keeps it: ordered, stamped, attributed.
+/// How long versions are kept that newer ones have replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum History {
+    /// For ever.
+    #[default]
+    #[serde(rename = "ALL")]
+    All,
+    /// As long as a read as of this many microseconds ago may ask for them.
+    #[serde(rename = "FOR")]
+    For {
+        /// Of the log's own time.
+        age_us: u64,
+    },
+    /// This many newest versions of each key.
+    #[serde(rename = "VERSIONS")]
+    Versions {
+        /// At least 1.
+        count: u32,
+    },
+}
+
+/// What the leader has done in the background. It travels in the log like a write, so that all replicas
+/// do it at the same point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upkeep {
+    /// Take what was removed off the disk, a piece of it.
+    #[serde(rename = "PURGE")]
+    Purge {
+        /// Of removals up to here.
+        before: Timestamp,
+    },
+    /// Remove versions past the history that is kept, in a piece of the store.
+    #[serde(rename = "SWEEP")]
+    Sweep {
+        /// What is kept.
+        history: History,
+        /// As of when: a version that the rule keeps at this time or later is not touched.
+        as_of: Timestamp,
+        /// The piece begins at the first key not less than this.
+        from: Bytes,
+    },
+}
+
+/// What an entry asks the state machine to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// A client's write, attributed for exactly-once application.
+    #[serde(rename = "WRITE")]
+    Write {
+        /// Who asked, and which of its writes this is.
+        request: RequestId,
+        /// What to do.
+        op: WriteOp,
+        /// Whoever answers tells what the key had before.
+        previous: bool,
+    },
+    /// The leader's own.
+    #[serde(rename = "UPKEEP")]
+    Upkeep(Upkeep),
+}
+
+/// An entry as the log keeps it: ordered and stamped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Assigned by the leader; the version this write makes.
+    /// Assigned by the leader; the version that this write makes.
     pub timestamp: Timestamp,
-    /// Who asked, for exactly-once application.
-    pub request: RequestId,
     /// What to do.
-    pub op: WriteOp,
+    pub action: Action,
 }
 
 /// Why an entry could not be read as a command.
@@ -64,11 +180,15 @@ const TIMESTAMP_BYTES: usize = 8;
 impl Command {
     /// Encodes the command as a log entry's data.
     pub fn encode(&self) -> Bytes {
-        let mut data = Vec::with_capacity(64 + self.op.key().len());
+        let bytes = match &self.action {
+            Action::Write { op, .. } => op.bytes(),
+            Action::Upkeep(_) => 0,
+        };
+        let mut data = Vec::with_capacity(96 + bytes);
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());
         // Writing MessagePack into a growing vector cannot fail: the types hold no maps with
         // unknown length and no IO is involved.
-        rmp_serde::encode::write(&mut data, &(&self.request, &self.op))
+        rmp_serde::encode::write(&mut data, &self.action)
             .expect("encoding a command into memory");
         Bytes::from(data)
     }
@@ -81,8 +201,8 @@ impl Command {
         let Some((head, body)) = data.split_first_chunk::<TIMESTAMP_BYTES>() else {
             return Err(CommandError::TooShort(data.len()));
         };
-        let (request, op) = rmp_serde::from_slice(body)?;
-        Ok(Some(Command { timestamp: Timestamp(i64::from_be_bytes(*head)), request, op }))
+        let action = rmp_serde::from_slice(body)?;
+        Ok(Some(Command { timestamp: Timestamp(i64::from_be_bytes(*head)), action }))
     }
 
     /// The timestamp of an entry, without decoding the rest; `None` for a no-op or garbage.
@@ -96,8 +216,8 @@ impl Command {
 pub struct WriteOutcome {
     /// The version the write made. A retry gets the first application's.
     pub timestamp: Timestamp,
-    /// Of a deletion: whether there was anything to delete. A PUT does not look.
-    pub existed: bool,
+    /// It was not carried out: too many large removals are under way.
+    pub refused: bool,
 }
 
 #[cfg(test)]
@@ -109,8 +229,11 @@ mod tests {
     fn a_command_survives_encoding() {
         let command = Command {
             timestamp: Timestamp(1_700_000_000_000_000),
-            request: RequestId { client: ClientId(u64::MAX), sequence: 7, answered_below: 3 },
-            op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
+            action: Action::Write {
+                request: RequestId { client: ClientId(u64::MAX), sequence: 7, answered_below: 3 },
+                op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
+                previous: true,
+            },
         };
         let data = command.encode();
         assert_eq!(Command::peek_timestamp(&data), Some(command.timestamp));

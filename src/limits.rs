@@ -14,6 +14,32 @@ pub const VALUE_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
 pub const VALUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What a message adds to its key and value: names, numbers, lengths.
 pub const MESSAGE_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+/// Keys of one write on many keys; more are refused with `INVALID`.
+pub const TRANSACTION_KEYS_MAX: usize = 128 * 1024;
+/// Bytes of all keys and values of one write; more are refused with `INVALID`. It is one log entry, so
+/// that it takes effect as a whole.
+pub const TRANSACTION_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX;
+/// Rows in one page of a longer read.
+pub const PAGE_ROWS_MAX: usize = 4096;
+/// Bytes of rows in one page (one larger row still travels alone).
+pub const PAGE_BYTES_MAX: usize = 512 * 1024;
+/// Rows of the store looked at for one page; after that many it ends, however few it holds.
+pub const PAGE_VISITS_MAX: usize = 64 * 1024;
+/// Versions of a key that are stepped over before the next key is looked up instead.
+pub const VERSIONS_STEPPED_MAX: usize = 8;
+/// A range removed in one write is looked through for its keys up to so many rows; a longer one is
+/// remembered as a range until it has been taken off the disk.
+pub const REMOVAL_SCAN_ROWS_MAX: usize = 1024;
+/// Ranges remembered so at once; one more is refused with `BUSY`.
+pub const RANGE_REMOVALS_MAX: usize = 64;
+/// What was removed can still be read by those who began before, or removed it, for this long.
+pub const REMOVAL_GRACE: Duration = Duration::from_secs(60);
+/// Rows taken off the disk, or looked at by a sweep, in one log entry.
+pub const UPKEEP_ROWS_MAX: usize = 1024;
+/// The most versions of a key that `--history` may keep by number.
+pub const HISTORY_VERSIONS_MAX: u32 = 10_000;
+/// A sweep of the whole store for old versions begins this long after the one before.
+pub const SWEEP_PAUSE: Duration = Duration::from_secs(10);
 /// Servers in a group; the default group has three.
 pub const SERVERS_MAX: usize = 9;
 

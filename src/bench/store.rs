@@ -87,12 +87,14 @@ impl StoreProtocol {
                     answered_below: sequence,
                 },
                 op: WriteOp::Put { key, value: self.value.clone() },
+                previous: false,
             }),
             Workload::Get | Workload::GetLinearizable => Request::Get(GetRequest {
                 key,
                 timestamp: Timestamp::ZERO,
                 session: Timestamp::ZERO,
                 linearizable: self.workload == Workload::GetLinearizable,
+                at: Timestamp::ZERO,
             }),
         }
     }
@@ -144,7 +146,10 @@ impl Protocol for StoreProtocol {
             return Err("it answered another question than was asked".into());
         }
         Ok(match body {
-            Reply::PutOk { .. } | Reply::DelOk { .. } | Reply::StatusOk(_) => Answer::Done,
+            Reply::PutOk { .. }
+            | Reply::WriteOk { .. }
+            | Reply::PageOk { .. }
+            | Reply::StatusOk(_) => Answer::Done,
             Reply::GetOk { value: Some(_), .. } => Answer::Done,
             Reply::GetOk { value: None, .. } => Answer::Empty,
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),
@@ -161,6 +166,7 @@ fn code(code: ErrorCode) -> &'static str {
         ErrorCode::ShuttingDown => "SHUTTING_DOWN",
         ErrorCode::Invalid => "INVALID",
         ErrorCode::StaleRequest => "STALE_REQUEST",
+        ErrorCode::Expired => "EXPIRED",
         ErrorCode::Internal => "INTERNAL",
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::units::{parse_duration, parse_size};
+use super::units::{parse_duration, parse_history, parse_size, print_history};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
+use crate::command::History;
 use crate::limits;
 use crate::node::core::AckPolicy;
 use crate::server::config::{
@@ -114,6 +115,9 @@ pub struct TuningArgs {
     /// The most bytes a value may have, such as 64KiB or 1MiB
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
     pub max_value: usize,
+    /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
+    #[arg(long, value_name = "all|TIME|N", default_value = "all", value_parser = parse_history)]
+    pub history: History,
     /// Threads that answer requests [default: one a processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -459,6 +463,7 @@ impl ServerArgs {
             ack: self.tuning.ack.into(),
             in_sync_timeout: self.tuning.in_sync_timeout,
             replication_delay: self.replication_delay,
+            history: self.tuning.history,
             value_bytes_max: self.tuning.max_value,
             console: self.tuning.console == Switch::On,
             sync: self.tuning.sync == Switch::On,
@@ -507,6 +512,7 @@ impl TuningArgs {
             format!("--console={}", self.console.name()),
             format!("--sync={}", self.sync.name()),
             format!("--max-value={}", self.max_value),
+            format!("--history={}", print_history(self.history)),
         ];
         flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
         flags.into_iter().map(OsString::from).collect()
@@ -554,6 +560,7 @@ mod tests {
             "--console=off",
             "--sync=off",
             "--max-value=64KiB",
+            "--history=24h",
             "--workers=3",
         ];
         let passed = server(&given).unwrap().tuning.flags();
@@ -565,6 +572,7 @@ mod tests {
                 "--console=off",
                 "--sync=off",
                 "--max-value=65536",
+                "--history=86400000000us",
                 "--workers=3"
             ]
         );

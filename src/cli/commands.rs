@@ -77,6 +77,7 @@ impl CommandError {
                 | ClientError::TimedOut { .. }
                 | ClientError::NoMajority { .. }
                 | ClientError::StaleRequest { .. }
+                | ClientError::Expired { .. }
                 | ClientError::Unavailable { .. }
                 | ClientError::Thread(_) => exit_status::UNAVAILABLE,
             },

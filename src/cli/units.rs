@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::limits::FLAG_DURATION_MAX;
+use crate::command::History;
+use crate::limits::{FLAG_DURATION_MAX, HISTORY_VERSIONS_MAX};
 
 /// Why a duration or a size was not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,9 +17,66 @@ pub enum UnitError {
     /// Not a number, or an unknown unit.
     #[error("'{0}' is not a size: write a whole number of bytes, or one with KiB, MiB or GiB")]
     Size(String),
+    /// Not a history.
+    #[error(
+        "'{0}' is not a history: write 'all', a duration such as 24h or 30d, or how many versions of a \
+         key are kept, from 1 to {HISTORY_VERSIONS_MAX}"
+    )]
+    History(String),
 }
 
-/// Reads a duration: a whole number and `us`, `ms`, `s`, `m` or `h`; a bare `0` needs no unit.
+/// Reads a history: `all`, a duration (days as `d`, too), or a number of versions.
+///
+/// ```
+/// use acervo::cli::units::parse_history;
+/// use acervo::command::History;
+/// assert_eq!(parse_history("10"), Ok(History::Versions { count: 10 }));
+/// assert_eq!(parse_history("24h"), Ok(History::For { age_us: 24 * 3_600_000_000 }));
+/// ```
+pub fn parse_history(text: &str) -> Result<History, UnitError> {
+    let wrong = || UnitError::History(text.to_owned());
+    if text == "all" {
+        return Ok(History::All);
+    }
+    let (digits, unit) = split_number(text);
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match unit {
+        "" => {
+            let count = u32::try_from(number).map_err(|_| wrong())?;
+            let sensible = (1..=HISTORY_VERSIONS_MAX).contains(&count);
+            sensible.then_some(History::Versions { count }).ok_or_else(wrong)
+        }
+        unit => {
+            let age_us = number.checked_mul(unit_us(unit).ok_or_else(wrong)?);
+            // What is far longer than anything has been kept is as good as all.
+            let age_us = age_us.filter(|age_us| i64::try_from(*age_us).is_ok() && number > 0);
+            Ok(History::For { age_us: age_us.ok_or_else(wrong)? })
+        }
+    }
+}
+
+/// A history as [`parse_history`] reads it.
+pub fn print_history(history: History) -> String {
+    match history {
+        History::All => "all".to_owned(),
+        History::For { age_us } => format!("{age_us}us"),
+        History::Versions { count } => count.to_string(),
+    }
+}
+
+fn unit_us(unit: &str) -> Option<u64> {
+    Some(match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return None,
+    })
+}
+
+/// Reads a duration: a whole number and `us`, `ms`, `s`, `m`, `h` or `d`; a bare `0` needs no unit.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,14 +90,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     if digits.is_empty() {
         return Err(wrong());
     }
-    let unit_us: u64 = match unit {
-        "us" => 1,
-        "ms" => 1_000,
-        "s" => 1_000_000,
-        "m" => 60_000_000,
-        "h" => 3_600_000_000,
+    let unit_us = match unit {
         "" if digits.bytes().all(|digit| digit == b'0') => 1,
-        _ => return Err(wrong()),
+        unit => unit_us(unit).ok_or_else(wrong)?,
     };
     // Only digits are left, so a number that does not parse is one too large for the type.
     let number: u64 = digits.parse().map_err(|_| too_long())?;

@@ -52,6 +52,7 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
         ErrorCode::NoMajority => Verdict::Fail(ClientError::NoMajority { server, message }),
         ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
         ErrorCode::StaleRequest => Verdict::Fail(ClientError::StaleRequest { server, message }),
+        ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
         ErrorCode::Busy => {
             let after = Duration::from_millis(u64::from(error.retry_after_ms));
             Verdict::OtherAfter(after, format!("{server}: {message}"))

@@ -51,6 +51,15 @@ pub enum ClientError {
         /// Its sentence.
         message: String,
     },
+    /// A long read, or the pause before one of its pages, took too long: what it was to show next has been
+    /// removed for good meanwhile. Begin it again.
+    #[error("{server}: {message}")]
+    Expired {
+        /// Who said so.
+        server: SocketAddr,
+        /// Its sentence.
+        message: String,
+    },
     /// Every server meant was asked once and at least one answered that it cannot serve now. Only
     /// [`Client::submit`](super::Client::submit) and [`Client::status`](super::Client::status) give
     /// up this early.

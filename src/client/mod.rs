@@ -307,7 +307,8 @@ impl Client {
         let key = check_key(key.as_ref())?;
         let op = WriteOp::Del { key };
         self.inner.write(op, Persistence::Untiring, |server, reply| match reply {
-            Reply::DelOk { timestamp, existed } => {
+            Reply::WriteOk { timestamp, previous } => {
+                let existed = previous.is_some_and(|previous| previous.timestamp > Timestamp::ZERO);
                 Ok((timestamp, DelOk { timestamp, existed, server }))
             }
             other => Err(other),
@@ -429,12 +430,17 @@ impl Inner {
             .sequencer
             .begin(deadline)
             .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
-        let key = op.key().clone();
-        let write = WriteRequest { request: ticket.request, op };
+        let key = op.key().cloned();
+        let previous = !matches!(op, WriteOp::Put { .. });
+        let write = WriteRequest { request: ticket.request, op, previous };
         let build = || Request::Write(write.clone());
         self.request(deadline, persistence, build, |server, reply| match take(server, reply) {
             Ok((timestamp, answer)) => {
-                lock(&self.seen).wrote(&key, timestamp);
+                let mut seen = lock(&self.seen);
+                match &key {
+                    Some(key) => seen.wrote(key, timestamp),
+                    None => seen.raise_session(timestamp),
+                }
                 Verdict::Done(answer)
             }
             Err(Reply::Error(error)) => judge_error(server, error),
@@ -463,7 +469,8 @@ impl Inner {
         let build = || {
             sent.set(lock(&self.seen).floors(&key));
             let Floors { key: timestamp, applied: session } = sent.get();
-            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable })
+            let at = Timestamp::ZERO;
+            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
         };
         self.request(self.deadline(), persistence, build, |server, reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {

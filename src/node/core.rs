@@ -11,9 +11,10 @@ use super::clock::HybridClock;
 use super::hashes::StateHashes;
 use super::in_sync::InSync;
 use super::reads::{Read, Reads};
-use super::writes::{Origin, Pending, Writes};
-use super::{AppliedWrite, Input, Now, Output, RequestToken};
-use crate::command::{Command, WriteOp};
+use super::upkeep::{Chores, UpkeepConfig};
+use super::writes::{Origin, Pending, Stored, Writes};
+use super::{AppliedWrite, Input, Now, Output, RequestToken, UpkeepState};
+use crate::command::{Command, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term};
@@ -50,6 +51,8 @@ pub struct NodeConfig {
     pub replication_delay: Duration,
     /// Whether anybody wants [`Output::Console`].
     pub console: bool,
+    /// What is done in the background.
+    pub upkeep: UpkeepConfig,
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
@@ -74,6 +77,8 @@ pub struct Recovered {
     pub entries: Vec<LogEntry>,
     /// Where the state machine stands.
     pub applied: AppliedPoint,
+    /// What it has left to do in the background.
+    pub upkeep: UpkeepState,
 }
 
 /// What a node says of itself.
@@ -136,6 +141,7 @@ pub struct Node {
     pub(super) birth_until_us: Option<u64>,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
+    pub(super) chores: Chores,
     /// Role, leader and term as of the last flush.
     pub(super) standing: (Role, Option<NodeId>, Term),
     pub(super) stopping: Stopping,
@@ -178,7 +184,6 @@ impl Node {
         let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
         Ok(Node {
-            config,
             consensus,
             effects: Effects::default(),
             clock,
@@ -189,10 +194,12 @@ impl Node {
             birth_until_us: None,
             applied,
             hashes: StateHashes::default(),
+            chores: Chores::new(config.upkeep, recovered.upkeep),
             standing,
             stopping: Stopping::No,
             delayed: VecDeque::new(),
             shown_index: last_index,
+            config,
         })
     }
 
@@ -213,7 +220,10 @@ impl Node {
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
             Input::Persisted { number } => self.consensus.persisted(number, &mut self.effects),
-            Input::Applied { outcomes, point } => self.applied(outcomes, point, out),
+            Input::Applied { outcomes, point, upkeep } => {
+                self.chores.applied(point.index, upkeep, now.monotonic_us);
+                self.applied(outcomes, point, out);
+            }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
             Input::SnapshotSent { to, complete } => self.consensus.snapshot_sent(to, complete),
             Input::SnapshotReceived { from, snapshot } => {
@@ -256,6 +266,7 @@ impl Node {
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
         let now_us = now.monotonic_us;
         self.consensus.tick();
+        self.chores.tick();
         self.campaign_if_first();
         self.release_delayed(now, out);
 
@@ -342,7 +353,15 @@ impl Node {
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
             match write.outcome {
-                Some(outcome) => self.writes.wait_for_stored(key, write.index, outcome),
+                Some(outcome) if outcome.refused => {
+                    let pending = self.writes.remove(key);
+                    let refusal = busy("too many large ranges are being removed");
+                    self.answer(pending.origin, refusal, out);
+                }
+                Some(WriteOutcome { timestamp, .. }) => {
+                    let stored = Stored { timestamp, previous: write.previous };
+                    self.writes.wait_for_stored(key, write.index, stored);
+                }
                 None => {
                     let pending = self.writes.remove(key);
                     let stale = error(
@@ -394,23 +413,40 @@ impl Node {
 
 fn check_write(write: &WriteRequest, value_bytes_max: usize) -> Result<(), Reply> {
     let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
-    let key_bytes = write.op.key().len();
-    if key_bytes == 0 {
-        return invalid("the key is empty: give it at least one byte");
+    let mut keys = 0;
+    for (key, value) in write.op.pairs() {
+        keys += 1;
+        let key_bytes = key.len();
+        if key_bytes == 0 {
+            return invalid("the key is empty: give it at least one byte");
+        }
+        if key_bytes > limits::KEY_BYTES_MAX {
+            return invalid(&format!(
+                "the key has {key_bytes} bytes and at most {} are allowed: use a shorter one",
+                limits::KEY_BYTES_MAX
+            ));
+        }
+        if let Some(value) = value
+            && value.len() > value_bytes_max
+        {
+            return invalid(&format!(
+                "the value has {} bytes and at most {value_bytes_max} are allowed: \
+                 split it, or start the servers with a greater --max-value",
+                value.len()
+            ));
+        }
     }
-    if key_bytes > limits::KEY_BYTES_MAX {
+    if keys > limits::TRANSACTION_KEYS_MAX {
         return invalid(&format!(
-            "the key has {key_bytes} bytes and at most {} are allowed: use a shorter one",
-            limits::KEY_BYTES_MAX
+            "the write names {keys} keys and at most {} can be written at once: make it several writes",
+            limits::TRANSACTION_KEYS_MAX
         ));
     }
-    if let WriteOp::Put { value, .. } = &write.op
-        && value.len() > value_bytes_max
-    {
+    if write.op.bytes() > limits::TRANSACTION_BYTES_MAX {
         return invalid(&format!(
-            "the value has {} bytes and at most {value_bytes_max} are allowed: \
-             split it, or start the servers with a greater --max-value",
-            value.len()
+            "the write has {} bytes and at most {} can be written at once: make it several writes",
+            write.op.bytes(),
+            limits::TRANSACTION_BYTES_MAX
         ));
     }
     if write.request.sequence == 0 || write.request.answered_below > write.request.sequence {

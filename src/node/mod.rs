@@ -20,15 +20,18 @@ mod progress;
 mod reads;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 mod writes;
 
 use std::net::SocketAddr;
+
+use bytes::Bytes;
 
 use crate::command::WriteOutcome;
 use crate::types::{
     AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
 };
-use crate::wire::message::{PeerMessage, Reply, WriteRequest};
+use crate::wire::message::{PeerMessage, Previous, Reply, WriteRequest};
 
 /// The time, from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,8 +100,10 @@ pub enum Input {
     },
     /// The state machine has applied a piece of the log.
     Applied {
-        /// One outcome a command, in log order; no-ops have none.
+        /// One outcome a client's write, in log order.
         outcomes: Vec<AppliedWrite>,
+        /// What is left to do in the background.
+        upkeep: UpkeepState,
         /// Where the state machine stands now.
         point: AppliedPoint,
     },
@@ -133,8 +138,24 @@ pub enum Input {
     Stop,
 }
 
+/// What a state machine has left to do in the background.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpkeepState {
+    /// The time of the oldest removal that is not off the disk yet.
+    pub oldest_removal: Option<Timestamp>,
+    /// What the last sweep came to, if entries with one were just applied.
+    pub swept: Option<Swept>,
+}
+
+/// A piece of a sweep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// Where the next piece begins; `None` when the whole store is done.
+    pub next: Option<Bytes>,
+}
+
 /// One applied command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedWrite {
     /// Where it stood in the log.
     pub index: LogIndex,
@@ -143,6 +164,8 @@ pub struct AppliedWrite {
     /// What came of it: the first application's outcome, also for a retry. `None` when its
     /// session had already forgotten this sequence.
     pub outcome: Option<WriteOutcome>,
+    /// What its key had just before, if that was asked for.
+    pub previous: Option<Previous>,
 }
 
 /// What a node wants done.
@@ -165,7 +188,12 @@ pub enum Output {
     /// Make durable, in order, then report [`Input::Persisted`].
     Persist(LogBatch),
     /// Apply committed entries, in order, then report [`Input::Applied`].
-    Apply(Vec<LogEntry>),
+    Apply {
+        /// Contiguous.
+        entries: Vec<LogEntry>,
+        /// Somebody here may wait for what their keys had before.
+        answering: bool,
+    },
     /// A linearizable read may be answered from this node's state now.
     ReadReady {
         /// From [`Input::Read`].

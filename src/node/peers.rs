@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::core::{Node, Stopping, micros};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
-use crate::command::{Command, WriteOp};
+use crate::command::{Action, Command, WriteOp};
 use crate::limits;
 use crate::types::{AppliedPoint, LogEntry, NodeId};
 use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
@@ -127,7 +127,7 @@ impl Node {
                 continue;
             }
             self.shown_index = entry.index;
-            if let Ok(Some(Command { timestamp, op: WriteOp::Put { key, value }, .. })) =
+            if let Ok(Some(Command { timestamp, action: Action::Write { op: WriteOp::Put { key, value }, .. } })) =
                 Command::decode(&entry.data)
             {
                 out.push(Output::Console(ConsoleEvent::Replication { key, value, timestamp }));

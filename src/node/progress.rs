@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::InSync;
-use super::writes::Origin;
+use super::writes::{Origin, Stored};
 use super::{ConsoleEvent, Notice, Now, Output};
-use crate::command::{Command, WriteOp, WriteOutcome};
+use crate::command::{Action, Command, WriteOp};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
-use crate::wire::message::{PeerMessage, Reply, Role};
+use crate::wire::message::{PeerMessage, Reply, Role, WriteRequest};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
@@ -19,6 +19,7 @@ impl Node {
         self.notice_changes(now, out);
         if self.consensus.role() == Role::Leader {
             self.propose_waiting(now, out);
+            self.do_chores(now);
         } else {
             self.forward_waiting(now, out);
         }
@@ -42,6 +43,7 @@ impl Node {
         if role_before == Role::Leader && (role != Role::Leader || new_reign) {
             self.in_sync = None;
             self.birth_until_us = None;
+            self.chores.lost_leadership();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
                 match self.writes.get_mut(key).origin {
@@ -105,8 +107,9 @@ impl Node {
                 self.show_put(key, out);
                 let timestamp = self.clock.next(now.wall_us);
                 let write = &self.writes.get_mut(key).write;
-                let command =
-                    Command { timestamp, request: write.request, op: write.op.clone() }.encode();
+                let WriteRequest { request, op, previous } = write.clone();
+                let action = Action::Write { request, op, previous };
+                let command = Command { timestamp, action }.encode();
                 bytes += command.len() as u64;
                 batch.push(key);
                 data.push(command);
@@ -131,6 +134,20 @@ impl Node {
                     batch.into_iter().for_each(|key| self.writes.wait(key));
                 }
             }
+        }
+    }
+
+    fn do_chores(&mut self, now: Now) {
+        if self.stopping != Stopping::No || self.is_being_born(now) {
+            return;
+        }
+        let clock = self.clock.newest(now.wall_us);
+        let Some(upkeep) = self.chores.next(clock, now.monotonic_us) else { return };
+        let timestamp = self.clock.next(now.wall_us);
+        let command = Command { timestamp, action: Action::Upkeep(upkeep) };
+        // Refused, it is tried again with the next tick.
+        if let Ok(index) = self.consensus.propose(vec![command.encode()]) {
+            self.chores.proposed(index);
         }
     }
 
@@ -217,8 +234,9 @@ impl Node {
         for (to, leader_term) in effects.snapshots.drain(..) {
             out.push(Output::SendSnapshot { to, leader_term });
         }
+        let answering = self.consensus.role() == Role::Leader;
         for entries in split_at_hashes(std::mem::take(&mut effects.committed)) {
-            out.push(Output::Apply(entries));
+            out.push(Output::Apply { entries, answering });
         }
         for fetch in effects.fetches.drain(..) {
             out.push(Output::Fetch {
@@ -257,19 +275,18 @@ impl Node {
             AckPolicy::Majority => LogIndex::MAX,
             AckPolicy::All => in_sync.stored_by_all(),
         };
-        for (key, outcome) in self.writes.take_stored(stored) {
+        for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
-            let WriteOutcome { timestamp, existed } = outcome;
             let reply = match pending.write.op {
-                WriteOp::Put { key, .. } => {
-                    if self.config.console {
-                        let client = pending.client;
-                        out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
-                    }
-                    Reply::PutOk { timestamp }
-                }
-                WriteOp::Del { .. } => Reply::DelOk { timestamp, existed },
+                WriteOp::Put { .. } if !pending.write.previous => Reply::PutOk { timestamp },
+                _ => Reply::WriteOk { timestamp, previous },
             };
+            if let WriteOp::Put { key, .. } = pending.write.op
+                && self.config.console
+            {
+                let client = pending.client;
+                out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
+            }
             self.answer(pending.origin, reply, out);
         }
     }

@@ -11,9 +11,8 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::RequestToken;
-use crate::command::{WriteOp, WriteOutcome};
-use crate::types::{LogIndex, NodeId, Term};
-use crate::wire::message::WriteRequest;
+use crate::types::{LogIndex, NodeId, Term, Timestamp};
+use crate::wire::message::{Previous, WriteRequest};
 
 /// Who gets the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +42,11 @@ pub(super) struct Pending {
     pub shown_as_forwarder: bool,
 }
 
-fn weight(op: &WriteOp) -> usize {
-    match op {
-        WriteOp::Put { key, value } => key.len() + value.len(),
-        WriteOp::Del { key } => key.len(),
-    }
+/// What a write is answered once it is stored.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub timestamp: Timestamp,
+    pub previous: Option<Previous>,
 }
 
 /// All of them.
@@ -56,7 +55,7 @@ pub(super) struct Writes {
     all: Slab<Pending>,
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
-    applied: BTreeMap<LogIndex, (usize, WriteOutcome)>,
+    applied: BTreeMap<LogIndex, (usize, Stored)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     last_forward: u64,
     bytes: usize,
@@ -86,7 +85,7 @@ impl Writes {
     }
 
     pub fn add(&mut self, pending: Pending) {
-        self.bytes += weight(&pending.write.op);
+        self.bytes += pending.write.op.bytes();
         let key = self.all.insert(pending);
         self.waiting.push_back(key);
     }
@@ -109,7 +108,7 @@ impl Writes {
 
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
-        self.bytes -= weight(&pending.write.op);
+        self.bytes -= pending.write.op.bytes();
         pending
     }
 
@@ -138,12 +137,12 @@ impl Writes {
     }
 
     /// A committed write waits until every server in sync has stored `index`.
-    pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, outcome: WriteOutcome) {
-        self.applied.insert(index, (key, outcome));
+    pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, stored: Stored) {
+        self.applied.insert(index, (key, stored));
     }
 
     /// Committed writes that every server in sync has stored, in log order.
-    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(usize, WriteOutcome)> {
+    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(usize, Stored)> {
         if self.applied.first_key_value().is_none_or(|(index, _)| *index > up_to) {
             return Vec::new();
         }

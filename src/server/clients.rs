@@ -16,6 +16,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use super::get::ReadRequest;
 use super::work::{Job, ReadJob};
 use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, READ_LARGE_BYTES_MAX, READ_SMALL_BYTES_MAX,
@@ -23,7 +24,6 @@ use crate::limits::{
 };
 use crate::net::{ConnectionId, ConnectionMap};
 use crate::node::RequestToken;
-use crate::wire::message::GetRequest;
 
 /// A read of a value longer than was granted.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ struct Client {
     /// It is not read, because it has too much under way.
     paused: bool,
     /// Linearizable reads that wait for the core, by request id.
-    parked: HashMap<u64, GetRequest>,
+    parked: HashMap<u64, ReadRequest>,
     /// Bytes granted to reads under way, beyond the small ones.
     granted: usize,
     held: VecDeque<Held>,
@@ -144,14 +144,14 @@ impl Clients {
 
     /// Keeps a linearizable read until the core has confirmed it. `false`: the client has one under
     /// this id already.
-    pub fn park(&mut self, token: RequestToken, request: GetRequest) -> bool {
+    pub fn park(&mut self, token: RequestToken, request: ReadRequest) -> bool {
         let connection = ConnectionId::from_u64(token.connection);
         let Some(client) = self.all.get_mut(&connection) else { return true };
         client.parked.insert(token.request, request).is_none()
     }
 
     /// Takes a parked read out, unless its client is gone.
-    pub fn unpark(&mut self, token: RequestToken) -> Option<(SocketAddr, GetRequest)> {
+    pub fn unpark(&mut self, token: RequestToken) -> Option<(SocketAddr, ReadRequest)> {
         let client = self.all.get_mut(&ConnectionId::from_u64(token.connection))?;
         client.parked.remove(&token.request).map(|request| (client.address, request))
     }
@@ -162,7 +162,7 @@ impl Clients {
         queued: usize,
         token: RequestToken,
         client: SocketAddr,
-        request: GetRequest,
+        request: ReadRequest,
     ) {
         let connection = ConnectionId::from_u64(token.connection);
         let large = self.try_grant(connection, queued, self.value_bytes_max);
@@ -236,6 +236,7 @@ pub(super) fn value_bytes_granted(granted: usize) -> usize {
 mod tests {
     use super::*;
     use crate::types::Timestamp;
+    use crate::wire::message::GetRequest;
     use bytes::Bytes;
 
     const MIB: usize = 1024 * 1024;
@@ -244,9 +245,10 @@ mod tests {
         "127.0.0.1:50000".parse().unwrap()
     }
 
-    fn request() -> GetRequest {
-        let key = Bytes::from_static(b"k");
-        GetRequest { key, timestamp: Timestamp(0), session: Timestamp(0), linearizable: false }
+    fn request() -> ReadRequest {
+        let (key, none) = (Bytes::from_static(b"k"), Timestamp(0));
+        let (timestamp, session, at) = (none, none, none);
+        ReadRequest::Get(GetRequest { key, timestamp, session, linearizable: false, at })
     }
 
     fn with_clients(count: u64) -> (Clients, Vec<ConnectionId>) {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::command::History;
 use crate::limits::{SERVERS_MAX, VALUE_BYTES_MAX, WORKERS_MAX};
 use crate::node::core::AckPolicy;
 use crate::types::{ClusterId, NodeId};
@@ -108,6 +109,8 @@ pub struct ServerConfig {
     pub in_sync_timeout: Duration,
     /// Store what is replicated here this much late (SPEC A7); zero normally.
     pub replication_delay: Duration,
+    /// What is kept of what newer versions have replaced.
+    pub history: History,
     /// The most bytes a value may have.
     pub value_bytes_max: usize,
     /// Whether console lines are written.

@@ -1,4 +1,4 @@
-//! The rule for answering a GET (SPEC A4), on a worker thread.
+//! The rules for answering reads (SPEC A4 and B), on a worker thread.
 //!
 //! The store changes while it is read. The rule needs two bounds on the state that the answer comes
 //! from: everything up to `low` is in it for certain, because that was applied before the read
@@ -9,11 +9,64 @@ use bytes::Bytes;
 
 use crate::limits;
 use crate::node::GetAnswer;
-use crate::storage::apply::Store;
+use crate::storage::apply::ApplyError;
+use crate::storage::reads::{Page, PageError, Sight, Store};
 use crate::types::Timestamp;
-use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, Reply};
+use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
-/// What a GET comes to.
+/// What a client asks to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadRequest {
+    /// A key.
+    Get(GetRequest),
+    /// A page of a longer read.
+    Page(PageRequest),
+}
+
+impl ReadRequest {
+    /// Whether it is to go through the leader's read index.
+    pub fn is_linearizable(&self) -> bool {
+        match self {
+            ReadRequest::Get(request) => request.linearizable,
+            ReadRequest::Page(request) => request.linearizable,
+        }
+    }
+
+    /// Refuses what cannot be answered; done before a request waits anywhere, so that what waits is
+    /// small.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID`, with what to do instead.
+    pub fn check(&self) -> Result<(), ErrorReply> {
+        let request = match self {
+            ReadRequest::Get(request) => return check_key(&request.key),
+            ReadRequest::Page(request) => request,
+        };
+        if request.seen.0 > 0 && request.at > request.seen {
+            return Err(invalid("a page has at most the version that its read has seen".into()));
+        }
+        match &request.of {
+            PageOf::Range { from, to } => {
+                // The beginning after the longest key is one byte longer.
+                check_key(&from[..from.len().min(limits::KEY_BYTES_MAX)])?;
+                if from.len() > limits::KEY_BYTES_MAX + 1 {
+                    return check_key(from);
+                }
+                check_key(to)
+            }
+            PageOf::Keys { keys } if keys.len() > limits::TRANSACTION_KEYS_MAX => {
+                let most = limits::TRANSACTION_KEYS_MAX;
+                let count = keys.len();
+                Err(invalid(format!("{count} keys are asked for and at most {most} can be: ask twice")))
+            }
+            PageOf::Keys { keys } => keys.iter().try_for_each(|key| check_key(key)),
+            PageOf::Versions { key } => check_key(key),
+        }
+    }
+}
+
+/// What a read comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answered {
     /// For the client.
@@ -23,9 +76,8 @@ pub struct Answered {
     pub shown: Option<(Timestamp, GetAnswer)>,
 }
 
-/// Refuses a key that cannot exist; done before a request waits anywhere, so that what waits is
-/// small.
-pub fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
+/// Refuses a key that cannot exist.
+fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
     let key_bytes = key.len();
     let message = if key_bytes == 0 {
         "the key is empty: give it at least one byte".to_owned()
@@ -35,21 +87,53 @@ pub fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
     } else {
         return Ok(());
     };
-    Err(ErrorReply { code: ErrorCode::Invalid, message, retry_after_ms: 0 })
+    Err(invalid(message))
+}
+
+fn invalid(message: String) -> ErrorReply {
+    ErrorReply { code: ErrorCode::Invalid, message, retry_after_ms: 0 }
+}
+
+fn unreadable(error: &ApplyError) -> Answered {
+    log::error!("cannot read the store: {error}");
+    let message = format!("this server cannot read its store ({error}): ask another one");
+    let code = ErrorCode::Internal;
+    let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+    Answered { reply, shown: None }
+}
+
+/// Answers a page, which is checked, from the store, with at most `bytes_max` bytes of rows.
+pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> Answered {
+    let low = store.applied().timestamp;
+    let PageRequest { of, at, seen, session, rows_max, .. } = request;
+    if low < *session || low < *at || low < *seen {
+        let timestamp = Timestamp::ZERO;
+        let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
+        return Answered { reply, shown: None };
+    }
+    let strict = *seen > Timestamp::ZERO;
+    let seen = if strict { *seen } else { low };
+    let at = if *at > Timestamp::ZERO { *at } else { seen };
+    match store.page(of, Sight { at, seen, strict }, *rows_max as usize, bytes_max) {
+        Ok(Page { rows, next }) => {
+            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None }
+        }
+        Err(PageError::Store(error)) => unreadable(&error),
+        Err(error @ PageError::Expired) => {
+            let (code, message) = (ErrorCode::Expired, error.to_string());
+            let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+            Answered { reply, shown: None }
+        }
+    }
 }
 
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     let low = store.applied().timestamp;
-    let found = match store.get(&request.key) {
+    let at = (request.at > Timestamp::ZERO).then_some(request.at);
+    let found = match store.get(&request.key, at) {
         Ok(found) => found,
-        Err(error) => {
-            log::error!("cannot read the store: {error}");
-            let message = format!("this server cannot read its store ({error}): ask another one");
-            let code = ErrorCode::Internal;
-            let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
-            return Answered { reply, shown: None };
-        }
+        Err(error) => return unreadable(&error),
     };
     let high = store.applying_timestamp();
     judge(request, low, found, high)
@@ -64,6 +148,8 @@ fn judge(
     let key_timestamp = found.as_ref().map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
     // Where the key exists its version speaks for it, where it does not the whole state does.
     let reaches = match &found {
+        // As of a version: whoever has everything up to it says the same.
+        _ if request.at > Timestamp::ZERO => low >= request.at,
         Some((timestamp, _)) => *timestamp >= request.timestamp,
         None => low >= request.timestamp,
     };
@@ -91,6 +177,7 @@ mod tests {
             timestamp: Timestamp(timestamp),
             session: Timestamp(session),
             linearizable: false,
+            at: Timestamp::ZERO,
         }
     }
 

@@ -35,6 +35,7 @@ use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
+use crate::node::upkeep::UpkeepConfig;
 use crate::node::core::{Node, NodeConfig, NodeError};
 use crate::storage::log::LogOptions;
 use crate::storage::{self, StorageError, datadir::DataDir, datadir::DataDirError};
@@ -189,6 +190,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         value_bytes_max: config.value_bytes_max,
         replication_delay: config.replication_delay,
         console: config.console,
+        upkeep: UpkeepConfig::new(config.history),
         first_question: rand::rng().next_u64() >> 1,
     }
 }

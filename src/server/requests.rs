@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::get::check_key;
+use super::get::ReadRequest;
 use super::links::Link;
 use super::service::StoreService;
 use super::work::{Job, ReadJob};
@@ -44,11 +44,6 @@ impl StoreService {
         if admission.busy {
             return self.reply_busy(net, token, "too many requests are under way");
         }
-        if let Request::Get(request) = &body
-            && let Err(refusal) = check_key(&request.key)
-        {
-            return self.reply(net, token, Reply::Error(refusal));
-        }
         if self.stopped {
             let refusal = ErrorReply {
                 code: ErrorCode::ShuttingDown,
@@ -57,24 +52,29 @@ impl StoreService {
             };
             return self.reply(net, token, Reply::Error(refusal));
         }
-        match body {
-            Request::Write(write) => self.input(net, Input::Write { token, client, write }),
-            Request::Get(request) if request.linearizable => {
-                if !self.clients.park(token, request) {
-                    // Two outstanding requests under one id: the protocol forbids it, and neither
-                    // could be told from the other.
-                    return self.refuse(net, connection, format!("request id {id} is in use"));
-                }
-                self.input(net, Input::Read { token });
-            }
-            Request::Get(request) => {
-                self.clients.read(net.queued_bytes(connection), token, client, request);
+        let read = match body {
+            Request::Write(write) => {
+                return self.input(net, Input::Write { token, client, write });
             }
             Request::Status => {
                 let status = Reply::StatusOk(Box::new(self.status(net)));
-                self.reply(net, token, status);
+                return self.reply(net, token, status);
             }
+            Request::Get(request) => ReadRequest::Get(request),
+            Request::Page(request) => ReadRequest::Page(request),
+        };
+        if let Err(refusal) = read.check() {
+            return self.reply(net, token, Reply::Error(refusal));
         }
+        if !read.is_linearizable() {
+            return self.clients.read(net.queued_bytes(connection), token, client, read);
+        }
+        if !self.clients.park(token, read) {
+            // Two outstanding requests under one id: the protocol forbids it, and neither could be told
+            // from the other.
+            return self.refuse(net, connection, format!("request id {id} is in use"));
+        }
+        self.input(net, Input::Read { token });
     }
 
     pub(super) fn reply_busy(&mut self, net: &mut Net, token: RequestToken, what: &str) {

@@ -176,7 +176,9 @@ impl StoreService {
                     self.reply(net, token, reply);
                 }
                 Output::Persist(batch) => self.parts.log.push(LogWork::Append(batch)),
-                Output::Apply(entries) => self.parts.applier.push(ApplierWork::Apply(entries)),
+                Output::Apply { entries, answering } => {
+                    self.parts.applier.push(ApplierWork::Apply { entries, answering });
+                }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.unpark(token) {
                         let connection = ConnectionId::from_u64(token.connection);
@@ -230,10 +232,10 @@ impl StoreService {
                 self.parts.applier.push(ApplierWork::Snapshot(SnapshotWork::Install));
                 return self.input(net, Input::Persisted { number });
             }
-            Report::SnapshotInstalled(point) => {
+            Report::SnapshotInstalled { point, upkeep } => {
                 log::info!("the snapshot to log index {} is in place", point.index);
                 self.transfers.installed();
-                return self.input(net, Input::Applied { outcomes: Vec::new(), point });
+                return self.input(net, Input::Applied { outcomes: Vec::new(), point, upkeep });
             }
             Report::Failed(failure) => return self.fail(net, failure),
             Report::SnapshotPrepared { to, id, source } => {

@@ -16,8 +16,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::snapshots::SnapshotWork;
 use crate::limits;
 use crate::net::WakeHandle;
-use crate::node::Input;
-use crate::storage::apply::{ApplyError, StateMachine};
+use crate::node::{Input, UpkeepState};
+use crate::storage::apply::{Applied, ApplyError, StateMachine};
 use crate::storage::log::{DiskLog, LogError};
 use crate::storage::snapshot::{DiskStaging, SnapshotSink, SnapshotSource, StagedSnapshot};
 use crate::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId};
@@ -39,7 +39,7 @@ pub(super) enum Report {
     /// The log has begun anew; the batch number that stands for it.
     LogBegunAnew { number: u64 },
     /// A snapshot has taken the store's place.
-    SnapshotInstalled(AppliedPoint),
+    SnapshotInstalled { point: AppliedPoint, upkeep: UpkeepState },
     /// The end: one sentence.
     Failed(String),
 }
@@ -57,7 +57,7 @@ pub(super) enum LogWork {
 /// Work for the applier.
 pub(super) enum ApplierWork {
     /// Apply committed entries.
-    Apply(Vec<LogEntry>),
+    Apply { entries: Vec<LogEntry>, answering: bool },
     /// Something about snapshots.
     Snapshot(SnapshotWork),
 }
@@ -205,9 +205,9 @@ pub(super) fn applier(
                 work.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             let done = match received {
-                Ok(ApplierWork::Apply(entries)) => {
-                    let (entries, next) = gather(entries, &work);
-                    thread.apply(&entries).and_then(|()| match next {
+                Ok(ApplierWork::Apply { entries, answering }) => {
+                    let (entries, answering, next) = gather(entries, answering, &work);
+                    thread.apply(&entries, answering).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
                         None => Ok(()),
                     })
@@ -242,23 +242,25 @@ pub(super) fn applier(
 /// What else the queue held comes back too.
 fn gather(
     mut entries: Vec<LogEntry>,
+    mut answering: bool,
     work: &Receiver<ApplierWork>,
-) -> (Vec<LogEntry>, Option<SnapshotWork>) {
+) -> (Vec<LogEntry>, bool, Option<SnapshotWork>) {
     let mut bytes = entries_bytes(&entries);
     let compared = |entries: &[LogEntry]| {
         entries.last().is_some_and(|last| last.index.is_multiple_of(limits::STATE_HASH_EVERY))
     };
     while bytes < limits::APPLY_BYTES_MAX as usize && !compared(&entries) {
         match work.try_recv() {
-            Ok(ApplierWork::Apply(more)) => {
+            Ok(ApplierWork::Apply { entries: more, answering: more_answering }) => {
                 bytes += entries_bytes(&more);
                 entries.extend(more);
+                answering |= more_answering;
             }
-            Ok(ApplierWork::Snapshot(work)) => return (entries, Some(work)),
+            Ok(ApplierWork::Snapshot(work)) => return (entries, answering, Some(work)),
             Err(_) => break,
         }
     }
-    (entries, None)
+    (entries, answering, None)
 }
 
 /// A snapshot that is arriving.
@@ -282,9 +284,10 @@ impl ApplierThread {
         let _ = self.reports.send(report);
     }
 
-    fn apply(&mut self, entries: &[LogEntry]) -> Result<(), ApplyError> {
-        let outcomes = self.machine.apply(entries)?;
-        self.report(Report::Done(Input::Applied { outcomes, point: self.machine.applied() }));
+    fn apply(&mut self, entries: &[LogEntry], answering: bool) -> Result<(), ApplyError> {
+        let Applied { writes: outcomes, upkeep } = self.machine.apply(entries, answering)?;
+        let point = self.machine.applied();
+        self.report(Report::Done(Input::Applied { outcomes, point, upkeep }));
         Ok(())
     }
 
@@ -336,7 +339,8 @@ impl ApplierThread {
             SnapshotWork::Install => {
                 if let Sink::Staged(staged) = std::mem::replace(&mut self.sink, Sink::None) {
                     let point = self.machine.install(staged)?;
-                    self.report(Report::SnapshotInstalled(point));
+                    let upkeep = self.machine.upkeep();
+                    self.report(Report::SnapshotInstalled { point, upkeep });
                 }
             }
             SnapshotWork::Discard => self.sink = Sink::None,

@@ -3,27 +3,29 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+
 use super::clients::value_bytes_granted;
 use super::console::Console;
-use super::get::answer_get;
+use super::get::{ReadRequest, answer_get, answer_page};
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
-use crate::storage::apply::Store;
+use crate::storage::reads::Store;
 use crate::storage::log::LogReader;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::codec;
-use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply};
+use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
 
 /// Room for what an answer holds besides its value, so that its frame is allocated once.
 const REPLY_BYTES_EXPECTED: usize = 64;
 
-/// One GET to answer.
+/// One read to answer.
 #[derive(Debug)]
 pub(super) struct ReadJob {
     pub token: RequestToken,
     pub client: SocketAddr,
-    pub request: GetRequest,
+    pub request: ReadRequest,
     /// How long the value may be (see `clients`).
     pub granted: usize,
 }
@@ -31,7 +33,7 @@ pub(super) struct ReadJob {
 /// One piece of work.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A GET.
+    /// A read.
     Read(ReadJob),
     /// Log entries for a late server.
     Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
@@ -86,18 +88,25 @@ impl StoreWorker {
     }
 
     fn read(&self, read: ReadJob) -> Completion {
-        let answered = answer_get(&self.store, &read.request);
+        let allowed = value_bytes_granted(read.granted);
+        let answered = match &read.request {
+            ReadRequest::Get(request) => answer_get(&self.store, request),
+            ReadRequest::Page(request) => answer_page(&self.store, request, allowed),
+        };
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),
+            Reply::PageOk { rows, .. } => {
+                rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len)).sum()
+            }
             _ => 0,
         };
         // A value over every limit is not waited for: sending it fails, as below.
-        if value_bytes > value_bytes_granted(read.granted) && value_bytes <= limits::VALUE_BYTES_MAX
-        {
+        if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
             return Completion::TooLong { read, bytes: value_bytes };
         }
         let ReadJob { token, client, request, granted } = read;
         if let Some((key_timestamp, answer)) = answered.shown
+            && let ReadRequest::Get(request) = request
             && self.console.is_on()
         {
             self.console.show(ConsoleEvent::Get {

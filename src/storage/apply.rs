@@ -17,23 +17,30 @@
 //! What it leaves out: deciding when to checkpoint (the driver asks
 //! [`needs_checkpoint`](StateMachine::needs_checkpoint)).
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Buf, BufMut, Bytes};
 
+use super::changes::Changes;
 use super::engine::{Durability, Engine, EngineError, EngineView, WriteBatch};
 use super::hash::StateHash;
+use super::reads::Store;
+use super::rows::{Rows, ViewRows};
 use super::sessions::{Admission, Sessions};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::{keys, versions};
-use crate::command::{Command, CommandError, WriteOp, WriteOutcome};
+use super::upkeep::{self, Horizon, META_PURGED, META_SWEPT};
+use super::versions::{Pending, Reader, StoredVersion};
+use super::{keys, removals};
+use crate::command::{Action, Command, CommandError, Upkeep, WriteOp, WriteOutcome};
 use crate::limits;
-use crate::node::AppliedWrite;
-use crate::types::{AppliedPoint, LogEntry, LogIndex, Timestamp};
+use crate::node::{AppliedWrite, Swept, UpkeepState};
+use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
+use crate::wire::message::Previous;
 
-/// The layout of the rows this build writes, and the newest it reads.
-pub const STATE_FORMAT_VERSION: u32 = 1;
+/// The layout of the rows this build writes and reads.
+pub const STATE_FORMAT_VERSION: u32 = 2;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -77,12 +84,12 @@ pub enum ApplyError {
          start it on an empty one, so that the group can bring it up to date"
     )]
     Damaged(&'static str),
-    /// A later release wrote the rows.
+    /// Another release wrote the rows.
     #[error(
-        "the store has format {0}, newer than this release reads ({STATE_FORMAT_VERSION}): run the \
-         release that wrote it"
+        "the store has format {0}, and this release reads {STATE_FORMAT_VERSION}: run the release \
+         that wrote it"
     )]
-    NewerFormat(u32),
+    OtherFormat(u32),
     /// A snapshot that is older than the state. Nothing was changed.
     #[error("a snapshot of entry {found} was to replace the newer state at entry {applied}")]
     OlderSnapshot {
@@ -97,43 +104,56 @@ pub enum ApplyError {
 }
 
 /// What readers on other threads and the apply thread share.
-struct Shared {
+pub(super) struct Shared {
     /// Replaced when a snapshot is installed.
     engine: RwLock<Arc<dyn Engine>>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
+    /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
+    /// with one becomes visible, and cleared after the batch with which the last one left.
+    removals: [AtomicBool; 2],
 }
 
-/// A reader's handle: cheap to clone, for any thread.
-///
-/// A read sees the state between two applied batches. To know which: load
-/// [`applied`](Store::applied) *before* reading (the state read is at least that new), and
-/// [`applying_timestamp`](Store::applying_timestamp) *after* (it is at most that new).
-#[derive(Clone)]
-pub struct Store {
-    shared: Arc<Shared>,
+impl Shared {
+    fn pending(&self) -> Pending {
+        let [keys, ranges] = self.removals.each_ref().map(|flag| flag.load(Ordering::SeqCst));
+        Pending { keys, ranges }
+    }
+
+    fn set_pending(&self, pending: Pending) {
+        let [keys, ranges] = &self.removals;
+        keys.store(pending.keys, Ordering::SeqCst);
+        ranges.store(pending.ranges, Ordering::SeqCst);
+    }
+
+    /// A view, and what to look for in it.
+    pub(super) fn view(&self) -> Result<(Box<dyn EngineView>, Pending), EngineError> {
+        // Asked before and after: of a view taken while the last removal leaves, or while the first
+        // comes, one of the two tells.
+        let before = self.pending();
+        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let view = engine.view()?;
+        let after = self.pending();
+        let keys = before.keys || after.keys;
+        Ok((view, Pending { keys, ranges: before.ranges || after.ranges }))
+    }
+
+    pub(super) fn applied(&self) -> AppliedPoint {
+        *self.applied.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn applying_timestamp(&self) -> Timestamp {
+        Timestamp(self.applying_timestamp.load(Ordering::SeqCst))
+    }
 }
 
-impl Store {
-    /// The newest version of a key.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
-    pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
-        let engine = self.shared.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
-        versions::newest(&*engine, key)
-    }
-
-    /// A lower bound of the state that any later read sees: set after a batch became visible.
-    pub fn applied(&self) -> AppliedPoint {
-        *self.shared.applied.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// An upper bound of the state that any earlier read saw: set before a batch becomes visible.
-    pub fn applying_timestamp(&self) -> Timestamp {
-        Timestamp(self.shared.applying_timestamp.load(Ordering::SeqCst))
-    }
+/// What applying entries comes to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// One for each write of a client, in log order.
+    pub writes: Vec<AppliedWrite>,
+    /// What is left to do in the background.
+    pub upkeep: UpkeepState,
 }
 
 /// The state machine: one owner, one thread.
@@ -149,6 +169,10 @@ pub struct StateMachine {
     lazy_bytes: u64,
     /// When the driver was first seen with something applied since the last checkpoint.
     lazy_since_us: Option<u64>,
+    /// Removals that are not off the disk yet.
+    pending: Pending,
+    /// The time of the oldest of them.
+    oldest_removal: Option<Timestamp>,
     poisoned: bool,
 }
 
@@ -157,14 +181,16 @@ impl StateMachine {
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::NewerFormat`].
+    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`].
     pub fn open(engine: Arc<dyn Engine>) -> Result<StateMachine, ApplyError> {
         let point = stored_point(&*engine)?;
         let sessions = Sessions::load(&*engine)?;
+        let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
         let shared = Shared {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
+            removals: [AtomicBool::new(pending.keys), AtomicBool::new(pending.ranges)],
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
@@ -175,13 +201,15 @@ impl StateMachine {
             lazy_entries: 0,
             lazy_bytes: 0,
             lazy_since_us: None,
+            pending,
+            oldest_removal,
             poisoned: false,
         })
     }
 
     /// A handle for readers.
     pub fn store(&self) -> Store {
-        Store { shared: self.shared.clone() }
+        Store::new(self.shared.clone())
     }
 
     /// Where the state machine stands.
@@ -194,22 +222,36 @@ impl StateMachine {
         self.durable_index
     }
 
-    /// Applies entries, in order, as one atomic batch; one outcome a command, none for no-ops.
+    /// What is left to do in the background.
+    pub fn upkeep(&self) -> UpkeepState {
+        UpkeepState { oldest_removal: self.oldest_removal, swept: None }
+    }
+
+    /// Applies entries, in order, as one atomic batch. When somebody waits for answers (`answering`),
+    /// what keys had before is looked up for the writes that ask for it.
     ///
     /// # Errors
     ///
     /// Any; then nothing of the batch is visible, and every later call fails with
     /// [`ApplyError::Poisoned`].
-    pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Vec<AppliedWrite>, ApplyError> {
-        self.guarded(|machine| machine.apply_batch(entries))
+    pub fn apply(
+        &mut self,
+        entries: &[LogEntry],
+        answering: bool,
+    ) -> Result<Applied, ApplyError> {
+        self.guarded(|machine| machine.apply_batch(entries, answering))
     }
 
-    fn apply_batch(&mut self, entries: &[LogEntry]) -> Result<Vec<AppliedWrite>, ApplyError> {
+    fn apply_batch(
+        &mut self,
+        entries: &[LogEntry],
+        answering: bool,
+    ) -> Result<Applied, ApplyError> {
+        let mut applied = Applied::default();
         let view = self.engine.view()?;
-        let mut batch = WriteBatch::default();
-        let mut outcomes = Vec::with_capacity(entries.len());
         let mut point = self.point;
-        let mut hash = StateHash(point.hash);
+        let mut changes = Changes::new(&*view, StateHash(point.hash));
+        let mut removals_touched = false;
         for entry in entries {
             let expected = point.index + 1;
             if entry.index != expected {
@@ -220,52 +262,126 @@ impl StateMachine {
             point.index = entry.index;
             self.lazy_entries += 1;
             self.lazy_bytes += entry.data.len() as u64;
-            let Some(command) = command else { continue };
-            if command.timestamp <= point.timestamp {
+            let Some(Command { timestamp, action }) = command else { continue };
+            if timestamp <= point.timestamp {
                 return Err(ApplyError::TimestampOrder {
                     index: entry.index,
-                    found: command.timestamp,
+                    found: timestamp,
                     last: point.timestamp,
                 });
             }
-            point.timestamp = command.timestamp;
-            let outcome = self.apply_command(&command, &*view, &mut batch, &mut hash)?;
-            outcomes.push(AppliedWrite { index: entry.index, term: entry.term, outcome });
+            point.timestamp = timestamp;
+            removals_touched |= !matches!(
+                action,
+                Action::Write { op: WriteOp::Put { .. } | WriteOp::PutAll { .. }, .. }
+            );
+            match action {
+                Action::Write { request, op, previous } => {
+                    let wanted = answering && previous;
+                    let (outcome, previous) =
+                        self.apply_write(timestamp, &request, &op, wanted, &mut changes)?;
+                    let (index, term) = (entry.index, entry.term);
+                    applied.writes.push(AppliedWrite { index, term, outcome, previous });
+                }
+                Action::Upkeep(Upkeep::Purge { before }) => upkeep::purge(&mut changes, before)?,
+                Action::Upkeep(Upkeep::Sweep { history, as_of, from }) => {
+                    let next = upkeep::sweep(&mut changes, history, as_of, &from)?;
+                    applied.upkeep.swept = Some(Swept { next });
+                }
+            }
         }
-        if entries.is_empty() {
-            return Ok(outcomes);
+        if !entries.is_empty() {
+            if removals_touched {
+                (self.pending, self.oldest_removal) = removals_left(&changes.rows())?;
+            }
+            point.hash = changes.hash.0;
+            let batch = changes.into_batch();
+            drop(view);
+            let before = self.shared.pending();
+            self.shared.set_pending(Pending {
+                keys: before.keys || self.pending.keys,
+                ranges: before.ranges || self.pending.ranges,
+            });
+            self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
+            self.engine.write(&batch, Durability::Lazy)?;
+            self.point = point;
+            *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
+            self.shared.set_pending(self.pending);
         }
-        drop(view);
-        point.hash = hash.0;
-        self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
-        self.engine.write(&batch, Durability::Lazy)?;
-        self.point = point;
-        *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
-        Ok(outcomes)
+        applied.upkeep.oldest_removal = self.oldest_removal;
+        Ok(applied)
     }
 
-    fn apply_command(
+    fn apply_write(
         &mut self,
-        command: &Command,
-        view: &dyn EngineView,
-        batch: &mut WriteBatch,
-        hash: &mut StateHash,
-    ) -> Result<Option<WriteOutcome>, ApplyError> {
-        match self.sessions.admit(&command.request, command.timestamp, hash) {
-            Admission::Repeated(outcome) => return Ok(Some(outcome)),
-            Admission::Forgotten => return Ok(None),
+        timestamp: Timestamp,
+        request: &RequestId,
+        op: &WriteOp,
+        previous: bool,
+        changes: &mut Changes<'_>,
+    ) -> Result<(Option<WriteOutcome>, Option<Previous>), ApplyError> {
+        match self.sessions.admit(request, timestamp, &mut changes.hash) {
+            Admission::Repeated(outcome) => {
+                let Some(key) = op.key().filter(|_| previous) else {
+                    return Ok((Some(outcome), None));
+                };
+                // As the first application found it, unless that is off the disk by now.
+                let before = Timestamp(outcome.timestamp.0 - 1);
+                let rows = changes.rows();
+                if Horizon::read(&rows)?.is_past(before, before) {
+                    return Ok((None, None));
+                }
+                let pending = Pending { keys: true, ranges: true };
+                let found = Reader::new(&rows, before, before, pending)?.get(key)?;
+                return Ok((Some(outcome), Some(answer_previous(found))));
+            }
+            Admission::Forgotten => return Ok((None, None)),
             Admission::New => {}
         }
-        let existed = match &command.op {
-            WriteOp::Put { key, value } => {
-                versions::put(batch, hash, key, command.timestamp, value);
-                false
+        let previous = match op.key() {
+            Some(key) if previous => {
+                let found = Reader::newest(&changes.rows())?.get(key)?;
+                Some(answer_previous(found))
             }
-            WriteOp::Del { key } => versions::delete(view, batch, hash, key)?,
+            _ => None,
         };
-        let outcome = WriteOutcome { timestamp: command.timestamp, existed };
-        self.sessions.record(&command.request, outcome, hash);
-        Ok(Some(outcome))
+        let refused = !self.carry_out(timestamp, op, changes)?;
+        let outcome = WriteOutcome { timestamp, refused };
+        self.sessions.record(request, outcome, &mut changes.hash);
+        Ok((Some(outcome), previous))
+    }
+
+    /// `false`: it was refused, and nothing was done.
+    fn carry_out(
+        &self,
+        timestamp: Timestamp,
+        op: &WriteOp,
+        changes: &mut Changes<'_>,
+    ) -> Result<bool, ApplyError> {
+        let store = |changes: &mut Changes<'_>, key: &Bytes, value: &Bytes| {
+            let stored = StoredVersion::Value(value).encode();
+            changes.put(keys::version(key, timestamp), stored);
+        };
+        match op {
+            WriteOp::Put { key, value } => store(changes, key, value),
+            WriteOp::PutAll { pairs } => {
+                // Of a key given twice the last value counts.
+                let pairs: BTreeMap<&Bytes, &Bytes> = pairs.iter().map(|(k, v)| (k, v)).collect();
+                pairs.into_iter().for_each(|(key, value)| store(changes, key, value));
+            }
+            WriteOp::Del { key } => removals::delete(changes, timestamp, key)?,
+            WriteOp::DelAll { keys } => {
+                for key in keys {
+                    removals::delete(changes, timestamp, key)?;
+                }
+            }
+            WriteOp::DelRange { from, to } => {
+                return removals::delete_range(changes, timestamp, from, to);
+            }
+            WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
+            WriteOp::Mark => {}
+        }
+        Ok(true)
     }
 
     /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the last
@@ -333,11 +449,16 @@ impl StateMachine {
                 return Err(ApplyError::Damaged("the applied index of a snapshot"));
             }
             machine.sessions = Sessions::load(&*engine)?;
+            let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
+            let unknown = Pending { keys: true, ranges: true };
+            machine.shared.set_pending(unknown);
             // In the same order as around a batch.
             let shared = &machine.shared;
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
+            shared.set_pending(pending);
+            (machine.pending, machine.oldest_removal) = (pending, oldest_removal);
             machine.engine = engine;
             (machine.point, machine.durable_index) = (point, point.index);
             machine.nothing_lazy();
@@ -363,12 +484,28 @@ impl StateMachine {
     }
 }
 
+/// Which removals are not off the disk yet, and since when.
+fn removals_left(rows: &dyn Rows) -> Result<(Pending, Option<Timestamp>), ApplyError> {
+    let keys = rows.first(&keys::queue())?.is_some();
+    let ranges = rows.first(&keys::ranges())?.is_some();
+    Ok((Pending { keys, ranges }, removals::oldest(rows)?))
+}
+
+/// What a key had, for an answer: without the value when it is too long to be sent unasked.
+fn answer_previous(found: Option<(Timestamp, Bytes)>) -> Previous {
+    let Some((timestamp, value)) = found else {
+        return Previous { timestamp: Timestamp::ZERO, value: None };
+    };
+    let value = (value.len() <= limits::READ_SMALL_BYTES_MAX).then_some(value);
+    Previous { timestamp, value }
+}
+
 /// Where the state that an engine holds durably stands.
 pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyError> {
     let format = read_meta::<4>(engine, META_FORMAT)?.map(u32::from_le_bytes);
     let point = read_meta::<POINT_BYTES>(engine, META_APPLIED)?.map(decode_point);
-    if let Some(newer) = format.filter(|format| *format > STATE_FORMAT_VERSION) {
-        return Err(ApplyError::NewerFormat(newer));
+    if let Some(other) = format.filter(|format| *format != STATE_FORMAT_VERSION) {
+        return Err(ApplyError::OtherFormat(other));
     }
     Ok(point.unwrap_or_default())
 }
@@ -387,6 +524,8 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
         return Some(MetaRow::Applied(decode_point(value.try_into().ok()?)));
     }
     let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
+    let is_time = row == keys::meta(META_PURGED) || row == keys::meta(META_SWEPT);
+    let known = known || (is_time && upkeep::decode_time(value).is_some());
     known.then_some(MetaRow::Other)
 }
 

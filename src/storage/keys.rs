@@ -5,10 +5,18 @@
 //! so that the newest version of a key comes first:
 //!
 //! ```text
-//! version := 01 | escaped key | 00 00 | eight bytes, big-endian: !(timestamp as ordered u64)
+//! version := 01 | escaped key | 00 00 | newest first
 //! session := 02 | client id, eight bytes, big-endian
 //! meta    := 03 | name
+//! removal := 04 | escaped key | 00 00 | newest first
+//! range   := 05 | oldest first
+//! queued  := 06 | oldest first | key
+//!
+//! oldest first := eight bytes, big-endian: timestamp as ordered u64
+//! newest first := the same, inverted
 //! ```
+//!
+//! What the last three are about is in [`removals`](super::removals).
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.
@@ -20,6 +28,9 @@ use crate::types::{ClientId, Timestamp};
 const SPACE_VERSIONS: u8 = 1;
 const SPACE_SESSIONS: u8 = 2;
 const SPACE_META: u8 = 3;
+const SPACE_REMOVALS: u8 = 4;
+const SPACE_RANGES: u8 = 5;
+const SPACE_QUEUE: u8 = 6;
 
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
@@ -50,6 +61,12 @@ pub enum KeySpace {
     Sessions,
     /// A fact about the store itself.
     Meta,
+    /// A removal, by key.
+    Removals,
+    /// A removal of a range.
+    Ranges,
+    /// A removal, by time.
+    Queue,
 }
 
 /// The key space of a row; `None` when it is of none.
@@ -58,6 +75,9 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
         Some(&SPACE_VERSIONS) => Some(KeySpace::Versions),
         Some(&SPACE_SESSIONS) => Some(KeySpace::Sessions),
         Some(&SPACE_META) => Some(KeySpace::Meta),
+        Some(&SPACE_REMOVALS) => Some(KeySpace::Removals),
+        Some(&SPACE_RANGES) => Some(KeySpace::Ranges),
+        Some(&SPACE_QUEUE) => Some(KeySpace::Queue),
         _ => None,
     }
 }
@@ -66,32 +86,149 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
-        end: Bytes::from_static(&[SPACE_META + 1]),
+        end: Bytes::from_static(&[SPACE_QUEUE + 1]),
     }
 }
 
 /// The row of one version of a key.
 pub fn version(key: &[u8], timestamp: Timestamp) -> Bytes {
-    let mut row = version_prefix(key);
-    row.extend_from_slice(&(!(timestamp.0 as u64 ^ SIGN_BIT)).to_be_bytes());
-    row.into()
+    newest_first(prefix(SPACE_VERSIONS, key), timestamp)
 }
 
 /// The rows of all versions of a key, newest first.
 pub fn versions(key: &[u8]) -> RowRange {
-    let start = version_prefix(key);
-    let mut end = start.clone();
-    // The prefix ends with the terminator: one more there is past all its timestamps and before
-    // every other key.
+    let start = prefix(SPACE_VERSIONS, key);
+    RowRange { end: after(&start), start: start.into() }
+}
+
+/// The rows of a key's versions up to `newest`.
+pub fn versions_up_to(key: &[u8], newest: Timestamp) -> RowRange {
+    let start = prefix(SPACE_VERSIONS, key);
+    RowRange { end: after(&start), start: newest_first(start, newest) }
+}
+
+/// The rows of the versions of all keys from `from` to `to`, both included.
+pub fn versions_between(from: &[u8], to: &[u8]) -> RowRange {
+    let start = prefix(SPACE_VERSIONS, from).into();
+    RowRange { start, end: after(&prefix(SPACE_VERSIONS, to)) }
+}
+
+/// The rows of the versions of all keys not less than `from`.
+pub fn versions_from(from: &[u8]) -> RowRange {
+    RowRange { start: prefix(SPACE_VERSIONS, from).into(), end: vec![SPACE_VERSIONS + 1].into() }
+}
+
+/// Past all rows that begin like this row of a version, its timestamp apart: past the key.
+pub fn after_version(row: &[u8]) -> Bytes {
+    after(version_prefix(row))
+}
+
+/// A version's row without its timestamp: the same for all versions of a key, and for no other's.
+pub fn version_prefix(row: &[u8]) -> &[u8] {
+    &row[..row.len().saturating_sub(TIMESTAMP_BYTES)]
+}
+
+/// The row of another version of the key that `prefix` is of.
+pub fn sibling(prefix: &[u8], timestamp: Timestamp) -> Bytes {
+    newest_first(prefix.to_vec(), timestamp)
+}
+
+/// The row of the removal of a key at some time.
+pub fn removal(key: &[u8], at: Timestamp) -> Bytes {
+    newest_first(prefix(SPACE_REMOVALS, key), at)
+}
+
+/// The rows of a key's removals later than `after` and not later than `until`.
+pub fn removals(key: &[u8], after: Timestamp, until: Timestamp) -> RowRange {
+    RowRange { start: removal(key, until), end: removal(key, after) }
+}
+
+/// The time of a removal's row.
+///
+/// # Errors
+///
+/// [`KeyError`] when the row is not a removal's.
+pub fn removal_timestamp(row: &[u8]) -> Result<Timestamp, KeyError> {
+    trailing_timestamp(SPACE_REMOVALS, row)
+}
+
+/// The row of the removal of a range.
+pub fn range(at: Timestamp) -> Bytes {
+    oldest_first(SPACE_RANGES, at).into()
+}
+
+/// The rows of all removals of ranges, oldest first.
+pub fn ranges() -> RowRange {
+    space_rows(SPACE_RANGES)
+}
+
+/// The time of the row of a range's removal.
+///
+/// # Errors
+///
+/// [`KeyError`] when the row is not such a row.
+pub fn decode_range(row: &[u8]) -> Result<Timestamp, KeyError> {
+    match decode_oldest_first(SPACE_RANGES, row)? {
+        (at, []) => Ok(at),
+        _ => Err(KeyError),
+    }
+}
+
+/// The row by which a key's removal is found by its time.
+pub fn queued(at: Timestamp, key: &[u8]) -> Bytes {
+    let mut row = oldest_first(SPACE_QUEUE, at);
+    row.extend_from_slice(key);
+    row.into()
+}
+
+/// All such rows, oldest first.
+pub fn queue() -> RowRange {
+    space_rows(SPACE_QUEUE)
+}
+
+/// The time and the key of such a row.
+///
+/// # Errors
+///
+/// [`KeyError`] when it is none.
+pub fn decode_queued(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
+    decode_oldest_first(SPACE_QUEUE, row)
+}
+
+fn space_rows(space: u8) -> RowRange {
+    RowRange { start: vec![space].into(), end: vec![space + 1].into() }
+}
+
+fn oldest_first(space: u8, at: Timestamp) -> Vec<u8> {
+    let mut row = vec![space];
+    row.extend_from_slice(&(at.0 as u64 ^ SIGN_BIT).to_be_bytes());
+    row
+}
+
+fn decode_oldest_first(space: u8, row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
+    let rest = row.strip_prefix(&[space]).ok_or(KeyError)?;
+    let (at, rest) = rest.split_first_chunk::<TIMESTAMP_BYTES>().ok_or(KeyError)?;
+    Ok((Timestamp((u64::from_be_bytes(*at) ^ SIGN_BIT) as i64), rest))
+}
+
+fn newest_first(mut prefix: Vec<u8>, timestamp: Timestamp) -> Bytes {
+    prefix.extend_from_slice(&(!(timestamp.0 as u64 ^ SIGN_BIT)).to_be_bytes());
+    prefix.into()
+}
+
+/// Past every row that begins with `prefix`, which ends with the terminator: one more there is past
+/// all its timestamps and before every other key.
+fn after(prefix: &[u8]) -> Bytes {
+    let mut end = prefix.to_vec();
     if let Some(last) = end.last_mut() {
         *last += 1;
     }
-    RowRange { start: start.into(), end: end.into() }
+    end.into()
 }
 
-fn version_prefix(key: &[u8]) -> Vec<u8> {
+fn prefix(space: u8, key: &[u8]) -> Vec<u8> {
     let mut row = Vec::with_capacity(1 + key.len() + 2 + TIMESTAMP_BYTES);
-    row.push(SPACE_VERSIONS);
+    row.push(space);
     for &byte in key {
         row.push(byte);
         if byte == ESCAPE {
@@ -108,9 +245,20 @@ fn version_prefix(key: &[u8]) -> Vec<u8> {
 ///
 /// [`KeyError`] when the row is not a version's.
 pub fn decode_version(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
-    let (&[SPACE_VERSIONS], escaped) = row.split_first_chunk::<1>().ok_or(KeyError)? else {
-        return Err(KeyError);
-    };
+    decode_keyed(SPACE_VERSIONS, row)
+}
+
+/// The user's key and the time of a removal's row.
+///
+/// # Errors
+///
+/// [`KeyError`] when the row is not a removal's.
+pub fn decode_removal(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
+    decode_keyed(SPACE_REMOVALS, row)
+}
+
+fn decode_keyed(space: u8, row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
+    let escaped = row.strip_prefix(&[space]).ok_or(KeyError)?;
     let (escaped, timestamp) = escaped.split_last_chunk::<TIMESTAMP_BYTES>().ok_or(KeyError)?;
     let escaped = escaped.strip_suffix(&[ESCAPE, TERMINATOR]).ok_or(KeyError)?;
     let mut key = Vec::with_capacity(escaped.len());
@@ -130,8 +278,12 @@ pub fn decode_version(row: &[u8]) -> Result<(Vec<u8>, Timestamp), KeyError> {
 ///
 /// [`KeyError`] when the row is not a version's.
 pub fn version_timestamp(row: &[u8]) -> Result<Timestamp, KeyError> {
+    trailing_timestamp(SPACE_VERSIONS, row)
+}
+
+fn trailing_timestamp(space: u8, row: &[u8]) -> Result<Timestamp, KeyError> {
     match row.split_last_chunk::<TIMESTAMP_BYTES>() {
-        Some((prefix, timestamp)) if prefix.first() == Some(&SPACE_VERSIONS) => {
+        Some((prefix, timestamp)) if prefix.first() == Some(&space) => {
             Ok(decode_timestamp(*timestamp))
         }
         _ => Err(KeyError),
@@ -219,6 +371,49 @@ mod tests {
             let range = versions(&a);
             let row = version(&b, Timestamp(timestamp));
             prop_assert_eq!((range.start..range.end).contains(&row), a == b);
+            prop_assert_eq!(version_prefix(&row) == version_prefix(&version(&a, Timestamp(0))), a == b);
+            let past = after_version(&version(&a, Timestamp(0)));
+            prop_assert_eq!(row < past, b <= a);
+        }
+
+        #[test]
+        fn a_range_of_keys_holds_the_versions_of_the_keys_within(
+            (from, to, key) in (awkward_key(), awkward_key(), awkward_key()),
+            timestamp in any::<i64>(),
+        ) {
+            let range = versions_between(&from, &to);
+            let row = version(&key, Timestamp(timestamp));
+            prop_assert_eq!((range.start..range.end).contains(&row), from <= key && key <= to);
+        }
+
+        #[test]
+        fn a_keys_versions_up_to_one_are_those_not_newer(
+            key in awkward_key(),
+            (newest, timestamp) in (any::<i64>(), any::<i64>()),
+        ) {
+            let range = versions_up_to(&key, Timestamp(newest));
+            let row = version(&key, Timestamp(timestamp));
+            prop_assert_eq!((range.start..range.end).contains(&row), timestamp <= newest);
+        }
+
+        #[test]
+        fn removals_are_found_by_key_and_by_time(
+            (a, b) in (awkward_key(), awkward_key()),
+            (from, until, at) in (any::<i64>(), any::<i64>(), any::<i64>()),
+        ) {
+            let found = removals(&a, Timestamp(from), Timestamp(until));
+            let row = removal(&b, Timestamp(at));
+            let within = a == b && from < at && at <= until;
+            prop_assert_eq!((found.start..found.end).contains(&row), within);
+            prop_assert_eq!(removal_timestamp(&row), Ok(Timestamp(at)));
+            prop_assert_eq!(decode_removal(&row), Ok((b.clone(), Timestamp(at))));
+            let row = queued(Timestamp(at), &b);
+            prop_assert!((queue().start..queue().end).contains(&row));
+            prop_assert_eq!(decode_queued(&row), Ok((Timestamp(at), &b[..])));
+            prop_assert_eq!(queued(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
+            prop_assert_eq!(decode_range(&range(Timestamp(at))), Ok(Timestamp(at)));
+            let times = range(Timestamp(from)).cmp(&range(Timestamp(at)));
+            prop_assert_eq!(times, from.cmp(&at));
         }
 
         #[test]
@@ -231,14 +426,29 @@ mod tests {
 
     #[test]
     fn key_spaces_do_not_overlap() {
-        let rows = [version(&[0xff; 9], Timestamp(0)), session(ClientId(u64::MAX)), meta("a")];
+        let rows = [
+            version(&[0xff; 9], Timestamp(0)),
+            session(ClientId(u64::MAX)),
+            meta("a"),
+            removal(&[0xff; 9], Timestamp(0)),
+            range(Timestamp(i64::MAX)),
+            queued(Timestamp(i64::MAX), &[0xff; 9]),
+        ];
         assert!(rows.is_sorted());
         assert!((sessions().start..sessions().end).contains(&rows[1]));
         assert_eq!(decode_session(&rows[1]), Ok(ClientId(u64::MAX)));
         assert_eq!(decode_session(&rows[2]), Err(KeyError));
-        let spaces = [KeySpace::Versions, KeySpace::Sessions, KeySpace::Meta].map(Some);
+        let spaces = [
+            KeySpace::Versions,
+            KeySpace::Sessions,
+            KeySpace::Meta,
+            KeySpace::Removals,
+            KeySpace::Ranges,
+            KeySpace::Queue,
+        ]
+        .map(Some);
         assert_eq!(rows.each_ref().map(|row| space(row)), spaces);
-        assert_eq!([space(b""), space(&[0]), space(&[4])], [None; 3]);
+        assert_eq!([space(b""), space(&[0]), space(&[7])], [None; 3]);
         assert!(rows.iter().all(|row| (all().start..all().end).contains(row)));
     }
 }

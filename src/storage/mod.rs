@@ -25,12 +25,17 @@ pub mod apply;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
+mod changes;
 mod hash;
 pub mod keys;
 pub mod log;
 pub mod memory;
+pub mod reads;
+mod removals;
+mod rows;
 mod sessions;
 pub mod snapshot;
+mod upkeep;
 mod versions;
 
 use std::sync::Arc;
@@ -162,6 +167,7 @@ pub fn assemble(
         last_index: found.last_index,
         entries,
         applied,
+        upkeep: machine.upkeep(),
     };
     Ok(Storage { log, machine, recovered })
 }

@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64 |
-    /// existed u8`, in order of sequence, little-endian.
+    /// refused u8`, in order of sequence, little-endian.
     fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(HEAD_BYTES + self.replies.len() * REPLY_BYTES);
         out.put_i64_le(self.heard.0);
@@ -212,7 +212,7 @@ impl Session {
         for (sequence, outcome) in &self.replies {
             out.put_u64_le(*sequence);
             out.put_i64_le(outcome.timestamp.0);
-            out.put_u8(u8::from(outcome.existed));
+            out.put_u8(u8::from(outcome.refused));
         }
         out.into()
     }
@@ -224,7 +224,7 @@ impl Session {
             let mut fields = &reply[..];
             let sequence = fields.get_u64_le();
             let timestamp = Timestamp(fields.get_i64_le());
-            (sequence, WriteOutcome { timestamp, existed: fields.get_u8() != 0 })
+            (sequence, WriteOutcome { timestamp, refused: fields.get_u8() != 0 })
         };
         Some(Session {
             heard: Timestamp(head.get_i64_le()),
@@ -247,7 +247,7 @@ pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Opti
 
 fn reply_hash(client: ClientId, sequence: u64, outcome: &WriteOutcome) -> u64 {
     let timestamp = outcome.timestamp.0 as u64;
-    words_hash(HASH_REPLY, &[client.0, sequence, timestamp, u64::from(outcome.existed)])
+    words_hash(HASH_REPLY, &[client.0, sequence, timestamp, u64::from(outcome.refused)])
 }
 
 #[cfg(test)]
@@ -260,7 +260,7 @@ mod tests {
     }
 
     fn outcome(timestamp: i64) -> WriteOutcome {
-        WriteOutcome { timestamp: Timestamp(timestamp), existed: timestamp % 2 == 0 }
+        WriteOutcome { timestamp: Timestamp(timestamp), refused: timestamp % 2 == 0 }
     }
 
     /// Applies a command the way the state machine does; what is answered.

@@ -1,77 +1,351 @@
-//! The versions of keys: one row each, newest first.
-//!
-//! Changes go into the batch that is being built; reads for them see through it to the engine as of
-//! before the batch.
+//! The versions of keys: one row each, newest first, and how they are read.
 
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
 use super::apply::ApplyError;
-use super::engine::{Direction, Engine, EngineError, EngineView, WriteBatch};
-use super::hash::{StateHash, row_hash};
-use super::keys;
+use super::keys::{self, RowRange};
+use super::removals::{self, RangeRemoval, Removal};
+use super::rows::Rows;
+use crate::limits;
 use crate::types::Timestamp;
+use crate::wire::message::Row;
 
-/// The newest version of a key, in one seek.
-pub(super) fn newest(
-    engine: &dyn Engine,
-    key: &[u8],
-) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
-    let mut found = None;
-    engine.scan(&keys::versions(key), Direction::Forward, &mut |row, value| {
-        found = Some(
-            keys::version_timestamp(row)
-                .map(|timestamp| (timestamp, Bytes::copy_from_slice(value))),
-        );
-        ControlFlow::Break(())
-    })?;
-    found.transpose().map_err(|_| ApplyError::Damaged("a version"))
+/// What the row of a version holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StoredVersion<'a> {
+    /// The key was deleted then: the mark of `removals`.
+    Removed,
+    /// The value.
+    Value(&'a [u8]),
 }
 
-/// Stores a new version.
-pub(super) fn put(
-    batch: &mut WriteBatch,
-    hash: &mut StateHash,
-    key: &[u8],
-    timestamp: Timestamp,
-    value: &Bytes,
-) {
-    let row = keys::version(key, timestamp);
-    hash.add(version_hash(&row, value));
-    batch.put(row, value.clone());
-}
-
-/// Removes every version; whether there was any.
-pub(super) fn delete(
-    view: &dyn EngineView,
-    batch: &mut WriteBatch,
-    hash: &mut StateHash,
-    key: &[u8],
-) -> Result<bool, EngineError> {
-    let range = keys::versions(key);
-    let mut removed = Vec::new();
-    let stored = batch.range(&range).filter_map(|(row, value)| Some((row, value?)));
-    for (row, value) in stored {
-        hash.subtract(version_hash(row, value));
-        removed.push(row.clone());
-    }
-    view.scan(&range, Direction::Forward, &mut |row, value| {
-        if batch.get(row).is_none() {
-            hash.subtract(version_hash(row, value));
-            removed.push(Bytes::copy_from_slice(row));
+impl<'a> StoredVersion<'a> {
+    /// A byte that tells which, then the value.
+    pub fn encode(self) -> Bytes {
+        match self {
+            StoredVersion::Removed => Bytes::from_static(&[0]),
+            StoredVersion::Value(value) => {
+                let mut out = Vec::with_capacity(1 + value.len());
+                out.push(1);
+                out.extend_from_slice(value);
+                out.into()
+            }
         }
-        ControlFlow::Continue(())
-    })?;
-    let existed = !removed.is_empty();
-    for row in removed {
-        batch.delete(row);
     }
-    Ok(existed)
+
+    pub fn decode(stored: &'a [u8]) -> Result<StoredVersion<'a>, ApplyError> {
+        match stored {
+            [0] => Ok(StoredVersion::Removed),
+            [1, value @ ..] => Ok(StoredVersion::Value(value)),
+            _ => Err(ApplyError::Damaged("a version")),
+        }
+    }
 }
 
-/// What a version adds to the state hash. A row's key ends where its encoding says, so key and value
-/// together are unambiguous.
-pub(super) fn version_hash(row: &[u8], value: &[u8]) -> u64 {
-    row_hash(b"version", &[row, value])
+/// What there is to look for besides versions. Saying yes where there is nothing costs a seek a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pending {
+    /// Removals of single keys.
+    pub keys: bool,
+    /// Removals of ranges.
+    pub ranges: bool,
+}
+
+/// How much of a long read to do at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageLimits {
+    pub rows: usize,
+    /// Bytes of keys and values; one longer row still comes alone.
+    pub bytes: usize,
+    /// Rows of the store looked at, about.
+    pub visits: usize,
+}
+
+impl PageLimits {
+    /// Whatever is found in so many rows of the store.
+    pub fn visits(visits: usize) -> PageLimits {
+        PageLimits { rows: usize::MAX, bytes: usize::MAX, visits }
+    }
+}
+
+/// A piece of a range.
+#[derive(Debug, Default)]
+pub(super) struct FoundRows {
+    pub rows: Vec<Row>,
+    /// Where the range goes on.
+    pub next: Option<Bytes>,
+}
+
+/// The keys of a piece of a range.
+#[derive(Debug, Default)]
+pub(super) struct FoundKeys {
+    pub keys: Vec<Bytes>,
+    /// Where the range goes on.
+    pub next: Option<Bytes>,
+}
+
+/// What [`walk`] does after a row.
+pub(super) enum Step {
+    /// The next older version of the key.
+    Older,
+    /// The next key.
+    NextKey,
+    /// Nothing more: begin here, at this key, next time.
+    Stop,
+}
+
+/// Shows rows as of one time, as seen from one time. The rule is in [`removals`].
+pub(super) struct Reader<'a> {
+    rows: &'a dyn Rows,
+    at: Timestamp,
+    seen: Timestamp,
+    pending: Pending,
+    ranges: Vec<RangeRemoval>,
+}
+
+impl<'a> Reader<'a> {
+    /// The newest state of `rows`, for an operation that changes it.
+    pub fn newest(rows: &'a dyn Rows) -> Result<Reader<'a>, ApplyError> {
+        let end = Timestamp(i64::MAX);
+        Reader::new(rows, end, end, Pending { keys: true, ranges: true })
+    }
+
+    /// The state as of `at`, with the removals up to `seen`, which is not before `at`.
+    pub fn new(
+        rows: &'a dyn Rows,
+        at: Timestamp,
+        seen: Timestamp,
+        pending: Pending,
+    ) -> Result<Reader<'a>, ApplyError> {
+        let ranges = if pending.ranges {
+            let mut ranges = removals::ranges(rows)?;
+            ranges.retain(|range| range.at <= seen);
+            ranges
+        } else {
+            Vec::new()
+        };
+        Ok(Reader { rows, at, seen, pending, ranges })
+    }
+
+    /// A key's version and value.
+    pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+        let mut found = Ok(None);
+        self.rows.visit(&keys::versions_up_to(key, self.at), &mut |row, stored| {
+            found = decode(row, stored).map(|(timestamp, version)| match version {
+                StoredVersion::Removed => None,
+                StoredVersion::Value(value) => Some((timestamp, Bytes::copy_from_slice(value))),
+            });
+            ControlFlow::Break(())
+        })?;
+        match found? {
+            Some((timestamp, _)) if timestamp < self.floor(key, self.at)? => Ok(None),
+            found => Ok(found),
+        }
+    }
+
+    /// Versions of a key below this are removed, by what happened after `after`.
+    fn floor(&self, key: &[u8], after: Timestamp) -> Result<Timestamp, ApplyError> {
+        let covering = self.ranges.iter().filter(|range| range.covers(key));
+        let mut floor = covering.map(|range| range.at).max().unwrap_or(Timestamp(i64::MIN));
+        if !self.pending.keys || self.seen <= after {
+            return Ok(floor);
+        }
+        let mut failed = None;
+        self.rows.visit(&keys::removals(key, after, self.seen), &mut |row, value| {
+            let at = keys::removal_timestamp(row).map_err(|_| ApplyError::Damaged("a removal"));
+            match at.and_then(|at| Ok(Removal::decode(value)?.floor(at))) {
+                Ok(found) => {
+                    floor = floor.max(found);
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        failed.map_or(Ok(floor), Err)
+    }
+
+    /// The keys with a value from `from` to `to`, both included, in order, with their values.
+    pub fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limits: PageLimits,
+    ) -> Result<FoundRows, ApplyError> {
+        let mut found = FoundRows::default();
+        let mut bytes = 0;
+        found.next = self.scan(from, to, limits.visits, &mut |key, timestamp, value| {
+            bytes += key.len() + value.len();
+            if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
+                return Step::Stop;
+            }
+            let (key, value) = (key.into(), Some(Bytes::copy_from_slice(value)));
+            found.rows.push(Row { key, value, timestamp });
+            Step::NextKey
+        })?;
+        Ok(found)
+    }
+
+    /// The same without the values.
+    pub fn keys(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limits: PageLimits,
+    ) -> Result<FoundKeys, ApplyError> {
+        let mut keys = Vec::new();
+        let next = self.scan(from, to, limits.visits, &mut |key, _, _| {
+            keys.push(key.into());
+            Step::NextKey
+        })?;
+        Ok(FoundKeys { keys, next })
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        visits: usize,
+        show: &mut dyn FnMut(Vec<u8>, Timestamp, &[u8]) -> Step,
+    ) -> Result<Option<Bytes>, ApplyError> {
+        let range = keys::versions_between(from, to);
+        walk(self.rows, range, self.at, visits, &mut |row, timestamp, version| {
+            let StoredVersion::Value(value) = version else { return Ok(Step::NextKey) };
+            let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
+            let removed = timestamp < self.floor(&key, self.at)?;
+            Ok(if removed { Step::NextKey } else { show(key, timestamp, value) })
+        })
+    }
+
+    /// The versions of a key, newest first, and the newest that did not fit.
+    pub fn versions(
+        &self,
+        key: &[u8],
+        limits: PageLimits,
+    ) -> Result<(Vec<Row>, Option<Timestamp>), ApplyError> {
+        let floor = self.floor(key, Timestamp(i64::MIN))?;
+        let (mut rows, mut bytes, mut next) = (Vec::new(), 0, None);
+        let key = Bytes::copy_from_slice(key);
+        let mut failed = None;
+        self.rows.visit(&keys::versions_up_to(&key, self.at), &mut |row, stored| {
+            let (timestamp, value) = match decode(row, stored) {
+                Ok((timestamp, StoredVersion::Value(value))) if timestamp >= floor => {
+                    (timestamp, value)
+                }
+                // Everything before a mark, or below the floor, is removed.
+                Ok(_) => return ControlFlow::Break(()),
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            bytes += key.len() + value.len();
+            if !rows.is_empty() && (rows.len() >= limits.rows || bytes > limits.bytes) {
+                next = Some(timestamp);
+                return ControlFlow::Break(());
+            }
+            let value = Some(Bytes::copy_from_slice(value));
+            rows.push(Row { key: key.clone(), value, timestamp });
+            ControlFlow::Continue(())
+        })?;
+        failed.map_or(Ok((rows, next)), Err)
+    }
+}
+
+fn damaged() -> ApplyError {
+    ApplyError::Damaged("a version")
+}
+
+fn decode<'a>(
+    row: &[u8],
+    stored: &'a [u8],
+) -> Result<(Timestamp, StoredVersion<'a>), ApplyError> {
+    let timestamp = keys::version_timestamp(row).map_err(|_| damaged())?;
+    Ok((timestamp, StoredVersion::decode(stored)?))
+}
+
+/// Shows the versions not newer than `at` of the keys in `range`, key by key and newest first, until
+/// told to stop or until about `visits` rows were looked at; the key to begin at next time, if the
+/// range is not at its end.
+///
+/// Versions that are not to be shown are stepped over, or, when there are many, jumped over: the rows
+/// of a range lie close together, and a jump costs as much as a few steps.
+pub(super) fn walk(
+    rows: &dyn Rows,
+    range: RowRange,
+    at: Timestamp,
+    visits: usize,
+    show: &mut dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError>,
+) -> Result<Option<Bytes>, ApplyError> {
+    let RowRange { mut start, end } = range;
+    let mut visited = 0;
+    // What all versions of the key that is done begin with.
+    let mut done = Vec::new();
+    loop {
+        let mut stepped = 0;
+        let mut jump = None;
+        let mut outcome = Ok(None);
+        rows.visit(&RowRange { start, end: end.clone() }, &mut |row, stored| {
+            visited += 1;
+            let prefix = keys::version_prefix(row);
+            let is_done = prefix == done;
+            if visited > visits {
+                outcome = begin_at(row, is_done).map(Some);
+                return ControlFlow::Break(());
+            }
+            let (timestamp, version) = match decode(row, stored) {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    outcome = Err(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            if is_done || timestamp > at {
+                stepped += 1;
+                if stepped > limits::VERSIONS_STEPPED_MAX {
+                    jump = Some(if is_done {
+                        keys::after_version(row)
+                    } else {
+                        keys::sibling(prefix, at)
+                    });
+                    return ControlFlow::Break(());
+                }
+                return ControlFlow::Continue(());
+            }
+            match show(row, timestamp, version) {
+                Ok(Step::Older) => ControlFlow::Continue(()),
+                Ok(Step::NextKey) => {
+                    stepped = 0;
+                    done.clear();
+                    done.extend_from_slice(prefix);
+                    ControlFlow::Continue(())
+                }
+                Ok(Step::Stop) => {
+                    outcome = begin_at(row, false).map(Some);
+                    ControlFlow::Break(())
+                }
+                Err(error) => {
+                    outcome = Err(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match (outcome?, jump) {
+            (None, Some(next)) => start = next,
+            (stopped, _) => return Ok(stopped),
+        }
+    }
+}
+
+/// The key of a row, or the first one after it.
+fn begin_at(row: &[u8], after: bool) -> Result<Bytes, ApplyError> {
+    let (mut key, _) = keys::decode_version(row).map_err(|_| damaged())?;
+    if after {
+        key.push(0);
+    }
+    Ok(key.into())
 }

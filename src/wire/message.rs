@@ -116,9 +116,12 @@ pub enum Request {
     /// Change the store.
     #[serde(rename = "WRITE")]
     Write(WriteRequest),
-    /// Read the newest value of a key.
+    /// Read a key.
     #[serde(rename = "GET")]
     Get(GetRequest),
+    /// Read many keys, or many versions, a page at a time.
+    #[serde(rename = "PAGE")]
+    Page(PageRequest),
     /// Describe yourself.
     #[serde(rename = "STATUS")]
     Status,
@@ -131,9 +134,11 @@ pub struct WriteRequest {
     pub request: RequestId,
     /// What to do.
     pub op: WriteOp,
+    /// Of an operation on one key: answer with what the key had just before. Of others: no meaning.
+    pub previous: bool,
 }
 
-/// A read of one key's newest value.
+/// A read of one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetRequest {
     /// The key.
@@ -144,6 +149,91 @@ pub struct GetRequest {
     pub session: Timestamp,
     /// Read through the leader's read index.
     pub linearizable: bool,
+    /// The newest version that is not newer than this; 0 for the newest of all. The server must have
+    /// applied everything up to here. `timestamp` then has no meaning.
+    pub at: Timestamp,
+}
+
+/// A page of a longer read.
+///
+/// All pages of one read show one state: that of version [`at`](PageRequest::at), as it was seen when
+/// the first page was read, whatever is written, removed or trimmed meanwhile. To go on, ask again with
+/// `at` and `seen` as the page before gave them, and with what it said under `next` as the beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRequest {
+    /// What to read.
+    pub of: PageOf,
+    /// As of this version; 0 for the newest.
+    pub at: Timestamp,
+    /// 0 for the first page, then as the first page said. Removals after it do not show.
+    pub seen: Timestamp,
+    /// As in [`GetRequest`].
+    pub session: Timestamp,
+    /// As in [`GetRequest`]; of a first page.
+    pub linearizable: bool,
+    /// At most so many rows; the server may give fewer.
+    pub rows_max: u32,
+}
+
+/// What a page is a page of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PageOf {
+    /// Keys from `from` to `to`, both included, in order, that have a value.
+    #[serde(rename = "RANGE")]
+    Range {
+        /// The first key; may be one byte longer than a key can be, as a beginning after one.
+        from: Bytes,
+        /// The last key.
+        to: Bytes,
+    },
+    /// These keys, in this order, one row each whether they have a value or not.
+    #[serde(rename = "KEYS")]
+    Keys {
+        /// Which.
+        keys: Vec<Bytes>,
+    },
+    /// The versions of a key up to `at`, newest first.
+    #[serde(rename = "VERSIONS")]
+    Versions {
+        /// Which.
+        key: Bytes,
+    },
+}
+
+/// Where the next page begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PageNext {
+    /// Of a range: `from`.
+    #[serde(rename = "FROM")]
+    From(Bytes),
+    /// Of keys: leave out so many.
+    #[serde(rename = "SKIP")]
+    Skip(u32),
+    /// Of versions: `at`.
+    #[serde(rename = "AT")]
+    At(Timestamp),
+}
+
+/// A key at a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The key.
+    pub key: Bytes,
+    /// Its value; nil when it has none.
+    pub value: Option<Bytes>,
+    /// The value's version; 0 when there is none.
+    pub timestamp: Timestamp,
+}
+
+/// What a key had before a write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// The version of the value; 0 when there was none.
+    pub timestamp: Timestamp,
+    /// The value. Nil when there was none, or when it is longer than
+    /// [`limits::READ_SMALL_BYTES_MAX`](crate::limits::READ_SMALL_BYTES_MAX): then read it as a page of
+    /// one key, with `at` and `seen` one less than the write's timestamp.
+    pub value: Option<Bytes>,
 }
 
 /// What a server can answer.
@@ -155,13 +245,16 @@ pub enum Reply {
         /// The version it made.
         timestamp: Timestamp,
     },
-    /// A DEL is durable as the acknowledgement rule asks.
-    #[serde(rename = "DEL_OK")]
-    DelOk {
-        /// The version of the deletion.
+    /// Another write, or a PUT that asked for what was before, is durable as the acknowledgement rule
+    /// asks. What a write on many keys removed or replaced can be read, for
+    /// [`limits::REMOVAL_GRACE`](crate::limits::REMOVAL_GRACE), in pages with `at` and `seen` one less than
+    /// its timestamp.
+    #[serde(rename = "WRITE_OK")]
+    WriteOk {
+        /// The version it made.
         timestamp: Timestamp,
-        /// Whether there was anything to delete.
-        existed: bool,
+        /// What its one key had just before, if that was asked for.
+        previous: Option<Previous>,
     },
     /// A GET is answered.
     #[serde(rename = "GET_OK")]
@@ -181,6 +274,18 @@ pub enum Reply {
         timestamp: Timestamp,
         /// The last timestamp this server has applied.
         applied: Timestamp,
+    },
+    /// A PAGE is answered.
+    #[serde(rename = "PAGE_OK")]
+    PageOk {
+        /// The rows, in the order asked for.
+        rows: Vec<Row>,
+        /// For the next page, and for whoever wants to read this state again.
+        at: Timestamp,
+        /// For the next page. The state the rows come from holds every write up to here.
+        seen: Timestamp,
+        /// Nil when this was the last page.
+        next: Option<PageNext>,
     },
     /// A STATUS is answered.
     #[serde(rename = "STATUS_OK")]
@@ -220,6 +325,10 @@ pub enum ErrorCode {
     /// The write's sequence was declared answered before, so its outcome is forgotten.
     #[serde(rename = "STALE_REQUEST")]
     StaleRequest,
+    /// What a later page was to show has been taken off the disk: the read, or the one before that page,
+    /// took too long. Begin it again.
+    #[serde(rename = "EXPIRED")]
+    Expired,
     /// The server could not read its own store; ask another.
     #[serde(rename = "INTERNAL")]
     Internal,

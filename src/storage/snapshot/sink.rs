@@ -8,10 +8,11 @@ use super::chunk;
 use super::{SnapshotChunk, SnapshotError, StagingArea};
 use crate::limits;
 use crate::storage::apply::{self, ApplyError, MetaRow};
+use crate::storage::changes::state_row_hash;
 use crate::storage::engine::{Durability, Engine, EngineError, WriteBatch};
 use crate::storage::hash::StateHash;
 use crate::storage::keys::{self, KeySpace};
-use crate::storage::{sessions, versions};
+use crate::storage::sessions;
 use crate::types::AppliedPoint;
 
 /// A snapshot being taken in. One at a time; dropping it removes what it has written.
@@ -147,7 +148,7 @@ impl Received {
         match keys::space(key) {
             Some(KeySpace::Versions) => {
                 keys::decode_version(key).map_err(|_| "a version's key cannot be read")?;
-                self.hash.add(versions::version_hash(key, value));
+                self.hash.add(state_row_hash(key, value));
             }
             Some(KeySpace::Sessions) => {
                 sessions::add_stored(&mut self.hash, key, value)
@@ -158,6 +159,18 @@ impl Received {
                 Some(MetaRow::Other) => {}
                 None => return Err("a fact about the store cannot be read"),
             },
+            Some(KeySpace::Removals) => {
+                keys::decode_removal(key).map_err(|_| "a removal's key cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
+            }
+            Some(KeySpace::Ranges) => {
+                keys::decode_range(key).map_err(|_| "the removal of a range cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
+            }
+            Some(KeySpace::Queue) => {
+                keys::decode_queued(key).map_err(|_| "a removal by time cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
+            }
             None => return Err("a row is of no known kind"),
         }
         Ok(())

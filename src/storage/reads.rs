@@ -1,0 +1,141 @@
+//! Reading the store, from any thread, while it is written.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::apply::{ApplyError, Shared};
+use super::rows::ViewRows;
+use super::upkeep::Horizon;
+use super::versions::{PageLimits, Reader};
+use crate::limits;
+use crate::types::{AppliedPoint, Timestamp};
+use crate::wire::message::{PageNext, PageOf, Row};
+
+/// A reader's handle: cheap to clone, for any thread.
+///
+/// A read sees the state between two applied batches. To know which: load
+/// [`applied`](Store::applied) *before* reading (the state read is at least that new), and
+/// [`applying_timestamp`](Store::applying_timestamp) *after* (it is at most that new).
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// A piece of a longer read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The rows, in the order asked for.
+    pub rows: Vec<Row>,
+    /// Where the next one begins.
+    pub next: Option<PageNext>,
+}
+
+/// Which state a page shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// As of this version.
+    pub at: Timestamp,
+    /// With the removals up to here; not before `at`.
+    pub seen: Timestamp,
+    /// It goes on, or looks back: what it should show must still be there.
+    pub strict: bool,
+}
+
+/// Why a page cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PageError {
+    /// What it should show has been removed for good.
+    #[error("what was to be read has been removed for good meanwhile: begin the read again")]
+    Expired,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] ApplyError),
+}
+
+impl Store {
+    pub(super) fn new(shared: Arc<Shared>) -> Store {
+        Store { shared }
+    }
+
+    /// The newest version of a key that is not newer than `at`; of all, for `None`.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    pub fn get(
+        &self,
+        key: &[u8],
+        at: Option<Timestamp>,
+    ) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+        let (view, pending) = self.shared.view()?;
+        let end = Timestamp(i64::MAX);
+        Reader::new(&ViewRows(&*view), at.unwrap_or(end), end, pending)?.get(key)
+    }
+
+    /// A page of a longer read, of at most `rows_max` rows and `bytes_max` bytes; one longer row still
+    /// comes alone.
+    ///
+    /// # Errors
+    ///
+    /// Any [`PageError`].
+    pub fn page(
+        &self,
+        of: &PageOf,
+        sight: Sight,
+        rows_max: usize,
+        bytes_max: usize,
+    ) -> Result<Page, PageError> {
+        let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
+        let rows = ViewRows(&*view);
+        let Sight { at, seen, strict } = sight;
+        if strict && Horizon::read(&rows)?.is_past(at, seen) {
+            return Err(PageError::Expired);
+        }
+        let reader = Reader::new(&rows, at, seen, pending)?;
+        let page_limits = PageLimits {
+            rows: rows_max.clamp(1, limits::PAGE_ROWS_MAX),
+            bytes: bytes_max.min(limits::PAGE_BYTES_MAX),
+            visits: limits::PAGE_VISITS_MAX,
+        };
+        match of {
+            PageOf::Range { from, to } => {
+                let found = reader.range(from, to, page_limits)?;
+                Ok(Page { rows: found.rows, next: found.next.map(PageNext::From) })
+            }
+            PageOf::Keys { keys } => Ok(keys_page(&reader, keys, page_limits)?),
+            PageOf::Versions { key } => {
+                let (rows, next) = reader.versions(key, page_limits)?;
+                Ok(Page { rows, next: next.map(PageNext::At) })
+            }
+        }
+    }
+
+    /// A lower bound of the state that any later read sees: set after a batch became visible.
+    pub fn applied(&self) -> AppliedPoint {
+        self.shared.applied()
+    }
+
+    /// An upper bound of the state that any earlier read saw: set before a batch becomes visible.
+    pub fn applying_timestamp(&self) -> Timestamp {
+        self.shared.applying_timestamp()
+    }
+}
+
+fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<Page, ApplyError> {
+    let mut rows = Vec::new();
+    let mut bytes = 0;
+    for key in keys {
+        let (timestamp, value) = match reader.get(key)? {
+            Some((timestamp, value)) => (timestamp, Some(value)),
+            None => (Timestamp::ZERO, None),
+        };
+        bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+        if !rows.is_empty() && (rows.len() >= limits.rows || bytes > limits.bytes) {
+            // As many as there are rows, which a frame's worth of keys bounds.
+            return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });
+        }
+        rows.push(Row { key: key.clone(), value, timestamp });
+    }
+    Ok(Page { rows, next: None })
+}

@@ -1,0 +1,183 @@
+//! Removed and not yet gone: how removals take effect at once and cost their work later.
+//!
+//! Every write has a time, its timestamp, and so has a removal. What a read shows depends on two
+//! times: *at*, the version asked for, and *seen*, the moment whose removals count. A read of the newest
+//! state has both at the end of time; a page of a long read keeps both as its first page had them;
+//! what a write replaced or removed is what both just before it show. The rule:
+//!
+//! > A version `v` of a key is shown when it is the newest with `v ≤ at`, and no removal of the key with
+//! > a time `≤ seen` reaches it.
+//!
+//! A removal reaches what lies below its *floor*: for `del` that is its own time, for `trim` the version
+//! that stays. Four kinds of rows say so:
+//!
+//! - a *mark* among the versions of a key, at the time it was deleted: it makes the newest read, and
+//!   every read as of a later time, find nothing with the one seek it needs anyhow;
+//! - a row by key, for reads as of a time *before* the removal, which find an older version first;
+//! - a row by time, so that the oldest removals are found;
+//! - of a range too long to look through at once, only one row with its ends: at most
+//!   [`limits::RANGE_REMOVALS_MAX`] of them, held against every read while there are any.
+//!
+//! The versions themselves leave the disk in the background (`upkeep`), a bounded piece in each log
+//! entry, not before [`limits::REMOVAL_GRACE`] has passed.
+
+use std::ops::ControlFlow;
+
+use bytes::{Buf, BufMut, Bytes};
+
+use super::apply::ApplyError;
+use super::changes::Changes;
+use super::keys;
+use super::rows::Rows;
+use super::versions::{PageLimits, Reader, StoredVersion};
+use crate::limits;
+use crate::types::Timestamp;
+
+/// What a removal row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removal {
+    /// Everything before its own time is gone.
+    All,
+    /// Everything before this version is.
+    Below(Timestamp),
+}
+
+impl Removal {
+    /// Versions before this are removed.
+    pub fn floor(self, at: Timestamp) -> Timestamp {
+        match self {
+            Removal::All => at,
+            Removal::Below(floor) => floor,
+        }
+    }
+
+    pub fn encode(self) -> Bytes {
+        match self {
+            Removal::All => Bytes::from_static(&[0]),
+            Removal::Below(floor) => {
+                let mut out = vec![1];
+                out.put_i64_le(floor.0);
+                out.into()
+            }
+        }
+    }
+
+    pub fn decode(mut value: &[u8]) -> Result<Removal, ApplyError> {
+        match (value.try_get_u8(), value.len()) {
+            (Ok(0), 0) => Ok(Removal::All),
+            (Ok(1), 8) => Ok(Removal::Below(Timestamp(value.get_i64_le()))),
+            _ => Err(ApplyError::Damaged("a removal")),
+        }
+    }
+}
+
+/// The removal of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RangeRemoval {
+    pub at: Timestamp,
+    pub from: Bytes,
+    pub to: Bytes,
+}
+
+impl RangeRemoval {
+    pub fn covers(&self, key: &[u8]) -> bool {
+        self.from[..] <= *key && *key <= self.to[..]
+    }
+
+    /// `length of from, u32, little-endian | from | to`.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::with_capacity(4 + self.from.len() + self.to.len());
+        // Keys are far shorter than that.
+        out.put_u32_le(self.from.len() as u32);
+        out.extend_from_slice(&self.from);
+        out.extend_from_slice(&self.to);
+        out.into()
+    }
+
+    pub fn decode(row: &[u8], value: &[u8]) -> Result<RangeRemoval, ApplyError> {
+        let damaged = || ApplyError::Damaged("the removal of a range");
+        let at = keys::decode_range(row).map_err(|_| damaged())?;
+        let (length, ends) = value.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (from, to) = ends.split_at_checked(length).ok_or_else(damaged)?;
+        let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
+        Ok(RangeRemoval { at, from, to })
+    }
+}
+
+/// The removals of ranges that are not off the disk yet, oldest first.
+pub(super) fn ranges(rows: &dyn Rows) -> Result<Vec<RangeRemoval>, ApplyError> {
+    let mut found = Vec::new();
+    rows.visit(&keys::ranges(), &mut |row, value| {
+        found.push(RangeRemoval::decode(row, value));
+        ControlFlow::Continue(())
+    })?;
+    found.into_iter().collect()
+}
+
+/// The time of the oldest removal that is not off the disk yet.
+pub(super) fn oldest(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
+    let damaged = |_| ApplyError::Damaged("a removal");
+    let key = rows.first(&keys::queue())?;
+    let key = key.map(|(row, _)| keys::decode_queued(&row).map(|(at, _)| at)).transpose();
+    let range = rows.first(&keys::ranges())?.map(|(row, _)| keys::decode_range(&row)).transpose();
+    let (key, range) = (key.map_err(damaged)?, range.map_err(damaged)?);
+    Ok(key.into_iter().chain(range).min())
+}
+
+/// Removes every version of a key.
+pub(super) fn delete(
+    changes: &mut Changes<'_>,
+    now: Timestamp,
+    key: &[u8],
+) -> Result<(), ApplyError> {
+    if Reader::newest(&changes.rows())?.get(key)?.is_none() {
+        return Ok(());
+    }
+    changes.put(keys::version(key, now), StoredVersion::Removed.encode());
+    remember(changes, now, key, Removal::All);
+    Ok(())
+}
+
+/// Removes every version of the keys of a range, both ends included. `false`: it is too long, and too
+/// many such ranges are remembered already; nothing was done.
+pub(super) fn delete_range(
+    changes: &mut Changes<'_>,
+    now: Timestamp,
+    from: &[u8],
+    to: &[u8],
+) -> Result<bool, ApplyError> {
+    let most = limits::REMOVAL_SCAN_ROWS_MAX;
+    let found = Reader::newest(&changes.rows())?.keys(from, to, PageLimits::visits(most))?;
+    if found.next.is_none() {
+        for key in found.keys {
+            delete(changes, now, &key)?;
+        }
+        return Ok(true);
+    }
+    if ranges(&changes.rows())?.len() >= limits::RANGE_REMOVALS_MAX {
+        return Ok(false);
+    }
+    let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
+    changes.put(keys::range(now), RangeRemoval { at: now, from, to }.encode());
+    Ok(true)
+}
+
+/// Removes every version of a key but the newest.
+pub(super) fn trim(
+    changes: &mut Changes<'_>,
+    now: Timestamp,
+    key: &[u8],
+) -> Result<(), ApplyError> {
+    let Some((newest, _)) = Reader::newest(&changes.rows())?.get(key)? else { return Ok(()) };
+    let below = Timestamp(newest.0.saturating_sub(1));
+    if changes.rows().first(&keys::versions_up_to(key, below))?.is_some() {
+        remember(changes, now, key, Removal::Below(newest));
+    }
+    Ok(())
+}
+
+fn remember(changes: &mut Changes<'_>, now: Timestamp, key: &[u8], removal: Removal) {
+    changes.put(keys::removal(key, now), removal.encode());
+    changes.put(keys::queued(now, key), Bytes::new());
+}

@@ -1,0 +1,134 @@
+//! Rows as one operation sees them: those of a view, or those of a view with a batch on top that is
+//! being built.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::engine::{Direction, EngineError, EngineView, Visitor, WriteBatch};
+use super::keys::RowRange;
+
+/// Something that can be scanned.
+pub(super) trait Rows {
+    /// Visits the rows of a range in ascending order until the visitor breaks. A range whose ends are
+    /// the wrong way round is empty.
+    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError>;
+
+    /// The first row of a range.
+    fn first(&self, range: &RowRange) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let mut found = None;
+        self.visit(range, &mut |row, value| {
+            found = Some((Bytes::copy_from_slice(row), Bytes::copy_from_slice(value)));
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+}
+
+/// A view as it is.
+pub(super) struct ViewRows<'a>(pub &'a dyn EngineView);
+
+impl Rows for ViewRows<'_> {
+    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
+        self.0.scan(range, Direction::Forward, visit)
+    }
+}
+
+/// A view with the changes of a batch.
+pub(super) struct Overlay<'a> {
+    pub view: &'a dyn EngineView,
+    pub batch: &'a WriteBatch,
+}
+
+impl Rows for Overlay<'_> {
+    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
+        let mut changed = self.batch.range(range).peekable();
+        let mut over = false;
+        self.view.scan(range, Direction::Forward, &mut |row, value| {
+            // What the batch has before this row, or instead of it.
+            while let Some((key, new)) = changed.next_if(|(key, _)| key[..] <= *row) {
+                let replaces = key[..] == *row;
+                let flow = new.map_or(ControlFlow::Continue(()), |new| visit(key, new));
+                over = flow.is_break();
+                if over || replaces {
+                    return flow;
+                }
+            }
+            let flow = visit(row, value);
+            over = flow.is_break();
+            flow
+        })?;
+        if over {
+            return Ok(());
+        }
+        for (key, new) in changed {
+            if let Some(new) = new
+                && visit(key, new).is_break()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::engine::{Durability, Engine};
+    use crate::storage::memory::MemoryEngine;
+
+    type Change = (u8, Option<u8>);
+
+    fn batch(changes: &[Change]) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.put(vec![*key].into(), vec![*value].into()),
+                None => batch.delete(vec![*key].into()),
+            }
+        }
+        batch
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlay_shows_what_writing_the_batch_would(
+            stored in prop::collection::vec((0..12u8, any::<u8>().prop_map(Some)), 0..12),
+            changes in prop::collection::vec((0..12u8, any::<Option<u8>>()), 0..12),
+            (start, end) in (0..13u8, 0..13u8),
+            stop_after in 1..14usize,
+        ) {
+            let engine = MemoryEngine::new();
+            engine.write(&batch(&stored), Durability::Lazy).unwrap();
+            let mut model: BTreeMap<u8, u8> =
+                stored.iter().filter_map(|(key, value)| Some((*key, (*value)?))).collect();
+            for (key, value) in &changes {
+                match value {
+                    Some(value) => model.insert(*key, *value),
+                    None => model.remove(key),
+                };
+            }
+            let expected: Vec<_> = model
+                .into_iter()
+                .filter(|(key, _)| (start..end).contains(key))
+                .take(stop_after)
+                .collect();
+            let (view, batch) = (engine.view().unwrap(), batch(&changes));
+            let mut found = Vec::new();
+            let range = RowRange { start: vec![start].into(), end: vec![end].into() };
+            let overlay = Overlay { view: &*view, batch: &batch };
+            overlay.visit(&range, &mut |key, value| {
+                found.push((key[0], value[0]));
+                if found.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            }).unwrap();
+            prop_assert_eq!(&found, &expected);
+            let first = overlay.first(&range).unwrap().map(|(key, value)| (key[0], value[0]));
+            prop_assert_eq!(first, expected.first().copied());
+        }
+    }
+}
