@@ -17,6 +17,7 @@
 //! | [`storage`] | the durable log, the engine, the state machine, the data directory |
 //! | [`server`] | a server process: all of the above wired together |
 //! | [`client`] | the client library and the interactive console |
+//! | `gateway` | the store for any gRPC client (feature `grpc`) |
 //! | [`cli`] | the command line |
 //!
 //! # The life of a request
@@ -39,6 +40,8 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod consensus;
+#[cfg(feature = "grpc")]
+pub mod gateway;
 pub mod limits;
 pub mod net;
 pub mod node;

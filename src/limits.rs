@@ -269,6 +269,41 @@ pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
 /// Requests handed to `Client::submit` and not yet answered; one more waits.
 pub const CLIENT_SUBMITS_MAX: usize = 64;
 
+// ---- gateway ------------------------------------------------------------------------------
+
+/// Connections of gRPC clients to a gateway; one more is closed at once.
+pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
+/// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
+pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 256;
+/// Calls of all connections under way at once; one more is refused with `RESOURCE_EXHAUSTED`.
+pub const GATEWAY_CALLS_MAX: usize = 2048;
+/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
+pub const GATEWAY_THREADS_MAX: usize = 256;
+/// A longer gRPC message is refused with `RESOURCE_EXHAUSTED`, as gRPC servers do by default.
+pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of keys and values gathered from all request streams at once; past it `RESOURCE_EXHAUSTED`.
+pub const GATEWAY_GATHERED_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step and
+/// holds for a stream whose reader is slow.
+pub const GATEWAY_CHUNK_BYTES: usize = 64 * 1024;
+/// Rows likewise.
+pub const GATEWAY_CHUNK_ROWS: usize = 1024;
+/// Bytes that a gRPC client may send on one call before the gateway has taken them.
+pub const GATEWAY_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Bytes that a gRPC client may send on all its calls before the gateway has taken them.
+pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// Bytes of one call's HTTP/2 headers.
+pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 16 * 1024;
+/// How often a quiet gRPC connection is asked whether its client is there.
+pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
+/// And without an answer for this long it is closed.
+pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a gateway looks whether a server answers, for the health service.
+pub const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+/// The default of the whole time a gateway gives its servers for one request; a call's own deadline may
+/// be shorter.
+pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+
 // ---- commands -----------------------------------------------------------------------------
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
@@ -298,6 +333,10 @@ pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(GATEWAY_THREADS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
+    assert!(GATEWAY_GATHERED_BYTES_MAX > TRANSACTION_BYTES_MAX);
+    assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());
     assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
     assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);

@@ -18,8 +18,12 @@ use acervo::server::questions;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let quiet = !matches!(cli.command, Command::Server(_) | Command::Cluster(_));
-    let level = if quiet { "warn" } else { "info" };
+    let level = match cli.command {
+        Command::Server(_) | Command::Cluster(_) => "info",
+        #[cfg(feature = "grpc")]
+        Command::Gateway(_) => "info",
+        _ => "warn",
+    };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
     let out = &mut io::stdout();
     let status = match cli.command {
@@ -35,6 +39,11 @@ fn main() -> ExitCode {
         Command::Del(args) => one_shot(commands::del(&args, out)),
         Command::Status(args) => one_shot(commands::status(&args, out)),
         Command::Bench(args) => run_bench(&args, out),
+        #[cfg(feature = "grpc")]
+        Command::Gateway(args) => acervo::gateway::run(&args.config())
+            .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
+        #[cfg(feature = "grpc")]
+        Command::Kvs(args) => run_kvs(&args, out),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
     ExitCode::from(status)
@@ -79,6 +88,18 @@ fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> u8 {
     match bench::command::run(&options, command.join(" "), out) {
         Ok(()) => exit_status::DONE,
         Err(error) if error.is_quiet() => exit_status::DONE,
+        Err(error) => fail(error.exit_status(), &error),
+    }
+}
+
+#[cfg(feature = "grpc")]
+fn run_kvs(args: &acervo::cli::gateway::KvsArgs, out: &mut dyn Write) -> u8 {
+    if let Err(wrong) = args.check() {
+        return usage("kvs", wrong);
+    }
+    match acervo::cli::kvs::run(args, out) {
+        Ok(outcome) => outcome.exit_status(),
+        Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
 }

@@ -17,7 +17,7 @@ use crate::server::config::{
     ConfigError, DEFAULT_DATA_ROOT, ServerConfig, check_group, data_dir_under,
 };
 
-const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
+pub(super) const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
 /// A replicated key-value store: write through any server, read from any server, and never see an
 /// older value than one you have already seen.
@@ -61,6 +61,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Measure a running group: writes or reads of many clients
     Bench(BenchArgs),
+    /// Serve the store to any gRPC client
+    #[cfg(feature = "grpc")]
+    Gateway(super::gateway::GatewayArgs),
+    /// Call a gateway as a gRPC client
+    #[cfg(feature = "grpc")]
+    Kvs(super::gateway::KvsArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -437,7 +443,7 @@ impl From<Ack> for AckPolicy {
     }
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let address: Option<SocketAddr> = text.trim().parse().ok();
     address
         .filter(|address| address.port() != 0)

@@ -5,5 +5,9 @@
 
 pub mod args;
 pub mod commands;
+#[cfg(feature = "grpc")]
+pub mod gateway;
+#[cfg(feature = "grpc")]
+pub mod kvs;
 mod status;
 pub mod units;

@@ -6,6 +6,8 @@
     reason = "each test file is a crate of its own and uses its own part of what is shared"
 )]
 
+#[cfg(feature = "grpc")]
+pub mod gateway;
 pub mod terminal;
 
 use std::fs::File;

@@ -1,0 +1,33 @@
+//! Compiles the gateway's interface, in Rust alone: a fresh machine needs no `protoc`.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "grpc")]
+    grpc::compile();
+}
+
+#[cfg(feature = "grpc")]
+mod grpc {
+    use std::path::Path;
+
+    const FOLDER: &str = "proto";
+    const INTERFACE: &str = "project.proto";
+
+    pub fn compile() {
+        println!("cargo::rerun-if-changed={FOLDER}");
+        let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts");
+        let mut compiler = protox::Compiler::new([FOLDER]).expect("the folder can be read");
+        // With the comments, which become the documentation of the code.
+        compiler.include_source_info(true);
+        if let Err(error) = compiler.open_file(INTERFACE) {
+            panic!("{FOLDER}/{INTERFACE} is not sound: {error}");
+        }
+        // What reflection serves, and what the tests compare with the specification.
+        let description = Path::new(&out).join("project.bin");
+        std::fs::write(description, compiler.encode_file_descriptor_set())
+            .expect("OUT_DIR can be written");
+        tonic_prost_build::configure()
+            .compile_fds(compiler.file_descriptor_set())
+            .expect("code can be made of a sound interface");
+    }
+}

@@ -1,0 +1,194 @@
+//! `acervo gateway` and `acervo kvs`: their flags. What they do is in [`crate::gateway`] and [`super::kvs`].
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::args::{DEFAULT_GROUP, Format, parse_address};
+use super::units::parse_duration;
+use crate::gateway::GatewayConfig;
+
+const DEFAULT_PORT: u16 = 40000;
+
+/// `acervo gateway`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo gateway --port 40000
+  acervo gateway --listen 0.0.0.0:40000 --servers 10.0.0.1:10097,10.0.0.2:10097,10.0.0.3:10097
+
+Any number of gateways can serve one group. Nothing is encrypted: keep the port in a private network.
+The interface is proto/project.proto; reflection and the standard health service are on.")]
+pub struct GatewayArgs {
+    /// The port to listen on, at 127.0.0.1; 0 takes a free one, which the log names
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub port: u16,
+    /// The whole address to listen on
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "port")]
+    pub listen: Option<SocketAddr>,
+    /// The servers of the group
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// The whole time of one request to the servers; a call's own deadline may be shorter
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+impl GatewayArgs {
+    /// The configuration.
+    pub fn config(self) -> GatewayConfig {
+        let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port);
+        GatewayConfig {
+            listen: self.listen.unwrap_or(local),
+            servers: self.servers,
+            request_timeout: self.timeout,
+        }
+    }
+}
+
+/// `acervo kvs`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo kvs put --chave title --valor 'Dom Casmurro'
+  acervo kvs get --chave title
+  acervo kvs get --chave title --versao 1795219200000000
+  acervo kvs getrange --chave a --chave z --format json
+  acervo kvs putall --chave a --valor 1 --chave b --valor 2
+  acervo kvs del --porta 40001 --chave title
+
+Prints a line for each reply: its fields, as the interface orders them, with tabs between and control
+characters escaped; or a JSON object with the interface's names.
+Exit status 1 when nothing was found. An empty value of exactly the version asked for looks like none
+in this interface.")]
+pub struct KvsArgs {
+    /// What to do
+    pub operation: KvsOperation,
+    /// The gateway's port
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub porta: u16,
+    /// The gateway's host, a name or an IP
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// A key; of a range, both ends
+    #[arg(long, value_name = "K", required = true, num_args = 1..)]
+    pub chave: Vec<String>,
+    /// A value, as many as there are keys
+    #[arg(long, value_name = "V", num_args = 1.., allow_negative_numbers = true)]
+    pub valor: Vec<String>,
+    /// As of a version; the greatest given counts for all keys
+    #[arg(long, value_name = "N", num_args = 1.., allow_negative_numbers = true)]
+    pub versao: Vec<i64>,
+    /// The call's deadline
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+}
+
+/// The operations of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvsOperation {
+    /// Read a key
+    Get,
+    /// Read every key between two, both included
+    Getrange,
+    /// Read several keys
+    Getall,
+    /// Write a key
+    Put,
+    /// Write several keys at one version
+    Putall,
+    /// Remove every version of a key
+    Del,
+    /// Remove every key between two, both included
+    Delrange,
+    /// Remove several keys at once
+    Delall,
+    /// Remove every version of a key but the newest
+    Trim,
+}
+
+impl KvsArgs {
+    /// Checks that there are as many keys, values and versions as the operation needs.
+    ///
+    /// # Errors
+    /// One sentence for a person.
+    pub fn check(&self) -> Result<(), &'static str> {
+        use KvsOperation as Op;
+        let (keys, values) = (self.chave.len(), self.valor.len());
+        match self.operation {
+            Op::Get | Op::Put | Op::Del | Op::Trim if keys != 1 => {
+                return Err("this operation is on one key: give --chave once");
+            }
+            Op::Getrange | Op::Delrange if keys != 2 => {
+                return Err("a range has two ends: give --chave twice");
+            }
+            _ => {}
+        }
+        let writes = matches!(self.operation, Op::Put | Op::Putall);
+        if writes && values != keys {
+            return Err("every key needs its value: give --valor as often as --chave");
+        }
+        if !writes && values > 0 {
+            return Err("--valor is for put and putall only");
+        }
+        if writes && !self.versao.is_empty() {
+            return Err("a write makes its version by itself: leave --versao out");
+        }
+        if self.versao.len() > keys {
+            return Err("there are more versions than keys: give --versao at most once a key");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::{Cli, Command};
+    use super::*;
+    use clap::Parser;
+
+    fn kvs(line: &str) -> Result<KvsArgs, String> {
+        let words = ["acervo", "kvs"].into_iter().chain(line.split(' '));
+        match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            Command::Kvs(args) => args.check().map(|()| args).map_err(str::to_owned),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn flags_repeat_or_take_several() {
+        for line in [
+            "putall --chave a --valor 1 --chave b --valor -2",
+            "putall --chave a b --valor 1 -2",
+        ] {
+            let args = kvs(line).unwrap();
+            assert_eq!((args.chave, args.valor), (vec!["a".into(), "b".into()], vec!["1".into(), "-2".into()]));
+        }
+        assert_eq!(kvs("get --chave a --versao -1").unwrap().versao, [-1]);
+        assert_eq!(kvs("get --porta 40001 --chave a").unwrap().porta, 40001);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_operation_is_refused() {
+        for line in [
+            "get",
+            "get --chave a b",
+            "getrange --chave a",
+            "put --chave a",
+            "put --chave a --valor 1 2",
+            "putall --chave a b --valor 1",
+            "get --chave a --valor 1",
+            "put --chave a --valor 1 --versao 1",
+            "get --chave a --versao 1 2",
+            "getall --chave a --versao x",
+            "find --chave a",
+        ] {
+            assert!(kvs(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! `acervo kvs`: a client of the gRPC interface (SPEC B1), one call, its replies printed as they come.
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+
+use futures_util::stream;
+use serde::Serialize;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::args::Format;
+use super::commands::{Outcome, exit_status};
+use super::gateway::{KvsArgs, KvsOperation};
+use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
+use crate::gateway::interface::{
+    KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply,
+};
+use crate::limits;
+use crate::text::escape;
+
+/// How the command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KvsError {
+    /// The gateway cannot be reached.
+    #[error("the gateway at {address} cannot be reached ({reason}): is 'acervo gateway' running there?")]
+    Unreachable {
+        /// Where it was expected.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The call failed.
+    #[error("{}: {}", code_name(.0.code()), escape(.0.message().as_bytes()))]
+    Call(Box<Status>),
+    /// The replies could not be printed.
+    #[error("the answer could not be printed: {0}")]
+    Output(io::Error),
+    /// The system refused what the command needs to run.
+    #[error("the command cannot start: {0}")]
+    System(io::Error),
+}
+
+impl From<Status> for KvsError {
+    fn from(status: Status) -> KvsError {
+        KvsError::Call(Box::new(status))
+    }
+}
+
+impl KvsError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            KvsError::Unreachable { .. } => exit_status::UNAVAILABLE,
+            KvsError::Call(status) => match status.code() {
+                Code::InvalidArgument | Code::ResourceExhausted | Code::FailedPrecondition => {
+                    exit_status::USAGE
+                }
+                _ => exit_status::UNAVAILABLE,
+            },
+            // Whoever closed a pipe has read what they wanted.
+            KvsError::Output(_) if self.is_quiet() => exit_status::DONE,
+            KvsError::Output(_) | KvsError::System(_) => exit_status::FAILED,
+        }
+    }
+
+    /// Whether it is not worth a line.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, KvsError::Output(error) if error.kind() == ErrorKind::BrokenPipe)
+    }
+}
+
+/// The code as gRPC writes it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// Makes the call, whose arguments are [checked](KvsArgs::check), and prints its replies.
+///
+/// # Errors
+/// See [`KvsError`].
+pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let mut printer = Printer { out: BufWriter::new(out), format: args.format };
+    let found = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer))?;
+    printer.out.flush().map_err(KvsError::Output)?;
+    Ok(if found { Outcome::Done } else { Outcome::NotFound })
+}
+
+/// A reply as it is printed.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Value { key: &'a str, val: &'a str, ver: i64 },
+    Put { key: &'a str, old_val: &'a str, old_ver: i64, ver: i64 },
+}
+
+struct Printer<'a> {
+    out: BufWriter<&'a mut dyn Write>,
+    format: Format,
+}
+
+impl Printer<'_> {
+    fn print(&mut self, line: &Line<'_>) -> Result<(), KvsError> {
+        let out = &mut self.out;
+        let text = |text: &str| escape(text.as_bytes()).to_string();
+        match (self.format, line) {
+            (Format::Json, line) => serde_json::to_writer(&mut *out, line)
+                .map_err(io::Error::from)
+                .and_then(|()| out.write_all(b"\n")),
+            (Format::Text, Line::Value { key, val, ver }) => {
+                writeln!(out, "{}\t{}\t{ver}", text(key), text(val))
+            }
+            (Format::Text, Line::Put { key, old_val, old_ver, ver }) => {
+                writeln!(out, "{}\t{}\t{old_ver}\t{ver}", text(key), text(old_val))
+            }
+        }
+        .map_err(KvsError::Output)
+    }
+
+    fn value(&mut self, reply: &KeyValueVersionReply) -> Result<(), KvsError> {
+        let KeyValueVersionReply { key, val, ver } = reply;
+        self.print(&Line::Value { key, val, ver: *ver })
+    }
+
+    fn put(&mut self, reply: &PutReply) -> Result<(), KvsError> {
+        let PutReply { key, old_val, old_ver, ver } = reply;
+        self.print(&Line::Put { key, old_val, old_ver: *old_ver, ver: *ver })
+    }
+}
+
+/// Whether anything was found, or written.
+async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsError> {
+    use KvsOperation as Op;
+    let client = &mut connect(args).await?;
+    // A write that says which version it removes ignores it, as the interface wants.
+    let keys: Vec<KeyRequest> = args
+        .chave
+        .iter()
+        .enumerate()
+        .map(|(at, key)| KeyRequest { key: key.clone(), ver: args.versao.get(at).copied() })
+        .collect();
+    let one = || keys.first().cloned().unwrap_or_default();
+    let range = || KeyRange { fr: keys.first().cloned(), to: keys.get(1).cloned() };
+    let pairs = || {
+        let pairs = args.chave.iter().zip(&args.valor);
+        pairs
+            .map(|(key, val)| KeyValueRequest { key: key.clone(), val: val.clone() })
+            .collect::<Vec<_>>()
+    };
+    let asked = args.versao.iter().copied().max().filter(|ver| *ver > 0);
+    Ok(match args.operation {
+        Op::Get | Op::Del | Op::Trim => {
+            let request = with_deadline(args, one());
+            let (reply, asked) = match args.operation {
+                Op::Get => (client.get(request).await, asked),
+                Op::Del => (client.del(request).await, None),
+                _ => (client.trim(request).await, None),
+            };
+            let reply = reply?.into_inner();
+            printer.value(&reply)?;
+            is_found(&reply, asked)
+        }
+        Op::Getrange => {
+            values(client.get_range(with_deadline(args, range())).await?, asked, printer).await?
+        }
+        Op::Delrange => {
+            values(client.del_range(with_deadline(args, range())).await?, None, printer).await?
+        }
+        Op::Getall => {
+            let request = with_deadline(args, stream::iter(keys));
+            values(client.get_all(request).await?, asked, printer).await?
+        }
+        Op::Delall => {
+            let request = with_deadline(args, stream::iter(keys));
+            values(client.del_all(request).await?, None, printer).await?
+        }
+        Op::Put => {
+            let pair = pairs().into_iter().next().unwrap_or_default();
+            let reply = client.put(with_deadline(args, pair)).await?.into_inner();
+            printer.put(&reply)?;
+            true
+        }
+        Op::Putall => {
+            let request = with_deadline(args, stream::iter(pairs()));
+            let mut replies = client.put_all(request).await?.into_inner();
+            while let Some(reply) = replies.message().await? {
+                printer.put(&reply)?;
+            }
+            true
+        }
+    })
+}
+
+async fn connect(args: &KvsArgs) -> Result<KeyValueStoreClient<Channel>, KvsError> {
+    // An IPv6 address stands in brackets before a port.
+    let host = if args.host.contains(':') { format!("[{}]", args.host) } else { args.host.clone() };
+    let address = format!("{host}:{}", args.porta);
+    let unreachable = |error: tonic::transport::Error| {
+        // The outermost says only that it is a transport error.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        KvsError::Unreachable { address: address.clone(), reason: cause.to_string() }
+    };
+    let channel = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(unreachable)?
+        .connect_timeout(limits::CLIENT_CONNECT_TIMEOUT.min(args.timeout))
+        .connect()
+        .await
+        .map_err(unreachable)?;
+    // Servers may have been started with a greater --max-value than a gRPC message has by default.
+    let bytes_max = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
+    Ok(KeyValueStoreClient::new(channel).max_decoding_message_size(bytes_max))
+}
+
+fn with_deadline<T>(args: &KvsArgs, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(args.timeout);
+    request
+}
+
+/// Prints a stream of values; whether any of them was found.
+async fn values(
+    replies: tonic::Response<Streaming<KeyValueVersionReply>>,
+    asked: Option<i64>,
+    printer: &mut Printer<'_>,
+) -> Result<bool, KvsError> {
+    let mut replies = replies.into_inner();
+    let mut found = false;
+    while let Some(reply) = replies.message().await? {
+        printer.value(&reply)?;
+        found |= is_found(&reply, asked);
+    }
+    Ok(found)
+}
+
+/// What the interface can tell: nothing found is an empty value at version 0, or at the one asked for.
+fn is_found(reply: &KeyValueVersionReply, asked: Option<i64>) -> bool {
+    !reply.val.is_empty() || (reply.ver != 0 && Some(reply.ver) != asked)
+}

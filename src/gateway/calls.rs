@@ -1,0 +1,51 @@
+//! Requests of asynchronous calls to the blocking client library.
+//!
+//! Each request under way is waited for by a thread of a bounded pool; one more call waits for one of
+//! them, without a thread. A call that is given up leaves its request behind, which ends within the
+//! client's own time and keeps its thread until then.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tonic::Status;
+
+use super::translate::status;
+use crate::client::{Client, ClientError};
+use crate::limits;
+
+/// The way to the group. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Calls {
+    client: Client,
+    threads: Arc<Semaphore>,
+}
+
+impl Calls {
+    pub(super) fn new(client: Client) -> Calls {
+        Calls { client, threads: Arc::new(Semaphore::new(limits::GATEWAY_THREADS_MAX)) }
+    }
+
+    /// Makes a request of the client library.
+    pub(super) async fn request<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&Client) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let client = self.client.clone();
+        self.wait_for(move || request(&client)).await?.map_err(|error| status(&error))
+    }
+
+    /// Does something that waits for servers.
+    pub(super) async fn wait_for<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let stopping = || Status::unavailable("this gateway is stopping: use another one");
+        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| stopping())?;
+        let waiting = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(thread);
+            done
+        });
+        waiting.await.map_err(|_| stopping())
+    }
+}

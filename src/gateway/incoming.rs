@@ -1,0 +1,116 @@
+//! The gateway's connections: how many, and how long they may stay silent before they have said what
+//! they are.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{self, Stream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::limits;
+
+/// One client's connection. It counts as long as it is open.
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// Runs until the first byte has come.
+    handshake: Option<Pin<Box<Sleep>>>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Accepts connections for ever, within [`limits::GATEWAY_CONNECTIONS_MAX`].
+pub(super) fn connections(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
+    let room = Arc::new(Semaphore::new(limits::GATEWAY_CONNECTIONS_MAX));
+    stream::unfold((listener, room), |(listener, room)| async {
+        let connection = accept(&listener, &room).await;
+        Some((Ok(connection), (listener, room)))
+    })
+}
+
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Connection {
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Most likely no more files: those who have a connection go on meanwhile.
+                log::warn!("cannot accept a connection: {error}");
+                sleep(limits::ACCEPT_BACKOFF).await;
+                continue;
+            }
+        };
+        let Ok(permit) = Arc::clone(room).try_acquire_owned() else {
+            let most = limits::GATEWAY_CONNECTIONS_MAX;
+            log::warn!("{peer} is turned away: {most} connections are open");
+            continue;
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            log::debug!("{peer} left at once: {error}");
+            continue;
+        }
+        let handshake = Some(Box::pin(sleep(limits::HANDSHAKE_TIMEOUT)));
+        return Connection { stream, handshake, _room: permit };
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        match (&read, &mut self.handshake) {
+            (Poll::Ready(_), handshake) => *handshake = None,
+            (Poll::Pending, Some(handshake)) => {
+                if handshake.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+            (Poll::Pending, None) => {}
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

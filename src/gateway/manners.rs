@@ -1,0 +1,166 @@
+//! What holds for every call, whichever operation it is: its deadline, and how many there may be.
+//!
+//! The transport knows deadlines too, but reports a missed one as CANCELLED, ends nobody's stream at
+//! it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect what is done
+//! here: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{HeaderMap, Request, Response};
+use tower::{Layer, Service};
+
+/// The header by which a client says how long it waits.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+const GRPC_STATUS: &str = "grpc-status";
+/// OUT_OF_RANGE, which no operation here answers: only the transport, to an overlong message.
+const OUT_OF_RANGE: &str = "11";
+
+/// When a call has to be over; among the extensions of a request whose client said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deadline(pub(super) Instant);
+
+impl Deadline {
+    /// What a call is told that is not over by then.
+    pub(super) fn missed() -> Status {
+        Status::deadline_exceeded(
+            "the call's deadline has passed; a write may still take effect",
+        )
+    }
+}
+
+/// Puts the manners around a service.
+#[derive(Clone)]
+pub(super) struct Manners {
+    room: Arc<Semaphore>,
+}
+
+impl Manners {
+    /// With room for so many calls at once.
+    pub(super) fn new(calls_max: usize) -> Manners {
+        Manners { room: Arc::new(Semaphore::new(calls_max)) }
+    }
+}
+
+impl<S> Layer<S> for Manners {
+    type Service = Mannered<S>;
+
+    fn layer(&self, inner: S) -> Mannered<S> {
+        Mannered { inner, room: Arc::clone(&self.room) }
+    }
+}
+
+/// A service that keeps the manners.
+#[derive(Clone)]
+pub(super) struct Mannered<S> {
+    inner: S,
+    room: Arc<Semaphore>,
+}
+
+impl<S> Service<Request<Body>> for Mannered<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+            let busy = Status::resource_exhausted(
+                "this gateway has too many calls under way: try again later, or another gateway",
+            );
+            return Box::pin(async move { Ok(busy.into_http()) });
+        };
+        let deadline = time_left(request.headers())
+            .and_then(|left| Instant::now().checked_add(left))
+            .map(Deadline);
+        let answering = match deadline {
+            Some(deadline) => {
+                request.extensions_mut().insert(deadline);
+                let answering = self.inner.call(request);
+                return Box::pin(async move {
+                    let _room = room;
+                    match timeout_at(deadline.0, answering).await {
+                        Ok(answer) => answer.map(rename_overlong),
+                        Err(_) => Ok(Deadline::missed().into_http()),
+                    }
+                });
+            }
+            None => self.inner.call(request),
+        };
+        Box::pin(async move {
+            let _room = room;
+            answering.await.map(rename_overlong)
+        })
+    }
+}
+
+fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
+    if let Some(status) = answer.headers_mut().get_mut(GRPC_STATUS)
+        && status.as_bytes() == OUT_OF_RANGE.as_bytes()
+    {
+        *status = i32::from(tonic::Code::ResourceExhausted).into();
+    }
+    answer
+}
+
+/// How long the client waits, if it said so in a form that the protocol knows: up to eight digits and
+/// a unit.
+fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    // Eight digits of hours fit.
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(text: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert(GRPC_TIMEOUT, text.parse().unwrap());
+        time_left(&headers)
+    }
+
+    #[test]
+    fn a_deadline_is_up_to_eight_digits_and_a_unit() {
+        assert_eq!(left("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(left("2M"), Some(Duration::from_secs(120)));
+        assert_eq!(left("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(left("00000004m"), Some(Duration::from_millis(4)));
+        assert_eq!(left("5u"), Some(Duration::from_micros(5)));
+        assert_eq!(left("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(left("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for wrong in ["", "S", "1", "1s", "-1S", "+1S", "123456789S", "1.5S", "1SS"] {
+            assert_eq!(left(wrong), None, "{wrong}");
+        }
+        assert_eq!(time_left(&HeaderMap::new()), None);
+    }
+}

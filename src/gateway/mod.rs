@@ -1,0 +1,160 @@
+//! The gateway: the store's operations for any gRPC client (SPEC B1).
+//!
+//! A gateway keeps nothing. It translates calls into requests of the [client library](crate::client)
+//! and answers back, so that any number of gateways can stand beside one another, in front of one
+//! group. Every read is linearizable: a write acknowledged through one gateway, or to any other client
+//! of the group, is seen at once through every other one. Servers confirm such reads in batches, so
+//! that this costs little when there is much to do.
+//!
+//! How it is cut: [`interface`] is what `build.rs` makes of `proto/project.proto`; `service` is the
+//! nine operations; `translate` is what their messages and errors mean; `calls` brings the client
+//! library and asynchronous calls together; `rows` turns long reads into streams; `gather` takes
+//! request streams in; `manners` is what holds for every call (deadlines, limits); `incoming` is what
+//! holds for every connection; `health` tells load balancers whether to send anyone here.
+//!
+//! Invariants:
+//! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads slowly
+//!   is waited for by nobody, and request streams are gathered within the limits of one transaction.
+//! - A write that was sent is never reported as undone: after a deadline, or when servers are lost, the
+//!   error says that it may have taken effect.
+//!
+//! What it leaves out: encryption and authentication (keep the port private, or put a proxy before it),
+//! compression, and bytes that are not UTF-8, which this interface's strings cannot carry.
+
+mod calls;
+mod gather;
+mod health;
+mod incoming;
+pub mod interface;
+mod manners;
+mod rows;
+mod service;
+mod translate;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Server;
+
+use self::calls::Calls;
+use self::interface::key_value_store_server::KeyValueStoreServer;
+use self::manners::Manners;
+use self::service::Gateway;
+use crate::client::{Client, ClientError};
+use crate::limits;
+
+/// What a gateway needs to know.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Where gRPC clients connect. Port 0 takes a free one, which the log names.
+    pub listen: SocketAddr,
+    /// The group.
+    pub servers: Vec<SocketAddr>,
+    /// The whole time of one request to the group; a call's own deadline may be shorter.
+    pub request_timeout: Duration,
+}
+
+/// Why a gateway could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}; choose another with --port or --listen")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The servers cannot be used.
+    #[error(transparent)]
+    Servers(#[from] ClientError),
+    /// The interface's description cannot be served.
+    #[error("the interface cannot be described: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Serving ended.
+    #[error("the gateway cannot go on: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// The system refused threads, signals or timers.
+    #[error("the gateway cannot start: {0}")]
+    System(io::Error),
+}
+
+/// Runs a gateway until SIGINT or SIGTERM, then answers what is under way and returns.
+///
+/// # Errors
+/// See [`GatewayError`].
+pub fn run(config: &GatewayConfig) -> Result<(), GatewayError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(limits::GATEWAY_THREADS_MAX + 1)
+        .build()
+        .map_err(GatewayError::System)?;
+    let result = runtime.block_on(serve(config));
+    // Requests whose callers have gone may still wait for a server.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
+    // Before anything is said to be ready, so that no signal from then on is missed.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(GatewayError::System)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(GatewayError::System)?;
+    let client = Client::builder(config.servers.iter().copied())
+        .request_timeout(config.request_timeout)
+        .build()?;
+    let listen_failed = |error| GatewayError::Listen { address: config.listen, error };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
+    let address = listener.local_addr().map_err(listen_failed)?;
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let watch = tokio::spawn(health::watch(reporter.clone(), config.servers.clone()));
+    let describe = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let gateway = Gateway::new(Calls::new(client));
+    let service = KeyValueStoreServer::new(gateway)
+        .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
+
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let serving = Server::builder()
+        .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(limits::GATEWAY_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::GATEWAY_CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(limits::GATEWAY_HEADERS_BYTES_MAX)
+        .http2_keepalive_interval(Some(limits::GATEWAY_PING_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
+        .layer(Manners::new(limits::GATEWAY_CALLS_MAX))
+        .add_service(service)
+        .add_service(health)
+        .add_service(describe().build_v1()?)
+        .add_service(describe().build_v1alpha()?)
+        .serve_with_incoming_shutdown(incoming::connections(listener), async {
+            // The sender lives until it sends.
+            let _ = stopped.await;
+        });
+    log::info!("serving gRPC on {address}");
+
+    let signalled = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        log::info!("stopping: no new calls are taken");
+        watch.abort();
+        health::stopping(&reporter).await;
+        let _ = stop.send(());
+        tokio::time::sleep(limits::SHUTDOWN_GRACE).await;
+    };
+    tokio::select! {
+        result = serving => result.map_err(GatewayError::from),
+        () = signalled => {
+            log::warn!("stopping now: some calls are still without an answer");
+            Ok(())
+        }
+    }
+}
