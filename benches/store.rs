@@ -33,7 +33,7 @@ fn put(index: LogIndex, key: Bytes) -> LogEntry {
     let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
     let op = WriteOp::Put { key, value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
     let timestamp = Timestamp(index as i64);
-    LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
+    LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
 }
 
 fn random_batch(next: &mut LogIndex, size: u64, rng: &mut StdRng) -> Vec<LogEntry> {

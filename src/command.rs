@@ -178,6 +178,11 @@ pub enum CommandError {
 const TIMESTAMP_BYTES: usize = 8;
 
 impl Command {
+    /// A client's write, from which nobody wants to know what was before.
+    pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
+        Command { timestamp, action: Action::Write { request, op, previous: false } }
+    }
+
     /// Encodes the command as a log entry's data.
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {

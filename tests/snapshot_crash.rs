@@ -31,7 +31,7 @@ fn put(index: LogIndex) -> LogEntry {
     LogEntry {
         term: 1,
         index,
-        data: Command { timestamp: Timestamp(index as i64), request, op }.encode(),
+        data: Command::write(Timestamp(index as i64), request, op).encode(),
     }
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::core::{AckPolicy, Node, NodeConfig, Recovered};
+use super::upkeep::UpkeepConfig;
 use super::*;
-use crate::command::{Command, WriteOp};
+use crate::command::{Command, History, WriteOp};
 use crate::limits;
 use crate::types::{ClientId, RequestId};
 use crate::wire::message::Role;
@@ -36,6 +37,7 @@ impl Group {
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
+                upkeep: UpkeepConfig::new(History::All),
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()
@@ -92,7 +94,7 @@ impl Group {
                 Output::Persist(batch) => {
                     self.inbox.push_back((at, Input::Persisted { number: batch.number }));
                 }
-                Output::Apply(entries) => {
+                Output::Apply { entries, .. } => {
                     let point = &mut self.applied[at];
                     let mut outcomes = Vec::new();
                     for entry in entries {
@@ -106,13 +108,14 @@ impl Group {
                                 term: entry.term,
                                 outcome: Some(WriteOutcome {
                                     timestamp: command.timestamp,
-                                    existed: false,
+                                    refused: false,
                                 }),
+                                previous: None,
                             });
                         }
                     }
                     let point = *point;
-                    self.inbox.push_back((at, Input::Applied { outcomes, point }));
+                    self.inbox.push_back((at, Input::Applied { outcomes, point, upkeep: UpkeepState::default() }));
                 }
                 Output::Reply { token, reply } => {
                     assert!(self.replies.insert(token, reply).is_none(), "one answer a request");
@@ -131,7 +134,7 @@ impl Group {
             RequestId { client: ClientId(at as u64), sequence: request, answered_below: 1 };
         let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
         let client = ([127, 0, 0, 1], 9).into();
-        let write = WriteRequest { request, op };
+        let write = WriteRequest { request, op, previous: false };
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
     }
@@ -198,7 +201,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     ];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
-        let write = WriteRequest { request, op };
+        let write = WriteRequest { request, op, previous: false };
         let client = ([127, 0, 0, 1], 9).into();
         group.inbox.push_back((0, Input::Write { token, client, write }));
         group.settle();

@@ -130,8 +130,9 @@ pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> An
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     let low = store.applied().timestamp;
-    let at = (request.at > Timestamp::ZERO).then_some(request.at);
-    let found = match store.get(&request.key, at) {
+    let newest = request.at <= Timestamp::ZERO;
+    let at = if newest { Timestamp(i64::MAX) } else { request.at };
+    let found = match store.get_at(&request.key, at) {
         Ok(found) => found,
         Err(error) => return unreadable(&error),
     };

@@ -285,7 +285,12 @@ impl ApplierThread {
     }
 
     fn apply(&mut self, entries: &[LogEntry], answering: bool) -> Result<(), ApplyError> {
-        let Applied { writes: outcomes, upkeep } = self.machine.apply(entries, answering)?;
+        let applied = if answering {
+            self.machine.apply_answering(entries)
+        } else {
+            self.machine.apply(entries)
+        };
+        let Applied { writes: outcomes, upkeep } = applied?;
         let point = self.machine.applied();
         self.report(Report::Done(Input::Applied { outcomes, point, upkeep }));
         Ok(())
