@@ -193,8 +193,7 @@ impl Command {
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());
         // Writing MessagePack into a growing vector cannot fail: the types hold no maps with
         // unknown length and no IO is involved.
-        rmp_serde::encode::write(&mut data, &self.action)
-            .expect("encoding a command into memory");
+        rmp_serde::encode::write(&mut data, &self.action).expect("encoding a command into memory");
         Bytes::from(data)
     }
 

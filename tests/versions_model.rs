@@ -95,7 +95,12 @@ fn found(row: Row) -> Found {
 }
 
 /// A whole read, page by page.
-fn pages(store: &Store, of: PageOf, sight: Sight, rows_max: usize) -> Result<Vec<Found>, PageError> {
+fn pages(
+    store: &Store,
+    of: PageOf,
+    sight: Sight,
+    rows_max: usize,
+) -> Result<Vec<Found>, PageError> {
     let (mut of, mut sight) = (of, sight);
     let mut rows = Vec::new();
     loop {
@@ -155,8 +160,7 @@ impl World {
 
     fn write(&mut self, op: &WriteOp) {
         self.sequence += 1;
-        let request =
-            RequestId { client: ClientId(1), sequence: self.sequence, answered_below: 0 };
+        let request = RequestId { client: ClientId(1), sequence: self.sequence, answered_below: 0 };
         let at = self.push(Action::Write { request, op: op.clone(), previous: true });
         self.model.apply(at, op);
     }
@@ -220,7 +224,8 @@ impl World {
             assert_eq!(read(PageOf::Keys { keys: wanted }).unwrap(), each, "{context}");
             for key in keys {
                 let expected = self.model.versions(key, at, seen);
-                let kept = expected.into_iter().filter(|(_, _, version)| *version >= self.model.swept);
+                let kept =
+                    expected.into_iter().filter(|(_, _, version)| *version >= self.model.swept);
                 let kept: Vec<Found> = kept.collect();
                 let mut versions = read(PageOf::Versions { key: key.clone() }).unwrap();
                 versions.retain(|(_, _, version)| *version >= self.model.swept);
@@ -238,7 +243,17 @@ impl World {
 /// Keys of every awkward kind, few enough to meet.
 fn keys() -> Vec<Bytes> {
     let mut keys: Vec<Bytes> = [
-        &b"a"[..], b"a\0", b"a\0\0", b"a\0\xff", b"a!", b"a,b", b"a:b", b"a;", b"b", b"\xff", b"\xff\xff",
+        &b"a"[..],
+        b"a\0",
+        b"a\0\0",
+        b"a\0\xff",
+        b"a!",
+        b"a,b",
+        b"a:b",
+        b"a;",
+        b"b",
+        b"\xff",
+        b"\xff\xff",
         b"\0",
     ]
     .map(Bytes::copy_from_slice)

@@ -115,7 +115,10 @@ impl Group {
                         }
                     }
                     let point = *point;
-                    self.inbox.push_back((at, Input::Applied { outcomes, point, upkeep: UpkeepState::default() }));
+                    self.inbox.push_back((
+                        at,
+                        Input::Applied { outcomes, point, upkeep: UpkeepState::default() },
+                    ));
                 }
                 Output::Reply { token, reply } => {
                     assert!(self.replies.insert(token, reply).is_none(), "one answer a request");

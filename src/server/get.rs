@@ -58,7 +58,9 @@ impl ReadRequest {
             PageOf::Keys { keys } if keys.len() > limits::TRANSACTION_KEYS_MAX => {
                 let most = limits::TRANSACTION_KEYS_MAX;
                 let count = keys.len();
-                Err(invalid(format!("{count} keys are asked for and at most {most} can be: ask twice")))
+                Err(invalid(format!(
+                    "{count} keys are asked for and at most {most} can be: ask twice"
+                )))
             }
             PageOf::Keys { keys } => keys.iter().try_for_each(|key| check_key(key)),
             PageOf::Versions { key } => check_key(key),

@@ -22,10 +22,10 @@
 //! snapshots between servers, and repair of damage.
 
 pub mod apply;
+mod changes;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
-mod changes;
 mod hash;
 pub mod keys;
 pub mod log;
