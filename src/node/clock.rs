@@ -17,6 +17,11 @@ impl HybridClock {
         self.last = self.last.max(timestamp);
     }
 
+    /// The last timestamp issued or observed.
+    pub fn last(&self) -> Timestamp {
+        self.last
+    }
+
     /// The next timestamp, given what the machine's clock says.
     pub fn next(&mut self, wall_us: i64) -> Timestamp {
         // At i64::MAX microseconds, some 292,000 years from now, order would end.

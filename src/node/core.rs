@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::certainty::Certainty;
 use super::clock::HybridClock;
 use super::hashes::StateHashes;
 use super::in_sync::InSync;
@@ -16,7 +17,7 @@ use super::{AppliedWrite, Input, Now, Output, RequestToken};
 use crate::command::{Command, WriteOp};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
-use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term};
+use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
 
 /// When a write is acknowledged (SPEC A3).
@@ -126,6 +127,8 @@ pub struct Node {
     pub(super) effects: Effects,
     pub(super) clock: HybridClock,
     pub(super) writes: Writes,
+    /// At a leader, for its reign.
+    pub(super) certainty: Certainty,
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
@@ -183,6 +186,7 @@ impl Node {
             effects: Effects::default(),
             clock,
             writes,
+            certainty: Certainty::default(),
             reads,
             links: BTreeSet::new(),
             in_sync: None,
@@ -233,6 +237,21 @@ impl Node {
     /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.consensus.term_at(index)
+    }
+
+    /// Where the state machine stands.
+    pub fn applied_point(&self) -> AppliedPoint {
+        self.applied
+    }
+
+    /// The last timestamp in this node's log or later: what is newer has not come here.
+    pub fn newest_timestamp(&self) -> Timestamp {
+        self.clock.last()
+    }
+
+    /// Whether an answer waits for committed entries to be applied.
+    pub fn awaits_application(&self) -> bool {
+        self.writes.awaits_application() || self.reads.awaits_application()
     }
 
     /// Describes the node.
@@ -341,6 +360,8 @@ impl Node {
         self.clock.observe(point.timestamp);
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
+            let client = self.writes.get_mut(key).write.request.client;
+            self.certainty.applied(client, write.index, write.newest_sequence);
             match write.outcome {
                 Some(outcome) => self.writes.wait_for_stored(key, write.index, outcome),
                 None => {

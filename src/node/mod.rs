@@ -11,6 +11,7 @@
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
 //! the workers; membership change.
 
+mod certainty;
 mod clock;
 pub mod core;
 mod hashes;
@@ -143,6 +144,8 @@ pub struct AppliedWrite {
     /// What came of it: the first application's outcome, also for a retry. `None` when its
     /// session had already forgotten this sequence.
     pub outcome: Option<WriteOutcome>,
+    /// The greatest sequence that its client's session has met by now: applied or ruled out.
+    pub newest_sequence: u64,
 }
 
 /// What a node wants done.

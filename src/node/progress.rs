@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::certainty::Certainty;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::InSync;
 use super::writes::Origin;
@@ -42,6 +43,7 @@ impl Node {
         if role_before == Role::Leader && (role != Role::Leader || new_reign) {
             self.in_sync = None;
             self.birth_until_us = None;
+            self.certainty = Certainty::default();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
                 match self.writes.get_mut(key).origin {
@@ -108,7 +110,7 @@ impl Node {
                 let command =
                     Command { timestamp, request: write.request, op: write.op.clone() }.encode();
                 bytes += command.len() as u64;
-                batch.push(key);
+                batch.push((key, timestamp));
                 data.push(command);
                 if bytes >= limits::APPEND_BYTES_MAX {
                     break;
@@ -117,18 +119,26 @@ impl Node {
             match self.consensus.propose(data) {
                 Ok(first) => {
                     let term = self.consensus.term();
-                    for (key, index) in batch.into_iter().zip(first..) {
-                        self.writes.propose(key, term, index);
+                    for ((key, timestamp), index) in batch.into_iter().zip(first..) {
+                        let write = &self.writes.get_mut(key).write;
+                        let certain = self.certainty.proposed(&write.request, index);
+                        // Whether a DEL found anything is known only by applying it.
+                        if certain && matches!(write.op, WriteOp::Put { .. }) {
+                            let outcome = WriteOutcome { timestamp, existed: false };
+                            self.writes.propose_certain(key, index, outcome);
+                        } else {
+                            self.writes.propose(key, term, index);
+                        }
                     }
                 }
                 Err(ProposeError::Full) => {
-                    for key in batch {
+                    for (key, _) in batch {
                         let pending = self.writes.remove(key);
                         self.answer(pending.origin, busy("too much is being replicated"), out);
                     }
                 }
                 Err(ProposeError::HandingOver | ProposeError::NotLeader) => {
-                    batch.into_iter().for_each(|key| self.writes.wait(key));
+                    batch.into_iter().for_each(|(key, _)| self.writes.wait(key));
                 }
             }
         }
@@ -252,10 +262,13 @@ impl Node {
             &mut notices,
         );
         out.extend(notices.into_iter().map(Output::Notice));
+        // What this leader has proposed and is committed will be applied as it was proposed.
+        self.writes.commit(consensus.commit());
         let stored: LogIndex = match self.config.ack {
-            // What is applied is committed, and so durable on a majority.
+            // What is settled is committed, and so durable on a majority.
             AckPolicy::Majority => LogIndex::MAX,
-            AckPolicy::All => in_sync.stored_by_all(),
+            // This server is always in sync, and not always the quickest.
+            AckPolicy::All => in_sync.stored_by_all().min(consensus.matched(self.config.node)),
         };
         for (key, outcome) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);

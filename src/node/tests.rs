@@ -108,6 +108,7 @@ impl Group {
                                     timestamp: command.timestamp,
                                     existed: false,
                                 }),
+                                newest_sequence: command.request.sequence,
                             });
                         }
                     }

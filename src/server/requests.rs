@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::early::{EarlyRead, wanted};
 use super::get::check_key;
 use super::links::Link;
 use super::service::StoreService;
@@ -68,7 +69,13 @@ impl StoreService {
                 self.input(net, Input::Read { token });
             }
             Request::Get(request) => {
-                self.clients.read(net.queued_bytes(connection), token, client, request);
+                let wanted = wanted(&request);
+                let node = &self.parts.node;
+                if wanted > node.applied_point().timestamp && wanted <= node.newest_timestamp() {
+                    self.early.hold(net.now(), token, client, request);
+                } else {
+                    self.clients.read(net.queued_bytes(connection), token, client, request);
+                }
             }
             Request::Status => {
                 let status = Reply::StatusOk(Box::new(self.status(net)));
@@ -116,6 +123,14 @@ impl StoreService {
             server_connections: self.links.iter().map(Link::connections).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Reads that came early are answered now, whatever is applied.
+    pub(super) fn read_early(&mut self, net: &Net, reads: Vec<EarlyRead>) {
+        for EarlyRead { token, client, request, .. } in reads {
+            let connection = ConnectionId::from_u64(token.connection);
+            self.clients.read(net.queued_bytes(connection), token, client, request);
         }
     }
 

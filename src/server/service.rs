@@ -13,6 +13,7 @@ use crossbeam_channel::Receiver;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::Console;
+use super::early::EarlyReads;
 use super::links::{Link, sentence};
 use super::snapshots::{SnapshotWork, Step, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
@@ -66,6 +67,7 @@ pub(super) struct StoreService {
     pub(super) links: Vec<Link>,
     pub(super) connections: ConnectionMap<Kind>,
     pub(super) clients: Clients,
+    pub(super) early: EarlyReads,
     pub(super) transfers: Transfers,
     outputs: Vec<Output>,
     /// The time as the core is told it, and the iteration it was read in.
@@ -91,6 +93,7 @@ impl StoreService {
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
+            early: EarlyReads::default(),
             transfers: Transfers::new(parts.first_transfer),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
@@ -427,6 +430,8 @@ impl Service for StoreService {
 
     fn on_tick(&mut self, net: &mut Net) {
         self.input(net, Input::Tick);
+        let overdue = self.early.take_overdue(net.now());
+        self.read_early(net, overdue);
         let steps = self.transfers.tick(net.now());
         self.take_steps(net, steps);
         self.keep_links_alive(net);
@@ -450,6 +455,8 @@ impl Service for StoreService {
         while !self.outputs.is_empty() {
             self.carry_out(net);
         }
+        let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
+        self.read_early(net, reached);
         self.submit_reads(net);
         // Whoever has asked already, plain reads included, gets an answer first.
         if self.stopped && self.clients.nothing_under_way() {

@@ -230,7 +230,12 @@ impl StateMachine {
             }
             point.timestamp = command.timestamp;
             let outcome = self.apply_command(&command, &*view, &mut batch, &mut hash)?;
-            outcomes.push(AppliedWrite { index: entry.index, term: entry.term, outcome });
+            outcomes.push(AppliedWrite {
+                index: entry.index,
+                term: entry.term,
+                outcome,
+                newest_sequence: self.sessions.newest_sequence(command.request.client),
+            });
         }
         if entries.is_empty() {
             return Ok(outcomes);
