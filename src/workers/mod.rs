@@ -9,3 +9,4 @@
 //! must happen in order, such as writing the log and applying it, has a thread of its own.
 
 pub mod pool;
+pub mod queue;
