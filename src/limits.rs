@@ -131,6 +131,9 @@ pub const TICK: Duration = Duration::from_millis(20);
 pub const HEARTBEAT_TICKS: usize = 3;
 /// Ticks without a leader before a server asks for votes: between this and twice this.
 pub const ELECTION_TICKS: usize = 15;
+/// A server that a leader has sent no replication message for this long is told of a commit in a
+/// message of its own; others hear of it in the next replication message.
+pub const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 512 * 1024;
 /// Replication messages to one server that are not yet answered.

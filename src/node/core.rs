@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::certainty::Certainty;
 use super::clock::HybridClock;
+use super::commit_news::CommitNews;
 use super::hashes::StateHashes;
 use super::in_sync::InSync;
 use super::reads::{Read, Reads};
@@ -129,6 +130,8 @@ pub struct Node {
     pub(super) writes: Writes,
     /// At a leader, for its reign.
     pub(super) certainty: Certainty,
+    /// At a leader, for its reign.
+    pub(super) commit_news: CommitNews,
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
@@ -187,6 +190,7 @@ impl Node {
             clock,
             writes,
             certainty: Certainty::default(),
+            commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
             in_sync: None,
@@ -237,6 +241,15 @@ impl Node {
     /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.consensus.term_at(index)
+    }
+
+    /// When [`Node::flush`] is to be called next even if there is no input: monotonic time, in
+    /// microseconds.
+    pub fn flush_due_us(&self) -> Option<u64> {
+        match self.consensus.role() {
+            Role::Leader => self.commit_news.next_us(&self.links, self.consensus.commit()),
+            Role::Follower | Role::Candidate => None,
+        }
     }
 
     /// Where the state machine stands.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::certainty::Certainty;
+use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::InSync;
 use super::writes::Origin;
@@ -11,7 +12,7 @@ use crate::command::{Command, WriteOp, WriteOutcome};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
-use crate::wire::message::{PeerMessage, Reply, Role};
+use crate::wire::message::{PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
@@ -24,8 +25,9 @@ impl Node {
             self.forward_waiting(now, out);
         }
         self.start_reads(now, out);
-        self.run_consensus(out);
-        self.answer_stored(now, out);
+        self.run_consensus(now, out);
+        let answered = self.answer_stored(now, out);
+        self.tell_commit(&answered, now, out);
         for read in self.reads.take_ready(self.applied.index) {
             out.push(Output::ReadReady { token: read.token });
         }
@@ -44,6 +46,7 @@ impl Node {
             self.in_sync = None;
             self.birth_until_us = None;
             self.certainty = Certainty::default();
+            self.commit_news = CommitNews::default();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
                 match self.writes.get_mut(key).origin {
@@ -208,11 +211,14 @@ impl Node {
         }
     }
 
-    fn run_consensus(&mut self, out: &mut Vec<Output>) {
+    fn run_consensus(&mut self, now: Now, out: &mut Vec<Output>) {
         self.consensus.advance(&mut self.effects);
         let effects = &mut self.effects;
         for message in effects.messages.drain(..) {
             let to = message.to;
+            if let RaftBody::Append { commit, .. } = &message.body {
+                self.commit_news.told(to, *commit, now.monotonic_us);
+            }
             out.push(Output::Send { to, message: PeerMessage::Raft(message) });
         }
         let install = effects.install.take();
@@ -249,9 +255,11 @@ impl Node {
         }
     }
 
-    /// Answers the writes that the acknowledgement rule is met for.
-    fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) {
-        let Some(in_sync) = &mut self.in_sync else { return };
+    /// Answers the writes that the acknowledgement rule is met for. Returns the servers that had
+    /// forwarded some of them.
+    fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) -> BTreeSet<NodeId> {
+        let mut forwarders = BTreeSet::new();
+        let Some(in_sync) = &mut self.in_sync else { return forwarders };
         let consensus = &self.consensus;
         in_sync.proposed(consensus.last_index(), now.monotonic_us);
         let mut notices = Vec::new();
@@ -283,8 +291,26 @@ impl Node {
                 }
                 WriteOp::Del { .. } => Reply::DelOk { timestamp, existed },
             };
+            if let Origin::Server { node, .. } = pending.origin {
+                forwarders.insert(node);
+            }
             self.answer(pending.origin, reply, out);
         }
+        forwarders
+    }
+
+    /// Tells the servers that are to know what is committed, those that are `asking` at once.
+    fn tell_commit(&mut self, asking: &BTreeSet<NodeId>, now: Now, out: &mut Vec<Output>) {
+        if self.consensus.role() != Role::Leader {
+            return;
+        }
+        let commit = self.consensus.commit();
+        let due = self.commit_news.take_due(&self.links, asking, commit, now.monotonic_us);
+        if due.is_empty() {
+            return;
+        }
+        due.into_iter().for_each(|peer| self.consensus.tell_commit(peer));
+        self.run_consensus(now, out);
     }
 
     fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -296,7 +322,7 @@ impl Node {
                 && let Some(successor) = successor
             {
                 self.consensus.transfer_leadership(*successor);
-                self.run_consensus(out);
+                self.run_consensus(now, out);
             }
         }
         if let Stopping::HandingOver { until_us } = self.stopping {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 
@@ -455,6 +455,8 @@ impl Service for StoreService {
         while !self.outputs.is_empty() {
             self.carry_out(net);
         }
+        let due = self.parts.node.flush_due_us();
+        net.set_alarm(due.map(|due_us| self.started + Duration::from_micros(due_us)));
         let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
         self.read_early(net, reached);
         self.submit_reads(net);
