@@ -151,6 +151,9 @@ pub const PENDING_READS_MAX: usize = 16 * 1024;
 pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Committed entries that nobody waits for are left to gather this long before they are applied
+/// together.
+pub const APPLY_GATHER: Duration = Duration::from_millis(1);
 /// Bytes of entries a follower holds in memory that are not applied yet; past it replication
 /// messages are dropped (and resent later by the consensus protocol).
 pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;

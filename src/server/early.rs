@@ -39,6 +39,10 @@ pub(super) fn wanted(request: &GetRequest) -> Timestamp {
 }
 
 impl EarlyReads {
+    pub fn is_empty(&self) -> bool {
+        self.by_timestamp.is_empty()
+    }
+
     /// Lets a read wait, from `now` on.
     pub fn hold(
         &mut self,
@@ -106,6 +110,6 @@ mod tests {
         assert!(early.take_overdue(later).is_empty());
         assert_eq!(tokens(&early.take_overdue(start + limits::EARLY_READ_WAIT)), [3]);
         assert_eq!(tokens(&early.take_reached(Timestamp(20))), [2]);
-        assert!(early.by_timestamp.is_empty());
+        assert!(early.is_empty());
     }
 }

@@ -459,6 +459,9 @@ impl Service for StoreService {
         net.set_alarm(due.map(|due_us| self.started + Duration::from_micros(due_us)));
         let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
         self.read_early(net, reached);
+        if self.parts.node.awaits_application() || !self.early.is_empty() {
+            self.parts.applier.hurry();
+        }
         self.submit_reads(net);
         // Whoever has asked already, plain reads included, gets an answer first.
         if self.stopped && self.clients.nothing_under_way() {

@@ -87,6 +87,13 @@ impl<T: Send + 'static> Writer<T> {
         }
     }
 
+    /// Somebody waits for what was handed over.
+    pub fn hurry(&self) {
+        if let Some(queue) = &self.queue {
+            queue.hurry();
+        }
+    }
+
     /// Lets the thread finish what it has, and waits for it.
     pub fn finish(mut self) {
         self.queue = None;
@@ -204,6 +211,7 @@ pub(super) fn applier(
                 if unsaved { work.recv_timeout(limits::CHECKPOINT_INTERVAL) } else { work.recv() };
             let done = match received {
                 Ok(ApplierWork::Apply(entries)) => {
+                    work.linger(limits::APPLY_GATHER);
                     let (entries, next) = gather(entries, &work);
                     thread.apply(&entries).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
@@ -235,7 +243,7 @@ pub(super) fn applier(
     })
 }
 
-/// Joins pieces of the log that have queued up, for one batch of the engine is cheaper than many;
+/// Joins pieces of the log that have gathered, for one batch of the engine is cheaper than many;
 /// but not past an index where replicas compare states, since the hash is that of the batch's end.
 /// What else the queue held comes back too.
 fn gather(
