@@ -32,6 +32,18 @@ impl ReadRequest {
         }
     }
 
+    /// The state that it asks for at least.
+    pub fn wanted(&self) -> Timestamp {
+        match self {
+            // As of a version, what was seen of the key does not matter.
+            ReadRequest::Get(request) if request.at > Timestamp::ZERO => {
+                request.at.max(request.session)
+            }
+            ReadRequest::Get(request) => request.timestamp.max(request.session),
+            ReadRequest::Page(request) => request.at.max(request.seen).max(request.session),
+        }
+    }
+
     /// Refuses what cannot be answered; done before a request waits anywhere, so that what waits is
     /// small.
     ///

@@ -12,6 +12,7 @@ mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
+mod early;
 mod files;
 mod get;
 mod links;

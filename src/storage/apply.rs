@@ -286,7 +286,9 @@ impl StateMachine {
                     let (outcome, previous) =
                         self.apply_write(timestamp, &request, &op, wanted, &mut changes)?;
                     let (index, term) = (entry.index, entry.term);
-                    applied.writes.push(AppliedWrite { index, term, outcome, previous });
+                    let newest_sequence = self.sessions.newest_sequence(request.client);
+                    let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
+                    applied.writes.push(write);
                 }
                 Action::Upkeep(Upkeep::Purge { before }) => upkeep::purge(&mut changes, before)?,
                 Action::Upkeep(Upkeep::Sweep { history, as_of, from }) => {
