@@ -122,11 +122,14 @@ impl Node {
             match self.consensus.propose(data) {
                 Ok(first) => {
                     let term = self.consensus.term();
+                    let unapplied = self.consensus.last_index().saturating_sub(self.applied.index);
+                    let lags = unapplied > limits::APPLY_LAG_ENTRIES_MAX
+                        || self.consensus.bytes_in_memory() > limits::APPLY_LAG_BYTES_MAX;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let write = &self.writes.get_mut(key).write;
                         let certain = self.certainty.proposed(&write.request, index);
                         // Whether a DEL found anything is known only by applying it.
-                        if certain && matches!(write.op, WriteOp::Put { .. }) {
+                        if certain && !lags && matches!(write.op, WriteOp::Put { .. }) {
                             let outcome = WriteOutcome { timestamp, existed: false };
                             self.writes.propose_certain(key, index, outcome);
                         } else {
