@@ -180,6 +180,11 @@ pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Committed entries that nobody waits for are left to gather this long before they are applied
 /// together.
 pub const APPLY_GATHER: Duration = Duration::from_millis(1);
+/// Entries of a leader's log that are not applied; past it PUTs are answered only when they are applied,
+/// so that clients cannot run ahead of the state machine …
+pub const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
+/// … and bytes of entries in its memory, likewise.
+pub const APPLY_LAG_BYTES_MAX: usize = LOG_CACHE_BYTES_MAX + 8 * 1024 * 1024;
 /// Bytes of entries a follower holds in memory that are not applied yet; past it replication
 /// messages are dropped (and resent later by the consensus protocol).
 pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -434,6 +434,11 @@ impl Consensus {
         self.raw.raft.raft_log.committed
     }
 
+    /// Bytes of entries in memory: those that are not applied, and some that are.
+    pub fn bytes_in_memory(&self) -> usize {
+        self.raw.store().tail_bytes()
+    }
+
     /// The last index of the log, durable or not.
     pub fn last_index(&self) -> LogIndex {
         self.raw.raft.raft_log.last_index()

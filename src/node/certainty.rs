@@ -11,6 +11,9 @@
 //! that outcome's sequence: all of these are smaller too. A session that was dropped whole rules
 //! nothing out.
 //!
+//! What is certain is answered early only while the state machine keeps up
+//! ([`limits::APPLY_LAG_ENTRIES_MAX`]): clients that wait for answers are what keeps it in reach.
+//!
 //! So a leader keeps, for each client, the greatest sequence in the log. What it has proposed itself
 //! it has seen. What lies before its reign, and before it began to keep account of a client, it learns
 //! from the state machine, which reports with every applied command the greatest sequence that the

@@ -125,10 +125,13 @@ impl Node {
             match self.consensus.propose(data) {
                 Ok(first) => {
                     let term = self.consensus.term();
+                    let unapplied = self.consensus.last_index().saturating_sub(self.applied.index);
+                    let lags = unapplied > limits::APPLY_LAG_ENTRIES_MAX
+                        || self.consensus.bytes_in_memory() > limits::APPLY_LAG_BYTES_MAX;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let write = &self.writes.get_mut(key).write;
                         let certain = self.certainty.proposed(&write.request, index);
-                        if certain && says_its_timestamp_only(write) {
+                        if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
                             self.writes.propose_certain(key, index, stored);
                         } else {
