@@ -1,4 +1,4 @@
-//! The disk side alone: applying batches, reading newest values, appending to the log.
+//! The disk side alone: applying batches, reading values, versions and ranges, appending to the log.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -8,11 +8,15 @@ use acervo::limits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
 use acervo::storage::disk::DiskEngine;
+use acervo::storage::engine::Engine;
 use acervo::storage::log::{DiskLog, LogOptions};
+use acervo::storage::memory::MemoryEngine;
+use acervo::storage::reads::Sight;
 use acervo::storage::snapshot::SnapshotSink;
 use acervo::types::{
     ClientId, ClusterId, LogBatch, LogEntry, LogIndex, NodeId, RequestId, Timestamp,
 };
+use acervo::wire::message::PageOf;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::StdRng;
@@ -24,16 +28,26 @@ const LOG_BATCH: u64 = 64;
 const APPLY_BATCHES: [u64; 4] = [1, 8, 64, 512];
 const CHUNK_BYTES: usize = 512 * 1024;
 const VALUE_BYTES: usize = 100;
+/// So many keys of one version …
+const WIDE_KEYS: u64 = 1_000_000;
+/// … and so many …
+const DEEP_KEYS: u64 = 10_000;
+/// … of so many.
+const DEEP_VERSIONS: u64 = 100;
 
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:012}"))
+}
+
+fn deep_key(number: u64) -> Bytes {
+    Bytes::from(format!("deep-{number:06}"))
 }
 
 fn put(index: LogIndex, key: Bytes) -> LogEntry {
     let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
     let op = WriteOp::Put { key, value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
     let timestamp = Timestamp(index as i64);
-    LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
+    LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
 }
 
 fn random_batch(next: &mut LogIndex, size: u64, rng: &mut StdRng) -> Vec<LogEntry> {
@@ -114,7 +128,7 @@ fn snapshot(criterion: &mut Criterion) {
     let mut write = |index| {
         let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
         let op = WriteOp::Put { key: key(index), value: value.clone() };
-        let command = Command { timestamp: Timestamp(index as i64), request, op };
+        let command = Command::write(Timestamp(index as i64), request, op);
         LogEntry { term: 1, index, data: command.encode() }
     };
     for first in (1..=KEYS).step_by(1000) {
@@ -139,5 +153,106 @@ fn snapshot(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, store, log, snapshot);
+/// Versions, on each engine: many keys of one version, and few of many.
+fn versions(criterion: &mut Criterion) {
+    let dir = TempDir::new().expect("a folder");
+    let disk = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
+    let disk: Arc<dyn Engine> = Arc::new(disk.expect("an engine"));
+    let engines = [("disk", disk), ("memory", Arc::new(MemoryEngine::new()) as Arc<dyn Engine>)];
+    // A smoke run shows that it runs; it need not wait for millions of writes.
+    let scale = if std::env::args().any(|argument| argument == "--test") { 100 } else { 1 };
+    for (name, engine) in engines {
+        let many = WIDE_KEYS / scale;
+        let deep = DEEP_KEYS / scale;
+        let mut machine = StateMachine::open(engine).expect("a state");
+        let mut next = 1;
+        let mut fill = |key: &dyn Fn(u64) -> Bytes, count: u64| {
+            while next <= count {
+                let entries: Vec<LogEntry> =
+                    (next..next + 1_000).map(|index| put(index, key(index))).collect();
+                machine.apply(&entries).expect("applied");
+                next += 1_000;
+            }
+        };
+        fill(&|index| key(index - 1), many);
+        let end_of_wide = many;
+        fill(&|index| deep_key(index % deep), many + deep * DEEP_VERSIONS);
+        // One key with a thousand versions.
+        fill(&|_| Bytes::from_static(b"deepest"), many + deep * DEEP_VERSIONS + 1_000);
+        machine.checkpoint().expect("durable");
+        let now = machine.applied().timestamp;
+        let reader = machine.store();
+        let mut rng = StdRng::seed_from_u64(1);
+
+        let mut group = criterion.benchmark_group(format!("versions on {name}"));
+        group.throughput(Throughput::Elements(1));
+        let shapes: [(&str, u64, fn(u64) -> Bytes, Timestamp); 2] = [
+            ("1M keys x 1", many, key, Timestamp(end_of_wide as i64)),
+            (
+                "10k keys x 100",
+                deep,
+                deep_key,
+                Timestamp(now.0 - (deep * DEEP_VERSIONS / 2) as i64),
+            ),
+        ];
+        for (shape, keys, key, past) in shapes {
+            group.bench_function(format!("get newest, {shape}"), |bencher| {
+                bencher.iter_batched(
+                    || key(rng.random_range(0..keys)),
+                    |key| black_box(reader.get(&key).expect("read")),
+                    BatchSize::SmallInput,
+                );
+            });
+            group.bench_function(format!("get as of, {shape}"), |bencher| {
+                bencher.iter_batched(
+                    || key(rng.random_range(0..keys)),
+                    |key| black_box(reader.get_at(&key, past).expect("read")),
+                    BatchSize::SmallInput,
+                );
+            });
+            for (what, at) in [("newest", now), ("as of", past)] {
+                group.bench_function(format!("range of 1,000 {what}, {shape}"), |bencher| {
+                    bencher.iter_batched(
+                        || {
+                            let from = key(rng.random_range(0..keys.saturating_sub(1_000).max(1)));
+                            PageOf::Range { from, to: key(keys) }
+                        },
+                        |of| {
+                            let sight = Sight { at, seen: now, strict: false };
+                            let page = reader.page(&of, sight, 1_000, limits::PAGE_BYTES_MAX);
+                            black_box(page.expect("a page").rows.len())
+                        },
+                        BatchSize::SmallInput,
+                    );
+                });
+            }
+        }
+        group.bench_function("get newest of 1,000 versions", |bencher| {
+            bencher.iter(|| black_box(reader.get(b"deepest").expect("read")));
+        });
+        group.bench_function("get as of among 1,000 versions", |bencher| {
+            bencher.iter_batched(
+                || Timestamp(now.0 - rng.random_range(0..1_000)),
+                |at| black_box(reader.get_at(b"deepest", at).expect("read")),
+                BatchSize::SmallInput,
+            );
+        });
+        group.bench_function("put among all this", |bencher| {
+            bencher.iter_batched(
+                || {
+                    let index = next;
+                    next += 1;
+                    [put(index, key(rng.random_range(0..many)))]
+                },
+                |entries| {
+                    black_box(machine.apply(&entries).expect("applied"));
+                },
+                BatchSize::PerIteration,
+            );
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, store, log, snapshot, versions);
 criterion_main!(benches);

@@ -178,6 +178,11 @@ pub enum CommandError {
 const TIMESTAMP_BYTES: usize = 8;
 
 impl Command {
+    /// A client's write, from which nobody wants to know what was before.
+    pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
+        Command { timestamp, action: Action::Write { request, op, previous: false } }
+    }
+
     /// Encodes the command as a log entry's data.
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {
@@ -188,8 +193,7 @@ impl Command {
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());
         // Writing MessagePack into a growing vector cannot fail: the types hold no maps with
         // unknown length and no IO is involved.
-        rmp_serde::encode::write(&mut data, &self.action)
-            .expect("encoding a command into memory");
+        rmp_serde::encode::write(&mut data, &self.action).expect("encoding a command into memory");
         Bytes::from(data)
     }
 

@@ -134,6 +134,9 @@ pub const EVENTS_PER_POLL_MAX: usize = 1024;
 
 /// Jobs waiting for the worker pool; past it a read is refused with `BUSY`.
 pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
+/// A read that asks for what this server has in its log and has not applied yet is held this long,
+/// a tick more at most; then it is judged by what is applied.
+pub const EARLY_READ_WAIT: Duration = Duration::from_millis(40);
 /// Reads that one worker is handed at once.
 pub const READS_PER_BATCH_MAX: usize = 64;
 /// Pieces of work waiting for the log writer or the applier. Consensus limits what is under way to
@@ -154,6 +157,9 @@ pub const TICK: Duration = Duration::from_millis(20);
 pub const HEARTBEAT_TICKS: usize = 3;
 /// Ticks without a leader before a server asks for votes: between this and twice this.
 pub const ELECTION_TICKS: usize = 15;
+/// A server that a leader has sent no replication message for this long is told of a commit in a
+/// message of its own; others hear of it in the next replication message.
+pub const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 512 * 1024;
 /// Replication messages to one server that are not yet answered.
@@ -166,8 +172,19 @@ pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 pub const PENDING_WRITE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
+/// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
+/// the next write of each is answered a little later.
+pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Committed entries that nobody waits for are left to gather this long before they are applied
+/// together.
+pub const APPLY_GATHER: Duration = Duration::from_millis(1);
+/// Entries of a leader's log that are not applied; past it PUTs are answered only when they are applied,
+/// so that clients cannot run ahead of the state machine …
+pub const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
+/// … and bytes of entries in its memory, likewise.
+pub const APPLY_LAG_BYTES_MAX: usize = LOG_CACHE_BYTES_MAX + 8 * 1024 * 1024;
 /// Bytes of entries a follower holds in memory that are not applied yet; past it replication
 /// messages are dropped (and resent later by the consensus protocol).
 pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;

@@ -28,11 +28,7 @@ fn put(index: LogIndex) -> LogEntry {
     let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
     let key = Bytes::from(format!("key {}", index % 50));
     let op = WriteOp::Put { key, value: Bytes::from(format!("value {index}")) };
-    LogEntry {
-        term: 1,
-        index,
-        data: Command { timestamp: Timestamp(index as i64), request, op }.encode(),
-    }
+    LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
 }
 
 fn entries(first: LogIndex, last: LogIndex) -> LogBatch {

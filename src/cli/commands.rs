@@ -70,6 +70,8 @@ impl CommandError {
                 | ClientError::KeyEmpty
                 | ClientError::KeyTooLong(_)
                 | ClientError::ValueTooLong(_)
+                | ClientError::TooManyKeys(_)
+                | ClientError::TooManyBytes(_)
                 | ClientError::BadSessionToken(_)
                 | ClientError::UnknownServer(_)
                 | ClientError::BadServerList(_) => exit_status::USAGE,
@@ -194,16 +196,17 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
 pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let client = client(&args.request, Some(&args.session))?;
     let done = client.del(&args.key)?;
+    let found = done.previous.is_some();
     match args.request.format {
         Format::Text => writeln!(out, "{}", done.timestamp),
         Format::Json => {
-            let (found, timestamp, server) = (done.existed, done.timestamp.0, done.server);
+            let (found, timestamp, server) = (found, done.timestamp.0, done.server);
             print_json(out, &KeyJson { key: &args.key, found, timestamp, server })
         }
     }
     .map_err(CommandError::Output)?;
     print_session(&args.session, &client);
-    Ok(found_or_say(done.existed, &args.key))
+    Ok(found_or_say(found, &args.key))
 }
 
 /// `acervo status`.

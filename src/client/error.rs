@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::limits::{KEY_BYTES_MAX, SERVERS_MAX, VALUE_BYTES_MAX};
+use crate::limits::{
+    KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX,
+};
 
 /// Why a client could not be built or a request did not succeed.
 ///
@@ -77,6 +79,16 @@ pub enum ClientError {
     /// The value is longer than any server takes.
     #[error("a value of {0} bytes is too long: at most {VALUE_BYTES_MAX}")]
     ValueTooLong(usize),
+    /// More keys than one write, or one question, can name.
+    #[error(
+        "{0} keys are too many at once: at most {TRANSACTION_KEYS_MAX}, make it several requests"
+    )]
+    TooManyKeys(usize),
+    /// More bytes than one write can have.
+    #[error(
+        "{0} bytes are too many at once: at most {TRANSACTION_BYTES_MAX}, make it several writes"
+    )]
+    TooManyBytes(usize),
     /// The text is not a session token.
     #[error("'{0}' is not a session token: give what --print-session or session_token() gave")]
     BadSessionToken(String),

@@ -6,7 +6,7 @@
 //!
 //! How it is cut: `transport` reads and writes messages, `connection` is one pipelined connection and
 //! its reading thread, `pool` keeps one a server, `attempts` decides who is asked and how often,
-//! `seen` remembers timestamps, `sequence` numbers the writes, [`repl`] is the console on top.
+//! `seen` remembers timestamps, `sequence` numbers the writes, `versions` reads the past and in pages, [`repl`] is the console on top.
 //!
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
 
@@ -21,6 +21,7 @@ mod sequence;
 mod submit;
 mod sync;
 mod transport;
+mod versions;
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -44,6 +45,8 @@ use crate::wire::message::{GetRequest, Reply, Request, ServerStatus, WriteReques
 
 pub use self::error::{ClientError, ServerFailure};
 pub use self::submit::{Ask, Event};
+pub use self::versions::{ReadOptions, Rows, Version, Written, WrittenMany};
+pub use crate::wire::message::Row;
 
 /// A client of a group of servers.
 ///
@@ -132,17 +135,6 @@ impl Default for Timing {
 pub struct PutOk {
     /// The version it made.
     pub timestamp: Timestamp,
-    /// The server that answered.
-    pub server: SocketAddr,
-}
-
-/// A deletion that is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DelOk {
-    /// The version of the deletion.
-    pub timestamp: Timestamp,
-    /// Whether there was anything to delete.
-    pub existed: bool,
     /// The server that answered.
     pub server: SocketAddr,
 }
@@ -299,22 +291,6 @@ impl Client {
         self.inner.put(key, value, Persistence::Untiring)
     }
 
-    /// Removes every version of a key, durably.
-    ///
-    /// # Errors
-    /// As [`Client::put`].
-    pub fn del(&self, key: impl AsRef<[u8]>) -> Result<DelOk, ClientError> {
-        let key = check_key(key.as_ref())?;
-        let op = WriteOp::Del { key };
-        self.inner.write(op, Persistence::Untiring, |server, reply| match reply {
-            Reply::WriteOk { timestamp, previous } => {
-                let existed = previous.is_some_and(|previous| previous.timestamp > Timestamp::ZERO);
-                Ok((timestamp, DelOk { timestamp, existed, server }))
-            }
-            other => Err(other),
-        })
-    }
-
     /// Reads the newest value of a key from any server that has caught up with what this client
     /// has seen.
     ///
@@ -411,7 +387,7 @@ impl Inner {
         persistence: Persistence<'_>,
     ) -> Result<PutOk, ClientError> {
         let op = WriteOp::Put { key, value };
-        self.write(op, persistence, |server, reply| match reply {
+        self.write(op, false, persistence, |server, reply| match reply {
             Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
             other => Err(other),
         })
@@ -422,6 +398,7 @@ impl Inner {
     fn write<T>(
         &self,
         op: WriteOp,
+        previous: bool,
         persistence: Persistence<'_>,
         take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
     ) -> Result<T, ClientError> {
@@ -431,7 +408,6 @@ impl Inner {
             .begin(deadline)
             .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
         let key = op.key().cloned();
-        let previous = !matches!(op, WriteOp::Put { .. });
         let write = WriteRequest { request: ticket.request, op, previous };
         let build = || Request::Write(write.clone());
         self.request(deadline, persistence, build, |server, reply| match take(server, reply) {

@@ -127,6 +127,8 @@ impl Consensus {
             // In raft-rs 0.7.0 batching may append entries to an empty message that names another
             // predecessor. The core proposes in batches, so little is lost.
             batch_append: false,
+            // The core says when: see `tell_commit`.
+            skip_bcast_commit: true,
             max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
             ..Config::default()
@@ -381,6 +383,14 @@ impl Consensus {
         can
     }
 
+    /// At the leader: sends `to` a REPLICATION with the commit index, even if there is nothing else to
+    /// send, unless it is known to be behind.
+    pub fn tell_commit(&mut self, to: NodeId) {
+        if self.role() == Role::Leader && self.raw.raft.prs().get(to.0).is_some() {
+            self.raw.raft.send_append(to.0);
+        }
+    }
+
     /// Starts to hand the leadership over to `to`.
     pub fn transfer_leadership(&mut self, to: NodeId) {
         self.raw.transfer_leader(to.0);
@@ -422,6 +432,11 @@ impl Consensus {
     /// The last index known committed.
     pub fn commit(&self) -> LogIndex {
         self.raw.raft.raft_log.committed
+    }
+
+    /// Bytes of entries in memory: those that are not applied, and some that are.
+    pub fn bytes_in_memory(&self) -> usize {
+        self.raw.store().tail_bytes()
     }
 
     /// The last index of the log, durable or not.

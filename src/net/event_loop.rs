@@ -140,7 +140,7 @@ impl EventLoop {
         let tick = net.config.tick_interval.map(|_| self.next_tick);
         let sweep = (!net.connections.is_empty()).then_some(self.next_sweep);
         let accept = self.gate.retry_at().filter(|_| can_accept);
-        let next = [tick, sweep, accept].into_iter().flatten().min();
+        let next = [tick, sweep, accept, net.alarm].into_iter().flatten().min();
         next.map(|at| at.saturating_duration_since(now))
     }
 

@@ -46,6 +46,8 @@ pub struct Net {
     /// Connections with something to write.
     pub(super) dirty: Vec<ConnectionId>,
     pub(super) notices: Vec<Notice>,
+    /// The loop is not to sleep past this.
+    pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
     pub(super) exiting: bool,
 }
@@ -61,6 +63,7 @@ impl Net {
             ready: Vec::new(),
             dirty: Vec::new(),
             notices: Vec::new(),
+            alarm: None,
             pool: SegmentPool::default(),
             exiting: false,
         }
@@ -69,6 +72,13 @@ impl Net {
     /// The monotonic time of this iteration.
     pub fn now(&self) -> Instant {
         self.now
+    }
+
+    /// Sets the time past which the loop is not to sleep, in place of the one set before, or none. The
+    /// system rounds it up to a millisecond. What follows is an iteration like any other, with
+    /// [`Service::before_sleep`](super::Service::before_sleep) at its end.
+    pub fn set_alarm(&mut self, at: Option<Instant>) {
+        self.alarm = at;
     }
 
     /// Queues what `write` appends, one or more whole frames, to be written at the end of this

@@ -22,6 +22,11 @@ impl HybridClock {
         Timestamp(wall_us.max(self.last.0))
     }
 
+    /// The last timestamp issued or observed.
+    pub fn last(&self) -> Timestamp {
+        self.last
+    }
+
     /// The next timestamp, given what the machine's clock says.
     pub fn next(&mut self, wall_us: i64) -> Timestamp {
         // At i64::MAX microseconds, some 292,000 years from now, order would end.

@@ -7,7 +7,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::certainty::Certainty;
 use super::clock::HybridClock;
+use super::commit_news::CommitNews;
 use super::hashes::StateHashes;
 use super::in_sync::InSync;
 use super::reads::{Read, Reads};
@@ -17,7 +19,7 @@ use super::{AppliedWrite, Input, Now, Output, RequestToken, UpkeepState};
 use crate::command::{Command, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
-use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term};
+use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
 
 /// When a write is acknowledged (SPEC A3).
@@ -131,6 +133,10 @@ pub struct Node {
     pub(super) effects: Effects,
     pub(super) clock: HybridClock,
     pub(super) writes: Writes,
+    /// At a leader, for its reign.
+    pub(super) certainty: Certainty,
+    /// At a leader, for its reign.
+    pub(super) commit_news: CommitNews,
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
@@ -188,6 +194,8 @@ impl Node {
             effects: Effects::default(),
             clock,
             writes,
+            certainty: Certainty::default(),
+            commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
             in_sync: None,
@@ -243,6 +251,30 @@ impl Node {
     /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.consensus.term_at(index)
+    }
+
+    /// When [`Node::flush`] is to be called next even if there is no input: monotonic time, in
+    /// microseconds.
+    pub fn flush_due_us(&self) -> Option<u64> {
+        match self.consensus.role() {
+            Role::Leader => self.commit_news.next_us(&self.links, self.consensus.commit()),
+            Role::Follower | Role::Candidate => None,
+        }
+    }
+
+    /// Where the state machine stands.
+    pub fn applied_point(&self) -> AppliedPoint {
+        self.applied
+    }
+
+    /// The last timestamp in this node's log or later: what is newer has not come here.
+    pub fn newest_timestamp(&self) -> Timestamp {
+        self.clock.last()
+    }
+
+    /// Whether an answer waits for committed entries to be applied.
+    pub fn awaits_application(&self) -> bool {
+        self.writes.awaits_application() || self.reads.awaits_application()
     }
 
     /// Describes the node.
@@ -352,6 +384,8 @@ impl Node {
         self.clock.observe(point.timestamp);
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
+            let client = self.writes.get_mut(key).write.request.client;
+            self.certainty.applied(client, write.index, write.newest_sequence);
             match write.outcome {
                 Some(outcome) if outcome.refused => {
                     let pending = self.writes.remove(key);

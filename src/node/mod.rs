@@ -1,7 +1,7 @@
 //! The node core: one server's mind, without a body.
 //!
 //! A [`Node`](core::Node) is a pure state machine. A driver hands it [`Input`]s with the time, and
-//! calls `flush` when it has no more for now; the core answers with [`Output`]s, which the driver
+//! calls `flush` when it has no more for now, and again when the core asks for it; the core answers with [`Output`]s, which the driver
 //! carries out in order. It reads no clock, draws no random number, opens no file and no socket,
 //! prints nothing. The mio server is one driver, the simulator in `tests/` another.
 //!
@@ -11,7 +11,9 @@
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
 //! the workers; membership change.
 
+mod certainty;
 mod clock;
+mod commit_news;
 pub mod core;
 mod hashes;
 mod in_sync;
@@ -166,6 +168,8 @@ pub struct AppliedWrite {
     pub outcome: Option<WriteOutcome>,
     /// What its key had just before, if that was asked for.
     pub previous: Option<Previous>,
+    /// The greatest sequence that its client's session has met by now: applied or ruled out.
+    pub newest_sequence: u64,
 }
 
 /// What a node wants done.

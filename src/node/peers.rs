@@ -127,8 +127,10 @@ impl Node {
                 continue;
             }
             self.shown_index = entry.index;
-            if let Ok(Some(Command { timestamp, action: Action::Write { op: WriteOp::Put { key, value }, .. } })) =
-                Command::decode(&entry.data)
+            if let Ok(Some(Command {
+                timestamp,
+                action: Action::Write { op: WriteOp::Put { key, value }, .. },
+            })) = Command::decode(&entry.data)
             {
                 out.push(Output::Console(ConsoleEvent::Replication { key, value, timestamp }));
             }

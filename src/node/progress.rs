@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::certainty::Certainty;
+use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::InSync;
 use super::writes::{Origin, Stored};
@@ -10,7 +12,7 @@ use crate::command::{Action, Command, WriteOp};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
-use crate::wire::message::{PeerMessage, Reply, Role, WriteRequest};
+use crate::wire::message::{PeerMessage, RaftBody, Reply, Role, WriteRequest};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
@@ -24,8 +26,9 @@ impl Node {
             self.forward_waiting(now, out);
         }
         self.start_reads(now, out);
-        self.run_consensus(out);
-        self.answer_stored(now, out);
+        self.run_consensus(now, out);
+        let answered = self.answer_stored(now, out);
+        self.tell_commit(&answered, now, out);
         for read in self.reads.take_ready(self.applied.index) {
             out.push(Output::ReadReady { token: read.token });
         }
@@ -44,6 +47,8 @@ impl Node {
             self.in_sync = None;
             self.birth_until_us = None;
             self.chores.lost_leadership();
+            self.certainty = Certainty::default();
+            self.commit_news = CommitNews::default();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
                 match self.writes.get_mut(key).origin {
@@ -111,7 +116,7 @@ impl Node {
                 let action = Action::Write { request, op, previous };
                 let command = Command { timestamp, action }.encode();
                 bytes += command.len() as u64;
-                batch.push(key);
+                batch.push((key, timestamp));
                 data.push(command);
                 if bytes >= limits::APPEND_BYTES_MAX {
                     break;
@@ -120,18 +125,28 @@ impl Node {
             match self.consensus.propose(data) {
                 Ok(first) => {
                     let term = self.consensus.term();
-                    for (key, index) in batch.into_iter().zip(first..) {
-                        self.writes.propose(key, term, index);
+                    let unapplied = self.consensus.last_index().saturating_sub(self.applied.index);
+                    let lags = unapplied > limits::APPLY_LAG_ENTRIES_MAX
+                        || self.consensus.bytes_in_memory() > limits::APPLY_LAG_BYTES_MAX;
+                    for ((key, timestamp), index) in batch.into_iter().zip(first..) {
+                        let write = &self.writes.get_mut(key).write;
+                        let certain = self.certainty.proposed(&write.request, index);
+                        if certain && !lags && says_its_timestamp_only(write) {
+                            let stored = Stored { timestamp, previous: None };
+                            self.writes.propose_certain(key, index, stored);
+                        } else {
+                            self.writes.propose(key, term, index);
+                        }
                     }
                 }
                 Err(ProposeError::Full) => {
-                    for key in batch {
+                    for (key, _) in batch {
                         let pending = self.writes.remove(key);
                         self.answer(pending.origin, busy("too much is being replicated"), out);
                     }
                 }
                 Err(ProposeError::HandingOver | ProposeError::NotLeader) => {
-                    batch.into_iter().for_each(|key| self.writes.wait(key));
+                    batch.into_iter().for_each(|(key, _)| self.writes.wait(key));
                 }
             }
         }
@@ -215,11 +230,14 @@ impl Node {
         }
     }
 
-    fn run_consensus(&mut self, out: &mut Vec<Output>) {
+    fn run_consensus(&mut self, now: Now, out: &mut Vec<Output>) {
         self.consensus.advance(&mut self.effects);
         let effects = &mut self.effects;
         for message in effects.messages.drain(..) {
             let to = message.to;
+            if let RaftBody::Append { commit, .. } = &message.body {
+                self.commit_news.told(to, *commit, now.monotonic_us);
+            }
             out.push(Output::Send { to, message: PeerMessage::Raft(message) });
         }
         let install = effects.install.take();
@@ -257,9 +275,11 @@ impl Node {
         }
     }
 
-    /// Answers the writes that the acknowledgement rule is met for.
-    fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) {
-        let Some(in_sync) = &mut self.in_sync else { return };
+    /// Answers the writes that the acknowledgement rule is met for. Returns the servers that had
+    /// forwarded some of them.
+    fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) -> BTreeSet<NodeId> {
+        let mut forwarders = BTreeSet::new();
+        let Some(in_sync) = &mut self.in_sync else { return forwarders };
         let consensus = &self.consensus;
         in_sync.proposed(consensus.last_index(), now.monotonic_us);
         let mut notices = Vec::new();
@@ -270,10 +290,13 @@ impl Node {
             &mut notices,
         );
         out.extend(notices.into_iter().map(Output::Notice));
+        // What this leader has proposed and is committed will be applied as it was proposed.
+        self.writes.commit(consensus.commit());
         let stored: LogIndex = match self.config.ack {
-            // What is applied is committed, and so durable on a majority.
+            // What is settled is committed, and so durable on a majority.
             AckPolicy::Majority => LogIndex::MAX,
-            AckPolicy::All => in_sync.stored_by_all(),
+            // This server is always in sync, and not always the quickest.
+            AckPolicy::All => in_sync.stored_by_all().min(consensus.matched(self.config.node)),
         };
         for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
@@ -287,8 +310,26 @@ impl Node {
                 let client = pending.client;
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
             }
+            if let Origin::Server { node, .. } = pending.origin {
+                forwarders.insert(node);
+            }
             self.answer(pending.origin, reply, out);
         }
+        forwarders
+    }
+
+    /// Tells the servers that are to know what is committed, those that are `asking` at once.
+    fn tell_commit(&mut self, asking: &BTreeSet<NodeId>, now: Now, out: &mut Vec<Output>) {
+        if self.consensus.role() != Role::Leader {
+            return;
+        }
+        let commit = self.consensus.commit();
+        let due = self.commit_news.take_due(&self.links, asking, commit, now.monotonic_us);
+        if due.is_empty() {
+            return;
+        }
+        due.into_iter().for_each(|peer| self.consensus.tell_commit(peer));
+        self.run_consensus(now, out);
     }
 
     fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -300,7 +341,7 @@ impl Node {
                 && let Some(successor) = successor
             {
                 self.consensus.transfer_leadership(*successor);
-                self.run_consensus(out);
+                self.run_consensus(now, out);
             }
         }
         if let Stopping::HandingOver { until_us } = self.stopping {
@@ -311,6 +352,16 @@ impl Node {
                 out.push(Output::Stopped);
             }
         }
+    }
+}
+
+/// Whether there is nothing to learn from applying a write that is new. What a key had before is known
+/// only then, and whether a range can be removed.
+fn says_its_timestamp_only(write: &WriteRequest) -> bool {
+    match &write.op {
+        WriteOp::Put { .. } | WriteOp::Del { .. } | WriteOp::Trim { .. } => !write.previous,
+        WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::Mark => true,
+        WriteOp::DelRange { .. } => false,
     }
 }
 

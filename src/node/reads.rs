@@ -82,6 +82,11 @@ impl Reads {
         round.servers
     }
 
+    /// Whether some read waits only for its index to be applied.
+    pub fn awaits_application(&self) -> bool {
+        !self.confirmed.is_empty()
+    }
+
     /// Reads that may be answered now that `applied` is.
     pub fn take_ready(&mut self, applied: LogIndex) -> Vec<Read> {
         let mut ready = Vec::new();

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::core::{AckPolicy, Node, NodeConfig, Recovered};
+use super::upkeep::UpkeepConfig;
 use super::*;
-use crate::command::{Command, WriteOp};
+use crate::command::{Action, Command, History, WriteOp};
 use crate::limits;
 use crate::types::{ClientId, RequestId};
 use crate::wire::message::Role;
@@ -19,6 +20,8 @@ struct Group {
     replies: HashMap<RequestToken, Reply>,
     ready_reads: Vec<RequestToken>,
     applied: Vec<AppliedPoint>,
+    /// Where news of what is applied goes instead of the inbox, when set.
+    withheld: Option<Vec<(usize, Input)>>,
     now: Now,
 }
 
@@ -36,6 +39,7 @@ impl Group {
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
+                upkeep: UpkeepConfig::new(History::All),
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()
@@ -46,6 +50,7 @@ impl Group {
             replies: HashMap::new(),
             ready_reads: Vec::new(),
             applied: vec![AppliedPoint::default(); ids.len()],
+            withheld: None,
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
         for at in 0..ids.len() {
@@ -92,7 +97,7 @@ impl Group {
                 Output::Persist(batch) => {
                     self.inbox.push_back((at, Input::Persisted { number: batch.number }));
                 }
-                Output::Apply(entries) => {
+                Output::Apply { entries, .. } => {
                     let point = &mut self.applied[at];
                     let mut outcomes = Vec::new();
                     for entry in entries {
@@ -101,18 +106,26 @@ impl Group {
                         if let Some(command) = Command::decode(&entry.data).unwrap() {
                             assert!(command.timestamp > point.timestamp);
                             point.timestamp = command.timestamp;
+                            let Action::Write { request, .. } = command.action else { continue };
                             outcomes.push(AppliedWrite {
                                 index: entry.index,
                                 term: entry.term,
                                 outcome: Some(WriteOutcome {
                                     timestamp: command.timestamp,
-                                    existed: false,
+                                    refused: false,
                                 }),
+                                previous: None,
+                                newest_sequence: request.sequence,
                             });
                         }
                     }
                     let point = *point;
-                    self.inbox.push_back((at, Input::Applied { outcomes, point }));
+                    let news =
+                        (at, Input::Applied { outcomes, point, upkeep: UpkeepState::default() });
+                    match &mut self.withheld {
+                        Some(withheld) => withheld.push(news),
+                        None => self.inbox.push_back(news),
+                    }
                 }
                 Output::Reply { token, reply } => {
                     assert!(self.replies.insert(token, reply).is_none(), "one answer a request");
@@ -126,12 +139,17 @@ impl Group {
     }
 
     fn put(&mut self, at: usize, request: u64) -> RequestToken {
-        let token = RequestToken { connection: at as u64, request };
-        let request =
-            RequestId { client: ClientId(at as u64), sequence: request, answered_below: 1 };
         let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+        self.write(at, request, request, op)
+    }
+
+    /// Each server has one client, whose write number `sequence` this is.
+    fn write(&mut self, at: usize, request: u64, sequence: u64, op: WriteOp) -> RequestToken {
+        let token = RequestToken { connection: at as u64, request };
+        let request = RequestId { client: ClientId(at as u64), sequence, answered_below: 1 };
         let client = ([127, 0, 0, 1], 9).into();
-        let write = WriteRequest { request, op };
+        let previous = !matches!(op, WriteOp::Put { .. });
+        let write = WriteRequest { request, op, previous };
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
     }
@@ -162,6 +180,50 @@ fn the_named_leader_leads_first_and_any_server_takes_writes_and_linearizable_rea
             assert_eq!(group.nodes[last].status().in_sync.len(), size as usize);
         }
     }
+}
+
+#[test]
+fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
+    for ack in [AckPolicy::All, AckPolicy::Majority] {
+        let mut group = Group::new(3, ack);
+        group.tick();
+        let first = group.put(2, 1);
+        group.settle();
+        assert!(group.replies.contains_key(&first));
+        group.withheld = Some(Vec::new());
+        let key = Bytes::from_static(b"k");
+        let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
+        let certain = group.put(2, 2);
+        let later = [
+            group.write(2, 3, 2, put),
+            group.write(2, 4, 4, WriteOp::Del { key }),
+            group.put(1, 1),
+        ];
+        group.settle();
+        assert!(matches!(group.replies[&certain], Reply::PutOk { .. }));
+        assert!(later.iter().all(|token| !group.replies.contains_key(token)));
+        assert!(group.nodes[2].awaits_application());
+        let withheld = group.withheld.take().unwrap();
+        group.inbox.extend(withheld);
+        group.settle();
+        assert!(later.iter().all(|token| group.replies.contains_key(token)));
+        assert!(!group.nodes[2].awaits_application());
+    }
+}
+
+#[test]
+fn followers_hear_of_a_commit_soon_without_another_write() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    group.put(2, 1);
+    group.settle();
+    let commit = group.nodes[2].status().commit;
+    assert!(group.nodes[0].status().commit < commit, "not worth a message yet");
+    group.now.monotonic_us = group.nodes[2].flush_due_us().expect("there is something to tell");
+    group.settle();
+    assert_eq!(group.nodes[0].status().commit, commit);
+    assert_eq!(group.nodes[1].status().commit, commit);
+    assert_eq!(group.nodes[2].flush_due_us(), None);
 }
 
 #[test]
@@ -198,7 +260,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     ];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
-        let write = WriteRequest { request, op };
+        let write = WriteRequest { request, op, previous: false };
         let client = ([127, 0, 0, 1], 9).into();
         group.inbox.push_back((0, Input::Write { token, client, write }));
         group.settle();

@@ -1,8 +1,9 @@
 //! The writes under way at one server, from receipt to answer.
 //!
 //! A write is in exactly one place: waiting to be proposed or forwarded; proposed, under its (term,
-//! index); applied, waiting for the servers in sync; or forwarded, under the forward's number. It is
-//! never found by order of arrival. When leadership is lost everything goes back to waiting: the
+//! index), with its outcome to be learned when it is applied; proposed and certain of its outcome;
+//! settled, that is committed with a known outcome, waiting for the servers in sync; or forwarded,
+//! under the forward's number. It is never found by order of arrival. When leadership is lost everything goes back to waiting: the
 //! next leader may get it a second time, and the replicated session makes sure it is applied once.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -55,7 +56,9 @@ pub(super) struct Writes {
     all: Slab<Pending>,
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
-    applied: BTreeMap<LogIndex, (usize, Stored)>,
+    /// Of this reign; see `certainty`.
+    certain: BTreeMap<LogIndex, (usize, Stored)>,
+    settled: BTreeMap<LogIndex, (usize, Stored)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     last_forward: u64,
     bytes: usize,
@@ -116,6 +119,26 @@ impl Writes {
         self.proposed.insert((term, index), key);
     }
 
+    /// What is to be answered to a write that was proposed at `index` is known, once it is committed.
+    pub fn propose_certain(&mut self, key: usize, index: LogIndex, stored: Stored) {
+        self.certain.insert(index, (key, stored));
+    }
+
+    /// Everything up to `index` is committed in this reign.
+    pub fn commit(&mut self, index: LogIndex) {
+        while let Some(first) = self.certain.first_entry()
+            && *first.key() <= index
+        {
+            let (index, write) = first.remove_entry();
+            self.settled.insert(index, write);
+        }
+    }
+
+    /// Whether some write's outcome is known only when it is applied.
+    pub fn awaits_application(&self) -> bool {
+        !self.proposed.is_empty()
+    }
+
     /// Puts a write in another server's hands; returns the forward's number.
     pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
         self.last_forward = self.last_forward.wrapping_add(1);
@@ -138,26 +161,27 @@ impl Writes {
 
     /// A committed write waits until every server in sync has stored `index`.
     pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, stored: Stored) {
-        self.applied.insert(index, (key, stored));
+        self.settled.insert(index, (key, stored));
     }
 
-    /// Committed writes that every server in sync has stored, in log order.
+    /// Settled writes that every server in sync has stored, in log order.
     pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(usize, Stored)> {
-        if self.applied.first_key_value().is_none_or(|(index, _)| *index > up_to) {
+        if self.settled.first_key_value().is_none_or(|(index, _)| *index > up_to) {
             return Vec::new();
         }
         let rest = match up_to.checked_add(1) {
-            Some(next) => self.applied.split_off(&next),
+            Some(next) => self.settled.split_off(&next),
             None => BTreeMap::new(),
         };
-        std::mem::replace(&mut self.applied, rest).into_values().collect()
+        std::mem::replace(&mut self.settled, rest).into_values().collect()
     }
 
     /// Leadership is lost: takes every write whose fate another leader decides now.
     pub fn take_led(&mut self) -> Vec<usize> {
         let proposed = std::mem::take(&mut self.proposed).into_values();
-        let applied = std::mem::take(&mut self.applied).into_values().map(|(key, _)| key);
-        proposed.chain(applied).collect()
+        let certain = std::mem::take(&mut self.certain).into_values();
+        let settled = std::mem::take(&mut self.settled).into_values();
+        proposed.chain(certain.chain(settled).map(|(key, _)| key)).collect()
     }
 
     /// The server that writes were forwarded to is not the leader any more, or unreachable.
@@ -189,6 +213,7 @@ impl Writes {
         };
         self.waiting.retain(|key| !is_over(*key));
         self.proposed.retain(|_, key| !is_over(*key));
+        self.certain.retain(|_, (key, _)| !is_over(*key));
         expired
     }
 

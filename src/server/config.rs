@@ -180,6 +180,7 @@ mod tests {
             ack: AckPolicy::All,
             in_sync_timeout: Duration::from_secs(2),
             replication_delay: Duration::ZERO,
+            history: History::All,
             value_bytes_max: 1024,
             console: true,
             sync: true,

@@ -32,6 +32,18 @@ impl ReadRequest {
         }
     }
 
+    /// The state that it asks for at least.
+    pub fn wanted(&self) -> Timestamp {
+        match self {
+            // As of a version, what was seen of the key does not matter.
+            ReadRequest::Get(request) if request.at > Timestamp::ZERO => {
+                request.at.max(request.session)
+            }
+            ReadRequest::Get(request) => request.timestamp.max(request.session),
+            ReadRequest::Page(request) => request.at.max(request.seen).max(request.session),
+        }
+    }
+
     /// Refuses what cannot be answered; done before a request waits anywhere, so that what waits is
     /// small.
     ///
@@ -58,7 +70,9 @@ impl ReadRequest {
             PageOf::Keys { keys } if keys.len() > limits::TRANSACTION_KEYS_MAX => {
                 let most = limits::TRANSACTION_KEYS_MAX;
                 let count = keys.len();
-                Err(invalid(format!("{count} keys are asked for and at most {most} can be: ask twice")))
+                Err(invalid(format!(
+                    "{count} keys are asked for and at most {most} can be: ask twice"
+                )))
             }
             PageOf::Keys { keys } => keys.iter().try_for_each(|key| check_key(key)),
             PageOf::Versions { key } => check_key(key),
@@ -130,8 +144,9 @@ pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> An
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     let low = store.applied().timestamp;
-    let at = (request.at > Timestamp::ZERO).then_some(request.at);
-    let found = match store.get(&request.key, at) {
+    let newest = request.at <= Timestamp::ZERO;
+    let at = if newest { Timestamp(i64::MAX) } else { request.at };
+    let found = match store.get_at(&request.key, at) {
         Ok(found) => found,
         Err(error) => return unreadable(&error),
     };

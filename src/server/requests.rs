@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::early::EarlyRead;
 use super::get::ReadRequest;
 use super::links::Link;
 use super::service::StoreService;
@@ -67,6 +68,10 @@ impl StoreService {
             return self.reply(net, token, Reply::Error(refusal));
         }
         if !read.is_linearizable() {
+            let (wanted, node) = (read.wanted(), &self.parts.node);
+            if wanted > node.applied_point().timestamp && wanted <= node.newest_timestamp() {
+                return self.early.hold(net.now(), token, client, read);
+            }
             return self.clients.read(net.queued_bytes(connection), token, client, read);
         }
         if !self.clients.park(token, read) {
@@ -116,6 +121,14 @@ impl StoreService {
             server_connections: self.links.iter().map(Link::connections).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    /// Reads that came early are answered now, whatever is applied.
+    pub(super) fn read_early(&mut self, net: &Net, reads: Vec<EarlyRead>) {
+        for EarlyRead { token, client, request, .. } in reads {
+            let connection = ConnectionId::from_u64(token.connection);
+            self.clients.read(net.queued_bytes(connection), token, client, request);
         }
     }
 

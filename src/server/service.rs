@@ -6,13 +6,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
 
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::Console;
+use super::early::EarlyReads;
 use super::links::{Link, sentence};
 use super::snapshots::{SnapshotWork, Step, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
@@ -66,6 +67,7 @@ pub(super) struct StoreService {
     pub(super) links: Vec<Link>,
     pub(super) connections: ConnectionMap<Kind>,
     pub(super) clients: Clients,
+    pub(super) early: EarlyReads,
     pub(super) transfers: Transfers,
     outputs: Vec<Output>,
     /// The time as the core is told it, and the iteration it was read in.
@@ -91,6 +93,7 @@ impl StoreService {
             links: links.collect(),
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
+            early: EarlyReads::default(),
             transfers: Transfers::new(parts.first_transfer),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
@@ -429,6 +432,8 @@ impl Service for StoreService {
 
     fn on_tick(&mut self, net: &mut Net) {
         self.input(net, Input::Tick);
+        let overdue = self.early.take_overdue(net.now());
+        self.read_early(net, overdue);
         let steps = self.transfers.tick(net.now());
         self.take_steps(net, steps);
         self.keep_links_alive(net);
@@ -451,6 +456,13 @@ impl Service for StoreService {
         self.parts.node.flush(now, &mut self.outputs);
         while !self.outputs.is_empty() {
             self.carry_out(net);
+        }
+        let due = self.parts.node.flush_due_us();
+        net.set_alarm(due.map(|due_us| self.started + Duration::from_micros(due_us)));
+        let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
+        self.read_early(net, reached);
+        if self.parts.node.awaits_application() || !self.early.is_empty() {
+            self.parts.applier.hurry();
         }
         self.submit_reads(net);
         // Whoever has asked already, plain reads included, gets an answer first.

@@ -11,7 +11,7 @@ use std::io;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::Sender;
 
 use super::snapshots::SnapshotWork;
 use crate::limits;
@@ -21,6 +21,7 @@ use crate::storage::apply::{Applied, ApplyError, StateMachine};
 use crate::storage::log::{DiskLog, LogError};
 use crate::storage::snapshot::{DiskStaging, SnapshotSink, SnapshotSource, StagedSnapshot};
 use crate::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId};
+use crate::workers::queue::{self, Receiver, RecvError};
 
 /// What a writing thread reports.
 pub(super) enum Report {
@@ -64,7 +65,7 @@ pub(super) enum ApplierWork {
 
 /// A writing thread and its queue.
 pub(super) struct Writer<T> {
-    queue: Option<Sender<T>>,
+    queue: Option<queue::Sender<T>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,7 +74,7 @@ impl<T: Send + 'static> Writer<T> {
         name: &str,
         run: impl FnOnce(Receiver<T>) + Send + 'static,
     ) -> std::io::Result<Writer<T>> {
-        let (queue, work) = bounded(limits::WRITER_QUEUE_MAX);
+        let (queue, work) = queue::bounded(limits::WRITER_QUEUE_MAX);
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(work))?;
         Ok(Writer { queue: Some(queue), thread: Some(thread) })
     }
@@ -83,6 +84,13 @@ impl<T: Send + 'static> Writer<T> {
         if let Some(queue) = &self.queue {
             // Fails only when the thread has reported its failure and ended.
             let _ = queue.send(work);
+        }
+    }
+
+    /// Somebody waits for what was handed over.
+    pub fn hurry(&self) {
+        if let Some(queue) = &self.queue {
+            queue.hurry();
         }
     }
 
@@ -152,7 +160,7 @@ impl LogThread {
                 }
             }
             if bytes < limits::LOG_GROUP_BYTES_MAX {
-                next = work.try_recv().ok();
+                next = work.try_recv();
             }
         }
         self.append(reports)
@@ -199,13 +207,11 @@ pub(super) fn applier(
             ApplierThread { machine, staging, reports, started: Instant::now(), sink: Sink::None };
         loop {
             let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
-            let received = if unsaved {
-                work.recv_timeout(limits::CHECKPOINT_INTERVAL)
-            } else {
-                work.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            };
+            let received =
+                if unsaved { work.recv_timeout(limits::CHECKPOINT_INTERVAL) } else { work.recv() };
             let done = match received {
                 Ok(ApplierWork::Apply { entries, answering }) => {
+                    work.linger(limits::APPLY_GATHER);
                     let (entries, answering, next) = gather(entries, answering, &work);
                     thread.apply(&entries, answering).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
@@ -213,8 +219,8 @@ pub(super) fn applier(
                     })
                 }
                 Ok(ApplierWork::Snapshot(work)) => thread.snapshot(work),
-                Err(RecvTimeoutError::Timeout) => Ok(()),
-                Err(RecvTimeoutError::Disconnected) => {
+                Err(RecvError::Timeout) => Ok(()),
+                Err(RecvError::Disconnected) => {
                     if let Err(error) = thread.machine.checkpoint() {
                         log::error!(
                             "the last checkpoint failed, the log will be replayed: {error}"
@@ -237,7 +243,7 @@ pub(super) fn applier(
     })
 }
 
-/// Joins pieces of the log that have queued up, for one batch of the engine is cheaper than many;
+/// Joins pieces of the log that have gathered, for one batch of the engine is cheaper than many;
 /// but not past an index where replicas compare states, since the hash is that of the batch's end.
 /// What else the queue held comes back too.
 fn gather(
@@ -251,13 +257,13 @@ fn gather(
     };
     while bytes < limits::APPLY_BYTES_MAX as usize && !compared(&entries) {
         match work.try_recv() {
-            Ok(ApplierWork::Apply { entries: more, answering: more_answering }) => {
+            Some(ApplierWork::Apply { entries: more, answering: more_answering }) => {
                 bytes += entries_bytes(&more);
                 entries.extend(more);
                 answering |= more_answering;
             }
-            Ok(ApplierWork::Snapshot(work)) => return (entries, answering, Some(work)),
-            Err(_) => break,
+            Some(ApplierWork::Snapshot(work)) => return (entries, answering, Some(work)),
+            None => break,
         }
     }
     (entries, answering, None)
@@ -285,7 +291,12 @@ impl ApplierThread {
     }
 
     fn apply(&mut self, entries: &[LogEntry], answering: bool) -> Result<(), ApplyError> {
-        let Applied { writes: outcomes, upkeep } = self.machine.apply(entries, answering)?;
+        let applied = if answering {
+            self.machine.apply_answering(entries)
+        } else {
+            self.machine.apply(entries)
+        };
+        let Applied { writes: outcomes, upkeep } = applied?;
         let point = self.machine.applied();
         self.report(Report::Done(Input::Applied { outcomes, point, upkeep }));
         Ok(())

@@ -10,8 +10,8 @@ use super::console::Console;
 use super::get::{ReadRequest, answer_get, answer_page};
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
-use crate::storage::reads::Store;
 use crate::storage::log::LogReader;
+use crate::storage::reads::Store;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::codec;
@@ -95,9 +95,10 @@ impl StoreWorker {
         };
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),
-            Reply::PageOk { rows, .. } => {
-                rows.iter().map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len)).sum()
-            }
+            Reply::PageOk { rows, .. } => rows
+                .iter()
+                .map(|row| row.key.len() + row.value.as_ref().map_or(0, Bytes::len))
+                .sum(),
             _ => 0,
         };
         // A value over every limit is not waited for: sending it fails, as below.

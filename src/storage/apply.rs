@@ -227,19 +227,24 @@ impl StateMachine {
         UpkeepState { oldest_removal: self.oldest_removal, swept: None }
     }
 
-    /// Applies entries, in order, as one atomic batch. When somebody waits for answers (`answering`),
-    /// what keys had before is looked up for the writes that ask for it.
+    /// Applies entries, in order, as one atomic batch.
     ///
     /// # Errors
     ///
     /// Any; then nothing of the batch is visible, and every later call fails with
     /// [`ApplyError::Poisoned`].
-    pub fn apply(
-        &mut self,
-        entries: &[LogEntry],
-        answering: bool,
-    ) -> Result<Applied, ApplyError> {
-        self.guarded(|machine| machine.apply_batch(entries, answering))
+    pub fn apply(&mut self, entries: &[LogEntry]) -> Result<Applied, ApplyError> {
+        self.guarded(|machine| machine.apply_batch(entries, false))
+    }
+
+    /// The same where somebody waits for answers: what keys had before is looked up for the writes that
+    /// ask for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`apply`](StateMachine::apply).
+    pub fn apply_answering(&mut self, entries: &[LogEntry]) -> Result<Applied, ApplyError> {
+        self.guarded(|machine| machine.apply_batch(entries, true))
     }
 
     fn apply_batch(
@@ -281,7 +286,9 @@ impl StateMachine {
                     let (outcome, previous) =
                         self.apply_write(timestamp, &request, &op, wanted, &mut changes)?;
                     let (index, term) = (entry.index, entry.term);
-                    applied.writes.push(AppliedWrite { index, term, outcome, previous });
+                    let newest_sequence = self.sessions.newest_sequence(request.client);
+                    let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
+                    applied.writes.push(write);
                 }
                 Action::Upkeep(Upkeep::Purge { before }) => upkeep::purge(&mut changes, before)?,
                 Action::Upkeep(Upkeep::Sweep { history, as_of, from }) => {

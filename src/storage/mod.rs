@@ -22,10 +22,10 @@
 //! snapshots between servers, and repair of damage.
 
 pub mod apply;
+mod changes;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
-mod changes;
 mod hash;
 pub mod keys;
 pub mod log;
@@ -198,7 +198,7 @@ mod tests {
         let request = RequestId { client: ClientId(1), sequence: index, answered_below: 1 };
         let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::from(index.to_string()) };
         let timestamp = Timestamp(index as i64);
-        LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
+        LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
     }
 
     fn data_dir(dir: &TempDir) -> DataDir {

@@ -58,19 +58,27 @@ impl Store {
         Store { shared }
     }
 
-    /// The newest version of a key that is not newer than `at`; of all, for `None`.
+    /// The newest version of a key.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
-    pub fn get(
+    pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+        self.get_at(key, Timestamp(i64::MAX))
+    }
+
+    /// The newest version of a key that is not newer than `at`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Store::get).
+    pub fn get_at(
         &self,
         key: &[u8],
-        at: Option<Timestamp>,
+        at: Timestamp,
     ) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
         let (view, pending) = self.shared.view()?;
-        let end = Timestamp(i64::MAX);
-        Reader::new(&ViewRows(&*view), at.unwrap_or(end), end, pending)?.get(key)
+        Reader::new(&ViewRows(&*view), at, Timestamp(i64::MAX), pending)?.get(key)
     }
 
     /// A page of a longer read, of at most `rows_max` rows and `bytes_max` bytes; one longer row still
@@ -89,8 +97,12 @@ impl Store {
         let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
         let rows = ViewRows(&*view);
         let Sight { at, seen, strict } = sight;
-        if strict && Horizon::read(&rows)?.is_past(at, seen) {
-            return Err(PageError::Expired);
+        if strict {
+            // Of a key's versions those swept are past the history kept, and not missing.
+            let at = if matches!(of, PageOf::Versions { .. }) { seen } else { at };
+            if Horizon::read(&rows)?.is_past(at, seen) {
+                return Err(PageError::Expired);
+            }
         }
         let reader = Reader::new(&rows, at, seen, pending)?;
         let page_limits = PageLimits {

@@ -100,6 +100,14 @@ impl Sessions {
         }
     }
 
+    /// The greatest sequence of a client that was applied or ruled out; every greater one is new.
+    pub fn newest_sequence(&self, client: ClientId) -> u64 {
+        let Some(session) = self.clients.get(&client) else { return 0 };
+        let ruled_out = session.answered_below.saturating_sub(1);
+        let applied = session.replies.last_key_value().map_or(0, |(sequence, _)| *sequence);
+        applied.max(ruled_out)
+    }
+
     /// Remembers the outcome of a command that was admitted as new.
     pub fn record(&mut self, request: &RequestId, outcome: WriteOutcome, hash: &mut StateHash) {
         let Some(session) = self.clients.get_mut(&request.client) else { return };

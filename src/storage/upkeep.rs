@@ -80,11 +80,14 @@ pub(super) fn purge(changes: &mut Changes<'_>, before: Timestamp) -> Result<(), 
     let mut queued = Vec::new();
     changes.rows().visit(&keys::queue(), &mut |row, _| {
         queued.push(Bytes::copy_from_slice(row));
-        if queued.len() < UPKEEP_ROWS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if queued.len() < UPKEEP_ROWS_MAX {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     for row in queued {
-        let (at, key) =
-            keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
+        let (at, key) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
         if at > before || budget == 0 {
             break;
         }

@@ -260,10 +260,7 @@ fn damaged() -> ApplyError {
     ApplyError::Damaged("a version")
 }
 
-fn decode<'a>(
-    row: &[u8],
-    stored: &'a [u8],
-) -> Result<(Timestamp, StoredVersion<'a>), ApplyError> {
+fn decode<'a>(row: &[u8], stored: &'a [u8]) -> Result<(Timestamp, StoredVersion<'a>), ApplyError> {
     let timestamp = keys::version_timestamp(row).map_err(|_| damaged())?;
     Ok((timestamp, StoredVersion::decode(stored)?))
 }

@@ -5,7 +5,10 @@
 //! them when it next comes round. Jobs carry what names their requester and completions carry it
 //! back; nothing is matched by order.
 //!
+//! A [`queue`] is what they wait on, and the threads that write too.
+//!
 //! Left out: order between jobs (each worker takes the next one that is free) and priorities. What
 //! must happen in order, such as writing the log and applying it, has a thread of its own.
 
 pub mod pool;
+pub mod queue;

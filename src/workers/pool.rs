@@ -8,7 +8,9 @@ use std::fmt;
 use std::io;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel as channel;
+
+use super::queue::{self, Receiver, Sender};
 
 /// One thread's share of a pool: does one job at a time, and may keep things between jobs. Any
 /// `FnMut(J) -> C` is one.
@@ -58,7 +60,7 @@ enum Work<J> {
 /// Threads that turn jobs `J` into completions `C`. Owned by the thread that submits and collects.
 pub struct Pool<J, C> {
     jobs: Sender<Work<J>>,
-    completions: Receiver<C>,
+    completions: channel::Receiver<C>,
     threads: Vec<JoinHandle<()>>,
     outstanding: usize,
     jobs_max: usize,
@@ -75,8 +77,8 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
         wake: impl Fn() + Clone + Send + 'static,
         mut make_worker: impl FnMut(usize) -> W,
     ) -> io::Result<Pool<J, C>> {
-        let (jobs, jobs_out) = bounded(jobs_max);
-        let (completions_in, completions) = bounded(jobs_max);
+        let (jobs, jobs_out) = queue::bounded(jobs_max);
+        let (completions_in, completions) = channel::bounded(jobs_max);
         let threads = (0..threads)
             .map(|i| {
                 let mut worker = make_worker(i);
@@ -158,14 +160,10 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     }
 
     fn send(&mut self, work: Work<J>, count: usize) -> Result<(), Work<J>> {
-        match self.jobs.try_send(work) {
-            Ok(()) => {
-                self.outstanding += count;
-                Ok(())
-            }
-            // The queue has a place for every job that may be outstanding, so it is not `Full`.
-            Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => Err(work),
-        }
+        // The queue has a place for every job that may be outstanding, so it is never full.
+        self.jobs.try_send(work)?;
+        self.outstanding += count;
+        Ok(())
     }
 }
 
@@ -182,10 +180,10 @@ impl<J, C> fmt::Debug for Pool<J, C> {
 fn run<J, C>(
     worker: &mut impl Worker<J, C>,
     jobs: &Receiver<Work<J>>,
-    completions: &Sender<C>,
+    completions: &channel::Sender<C>,
     wake: &impl Fn(),
 ) {
-    for work in jobs {
+    while let Ok(work) = jobs.recv() {
         worker.batch_begins();
         // Sending never waits (see the module), and fails only when the pool was dropped: then
         // nobody wants the completion.
@@ -205,6 +203,7 @@ fn run<J, C>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crossbeam_channel::{Receiver, Sender, bounded};
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 

@@ -112,13 +112,16 @@ pub fn make_peace(world: &mut World) -> Verdict {
     let converged = world.run_until(PEACE_US_MAX, |world| {
         let last = world.checker.last_index();
         let servers = world.servers.iter();
-        servers.filter_map(|server| server.process.as_ref()).all(|process| {
-            process.machine.point().index == last
-                && process.status.applied.index == last
-                && process.owed.is_empty()
-        }) && world.statuses().count() == world.servers.len()
+        world.checker.kept().is_ok()
+            && servers.filter_map(|server| server.process.as_ref()).all(|process| {
+                process.machine.point().index == last
+                    && process.status.applied.index == last
+                    && process.owed.is_empty()
+            })
+            && world.statuses().count() == world.servers.len()
     })?;
     ensure!(converged, "the servers do not converge, or owe answers: {}", standing(world));
+    world.checker.kept()?;
     for (server, state) in world.servers.iter().enumerate() {
         if let Some(process) = &state.process {
             world.checker.converged(node_id(server), &process.machine)?;

@@ -62,6 +62,8 @@ pub struct Checker {
     entries: Vec<(LogEntry, u64)>,
     newest: Timestamp,
     writes: HashMap<(ClientId, u64), Written>,
+    /// Writes whose clients were told a version before any replica had applied them.
+    promised: HashMap<(ClientId, u64), Timestamp>,
     index_by_timestamp: HashMap<Timestamp, LogIndex>,
     versions: BTreeMap<Bytes, Vec<Version>>,
     commit: LogIndex,
@@ -76,6 +78,7 @@ impl Checker {
             entries: Vec::new(),
             newest: Timestamp::ZERO,
             writes: HashMap::new(),
+            promised: HashMap::new(),
             index_by_timestamp: HashMap::new(),
             versions: BTreeMap::new(),
             commit: 0,
@@ -126,6 +129,10 @@ impl Checker {
         let written = Written { timestamp: outcome.timestamp, existed: outcome.existed };
         let before = self.writes.insert(request, written);
         ensure!(before.is_none(), "write {request:?} was applied twice");
+        if let Some(promised) = self.promised.remove(&request) {
+            let applied = outcome.timestamp;
+            ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
+        }
         let value = match &command.op {
             WriteOp::Put { value, .. } => Some(value.clone()),
             WriteOp::Del { .. } => None,
@@ -158,21 +165,41 @@ impl Checker {
         in_sync: &[NodeId],
         disks: &[&Disk],
     ) -> Verdict {
-        let index = self.index_by_timestamp.get(&timestamp);
-        let Some(&index) = index else {
-            return Err(Violation(format!("version {timestamp} acknowledged but never applied")));
+        let applied = self.index_by_timestamp.get(&timestamp);
+        let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].0.term));
+        // Two leaders may have given out one timestamp, of which one write comes to nothing.
+        let candidates = disks.iter().filter_map(|disk| disk.find(timestamp)).chain(applied);
+        let durable =
+            candidates.into_iter().find(|(index, term)| majority_holds(disks, *index, *term));
+        let Some((index, term)) = durable else {
+            return Err(Violation(format!(
+                "version {timestamp} acknowledged, but no majority has it durably"
+            )));
         };
-        let term = self.entries[index as usize - 1].0.term;
-        ensure!(
-            majority_holds(disks, index, term),
-            "version {timestamp} acknowledged, but no majority has {index} durably"
-        );
         for node in in_sync {
             ensure!(
                 disks[node.0 as usize - 1].holds(index, term),
                 "version {timestamp} acknowledged, but {node} in sync has not stored {index}"
             );
         }
+        Ok(())
+    }
+
+    /// A client was told that its write has become version `timestamp`, applied already or not.
+    pub fn answered(&mut self, client: ClientId, sequence: u64, timestamp: Timestamp) -> Verdict {
+        let applied = self.written(client, sequence).map(|written| written.timestamp);
+        let known = applied
+            .unwrap_or_else(|| *self.promised.entry((client, sequence)).or_insert(timestamp));
+        ensure!(
+            known == timestamp,
+            "write {sequence} of {client:?} answered with version {timestamp}, it is {known}"
+        );
+        Ok(())
+    }
+
+    /// All is quiet: what clients were told has come true.
+    pub fn kept(&self) -> Verdict {
+        ensure!(self.promised.is_empty(), "answered, never applied: {:?}", self.promised);
         Ok(())
     }
 

@@ -7,8 +7,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use acervo::command::Command;
 use acervo::node::core::Recovered;
-use acervo::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term};
+use acervo::types::{
+    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp,
+};
 
 use crate::machine::Machine;
 use crate::rng::Rng;
@@ -188,6 +191,13 @@ impl Disk {
     pub fn holds(&self, index: LogIndex, term: Term) -> bool {
         index <= self.base.0.max(self.lost_base)
             || self.durable_terms(index).any(|durable| durable == term)
+    }
+
+    /// Where the log, as far as it is durable, holds the command of this timestamp: index and term.
+    pub fn find(&self, timestamp: Timestamp) -> Option<(LogIndex, Term)> {
+        let mut newest_first = self.log.values().rev();
+        let entry = newest_first.find(|e| Command::peek_timestamp(&e.data) == Some(timestamp))?;
+        Some((entry.index, entry.term))
     }
 
     /// Entries from `low` up to before `high`, about `bytes_max` bytes of them, at least one.

@@ -43,6 +43,11 @@ impl World {
         process.flush_due = false;
         let mut outputs = Vec::new();
         process.node.flush(now, &mut outputs);
+        if let Some(due_us) = process.node.flush_due_us() {
+            let life = self.servers[server].life;
+            let delay_us = due_us.saturating_sub(now.monotonic_us) + self.rng.below(MILLISECOND);
+            self.after(delay_us, Event::Flush { server, life });
+        }
         self.carry_out(server, outputs)
     }
 

@@ -59,7 +59,8 @@ impl Machine {
             return Ok(Effect { write: None, fresh: None });
         };
         self.point.timestamp = command.timestamp;
-        let session = self.sessions.entry(command.request.client).or_default();
+        let client = command.request.client;
+        let session = self.sessions.entry(client).or_default();
         let known = session.replies.get(&command.request.sequence).copied();
         let forgotten = command.request.sequence < session.answered_below;
         let (outcome, fresh) = if known.is_some() || forgotten {
@@ -68,7 +69,11 @@ impl Machine {
             (Some(self.change(&command)), Some(command))
         };
         self.mix(outcome.map_or(0, |outcome| outcome.timestamp.0 as u64));
-        let write = AppliedWrite { index: entry.index, term: entry.term, outcome };
+        let session = self.sessions.entry(client).or_default();
+        let applied = session.replies.last_key_value().map_or(0, |(sequence, _)| *sequence);
+        let newest_sequence = applied.max(session.answered_below.saturating_sub(1));
+        let AppliedPoint { index, .. } = self.point;
+        let write = AppliedWrite { index, term: entry.term, outcome, newest_sequence };
         Ok(Effect { write: Some(write), fresh })
     }
 

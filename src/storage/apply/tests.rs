@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::memory::MemoryEngine;
 use super::*;
-use crate::types::{ClientId, RequestId};
+use crate::types::ClientId;
 
 /// A log under construction: one write after another, each with its own sequence.
 #[derive(Default)]
@@ -29,7 +29,8 @@ impl Script {
     fn write_as(&mut self, sequence: u64, op: WriteOp) {
         let request = RequestId { client: ClientId(7), sequence, answered_below: 1 };
         let timestamp = Timestamp(self.next_timestamp());
-        self.push(Command { timestamp, request, op }.encode());
+        let action = Action::Write { request, op, previous: true };
+        self.push(Command { timestamp, action }.encode());
     }
 
     fn put(&mut self, key: &'static str, value: &'static str) {
@@ -47,8 +48,9 @@ fn machine() -> (Arc<MemoryEngine>, StateMachine) {
     (engine, machine)
 }
 
-fn existed(outcomes: &[AppliedWrite]) -> Vec<Option<bool>> {
-    outcomes.iter().map(|write| write.outcome.map(|outcome| outcome.existed)).collect()
+/// The version that each write was told its key had; 0 for none.
+fn previous(writes: &[AppliedWrite]) -> Vec<i64> {
+    writes.iter().map(|write| write.previous.as_ref().unwrap().timestamp.0).collect()
 }
 
 fn value(machine: &StateMachine, key: &str) -> Option<(i64, Vec<u8>)> {
@@ -65,14 +67,13 @@ fn the_newest_version_is_read_and_a_delete_removes_all() {
     script.del("k");
     script.del("k");
     script.put("k", "three");
-    // Only a deletion looks whether there was something.
-    let expected = [Some(false), Some(false), Some(false), Some(true), Some(false), Some(false)];
+    let expected = [0, 10, 0, 20, 0, 0];
     // In one batch and in one batch each: what a batch holds is seen through.
     for step in [1, 2, 3, 6] {
         let (_, mut machine) = machine();
         let mut outcomes = Vec::new();
         for entries in script.entries.chunks(step) {
-            outcomes.extend(machine.apply(entries).unwrap());
+            outcomes.extend(machine.apply_answering(entries).unwrap().writes);
             if machine.applied().index == 2 {
                 assert_eq!(value(&machine, "k"), Some((20, b"two".to_vec())));
             }
@@ -80,7 +81,7 @@ fn the_newest_version_is_read_and_a_delete_removes_all() {
                 assert_eq!(value(&machine, "k"), None);
             }
         }
-        assert_eq!(existed(&outcomes), expected, "batches of {step}");
+        assert_eq!(previous(&outcomes), expected, "batches of {step}");
         assert_eq!(value(&machine, "k"), Some((60, b"three".to_vec())));
         assert_eq!(value(&machine, "l"), Some((30, b"other".to_vec())));
         assert_eq!(value(&machine, "m"), None);
@@ -93,9 +94,9 @@ fn a_noop_advances_the_index_and_nothing_else() {
     let mut script = Script::default();
     script.put("k", "v");
     script.push(Bytes::new());
-    assert_eq!(machine.apply(&script.entries[..1]).unwrap().len(), 1);
+    assert_eq!(machine.apply(&script.entries[..1]).unwrap().writes.len(), 1);
     let before = machine.applied();
-    assert_eq!(machine.apply(&script.entries[1..]).unwrap(), []);
+    assert_eq!(machine.apply(&script.entries[1..]).unwrap(), Applied::default());
     assert_eq!(machine.applied(), AppliedPoint { index: 2, ..before });
     assert_eq!(machine.store().applied(), machine.applied());
     assert_eq!(machine.store().applying_timestamp(), before.timestamp);
@@ -112,7 +113,7 @@ fn a_repeated_write_changes_no_version() {
     script.write_as(1, put(b"first"));
     let outcomes = machine.apply(&script.entries).unwrap();
     let timestamps: Vec<_> =
-        outcomes.iter().map(|write| write.outcome.unwrap().timestamp.0).collect();
+        outcomes.writes.iter().map(|write| write.outcome.unwrap().timestamp.0).collect();
     assert_eq!(timestamps, [10, 10, 30, 10]);
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
 }
@@ -172,12 +173,12 @@ fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
 }
 
 #[test]
-fn a_newer_state_is_refused() {
+fn a_state_of_another_format_is_refused() {
     let engine = Arc::new(MemoryEngine::new());
     let mut batch = WriteBatch::default();
     batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
     engine.write(&batch, Durability::Durable).unwrap();
-    assert!(matches!(StateMachine::open(engine), Err(ApplyError::NewerFormat(9))));
+    assert!(matches!(StateMachine::open(engine), Err(ApplyError::OtherFormat(9))));
 }
 
 /// One step of a random history, over few keys and few clients, so that they meet.
@@ -242,20 +243,20 @@ proptest! {
             };
             let timestamp = Timestamp(script.next_timestamp());
             let expected = *seen.entry((client, sequence)).or_insert_with(|| {
-                let existed = match &op {
+                match &op {
                     WriteOp::Put { key, value } => {
                         model.insert(key.clone(), (timestamp, value.clone()));
-                        false
                     }
-                    WriteOp::Del { key } => model.remove(key).is_some(),
-                };
-                WriteOutcome { timestamp, existed }
+                    WriteOp::Del { key } => drop(model.remove(key)),
+                    other => panic!("no step does {other:?}"),
+                }
+                WriteOutcome { timestamp, refused: false }
             });
             let request = RequestId { client: ClientId(client), sequence, answered_below: 0 };
-            script.push(Command { timestamp, request, op }.encode());
+            script.push(Command::write(timestamp, request, op).encode());
             let entry = &script.entries[script.entries.len() - 1..];
             let outcomes = steady.apply(entry).unwrap();
-            prop_assert_eq!(outcomes[0].outcome, Some(expected));
+            prop_assert_eq!(outcomes.writes[0].outcome, Some(expected));
             prop_assert_eq!(&outcomes, &crashing.apply(entry).unwrap());
             prop_assert_eq!(crashing.applied(), steady.applied());
             for key in 0..4u8 {

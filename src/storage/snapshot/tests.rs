@@ -19,7 +19,7 @@ const CHUNK_BYTES: usize = 200;
 fn write(index: u64, op: WriteOp) -> LogEntry {
     let request = RequestId { client: ClientId(index % 50), sequence: index, answered_below: 0 };
     let timestamp = Timestamp(index as i64 * 10);
-    LogEntry { term: 1, index, data: Command { timestamp, request, op }.encode() }
+    LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
 }
 
 fn put(index: u64) -> LogEntry {

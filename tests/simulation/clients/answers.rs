@@ -85,13 +85,14 @@ impl World {
         existed: Option<bool>,
     ) -> Verdict {
         let RequestId { client, sequence, .. } = write.request;
-        let Some(written) = self.checker.written(client, sequence) else {
-            return Err(Violation(format!("{write:?} acknowledged, never applied")));
-        };
-        ensure!(
-            written.timestamp == timestamp && existed.is_none_or(|e| e == written.existed),
-            "{write:?} acknowledged as {timestamp} {existed:?}, applied as {written:?}"
-        );
+        self.checker.answered(client, sequence, timestamp)?;
+        if let Some(existed) = existed {
+            let written = self.checker.written(client, sequence);
+            ensure!(
+                written.is_some_and(|written| written.existed == existed),
+                "{write:?} acknowledged with {existed}, applied as {written:?}"
+            );
+        }
         if self.end(operation, Outcome::Written(timestamp)) {
             let state = &mut self.clients[self.operations[operation].client];
             state.unanswered.remove(&sequence);

@@ -1,0 +1,120 @@
+//! Which writes are certain to be new, so that their outcome is known before they are applied.
+//!
+//! Applying looks a command up in its client's session: it may be new, a repetition of one applied
+//! before, or declared answered before. A PUT that is new makes the version it was proposed with, so
+//! a leader that knows it to be new can answer as soon as it is committed. The rule:
+//!
+//! **A command is new if its sequence is greater than every sequence of its client in the log before
+//! it.** For a session can only hold an outcome for a sequence that was in the log. And it can only
+//! have ruled a sequence out by an `answered_below`, which is never greater than the sequence of the
+//! command that carried it, or by dropping the oldest of its outcomes, which rules out what lies up to
+//! that outcome's sequence: all of these are smaller too. A session that was dropped whole rules
+//! nothing out.
+//!
+//! What is certain is answered early only while the state machine keeps up
+//! ([`limits::APPLY_LAG_ENTRIES_MAX`]): clients that wait for answers are what keeps it in reach.
+//!
+//! So a leader keeps, for each client, the greatest sequence in the log. What it has proposed itself
+//! it has seen. What lies before its reign, and before it began to keep account of a client, it learns
+//! from the state machine, which reports with every applied command the greatest sequence that the
+//! session has met. Until then, and for every sequence that is not greater, the answer waits for the
+//! command to be applied. That covers retries, whichever copy comes first, by whatever way: the copy
+//! that comes to the log second is not greater than the first, and whatever its sender knows of the
+//! other is not needed.
+
+use std::collections::HashMap;
+
+use crate::limits;
+use crate::types::{ClientId, LogIndex, RequestId};
+
+/// What a leader knows of its clients' sequences, in one reign.
+#[derive(Debug, Default)]
+pub(super) struct Certainty {
+    clients: HashMap<ClientId, Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Every command of the client from this index on is accounted for.
+    since: LogIndex,
+    /// The greatest sequence among those, and among all others once they are `complete`.
+    newest: u64,
+    /// What lies before `since` is accounted for as well.
+    complete: bool,
+}
+
+impl Certainty {
+    /// `request` has been proposed, at an index greater than any before. Whether it is certain to be
+    /// new there.
+    pub fn proposed(&mut self, request: &RequestId, index: LogIndex) -> bool {
+        // Forgetting is always safe: the client's next write waits to be applied.
+        if self.clients.len() >= limits::CERTAIN_CLIENTS_MAX
+            && !self.clients.contains_key(&request.client)
+        {
+            self.clients.clear();
+        }
+        let unknown = Known { since: index, newest: 0, complete: false };
+        let known = self.clients.entry(request.client).or_insert(unknown);
+        let certain = known.complete && request.sequence > known.newest;
+        known.newest = known.newest.max(request.sequence);
+        certain
+    }
+
+    /// The command of `client` at `index`, proposed in this reign, is applied; `newest` is the
+    /// greatest sequence that its session has met by then.
+    pub fn applied(&mut self, client: ClientId, index: LogIndex, newest: u64) {
+        if let Some(known) = self.clients.get_mut(&client)
+            && index >= known.since
+        {
+            known.newest = known.newest.max(newest);
+            known.complete = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(client: u64, sequence: u64) -> RequestId {
+        RequestId { client: ClientId(client), sequence, answered_below: 0 }
+    }
+
+    #[test]
+    fn a_client_is_unknown_until_one_of_its_commands_is_applied() {
+        let mut certainty = Certainty::default();
+        assert!(!certainty.proposed(&request(1, 5), 10));
+        assert!(!certainty.proposed(&request(1, 6), 11));
+        certainty.applied(ClientId(1), 10, 5);
+        assert!(!certainty.proposed(&request(1, 6), 12), "proposed at 11 already");
+        assert!(certainty.proposed(&request(1, 7), 13));
+        assert!(!certainty.proposed(&request(1, 7), 14));
+        assert!(!certainty.proposed(&request(2, 8), 15), "another client");
+    }
+
+    #[test]
+    fn what_came_before_the_reign_counts() {
+        let mut certainty = Certainty::default();
+        assert!(!certainty.proposed(&request(1, 5), 10));
+        certainty.applied(ClientId(1), 10, 8);
+        assert!(!certainty.proposed(&request(1, 8), 11), "an earlier leader had it");
+        assert!(certainty.proposed(&request(1, 9), 12));
+    }
+
+    #[test]
+    fn what_is_applied_before_the_account_began_completes_nothing() {
+        let mut certainty = Certainty::default();
+        certainty.proposed(&request(1, 5), 10);
+        certainty.proposed(&request(1, 9), 11);
+        for other in 2..=limits::CERTAIN_CLIENTS_MAX as u64 + 1 {
+            certainty.proposed(&request(other, 1), 10 + other);
+        }
+        let now = limits::CERTAIN_CLIENTS_MAX as u64 + 20;
+        assert!(!certainty.proposed(&request(1, 6), now), "forgotten meanwhile");
+        certainty.applied(ClientId(1), 10, 5);
+        assert!(!certainty.proposed(&request(1, 9), now + 1), "9 is in the log at 11");
+        certainty.applied(ClientId(1), now, 9);
+        assert!(!certainty.proposed(&request(1, 9), now + 2));
+        assert!(certainty.proposed(&request(1, 10), now + 3));
+    }
+}

@@ -1,0 +1,454 @@
+//! The nine operations against a model that is obviously right, on every engine.
+//!
+//! The model keeps a copy of the whole visible store after every write: a map from key to versions. To
+//! read as of `at`, as seen from `seen`, is to take the copy of that moment and look up the greatest
+//! version. The store keeps no copies, removes by marks and floors, purges in the background, and has to
+//! say the same for every pair of times, in one page or in many, before and after a crash, and after
+//! a snapshot has carried its state to another engine.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use acervo::command::{Action, Command, History, Upkeep, WriteOp};
+use acervo::limits;
+use acervo::storage::apply::StateMachine;
+use acervo::storage::disk::DiskEngine;
+use acervo::storage::engine::Engine;
+use acervo::storage::memory::MemoryEngine;
+use acervo::storage::reads::{PageError, Sight, Store};
+use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
+use acervo::wire::message::{PageNext, PageOf, Row};
+use bytes::Bytes;
+use proptest::prelude::*;
+
+type Versions = BTreeMap<i64, Bytes>;
+type State = BTreeMap<Bytes, Versions>;
+type Found = (Bytes, Option<Bytes>, i64);
+
+/// The store as everybody would like to think of it.
+#[derive(Default)]
+struct Model {
+    /// The visible store after each write: its time, then everything.
+    moments: Vec<(i64, State)>,
+    purged: i64,
+    swept: i64,
+}
+
+impl Model {
+    fn now(&self) -> State {
+        self.moments.last().map(|(_, state)| state.clone()).unwrap_or_default()
+    }
+
+    fn apply(&mut self, at: i64, op: &WriteOp) {
+        let mut state = self.now();
+        let put = |state: &mut State, key: &Bytes, value: &Bytes| {
+            state.entry(key.clone()).or_default().insert(at, value.clone());
+        };
+        match op {
+            WriteOp::Put { key, value } => put(&mut state, key, value),
+            WriteOp::PutAll { pairs } => pairs.iter().for_each(|(k, v)| put(&mut state, k, v)),
+            WriteOp::Del { key } => drop(state.remove(key)),
+            WriteOp::DelAll { keys } => keys.iter().for_each(|key| drop(state.remove(key))),
+            WriteOp::DelRange { from, to } => state.retain(|key, _| key < from || to < key),
+            WriteOp::Trim { key } => {
+                if let Some(versions) = state.get_mut(key)
+                    && let Some((newest, value)) = versions.pop_last()
+                {
+                    *versions = BTreeMap::from([(newest, value)]);
+                }
+            }
+            WriteOp::Mark => {}
+        }
+        self.moments.push((at, state));
+    }
+
+    fn state(&self, seen: i64) -> State {
+        let moment = self.moments.iter().rev().find(|(at, _)| *at <= seen);
+        moment.map(|(_, state)| state.clone()).unwrap_or_default()
+    }
+
+    fn get(&self, key: &Bytes, at: i64, seen: i64) -> Found {
+        let state = self.state(seen);
+        let newest = state.get(key).and_then(|versions| versions.range(..=at).next_back());
+        match newest {
+            Some((version, value)) => (key.clone(), Some(value.clone()), *version),
+            None => (key.clone(), None, 0),
+        }
+    }
+
+    fn range(&self, from: &Bytes, to: &Bytes, at: i64, seen: i64) -> Vec<Found> {
+        let state = self.state(seen);
+        let keys = state.keys().filter(|key| from <= *key && *key <= to);
+        let rows = keys.map(|key| self.get(key, at, seen));
+        rows.filter(|(_, value, _)| value.is_some()).collect()
+    }
+
+    fn versions(&self, key: &Bytes, at: i64, seen: i64) -> Vec<Found> {
+        let state = self.state(seen);
+        let versions = state.get(key).into_iter().flat_map(|versions| versions.range(..=at).rev());
+        versions.map(|(at, value)| (key.clone(), Some(value.clone()), *at)).collect()
+    }
+}
+
+fn found(row: Row) -> Found {
+    (row.key, row.value, row.timestamp.0)
+}
+
+/// A whole read, page by page.
+fn pages(
+    store: &Store,
+    of: PageOf,
+    sight: Sight,
+    rows_max: usize,
+) -> Result<Vec<Found>, PageError> {
+    let (mut of, mut sight) = (of, sight);
+    let mut rows = Vec::new();
+    loop {
+        let page = store.page(&of, sight, rows_max, limits::PAGE_BYTES_MAX)?;
+        assert!(page.rows.len() <= rows_max);
+        rows.extend(page.rows.into_iter().map(found));
+        match (page.next, &mut of) {
+            (None, _) => return Ok(rows),
+            (Some(PageNext::From(next)), PageOf::Range { from, .. }) => {
+                assert!(next > *from, "the next page begins later");
+                *from = next;
+            }
+            (Some(PageNext::Skip(count)), PageOf::Keys { keys }) => {
+                assert!(count > 0);
+                drop(keys.drain(..count as usize));
+            }
+            (Some(PageNext::At(next)), PageOf::Versions { .. }) => sight.at = next,
+            (next, of) => panic!("{next:?} does not go on with {of:?}"),
+        }
+    }
+}
+
+/// Two machines on two engines, fed with the same log, and the model.
+struct World {
+    memory: (Arc<MemoryEngine>, StateMachine),
+    disk: StateMachine,
+    _folder: tempfile::TempDir,
+    model: Model,
+    log: Vec<LogEntry>,
+    last: i64,
+    sequence: u64,
+}
+
+impl World {
+    fn new() -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = Arc::new(MemoryEngine::new());
+        let disk: Arc<dyn Engine> =
+            Arc::new(DiskEngine::open(&folder.path().join("store"), 1 << 20).unwrap());
+        World {
+            memory: (engine.clone(), StateMachine::open(engine).unwrap()),
+            disk: StateMachine::open(disk).unwrap(),
+            _folder: folder,
+            model: Model::default(),
+            log: Vec::new(),
+            last: 0,
+            sequence: 0,
+        }
+    }
+
+    fn push(&mut self, action: Action) -> i64 {
+        self.last += 10;
+        let data = Command { timestamp: Timestamp(self.last), action }.encode();
+        self.log.push(LogEntry { term: 1, index: self.log.len() as u64 + 1, data });
+        self.last
+    }
+
+    fn write(&mut self, op: &WriteOp) {
+        self.sequence += 1;
+        let request = RequestId { client: ClientId(1), sequence: self.sequence, answered_below: 0 };
+        let at = self.push(Action::Write { request, op: op.clone(), previous: true });
+        self.model.apply(at, op);
+    }
+
+    /// Applies what has been logged, on both engines, and compares what was answered.
+    fn settle(&mut self) {
+        let from = self.disk.applied().index as usize;
+        let entries = &self.log[from..];
+        let answers = self.memory.1.apply_answering(entries).unwrap();
+        assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
+        assert_eq!(self.memory.1.applied(), self.disk.applied());
+        for answer in answers.writes {
+            let outcome = answer.outcome.unwrap();
+            assert!(!outcome.refused);
+            let before = outcome.timestamp.0 - 1;
+            let command = Command::decode(&self.log[answer.index as usize - 1].data).unwrap();
+            let Action::Write { op, .. } = command.unwrap().action else { panic!("a write") };
+            let expected = op.key().map(|key| self.model.get(key, before, before));
+            let told = answer.previous.map(|previous| (previous.value, previous.timestamp.0));
+            assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
+        }
+    }
+
+    fn upkeep(&mut self, upkeep: Upkeep) {
+        let last = self.model.now();
+        if let Upkeep::Purge { before } = &upkeep {
+            self.model.purged = self.model.purged.max(before.0);
+        }
+        if let Upkeep::Sweep { as_of, .. } = &upkeep {
+            self.model.swept = self.model.swept.max(as_of.0);
+        }
+        let at = self.push(Action::Upkeep(upkeep));
+        self.model.moments.push((at, last));
+        self.settle();
+    }
+
+    /// Compares reads at these times, on both engines.
+    fn check(&self, keys: &[Bytes], at: i64, seen: i64, rows_max: usize) {
+        let at = at.min(seen);
+        let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: true };
+        let (from, to) = (&keys[0], &keys[keys.len() - 1]);
+        for store in [self.memory.1.store(), self.disk.store()] {
+            let read = |of: PageOf| pages(&store, of, sight, rows_max);
+            let range = read(PageOf::Range { from: from.clone(), to: to.clone() });
+            if at < self.model.swept || seen < self.model.purged {
+                // It may be refused, and never shows anything else than what there was.
+                match range {
+                    Err(PageError::Expired) => continue,
+                    Err(error) => panic!("{error}"),
+                    Ok(rows) if seen < self.model.purged => {
+                        assert_eq!(rows, self.model.range(from, to, at, seen));
+                    }
+                    Ok(_) => {}
+                }
+                continue;
+            }
+            let context = format!("as of {at}, seen from {seen}, {rows_max} rows a page");
+            assert_eq!(range.unwrap(), self.model.range(from, to, at, seen), "{context}");
+            let wanted: Vec<Bytes> = keys.iter().rev().cloned().collect();
+            let each: Vec<Found> = wanted.iter().map(|key| self.model.get(key, at, seen)).collect();
+            assert_eq!(read(PageOf::Keys { keys: wanted }).unwrap(), each, "{context}");
+            for key in keys {
+                let expected = self.model.versions(key, at, seen);
+                let kept =
+                    expected.into_iter().filter(|(_, _, version)| *version >= self.model.swept);
+                let kept: Vec<Found> = kept.collect();
+                let mut versions = read(PageOf::Versions { key: key.clone() }).unwrap();
+                versions.retain(|(_, _, version)| *version >= self.model.swept);
+                assert_eq!(versions, kept, "{context}");
+                if seen == self.last {
+                    let got = store.get_at(key, Timestamp(at)).unwrap();
+                    let (_, value, version) = self.model.get(key, at, seen);
+                    assert_eq!(got, value.map(|value| (Timestamp(version), value)), "{context}");
+                }
+            }
+        }
+    }
+}
+
+/// Keys of every awkward kind, few enough to meet.
+fn keys() -> Vec<Bytes> {
+    let mut keys: Vec<Bytes> = [
+        &b"a"[..],
+        b"a\0",
+        b"a\0\0",
+        b"a\0\xff",
+        b"a!",
+        b"a,b",
+        b"a:b",
+        b"a;",
+        b"b",
+        b"\xff",
+        b"\xff\xff",
+        b"\0",
+    ]
+    .map(Bytes::copy_from_slice)
+    .into();
+    keys.sort();
+    keys
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(WriteOp),
+    Settle,
+    Crash,
+    Checkpoint,
+    Purge { age: i64 },
+    Sweep { age: i64, history: History },
+    Check { at: i64, seen: i64, rows_max: usize },
+}
+
+fn key() -> impl Strategy<Value = Bytes> {
+    prop::sample::select(keys())
+}
+
+fn value() -> impl Strategy<Value = Bytes> {
+    prop_oneof![Just(Bytes::new()), any::<[u8; 2]>().prop_map(|v| Bytes::copy_from_slice(&v))]
+}
+
+fn op() -> impl Strategy<Value = WriteOp> {
+    prop_oneof![
+        6 => (key(), value()).prop_map(|(key, value)| WriteOp::Put { key, value }),
+        2 => prop::collection::vec((key(), value()), 0..5).prop_map(|pairs| WriteOp::PutAll { pairs }),
+        2 => key().prop_map(|key| WriteOp::Del { key }),
+        1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll { keys }),
+        1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
+        2 => key().prop_map(|key| WriteOp::Trim { key }),
+        1 => Just(WriteOp::Mark),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let history = prop_oneof![
+        Just(History::For { age_us: 1 }),
+        (1..4u32).prop_map(|count| History::Versions { count }),
+    ];
+    prop_oneof![
+        12 => op().prop_map(Step::Write),
+        3 => Just(Step::Settle),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Checkpoint),
+        1 => (0..200i64).prop_map(|age| Step::Purge { age }),
+        1 => (0..400i64, history).prop_map(|(age, history)| Step::Sweep { age, history }),
+        6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1..5usize).prop_map(
+            |(at, seen, rows_max)| Step::Check {
+                at: at.index(1_000) as i64,
+                seen: seen.index(1_000) as i64,
+                rows_max,
+            }
+        ),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_read_finds_what_the_model_finds(steps in prop::collection::vec(step(), 1..120)) {
+        let keys = keys();
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Write(op) => world.write(&op),
+                Step::Settle => world.settle(),
+                Step::Checkpoint => {
+                    world.settle();
+                    world.memory.1.checkpoint().unwrap();
+                    world.disk.checkpoint().unwrap();
+                }
+                Step::Crash => {
+                    world.settle();
+                    let (engine, machine) = &mut world.memory;
+                    engine.crash();
+                    *machine = StateMachine::open(engine.clone()).unwrap();
+                    let kept = machine.applied().index as usize;
+                    machine.apply(&world.log[kept..]).unwrap();
+                    prop_assert_eq!(machine.applied(), world.disk.applied());
+                }
+                Step::Purge { age } => {
+                    let before = Timestamp(world.last - age);
+                    world.upkeep(Upkeep::Purge { before });
+                }
+                Step::Sweep { age, history } => {
+                    let as_of = Timestamp(world.last - age);
+                    world.upkeep(Upkeep::Sweep { history, as_of, from: Bytes::new() });
+                }
+                Step::Check { at, seen, rows_max } => {
+                    world.settle();
+                    // Every time that there has been is as likely.
+                    let scale = |time: i64| time * world.last / 1_000;
+                    world.check(&keys, scale(at), scale(seen), rows_max);
+                }
+            }
+        }
+        world.settle();
+        world.check(&keys, world.last, world.last, 3);
+        world.check(&keys, world.last / 2, world.last, 100);
+    }
+}
+
+/// Ranges too long to look through at once are remembered, and removed piece by piece.
+#[test]
+fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
+    let key = |number: usize| Bytes::from(format!("key {number:05}"));
+    let value = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+    let count = 4 * limits::REMOVAL_SCAN_ROWS_MAX;
+    let ends = [key(0), key(count / 2), key(count - 1), key(count), Bytes::from("l")];
+    let mut world = World::new();
+    world.write(&WriteOp::PutAll { pairs: (0..count).map(|n| (key(n), value("old"))).collect() });
+    world.write(&WriteOp::Put { key: Bytes::from("l"), value: value("outside") });
+    let before = world.last;
+    world.write(&WriteOp::DelRange { from: key(1), to: key(count) });
+    world.write(&WriteOp::Put { key: key(7), value: value("new") });
+    world.write(&WriteOp::Trim { key: key(7) });
+    world.settle();
+    world.check(&ends, world.last, world.last, 100);
+    world.check(&ends, before, world.last, 100);
+    world.check(&ends, before, before, 1_000);
+
+    // A read that began before goes on until the purge reaches it; readers of the newest state see no
+    // difference while it goes on.
+    let mut pieces = 0;
+    while world.disk.upkeep().oldest_removal.is_some() {
+        world.upkeep(Upkeep::Purge { before: Timestamp(world.last) });
+        world.check(&ends, world.last, world.last, 100);
+        pieces += 1;
+        assert!(pieces < 100, "the purge does not come to its end");
+    }
+    assert!(pieces > 3, "{count} rows went in {pieces} pieces");
+    let strict = Sight { at: Timestamp(before), seen: Timestamp(before), strict: true };
+    let all = PageOf::Range { from: key(0), to: Bytes::from("l") };
+    assert!(matches!(pages(&world.disk.store(), all.clone(), strict, 9), Err(PageError::Expired)));
+    let lax = Sight { strict: false, seen: Timestamp(world.last), ..strict };
+    assert_eq!(pages(&world.disk.store(), all, lax, 9).unwrap().len(), 2, "the two not removed");
+}
+
+/// With the most ranges remembered, one more is refused, and nothing of it is done.
+#[test]
+fn too_many_long_ranges_at_once_are_refused() {
+    let key = |number: usize| Bytes::from(format!("key {number:05}"));
+    let mut world = World::new();
+    let rows = 2 * limits::REMOVAL_SCAN_ROWS_MAX;
+    let all = WriteOp::DelRange { from: key(0), to: key(rows) };
+    for round in 0..=limits::RANGE_REMOVALS_MAX {
+        let pairs = (0..rows).map(|number| (key(number), Bytes::new())).collect();
+        world.write(&WriteOp::PutAll { pairs });
+        world.settle();
+        if round < limits::RANGE_REMOVALS_MAX {
+            world.write(&all);
+            world.settle();
+        }
+    }
+    let request =
+        RequestId { client: ClientId(1), sequence: world.sequence + 1, answered_below: 0 };
+    world.push(Action::Write { request, op: all, previous: false });
+    let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
+    assert!(applied.writes[0].outcome.unwrap().refused);
+    assert!(world.disk.store().get(&key(5)).unwrap().is_some());
+}
+
+/// The keys of which a sweep must keep everything do not hold it up.
+#[test]
+fn a_sweep_comes_to_its_end_whatever_it_keeps() {
+    let mut world = World::new();
+    let hot = Bytes::from("hot");
+    let versions = 3 * limits::UPKEEP_ROWS_MAX;
+    for number in 0..versions {
+        world.write(&WriteOp::Put { key: hot.clone(), value: Bytes::from(number.to_string()) });
+    }
+    world.write(&WriteOp::Put { key: Bytes::from("other"), value: Bytes::new() });
+    world.settle();
+    let kept = 2 * limits::UPKEEP_ROWS_MAX + 5;
+    let history = History::Versions { count: kept as u32 };
+    let (mut from, mut pieces) = (Bytes::new(), 0);
+    loop {
+        let as_of = Timestamp(world.last);
+        world.push(Action::Upkeep(Upkeep::Sweep { history, as_of, from }));
+        let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
+        pieces += 1;
+        assert!(pieces < 50, "the sweep does not come to its end");
+        match applied.upkeep.swept.unwrap().next {
+            Some(next) => from = next,
+            None => break,
+        }
+    }
+    let end = Timestamp(world.last);
+    let sight = Sight { at: end, seen: end, strict: false };
+    let left = pages(&world.disk.store(), PageOf::Versions { key: hot }, sight, 1_000).unwrap();
+    assert_eq!(left.len(), kept);
+}
