@@ -162,12 +162,14 @@ mod tests {
 
     #[test]
     fn flags_repeat_or_take_several() {
-        for line in [
-            "putall --chave a --valor 1 --chave b --valor -2",
-            "putall --chave a b --valor 1 -2",
-        ] {
+        for line in
+            ["putall --chave a --valor 1 --chave b --valor -2", "putall --chave a b --valor 1 -2"]
+        {
             let args = kvs(line).unwrap();
-            assert_eq!((args.chave, args.valor), (vec!["a".into(), "b".into()], vec!["1".into(), "-2".into()]));
+            assert_eq!(
+                (args.chave, args.valor),
+                (vec!["a".into(), "b".into()], vec!["1".into(), "-2".into()])
+            );
         }
         assert_eq!(kvs("get --chave a --versao -1").unwrap().versao, [-1]);
         assert_eq!(kvs("get --porta 40001 --chave a").unwrap().porta, 40001);

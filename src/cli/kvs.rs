@@ -21,7 +21,9 @@ use crate::text::escape;
 #[derive(Debug, thiserror::Error)]
 pub enum KvsError {
     /// The gateway cannot be reached.
-    #[error("the gateway at {address} cannot be reached ({reason}): is 'acervo gateway' running there?")]
+    #[error(
+        "the gateway at {address} cannot be reached ({reason}): is 'acervo gateway' running there?"
+    )]
     Unreachable {
         /// Where it was expected.
         address: String,

@@ -44,6 +44,11 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
 }
 
 fn any_answers(client: &Client) -> bool {
-    let answers = |server| !matches!(client.status(server), Err(ClientError::Unreachable { .. } | ClientError::TimedOut { .. }));
+    let answers = |server| {
+        !matches!(
+            client.status(server),
+            Err(ClientError::Unreachable { .. } | ClientError::TimedOut { .. })
+        )
+    };
     client.servers().into_iter().any(answers)
 }

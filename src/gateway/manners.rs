@@ -30,9 +30,7 @@ pub(super) struct Deadline(pub(super) Instant);
 impl Deadline {
     /// What a call is told that is not over by then.
     pub(super) fn missed() -> Status {
-        Status::deadline_exceeded(
-            "the call's deadline has passed; a write may still take effect",
-        )
+        Status::deadline_exceeded("the call's deadline has passed; a write may still take effect")
     }
 }
 
@@ -123,7 +121,8 @@ fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit())
+    {
         return None;
     }
     let count: u64 = digits.parse().ok()?;

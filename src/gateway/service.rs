@@ -5,9 +5,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::calls::Calls;
 use super::gather::{Gathered, Room, gather};
 use super::interface::key_value_store_server::KeyValueStore;
-use super::interface::{
-    KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply,
-};
+use super::interface::{KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply};
 use super::manners::Deadline;
 use super::rows::{self, Replies};
 use super::translate::{
@@ -52,7 +50,8 @@ impl KeyValueStore for Gateway {
     async fn get_range(&self, request: Request<KeyRange>) -> Answer<Self::GetRangeStream> {
         let deadline = deadline(&request);
         let (from, to, at) = range(request.into_inner())?;
-        let rows = self.calls.request(move |client| client.range(&from, &to, newest_or(at))).await?;
+        let rows =
+            self.calls.request(move |client| client.range(&from, &to, newest_or(at))).await?;
         let translate = move |row| read_row(row, at);
         Ok(Response::new(rows::stream(self.calls.clone(), rows, None, deadline, translate)))
     }
@@ -81,9 +80,8 @@ impl KeyValueStore for Gateway {
         request: Request<Streaming<KeyValueRequest>>,
     ) -> Answer<Self::PutAllStream> {
         let deadline = deadline(&request);
-        let measure = |item: &KeyValueRequest| {
-            check_key(&item.key).map(|()| item.key.len() + item.val.len())
-        };
+        let measure =
+            |item: &KeyValueRequest| check_key(&item.key).map(|()| item.key.len() + item.val.len());
         let Gathered { items, room } = gather(&self.room, request.into_inner(), measure).await?;
         if items.is_empty() {
             return Ok(Response::new(nothing()));
@@ -92,7 +90,13 @@ impl KeyValueStore for Gateway {
         let written = self.calls.request(move |client| client.put_all(pairs)).await?;
         let ver = written.timestamp;
         let translate = move |row| Ok(replaced_row(row, ver));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.previous, room, deadline, translate)))
+        Ok(Response::new(rows::stream(
+            self.calls.clone(),
+            written.previous,
+            room,
+            deadline,
+            translate,
+        )))
     }
 
     async fn del(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
@@ -108,7 +112,13 @@ impl KeyValueStore for Gateway {
         let (from, to, _) = range(request.into_inner())?;
         let written = self.calls.request(move |client| client.del_range(&from, &to)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.previous, None, deadline, translate)))
+        Ok(Response::new(rows::stream(
+            self.calls.clone(),
+            written.previous,
+            None,
+            deadline,
+            translate,
+        )))
     }
 
     async fn del_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::DelAllStream> {
@@ -120,7 +130,13 @@ impl KeyValueStore for Gateway {
         let keys = keys(items);
         let written = self.calls.request(move |client| client.del_all(keys)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.previous, room, deadline, translate)))
+        Ok(Response::new(rows::stream(
+            self.calls.clone(),
+            written.previous,
+            room,
+            deadline,
+            translate,
+        )))
     }
 
     async fn trim(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {

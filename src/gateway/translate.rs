@@ -100,7 +100,9 @@ pub(super) fn status(error: &ClientError) -> Status {
         | ClientError::KeyTooLong(_)
         | ClientError::ValueTooLong(_) => Status::invalid_argument(message),
         ClientError::Expired { .. } | ClientError::StaleRequest { .. } => Status::aborted(message),
-        ClientError::Thread(_) => Status::resource_exhausted(message),
+        ClientError::TooManyKeys(_) | ClientError::TooManyBytes(_) | ClientError::Thread(_) => {
+            Status::resource_exhausted(message)
+        }
         // Of setting a client up, which is done by now.
         ClientError::BadSessionToken(_)
         | ClientError::UnknownServer(_)
