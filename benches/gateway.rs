@@ -65,7 +65,7 @@ impl Running {
     fn start() -> Running {
         let group = Group::start(3, &["--console", "off"]);
         group.client().put("warm", "up").expect("the group takes writes");
-        let gateway = Gateway::start(&group);
+        let gateway = Gateway::start(&group.dir, &group.list(), &[]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Running { runtime: runtime.expect("a runtime"), gateway, _group: group }
     }

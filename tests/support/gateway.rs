@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
-use super::{ACERVO, Group, appending, eventually, free_addresses};
+use super::{ACERVO, appending, eventually, free_addresses};
 
 /// Dropping it kills it.
 pub struct Gateway {
@@ -16,17 +17,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts a gateway to `group` and waits until it listens.
-    pub fn start(group: &Group) -> Gateway {
-        Gateway::start_with(group, &[])
-    }
-
-    pub fn start_with(group: &Group, more_flags: &[&str]) -> Gateway {
+    /// Starts a gateway to `servers`, a list as `--servers` takes it, and waits until it listens. Its
+    /// log is in `dir`.
+    pub fn start(dir: &TempDir, servers: &str, more_flags: &[&str]) -> Gateway {
         let [address] = free_addresses(1)[..] else { unreachable!("one was asked for") };
-        let log = group.dir.path().join(format!("gateway-{address}.log"));
+        let log = dir.path().join(format!("gateway-{address}.log"));
         let child = Command::new(ACERVO)
             .arg("gateway")
-            .args(["--listen", &address.to_string(), "--servers", &group.list()])
+            .args(["--listen", &address.to_string(), "--servers", servers])
             .args(more_flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

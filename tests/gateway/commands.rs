@@ -1,0 +1,109 @@
+//! `acervo kvs` as it is used from a shell.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use crate::site::{Site, pair};
+use crate::support::{ACERVO, exited_with};
+
+fn kvs(site: &Site, operation: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(ACERVO);
+    command.args(["kvs", operation, "--host", &site.gateway.address.ip().to_string()]);
+    command.args(["--porta", &site.gateway.address.port().to_string()]).args(arguments);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs it and gives standard output, standard error and the exit status.
+fn run(site: &Site, operation: &str, arguments: &[&str]) -> (String, String, i32) {
+    let Output { status, stdout, stderr } = kvs(site, operation, arguments).output().unwrap();
+    let code = status.code().expect("it ends by itself");
+    (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), code)
+}
+
+fn version(line: &str) -> i64 {
+    line.trim_end().rsplit('\t').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_nine_operations_from_a_shell() {
+    let site = Site::start();
+    let (put, quiet, status) = run(&site, "put", &["--chave", "a", "--valor", "1"]);
+    let ver = version(&put);
+    assert_eq!((&*put, &*quiet, status), (&*format!("a\t\t0\t{ver}\n"), "", 0));
+    let get = |arguments: &[&str]| run(&site, "get", arguments);
+    assert_eq!(get(&["--chave", "a"]), (format!("a\t1\t{ver}\n"), String::new(), 0));
+    assert_eq!(get(&["--chave", "none"]), ("none\t\t0\n".into(), String::new(), 1));
+    let asked = (ver - 1).to_string();
+    let early = get(&["--chave", "a", "--versao", &asked]);
+    assert_eq!(early, (format!("a\t\t{asked}\n"), String::new(), 1));
+
+    let pairs = ["--chave", "b", "--valor", "2", "--chave", "c", "--valor", "line\n\ttab"];
+    let (all, _, status) = run(&site, "putall", &pairs);
+    let ver2 = version(all.lines().next().unwrap());
+    assert_eq!((&*all, status), (&*format!("b\t\t0\t{ver2}\nc\t\t0\t{ver2}\n"), 0));
+    let (rows, _, status) = run(&site, "getrange", &["--chave", "b", "--chave", "z"]);
+    assert_eq!((&*rows, status), (&*format!("b\t2\t{ver2}\nc\tline\\x0a\\x09tab\t{ver2}\n"), 0));
+    let (rows, _, status) = run(&site, "getrange", &["--chave", "x", "z", "--format", "json"]);
+    assert_eq!((&*rows, status), ("", 1));
+    let json = ["--chave", "c", "none", "--format", "json"];
+    let (rows, _, status) = run(&site, "getall", &json);
+    let lines = format!(
+        "{{\"key\":\"c\",\"val\":\"line\\n\\ttab\",\"ver\":{ver2}}}\n{{\"key\":\"none\",\"val\":\"\",\"ver\":0}}\n"
+    );
+    assert_eq!((rows, status), (lines, 0));
+
+    let again = ["--chave", "a", "--valor", "3", "--format", "json"];
+    let (put, _, _) = run(&site, "put", &again);
+    assert!(put.starts_with("{\"key\":\"a\",\"old_val\":\"1\",\"old_ver\":"), "{put}");
+    let (trimmed, _, status) = run(&site, "trim", &["--chave", "a"]);
+    assert_eq!((trimmed.starts_with("a\t3\t"), status), (true, 0), "{trimmed}");
+    assert_eq!(run(&site, "del", &["--chave", "a"]), (trimmed, String::new(), 0));
+    assert_eq!(run(&site, "del", &["--chave", "a"]), ("a\t\t0\n".into(), String::new(), 1));
+    let (rows, _, status) = run(&site, "delrange", &["--chave", "b", "--chave", "b"]);
+    assert_eq!((&*rows, status), (&*format!("b\t2\t{ver2}\n"), 0));
+    let (rows, _, status) = run(&site, "delall", &["--chave", "b", "--chave", "c"]);
+    assert_eq!((rows.lines().count(), status), (2, 0), "{rows}");
+    assert_eq!(run(&site, "delall", &["--chave", "b", "--chave", "c"]).2, 1);
+}
+
+#[test]
+fn what_fails_is_one_line_and_an_exit_status() {
+    let mut site = Site::start();
+    let (out, said, status) = run(&site, "get", &["--chave", ""]);
+    assert_eq!((&*out, status), ("", 2));
+    assert!(said.starts_with("acervo: INVALID_ARGUMENT: the key is empty"), "{said}");
+    let (_, said, status) = run(&site, "put", &["--chave", "a"]);
+    assert_eq!(status, 2);
+    assert!(said.contains("--valor") && said.contains("Usage"), "{said}");
+
+    (0..3).for_each(|at| site.group.kill(at));
+    let (_, said, status) = run(&site, "get", &["--chave", "a"]);
+    assert_eq!((status, said.lines().count()), (3, 1), "{said}");
+    assert!(said.starts_with("acervo: UNAVAILABLE: no server could be reached"), "{said}");
+    let (_, _, status) = run(&site, "get", &["--chave", "a", "--timeout", "100ms"]);
+    assert_eq!(status, 3);
+
+    site.gateway.signal(rustix::process::Signal::KILL);
+    site.gateway.wait();
+    let (_, said, status) = run(&site, "get", &["--chave", "a"]);
+    assert_eq!((status, said.lines().count()), (3, 1), "{said}");
+    assert!(said.contains("acervo gateway"), "{said}");
+}
+
+#[test]
+fn a_long_range_survives_a_closed_pipe() {
+    let site = Site::start();
+    let pairs = (0..20_000).map(|at| pair(&format!("{at:05}"), &"v".repeat(100))).collect();
+    site.put_all(pairs).unwrap();
+    let mut command = kvs(&site, "getrange", &["--chave", "0", "--chave", "9"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert!(line.starts_with("00000\tvvv"), "{line}");
+    drop(out);
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(exited_with(status, 0), "{status}");
+    assert_eq!(String::from_utf8(stderr).unwrap(), "");
+}
