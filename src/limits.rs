@@ -292,6 +292,8 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of rows that a command gathers before it prints them.
+pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// The longest duration a flag may give.
 pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Worker threads `--workers` may ask for.
