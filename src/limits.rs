@@ -14,6 +14,8 @@ pub const VALUE_BYTES_MAX_DEFAULT: usize = 1024 * 1024;
 pub const VALUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What a message adds to its key and value: names, numbers, lengths.
 pub const MESSAGE_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
+/// What a list of keys, or of keys and values, adds to each of them.
+pub const PAIR_OVERHEAD_BYTES_MAX: usize = 9;
 /// Keys of one write on many keys; more are refused with `INVALID`.
 pub const TRANSACTION_KEYS_MAX: usize = 128 * 1024;
 /// Bytes of all keys and values of one write; more are refused with `INVALID`. It is one log entry, so
@@ -325,6 +327,8 @@ pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of rows that a command gathers before it prints them.
+pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// The longest duration a flag may give.
 pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Worker threads `--workers` may ask for.
@@ -375,11 +379,11 @@ const _: () = {
     assert!(REQUESTS_MAX > PENDING_WRITES_MAX);
     assert!(PENDING_WRITE_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX);
     assert!(VALUE_BYTES_MAX_DEFAULT <= VALUE_BYTES_MAX);
+    assert!(TRANSACTION_BYTES_MAX <= VALUE_BYTES_MAX + KEY_BYTES_MAX);
     // The largest entry fits a peer frame even behind a full batch of others.
     assert!(
-        VALUE_BYTES_MAX
-            + KEY_BYTES_MAX
-            + 2 * MESSAGE_OVERHEAD_BYTES_MAX
+        client_frame_bytes_max(VALUE_BYTES_MAX)
+            + MESSAGE_OVERHEAD_BYTES_MAX
             + APPEND_BYTES_MAX as usize
             <= PEER_FRAME_BYTES_MAX
     );
@@ -394,7 +398,11 @@ const _: () = {
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
 };
 
-/// The frame cap on a client connection for a given `--max-value`.
+/// The frame cap on a client connection for a given `--max-value`; a write on as many keys as are allowed
+/// fits, too.
 pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
-    value_bytes_max + KEY_BYTES_MAX + MESSAGE_OVERHEAD_BYTES_MAX
+    value_bytes_max
+        + KEY_BYTES_MAX
+        + MESSAGE_OVERHEAD_BYTES_MAX
+        + TRANSACTION_KEYS_MAX * PAIR_OVERHEAD_BYTES_MAX
 }

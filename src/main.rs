@@ -1,7 +1,7 @@
 //! The `acervo` command: flags, wiring, exit codes.
 
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, StdinLock, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 
@@ -34,9 +34,16 @@ fn main() -> ExitCode {
             repl::run(&options)
                 .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
         }
-        Command::Put(args) => one_shot(commands::put(&args, &mut io::stdin(), out)),
         Command::Get(args) => one_shot(commands::get(&args, out)),
+        Command::GetRange(args) => one_shot(commands::get_range(&args, out)),
+        Command::GetAll(args) => one_shot(commands::get_all(&args, &mut stdin(), out)),
+        Command::History(args) => one_shot(commands::history(&args, out)),
+        Command::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
+        Command::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
         Command::Del(args) => one_shot(commands::del(&args, out)),
+        Command::DelRange(args) => one_shot(commands::del_range(&args, out)),
+        Command::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
+        Command::Trim(args) => one_shot(commands::trim(&args, out)),
         Command::Status(args) => one_shot(commands::status(&args, out)),
         Command::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]
@@ -47,6 +54,10 @@ fn main() -> ExitCode {
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
     ExitCode::from(status)
+}
+
+fn stdin() -> StdinLock<'static> {
+    io::stdin().lock()
 }
 
 /// Says what went wrong in one line and gives the exit status back.

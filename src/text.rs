@@ -85,6 +85,53 @@ fn is_printable(character: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
+/// Reads what [`escape`] wrote, and what people write like it.
+///
+/// ```
+/// assert_eq!(acervo::text::unescape(br"tab\x09 \\x09"), b"tab\t \\x09");
+/// ```
+pub fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    loop {
+        rest = match rest {
+            [b'\\', b'\\', rest @ ..] => {
+                bytes.push(b'\\');
+                rest
+            }
+            [b'\\', b'x', high, low, rest @ ..]
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                bytes.push(hex_digit(*high) << 4 | hex_digit(*low));
+                rest
+            }
+            [byte, rest @ ..] => {
+                bytes.push(*byte);
+                rest
+            }
+            [] => return bytes,
+        }
+    }
+}
+
+/// Reads bytes in hexadecimal, two digits each.
+pub fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let (pairs, rest) = digits.as_chunks::<2>();
+    if !rest.is_empty() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    Some(pairs.iter().map(|[high, low]| hex_digit(*high) << 4 | hex_digit(*low)).collect())
+}
+
+/// The value of a hexadecimal digit, which it is known to be.
+fn hex_digit(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20).wrapping_sub(b'a').wrapping_add(10),
+    }
+}
+
 /// Why a line could not be used. The next line can still be read, except after an IO error.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
@@ -147,31 +194,6 @@ mod tests {
         escape(bytes).to_string()
     }
 
-    /// The inverse, as the module header defines it.
-    fn unescape(text: &str) -> Vec<u8> {
-        let bytes = text.as_bytes();
-        let mut out = Vec::new();
-        let mut at = 0;
-        while at < bytes.len() {
-            match &bytes[at..] {
-                [b'\\', b'\\', ..] => {
-                    out.push(b'\\');
-                    at += 2;
-                }
-                [b'\\', b'x', a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
-                    out.push(u8::from_str_radix(&text[at + 2..at + 4], 16).unwrap());
-                    at += 4;
-                }
-                [byte, ..] => {
-                    out.push(*byte);
-                    at += 1;
-                }
-                [] => unreachable!("at < len"),
-            }
-        }
-        out
-    }
-
     #[test]
     fn printable_text_is_untouched() {
         for text in ["", "k", "olá, coração", "日本", "a b", r"C:\dir\new", r"\", "e\u{301}"] {
@@ -196,6 +218,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_escape_stands_for_itself() {
+        assert_eq!(unescape(br"a\x00\\x41\q\x4g\X41\"), b"a\0\\x41\\q\\x4g\\X41\\");
+        assert_eq!(unescape(b"\xff\\xFE"), b"\xff\xfe");
+    }
+
+    #[test]
     fn lines_end_as_on_any_system_and_bad_ones_are_skipped() {
         let long = vec![b'a'; INPUT_LINE_BYTES_MAX + 1];
         let input = [b"one\r\n\n\xff\n", &long[..], b"\nlast"].concat();
@@ -216,7 +244,7 @@ mod tests {
             let bytes = pieces.concat();
             let text = escaped(&bytes);
             prop_assert!(text.chars().all(is_printable), "{text:?}");
-            prop_assert_eq!(unescape(&text), bytes);
+            prop_assert_eq!(unescape(text.as_bytes()), bytes);
         }
     }
 }

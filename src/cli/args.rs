@@ -1,4 +1,5 @@
-//! The command line: every command, flag, default and example.
+//! The command line: every command, flag, default and example, those of the commands on keys apart
+//! (`key_args`).
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -7,6 +8,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::key_args::{
+    DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, PutAllArgs,
+    PutArgs, TrimArgs,
+};
 use super::units::{parse_duration, parse_history, parse_size, print_history};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
@@ -31,6 +36,7 @@ Examples:
   acervo cluster              three servers under one terminal
   acervo put title 'Dom Casmurro'
   acervo get title
+  acervo get title --at '10m ago'
   acervo client               a console with INIT, PUT and GET
 
 Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority.
@@ -51,12 +57,31 @@ pub enum Command {
     Client(ClientArgs),
     /// Run the three default servers as three processes under one terminal
     Cluster(ClusterArgs),
-    /// Store a value under a key and print the version it made
-    Put(PutArgs),
     /// Print the value of a key, and nothing else
     Get(GetArgs),
+    /// Print every key of a range, with its version and value
+    #[command(name = "getrange")]
+    GetRange(GetRangeArgs),
+    /// Print several keys, all of one moment
+    #[command(name = "getall")]
+    GetAll(GetAllArgs),
+    /// Print every version of a key, with its time
+    History(HistoryArgs),
+    /// Store a value under a key and print the version it made
+    Put(PutArgs),
+    /// Store several keys at once, or none
+    #[command(name = "putall")]
+    PutAll(PutAllArgs),
     /// Delete a key and print the version of the deletion
     Del(DelArgs),
+    /// Delete every key of a range at once
+    #[command(name = "delrange")]
+    DelRange(DelRangeArgs),
+    /// Delete several keys at once, or none
+    #[command(name = "delall")]
+    DelAll(DelAllArgs),
+    /// Delete every version of a key but the newest, and print that version
+    Trim(TrimArgs),
     /// Describe every server of the group
     Status(StatusArgs),
     /// Measure a running group: writes or reads of many clients
@@ -180,79 +205,6 @@ pub struct RequestArgs {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub format: Format,
-}
-
-/// What the commands on keys share.
-#[derive(Clone, Debug, Args)]
-pub struct SessionArgs {
-    /// Read nothing older than what the command that printed this token had seen
-    #[arg(long, value_name = "TOKEN")]
-    pub session: Option<String>,
-    /// Print the session token afterwards, on standard error
-    #[arg(long)]
-    pub print_session: bool,
-}
-
-/// `acervo put`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  acervo put title 'Dom Casmurro'
-  acervo put chapter - < chapter.txt
-  acervo put title x --print-session")]
-pub struct PutArgs {
-    /// The key
-    pub key: String,
-    /// The value; '-' reads it from standard input, to the last byte
-    #[arg(allow_negative_numbers = true)]
-    pub value: OsString,
-    /// Shared.
-    #[command(flatten)]
-    pub request: RequestArgs,
-    /// Shared.
-    #[command(flatten)]
-    pub session: SessionArgs,
-}
-
-/// `acervo get`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  acervo get title
-  acervo get title --linearizable
-  acervo get title --format json --session s1-00061e2b5e4c1a00
-
-Exit status 1 and nothing on standard output when there is no such key.")]
-pub struct GetArgs {
-    /// The key
-    pub key: String,
-    /// Read the newest committed value, confirmed by a majority
-    #[arg(long)]
-    pub linearizable: bool,
-    /// Shared.
-    #[command(flatten)]
-    pub request: RequestArgs,
-    /// Shared.
-    #[command(flatten)]
-    pub session: SessionArgs,
-}
-
-/// `acervo del`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  acervo del title
-
-Exit status 1 when there was nothing to delete.")]
-pub struct DelArgs {
-    /// The key
-    pub key: String,
-    /// Shared.
-    #[command(flatten)]
-    pub request: RequestArgs,
-    /// Shared.
-    #[command(flatten)]
-    pub session: SessionArgs,
 }
 
 /// `acervo status`.
@@ -406,7 +358,7 @@ pub enum Shell {
 pub enum Format {
     /// For people and pipes.
     Text,
-    /// One JSON object.
+    /// JSON objects, one a line.
     Json,
 }
 

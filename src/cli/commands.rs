@@ -1,15 +1,21 @@
 //! The one-shot commands: one request, one answer printed, one exit status.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::ffi::OsStr;
+use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
 
-use serde::Serialize;
-
-use super::args::{DelArgs, Format, GetArgs, PutArgs, RequestArgs, SessionArgs, StatusArgs};
+use super::args::{Format, RequestArgs, StatusArgs};
+use super::at::AtError;
+use super::input::{Input, InputError};
+use super::key_args::{
+    DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, KeyArgs,
+    PutAllArgs, PutArgs, ReadArgs, TrimArgs,
+};
+use super::output::{Object, Shape, print_json, print_rows};
 use super::status;
-use crate::client::{Client, ClientError};
-use crate::limits::VALUE_BYTES_MAX;
-use crate::text::escape;
+use crate::client::{Client, ClientError, ReadOptions, Written, WrittenMany};
+use crate::text::{escape, unescape};
+use crate::types::Timestamp;
 
 /// How a command ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,9 +34,12 @@ pub enum CommandError {
     /// The request failed, or its arguments cannot be used.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The value could not be read from standard input.
-    #[error("the value could not be read from standard input: {0}")]
-    Input(io::Error),
+    /// What was given on the command line or standard input cannot be used.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// `--at` cannot be used.
+    #[error(transparent)]
+    At(#[from] AtError),
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -83,7 +92,7 @@ impl CommandError {
                 | ClientError::Unavailable { .. }
                 | ClientError::Thread(_) => exit_status::UNAVAILABLE,
             },
-            CommandError::Input(_) => exit_status::USAGE,
+            CommandError::Input(_) | CommandError::At(_) => exit_status::USAGE,
             // Whoever closed a pipe has read what they wanted.
             CommandError::Output(error) if error.kind() == ErrorKind::BrokenPipe => {
                 exit_status::DONE
@@ -98,42 +107,74 @@ impl CommandError {
     }
 }
 
-/// What `--format json` prints for one key.
-#[derive(Serialize)]
-struct KeyJson<'a> {
-    key: &'a str,
-    found: bool,
-    timestamp: i64,
-    server: SocketAddr,
-}
-
-/// The same, and its value.
-#[derive(Serialize)]
-struct GotJson<'a> {
-    #[serde(flatten)]
-    key: KeyJson<'a>,
-    #[serde(flatten)]
-    value: ValueJson<'a>,
-}
-
-/// A value as a JSON string when it is UTF-8, else in hexadecimal under another name.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum ValueJson<'a> {
-    Text { value: Option<&'a str> },
-    Hex { value_hex: String },
-}
-
-impl ValueJson<'_> {
-    fn new(value: Option<&[u8]>) -> ValueJson<'_> {
-        match value.map(std::str::from_utf8).transpose() {
-            Ok(value) => ValueJson::Text { value },
-            Err(_) => {
-                let bytes = value.unwrap_or_default();
-                ValueJson::Hex { value_hex: bytes.iter().map(|b| format!("{b:02x}")).collect() }
-            }
+/// `acervo get`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let client = key_client(&args.read.shared)?;
+    let (key, options) = (argument(&args.key, &args.read.shared), options(&args.read)?);
+    let got = client.read(&key, options)?;
+    let found = got.value.is_some();
+    match (args.read.shared.request.format, got.value.as_deref()) {
+        (Format::Text, Some(value)) => out.write_all(value).and_then(|()| out.write_all(b"\n")),
+        (Format::Text, None) => Ok(()),
+        (Format::Json, value) => {
+            let object = answer(&key, found, got.timestamp, got.server);
+            print_json(out, &object.value("value", value).at(options.at))
         }
     }
+    .map_err(CommandError::Output)?;
+    print_session(&args.read.shared, &client);
+    Ok(found_or_say(found, &key))
+}
+
+/// `acervo getrange`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let shared = &args.read.shared;
+    let client = key_client(shared)?;
+    let (from, to) = (argument(&args.from, shared), argument(&args.to, shared));
+    let options = options(&args.read)?;
+    let rows = client.range(from, to, options)?;
+    print_rows(out, shared.request.format, Shape::Read { at: options.at }, rows)?;
+    print_session(shared, &client);
+    Ok(Outcome::Done)
+}
+
+/// `acervo getall`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn get_all(
+    args: &GetAllArgs,
+    stdin: &mut dyn BufRead,
+    out: &mut dyn Write,
+) -> Result<Outcome, CommandError> {
+    let shared = &args.read.shared;
+    let client = key_client(shared)?;
+    let keys = Input::new(stdin, shared.escaped).keys(&args.keys)?;
+    let options = options(&args.read)?;
+    let rows = client.get_all(keys, options)?;
+    print_rows(out, shared.request.format, Shape::Read { at: options.at }, rows)?;
+    print_session(shared, &client);
+    Ok(Outcome::Done)
+}
+
+/// `acervo history`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let shared = &args.read.shared;
+    let client = key_client(shared)?;
+    let key = argument(&args.key, shared);
+    let rows = client.versions(&key, options(&args.read)?)?;
+    let found = print_rows(out, shared.request.format, Shape::History, rows)?;
+    print_session(shared, &client);
+    Ok(found_or_say(found > 0, &key))
 }
 
 /// `acervo put`.
@@ -142,51 +183,36 @@ impl ValueJson<'_> {
 /// See [`CommandError`].
 pub fn put(
     args: &PutArgs,
-    input: &mut dyn Read,
+    stdin: &mut dyn BufRead,
     out: &mut dyn Write,
 ) -> Result<Outcome, CommandError> {
-    let client = client(&args.request, Some(&args.session))?;
-    let value = match args.value.as_encoded_bytes() {
-        b"-" => read_value(input)?,
-        value => value.to_vec(),
-    };
-    let done = client.put(&args.key, value)?;
-    match args.request.format {
-        Format::Text => writeln!(out, "{}", done.timestamp),
+    let client = key_client(&args.shared)?;
+    let key = argument(&args.key, &args.shared);
+    let value = Input::new(stdin, args.shared.escaped).value(&args.value)?;
+    match args.shared.request.format {
+        Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
-            let (timestamp, server) = (done.timestamp.0, done.server);
-            print_json(out, &KeyJson { key: &args.key, found: true, timestamp, server })
+            let done = client.replace(&key, value)?;
+            print_json(out, &with_previous(answer(&key, true, done.timestamp, done.server), &done))
         }
     }
     .map_err(CommandError::Output)?;
-    print_session(&args.session, &client);
+    print_session(&args.shared, &client);
     Ok(Outcome::Done)
 }
 
-/// `acervo get`.
+/// `acervo putall`.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-    let client = client(&args.request, Some(&args.session))?;
-    let got = if args.linearizable {
-        client.get_linearizable(&args.key)?
-    } else {
-        client.get(&args.key)?
-    };
-    let found = got.value.is_some();
-    match (args.request.format, &got.value) {
-        (Format::Text, Some(value)) => out.write_all(value).and_then(|()| out.write_all(b"\n")),
-        (Format::Text, None) => Ok(()),
-        (Format::Json, value) => {
-            let (timestamp, server) = (got.timestamp.0, got.server);
-            let key = KeyJson { key: &args.key, found, timestamp, server };
-            print_json(out, &GotJson { key, value: ValueJson::new(value.as_deref()) })
-        }
-    }
-    .map_err(CommandError::Output)?;
-    print_session(&args.session, &client);
-    Ok(found_or_say(found, &args.key))
+pub fn put_all(
+    args: &PutAllArgs,
+    stdin: &mut dyn BufRead,
+    out: &mut dyn Write,
+) -> Result<Outcome, CommandError> {
+    let client = key_client(&args.shared)?;
+    let pairs = Input::new(stdin, args.shared.escaped).pairs(&args.pairs)?;
+    print_written(&args.shared, &client, client.put_all(pairs)?, out)
 }
 
 /// `acervo del`.
@@ -194,19 +220,91 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
 /// # Errors
 /// See [`CommandError`].
 pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-    let client = client(&args.request, Some(&args.session))?;
-    let done = client.del(&args.key)?;
+    let client = key_client(&args.shared)?;
+    let key = argument(&args.key, &args.shared);
+    let done = client.del(&key)?;
     let found = done.previous.is_some();
-    match args.request.format {
+    match args.shared.request.format {
         Format::Text => writeln!(out, "{}", done.timestamp),
         Format::Json => {
-            let (found, timestamp, server) = (found, done.timestamp.0, done.server);
-            print_json(out, &KeyJson { key: &args.key, found, timestamp, server })
+            print_json(out, &with_previous(answer(&key, found, done.timestamp, done.server), &done))
         }
     }
     .map_err(CommandError::Output)?;
-    print_session(&args.session, &client);
-    Ok(found_or_say(found, &args.key))
+    print_session(&args.shared, &client);
+    Ok(found_or_say(found, &key))
+}
+
+/// `acervo delrange`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn del_range(args: &DelRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let client = key_client(&args.shared)?;
+    let (from, to) = (argument(&args.from, &args.shared), argument(&args.to, &args.shared));
+    print_written(&args.shared, &client, client.del_range(from, to)?, out)
+}
+
+/// `acervo delall`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn del_all(
+    args: &DelAllArgs,
+    stdin: &mut dyn BufRead,
+    out: &mut dyn Write,
+) -> Result<Outcome, CommandError> {
+    let client = key_client(&args.shared)?;
+    let keys = Input::new(stdin, args.shared.escaped).keys(&args.keys)?;
+    print_written(&args.shared, &client, client.del_all(keys)?, out)
+}
+
+/// `acervo trim`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let client = key_client(&args.shared)?;
+    let key = argument(&args.key, &args.shared);
+    let done = client.trim(&key)?;
+    let kept = done.previous.as_ref();
+    let version = kept.map_or(Timestamp::ZERO, |kept| kept.timestamp);
+    match (args.shared.request.format, kept) {
+        (Format::Text, Some(_)) => writeln!(out, "{version}"),
+        (Format::Text, None) => Ok(()),
+        (Format::Json, kept) => {
+            let object = answer(&key, kept.is_some(), version, done.server);
+            print_json(out, &object.value("value", kept.map(|kept| &kept.value[..])))
+        }
+    }
+    .map_err(CommandError::Output)?;
+    print_session(&args.shared, &client);
+    Ok(found_or_say(kept.is_some(), &key))
+}
+
+fn print_written(
+    shared: &KeyArgs,
+    client: &Client,
+    done: WrittenMany,
+    out: &mut dyn Write,
+) -> Result<Outcome, CommandError> {
+    // Told first, since the write is done, whatever becomes of the printing.
+    print_session(shared, client);
+    print_rows(out, shared.request.format, Shape::Before { timestamp: done.timestamp }, done.rows)?;
+    Ok(Outcome::Done)
+}
+
+/// What `--format json` prints for one key, whatever the command.
+fn answer(key: &[u8], found: bool, timestamp: Timestamp, server: SocketAddr) -> Object<'_> {
+    let object = Object::default().bytes("key", key).flag("found", found);
+    object.timestamp("timestamp", timestamp).text("server", Some(server.to_string()))
+}
+
+fn with_previous<'a>(object: Object<'a>, done: &'a Written) -> Object<'a> {
+    let previous = done.previous.as_ref();
+    let version = previous.map_or(Timestamp::ZERO, |previous| previous.timestamp);
+    let value = previous.map(|previous| &previous.value[..]);
+    object.timestamp("old_timestamp", version).value("old_value", value)
 }
 
 /// `acervo status`.
@@ -224,38 +322,40 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, Command
     Ok(if answered { Outcome::Done } else { Outcome::NobodyAnswered })
 }
 
-fn client(request: &RequestArgs, session: Option<&SessionArgs>) -> Result<Client, ClientError> {
+fn key_client(shared: &KeyArgs) -> Result<Client, ClientError> {
+    client(&shared.request, shared.session.as_ref())
+}
+
+fn client(request: &RequestArgs, session: Option<&String>) -> Result<Client, ClientError> {
     let builder = Client::builder(request.servers.iter().copied()).request_timeout(request.timeout);
-    match session.and_then(|session| session.session.as_ref()) {
+    match session {
         Some(token) => builder.session(token).build(),
         None => builder.build(),
     }
 }
 
-/// Reads to the end, but no more than tells that it is too long.
-fn read_value(input: &mut dyn Read) -> Result<Vec<u8>, CommandError> {
-    let mut value = Vec::new();
-    let bound = VALUE_BYTES_MAX as u64 + 1;
-    input.take(bound).read_to_end(&mut value).map_err(CommandError::Input)?;
-    Ok(value)
+fn argument(argument: &OsStr, shared: &KeyArgs) -> Vec<u8> {
+    let bytes = argument.as_encoded_bytes();
+    if shared.escaped { unescape(bytes) } else { bytes.to_vec() }
 }
 
-fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, object)?;
-    out.write_all(b"\n")
+fn options(read: &ReadArgs) -> Result<ReadOptions, CommandError> {
+    let now = jiff::Timestamp::now();
+    let at = read.at.map(|at| at.resolve(now)).transpose()?;
+    Ok(ReadOptions { at, linearizable: read.linearizable })
 }
 
-fn print_session(session: &SessionArgs, client: &Client) {
-    if session.print_session {
+fn print_session(shared: &KeyArgs, client: &Client) {
+    if shared.print_session {
         // Without standard error there is nowhere to say that it is missing.
         let _ = writeln!(io::stderr(), "{}", client.session_token());
     }
 }
 
-fn found_or_say(found: bool, key: &str) -> Outcome {
+fn found_or_say(found: bool, key: &[u8]) -> Outcome {
     if found {
         return Outcome::Done;
     }
-    let _ = writeln!(io::stderr(), "acervo: there is no key \"{}\"", escape(key.as_bytes()));
+    let _ = writeln!(io::stderr(), "acervo: there is no key \"{}\"", escape(key));
     Outcome::NotFound
 }

@@ -59,8 +59,8 @@ Examples:
   acervo kvs putall --chave a --valor 1 --chave b --valor 2
   acervo kvs del --porta 40001 --chave title
 
-Prints a line for each reply: its fields, as the interface orders them, with tabs between and control
-characters escaped; or a JSON object with the interface's names.
+Prints a line for each reply: key, version and value, or of a write key, version, old version and old
+value, with tabs between and control characters escaped; or a JSON object with the interface's names.
 Exit status 1 when nothing was found. An empty value of exactly the version asked for looks like none
 in this interface.")]
 pub struct KvsArgs {

@@ -99,7 +99,10 @@ fn code_name(code: Code) -> &'static str {
 /// See [`KvsError`].
 pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let mut printer = Printer { out: BufWriter::new(out), format: args.format };
+    let mut printer = Printer {
+        out: BufWriter::with_capacity(limits::OUTPUT_BUFFER_BYTES, out),
+        format: args.format,
+    };
     let found = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer))?;
     printer.out.flush().map_err(KvsError::Output)?;
     Ok(if found { Outcome::Done } else { Outcome::NotFound })
@@ -121,16 +124,16 @@ struct Printer<'a> {
 impl Printer<'_> {
     fn print(&mut self, line: &Line<'_>) -> Result<(), KvsError> {
         let out = &mut self.out;
-        let text = |text: &str| escape(text.as_bytes()).to_string();
+        let text = |text| escape(str::as_bytes(text));
         match (self.format, line) {
             (Format::Json, line) => serde_json::to_writer(&mut *out, line)
                 .map_err(io::Error::from)
                 .and_then(|()| out.write_all(b"\n")),
             (Format::Text, Line::Value { key, val, ver }) => {
-                writeln!(out, "{}\t{}\t{ver}", text(key), text(val))
+                writeln!(out, "{}\t{ver}\t{}", text(key), text(val))
             }
             (Format::Text, Line::Put { key, old_val, old_ver, ver }) => {
-                writeln!(out, "{}\t{}\t{old_ver}\t{ver}", text(key), text(old_val))
+                writeln!(out, "{}\t{ver}\t{old_ver}\t{}", text(key), text(old_val))
             }
         }
         .map_err(KvsError::Output)

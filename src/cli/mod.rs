@@ -1,13 +1,17 @@
-//! What the command line is made of: flags, their units, and how answers are printed.
+//! What the command line is made of: flags, their units, what comes in, and how answers are printed.
 //!
 //! `main.rs` wires these to the client and the server. Nothing here talks to a server except
 //! through [`Client`](crate::Client).
 
 pub mod args;
+pub mod at;
 pub mod commands;
 #[cfg(feature = "grpc")]
 pub mod gateway;
+mod input;
+pub mod key_args;
 #[cfg(feature = "grpc")]
 pub mod kvs;
+mod output;
 mod status;
 pub mod units;

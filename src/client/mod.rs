@@ -6,7 +6,8 @@
 //!
 //! How it is cut: `transport` reads and writes messages, `connection` is one pipelined connection and
 //! its reading thread, `pool` keeps one a server, `attempts` decides who is asked and how often,
-//! `seen` remembers timestamps, `sequence` numbers the writes, `versions` reads the past and in pages, [`repl`] is the console on top.
+//! `seen` remembers timestamps, `sequence` numbers the writes; `writes`, `reads` and `rows` are the
+//! operations, on them `submit` and [`repl`], the console.
 //!
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
 
@@ -14,16 +15,16 @@ mod attempts;
 mod connection;
 mod error;
 mod pool;
+mod reads;
 pub mod repl;
-
+mod rows;
 mod seen;
 mod sequence;
 mod submit;
 mod sync;
 mod transport;
-mod versions;
+mod writes;
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -32,20 +33,20 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use self::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
 use self::connection::CallError;
 use self::pool::Pool;
-use self::seen::{Answered, Floors, Seen};
+use self::seen::Seen;
 use self::sequence::{Gate, Sequencer};
 use self::sync::lock;
-use crate::command::WriteOp;
 use crate::limits;
 use crate::types::{ClientId, Timestamp};
-use crate::wire::message::{GetRequest, Reply, Request, ServerStatus, WriteRequest};
+use crate::wire::message::{Reply, Request, ServerStatus};
 
 pub use self::error::{ClientError, ServerFailure};
+pub use self::reads::ReadOptions;
+pub use self::rows::Rows;
 pub use self::submit::{Ask, Event};
-pub use self::versions::{ReadOptions, Rows, Version, Written, WrittenMany};
+pub use self::writes::{Version, Written, WrittenMany};
 pub use crate::wire::message::Row;
 
 /// A client of a group of servers.
@@ -276,39 +277,6 @@ impl Client {
         (0..self.inner.pool.len()).map(|index| self.inner.pool.server(index)).collect()
     }
 
-    /// Stores a new newest version of a key, durably.
-    ///
-    /// # Errors
-    /// Any [`ClientError`] of a request. After [`ClientError::TimedOut`],
-    /// [`ClientError::NoMajority`], [`ClientError::Unreachable`] and [`ClientError::StaleRequest`] the
-    /// write may still have taken, or yet take, effect.
-    pub fn put(
-        &self,
-        key: impl AsRef<[u8]>,
-        value: impl AsRef<[u8]>,
-    ) -> Result<PutOk, ClientError> {
-        let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        self.inner.put(key, value, Persistence::Untiring)
-    }
-
-    /// Reads the newest value of a key from any server that has caught up with what this client
-    /// has seen.
-    ///
-    /// # Errors
-    /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
-    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        self.inner.get(check_key(key.as_ref())?, false)
-    }
-
-    /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
-    /// is missed.
-    ///
-    /// # Errors
-    /// As [`Client::get`], and [`ClientError::NoMajority`].
-    pub fn get_linearizable(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        self.inner.get(check_key(key.as_ref())?, true)
-    }
-
     /// Asks one server to describe itself. No other server is asked instead.
     ///
     /// # Errors
@@ -367,6 +335,12 @@ fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
     }
 }
 
+fn check_keys<K: AsRef<[u8]>>(
+    keys: impl IntoIterator<Item = K>,
+) -> Result<Vec<Bytes>, ClientError> {
+    keys.into_iter().map(|key| check_key(key.as_ref())).collect()
+}
+
 fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
     if value.len() > limits::VALUE_BYTES_MAX {
         return Err(ClientError::ValueTooLong(value.len()));
@@ -379,101 +353,6 @@ impl Inner {
         // The builder keeps the time-out far from overflowing the clock.
         Instant::now() + self.request_timeout
     }
-
-    fn put(
-        &self,
-        key: Bytes,
-        value: Bytes,
-        persistence: Persistence<'_>,
-    ) -> Result<PutOk, ClientError> {
-        let op = WriteOp::Put { key, value };
-        self.write(op, false, persistence, |server, reply| match reply {
-            Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
-            other => Err(other),
-        })
-    }
-
-    /// A write under one identity, however often it is sent. `take` picks the answer and its
-    /// timestamp out of the right reply and gives back any other.
-    fn write<T>(
-        &self,
-        op: WriteOp,
-        previous: bool,
-        persistence: Persistence<'_>,
-        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
-    ) -> Result<T, ClientError> {
-        let deadline = self.deadline();
-        let ticket = self
-            .sequencer
-            .begin(deadline)
-            .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
-        let key = op.key().cloned();
-        let write = WriteRequest { request: ticket.request, op, previous };
-        let build = || Request::Write(write.clone());
-        self.request(deadline, persistence, build, |server, reply| match take(server, reply) {
-            Ok((timestamp, answer)) => {
-                let mut seen = lock(&self.seen);
-                match &key {
-                    Some(key) => seen.wrote(key, timestamp),
-                    None => seen.raise_session(timestamp),
-                }
-                Verdict::Done(answer)
-            }
-            Err(Reply::Error(error)) => judge_error(server, error),
-            Err(_) => judge_unexpected(),
-        })
-    }
-
-    fn get(&self, key: Bytes, linearizable: bool) -> Result<Got, ClientError> {
-        self.read(key, linearizable, Persistence::Untiring, |server, _, read| match read {
-            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
-            Read::Behind { .. } => {
-                Verdict::Other(format!("{server} has not yet applied what this client has seen"))
-            }
-        })
-    }
-
-    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
-    fn read<T>(
-        &self,
-        key: Bytes,
-        linearizable: bool,
-        persistence: Persistence<'_>,
-        take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T>,
-    ) -> Result<T, ClientError> {
-        let sent = Cell::new(Floors::default());
-        let build = || {
-            sent.set(lock(&self.seen).floors(&key));
-            let Floors { key: timestamp, applied: session } = sent.get();
-            let at = Timestamp::ZERO;
-            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
-        };
-        self.request(self.deadline(), persistence, build, |server, reply| match reply {
-            Reply::GetOk { value, timestamp, as_of } => {
-                let answered = match &value {
-                    Some(_) => Answered::Value(timestamp),
-                    None => Answered::Missing(as_of),
-                };
-                if !lock(&self.seen).accept(&key, sent.get(), answered) {
-                    return Verdict::Again;
-                }
-                take(server, sent.get(), Read::Answer { value, timestamp })
-            }
-            Reply::TryOtherServerOrLater { timestamp, .. } => {
-                take(server, sent.get(), Read::Behind { timestamp })
-            }
-            Reply::Error(error) => judge_error(server, error),
-            _ => judge_unexpected(),
-        })
-    }
-}
-
-/// What a server said to a GET.
-enum Read {
-    /// A value or none.
-    Answer { value: Option<Bytes>, timestamp: Timestamp },
-    /// `TRY_OTHER_SERVER_OR_LATER`, with the version it has of the key.
-    Behind { timestamp: Timestamp },
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ pub(super) struct Seen {
     old: HashMap<Bytes, KeySeen>,
     /// Not below any timestamp ever forgotten.
     forgotten: Timestamp,
+    /// The floor of every key.
+    everywhere: Timestamp,
     session: Timestamp,
 }
 
@@ -70,6 +72,7 @@ impl Seen {
             young: HashMap::new(),
             old: HashMap::new(),
             forgotten: Timestamp::ZERO,
+            everywhere: Timestamp::ZERO,
             session,
         }
     }
@@ -78,7 +81,7 @@ impl Seen {
         self.session
     }
 
-    /// Takes over what another client has seen.
+    /// Takes over what another client has seen, or what has nothing to do with any key.
     pub(super) fn raise_session(&mut self, session: Timestamp) {
         self.session = self.session.max(session);
     }
@@ -97,9 +100,21 @@ impl Seen {
         let known = self.known(key);
         let applied = match self.causality {
             Causality::Session => self.session,
-            Causality::PerKey => known.floor,
+            Causality::PerKey => known.floor.max(self.everywhere),
         };
         Floors { key: known.timestamp, applied }
+    }
+
+    /// Records what concerns any number of keys in a state that holds nothing past `timestamp`.
+    pub(super) fn saw(&mut self, timestamp: Timestamp) {
+        self.raise_session(timestamp);
+        self.everywhere = self.everywhere.max(timestamp);
+    }
+
+    /// Records that versions of `key` are gone, says a state that holds nothing past `as_of`.
+    pub(super) fn absent(&mut self, key: &Bytes, as_of: Timestamp) {
+        self.raise_session(as_of);
+        self.update(key, |seen| seen.floor = seen.floor.max(as_of));
     }
 
     /// Records a write of `key` acknowledged at `timestamp`.
@@ -127,8 +142,7 @@ impl Seen {
                 if sent.key < known.timestamp || sent.applied < known.base {
                     return false;
                 }
-                self.raise_session(as_of);
-                self.update(key, |seen| seen.floor = seen.floor.max(as_of));
+                self.absent(key, as_of);
             }
         }
         true
@@ -206,6 +220,21 @@ mod tests {
         assert!(!seen.accept(&K, sent, Answered::Value(Timestamp(9))));
         assert!(seen.accept(&K, sent, Answered::Missing(Timestamp(15))));
         assert_eq!(seen.session(), Timestamp(20));
+    }
+
+    #[test]
+    fn what_was_seen_of_many_keys_at_once_is_a_floor_for_each() {
+        let mut seen = seen(Causality::PerKey);
+        seen.wrote(&K, Timestamp(5));
+        seen.saw(Timestamp(20));
+        assert_eq!((seen.floors(b"k"), seen.floors(b"other")), (floors(5, 20), floors(0, 20)));
+        assert_eq!(seen.session(), Timestamp(20));
+        // A trim, or a version that is gone, moves the key's floor and not its timestamp.
+        seen.absent(&K, Timestamp(30));
+        assert_eq!((seen.floors(b"k"), seen.floors(b"other")), (floors(5, 30), floors(0, 20)));
+        // A mark is a timestamp and no more.
+        seen.raise_session(Timestamp(40));
+        assert_eq!(seen.floors(b"k"), floors(5, 30));
     }
 
     #[test]

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::attempts::{Persistence, Verdict};
 use super::error::{ClientError, ServerFailure};
+use super::reads::Read;
 use super::sequence::Gate;
-use super::{Client, PutOk, Read, check_key, check_value};
+use super::{Client, PutOk, check_key, check_value};
 use crate::types::Timestamp;
 
 /// What to ask.

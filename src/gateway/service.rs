@@ -90,13 +90,7 @@ impl KeyValueStore for Gateway {
         let written = self.calls.request(move |client| client.put_all(pairs)).await?;
         let ver = written.timestamp;
         let translate = move |row| Ok(replaced_row(row, ver));
-        Ok(Response::new(rows::stream(
-            self.calls.clone(),
-            written.previous,
-            room,
-            deadline,
-            translate,
-        )))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, deadline, translate)))
     }
 
     async fn del(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
@@ -112,13 +106,7 @@ impl KeyValueStore for Gateway {
         let (from, to, _) = range(request.into_inner())?;
         let written = self.calls.request(move |client| client.del_range(&from, &to)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(
-            self.calls.clone(),
-            written.previous,
-            None,
-            deadline,
-            translate,
-        )))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, None, deadline, translate)))
     }
 
     async fn del_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::DelAllStream> {
@@ -130,13 +118,7 @@ impl KeyValueStore for Gateway {
         let keys = keys(items);
         let written = self.calls.request(move |client| client.del_all(keys)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(
-            self.calls.clone(),
-            written.previous,
-            room,
-            deadline,
-            translate,
-        )))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, deadline, translate)))
     }
 
     async fn trim(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {

@@ -1,0 +1,228 @@
+//! The flags of the commands on keys: reads, writes, and what they share.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::args::RequestArgs;
+use super::at::At;
+
+/// What the commands on keys share.
+#[derive(Clone, Debug, Args)]
+pub struct KeyArgs {
+    /// Read keys and values on the command line, and lines of keys, as ranges print them: \xNN is one
+    /// byte, \\ a backslash
+    #[arg(long)]
+    pub escaped: bool,
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+    /// Read nothing older than what the command that printed this token had seen
+    #[arg(long, value_name = "TOKEN")]
+    pub session: Option<String>,
+    /// Print the session token afterwards, on standard error
+    #[arg(long)]
+    pub print_session: bool,
+}
+
+/// What the reads share.
+#[derive(Clone, Debug, Args)]
+pub struct ReadArgs {
+    /// As of a version or a time: a version number, 2026-11-20T12:00:00Z, '10m ago', now
+    #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
+    pub at: Option<At>,
+    /// Miss no write that was acknowledged to anybody, confirmed by a majority
+    #[arg(long)]
+    pub linearizable: bool,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo get`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo get title
+  acervo get title --linearizable
+  acervo get title --at '10m ago'
+  acervo get title --format json --session s1-00061e2b5e4c1a00
+
+Exit status 1 and nothing on standard output when there is no such key.")]
+pub struct GetArgs {
+    /// The key
+    pub key: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `acervo getrange`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo getrange a z
+  acervo getrange user: 'user;' | grep Lisboa        every key that begins with 'user:'
+  acervo getrange a z --at 2026-11-20T12:00:00Z --format json
+
+A line has the key, its version and the value, separated by tabs. Bytes that are not printable UTF-8
+are escaped (\\xNN, and \\\\ where a backslash would read as an escape), so that a line is a key. JSON is
+one object a line; text that is not UTF-8 is in hexadecimal under key_hex or value_hex.
+
+All of it is one state of the store, however long it takes and whatever is written meanwhile.
+A range without keys, or whose ends are the wrong way round, is empty: exit status 0.")]
+pub struct GetRangeArgs {
+    /// The first key
+    pub from: OsString,
+    /// The last key, included
+    pub to: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `acervo getall`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo getall title author
+  cut -f 1 wanted.tsv | acervo getall --escaped -
+
+One line a key, in the order given, as those of getrange; a key that does not exist has version 0 and
+no value, and is no error.")]
+pub struct GetAllArgs {
+    /// The keys; '-' reads some from standard input, one a line
+    #[arg(required = true, value_name = "KEY")]
+    pub keys: Vec<OsString>,
+    /// Shared.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `acervo history`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo history title
+  acervo history title --at '2h ago'      the versions that there were then
+
+A line has the version, its time and the value, separated by tabs, the newest first; escapes are those
+of getrange. Exit status 1 when there is no such key.")]
+pub struct HistoryArgs {
+    /// The key
+    pub key: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+/// `acervo put`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo put title 'Dom Casmurro'
+  acervo put chapter - < chapter.txt
+  acervo put title x --format json        also what the key had before")]
+pub struct PutArgs {
+    /// The key
+    pub key: OsString,
+    /// The value; '-' reads it from standard input, to the last byte
+    #[arg(allow_negative_numbers = true)]
+    pub value: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo putall`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo putall title='Dom Casmurro' author=Machado
+  acervo putall - < pairs.jsonl
+  acervo getrange a z --format json | acervo putall - --servers 10.0.0.1:10097
+
+A pair ends its key at the first '='; a key that has one is written \\x3d with --escaped. On standard input
+a pair is a JSON object a line, such as getrange prints: {\"key\":\"title\",\"value\":\"Dom Casmurro\"}, or
+with key_hex and value_hex; other fields are ignored.
+
+All pairs are written at once, at one version, or none: more than fit one write are refused.
+One line a pair, separated by tabs: key, new version, old version (0 for none), old value, escaped as
+those of getrange.")]
+pub struct PutAllArgs {
+    /// The pairs; '-' reads some from standard input, as JSON lines
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    pub pairs: Vec<OsString>,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo del`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo del title
+  acervo del title --format json          also the newest version it had
+
+Exit status 1 when there was nothing to delete.")]
+pub struct DelArgs {
+    /// The key
+    pub key: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo delrange`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo delrange user: 'user;'
+  acervo delrange a z > removed.tsv
+
+The range is removed at once, however long it is. Then comes one line a key that it had, in key order, as
+those of putall: key, version of the deletion, version and value it had. What is not read within a
+minute may be gone.")]
+pub struct DelRangeArgs {
+    /// The first key
+    pub from: OsString,
+    /// The last key, included
+    pub to: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo delall`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo delall title author
+  acervo getrange a z | cut -f 1 | acervo delall --escaped -
+
+All keys are removed at once, or none. One line a key, in the order given, as those of putall: key,
+version of the deletion, version (0 for none) and value it had.")]
+pub struct DelAllArgs {
+    /// The keys; '-' reads some from standard input, one a line
+    #[arg(required = true, value_name = "KEY")]
+    pub keys: Vec<OsString>,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}
+
+/// `acervo trim`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo trim title
+
+Exit status 1 when there is no such key.")]
+pub struct TrimArgs {
+    /// The key
+    pub key: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub shared: KeyArgs,
+}

@@ -1,0 +1,162 @@
+//! How answers are printed: lines of text that can be cut and searched, or JSON objects.
+
+use std::io::{self, BufWriter, Write};
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+use super::args::Format;
+use super::at::time_of;
+use super::commands::CommandError;
+use crate::client::{Row, Rows};
+use crate::limits::OUTPUT_BUFFER_BYTES;
+use crate::text::escape;
+use crate::types::Timestamp;
+
+/// What rows are rows of.
+#[derive(Clone, Copy)]
+pub(super) enum Shape {
+    /// A read, as of a version if one was asked for.
+    Read { at: Option<Timestamp> },
+    /// What keys had before a write, and the version of the write.
+    Before { timestamp: Timestamp },
+    /// The versions of a key.
+    History,
+}
+
+/// A JSON object, its fields in the order they are added.
+#[derive(Default)]
+pub(super) struct Object<'a> {
+    fields: Vec<(&'static str, Field<'a>)>,
+}
+
+enum Field<'a> {
+    /// A string when it is UTF-8, else hexadecimal under another name.
+    Bytes(&'a [u8]),
+    Text(String),
+    Number(i64),
+    Flag(bool),
+    Null,
+}
+
+impl<'a> Object<'a> {
+    fn with(mut self, name: &'static str, field: Field<'a>) -> Object<'a> {
+        self.fields.push((name, field));
+        self
+    }
+
+    pub(super) fn bytes(self, name: &'static str, bytes: &'a [u8]) -> Object<'a> {
+        self.with(name, Field::Bytes(bytes))
+    }
+
+    pub(super) fn value(self, name: &'static str, value: Option<&'a [u8]>) -> Object<'a> {
+        self.with(name, value.map_or(Field::Null, Field::Bytes))
+    }
+
+    pub(super) fn text(self, name: &'static str, text: Option<String>) -> Object<'a> {
+        self.with(name, text.map_or(Field::Null, Field::Text))
+    }
+
+    pub(super) fn timestamp(self, name: &'static str, timestamp: Timestamp) -> Object<'a> {
+        self.with(name, Field::Number(timestamp.0))
+    }
+
+    pub(super) fn flag(self, name: &'static str, flag: bool) -> Object<'a> {
+        self.with(name, Field::Flag(flag))
+    }
+
+    /// The version that was asked for, if one was.
+    pub(super) fn at(self, at: Option<Timestamp>) -> Object<'a> {
+        match at {
+            Some(at) => self.timestamp("at", at),
+            None => self,
+        }
+    }
+}
+
+impl Serialize for Object<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.fields.len()))?;
+        for (name, field) in &self.fields {
+            match field {
+                Field::Bytes(bytes) => match std::str::from_utf8(bytes) {
+                    Ok(text) => map.serialize_entry(name, text)?,
+                    Err(_) => {
+                        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                        map.serialize_entry(&format!("{name}_hex"), &hex)?;
+                    }
+                },
+                Field::Text(text) => map.serialize_entry(name, text)?,
+                Field::Number(number) => map.serialize_entry(name, number)?,
+                Field::Flag(flag) => map.serialize_entry(name, flag)?,
+                Field::Null => map.serialize_entry(name, &None::<()>)?,
+            }
+        }
+        map.end()
+    }
+}
+
+/// Prints an object and a line end.
+pub(super) fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, object)?;
+    out.write_all(b"\n")
+}
+
+/// Prints rows as they come; how many had a value. What came before an error is printed.
+pub(super) fn print_rows(
+    out: &mut dyn Write,
+    format: Format,
+    shape: Shape,
+    rows: Rows,
+) -> Result<u64, CommandError> {
+    let mut out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, out);
+    let mut found = 0;
+    for row in rows {
+        let row = match row {
+            Ok(row) => row,
+            Err(error) => {
+                out.flush().map_err(CommandError::Output)?;
+                return Err(error.into());
+            }
+        };
+        found += u64::from(row.value.is_some());
+        match format {
+            Format::Text => print_line(&mut out, shape, &row),
+            Format::Json => print_json(&mut out, &object(shape, &row)),
+        }
+        .map_err(CommandError::Output)?;
+    }
+    out.flush().map_err(CommandError::Output)?;
+    Ok(found)
+}
+
+fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
+    let (key, value) = (escape(&row.key), escape(row.value.as_deref().unwrap_or_default()));
+    let version = row.timestamp;
+    match shape {
+        Shape::Read { .. } => writeln!(out, "{key}\t{version}\t{value}"),
+        Shape::Before { timestamp } => writeln!(out, "{key}\t{timestamp}\t{version}\t{value}"),
+        Shape::History => {
+            let time = time_of(version).unwrap_or_else(|| "-".to_owned());
+            writeln!(out, "{version}\t{time}\t{value}")
+        }
+    }
+}
+
+fn object(shape: Shape, row: &Row) -> Object<'_> {
+    let (found, value) = (row.value.is_some(), row.value.as_deref());
+    let object = Object::default().bytes("key", &row.key).flag("found", found);
+    match shape {
+        Shape::Read { at } => {
+            object.timestamp("timestamp", row.timestamp).value("value", value).at(at)
+        }
+        Shape::Before { timestamp } => object
+            .timestamp("timestamp", timestamp)
+            .timestamp("old_timestamp", row.timestamp)
+            .value("old_value", value),
+        Shape::History => object
+            .timestamp("timestamp", row.timestamp)
+            .text("time", time_of(row.timestamp))
+            .value("value", value),
+    }
+}

@@ -1,0 +1,207 @@
+//! Reads of one key, newest or as of a version, and what has to be known before the past can be read.
+//!
+//! As of a version, a server answers once it has applied everything up to it; one that has not refuses,
+//! and another is asked. When none has come so far, nobody can answer yet: perhaps nothing was written
+//! since, perhaps the version lies in the future. A *mark* settles it, a write that changes nothing and
+//! takes a timestamp: all that is written later is newer than the mark. If it is past the version asked
+//! for, everything up to that version is decided; if it is not, the state as of the mark is the newest
+//! one not past that version. So the answer is the state as of the older of the two.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use super::error::ClientError;
+use super::seen::{Answered, Floors};
+use super::sync::lock;
+use super::{Client, Got, Inner, check_key};
+use crate::command::WriteOp;
+use crate::types::Timestamp;
+use crate::wire::message::{GetRequest, Reply, Request};
+
+/// What a read is to show.
+///
+/// ```
+/// use acervo::client::ReadOptions;
+/// use acervo::types::Timestamp;
+///
+/// let past = ReadOptions::at(Timestamp(1_763_700_000_000_000));
+/// let newest_of_all = ReadOptions { linearizable: true, ..ReadOptions::default() };
+/// # let _ = (past, newest_of_all);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Of each key the greatest version that is not greater than this; the newest for `None`, and for a
+    /// version of zero or less. In microseconds since the Unix epoch, so that a time is a version.
+    pub at: Option<Timestamp>,
+    /// Miss no write that was acknowledged to anybody before the call, removals included.
+    pub linearizable: bool,
+}
+
+impl ReadOptions {
+    /// As of a version.
+    pub fn at(version: Timestamp) -> ReadOptions {
+        ReadOptions { at: Some(version), linearizable: false }
+    }
+
+    pub(super) fn version(self) -> Option<Timestamp> {
+        self.at.filter(|version| *version > Timestamp::ZERO)
+    }
+}
+
+impl Client {
+    /// Reads the newest value of a key from any server that has caught up with what this client
+    /// has seen.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
+        self.inner.get(check_key(key.as_ref())?, false)
+    }
+
+    /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
+    /// is missed.
+    ///
+    /// # Errors
+    /// As [`Client::get`], and [`ClientError::NoMajority`].
+    pub fn get_linearizable(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
+        self.inner.get(check_key(key.as_ref())?, true)
+    }
+
+    /// Reads a key; [`Client::get`] and [`Client::get_linearizable`] are the usual cases.
+    ///
+    /// As of a version, a later read says the same as an earlier one, whatever is written meanwhile and
+    /// whichever servers answer, unless that version is removed or trimmed away. Any server that has
+    /// come so far can answer, without a majority; when none has, one write of no effect is made to
+    /// find out whether it lies in the future.
+    ///
+    /// ```no_run
+    /// # use acervo::client::{Client, ClientError, ReadOptions};
+    /// # fn read(client: &Client) -> Result<(), ClientError> {
+    /// let first = client.put("title", "Helena")?;
+    /// client.put("title", "Iaiá Garcia")?;
+    /// let then = client.read("title", ReadOptions::at(first.timestamp))?;
+    /// assert_eq!(then.value.as_deref(), Some(&b"Helena"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::get`]; [`ClientError::NoMajority`] when the read is linearizable, or as of a version
+    /// that no server has reached.
+    pub fn read(&self, key: impl AsRef<[u8]>, options: ReadOptions) -> Result<Got, ClientError> {
+        let (key, linearizable) = (check_key(key.as_ref())?, options.linearizable);
+        let Some(at) = options.version() else { return self.inner.get(key, linearizable) };
+        let deadline = self.inner.deadline();
+        self.inner.as_of(at, deadline, |at, persistence| {
+            self.inner.get_at(&key, at, linearizable, deadline, persistence)
+        })
+    }
+}
+
+/// What a server said to a GET.
+pub(super) enum Read {
+    /// A value or none.
+    Answer { value: Option<Bytes>, timestamp: Timestamp },
+    /// `TRY_OTHER_SERVER_OR_LATER`, with the version it has of the key.
+    Behind { timestamp: Timestamp },
+}
+
+/// A server's refusal to go back in time.
+pub(super) fn judge_behind<T>(server: SocketAddr) -> Verdict<T> {
+    Verdict::Other(format!("{server} has not yet applied what this client has seen"))
+}
+
+impl Inner {
+    fn get(&self, key: Bytes, linearizable: bool) -> Result<Got, ClientError> {
+        self.read(key, linearizable, Persistence::Untiring, |server, _, read| match read {
+            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
+            Read::Behind { .. } => judge_behind(server),
+        })
+    }
+
+    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
+    pub(super) fn read<T>(
+        &self,
+        key: Bytes,
+        linearizable: bool,
+        persistence: Persistence<'_>,
+        take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T>,
+    ) -> Result<T, ClientError> {
+        let sent = Cell::new(Floors::default());
+        let build = || {
+            sent.set(lock(&self.seen).floors(&key));
+            let Floors { key: timestamp, applied: session } = sent.get();
+            let at = Timestamp::ZERO;
+            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
+        };
+        self.request(self.deadline(), persistence, build, |server, reply| match reply {
+            Reply::GetOk { value, timestamp, as_of } => {
+                let answered = match &value {
+                    Some(_) => Answered::Value(timestamp),
+                    None => Answered::Missing(as_of),
+                };
+                if !lock(&self.seen).accept(&key, sent.get(), answered) {
+                    return Verdict::Again;
+                }
+                take(server, sent.get(), Read::Answer { value, timestamp })
+            }
+            Reply::TryOtherServerOrLater { timestamp, .. } => {
+                take(server, sent.get(), Read::Behind { timestamp })
+            }
+            Reply::Error(error) => judge_error(server, error),
+            _ => judge_unexpected(),
+        })
+    }
+
+    /// A key as of a version. What is seen of the past does not count as seen of the key, and what was
+    /// seen of the key does not hold the past back; but a removal that was seen stays one.
+    fn get_at(
+        &self,
+        key: &Bytes,
+        at: Timestamp,
+        linearizable: bool,
+        deadline: Instant,
+        persistence: Persistence<'_>,
+    ) -> Result<Got, ClientError> {
+        let build = || {
+            let Floors { key: written, applied } = lock(&self.seen).floors(key);
+            let (timestamp, session) = (Timestamp::ZERO, applied.max(written));
+            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
+        };
+        self.request(deadline, persistence, build, |server, reply| match reply {
+            Reply::GetOk { value, timestamp, as_of } => {
+                if value.is_none() {
+                    // Perhaps it was removed only lately: it must not come back.
+                    lock(&self.seen).absent(key, as_of);
+                }
+                Verdict::Done(Got { value, timestamp, server })
+            }
+            Reply::TryOtherServerOrLater { .. } => judge_behind(server),
+            Reply::Error(error) => judge_error(server, error),
+            _ => judge_unexpected(),
+        })
+    }
+
+    /// Reads as of `at`, by `read`, which is told as of when and how persistently to ask.
+    pub(super) fn as_of<T>(
+        &self,
+        at: Timestamp,
+        deadline: Instant,
+        mut read: impl FnMut(Timestamp, Persistence<'_>) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        if at <= lock(&self.seen).session() {
+            // Some server has been there, so the others will be.
+            return read(at, Persistence::Untiring);
+        }
+        match read(at, Persistence::OneRound(&mut |_| {})) {
+            Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
+            settled => return settled,
+        }
+        let (mark, _) = self.write_plainly(WriteOp::Mark, deadline)?;
+        read(at.min(mark), Persistence::Untiring)
+    }
+}

@@ -1,0 +1,256 @@
+//! Writes: on one key, on many at once, and what the keys had before.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use super::error::ClientError;
+use super::rows::{Rows, Wanted};
+use super::sync::lock;
+use super::{Client, Inner, PutOk, check_key, check_value};
+use crate::command::WriteOp;
+use crate::limits;
+use crate::types::Timestamp;
+use crate::wire::message::{Previous, Reply, Request, Row, WriteRequest};
+
+/// A value and its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The version.
+    pub timestamp: Timestamp,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// A write on one key that is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The version it made; of a removal, its time.
+    pub timestamp: Timestamp,
+    /// What the key had just before; after a `trim`, what it still has.
+    pub previous: Option<Version>,
+    /// The server that answered.
+    pub server: SocketAddr,
+}
+
+/// A write on many keys that is done, all at one version.
+#[derive(Debug)]
+pub struct WrittenMany {
+    /// The version it made; of a removal, its time.
+    pub timestamp: Timestamp,
+    /// The server that answered.
+    pub server: SocketAddr,
+    /// What the keys had just before: of a range, those that had something, in order; of given keys, one
+    /// row each, in the order given. Nothing is read until it is asked for; what is not read within
+    /// [`limits::REMOVAL_GRACE`] of the write may be [`ClientError::Expired`].
+    pub rows: Rows,
+}
+
+impl Client {
+    /// Stores a new newest version of a key, durably.
+    ///
+    /// # Errors
+    /// Any [`ClientError`] of a request. After [`ClientError::TimedOut`],
+    /// [`ClientError::NoMajority`], [`ClientError::Unreachable`] and [`ClientError::StaleRequest`] the
+    /// write may still have taken, or yet take, effect.
+    pub fn put(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<PutOk, ClientError> {
+        let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
+        self.inner.put(key, value, Persistence::Untiring)
+    }
+
+    /// As [`Client::put`], and tells what the key had before.
+    ///
+    /// # Errors
+    /// As [`Client::put`]. A previous value longer than [`limits::READ_SMALL_BYTES_MAX`] is read after the
+    /// write, so that any other error, too, may come when the write is done.
+    pub fn replace(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+    ) -> Result<Written, ClientError> {
+        let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
+        self.write_one(key.clone(), WriteOp::Put { key, value })
+    }
+
+    /// Removes every version of a key, durably, and tells the newest.
+    ///
+    /// # Errors
+    /// As [`Client::replace`].
+    pub fn del(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
+        let key = check_key(key.as_ref())?;
+        self.write_one(key.clone(), WriteOp::Del { key })
+    }
+
+    /// Removes every version of a key but the newest, durably, and tells that one.
+    ///
+    /// # Errors
+    /// As [`Client::replace`].
+    pub fn trim(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
+        let key = check_key(key.as_ref())?;
+        self.write_one(key.clone(), WriteOp::Trim { key })
+    }
+
+    /// Stores a value under each key, all or none, at one version. Of a key given twice the last value
+    /// counts.
+    ///
+    /// ```no_run
+    /// # fn write(client: &acervo::Client) -> Result<(), acervo::client::ClientError> {
+    /// let done = client.put_all([("debit", "90"), ("credit", "110")])?;
+    /// println!("both have version {}", done.timestamp);
+    /// for before in done.rows {
+    ///     let before = before?;
+    ///     println!("{:?} had version {}", before.key, before.timestamp);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::put`]; [`ClientError::TooManyKeys`] and [`ClientError::TooManyBytes`] when it is
+    /// more than can be written at once.
+    pub fn put_all<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+        &self,
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<WrittenMany, ClientError> {
+        let pairs = pairs
+            .into_iter()
+            .map(|(key, value)| Ok((check_key(key.as_ref())?, check_value(value.as_ref())?)));
+        let pairs: Vec<(Bytes, Bytes)> = pairs.collect::<Result<_, ClientError>>()?;
+        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
+        self.write_many(WriteOp::PutAll { pairs }, Wanted::keys(keys))
+    }
+
+    /// Removes every version of each key, all or none.
+    ///
+    /// # Errors
+    /// As [`Client::put_all`].
+    pub fn del_all<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<WrittenMany, ClientError> {
+        let keys = super::check_keys(keys)?;
+        self.write_many(WriteOp::DelAll { keys: keys.clone() }, Wanted::keys(keys))
+    }
+
+    /// Removes every version of every key from `from` to `to`, both included, at once, however many they
+    /// are. Nothing is removed when `from` is greater than `to`.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn del_range(
+        &self,
+        from: impl AsRef<[u8]>,
+        to: impl AsRef<[u8]>,
+    ) -> Result<WrittenMany, ClientError> {
+        let (from, to) = (check_key(from.as_ref())?, check_key(to.as_ref())?);
+        let wanted = Wanted::Range { from: from.clone(), to: to.clone() };
+        self.write_many(WriteOp::DelRange { from, to }, wanted)
+    }
+
+    fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
+        let (timestamp, previous, server) = self.inner.write_telling(op)?;
+        let previous = match previous {
+            Previous { timestamp: Timestamp::ZERO, .. } => None,
+            Previous { timestamp, value: Some(value) } => Some(Version { timestamp, value }),
+            // Too long to be sent unasked.
+            Previous { value: None, .. } => {
+                let before = Rows::before(self, Wanted::keys(vec![key]), timestamp).next();
+                let version =
+                    |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
+                before.transpose()?.and_then(version)
+            }
+        };
+        Ok(Written { timestamp, previous, server })
+    }
+
+    fn write_many(&self, op: WriteOp, wanted: Wanted) -> Result<WrittenMany, ClientError> {
+        let keys = op.pairs().count();
+        if keys > limits::TRANSACTION_KEYS_MAX {
+            return Err(ClientError::TooManyKeys(keys));
+        }
+        if op.bytes() > limits::TRANSACTION_BYTES_MAX {
+            return Err(ClientError::TooManyBytes(op.bytes()));
+        }
+        let (timestamp, server) = self.inner.write_plainly(op, self.inner.deadline())?;
+        Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
+    }
+}
+
+impl Inner {
+    pub(super) fn put(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        persistence: Persistence<'_>,
+    ) -> Result<PutOk, ClientError> {
+        let op = WriteOp::Put { key, value };
+        self.write(op, false, self.deadline(), persistence, |server, reply| match reply {
+            Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
+            other => Err(other),
+        })
+    }
+
+    /// A write of whose answer only the timestamp counts.
+    pub(super) fn write_plainly(
+        &self,
+        op: WriteOp,
+        deadline: Instant,
+    ) -> Result<(Timestamp, SocketAddr), ClientError> {
+        self.write(op, false, deadline, Persistence::Untiring, |server, reply| match reply {
+            Reply::WriteOk { timestamp, .. } => Ok((timestamp, (timestamp, server))),
+            other => Err(other),
+        })
+    }
+
+    /// A write on one key that tells what was before.
+    fn write_telling(&self, op: WriteOp) -> Result<(Timestamp, Previous, SocketAddr), ClientError> {
+        let persistence = Persistence::Untiring;
+        self.write(op, true, self.deadline(), persistence, |server, reply| match reply {
+            Reply::WriteOk { timestamp, previous: Some(previous) } => {
+                Ok((timestamp, (timestamp, previous, server)))
+            }
+            other => Err(other),
+        })
+    }
+
+    /// A write under one identity, however often it is sent. `take` picks the answer and its
+    /// timestamp out of the right reply and gives back any other.
+    fn write<T>(
+        &self,
+        op: WriteOp,
+        previous: bool,
+        deadline: Instant,
+        persistence: Persistence<'_>,
+        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
+    ) -> Result<T, ClientError> {
+        let ticket = self
+            .sequencer
+            .begin(deadline)
+            .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
+        let write = WriteRequest { request: ticket.request, op, previous };
+        let build = || Request::Write(write.clone());
+        self.request(deadline, persistence, build, |server, reply| match take(server, reply) {
+            Ok((timestamp, answer)) => {
+                let mut seen = lock(&self.seen);
+                match &write.op {
+                    WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
+                    // It makes no version of its key.
+                    WriteOp::Trim { key } => seen.absent(key, timestamp),
+                    WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
+                        seen.saw(timestamp);
+                    }
+                    WriteOp::Mark => seen.raise_session(timestamp),
+                }
+                Verdict::Done(answer)
+            }
+            Err(Reply::Error(error)) => judge_error(server, error),
+            Err(_) => judge_unexpected(),
+        })
+    }
+}
