@@ -1,7 +1,7 @@
 //! What a gateway carries: 64 unary calls under way at once over real HTTP/2.
 //!
-//! Three real servers with real syncs, one real gateway, 100-byte values over 100,000 keys (1,000 in the
-//! quick run), and the calls made by the generated client, over one connection and over 64. Everything
+//! Three real servers with real syncs, one real gateway, 100-byte values over 100,000 keys, all of them
+//! written before, and the calls made by the generated client, over one connection and over 64. Everything
 //! shares the machine. Criterion's times are per call of the whole load.
 //!
 //! `cargo bench --bench gateway`; add `-- --test` for a quick run of everything.
@@ -25,6 +25,8 @@ use tonic::transport::{Channel, Endpoint};
 const VALUE_BYTES: usize = 100;
 const KEYS: u64 = 100_000;
 const CALLS_AT_ONCE: usize = 64;
+/// Keys written at once before measuring.
+const FILL_KEYS: usize = 50_000;
 
 type Client = KeyValueStoreClient<Channel>;
 
@@ -64,7 +66,11 @@ struct Running {
 impl Running {
     fn start() -> Running {
         let group = Group::start(3, &["--console", "off"]);
-        group.client().put("warm", "up").expect("the group takes writes");
+        let (client, value) = (group.client(), [b'v'; VALUE_BYTES]);
+        for first in (0..KEYS).step_by(FILL_KEYS) {
+            let pairs = (first..first + FILL_KEYS as u64).map(|at| (key(at), value));
+            client.put_all(pairs).expect("the group takes writes");
+        }
         let gateway = Gateway::start(&group.dir, &group.list(), &[]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Running { runtime: runtime.expect("a runtime"), gateway, _group: group }
@@ -103,10 +109,14 @@ impl Running {
     }
 }
 
+fn key(at: u64) -> String {
+    format!("bench-{at}")
+}
+
 async fn make_calls(mut client: Client, call: Call, left: Arc<AtomicU64>) {
     let one_less = |left: u64| left.checked_sub(1);
     while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
-        let key = format!("bench-{}", rand::rng().random_range(0..KEYS));
+        let key = key(rand::rng().random_range(0..KEYS));
         match call {
             Call::Put => {
                 let request = KeyValueRequest { key, val: "v".repeat(VALUE_BYTES) };
