@@ -294,8 +294,9 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
 /// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
 pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 256;
-/// Calls of all connections under way at once; one more is refused with `RESOURCE_EXHAUSTED`.
-pub const GATEWAY_CALLS_MAX: usize = 2048;
+/// Calls of all connections under way at once, streams that are not read to their end included; one more is
+/// refused with `RESOURCE_EXHAUSTED`.
+pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
 pub const GATEWAY_THREADS_MAX: usize = 256;
 /// A longer gRPC message is refused with `RESOURCE_EXHAUSTED`, as gRPC servers do by default.

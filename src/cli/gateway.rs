@@ -161,6 +161,20 @@ mod tests {
     }
 
     #[test]
+    fn the_defaults_are_those_of_the_specification_and_the_limits() {
+        let Ok(Cli { command: Command::Gateway(args) }) =
+            Cli::try_parse_from(["acervo", "gateway"])
+        else {
+            panic!("a gateway needs no flags")
+        };
+        let config = args.config();
+        assert_eq!(config.listen, SocketAddr::from(([127, 0, 0, 1], 40000)));
+        assert_eq!(config.servers, crate::server::config::DEFAULT_SERVERS);
+        assert_eq!(config.request_timeout, crate::limits::GATEWAY_REQUEST_TIMEOUT_DEFAULT);
+        assert_eq!(kvs("get --chave a").unwrap().porta, 40000);
+    }
+
+    #[test]
     fn flags_repeat_or_take_several() {
         for line in
             ["putall --chave a --valor 1 --chave b --valor -2", "putall --chave a b --valor 1 -2"]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
@@ -23,15 +23,36 @@ const GRPC_STATUS: &str = "grpc-status";
 /// OUT_OF_RANGE, which no operation here answers: only the transport, to an overlong message.
 const OUT_OF_RANGE: &str = "11";
 
-/// When a call has to be over; among the extensions of a request whose client said so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Deadline(pub(super) Instant);
+/// What was granted to a call; among the extensions of its request. Clones are the same grant.
+#[derive(Clone, Debug)]
+pub(super) struct Terms {
+    /// When it has to be over, if its client said so.
+    deadline: Option<Instant>,
+    /// Its place among the calls under way, until the last clone is dropped.
+    _place: Arc<OwnedSemaphorePermit>,
+}
 
-impl Deadline {
-    /// What a call is told that is not over by then.
-    pub(super) fn missed() -> Status {
-        Status::deadline_exceeded("the call's deadline has passed; a write may still take effect")
+impl Terms {
+    /// Those of a request. None were made when it did not come through [`Manners`].
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Option<Terms> {
+        request.extensions().get().cloned()
     }
+
+    /// Waits for a part of the call's work, until its deadline.
+    pub(super) async fn within<T>(
+        terms: Option<&Terms>,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        match terms.and_then(|terms| terms.deadline) {
+            None => work.await,
+            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| missed())?,
+        }
+    }
+}
+
+/// What a call is told that is not over by its deadline.
+fn missed() -> Status {
+    Status::deadline_exceeded("the call's deadline has passed; a write may still take effect")
 }
 
 /// Puts the manners around a service.
@@ -77,32 +98,23 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+        let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
             let busy = Status::resource_exhausted(
                 "this gateway has too many calls under way: try again later, or another gateway",
             );
             return Box::pin(async move { Ok(busy.into_http()) });
         };
-        let deadline = time_left(request.headers())
-            .and_then(|left| Instant::now().checked_add(left))
-            .map(Deadline);
-        let answering = match deadline {
-            Some(deadline) => {
-                request.extensions_mut().insert(deadline);
-                let answering = self.inner.call(request);
-                return Box::pin(async move {
-                    let _room = room;
-                    match timeout_at(deadline.0, answering).await {
-                        Ok(answer) => answer.map(rename_overlong),
-                        Err(_) => Ok(Deadline::missed().into_http()),
-                    }
-                });
-            }
-            None => self.inner.call(request),
-        };
+        let deadline =
+            time_left(request.headers()).and_then(|left| Instant::now().checked_add(left));
+        let terms = Terms { deadline, _place: Arc::new(place) };
+        request.extensions_mut().insert(terms.clone());
+        let answering = self.inner.call(request);
         Box::pin(async move {
-            let _room = room;
-            answering.await.map(rename_overlong)
+            let answering = async { Ok(answering.await) };
+            match Terms::within(Some(&terms), answering).await {
+                Ok(answer) => answer.map(rename_overlong),
+                Err(missed) => Ok(missed.into_http()),
+            }
         })
     }
 }
@@ -146,6 +158,73 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(GRPC_TIMEOUT, text.parse().unwrap());
         time_left(&headers)
+    }
+
+    /// Answers when and as it is told, and shows what it was given.
+    struct Inner<F>(F);
+
+    impl<F, A> Service<Request<Body>> for Inner<F>
+    where
+        F: Fn(Request<Body>) -> A,
+        A: Future<Output = Response<Body>> + Send + 'static,
+    {
+        type Response = Response<Body>;
+        type Error = std::convert::Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            let answer = (self.0)(request);
+            Box::pin(async { Ok(answer.await) })
+        }
+    }
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(work)
+    }
+
+    fn request(timeout: &str) -> Request<Body> {
+        Request::builder().header(GRPC_TIMEOUT, timeout).body(Body::empty()).unwrap()
+    }
+
+    fn code(answer: &Response<Body>) -> tonic::Code {
+        Status::from_header_map(answer.headers()).map_or(tonic::Code::Ok, |status| status.code())
+    }
+
+    #[test]
+    fn a_missed_deadline_is_deadline_exceeded() {
+        let mut service =
+            Manners::new(1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
+        let answer = block_on(async { service.call(request("1m")).await }).unwrap();
+        assert_eq!(code(&answer), tonic::Code::DeadlineExceeded);
+    }
+
+    #[test]
+    fn one_call_too_many_is_refused_and_a_stream_keeps_its_place() {
+        let mut service = Manners::new(1).layer(Inner(|request: Request<Body>| {
+            let terms = request.extensions().get::<Terms>().cloned();
+            let mut answer = Response::new(Body::empty());
+            answer.extensions_mut().insert(terms);
+            std::future::ready(answer)
+        }));
+        let mut call = || block_on(service.call(request("60S"))).unwrap();
+        let first = call();
+        assert_eq!(code(&first), tonic::Code::Ok);
+        assert_eq!(code(&call()), tonic::Code::ResourceExhausted);
+        drop(first);
+        assert_eq!(code(&call()), tonic::Code::Ok);
+    }
+
+    #[test]
+    fn an_overlong_message_is_resource_exhausted() {
+        let mut service = Manners::new(1)
+            .layer(Inner(|_| std::future::ready(Status::out_of_range("too long").into_http())));
+        let answer = block_on(service.call(request("60S"))).unwrap();
+        assert_eq!(code(&answer), tonic::Code::ResourceExhausted);
     }
 
     #[test]

@@ -9,11 +9,10 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, TryStreamExt};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout_at;
 use tonic::Status;
 
 use super::calls::Calls;
-use super::manners::Deadline;
+use super::manners::Terms;
 use super::translate::status;
 use crate::client::{ClientError, Rows};
 use crate::limits;
@@ -22,21 +21,21 @@ use crate::wire::message::Row;
 /// The answer of an operation on many keys.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Streams rows, each made into a message by `translate`, until the deadline. `room` is what the rows take
-/// up meanwhile.
+/// Streams rows, each made into a message by `translate`, as long as the call's terms allow. `room` is
+/// what the rows take up meanwhile.
 pub(super) fn stream<T: Send + 'static>(
     calls: Calls,
     rows: Rows,
     room: Option<OwnedSemaphorePermit>,
-    deadline: Option<Deadline>,
+    terms: Option<Terms>,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
     let chunks = stream::try_unfold(Some((rows, room)), move |state| {
-        let calls = calls.clone();
+        let (calls, terms) = (calls.clone(), terms.clone());
         async move {
             let Some((rows, room)) = state else { return Ok(None) };
             let reading = calls.wait_for(move || read_chunk(rows));
-            let (chunk, rest) = within(deadline, reading).await?;
+            let (chunk, rest) = Terms::within(terms.as_ref(), reading).await?;
             Ok::<_, Status>(Some((chunk, rest.map(|rows| (rows, room)))))
         }
     });
@@ -49,16 +48,6 @@ pub(super) fn stream<T: Send + 'static>(
         stream::iter(chunk.into_iter().map(message))
     });
     Box::pin(messages.try_flatten())
-}
-
-async fn within<T>(
-    deadline: Option<Deadline>,
-    reading: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
-    match deadline {
-        None => reading.await,
-        Some(deadline) => timeout_at(deadline.0, reading).await.map_err(|_| Deadline::missed())?,
-    }
 }
 
 /// The next rows, or the error that ended them, and the rest if there may be more.

@@ -101,16 +101,18 @@ fn a_stream_that_is_not_read_or_was_cancelled_reads_no_more_pages() {
 }
 
 #[test]
-fn a_deadline_ends_a_call_and_a_stream_with_deadline_exceeded() {
-    let (site, _proxy, _) = counted();
-    let deadline = Duration::from_millis(200);
-    // A stream that is read too slowly.
+fn a_deadline_ends_a_stream_with_deadline_exceeded() {
+    let site = Site::start();
+    fill(&site, MANY);
+    // Long enough for the first row on a busy machine; all that is waited for here is its passing.
+    let deadline = Duration::from_secs(3);
     let status = site.runtime.block_on(async {
+        let over = tokio::time::Instant::now() + deadline;
         let mut client = site.client.clone();
         let asked = within(range(key(&name(0)), key(&name(MANY))), deadline);
         let mut rows = client.get_range(asked).await.unwrap().into_inner();
         rows.message().await.unwrap().unwrap();
-        tokio::time::sleep(2 * deadline).await;
+        tokio::time::sleep_until(over).await;
         loop {
             match rows.message().await {
                 Ok(Some(_)) => {}
@@ -119,8 +121,7 @@ fn a_deadline_ends_a_call_and_a_stream_with_deadline_exceeded() {
             }
         }
     });
-    // The gateway says the one, a client that looks at its own clock first the other.
-    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
 }
 
 #[test]
@@ -134,5 +135,6 @@ fn a_request_stream_that_never_ends_is_ended_by_its_deadline() {
         let mut client = site.client.clone();
         client.del_all(within(endless, Duration::from_millis(100))).await.unwrap_err()
     });
+    // This client looks at its own clock, too, and calls it by another name.
     assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
 }
