@@ -169,7 +169,11 @@ fn a_value_from_standard_input_keeps_every_byte() {
     assert_eq!(got.status, 0);
     assert!(got.out.strip_suffix(b"\n") == Some(&value[..]), "{} bytes came back", got.out.len());
 
-    assert_eq!(run_with_input(&servers, &["put", "bytes", "-"], b"\xff\x00a\n").status, 0);
+    // What it replaces is told, however long.
+    let put = run_with_input(&servers, &["put", "bytes", "-", "--format", "json"], b"\xff\x00a\n");
+    let old = put.json();
+    let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(old["old_value_hex"] == json!(hex), "{}", old["old_timestamp"]);
     let got = run(&servers, &["get", "bytes", "--format", "json"]).json();
     assert_eq!((&got["value_hex"], got.get("value")), (&json!("ff00610a"), None));
 
