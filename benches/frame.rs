@@ -25,6 +25,7 @@ fn put(value_bytes: usize) -> Message {
                 key: Bytes::from_static(b"a key of usual length"),
                 value: Bytes::from(vec![b'v'; value_bytes]),
             },
+            previous: false,
         }),
     }
 }

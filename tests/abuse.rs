@@ -179,13 +179,14 @@ fn hello(role: HelloRole, cluster: ClusterId) -> Message {
 fn get(key: &[u8], linearizable: bool) -> Request {
     let (timestamp, session) = (Timestamp::ZERO, Timestamp::ZERO);
     let key = Bytes::copy_from_slice(key);
-    Request::Get(GetRequest { key, timestamp, session, linearizable })
+    let at = Timestamp::ZERO;
+    Request::Get(GetRequest { key, timestamp, session, linearizable, at })
 }
 
 fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {
     let request = RequestId { client: ClientId(77), sequence, answered_below: 1 };
     let (key, value) = (Bytes::copy_from_slice(key), Bytes::from(value));
-    Request::Write(WriteRequest { request, op: WriteOp::Put { key, value } })
+    Request::Write(WriteRequest { request, op: WriteOp::Put { key, value }, previous: false })
 }
 
 fn status(address: SocketAddr) -> ServerStatus {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
 use acervo::types::{ClientId, RequestId, Timestamp};
 use acervo::wire::message::{ErrorCode, GetRequest, Message, Reply, Request};
-use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value};
+use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
 
 /// Seeds under which a client of two servers is certain to have started with each of them.
 const SEEDS: std::ops::Range<u64> = 0..16;
@@ -166,7 +166,7 @@ fn servers_that_stop_or_cannot_read_their_store_are_left_for_others() {
 fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
     let server = FakeServer::start(|id, request, link| {
         let Request::Write(write) = request else { panic!("{request:?}") };
-        let code = match &write.op.key()[..] {
+        let code = match &write.op.key().unwrap()[..] {
             b"majority" => ErrorCode::NoMajority,
             b"invalid" => ErrorCode::Invalid,
             _ => ErrorCode::StaleRequest,
@@ -310,7 +310,7 @@ fn a_session_sends_the_greatest_timestamp_with_every_key() {
         Request::Write(_) => link.reply(id, put_ok(10)),
         Request::Get(get) if get.key == "missing" => link.reply(id, missing(30)),
         Request::Get(_) => link.reply(id, value("v", 40)),
-        Request::Status => panic!("nobody asked"),
+        other => panic!("nobody asked {other:?}"),
     });
     let client = client_of([server.address]).build().unwrap();
     client.put("a", "v").unwrap();
@@ -332,16 +332,16 @@ fn a_session_sends_the_greatest_timestamp_with_every_key() {
 #[test]
 fn per_key_a_client_sends_what_it_saw_of_that_key() {
     let server = FakeServer::start(|id, request, link| match request {
-        Request::Write(write) if write.op.key() == "gone" => {
-            link.reply(id, Reply::DelOk { timestamp: Timestamp(20), existed: true });
+        Request::Write(write) if write.op.key().unwrap() == "gone" => {
+            link.reply(id, write_ok(20, Some((5, "old"))));
         }
         Request::Write(_) => link.reply(id, put_ok(10)),
         Request::Get(_) => link.reply(id, missing(30)),
-        Request::Status => panic!("nobody asked"),
+        other => panic!("nobody asked {other:?}"),
     });
     let client = client_of([server.address]).causality(Causality::PerKey).build().unwrap();
     client.put("a", "v").unwrap();
-    assert!(client.del("gone").unwrap().existed);
+    assert_eq!(client.del("gone").unwrap().previous.unwrap().timestamp, Timestamp(5));
     for key in ["a", "a", "gone", "other"] {
         client.get(key).unwrap();
     }

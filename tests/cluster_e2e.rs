@@ -175,8 +175,8 @@ fn any_server_takes_writes_and_reads_and_deletes() {
     }
     assert_eq!(group.leader(), 0, "the named server leads first");
     let gone = client.del("k").unwrap();
-    assert!(gone.existed && gone.timestamp > last);
-    assert!(!client.del("k").unwrap().existed);
+    assert!(gone.previous.is_some() && gone.timestamp > last);
+    assert_eq!(client.del("k").unwrap().previous, None);
     for at in 0..3 {
         assert_eq!(group.client_of(at).get_linearizable("k").unwrap().value, None);
     }

@@ -2,7 +2,9 @@
 
 mod support;
 
-use std::io::Write;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -18,6 +20,16 @@ struct Ran {
 impl Ran {
     fn text(&self) -> &str {
         std::str::from_utf8(&self.out).unwrap()
+    }
+
+    /// Lines cut at their tabs.
+    fn rows(&self) -> Vec<Vec<&str>> {
+        self.text().lines().map(|line| line.split('\t').collect()).collect()
+    }
+
+    /// JSON lines.
+    fn objects(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     fn json(&self) -> Value {
@@ -37,7 +49,14 @@ fn run(servers: &str, arguments: &[&str]) -> Ran {
     run_with_input(servers, arguments, b"")
 }
 
-fn run_with_input(servers: &str, arguments: &[&str], input: &[u8]) -> Ran {
+/// Runs a command that finds what it looks for and does what it is to; what it printed.
+fn done(servers: &str, arguments: &[&str]) -> String {
+    let ran = run(servers, arguments);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""), "{arguments:?}");
+    ran.text().to_owned()
+}
+
+fn run_with_input(servers: &str, arguments: &[impl AsRef<OsStr>], input: &[u8]) -> Ran {
     let mut child = Command::new(ACERVO)
         .args(arguments)
         .args(["--servers", servers])
@@ -104,8 +123,14 @@ fn json_is_one_object() {
     let server = &written["server"];
     assert_eq!(
         written,
-        json!({"key": "k", "found": true, "timestamp": timestamp, "server": server})
+        json!({
+            "key": "k", "found": true, "timestamp": timestamp, "server": server,
+            "old_timestamp": 0, "old_value": null
+        })
     );
+    let again = run(&servers, &["put", "k", "v\"á", "--format", "json"]).json();
+    assert_eq!((&again["old_timestamp"], &again["old_value"]), (&json!(timestamp), &json!("v\"á")));
+    let timestamp = again["timestamp"].as_i64().unwrap();
 
     let got = run(&servers, &["get", "k", "--linearizable", "--format", "json"]).json();
     check_server(&got);
@@ -126,6 +151,10 @@ fn json_is_one_object() {
     );
     let deleted = run(&servers, &["del", "k", "--format", "json"]);
     assert_eq!((deleted.status, &deleted.json()["found"]), (0, &json!(true)));
+    let deleted = deleted.json();
+    assert!(deleted["timestamp"].as_i64().unwrap() > timestamp, "of the deletion");
+    assert_eq!(deleted["old_timestamp"], json!(timestamp));
+    assert_eq!(deleted["old_value"], "v\"á");
     let again = run(&servers, &["del", "k", "--format", "json"]);
     assert_eq!((again.status, &again.json()["found"]), (1, &json!(false)));
 }
@@ -140,7 +169,11 @@ fn a_value_from_standard_input_keeps_every_byte() {
     assert_eq!(got.status, 0);
     assert!(got.out.strip_suffix(b"\n") == Some(&value[..]), "{} bytes came back", got.out.len());
 
-    assert_eq!(run_with_input(&servers, &["put", "bytes", "-"], b"\xff\x00a\n").status, 0);
+    // What it replaces is told, however long.
+    let put = run_with_input(&servers, &["put", "bytes", "-", "--format", "json"], b"\xff\x00a\n");
+    let old = put.json();
+    let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(old["old_value_hex"] == json!(hex), "{}", old["old_timestamp"]);
     let got = run(&servers, &["get", "bytes", "--format", "json"]).json();
     assert_eq!((&got["value_hex"], got.get("value")), (&json!("ff00610a"), None));
 
@@ -149,6 +182,216 @@ fn a_value_from_standard_input_keeps_every_byte() {
     let refused = run_with_input(&servers, &["put", "bytes", "-"], &large);
     assert_eq!((refused.status, refused.text()), (2, ""));
     assert_eq!(refused.err.lines().count(), 1, "{}", refused.err);
+}
+
+#[test]
+fn the_past_of_a_key() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let versions: Vec<i64> = ["Helena", "Iaiá Garcia", "tab\tend"]
+        .iter()
+        .map(|title| run(&servers, &["put", "title", title]).version())
+        .collect();
+    let at = |at: &str| run(&servers, &["get", "title", "--at", at, "--linearizable"]);
+    assert_eq!(at(&versions[0].to_string()).text(), "Helena\n");
+    assert_eq!(at(&(versions[1] - 1).to_string()).text(), "Helena\n");
+    assert_eq!(at(&versions[1].to_string()).text(), "Iaiá Garcia\n");
+    let before = at(&(versions[0] - 1).to_string());
+    assert_eq!((before.status, before.text()), (1, ""));
+    assert_eq!(before.err, "acervo: there is no key \"title\"\n");
+    // A version of zero or less is the newest, and so is one that lies in the future.
+    for newest in ["0", "-1", &i64::MAX.to_string(), "2999-12-31T23:59:59-03:00"] {
+        assert_eq!(at(newest).text(), "tab\tend\n", "{newest}");
+    }
+    assert_eq!(at("now").text(), "tab\tend\n");
+    assert_eq!(at("1d ago").status, 1);
+    let missing = run(&servers, &["get", "nothing", "--at", "5", "--format", "json"]).json();
+    assert_eq!((&missing["timestamp"], &missing["at"]), (&json!(0), &json!(5)));
+
+    let history = run(&servers, &["history", "title", "--linearizable"]);
+    let (rows, newest_first) = (history.rows(), versions.iter().rev());
+    assert_eq!(rows.len(), 3);
+    for ((row, version), value) in
+        rows.iter().zip(newest_first).zip([r"tab\x09end", "Iaiá Garcia", "Helena"])
+    {
+        assert_eq!((row[0], row[2]), (version.to_string().as_str(), value));
+        // Its time is a time that --at takes, and means the version.
+        let then = at(row[1]);
+        assert_eq!(then.text().trim_end().replace('\t', r"\x09"), value, "{}", row[1]);
+    }
+    let then = run(&servers, &["history", "title", "--at", &versions[1].to_string()]);
+    assert_eq!(then.rows()[0][2], "Iaiá Garcia");
+    let objects = run(&servers, &["history", "title", "--format", "json"]).objects();
+    let (time, version) = (rows[0][1], versions[2]);
+    assert_eq!(
+        objects[0],
+        json!({"key": "title", "found": true, "timestamp": version, "time": time, "value": "tab\tend"})
+    );
+
+    // Trimmed away is not found, and the newest is told.
+    assert_eq!(run(&servers, &["trim", "title"]).version(), version);
+    assert_eq!(at(&versions[0].to_string()).status, 1);
+    assert_eq!(done(&servers, &["history", "title", "--linearizable"]).lines().count(), 1);
+    let trimmed = run(&servers, &["trim", "title", "--format", "json"]).json();
+    assert_eq!((&trimmed["timestamp"], &trimmed["value"]), (&json!(version), &json!("tab\tend")));
+    for command in ["trim", "history"] {
+        let missing = run(&servers, &[command, "nothing"]);
+        assert_eq!((missing.status, missing.text()), (1, ""));
+        assert_eq!(missing.err, "acervo: there is no key \"nothing\"\n");
+    }
+    run(&servers, &["del", "title"]).version();
+    assert_eq!(at(&version.to_string()).status, 1, "a deletion removes every version");
+}
+
+#[test]
+fn many_keys_at_once() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let put = run(&servers, &["putall", "b=2", "a=1=1", "empty="]);
+    let rows = put.rows();
+    let version = rows[0][1];
+    let expected = [["b", version, "0", ""], ["a", version, "0", ""], ["empty", version, "0", ""]];
+    assert_eq!(rows, expected, "a row a pair, in the order given");
+
+    // Ranges are in the order of keys, lists in the order asked for.
+    let linearizable = "--linearizable";
+    let range = run(&servers, &["getrange", "a", "b", linearizable]);
+    assert_eq!(range.rows(), [["a", version, "1=1"], ["b", version, "2"]]);
+    let listed = run(&servers, &["getall", "nothing", "empty", "a", "a", linearizable]);
+    assert_eq!(listed.status, 0, "what is not there is no error");
+    assert_eq!(
+        listed.rows(),
+        [
+            ["nothing", "0", ""],
+            ["empty", version, ""],
+            ["a", version, "1=1"],
+            ["a", version, "1=1"]
+        ]
+    );
+    assert_eq!(done(&servers, &["getrange", "b", "a"]), "", "the wrong way round is empty");
+    assert_eq!(done(&servers, &["getrange", "x", "y"]), "");
+
+    let stamp: i64 = version.parse().unwrap();
+    let later = run(&servers, &["putall", "a=3", "--format", "json"]).objects();
+    let newer = later[0]["timestamp"].as_i64().unwrap();
+    assert_eq!(
+        later,
+        [json!({
+            "key": "a", "found": true, "timestamp": newer, "old_timestamp": stamp, "old_value": "1=1"
+        })]
+    );
+    let then = ["--at", version, "--format", "json"];
+    let range = run(&servers, &[&["getrange", "a", "b"], &then[..]].concat()).objects();
+    let object = |key: &str, timestamp: i64, value: Value| {
+        let found = timestamp > 0;
+        json!({"key": key, "found": found, "timestamp": timestamp, "value": value, "at": stamp})
+    };
+    let expected = [object("a", stamp, json!("1=1")), object("b", stamp, json!("2"))];
+    assert_eq!(range, expected);
+    let listed = run(&servers, &[&["getall", "b", "c"], &then[..]].concat()).objects();
+    assert_eq!(listed, [object("b", stamp, json!("2")), object("c", 0, Value::Null)]);
+
+    let removed = run(&servers, &["delall", "c", "a"]);
+    let at = removed.rows()[0][1];
+    assert!(at.parse::<i64>().unwrap() > newer);
+    assert_eq!(removed.rows(), [["c", at, "0", ""], ["a", at, &newer.to_string(), "3"]]);
+    let removed = run(&servers, &["delrange", "a", "z", "--format", "json"]).objects();
+    let at = removed[0]["timestamp"].as_i64().unwrap();
+    let object = |key: &str, value: &str| {
+        json!({
+            "key": key, "found": true, "timestamp": at, "old_timestamp": stamp, "old_value": value
+        })
+    };
+    assert_eq!(removed, [object("b", "2"), object("empty", "")]);
+    assert_eq!(done(&servers, &["delrange", "a", "z"]), "");
+    assert_eq!(done(&servers, &["getrange", "a", "z", linearizable]), "");
+}
+
+#[test]
+fn keys_and_values_of_any_bytes() {
+    let group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let key = OsStr::from_bytes(b"k\xff,;:!");
+    let put = [OsStr::new("put"), key, OsStr::from_bytes(b"v\xfe")];
+    assert_eq!(run_with_input(&servers, &put, b"").status, 0);
+    assert_eq!(
+        run_with_input(&servers, &[OsStr::new("get"), key, OsStr::new("--linearizable")], b"").out,
+        b"v\xfe\n"
+    );
+
+    // As ranges print it, it can be given back.
+    run(&servers, &["put", "--escaped", r"nul\x00\\x41", r"line\x0aend"]).version();
+    let range = run(&servers, &["getrange", "--escaped", r"\x00", r"\xff", "--linearizable"]);
+    let columns: Vec<_> = range.rows().iter().map(|row| [row[0], row[2]]).collect();
+    assert_eq!(columns, [[r"k\xff,;:!", r"v\xfe"], [r"nul\x00\\x41", r"line\x0aend"]]);
+    for [key, value] in &columns {
+        let row = run(&servers, &["getall", "--escaped", key, "--linearizable"]);
+        assert_eq!(row.rows()[0], [key, row.rows()[0][1], value]);
+    }
+    assert_eq!(run(&servers, &["get", r"nul\x00\\x41"]).status, 1, "unescaped it is another key");
+    let missing = run(&servers, &["get", "--escaped", r"\x1b"]);
+    assert_eq!(missing.err, "acervo: there is no key \"\\x1b\"\n");
+
+    let json = run(&servers, &["getrange", "--escaped", r"\x00", r"\xff", "--format", "json"]);
+    let objects = json.objects();
+    assert_eq!(
+        (&objects[0]["key_hex"], &objects[0]["value_hex"]),
+        (&json!("6bff2c3b3a21"), &json!("76fe"))
+    );
+    assert_eq!(
+        (&objects[1]["key"], &objects[1]["value"]),
+        (&json!("nul\0\\x41"), &json!("line\nend"))
+    );
+
+    // The rows of one group are the pairs of another, and the keys of a list.
+    let keys: Vec<u8> =
+        columns.iter().flat_map(|[key, _]| format!("{key}\n").into_bytes()).collect();
+    let removed = run_with_input(&servers, &["delall", "--escaped", "-"], &keys);
+    assert_eq!(removed.rows().len(), 2);
+    assert_eq!(done(&servers, &["getrange", "--escaped", r"\x00", r"\xff", "--linearizable"]), "");
+    let put = run_with_input(&servers, &["putall", "more=1", "-"], json.text().as_bytes());
+    assert_eq!((put.status, put.rows().len()), (0, 3));
+    let again = run_with_input(&servers, &["getall", "--escaped", "-", "more"], &keys);
+    let values: Vec<_> = again.rows().iter().map(|row| row[2]).collect();
+    assert_eq!(values, [r"v\xfe", r"line\x0aend", "1"]);
+
+    let bad = run_with_input(&servers, &["putall", "-"], b"{\"key\":\"k\",\"value\":\"v\"}\nk=v\n");
+    assert_eq!((bad.status, bad.text()), (2, ""));
+    assert!(bad.err.starts_with("acervo: line 2 of standard input is not a pair"), "{}", bad.err);
+    assert_eq!(run(&servers, &["get", "k"]).status, 1, "nothing of it was written");
+}
+
+#[test]
+fn a_long_range_streams_and_survives_a_closed_pipe() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    // Several pages, and far more than a pipe holds.
+    let pairs: String = (0..3_000)
+        .map(|number| format!("{{\"key\":\"k{number:05}\",\"value\":\"{}\"}}\n", "v".repeat(500)))
+        .collect();
+    let put = run_with_input(&servers, &["putall", "-"], pairs.as_bytes());
+    assert_eq!((put.status, put.text().lines().count()), (0, 3_000), "{}", put.err);
+    let version = put.rows()[0][1].to_owned();
+
+    let mut child = Command::new(ACERVO)
+        .args(["getrange", "k", "l", "--at", &version, "--servers", &servers])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("k00000\t"));
+    // What is removed while the range is being printed is still in it.
+    let removed = run(&servers, &["delrange", "k00100", "l"]);
+    assert_eq!(removed.rows().len(), 2_900);
+    assert!(lines.by_ref().take(2_000).all(|line| line.unwrap().ends_with('v')));
+    drop(lines);
+    let mut err = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    assert!(exited_with(child.wait().unwrap(), 0));
+    assert_eq!(err, "");
+    assert_eq!(done(&servers, &["getrange", "k", "l", "--linearizable"]).lines().count(), 100);
 }
 
 #[test]
@@ -185,13 +428,24 @@ fn a_session_is_handed_from_one_process_to_another() {
 #[test]
 fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     let nobody = free_addresses(1)[0].to_string();
-    let usages: [&[&str]; 6] = [
+    let usages: [&[&str]; 17] = [
         &["put", "k"],
         &["get"],
         &["get", ""],
         &["put", "k", "v", "--format", "xml"],
         &["get", "k", "--timeout", "soon"],
         &["shelve", "k"],
+        &["getrange", "a"],
+        &["getrange", "", "z"],
+        &["getall"],
+        &["getall", "a", ""],
+        &["putall"],
+        &["putall", "a=1", "b"],
+        &["putall", "=1"],
+        &["delall", "a", ""],
+        &["trim", ""],
+        &["get", "k", "--at", "yesterday"],
+        &["history", "k", "--at", "1969-12-31T23:59:59Z"],
     ];
     for arguments in usages {
         let ran = run(&nobody, arguments);
@@ -201,7 +455,21 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     for servers in ["127.0.0.1", "127.0.0.1:0", &format!("{nobody},{nobody}")] {
         assert_eq!(run(servers, &["get", "k"]).status, 2, "{servers}");
     }
-    for arguments in [&["put", "k", "v"][..], &["get", "k"], &["del", "k"]] {
+    let commands: [&[&str]; 12] = [
+        &["put", "k", "v"],
+        &["get", "k"],
+        &["get", "k", "--at", "10m ago"],
+        &["del", "k"],
+        &["getrange", "a", "z"],
+        &["getrange", "a", "z", "--at", "now"],
+        &["getall", "k"],
+        &["putall", "k=v"],
+        &["delrange", "a", "z"],
+        &["delall", "k"],
+        &["trim", "k"],
+        &["history", "k"],
+    ];
+    for arguments in commands {
         let ran = run(&nobody, &[arguments, &["--timeout", "200ms"]].concat());
         assert_eq!((ran.status, ran.text()), (3, ""), "{arguments:?}");
         assert!(ran.err.contains(&nobody), "{}", ran.err);
@@ -215,13 +483,25 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
     let servers = group.list();
     // Through the server that will be left, so that it is sure to have the write.
     let left = group.addresses()[1].to_string();
-    run(&left, &["put", "k", "v"]).version();
+    let version = run(&left, &["put", "k", "v"]).version();
     assert_eq!(run(&left, &["get", "k", "--linearizable"]).text(), "v\n");
     group.kill(0);
     group.kill(2);
     // Each takes as long as a server waits for a majority.
     std::thread::scope(|scope| {
-        for arguments in [&["put", "k", "w"][..], &["del", "k"], &["get", "k", "--linearizable"]] {
+        let in_need: [&[&str]; 9] = [
+            &["put", "k", "w"],
+            &["putall", "k=w"],
+            &["del", "k"],
+            &["delall", "k"],
+            &["delrange", "a", "z"],
+            &["trim", "k"],
+            &["get", "k", "--linearizable"],
+            &["getrange", "a", "z", "--linearizable"],
+            // Nobody can tell whether that is past.
+            &["get", "k", "--at", "now"],
+        ];
+        for arguments in in_need {
             let servers = &servers;
             scope.spawn(move || {
                 let ran = run(servers, arguments);
@@ -232,6 +512,9 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
     });
     let got = run(&servers, &["get", "k"]);
     assert_eq!((got.status, got.text()), (0, "v\n"));
+    // The past that this server has seen it can tell by itself.
+    assert_eq!(done(&servers, &["get", "k", "--at", &version.to_string()]), "v\n");
+    assert_eq!(done(&servers, &["history", "k"]).lines().count(), 1);
 }
 
 #[test]

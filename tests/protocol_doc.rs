@@ -25,6 +25,24 @@ fn examples() -> Vec<(&'static str, Message)> {
     let put = WriteRequest {
         request: request(1, 1),
         op: WriteOp::Put { key: Bytes::from_static(b"lua"), value: Bytes::from_static(b"cheia") },
+        previous: false,
+    };
+    let pair = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
+    let both = WriteOp::PutAll { pairs: vec![pair("lua", "nova"), pair("sol", "")] };
+    let del = WriteOp::Del { key: Bytes::from_static(b"lua") };
+    let write = |sequence, op, previous| {
+        Request::Write(WriteRequest { request: request(sequence, sequence), op, previous })
+    };
+    let page = |of, at, seen, session| {
+        let (at, seen, session) = (Timestamp(at), Timestamp(seen), Timestamp(session));
+        let (linearizable, rows_max) = (false, 2);
+        Request::Page(PageRequest { of, at, seen, session, linearizable, rows_max })
+    };
+    let range = |from: &'static str| PageOf::Range { from: from.into(), to: "sol".into() };
+    let row = |key: &'static str, value: &'static str, timestamp| Row {
+        key: key.into(),
+        value: Some(value.into()),
+        timestamp,
     };
     let stamp = Timestamp(1_700_000_000_000_000);
     vec![
@@ -58,6 +76,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     timestamp: stamp,
                     session: stamp,
                     linearizable: false,
+                    at: Timestamp::ZERO,
                 }),
             },
         ),
@@ -79,6 +98,73 @@ fn examples() -> Vec<(&'static str, Message)> {
                 body: Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: stamp },
             },
         ),
+        ("putall", Message::Request { id: 6, body: write(2, both, false) }),
+        (
+            "putall-ok",
+            Message::Reply {
+                id: 6,
+                body: Reply::WriteOk { timestamp: Timestamp(stamp.0 + 16), previous: None },
+            },
+        ),
+        (
+            "before",
+            Message::Request {
+                id: 7,
+                body: page(
+                    PageOf::Keys { keys: vec!["lua".into(), "sol".into()] },
+                    stamp.0 + 15,
+                    stamp.0 + 15,
+                    0,
+                ),
+            },
+        ),
+        (
+            "before-ok",
+            Message::Reply {
+                id: 7,
+                body: Reply::PageOk {
+                    rows: vec![
+                        row("lua", "cheia", stamp),
+                        Row { key: "sol".into(), value: None, timestamp: Timestamp::ZERO },
+                    ],
+                    at: Timestamp(stamp.0 + 15),
+                    seen: Timestamp(stamp.0 + 15),
+                    next: None,
+                },
+            },
+        ),
+        ("page", Message::Request { id: 8, body: page(range("a"), 0, 0, stamp.0 + 16) }),
+        (
+            "page-ok",
+            Message::Reply {
+                id: 8,
+                body: Reply::PageOk {
+                    rows: vec![row("lua", "nova", Timestamp(stamp.0 + 16))],
+                    at: Timestamp(stamp.0 + 32),
+                    seen: Timestamp(stamp.0 + 32),
+                    next: Some(PageNext::From("mar".into())),
+                },
+            },
+        ),
+        (
+            "page-next",
+            Message::Request { id: 9, body: page(range("mar"), stamp.0 + 32, stamp.0 + 32, 0) },
+        ),
+        ("del", Message::Request { id: 10, body: write(3, del, true) }),
+        (
+            "del-ok",
+            Message::Reply {
+                id: 10,
+                body: Reply::WriteOk {
+                    timestamp: Timestamp(stamp.0 + 48),
+                    previous: Some(Previous {
+                        timestamp: Timestamp(stamp.0 + 16),
+                        value: Some(Bytes::from_static(b"nova")),
+                    }),
+                },
+            },
+        ),
+        ("mark", Message::Request { id: 11, body: write(4, WriteOp::Mark, false) }),
         (
             "error",
             Message::Reply {
@@ -187,6 +273,12 @@ fn the_documents_limits_are_the_codes() {
         ("clients of a server", limits::CONNECTIONS_MAX),
         ("remembered replies", limits::SESSION_REPLIES_MAX),
         ("nesting", limits::MESSAGE_DEPTH_MAX),
+        ("keys of a write", limits::TRANSACTION_KEYS_MAX),
+        ("bytes of a write", limits::TRANSACTION_BYTES_MAX),
+        ("rows of a page", limits::PAGE_ROWS_MAX),
+        ("bytes of a page", limits::PAGE_BYTES_MAX),
+        ("previous value", limits::READ_SMALL_BYTES_MAX),
+        ("removed ranges", limits::RANGE_REMOVALS_MAX),
     ] {
         let row = format!("| {what} | {value} |");
         assert!(DOCUMENT.contains(&row), "the table has no row {row:?}");

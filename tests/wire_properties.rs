@@ -60,24 +60,66 @@ fn address() -> impl Strategy<Value = SocketAddr> {
 fn write_request() -> impl Strategy<Value = WriteRequest> {
     let op = prop_oneof![
         (blob(), blob()).prop_map(|(key, value)| WriteOp::Put { key, value }),
+        vec((blob(), blob()), 0..5).prop_map(|pairs| WriteOp::PutAll { pairs }),
         blob().prop_map(|key| WriteOp::Del { key }),
+        vec(blob(), 0..5).prop_map(|keys| WriteOp::DelAll { keys }),
+        (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
+        blob().prop_map(|key| WriteOp::Trim { key }),
+        Just(WriteOp::Mark),
     ];
-    (any::<[u64; 3]>(), op).prop_map(|([client, sequence, answered_below], op)| WriteRequest {
-        request: RequestId { client: ClientId(client), sequence, answered_below },
-        op,
-    })
+    (any::<[u64; 3]>(), op, any::<bool>()).prop_map(
+        |([client, sequence, answered_below], op, previous)| WriteRequest {
+            request: RequestId { client: ClientId(client), sequence, answered_below },
+            op,
+            previous,
+        },
+    )
+}
+
+fn page_request() -> impl Strategy<Value = PageRequest> {
+    let of = prop_oneof![
+        (blob(), blob()).prop_map(|(from, to)| PageOf::Range { from, to }),
+        vec(blob(), 0..5).prop_map(|keys| PageOf::Keys { keys }),
+        blob().prop_map(|key| PageOf::Versions { key }),
+    ];
+    (of, any::<[i64; 3]>(), any::<bool>(), any::<u32>()).prop_map(
+        |(of, [at, seen, session], linearizable, rows_max)| PageRequest {
+            of,
+            at: Timestamp(at),
+            seen: Timestamp(seen),
+            session: Timestamp(session),
+            linearizable,
+            rows_max,
+        },
+    )
 }
 
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         write_request().prop_map(Request::Write),
-        (blob(), timestamp(), timestamp(), any::<bool>()).prop_map(
-            |(key, timestamp, session, linearizable)| {
-                Request::Get(GetRequest { key, timestamp, session, linearizable })
+        (blob(), timestamp(), timestamp(), any::<bool>(), timestamp()).prop_map(
+            |(key, timestamp, session, linearizable, at)| {
+                Request::Get(GetRequest { key, timestamp, session, linearizable, at })
             }
         ),
+        page_request().prop_map(Request::Page),
         Just(Request::Status),
     ]
+}
+
+fn page_ok() -> impl Strategy<Value = Reply> {
+    let row = (blob(), option::of(blob()), timestamp()).prop_map(|(key, value, timestamp)| Row {
+        key,
+        value,
+        timestamp,
+    });
+    let next = prop_oneof![
+        blob().prop_map(PageNext::From),
+        any::<u32>().prop_map(PageNext::Skip),
+        timestamp().prop_map(PageNext::At),
+    ];
+    (vec(row, 0..5), timestamp(), timestamp(), option::of(next))
+        .prop_map(|(rows, at, seen, next)| Reply::PageOk { rows, at, seen, next })
 }
 
 fn status() -> impl Strategy<Value = ServerStatus> {
@@ -109,12 +151,18 @@ fn reply() -> impl Strategy<Value = Reply> {
         Just(ErrorCode::ShuttingDown),
         Just(ErrorCode::Invalid),
         Just(ErrorCode::StaleRequest),
+        Just(ErrorCode::Expired),
         Just(ErrorCode::Internal),
     ];
     prop_oneof![
         timestamp().prop_map(|timestamp| Reply::PutOk { timestamp }),
-        (timestamp(), any::<bool>())
-            .prop_map(|(timestamp, existed)| Reply::DelOk { timestamp, existed }),
+        (timestamp(), option::of((timestamp(), option::of(blob())))).prop_map(
+            |(timestamp, previous)| {
+                let previous = previous.map(|(timestamp, value)| Previous { timestamp, value });
+                Reply::WriteOk { timestamp, previous }
+            }
+        ),
+        page_ok(),
         (option::of(blob()), timestamp(), timestamp())
             .prop_map(|(value, timestamp, as_of)| Reply::GetOk { value, timestamp, as_of }),
         (timestamp(), timestamp()).prop_map(|(timestamp, applied)| {

@@ -6,6 +6,7 @@
 //! the reach time-out.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,13 +73,24 @@ impl Inner {
     pub(super) fn request<T>(
         &self,
         deadline: Instant,
+        persistence: Persistence<'_>,
+        build: impl FnMut() -> Request,
+        judge: impl FnMut(SocketAddr, Reply) -> Verdict<T>,
+    ) -> Result<T, ClientError> {
+        self.request_in(self.random_order(), deadline, persistence, build, judge)
+    }
+
+    /// As [`Inner::request`], of the servers in this order.
+    pub(super) fn request_in<T>(
+        &self,
+        order: Vec<usize>,
+        deadline: Instant,
         mut persistence: Persistence<'_>,
         mut build: impl FnMut() -> Request,
         mut judge: impl FnMut(SocketAddr, Reply) -> Verdict<T>,
     ) -> Result<T, ClientError> {
         let mut last = "too many requests of this client are under way".to_owned();
         let _permit = Gate::enter(&self.gate, deadline).ok_or_else(|| self.timed_out(&last))?;
-        let order = self.random_order();
         let mut reach = Reach::new(order.len());
         let mut backoff = CLIENT_BACKOFF_MIN;
         loop {
@@ -138,6 +150,16 @@ impl Inner {
     fn random_order(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.pool.len()).collect();
         order.shuffle(&mut *lock(&self.random));
+        order
+    }
+
+    /// At random, but for the server that is thought to lead, which orders writes by itself.
+    pub(super) fn order_for_writes(&self) -> Vec<usize> {
+        let mut order = self.random_order();
+        let leader = self.thought_leader.load(Ordering::Relaxed);
+        if let Some(at) = order.iter().position(|index| *index == leader) {
+            order.swap(0, at);
+        }
         order
     }
 

@@ -14,10 +14,8 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
 use super::Timing;
-use super::sync::lock;
+use super::sync::{Handover, lock};
 use super::transport::{self, MessageReader};
 use crate::limits::HELLO_FRAME_BYTES_MAX;
 use crate::types::ClusterId;
@@ -55,6 +53,9 @@ pub(super) enum CallError {
     DeadlinePassed,
 }
 
+/// What a request comes to, on its way to whoever made it.
+type Answer = Handover<Result<Reply, Failure>>;
+
 /// An open connection. Dropping it closes it and ends its thread.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -71,7 +72,7 @@ struct Shared {
 }
 
 struct State {
-    waiting: HashMap<u64, Sender<Result<Reply, Failure>>>,
+    waiting: HashMap<u64, Arc<Answer>>,
     next_id: u64,
     /// Since when something has been owed without a pause.
     owed_since: Instant,
@@ -134,9 +135,9 @@ impl Connection {
         if let Err(failure) = self.shared.send(&Message::Request { id, body }) {
             self.shared.close(failure);
         }
-        match answer.recv_deadline(deadline) {
-            Ok(result) => result.map_err(CallError::Broken),
-            Err(_) => {
+        match answer.take(deadline) {
+            Some(result) => result.map_err(CallError::Broken),
+            None => {
                 lock(&self.shared.state).waiting.remove(&id);
                 Err(CallError::DeadlinePassed)
             }
@@ -152,7 +153,7 @@ impl Drop for Connection {
 }
 
 impl Shared {
-    fn register(&self) -> Result<(u64, Receiver<Result<Reply, Failure>>), Failure> {
+    fn register(&self) -> Result<(u64, Arc<Answer>), Failure> {
         let mut state = lock(&self.state);
         if let Some(failure) = &state.closed {
             return Err(failure.clone());
@@ -162,9 +163,9 @@ impl Shared {
         }
         let id = state.next_id;
         state.next_id += 1;
-        let (sender, receiver) = bounded(1);
-        state.waiting.insert(id, sender);
-        Ok((id, receiver))
+        let answer = Arc::new(Answer::new());
+        state.waiting.insert(id, Arc::clone(&answer));
+        Ok((id, answer))
     }
 
     /// Queues a frame and sees to it that it is written, by this thread or the one before.
@@ -214,8 +215,7 @@ impl Shared {
         }
         failure.heard = Some(state.heard);
         for (_, waiting) in state.waiting.drain() {
-            // Room for exactly this one, or the caller has left.
-            let _ = waiting.try_send(Err(failure.clone()));
+            waiting.give(Err(failure.clone()));
         }
         state.closed = Some(failure);
     }
@@ -269,7 +269,7 @@ impl Shared {
             Message::Reply { id, body } => {
                 // Unknown when its caller's time passed.
                 if let Some(waiting) = lock(&self.state).waiting.remove(&id) {
-                    let _ = waiting.try_send(Ok(body));
+                    waiting.give(Ok(body));
                 }
                 Ok(())
             }

@@ -26,6 +26,7 @@ mod transport;
 mod writes;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,8 @@ struct Inner {
     sequencer: Sequencer,
     seen: Mutex<Seen>,
     random: Mutex<StdRng>,
+    /// The place of a server among those known; of none when nobody is thought to lead.
+    thought_leader: AtomicUsize,
 }
 
 /// How far the promise never to read backwards reaches.
@@ -245,6 +248,7 @@ impl ClientBuilder {
             sequencer: Sequencer::new(client, limits::SESSION_REPLIES_MAX as u64),
             seen: Mutex::new(Seen::new(self.causality, limits::CLIENT_SEEN_KEYS_MAX, session)),
             random: Mutex::new(random),
+            thought_leader: AtomicUsize::new(usize::MAX),
         };
         Ok(Client { inner: Arc::new(inner) })
     }
@@ -300,6 +304,13 @@ impl Client {
                 Err(ClientError::Unreachable { servers })
             }
         }
+    }
+
+    /// Says who leads, if anybody is known to: writes are sent there first, which saves them a hop. A hint and
+    /// no more: when it is wrong, or the server is gone, writes go their usual way.
+    pub fn hint_leader(&self, leader: Option<SocketAddr>) {
+        let index = leader.and_then(|server| self.inner.pool.index_of(server));
+        self.inner.thought_leader.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
     /// What this client has seen, as text for another client, here or in another process: with it,

@@ -235,22 +235,29 @@ impl Inner {
             .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
         let write = WriteRequest { request: ticket.request, op, previous };
         let build = || Request::Write(write.clone());
-        self.request(deadline, persistence, build, |server, reply| match take(server, reply) {
-            Ok((timestamp, answer)) => {
-                let mut seen = lock(&self.seen);
-                match &write.op {
-                    WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
-                    // It makes no version of its key.
-                    WriteOp::Trim { key } => seen.absent(key, timestamp),
-                    WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
-                        seen.saw(timestamp);
+        let order = self.order_for_writes();
+        self.request_in(order, deadline, persistence, build, |server, reply| {
+            match take(server, reply) {
+                Ok((timestamp, answer)) => {
+                    let mut seen = lock(&self.seen);
+                    match &write.op {
+                        WriteOp::Put { key, .. } | WriteOp::Del { key } => {
+                            seen.wrote(key, timestamp)
+                        }
+                        // It makes no version of its key.
+                        WriteOp::Trim { key } => seen.absent(key, timestamp),
+                        WriteOp::PutAll { .. }
+                        | WriteOp::DelAll { .. }
+                        | WriteOp::DelRange { .. } => {
+                            seen.saw(timestamp);
+                        }
+                        WriteOp::Mark => seen.raise_session(timestamp),
                     }
-                    WriteOp::Mark => seen.raise_session(timestamp),
+                    Verdict::Done(answer)
                 }
-                Verdict::Done(answer)
+                Err(Reply::Error(error)) => judge_error(server, error),
+                Err(_) => judge_unexpected(),
             }
-            Err(Reply::Error(error)) => judge_error(server, error),
-            Err(_) => judge_unexpected(),
         })
     }
 }

@@ -2,30 +2,36 @@
 //!
 //! It says whether this gateway is of use, so that a load balancer can choose. Whether writes find a
 //! majority is a question for the group, the same behind every gateway, and left to the calls.
-
-use std::net::SocketAddr;
+//!
+//! What the server says about who leads is passed on to the calls' client: writes that go straight to the
+//! leader cost the group a hop less.
 
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::interface::key_value_store_server::SERVICE_NAME;
-use crate::client::{Client, ClientError};
+use crate::client::Client;
 use crate::limits;
+use crate::wire::message::ServerStatus;
 
 /// The name that stands for the whole gateway.
 const EVERYTHING: &str = "";
 
-/// Looks for ever, and reports.
-pub(super) async fn watch(reporter: HealthReporter, servers: Vec<SocketAddr>) {
+/// Looks for ever, and reports; tells `client` who leads.
+pub(super) async fn watch(reporter: HealthReporter, client: Client) {
+    let servers = client.servers();
     // A client of its own: its patience is short, and what it asks is in nobody's way.
     let built = Client::builder(servers).request_timeout(limits::GATEWAY_HEALTH_INTERVAL).build();
-    let Ok(client) = built else { return };
+    let Ok(asking) = built else { return };
     loop {
-        let asking = client.clone();
-        let answered = tokio::task::spawn_blocking(move || any_answers(&asking)).await;
-        let status = match answered {
-            Ok(true) => ServingStatus::Serving,
-            _ => ServingStatus::NotServing,
+        let asking = asking.clone();
+        let answer = tokio::task::spawn_blocking(move || any_status(&asking)).await;
+        let answer = answer.ok().flatten();
+        let leader = answer.as_ref().and_then(|status| status.leader.as_deref());
+        client.hint_leader(leader.and_then(|address| address.parse().ok()));
+        let status = match answer {
+            Some(_) => ServingStatus::Serving,
+            None => ServingStatus::NotServing,
         };
         report(&reporter, status).await;
         tokio::time::sleep(limits::GATEWAY_HEALTH_INTERVAL).await;
@@ -43,12 +49,7 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
-fn any_answers(client: &Client) -> bool {
-    let answers = |server| {
-        !matches!(
-            client.status(server),
-            Err(ClientError::Unreachable { .. } | ClientError::TimedOut { .. })
-        )
-    };
-    client.servers().into_iter().any(answers)
+/// What the first server to answer says.
+fn any_status(client: &Client) -> Option<ServerStatus> {
+    client.servers().into_iter().find_map(|server| client.status(server).ok())
 }

@@ -110,7 +110,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch = tokio::spawn(health::watch(reporter.clone(), config.servers.clone()));
+    let watch = tokio::spawn(health::watch(reporter.clone(), client.clone()));
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)

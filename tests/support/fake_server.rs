@@ -3,6 +3,11 @@
 //! The script is a closure called with each request, in order of arrival, and a [`Link`] to answer
 //! on, now or later, in any order. Everything received is kept for assertions.
 
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own and uses its own part of what is shared"
+)]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +16,7 @@ use std::thread;
 
 use acervo::types::{ClusterId, NodeId, Timestamp};
 use acervo::wire::message::{
-    ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
+    ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Previous, Reply, Request, Welcome,
 };
 
 /// The server. Stops when dropped.
@@ -167,6 +172,15 @@ pub fn nobody() -> SocketAddr {
 
 pub fn put_ok(timestamp: i64) -> Reply {
     Reply::PutOk { timestamp: Timestamp(timestamp) }
+}
+
+/// With what was before, if that was asked for: its version, 0 for nothing, and its value.
+pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply {
+    let previous = previous.map(|(timestamp, value)| Previous {
+        timestamp: Timestamp(timestamp),
+        value: (timestamp > 0).then(|| value.into()),
+    });
+    Reply::WriteOk { timestamp: Timestamp(timestamp), previous }
 }
 
 pub fn value(value: &'static str, timestamp: i64) -> Reply {

@@ -1,0 +1,616 @@
+//! The client library's reads of the past, long reads and writes that tell what was before, against
+//! scripted servers: what it sends, to whom, and what it makes of the answers.
+
+#[path = "support/fake_server.rs"]
+mod fake_server;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Version};
+use acervo::command::WriteOp;
+use acervo::limits;
+use acervo::types::Timestamp;
+use acervo::wire::message::{
+    ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, Request, WriteRequest,
+};
+use bytes::Bytes;
+use fake_server::{FakeServer, Link, error, missing, nobody, put_ok, value, write_ok};
+
+/// Seeds under which a client of two servers is certain to have started with each of them.
+const SEEDS: std::ops::Range<u64> = 0..16;
+
+const REFUSAL: Reply =
+    Reply::TryOtherServerOrLater { timestamp: Timestamp::ZERO, applied: Timestamp(1) };
+
+fn client_of(server: &FakeServer) -> Client {
+    Client::connect([server.address]).unwrap()
+}
+
+fn at(version: i64) -> ReadOptions {
+    ReadOptions::at(Timestamp(version))
+}
+
+fn row(key: impl Into<Bytes>, value: &'static str, timestamp: i64) -> Row {
+    let value = (timestamp > 0).then(|| value.into());
+    Row { key: key.into(), value, timestamp: Timestamp(timestamp) }
+}
+
+fn page(rows: Vec<Row>, at: i64, seen: i64, next: Option<PageNext>) -> Reply {
+    Reply::PageOk { rows, at: Timestamp(at), seen: Timestamp(seen), next }
+}
+
+fn range_from(from: &'static str) -> PageOf {
+    PageOf::Range { from: from.into(), to: "z".into() }
+}
+
+fn keys(keys: &[&'static str]) -> PageOf {
+    PageOf::Keys { keys: keys.iter().map(|key| Bytes::from(*key)).collect() }
+}
+
+fn gets(server: &FakeServer) -> Vec<GetRequest> {
+    let get = |request| if let Request::Get(get) = request { Some(get) } else { None };
+    server.requests().into_iter().filter_map(get).collect()
+}
+
+fn pages(server: &FakeServer) -> Vec<PageRequest> {
+    let page = |request| if let Request::Page(page) = request { Some(page) } else { None };
+    server.requests().into_iter().filter_map(page).collect()
+}
+
+fn writes(server: &FakeServer) -> Vec<WriteRequest> {
+    let write = |request| if let Request::Write(write) = request { Some(write) } else { None };
+    server.requests().into_iter().filter_map(write).collect()
+}
+
+fn all(rows: Rows) -> Vec<Row> {
+    rows.map(|row| row.unwrap()).collect()
+}
+
+/// Answers a page of the range a to z, two rows each, as of 50 seen from 60.
+fn three_pages(id: u64, request: &PageRequest, link: &Link) {
+    let PageOf::Range { from, .. } = &request.of else { panic!("{request:?}") };
+    let (rows, next) = match &from[..] {
+        b"a" => (vec![row("a", "1", 10), row("c", "2", 11)], Some("d")),
+        // A page without rows is no end.
+        b"d" => (vec![], Some("e")),
+        b"e" => (vec![row("e", "3", 12)], None),
+        _ => panic!("{request:?}"),
+    };
+    link.reply(id, page(rows, 50, 60, next.map(|next| PageNext::From(next.into()))));
+}
+
+#[test]
+fn the_pages_of_a_read_show_the_state_of_the_first_whoever_answers() {
+    let mut answered = [0, 0];
+    for seed in SEEDS {
+        let start = || {
+            FakeServer::start(|id, request, link| match request {
+                Request::Write(_) => link.reply(id, put_ok(40)),
+                Request::Page(request) => three_pages(id, &request, link),
+                other => panic!("{other:?}"),
+            })
+        };
+        let servers = [start(), start()];
+        let addresses = servers.iter().map(|server| server.address);
+        let client = Client::builder(addresses).seed(seed).build().unwrap();
+        client.put("k", "v").unwrap();
+        let mut rows = client.range("a", "z", ReadOptions::default()).unwrap();
+        assert_eq!((rows.at(), rows.seen()), (None, None));
+        let first = rows.next().unwrap().unwrap();
+        assert_eq!((rows.at(), rows.seen()), (Some(Timestamp(50)), Some(Timestamp(60))));
+        let rest = all(rows);
+        assert_eq!(
+            [vec![first], rest].concat(),
+            [row("a", "1", 10), row("c", "2", 11), row("e", "3", 12)]
+        );
+        let mut asked: Vec<PageRequest> = servers.iter().flat_map(pages).collect();
+        asked.sort_by_key(|request| match &request.of {
+            PageOf::Range { from, .. } => from.clone(),
+            other => panic!("{other:?}"),
+        });
+        let expected = [("a", 0, 0, 40), ("d", 50, 60, 0), ("e", 50, 60, 0)];
+        for (request, (from, at, seen, session)) in asked.iter().zip(expected) {
+            assert_eq!(request.of, range_from(from));
+            assert_eq!((request.at.0, request.seen.0, request.session.0), (at, seen, session));
+        }
+        assert_eq!(asked.len(), 3);
+        for (count, server) in answered.iter_mut().zip(&servers) {
+            *count += pages(server).len();
+        }
+    }
+    assert!(answered.iter().all(|count| *count > 0), "{answered:?} of the pages came from each");
+}
+
+#[test]
+fn a_server_that_is_behind_a_page_sends_the_reader_to_another() {
+    for seed in SEEDS {
+        let behind = FakeServer::start(|id, request, link| match request {
+            Request::Page(request) if request.seen > Timestamp::ZERO => link.reply(id, REFUSAL),
+            Request::Page(request) => three_pages(id, &request, link),
+            other => panic!("{other:?}"),
+        });
+        let good = FakeServer::start(|id, request, link| {
+            let Request::Page(request) = request else { panic!("{request:?}") };
+            three_pages(id, &request, link);
+        });
+        let servers = [behind.address, good.address];
+        let client = Client::builder(servers).seed(seed).build().unwrap();
+        assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()).len(), 3);
+    }
+}
+
+#[test]
+fn a_page_is_asked_for_again_when_its_connection_breaks() {
+    let count = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, request, link| {
+        let Request::Page(request) = request else { panic!("{request:?}") };
+        if count.fetch_add(1, Ordering::SeqCst) == 1 {
+            link.0.lock().unwrap().shutdown(std::net::Shutdown::Both).unwrap();
+        } else {
+            three_pages(id, &request, link);
+        }
+    });
+    assert_eq!(all(client_of(&server).range("a", "z", ReadOptions::default()).unwrap()).len(), 3);
+    let asked = pages(&server);
+    assert_eq!(asked.len(), 4);
+    assert_eq!(asked[1], asked[2]);
+}
+
+#[test]
+fn nothing_is_asked_before_the_first_row_is_wanted_nor_after_the_last() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Page(request) = request else { panic!("{request:?}") };
+        three_pages(id, &request, link);
+    });
+    let client = client_of(&server);
+    let mut rows = client.range("a", "z", ReadOptions::default()).unwrap();
+    assert_eq!(server.requests().len(), 0);
+    rows.next().unwrap().unwrap();
+    assert_eq!(server.requests().len(), 1, "a page at a time");
+    rows.next().unwrap().unwrap();
+    assert_eq!(server.requests().len(), 1);
+    rows.next().unwrap().unwrap();
+    assert!(rows.next().is_none() && rows.next().is_none());
+    assert_eq!(server.requests().len(), 3);
+    assert_eq!(all(client.get_all::<&str>([], ReadOptions::default()).unwrap()), []);
+    assert_eq!(server.requests().len(), 3, "no keys, no question");
+}
+
+#[test]
+fn an_expired_read_ends_with_that_error() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Page(request) if request.seen == Timestamp::ZERO => {
+            three_pages(id, &request, link)
+        }
+        _ => link.reply(id, error(ErrorCode::Expired, "too late", 0)),
+    });
+    let mut rows = client_of(&server).range("a", "z", ReadOptions::default()).unwrap();
+    assert_eq!(rows.by_ref().take(2).filter(|row| row.is_ok()).count(), 2);
+    let expected = ClientError::Expired { server: server.address, message: "too late".to_owned() };
+    assert_eq!(rows.next(), Some(Err(expected)));
+    assert_eq!(rows.next(), None);
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[test]
+fn an_answer_that_is_none_to_the_question_is_left_for_another_server() {
+    let bad: [fn() -> Reply; 6] = [
+        // No further on, of another kind, too few rows, or of no state.
+        || page(vec![], 50, 60, Some(PageNext::From("a".into()))),
+        || page(vec![], 50, 60, Some(PageNext::Skip(1))),
+        || page(vec![], 50, 60, Some(PageNext::At(Timestamp(3)))),
+        || page(vec![], 0, 0, Some(PageNext::From("b".into()))),
+        || value("v", 5),
+        || put_ok(5),
+    ];
+    for answer in bad {
+        let mut misled = 0;
+        for seed in SEEDS {
+            let liar = FakeServer::start(move |id, _, link| link.reply(id, answer()));
+            let good = FakeServer::start(|id, request, link| {
+                let Request::Page(request) = request else { panic!("{request:?}") };
+                three_pages(id, &request, link);
+            });
+            let servers = [liar.address, good.address];
+            let client = Client::builder(servers).seed(seed).build().unwrap();
+            assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()).len(), 3);
+            misled += liar.requests().len();
+        }
+        assert!(misled > 0, "no seed asked the liar first");
+    }
+    // Of keys, as many rows as were asked for.
+    for next in [None, Some(PageNext::Skip(0)), Some(PageNext::Skip(2)), Some(PageNext::Skip(9))] {
+        let liar = FakeServer::start(move |id, _, link| {
+            link.reply(id, page(vec![row("a", "1", 5)], 50, 60, next.clone()));
+        });
+        let client = Client::builder([liar.address]).request_timeout(Duration::from_millis(50));
+        let client = client.build().unwrap();
+        let first = client.get_all(["a", "b"], ReadOptions::default()).unwrap().next().unwrap();
+        assert!(matches!(first, Err(ClientError::TimedOut { .. })), "{first:?}");
+    }
+}
+
+#[test]
+fn keys_are_asked_for_a_page_at_a_time_and_go_on_after_what_was_answered() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Page(request) = request else { panic!("{request:?}") };
+        let PageOf::Keys { keys } = request.of else { panic!("{:?}", request.of) };
+        // Never more than a thousand at once.
+        let rows: Vec<Row> = keys.iter().take(1000).map(|key| row(key.clone(), "", 0)).collect();
+        let next = (keys.len() > rows.len()).then_some(PageNext::Skip(rows.len() as u32));
+        link.reply(id, page(rows, 50, 60, next));
+    });
+    let wanted: Vec<String> = (0..5_000).map(|number| format!("key {number}")).collect();
+    let rows = all(client_of(&server).get_all(&wanted, ReadOptions::default()).unwrap());
+    assert!(rows.iter().map(|row| &row.key[..]).eq(wanted.iter().map(String::as_bytes)));
+    let asked: Vec<(usize, i64)> = pages(&server)
+        .iter()
+        .map(|request| match &request.of {
+            PageOf::Keys { keys } => (keys.len(), request.seen.0),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(asked, [(4096, 0), (4000, 60), (3000, 60), (2000, 60), (1000, 60)]);
+}
+
+#[test]
+fn a_request_for_long_keys_has_a_bound() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Page(request) = request else { panic!("{request:?}") };
+        let PageOf::Keys { keys } = request.of else { panic!("{:?}", request.of) };
+        let rows = keys.into_iter().map(|key| row(key, "", 0)).collect();
+        link.reply(id, page(rows, 50, 60, None));
+    });
+    let wanted = vec![vec![b'k'; limits::KEY_BYTES_MAX]; 1000];
+    let rows = all(client_of(&server).get_all(&wanted, ReadOptions::default()).unwrap());
+    assert_eq!(rows.len(), 1000);
+    for request in pages(&server) {
+        let PageOf::Keys { keys } = request.of else { panic!("{:?}", request.of) };
+        assert!(keys.len() * limits::KEY_BYTES_MAX <= limits::PAGE_BYTES_MAX, "{}", keys.len());
+    }
+}
+
+#[test]
+fn versions_go_on_at_the_one_that_did_not_fit() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Page(request) = request else { panic!("{request:?}") };
+        assert_eq!(request.of, PageOf::Versions { key: "k".into() });
+        let (rows, next) = match request.at.0 {
+            0 => (vec![row("k", "d", 40), row("k", "c", 30)], Some(PageNext::At(Timestamp(20)))),
+            20 => (vec![row("k", "b", 20)], Some(PageNext::At(Timestamp(10)))),
+            10 => (vec![row("k", "a", 10)], None),
+            other => panic!("{other}"),
+        };
+        let at = if request.at == Timestamp::ZERO { 50 } else { request.at.0 };
+        link.reply(id, page(rows, at, 50, next));
+    });
+    let mut rows = client_of(&server).versions("k", ReadOptions::default()).unwrap();
+    let versions: Vec<i64> = rows.by_ref().map(|row| row.unwrap().timestamp.0).collect();
+    assert_eq!(versions, [40, 30, 20, 10]);
+    assert_eq!(rows.at(), Some(Timestamp(50)), "the read is as of one version throughout");
+    assert!(pages(&server).iter().skip(1).all(|request| request.seen == Timestamp(50)));
+}
+
+#[test]
+fn the_past_is_read_from_whoever_has_been_there_without_a_write() {
+    let mut refused = 0;
+    for seed in SEEDS {
+        let behind = FakeServer::start(|id, _, link| link.reply(id, REFUSAL));
+        let good = FakeServer::start(|id, request, link| match request {
+            Request::Get(_) => link.reply(id, value("then", 20)),
+            Request::Page(request) => {
+                link.reply(id, page(vec![row("a", "then", 20)], request.at.0, 90, None));
+            }
+            other => panic!("{other:?}"),
+        });
+        let servers = [behind.address, good.address, nobody()];
+        let client = Client::builder(servers).seed(seed).build().unwrap();
+        let got = client.read("k", at(30)).unwrap();
+        assert_eq!((got.value.as_deref(), got.timestamp), (Some(&b"then"[..]), Timestamp(20)));
+        let rows = client.range("a", "z", at(200)).unwrap();
+        assert_eq!(all(rows), [row("a", "then", 20)]);
+        assert!(writes(&behind).is_empty() && writes(&good).is_empty());
+        refused += behind.requests().len();
+    }
+    assert!(refused > 0, "no seed asked the server that is behind");
+}
+
+/// A server that has applied everything up to a mark, once one was written, and up to 10 before.
+fn server_with_marks(mark: i64) -> FakeServer {
+    let applied = Arc::new(Mutex::new(10));
+    FakeServer::start(move |id, request, link| {
+        let mut applied = applied.lock().unwrap();
+        let refuses = |at: Timestamp, session: Timestamp| at.0.max(session.0) > *applied;
+        match request {
+            Request::Write(write) => {
+                assert_eq!(write.op, WriteOp::Mark);
+                *applied = mark;
+                link.reply(id, write_ok(mark, None));
+            }
+            Request::Get(get) if refuses(get.at, get.session) => link.reply(id, REFUSAL),
+            Request::Get(_) => link.reply(id, value("v", 5)),
+            Request::Page(page) if refuses(page.at, page.session) => link.reply(id, REFUSAL),
+            Request::Page(request) => {
+                link.reply(id, page(vec![row("k", "v", 5)], request.at.0, *applied, None));
+            }
+            other => panic!("{other:?}"),
+        }
+    })
+}
+
+#[test]
+fn as_of_what_nobody_has_reached_a_mark_settles_whether_it_is_past() {
+    // The version asked for, and the one read as of: the mark's own when it lies in the future.
+    for (mark, read_as_of) in [(100, 50), (51, 50), (50, 50), (49, 49), (11, 11)] {
+        let server = server_with_marks(mark);
+        let client = client_of(&server);
+        assert_eq!(client.read("k", at(50)).unwrap().timestamp, Timestamp(5));
+        assert_eq!(writes(&server).len(), 1, "one mark");
+        let asked: Vec<i64> = gets(&server).iter().map(|get| get.at.0).collect();
+        assert_eq!(asked, [50, read_as_of]);
+
+        let server = server_with_marks(mark);
+        let client = client_of(&server);
+        let mut rows = client.range("a", "z", at(50)).unwrap();
+        assert_eq!(rows.by_ref().count(), 1);
+        assert_eq!(rows.at(), Some(Timestamp(read_as_of)));
+        assert_eq!(writes(&server).len(), 1, "one mark");
+        // What was marked has been seen: up to there nobody needs another.
+        client.read("k", at(mark)).unwrap();
+        assert_eq!(writes(&server).len(), 1);
+    }
+}
+
+#[test]
+fn as_of_what_this_client_has_seen_no_mark_is_needed() {
+    let refusals = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, request, link| match request {
+        Request::Write(write) => {
+            assert_ne!(write.op, WriteOp::Mark);
+            link.reply(id, put_ok(50));
+        }
+        _ if refusals.fetch_add(1, Ordering::SeqCst) < 5 => link.reply(id, REFUSAL),
+        _ => link.reply(id, value("v", 50)),
+    });
+    let client = client_of(&server);
+    client.put("k", "v").unwrap();
+    assert_eq!(client.read("k", at(50)).unwrap().timestamp, Timestamp(50));
+    assert_eq!(gets(&server).len(), 6, "it will come so far by itself");
+}
+
+#[test]
+fn without_a_majority_what_is_past_what_was_reached_cannot_be_read() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => link.reply(id, error(ErrorCode::NoMajority, "1 of 3", 0)),
+        Request::Get(get) if get.at.0 > 10 => link.reply(id, REFUSAL),
+        _ => link.reply(id, value("v", 5)),
+    });
+    let client = client_of(&server);
+    assert!(client.read("k", at(10)).is_ok());
+    assert!(matches!(client.read("k", at(11)), Err(ClientError::NoMajority { .. })));
+}
+
+#[test]
+fn a_version_of_zero_or_less_means_the_newest() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Get(_) => link.reply(id, value("v", 5)),
+        Request::Page(_) => link.reply(id, page(vec![], 8, 8, None)),
+        other => panic!("{other:?}"),
+    });
+    let client = client_of(&server);
+    for version in [0, -1, i64::MIN] {
+        client.read("k", at(version)).unwrap();
+        assert_eq!(all(client.range("a", "z", at(version)).unwrap()), []);
+    }
+    assert!(gets(&server).iter().all(|get| get.at == Timestamp::ZERO));
+    assert!(pages(&server).iter().all(|page| page.at == Timestamp::ZERO));
+}
+
+#[test]
+fn the_past_neither_moves_nor_obeys_a_keys_timestamp() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => link.reply(id, put_ok(50)),
+        Request::Get(get) if get.at.0 == 20 => link.reply(id, value("old", 15)),
+        Request::Get(get) if get.at.0 == 5 => link.reply(id, missing(70)),
+        Request::Get(_) => link.reply(id, value("new", 50)),
+        other => panic!("{other:?}"),
+    });
+    let client = client_of(&server);
+    client.put("k", "new").unwrap();
+    assert_eq!(client.read("k", at(20)).unwrap().timestamp, Timestamp(15));
+    client.get("k").unwrap();
+    // Absent, perhaps because it was removed: that must not be undone.
+    assert_eq!(client.read("k", at(5)).unwrap().value, None);
+    client.get("k").unwrap();
+    client.read("k", at(20)).unwrap();
+    let sent: Vec<_> =
+        gets(&server).iter().map(|get| (get.at.0, get.timestamp.0, get.session.0)).collect();
+    assert_eq!(sent, [(20, 0, 50), (0, 50, 50), (5, 0, 50), (0, 50, 70), (20, 0, 70)]);
+}
+
+#[test]
+fn per_key_too_the_past_of_a_removed_key_stays_removed() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(write) if write.op.key().unwrap() == "trimmed" => {
+            link.reply(id, write_ok(60, Some((40, "kept"))));
+        }
+        Request::Write(_) => link.reply(id, write_ok(50, Some((40, "old")))),
+        _ => link.reply(id, missing(70)),
+    });
+    let client = Client::builder([server.address]).causality(Causality::PerKey).build().unwrap();
+    client.del("gone").unwrap();
+    client.trim("trimmed").unwrap();
+    for key in ["gone", "trimmed", "other"] {
+        client.read(key, at(20)).unwrap();
+    }
+    client.get("trimmed").unwrap();
+    let sent: Vec<_> = gets(&server).iter().map(|get| (get.timestamp.0, get.session.0)).collect();
+    // A trim makes no version, so none may be asked for.
+    assert_eq!(sent, [(0, 50), (0, 60), (0, 0), (0, 70)]);
+}
+
+#[test]
+fn what_a_long_read_did_not_show_does_not_come_back() {
+    for causality in [Causality::Session, Causality::PerKey] {
+        let server = FakeServer::start(|id, request, link| match request {
+            Request::Page(_) => link.reply(id, page(vec![], 60, 60, None)),
+            _ => link.reply(id, missing(60)),
+        });
+        let client = Client::builder([server.address]).causality(causality).build().unwrap();
+        assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()), []);
+        client.get("k").unwrap();
+        assert_eq!(gets(&server)[0].session, Timestamp(60), "{causality:?}");
+        assert_eq!(client.session_token(), "s1-000000000000003c");
+    }
+}
+
+#[test]
+fn linearizable_reads_say_so_on_the_first_page_only() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Page(request) => three_pages(id, &request, link),
+        _ => link.reply(id, value("v", 5)),
+    });
+    let client = client_of(&server);
+    let options = ReadOptions { linearizable: true, ..ReadOptions::default() };
+    all(client.range("a", "z", options).unwrap());
+    client.read("k", options).unwrap();
+    client.read("k", ReadOptions { at: Some(Timestamp(3)), linearizable: true }).unwrap();
+    let sent: Vec<bool> = pages(&server).iter().map(|page| page.linearizable).collect();
+    assert_eq!(sent, [true, false, false]);
+    assert!(gets(&server).iter().all(|get| get.linearizable));
+}
+
+#[test]
+fn writes_on_one_key_tell_what_was_before() {
+    let server = FakeServer::start(|id, request, link| {
+        let Request::Write(write) = request else { panic!("{request:?}") };
+        assert!(write.previous);
+        let previous = match write.op {
+            WriteOp::Put { .. } => (0, ""),
+            WriteOp::Del { .. } => (20, ""),
+            WriteOp::Trim { .. } => (30, "kept"),
+            other => panic!("{other:?}"),
+        };
+        link.reply(id, write_ok(40, Some(previous)));
+    });
+    let client = client_of(&server);
+    let version = |timestamp, value: &'static str| {
+        Some(Version { timestamp: Timestamp(timestamp), value: value.into() })
+    };
+    let put = client.replace("k", "v").unwrap();
+    assert_eq!((put.timestamp, put.previous), (Timestamp(40), None));
+    assert_eq!(client.del("k").unwrap().previous, version(20, ""));
+    assert_eq!(client.trim("k").unwrap().previous, version(30, "kept"));
+}
+
+#[test]
+fn a_previous_value_too_long_to_be_sent_is_read_as_it_was_before_the_write() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => {
+            let previous = Some(Previous { timestamp: Timestamp(20), value: None });
+            link.reply(id, Reply::WriteOk { timestamp: Timestamp(40), previous });
+        }
+        Request::Page(request) => {
+            assert_eq!(request.of, keys(&["k"]));
+            assert_eq!((request.at.0, request.seen.0), (39, 39));
+            link.reply(id, page(vec![row("k", "long", 20)], 39, 39, None));
+        }
+        other => panic!("{other:?}"),
+    });
+    let previous = client_of(&server).replace("k", "v").unwrap().previous.unwrap();
+    assert_eq!((previous.timestamp.0, &previous.value[..]), (20, &b"long"[..]));
+}
+
+#[test]
+fn writes_on_many_keys_are_one_write_and_what_was_before_is_read_when_wanted() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => link.reply(id, write_ok(40, None)),
+        Request::Page(request) => {
+            assert_eq!((request.at.0, request.seen.0), (39, 39));
+            let rows = match request.of {
+                PageOf::Keys { keys } => keys.into_iter().map(|key| row(key, "", 0)).collect(),
+                _ => vec![row("m", "was", 12)],
+            };
+            link.reply(id, page(rows, 39, 39, None));
+        }
+        other => panic!("{other:?}"),
+    });
+    let client = client_of(&server);
+    let done = client.put_all([("b", "1"), ("a", "2"), ("b", "3")]).unwrap();
+    assert_eq!((done.timestamp, done.server), (Timestamp(40), server.address));
+    assert_eq!(server.requests().len(), 1);
+    assert_eq!(
+        all(done.rows),
+        ["b", "a", "b"].map(|key| row(key, "", 0)),
+        "a row a pair, in order"
+    );
+    assert_eq!(all(client.del_all(["x"]).unwrap().rows), [row("x", "", 0)]);
+    assert_eq!(all(client.del_range("a", "z").unwrap().rows), [row("m", "was", 12)]);
+    drop(client.del_range("a", "z").unwrap());
+
+    let sent = writes(&server);
+    let pair = |key: &'static str, value: &'static str| (key.into(), value.into());
+    assert_eq!(
+        sent[0].op,
+        WriteOp::PutAll { pairs: vec![pair("b", "1"), pair("a", "2"), pair("b", "3")] }
+    );
+    assert_eq!(sent[1].op, WriteOp::DelAll { keys: vec!["x".into()] });
+    assert_eq!(sent[2].op, WriteOp::DelRange { from: "a".into(), to: "z".into() });
+    assert_eq!(pages(&server).len(), 3, "what nobody wants is not read");
+}
+
+#[test]
+fn a_retried_write_on_many_keys_keeps_its_identity() {
+    let count = AtomicUsize::new(0);
+    let server = FakeServer::start(move |id, _, link| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => link.0.lock().unwrap().shutdown(std::net::Shutdown::Both).unwrap(),
+        1 => link.reply(id, error(ErrorCode::Busy, "full", 1)),
+        _ => link.reply(id, write_ok(40, None)),
+    });
+    let client = client_of(&server);
+    client.del_range("a", "z").unwrap();
+    let sent = writes(&server);
+    assert!(sent.len() == 3 && sent.iter().all(|write| *write == sent[0]), "{sent:?}");
+    client.put_all([("k", "v")]).unwrap();
+    let next = writes(&server).pop().unwrap().request;
+    assert_eq!((next.sequence, next.answered_below), (2, 2));
+}
+
+#[test]
+fn more_than_one_write_can_hold_is_refused_with_the_limit_and_all_that_it_can_is_sent() {
+    let server = FakeServer::start(|id, _, link| link.reply(id, write_ok(40, None)));
+    let client = client_of(&server);
+    let most = limits::TRANSACTION_KEYS_MAX;
+    let many = vec!["k"; most + 1];
+    let error = client.del_all(&many).unwrap_err();
+    assert_eq!(error, ClientError::TooManyKeys(most + 1));
+    assert!(error.to_string().contains(&most.to_string()), "{error}");
+    let long = vec![b'v'; limits::VALUE_BYTES_MAX];
+    let pairs = [("a", &long[..]), ("b", &long[..limits::KEY_BYTES_MAX])];
+    let error = client.put_all(pairs).unwrap_err();
+    assert_eq!(error, ClientError::TooManyBytes(limits::TRANSACTION_BYTES_MAX + 2));
+    assert!(error.to_string().contains(&limits::TRANSACTION_BYTES_MAX.to_string()), "{error}");
+    assert_eq!(client.put_all([("", "v")]).unwrap_err(), ClientError::KeyEmpty);
+    assert_eq!(server.requests().len(), 0);
+
+    // As many keys as there may be with as many bytes as there may be: it fits a frame.
+    let key_bytes = limits::TRANSACTION_BYTES_MAX / most / 2;
+    let (key, value) = (vec![b'k'; key_bytes], vec![b'v'; key_bytes]);
+    client.put_all(vec![(&key, &value); most]).unwrap();
+    assert_eq!(writes(&server).len(), 1);
+}
+
+#[test]
+fn keys_that_no_server_takes_are_refused_here() {
+    let client = Client::connect([nobody()]).unwrap();
+    let long = vec![0; limits::KEY_BYTES_MAX + 1];
+    let too_long = ClientError::KeyTooLong(long.len());
+    assert_eq!(client.range("", "z", ReadOptions::default()).err(), Some(ClientError::KeyEmpty));
+    assert_eq!(client.range(b"a", &long, ReadOptions::default()).err(), Some(too_long.clone()));
+    assert_eq!(client.get_all([&long], ReadOptions::default()).err(), Some(too_long));
+    assert_eq!(client.versions("", ReadOptions::default()).err(), Some(ClientError::KeyEmpty));
+    assert_eq!(client.del_range("a", "").err(), Some(ClientError::KeyEmpty));
+    assert_eq!(client.trim("").err(), Some(ClientError::KeyEmpty));
+}
