@@ -498,7 +498,7 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
         sequence,
         answered_below: if rng.random_bool(0.1) { sequence / 2 } else { 0 },
     };
-    Command { timestamp: Timestamp(timestamp), request, op }
+    Command::write(Timestamp(timestamp), request, op)
 }
 
 /// Runs a log and a state machine through crashes, beside a state machine that never crashes.
