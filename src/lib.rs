@@ -16,6 +16,7 @@
 //! | [`node`] | the core: one server's mind, pure |
 //! | [`storage`] | the durable log, the engine, the state machine, the data directory |
 //! | [`server`] | a server process: all of the above wired together |
+//! | [`share`] | the registry and the peers that pass files to each other |
 //! | [`client`] | the client library and the interactive console |
 //! | [`cli`] | the command line |
 //!
@@ -43,6 +44,7 @@ pub mod limits;
 pub mod net;
 pub mod node;
 pub mod server;
+pub mod share;
 pub mod storage;
 pub mod text;
 pub mod types;

@@ -316,3 +316,12 @@ const _: () = {
 pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
     value_bytes_max + KEY_BYTES_MAX + MESSAGE_OVERHEAD_BYTES_MAX
 }
+
+// ---- share --------------------------------------------------------------------------------
+
+/// A file's name is at most this long, as every file system of today has it; a longer one is refused.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+/// What files are cut into: a whole subtree of BLAKE3's tree.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+
+const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);

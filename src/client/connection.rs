@@ -279,7 +279,11 @@ impl Shared {
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Request { .. }
-            | Message::Peer(_) => {
+            | Message::Peer(_)
+            | Message::Registry { .. }
+            | Message::RegistryReply { .. }
+            | Message::Share { .. }
+            | Message::ShareReply { .. } => {
                 Err(Failure::new("the server sent a message that no client expects"))
             }
         }
