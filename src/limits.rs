@@ -323,5 +323,7 @@ pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
 pub const FILE_NAME_BYTES_MAX: usize = 255;
 /// What files are cut into: a whole subtree of BLAKE3's tree.
 pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// A larger file is not shared: its list of chunk hashes would take more than 32 MiB of memory.
+pub const FILE_BYTES_MAX: u64 = 1 << 40;
 
 const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);

@@ -8,5 +8,6 @@
 //! What it uses of the rest: [`net`](crate::net), [`wire`](crate::wire), [`workers`](crate::workers) and
 //! [`client`](crate::client); never the node core or its storage.
 
+pub mod content;
 pub mod names;
 pub mod types;
