@@ -8,6 +8,10 @@
 //! What it uses of the rest: [`net`](crate::net), [`wire`](crate::wire), [`workers`](crate::workers) and
 //! [`client`](crate::client); never the node core or its storage.
 
+pub mod chunks;
 pub mod content;
+pub mod fetch;
 pub mod names;
+pub mod offer;
+pub mod rate;
 pub mod types;

@@ -1,0 +1,5 @@
+//! Downloads.
+
+mod api;
+
+pub use api::{FetchError, FetchOptions, Outcome, Phase, Progress, SourceProgress, SourceState};
