@@ -326,4 +326,64 @@ pub const CHUNK_BYTES: usize = 1024 * 1024;
 /// A larger file is not shared: its list of chunk hashes would take more than 32 MiB of memory.
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
 
-const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+/// A frame to or from a registry is at most this long; a longer one closes the connection.
+pub const REGISTRY_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Peers a registry knows at once; one more is refused.
+pub const REGISTRY_PEERS_MAX: usize = 8 * 1024;
+/// Files one peer may offer; a peer with more offers the first of them, by name.
+pub const FILES_PER_PEER_MAX: usize = 64 * 1024;
+/// Files of all peers of a registry, each counted as often as it is offered; past it JOIN and UPDATE
+/// are refused.
+pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
+/// Bytes of their names; past it likewise.
+pub const REGISTRY_NAME_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Files of JOINs whose last part has not come; past it a JOIN is told to come later.
+pub const REGISTRY_STAGED_FILES_MAX: usize = 4 * FILES_PER_PEER_MAX;
+/// Contents a peer may say it is fetching at once; past it further ones are refused.
+pub const FETCHING_PER_PEER_MAX: usize = 64;
+/// Files in one part of a JOIN or in one UPDATE, as a peer sends them.
+pub const FILES_PER_FRAME: usize = 1024;
+/// Sources in one answer; of more than these, the ones of the most offered contents.
+pub const SOURCES_MAX: usize = 1024;
+/// Rows in a page of peers or files.
+pub const PAGE_ROWS_MAX: usize = 512;
+/// Of one name, this many contents are listed among the files, the most offered first.
+pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
+/// Offers looked at for one page of files; then the page ends.
+pub const PAGE_OFFERS_MAX: usize = 16 * 1024;
+/// Bytes of one entry of a JOIN or an answer besides the file's name, at most.
+const FILE_ENTRY_BYTES_MAX: usize = 128;
+/// Requests that wait for a registry's workers; past it they are told to come later.
+pub const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
+/// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
+/// any more.
+pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// How often a registry looks for peers that have fallen silent.
+pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a peer tells its registry that it is alive.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A registry, or a peer asked for a name, that has not answered by then is given up.
+pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// First wait before a peer dials its registry again …
+pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// … and the longest.
+pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// How often a shared folder is looked at for files that came, changed or went.
+pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// What a folder's state may weigh on the disk; a larger one is not read.
+pub const FOLDER_STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Registries a peer may be given.
+pub const REGISTRIES_MAX: usize = SERVERS_MAX;
+/// How often a fetching process asks the registry for further sources.
+pub const SOURCES_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+
+const _: () = {
+    assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+    assert!(FILES_PER_PEER_MAX <= REGISTRY_STAGED_FILES_MAX);
+    assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
+    let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
+    assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!(SOURCES_MAX * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!((PAGE_ROWS_MAX + CONTENTS_PER_NAME_LISTED_MAX) * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!(3 * KEEP_ALIVE_INTERVAL.as_millis() < REGISTRY_SILENCE_TIMEOUT_DEFAULT.as_millis());
+};

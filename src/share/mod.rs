@@ -11,6 +11,7 @@
 pub mod chunks;
 pub mod content;
 pub mod fetch;
+pub mod index;
 pub mod names;
 pub mod offer;
 pub mod rate;

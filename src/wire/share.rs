@@ -41,6 +41,27 @@ pub enum RegistryRequest {
         /// Gone.
         removed: Vec<FileName>,
     },
+    /// Who has this content, whole or in part, under whatever name?
+    #[serde(rename = "SEARCH_CONTENT")]
+    SearchContent {
+        /// Which.
+        content: ContentId,
+    },
+    /// The peer is fetching this and serves the chunks it has already. It is a source of the content
+    /// from now on, but has no file of any name.
+    #[serde(rename = "FETCHING")]
+    Fetching {
+        /// What.
+        content: ContentId,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// It fetches this no more; a file that has come of it is announced by `UPDATE`.
+    #[serde(rename = "FETCHED")]
+    Fetched {
+        /// What.
+        content: ContentId,
+    },
     /// The peer is alive. Its silence, for longer than the registry's time-out, takes its files away.
     #[serde(rename = "KEEP_ALIVE")]
     KeepAlive,
