@@ -9,6 +9,7 @@
 //! | part | is for |
 //! | --- | --- |
 //! | [`types`], [`command`], [`limits`], [`text`] | the shared vocabulary, log entries, every limit, escaping |
+//! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
 //! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
 //! | [`net`] | the event loop: one thread that owns every socket |
 //! | [`workers`] | the pool of threads that handle requests |
@@ -40,9 +41,11 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod consensus;
+pub mod console;
 pub mod limits;
 pub mod net;
 pub mod node;
+pub mod prompt;
 pub mod server;
 pub mod share;
 pub mod storage;

@@ -12,6 +12,7 @@ use acervo::bench;
 use acervo::cli::args::{BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell};
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::client::repl::{self, ReplOptions};
+use acervo::prompt::questions::probe;
 use acervo::server::cluster::{self, ClusterConfig};
 use acervo::server::config::check_group;
 use acervo::server::questions;
@@ -110,7 +111,7 @@ fn ask(args: &mut ServerArgs) -> Result<(SocketAddr, SocketAddr), u8> {
         check_group(args.servers.clone()).map_err(|error| fail(exit_status::USAGE, &error))?;
     // On standard error, since standard output is for the console's lines alone.
     let (mut input, mut output) = (io::stdin().lock(), io::stderr());
-    let answers = questions::ask(&args.servers, &mut input, &mut output, &questions::probe)
+    let answers = questions::ask(&args.servers, &mut input, &mut output, &probe)
         .map_err(|error| fail(exit_status::USAGE, &error))?;
     Ok((answers.listen, answers.leader))
 }
