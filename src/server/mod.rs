@@ -32,6 +32,7 @@ use rand::Rng;
 use self::config::ServerConfig;
 use self::console::Console;
 pub use self::files::TooFewFiles;
+pub(crate) use self::links::sentence;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
 use crate::limits;

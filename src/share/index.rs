@@ -68,10 +68,21 @@ pub enum IndexError {
     Fetching(usize),
 }
 
+/// A peer as one connection joined it: when a peer joins anew, over another connection, what still
+/// comes of the old one is not about it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub peer: PeerId,
+    /// Unique to the connection.
+    pub session: u64,
+}
+
 type Name = Arc<FileName>;
 
 #[derive(Clone, Debug)]
 struct Peer {
+    session: u64,
     address: SocketAddr,
     heard: Duration,
     files: BTreeMap<Name, File>,
@@ -135,7 +146,7 @@ impl Index {
     /// There is no room for them; what the peer offered before still stands.
     pub fn join(
         &mut self,
-        peer: PeerId,
+        Member { peer, session }: Member,
         address: SocketAddr,
         files: Vec<FileEntry>,
         now: Duration,
@@ -149,8 +160,14 @@ impl Index {
         self.check_room(gone, gone, gone_bytes, &files)?;
 
         let fetching = self.remove(peer).map(|peer| peer.fetching).unwrap_or_default();
-        let (files_of, none) = (BTreeMap::new(), Vec::new());
-        let record = Peer { address, heard: now, files: files_of, bytes: 0, fetching: none };
+        let record = Peer {
+            session,
+            address,
+            heard: now,
+            files: BTreeMap::new(),
+            bytes: 0,
+            fetching: Vec::new(),
+        };
         self.peers.insert(peer, record);
         for (content, size) in fetching {
             self.insert_fetching(peer, content, size);
@@ -165,12 +182,13 @@ impl Index {
     /// There is no room for the new ones; nothing was changed.
     pub fn update(
         &mut self,
-        peer: PeerId,
+        member: Member,
         added: Vec<FileEntry>,
         removed: &[FileName],
         now: Duration,
     ) -> Result<bool, IndexError> {
-        let Some(known) = self.peers.get(&peer) else { return Ok(false) };
+        let Some(known) = self.member(member) else { return Ok(false) };
+        let peer = member.peer;
         // What goes, by being taken away or replaced, each name once.
         let gone: BTreeSet<&FileName> =
             removed.iter().chain(added.iter().map(|file| &file.name)).collect();
@@ -184,7 +202,7 @@ impl Index {
 
         gone.into_iter().for_each(|name| self.remove_file(peer, name));
         added.into_iter().for_each(|file| self.insert_file(peer, file));
-        self.hear(peer, now);
+        self.hear(member, now);
         Ok(true)
     }
 
@@ -194,43 +212,44 @@ impl Index {
     /// It fetches too much at once.
     pub fn fetching(
         &mut self,
-        peer: PeerId,
+        member: Member,
         content: ContentId,
         size: u64,
         now: Duration,
     ) -> Result<bool, IndexError> {
         let max = self.limits.fetching_per_peer_max;
-        let Some(known) = self.peers.get(&peer) else { return Ok(false) };
+        let Some(known) = self.member(member) else { return Ok(false) };
         let new = !known.fetching.iter().any(|(fetching, _)| *fetching == content);
         if new && known.fetching.len() >= max {
             return Err(IndexError::Fetching(max));
         }
         if new {
-            self.insert_fetching(peer, content, size);
+            self.insert_fetching(member.peer, content, size);
         }
-        self.hear(peer, now);
+        self.hear(member, now);
         Ok(true)
     }
 
     /// A peer fetches a content no more. `false`: the peer is not known.
-    pub fn fetched(&mut self, peer: PeerId, content: ContentId, now: Duration) -> bool {
-        let Some(known) = self.peers.get_mut(&peer) else { return false };
+    pub fn fetched(&mut self, member: Member, content: ContentId, now: Duration) -> bool {
+        let Some(known) = self.member_mut(member) else { return false };
         known.fetching.retain(|(fetching, _)| *fetching != content);
+        let peer = member.peer;
         if self.contents.get(&(content, peer)).is_some_and(|holding| holding.files == 0) {
             self.contents.remove(&(content, peer));
         }
-        self.hear(peer, now)
+        self.hear(member, now)
     }
 
     /// A peer is alive. `false`: it is not known.
-    pub fn hear(&mut self, peer: PeerId, now: Duration) -> bool {
-        let known = self.peers.get_mut(&peer);
+    pub fn hear(&mut self, member: Member, now: Duration) -> bool {
+        let known = self.member_mut(member);
         known.map(|peer| peer.heard = peer.heard.max(now)).is_some()
     }
 
     /// A peer goes. `false`: it was not known.
-    pub fn leave(&mut self, peer: PeerId) -> bool {
-        self.remove(peer).is_some()
+    pub fn leave(&mut self, member: Member) -> bool {
+        self.member(member).is_some() && self.remove(member.peer).is_some()
     }
 
     /// Forgets the peers that have been silent for longer than `timeout`, and says which.
@@ -325,6 +344,14 @@ impl Index {
             }));
         }
         (page, false)
+    }
+
+    fn member(&self, member: Member) -> Option<&Peer> {
+        self.peers.get(&member.peer).filter(|peer| peer.session == member.session)
+    }
+
+    fn member_mut(&mut self, member: Member) -> Option<&mut Peer> {
+        self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
     }
 
     // ---- changing the three maps together ----------------------------------------------------

@@ -15,4 +15,5 @@ pub mod index;
 pub mod names;
 pub mod offer;
 pub mod rate;
+pub mod registry;
 pub mod types;

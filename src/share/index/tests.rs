@@ -32,26 +32,28 @@ const SMALL: IndexLimits = IndexLimits {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Join(u64, Vec<(u8, u8)>),
-    Update(u64, Vec<(u8, u8)>, Vec<u8>),
-    Fetching(u64, u8),
-    Fetched(u64, u8),
-    Hear(u64),
-    Leave(u64),
+    Join(Member, Vec<(u8, u8)>),
+    Update(Member, Vec<(u8, u8)>, Vec<u8>),
+    Fetching(Member, u8),
+    Fetched(Member, u8),
+    Hear(Member),
+    Leave(Member),
     Pass(u64),
     Expire,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let files = || prop::collection::vec((0..5u8, 0..3u8), 0..7);
+    let member =
+        || (0..5u64, 0..2u64).prop_map(|(peer, session)| Member { peer: PeerId(peer), session });
     prop_oneof![
-        3 => (0..5u64, files()).prop_map(|(peer, files)| Step::Join(peer, files)),
-        3 => (0..5u64, files(), prop::collection::vec(0..5u8, 0..3))
+        3 => (member(), files()).prop_map(|(peer, files)| Step::Join(peer, files)),
+        3 => (member(), files(), prop::collection::vec(0..5u8, 0..3))
             .prop_map(|(peer, added, removed)| Step::Update(peer, added, removed)),
-        2 => (0..5u64, 0..4u8).prop_map(|(peer, what)| Step::Fetching(peer, what)),
-        1 => (0..5u64, 0..4u8).prop_map(|(peer, what)| Step::Fetched(peer, what)),
-        1 => (0..5u64).prop_map(Step::Hear),
-        1 => (0..5u64).prop_map(Step::Leave),
+        2 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetching(peer, what)),
+        1 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetched(peer, what)),
+        1 => member().prop_map(Step::Hear),
+        1 => member().prop_map(Step::Leave),
         1 => (0..40u64).prop_map(Step::Pass),
         1 => Just(Step::Expire),
     ]
@@ -65,6 +67,7 @@ struct Model {
 
 #[derive(Clone, Default)]
 struct ModelPeer {
+    session: u64,
     heard: u64,
     files: BTreeMap<u8, u8>,
     fetching: Vec<u8>,
@@ -82,33 +85,39 @@ impl Model {
             && all * "file-0.bin".len() <= SMALL.name_bytes_max
     }
 
+    fn member(&mut self, member: Member) -> Option<&mut ModelPeer> {
+        self.peers.get_mut(&member.peer.0).filter(|peer| peer.session == member.session)
+    }
+
     fn apply(&mut self, step: &Step, now: u64) -> bool {
         match step {
-            Step::Join(peer, files) => {
-                let room = self.peers.contains_key(peer) || self.peers.len() < SMALL.peers_max;
-                if !room || !self.fits(*peer, 0, files.len()) {
+            Step::Join(member, files) => {
+                let Member { peer, session } = member;
+                let room = self.peers.contains_key(&peer.0) || self.peers.len() < SMALL.peers_max;
+                if !room || !self.fits(peer.0, 0, files.len()) {
                     return false;
                 }
-                let known = self.peers.entry(*peer).or_default();
+                let known = self.peers.entry(peer.0).or_default();
+                known.session = *session;
                 known.heard = now;
                 known.files = files.iter().copied().collect();
             }
-            Step::Update(peer, added, removed) => {
-                let Some(known) = self.peers.get(peer) else { return true };
+            Step::Update(member, added, removed) => {
+                let Some(known) = self.member(*member) else { return true };
                 let mut files = known.files.clone();
                 files.retain(|name, _| {
                     !removed.contains(name) && !added.iter().any(|(new, _)| new == name)
                 });
-                if !self.fits(*peer, files.len(), added.len()) {
+                if !self.fits(member.peer.0, files.len(), added.len()) {
                     return false;
                 }
                 files.extend(added.iter().copied());
-                let known = self.peers.get_mut(peer).unwrap();
+                let known = self.member(*member).unwrap();
                 known.files = files;
                 known.heard = now;
             }
-            Step::Fetching(peer, what) => {
-                let Some(known) = self.peers.get_mut(peer) else { return true };
+            Step::Fetching(member, what) => {
+                let Some(known) = self.member(*member) else { return true };
                 if !known.fetching.contains(what) {
                     if known.fetching.len() >= SMALL.fetching_per_peer_max {
                         return false;
@@ -117,17 +126,21 @@ impl Model {
                 }
                 known.heard = now;
             }
-            Step::Fetched(peer, what) => {
-                let Some(known) = self.peers.get_mut(peer) else { return true };
+            Step::Fetched(member, what) => {
+                let Some(known) = self.member(*member) else { return true };
                 known.fetching.retain(|fetching| fetching != what);
                 known.heard = now;
             }
-            Step::Hear(peer) => {
-                if let Some(known) = self.peers.get_mut(peer) {
+            Step::Hear(member) => {
+                if let Some(known) = self.member(*member) {
                     known.heard = now;
                 }
             }
-            Step::Leave(peer) => drop(self.peers.remove(peer)),
+            Step::Leave(member) => {
+                if self.member(*member).is_some() {
+                    self.peers.remove(&member.peer.0);
+                }
+            }
             Step::Pass(_) => {}
             Step::Expire => self.peers.retain(|_, peer| now - peer.heard <= 30),
         }
@@ -156,25 +169,25 @@ fn apply(index: &mut Index, step: &Step, at: u64) -> bool {
     let entries = |files: &[(u8, u8)]| files.iter().copied().map(entry).collect::<Vec<_>>();
     let names = |names: &[u8]| names.iter().copied().map(name).collect::<Vec<_>>();
     match step {
-        Step::Join(peer, files) => {
-            index.join(PeerId(*peer), address(*peer), entries(files), now).is_ok()
+        Step::Join(member, files) => {
+            index.join(*member, address(member.peer.0), entries(files), now).is_ok()
         }
-        Step::Update(peer, added, removed) => {
-            index.update(PeerId(*peer), entries(added), &names(removed), now).is_ok()
+        Step::Update(member, added, removed) => {
+            index.update(*member, entries(added), &names(removed), now).is_ok()
         }
-        Step::Fetching(peer, what) => {
-            index.fetching(PeerId(*peer), content(*what), u64::from(*what) * 10, now).is_ok()
+        Step::Fetching(member, what) => {
+            index.fetching(*member, content(*what), u64::from(*what) * 10, now).is_ok()
         }
-        Step::Fetched(peer, what) => {
-            index.fetched(PeerId(*peer), content(*what), now);
+        Step::Fetched(member, what) => {
+            index.fetched(*member, content(*what), now);
             true
         }
-        Step::Hear(peer) => {
-            index.hear(PeerId(*peer), now);
+        Step::Hear(member) => {
+            index.hear(*member, now);
             true
         }
-        Step::Leave(peer) => {
-            index.leave(PeerId(*peer));
+        Step::Leave(member) => {
+            index.leave(*member);
             true
         }
         Step::Pass(_) => true,
@@ -257,9 +270,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
             compare(&index, &model, now)?;
         }
         // Nothing is left behind by those who go.
-        (0..5).for_each(|peer| {
-            index.leave(PeerId(peer));
-        });
+        index.expire(Duration::MAX, Duration::ZERO);
         prop_assert!(index.contents.is_empty() && index.names.is_empty());
         prop_assert_eq!(index.name_bytes, 0);
         Ok(())
@@ -276,7 +287,8 @@ fn pages_go_through_everything_once() {
     for peer in 0..peers {
         let own = FileEntry { name: name_of(peer), size: 1, content: ContentId([1; 32]) };
         let shared = FileEntry { name: name(0), size: 2, content: content(peer as u8) };
-        index.join(PeerId(peer), address(peer), vec![own, shared], Duration::ZERO).unwrap();
+        let member = Member { peer: PeerId(peer), session: 0 };
+        index.join(member, address(peer), vec![own, shared], Duration::ZERO).unwrap();
     }
     let (mut after, mut seen) = (None, Vec::new());
     loop {
