@@ -325,5 +325,47 @@ pub const FILE_NAME_BYTES_MAX: usize = 255;
 pub const CHUNK_BYTES: usize = 1024 * 1024;
 /// A larger file is not shared: its list of chunk hashes would take more than 32 MiB of memory.
 pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Between peers a longer frame closes the connection.
+pub const SHARE_FRAME_BYTES_MAX: usize = 256 * 1024;
+/// What a peer asks fits a greeting's frame; a longer one closes the connection.
+pub const SHARE_REQUEST_BYTES_MAX: usize = HELLO_FRAME_BYTES_MAX;
+/// Chunk hashes in one frame; the rest is asked for again.
+pub const HASHES_PER_FRAME_MAX: usize = 4096;
+/// Runs of chunks in one frame; the rest goes into further frames.
+pub const RUNS_PER_FRAME_MAX: usize = 4096;
+/// How often a peer tells of new chunks, and looks after its transfers.
+pub const SHARE_TICK: Duration = Duration::from_millis(100);
+/// The same for a peer that keeps to a rate: what it sends goes in pieces of a tick's worth.
+pub const PACED_TICK: Duration = Duration::from_millis(10);
+/// The least that goes at once under a rate.
+pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
+/// Connections a peer serves; one more is told `REFUSED`.
+pub const SHARE_CONNECTIONS_MAX: usize = 256;
+/// Peers that get chunks at once; one more is denied with `BUSY`.
+pub const UPLOADS_MAX: usize = 24;
+/// Chunks being read or sent for all of them: each has one, some have more …
+pub const UPLOAD_CHUNKS_MAX: usize = 32;
+/// … but none more than this.
+pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
+/// Chunks one peer has asked for and not got; one more is denied with `BUSY`.
+pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
+/// Contents one peer watches; one more is denied with `BUSY`.
+pub const WATCHES_PER_PEER_MAX: usize = 16;
+/// Frames that wait for one peer behind a chunk that is sent slowly; past it the connection is closed.
+pub const FRAMES_BEHIND_CHUNK_MAX: usize = 1024;
+/// Threads that read files for a peer that serves.
+pub const UPLOAD_WORKERS: usize = 2;
+/// A peer that asks for nothing for this long is disconnected.
+pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A peer that takes longer than this for one chunk, where no rate is set, is disconnected: others
+/// could have its place.
+pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
-const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+const _: () = {
+    assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+    // 34 bytes a hash and up to 18 a run.
+    assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
+    assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
+    assert!(UPLOADS_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);
+};

@@ -11,7 +11,9 @@
 pub mod chunks;
 pub mod content;
 pub mod fetch;
+pub mod greeting;
 pub mod names;
 pub mod offer;
 pub mod rate;
+pub mod serve;
 pub mod types;
