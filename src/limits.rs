@@ -361,11 +361,52 @@ pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// could have its place.
 pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Chunks of one download that are being received, checked or stored; past it its sources are not read.
+pub const DOWNLOAD_CHUNKS_MAX: usize = 8;
+/// Sources of one download; more are passed over.
+pub const SOURCES_MAX: usize = 64;
+/// A source is asked for as many chunks as it gives in this time, and one more …
+pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
+/// … at least …
+pub const REQUESTS_AHEAD_MIN: usize = 2;
+/// … and at most.
+pub const REQUESTS_AHEAD_MAX: usize = 16;
+/// A source that owes a chunk and gives no byte for this long is left, when another can take over …
+pub const SOURCE_SILENCE_MAX: Duration = Duration::from_millis(1500);
+/// … and when none can.
+pub const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A source that has owed a chunk for this long is left when another is so much faster …
+pub const SOURCE_SLOW_AFTER: Duration = Duration::from_secs(5);
+/// … by this factor.
+pub const SOURCE_SLOWER_FACTOR: f64 = 20.0;
+/// A source that has owed a chunk for this long is left when it gives less than `SOURCE_RATE_MIN`.
+pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
+/// In bytes a second.
+pub const SOURCE_RATE_MIN: u64 = 1024;
+/// A source that was lost or fell silent is dialled again after this, doubling …
+pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
+/// … up to this.
+pub const SOURCE_AWAY_MAX: Duration = Duration::from_secs(30);
+/// The same at first for one that was too slow.
+pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
+/// A source that said it is busy is asked again after this, doubling up to `SOURCE_AWAY_MAX`.
+pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
+/// A download has made progress when so many bytes have come, not with every one.
+pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// Threads that check and store the chunks of one download.
+pub const DOWNLOAD_WORKERS: usize = 2;
+/// How often a downloading side that is told of new chunks, and asks for none, says that it is there.
+pub const SHARE_PING_INTERVAL: Duration = Duration::from_secs(30);
+
 const _: () = {
     assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
     // 34 bytes a hash and up to 18 a run.
     assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(UPLOADS_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!(REQUESTS_AHEAD_MAX <= CHUNK_REQUESTS_PER_PEER_MAX);
+    assert!(SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
+    assert!(SOURCE_SILENCE_MAX.as_millis() + 10 * SHARE_TICK.as_millis() <= 3000);
+    assert!(SHARE_PING_INTERVAL.as_millis() * 2 < SHARE_IDLE_TIMEOUT.as_millis());
     assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);
 };

@@ -16,4 +16,5 @@ pub mod names;
 pub mod offer;
 pub mod rate;
 pub mod serve;
+pub mod swarm;
 pub mod types;
