@@ -70,6 +70,16 @@ impl ChunkSet {
         (first..end).filter(|index| self.insert(*index)).collect()
     }
 
+    /// What is in this set and not in `other`, a set of the same content's chunks.
+    pub fn without(&self, other: &ChunkSet) -> ChunkSet {
+        let mut rest = self.clone();
+        for (word, other) in rest.words.iter_mut().zip(&other.words) {
+            *word &= !other;
+        }
+        rest.count = rest.words.iter().map(|word| u64::from(word.count_ones())).sum();
+        rest
+    }
+
     /// The set as ascending runs that do not touch: first chunk, how many.
     pub fn runs(&self) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -167,7 +177,14 @@ mod tests {
                 let new = again.insert_run(first, length);
                 prop_assert_eq!(new.len() as u64, length);
             }
-            prop_assert_eq!(again, set);
+            prop_assert_eq!(&again, &set);
+            let odd = model.iter().copied().filter(|index| index % 2 == 1);
+            let mut odds = ChunkSet::empty(chunks);
+            odd.clone().for_each(|index| { odds.insert(index); });
+            let mut evens = set.without(&odds);
+            prop_assert_eq!(evens.count() + odds.count(), set.count());
+            odd.for_each(|index| { evens.insert(index); });
+            prop_assert_eq!(evens, set);
         }
     }
 }

@@ -266,7 +266,7 @@ impl Index {
     }
 
     /// Who has a file of exactly this name: by how many offer its content, then by peer. At most
-    /// [`SOURCES_MAX`](limits::SOURCES_MAX).
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX).
     pub fn search(&self, name: &FileName) -> Vec<Source> {
         let name = Arc::new(name.clone());
         let range = (Arc::clone(&name), PEER_MIN)..=(Arc::clone(&name), PEER_MAX);
@@ -283,7 +283,7 @@ impl Index {
     }
 
     /// Who has this content, whole or in part, in order of the peers' ids. At most
-    /// [`SOURCES_MAX`](limits::SOURCES_MAX), those who have it whole first.
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), those who have it whole first.
     pub fn sources_of(&self, content: ContentId) -> Vec<Source> {
         let holders = self.contents.range((content, PEER_MIN)..=(content, PEER_MAX));
         let (whole, parts): (Vec<_>, Vec<_>) = holders.partition(|(_, holding)| holding.files > 0);
@@ -294,7 +294,7 @@ impl Index {
                 let address = self.peers.get(peer)?.address;
                 Some(Source { peer: *peer, address, size: holding.size, content: *content })
             })
-            .take(limits::SOURCES_MAX)
+            .take(limits::SOURCES_PER_ANSWER_MAX)
             .collect()
     }
 
@@ -449,7 +449,7 @@ pub fn most_offered_first(mut sources: Vec<Source>) -> Vec<Source> {
         let count = offers.get(&source.content).copied().unwrap_or_default();
         (std::cmp::Reverse(count), source.content, source.peer)
     });
-    sources.truncate(limits::SOURCES_MAX);
+    sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
     sources
 }
 

@@ -11,9 +11,12 @@
 pub mod chunks;
 pub mod content;
 pub mod fetch;
+pub mod greeting;
 pub mod index;
 pub mod names;
 pub mod offer;
 pub mod rate;
 pub mod registry;
+pub mod serve;
+pub mod swarm;
 pub mod types;

@@ -89,7 +89,7 @@ mod tests {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(1_000_000, 50_000, start);
         let mut moved = 0;
-        let mut steps = [1u64, 7, 20, 3, 250, 11].into_iter().cycle();
+        let mut steps = [1u64, 7, 20, 3, 25, 11].into_iter().cycle();
         let mut ms = 0;
         while ms < 10_000 {
             ms += steps.next().unwrap();
@@ -102,7 +102,7 @@ mod tests {
         let expected = ms * 1000;
         assert!(moved <= expected + 50_000 + 120_000, "{moved} of {expected}");
         // Pauses longer than the burst lasts lose what would not have fit.
-        assert!(moved >= expected * 7 / 10, "{moved} of {expected}");
+        assert!(moved >= expected * 9 / 10, "{moved} of {expected}");
     }
 
     #[test]

@@ -198,7 +198,8 @@ pub enum PeerRequest {
         /// Which.
         index: u64,
     },
-    /// Never mind: what has not begun to be sent need not be.
+    /// Never mind: what has not begun to be read is not sent. It has no answer of its own; the request
+    /// it names is answered once, as every other, if by `DENIED` with `CANCELLED`.
     #[serde(rename = "CANCEL")]
     Cancel {
         /// The id of the request.
@@ -258,4 +259,7 @@ pub enum DenialCode {
     /// The request makes no sense.
     #[serde(rename = "INVALID")]
     Invalid,
+    /// It was called off: what a `CANCEL` that came in time brings about.
+    #[serde(rename = "CANCELLED")]
+    Cancelled,
 }

@@ -9,11 +9,11 @@ use super::work::{Completion, Effect, Job, Work, frame};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service};
 use crate::server::sentence;
+use crate::share::greeting;
 use crate::share::index::Member;
 use crate::share::types::{FileEntry, PeerId};
-use crate::types::{ClusterId, NodeId};
 use crate::wire::codec;
-use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
+use crate::wire::message::Message;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 use crate::workers::pool::Pool;
 
@@ -81,40 +81,21 @@ impl RegistryService {
         if let Some(address) = net.peer_address(connection) {
             log::info!("refusing {address}: {reason}");
         }
-        net.send_owned(connection, refused(reason));
+        net.send_owned(connection, greeting::refusal(&reason));
         net.close_after_flush(connection);
     }
 
     fn greet(&mut self, net: &mut Net, connection: ConnectionId, message: &Message) {
-        let Message::Hello(Hello { protocol, role, .. }) = message else {
-            return self.refuse(net, connection, "the first message must be HELLO");
-        };
-        if *protocol != PROTOCOL_VERSION {
-            let reason = format!(
-                "this registry speaks protocol version {PROTOCOL_VERSION} and not {protocol}: \
-                 use a peer of its release"
-            );
+        if let Err(reason) = greeting::check_hello(message) {
             return self.refuse(net, connection, &reason);
         }
-        if *role != HelloRole::Share {
-            let reason = "this is the registry of a share: a store needs an acervo server";
-            return self.refuse(net, connection, reason);
-        }
-        let welcome = Message::Welcome(Welcome {
-            protocol: PROTOCOL_VERSION,
-            cluster: ClusterId(0),
-            node: NodeId(0),
-            incarnation: self.first_session,
-            last_index: 0,
-            term: 0,
-        });
         if let Some(guest) = self.guests.get_mut(&connection) {
             guest.greeted = true;
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
         net.set_deadline(connection, None);
-        net.send(connection, |out| encode(&welcome, out));
+        net.send(connection, |out| encode(&greeting::welcome(), out));
     }
 
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
@@ -317,14 +298,14 @@ impl Service for RegistryService {
             (None, _) => Vec::new(),
             (Some(_), CloseReason::Deadline) => {
                 let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
-                refused(format!("no whole HELLO came within {seconds} seconds"))
+                greeting::refusal(&format!("no whole HELLO came within {seconds} seconds"))
             }
-            (Some(_), reason) => refused(reason.to_string()),
+            (Some(_), reason) => greeting::refusal(&sentence(&reason.to_string())),
         }
     }
 
     fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
-        refused("this registry has no room for another connection: try again later".to_owned())
+        greeting::refusal("this registry has no room for another connection: try again later")
     }
 }
 
@@ -332,12 +313,6 @@ fn encode(message: &Message, out: &mut Vec<u8>) {
     if let Err(error) = codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, out) {
         log::error!("cannot send a message: {error}");
     }
-}
-
-fn refused(reason: String) -> Vec<u8> {
-    let mut frame = Vec::new();
-    encode(&Message::Refused { reason }, &mut frame);
-    frame
 }
 
 fn invalid(message: &str) -> RegistryReply {
