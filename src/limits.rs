@@ -357,12 +357,18 @@ pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A registry, or a peer asked for a name, that has not answered by then is given up.
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a peer looks whether its registry has closed the connection.
+pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// What a peer's own threads have for its registry and have not told yet; one more waits.
+pub const MEMBER_COMMANDS_MAX: usize = 64;
 /// First wait before a peer dials its registry again …
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
 pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// While a folder is being hashed, what has been found is kept this often.
+pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// What a folder's state may weigh on the disk; a larger one is not read.
 pub const FOLDER_STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Registries a peer may be given.

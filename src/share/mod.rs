@@ -11,8 +11,11 @@
 pub mod chunks;
 pub mod content;
 pub mod fetch;
+pub mod folder;
 pub mod greeting;
 pub mod index;
+pub mod line;
+pub mod member;
 pub mod names;
 pub mod offer;
 pub mod rate;

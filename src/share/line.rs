@@ -1,0 +1,221 @@
+//! One blocking connection to a registry or to a peer: a question, then its answer.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::names::FileName;
+use super::types::FileEntry;
+use crate::client::connection::{Failure, dial, left, next_message, refused};
+use crate::client::transport::MessageReader;
+use crate::limits;
+use crate::text::escape;
+use crate::wire::codec;
+use crate::wire::message::{HelloRole, Message};
+use crate::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// It cannot be reached, or the connection broke.
+    #[error("{address} cannot be reached: {reason}")]
+    Unreachable {
+        /// Who.
+        address: SocketAddr,
+        /// Why, in a few words.
+        reason: String,
+    },
+    /// It answers, and says no.
+    #[error("{address} says: {message}")]
+    Declined {
+        /// Who.
+        address: SocketAddr,
+        /// Its sentence, escaped.
+        message: String,
+    },
+    /// The registry does not know this peer, or not any more.
+    #[error("the registry {0} does not know this peer")]
+    NotJoined(SocketAddr),
+}
+
+impl LineError {
+    /// Whether the other side was there and answered.
+    pub fn is_answer(&self) -> bool {
+        !matches!(self, LineError::Unreachable { .. })
+    }
+}
+
+/// A connection with one question under way at most.
+pub struct Line {
+    address: SocketAddr,
+    stream: TcpStream,
+    reader: MessageReader,
+    next_id: u64,
+}
+
+impl Line {
+    /// Dials and greets before `deadline`.
+    ///
+    /// # Errors
+    /// [`LineError::Unreachable`].
+    pub fn open(address: SocketAddr, deadline: Instant) -> Result<Line, LineError> {
+        let deadline = deadline.min(Instant::now() + limits::CLIENT_CONNECT_TIMEOUT);
+        let dialled = dial(address, HelloRole::Share, deadline);
+        let (stream, mut reader, _) = dialled.map_err(|failure| unreachable(address, failure))?;
+        reader.set_frame_bytes_max(limits::REGISTRY_FRAME_BYTES_MAX);
+        Ok(Line { address, stream, reader, next_id: 1 })
+    }
+
+    /// As [`Line::open`], to the first of several that can be reached.
+    ///
+    /// # Errors
+    /// What was wrong with the last one.
+    pub fn open_any(addresses: &[SocketAddr], deadline: Instant) -> Result<Line, LineError> {
+        let mut last = None;
+        for address in addresses {
+            match Line::open(*address, deadline) {
+                Ok(line) => return Ok(line),
+                Err(error) => last = Some(error),
+            }
+        }
+        // Nobody to ask is nobody reached.
+        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
+        Err(last.unwrap_or_else(|| unreachable(nobody, Failure::new("no address was given"))))
+    }
+
+    /// Who is at the other end.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Asks a registry. What it has no room for at the moment is asked again, until `deadline`.
+    ///
+    /// # Errors
+    /// See [`LineError`]. After [`LineError::Unreachable`] the connection is of no more use.
+    pub fn ask(
+        &mut self,
+        body: &RegistryRequest,
+        deadline: Instant,
+    ) -> Result<RegistryReply, LineError> {
+        loop {
+            let id = self.fresh_id();
+            let request = Message::Registry { id, body: body.clone() };
+            let reply = self.call(&request, deadline, |message| match message {
+                Message::RegistryReply { id: of, body } if of == id => Some(body),
+                _ => None,
+            })?;
+            match reply {
+                RegistryReply::NotJoined => return Err(LineError::NotJoined(self.address)),
+                RegistryReply::Error { message, retry_after_ms } => {
+                    let pause = Duration::from_millis(u64::from(retry_after_ms));
+                    if pause.is_zero() || Instant::now() + pause >= deadline {
+                        let message = escape(message.as_bytes()).to_string();
+                        return Err(LineError::Declined { address: self.address, message });
+                    }
+                    thread::sleep(pause);
+                }
+                reply => return Ok(reply),
+            }
+        }
+    }
+
+    /// Asks a peer what it has under a name.
+    ///
+    /// # Errors
+    /// As [`Line::ask`].
+    pub fn find(&mut self, name: &FileName, deadline: Instant) -> Result<FileEntry, LineError> {
+        let id = self.fresh_id();
+        let request = Message::Share { id, body: PeerRequest::Find { name: name.clone() } };
+        let reply = self.call(&request, deadline, |message| match message {
+            Message::ShareReply { id: of, body } if of == id => Some(body),
+            _ => None,
+        })?;
+        match reply {
+            PeerReply::Found(file) if file.name == *name => Ok(file),
+            PeerReply::Denied { message, .. } => {
+                let message = escape(message.as_bytes()).to_string();
+                Err(LineError::Declined { address: self.address, message })
+            }
+            _ => Err(self.broken(Failure::new("it answered something else than it was asked"))),
+        }
+    }
+
+    /// Whether the other side has closed the connection. Never waits.
+    pub fn is_closed(&self) -> bool {
+        let looked = self.stream.set_nonblocking(true).and_then(|()| {
+            let looked = self.stream.peek(&mut [0]);
+            self.stream.set_nonblocking(false)?;
+            looked
+        });
+        match looked {
+            Ok(received) => received == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn broken(&self, failure: Failure) -> LineError {
+        unreachable(self.address, failure)
+    }
+
+    /// Sends a message and reads until `wanted` finds what it waits for.
+    fn call<T>(
+        &mut self,
+        request: &Message,
+        deadline: Instant,
+        mut wanted: impl FnMut(Message) -> Option<T>,
+    ) -> Result<T, LineError> {
+        let result = self.exchange(request, deadline, &mut wanted);
+        result.map_err(|failure| self.broken(failure))
+    }
+
+    fn exchange<T>(
+        &mut self,
+        request: &Message,
+        deadline: Instant,
+        wanted: &mut impl FnMut(Message) -> Option<T>,
+    ) -> Result<T, Failure> {
+        let io_failure = |error: io::Error| Failure::io(&error);
+        self.send(request, deadline)?;
+        loop {
+            while let Some(message) = next_message(&mut self.reader)? {
+                match message {
+                    Message::Ping { nonce } => self.send(&Message::Pong { nonce }, deadline)?,
+                    Message::Refused { reason } => return Err(refused(&reason)),
+                    message => {
+                        if let Some(found) = wanted(message) {
+                            return Ok(found);
+                        }
+                    }
+                }
+            }
+            let left = left(deadline).map_err(io_failure)?;
+            self.stream.set_read_timeout(Some(left)).map_err(io_failure)?;
+            match self.reader.fill(&mut &self.stream) {
+                Ok(0) => return Err(Failure::new("it closed the connection")),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_failure(error)),
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Message, deadline: Instant) -> Result<(), Failure> {
+        let mut frame = Vec::new();
+        codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, &mut frame)
+            .map_err(|error| Failure::new(error.to_string()))?;
+        let io_failure = |error: io::Error| Failure::io(&error);
+        let left = left(deadline).map_err(io_failure)?;
+        self.stream.set_write_timeout(Some(left)).map_err(io_failure)?;
+        self.stream.write_all(&frame).map_err(io_failure)
+    }
+}
+
+fn unreachable(address: SocketAddr, failure: Failure) -> LineError {
+    LineError::Unreachable { address, reason: failure.reason }
+}
