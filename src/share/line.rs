@@ -1,19 +1,17 @@
-//! One blocking connection to a registry or to a peer: a question, then its answer.
+//! One blocking connection to a registry: a question, then its answer.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::names::FileName;
-use super::types::FileEntry;
 use crate::client::connection::{Failure, dial, left, next_message, refused};
 use crate::client::transport::MessageReader;
 use crate::limits;
 use crate::text::escape;
 use crate::wire::codec;
 use crate::wire::message::{HelloRole, Message};
-use crate::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
+use crate::wire::share::{RegistryReply, RegistryRequest};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +87,7 @@ impl Line {
         self.address
     }
 
-    /// Asks a registry. What it has no room for at the moment is asked again, until `deadline`.
+    /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
     ///
     /// # Errors
     /// See [`LineError`]. After [`LineError::Unreachable`] the connection is of no more use.
@@ -99,12 +97,8 @@ impl Line {
         deadline: Instant,
     ) -> Result<RegistryReply, LineError> {
         loop {
-            let id = self.fresh_id();
-            let request = Message::Registry { id, body: body.clone() };
-            let reply = self.call(&request, deadline, |message| match message {
-                Message::RegistryReply { id: of, body } if of == id => Some(body),
-                _ => None,
-            })?;
+            let asked = self.exchange(body.clone(), deadline);
+            let reply = asked.map_err(|failure| unreachable(self.address, failure))?;
             match reply {
                 RegistryReply::NotJoined => return Err(LineError::NotJoined(self.address)),
                 RegistryReply::Error { message, retry_after_ms } => {
@@ -117,27 +111,6 @@ impl Line {
                 }
                 reply => return Ok(reply),
             }
-        }
-    }
-
-    /// Asks a peer what it has under a name.
-    ///
-    /// # Errors
-    /// As [`Line::ask`].
-    pub fn find(&mut self, name: &FileName, deadline: Instant) -> Result<FileEntry, LineError> {
-        let id = self.fresh_id();
-        let request = Message::Share { id, body: PeerRequest::Find { name: name.clone() } };
-        let reply = self.call(&request, deadline, |message| match message {
-            Message::ShareReply { id: of, body } if of == id => Some(body),
-            _ => None,
-        })?;
-        match reply {
-            PeerReply::Found(file) if file.name == *name => Ok(file),
-            PeerReply::Denied { message, .. } => {
-                let message = escape(message.as_bytes()).to_string();
-                Err(LineError::Declined { address: self.address, message })
-            }
-            _ => Err(self.broken(Failure::new("it answered something else than it was asked"))),
         }
     }
 
@@ -154,44 +127,24 @@ impl Line {
         }
     }
 
-    fn fresh_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn broken(&self, failure: Failure) -> LineError {
-        unreachable(self.address, failure)
-    }
-
-    /// Sends a message and reads until `wanted` finds what it waits for.
-    fn call<T>(
+    /// Sends a question and reads until its answer has come.
+    fn exchange(
         &mut self,
-        request: &Message,
+        body: RegistryRequest,
         deadline: Instant,
-        mut wanted: impl FnMut(Message) -> Option<T>,
-    ) -> Result<T, LineError> {
-        let result = self.exchange(request, deadline, &mut wanted);
-        result.map_err(|failure| self.broken(failure))
-    }
-
-    fn exchange<T>(
-        &mut self,
-        request: &Message,
-        deadline: Instant,
-        wanted: &mut impl FnMut(Message) -> Option<T>,
-    ) -> Result<T, Failure> {
+    ) -> Result<RegistryReply, Failure> {
         let io_failure = |error: io::Error| Failure::io(&error);
-        self.send(request, deadline)?;
+        let id = self.next_id;
+        self.next_id += 1;
+        self.send(&Message::Registry { id, body }, deadline)?;
         loop {
             while let Some(message) = next_message(&mut self.reader)? {
                 match message {
+                    Message::RegistryReply { id: of, body } if of == id => return Ok(body),
                     Message::Ping { nonce } => self.send(&Message::Pong { nonce }, deadline)?,
+                    Message::Pong { .. } => {}
                     Message::Refused { reason } => return Err(refused(&reason)),
-                    message => {
-                        if let Some(found) = wanted(message) {
-                            return Ok(found);
-                        }
-                    }
+                    _ => return Err(Failure::new("it does not answer like a registry")),
                 }
             }
             let left = left(deadline).map_err(io_failure)?;

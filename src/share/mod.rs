@@ -18,6 +18,7 @@ pub mod line;
 pub mod member;
 pub mod names;
 pub mod offer;
+pub mod peer;
 pub mod rate;
 pub mod registry;
 pub mod serve;
