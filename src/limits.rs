@@ -462,6 +462,12 @@ pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
 pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
 /// A download has made progress when so many bytes have come, not with every one.
 pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// A source that does not answer a request for chunk hashes by then is asked no more, but another.
+pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
+/// Kept chunks that a worker checks at once.
+pub const CHECKS_PER_JOB_MAX: u64 = 64;
+/// Bytes read from one source before the others get their turn.
+pub const SHARE_READ_BUDGET_BYTES: usize = CHUNK_BYTES;
 /// Threads that check and store the chunks of one download.
 pub const DOWNLOAD_WORKERS: usize = 2;
 /// How often a downloading side that is told of new chunks, and asks for none, says that it is there.

@@ -159,6 +159,8 @@ pub struct Progress {
     pub fetched_bytes: u64,
     /// Bytes a second of late.
     pub rate_bytes_per_s: f64,
+    /// The longest time that the event loop was away from its sockets.
+    pub absence_max: Duration,
     /// Who is or was asked, in order of their addition.
     pub sources: Vec<SourceProgress>,
 }

@@ -88,6 +88,8 @@ pub struct Config {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
+    /// Before [`Swarm::begin`].
+    Unknown,
     Missing,
     Asked,
     Arrived,
@@ -114,31 +116,39 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// A swarm that has `stored` already and misses the rest.
-    pub fn new(config: Config, stored: &ChunkSet, now: Duration) -> Swarm {
+    /// A swarm that finds its sources and asks for nothing yet.
+    pub fn new(config: Config, now: Duration) -> Swarm {
         let count = chunk_count(config.size);
-        let mut picker = Picker::new(count, config.seed);
-        let chunks: Vec<Chunk> = (0..count)
-            .map(|index| {
-                if stored.contains(index) {
-                    return Chunk::Stored;
-                }
-                picker.put(index);
-                Chunk::Missing
-            })
-            .collect();
         Swarm {
-            chunks,
-            picker,
+            chunks: vec![Chunk::Unknown; count as usize],
+            picker: Picker::new(count, config.seed),
             debtors: BTreeMap::new(),
             sources: Vec::new(),
-            stored: stored.count(),
+            stored: 0,
             actions: VecDeque::new(),
             progress_at: now,
             progress_bytes: 0,
             returns: 0,
             config,
         }
+    }
+
+    /// These chunks are stored already; the others are wanted from now on. Once.
+    pub fn begin(&mut self, stored: &ChunkSet, now: Duration) {
+        for (index, chunk) in (0..).zip(&mut self.chunks) {
+            if *chunk != Chunk::Unknown {
+                continue;
+            }
+            if stored.contains(index) {
+                *chunk = Chunk::Stored;
+                self.stored += 1;
+            } else {
+                *chunk = Chunk::Missing;
+                self.picker.put(index);
+            }
+        }
+        self.returns += 1;
+        self.progress_at = now;
     }
 
     /// The next thing to do. Ask until there is none, after every input.

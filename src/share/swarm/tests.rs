@@ -52,7 +52,8 @@ impl Sim {
             rate_min: limits::SOURCE_RATE_MIN,
         };
         let stored = ChunkSet::empty(chunks);
-        let mut swarm = Swarm::new(config, &stored, Duration::ZERO);
+        let mut swarm = Swarm::new(config, Duration::ZERO);
+        swarm.begin(&stored, Duration::ZERO);
         for _ in &peers {
             swarm.add_source(Duration::ZERO);
         }
@@ -116,7 +117,7 @@ impl Sim {
             self.serve(id);
             self.swarm.received(id, 0, self.now);
         }
-        if self.now.as_millis() % 100 == 0 {
+        if self.now.as_millis().is_multiple_of(100) {
             self.swarm.tick(self.now);
         }
         self.act();
@@ -320,11 +321,13 @@ fn what_was_kept_is_not_asked_for() {
     };
     let mut kept = ChunkSet::full(10);
     kept.remove(4);
-    let mut swarm = Swarm::new(config, &kept, Duration::ZERO);
+    let mut swarm = Swarm::new(config, Duration::ZERO);
     let id = swarm.add_source(Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
     swarm.connected(id, Duration::ZERO);
     swarm.have(id, &[(0, 3), (3, u64::MAX)]);
+    assert_eq!(swarm.next_action(Duration::ZERO), None);
+    swarm.begin(&kept, Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Request(id, 4)));
     assert_eq!(swarm.next_action(Duration::ZERO), None);
     assert!(swarm.arrived(id, 4));
