@@ -371,6 +371,16 @@ pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// What a folder's state may weigh on the disk; a larger one is not read.
 pub const FOLDER_STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Sources of one download that are shown one by one.
+pub const SOURCES_SHOWN_MAX: usize = 8;
+/// Where there is no terminal, how far a download is is told this often.
+pub const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Searches and downloads under way at once in one peer's console.
+pub const CONSOLE_TASKS_MAX: usize = 16;
+/// How often whoever waits for a download looks whether to stop.
+pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives up.
+pub const FETCH_PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
 /// Registries a peer may be given.
 pub const REGISTRIES_MAX: usize = SERVERS_MAX;
 /// How often a fetching process asks the registry for further sources.

@@ -32,16 +32,18 @@ pub enum LineError {
         /// Its sentence, escaped.
         message: String,
     },
+    /// It answers something else than it was asked.
+    #[error("the registry does not answer like one; check its address")]
+    Unexpected,
+    /// There is nobody to ask.
+    #[error("no registry was named")]
+    Nobody,
+    /// The one who asks is stopping.
+    #[error("this peer is stopping")]
+    Stopping,
     /// The registry does not know this peer, or not any more.
     #[error("the registry {0} does not know this peer")]
     NotJoined(SocketAddr),
-}
-
-impl LineError {
-    /// Whether the other side was there and answered.
-    pub fn is_answer(&self) -> bool {
-        !matches!(self, LineError::Unreachable { .. })
-    }
 }
 
 /// A connection with one question under way at most.
@@ -77,9 +79,7 @@ impl Line {
                 Err(error) => last = Some(error),
             }
         }
-        // Nobody to ask is nobody reached.
-        let nobody = SocketAddr::from(([0, 0, 0, 0], 0));
-        Err(last.unwrap_or_else(|| unreachable(nobody, Failure::new("no address was given"))))
+        Err(last.unwrap_or(LineError::Nobody))
     }
 
     /// Who is at the other end.

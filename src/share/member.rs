@@ -122,11 +122,7 @@ impl Membership {
     pub fn ask(&self, request: RegistryRequest) -> Result<RegistryReply, LineError> {
         let (answer, answered) = bounded(1);
         self.send(Command::Ask(Box::new(request), answer));
-        let gone = || LineError::Unreachable {
-            address: SocketAddr::from(([0, 0, 0, 0], 0)),
-            reason: "this peer is stopping".to_owned(),
-        };
-        answered.recv().unwrap_or_else(|_| Err(gone()))
+        answered.recv().unwrap_or(Err(LineError::Stopping))
     }
 
     fn send(&self, command: Command) {
@@ -235,10 +231,7 @@ impl Member {
                 }
                 let result = match self.call(&request) {
                     Some(result) => result,
-                    None => Err(self.trouble.clone().unwrap_or(LineError::Unreachable {
-                        address: self.options.address,
-                        reason: "there is no connection to a registry".to_owned(),
-                    })),
+                    None => Err(self.trouble.clone().unwrap_or(LineError::Nobody)),
                 };
                 // Whoever asked may have given up.
                 let _ = answer.send(result);

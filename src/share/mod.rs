@@ -9,7 +9,9 @@
 //! [`client`](crate::client); never the node core or its storage.
 
 pub mod chunks;
+pub mod console;
 pub mod content;
+pub mod display;
 pub mod fetch;
 pub mod folder;
 pub mod greeting;

@@ -171,7 +171,8 @@ impl Peer {
             seed: rand::rng().next_u64(),
         })?);
         self.membership.fetching(content, size);
-        let seeker = if look_for_more { Some(self.seek(&handle, content, name.clone())?) } else { None };
+        let seeker =
+            if look_for_more { Some(self.seek(&handle, content, name.clone())?) } else { None };
         Ok(Transfer {
             name,
             content,
@@ -191,7 +192,8 @@ impl Peer {
         name: FileName,
     ) -> Result<Seeker, FetchError> {
         let (stop, stopped) = bounded::<()>(0);
-        let (handle, membership, me) = (Arc::clone(handle), Arc::clone(&self.membership), self.peer);
+        let (handle, membership, me) =
+            (Arc::clone(handle), Arc::clone(&self.membership), self.peer);
         let seek = move || loop {
             let asked = membership.ask(RegistryRequest::SearchContent { content });
             // Without a registry the download goes on with whom it knows.
@@ -219,10 +221,7 @@ impl Peer {
 pub fn sources(reply: RegistryReply) -> Result<Vec<Source>, LineError> {
     match reply {
         RegistryReply::Sources(sources) => Ok(sources),
-        _ => Err(LineError::Unreachable {
-            address: SocketAddr::from(([0, 0, 0, 0], 0)),
-            reason: "it does not answer like a registry".to_owned(),
-        }),
+        _ => Err(LineError::Unexpected),
     }
 }
 

@@ -64,9 +64,6 @@ pub enum FolderError {
     /// Another process shares it.
     #[error("{} is shared by another process already; stop that one first", .0.display())]
     InUse(PathBuf),
-    /// It was told to stop while it was looking at the files.
-    #[error("stopped")]
-    Stopped,
 }
 
 /// How a folder is looked after.
