@@ -368,7 +368,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// The common errors in plain words, the same on every system; the rest in the system's.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {

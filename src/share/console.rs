@@ -21,6 +21,7 @@ use super::names::{FileName, NameError};
 use super::peer::{Peer, PeerError, PeerOptions, Wanted};
 use super::registry::spaced;
 use super::types::PeerId;
+use crate::client::connection::describe;
 use crate::limits;
 use crate::net::{ListenError, Listener};
 use crate::prompt::questions::{explain_probe, probe};
@@ -448,7 +449,7 @@ fn explain_listen(error: &ListenError) -> String {
 fn explain_find(error: &FindError) -> String {
     match error {
         FindError::Unreachable { address, source } => {
-            format!("o peer {address} não responde ({source})")
+            format!("o peer {address} não responde ({})", describe(source))
         }
         FindError::Refused { address, reason } => {
             let reason = escape(reason.as_bytes()).to_string();

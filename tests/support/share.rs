@@ -63,19 +63,20 @@ impl Drop for Process {
 
 /// A registry on a port of its own, running or not.
 pub struct Registry {
+    // Before the folder that it writes to.
+    process: Option<Process>,
     pub dir: TempDir,
     pub address: SocketAddr,
     flags: Vec<String>,
-    process: Option<Process>,
 }
 
 impl Registry {
     pub fn start(flags: &[&str]) -> Registry {
         let mut registry = Registry {
+            process: None,
             dir: tempfile::tempdir().unwrap(),
             address: free_addresses(1)[0],
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-            process: None,
         };
         registry.restart();
         registry
