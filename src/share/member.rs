@@ -225,14 +225,14 @@ impl Member {
                 self.tell(&RegistryRequest::Fetched { content });
             }
             Command::Ask(request, answer) => {
-                // Somebody waits: this is worth trying now, whatever the back-off says.
-                if self.line.is_none() {
+                let mut result = self.call(&request);
+                if matches!(result, None | Some(Err(LineError::Unreachable { .. }))) {
+                    // Somebody waits: this is worth trying now, whatever the back-off says.
                     self.join();
+                    result = self.call(&request);
                 }
-                let result = match self.call(&request) {
-                    Some(result) => result,
-                    None => Err(self.trouble.clone().unwrap_or(LineError::Nobody)),
-                };
+                let nobody = || Err(self.trouble.clone().unwrap_or(LineError::Nobody));
+                let result = result.unwrap_or_else(nobody);
                 // Whoever asked may have given up.
                 let _ = answer.send(result);
             }
