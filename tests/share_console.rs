@@ -286,13 +286,12 @@ fn from_a_pipe_only_the_lines_of_the_specification_are_on_standard_output() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // Enter takes the address that the search has found.
     let typed = format!(
-        "1\n{ip}\n{port}\n{folder}\n2\nfilm.mkv\n3\n{other_ip}\n{other_port}\n",
+        "1\n{ip}\n{port}\n{folder}\n2\nfilm.mkv\n3\n\n\n",
         ip = addresses[0].ip(),
         port = addresses[0].port(),
         folder = folder.display(),
-        other_ip = addresses[1].ip(),
-        other_port = addresses[1].port(),
     );
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), typed.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

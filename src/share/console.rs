@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rand::Rng;
@@ -82,12 +82,16 @@ struct Searched {
     name: Option<FileName>,
     /// Who has it, as soon as the answer has come.
     sources: Vec<Source>,
+    /// It is still to come.
+    pending: bool,
 }
 
 /// What the dialogue and its threads share.
 struct Shared {
     screen: Arc<dyn Screen>,
     searched: Mutex<Searched>,
+    /// An answer has come.
+    answered: Condvar,
     stopping: AtomicBool,
 }
 
@@ -95,6 +99,26 @@ impl Shared {
     fn searched(&self) -> MutexGuard<'_, Searched> {
         // Its fields are set one by one; any state of it is one to read.
         self.searched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was searched for last and who has it, waiting a little for an answer that is due.
+    fn last_search(&self) -> (Option<FileName>, Vec<Source>) {
+        let patience = limits::CLIENT_CONNECT_TIMEOUT;
+        let pending = |searched: &mut Searched| searched.pending;
+        let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
+        let (searched, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        (searched.name.clone(), searched.sources.clone())
+    }
+
+    /// The answer to a search has come, or none will.
+    fn found(&self, name: &FileName, sources: &[Source]) {
+        let mut searched = self.searched();
+        if searched.name.as_ref() == Some(name) {
+            searched.sources = sources.to_vec();
+            searched.pending = false;
+        }
+        drop(searched);
+        self.answered.notify_all();
     }
 }
 
@@ -120,8 +144,12 @@ impl Dialogue<'_> {
         screen: Arc<dyn Screen>,
         options: ConsoleOptions,
     ) -> Dialogue<'a> {
-        let searched = Mutex::default();
-        let shared = Arc::new(Shared { screen, searched, stopping: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            screen,
+            searched: Mutex::default(),
+            answered: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        });
         Dialogue { input, options, shared, joined: None, tasks: Vec::new() }
     }
 
@@ -288,20 +316,21 @@ impl Dialogue<'_> {
         let name = self.ask("Arquivo: ", |line| {
             FileName::new(line).map_err(|error| invalid(&explain_name(error)))
         })?;
-        *self.shared.searched() = Searched { name: Some(name.clone()), sources: Vec::new() };
-        self.task(move |shared| match joined.peer.search(&name) {
-            Ok(sources) => {
-                let addresses: Vec<_> =
-                    sources.iter().map(|source| source.address.to_string()).collect();
-                let mut searched = shared.searched();
-                if searched.name.as_ref() == Some(&name) {
-                    searched.sources = sources;
+        *self.shared.searched() =
+            Searched { name: Some(name.clone()), sources: Vec::new(), pending: true };
+        self.task(move |shared| {
+            let answer = joined.peer.search(&name);
+            // Before anything is shown, which may wait for the prompt.
+            shared.found(&name, answer.as_deref().unwrap_or_default());
+            match answer {
+                Ok(sources) => {
+                    let addresses: Vec<_> =
+                        sources.iter().map(|source| source.address.to_string()).collect();
+                    let addresses = addresses.join(" ");
+                    shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
                 }
-                drop(searched);
-                let addresses = addresses.join(" ");
-                shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
+                Err(error) => shared.screen.remark(&explain_line(&error)),
             }
-            Err(error) => shared.screen.remark(&explain_line(&error)),
         });
         Ok(())
     }
@@ -310,12 +339,9 @@ impl Dialogue<'_> {
 
     fn download(&mut self) -> Result<(), Stop> {
         let Some(joined) = self.joined() else { return Ok(()) };
-        let (name, offered) = {
-            let searched = self.shared.searched();
-            let other = |source: &&Source| source.address != joined.address;
-            let offered = searched.sources.iter().find(other).map(|source| source.address);
-            (searched.name.clone(), offered)
-        };
+        let (name, sources) = self.shared.last_search();
+        let other = sources.iter().find(|source| source.address != joined.address);
+        let offered = other.map(|source| source.address);
         let Some(name) = name else {
             self.say("Faça SEARCH antes de DOWNLOAD.");
             return Ok(());
