@@ -23,7 +23,7 @@ use crate::share::types::ChunkHash;
 use crate::text;
 use crate::wire::codec;
 use crate::wire::message::Message;
-use crate::wire::share::{PeerReply, PeerRequest};
+use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 use crate::workers::pool::Pool;
 
 /// Over which time rates are averaged.
@@ -261,12 +261,34 @@ impl Driver {
                 Ok(())
             }
             (Question::Chunk(index), PeerReply::Denied { code, message }) => {
-                let now = self.elapsed(net);
-                self.swarm.denied(source, index, code, &said(&message), now);
+                self.denied(net, source, index, code, &message);
                 Ok(())
             }
             (_, PeerReply::Denied { message, .. }) => Err(DropReason::Refused(said(&message))),
             _ => Err(DropReason::Protocol),
+        }
+    }
+
+    fn denied(
+        &mut self,
+        net: &mut Net,
+        source: SourceId,
+        index: u64,
+        code: DenialCode,
+        message: &str,
+    ) {
+        let (now, message) = (self.elapsed(net), said(message));
+        self.swarm.denied(source, index, code, &message, now);
+        if code == DenialCode::Cancelled {
+            return;
+        }
+        let link = &self.links[source.0];
+        self.last_lost = format!("{}: {message}", link.source.address);
+        // Does it lack the chunk, or everything? If it says so, it is left.
+        let is_asking = link.asked.values().any(|question| *question == Question::Hashes);
+        if code == DenialCode::NotFound && !is_asking {
+            let body = PeerRequest::Hashes { content: self.options.content, first: 0 };
+            self.ask(net, source, Question::Hashes, body);
         }
     }
 

@@ -398,7 +398,8 @@ impl Swarm {
                 *other_id != id.0
                     && other.is_ready()
                     && other.has(oldest.chunk)
-                    && now.saturating_sub(other.heard) < limits::SOURCE_SILENCE_MAX
+                    && (other.asked.is_empty()
+                        || now.saturating_sub(other.heard) < limits::SOURCE_SILENCE_MAX)
             })
         };
         let alone = others().next().is_none();
@@ -470,7 +471,8 @@ impl Swarm {
         if self.picker.missing() > 0 || !source.asked.is_empty() {
             return None;
         }
-        let own_s = source.expected_s(0);
+        // One that has not been tried yet is worth trying.
+        let own_s = if source.meter.rate() > 0.0 { source.expected_s(0) } else { 0.0 };
         let mut slowest: Option<(f64, u64)> = None;
         for (other_id, other) in self.sources.iter().enumerate().filter(|(i, _)| *i != id.0) {
             debug_assert!(

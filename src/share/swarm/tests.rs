@@ -244,6 +244,19 @@ fn a_lone_silent_source_is_given_longer_and_another_may_come() {
 }
 
 #[test]
+fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
+    let frozen = Peer { freezes_at: Some(Duration::from_millis(200)), ..whole(10 * MIB) };
+    let mut sim = Sim::new(4, vec![frozen], 11);
+    sim.act();
+    while sim.now < secs(5) {
+        sim.step();
+    }
+    sim.peers.push(whole(10 * MIB));
+    sim.swarm.add_source(sim.now);
+    sim.run(Duration::from_millis(5_500));
+}
+
+#[test]
 fn a_source_that_dies_costs_what_it_had_begun() {
     let dying = Peer { dies_at: Some(Duration::from_millis(1_015)), ..whole(20 * MIB) };
     let mut sim = Sim::new(100, vec![whole(20 * MIB), dying], 6);
