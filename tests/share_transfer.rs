@@ -24,7 +24,8 @@ use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
 use acervo::wire::share::{DenialCode, PeerReply, PeerRequest, Source};
-use share_support::{PATIENCE, Shelf, bytes, local, options, serve, serve_with, source};
+use share_support::shelf::{self, Shelf, local, serve_with};
+use share_support::{PATIENCE, bytes, options, source};
 use tempfile::TempDir;
 
 const MIB: usize = CHUNK_BYTES;
@@ -38,6 +39,11 @@ struct Scene {
     manifest: Arc<Manifest>,
     shelf: Arc<Shelf>,
     server: Server,
+}
+
+/// A server of these.
+fn serve(catalogs: Vec<Arc<dyn Catalog>>) -> Server {
+    serve_with(ServeOptions { catalogs, ..ServeOptions::default() })
 }
 
 impl Scene {
@@ -813,7 +819,7 @@ fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() 
 fn a_watcher_is_told_of_each_new_chunk() {
     let folder = tempfile::tempdir().unwrap();
     let path = share_support::file(folder.path(), 5 * MIB, 3);
-    let manifest = Arc::new(share_support::manifest_of(&path));
+    let manifest = Arc::new(shelf::manifest_of(&path));
     let chunks = Arc::new(SharedChunks::new(ChunkSet::empty(5)));
     chunks.insert(3);
     let shelf = Arc::new(Shelf::default());
