@@ -78,8 +78,8 @@ impl Driver {
     ) -> io::Result<Driver> {
         let started = Instant::now();
         let wake = shared.wake.clone();
-        // Every buffer may be at a worker, and there are jobs without one.
-        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 1;
+        // Every buffer may be at a worker, and there are two jobs without one.
+        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 2;
         let (threads, wake) = (limits::DOWNLOAD_WORKERS, move || wake.wake());
         let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
         let config = Config {
@@ -430,7 +430,7 @@ impl Driver {
         let Some(manifest) = self.manifest.clone() else {
             return;
         };
-        while self.check_next < chunks && self.workers.outstanding() < limits::DOWNLOAD_WORKERS {
+        while self.check_next < chunks && self.workers.outstanding() <= limits::DOWNLOAD_WORKERS {
             let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
                 return;
             };
@@ -489,7 +489,8 @@ impl Driver {
                     self.submit(net, Job::Finish { part });
                 }
             }
-            Done::Stored { outcome: Err(error), .. } => {
+            Done::Allocated(Ok(_)) => {}
+            Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
                 let needed = self.options.size.saturating_sub(self.stored_bytes());
                 let error = self.part.write_error(error, needed);
                 self.end(net, Err(error));
@@ -635,6 +636,8 @@ fn said(words: &str) -> String {
 
 impl Service for Driver {
     fn on_start(&mut self, net: &mut Net) {
+        let part = Arc::clone(&self.part);
+        self.submit(net, Job::Allocate { part });
         self.take_sources(net);
     }
 
