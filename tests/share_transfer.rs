@@ -868,3 +868,37 @@ fn one_peer_can_be_asked_what_it_has() {
     let error = fetch::find(nobody, &name, PATIENCE).unwrap_err();
     assert!(matches!(error, FindError::Unreachable { .. }), "{error:?}");
 }
+
+/// In a few seconds on this machine; the content repeats nowhere, so that no chunk can stand for another.
+#[test]
+fn a_file_of_more_than_a_gibibyte_arrives_byte_for_byte() {
+    let shared = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = shared.path().join("large.bin");
+    let mut reader = blake3::Hasher::new().update(b"large").finalize_xof();
+    let mut file = std::fs::File::create(&path).unwrap();
+    let mut buffer = vec![0; MIB];
+    for _ in 0..1024 {
+        reader.fill(&mut buffer);
+        file.write_all(&buffer).unwrap();
+    }
+    file.write_all(b"and a little more").unwrap();
+    let shelf = Arc::new(Shelf::default());
+    let manifest = shelf.add(&path);
+    let server = serve(vec![shelf]);
+    let outcome =
+        run(options(&manifest, to.path(), vec![source(server.address(), &manifest)])).unwrap();
+    assert_eq!(outcome.fetched_bytes, 1024 * MIB as u64 + 17);
+    let mut arrived = std::fs::File::open(&outcome.path).unwrap();
+    let mut original = std::fs::File::open(&path).unwrap();
+    let mut other = vec![0; MIB];
+    loop {
+        let length = original.read(&mut buffer).unwrap();
+        if length == 0 {
+            break;
+        }
+        arrived.read_exact(&mut other[..length]).unwrap();
+        assert!(buffer[..length] == other[..length], "the files differ");
+    }
+    assert_eq!(arrived.read(&mut other).unwrap(), 0);
+}
