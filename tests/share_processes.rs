@@ -208,8 +208,6 @@ fn killed_at_half() {
     let (fetched, kept): (u64, u64) = (fetched.parse().unwrap(), kept.parse().unwrap());
     assert!(kept >= done, "{kept} kept of {done}");
     assert_eq!(fetched + kept, manifest.size());
-    // What was fetched and not kept was in flight, in both directions of the pipe at the most.
-    assert!(fetched <= manifest.size() - done, "{fetched} fetched again, {done} were done");
     assert_same(&path, &to.path().join("film.mkv"));
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Driver {
     last_lost: String,
 
     list: HashList,
+    /// When it last became longer.
+    hashes_at: Duration,
     /// The request for hashes that is waited for.
     list_request: u64,
     manifest: Option<Arc<Manifest>>,
@@ -104,6 +106,7 @@ impl Driver {
             next_request: 1,
             last_lost: "nobody has it".to_owned(),
             list: HashList::new(options.content, options.size),
+            hashes_at: Duration::ZERO,
             list_request: 0,
             manifest: None,
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
@@ -133,6 +136,12 @@ impl Driver {
     fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {
         if self.result.is_none() {
             self.result = Some(result);
+        }
+        // At once: nobody's last words are worth waiting for.
+        for link in &self.links {
+            if let Some(connection) = link.connection {
+                net.close(connection);
+            }
         }
         net.exit();
     }
@@ -393,7 +402,10 @@ impl Driver {
 
     fn hashes(&mut self, net: &mut Net, source: SourceId, hashes: &[ChunkHash]) -> Judged {
         match self.list.take(hashes, net.now()) {
-            Step::More(first) => self.ask_hashes_of(net, source, first),
+            Step::More(first) => {
+                self.hashes_at = self.elapsed(net);
+                self.ask_hashes_of(net, source, first);
+            }
             Step::Whole(manifest) => self.know(net, manifest),
             Step::Wrong => {
                 self.list.give_up();
@@ -547,6 +559,11 @@ impl Driver {
                     self.by_connection.insert(connection, source);
                 }
                 Action::Request(source, index) => {
+                    // What was called off is answered too, sooner or later.
+                    if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
+                        self.swarm.ban(source, DropReason::Protocol);
+                        continue;
+                    }
                     let body = PeerRequest::Chunk { content: self.options.content, index };
                     self.ask(net, source, Question::Chunk(index), body);
                 }
@@ -603,7 +620,7 @@ impl Driver {
 
     fn give_up_in_time(&mut self, net: &mut Net) {
         let waited = match self.phase {
-            Phase::Asking => self.elapsed(net),
+            Phase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
             Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
             _ => return,
         };

@@ -338,7 +338,7 @@ fn what_was_kept_is_not_asked_for() {
     let id = swarm.add_source(Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
     swarm.connected(id, Duration::ZERO);
-    swarm.have(id, &[(0, 3), (3, u64::MAX)]);
+    swarm.have(id, &[(0, 3), (3, 7)]);
     assert_eq!(swarm.next_action(Duration::ZERO), None);
     swarm.begin(&kept, Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Request(id, 4)));
@@ -347,6 +347,28 @@ fn what_was_kept_is_not_asked_for() {
     assert!(!swarm.arrived(id, 4));
     swarm.checked(id, 4, true);
     assert!(swarm.is_done());
+}
+
+#[test]
+fn a_source_that_tells_no_news_is_left() {
+    for runs in [[(0, 4), (3, 2)], [(9, 2), (0, 1)], [(5, u64::MAX), (0, 1)], [(0, 9), (0, 9)]] {
+        let mut sim = Sim::new(10, vec![whole(MIB), whole(MIB)], 1);
+        while sim.swarm.next_action(Duration::ZERO).is_some() {}
+        let id = SourceId(0);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &runs);
+        let left = Action::Drop(id, DropReason::Protocol);
+        assert_eq!(sim.swarm.next_action(Duration::ZERO), Some(left), "{runs:?}");
+
+        // Whoever has everything has nothing more to tell.
+        let id = SourceId(1);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &[(0, 10)]);
+        sim.swarm.have(id, &[]);
+        assert_eq!(sim.swarm.standing(id), Standing::Ready);
+        sim.swarm.have(id, &[(0, 10)]);
+        assert_eq!(sim.swarm.standing(id), Standing::Banned);
+    }
 }
 
 /// Any mixture of sources, as long as an honest one has everything or parts make up the whole.
@@ -377,7 +399,10 @@ fn random_swarms_finish() {
                 2 => peer.lies_about = Some(draw(chunks)),
                 3 => peer.busy = draw(40) as usize,
                 4 => peer.lacks = Some(draw(chunks)),
-                _ => peer.has = Some(vec![(draw(chunks), 1 + draw(chunks))]),
+                _ => {
+                    let first = draw(chunks);
+                    peer.has = Some(vec![(first, 1 + draw(chunks - first))]);
+                }
             }
             peers.push(peer);
         }
