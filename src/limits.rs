@@ -450,6 +450,8 @@ pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
 pub const REQUESTS_AHEAD_MIN: usize = 2;
 /// … and at most.
 pub const REQUESTS_AHEAD_MAX: usize = 16;
+/// Requests that a source has not answered, those called off included; past it the source is left.
+pub const ANSWERS_OWED_MAX: usize = 4 * REQUESTS_AHEAD_MAX;
 /// A source that owes a chunk and gives no byte for this long is left, when another can take over …
 pub const SOURCE_SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// … and when none can.
@@ -489,7 +491,7 @@ const _: () = {
     assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(UPLOADS_MAX <= UPLOAD_CHUNKS_MAX);
-    assert!(REQUESTS_AHEAD_MAX <= CHUNK_REQUESTS_PER_PEER_MAX);
+    assert!(ANSWERS_OWED_MAX <= CHUNK_REQUESTS_PER_PEER_MAX);
     assert!(SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
     assert!(SOURCE_SILENCE_MAX.as_millis() + 10 * SHARE_TICK.as_millis() <= 3000);
     assert!(SHARE_PING_INTERVAL.as_millis() * 2 < SHARE_IDLE_TIMEOUT.as_millis());

@@ -110,6 +110,10 @@ impl Catalog for Partials {
     }
 
     fn changed(&self, offer: &Offer) {
-        self.remove(offer.manifest.content());
+        let (content, mut offers) = (offer.manifest.content(), self.lock());
+        // A part that has got its final name meanwhile is not gone.
+        if offers.get(&content).is_some_and(|now| now.file == offer.file) {
+            offers.remove(&content);
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::share::types::ChunkHash;
 use crate::text;
 use crate::wire::codec;
 use crate::wire::message::Message;
-use crate::wire::share::{PeerReply, PeerRequest};
+use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 use crate::workers::pool::Pool;
 
 /// Over which time rates are averaged.
@@ -49,6 +49,8 @@ pub(super) struct Driver {
     last_lost: String,
 
     list: HashList,
+    /// When it last became longer.
+    hashes_at: Duration,
     /// The request for hashes that is waited for.
     list_request: u64,
     manifest: Option<Arc<Manifest>>,
@@ -78,8 +80,8 @@ impl Driver {
     ) -> io::Result<Driver> {
         let started = Instant::now();
         let wake = shared.wake.clone();
-        // Every buffer may be at a worker, and there are jobs without one.
-        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 1;
+        // Every buffer may be at a worker, and there are two jobs without one.
+        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 2;
         let (threads, wake) = (limits::DOWNLOAD_WORKERS, move || wake.wake());
         let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
         let config = Config {
@@ -104,6 +106,7 @@ impl Driver {
             next_request: 1,
             last_lost: "nobody has it".to_owned(),
             list: HashList::new(options.content, options.size),
+            hashes_at: Duration::ZERO,
             list_request: 0,
             manifest: None,
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
@@ -133,6 +136,12 @@ impl Driver {
     fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {
         if self.result.is_none() {
             self.result = Some(result);
+        }
+        // At once: nobody's last words are worth waiting for.
+        for link in &self.links {
+            if let Some(connection) = link.connection {
+                net.close(connection);
+            }
         }
         net.exit();
     }
@@ -261,12 +270,34 @@ impl Driver {
                 Ok(())
             }
             (Question::Chunk(index), PeerReply::Denied { code, message }) => {
-                let now = self.elapsed(net);
-                self.swarm.denied(source, index, code, &said(&message), now);
+                self.denied(net, source, index, code, &message);
                 Ok(())
             }
             (_, PeerReply::Denied { message, .. }) => Err(DropReason::Refused(said(&message))),
             _ => Err(DropReason::Protocol),
+        }
+    }
+
+    fn denied(
+        &mut self,
+        net: &mut Net,
+        source: SourceId,
+        index: u64,
+        code: DenialCode,
+        message: &str,
+    ) {
+        let (now, message) = (self.elapsed(net), said(message));
+        self.swarm.denied(source, index, code, &message, now);
+        if code == DenialCode::Cancelled {
+            return;
+        }
+        let link = &self.links[source.0];
+        self.last_lost = format!("{}: {message}", link.source.address);
+        // Does it lack the chunk, or everything? If it says so, it is left.
+        let is_asking = link.asked.values().any(|question| *question == Question::Hashes);
+        if code == DenialCode::NotFound && !is_asking {
+            let body = PeerRequest::Hashes { content: self.options.content, first: 0 };
+            self.ask(net, source, Question::Hashes, body);
         }
     }
 
@@ -371,7 +402,10 @@ impl Driver {
 
     fn hashes(&mut self, net: &mut Net, source: SourceId, hashes: &[ChunkHash]) -> Judged {
         match self.list.take(hashes, net.now()) {
-            Step::More(first) => self.ask_hashes_of(net, source, first),
+            Step::More(first) => {
+                self.hashes_at = self.elapsed(net);
+                self.ask_hashes_of(net, source, first);
+            }
             Step::Whole(manifest) => self.know(net, manifest),
             Step::Wrong => {
                 self.list.give_up();
@@ -408,7 +442,7 @@ impl Driver {
         let Some(manifest) = self.manifest.clone() else {
             return;
         };
-        while self.check_next < chunks && self.workers.outstanding() < limits::DOWNLOAD_WORKERS {
+        while self.check_next < chunks && self.workers.outstanding() <= limits::DOWNLOAD_WORKERS {
             let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
                 return;
             };
@@ -467,7 +501,8 @@ impl Driver {
                     self.submit(net, Job::Finish { part });
                 }
             }
-            Done::Stored { outcome: Err(error), .. } => {
+            Done::Allocated(Ok(_)) => {}
+            Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
                 let needed = self.options.size.saturating_sub(self.stored_bytes());
                 let error = self.part.write_error(error, needed);
                 self.end(net, Err(error));
@@ -524,6 +559,11 @@ impl Driver {
                     self.by_connection.insert(connection, source);
                 }
                 Action::Request(source, index) => {
+                    // What was called off is answered too, sooner or later.
+                    if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
+                        self.swarm.ban(source, DropReason::Protocol);
+                        continue;
+                    }
                     let body = PeerRequest::Chunk { content: self.options.content, index };
                     self.ask(net, source, Question::Chunk(index), body);
                 }
@@ -580,7 +620,7 @@ impl Driver {
 
     fn give_up_in_time(&mut self, net: &mut Net) {
         let waited = match self.phase {
-            Phase::Asking => self.elapsed(net),
+            Phase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
             Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
             _ => return,
         };
@@ -613,6 +653,8 @@ fn said(words: &str) -> String {
 
 impl Service for Driver {
     fn on_start(&mut self, net: &mut Net) {
+        let part = Arc::clone(&self.part);
+        self.submit(net, Job::Allocate { part });
         self.take_sources(net);
     }
 

@@ -1,8 +1,8 @@
 //! The file that arrives: `NAME.part` until it is whole, then `NAME`.
 //!
 //! A partial file is as long as the whole, rounded up to [`BLOCK_BYTES`], and one block more, the
-//! *trailer*, which says what it is a part of. All of it is allocated before the first byte is
-//! fetched, so that a full disk is known at once. Which chunks are in it is written nowhere: whoever
+//! *trailer*, which says what it is a part of. There must be room for all of it before the first byte
+//! is fetched, so that a full disk is known at once; and it is allocated at once, so that it stays so. Which chunks are in it is written nowhere: whoever
 //! resumes hashes what there is, at less than a millisecond a chunk, and so notices damage as well.
 //!
 //! ```text
@@ -36,6 +36,8 @@ use crate::share::types::ContentId;
 /// What direct IO goes in units of, and the trailer's length.
 const BLOCK_BYTES: usize = BUFFER_ALIGNMENT;
 const MAGIC: &[u8; 16] = b"acervo part v1\r\n";
+/// Allocated at once.
+const ALLOCATE_BYTES: u64 = 64 << 20;
 const SUFFIX: &str = ".part";
 
 /// What there was of a file before.
@@ -160,7 +162,7 @@ impl Part {
             before: Before::Nothing,
         };
         part.before = part.identify(&metadata)?;
-        part.allocate()?;
+        part.make_room()?;
         part.direct = part.open_direct();
         Ok(Some(part))
     }
@@ -218,30 +220,42 @@ impl Part {
     }
 
     /// Makes sure that the disk has room for everything, and marks a new file as what it is.
-    fn allocate(&self) -> Result<(), FetchError> {
-        let result =
-            match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, self.length()) {
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.check_room(),
-                other => other.map_err(io::Error::from),
-            };
-        let result =
-            result.and_then(|()| self.file.write_all_at(&self.trailer(), self.trailer_at()));
-        result.map_err(|error| {
-            let error = self.write_error(error, self.size);
+    fn make_room(&self) -> Result<(), FetchError> {
+        let allocated = self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        // What the file system says is free may not all be ours, and may not be all that is: in doubt
+        // it has to prove it.
+        let proved = if self.length().saturating_sub(allocated) > self.free() {
+            match self.allocate() {
+                Ok(false) => Err(io::ErrorKind::StorageFull.into()),
+                other => other.map(|_| ()),
+            }
+        } else {
+            Ok(())
+        };
+        let marked = || self.file.write_all_at(&self.trailer(), self.trailer_at());
+        proved.and_then(|()| marked()).map_err(|error| {
             if self.before == Before::Nothing {
                 remove(&self.path);
             }
-            error
+            self.write_error(error, self.size)
         })
     }
 
-    /// For file systems that cannot allocate: is there enough now, at least?
-    fn check_room(&self) -> io::Result<()> {
-        let allocated = self.file.metadata()?.blocks().saturating_mul(512);
-        if self.length().saturating_sub(allocated) > self.free() {
-            return Err(io::ErrorKind::StorageFull.into());
+    /// Has the file system set everything aside, so that nobody else can take it. `false`: it does not
+    /// know how. That takes a millisecond on most, and a tenth of a second a gibibyte on one in memory:
+    /// so it is done while the first chunks are on their way, when there seems to be room enough.
+    pub(super) fn allocate(&self) -> io::Result<bool> {
+        // A piece at a time: the file is locked meanwhile, and chunks want to be written.
+        let mut at = 0;
+        while at < self.length() {
+            let piece = ALLOCATE_BYTES.min(self.length() - at);
+            match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, piece) {
+                Ok(()) => at += piece,
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Bytes free for us on the file system.

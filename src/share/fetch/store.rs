@@ -16,6 +16,8 @@ pub(super) enum Job {
     Store { source: SourceId, index: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
     /// Check `count` chunks that an earlier download has left, from `first` on, using `buffer`.
     Check { first: u64, count: u64, buffer: Buffer, manifest: Arc<Manifest>, part: Arc<Part> },
+    /// Have the disk set aside what the file takes.
+    Allocate { part: Arc<Part> },
     /// Make the file durable and give it its name.
     Finish { part: Arc<Part> },
 }
@@ -26,6 +28,8 @@ pub(super) enum Done {
     Stored { source: SourceId, index: u64, outcome: io::Result<bool> },
     /// Of `count` chunks these are good.
     Checked { count: u64, good: Vec<u64> },
+    /// It has, or cannot.
+    Allocated(io::Result<bool>),
     /// The file is there.
     Finished(Result<FileStamp, FetchError>),
 }
@@ -54,6 +58,7 @@ pub(super) fn work(job: Job) -> Done {
             });
             Done::Checked { count, good: good.collect() }
         }
+        Job::Allocate { part } => Done::Allocated(part.allocate()),
         Job::Finish { part } => Done::Finished(part.finish()),
     }
 }

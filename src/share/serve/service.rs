@@ -177,6 +177,7 @@ impl ShareService {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
         };
+        peer.watches.retain(|watch| watch.content != content);
         if peer.watches.len() >= limits::WATCHES_PER_PEER_MAX {
             return Err(denied(DenialCode::Busy, "too many contents are watched".to_owned()));
         }

@@ -226,30 +226,33 @@ impl Swarm {
         }
     }
 
-    /// A source has these chunks: first, how many.
+    /// A source has these chunks: first, how many. One that tells of chunks that the content does not
+    /// have, or that it has told of, is left.
     pub fn have(&mut self, id: SourceId, runs: &[(u64, u64)]) {
         let chunks = self.chunks.len() as u64;
         let Some(source) = self.sources.get_mut(id.0).filter(|source| source.is_ready()) else {
             return;
         };
-        if let Have::Whole = source.have {
-            return;
-        }
         source.dry_at = None;
-        if runs.contains(&(0, chunks)) {
-            if let Have::Part(set) = std::mem::replace(&mut source.have, Have::Whole) {
-                each(&set, |index| self.picker.fewer(index));
-            }
-            return;
-        }
-        let mut set = match std::mem::replace(&mut source.have, Have::Nothing) {
+        let mut set = match std::mem::replace(&mut source.have, Have::Whole) {
+            Have::Nothing if runs == [(0, chunks)] => return,
+            Have::Whole if runs.is_empty() => return,
+            Have::Whole => return self.ban(id, DropReason::Protocol),
+            Have::Nothing => ChunkSet::empty(chunks),
             Have::Part(set) => set,
-            _ => ChunkSet::empty(chunks),
         };
+        let mut is_news = true;
         for (first, count) in runs {
-            set.insert_run(*first, *count).into_iter().for_each(|index| self.picker.more(index));
+            is_news = set.insert_run(*first, *count);
+            if !is_news {
+                break;
+            }
+            (*first..first + count).for_each(|index| self.picker.more(index));
         }
         source.have = Have::Part(set);
+        if !is_news {
+            self.ban(id, DropReason::Protocol);
+        }
     }
 
     /// `bytes` more have come from a source, of whatever kind; call it with 0 for every source now and
@@ -398,7 +401,8 @@ impl Swarm {
                 *other_id != id.0
                     && other.is_ready()
                     && other.has(oldest.chunk)
-                    && now.saturating_sub(other.heard) < limits::SOURCE_SILENCE_MAX
+                    && (other.asked.is_empty()
+                        || now.saturating_sub(other.heard) < limits::SOURCE_SILENCE_MAX)
             })
         };
         let alone = others().next().is_none();
@@ -470,7 +474,8 @@ impl Swarm {
         if self.picker.missing() > 0 || !source.asked.is_empty() {
             return None;
         }
-        let own_s = source.expected_s(0);
+        // One that has not been tried yet is worth trying.
+        let own_s = if source.meter.rate() > 0.0 { source.expected_s(0) } else { 0.0 };
         let mut slowest: Option<(f64, u64)> = None;
         for (other_id, other) in self.sources.iter().enumerate().filter(|(i, _)| *i != id.0) {
             debug_assert!(

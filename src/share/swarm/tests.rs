@@ -244,6 +244,19 @@ fn a_lone_silent_source_is_given_longer_and_another_may_come() {
 }
 
 #[test]
+fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
+    let frozen = Peer { freezes_at: Some(Duration::from_millis(200)), ..whole(10 * MIB) };
+    let mut sim = Sim::new(4, vec![frozen], 11);
+    sim.act();
+    while sim.now < secs(5) {
+        sim.step();
+    }
+    sim.peers.push(whole(10 * MIB));
+    sim.swarm.add_source(sim.now);
+    sim.run(Duration::from_millis(5_500));
+}
+
+#[test]
 fn a_source_that_dies_costs_what_it_had_begun() {
     let dying = Peer { dies_at: Some(Duration::from_millis(1_015)), ..whole(20 * MIB) };
     let mut sim = Sim::new(100, vec![whole(20 * MIB), dying], 6);
@@ -325,7 +338,7 @@ fn what_was_kept_is_not_asked_for() {
     let id = swarm.add_source(Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
     swarm.connected(id, Duration::ZERO);
-    swarm.have(id, &[(0, 3), (3, u64::MAX)]);
+    swarm.have(id, &[(0, 3), (3, 7)]);
     assert_eq!(swarm.next_action(Duration::ZERO), None);
     swarm.begin(&kept, Duration::ZERO);
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Request(id, 4)));
@@ -334,6 +347,28 @@ fn what_was_kept_is_not_asked_for() {
     assert!(!swarm.arrived(id, 4));
     swarm.checked(id, 4, true);
     assert!(swarm.is_done());
+}
+
+#[test]
+fn a_source_that_tells_no_news_is_left() {
+    for runs in [[(0, 4), (3, 2)], [(9, 2), (0, 1)], [(5, u64::MAX), (0, 1)], [(0, 9), (0, 9)]] {
+        let mut sim = Sim::new(10, vec![whole(MIB), whole(MIB)], 1);
+        while sim.swarm.next_action(Duration::ZERO).is_some() {}
+        let id = SourceId(0);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &runs);
+        let left = Action::Drop(id, DropReason::Protocol);
+        assert_eq!(sim.swarm.next_action(Duration::ZERO), Some(left), "{runs:?}");
+
+        // Whoever has everything has nothing more to tell.
+        let id = SourceId(1);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &[(0, 10)]);
+        sim.swarm.have(id, &[]);
+        assert_eq!(sim.swarm.standing(id), Standing::Ready);
+        sim.swarm.have(id, &[(0, 10)]);
+        assert_eq!(sim.swarm.standing(id), Standing::Banned);
+    }
 }
 
 /// Any mixture of sources, as long as an honest one has everything or parts make up the whole.
@@ -364,7 +399,10 @@ fn random_swarms_finish() {
                 2 => peer.lies_about = Some(draw(chunks)),
                 3 => peer.busy = draw(40) as usize,
                 4 => peer.lacks = Some(draw(chunks)),
-                _ => peer.has = Some(vec![(draw(chunks), 1 + draw(chunks))]),
+                _ => {
+                    let first = draw(chunks);
+                    peer.has = Some(vec![(first, 1 + draw(chunks - first))]);
+                }
             }
             peers.push(peer);
         }
