@@ -1,6 +1,6 @@
 //! Dialogues with a person: consoles with a menu, and questions at the start of a program.
 //!
-//! A console knows [`Input`] and [`Screen`] only; [`terminal`] gives it the real ones. Questions that are
+//! A console knows [`Input`] and [`Screen`] only; [`run`] gives it the real ones. Questions that are
 //! asked once, before anything runs, are in [`questions`]. The dialogue is in Portuguese, as the lines of
 //! the specification are.
 

@@ -4,6 +4,8 @@
 //! can be under way, and the prompt stays usable. The lines of the specification are the only ones on
 //! standard output when input is not a terminal; prompts and remarks then go to standard error.
 
+mod explain;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +14,19 @@ use std::thread::{self, JoinHandle};
 
 use rand::Rng;
 
+use self::explain::{
+    explain_fetch, explain_find, explain_folder, explain_line, explain_listen, explain_name,
+};
 use super::display::{HashDisplay, Style};
-use super::fetch::{FetchError, FindError, find};
-use super::folder::{Folder, FolderError, FolderOptions};
-use super::line::LineError;
+use super::fetch::find;
+use super::folder::{Folder, FolderOptions};
 use super::member::Notice;
-use super::names::{FileName, NameError};
+use super::names::FileName;
 use super::peer::{Peer, PeerError, PeerOptions, Wanted};
 use super::registry::spaced;
 use super::types::PeerId;
-use crate::client::connection::describe;
 use crate::limits;
-use crate::net::{ListenError, Listener};
+use crate::net::Listener;
 use crate::prompt::questions::{explain_probe, probe};
 use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::text::{LineError as InputError, escape};
@@ -416,93 +419,6 @@ fn fetch_from(
         if stopping.load(Ordering::Relaxed) {
             transfer.cancel();
         }
-    }
-}
-
-// ---- errors that the console's user can do something about, in the console's language ----------
-
-fn explain_name(error: NameError) -> String {
-    match error {
-        NameError::Empty => "um nome de arquivo não pode ser vazio".to_owned(),
-        NameError::TooLong(length) => {
-            let max = limits::FILE_NAME_BYTES_MAX;
-            format!("um nome de arquivo tem no máximo {max} bytes, e este tem {length}")
-        }
-        NameError::Separator(found) => {
-            format!("um nome de arquivo não pode ter \"{}\"", found.escape_default())
-        }
-        NameError::Control => "um nome de arquivo não pode ter caracteres de controle".to_owned(),
-        NameError::Reserved => "este nome é reservado pelo sistema".to_owned(),
-        NameError::Partial => "nomes que terminam em .part são de arquivos incompletos".to_owned(),
-    }
-}
-
-fn explain_line(error: &LineError) -> String {
-    match error {
-        LineError::Unreachable { address, reason } => {
-            format!("Registro {address} inacessível: {reason}.")
-        }
-        LineError::Declined { address, message } => {
-            format!("Registro {address} recusou: {message}.")
-        }
-        LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
-        other => format!("O registro não respondeu: {other}."),
-    }
-}
-
-fn explain_folder(error: &FolderError) -> String {
-    match error {
-        FolderError::Unreadable { path, source } => {
-            format!("a pasta {} não pode ser lida ({source})", path.display())
-        }
-        FolderError::InUse(path) => {
-            format!("a pasta {} já é compartilhada por outro processo", path.display())
-        }
-    }
-}
-
-fn explain_listen(error: &ListenError) -> String {
-    match error {
-        ListenError::InUse(address) => format!("a porta {} já está em uso", address.port()),
-        ListenError::NotHere(address) => format!("{} não é um IP desta máquina", address.ip()),
-        ListenError::Denied(address) => format!("não é permitido usar a porta {}", address.port()),
-        ListenError::Other { address, source } => {
-            format!("não é possível usar {address}: {source}")
-        }
-    }
-}
-
-fn explain_find(error: &FindError) -> String {
-    match error {
-        FindError::Unreachable { address, source } => {
-            format!("o peer {address} não responde ({})", describe(source))
-        }
-        FindError::Refused { address, reason } => {
-            let reason = escape(reason.as_bytes()).to_string();
-            format!("o peer {address} recusou: {}", reason.trim_end_matches('.'))
-        }
-        FindError::Protocol(address) => format!("{address} não responde como um peer"),
-    }
-}
-
-fn explain_fetch(error: &FetchError) -> String {
-    match error {
-        FetchError::Exists(path) => {
-            format!("{} já existe e é outro arquivo", path.display())
-        }
-        FetchError::UnderWay(path) => format!("{} já está sendo baixado", path.display()),
-        FetchError::Folder { path, source } => {
-            format!("não é possível escrever em {} ({source})", path.display())
-        }
-        FetchError::NoRoom { needed, free, .. } => {
-            format!("não há espaço: faltam {needed} bytes e há {free} livres")
-        }
-        FetchError::NoSource { last, .. } => {
-            let last = escape(last.as_bytes());
-            format!("o peer não o enviou ({last}); o que chegou fica guardado")
-        }
-        FetchError::Cancelled => "interrompido; o que chegou fica guardado".to_owned(),
-        other => escape(other.to_string().as_bytes()).to_string(),
     }
 }
 
