@@ -201,3 +201,21 @@ fn a_downloaded_file_is_offered_without_being_hashed() {
     drop(folder);
     assert_eq!(open(dir.path()).1, 0);
 }
+
+#[test]
+fn a_file_that_is_not_what_was_found_any_more_is_not_hashed() {
+    let dir = tempfile::tempdir().unwrap();
+    for (file, before, after) in
+        [("grows", &b"1"[..], &b"22"[..]), ("shrinks", b"22", b"1"), ("fills", b"", b"1")]
+    {
+        write(dir.path(), file, before);
+        let Scan { mut files, .. } = scan::scan(dir.path(), &HashSet::new()).unwrap();
+        files.retain(|found| found.name == name(file));
+        write(dir.path(), file, after);
+        let stop = AtomicBool::new(false);
+        let hasher = Hasher { folder: dir.path(), threads: 2, stop: &stop };
+        let mut results = Vec::new();
+        hasher.hash(&files, &|_| {}, &mut |_, result| results.push(result));
+        assert!(matches!(results[..], [Err(hash::HashError::Changed)]), "{file}: {results:?}");
+    }
+}
