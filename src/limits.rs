@@ -361,6 +361,8 @@ pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a peer's own threads have for its registry and have not told yet; one more waits.
 pub const MEMBER_COMMANDS_MAX: usize = 64;
+/// How long a stopping peer waits for its registry to hear that it leaves.
+pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// First wait before a peer dials its registry again …
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
@@ -388,6 +390,7 @@ pub const SOURCES_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
 const _: () = {
     assert!(FILES_PER_PEER_MAX <= REGISTRY_STAGED_FILES_MAX);
+    assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
     assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
     assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);

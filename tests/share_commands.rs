@@ -325,6 +325,22 @@ fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
 }
 
 #[test]
+fn a_registry_that_hangs_does_not_hold_up_a_fetch() {
+    let mut registry = Registry::start(&[]);
+    let film = noise(12 * MIB, "film");
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &film);
+    let _slow = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let part = part_of(&to, "film.mkv");
+    eventually("it has begun", || (arrived(&part) > 0).then_some(()));
+    // It neither answers nor closes anything.
+    registry.process().signal(Signal::STOP);
+    assert!(exited_with(fetch.wait(), 0), "{}", fetch.err());
+    assert_same(&to.join("film.mkv"), &film);
+}
+
+#[test]
 fn who_is_still_fetching_serves_what_has_arrived() {
     let registry = Registry::start(&[]);
     let film = noise(16 * MIB, "film");

@@ -82,6 +82,8 @@ enum Command {
 pub struct Membership {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
+    /// Nothing is ever sent; the thread's end closes it.
+    ended: Receiver<()>,
 }
 
 impl Membership {
@@ -94,10 +96,12 @@ impl Membership {
         notice: impl FnMut(Notice) + Send + 'static,
     ) -> io::Result<Membership> {
         let (commands, received) = bounded(limits::MEMBER_COMMANDS_MAX);
+        let (alive, ended) = bounded::<()>(0);
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
             Member::new(options, Box::new(notice)).run(&received);
+            drop(alive);
         })?;
-        Ok(Membership { commands: Some(commands), thread: Some(thread) })
+        Ok(Membership { commands: Some(commands), thread: Some(thread), ended })
     }
 
     /// The files have changed: the registry is told soon.
@@ -136,7 +140,11 @@ impl Membership {
 impl Drop for Membership {
     fn drop(&mut self) {
         self.commands = None;
-        if let Some(thread) = self.thread.take()
+        // A registry that does not answer is not waited for: it notices the closed connection, or the
+        // silence.
+        let ended = self.ended.recv_timeout(limits::MEMBER_STOP_TIMEOUT);
+        if ended == Err(RecvTimeoutError::Disconnected)
+            && let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             log::error!("the thread that speaks to the registry panicked");

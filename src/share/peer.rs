@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
@@ -208,9 +208,8 @@ impl Peer {
             }
         };
         let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(seek);
-        let thread =
-            thread.map_err(|error| FetchError::Internal { name, reason: error.to_string() })?;
-        Ok(Seeker { stop: Some(stop), thread: Some(thread) })
+        thread.map_err(|error| FetchError::Internal { name, reason: error.to_string() })?;
+        Ok(Seeker { _stop: stop })
     }
 }
 
@@ -225,21 +224,10 @@ pub fn sources(reply: RegistryReply) -> Result<Vec<Source>, LineError> {
     }
 }
 
-/// A thread that asks for further sources.
+/// A thread that asks for further sources until this is dropped. It is not waited for: a registry may
+/// owe it an answer.
 struct Seeker {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Seeker {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the thread that asks for sources panicked");
-        }
-    }
+    _stop: Sender<()>,
 }
 
 /// A download of a peer. Dropping it stops the download and keeps what has arrived.
