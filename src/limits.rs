@@ -339,7 +339,7 @@ pub const FILES_PER_FRAME: usize = 1024;
 /// Sources in one answer; of more than these, the ones of the most offered contents.
 pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
 /// Rows in a page of peers or files.
-pub const PAGE_ROWS_MAX: usize = 512;
+pub const LIST_ROWS_MAX: usize = 512;
 /// Of one name, this many contents are listed among the files, the most offered first.
 pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
 /// Offers looked at for one page of files; then the page ends.
@@ -348,6 +348,8 @@ pub const PAGE_OFFERS_MAX: usize = 16 * 1024;
 const FILE_ENTRY_BYTES_MAX: usize = 128;
 /// Requests that wait for a registry's workers; past it they are told to come later.
 pub const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
+/// The retry hint of a registry that has no room for another peer, or its files.
+pub const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
 /// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
 /// any more.
 pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -395,7 +397,7 @@ const _: () = {
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
     assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);
     assert!(SOURCES_PER_ANSWER_MAX * entry < REGISTRY_FRAME_BYTES_MAX);
-    assert!((PAGE_ROWS_MAX + CONTENTS_PER_NAME_LISTED_MAX) * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!((LIST_ROWS_MAX + CONTENTS_PER_NAME_LISTED_MAX) * entry < REGISTRY_FRAME_BYTES_MAX);
     assert!(3 * KEEP_ALIVE_INTERVAL.as_millis() < REGISTRY_SILENCE_TIMEOUT_DEFAULT.as_millis());
 };
 

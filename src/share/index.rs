@@ -302,7 +302,7 @@ impl Index {
     pub fn peers(&self, after: Option<PeerId>, now: Duration) -> (Vec<PeerSummary>, bool) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut rows = self.peers.range((from, Bound::Unbounded));
-        let page = rows.by_ref().take(limits::PAGE_ROWS_MAX).map(|(id, peer)| PeerSummary {
+        let page = rows.by_ref().take(limits::LIST_ROWS_MAX).map(|(id, peer)| PeerSummary {
             peer: *id,
             address: peer.address,
             files: peer.files.len() as u64,
@@ -322,7 +322,7 @@ impl Index {
         let mut offers = self.names.range((from, Bound::Unbounded)).peekable();
         let (mut page, mut seen) = (Vec::new(), 0);
         while let Some((name, _)) = offers.peek() {
-            if page.len() >= limits::PAGE_ROWS_MAX || seen >= limits::PAGE_OFFERS_MAX {
+            if page.len() >= limits::LIST_ROWS_MAX || seen >= limits::PAGE_OFFERS_MAX {
                 return (page, true);
             }
             let mut holders: HashMap<(ContentId, u64), u32> = HashMap::new();

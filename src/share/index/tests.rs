@@ -283,7 +283,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
 #[test]
 fn pages_go_through_everything_once() {
     let mut index = Index::new(IndexLimits::default());
-    let peers = limits::PAGE_ROWS_MAX as u64 + 7;
+    let peers = limits::LIST_ROWS_MAX as u64 + 7;
     for peer in 0..peers {
         let own = FileEntry { name: name_of(peer), size: 1, content: ContentId([1; 32]) };
         let shared = FileEntry { name: name(0), size: 2, content: content(peer as u8) };

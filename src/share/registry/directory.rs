@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::limits;
 use crate::share::index::{Index, IndexError, IndexLimits, Member};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
@@ -15,6 +16,18 @@ pub enum DirectoryError {
     /// It has no room.
     #[error(transparent)]
     Full(#[from] IndexError),
+}
+
+impl DirectoryError {
+    /// When to try again; 0 when waiting does not help.
+    pub fn retry_after_ms(&self) -> u32 {
+        match self {
+            DirectoryError::Full(IndexError::Peers(_) | IndexError::Files) => {
+                limits::REGISTRY_FULL_RETRY_AFTER_MS
+            }
+            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_)) => 0,
+        }
+    }
 }
 
 /// What a registry knows. The methods are those of [`Index`], where their rules are written down; time

@@ -77,7 +77,7 @@ impl RegistryWorker {
         match job {
             Job::Request { connection, id, work } => {
                 let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
-                    let retry_after_ms = limits::BUSY_RETRY_AFTER_MS;
+                    let retry_after_ms = error.retry_after_ms();
                     let message = error.to_string();
                     (RegistryReply::Error { message, retry_after_ms }, Effect::None)
                 });
