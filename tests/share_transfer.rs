@@ -357,10 +357,10 @@ fn files_of_every_length_around_a_chunks_arrive() {
 #[test]
 fn a_swarm_shares_the_work_and_progress_tells_of_it() {
     let scene = Scene::new(64 * MIB + 99);
-    let honest: Vec<Fake> = (0..2).map(|_| scene.fake(Trick::Honest)).collect();
-    let mut sources: Vec<Source> = honest.iter().map(Fake::source).collect();
-    sources.push(scene.source());
-    sources.push(scene.source());
+    // No two of them have enough.
+    let meagre: Vec<Fake> = (0..3).map(|_| scene.fake(Trick::Nothing { after: 30 })).collect();
+    let mut sources: Vec<Source> = meagre.iter().map(Fake::source).collect();
+    sources.push(meagre[0].source());
     let handle = start(scene.options(sources));
     let outcome = handle.wait_for(PATIENCE).unwrap().unwrap();
     scene.assert_whole(&outcome);

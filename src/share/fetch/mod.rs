@@ -1,8 +1,8 @@
 //! Downloads: a content from everybody who has it, checked chunk by chunk, into a file.
 //!
 //! One thread owns the sockets and runs the [`swarm`](super::swarm), which decides who is asked for
-//! what ([`driver`]). Chunks are received straight into page-aligned buffers; two other threads
-//! check them and write them to the [`part`]ial file ([`store`]). There are
+//! what (`driver`). Chunks are received straight into page-aligned buffers; two other threads
+//! check them and write them to the partial file (`part`, `store`). There are
 //! [`DOWNLOAD_CHUNKS_MAX`](crate::limits::DOWNLOAD_CHUNKS_MAX) buffers: when all are in use no source
 //! is read, so a slow disk slows the network and costs no memory.
 //!

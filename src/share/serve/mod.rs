@@ -1,6 +1,6 @@
 //! Serving: a peer's event loop that gives chunks of its files to other peers.
 //!
-//! One thread owns the sockets ([`service`]); two others open and read the files ([`source`]), into
+//! One thread owns the sockets (`service`); two others open and read the files (`source`), into
 //! buffers that go to the sockets as they are. What bounds it:
 //!
 //! - Every peer that gets chunks has a buffer of its own, so that none waits for another one's slow
