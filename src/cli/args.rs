@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
 use super::units::{parse_duration, parse_size};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
@@ -18,8 +19,8 @@ use crate::server::config::{
 
 const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
-/// A replicated key-value store: write through any server, read from any server, and never see an
-/// older value than one you have already seen.
+/// A replicated key-value store, and a registry and peers that pass files to each other: write through
+/// any server, read from any server, and never see an older value than one you have already seen.
 #[derive(Debug, Parser)]
 #[command(
     name = "acervo",
@@ -31,6 +32,9 @@ Examples:
   acervo put title 'Dom Casmurro'
   acervo get title
   acervo client               a console with INIT, PUT and GET
+  acervo registry             the registry of a share
+  acervo share ~/Films        offer a folder
+  acervo fetch aula.mp4       download from everybody who has it
 
 Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority.
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
@@ -60,6 +64,18 @@ pub enum Command {
     Status(StatusArgs),
     /// Measure a running group: writes or reads of many clients
     Bench(BenchArgs),
+    /// Run the registry of a share; asks for its address on a terminal when no flag names it
+    Registry(RegistryArgs),
+    /// Open a peer's console with JOIN, SEARCH and DOWNLOAD
+    Peer(PeerArgs),
+    /// Share a folder until stopped
+    Share(ShareArgs),
+    /// Download a file from every peer that has it
+    Fetch(FetchArgs),
+    /// List the peers that a registry knows
+    Peers(ListArgs),
+    /// List the files that a registry knows
+    Files(ListArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -433,7 +449,7 @@ impl From<Ack> for AckPolicy {
     }
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let address: Option<SocketAddr> = text.trim().parse().ok();
     address
         .filter(|address| address.port() != 0)
@@ -469,7 +485,8 @@ impl ServerArgs {
     }
 }
 
-fn default_workers() -> usize {
+/// One worker a processor.
+pub fn default_workers() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
     processors.min(limits::WORKERS_MAX)
 }

@@ -236,7 +236,7 @@ fn read_value(input: &mut dyn Read) -> Result<Vec<u8>, CommandError> {
     Ok(value)
 }
 
-fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
+pub(super) fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, object)?;
     out.write_all(b"\n")
 }

@@ -5,5 +5,7 @@
 
 pub mod args;
 pub mod commands;
+pub mod share;
+pub mod share_args;
 mod status;
 pub mod units;

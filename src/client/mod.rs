@@ -11,7 +11,7 @@
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
 
 mod attempts;
-mod connection;
+pub(crate) mod connection;
 mod error;
 mod pool;
 pub mod repl;
@@ -20,7 +20,7 @@ mod seen;
 mod sequence;
 mod submit;
 mod sync;
-mod transport;
+pub(crate) mod transport;
 
 use std::cell::Cell;
 use std::net::SocketAddr;

@@ -6,6 +6,7 @@
     reason = "each test file is a crate of its own and uses its own part of what is shared"
 )]
 
+pub mod share;
 pub mod terminal;
 
 use std::fs::File;
