@@ -9,6 +9,7 @@
 //! | part | is for |
 //! | --- | --- |
 //! | [`types`], [`command`], [`limits`], [`text`] | the shared vocabulary, log entries, every limit, escaping |
+//! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
 //! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
 //! | [`net`] | the event loop: one thread that owns every socket |
 //! | [`workers`] | the pool of threads that handle requests |
@@ -16,6 +17,7 @@
 //! | [`node`] | the core: one server's mind, pure |
 //! | [`storage`] | the durable log, the engine, the state machine, the data directory |
 //! | [`server`] | a server process: all of the above wired together |
+//! | [`share`] | the registry and the peers that pass files to each other |
 //! | [`client`] | the client library and the interactive console |
 //! | `gateway` | the store for any gRPC client (feature `grpc`) |
 //! | [`cli`] | the command line |
@@ -40,12 +42,15 @@ pub mod cli;
 pub mod client;
 pub mod command;
 pub mod consensus;
+pub mod console;
 #[cfg(feature = "grpc")]
 pub mod gateway;
 pub mod limits;
 pub mod net;
 pub mod node;
+pub mod prompt;
 pub mod server;
+pub mod share;
 pub mod storage;
 pub mod text;
 pub mod types;

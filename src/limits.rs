@@ -407,3 +407,189 @@ pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
         + MESSAGE_OVERHEAD_BYTES_MAX
         + TRANSACTION_KEYS_MAX * PAIR_OVERHEAD_BYTES_MAX
 }
+
+// ---- registry and shared folders ----------------------------------------------------------
+
+/// A frame to or from a registry is at most this long; a longer one closes the connection.
+pub const REGISTRY_FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// Peers a registry knows at once; one more is refused.
+pub const REGISTRY_PEERS_MAX: usize = 8 * 1024;
+/// Files one peer may offer; a peer with more offers the first of them, by name.
+pub const FILES_PER_PEER_MAX: usize = 64 * 1024;
+/// Files of all peers of a registry, each counted as often as it is offered; past it JOIN and UPDATE
+/// are refused.
+pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
+/// Bytes of their names; past it likewise.
+pub const REGISTRY_NAME_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Files of JOINs whose last part has not come; past it a JOIN is told to come later.
+pub const REGISTRY_STAGED_FILES_MAX: usize = 4 * FILES_PER_PEER_MAX;
+/// Contents a peer may say it is fetching at once; past it further ones are refused.
+pub const FETCHING_PER_PEER_MAX: usize = 64;
+/// Files in one part of a JOIN or in one UPDATE, as a peer sends them.
+pub const FILES_PER_FRAME: usize = 1024;
+/// Sources in one answer; of more than these, the ones of the most offered contents.
+pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
+/// Rows in a page of peers or files.
+pub const LIST_ROWS_MAX: usize = 512;
+/// Of one name, this many contents are listed among the files, the most offered first.
+pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
+/// Offers looked at for one page of files; then the page ends.
+pub const PAGE_OFFERS_MAX: usize = 16 * 1024;
+/// Bytes of one entry of a JOIN or an answer besides the file's name, at most.
+const FILE_ENTRY_BYTES_MAX: usize = 128;
+/// Requests that wait for a registry's workers; past it they are told to come later.
+pub const REGISTRY_QUEUE_JOBS_MAX: usize = 4 * 1024;
+/// The retry hint of a registry that has no room for another peer, or its files.
+pub const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
+/// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
+/// any more.
+pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// How often a registry looks for peers that have fallen silent.
+pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a peer tells its registry that it is alive.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// A registry, or a peer asked for a name, that has not answered by then is given up.
+pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a peer looks whether its registry has closed the connection.
+pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// What a peer's own threads have for its registry and have not told yet; one more waits.
+pub const MEMBER_COMMANDS_MAX: usize = 64;
+/// How long a stopping peer waits for its registry to hear that it leaves.
+pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// First wait before a peer dials its registry again …
+pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// … and the longest.
+pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// How often a shared folder is looked at for files that came, changed or went.
+pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// While a folder is being hashed, what has been found is kept this often.
+pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
+/// What a folder's state may weigh on the disk; a larger one is not read.
+pub const FOLDER_STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Sources of one download that are shown one by one.
+pub const SOURCES_SHOWN_MAX: usize = 8;
+/// Where there is no terminal, how far a download is is told this often.
+pub const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Searches and downloads under way at once in one peer's console.
+pub const CONSOLE_TASKS_MAX: usize = 16;
+/// How often whoever waits for a download looks whether to stop.
+pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives up.
+pub const FETCH_PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
+/// Registries a peer may be given.
+pub const REGISTRIES_MAX: usize = SERVERS_MAX;
+/// How often a fetching process asks the registry for further sources.
+pub const SOURCES_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+
+const _: () = {
+    assert!(FILES_PER_PEER_MAX <= REGISTRY_STAGED_FILES_MAX);
+    assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
+    assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
+    let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
+    assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!(SOURCES_PER_ANSWER_MAX * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!((LIST_ROWS_MAX + CONTENTS_PER_NAME_LISTED_MAX) * entry < REGISTRY_FRAME_BYTES_MAX);
+    assert!(3 * KEEP_ALIVE_INTERVAL.as_millis() < REGISTRY_SILENCE_TIMEOUT_DEFAULT.as_millis());
+};
+
+// ---- share --------------------------------------------------------------------------------
+
+/// A file's name is at most this long, as every file system of today has it; a longer one is refused.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+/// What files are cut into: a whole subtree of BLAKE3's tree.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// A larger file is not shared: its list of chunk hashes would take more than 32 MiB of memory.
+pub const FILE_BYTES_MAX: u64 = 1 << 40;
+/// Between peers a longer frame closes the connection.
+pub const SHARE_FRAME_BYTES_MAX: usize = 256 * 1024;
+/// What a peer asks fits a greeting's frame; a longer one closes the connection.
+pub const SHARE_REQUEST_BYTES_MAX: usize = HELLO_FRAME_BYTES_MAX;
+/// Chunk hashes in one frame; the rest is asked for again.
+pub const HASHES_PER_FRAME_MAX: usize = 4096;
+/// Runs of chunks in one frame; the rest goes into further frames.
+pub const RUNS_PER_FRAME_MAX: usize = 4096;
+/// How often a peer tells of new chunks, and looks after its transfers.
+pub const SHARE_TICK: Duration = Duration::from_millis(100);
+/// The same for a peer that keeps to a rate: what it sends goes in pieces of a tick's worth.
+pub const PACED_TICK: Duration = Duration::from_millis(10);
+/// The least that goes at once under a rate.
+pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
+/// Connections a peer serves; one more is told `REFUSED`.
+pub const SHARE_CONNECTIONS_MAX: usize = 256;
+/// Peers that get chunks at once; one more is denied with `BUSY`.
+pub const UPLOADS_MAX: usize = 24;
+/// Chunks being read or sent for all of them: each has one, some have more …
+pub const UPLOAD_CHUNKS_MAX: usize = 32;
+/// … but none more than this.
+pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
+/// Chunks one peer has asked for and not got; one more is denied with `BUSY`.
+pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
+/// Contents one peer watches; one more is denied with `BUSY`.
+pub const WATCHES_PER_PEER_MAX: usize = 16;
+/// Frames that wait for one peer behind a chunk that is sent slowly; past it the connection is closed.
+pub const FRAMES_BEHIND_CHUNK_MAX: usize = 1024;
+/// Threads that read files for a peer that serves.
+pub const UPLOAD_WORKERS: usize = 2;
+/// A peer that asks for nothing for this long is disconnected.
+pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// A peer that takes longer than this for one chunk, where no rate is set, is disconnected: others
+/// could have its place.
+pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Chunks of one download that are being received, checked or stored; past it its sources are not read.
+pub const DOWNLOAD_CHUNKS_MAX: usize = 8;
+/// Sources of one download; more are passed over.
+pub const SOURCES_MAX: usize = 64;
+/// A source is asked for as many chunks as it gives in this time, and one more …
+pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
+/// … at least …
+pub const REQUESTS_AHEAD_MIN: usize = 2;
+/// … and at most.
+pub const REQUESTS_AHEAD_MAX: usize = 16;
+/// Requests that a source has not answered, those called off included; past it the source is left.
+pub const ANSWERS_OWED_MAX: usize = 4 * REQUESTS_AHEAD_MAX;
+/// A source that owes a chunk and gives no byte for this long is left, when another can take over …
+pub const SOURCE_SILENCE_MAX: Duration = Duration::from_millis(1500);
+/// … and when none can.
+pub const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);
+/// A source that has owed a chunk for this long is left when another is so much faster …
+pub const SOURCE_SLOW_AFTER: Duration = Duration::from_secs(5);
+/// … by this factor.
+pub const SOURCE_SLOWER_FACTOR: f64 = 20.0;
+/// A source that has owed a chunk for this long is left when it gives less than `SOURCE_RATE_MIN`.
+pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
+/// In bytes a second.
+pub const SOURCE_RATE_MIN: u64 = 1024;
+/// A source that was lost or fell silent is dialled again after this, doubling …
+pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
+/// … up to this.
+pub const SOURCE_AWAY_MAX: Duration = Duration::from_secs(30);
+/// The same at first for one that was too slow.
+pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
+/// A source that said it is busy is asked again after this, doubling up to `SOURCE_AWAY_MAX`.
+pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
+/// A download has made progress when so many bytes have come, not with every one.
+pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
+/// A source that does not answer a request for chunk hashes by then is asked no more, but another.
+pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
+/// Kept chunks that a worker checks at once.
+pub const CHECKS_PER_JOB_MAX: u64 = 64;
+/// Bytes read from one source before the others get their turn.
+pub const SHARE_READ_BUDGET_BYTES: usize = CHUNK_BYTES;
+/// Threads that check and store the chunks of one download.
+pub const DOWNLOAD_WORKERS: usize = 2;
+/// How often a downloading side that is told of new chunks, and asks for none, says that it is there.
+pub const SHARE_PING_INTERVAL: Duration = Duration::from_secs(30);
+
+const _: () = {
+    assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+    // 34 bytes a hash and up to 18 a run.
+    assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
+    assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
+    assert!(UPLOADS_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!(ANSWERS_OWED_MAX <= CHUNK_REQUESTS_PER_PEER_MAX);
+    assert!(SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
+    assert!(SOURCE_SILENCE_MAX.as_millis() + 10 * SHARE_TICK.as_millis() <= 3000);
+    assert!(SHARE_PING_INTERVAL.as_millis() * 2 < SHARE_IDLE_TIMEOUT.as_millis());
+    assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);
+};

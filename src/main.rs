@@ -4,22 +4,33 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, StdinLock, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
 use acervo::bench;
-use acervo::cli::args::{BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell};
+use acervo::cli::args::{
+    BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell, Switch,
+    default_workers,
+};
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
+use acervo::cli::share::{self as share_commands, ShareError};
+use acervo::cli::share_args::{PeerArgs, RegistryArgs};
 use acervo::client::repl::{self, ReplOptions};
+use acervo::prompt::questions::probe;
 use acervo::server::cluster::{self, ClusterConfig};
 use acervo::server::config::check_group;
 use acervo::server::questions;
+use acervo::share::console::{self as peer_console, ConsoleOptions};
+use acervo::share::index::IndexLimits;
+use acervo::share::registry::directory::MemoryDirectory;
+use acervo::share::registry::{self, RegistryConfig};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.command {
-        Command::Server(_) | Command::Cluster(_) => "info",
+        Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
         Command::Gateway(_) => "info",
         _ => "warn",
@@ -51,6 +62,12 @@ fn main() -> ExitCode {
             .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
         #[cfg(feature = "grpc")]
         Command::Kvs(args) => run_kvs(&args, out),
+        Command::Registry(args) => run_registry(&args),
+        Command::Peer(args) => run_peer(&args),
+        Command::Share(args) => shared(share_commands::share(&args)),
+        Command::Fetch(args) => shared(share_commands::fetch(&args, out)),
+        Command::Peers(args) => shared(share_commands::peers(&args, out)),
+        Command::Files(args) => shared(share_commands::files(&args, out)),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
     ExitCode::from(status)
@@ -73,6 +90,48 @@ fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
         Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
+}
+
+fn shared(result: Result<Outcome, ShareError>) -> u8 {
+    match result {
+        Ok(outcome) => outcome.exit_status(),
+        Err(error) if error.is_quiet() => error.exit_status(),
+        Err(error) => fail(error.exit_status(), &error),
+    }
+}
+
+fn run_registry(args: &RegistryArgs) -> u8 {
+    let listen = match args.listen {
+        Some(listen) => listen,
+        None if io::stdin().is_terminal() => {
+            // On standard error, since standard output is for the console's lines alone.
+            let (mut input, mut output) = (io::stdin().lock(), io::stderr());
+            match registry::questions::ask(&mut input, &mut output, &probe) {
+                Ok(listen) => listen,
+                Err(error) => return fail(exit_status::USAGE, &error),
+            }
+        }
+        None => {
+            let missing = "--listen is needed when there is no terminal to ask on";
+            return usage("registry", missing);
+        }
+    };
+    let config = RegistryConfig {
+        listen,
+        silence_timeout: args.silence_timeout,
+        console: args.console == Switch::On,
+        workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
+    };
+    let directory = Arc::new(MemoryDirectory::new(IndexLimits::default()));
+    registry::run(&config, directory)
+        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
+}
+
+fn run_peer(args: &PeerArgs) -> u8 {
+    let registries = args.registries.registry.clone();
+    let options = ConsoleOptions { registries, limit_bytes_per_s: args.limit };
+    peer_console::run(&options)
+        .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
 }
 
 fn print_completions(args: &CompletionsArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
@@ -142,7 +201,7 @@ fn ask(args: &mut ServerArgs) -> Result<(SocketAddr, SocketAddr), u8> {
         check_group(args.servers.clone()).map_err(|error| fail(exit_status::USAGE, &error))?;
     // On standard error, since standard output is for the console's lines alone.
     let (mut input, mut output) = (io::stdin().lock(), io::stderr());
-    let answers = questions::ask(&args.servers, &mut input, &mut output, &questions::probe)
+    let answers = questions::ask(&args.servers, &mut input, &mut output, &probe)
         .map_err(|error| fail(exit_status::USAGE, &error))?;
     Ok((answers.listen, answers.leader))
 }

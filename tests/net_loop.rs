@@ -8,13 +8,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use acervo::net::{
-    CloseReason, ConnectionId, EventLoop, Listener, LoopConfig, Net, SendError, SendLimits,
-    Service, WakeHandle,
+    Buffer, BufferPool, CloseReason, ConnectionId, EventLoop, Listener, LoopConfig, Net, SendError,
+    SendLimits, Service, WakeHandle,
 };
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 /// Longer than anything here takes on a loaded machine; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest run of raw bytes the service takes, and how many at once.
+const RAW_MAX: usize = 1 << 20;
+const RAW_BUFFERS: usize = 8;
 
 #[derive(Debug)]
 enum Event {
@@ -33,6 +38,12 @@ struct TestService {
     commands: Receiver<Command>,
     /// Frames to this service are sent back.
     echo: bool,
+    /// A frame that begins with this announces as many raw bytes as its next four bytes say, or as
+    /// many as a buffer has room for if that is less; they are sent back behind the frame.
+    raw_prefix: Option<&'static [u8]>,
+    /// Where they go.
+    buffers: BufferPool,
+    raw_sent: usize,
     /// Every frame pauses its connection.
     pause_after_frame: bool,
     /// Frames are worth an event.
@@ -72,7 +83,20 @@ impl Service for TestService {
         if self.echo {
             net.send(id, |out| out.extend(frame(body)));
         }
+        if let Some(length) = self.raw_prefix.and_then(|prefix| body.strip_prefix(prefix)) {
+            let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
+            let buffer = self.buffers.take(length.min(RAW_MAX)).expect("a buffer is free");
+            assert!(net.receive_raw(id, buffer));
+        }
         self.queued_bytes_max_seen = self.queued_bytes_max_seen.max(net.queued_bytes(id));
+    }
+
+    fn on_raw(&mut self, net: &mut Net, id: ConnectionId, buffer: Buffer) {
+        net.send_raw(id, Bytes::from_owner(buffer));
+    }
+
+    fn on_raw_sent(&mut self, _net: &mut Net, _id: ConnectionId) {
+        self.raw_sent += 1;
     }
 
     fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
@@ -123,6 +147,9 @@ impl Harness {
             events: events_in,
             commands: commands_out,
             echo: true,
+            raw_prefix: None,
+            buffers: BufferPool::new(RAW_MAX, RAW_BUFFERS),
+            raw_sent: 0,
             pause_after_frame: false,
             report_frames: false,
             queued_bytes_max_seen: 0,
@@ -645,4 +672,158 @@ fn ticks_come_without_any_traffic() {
     let harness =
         Harness::start(LoopConfig { tick_interval: Some(Duration::from_millis(1)), ..config() });
     harness.wait_until("ten ticks", |harness| harness.ask(|service, _| service.ticks) >= 10);
+}
+
+/// A frame that announces raw bytes, and the bytes.
+fn raw_message(bytes: &[u8]) -> Vec<u8> {
+    let mut message = raw_header(bytes.len() as u32);
+    message.extend_from_slice(bytes);
+    message
+}
+
+fn raw_header(length: u32) -> Vec<u8> {
+    frame(&[b"raw", &length.to_be_bytes()[..]].concat())
+}
+
+fn pattern(length: usize, seed: usize) -> Vec<u8> {
+    (0..length).map(|i| ((i * 7 + seed) % 251) as u8).collect()
+}
+
+fn raw_harness() -> Harness {
+    let harness = Harness::start(config());
+    harness.ask(|service, _| service.raw_prefix = Some(b"raw"));
+    harness
+}
+
+#[test]
+fn raw_bytes_between_frames_come_whole_wherever_they_are_cut() {
+    let harness = raw_harness();
+    let mut stream = harness.connect();
+    stream.set_nodelay(true).unwrap();
+    // What looks like a frame, or like an unacceptable one, is none of that.
+    let bodies = [raw_message(b"x"), vec![0xff; 9], pattern(37, 3), Vec::new()];
+    let mut sent = frame(b"before");
+    bodies.iter().for_each(|body| sent.extend(raw_message(body)));
+    sent.extend(frame(b"after"));
+    for pieces in [1, 2, 3, 7, 16, sent.len()] {
+        for piece in sent.chunks(pieces) {
+            stream.write_all(piece).unwrap();
+        }
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).unwrap();
+        assert_eq!(received, sent, "in pieces of {pieces}");
+    }
+    harness.wait_until("the service was told of everything sent", |harness| {
+        harness.ask(|service, _| service.raw_sent) == 6 * 3
+    });
+}
+
+#[test]
+fn raw_bytes_of_a_buffers_length_pass_through_unbuffered() {
+    let harness = raw_harness();
+    let (mut stream, id) = harness.connect_known();
+    let writer = {
+        let mut stream = stream.try_clone().unwrap();
+        std::thread::spawn(move || {
+            for seed in 0..40 {
+                stream.write_all(&raw_message(&pattern(RAW_MAX, seed))).unwrap();
+            }
+        })
+    };
+    for seed in 0..40 {
+        assert_eq!(read_frame(&mut stream).unwrap().len(), 7);
+        let mut received = vec![0; RAW_MAX];
+        stream.read_exact(&mut received).unwrap();
+        assert!(received == pattern(RAW_MAX, seed), "run {seed}");
+    }
+    writer.join().unwrap();
+    assert_echo(&mut stream, b"frames go on");
+    let received = harness.ask(move |_, net| net.received_bytes(id));
+    assert_eq!(received as usize, 40 * (RAW_MAX + 4 + 7) + 4 + b"frames go on".len());
+}
+
+#[test]
+fn a_connection_that_ends_within_raw_bytes_gives_its_buffer_back() {
+    let harness = raw_harness();
+    for _ in 0..2 * RAW_BUFFERS {
+        let (mut stream, id) = harness.connect_known();
+        stream.write_all(&raw_header(1000)).unwrap();
+        stream.write_all(&[1; 999]).unwrap();
+        assert_eq!(read_frame(&mut stream).unwrap().len(), 7);
+        harness.wait_until("all but the last byte have come", |harness| {
+            harness.ask(move |_, net| net.received_bytes(id)) == 11 + 999
+        });
+        assert_eq!(harness.ask(|service, _| service.buffers.available()), RAW_BUFFERS - 1);
+        drop(stream);
+        harness.expect_closed(id, "Remote");
+        assert_eq!(harness.ask(|service, _| service.buffers.available()), RAW_BUFFERS);
+    }
+}
+
+#[test]
+fn raw_bytes_beyond_the_announced_length_are_frames_again_and_judged_as_such() {
+    let harness = raw_harness();
+    let (mut stream, id) = harness.connect_known();
+    stream.write_all(&raw_message(&[9; 100])).unwrap();
+    // One byte too many: it becomes the first of a frame's header.
+    stream.write_all(&[0xff]).unwrap();
+    stream.write_all(&frame(b"out of step")).unwrap();
+    harness.expect_closed(id, "TooLong");
+}
+
+#[test]
+fn a_hostile_raw_length_takes_no_more_than_the_service_gives() {
+    let harness = raw_harness();
+    let (mut stream, id) = harness.connect_known();
+    stream.write_all(&raw_header(u32::MAX)).unwrap();
+    let body = pattern(RAW_MAX, 5);
+    stream.write_all(&body).unwrap();
+    assert_eq!(read_frame(&mut stream).unwrap(), raw_header(u32::MAX)[4..]);
+    let mut received = vec![0; RAW_MAX];
+    stream.read_exact(&mut received).unwrap();
+    assert!(received == body);
+    // While the raw bytes of one announcement are awaited there is no second buffer to be had.
+    stream.write_all(&raw_header(10)).unwrap();
+    assert_eq!(read_frame(&mut stream).unwrap().len(), 7);
+    let taken = harness.ask(move |service, net| {
+        let buffer = service.buffers.take(1).unwrap();
+        net.receive_raw(id, buffer)
+    });
+    assert!(!taken);
+}
+
+#[test]
+fn one_source_of_raw_bytes_does_not_keep_the_loop_from_others() {
+    let harness = raw_harness();
+    let mut loud = harness.connect();
+    let mut other = harness.connect();
+    let stop = Arc::new(AtomicUsize::new(0));
+    let writer = {
+        let (mut loud, stop) = (loud.try_clone().unwrap(), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            let message = raw_message(&pattern(RAW_MAX, 1));
+            while stop.load(Ordering::Relaxed) == 0 {
+                loud.write_all(&message).unwrap();
+            }
+            loud.shutdown(Shutdown::Write).unwrap();
+        })
+    };
+    let passed = Arc::new(AtomicUsize::new(0));
+    let reader = {
+        let passed = Arc::clone(&passed);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; RAW_MAX];
+            while let Ok(received @ 1..) = loud.read(&mut buffer) {
+                passed.fetch_add(received, Ordering::Relaxed);
+            }
+        })
+    };
+    let mut echoes = 0;
+    while echoes < 50 || passed.load(Ordering::Relaxed) < 64 * RAW_MAX {
+        assert_echo(&mut other, b"still served");
+        echoes += 1;
+    }
+    stop.store(1, Ordering::Relaxed);
+    writer.join().unwrap();
+    reader.join().unwrap();
 }

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 
 use acervo::command::WriteOp;
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
+use acervo::share::names::FileName;
+use acervo::share::types::{ContentId, FileEntry, PeerId};
 use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::*;
+use acervo::wire::share::*;
 use bytes::Bytes;
 
 const DOCUMENT: &str = include_str!("../docs/PROTOCOL.md");
@@ -45,7 +48,59 @@ fn examples() -> Vec<(&'static str, Message)> {
         timestamp,
     };
     let stamp = Timestamp(1_700_000_000_000_000);
+    let film = FileEntry {
+        name: FileName::new("lua.mp4").expect("a name"),
+        size: 3,
+        content: ContentId(*blake3::hash(b"lua").as_bytes()),
+    };
+    let peer = PeerId(0x0123_4567_89ab_cdef);
+    let address = "127.0.0.1:5000".parse().expect("an address");
     vec![
+        (
+            "hello-share",
+            Message::Hello(Hello {
+                protocol: PROTOCOL_VERSION,
+                cluster: ClusterId(0),
+                role: HelloRole::Share,
+            }),
+        ),
+        (
+            "join",
+            Message::Registry {
+                id: 1,
+                body: RegistryRequest::Join {
+                    peer,
+                    address,
+                    files: vec![film.clone()],
+                    part: 0,
+                    last: true,
+                },
+            },
+        ),
+        ("join-ok", Message::RegistryReply { id: 1, body: RegistryReply::JoinOk }),
+        (
+            "search",
+            Message::Registry { id: 2, body: RegistryRequest::Search { name: film.name.clone() } },
+        ),
+        (
+            "sources",
+            Message::RegistryReply {
+                id: 2,
+                body: RegistryReply::Sources(vec![Source {
+                    peer,
+                    address,
+                    size: film.size,
+                    content: film.content,
+                }]),
+            },
+        ),
+        ("find", Message::Share { id: 1, body: PeerRequest::Find { name: film.name.clone() } }),
+        ("found", Message::ShareReply { id: 1, body: PeerReply::Found(film.clone()) }),
+        (
+            "chunk",
+            Message::Share { id: 2, body: PeerRequest::Chunk { content: film.content, index: 0 } },
+        ),
+        ("chunk-ok", Message::ShareReply { id: 2, body: PeerReply::Chunk { length: 3 } }),
         (
             "hello",
             Message::Hello(Hello {
@@ -279,6 +334,15 @@ fn the_documents_limits_are_the_codes() {
         ("bytes of a page", limits::PAGE_BYTES_MAX),
         ("previous value", limits::READ_SMALL_BYTES_MAX),
         ("removed ranges", limits::RANGE_REMOVALS_MAX),
+        ("file name", limits::FILE_NAME_BYTES_MAX),
+        ("frame to or from a registry", limits::REGISTRY_FRAME_BYTES_MAX),
+        ("frame between peers", limits::SHARE_FRAME_BYTES_MAX),
+        ("request between peers", limits::SHARE_REQUEST_BYTES_MAX),
+        ("peers of a registry", limits::REGISTRY_PEERS_MAX),
+        ("files of a peer", limits::FILES_PER_PEER_MAX),
+        ("files of all peers", limits::REGISTRY_FILES_MAX),
+        ("sources in an answer", limits::SOURCES_PER_ANSWER_MAX),
+        ("chunk", limits::CHUNK_BYTES),
     ] {
         let row = format!("| {what} | {value} |");
         assert!(DOCUMENT.contains(&row), "the table has no row {row:?}");

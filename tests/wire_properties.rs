@@ -8,10 +8,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::command::WriteOp;
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
+use acervo::share::names::FileName;
+use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
 use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, SnapshotId, Timestamp};
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
 use acervo::wire::message::*;
+use acervo::wire::share::*;
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::option;
@@ -247,9 +250,124 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
     ]
 }
 
+// ---- the share's --------------------------------------------------------------------------
+
+fn file_name() -> impl Strategy<Value = FileName> {
+    // Not every character sequence is a name; most of these are.
+    "[a-zA-Z0-9é🎬_\\-. ]{0,40}[a-z0-9]".prop_filter_map("a name", |name| FileName::new(&name).ok())
+}
+
+fn content() -> impl Strategy<Value = ContentId> {
+    any::<[u8; 32]>().prop_map(ContentId)
+}
+
+fn file_entry() -> impl Strategy<Value = FileEntry> {
+    (file_name(), any::<u64>(), content()).prop_map(|(name, size, content)| FileEntry {
+        name,
+        size,
+        content,
+    })
+}
+
+fn peer_id() -> impl Strategy<Value = PeerId> {
+    any::<u64>().prop_map(PeerId)
+}
+
+fn registry_request() -> impl Strategy<Value = RegistryRequest> {
+    use RegistryRequest::*;
+    let join = (peer_id(), address(), vec(file_entry(), 0..5), any::<u32>(), any::<bool>());
+    prop_oneof![
+        join.prop_map(|(peer, address, files, part, last)| Join {
+            peer,
+            address,
+            files,
+            part,
+            last
+        }),
+        file_name().prop_map(|name| Search { name }),
+        (vec(file_entry(), 0..5), vec(file_name(), 0..5))
+            .prop_map(|(added, removed)| Update { added, removed }),
+        content().prop_map(|content| SearchContent { content }),
+        (content(), any::<u64>()).prop_map(|(content, size)| Fetching { content, size }),
+        content().prop_map(|content| Fetched { content }),
+        Just(KeepAlive),
+        Just(Leave),
+        option::of(peer_id()).prop_map(|after| Peers { after }),
+        option::of(file_name()).prop_map(|after| Files { after }),
+    ]
+}
+
+fn registry_reply() -> impl Strategy<Value = RegistryReply> {
+    let source = (peer_id(), address(), any::<u64>(), content())
+        .prop_map(|(peer, address, size, content)| Source { peer, address, size, content });
+    let peer = (peer_id(), address(), any::<[u64; 3]>()).prop_map(
+        |(peer, address, [files, bytes, silent_ms])| PeerSummary {
+            peer,
+            address,
+            files,
+            bytes,
+            silent_ms,
+        },
+    );
+    let file = (file_entry(), any::<u32>()).prop_map(|(file, peers)| FileSummary { file, peers });
+    prop_oneof![
+        Just(RegistryReply::JoinOk),
+        vec(source, 0..5).prop_map(RegistryReply::Sources),
+        Just(RegistryReply::UpdateOk),
+        Just(RegistryReply::AliveOk),
+        Just(RegistryReply::LeaveOk),
+        (vec(peer, 0..5), any::<bool>())
+            .prop_map(|(peers, more)| RegistryReply::Peers { peers, more }),
+        (vec(file, 0..5), any::<bool>())
+            .prop_map(|(files, more)| RegistryReply::Files { files, more }),
+        Just(RegistryReply::NotJoined),
+        (text(), any::<u32>())
+            .prop_map(|(message, retry_after_ms)| RegistryReply::Error { message, retry_after_ms }),
+    ]
+}
+
+fn peer_request() -> impl Strategy<Value = PeerRequest> {
+    use PeerRequest::*;
+    prop_oneof![
+        file_name().prop_map(|name| Find { name }),
+        (content(), any::<u64>()).prop_map(|(content, first)| Hashes { content, first }),
+        content().prop_map(|content| Watch { content }),
+        (content(), any::<u64>()).prop_map(|(content, index)| Chunk { content, index }),
+        any::<u64>().prop_map(|request| Cancel { request }),
+    ]
+}
+
+fn peer_reply() -> impl Strategy<Value = PeerReply> {
+    let code = prop_oneof![
+        Just(DenialCode::NotFound),
+        Just(DenialCode::Busy),
+        Just(DenialCode::Changed),
+        Just(DenialCode::Unreadable),
+        Just(DenialCode::Invalid),
+    ];
+    prop_oneof![
+        file_entry().prop_map(PeerReply::Found),
+        vec(any::<[u8; 32]>().prop_map(ChunkHash), 0..5)
+            .prop_map(|hashes| PeerReply::Hashes { hashes }),
+        vec(any::<(u64, u64)>(), 0..5).prop_map(|runs| PeerReply::Have { runs }),
+        any::<u32>().prop_map(|length| PeerReply::Chunk { length }),
+        (code, text()).prop_map(|(code, message)| PeerReply::Denied { code, message }),
+    ]
+}
+
+fn share_message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        (any::<u64>(), registry_request()).prop_map(|(id, body)| Message::Registry { id, body }),
+        (any::<u64>(), registry_reply()).prop_map(|(id, body)| Message::RegistryReply { id, body }),
+        (any::<u64>(), peer_request()).prop_map(|(id, body)| Message::Share { id, body }),
+        (any::<u64>(), peer_reply()).prop_map(|(id, body)| Message::ShareReply { id, body }),
+    ]
+}
+
 fn message() -> impl Strategy<Value = Message> {
     let role = prop_oneof![
         Just(HelloRole::Client),
+        Just(HelloRole::Share),
         (node(), any::<u64>())
             .prop_map(|(node, incarnation)| HelloRole::Server { node, incarnation }),
     ];
@@ -275,6 +393,9 @@ fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
         peer_message().prop_map(Message::Peer),
+        share_message(),
+        share_message(),
+        share_message(),
     ]
 }
 
@@ -541,6 +662,34 @@ fn announced_sizes_without_the_bytes_are_errors() {
     ] {
         let body = [&prefix[..], &[marker], &HUGE].concat();
         assert!(matches!(codec::decode(&body), Err(CodecError::Decode(_))), "{body:x?}");
+    }
+}
+
+#[test]
+fn a_name_that_is_a_path_is_an_error_wherever_it_stands() {
+    let good = FileName::new("aXb").unwrap();
+    let file = FileEntry { name: good.clone(), size: 1, content: ContentId([1; 32]) };
+    let peer = PeerId(1);
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    let files = vec![file.clone()];
+    let messages = [
+        Message::Registry {
+            id: 1,
+            body: RegistryRequest::Join { peer, address, files, part: 0, last: true },
+        },
+        Message::Registry { id: 1, body: RegistryRequest::Search { name: good.clone() } },
+        Message::Registry { id: 1, body: RegistryRequest::Files { after: Some(good.clone()) } },
+        Message::Share { id: 1, body: PeerRequest::Find { name: good } },
+        Message::ShareReply { id: 1, body: PeerReply::Found(file) },
+    ];
+    for message in messages {
+        let mut bytes = body(&message);
+        assert!(codec::decode(&bytes).is_ok());
+        let place = bytes.windows(3).position(|name| name == b"aXb").unwrap();
+        for bad in [b'/', b'\\', b':', 0, b'\n', 0x1b, 0x7f] {
+            bytes[place + 1] = bad;
+            assert!(codec::decode(&bytes).is_err(), "{message:?} with {bad:#x}");
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, PutAllArgs,
     PutArgs, TrimArgs,
 };
+use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
 use super::units::{parse_duration, parse_history, parse_size, print_history};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
@@ -24,8 +25,8 @@ use crate::server::config::{
 
 pub(super) const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
-/// A replicated key-value store: write through any server, read from any server, and never see an
-/// older value than one you have already seen.
+/// A replicated key-value store, and a registry and peers that pass files to each other: write through
+/// any server, read from any server, and never see an older value than one you have already seen.
 #[derive(Debug, Parser)]
 #[command(
     name = "acervo",
@@ -38,6 +39,9 @@ Examples:
   acervo get title
   acervo get title --at '10m ago'
   acervo client               a console with INIT, PUT and GET
+  acervo registry             the registry of a share
+  acervo share ~/Films        offer a folder
+  acervo fetch aula.mp4       download from everybody who has it
 
 Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority.
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
@@ -86,6 +90,18 @@ pub enum Command {
     Status(StatusArgs),
     /// Measure a running group: writes or reads of many clients
     Bench(BenchArgs),
+    /// Run the registry of a share; asks for its address on a terminal when no flag names it
+    Registry(RegistryArgs),
+    /// Open a peer's console with JOIN, SEARCH and DOWNLOAD
+    Peer(PeerArgs),
+    /// Share a folder until stopped
+    Share(ShareArgs),
+    /// Download a file from every peer that has it
+    Fetch(FetchArgs),
+    /// List the peers that a registry knows
+    Peers(ListArgs),
+    /// List the files that a registry knows
+    Files(ListArgs),
     /// Serve the store to any gRPC client
     #[cfg(feature = "grpc")]
     Gateway(super::gateway::GatewayArgs),
@@ -432,7 +448,8 @@ impl ServerArgs {
     }
 }
 
-fn default_workers() -> usize {
+/// One worker a processor.
+pub fn default_workers() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
     processors.min(limits::WORKERS_MAX)
 }

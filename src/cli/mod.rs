@@ -13,5 +13,7 @@ pub mod key_args;
 #[cfg(feature = "grpc")]
 pub mod kvs;
 mod output;
+pub mod share;
+pub mod share_args;
 mod status;
 pub mod units;

@@ -23,6 +23,9 @@ pub enum UnitError {
          key are kept, from 1 to {HISTORY_VERSIONS_MAX}"
     )]
     History(String),
+    /// Not a size a second.
+    #[error("'{0}' is not a rate: write a size a second, such as 500KiB/s or 20MiB/s")]
+    Rate(String),
 }
 
 /// Reads a history: `all`, a duration (days as `d`, too), or a number of versions.
@@ -119,6 +122,19 @@ pub fn parse_size(text: &str) -> Result<usize, UnitError> {
     number.checked_mul(unit_bytes).ok_or_else(wrong)
 }
 
+/// Reads a rate in bytes a second: a size and `/s`, not zero.
+///
+/// ```
+/// assert_eq!(acervo::cli::units::parse_rate("20MiB/s"), Ok(20 << 20));
+/// ```
+pub fn parse_rate(text: &str) -> Result<u64, UnitError> {
+    let size = text.strip_suffix("/s").and_then(|size| parse_size(size).ok());
+    match size {
+        Some(bytes @ 1..) => Ok(bytes as u64),
+        Some(0) | None => Err(UnitError::Rate(text.to_owned())),
+    }
+}
+
 fn split_number(text: &str) -> (&str, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     text.split_at(digits)
@@ -148,6 +164,15 @@ mod tests {
         for text in ["25h", "18446744073709551615h", "99999999999999999999999s"] {
             let expected = Err(UnitError::DurationTooLong(text.to_owned()));
             assert_eq!(parse_duration(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(parse_rate("1B/s"), Ok(1));
+        assert_eq!(parse_rate("500KiB/s"), Ok(500 << 10));
+        for text in ["", "/s", "20MiB", "0/s", "20MiB/m", "20 MiB/s"] {
+            assert_eq!(parse_rate(text), Err(UnitError::Rate(text.to_owned())), "{text}");
         }
     }
 

@@ -23,9 +23,9 @@ use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, R
 
 /// Why a connection could not be made or is no more.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(crate) struct Failure {
     /// For a person, in a few words.
-    pub(super) reason: String,
+    pub(crate) reason: String,
     /// When the server was last heard on this connection, if ever.
     pub(super) heard: Option<Instant>,
     /// The connection ended, as idle ones do, without any sign that the server is unwell.
@@ -33,11 +33,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    fn new(reason: impl Into<String>) -> Failure {
+    pub(crate) fn new(reason: impl Into<String>) -> Failure {
         Failure { reason: reason.into(), heard: None, ended: false }
     }
 
-    fn io(error: &io::Error) -> Failure {
+    pub(crate) fn io(error: &io::Error) -> Failure {
         let ended =
             matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
         Failure { ended, ..Failure::new(describe(error)) }
@@ -89,13 +89,8 @@ impl Connection {
     ) -> Result<(Connection, Welcome), Failure> {
         let deadline = deadline.min(Instant::now() + timing.connect_timeout);
         let io_failure = |error: io::Error| Failure::io(&error);
-        let stream = TcpStream::connect_timeout(&server, left(deadline).map_err(io_failure)?)
-            .map_err(io_failure)?;
-        stream.set_nodelay(true).map_err(io_failure)?;
+        let (stream, mut reader, welcome) = dial(server, HelloRole::Client, deadline)?;
         stream.set_write_timeout(Some(timing.silence_timeout)).map_err(io_failure)?;
-
-        let mut reader = MessageReader::new(HELLO_FRAME_BYTES_MAX);
-        let welcome = greet(&stream, &mut reader, deadline)?;
         // How often the reading thread looks at the clock when nothing comes.
         let look = (timing.ping_interval / 4).max(Duration::from_millis(1));
         stream.set_read_timeout(Some(look)).map_err(io_failure)?;
@@ -279,21 +274,41 @@ impl Shared {
             Message::Hello(_)
             | Message::Welcome(_)
             | Message::Request { .. }
-            | Message::Peer(_) => {
+            | Message::Peer(_)
+            | Message::Registry { .. }
+            | Message::RegistryReply { .. }
+            | Message::Share { .. }
+            | Message::ShareReply { .. } => {
                 Err(Failure::new("the server sent a message that no client expects"))
             }
         }
     }
 }
 
+/// Connects to a server and greets it, all before `deadline`. Frames still have the cap of greetings.
+pub(crate) fn dial(
+    server: SocketAddr,
+    role: HelloRole,
+    deadline: Instant,
+) -> Result<(TcpStream, MessageReader, Welcome), Failure> {
+    let io_failure = |error: io::Error| Failure::io(&error);
+    let timeout = left(deadline).map_err(io_failure)?;
+    let stream = TcpStream::connect_timeout(&server, timeout).map_err(io_failure)?;
+    stream.set_nodelay(true).map_err(io_failure)?;
+    stream.set_write_timeout(Some(timeout)).map_err(io_failure)?;
+    let mut reader = MessageReader::new(HELLO_FRAME_BYTES_MAX);
+    let welcome = greet(&stream, &mut reader, role, deadline)?;
+    Ok((stream, reader, welcome))
+}
+
 /// Says HELLO and waits for the WELCOME.
 fn greet(
     stream: &TcpStream,
     reader: &mut MessageReader,
+    role: HelloRole,
     deadline: Instant,
 ) -> Result<Welcome, Failure> {
-    let hello =
-        Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role: HelloRole::Client };
+    let hello = Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role };
     let mut frame = Vec::new();
     transport::encode(&Message::Hello(hello), &mut frame)
         .map_err(|error| Failure::new(error.to_string()))?;
@@ -334,16 +349,16 @@ fn welcomed(message: Message) -> Result<Welcome, Failure> {
 }
 
 /// What a server says is shown to people, so it is made fit for a terminal.
-fn refused(reason: &str) -> Failure {
+pub(crate) fn refused(reason: &str) -> Failure {
     Failure::new(format!("refused: {}", crate::text::escape(reason.as_bytes())))
 }
 
-fn next_message(reader: &mut MessageReader) -> Result<Option<Message>, Failure> {
+pub(crate) fn next_message(reader: &mut MessageReader) -> Result<Option<Message>, Failure> {
     reader.next_message().map_err(|error| Failure::new(error.to_string()))
 }
 
 /// The time until `deadline`, or the error a socket would give when it has passed.
-fn left(deadline: Instant) -> io::Result<Duration> {
+pub(crate) fn left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
@@ -353,7 +368,7 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 /// The common errors in plain words, the same on every system; the rest in the system's.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {

@@ -12,7 +12,7 @@
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
 
 mod attempts;
-mod connection;
+pub(crate) mod connection;
 mod error;
 mod pool;
 mod reads;
@@ -22,7 +22,7 @@ mod seen;
 mod sequence;
 mod submit;
 mod sync;
-mod transport;
+pub(crate) mod transport;
 mod writes;
 
 use std::net::SocketAddr;

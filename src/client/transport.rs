@@ -13,7 +13,7 @@ pub(super) const FRAME_BYTES_MAX: usize = client_frame_bytes_max(VALUE_BYTES_MAX
 
 /// Why what arrived is not a message.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TransportError {
+pub(crate) enum TransportError {
     #[error(transparent)]
     Frame(#[from] FrameError),
     #[error(transparent)]
@@ -21,34 +21,34 @@ pub(super) enum TransportError {
 }
 
 /// Appends `message` to `out` as one frame. On an error `out` is as it was.
-pub(super) fn encode(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
+pub(crate) fn encode(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
     codec::encode(message, FRAME_BYTES_MAX, out)
 }
 
 /// Reads messages from a stream, whatever the pieces they arrive in.
-pub(super) struct MessageReader(Deframer);
+pub(crate) struct MessageReader(Deframer);
 
 impl MessageReader {
     /// Takes frames of up to `frame_bytes_max` bytes.
-    pub(super) fn new(frame_bytes_max: usize) -> MessageReader {
+    pub(crate) fn new(frame_bytes_max: usize) -> MessageReader {
         MessageReader(Deframer::new(frame_bytes_max))
     }
 
     /// Allows frames of another length from now on.
-    pub(super) fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
+    pub(crate) fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
         self.0.set_cap(frame_bytes_max);
     }
 
     /// Reads once. 0 is the end of the stream. Call only when [`MessageReader::next_message`] has
     /// nothing, else the buffer grows past its bound.
-    pub(super) fn fill(&mut self, stream: &mut impl Read) -> io::Result<usize> {
+    pub(crate) fn fill(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         let received = stream.read(self.0.spare())?;
         self.0.commit(received);
         Ok(received)
     }
 
     /// The next message, if all of it has arrived.
-    pub(super) fn next_message(&mut self) -> Result<Option<Message>, TransportError> {
+    pub(crate) fn next_message(&mut self) -> Result<Option<Message>, TransportError> {
         match self.0.next_frame()? {
             Some(body) => Ok(Some(codec::decode(body)?)),
             None => Ok(None),

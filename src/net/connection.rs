@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
+use super::buffer::Buffer;
 use super::connections::Origin;
 use super::send_queue::SendQueue;
 use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
@@ -78,6 +79,21 @@ pub(super) enum Phase {
     Lingering,
 }
 
+/// Raw bytes on their way in.
+pub(super) struct RawIncoming {
+    /// Where to, and how many.
+    pub(super) buffer: Buffer,
+    /// How many are there.
+    pub(super) filled: usize,
+}
+
+impl RawIncoming {
+    /// Where the next ones go.
+    pub(super) fn rest(&mut self) -> &mut [u8] {
+        &mut self.buffer.as_mut()[self.filled..]
+    }
+}
+
 /// One socket and what is known about it.
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
@@ -103,6 +119,10 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
 
     pub(super) deframer: Deframer,
+    /// The bytes that come next are not frames.
+    pub(super) raw: Option<RawIncoming>,
+    /// Everything ever received.
+    pub(super) received_bytes: u64,
     pub(super) frame_cap: usize,
     pub(super) queue: SendQueue,
     pub(super) send_limits: SendLimits,

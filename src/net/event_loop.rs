@@ -102,6 +102,7 @@ impl EventLoop {
     /// Sleeps until there is something to do, then takes note of what the system says. The
     /// answer is whether a wake handle was used.
     fn wait(&mut self) -> Result<bool, LoopError> {
+        self.net.absence_max = self.net.absence_max.max(self.net.now.elapsed());
         let mut timeout = self.time_to_sleep();
         if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
             timeout = Some(Duration::ZERO);
@@ -289,9 +290,19 @@ impl EventLoop {
         let mut budget = self.net.config.read_budget_bytes;
         loop {
             loop {
-                match self.net.connections.get(id) {
+                match self.net.connections.get_mut(id) {
                     Some(connection) if connection.wants_read() => {
                         deframer.set_cap(connection.frame_cap);
+                        if let Some(raw) = &mut connection.raw {
+                            raw.filled += deframer.take_raw(raw.rest());
+                            if !raw.rest().is_empty() {
+                                break;
+                            }
+                        }
+                        if let Some(raw) = connection.raw.take() {
+                            service.on_raw(&mut self.net, id, raw.buffer);
+                            continue;
+                        }
                     }
                     _ => return Ok(()),
                 }
@@ -306,13 +317,20 @@ impl EventLoop {
             if !connection.readable || budget == 0 {
                 return Ok(());
             }
-            let spare = deframer.spare();
+            let spare = match &mut connection.raw {
+                Some(raw) => raw.rest(),
+                None => deframer.spare(),
+            };
             let wanted = spare.len().min(budget);
             match connection.stream.read(&mut spare[..wanted]) {
                 Ok(0) => return Err(CloseReason::Remote),
                 Ok(received) => {
-                    deframer.commit(received);
+                    match &mut connection.raw {
+                        Some(raw) => raw.filled += received,
+                        None => deframer.commit(received),
+                    }
                     budget -= received;
+                    connection.received_bytes += received as u64;
                     connection.last_received = self.net.now;
                     // Less than asked for means that the kernel's buffer is empty and that more
                     // will be announced, unless the end of the stream has been announced already.
@@ -358,6 +376,7 @@ impl EventLoop {
             match notice {
                 Notice::Closed(id, reason) => service.on_closed(&mut self.net, id, &reason),
                 Notice::DialFailed(id, error) => service.on_dial_failed(&mut self.net, id, &error),
+                Notice::RawSent(id) => service.on_raw_sent(&mut self.net, id),
             }
         }
     }

@@ -4,10 +4,12 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use super::connection::{CloseReason, Connection, Phase, SendLimits};
+use super::buffer::Buffer;
+use super::connection::{CloseReason, Connection, Phase, RawIncoming, SendLimits};
 use super::connections::{ConnectionId, Connections, Origin};
 use super::listener::Listener;
 use super::send_queue::{SegmentPool, SendQueue, Written};
@@ -29,6 +31,7 @@ pub enum SendError {
 pub(super) enum Notice {
     Closed(ConnectionId, CloseReason),
     DialFailed(ConnectionId, io::Error),
+    RawSent(ConnectionId),
 }
 
 /// The sockets of an event loop, as its service sees them.
@@ -50,6 +53,8 @@ pub struct Net {
     pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
     pub(super) exiting: bool,
+    /// The longest that an iteration has taken.
+    pub(super) absence_max: Duration,
 }
 
 impl Net {
@@ -66,6 +71,7 @@ impl Net {
             alarm: None,
             pool: SegmentPool::default(),
             exiting: false,
+            absence_max: Duration::ZERO,
         }
     }
 
@@ -112,6 +118,40 @@ impl Net {
             Some(Err(_)) => Err(SendError::Full),
             None => Err(SendError::Gone),
         }
+    }
+
+    /// As [`Net::send`], for bytes that are not a frame but follow one that announces them. They are
+    /// never copied, and dropped as soon as the system has them all, of which
+    /// [`Service::on_raw_sent`](super::Service::on_raw_sent) tells.
+    pub fn send_raw(&mut self, id: ConnectionId, bytes: Bytes) -> bool {
+        let sent = self.queue(id, |queue, max, _| queue.append_lent(max, bytes));
+        self.close_if_full(id, sent)
+    }
+
+    /// Takes the bytes that come next on the connection, after the frame that is being handled, as
+    /// they are, until `buffer` is full. It comes back by
+    /// [`Service::on_raw`](super::Service::on_raw) when it is, and is dropped when the connection
+    /// ends before. While raw bytes are awaited, a second call does nothing. Returns whether the
+    /// bytes will be taken.
+    pub fn receive_raw(&mut self, id: ConnectionId, buffer: Buffer) -> bool {
+        match self.connections.get_mut(id) {
+            Some(connection) if connection.phase == Phase::Open && connection.raw.is_none() => {
+                connection.raw = Some(RawIncoming { buffer, filled: 0 });
+                self.schedule(id);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Bytes of every kind received on a connection so far; 0 when it is gone.
+    pub fn received_bytes(&self, id: ConnectionId) -> u64 {
+        self.connections.get(id).map_or(0, |connection| connection.received_bytes)
+    }
+
+    /// The longest time so far between two looks at the sockets, sleep not counted.
+    pub fn absence_max(&self) -> Duration {
+        self.absence_max
     }
 
     /// Closes a connection now; what is queued for it is lost.
@@ -239,6 +279,11 @@ impl Net {
         origin: Origin,
         phase: Phase,
     ) -> io::Result<ConnectionId> {
+        if let Some(congestion) = &self.config.congestion
+            && let Err(error) = rustix::net::sockopt::set_tcp_congestion(&stream, congestion)
+        {
+            log::debug!("choosing congestion control {congestion}: {error}");
+        }
         self.registry.register(
             &mut stream,
             Token(self.connections.next_slot()),
@@ -259,6 +304,8 @@ impl Net {
             scheduled: false,
             dirty: false,
             deframer: Deframer::default(),
+            raw: None,
+            received_bytes: 0,
             frame_cap: self.config.first_frame_bytes_max,
             queue: SendQueue::default(),
             send_limits: self.config.send_limits,
@@ -302,11 +349,13 @@ impl Net {
                 &mut self.pool,
             );
             let state = match outcome {
-                Ok((written, state)) => {
-                    if written > 0 {
+                Ok(flushed) => {
+                    if flushed.bytes > 0 {
                         connection.last_write_progress = self.now;
                     }
-                    state
+                    let sent = std::iter::repeat_with(|| Notice::RawSent(id));
+                    self.notices.extend(sent.take(flushed.lent));
+                    flushed.state
                 }
                 Err(error) => return self.end(id, CloseReason::Io(error)),
             };
@@ -357,6 +406,7 @@ impl Net {
                 connection.close_reason = reason;
                 connection.deadline = Some(self.now + self.config.write_stall_timeout);
                 connection.deframer = Deframer::default();
+                connection.raw = None;
                 self.mark_dirty(id);
             }
             Phase::Flushing | Phase::Lingering => {}

@@ -5,6 +5,11 @@
 //! call. A store server is one service; a file-sharing registry and its peers are others. The loop
 //! knows frames, not messages.
 //!
+//! Between frames a connection may carry *raw* bytes, whose number a frame has announced: file
+//! contents, which are neither encoded nor copied into frames. [`Net::send_raw`] queues them as they
+//! lie in memory; [`Net::receive_raw`] has the next bytes of a connection read straight into a
+//! [`Buffer`], up to its length and not a byte further, after which frames go on.
+//!
 //! How one iteration goes:
 //!
 //! 1. Sleep until a socket is ready, a [`WakeHandle`] is used, or a tick or deadline is due. The
@@ -24,7 +29,9 @@
 //!   leaves the connection scheduled for a later turn without waiting for the system.
 //! - **A socket is read only when no whole frame is buffered.** So back-pressure reaches the other
 //!   side's kernel, the end of a stream is seen after everything that came before it, and a
-//!   connection buffers at most one incomplete frame and one read.
+//!   connection buffers at most one incomplete frame and one read. (What was read together with the
+//!   frame that announces raw bytes is copied from there; a connection that carries little but raw
+//!   bytes keeps its smallest read buffer.)
 //! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds, silence
 //!   and slowness end that connection with a [`CloseReason`]; errors of accepting pause accepting.
 //!   Only a failure of the readiness system itself ends the loop.
@@ -40,6 +47,7 @@
 
 mod accept;
 pub mod backoff;
+mod buffer;
 mod connection;
 mod connections;
 mod event_loop;
@@ -50,6 +58,7 @@ mod send_queue;
 mod service;
 mod wake;
 
+pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 pub use event_loop::{EventLoop, LoopError};

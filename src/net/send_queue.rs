@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
+use bytes::Bytes;
+
 use crate::limits::{SEND_SEGMENT_BYTES, SEND_SEGMENTS_KEEP};
 
 /// Slices offered to the system in one write.
@@ -39,13 +41,42 @@ pub(super) enum Written {
     Budget,
 }
 
+/// What a write has brought about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flushed {
+    /// Bytes written.
+    pub(super) bytes: usize,
+    /// Lent runs of bytes of which the last byte was written.
+    pub(super) lent: usize,
+    /// How far it got.
+    pub(super) state: Written,
+}
+
+/// Some of what waits.
+#[derive(Debug)]
+enum Segment {
+    /// Frames, in memory that is used again.
+    Frames(Vec<u8>),
+    /// Bytes that somebody else holds.
+    Lent(Bytes),
+}
+
+impl Segment {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Segment::Frames(bytes) => bytes,
+            Segment::Lent(bytes) => bytes,
+        }
+    }
+}
+
 /// Frames in order, gathered into segments so that many small ones make one write.
 ///
 /// Invariants: no segment is empty; `head_written` is less than the first one's length;
 /// `queued` is the sum of the lengths less `head_written`.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
-    segments: VecDeque<Vec<u8>>,
+    segments: VecDeque<Segment>,
     head_written: usize,
     queued: usize,
 }
@@ -69,7 +100,7 @@ impl SendQueue {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), usize> {
         let mut segment = match self.segments.pop_back() {
-            Some(tail) if tail.len() < SEND_SEGMENT_BYTES => tail,
+            Some(Segment::Frames(tail)) if tail.len() < SEND_SEGMENT_BYTES => tail,
             Some(tail) => {
                 self.segments.push_back(tail);
                 pool.take()
@@ -91,7 +122,7 @@ impl SendQueue {
         if segment.is_empty() {
             pool.give(segment);
         } else {
-            self.segments.push_back(segment);
+            self.segments.push_back(Segment::Frames(segment));
         }
         if fits { Ok(()) } else { Err(wanted) }
     }
@@ -111,34 +142,46 @@ impl SendQueue {
             return Err(wanted);
         }
         self.queued = wanted;
-        self.segments.push_back(bytes);
+        self.segments.push_back(Segment::Frames(bytes));
         Ok(())
     }
 
-    /// Writes until nothing is left, the socket blocks, or about `budget` bytes are written. The
-    /// first number is how many bytes were.
+    /// Appends bytes that stay where they are.
+    pub(super) fn append_lent(&mut self, bytes_max: usize, bytes: Bytes) -> Result<(), usize> {
+        let wanted = self.queued + bytes.len();
+        if wanted > bytes_max {
+            return Err(wanted);
+        }
+        if !bytes.is_empty() {
+            self.queued = wanted;
+            self.segments.push_back(Segment::Lent(bytes));
+        }
+        Ok(())
+    }
+
+    /// Writes until nothing is left, the socket blocks, or about `budget` bytes are written.
     pub(super) fn write_to(
         &mut self,
         socket: &mut impl Write,
         budget: usize,
         pool: &mut SegmentPool,
-    ) -> io::Result<(usize, Written)> {
-        let mut total = 0;
+    ) -> io::Result<Flushed> {
+        let (mut bytes, mut lent) = (0, 0);
         loop {
             if self.is_empty() {
-                return Ok((total, Written::Drained));
+                return Ok(Flushed { bytes, lent, state: Written::Drained });
             }
-            if total >= budget {
-                return Ok((total, Written::Budget));
+            if bytes >= budget {
+                return Ok(Flushed { bytes, lent, state: Written::Budget });
             }
             match self.write_once(socket) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    total += written;
-                    self.advance(written, pool);
+                    bytes += written;
+                    lent += self.advance(written, pool);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok((total, Written::Blocked));
+                    return Ok(Flushed { bytes, lent, state: Written::Blocked });
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -151,23 +194,28 @@ impl SendQueue {
         let mut count = 0;
         for (slice, segment) in slices.iter_mut().zip(&self.segments) {
             let from = if count == 0 { self.head_written } else { 0 };
-            *slice = IoSlice::new(&segment[from..]);
+            *slice = IoSlice::new(&segment.bytes()[from..]);
             count += 1;
         }
         socket.write_vectored(&slices[..count])
     }
 
-    fn advance(&mut self, written: usize, pool: &mut SegmentPool) {
+    /// Forgets what was written. The answer is how many lent segments are done with.
+    fn advance(&mut self, written: usize, pool: &mut SegmentPool) -> usize {
+        let mut lent = 0;
         self.queued = self.queued.saturating_sub(written);
         self.head_written += written;
         while let Some(head) = self.segments.front()
-            && self.head_written >= head.len()
+            && self.head_written >= head.bytes().len()
         {
-            self.head_written -= head.len();
-            if let Some(segment) = self.segments.pop_front() {
-                pool.give(segment);
+            self.head_written -= head.bytes().len();
+            match self.segments.pop_front() {
+                Some(Segment::Frames(segment)) => pool.give(segment),
+                Some(Segment::Lent(_)) => lent += 1,
+                None => {}
             }
         }
+        lent
     }
 }
 
@@ -213,7 +261,9 @@ mod tests {
         {
             let piece = bytes(count, seed);
             expected.extend_from_slice(&piece);
-            if seed % 2 == 0 {
+            if seed == 3 || seed == 6 {
+                queue.append_lent(usize::MAX, Bytes::from(piece)).unwrap();
+            } else if seed % 2 == 0 {
                 queue.append(usize::MAX, &mut pool, |out| out.extend_from_slice(&piece)).unwrap();
             } else {
                 queue.append_owned(usize::MAX, &mut pool, piece).unwrap();
@@ -221,19 +271,20 @@ mod tests {
             assert_eq!(queue.queued_bytes(), expected.len());
         }
         let mut pipe = Pipe { taken: Vec::new(), room: 0, step: 4_099 };
+        let mut lent = 0;
         while !queue.is_empty() {
-            assert_eq!(
-                queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap(),
-                (0, Written::Blocked)
-            );
+            let blocked = Flushed { bytes: 0, lent: 0, state: Written::Blocked };
+            assert_eq!(queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap(), blocked);
             pipe.room = 50_021;
             let before = queue.queued_bytes();
-            let (written, state) = queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();
-            assert_eq!(queue.queued_bytes(), before - written);
-            assert_eq!(state == Written::Drained, queue.is_empty());
+            let flushed = queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();
+            assert_eq!(queue.queued_bytes(), before - flushed.bytes);
+            assert_eq!(flushed.state == Written::Drained, queue.is_empty());
+            lent += flushed.lent;
             pipe.room = 0;
         }
         assert!(pipe.taken == expected);
+        assert_eq!(lent, 2);
         assert!(queue.segments.is_empty() && queue.head_written == 0);
     }
 
@@ -244,6 +295,7 @@ mod tests {
         queue.append(10, &mut pool, |out| out.extend_from_slice(b"12345678")).unwrap();
         assert_eq!(queue.append(10, &mut pool, |out| out.extend_from_slice(b"abc")), Err(11));
         assert_eq!(queue.append_owned(10, &mut pool, vec![0; SEND_SEGMENT_BYTES]), Err(65_544));
+        assert_eq!(queue.append_lent(10, Bytes::from_static(b"abc")), Err(11));
         queue.append_owned(10, &mut pool, b"90".to_vec()).unwrap();
         let mut pipe = Pipe { taken: Vec::new(), room: 99, step: 99 };
         queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();
@@ -256,7 +308,8 @@ mod tests {
         let mut queue = SendQueue::default();
         queue.append_owned(usize::MAX, &mut pool, vec![1; 100_000]).unwrap();
         let mut pipe = Pipe { taken: Vec::new(), room: usize::MAX, step: 1_000 };
-        assert_eq!(queue.write_to(&mut pipe, 4_500, &mut pool).unwrap(), (5_000, Written::Budget));
+        let expected = Flushed { bytes: 5_000, lent: 0, state: Written::Budget };
+        assert_eq!(queue.write_to(&mut pipe, 4_500, &mut pool).unwrap(), expected);
     }
 
     #[test]

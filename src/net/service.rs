@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::buffer::Buffer;
 use super::connection::{CloseReason, SendLimits};
 use super::connections::ConnectionId;
 use super::handle::Net;
@@ -31,6 +32,16 @@ pub trait Service {
 
     /// A whole frame came; `frame` is its body, at least one byte.
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]);
+
+    /// The raw bytes that [`Net::receive_raw`] asked for have come.
+    fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
+        let _ = (net, connection, buffer);
+    }
+
+    /// The system has taken the last of the bytes of one [`Net::send_raw`], in order.
+    fn on_raw_sent(&mut self, net: &mut Net, connection: ConnectionId) {
+        let _ = (net, connection);
+    }
 
     /// A connection ended; its id is gone already.
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason);
@@ -100,6 +111,9 @@ pub struct LoopConfig {
     pub close_linger: Duration,
     /// How often deadlines are looked at.
     pub sweep_interval: Duration,
+    /// The congestion control of every connection, by the system's name for it; the system's own
+    /// choice when absent, or when it refuses.
+    pub congestion: Option<String>,
 }
 
 impl Default for LoopConfig {
@@ -117,6 +131,7 @@ impl Default for LoopConfig {
             write_stall_timeout: limits::WRITE_STALL_TIMEOUT,
             close_linger: limits::CLOSE_LINGER,
             sweep_interval: limits::SWEEP_INTERVAL,
+            congestion: None,
         }
     }
 }

@@ -1,178 +1,33 @@
-//! The server's console: the lines of SPEC A6, written off the request path.
-//!
-//! [`Console::show`] puts an event into a bounded queue and never waits; a thread of its own turns
-//! events into lines. When the queue is full, or holds too many bytes, the event is dropped, and
-//! the log says once per burst how many were. A standard output that was closed ends the lines and
-//! nothing else. Keys and values are escaped as [`text::escape`](crate::text::escape) says.
+//! The lines of SPEC A6 at a server. Keys and values are escaped as
+//! [`text::escape`](crate::text::escape) says.
 
 use std::fmt;
-use std::io::{self, BufWriter, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
-
-use crate::limits::{CONSOLE_DRAIN_TIMEOUT, CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
+use crate::console::Event;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::text::escape;
 
-/// Where events go. Clones share one queue.
-#[derive(Clone)]
-pub struct Console {
-    queue: Option<Queue>,
-}
+/// A server's console.
+pub type Console = crate::console::Console<ConsoleEvent>;
 
-#[derive(Clone)]
-struct Queue {
-    events: Sender<ConsoleEvent>,
-    shared: Arc<Shared>,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// Bytes of keys and values queued.
-    bytes: AtomicUsize,
-    /// Events dropped since the log last said so.
-    dropped: AtomicU64,
-    /// The output failed; nobody needs to queue any more.
-    closed: AtomicBool,
-}
-
-/// The thread that writes. It ends when every [`Console`] is gone and all is written.
-pub struct ConsoleThread {
-    thread: JoinHandle<()>,
-    /// Nothing is ever sent; the thread's end closes it.
-    ended: Receiver<()>,
-}
-
-impl ConsoleThread {
-    /// Waits for what is queued to be written, but not for ever: whoever reads the output may have
-    /// stopped reading it. Drop every [`Console`] first.
-    pub fn join(self) {
-        if self.ended.recv_timeout(CONSOLE_DRAIN_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            log::warn!("console: nobody reads standard output, its last lines are lost");
-            return;
-        }
-        // It has nothing to report: a panic there has already been printed.
-        let _ = self.thread.join();
-    }
-}
-
-impl Console {
-    /// A console that shows nothing and costs nothing.
-    pub fn off() -> Console {
-        Console { queue: None }
-    }
-
-    /// A console that writes to `out`.
-    ///
-    /// # Errors
-    /// The system refused a thread.
-    pub fn start(out: impl Write + Send + 'static) -> io::Result<(Console, ConsoleThread)> {
-        Console::with_queue(out, CONSOLE_QUEUE_LINES_MAX)
-    }
-
-    fn with_queue(
-        out: impl Write + Send + 'static,
-        lines_max: usize,
-    ) -> io::Result<(Console, ConsoleThread)> {
-        let (events, queued) = bounded(lines_max);
-        let shared = Arc::new(Shared::default());
-        let writing = Arc::clone(&shared);
-        let (alive, ended) = bounded::<()>(0);
-        let thread = thread::Builder::new().name("acervo-console".to_owned()).spawn(move || {
-            write_lines(&queued, &writing, out);
-            drop(alive);
-        })?;
-        let thread = ConsoleThread { thread, ended };
-        Ok((Console { queue: Some(Queue { events, shared }) }, thread))
-    }
-
-    /// Whether anything would be shown; lets a caller skip the making of an event.
-    pub fn is_on(&self) -> bool {
-        self.queue.as_ref().is_some_and(|queue| !queue.shared.closed.load(Ordering::Relaxed))
-    }
-
-    /// Queues a line, or drops it; never waits.
-    pub fn show(&self, event: ConsoleEvent) {
-        let Some(Queue { events, shared }) = self.queue.as_ref().filter(|_| self.is_on()) else {
-            return;
-        };
-        let bytes = weight(&event);
-        let queued = shared.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if queued > CONSOLE_QUEUE_BYTES_MAX || events.try_send(event).is_err() {
-            shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            shared.dropped.fetch_add(1, Ordering::Relaxed);
+impl Event for ConsoleEvent {
+    fn weight(&self) -> usize {
+        match self {
+            ConsoleEvent::Put { key, value, .. }
+            | ConsoleEvent::Forwarding { key, value }
+            | ConsoleEvent::Replication { key, value, .. } => key.len() + value.len(),
+            ConsoleEvent::PutOk { key, .. } => key.len(),
+            ConsoleEvent::Get { key, answer, .. } => match answer {
+                GetAnswer::Value(value) => key.len() + value.len(),
+                GetAnswer::Null | GetAnswer::TryOtherServerOrLater => key.len(),
+            },
         }
     }
 }
 
-fn weight(event: &ConsoleEvent) -> usize {
-    match event {
-        ConsoleEvent::Put { key, value, .. }
-        | ConsoleEvent::Forwarding { key, value }
-        | ConsoleEvent::Replication { key, value, .. } => key.len() + value.len(),
-        ConsoleEvent::PutOk { key, .. } => key.len(),
-        ConsoleEvent::Get { key, answer, .. } => match answer {
-            GetAnswer::Value(value) => key.len() + value.len(),
-            GetAnswer::Null | GetAnswer::TryOtherServerOrLater => key.len(),
-        },
-    }
-}
-
-fn write_lines(queued: &Receiver<ConsoleEvent>, shared: &Shared, out: impl Write) {
-    let mut out = Some(BufWriter::new(out));
-    loop {
-        let event = match queued.try_recv() {
-            Ok(event) => event,
-            Err(TryRecvError::Disconnected) => break,
-            Err(TryRecvError::Empty) => {
-                attempt(&mut out, shared, BufWriter::flush);
-                report_dropped(shared);
-                match queued.recv() {
-                    Ok(event) => event,
-                    Err(_) => break,
-                }
-            }
-        };
-        shared.bytes.fetch_sub(weight(&event), Ordering::Relaxed);
-        attempt(&mut out, shared, |out| writeln!(out, "{}", Line(&event)));
-    }
-    attempt(&mut out, shared, BufWriter::flush);
-    report_dropped(shared);
-}
-
-fn report_dropped(shared: &Shared) {
-    let dropped = shared.dropped.swap(0, Ordering::Relaxed);
-    if dropped > 0 {
-        log::warn!(
-            "console: {dropped} lines were dropped, they came faster than they were written"
-        );
-    }
-}
-
-/// Writes while there is an output; after the first failure there is none.
-fn attempt<W: Write>(
-    out: &mut Option<BufWriter<W>>,
-    shared: &Shared,
-    write: impl FnOnce(&mut BufWriter<W>) -> io::Result<()>,
-) {
-    let Some(writer) = out else { return };
-    if let Err(error) = write(writer) {
-        log::warn!("console: standard output failed ({error}), no more lines are written");
-        shared.closed.store(true, Ordering::Relaxed);
-        // Taken apart, because dropping it would try to write once more.
-        let _ = out.take().map(BufWriter::into_parts);
-    }
-}
-
-/// One event as its line.
-struct Line<'a>(&'a ConsoleEvent);
-
-impl fmt::Display for Line<'_> {
+impl fmt::Display for ConsoleEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
+        match self {
             ConsoleEvent::Put { client, key, value } => {
                 write!(f, "Cliente {client} PUT key:{} value:{}.", escape(key), escape(value))
             }
@@ -210,14 +65,13 @@ mod tests {
     use crate::types::Timestamp;
     use bytes::Bytes;
     use std::net::SocketAddr;
-    use std::sync::Mutex;
 
     fn client() -> SocketAddr {
         "127.0.0.1:51234".parse().unwrap()
     }
 
     fn line(event: ConsoleEvent) -> String {
-        Line(&event).to_string()
+        event.to_string()
     }
 
     fn get(answer: GetAnswer, client_timestamp: i64, key_timestamp: i64) -> ConsoleEvent {
@@ -272,98 +126,5 @@ mod tests {
             value: Bytes::from_static(b"\xff\x1b[2J"),
         };
         assert_eq!(line(event), r"Encaminhando PUT key:a\x0ab value:\xff\x1b[2J");
-    }
-
-    /// An output that can be held up and looked at.
-    #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn event(number: usize) -> ConsoleEvent {
-        ConsoleEvent::Forwarding { key: number.to_string().into(), value: Bytes::new() }
-    }
-
-    #[test]
-    fn lines_come_out_in_order_and_whole() {
-        let output = Output::default();
-        let (console, thread) = Console::start(output.clone()).unwrap();
-        (0..1000).for_each(|number| console.show(event(number)));
-        drop(console);
-        thread.join();
-        let expected: String =
-            (0..1000).map(|number| format!("{}\n", line(event(number)))).collect();
-        assert_eq!(String::from_utf8(output.0.lock().unwrap().clone()).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_full_queue_drops_and_never_waits() {
-        let output = Output::default();
-        // While the output is held up the thread can have taken one event and a buffer's worth.
-        let held = output.0.lock().unwrap();
-        let (console, thread) = Console::with_queue(output.clone(), 4).unwrap();
-        (0..100_000).for_each(|number| console.show(event(number)));
-        drop(held);
-        drop(console);
-        thread.join();
-        let lines = String::from_utf8(output.0.lock().unwrap().clone()).unwrap();
-        assert!((4..100_000).contains(&lines.lines().count()));
-    }
-
-    #[test]
-    fn a_queue_with_too_many_bytes_drops_too() {
-        let output = Output::default();
-        let held = output.0.lock().unwrap();
-        let (console, thread) = Console::start(output.clone()).unwrap();
-        let value = Bytes::from(vec![b'v'; CONSOLE_QUEUE_BYTES_MAX / 4]);
-        for _ in 0..100 {
-            console.show(ConsoleEvent::Forwarding { key: "k".into(), value: value.clone() });
-        }
-        drop(held);
-        drop(console);
-        thread.join();
-        let count = output.0.lock().unwrap().iter().filter(|byte| **byte == b'\n').count();
-        assert!((3..100).contains(&count), "{count}");
-    }
-
-    /// An output whose reader has gone.
-    struct Closed;
-
-    impl Write for Closed {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            Err(io::ErrorKind::BrokenPipe.into())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_closed_output_ends_the_lines_and_nothing_else() {
-        let (console, thread) = Console::start(Closed).unwrap();
-        while console.is_on() {
-            console.show(event(1));
-            thread::yield_now();
-        }
-        console.show(event(2));
-        drop(console);
-        thread.join();
-    }
-
-    #[test]
-    fn off_shows_nothing() {
-        let console = Console::off();
-        assert!(!console.is_on());
-        console.show(event(1));
     }
 }

@@ -5,14 +5,22 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::ServerError;
 use crate::limits::{
     CONNECTIONS_MAX, CONNECTIONS_MIN, CONNECTIONS_SPARE, FILES_RESERVED, REFUSALS_MAX,
 };
 
+/// The system allows too few open files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the limit of {0} open files leaves no room for connections: \
+     raise it to {least} or more (ulimit -n)",
+    least = FILES_RESERVED + CONNECTIONS_MIN
+)]
+pub struct TooFewFiles(pub u64);
+
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
+pub(crate) struct Room {
     /// Accepted ones.
     pub accepted_max: usize,
     /// Those of them that may be clients.
@@ -25,7 +33,7 @@ pub(super) struct Room {
 ///
 /// # Errors
 /// Not even the group's own servers would fit.
-pub(super) fn room() -> Result<Room, ServerError> {
+pub(crate) fn room() -> Result<Room, TooFewFiles> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
     // To the system no limit is none.
@@ -38,7 +46,7 @@ pub(super) fn room() -> Result<Room, ServerError> {
             Err(error) => log::warn!("cannot raise the limit of {files} open files: {error}"),
         }
     }
-    let room = fit(files).ok_or(ServerError::TooFewFiles(files))?;
+    let room = fit(files).ok_or(TooFewFiles(files))?;
     if room.clients_max < CONNECTIONS_MAX {
         log::warn!(
             "the limit of {files} open files leaves room for {} clients: raise it to {wanted} \

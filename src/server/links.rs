@@ -110,7 +110,7 @@ impl Link {
 }
 
 /// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
-pub(super) fn sentence(reason: &str) -> String {
+pub(crate) fn sentence(reason: &str) -> String {
     let mut sentence = escape(reason.as_bytes()).to_string();
     if sentence.len() > limits::REASON_BYTES_MAX {
         sentence.truncate(sentence.floor_char_boundary(limits::REASON_BYTES_MAX - 3));

@@ -13,7 +13,7 @@ pub mod cluster;
 pub mod config;
 pub mod console;
 mod early;
-mod files;
+pub(crate) mod files;
 mod get;
 mod links;
 mod peering;
@@ -32,6 +32,8 @@ use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
+pub use self::files::TooFewFiles;
+pub(crate) use self::links::sentence;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
 use crate::limits;
@@ -71,12 +73,8 @@ pub enum ServerError {
     #[error("cannot listen for signals: {0}")]
     Signals(#[source] io::Error),
     /// The system allows too few open files.
-    #[error(
-        "the limit of {0} open files leaves no room for connections: \
-         raise it to {least} or more (ulimit -n)",
-        least = limits::FILES_RESERVED + limits::CONNECTIONS_MIN
-    )]
-    TooFewFiles(u64),
+    #[error(transparent)]
+    TooFewFiles(#[from] TooFewFiles),
     /// Something broke that must not be survived.
     #[error("this server stopped because it could not go on safely: {0}")]
     Broken(String),
@@ -146,7 +144,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
     let applier = threads::applier(storage.machine, data_dir.staging(), reports_in, wake.clone());
     let (stop_in, stop) = bounded(1);
-    watch_signals(stop_in.clone(), wake.clone())?;
+    watch_signals(stop_in.clone(), wake.clone()).map_err(ServerError::Signals)?;
     if config.stop_on_stdin_end {
         watch_stdin(stop_in, wake)?;
     }
@@ -196,10 +194,10 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
     }
 }
 
-fn watch_signals(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {
+/// Puts a word into `stop` and wakes the loop when SIGINT or SIGTERM comes.
+pub(crate) fn watch_signals(stop: Sender<()>, wake: WakeHandle) -> io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGINT, SIGTERM]).map_err(ServerError::Signals)?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     let watch = move || {
         for _ in signals.forever() {
             // A stop that was asked for already needs no second word.
@@ -207,11 +205,7 @@ fn watch_signals(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> 
             wake.wake();
         }
     };
-    thread::Builder::new()
-        .name("acervo-signal".into())
-        .spawn(watch)
-        .map_err(ServerError::Thread)?;
-    Ok(())
+    thread::Builder::new().name("acervo-signal".into()).spawn(watch).map(drop)
 }
 
 fn watch_stdin(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {

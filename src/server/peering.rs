@@ -67,6 +67,10 @@ impl StoreService {
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_SILENCE_TIMEOUT));
             }
+            HelloRole::Share => {
+                let reason = "this is a server of a store: a share needs an acervo registry";
+                return self.refuse(net, connection, reason.into());
+            }
         }
         net.set_deadline(connection, None);
         self.send(net, connection, &welcome);

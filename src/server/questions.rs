@@ -4,10 +4,11 @@
 //! Each offers a default and is asked again, with the reason, until the answer is one of the group.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead, ErrorKind, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::io::{self, BufRead, Write};
+use std::net::{IpAddr, SocketAddr};
 
-use crate::text::{LineError, escape, read_line};
+use crate::prompt::questions::{self, QuestionError, explain_probe};
+use crate::prompt::{parse_ip, parse_port};
 
 /// What was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,25 +17,6 @@ pub struct Answers {
     pub listen: SocketAddr,
     /// The first leader's.
     pub leader: SocketAddr,
-}
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum QuestionError {
-    /// The input ended.
-    #[error("the input ended before every question was answered: nothing was started")]
-    Ended,
-    /// The terminal failed.
-    #[error("the terminal could not be used: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Whether a server could listen on `address` here and now.
-///
-/// # Errors
-/// The system's reason why not.
-pub fn probe(address: SocketAddr) -> io::Result<()> {
-    TcpListener::bind(address).map(drop)
 }
 
 /// Asks. `probe` tells whether an address can be listened on.
@@ -60,11 +42,7 @@ pub fn ask(
         None => own.port(),
     };
     let listen = questions.address("Porta deste servidor", ip, port, &|address| {
-        probe(address).map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
-            ErrorKind::AddrNotAvailable => format!("{} não é um IP desta máquina", address.ip()),
-            _ => format!("não é possível usar {address}: {error}"),
-        })
+        probe(address).map_err(|error| explain_probe(address, &error))
     })?;
     let ip = questions.ip("IP do líder", leader.ip())?;
     let default = group.iter().find(|server| server.ip() == ip).unwrap_or(&leader);
@@ -117,46 +95,19 @@ impl Questions<'_> {
         default: &str,
         mut parse: impl FnMut(&[SocketAddr], &str) -> Result<T, String>,
     ) -> Result<T, QuestionError> {
-        loop {
-            write!(self.output, "{question} [{default}]: ")?;
-            self.output.flush()?;
-            let why = match read_line(self.input) {
-                Ok(None) => return Err(QuestionError::Ended),
-                Ok(Some(line)) => {
-                    let answer = match line.trim() {
-                        "" => default,
-                        answer => answer,
-                    };
-                    match parse(self.group, answer) {
-                        Ok(value) => return Ok(value),
-                        Err(why) => why,
-                    }
-                }
-                Err(LineError::Io(error)) => return Err(error.into()),
-                Err(LineError::TooLong) => "a resposta é longa demais".to_owned(),
-                Err(LineError::NotUtf8) => "a resposta não é texto UTF-8".to_owned(),
-            };
-            writeln!(self.output, "Resposta inválida: {why}.")?;
-        }
+        questions::until_valid(self.input, self.output, question, default, |answer| {
+            parse(self.group, answer)
+        })
     }
-}
-
-/// Reads an IP, or says in one clause why it is none.
-pub fn parse_ip(answer: &str) -> Result<IpAddr, String> {
-    answer.parse().map_err(|_| format!("\"{}\" não é um IP", escape(answer.as_bytes())))
-}
-
-/// Reads a port, or says in one clause why it is none.
-pub fn parse_port(answer: &str) -> Result<u16, String> {
-    let port = answer.parse().ok().filter(|port| *port != 0);
-    let why = || format!("\"{}\" não é uma porta (1 a 65535)", escape(answer.as_bytes()));
-    port.ok_or_else(why)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt::questions::probe;
     use crate::server::config::DEFAULT_SERVERS;
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
 
     /// Answers with `lines` where `taken` ports are in use; gives the answers and the dialogue.
     fn dialogue(lines: &str, taken: &[u16]) -> (Result<Answers, QuestionError>, String) {

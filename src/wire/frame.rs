@@ -127,6 +127,15 @@ impl Deframer {
         }
     }
 
+    /// Moves received bytes that are not frames to `out`, as many as are here and fit; how many. Only
+    /// the owner of the connection knows that the bytes after the last frame are not frames.
+    pub fn take_raw(&mut self, out: &mut [u8]) -> usize {
+        let taken = out.len().min(self.end - self.start);
+        out[..taken].copy_from_slice(&self.buffer[self.start..self.start + taken]);
+        self.start += taken;
+        taken
+    }
+
     /// Bytes received and not handed out.
     pub fn buffered_bytes(&self) -> usize {
         self.end - self.start

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::command::WriteOp;
 use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
@@ -59,6 +60,38 @@ pub enum Message {
     /// Server to server.
     #[serde(rename = "PEER")]
     Peer(PeerMessage),
+    /// To a registry of a share.
+    #[serde(rename = "REGISTRY")]
+    Registry {
+        /// Chosen by the asker, echoed in the reply.
+        id: u64,
+        /// What it asks.
+        body: RegistryRequest,
+    },
+    /// From a registry of a share.
+    #[serde(rename = "REGISTRY_REPLY")]
+    RegistryReply {
+        /// The request's id.
+        id: u64,
+        /// The answer.
+        body: RegistryReply,
+    },
+    /// From one peer of a share to another.
+    #[serde(rename = "SHARE")]
+    Share {
+        /// Chosen by the asker, echoed in the reply.
+        id: u64,
+        /// What it asks.
+        body: PeerRequest,
+    },
+    /// The other peer's answer.
+    #[serde(rename = "SHARE_REPLY")]
+    ShareReply {
+        /// The request's id.
+        id: u64,
+        /// The answer.
+        body: PeerReply,
+    },
 }
 
 /// The protocol version this build speaks.
@@ -90,6 +123,9 @@ pub enum HelloRole {
         /// the directory was lost; what still comes in from the old one is not to be believed.
         incarnation: u64,
     },
+    /// A peer of a share, or somebody who looks for files, to a registry or to another peer.
+    #[serde(rename = "SHARE")]
+    Share,
 }
 
 /// Accepts a connection.

@@ -9,3 +9,4 @@
 pub mod codec;
 pub mod frame;
 pub mod message;
+pub mod share;

@@ -8,6 +8,7 @@
 
 #[cfg(feature = "grpc")]
 pub mod gateway;
+pub mod share;
 pub mod terminal;
 
 use std::fs::File;

@@ -1,43 +1,32 @@
-//! The console's real input and output: a terminal with line editing, or a pipe.
+//! A console's real input and output: a terminal with line editing, or a pipe.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::mem;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{Config, Editor, ExternalPrinter};
 
-use super::{Dialogue, Input, ReplOptions, Screen, Typed};
-use crate::client::ClientError;
-use crate::client::sync::lock;
+use super::{Input, Kind, Screen, Typed};
 use crate::text::{LineError, read_line};
 
-/// Why the console ended, if not because its user left.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplError {
-    /// The list of servers cannot be used.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The input failed.
-    #[error(transparent)]
-    Input(#[from] LineError),
-}
-
-pub(super) fn run(options: &ReplOptions) -> Result<(), ReplError> {
+/// Opens the process's own input and output and lets `dialogue` run on them: on a terminal that can
+/// edit lines, or on whatever there is in its place.
+///
+/// # Errors
+/// Those of the dialogue.
+pub fn run<E>(
+    dialogue: impl FnOnce(&mut dyn Input, Arc<dyn Screen>, Kind) -> Result<(), E>,
+) -> Result<(), E> {
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         // Fails on terminals that cannot edit lines, which are served as a pipe is.
         if let Ok((mut keyboard, screen)) = open_terminal() {
-            let mut dialogue = Dialogue::new(&mut keyboard, screen, options)?;
-            return Ok(dialogue.run()?);
+            return dialogue(&mut keyboard, screen, Kind::Terminal);
         }
     }
-    let mut pipe = Pipe(io::stdin().lock());
-    let mut dialogue = Dialogue::new(&mut pipe, Arc::new(Streams), options)?;
-    let result = dialogue.run();
-    dialogue.wait_for_pending();
-    Ok(result?)
+    dialogue(&mut Pipe(io::stdin().lock()), Arc::new(Streams), Kind::Pipe)
 }
 
 type LineEditor = Editor<(), DefaultHistory>;
@@ -89,7 +78,8 @@ struct Terminal<P>(Mutex<P>);
 impl<P: ExternalPrinter + Send> Screen for Terminal<P> {
     fn event(&self, line: &str) {
         // A terminal that has gone away ends the reading thread, which ends the process.
-        let _ = lock(&self.0).print(format!("{line}\n"));
+        let mut printer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = printer.print(format!("{line}\n"));
     }
 
     fn remark(&self, line: &str) {

@@ -4,9 +4,7 @@
 //! answer prints when it comes. The lines of SPEC A6 are the only ones on standard output when input
 //! is not a terminal; prompts and remarks then go to standard error.
 //!
-//! [`run`] wires the real input and output (`terminal`) to the dialogue, which knows neither.
-
-mod terminal;
+//! [`run`] wires the real input and output ([`prompt`]) to the dialogue, which knows neither.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,11 +16,20 @@ use bytes::Bytes;
 use super::sync::{lock, wait};
 use super::{Ask, Causality, Client, ClientError, Event, check_key, check_value};
 use crate::limits::CLIENT_SILENCE_TIMEOUT;
+use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::server::config::DEFAULT_SERVERS;
-use crate::server::questions::{parse_ip, parse_port};
 use crate::text::{LineError, escape};
 
-pub use self::terminal::ReplError;
+/// Why the console ended, if not because its user left.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplError {
+    /// The list of servers cannot be used.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The input failed.
+    #[error(transparent)]
+    Input(#[from] LineError),
+}
 
 /// How the console is set up.
 #[derive(Clone, Debug)]
@@ -38,34 +45,17 @@ pub struct ReplOptions {
 /// # Errors
 /// A bad list of servers, or an input or output that fails.
 pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
-    terminal::run(options)
+    prompt::run(|input, screen, kind| {
+        let mut dialogue = Dialogue::new(input, screen, options)?;
+        let result = dialogue.run();
+        if kind == Kind::Pipe {
+            dialogue.wait_for_pending();
+        }
+        Ok(result?)
+    })
 }
 
 const MENU: &str = "[1] INIT  [2] PUT  [3] GET > ";
-
-/// One thing that was typed.
-enum Typed {
-    Line(String),
-    /// Ctrl-C: whatever was being asked for is dropped.
-    Cancelled,
-    /// Ctrl-D, or the end of a pipe.
-    End,
-}
-
-/// Where lines come from.
-trait Input {
-    fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError>;
-}
-
-/// Where lines go, from any thread.
-trait Screen: Send + Sync {
-    /// A line of SPEC A6.
-    fn event(&self, line: &str);
-    /// A remark from another thread than the one that reads.
-    fn remark(&self, line: &str);
-    /// A remark from the thread that reads, between two readings.
-    fn say(&self, line: &str);
-}
 
 /// An entry of the menu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,16 +76,6 @@ impl Entry {
             _ => None,
         }
     }
-}
-
-/// Why an entry was not finished.
-enum Stop {
-    /// Back to the menu.
-    Cancelled,
-    /// Out.
-    Leave,
-    /// The input failed.
-    Failed(LineError),
 }
 
 struct Dialogue<'a> {
@@ -166,45 +146,19 @@ impl Dialogue<'_> {
     fn ask<T>(
         &mut self,
         prompt: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl FnMut(&str) -> Result<T, String>,
     ) -> Result<T, Stop> {
-        loop {
-            let why = match self.input.read_line(prompt) {
-                Ok(Typed::Line(line)) => match parse(&line) {
-                    Ok(value) => return Ok(value),
-                    Err(why) => why,
-                },
-                Ok(Typed::Cancelled) => return Err(Stop::Cancelled),
-                Ok(Typed::End) => return Err(Stop::Leave),
-                Err(LineError::TooLong) => "A linha é longa demais.".to_owned(),
-                Err(LineError::NotUtf8) => "A linha não é texto UTF-8.".to_owned(),
-                Err(error @ LineError::Io(_)) => return Err(Stop::Failed(error)),
-            };
-            self.screen.say(&why);
-        }
-    }
-
-    /// Asks for an IP or a port; Enter takes the default.
-    fn ask_or<T: fmt::Display + Copy>(
-        &mut self,
-        question: &str,
-        default: T,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Result<T, Stop> {
-        self.ask(&format!("{question} [{default}]: "), |line| match line.trim() {
-            "" => Ok(default),
-            answer => parse(answer),
-        })
+        prompt::ask(self.input, &*self.screen, prompt, parse)
     }
 
     fn init(&mut self) -> Result<(), Stop> {
         let mut servers: Vec<SocketAddr> = Vec::new();
         for (number, default) in (1..).zip(DEFAULT_SERVERS) {
-            let wrong = |why: String| format!("Resposta inválida: {why}.");
+            let wrong = |why: String| invalid(&why);
+            let question = format!("IP do servidor {number}");
+            let parse = |text: &str| parse_ip(text).map_err(wrong);
             let ip: IpAddr =
-                self.ask_or(&format!("IP do servidor {number}"), default.ip(), |text| {
-                    parse_ip(text).map_err(wrong)
-                })?;
+                prompt::ask_or(self.input, &*self.screen, &question, &default.ip(), parse)?;
             // The default port too must not repeat a server that was named before.
             let port =
                 self.ask(&format!("Porta do servidor {number} [{}]: ", default.port()), |line| {
@@ -383,6 +337,7 @@ impl Drop for UnderWay {
 mod tests {
     use super::*;
     use crate::client::{PutOk, ServerFailure};
+    use crate::prompt::Typed;
     use crate::types::Timestamp;
 
     /// Types the given things and keeps the prompts.

@@ -1,0 +1,457 @@
+//! The share's commands without a menu: `share`, `fetch`, `peers` and `files`.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::HumanBytes;
+use rand::Rng;
+use serde::Serialize;
+
+use super::args::Format;
+use super::commands::{Outcome, exit_status};
+use super::output::print_json;
+use super::share_args::{FetchArgs, ListArgs, ShareArgs};
+use crate::limits;
+use crate::net::{ListenError, Listener};
+use crate::share::display::{FetchDisplay, HashDisplay, Style, count, rate, tell};
+use crate::share::fetch::{self, FetchError};
+use crate::share::folder::{Folder, FolderError, FolderOptions};
+use crate::share::line::{Line, LineError};
+use crate::share::member::Notice;
+use crate::share::names::FileName;
+use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
+use crate::share::types::{ContentId, PeerId};
+use crate::text::escape;
+use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest, Source};
+
+/// How a command of the share failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareError {
+    /// The registry cannot be asked.
+    #[error(transparent)]
+    Registry(#[from] LineError),
+    /// The folder cannot be shared.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The address cannot be served on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The peer cannot begin.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The download failed.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The beginning of a hash fits more than one content.
+    #[error("--content {0} fits several contents of that name: give more digits")]
+    Ambiguous(String),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[source] io::Error),
+    /// The answer could not be printed.
+    #[error("the answer could not be printed: {0}")]
+    Output(#[source] io::Error),
+}
+
+impl ShareError {
+    /// The process's exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            ShareError::Registry(_) => exit_status::UNAVAILABLE,
+            ShareError::Fetch(FetchError::NoSource { .. }) => exit_status::UNAVAILABLE,
+            ShareError::Folder(_) | ShareError::Ambiguous(_) => exit_status::USAGE,
+            ShareError::Output(_) if self.is_quiet() => exit_status::DONE,
+            ShareError::Fetch(_)
+            | ShareError::Listen(_)
+            | ShareError::Peer(_)
+            | ShareError::Signals(_)
+            | ShareError::Output(_) => exit_status::FAILED,
+        }
+    }
+
+    /// Whether it is worth a line.
+    pub fn is_quiet(&self) -> bool {
+        // Whoever closed a pipe has read what they wanted.
+        matches!(self, ShareError::Output(error) if error.kind() == ErrorKind::BrokenPipe)
+    }
+}
+
+/// Set by SIGINT and SIGTERM. A second one ends the process at once.
+fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let second = i32::from(exit_status::FAILED);
+        signal_hook::flag::register_conditional_shutdown(signal, second, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(ShareError::Signals)?;
+    }
+    Ok(stop)
+}
+
+/// What is said of a membership's ups and downs.
+fn notice(quiet: bool) -> impl FnMut(Notice) + Send + 'static {
+    move |notice| match notice {
+        Notice::Joined { registry, names, .. } if !quiet => {
+            let files = count(names.len() as u64, "file");
+            tell(&format!("joined at {registry} with {files}"));
+        }
+        Notice::Joined { .. } => {}
+        Notice::Lost(error) => tell(&format!("acervo: {error}; trying again")),
+    }
+}
+
+/// `acervo share`.
+///
+/// # Errors
+/// See [`ShareError`].
+pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
+    let listener = Listener::bind(args.listen.unwrap_or_else(|| args.registries.anywhere()))?;
+    let address = listener.address();
+    let display = HashDisplay::new(Style::choose(args.quiet));
+    let fresh = PeerId(rand::rng().next_u64());
+    let progress = |progress| display.show(progress);
+    let folder = Folder::open(&args.dir, fresh, FolderOptions::default(), &progress)?;
+    drop(display);
+    let stop = stop_flag()?;
+    let shown = folder.path().display().to_string();
+    let options = PeerOptions {
+        peer: folder.peer(),
+        folder: Some(folder),
+        listener,
+        address,
+        registries: args.registries.registry.clone(),
+        limit_bytes_per_s: args.limit,
+        congestion: args.congestion.clone(),
+    };
+    let peer = Peer::start(options, notice(args.quiet))?;
+    if !args.quiet {
+        tell(&format!("sharing {shown} at {}", peer.serving_at()));
+    }
+    while !stop.load(Ordering::Relaxed) {
+        thread::park_timeout(limits::STOP_LOOK_INTERVAL);
+    }
+    Ok(Outcome::Done)
+}
+
+/// One content among those of a name.
+struct Choice {
+    content: ContentId,
+    size: u64,
+    sources: Vec<Source>,
+}
+
+/// `acervo fetch`.
+///
+/// # Errors
+/// See [`ShareError`].
+pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    let started = Instant::now();
+    let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
+    let mut line = Line::open_any(&args.registries.registry, deadline)?;
+    let name = &args.name;
+    let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
+    drop(line);
+    let Some(choice) = choose(sources(asked)?, args)? else {
+        let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
+        let (name, wanted) = (shown(name), wanted.unwrap_or_default());
+        tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
+        return Ok(Outcome::NotFound);
+    };
+    let stop = stop_flag()?;
+    let to = args.to.canonicalize().map_err(|source| {
+        ShareError::Fetch(FetchError::Folder { path: args.to.clone(), source })
+    })?;
+    let listener = Listener::bind(args.listen.unwrap_or_else(|| args.registries.anywhere()))?;
+    let options = PeerOptions {
+        peer: PeerId(rand::rng().next_u64()),
+        folder: None,
+        address: listener.address(),
+        listener,
+        registries: args.registries.registry.clone(),
+        limit_bytes_per_s: args.limit,
+        congestion: args.congestion.clone(),
+    };
+    // That the registry is away for a while is no news here: the download goes on.
+    let peer = Peer::start(options, |_| {})?;
+    let wanted = Wanted {
+        name: name.clone(),
+        content: choice.content,
+        size: choice.size,
+        to,
+        sources: choice.sources,
+        look_for_more: true,
+        patience: args.patience,
+    };
+    let mut transfer = peer.download(wanted)?;
+    let mut display = FetchDisplay::new(Style::choose(args.quiet), name, choice.size);
+    let outcome = loop {
+        if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
+            break result;
+        }
+        display.show(&transfer.progress(), Instant::now());
+        if stop.load(Ordering::Relaxed) {
+            transfer.cancel();
+        }
+    };
+    display.finish();
+    let outcome = outcome?;
+    let progress = transfer.progress();
+    print_fetched(args, out, &choice.content, choice.size, &outcome, &progress, started.elapsed())
+        .map_err(ShareError::Output)?;
+    Ok(Outcome::Done)
+}
+
+/// The content to fetch: the one that was asked for, or the one that most peers have.
+fn choose(found: Vec<Source>, args: &FetchArgs) -> Result<Option<Choice>, ShareError> {
+    let mut contents: BTreeMap<(ContentId, u64), Vec<Source>> = BTreeMap::new();
+    for source in found {
+        contents.entry((source.content, source.size)).or_default().push(source);
+    }
+    if let Some(hash) = &args.content {
+        contents.retain(|(content, _), _| content.to_string().starts_with(hash));
+        if contents.len() > 1 {
+            return Err(ShareError::Ambiguous(hash.clone()));
+        }
+    }
+    let several = contents.len();
+    let most = contents.into_iter().max_by_key(|(_, sources)| sources.len());
+    let choice = most.map(|((content, size), sources)| Choice { content, size, sources });
+    if let Some(choice) = &choice
+        && several > 1
+    {
+        let peers = count(choice.sources.len() as u64, "peer");
+        tell(&format!(
+            "acervo: {several} files are called \"{}\"; fetching the one that {peers} offer, {} \
+             (--content chooses another)",
+            shown(&args.name),
+            choice.content
+        ));
+    }
+    Ok(choice)
+}
+
+fn shown(name: &FileName) -> impl std::fmt::Display {
+    escape(name.as_str().as_bytes())
+}
+
+/// What `fetch --format json` prints.
+#[derive(Serialize)]
+struct FetchedJson<'a> {
+    name: &'a str,
+    path: String,
+    size: u64,
+    content: String,
+    already_there: bool,
+    fetched_bytes: u64,
+    kept_bytes: u64,
+    seconds: f64,
+    sources: Vec<SourceJson>,
+}
+
+#[derive(Serialize)]
+struct SourceJson {
+    peer: String,
+    address: SocketAddr,
+    bytes: u64,
+}
+
+fn print_fetched(
+    args: &FetchArgs,
+    out: &mut dyn Write,
+    content: &ContentId,
+    size: u64,
+    outcome: &fetch::Outcome,
+    progress: &fetch::Progress,
+    took: Duration,
+) -> io::Result<()> {
+    if !args.quiet {
+        let fetched = outcome.fetched_bytes;
+        let given = progress.sources.iter().filter(|source| source.given_bytes > 0).count();
+        tell(&match outcome.already_there {
+            true => format!("{} was there already, whole", shown(&args.name)),
+            false => format!(
+                "{}: {} from {} in {:.1} s, {}",
+                shown(&args.name),
+                HumanBytes(fetched),
+                count(given as u64, "peer"),
+                took.as_secs_f64(),
+                rate(fetched as f64 / took.as_secs_f64())
+            ),
+        });
+    }
+    let path = outcome.path.display().to_string();
+    match args.format {
+        Format::Text => writeln!(out, "{}", escape(path.as_bytes())),
+        Format::Json => {
+            let sources = progress.sources.iter().map(|source| SourceJson {
+                peer: source.peer.to_string(),
+                address: source.address,
+                bytes: source.given_bytes,
+            });
+            print_json(
+                out,
+                &FetchedJson {
+                    name: args.name.as_str(),
+                    path,
+                    size,
+                    content: content.to_string(),
+                    already_there: outcome.already_there,
+                    fetched_bytes: outcome.fetched_bytes,
+                    kept_bytes: outcome.kept_bytes,
+                    seconds: took.as_secs_f64(),
+                    sources: sources.collect(),
+                },
+            )
+        }
+    }
+}
+
+// ---- what the registry knows -----------------------------------------------------------------
+
+#[derive(Serialize)]
+struct PeerJson {
+    peer: String,
+    address: SocketAddr,
+    files: u64,
+    bytes: u64,
+    silent_ms: u64,
+}
+
+#[derive(Serialize)]
+struct FileJson<'a> {
+    name: &'a str,
+    size: u64,
+    content: String,
+    peers: u32,
+}
+
+/// `acervo peers`: a page at a time, so that it takes no memory to speak of.
+///
+/// # Errors
+/// See [`ShareError`].
+pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    let mut list = List::open(args)?;
+    list.begin(
+        out,
+        "peers",
+        &format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes"),
+    )?;
+    let mut after = None;
+    loop {
+        let RegistryReply::Peers { peers, more } = list.ask(&RegistryRequest::Peers { after })?
+        else {
+            return Err(LineError::Unexpected.into());
+        };
+        for peer in &peers {
+            list.row(
+                out,
+                &text_of_peer(peer),
+                &PeerJson {
+                    peer: peer.peer.to_string(),
+                    address: peer.address,
+                    files: peer.files,
+                    bytes: peer.bytes,
+                    silent_ms: peer.silent_ms,
+                },
+            )?;
+        }
+        after = peers.last().map(|peer| peer.peer);
+        if !more || after.is_none() {
+            return list.end(out);
+        }
+    }
+}
+
+fn text_of_peer(peer: &PeerSummary) -> String {
+    let PeerSummary { peer, address, files, bytes, silent_ms } = peer;
+    let bytes = HumanBytes(*bytes).to_string();
+    let address = address.to_string();
+    format!("{peer:16}  {address:21}  {files:>7}  {bytes:>10}  {}s", silent_ms / 1000)
+}
+
+/// `acervo files`.
+///
+/// # Errors
+/// See [`ShareError`].
+pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    let mut list = List::open(args)?;
+    list.begin(out, "files", &format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers"))?;
+    let mut after = None;
+    loop {
+        let RegistryReply::Files { files, more } = list.ask(&RegistryRequest::Files { after })?
+        else {
+            return Err(LineError::Unexpected.into());
+        };
+        for FileSummary { file, peers } in &files {
+            let content = file.content.to_string();
+            let size = HumanBytes(file.size).to_string();
+            let text = format!("{:.16}  {size:>10}  {peers:>5}  {}", content, shown(&file.name));
+            let (name, size) = (file.name.as_str(), file.size);
+            list.row(out, &text, &FileJson { name, size, content, peers: *peers })?;
+        }
+        after = files.last().map(|row| row.file.name.clone());
+        if !more || after.is_none() {
+            return list.end(out);
+        }
+    }
+}
+
+/// A list that is printed as it comes.
+struct List {
+    line: Line,
+    format: Format,
+    rows: u64,
+}
+
+impl List {
+    fn open(args: &ListArgs) -> Result<List, ShareError> {
+        let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
+        let line = Line::open_any(&args.registries.registry, deadline)?;
+        Ok(List { line, format: args.format, rows: 0 })
+    }
+
+    fn ask(&mut self, request: &RegistryRequest) -> Result<RegistryReply, ShareError> {
+        Ok(self.line.ask(request, Instant::now() + limits::REGISTRY_CALL_TIMEOUT)?)
+    }
+
+    /// In text, a line of headings; in JSON, the beginning of an object with one list in it.
+    fn begin(&self, out: &mut dyn Write, name: &str, headings: &str) -> Result<(), ShareError> {
+        match self.format {
+            Format::Text => writeln!(out, "{headings}"),
+            Format::Json => write!(out, "{{\"{name}\":["),
+        }
+        .map_err(ShareError::Output)
+    }
+
+    fn row(
+        &mut self,
+        out: &mut dyn Write,
+        text: &str,
+        object: &impl Serialize,
+    ) -> Result<(), ShareError> {
+        let first = self.rows == 0;
+        self.rows += 1;
+        match self.format {
+            Format::Text => writeln!(out, "{text}"),
+            Format::Json => {
+                let separator = if first { "" } else { "," };
+                write!(out, "{separator}")
+                    .and_then(|()| serde_json::to_writer(&mut *out, object).map_err(Into::into))
+            }
+        }
+        .map_err(ShareError::Output)
+    }
+
+    fn end(&self, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+        if self.format == Format::Json {
+            writeln!(out, "]}}").map_err(ShareError::Output)?;
+        }
+        Ok(Outcome::Done)
+    }
+}

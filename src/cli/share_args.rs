@@ -1,0 +1,188 @@
+//! The share's commands on the command line: every flag, default and example.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::args::{Format, Switch, parse_address};
+use super::units::{parse_duration, parse_rate};
+use crate::limits;
+use crate::share::names::FileName;
+
+const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";
+
+/// `acervo registry`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo registry             on a terminal: asks for IP and port
+  acervo registry --listen 127.0.0.1:1099
+
+Peers that were joined come back by themselves when a registry is restarted.")]
+pub struct RegistryArgs {
+    /// The address to listen on
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    pub listen: Option<SocketAddr>,
+    /// A peer unheard of for this long is not offered any more
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub silence_timeout: Duration,
+    /// Whether console lines are written
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub console: Switch,
+    /// Threads that answer requests [default: one a processor]
+    #[arg(long, value_name = "N",
+        value_parser = clap::value_parser!(u64).range(1..=limits::WORKERS_MAX as u64))]
+    pub workers: Option<u64>,
+}
+
+/// Where the registries are.
+#[derive(Clone, Debug, Args)]
+pub struct RegistriesArgs {
+    /// The registry; of several that serve one index, the first that answers is asked
+    #[arg(long, value_name = "A[,B,C]", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_REGISTRY)]
+    pub registry: Vec<SocketAddr>,
+}
+
+/// `acervo peer`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo peer
+  acervo peer --registry 10.0.0.1:1099
+
+Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
+pub struct PeerArgs {
+    /// Shared.
+    #[command(flatten)]
+    pub registries: RegistriesArgs,
+    /// The most bytes to send a second, and to receive a second, such as 20MiB/s
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub limit: Option<u64>,
+}
+
+/// `acervo share`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo share ~/Films
+  acervo share ~/Films --registry 10.0.0.1:1099 --limit 20MiB/s
+
+Shared are the regular files directly in the folder; not hidden ones, links, or folders in it.
+What was found is kept in the folder as .acervo-share, so that no file is hashed twice.
+Ctrl-C stops.")]
+pub struct ShareArgs {
+    /// The folder
+    pub dir: PathBuf,
+    /// Shared.
+    #[command(flatten)]
+    pub registries: RegistriesArgs,
+    /// The address to serve on; of port 0, any free one [default: every address, any free port]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    pub listen: Option<SocketAddr>,
+    /// The most bytes to send a second, such as 20MiB/s
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub limit: Option<u64>,
+    /// Say nothing but what goes wrong
+    #[arg(long)]
+    pub quiet: bool,
+    /// TCP congestion control by the system's name for it
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub congestion: Option<String>,
+}
+
+/// `acervo fetch`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo fetch aula.mp4
+  acervo fetch aula.mp4 --to ~/Films --limit 20MiB/s
+  acervo fetch aula.mp4 --registry 10.0.0.1:1099 --format json --quiet
+
+Every peer that has the file gives a part of it. What is stopped half-way goes on where it was when the
+same command is given again.
+Exit status: 0 fetched, 1 nobody has it or it could not be stored, 2 usage, 3 no registry or no peer reached.")]
+pub struct FetchArgs {
+    /// The file's name, with its extension
+    #[arg(value_parser = parse_name)]
+    pub name: FileName,
+    /// The folder to put it in
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub to: PathBuf,
+    /// Which of several contents of that name, by its BLAKE3 hash or the first 8 or more digits of it
+    /// [default: the one that most peers have]
+    #[arg(long, value_name = "HASH", value_parser = parse_hash)]
+    pub content: Option<String>,
+    /// Shared.
+    #[command(flatten)]
+    pub registries: RegistriesArgs,
+    /// The address to serve on what has arrived [default: every address, any free port]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    pub listen: Option<SocketAddr>,
+    /// The most bytes to receive a second, and to send a second, such as 20MiB/s
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub limit: Option<u64>,
+    /// Give up when no peer has given anything for this long
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub patience: Duration,
+    /// Show no progress
+    #[arg(long)]
+    pub quiet: bool,
+    /// How to print the result
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+    /// TCP congestion control by the system's name for it
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub congestion: Option<String>,
+}
+
+/// `acervo peers` and `acervo files`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo peers
+  acervo files --format json
+
+Exit status 3 when no registry answers.")]
+pub struct ListArgs {
+    /// Shared.
+    #[command(flatten)]
+    pub registries: RegistriesArgs,
+    /// How to print
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub format: Format,
+}
+
+impl RegistriesArgs {
+    /// Where to serve when nothing is said: every address of the kind the registry has.
+    pub fn anywhere(&self) -> SocketAddr {
+        let ip = match self.registry.first() {
+            Some(SocketAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            Some(SocketAddr::V4(_)) | None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        SocketAddr::new(ip, 0)
+    }
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    text.trim().parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:5000".to_owned())
+}
+
+fn parse_name(text: &str) -> Result<FileName, String> {
+    FileName::new(text).map_err(|error| error.to_string())
+}
+
+const HASH_DIGITS_MIN: usize = 8;
+const HASH_DIGITS_MAX: usize = 64;
+
+/// The beginning of a hash, in lower case.
+fn parse_hash(text: &str) -> Result<String, String> {
+    let length = (HASH_DIGITS_MIN..=HASH_DIGITS_MAX).contains(&text.len());
+    if length && text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(format!("write {HASH_DIGITS_MIN} to {HASH_DIGITS_MAX} hexadecimal digits"))
+    }
+}

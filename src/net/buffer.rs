@@ -1,0 +1,173 @@
+//! Buffers for raw bytes: of one size, page-aligned, counted, used again.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What direct IO asks of memory, on every common system.
+pub const BUFFER_ALIGNMENT: usize = 4096;
+
+/// A bounded set of [`Buffer`]s, shared by threads. A buffer comes back when it is dropped, wherever
+/// that is.
+#[derive(Clone)]
+pub struct BufferPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    buffer_bytes: usize,
+    buffers_max: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<Storage>,
+    /// Buffers that somebody has.
+    out: usize,
+}
+
+impl BufferPool {
+    /// A pool of at most `buffers_max` buffers of `buffer_bytes` bytes. Memory is taken when a buffer
+    /// is first needed.
+    pub fn new(buffer_bytes: usize, buffers_max: usize) -> BufferPool {
+        let state = Mutex::default();
+        BufferPool { shared: Arc::new(Shared { buffer_bytes, buffers_max, state }) }
+    }
+
+    /// A buffer with room for `length` bytes, of any content. `None`: all are in use, or none is that
+    /// large.
+    pub fn take(&self, length: usize) -> Option<Buffer> {
+        if length > self.shared.buffer_bytes {
+            return None;
+        }
+        let mut state = self.shared.lock();
+        if state.out >= self.shared.buffers_max {
+            return None;
+        }
+        state.out += 1;
+        let storage = state.free.pop();
+        drop(state);
+        let storage = storage.unwrap_or_else(|| Storage::new(self.shared.buffer_bytes));
+        Some(Buffer { storage, length, pool: Arc::clone(&self.shared) })
+    }
+
+    /// How many more could be taken now.
+    pub fn available(&self) -> usize {
+        self.shared.buffers_max - self.shared.lock().out
+    }
+
+    /// Gives back the memory of buffers nobody has.
+    pub fn release_memory(&self) {
+        self.shared.lock().free = Vec::new();
+    }
+}
+
+impl fmt::Debug for BufferPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPool")
+            .field("buffer_bytes", &self.shared.buffer_bytes)
+            .field("buffers_max", &self.shared.buffers_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is never left half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory with an aligned part: a little more than is needed, and where the part begins. The memory
+/// never grows, so it never moves.
+#[derive(Default)]
+struct Storage {
+    memory: Vec<u8>,
+    start: usize,
+}
+
+impl Storage {
+    fn new(bytes: usize) -> Storage {
+        let memory = vec![0; bytes + BUFFER_ALIGNMENT];
+        // The standard library may decline to say (it does not at run time): then the buffer works,
+        // and direct IO from it is refused by the system.
+        let start = memory.as_ptr().align_offset(BUFFER_ALIGNMENT);
+        Storage { memory, start: if start < BUFFER_ALIGNMENT { start } else { 0 } }
+    }
+}
+
+/// A buffer from a [`BufferPool`].
+pub struct Buffer {
+    storage: Storage,
+    length: usize,
+    pool: Arc<Shared>,
+}
+
+impl Buffer {
+    /// How many bytes it stands for.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether it stands for none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Lets it stand for another number of bytes, at most the pool's buffer size.
+    pub fn set_len(&mut self, length: usize) {
+        self.length = length.min(self.pool.buffer_bytes);
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.storage.memory[self.storage.start..self.storage.start + self.length]
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.storage.memory[self.storage.start..self.storage.start + self.length]
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.length)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let storage = std::mem::take(&mut self.storage);
+        let mut state = self.pool.lock();
+        state.out -= 1;
+        state.free.push(storage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_counted_aligned_and_used_again() {
+        let pool = BufferPool::new(10_000, 2);
+        assert!(pool.take(10_001).is_none());
+        let mut first = pool.take(10_000).unwrap();
+        let second = pool.take(5).unwrap();
+        assert!(pool.take(1).is_none());
+        assert_eq!((pool.available(), second.len()), (0, 5));
+        for buffer in [&first, &second] {
+            assert_eq!(buffer.as_ref().as_ptr().addr() % BUFFER_ALIGNMENT, 0);
+        }
+        first.as_mut()[9_999] = 7;
+        let address = first.as_ref().as_ptr().addr();
+        std::thread::spawn(move || drop(first)).join().unwrap();
+        let mut again = pool.take(1).unwrap();
+        assert_eq!(again.as_ref().as_ptr().addr(), address);
+        again.set_len(usize::MAX);
+        assert_eq!((again.len(), again.as_ref()[9_999]), (10_000, 7));
+    }
+}

@@ -1,0 +1,69 @@
+//! Questions that a program asks once, on the keyboard, before it runs.
+
+use std::io::{self, BufRead, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener};
+
+use super::invalid;
+use crate::text::{LineError, read_line};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QuestionError {
+    /// The input ended.
+    #[error("the input ended before every question was answered: nothing was started")]
+    Ended,
+    /// The terminal failed.
+    #[error("the terminal could not be used: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Whether a server could listen on `address` here and now.
+///
+/// # Errors
+/// The system's reason why not.
+pub fn probe(address: SocketAddr) -> io::Result<()> {
+    TcpListener::bind(address).map(drop)
+}
+
+/// The same in one clause for a person.
+pub fn explain_probe(address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
+        ErrorKind::AddrNotAvailable => format!("{} não é um IP desta máquina", address.ip()),
+        _ => format!("não é possível usar {address}: {error}"),
+    }
+}
+
+/// Repeats a question until its answer can be used, saying why when it cannot. Enter takes the default.
+///
+/// # Errors
+/// The input ended or failed.
+pub fn until_valid<T>(
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+    question: &str,
+    default: &str,
+    mut parse: impl FnMut(&str) -> Result<T, String>,
+) -> Result<T, QuestionError> {
+    loop {
+        write!(output, "{question} [{default}]: ")?;
+        output.flush()?;
+        let why = match read_line(input) {
+            Ok(None) => return Err(QuestionError::Ended),
+            Ok(Some(line)) => {
+                let answer = match line.trim() {
+                    "" => default,
+                    answer => answer,
+                };
+                match parse(answer) {
+                    Ok(value) => return Ok(value),
+                    Err(why) => why,
+                }
+            }
+            Err(LineError::Io(error)) => return Err(error.into()),
+            Err(LineError::TooLong) => "a resposta é longa demais".to_owned(),
+            Err(LineError::NotUtf8) => "a resposta não é texto UTF-8".to_owned(),
+        };
+        writeln!(output, "{}", invalid(&why))?;
+    }
+}

@@ -1,0 +1,516 @@
+//! The peer's console of SPEC C2: a menu with JOIN, SEARCH and DOWNLOAD, serving all the while.
+//!
+//! What takes time happens on other threads, and its line prints when it is done; so several downloads
+//! can be under way, and the prompt stays usable. The lines of the specification are the only ones on
+//! standard output when input is not a terminal; prompts and remarks then go to standard error.
+
+mod explain;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use rand::Rng;
+
+use self::explain::{
+    explain_fetch, explain_find, explain_folder, explain_line, explain_listen, explain_name,
+};
+use super::display::{HashDisplay, Style};
+use super::fetch::find;
+use super::folder::{Folder, FolderOptions};
+use super::member::Notice;
+use super::names::FileName;
+use super::peer::{Peer, PeerError, PeerOptions, Wanted};
+use super::registry::spaced;
+use super::types::PeerId;
+use crate::limits;
+use crate::net::Listener;
+use crate::prompt::questions::{explain_probe, probe};
+use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
+use crate::text::{LineError as InputError, escape};
+use crate::wire::share::Source;
+
+/// How the console is set up.
+#[derive(Clone, Debug)]
+pub struct ConsoleOptions {
+    /// Where to join.
+    pub registries: Vec<SocketAddr>,
+    /// The most bytes to send a second, and to receive a second.
+    pub limit_bytes_per_s: Option<u64>,
+}
+
+/// Runs the console until its input ends or its user leaves.
+///
+/// # Errors
+/// The input failed.
+pub fn run(options: &ConsoleOptions) -> Result<(), InputError> {
+    prompt::run(|input, screen, kind| {
+        let mut dialogue = Dialogue::new(input, screen, options.clone());
+        let result = dialogue.run();
+        dialogue.end(kind);
+        result
+    })
+}
+
+const MENU: &str = "[1] JOIN  [2] SEARCH  [3] DOWNLOAD > ";
+/// Where the search for a free port to offer begins.
+const FIRST_PORT: u16 = 1100;
+
+/// An entry of the menu.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    Join,
+    Search,
+    Download,
+    Leave,
+}
+
+impl Entry {
+    fn parse(line: &str) -> Option<Entry> {
+        match line.to_ascii_uppercase().as_str() {
+            "1" | "JOIN" => Some(Entry::Join),
+            "2" | "SEARCH" => Some(Entry::Search),
+            "3" | "DOWNLOAD" => Some(Entry::Download),
+            "SAIR" | "EXIT" | "QUIT" => Some(Entry::Leave),
+            _ => None,
+        }
+    }
+}
+
+/// What was searched for last.
+#[derive(Default)]
+struct Searched {
+    name: Option<FileName>,
+    /// Who has it, as soon as the answer has come.
+    sources: Vec<Source>,
+    /// It is still to come.
+    pending: bool,
+}
+
+/// What the dialogue and its threads share.
+struct Shared {
+    screen: Arc<dyn Screen>,
+    searched: Mutex<Searched>,
+    /// An answer has come.
+    answered: Condvar,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    fn searched(&self) -> MutexGuard<'_, Searched> {
+        // Its fields are set one by one; any state of it is one to read.
+        self.searched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was searched for last and who has it, waiting a little for an answer that is due.
+    fn last_search(&self) -> (Option<FileName>, Vec<Source>) {
+        let patience = limits::CLIENT_CONNECT_TIMEOUT;
+        let pending = |searched: &mut Searched| searched.pending;
+        let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
+        let (searched, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        (searched.name.clone(), searched.sources.clone())
+    }
+
+    /// The answer to a search has come, or none will.
+    fn found(&self, name: &FileName, sources: &[Source]) {
+        let mut searched = self.searched();
+        if searched.name.as_ref() == Some(name) {
+            searched.sources = sources.to_vec();
+            searched.pending = false;
+        }
+        drop(searched);
+        self.answered.notify_all();
+    }
+}
+
+/// A peer that has joined.
+struct Joined {
+    peer: Peer,
+    address: SocketAddr,
+    folder: PathBuf,
+}
+
+struct Dialogue<'a> {
+    input: &'a mut dyn Input,
+    options: ConsoleOptions,
+    shared: Arc<Shared>,
+    joined: Option<Arc<Joined>>,
+    /// Searches and downloads under way.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Dialogue<'_> {
+    fn new<'a>(
+        input: &'a mut dyn Input,
+        screen: Arc<dyn Screen>,
+        options: ConsoleOptions,
+    ) -> Dialogue<'a> {
+        let shared = Arc::new(Shared {
+            screen,
+            searched: Mutex::default(),
+            answered: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        });
+        Dialogue { input, options, shared, joined: None, tasks: Vec::new() }
+    }
+
+    /// Serves the menu until the user leaves or the input ends.
+    fn run(&mut self) -> Result<(), InputError> {
+        loop {
+            let entry = self.ask(MENU, |line| match line.trim() {
+                "" => Ok(None),
+                line => Entry::parse(line).map(Some).ok_or_else(|| {
+                    let line = escape(line.as_bytes());
+                    format!(
+                        "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3)."
+                    )
+                }),
+            });
+            let done = entry.and_then(|entry| match entry {
+                None => Ok(()),
+                Some(Entry::Join) => self.join(),
+                Some(Entry::Search) => self.search(),
+                Some(Entry::Download) => self.download(),
+                Some(Entry::Leave) => Err(Stop::Leave),
+            });
+            match done {
+                Ok(()) | Err(Stop::Cancelled) => {}
+                Err(Stop::Leave) => return Ok(()),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// A pipe's user waits for what was asked for; whoever leaves a terminal does not.
+    fn end(&mut self, kind: Kind) {
+        if kind == Kind::Terminal {
+            self.shared.stopping.store(true, Ordering::Relaxed);
+        }
+        for task in self.tasks.drain(..) {
+            if task.join().is_err() {
+                log::error!("a thread of the console panicked");
+            }
+        }
+    }
+
+    fn ask<T>(
+        &mut self,
+        prompt: &str,
+        parse: impl FnMut(&str) -> Result<T, String>,
+    ) -> Result<T, Stop> {
+        prompt::ask(self.input, &*self.shared.screen, prompt, parse)
+    }
+
+    fn say(&self, line: &str) {
+        self.shared.screen.say(line);
+    }
+
+    fn task(&mut self, run: impl FnOnce(&Shared) + Send + 'static) {
+        self.tasks.retain(|task| !task.is_finished());
+        if self.tasks.len() >= limits::CONSOLE_TASKS_MAX {
+            return self.say("Há pedidos demais em andamento: espere algum terminar.");
+        }
+        let shared = Arc::clone(&self.shared);
+        let task = thread::Builder::new().name("share-task".to_owned());
+        match task.spawn(move || run(&shared)) {
+            Ok(task) => self.tasks.push(task),
+            Err(error) => self.say(&format!("Não foi possível atender: {error}.")),
+        }
+    }
+
+    // ---- JOIN --------------------------------------------------------------------------------
+
+    fn join(&mut self) -> Result<(), Stop> {
+        self.tasks.retain(|task| !task.is_finished());
+        if self.joined.is_some() && !self.tasks.is_empty() {
+            self.say("Há pedidos em andamento: espere que terminem para fazer outro JOIN.");
+            return Ok(());
+        }
+        let screen = Arc::clone(&self.shared.screen);
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let ip = prompt::ask_or(self.input, &*screen, "IP deste peer", &local, |text| {
+            parse_ip(text).map_err(|why| invalid(&why))
+        })?;
+        // The port it serves at now is free again when it joins anew.
+        let own = self.joined.as_ref().map(|joined| joined.address);
+        let usable = |address: SocketAddr| match own == Some(address) {
+            true => Ok(()),
+            false => probe(address),
+        };
+        let free = (FIRST_PORT..u16::MAX).find(|port| usable(SocketAddr::new(ip, *port)).is_ok());
+        let default = free.unwrap_or(FIRST_PORT);
+        let address = self.ask(&format!("Porta deste peer [{default}]: "), |line| {
+            let port = match line.trim() {
+                "" => default,
+                text => parse_port(text).map_err(|why| invalid(&why))?,
+            };
+            let address = SocketAddr::new(ip, port);
+            let why = usable(address).map_err(|error| explain_probe(address, &error));
+            why.map(|()| address).map_err(|why| invalid(&why))
+        })?;
+        let folder = self.ask("Pasta deste peer: ", |line| {
+            let path = Path::new(line.trim());
+            let shown = escape(line.trim().as_bytes());
+            match path.metadata() {
+                Ok(found) if found.is_dir() => Ok(path.to_owned()),
+                Ok(_) => Err(invalid(&format!("\"{shown}\" não é uma pasta"))),
+                Err(_) => Err(invalid(&format!("não há uma pasta \"{shown}\" que se possa ler"))),
+            }
+        })?;
+        // One that has joined leaves first: its folder and its port may be the same.
+        self.joined = None;
+        match self.begin(address, &folder) {
+            Ok(joined) => self.joined = Some(Arc::new(joined)),
+            Err(why) => self.say(&format!("JOIN falhou: {why}.")),
+        }
+        Ok(())
+    }
+
+    fn begin(&self, address: SocketAddr, path: &Path) -> Result<Joined, String> {
+        let display = HashDisplay::new(Style::choose(false));
+        let peer = PeerId(rand::rng().next_u64());
+        let options = FolderOptions::default();
+        let folder = Folder::open(path, peer, options, &|progress| display.show(progress));
+        drop(display);
+        let folder = folder.map_err(|error| explain_folder(&error))?;
+        let listener = Listener::bind(address).map_err(|error| explain_listen(&error))?;
+        let options = PeerOptions {
+            peer: folder.peer(),
+            folder: Some(Arc::clone(&folder)),
+            listener,
+            address,
+            registries: self.options.registries.clone(),
+            limit_bytes_per_s: self.options.limit_bytes_per_s,
+            congestion: None,
+        };
+        let screen = Arc::clone(&self.shared.screen);
+        let notice = move |notice: Notice| match notice {
+            Notice::Joined { names, again: false, .. } => {
+                screen.event(&format!("Sou peer {address} com arquivos {}", spaced(&names)));
+            }
+            Notice::Joined { registry, again: true, .. } => {
+                screen.remark(&format!("Registro {registry} alcançado de novo."));
+            }
+            Notice::Lost(error) => {
+                screen.remark(&format!("{} Tentando de novo.", explain_line(&error)));
+            }
+        };
+        let peer = Peer::start(options, notice).map_err(|error| match error {
+            PeerError::Serve(error) => error.to_string(),
+            PeerError::Thread(error) => error.to_string(),
+        })?;
+        Ok(Joined { peer, address, folder: folder.path().to_owned() })
+    }
+
+    /// The peer, or a remark that it has not joined.
+    fn joined(&self) -> Option<Arc<Joined>> {
+        if self.joined.is_none() {
+            self.say("Faça JOIN antes de SEARCH e DOWNLOAD.");
+        }
+        self.joined.clone()
+    }
+
+    // ---- SEARCH ------------------------------------------------------------------------------
+
+    fn search(&mut self) -> Result<(), Stop> {
+        let Some(joined) = self.joined() else { return Ok(()) };
+        let name = self.ask("Arquivo: ", |line| {
+            FileName::new(line).map_err(|error| invalid(&explain_name(error)))
+        })?;
+        *self.shared.searched() =
+            Searched { name: Some(name.clone()), sources: Vec::new(), pending: true };
+        self.task(move |shared| {
+            let answer = joined.peer.search(&name);
+            // Before anything is shown, which may wait for the prompt.
+            shared.found(&name, answer.as_deref().unwrap_or_default());
+            match answer {
+                Ok(sources) => {
+                    let addresses: Vec<_> =
+                        sources.iter().map(|source| source.address.to_string()).collect();
+                    let addresses = addresses.join(" ");
+                    shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
+                }
+                Err(error) => shared.screen.remark(&explain_line(&error)),
+            }
+        });
+        Ok(())
+    }
+
+    // ---- DOWNLOAD ----------------------------------------------------------------------------
+
+    fn download(&mut self) -> Result<(), Stop> {
+        let Some(joined) = self.joined() else { return Ok(()) };
+        let (name, sources) = self.shared.last_search();
+        let other = sources.iter().find(|source| source.address != joined.address);
+        let offered = other.map(|source| source.address);
+        let Some(name) = name else {
+            self.say("Faça SEARCH antes de DOWNLOAD.");
+            return Ok(());
+        };
+        let default = offered.map(|address| address.ip().to_string()).unwrap_or_default();
+        let ip = self.ask(&question("IP do peer", &default), |line| {
+            parse_ip(or_default(line, &default)).map_err(|why| invalid(&why))
+        })?;
+        let default = offered.filter(|address| address.ip() == ip);
+        let default = default.map(|address| address.port().to_string()).unwrap_or_default();
+        let address = self.ask(&question("Porta do peer", &default), |line| {
+            let port = parse_port(or_default(line, &default)).map_err(|why| invalid(&why))?;
+            let address = SocketAddr::new(ip, port);
+            if address == joined.address {
+                return Err(invalid("este é o próprio peer"));
+            }
+            Ok(address)
+        })?;
+        self.task(move |shared| match fetch_from(&joined, &name, address, &shared.stopping) {
+            Ok(()) => {
+                let (name, folder) = (escape(name.as_str().as_bytes()), joined.folder.display());
+                shared
+                    .screen
+                    .event(&format!("Arquivo {name} baixado com sucesso na pasta {folder}"));
+            }
+            Err(why) => {
+                let name = escape(name.as_str().as_bytes());
+                shared.screen.remark(&format!("Arquivo {name} não foi baixado: {why}."));
+            }
+        });
+        Ok(())
+    }
+}
+
+fn question(text: &str, default: &str) -> String {
+    if default.is_empty() { format!("{text}: ") } else { format!("{text} [{default}]: ") }
+}
+
+fn or_default<'a>(line: &'a str, default: &'a str) -> &'a str {
+    match line.trim() {
+        "" => default,
+        line => line,
+    }
+}
+
+/// Downloads a file from one peer into the folder of another.
+fn fetch_from(
+    joined: &Joined,
+    name: &FileName,
+    address: SocketAddr,
+    stopping: &AtomicBool,
+) -> Result<(), String> {
+    let found = find(address, name, limits::REGISTRY_CALL_TIMEOUT);
+    let file = found.map_err(|error| explain_find(&error))?;
+    // Who it is does not matter: there is only this one.
+    let peer = PeerId(rand::rng().next_u64());
+    let source = Source { peer, address, size: file.size, content: file.content };
+    let wanted = Wanted {
+        name: name.clone(),
+        content: file.content,
+        size: file.size,
+        to: joined.folder.clone(),
+        sources: vec![source],
+        look_for_more: false,
+        patience: limits::FETCH_PATIENCE_DEFAULT,
+    };
+    let mut transfer = joined.peer.download(wanted).map_err(|error| explain_fetch(&error))?;
+    loop {
+        if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
+            return result.map(drop).map_err(|error| explain_fetch(&error));
+        }
+        if stopping.load(Ordering::Relaxed) {
+            transfer.cancel();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompt::Typed;
+
+    struct Script(std::vec::IntoIter<&'static str>, Vec<String>);
+
+    impl Input for Script {
+        fn read_line(&mut self, prompt: &str) -> Result<Typed, InputError> {
+            self.1.push(prompt.to_owned());
+            Ok(self.0.next().map_or(Typed::End, |line| Typed::Line(line.to_owned())))
+        }
+    }
+
+    #[derive(Default)]
+    struct Lines(Mutex<Vec<String>>);
+
+    impl Screen for Lines {
+        fn event(&self, line: &str) {
+            self.say(line);
+        }
+        fn remark(&self, line: &str) {
+            self.say(line);
+        }
+        fn say(&self, line: &str) {
+            self.0.lock().unwrap().push(line.to_owned());
+        }
+    }
+
+    fn play(typed: Vec<&'static str>) -> (Vec<String>, Vec<String>) {
+        let mut input = Script(typed.into_iter(), Vec::new());
+        let screen = Arc::new(Lines::default());
+        let registries = vec!["127.0.0.1:9".parse().unwrap()];
+        let options = ConsoleOptions { registries, limit_bytes_per_s: None };
+        let mut dialogue = Dialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
+        dialogue.run().unwrap();
+        dialogue.end(Kind::Pipe);
+        let said = screen.0.lock().unwrap().clone();
+        (input.1, said)
+    }
+
+    #[test]
+    fn the_menu_takes_numbers_and_names_in_any_case() {
+        for (line, entry) in [
+            ("1", Entry::Join),
+            ("join", Entry::Join),
+            ("2", Entry::Search),
+            ("Search", Entry::Search),
+            ("3", Entry::Download),
+            ("DOWNLOAD", Entry::Download),
+            ("Sair", Entry::Leave),
+        ] {
+            assert_eq!(Entry::parse(line), Some(entry), "{line}");
+        }
+        assert_eq!(Entry::parse("4"), None);
+    }
+
+    #[test]
+    fn join_comes_first() {
+        let (prompts, said) = play(vec!["search", "3", "get", ""]);
+        assert_eq!(
+            said,
+            [
+                "Faça JOIN antes de SEARCH e DOWNLOAD.",
+                "Faça JOIN antes de SEARCH e DOWNLOAD.",
+                "Opção desconhecida \"get\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3).",
+            ]
+        );
+        assert!(prompts.iter().all(|prompt| prompt == MENU));
+    }
+
+    #[test]
+    fn answers_of_join_that_cannot_be_used_are_explained() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let line: &'static str = port.to_string().leak();
+        let (prompts, said) = play(vec!["1", "casa", "", line, "0", "", "", "/dev/null"]);
+        assert_eq!(
+            said,
+            [
+                "Resposta inválida: \"casa\" não é um IP.",
+                &format!("Resposta inválida: a porta {port} já está em uso."),
+                "Resposta inválida: \"0\" não é uma porta (1 a 65535).",
+                "Resposta inválida: não há uma pasta \"\" que se possa ler.",
+                "Resposta inválida: \"/dev/null\" não é uma pasta.",
+            ]
+        );
+        assert_eq!(prompts[1], "IP deste peer [127.0.0.1]: ");
+        assert!(prompts[3].starts_with("Porta deste peer ["), "{prompts:?}");
+        assert_eq!(prompts.last().unwrap(), "Pasta deste peer: ");
+    }
+}

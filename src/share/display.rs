@@ -1,0 +1,282 @@
+//! How far something is, for people: bars on a terminal, now and then a line elsewhere, or nothing.
+//!
+//! All of it goes to standard error, so that standard output is for results alone.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{
+    HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle,
+};
+
+use super::fetch::{Phase, Progress, SourceProgress, SourceState};
+use super::folder::hash::HashProgress;
+use super::names::FileName;
+use crate::limits;
+use crate::text::escape;
+
+/// How something is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Bars that are drawn again and again.
+    Bars,
+    /// Lines.
+    Lines,
+    /// Not at all.
+    Quiet,
+}
+
+impl Style {
+    /// What fits standard error, unless nothing is wanted.
+    pub fn choose(quiet: bool) -> Style {
+        match quiet {
+            true => Style::Quiet,
+            false if io::stderr().is_terminal() => Style::Bars,
+            false => Style::Lines,
+        }
+    }
+}
+
+/// A line on standard error; without one there is nobody to tell.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Shows how far the hashing of a folder is.
+pub struct HashDisplay {
+    style: Style,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl HashDisplay {
+    /// Nothing is shown before there is something to hash.
+    pub fn new(style: Style) -> HashDisplay {
+        HashDisplay { style, bar: Mutex::new(None) }
+    }
+
+    /// Call it with every progress, from any thread.
+    pub fn show(&self, progress: HashProgress) {
+        if self.style == Style::Quiet {
+            return;
+        }
+        // Nothing that can panic happens while it is held.
+        let Ok(mut bar) = self.bar.lock() else { return };
+        let bar = bar.get_or_insert_with(|| {
+            let hidden = self.style != Style::Bars;
+            if hidden {
+                let HashProgress { files, bytes, .. } = progress;
+                tell(&format!("hashing {}, {}", count(files, "file"), HumanBytes(bytes)));
+            }
+            let bar = new_bar(progress.bytes, hidden);
+            bar.set_style(style("hashing [{bar:32}] {bytes}/{total_bytes}  {bytes_per_sec}"));
+            bar
+        });
+        bar.set_position(progress.bytes_done);
+    }
+}
+
+impl Drop for HashDisplay {
+    fn drop(&mut self) {
+        if let Ok(Some(bar)) = self.bar.get_mut() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows how far a download is, and each of its sources.
+pub struct FetchDisplay {
+    style: Style,
+    name: String,
+    bars: MultiProgress,
+    whole: ProgressBar,
+    sources: Vec<ProgressBar>,
+    told_at: Option<Instant>,
+    phase: Option<Phase>,
+}
+
+impl FetchDisplay {
+    /// For a file of `size` bytes.
+    pub fn new(style_of: Style, name: &FileName, size: u64) -> FetchDisplay {
+        let target = match style_of {
+            Style::Bars => ProgressDrawTarget::stderr(),
+            Style::Lines | Style::Quiet => ProgressDrawTarget::hidden(),
+        };
+        let bars = MultiProgress::with_draw_target(target);
+        let whole = bars.add(ProgressBar::new(size));
+        whole.set_style(style("[{bar:32}] {bytes}/{total_bytes}  {msg}"));
+        FetchDisplay {
+            style: style_of,
+            name: escape(name.as_str().as_bytes()).to_string(),
+            bars,
+            whole,
+            sources: Vec::new(),
+            told_at: None,
+            phase: None,
+        }
+    }
+
+    /// Call it a few times a second.
+    pub fn show(&mut self, progress: &Progress, now: Instant) {
+        match self.style {
+            Style::Quiet => {}
+            Style::Bars => self.draw(progress),
+            Style::Lines => self.tell_now_and_then(progress, now),
+        }
+    }
+
+    /// Takes the bars away.
+    pub fn finish(&mut self) {
+        self.sources.iter().for_each(ProgressBar::finish_and_clear);
+        self.whole.finish_and_clear();
+    }
+
+    fn draw(&mut self, progress: &Progress) {
+        self.whole.set_position(progress.done_bytes);
+        self.whole.set_message(state(progress));
+        let shown = progress.sources.len().min(limits::SOURCES_SHOWN_MAX);
+        while self.sources.len() < shown {
+            let bar = self.bars.add(ProgressBar::new_spinner());
+            bar.set_style(style("  {msg}"));
+            self.sources.push(bar);
+        }
+        for (bar, source) in self.sources.iter().zip(&progress.sources) {
+            bar.set_message(source_line(source));
+        }
+        if let Some(last) = self.sources.last()
+            && progress.sources.len() > shown
+        {
+            let more = progress.sources.len() - shown + 1;
+            last.set_message(format!("and {more} more sources"));
+        }
+    }
+
+    fn tell_now_and_then(&mut self, progress: &Progress, now: Instant) {
+        const EVERY: Duration = limits::PROGRESS_LINE_INTERVAL;
+        let new_phase = self.phase != Some(progress.phase);
+        if !new_phase && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY) {
+            return;
+        }
+        self.phase = Some(progress.phase);
+        self.told_at = Some(now);
+        if progress.phase == Phase::Ended {
+            return;
+        }
+        let percent = (progress.done_bytes * 100).checked_div(progress.size).unwrap_or(100);
+        let size = HumanBytes(progress.size);
+        tell(&format!("{}: {percent} % of {size}, {}", self.name, state(progress)));
+    }
+}
+
+/// What a download does, in a few words.
+fn state(progress: &Progress) -> String {
+    match progress.phase {
+        Phase::Preparing => "making room".to_owned(),
+        Phase::Asking => "asking for the chunk hashes".to_owned(),
+        Phase::Checking => "checking what is there already".to_owned(),
+        Phase::Fetching => {
+            let mut line = rate(progress.rate_bytes_per_s);
+            let left = progress.size.saturating_sub(progress.done_bytes) as f64;
+            let seconds = left / progress.rate_bytes_per_s;
+            // Of what does not move nobody knows when it arrives.
+            if seconds.is_finite() && seconds < limits::FLAG_DURATION_MAX.as_secs_f64() {
+                let left = HumanDuration(Duration::from_secs_f64(seconds.ceil()));
+                // Writing into a string does not fail.
+                let _ = write!(line, ", {left:#} left");
+            }
+            let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
+            let _ = write!(line, ", {}", count(active, "source"));
+            line
+        }
+        Phase::Finishing => "writing the rest to the disk".to_owned(),
+        Phase::Ended => "done".to_owned(),
+    }
+}
+
+fn is_lost(source: &SourceProgress) -> bool {
+    matches!(source.state, SourceState::Lost(_))
+}
+
+fn source_line(source: &SourceProgress) -> String {
+    let (address, given) = (source.address, HumanBytes(source.given_bytes));
+    match &source.state {
+        SourceState::Connecting => format!("{address}  connecting"),
+        SourceState::Idle => format!("{address}  {given}  waiting"),
+        SourceState::Active => format!("{address}  {given}  {}", rate(source.rate_bytes_per_s)),
+        // The reason may be the other side's own words.
+        SourceState::Lost(why) => format!("{address}  {given}  lost: {}", escape(why.as_bytes())),
+    }
+}
+
+/// Bytes a second, as people read them.
+pub fn rate(bytes_per_s: f64) -> String {
+    format!("{}/s", HumanBytes(bytes_per_s.max(0.0) as u64))
+}
+
+/// `1 file`, `2 files`.
+pub fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+fn new_bar(length: u64, hidden: bool) -> ProgressBar {
+    let target = match hidden {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr(),
+    };
+    ProgressBar::with_draw_target(Some(length), target)
+}
+
+/// The templates are this file's own; one with a mistake in it would be shown as a plain bar.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::types::PeerId;
+
+    fn source(state: SourceState) -> SourceProgress {
+        SourceProgress {
+            peer: PeerId(1),
+            address: "10.0.0.1:5000".parse().unwrap(),
+            state,
+            given_bytes: 3 << 20,
+            rate_bytes_per_s: 2048.0,
+        }
+    }
+
+    fn progress(rate_bytes_per_s: f64) -> Progress {
+        Progress {
+            phase: Phase::Fetching,
+            size: 10 << 20,
+            done_bytes: 4 << 20,
+            kept_bytes: 0,
+            fetched_bytes: 4 << 20,
+            rate_bytes_per_s,
+            absence_max: Duration::ZERO,
+            sources: vec![source(SourceState::Active), source(SourceState::Lost("x".to_owned()))],
+        }
+    }
+
+    #[test]
+    fn a_download_tells_its_rate_what_is_left_and_its_sources() {
+        let rate = (2 << 20) as f64;
+        assert_eq!(state(&progress(rate)), "2.00 MiB/s, 3s left, 1 source");
+        assert_eq!(state(&progress(0.0)), "0 B/s, 1 source");
+        assert_eq!(state(&progress(f64::NAN)), "0 B/s, 1 source");
+    }
+
+    #[test]
+    fn a_source_tells_what_it_gave_and_its_words_are_escaped() {
+        assert_eq!(
+            source_line(&source(SourceState::Active)),
+            "10.0.0.1:5000  3.00 MiB  2.00 KiB/s"
+        );
+        assert_eq!(
+            source_line(&source(SourceState::Lost("\x1b[2J".to_owned()))),
+            r"10.0.0.1:5000  3.00 MiB  lost: \x1b[2J"
+        );
+    }
+}

@@ -1,0 +1,194 @@
+//! What a download is asked for, and what it tells.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::share::content::Manifest;
+use crate::share::names::FileName;
+use crate::share::offer::{FileStamp, Partials};
+use crate::share::types::{ContentId, PeerId};
+use crate::wire::share::Source;
+
+/// What to fetch, from whom, to where.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// What.
+    pub content: ContentId,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The file's name to be.
+    pub name: FileName,
+    /// The folder it is to be in, which exists.
+    pub to: PathBuf,
+    /// Who has it. Those that offer another content or size under this name are passed over. More
+    /// may follow ([`FetchHandle::add_source`](super::FetchHandle::add_source)).
+    pub sources: Vec<Source>,
+    /// The most bytes to receive a second, on the average; no limit when absent.
+    pub limit_bytes_per_s: Option<u64>,
+    /// Where to offer what has arrived to others, while the rest is still on its way and after.
+    pub partials: Option<Arc<Partials>>,
+    /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
+    /// choice when absent. It matters at the side that sends, so little here.
+    pub congestion: Option<String>,
+    /// With no source reachable, or none that has what is missing, for this long the download gives
+    /// up. What has arrived is kept.
+    pub patience: Duration,
+    /// Where the random choices start from.
+    pub seed: u64,
+}
+
+/// Why a download ended without its file.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Another file has the name.
+    #[error("{} exists and is not the file to fetch; move it away, or fetch to another folder", .0.display())]
+    Exists(PathBuf),
+    /// Another download is at it.
+    #[error("{} is being fetched by another process; wait for it, or stop it first", .0.display())]
+    UnderWay(PathBuf),
+    /// What is kept under the partial file's name is not a part of this.
+    #[error("{} is not a part of this file; remove it to fetch the file anew", .0.display())]
+    ForeignPart(PathBuf),
+    /// The folder cannot take a file.
+    #[error("cannot write to {}: {source}; fetch to another folder", .path.display())]
+    Folder {
+        /// What was to be written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The disk is too full, or became so.
+    #[error(
+        "no room for {}: {needed} bytes are to be written and {free} are free; \
+         make room, what has arrived is kept", .path.display()
+    )]
+    NoRoom {
+        /// The partial file.
+        path: PathBuf,
+        /// Bytes still to come.
+        needed: u64,
+        /// Bytes the file system says it has.
+        free: u64,
+    },
+    /// The disk failed.
+    #[error("{} failed: {source}; what has arrived is kept", .path.display())]
+    Disk {
+        /// The partial file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Nobody is left to fetch from.
+    #[error("no peer gives {name} any more ({last}); what has arrived is kept, try again later")]
+    NoSource {
+        /// The file.
+        name: FileName,
+        /// What became of the source lost last.
+        last: String,
+    },
+    /// A shared file is not that large.
+    #[error("{name} has {size} bytes, more than a shared file may have")]
+    TooLarge {
+        /// The file.
+        name: FileName,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// This process could not go on.
+    #[error("cannot fetch {name}: {reason}; what has arrived is kept")]
+    Internal {
+        /// The file.
+        name: FileName,
+        /// What failed.
+        reason: String,
+    },
+    /// It was stopped from outside.
+    #[error("stopped; what has arrived is kept")]
+    Cancelled,
+}
+
+/// A download that has its file.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The file.
+    pub path: PathBuf,
+    /// What is in it, chunk by chunk: it need not be hashed again …
+    pub manifest: Arc<Manifest>,
+    /// … as long as it looks like this.
+    pub stamp: FileStamp,
+    /// Bytes of chunks that came over the network, those that came twice or wrong included.
+    pub fetched_bytes: u64,
+    /// Bytes that an earlier download had left and that were good.
+    pub kept_bytes: u64,
+    /// The file had been there, whole, before.
+    pub already_there: bool,
+}
+
+/// What a download does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Looks at what is there and makes room.
+    Preparing,
+    /// Asks for the chunk hashes.
+    Asking,
+    /// Hashes what an earlier download has left.
+    Checking,
+    /// Fetches chunks.
+    Fetching,
+    /// Makes the file durable and gives it its name.
+    Finishing,
+    /// Is over.
+    Ended,
+}
+
+/// How far a download is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// What it does.
+    pub phase: Phase,
+    /// The length of the whole in bytes.
+    pub size: u64,
+    /// Bytes verified and stored; while checking, bytes looked at.
+    pub done_bytes: u64,
+    /// Bytes of those that an earlier download had left.
+    pub kept_bytes: u64,
+    /// Bytes of chunks received by this download.
+    pub fetched_bytes: u64,
+    /// Bytes a second of late.
+    pub rate_bytes_per_s: f64,
+    /// The longest time that the event loop was away from its sockets.
+    pub absence_max: Duration,
+    /// Who is or was asked, in order of their addition.
+    pub sources: Vec<SourceProgress>,
+}
+
+/// One source of a download.
+#[derive(Clone, Debug)]
+pub struct SourceProgress {
+    /// Who.
+    pub peer: PeerId,
+    /// Where.
+    pub address: SocketAddr,
+    /// How it is doing.
+    pub state: SourceState,
+    /// Bytes of good chunks it has given.
+    pub given_bytes: u64,
+    /// Bytes a second of late.
+    pub rate_bytes_per_s: f64,
+}
+
+/// How a source is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Being dialled or greeted.
+    Connecting,
+    /// There, and nothing is asked of it now.
+    Idle,
+    /// Gives.
+    Active,
+    /// Left, for now or for good, and why.
+    Lost(String),
+}

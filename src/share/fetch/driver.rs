@@ -1,0 +1,737 @@
+//! Carries out what the swarm decides: the service behind a download's event loop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::api::{FetchError, FetchOptions, Outcome, Phase, SourceProgress, SourceState};
+use super::hashes::{HashList, Step};
+use super::links::{Incoming, Link, Question};
+use super::part::{Before, Part};
+use super::store::{self, Done, Job};
+use super::{Progress, Shared};
+use crate::limits;
+use crate::net::{Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service};
+use crate::share::chunks::{ChunkSet, SharedChunks};
+use crate::share::content::{Manifest, chunk_count, chunk_len};
+use crate::share::greeting;
+use crate::share::offer::{Available, FileStamp, Offer};
+use crate::share::rate::{RateMeter, TokenBucket};
+use crate::share::swarm::{Action, Config, DropReason, SourceId, Standing, Swarm};
+use crate::share::types::ChunkHash;
+use crate::text;
+use crate::wire::codec;
+use crate::wire::message::Message;
+use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
+use crate::workers::pool::Pool;
+
+/// Over which time rates are averaged.
+const RATE_CONSTANT: Duration = Duration::from_secs(1);
+
+/// What is to be done with a connection after something has come on it.
+type Judged = Result<(), DropReason>;
+
+pub(super) struct Driver {
+    options: FetchOptions,
+    shared: Arc<Shared>,
+    part: Arc<Part>,
+    started: Instant,
+    phase: Phase,
+    result: Option<Result<Outcome, FetchError>>,
+
+    swarm: Swarm,
+    /// By source id.
+    links: Vec<Link>,
+    by_connection: ConnectionMap<SourceId>,
+    next_request: u64,
+    /// Of the source lost last: who, why.
+    last_lost: String,
+
+    list: HashList,
+    /// When it last became longer.
+    hashes_at: Duration,
+    /// The request for hashes that is waited for.
+    list_request: u64,
+    manifest: Option<Arc<Manifest>>,
+    stored: Arc<SharedChunks>,
+    /// While checking: the first chunk that no worker has been given.
+    check_next: u64,
+    /// And how many have been looked at.
+    checked: u64,
+
+    buffers: BufferPool,
+    workers: Pool<Job, Done>,
+    bucket: Option<TokenBucket>,
+    /// The rate limit is reached: nothing is read.
+    held: bool,
+    meter: RateMeter,
+    kept_bytes: u64,
+    fetched_bytes: u64,
+    next_tick: Instant,
+    next_ping: Instant,
+}
+
+impl Driver {
+    pub(super) fn new(
+        options: FetchOptions,
+        shared: Arc<Shared>,
+        part: Part,
+    ) -> io::Result<Driver> {
+        let started = Instant::now();
+        let wake = shared.wake.clone();
+        // Every buffer may be at a worker, and there are two jobs without one.
+        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 2;
+        let (threads, wake) = (limits::DOWNLOAD_WORKERS, move || wake.wake());
+        let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
+        let config = Config {
+            size: options.size,
+            seed: options.seed,
+            rate_constant: RATE_CONSTANT,
+            rate_min: limits::SOURCE_RATE_MIN,
+        };
+        let bucket = options.limit_bytes_per_s.map(|rate| {
+            let burst = (rate / 20).max(limits::PACED_PIECE_BYTES_MIN as u64);
+            TokenBucket::new(rate, burst, started)
+        });
+        Ok(Driver {
+            shared,
+            part: Arc::new(part),
+            started,
+            phase: Phase::Asking,
+            result: None,
+            swarm: Swarm::new(config, Duration::ZERO),
+            links: Vec::new(),
+            by_connection: ConnectionMap::default(),
+            next_request: 1,
+            last_lost: "nobody has it".to_owned(),
+            list: HashList::new(options.content, options.size),
+            hashes_at: Duration::ZERO,
+            list_request: 0,
+            manifest: None,
+            stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
+            check_next: 0,
+            checked: 0,
+            buffers: BufferPool::new(limits::CHUNK_BYTES, limits::DOWNLOAD_CHUNKS_MAX),
+            workers,
+            bucket,
+            held: false,
+            meter: RateMeter::new(RATE_CONSTANT),
+            kept_bytes: 0,
+            fetched_bytes: 0,
+            next_tick: started,
+            next_ping: started + limits::SHARE_PING_INTERVAL,
+            options,
+        })
+    }
+
+    pub(super) fn into_result(self) -> Option<Result<Outcome, FetchError>> {
+        self.result
+    }
+
+    fn elapsed(&self, net: &Net) -> Duration {
+        net.now().saturating_duration_since(self.started)
+    }
+
+    fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {
+        if self.result.is_none() {
+            self.result = Some(result);
+        }
+        // At once: nobody's last words are worth waiting for.
+        for link in &self.links {
+            if let Some(connection) = link.connection {
+                net.close(connection);
+            }
+        }
+        net.exit();
+    }
+
+    /// Takes in the sources that were added from outside.
+    fn take_sources(&mut self, net: &Net) {
+        for source in std::mem::take(&mut *self.shared.added()) {
+            let same = |link: &Link| {
+                link.source.peer == source.peer && link.source.address == source.address
+            };
+            let fits = (source.content, source.size) == (self.options.content, self.options.size);
+            if fits && !self.links.iter().any(same) && self.links.len() < limits::SOURCES_MAX {
+                self.links.push(Link::new(source));
+                self.swarm.add_source(self.elapsed(net));
+            }
+        }
+    }
+
+    // ---- connections ----------------------------------------------------------------------
+
+    fn send(&mut self, net: &mut Net, source: SourceId, message: &Message) {
+        let Some(connection) = self.links[source.0].connection else {
+            return;
+        };
+        let mut encoded = Ok(());
+        net.send(connection, |out| {
+            encoded = codec::encode(message, limits::SHARE_REQUEST_BYTES_MAX, out);
+        });
+        if let Err(error) = encoded {
+            log::error!("a request cannot be sent: {error}");
+            net.close(connection);
+        }
+    }
+
+    fn ask(
+        &mut self,
+        net: &mut Net,
+        source: SourceId,
+        question: Question,
+        body: PeerRequest,
+    ) -> u64 {
+        let id = self.next_request;
+        self.next_request += 1;
+        self.links[source.0].asked.insert(id, question);
+        self.send(net, source, &Message::Share { id, body });
+        id
+    }
+
+    /// Closes the connection with a source; the swarm knows.
+    fn close(&mut self, net: &mut Net, source: SourceId, why: &str) {
+        let link = &mut self.links[source.0];
+        why.clone_into(&mut link.lost);
+        self.last_lost = format!("{}: {why}", link.source.address);
+        log::info!("source {}", self.last_lost);
+        if let Some(connection) = link.connection {
+            self.by_connection.remove(&connection);
+            net.close(connection);
+        }
+        link.reset(None);
+        if self.list.asked() == Some(source) {
+            self.list.give_up();
+        }
+    }
+
+    /// A connection ended, or did not come about.
+    fn lost(&mut self, net: &mut Net, connection: ConnectionId, why: &str) {
+        let Some(source) = self.by_connection.get(&connection).copied() else {
+            return;
+        };
+        // A refusal says more than the end that follows it.
+        let refusal = std::mem::take(&mut self.links[source.0].lost);
+        let why = if refusal.is_empty() { why } else { &refusal };
+        self.close(net, source, why);
+        self.swarm.disconnected(source, limits::SOURCE_AWAY_MIN, self.elapsed(net));
+    }
+
+    fn message(&mut self, net: &mut Net, source: SourceId, message: Message) -> Judged {
+        let link = &mut self.links[source.0];
+        match message {
+            Message::Welcome(_) if !link.greeted => {
+                link.greeted = true;
+                link.lost.clear();
+                if let Some(connection) = link.connection {
+                    net.set_deadline(connection, None);
+                }
+                self.swarm.connected(source, self.elapsed(net));
+                let body = PeerRequest::Watch { content: self.options.content };
+                self.ask(net, source, Question::Watch, body);
+                Ok(())
+            }
+            Message::Refused { reason } => {
+                link.lost = said(&reason);
+                Ok(())
+            }
+            Message::Pong { .. } => Ok(()),
+            Message::ShareReply { id, body } if link.greeted => self.reply(net, source, id, body),
+            _ => Err(DropReason::Protocol),
+        }
+    }
+
+    fn reply(&mut self, net: &mut Net, source: SourceId, id: u64, body: PeerReply) -> Judged {
+        let link = &mut self.links[source.0];
+        let question = link.asked.get(&id).copied().ok_or(DropReason::Protocol)?;
+        if question != Question::Watch {
+            link.asked.remove(&id);
+        }
+        match (question, body) {
+            (Question::Watch, PeerReply::Have { runs }) => {
+                self.swarm.have(source, &runs);
+                Ok(())
+            }
+            (Question::Hashes, PeerReply::Hashes { hashes }) => {
+                // One that was given up may answer late.
+                if id == self.list_request && self.list.asked() == Some(source) {
+                    return self.hashes(net, source, &hashes);
+                }
+                Ok(())
+            }
+            (Question::Chunk(index), PeerReply::Chunk { length }) => {
+                if length as usize != chunk_len(index, self.options.size) {
+                    return Err(DropReason::WrongBytes);
+                }
+                self.links[source.0].incoming = Some(Incoming::Waiting(index));
+                self.receive_waiting(net);
+                self.pause_or_resume(net, source);
+                Ok(())
+            }
+            (Question::Chunk(index), PeerReply::Denied { code, message }) => {
+                self.denied(net, source, index, code, &message);
+                Ok(())
+            }
+            (_, PeerReply::Denied { message, .. }) => Err(DropReason::Refused(said(&message))),
+            _ => Err(DropReason::Protocol),
+        }
+    }
+
+    fn denied(
+        &mut self,
+        net: &mut Net,
+        source: SourceId,
+        index: u64,
+        code: DenialCode,
+        message: &str,
+    ) {
+        let (now, message) = (self.elapsed(net), said(message));
+        self.swarm.denied(source, index, code, &message, now);
+        if code == DenialCode::Cancelled {
+            return;
+        }
+        let link = &self.links[source.0];
+        self.last_lost = format!("{}: {message}", link.source.address);
+        // Does it lack the chunk, or everything? If it says so, it is left.
+        let is_asking = link.asked.values().any(|question| *question == Question::Hashes);
+        if code == DenialCode::NotFound && !is_asking {
+            let body = PeerRequest::Hashes { content: self.options.content, first: 0 };
+            self.ask(net, source, Question::Hashes, body);
+        }
+    }
+
+    // ---- receiving ------------------------------------------------------------------------
+
+    /// Gives free buffers to connections whose next chunk waits for one.
+    fn receive_waiting(&mut self, net: &mut Net) {
+        for source in (0..self.links.len()).map(SourceId) {
+            let link = &mut self.links[source.0];
+            let (Some(Incoming::Waiting(index)), Some(connection)) =
+                (link.incoming, link.connection)
+            else {
+                continue;
+            };
+            let Some(buffer) = self.buffers.take(chunk_len(index, self.options.size)) else {
+                return;
+            };
+            if net.receive_raw(connection, buffer) {
+                link.incoming = Some(Incoming::Receiving(index));
+                self.pause_or_resume(net, source);
+            }
+        }
+    }
+
+    /// A connection is read unless the rate limit is reached or its next chunk waits for a buffer.
+    fn pause_or_resume(&mut self, net: &mut Net, source: SourceId) {
+        let link = &self.links[source.0];
+        let Some(connection) = link.connection else {
+            return;
+        };
+        if self.held || matches!(link.incoming, Some(Incoming::Waiting(_))) {
+            net.pause_reading(connection);
+        } else {
+            net.resume_reading(connection);
+        }
+    }
+
+    /// Takes account of the bytes that have come since it last did, and holds back when they are too
+    /// many.
+    fn account(&mut self, net: &mut Net) {
+        let now = self.elapsed(net);
+        let mut bytes = 0;
+        for (link, source) in self.links.iter_mut().zip((0..).map(SourceId)) {
+            let Some(connection) = link.connection else {
+                continue;
+            };
+            let received = net.received_bytes(connection);
+            let new = received.saturating_sub(link.received_bytes);
+            link.received_bytes = received;
+            bytes += new;
+            self.swarm.received(source, new, now);
+            if self.held || matches!(link.incoming, Some(Incoming::Waiting(_))) {
+                self.swarm.held(source, now);
+            }
+        }
+        self.meter.add(bytes, now);
+        let Some(bucket) = &mut self.bucket else {
+            return;
+        };
+        bucket.take(bytes);
+        let held = bucket.available(net.now()) == 0;
+        if held != self.held {
+            self.held = held;
+            for source in (0..self.links.len()).map(SourceId) {
+                self.pause_or_resume(net, source);
+            }
+        }
+    }
+
+    // ---- chunk hashes, and what was kept ----------------------------------------------------
+
+    /// Asks somebody for the chunk hashes, or somebody else when that one takes too long.
+    fn ask_for_hashes(&mut self, net: &mut Net) {
+        if self.phase != Phase::Asking {
+            return;
+        }
+        if let Some(manifest) = HashList::without_asking(self.options.content, self.options.size) {
+            return self.know(net, manifest);
+        }
+        if self.list.asked().is_some() && !self.list.is_late(net.now()) {
+            return;
+        }
+        // The one after the one asked last, so that all have their turn.
+        let after = self.list.asked().map_or(0, |source| source.0 + 1);
+        let count = self.links.len();
+        let next = (after..after + count)
+            .map(|i| SourceId(i % count))
+            .find(|source| self.links[source.0].ready().is_some());
+        match next {
+            Some(source) => self.ask_hashes_of(net, source, 0),
+            None => self.list.give_up(),
+        }
+    }
+
+    fn ask_hashes_of(&mut self, net: &mut Net, source: SourceId, first: u64) {
+        if first == 0 {
+            self.list.ask(source, net.now());
+        }
+        let body = PeerRequest::Hashes { content: self.options.content, first };
+        self.list_request = self.ask(net, source, Question::Hashes, body);
+    }
+
+    fn hashes(&mut self, net: &mut Net, source: SourceId, hashes: &[ChunkHash]) -> Judged {
+        match self.list.take(hashes, net.now()) {
+            Step::More(first) => {
+                self.hashes_at = self.elapsed(net);
+                self.ask_hashes_of(net, source, first);
+            }
+            Step::Whole(manifest) => self.know(net, manifest),
+            Step::Wrong => {
+                self.list.give_up();
+                return Err(DropReason::WrongBytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunk hashes are known: on to what was kept.
+    fn know(&mut self, net: &mut Net, manifest: Manifest) {
+        let manifest = Arc::new(manifest);
+        self.manifest = Some(Arc::clone(&manifest));
+        if let Some(partials) = &self.options.partials {
+            partials.insert(Offer {
+                manifest,
+                folder: Arc::new(self.options.to.clone()),
+                file: self.part.file_name(),
+                stamp: None,
+                available: Available::Partial(Arc::clone(&self.stored)),
+            });
+        }
+        self.phase = Phase::Checking;
+        if self.part.before() == Before::Nothing {
+            self.begin(net);
+        } else {
+            self.check_more(net);
+        }
+    }
+
+    /// Keeps the workers busy with checking.
+    fn check_more(&mut self, net: &mut Net) {
+        let chunks = chunk_count(self.options.size);
+        let Some(manifest) = self.manifest.clone() else {
+            return;
+        };
+        while self.check_next < chunks && self.workers.outstanding() <= limits::DOWNLOAD_WORKERS {
+            let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
+                return;
+            };
+            let (first, part) = (self.check_next, Arc::clone(&self.part));
+            let count = limits::CHECKS_PER_JOB_MAX.min(chunks - first);
+            self.check_next += count;
+            let manifest = Arc::clone(&manifest);
+            self.submit(net, Job::Check { first, count, buffer, manifest, part });
+        }
+    }
+
+    fn checked(&mut self, net: &mut Net, count: u64, good: &[u64]) {
+        self.checked += count;
+        for index in good {
+            self.stored.insert(*index);
+            self.kept_bytes += chunk_len(*index, self.options.size) as u64;
+        }
+        if self.checked < chunk_count(self.options.size) {
+            return self.check_more(net);
+        }
+        // Bytes of the right number, none of which belong to the content: somebody else's.
+        if self.part.before() == Before::Unmarked && self.kept_bytes == 0 {
+            let error = FetchError::ForeignPart(self.part.path().to_owned());
+            return self.end(net, Err(error));
+        }
+        self.begin(net);
+    }
+
+    fn begin(&mut self, net: &mut Net) {
+        self.phase = Phase::Fetching;
+        let now = self.elapsed(net);
+        self.swarm.begin(&self.stored.snapshot(), now);
+    }
+
+    // ---- chunks -----------------------------------------------------------------------------
+
+    fn submit(&mut self, net: &mut Net, job: Job) {
+        if self.workers.submit(job).is_err() {
+            let reason = "its worker threads are gone".to_owned();
+            let error = FetchError::Internal { name: self.options.name.clone(), reason };
+            self.end(net, Err(error));
+        }
+    }
+
+    fn done(&mut self, net: &mut Net, done: Done) {
+        match done {
+            Done::Checked { count, good } => self.checked(net, count, &good),
+            Done::Stored { source, index, outcome: Ok(good) } => {
+                if good {
+                    self.stored.insert(index);
+                }
+                self.swarm.checked(source, index, good);
+                if self.swarm.is_done() && self.phase == Phase::Fetching {
+                    self.phase = Phase::Finishing;
+                    let part = Arc::clone(&self.part);
+                    self.submit(net, Job::Finish { part });
+                }
+            }
+            Done::Allocated(Ok(_)) => {}
+            Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
+                let needed = self.options.size.saturating_sub(self.stored_bytes());
+                let error = self.part.write_error(error, needed);
+                self.end(net, Err(error));
+            }
+            Done::Finished(Ok(stamp)) => self.finished(net, stamp),
+            Done::Finished(Err(error)) => self.end(net, Err(error)),
+        }
+    }
+
+    fn finished(&mut self, net: &mut Net, stamp: FileStamp) {
+        let Some(manifest) = self.manifest.clone() else {
+            return;
+        };
+        if let Some(partials) = &self.options.partials {
+            partials.insert(Offer {
+                manifest: Arc::clone(&manifest),
+                folder: Arc::new(self.options.to.clone()),
+                file: self.options.name.as_str().to_owned(),
+                stamp: Some(stamp),
+                available: Available::Whole,
+            });
+        }
+        self.publish(net);
+        let outcome = Outcome {
+            path: self.part.whole_path().to_owned(),
+            manifest,
+            stamp,
+            fetched_bytes: self.fetched_bytes,
+            kept_bytes: self.kept_bytes,
+            already_there: false,
+        };
+        self.end(net, Ok(outcome));
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        let chunks = self.stored.count();
+        // All chunks are of one length but the last.
+        let last = chunk_count(self.options.size).saturating_sub(1);
+        let short = limits::CHUNK_BYTES - chunk_len(last, self.options.size);
+        let missing = if self.stored.contains(last) { short as u64 } else { 0 };
+        (chunks * limits::CHUNK_BYTES as u64).saturating_sub(missing)
+    }
+
+    /// Does what the swarm wants done.
+    fn act(&mut self, net: &mut Net) {
+        let now = self.elapsed(net);
+        while let Some(action) = self.swarm.next_action(now) {
+            match action {
+                Action::Connect(source) => {
+                    let address: SocketAddr = self.links[source.0].source.address;
+                    let connection = net.dial(address);
+                    self.links[source.0].reset(Some(connection));
+                    self.links[source.0].lost.clear();
+                    self.by_connection.insert(connection, source);
+                }
+                Action::Request(source, index) => {
+                    // What was called off is answered too, sooner or later.
+                    if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
+                        self.swarm.ban(source, DropReason::Protocol);
+                        continue;
+                    }
+                    let body = PeerRequest::Chunk { content: self.options.content, index };
+                    self.ask(net, source, Question::Chunk(index), body);
+                }
+                Action::Cancel(source, index) => self.cancel(net, source, index),
+                Action::Drop(source, reason) => self.close(net, source, &reason.to_string()),
+            }
+        }
+    }
+
+    fn cancel(&mut self, net: &mut Net, source: SourceId, index: u64) {
+        let asked = &self.links[source.0].asked;
+        let request = asked.iter().find(|(_, question)| **question == Question::Chunk(index));
+        if let Some(request) = request.map(|(id, _)| *id) {
+            let (id, body) = (self.next_request, PeerRequest::Cancel { request });
+            self.next_request += 1;
+            self.send(net, source, &Message::Share { id, body });
+        }
+    }
+
+    // ---- now and then -----------------------------------------------------------------------
+
+    fn publish(&self, net: &Net) {
+        let sources = self.links.iter().zip((0..).map(SourceId)).map(|(link, id)| {
+            let state = match self.swarm.standing(id) {
+                Standing::Connecting => SourceState::Connecting,
+                Standing::Ready if self.swarm.owed(id) > 0 => SourceState::Active,
+                Standing::Ready => SourceState::Idle,
+                Standing::Away { .. } | Standing::Banned => SourceState::Lost(link.lost.clone()),
+            };
+            SourceProgress {
+                peer: link.source.peer,
+                address: link.source.address,
+                state,
+                given_bytes: self.swarm.given_bytes(id),
+                rate_bytes_per_s: self.swarm.rate(id),
+            }
+        });
+        let checked_bytes = self.checked.saturating_mul(limits::CHUNK_BYTES as u64);
+        let progress = Progress {
+            phase: self.phase,
+            size: self.options.size,
+            done_bytes: match self.phase {
+                Phase::Checking => checked_bytes.min(self.options.size),
+                _ => self.stored_bytes(),
+            },
+            kept_bytes: self.kept_bytes,
+            fetched_bytes: self.fetched_bytes,
+            rate_bytes_per_s: self.meter.rate(),
+            absence_max: net.absence_max(),
+            sources: sources.collect(),
+        };
+        *self.shared.progress() = progress;
+    }
+
+    fn give_up_in_time(&mut self, net: &mut Net) {
+        let waited = match self.phase {
+            Phase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
+            Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
+            _ => return,
+        };
+        // With sources that are gone for good there is nothing to wait for.
+        let hopeless = !self.links.is_empty() && self.swarm.is_hopeless();
+        if hopeless || waited >= self.options.patience {
+            let (name, last) = (self.options.name.clone(), self.last_lost.clone());
+            self.end(net, Err(FetchError::NoSource { name, last }));
+        }
+    }
+
+    fn ping(&mut self, net: &mut Net) {
+        if net.now() < self.next_ping {
+            return;
+        }
+        self.next_ping = net.now() + limits::SHARE_PING_INTERVAL;
+        for source in (0..self.links.len()).map(SourceId) {
+            if self.links[source.0].ready().is_some() {
+                self.send(net, source, &Message::Ping { nonce: 0 });
+            }
+        }
+    }
+}
+
+/// Another one's words, fit for a line and not too many.
+fn said(words: &str) -> String {
+    let short: String = words.chars().take(limits::REASON_BYTES_MAX / 4).collect();
+    text::escape(short.as_bytes()).to_string()
+}
+
+impl Service for Driver {
+    fn on_start(&mut self, net: &mut Net) {
+        let part = Arc::clone(&self.part);
+        self.submit(net, Job::Allocate { part });
+        self.take_sources(net);
+    }
+
+    fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, _peer: SocketAddr) {
+        // A download does not listen.
+        net.close(connection);
+    }
+
+    fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
+        if let Some(source) = self.by_connection.get(&connection).copied() {
+            self.send(net, source, &greeting::hello());
+        }
+    }
+
+    fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
+        self.lost(net, connection, &error.to_string());
+    }
+
+    fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
+        let Some(source) = self.by_connection.get(&connection).copied() else {
+            return;
+        };
+        let judged = match codec::decode(frame) {
+            Ok(message) => self.message(net, source, message),
+            Err(_) => Err(DropReason::Protocol),
+        };
+        if let Err(reason) = judged {
+            self.swarm.ban(source, reason);
+        }
+    }
+
+    fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
+        let Some(source) = self.by_connection.get(&connection).copied() else {
+            return;
+        };
+        let Some(Incoming::Receiving(index)) = self.links[source.0].incoming.take() else {
+            return;
+        };
+        self.fetched_bytes += buffer.len() as u64;
+        if let Some(manifest) = self.manifest.clone()
+            && self.swarm.arrived(source, index)
+        {
+            let part = Arc::clone(&self.part);
+            self.submit(net, Job::Store { source, index, buffer, manifest, part });
+        }
+    }
+
+    fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
+        self.lost(net, connection, &reason.to_string());
+    }
+
+    fn on_wake(&mut self, net: &mut Net) {
+        while let Some(done) = self.workers.collect() {
+            self.done(net, done);
+        }
+        self.take_sources(net);
+        if self.shared.is_cancelled() {
+            self.end(net, Err(FetchError::Cancelled));
+        }
+    }
+
+    fn on_tick(&mut self, net: &mut Net) {
+        let now = net.now();
+        if now < self.next_tick {
+            return;
+        }
+        self.next_tick = now + limits::SHARE_TICK;
+        self.swarm.tick(self.elapsed(net));
+        self.give_up_in_time(net);
+        self.ping(net);
+        self.publish(net);
+    }
+
+    fn before_sleep(&mut self, net: &mut Net) {
+        self.account(net);
+        self.receive_waiting(net);
+        self.ask_for_hashes(net);
+        self.act(net);
+    }
+}

@@ -1,0 +1,90 @@
+//! Asking one peer what it has under a name.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::limits::SHARE_FRAME_BYTES_MAX;
+use crate::share::greeting;
+use crate::share::names::FileName;
+use crate::share::types::FileEntry;
+use crate::wire::codec;
+use crate::wire::frame::Deframer;
+use crate::wire::message::Message;
+use crate::wire::share::{PeerReply, PeerRequest};
+
+/// Why it is not known what a peer has.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// It cannot be reached, or does not answer in time.
+    #[error("peer {address} does not answer: {source}")]
+    Unreachable {
+        /// Who.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It says no.
+    #[error("peer {address} refuses: {reason}")]
+    Refused {
+        /// Who.
+        address: SocketAddr,
+        /// Its own words.
+        reason: String,
+    },
+    /// It is no peer.
+    #[error("{0} does not answer like a peer; check the address")]
+    Protocol(SocketAddr),
+}
+
+/// Asks the peer at `address` what it has under `name`, and waits for the answer.
+///
+/// # Errors
+///
+/// It cannot be reached within `timeout`, does not have it, or does not say.
+pub fn find(
+    address: SocketAddr,
+    name: &FileName,
+    timeout: Duration,
+) -> Result<FileEntry, FindError> {
+    let unreachable = |source| FindError::Unreachable { address, source };
+    let deadline = Instant::now() + timeout;
+    let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(unreachable)?;
+    stream.set_nodelay(true).map_err(unreachable)?;
+    let body = PeerRequest::Find { name: name.clone() };
+    let mut question = Vec::new();
+    for message in [greeting::hello(), Message::Share { id: 1, body }] {
+        let frame = greeting::frame(&message).map_err(|_| FindError::Protocol(address))?;
+        question.extend_from_slice(&frame);
+    }
+    stream.set_write_timeout(Some(timeout)).map_err(unreachable)?;
+    stream.write_all(&question).map_err(unreachable)?;
+    let mut deframer = Deframer::new(SHARE_FRAME_BYTES_MAX);
+    loop {
+        while let Some(frame) = deframer.next_frame().map_err(|_| FindError::Protocol(address))? {
+            match codec::decode(frame) {
+                Ok(Message::Welcome(_)) => {}
+                Ok(Message::ShareReply { body: PeerReply::Found(entry), .. }) => return Ok(entry),
+                Ok(
+                    Message::Refused { reason }
+                    | Message::ShareReply { body: PeerReply::Denied { message: reason, .. }, .. },
+                ) => return Err(FindError::Refused { address, reason }),
+                Ok(_) | Err(_) => return Err(FindError::Protocol(address)),
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(unreachable(io::ErrorKind::TimedOut.into()));
+        }
+        stream.set_read_timeout(Some(left)).map_err(unreachable)?;
+        match stream.read(deframer.spare()) {
+            Ok(0) => return Err(unreachable(io::ErrorKind::UnexpectedEof.into())),
+            Ok(received) => deframer.commit(received),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(unreachable(io::ErrorKind::TimedOut.into()));
+            }
+            Err(error) => return Err(unreachable(error)),
+        }
+    }
+}

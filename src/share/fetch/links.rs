@@ -1,0 +1,70 @@
+//! A download's books of its connections: what was asked on each, and what is coming in.
+
+use std::collections::HashMap;
+
+use crate::net::ConnectionId;
+use crate::wire::share::Source;
+
+/// What a request was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Which chunks the source has. Answered again and again.
+    Watch,
+    /// Chunk hashes.
+    Hashes,
+    /// A chunk.
+    Chunk(u64),
+}
+
+/// A chunk whose bytes come next on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// They wait for a buffer, and the connection is not read.
+    Waiting(u64),
+    /// They are being received.
+    Receiving(u64),
+}
+
+/// One source and the connection with it, if there is one.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) source: Source,
+    pub(super) connection: Option<ConnectionId>,
+    pub(super) greeted: bool,
+    /// By request id. Of chunks there are as many as the swarm lets a source owe, and those called off
+    /// and not answered yet.
+    pub(super) asked: HashMap<u64, Question>,
+    pub(super) incoming: Option<Incoming>,
+    /// Bytes received on this connection and accounted for.
+    pub(super) received_bytes: u64,
+    /// Why the last connection ended.
+    pub(super) lost: String,
+}
+
+impl Link {
+    pub(super) fn new(source: Source) -> Link {
+        Link {
+            source,
+            connection: None,
+            greeted: false,
+            asked: HashMap::new(),
+            incoming: None,
+            received_bytes: 0,
+            lost: String::new(),
+        }
+    }
+
+    /// Begins anew with another connection, or none.
+    pub(super) fn reset(&mut self, connection: Option<ConnectionId>) {
+        self.connection = connection;
+        self.greeted = false;
+        self.asked = HashMap::new();
+        self.incoming = None;
+        self.received_bytes = 0;
+    }
+
+    /// The connection, once it can be used.
+    pub(super) fn ready(&self) -> Option<ConnectionId> {
+        self.connection.filter(|_| self.greeted)
+    }
+}

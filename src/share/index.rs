@@ -1,0 +1,457 @@
+//! What a registry knows: which peer offers which file, by name and by content.
+//!
+//! Each peer has its own files by name; beside them, `names` has (name, peer) and `contents` has
+//! (content, peer), so that every question is a range of one map. Names are stored once, however many
+//! peers offer them.
+//!
+//! Invariants:
+//!
+//! 1. (name, peer) is in `names` exactly when the peer has a file of that name.
+//! 2. `contents` has (content, peer) exactly when the peer has a file of that content or is fetching
+//!    it; its count is how many such files the peer has.
+//! 3. Nothing exceeds [`IndexLimits`]; whatever would is refused before anything is changed.
+//!
+//! There is no clock and no IO here: `now` is a time since any one beginning that the caller chooses.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::names::FileName;
+use super::types::{ContentId, FileEntry, PeerId};
+use crate::limits;
+use crate::wire::share::{FileSummary, PeerSummary, Source};
+
+/// How much an index may hold; [`Default`] takes it from [`limits`].
+#[derive(Clone, Copy, Debug)]
+pub struct IndexLimits {
+    /// Peers.
+    pub peers_max: usize,
+    /// Files one peer offers.
+    pub files_per_peer_max: usize,
+    /// Files of all peers.
+    pub files_max: usize,
+    /// Bytes of their names.
+    pub name_bytes_max: usize,
+    /// Contents one peer is fetching.
+    pub fetching_per_peer_max: usize,
+}
+
+impl Default for IndexLimits {
+    fn default() -> IndexLimits {
+        IndexLimits {
+            peers_max: limits::REGISTRY_PEERS_MAX,
+            files_per_peer_max: limits::FILES_PER_PEER_MAX,
+            files_max: limits::REGISTRY_FILES_MAX,
+            name_bytes_max: limits::REGISTRY_NAME_BYTES_MAX,
+            fetching_per_peer_max: limits::FETCHING_PER_PEER_MAX,
+        }
+    }
+}
+
+/// Why something was not taken; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IndexError {
+    /// Too many peers.
+    #[error("the registry knows {0} peers and has no room for another: try again later")]
+    Peers(usize),
+    /// Too many files of one peer.
+    #[error("a peer offers at most {0} files: share fewer")]
+    FilesOfPeer(usize),
+    /// Too many files, or names too long, of all peers together.
+    #[error("the registry has no room for so many files: try again later, or share fewer")]
+    Files,
+    /// A peer fetches too much at once.
+    #[error("a peer fetches at most {0} contents at once")]
+    Fetching(usize),
+}
+
+/// A peer as one connection joined it: when a peer joins anew, over another connection, what still
+/// comes of the old one is not about it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Who.
+    pub peer: PeerId,
+    /// Unique to the connection.
+    pub session: u64,
+}
+
+type Name = Arc<FileName>;
+
+#[derive(Clone, Debug)]
+struct Peer {
+    session: u64,
+    address: SocketAddr,
+    heard: Duration,
+    files: BTreeMap<Name, File>,
+    bytes: u64,
+    /// Contents it serves parts of, with their sizes. A handful.
+    fetching: Vec<(ContentId, u64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct File {
+    content: ContentId,
+    size: u64,
+}
+
+/// A content at a peer.
+#[derive(Clone, Copy, Debug)]
+struct Holding {
+    /// Under how many names; 0 when it is only fetching it.
+    files: u32,
+    size: u64,
+}
+
+/// The index. See the module for its invariants.
+#[derive(Debug, Default)]
+pub struct Index {
+    limits: IndexLimits,
+    peers: BTreeMap<PeerId, Peer>,
+    names: BTreeSet<(Name, PeerId)>,
+    contents: BTreeMap<(ContentId, PeerId), Holding>,
+    name_bytes: usize,
+}
+
+impl Peer {
+    fn name_bytes(&self) -> usize {
+        self.files.keys().map(|name| name_bytes(name)).sum()
+    }
+}
+
+const PEER_MIN: PeerId = PeerId(0);
+const PEER_MAX: PeerId = PeerId(u64::MAX);
+
+impl Index {
+    /// An empty index.
+    pub fn new(limits: IndexLimits) -> Index {
+        Index { limits, ..Index::default() }
+    }
+
+    /// How many peers there are.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// How many files they offer, each counted as often as it is offered.
+    pub fn file_count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// A peer offers exactly these files from now on. Of two of one name the last counts.
+    ///
+    /// # Errors
+    /// There is no room for them; what the peer offered before still stands.
+    pub fn join(
+        &mut self,
+        Member { peer, session }: Member,
+        address: SocketAddr,
+        files: Vec<FileEntry>,
+        now: Duration,
+    ) -> Result<(), IndexError> {
+        let known = self.peers.get(&peer);
+        if known.is_none() && self.peers.len() >= self.limits.peers_max {
+            return Err(IndexError::Peers(self.peers.len()));
+        }
+        let gone = known.map_or(0, |peer| peer.files.len());
+        let gone_bytes = known.map_or(0, Peer::name_bytes);
+        self.check_room(gone, gone, gone_bytes, &files)?;
+
+        let fetching = self.remove(peer).map(|peer| peer.fetching).unwrap_or_default();
+        let record = Peer {
+            session,
+            address,
+            heard: now,
+            files: BTreeMap::new(),
+            bytes: 0,
+            fetching: Vec::new(),
+        };
+        self.peers.insert(peer, record);
+        for (content, size) in fetching {
+            self.insert_fetching(peer, content, size);
+        }
+        files.into_iter().for_each(|file| self.insert_file(peer, file));
+        Ok(())
+    }
+
+    /// A peer has new or changed files, and others no more. `Ok(false)`: it is not known.
+    ///
+    /// # Errors
+    /// There is no room for the new ones; nothing was changed.
+    pub fn update(
+        &mut self,
+        member: Member,
+        added: Vec<FileEntry>,
+        removed: &[FileName],
+        now: Duration,
+    ) -> Result<bool, IndexError> {
+        let Some(known) = self.member(member) else { return Ok(false) };
+        let peer = member.peer;
+        // What goes, by being taken away or replaced, each name once.
+        let gone: BTreeSet<&FileName> =
+            removed.iter().chain(added.iter().map(|file| &file.name)).collect();
+        let gone: Vec<Name> = gone
+            .into_iter()
+            .map(|name| Arc::new(name.clone()))
+            .filter(|name| known.files.contains_key(name))
+            .collect();
+        let gone_bytes = gone.iter().map(|name| name_bytes(name)).sum();
+        self.check_room(known.files.len(), gone.len(), gone_bytes, &added)?;
+
+        gone.into_iter().for_each(|name| self.remove_file(peer, name));
+        added.into_iter().for_each(|file| self.insert_file(peer, file));
+        self.hear(member, now);
+        Ok(true)
+    }
+
+    /// A peer serves what it has of a content that it is fetching. `Ok(false)`: it is not known.
+    ///
+    /// # Errors
+    /// It fetches too much at once.
+    pub fn fetching(
+        &mut self,
+        member: Member,
+        content: ContentId,
+        size: u64,
+        now: Duration,
+    ) -> Result<bool, IndexError> {
+        let max = self.limits.fetching_per_peer_max;
+        let Some(known) = self.member(member) else { return Ok(false) };
+        let new = !known.fetching.iter().any(|(fetching, _)| *fetching == content);
+        if new && known.fetching.len() >= max {
+            return Err(IndexError::Fetching(max));
+        }
+        if new {
+            self.insert_fetching(member.peer, content, size);
+        }
+        self.hear(member, now);
+        Ok(true)
+    }
+
+    /// A peer fetches a content no more. `false`: the peer is not known.
+    pub fn fetched(&mut self, member: Member, content: ContentId, now: Duration) -> bool {
+        let Some(known) = self.member_mut(member) else { return false };
+        known.fetching.retain(|(fetching, _)| *fetching != content);
+        let peer = member.peer;
+        if self.contents.get(&(content, peer)).is_some_and(|holding| holding.files == 0) {
+            self.contents.remove(&(content, peer));
+        }
+        self.hear(member, now)
+    }
+
+    /// A peer is alive. `false`: it is not known.
+    pub fn hear(&mut self, member: Member, now: Duration) -> bool {
+        let known = self.member_mut(member);
+        known.map(|peer| peer.heard = peer.heard.max(now)).is_some()
+    }
+
+    /// A peer goes. `false`: it was not known.
+    pub fn leave(&mut self, member: Member) -> bool {
+        self.member(member).is_some() && self.remove(member.peer).is_some()
+    }
+
+    /// Forgets the peers that have been silent for longer than `timeout`, and says which.
+    pub fn expire(&mut self, now: Duration, timeout: Duration) -> Vec<(PeerId, SocketAddr)> {
+        let silent = |peer: &Peer| now.saturating_sub(peer.heard) > timeout;
+        let expired: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| silent(peer))
+            .map(|(id, peer)| (*id, peer.address))
+            .collect();
+        expired.iter().for_each(|(peer, _)| drop(self.remove(*peer)));
+        expired
+    }
+
+    /// Who has a file of exactly this name: by how many offer its content, then by peer. At most
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX).
+    pub fn search(&self, name: &FileName) -> Vec<Source> {
+        let name = Arc::new(name.clone());
+        let range = (Arc::clone(&name), PEER_MIN)..=(Arc::clone(&name), PEER_MAX);
+        let sources: Vec<Source> = self
+            .names
+            .range(range)
+            .filter_map(|(name, peer)| {
+                let known = self.peers.get(peer)?;
+                let File { content, size } = *known.files.get(name)?;
+                Some(Source { peer: *peer, address: known.address, size, content })
+            })
+            .collect();
+        most_offered_first(sources)
+    }
+
+    /// Who has this content, whole or in part, in order of the peers' ids. At most
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), those who have it whole first.
+    pub fn sources_of(&self, content: ContentId) -> Vec<Source> {
+        let holders = self.contents.range((content, PEER_MIN)..=(content, PEER_MAX));
+        let (whole, parts): (Vec<_>, Vec<_>) = holders.partition(|(_, holding)| holding.files > 0);
+        whole
+            .into_iter()
+            .chain(parts)
+            .filter_map(|((content, peer), holding)| {
+                let address = self.peers.get(peer)?.address;
+                Some(Source { peer: *peer, address, size: holding.size, content: *content })
+            })
+            .take(limits::SOURCES_PER_ANSWER_MAX)
+            .collect()
+    }
+
+    /// A page of peers, in order of id, and whether more follow.
+    pub fn peers(&self, after: Option<PeerId>, now: Duration) -> (Vec<PeerSummary>, bool) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rows = self.peers.range((from, Bound::Unbounded));
+        let page = rows.by_ref().take(limits::LIST_ROWS_MAX).map(|(id, peer)| PeerSummary {
+            peer: *id,
+            address: peer.address,
+            files: peer.files.len() as u64,
+            bytes: peer.bytes,
+            silent_ms: now.saturating_sub(peer.heard).as_millis() as u64,
+        });
+        let page = page.collect();
+        (page, rows.next().is_some())
+    }
+
+    /// A page of files, in order of name, and whether more follow. Of one name the most offered
+    /// contents come first, and only
+    /// [`CONTENTS_PER_NAME_LISTED_MAX`](limits::CONTENTS_PER_NAME_LISTED_MAX) of them at all.
+    pub fn files(&self, after: Option<&FileName>) -> (Vec<FileSummary>, bool) {
+        let from = after.map(|name| (Arc::new(name.clone()), PEER_MAX));
+        let from = from.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut offers = self.names.range((from, Bound::Unbounded)).peekable();
+        let (mut page, mut seen) = (Vec::new(), 0);
+        while let Some((name, _)) = offers.peek() {
+            if page.len() >= limits::LIST_ROWS_MAX || seen >= limits::PAGE_OFFERS_MAX {
+                return (page, true);
+            }
+            let mut holders: HashMap<(ContentId, u64), u32> = HashMap::new();
+            while let Some((name, peer)) = offers.next_if(|(next, _)| next == name) {
+                seen += 1;
+                let file = self.peers.get(peer).and_then(|peer| peer.files.get(name));
+                if let Some(file) = file {
+                    *holders.entry((file.content, file.size)).or_default() += 1;
+                }
+            }
+            let mut rows: Vec<_> = holders.into_iter().collect();
+            rows.sort_unstable_by_key(|((content, size), peers)| {
+                (std::cmp::Reverse(*peers), *content, *size)
+            });
+            rows.truncate(limits::CONTENTS_PER_NAME_LISTED_MAX);
+            page.extend(rows.into_iter().map(|((content, size), peers)| {
+                let name = FileName::clone(name);
+                FileSummary { file: FileEntry { name, size, content }, peers }
+            }));
+        }
+        (page, false)
+    }
+
+    fn member(&self, member: Member) -> Option<&Peer> {
+        self.peers.get(&member.peer).filter(|peer| peer.session == member.session)
+    }
+
+    fn member_mut(&mut self, member: Member) -> Option<&mut Peer> {
+        self.peers.get_mut(&member.peer).filter(|peer| peer.session == member.session)
+    }
+
+    // ---- changing the three maps together ----------------------------------------------------
+
+    /// Whether `added` fits when `gone` of all files go, and the peer has `has` (before that).
+    fn check_room(
+        &self,
+        has: usize,
+        gone: usize,
+        gone_bytes: usize,
+        added: &[FileEntry],
+    ) -> Result<(), IndexError> {
+        let max = self.limits.files_per_peer_max;
+        if has.saturating_sub(gone) + added.len() > max {
+            return Err(IndexError::FilesOfPeer(max));
+        }
+        let bytes: usize = added.iter().map(|file| name_bytes(&file.name)).sum();
+        let files = self.names.len().saturating_sub(gone) + added.len();
+        let name_bytes = self.name_bytes.saturating_sub(gone_bytes) + bytes;
+        if files > self.limits.files_max || name_bytes > self.limits.name_bytes_max {
+            return Err(IndexError::Files);
+        }
+        Ok(())
+    }
+
+    /// The name as it is stored already, or new.
+    fn intern(&self, name: FileName) -> Name {
+        let name = Arc::new(name);
+        let next = self.names.range((Arc::clone(&name), PEER_MIN)..).next();
+        next.map_or(
+            Arc::clone(&name),
+            |(found, _)| {
+                if *found == name { Arc::clone(found) } else { name }
+            },
+        )
+    }
+
+    fn insert_file(&mut self, peer: PeerId, file: FileEntry) {
+        let name = self.intern(file.name);
+        self.remove_file(peer, Arc::clone(&name));
+        let Some(record) = self.peers.get_mut(&peer) else { return };
+        record.files.insert(Arc::clone(&name), File { content: file.content, size: file.size });
+        record.bytes = record.bytes.saturating_add(file.size);
+        self.name_bytes += name_bytes(&name);
+        let holding = Holding { files: 0, size: file.size };
+        let holding = self.contents.entry((file.content, peer)).or_insert(holding);
+        holding.files += 1;
+        holding.size = file.size;
+        self.names.insert((name, peer));
+    }
+
+    /// Nothing when the peer has no file of that name.
+    fn remove_file(&mut self, peer: PeerId, name: Name) {
+        let Some(record) = self.peers.get_mut(&peer) else { return };
+        let Some(file) = record.files.remove(&name) else { return };
+        self.name_bytes -= name_bytes(&name);
+        self.names.remove(&(name, peer));
+        record.bytes = record.bytes.saturating_sub(file.size);
+        let is_fetching = record.fetching.iter().any(|(content, _)| *content == file.content);
+        if let Some(holding) = self.contents.get_mut(&(file.content, peer)) {
+            holding.files -= 1;
+            if holding.files == 0 && !is_fetching {
+                self.contents.remove(&(file.content, peer));
+            }
+        }
+    }
+
+    fn insert_fetching(&mut self, peer: PeerId, content: ContentId, size: u64) {
+        let Some(record) = self.peers.get_mut(&peer) else { return };
+        record.fetching.push((content, size));
+        self.contents.entry((content, peer)).or_insert(Holding { files: 0, size });
+    }
+
+    fn remove(&mut self, peer: PeerId) -> Option<Peer> {
+        let names: Vec<Name> = self.peers.get(&peer)?.files.keys().map(Arc::clone).collect();
+        names.into_iter().for_each(|name| self.remove_file(peer, name));
+        let record = self.peers.remove(&peer)?;
+        for (content, _) in &record.fetching {
+            self.contents.remove(&(*content, peer));
+        }
+        Some(record)
+    }
+}
+
+fn name_bytes(name: &FileName) -> usize {
+    name.as_str().len()
+}
+
+/// Sorts sources so that those of the most offered content come first, then by peer, and keeps no
+/// more than an answer may have.
+pub fn most_offered_first(mut sources: Vec<Source>) -> Vec<Source> {
+    let mut offers: HashMap<ContentId, u32> = HashMap::new();
+    sources.iter().for_each(|source| *offers.entry(source.content).or_default() += 1);
+    sources.sort_by_key(|source| {
+        let count = offers.get(&source.content).copied().unwrap_or_default();
+        (std::cmp::Reverse(count), source.content, source.peer)
+    });
+    sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
+    sources
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,322 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use super::*;
+
+fn name(number: u8) -> FileName {
+    FileName::new(&format!("file-{number}.bin")).unwrap()
+}
+
+fn content(number: u8) -> ContentId {
+    ContentId([number; 32])
+}
+
+fn address(number: u64) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], 1000 + number as u16))
+}
+
+fn entry((of, what): (u8, u8)) -> FileEntry {
+    // A content has one size.
+    FileEntry { name: name(of), size: u64::from(what) * 10, content: content(what) }
+}
+
+const SMALL: IndexLimits = IndexLimits {
+    peers_max: 3,
+    files_per_peer_max: 5,
+    files_max: 9,
+    name_bytes_max: 8 * "file-0.bin".len(),
+    fetching_per_peer_max: 2,
+};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join(Member, Vec<(u8, u8)>),
+    Update(Member, Vec<(u8, u8)>, Vec<u8>),
+    Fetching(Member, u8),
+    Fetched(Member, u8),
+    Hear(Member),
+    Leave(Member),
+    Pass(u64),
+    Expire,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let files = || prop::collection::vec((0..5u8, 0..3u8), 0..7);
+    let member =
+        || (0..5u64, 0..2u64).prop_map(|(peer, session)| Member { peer: PeerId(peer), session });
+    prop_oneof![
+        3 => (member(), files()).prop_map(|(peer, files)| Step::Join(peer, files)),
+        3 => (member(), files(), prop::collection::vec(0..5u8, 0..3))
+            .prop_map(|(peer, added, removed)| Step::Update(peer, added, removed)),
+        2 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetching(peer, what)),
+        1 => (member(), 0..4u8).prop_map(|(peer, what)| Step::Fetched(peer, what)),
+        1 => member().prop_map(Step::Hear),
+        1 => member().prop_map(Step::Leave),
+        1 => (0..40u64).prop_map(Step::Pass),
+        1 => Just(Step::Expire),
+    ]
+}
+
+/// The same with nothing but lists that are walked through.
+#[derive(Default)]
+struct Model {
+    peers: BTreeMap<u64, ModelPeer>,
+}
+
+#[derive(Clone, Default)]
+struct ModelPeer {
+    session: u64,
+    heard: u64,
+    files: BTreeMap<u8, u8>,
+    fetching: Vec<u8>,
+}
+
+impl Model {
+    /// Whether a peer may have these files in place of what it has. `raw` counts names that are given
+    /// twice twice, as the index does.
+    fn fits(&self, peer: u64, kept: usize, raw: usize) -> bool {
+        let others: usize =
+            self.peers.iter().filter(|(id, _)| **id != peer).map(|(_, p)| p.files.len()).sum();
+        let all = others + kept + raw;
+        kept + raw <= SMALL.files_per_peer_max
+            && all <= SMALL.files_max
+            && all * "file-0.bin".len() <= SMALL.name_bytes_max
+    }
+
+    fn member(&mut self, member: Member) -> Option<&mut ModelPeer> {
+        self.peers.get_mut(&member.peer.0).filter(|peer| peer.session == member.session)
+    }
+
+    fn apply(&mut self, step: &Step, now: u64) -> bool {
+        match step {
+            Step::Join(member, files) => {
+                let Member { peer, session } = member;
+                let room = self.peers.contains_key(&peer.0) || self.peers.len() < SMALL.peers_max;
+                if !room || !self.fits(peer.0, 0, files.len()) {
+                    return false;
+                }
+                let known = self.peers.entry(peer.0).or_default();
+                known.session = *session;
+                known.heard = now;
+                known.files = files.iter().copied().collect();
+            }
+            Step::Update(member, added, removed) => {
+                let Some(known) = self.member(*member) else { return true };
+                let mut files = known.files.clone();
+                files.retain(|name, _| {
+                    !removed.contains(name) && !added.iter().any(|(new, _)| new == name)
+                });
+                if !self.fits(member.peer.0, files.len(), added.len()) {
+                    return false;
+                }
+                files.extend(added.iter().copied());
+                let known = self.member(*member).unwrap();
+                known.files = files;
+                known.heard = now;
+            }
+            Step::Fetching(member, what) => {
+                let Some(known) = self.member(*member) else { return true };
+                if !known.fetching.contains(what) {
+                    if known.fetching.len() >= SMALL.fetching_per_peer_max {
+                        return false;
+                    }
+                    known.fetching.push(*what);
+                }
+                known.heard = now;
+            }
+            Step::Fetched(member, what) => {
+                let Some(known) = self.member(*member) else { return true };
+                known.fetching.retain(|fetching| fetching != what);
+                known.heard = now;
+            }
+            Step::Hear(member) => {
+                if let Some(known) = self.member(*member) {
+                    known.heard = now;
+                }
+            }
+            Step::Leave(member) => {
+                if self.member(*member).is_some() {
+                    self.peers.remove(&member.peer.0);
+                }
+            }
+            Step::Pass(_) => {}
+            Step::Expire => self.peers.retain(|_, peer| now - peer.heard <= 30),
+        }
+        true
+    }
+
+    fn search(&self, name: u8) -> Vec<(u64, u8)> {
+        let mut found: Vec<(u64, u8)> =
+            self.peers.iter().filter_map(|(id, p)| Some((*id, *p.files.get(&name)?))).collect();
+        let all = found.clone();
+        let offers = |what: u8| all.iter().filter(|(_, other)| *other == what).count();
+        found.sort_by_key(|(peer, what)| (std::cmp::Reverse(offers(*what)), *what, *peer));
+        found
+    }
+
+    fn sources_of(&self, what: u8) -> Vec<u64> {
+        let whole = |p: &ModelPeer| p.files.values().any(|has| *has == what);
+        let have = self.peers.iter().filter(|(_, p)| whole(p));
+        let fetch = self.peers.iter().filter(|(_, p)| !whole(p) && p.fetching.contains(&what));
+        have.chain(fetch).map(|(id, _)| *id).collect()
+    }
+}
+
+fn apply(index: &mut Index, step: &Step, at: u64) -> bool {
+    let now = Duration::from_secs(at);
+    let entries = |files: &[(u8, u8)]| files.iter().copied().map(entry).collect::<Vec<_>>();
+    let names = |names: &[u8]| names.iter().copied().map(name).collect::<Vec<_>>();
+    match step {
+        Step::Join(member, files) => {
+            index.join(*member, address(member.peer.0), entries(files), now).is_ok()
+        }
+        Step::Update(member, added, removed) => {
+            index.update(*member, entries(added), &names(removed), now).is_ok()
+        }
+        Step::Fetching(member, what) => {
+            index.fetching(*member, content(*what), u64::from(*what) * 10, now).is_ok()
+        }
+        Step::Fetched(member, what) => {
+            index.fetched(*member, content(*what), now);
+            true
+        }
+        Step::Hear(member) => {
+            index.hear(*member, now);
+            true
+        }
+        Step::Leave(member) => {
+            index.leave(*member);
+            true
+        }
+        Step::Pass(_) => true,
+        Step::Expire => {
+            index.expire(now, Duration::from_secs(30));
+            true
+        }
+    }
+}
+
+fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> {
+    let (peers, more) = index.peers(None, Duration::from_secs(now));
+    prop_assert!(!more);
+    let expected: Vec<PeerSummary> = model
+        .peers
+        .iter()
+        .map(|(id, peer)| PeerSummary {
+            peer: PeerId(*id),
+            address: address(*id),
+            files: peer.files.len() as u64,
+            bytes: peer.files.values().map(|what| u64::from(*what) * 10).sum(),
+            silent_ms: (now - peer.heard) * 1000,
+        })
+        .collect();
+    prop_assert_eq!(peers, expected);
+    let mut rows = Vec::new();
+    for of in 0..5 {
+        let found: Vec<(u64, u8)> = index
+            .search(&name(of))
+            .into_iter()
+            .map(|source| (source.peer.0, source.content.0[0]))
+            .collect();
+        let expected = model.search(of);
+        prop_assert_eq!(&found, &expected, "search for {}", of);
+        for (_, what) in expected {
+            let row = (name(of), content(what));
+            match rows.last_mut() {
+                Some((last, count)) if *last == row => *count += 1,
+                _ => rows.push((row, 1)),
+            }
+        }
+    }
+    let (files, more) = index.files(None);
+    let listed: Vec<_> =
+        files.into_iter().map(|row| ((row.file.name, row.file.content), row.peers)).collect();
+    prop_assert_eq!(listed, rows);
+    prop_assert!(!more);
+    for what in 0..4 {
+        let sources = index.sources_of(content(what));
+        let found: Vec<u64> = sources.iter().map(|source| source.peer.0).collect();
+        prop_assert_eq!(found, model.sources_of(what), "content {}", what);
+        prop_assert!(sources.iter().all(|source| source.size == u64::from(what) * 10));
+    }
+    let count: usize = model.peers.values().map(|peer| peer.files.len()).sum();
+    prop_assert_eq!(index.file_count(), count);
+    prop_assert_eq!(index.name_bytes, count * "file-0.bin".len());
+    Ok(())
+}
+
+#[test]
+fn the_index_answers_as_lists_that_are_walked_through_would() {
+    let seed = match std::env::var("ACERVO_SEED") {
+        Ok(text) => text.parse().expect("ACERVO_SEED is a number"),
+        Err(_) => rand::random::<u64>(),
+    };
+    let mut seed_bytes = [0; 32];
+    seed_bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(
+        Config { failure_persistence: None, ..Config::default() },
+        TestRng::from_seed(RngAlgorithm::ChaCha, &seed_bytes),
+    );
+    let result = runner.run(&prop::collection::vec(step(), 0..60), |steps| {
+        let (mut index, mut model, mut now) = (Index::new(SMALL), Model::default(), 0);
+        for step in &steps {
+            if let Step::Pass(seconds) = step {
+                now += seconds;
+            }
+            let taken = apply(&mut index, step, now);
+            prop_assert_eq!(taken, model.apply(step, now), "{:?}", step);
+            compare(&index, &model, now)?;
+        }
+        // Nothing is left behind by those who go.
+        index.expire(Duration::MAX, Duration::ZERO);
+        prop_assert!(index.contents.is_empty() && index.names.is_empty());
+        prop_assert_eq!(index.name_bytes, 0);
+        Ok(())
+    });
+    if let Err(failure) = result {
+        panic!("{failure}\nreplay with ACERVO_SEED={seed}");
+    }
+}
+
+#[test]
+fn pages_go_through_everything_once() {
+    let mut index = Index::new(IndexLimits::default());
+    let peers = limits::LIST_ROWS_MAX as u64 + 7;
+    for peer in 0..peers {
+        let own = FileEntry { name: name_of(peer), size: 1, content: ContentId([1; 32]) };
+        let shared = FileEntry { name: name(0), size: 2, content: content(peer as u8) };
+        let member = Member { peer: PeerId(peer), session: 0 };
+        index.join(member, address(peer), vec![own, shared], Duration::ZERO).unwrap();
+    }
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let (page, more) = index.peers(after, Duration::ZERO);
+        after = page.last().map(|peer| peer.peer);
+        seen.extend(page.into_iter().map(|peer| peer.peer.0));
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(seen, (0..peers).collect::<Vec<_>>());
+
+    let (mut after, mut names, mut pages) = (None, Vec::new(), 0);
+    loop {
+        let (page, more) = index.files(after.as_ref());
+        pages += 1;
+        after = page.last().map(|row| row.file.name.clone());
+        names.extend(page.into_iter().map(|row| row.file.name));
+        if !more {
+            break;
+        }
+    }
+    let of_many = names.iter().filter(|listed| **listed == name(0)).count();
+    assert_eq!(of_many, limits::CONTENTS_PER_NAME_LISTED_MAX);
+    assert_eq!(names.len() - of_many, peers as usize);
+    assert!(names.is_sorted() && pages > 1);
+}
+
+fn name_of(peer: u64) -> FileName {
+    FileName::new(&format!("of-peer-{peer}")).unwrap()
+}

@@ -1,0 +1,364 @@
+//! A peer's membership in a share: joined at a registry, for as long as it lives.
+//!
+//! A thread of its own keeps one connection to one of the registries: it joins, says that it is alive,
+//! and tells what has changed among the files. When the connection breaks, or the registry has
+//! forgotten the peer (it was restarted, say), it joins again by itself, with waits that double. What it
+//! announces is always the difference between what the registry was told last and what there is now:
+//! so nothing is told twice, and nothing that happens in between is lost.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rand::Rng;
+
+use super::line::{Line, LineError};
+use super::names::FileName;
+use super::types::{ContentId, FileEntry, PeerId};
+use crate::limits;
+use crate::net::backoff::Backoff;
+use crate::wire::share::{RegistryReply, RegistryRequest};
+
+/// What a peer offers, at any time.
+pub trait Files: Send + Sync {
+    /// Every file, in order of name, no more than
+    /// [`FILES_PER_PEER_MAX`](limits::FILES_PER_PEER_MAX).
+    fn files(&self) -> Vec<FileEntry>;
+}
+
+/// Nothing, for a peer that only fetches.
+pub struct NoFiles;
+
+impl Files for NoFiles {
+    fn files(&self) -> Vec<FileEntry> {
+        Vec::new()
+    }
+}
+
+/// Who joins where.
+pub struct MemberOptions {
+    /// The registries; one is enough, the others are for when it is gone.
+    pub registries: Vec<SocketAddr>,
+    /// Who.
+    pub peer: PeerId,
+    /// Where it serves. An IP of zeros is filled in by the registry.
+    pub address: SocketAddr,
+    /// What it offers.
+    pub files: Arc<dyn Files>,
+}
+
+/// What becomes of a membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// `JOIN_OK` has come.
+    Joined {
+        /// From whom.
+        registry: SocketAddr,
+        /// What is offered.
+        names: Vec<FileName>,
+        /// Not for the first time.
+        again: bool,
+    },
+    /// The registry is gone, or refuses. Told once for each reason; the membership goes on trying.
+    Lost(LineError),
+}
+
+enum Command {
+    /// The files have changed.
+    Changed,
+    /// Parts of this are served.
+    Fetching(ContentId, u64),
+    /// Not any more.
+    Fetched(ContentId),
+    /// A question of somebody else's, asked on the same connection.
+    Ask(Box<RegistryRequest>, Sender<Result<RegistryReply, LineError>>),
+}
+
+/// A running membership. It leaves when it is dropped.
+pub struct Membership {
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    /// Nothing is ever sent; the thread's end closes it.
+    ended: Receiver<()>,
+}
+
+impl Membership {
+    /// Begins; `notice` is called on the membership's thread and must not wait for it.
+    ///
+    /// # Errors
+    /// The system refused a thread.
+    pub fn start(
+        options: MemberOptions,
+        notice: impl FnMut(Notice) + Send + 'static,
+    ) -> io::Result<Membership> {
+        let (commands, received) = bounded(limits::MEMBER_COMMANDS_MAX);
+        let (alive, ended) = bounded::<()>(0);
+        let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
+            Member::new(options, Box::new(notice)).run(&received);
+            drop(alive);
+        })?;
+        Ok(Membership { commands: Some(commands), thread: Some(thread), ended })
+    }
+
+    /// The files have changed: the registry is told soon.
+    pub fn changed(&self) {
+        self.send(Command::Changed);
+    }
+
+    /// Parts of a content are served from now on.
+    pub fn fetching(&self, content: ContentId, size: u64) {
+        self.send(Command::Fetching(content, size));
+    }
+
+    /// They are not any more.
+    pub fn fetched(&self, content: ContentId) {
+        self.send(Command::Fetched(content));
+    }
+
+    /// Asks the registry something, as this peer.
+    ///
+    /// # Errors
+    /// See [`LineError`].
+    pub fn ask(&self, request: RegistryRequest) -> Result<RegistryReply, LineError> {
+        let (answer, answered) = bounded(1);
+        self.send(Command::Ask(Box::new(request), answer));
+        answered.recv().unwrap_or(Err(LineError::Stopping))
+    }
+
+    fn send(&self, command: Command) {
+        if let Some(commands) = &self.commands {
+            // Fails only when the thread is gone, which drops what asks for answers.
+            let _ = commands.send(command);
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.commands = None;
+        // A registry that does not answer is not waited for: it notices the closed connection, or the
+        // silence.
+        let ended = self.ended.recv_timeout(limits::MEMBER_STOP_TIMEOUT);
+        if ended == Err(RecvTimeoutError::Disconnected)
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread that speaks to the registry panicked");
+        }
+    }
+}
+
+struct Member {
+    options: MemberOptions,
+    notice: Box<dyn FnMut(Notice) + Send>,
+    line: Option<Line>,
+    /// What the registry at the other end of `line` has been told.
+    announced: HashMap<FileName, (u64, ContentId)>,
+    fetching: Vec<(ContentId, u64)>,
+    backoff: Backoff,
+    retry_at: Instant,
+    alive_at: Instant,
+    has_joined: bool,
+    trouble: Option<LineError>,
+}
+
+impl Member {
+    fn new(options: MemberOptions, notice: Box<dyn FnMut(Notice) + Send>) -> Member {
+        let now = Instant::now();
+        Member {
+            options,
+            notice,
+            line: None,
+            announced: HashMap::new(),
+            fetching: Vec::new(),
+            backoff: Backoff::new(limits::REGISTRY_BACKOFF_MIN, limits::REGISTRY_BACKOFF_MAX),
+            retry_at: now,
+            alive_at: now,
+            has_joined: false,
+            trouble: None,
+        }
+    }
+
+    /// Goes on until nobody has commands any more.
+    fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            self.keep_up();
+            let wait = match self.line {
+                Some(_) => limits::REGISTRY_LOOK_INTERVAL,
+                None => self.retry_at.saturating_duration_since(Instant::now()),
+            };
+            match commands.recv_timeout(wait) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        if let Some(line) = &mut self.line {
+            // A registry that does not hear it notices the closed connection.
+            let _ = line.ask(&RegistryRequest::Leave, Instant::now() + limits::CLOSE_LINGER);
+        }
+    }
+
+    /// Notices a connection that has ended, joins when it is time, says that the peer is alive.
+    fn keep_up(&mut self) {
+        if self.line.as_ref().is_some_and(Line::is_closed) {
+            let address = self.line.take().map(|line| line.address());
+            let reason = "it closed the connection".to_owned();
+            if let Some(address) = address {
+                self.lost(LineError::Unreachable { address, reason });
+            }
+        }
+        let now = Instant::now();
+        if self.line.is_none() && now >= self.retry_at {
+            self.join();
+        } else if self.line.is_some() && now >= self.alive_at {
+            self.tell(&RegistryRequest::KeepAlive);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Changed => self.announce(),
+            Command::Fetching(content, size) => {
+                self.fetching.retain(|(fetching, _)| *fetching != content);
+                self.fetching.push((content, size));
+                self.tell(&RegistryRequest::Fetching { content, size });
+            }
+            Command::Fetched(content) => {
+                self.fetching.retain(|(fetching, _)| *fetching != content);
+                self.tell(&RegistryRequest::Fetched { content });
+            }
+            Command::Ask(request, answer) => {
+                let mut result = self.call(&request);
+                if matches!(result, None | Some(Err(LineError::Unreachable { .. }))) {
+                    // Somebody waits: this is worth trying now, whatever the back-off says.
+                    self.join();
+                    result = self.call(&request);
+                }
+                let nobody = || Err(self.trouble.clone().unwrap_or(LineError::Nobody));
+                let result = result.unwrap_or_else(nobody);
+                // Whoever asked may have given up.
+                let _ = answer.send(result);
+            }
+        }
+    }
+
+    /// Dials a registry and gives it the whole list.
+    fn join(&mut self) {
+        let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
+        match self.try_join(deadline) {
+            Ok((line, files)) => {
+                let registry = line.address();
+                self.line = Some(line);
+                self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
+                self.backoff.reset();
+                self.trouble = None;
+                let names = files.iter().map(|file| file.name.clone()).collect();
+                let told = files.into_iter().map(|file| (file.name, (file.size, file.content)));
+                self.announced = told.collect();
+                let again = std::mem::replace(&mut self.has_joined, true);
+                (self.notice)(Notice::Joined { registry, names, again });
+                for (content, size) in self.fetching.clone() {
+                    self.tell(&RegistryRequest::Fetching { content, size });
+                }
+            }
+            Err(error) => self.lost(error),
+        }
+    }
+
+    fn try_join(&self, deadline: Instant) -> Result<(Line, Vec<FileEntry>), LineError> {
+        let mut line = Line::open_any(&self.options.registries, deadline)?;
+        let MemberOptions { peer, address, .. } = self.options;
+        let files = self.options.files.files();
+        // A peer without files joins too.
+        let parts = files.len().div_ceil(limits::FILES_PER_FRAME).max(1);
+        for part in 0..parts {
+            let from = part * limits::FILES_PER_FRAME;
+            let to = files.len().min(from + limits::FILES_PER_FRAME);
+            let join = RegistryRequest::Join {
+                peer,
+                address,
+                files: files[from..to].to_vec(),
+                part: part as u32,
+                last: part + 1 == parts,
+            };
+            line.ask(&join, deadline)?;
+        }
+        Ok((line, files))
+    }
+
+    /// Tells the registry what has changed since it was told last.
+    fn announce(&mut self) {
+        let now: HashMap<FileName, (u64, ContentId)> = self
+            .options
+            .files
+            .files()
+            .into_iter()
+            .map(|file| (file.name, (file.size, file.content)))
+            .collect();
+        let mut added: Vec<FileEntry> = now
+            .iter()
+            .filter(|(name, what)| self.announced.get(*name) != Some(*what))
+            .map(|(name, (size, content))| FileEntry {
+                name: name.clone(),
+                size: *size,
+                content: *content,
+            })
+            .collect();
+        let mut removed: Vec<FileName> =
+            self.announced.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+        while self.line.is_some() && !(added.is_empty() && removed.is_empty()) {
+            // What goes comes first, so that the whole never exceeds what a peer may offer.
+            let removed: Vec<_> =
+                removed.drain(..removed.len().min(limits::FILES_PER_FRAME)).collect();
+            let room = limits::FILES_PER_FRAME - removed.len();
+            let added: Vec<_> = added.drain(..added.len().min(room)).collect();
+            for name in &removed {
+                self.announced.remove(name);
+            }
+            for file in &added {
+                self.announced.insert(file.name.clone(), (file.size, file.content));
+            }
+            self.tell(&RegistryRequest::Update { added, removed });
+        }
+    }
+
+    /// Tells the registry something. When that fails the connection is given up, and joining again
+    /// tells everything.
+    fn tell(&mut self, request: &RegistryRequest) {
+        if let Some(Err(error @ LineError::Declined { .. })) = self.call(request) {
+            self.line = None;
+            self.lost(error);
+        }
+    }
+
+    /// Asks on the connection, if there is one. One that breaks is given up.
+    fn call(&mut self, request: &RegistryRequest) -> Option<Result<RegistryReply, LineError>> {
+        let line = self.line.as_mut()?;
+        let result = line.ask(request, Instant::now() + limits::REGISTRY_CALL_TIMEOUT);
+        match &result {
+            Ok(_) => self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL,
+            Err(LineError::Declined { .. }) => {}
+            Err(error) => {
+                self.line = None;
+                self.lost(error.clone());
+            }
+        }
+        Some(result)
+    }
+
+    /// There is no connection: says so, unless it has been said, and tries again a little later.
+    fn lost(&mut self, error: LineError) {
+        self.retry_at = Instant::now() + self.backoff.next_wait(rand::rng().next_u64());
+        if self.trouble.as_ref() != Some(&error) {
+            if !matches!(error, LineError::NotJoined(_)) {
+                (self.notice)(Notice::Lost(error.clone()));
+            }
+            self.trouble = Some(error);
+        }
+    }
+}

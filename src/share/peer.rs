@@ -1,0 +1,276 @@
+//! A peer: a folder that is served, a membership in the share, and downloads that are served on.
+//!
+//! It puts together what the other parts are for: the [`Folder`] and its [`Watcher`], the transfer
+//! engine's [`Server`] and [`Fetch`], and the [`Membership`] that tells the registry of it all. A process
+//! that only fetches is a peer without a folder: it offers what it has of the content it is fetching.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use rand::Rng;
+
+use super::fetch::{Fetch, FetchError, FetchHandle, FetchOptions, Outcome, Progress};
+use super::folder::{Folder, FolderOptions, Watcher};
+use super::line::LineError;
+use super::member::{Files, MemberOptions, Membership, NoFiles, Notice};
+use super::names::FileName;
+use super::offer::{Catalog, Partials};
+use super::serve::{ServeError, ServeOptions, Server};
+use super::types::{ContentId, PeerId};
+use crate::limits;
+use crate::net::Listener;
+use crate::wire::share::{RegistryReply, RegistryRequest, Source};
+
+/// How a peer is set up.
+pub struct PeerOptions {
+    /// Who; of a folder that is shared, the folder's own.
+    pub peer: PeerId,
+    /// What is shared, if anything.
+    pub folder: Option<Arc<Folder>>,
+    /// Where it serves.
+    pub listener: Listener,
+    /// The address that it is reached at; an IP of zeros is filled in by the registry.
+    pub address: SocketAddr,
+    /// Where it joins.
+    pub registries: Vec<SocketAddr>,
+    /// The most bytes to send a second, and to receive a second.
+    pub limit_bytes_per_s: Option<u64>,
+    /// TCP congestion control, if not the system's own choice.
+    pub congestion: Option<String>,
+}
+
+/// Why a peer cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It cannot serve.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// It has no threads.
+    #[error("cannot start a thread: {0}; is the limit on processes too low?")]
+    Thread(#[from] io::Error),
+}
+
+/// What to download, from whom, to where.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What the file is called, and is to be called.
+    pub name: FileName,
+    /// What is in it.
+    pub content: ContentId,
+    /// Its length in bytes.
+    pub size: u64,
+    /// The folder it is to be in.
+    pub to: PathBuf,
+    /// Who has it.
+    pub sources: Vec<Source>,
+    /// Whether to ask the registry for further sources all the while.
+    pub look_for_more: bool,
+    /// How long to go on when nobody gives anything.
+    pub patience: Duration,
+}
+
+/// A running peer. It leaves the share when it is dropped.
+pub struct Peer {
+    peer: PeerId,
+    limit_bytes_per_s: Option<u64>,
+    congestion: Option<String>,
+    partials: Arc<Partials>,
+    folder: Option<Arc<Folder>>,
+    // In the order in which they end: who is asked for files that are not served any more should
+    // know it from the registry.
+    watcher: Option<Watcher>,
+    membership: Arc<Membership>,
+    server: Server,
+}
+
+impl Peer {
+    /// Begins to serve and joins. `notice` is called on a thread of its own.
+    ///
+    /// # Errors
+    /// The system gave no threads.
+    pub fn start(
+        options: PeerOptions,
+        notice: impl FnMut(Notice) + Send + 'static,
+    ) -> Result<Peer, PeerError> {
+        let PeerOptions { peer, folder, limit_bytes_per_s, congestion, .. } = options;
+        let partials = Arc::new(Partials::default());
+        let mut catalogs: Vec<Arc<dyn Catalog>> = Vec::new();
+        catalogs.extend(folder.iter().map(|folder| Arc::<Folder>::clone(folder) as _));
+        catalogs.push(Arc::<Partials>::clone(&partials));
+        let serve = ServeOptions { catalogs, limit_bytes_per_s, congestion: congestion.clone() };
+        let server = Server::start(options.listener, serve)?;
+        let files: Arc<dyn Files> = match &folder {
+            Some(folder) => Arc::<Folder>::clone(folder),
+            None => Arc::new(NoFiles),
+        };
+        let (registries, address) = (options.registries, options.address);
+        let member = MemberOptions { registries, peer, address, files };
+        let membership = Arc::new(Membership::start(member, notice)?);
+        let watcher = match &folder {
+            None => None,
+            Some(folder) => {
+                let membership = Arc::clone(&membership);
+                let changed = move || membership.changed();
+                Some(Watcher::start(Arc::clone(folder), FolderOptions::default(), changed)?)
+            }
+        };
+        Ok(Peer {
+            peer,
+            limit_bytes_per_s,
+            congestion,
+            partials,
+            folder,
+            watcher,
+            membership,
+            server,
+        })
+    }
+
+    /// Where it serves.
+    pub fn serving_at(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Whether it looks after a folder.
+    pub fn shares_a_folder(&self) -> bool {
+        self.watcher.is_some()
+    }
+
+    /// Who has a file of this name.
+    ///
+    /// # Errors
+    /// The registry cannot be reached, or refuses.
+    pub fn search(&self, name: &FileName) -> Result<Vec<Source>, LineError> {
+        sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?)
+    }
+
+    /// Begins a download, and offers what has arrived of it to others.
+    ///
+    /// # Errors
+    /// It cannot even begin.
+    pub fn download(&self, wanted: Wanted) -> Result<Transfer, FetchError> {
+        let Wanted { name, content, size, to, sources, look_for_more, patience } = wanted;
+        let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
+        // A peer does not fetch from itself.
+        let sources = sources.into_iter().filter(|source| source.peer != self.peer).collect();
+        let handle = Arc::new(Fetch::start(FetchOptions {
+            content,
+            size,
+            name: name.clone(),
+            to,
+            sources,
+            limit_bytes_per_s: self.limit_bytes_per_s,
+            partials: Some(Arc::clone(&self.partials)),
+            congestion: self.congestion.clone(),
+            patience,
+            seed: rand::rng().next_u64(),
+        })?);
+        self.membership.fetching(content, size);
+        let seeker =
+            if look_for_more { Some(self.seek(&handle, content, name.clone())?) } else { None };
+        Ok(Transfer {
+            name,
+            content,
+            handle,
+            seeker,
+            partials: Arc::clone(&self.partials),
+            membership: Arc::clone(&self.membership),
+            folder: in_folder.map(Arc::clone),
+        })
+    }
+
+    /// Asks for further sources until its answer is dropped.
+    fn seek(
+        &self,
+        handle: &Arc<FetchHandle>,
+        content: ContentId,
+        name: FileName,
+    ) -> Result<Seeker, FetchError> {
+        let (stop, stopped) = bounded::<()>(0);
+        let (handle, membership, me) =
+            (Arc::clone(handle), Arc::clone(&self.membership), self.peer);
+        let seek = move || loop {
+            let asked = membership.ask(RegistryRequest::SearchContent { content });
+            // Without a registry the download goes on with whom it knows.
+            for source in asked.and_then(self::sources).unwrap_or_default() {
+                if source.peer != me {
+                    handle.add_source(source);
+                }
+            }
+            let wait = stopped.recv_timeout(limits::SOURCES_REFRESH_INTERVAL);
+            if wait != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        };
+        let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(seek);
+        thread.map_err(|error| FetchError::Internal { name, reason: error.to_string() })?;
+        Ok(Seeker { _stop: stop })
+    }
+}
+
+/// The sources in an answer.
+///
+/// # Errors
+/// The answer is to another question.
+pub fn sources(reply: RegistryReply) -> Result<Vec<Source>, LineError> {
+    match reply {
+        RegistryReply::Sources(sources) => Ok(sources),
+        _ => Err(LineError::Unexpected),
+    }
+}
+
+/// A thread that asks for further sources until this is dropped. It is not waited for: a registry may
+/// owe it an answer.
+struct Seeker {
+    _stop: Sender<()>,
+}
+
+/// A download of a peer. Dropping it stops the download and keeps what has arrived.
+pub struct Transfer {
+    name: FileName,
+    content: ContentId,
+    seeker: Option<Seeker>,
+    handle: Arc<FetchHandle>,
+    partials: Arc<Partials>,
+    membership: Arc<Membership>,
+    /// The folder the file arrives in, if it is the shared one.
+    folder: Option<Arc<Folder>>,
+}
+
+impl Transfer {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.handle.progress()
+    }
+
+    /// Stops it; what has arrived is kept.
+    pub fn cancel(&self) {
+        self.handle.cancel();
+    }
+
+    /// Waits this long for its end. `None`: it goes on. A file that has arrived in the shared folder is
+    /// offered to others from then on.
+    pub fn wait_for(&mut self, timeout: Duration) -> Option<Result<Outcome, FetchError>> {
+        let result = self.handle.wait_for(timeout)?;
+        self.seeker = None;
+        if let (Ok(outcome), Some(folder)) = (&result, &self.folder) {
+            folder.add(self.name.clone(), Arc::clone(&outcome.manifest), outcome.stamp);
+            self.membership.changed();
+        }
+        Some(result)
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.seeker = None;
+        self.handle.cancel();
+        self.partials.remove(self.content);
+        self.membership.fetched(self.content);
+    }
+}

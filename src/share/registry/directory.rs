@@ -1,0 +1,201 @@
+//! Where a registry keeps what it knows. Workers ask it; they may wait for its answers.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::limits;
+use crate::share::index::{Index, IndexError, IndexLimits, Member};
+use crate::share::names::FileName;
+use crate::share::types::{ContentId, FileEntry, PeerId};
+use crate::wire::share::{FileSummary, PeerSummary, Source};
+
+/// Why a directory did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// It has no room.
+    #[error(transparent)]
+    Full(#[from] IndexError),
+}
+
+impl DirectoryError {
+    /// When to try again; 0 when waiting does not help.
+    pub fn retry_after_ms(&self) -> u32 {
+        match self {
+            DirectoryError::Full(IndexError::Peers(_) | IndexError::Files) => {
+                limits::REGISTRY_FULL_RETRY_AFTER_MS
+            }
+            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_)) => 0,
+        }
+    }
+}
+
+/// What a registry knows. The methods are those of [`Index`], where their rules are written down; time
+/// is the directory's own business.
+pub trait Directory: Send + Sync {
+    /// A peer offers exactly these files.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn join(
+        &self,
+        member: Member,
+        address: SocketAddr,
+        files: Vec<FileEntry>,
+    ) -> Result<(), DirectoryError>;
+
+    /// A peer has new files, and others no more; `false` when it is not known.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn update(
+        &self,
+        member: Member,
+        added: Vec<FileEntry>,
+        removed: &[FileName],
+    ) -> Result<bool, DirectoryError>;
+
+    /// A peer serves a part of a content; `false` when it is not known.
+    ///
+    /// # Errors
+    /// There is no room.
+    fn fetching(
+        &self,
+        member: Member,
+        content: ContentId,
+        size: u64,
+    ) -> Result<bool, DirectoryError>;
+
+    /// It does no more; `false` when it is not known.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn fetched(&self, member: Member, content: ContentId) -> Result<bool, DirectoryError>;
+
+    /// A peer is alive; `false` when it is not known.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn hear(&self, member: Member) -> Result<bool, DirectoryError>;
+
+    /// A peer goes.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn leave(&self, member: Member) -> Result<(), DirectoryError>;
+
+    /// Forgets who has been silent for longer than `timeout`, and says whom.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
+
+    /// Who has a file of this name.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError>;
+
+    /// Who has a content, whole or in part.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn sources_of(&self, content: ContentId) -> Result<Vec<Source>, DirectoryError>;
+
+    /// A page of peers, and whether more follow.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool), DirectoryError>;
+
+    /// A page of files, and whether more follow.
+    ///
+    /// # Errors
+    /// The directory does not answer.
+    fn files(&self, after: Option<&FileName>) -> Result<(Vec<FileSummary>, bool), DirectoryError>;
+}
+
+/// An index in this process's memory.
+#[derive(Debug)]
+pub struct MemoryDirectory {
+    index: Mutex<Index>,
+    started: Instant,
+}
+
+impl MemoryDirectory {
+    /// An empty one.
+    pub fn new(limits: IndexLimits) -> MemoryDirectory {
+        MemoryDirectory { index: Mutex::new(Index::new(limits)), started: Instant::now() }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // A worker that panics ends the process, except in tests, which then fail for that.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Directory for MemoryDirectory {
+    fn join(
+        &self,
+        member: Member,
+        address: SocketAddr,
+        files: Vec<FileEntry>,
+    ) -> Result<(), DirectoryError> {
+        Ok(self.index().join(member, address, files, self.now())?)
+    }
+
+    fn update(
+        &self,
+        member: Member,
+        added: Vec<FileEntry>,
+        removed: &[FileName],
+    ) -> Result<bool, DirectoryError> {
+        Ok(self.index().update(member, added, removed, self.now())?)
+    }
+
+    fn fetching(
+        &self,
+        member: Member,
+        content: ContentId,
+        size: u64,
+    ) -> Result<bool, DirectoryError> {
+        Ok(self.index().fetching(member, content, size, self.now())?)
+    }
+
+    fn fetched(&self, member: Member, content: ContentId) -> Result<bool, DirectoryError> {
+        Ok(self.index().fetched(member, content, self.now()))
+    }
+
+    fn hear(&self, member: Member) -> Result<bool, DirectoryError> {
+        Ok(self.index().hear(member, self.now()))
+    }
+
+    fn leave(&self, member: Member) -> Result<(), DirectoryError> {
+        self.index().leave(member);
+        Ok(())
+    }
+
+    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
+        Ok(self.index().expire(self.now(), timeout))
+    }
+
+    fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {
+        Ok(self.index().search(name))
+    }
+
+    fn sources_of(&self, content: ContentId) -> Result<Vec<Source>, DirectoryError> {
+        Ok(self.index().sources_of(content))
+    }
+
+    fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool), DirectoryError> {
+        Ok(self.index().peers(after, self.now()))
+    }
+
+    fn files(&self, after: Option<&FileName>) -> Result<(Vec<FileSummary>, bool), DirectoryError> {
+        Ok(self.index().files(after))
+    }
+}

@@ -1,0 +1,325 @@
+//! The registry's service on the event loop: greetings, the parts of a JOIN, and who waits for what.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crossbeam_channel::Receiver;
+
+use super::work::{Completion, Effect, Job, Work, frame};
+use crate::limits;
+use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service};
+use crate::server::sentence;
+use crate::share::greeting;
+use crate::share::index::Member;
+use crate::share::types::{FileEntry, PeerId};
+use crate::wire::codec;
+use crate::wire::message::Message;
+use crate::wire::share::{RegistryReply, RegistryRequest};
+use crate::workers::pool::Pool;
+
+/// A connection.
+#[derive(Debug)]
+struct Guest {
+    /// Where it comes from.
+    address: SocketAddr,
+    greeted: bool,
+    /// Whom it has joined as, and where that one serves.
+    joined: Option<(Member, SocketAddr)>,
+    /// The parts of a JOIN that have come so far.
+    staged: Option<Staged>,
+}
+
+#[derive(Debug)]
+struct Staged {
+    peer: PeerId,
+    address: SocketAddr,
+    next_part: u32,
+    files: Vec<FileEntry>,
+}
+
+/// The service.
+pub(super) struct RegistryService {
+    pool: Pool<Job, Completion>,
+    stop: Receiver<()>,
+    guests: ConnectionMap<Guest>,
+    /// Files in all `staged`.
+    staged_files: usize,
+    /// Sessions are this plus a connection's id: unlike those of other registries, and of this one
+    /// before it was restarted.
+    first_session: u64,
+    expiring: bool,
+    stopping_since: Option<Instant>,
+}
+
+impl RegistryService {
+    pub fn new(
+        pool: Pool<Job, Completion>,
+        stop: Receiver<()>,
+        first_session: u64,
+    ) -> RegistryService {
+        RegistryService {
+            pool,
+            stop,
+            guests: ConnectionMap::default(),
+            staged_files: 0,
+            first_session,
+            expiring: false,
+            stopping_since: None,
+        }
+    }
+
+    /// Ends the workers.
+    pub fn finish(self) {
+        if let Err(panicked) = self.pool.shut_down() {
+            log::error!("{panicked}");
+        }
+    }
+
+    fn refuse(&self, net: &mut Net, connection: ConnectionId, reason: &str) {
+        // The reason may quote what the other side sent.
+        let reason = sentence(reason);
+        if let Some(address) = net.peer_address(connection) {
+            log::info!("refusing {address}: {reason}");
+        }
+        net.send_owned(connection, greeting::refusal(&reason));
+        net.close_after_flush(connection);
+    }
+
+    fn greet(&mut self, net: &mut Net, connection: ConnectionId, message: &Message) {
+        if let Err(reason) = greeting::check_hello(message) {
+            return self.refuse(net, connection, &reason);
+        }
+        if let Some(guest) = self.guests.get_mut(&connection) {
+            guest.greeted = true;
+        }
+        net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
+        net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
+        net.set_deadline(connection, None);
+        net.send(connection, |out| encode(&greeting::welcome(), out));
+    }
+
+    fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
+        let work = match self.work(connection, body) {
+            Ok(Some(work)) => work,
+            Ok(None) => return,
+            Err(reply) => {
+                net.send_owned(connection, frame(id, reply));
+                return;
+            }
+        };
+        match self.pool.submit(Job::Request { connection, id, work }) {
+            // Its further requests come when this one is answered.
+            Ok(()) => net.pause_reading(connection),
+            Err(_) => {
+                let busy = busy("too many requests wait at this registry");
+                net.send_owned(connection, frame(id, busy));
+            }
+        }
+    }
+
+    /// What is to be done for a request, or the answer that can be given at once. `None` when the
+    /// connection is gone.
+    fn work(
+        &mut self,
+        connection: ConnectionId,
+        body: RegistryRequest,
+    ) -> Result<Option<Work>, RegistryReply> {
+        let Some(guest) = self.guests.get_mut(&connection) else { return Ok(None) };
+        let member = || guest.joined.map(|(member, _)| member).ok_or(RegistryReply::NotJoined);
+        Ok(Some(match body {
+            RegistryRequest::Join { peer, address, files, part, last } => {
+                let staged = Staged { peer, address, next_part: part, files };
+                return self.join_part(connection, staged, last).map(Some);
+            }
+            RegistryRequest::Search { name } => {
+                let asker = guest.joined.map_or(guest.address, |(_, address)| address);
+                Work::Search { asker, name }
+            }
+            RegistryRequest::SearchContent { content } => Work::SearchContent(content),
+            RegistryRequest::Update { added, removed } => {
+                Work::Update { member: member()?, added, removed }
+            }
+            RegistryRequest::Fetching { content, size } => {
+                Work::Fetching { member: member()?, content, size }
+            }
+            RegistryRequest::Fetched { content } => Work::Fetched { member: member()?, content },
+            RegistryRequest::KeepAlive => Work::Hear(member()?),
+            RegistryRequest::Leave => Work::Leave(member()?),
+            RegistryRequest::Peers { after } => Work::Peers(after),
+            RegistryRequest::Files { after } => Work::Files(after),
+        }))
+    }
+
+    /// Adds a part to those that have come; the last makes the whole.
+    fn join_part(
+        &mut self,
+        connection: ConnectionId,
+        mut part: Staged,
+        last: bool,
+    ) -> Result<Work, RegistryReply> {
+        let Some(guest) = self.guests.get_mut(&connection) else {
+            return Err(RegistryReply::NotJoined);
+        };
+        // Whatever becomes of this part, it is not kept twice.
+        let before = guest.staged.take();
+        let session = self.first_session.wrapping_add(connection.to_u64());
+        self.staged_files -= before.as_ref().map_or(0, |staged| staged.files.len());
+        if part.address.ip().is_unspecified() {
+            // It listens everywhere: it is reached where it comes from.
+            part.address.set_ip(guest.address.ip());
+        }
+        let whole = match before {
+            _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
+            _ if part.next_part == 0 => part,
+            Some(mut staged)
+                if (staged.peer, staged.address, staged.next_part)
+                    == (part.peer, part.address, part.next_part) =>
+            {
+                staged.files.append(&mut part.files);
+                staged
+            }
+            _ => return Err(invalid("this part of a JOIN does not follow the one before")),
+        };
+        if whole.files.len() > limits::FILES_PER_PEER_MAX {
+            let max = limits::FILES_PER_PEER_MAX;
+            return Err(invalid(&format!("a peer offers at most {max} files: share fewer")));
+        }
+        if last {
+            let member = Member { peer: whole.peer, session };
+            return Ok(Work::Join { member, address: whole.address, files: whole.files });
+        }
+        if self.staged_files + whole.files.len() > limits::REGISTRY_STAGED_FILES_MAX {
+            return Err(busy("too many peers join at once"));
+        }
+        self.staged_files += whole.files.len();
+        guest.staged = Some(Staged { next_part: whole.next_part.saturating_add(1), ..whole });
+        Err(RegistryReply::JoinOk)
+    }
+
+    fn forget(&mut self, member: Member) {
+        if self.pool.submit(Job::Gone(member)).is_err() {
+            log::debug!("peer {} is gone; its silence will take it away", member.peer);
+        }
+    }
+
+    fn completed(&mut self, net: &mut Net, completion: Completion) {
+        match completion {
+            Completion::Gone => {}
+            Completion::Expired => self.expiring = false,
+            Completion::Reply { connection, frame, effect } => {
+                let guest = self.guests.get_mut(&connection);
+                match (guest, effect) {
+                    (_, Effect::None) => {}
+                    (Some(guest), Effect::Joined(member, address)) => {
+                        let before = guest.joined.replace((member, address));
+                        // One connection, one peer.
+                        if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer) {
+                            self.forget(before);
+                        }
+                    }
+                    (Some(guest), Effect::Out) => guest.joined = None,
+                    (None, Effect::Joined(member, _)) => self.forget(member),
+                    (None, Effect::Out) => {}
+                }
+                net.send_owned(connection, frame);
+                net.resume_reading(connection);
+            }
+        }
+    }
+}
+
+impl Service for RegistryService {
+    fn on_accepted(&mut self, _net: &mut Net, connection: ConnectionId, peer: SocketAddr) {
+        let guest = Guest { address: peer, greeted: false, joined: None, staged: None };
+        self.guests.insert(connection, guest);
+    }
+
+    fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
+        let Some(guest) = self.guests.get(&connection) else { return };
+        let message = match codec::decode(frame) {
+            Ok(message) => message,
+            Err(error) => return self.refuse(net, connection, &error.to_string()),
+        };
+        if !guest.greeted {
+            return self.greet(net, connection, &message);
+        }
+        match message {
+            Message::Registry { id, body } => self.request(net, connection, id, body),
+            Message::Ping { nonce } => {
+                net.send(connection, |out| encode(&Message::Pong { nonce }, out));
+            }
+            Message::Pong { .. } => {}
+            _ => self.refuse(net, connection, "a registry is sent REGISTRY and PING only"),
+        }
+    }
+
+    fn on_closed(&mut self, _net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
+        let Some(guest) = self.guests.remove(&connection) else { return };
+        self.staged_files -= guest.staged.map_or(0, |staged| staged.files.len());
+        if let Some((member, address)) = guest.joined {
+            log::info!("peer {} at {address} is gone: {reason}", member.peer);
+            self.forget(member);
+        }
+    }
+
+    fn on_wake(&mut self, net: &mut Net) {
+        while let Some(completion) = self.pool.collect() {
+            self.completed(net, completion);
+        }
+        if self.stopping_since.is_none() && self.stop.try_recv().is_ok() {
+            log::info!("stopping: no new requests are taken");
+            self.stopping_since = Some(net.now());
+            net.stop_accepting();
+        }
+    }
+
+    fn on_tick(&mut self, net: &mut Net) {
+        if !self.expiring && self.stopping_since.is_none() {
+            self.expiring = self.pool.submit(Job::Expire).is_ok();
+        }
+        let overdue = self
+            .stopping_since
+            .is_some_and(|since| net.now().duration_since(since) > limits::SHUTDOWN_GRACE);
+        if overdue {
+            log::warn!("stopping now: some requests are still without an answer");
+            net.exit();
+        }
+    }
+
+    fn before_sleep(&mut self, net: &mut Net) {
+        if self.stopping_since.is_some() && self.pool.outstanding() == 0 {
+            log::info!("stopping: nothing is under way");
+            net.exit();
+        }
+    }
+
+    fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
+        match (self.guests.get(&connection), reason) {
+            (None, _) => Vec::new(),
+            (Some(_), CloseReason::Deadline) => {
+                let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
+                greeting::refusal(&format!("no whole HELLO came within {seconds} seconds"))
+            }
+            (Some(_), reason) => greeting::refusal(&sentence(&reason.to_string())),
+        }
+    }
+
+    fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
+        greeting::refusal("this registry has no room for another connection: try again later")
+    }
+}
+
+fn encode(message: &Message, out: &mut Vec<u8>) {
+    if let Err(error) = codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, out) {
+        log::error!("cannot send a message: {error}");
+    }
+}
+
+fn invalid(message: &str) -> RegistryReply {
+    RegistryReply::Error { message: message.to_owned(), retry_after_ms: 0 }
+}
+
+fn busy(what: &str) -> RegistryReply {
+    let message = format!("{what}: try again in a moment");
+    RegistryReply::Error { message, retry_after_ms: limits::BUSY_RETRY_AFTER_MS }
+}

@@ -1,0 +1,181 @@
+//! What a registry's workers do: one whole request each, from the directory's answer to the frame.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::RegistryEvent;
+use super::directory::{Directory, DirectoryError};
+use crate::console::Console;
+use crate::limits;
+use crate::net::ConnectionId;
+use crate::share::index::Member;
+use crate::share::names::FileName;
+use crate::share::types::{ContentId, FileEntry, PeerId};
+use crate::wire::codec;
+use crate::wire::message::Message;
+use crate::wire::share::RegistryReply;
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Work {
+    Join { member: Member, address: SocketAddr, files: Vec<FileEntry> },
+    Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
+    Fetching { member: Member, content: ContentId, size: u64 },
+    Fetched { member: Member, content: ContentId },
+    Hear(Member),
+    Leave(Member),
+    Search { asker: SocketAddr, name: FileName },
+    SearchContent(ContentId),
+    Peers(Option<PeerId>),
+    Files(Option<FileName>),
+}
+
+/// A piece of work.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// A request.
+    Request { connection: ConnectionId, id: u64, work: Work },
+    /// A member whose connection has ended.
+    Gone(Member),
+    /// Time passes.
+    Expire,
+}
+
+/// What a request has done to its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing.
+    None,
+    /// It has joined as this member, which serves there.
+    Joined(Member, SocketAddr),
+    /// It is not a member any more.
+    Out,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Completion {
+    /// The answer as a whole frame.
+    Reply { connection: ConnectionId, frame: Vec<u8>, effect: Effect },
+    /// A member that is gone has been forgotten.
+    Gone,
+    /// So have those who were silent.
+    Expired,
+}
+
+/// What a worker needs.
+pub(super) struct RegistryWorker {
+    pub directory: Arc<dyn Directory>,
+    pub console: Console<RegistryEvent>,
+    pub silence_timeout: Duration,
+}
+
+impl RegistryWorker {
+    /// Does one job.
+    pub fn run(&self, job: Job) -> Completion {
+        match job {
+            Job::Request { connection, id, work } => {
+                let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
+                    let retry_after_ms = error.retry_after_ms();
+                    let message = error.to_string();
+                    (RegistryReply::Error { message, retry_after_ms }, Effect::None)
+                });
+                Completion::Reply { connection, frame: frame(id, reply), effect }
+            }
+            Job::Gone(member) => {
+                if let Err(error) = self.directory.leave(member) {
+                    // Its silence will take it away.
+                    log::warn!("peer {} is gone and cannot be forgotten yet: {error}", member.peer);
+                }
+                Completion::Gone
+            }
+            Job::Expire => {
+                match self.directory.expire(self.silence_timeout) {
+                    Ok(expired) => expired.into_iter().for_each(|(peer, address)| {
+                        log::info!("peer {peer} at {address} has fallen silent");
+                    }),
+                    Err(error) => log::warn!("cannot look for silent peers: {error}"),
+                }
+                Completion::Expired
+            }
+        }
+    }
+
+    fn answer(&self, work: Work) -> Result<(RegistryReply, Effect), DirectoryError> {
+        let reply = match work {
+            Work::Join { member, address, files } => {
+                let names = self.console.is_on().then(|| names(&files));
+                let count = files.len();
+                self.directory.join(member, address, files)?;
+                log::info!("peer {} at {address} has joined with {count} files", member.peer);
+                if let Some(names) = names {
+                    self.console.show(RegistryEvent::Joined { address, names });
+                }
+                return Ok((RegistryReply::JoinOk, Effect::Joined(member, address)));
+            }
+            Work::Update { member, added, removed } => {
+                let (new, gone) = (added.len(), removed.len());
+                let known = self.directory.update(member, added, &removed)?;
+                if known {
+                    log::debug!("peer {}: {new} files added, {gone} removed", member.peer);
+                }
+                return Ok(if_known(known, RegistryReply::UpdateOk));
+            }
+            Work::Fetching { member, content, size } => {
+                let known = self.directory.fetching(member, content, size)?;
+                return Ok(if_known(known, RegistryReply::UpdateOk));
+            }
+            Work::Fetched { member, content } => {
+                let known = self.directory.fetched(member, content)?;
+                return Ok(if_known(known, RegistryReply::UpdateOk));
+            }
+            Work::Hear(member) => {
+                return Ok(if_known(self.directory.hear(member)?, RegistryReply::AliveOk));
+            }
+            Work::Leave(member) => {
+                self.directory.leave(member)?;
+                log::info!("peer {} has left", member.peer);
+                return Ok((RegistryReply::LeaveOk, Effect::Out));
+            }
+            Work::Search { asker, name } => {
+                let sources = self.directory.search(&name)?;
+                if self.console.is_on() {
+                    self.console.show(RegistryEvent::Searched { address: asker, name });
+                }
+                RegistryReply::Sources(sources)
+            }
+            Work::SearchContent(content) => {
+                RegistryReply::Sources(self.directory.sources_of(content)?)
+            }
+            Work::Peers(after) => {
+                let (peers, more) = self.directory.peers(after)?;
+                RegistryReply::Peers { peers, more }
+            }
+            Work::Files(after) => {
+                let (files, more) = self.directory.files(after.as_ref())?;
+                RegistryReply::Files { files, more }
+            }
+        };
+        Ok((reply, Effect::None))
+    }
+}
+
+fn names(files: &[FileEntry]) -> Vec<FileName> {
+    files.iter().map(|file| file.name.clone()).collect()
+}
+
+fn if_known(known: bool, reply: RegistryReply) -> (RegistryReply, Effect) {
+    if known { (reply, Effect::None) } else { (RegistryReply::NotJoined, Effect::Out) }
+}
+
+/// A reply as one frame. Replies fit by construction (see the relations checked in `limits`); one that
+/// did not would be lost, not sent in half.
+pub(super) fn frame(id: u64, body: RegistryReply) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let reply = Message::RegistryReply { id, body };
+    if let Err(error) = codec::encode(&reply, limits::REGISTRY_FRAME_BYTES_MAX, &mut frame) {
+        log::error!("cannot send a reply: {error}");
+    }
+    frame
+}

@@ -1,0 +1,89 @@
+//! The books of a server's peers: what each has asked for, gets, and watches.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::share::chunks::ChunkSet;
+use crate::share::types::ContentId;
+
+/// A chunk that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub request: u64,
+    pub content: ContentId,
+    pub index: u64,
+}
+
+/// A chunk on its way out: its announcing frame, and the rest of its bytes.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// Until it is sent.
+    pub header: Option<Vec<u8>>,
+    pub bytes: Bytes,
+}
+
+/// A content of which a peer wants to know each new chunk.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub request: u64,
+    pub content: ContentId,
+    /// What it was told of.
+    pub told: ChunkSet,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub address: SocketAddr,
+    pub greeted: bool,
+    /// Asked for, and not being read yet.
+    pub wanted: VecDeque<Wanted>,
+    /// Being read.
+    pub reading: usize,
+    /// Read, and not handed to the connection whole.
+    pub outgoing: VecDeque<Outgoing>,
+    /// For each piece handed to the connection and not taken by the system: is it a chunk's last?
+    pub pieces: VecDeque<bool>,
+    /// Frames that may not come between a chunk's pieces.
+    pub behind: Vec<u8>,
+    pub frames_behind: usize,
+    pub watches: Vec<Watch>,
+    /// Since when it has been taking the chunk that it takes now.
+    pub taking_since: Option<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(address: SocketAddr) -> Peer {
+        Peer {
+            address,
+            greeted: false,
+            wanted: VecDeque::new(),
+            reading: 0,
+            outgoing: VecDeque::new(),
+            pieces: VecDeque::new(),
+            behind: Vec::new(),
+            frames_behind: 0,
+            watches: Vec::new(),
+            taking_since: None,
+        }
+    }
+
+    /// Chunks for which it has a buffer, of one kind or another.
+    pub(super) fn holds(&self) -> usize {
+        let sent_to_the_end = self.pieces.iter().filter(|last| **last).count();
+        self.reading + self.outgoing.len() + sent_to_the_end
+    }
+
+    /// Whether it takes up one of the places.
+    pub(super) fn is_uploading(&self) -> bool {
+        !self.wanted.is_empty() || self.holds() > 0
+    }
+
+    /// Whether a chunk is sent in part, so that no frame may be.
+    pub(super) fn is_within_chunk(&self) -> bool {
+        self.outgoing.front().is_some_and(|chunk| chunk.header.is_none())
+    }
+}

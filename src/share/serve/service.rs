@@ -1,0 +1,562 @@
+//! The service behind a server's event loop.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::peers::{Outgoing, Peer, Wanted, Watch};
+use super::source::{self, SourceError};
+use super::{Counters, ServeOptions};
+use crate::limits;
+use crate::net::{
+    Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle,
+};
+use crate::share::chunks::ChunkSet;
+use crate::share::content::{chunk_count, chunk_len};
+use crate::share::greeting;
+use crate::share::names::FileName;
+use crate::share::offer::{Available, Catalog, Offer};
+use crate::share::rate::TokenBucket;
+use crate::share::types::ContentId;
+use crate::wire::codec;
+use crate::wire::message::Message;
+use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
+use crate::workers::pool::Pool;
+
+/// A chunk to read.
+struct Job {
+    connection: ConnectionId,
+    request: u64,
+    catalog: Arc<dyn Catalog>,
+    offer: Offer,
+    index: u64,
+    buffer: Buffer,
+}
+
+/// What came of it.
+struct Done {
+    connection: ConnectionId,
+    request: u64,
+    catalog: Arc<dyn Catalog>,
+    offer: Offer,
+    outcome: Result<Buffer, SourceError>,
+}
+
+fn work(mut job: Job) -> Done {
+    let read = source::read_chunk(&job.offer, job.index, &mut job.buffer);
+    Done {
+        connection: job.connection,
+        request: job.request,
+        catalog: job.catalog,
+        offer: job.offer,
+        outcome: read.map(|()| job.buffer),
+    }
+}
+
+/// A rate limit and the piece that goes at once under it.
+struct Pace {
+    bucket: TokenBucket,
+    piece_bytes: usize,
+}
+
+pub(super) struct ShareService {
+    catalogs: Vec<Arc<dyn Catalog>>,
+    pace: Option<Pace>,
+    peers: ConnectionMap<Peer>,
+    /// Peers with chunks to read for, in turn.
+    turns: VecDeque<ConnectionId>,
+    buffers: BufferPool,
+    readers: Pool<Job, Done>,
+    counters: Arc<Counters>,
+    next_watch: Option<Instant>,
+}
+
+impl ShareService {
+    pub(super) fn new(
+        options: ServeOptions,
+        wake: &WakeHandle,
+        counters: Arc<Counters>,
+    ) -> io::Result<ShareService> {
+        let wake = wake.clone();
+        let (threads, jobs_max) = (limits::UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX);
+        let readers = Pool::start("share-read", threads, jobs_max, move || wake.wake(), |_| work)?;
+        let pace = options.limit_bytes_per_s.map(|rate| {
+            let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
+            let piece =
+                tick_bytes.clamp(limits::PACED_PIECE_BYTES_MIN as u64, limits::CHUNK_BYTES as u64);
+            // What a few late ticks leave behind is made up for.
+            let bucket = TokenBucket::new(rate, 4 * piece, Instant::now());
+            Pace { bucket, piece_bytes: piece as usize }
+        });
+        Ok(ShareService {
+            catalogs: options.catalogs,
+            pace,
+            peers: ConnectionMap::default(),
+            turns: VecDeque::new(),
+            buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
+            readers,
+            counters,
+            next_watch: None,
+        })
+    }
+
+    fn offer(&self, content: ContentId) -> Option<(Arc<dyn Catalog>, Offer)> {
+        self.catalogs
+            .iter()
+            .find_map(|catalog| Some((Arc::clone(catalog), catalog.offer(content)?)))
+    }
+
+    fn greet(&mut self, net: &mut Net, id: ConnectionId, message: &Message) {
+        if let Err(reason) = greeting::check_hello(message) {
+            net.send_owned(id, greeting::refusal(&reason));
+            return net.close_after_flush(id);
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.greeted = true;
+        net.set_deadline(id, None);
+        net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
+        net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
+        self.say(net, id, &greeting::welcome());
+    }
+
+    fn request(&mut self, net: &mut Net, id: ConnectionId, request: u64, body: PeerRequest) {
+        let answer = match body {
+            PeerRequest::Find { name } => Some(self.find(&name)),
+            PeerRequest::Hashes { content, first } => Some(self.hashes(content, first)),
+            PeerRequest::Watch { content } => self.watch(net, id, request, content).err(),
+            PeerRequest::Chunk { content, index } => {
+                self.want(id, Wanted { request, content, index }).err()
+            }
+            PeerRequest::Cancel { request } => {
+                self.cancel(net, id, request);
+                None
+            }
+        };
+        if let Some(body) = answer {
+            self.say(net, id, &Message::ShareReply { id: request, body });
+        }
+    }
+
+    fn find(&self, name: &FileName) -> PeerReply {
+        match self.catalogs.iter().find_map(|catalog| catalog.find(name)) {
+            Some(entry) => PeerReply::Found(entry),
+            None => denied(DenialCode::NotFound, format!("there is no file {name} here")),
+        }
+    }
+
+    fn hashes(&self, content: ContentId, first: u64) -> PeerReply {
+        let Some((_, offer)) = self.offer(content) else {
+            return not_here(content);
+        };
+        let rest = usize::try_from(first).ok().and_then(|i| offer.manifest.chunks().get(i..));
+        match rest {
+            Some(rest) if !rest.is_empty() => {
+                let count = rest.len().min(limits::HASHES_PER_FRAME_MAX);
+                PeerReply::Hashes { hashes: rest[..count].to_vec() }
+            }
+            _ => denied(DenialCode::Invalid, format!("there is no chunk {first} of {content}")),
+        }
+    }
+
+    fn watch(
+        &mut self,
+        net: &mut Net,
+        id: ConnectionId,
+        request: u64,
+        content: ContentId,
+    ) -> Result<(), PeerReply> {
+        let (_, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        let chunks = chunk_count(offer.manifest.size());
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
+        peer.watches.retain(|watch| watch.content != content);
+        if peer.watches.len() >= limits::WATCHES_PER_PEER_MAX {
+            return Err(denied(DenialCode::Busy, "too many contents are watched".to_owned()));
+        }
+        let now = match &offer.available {
+            Available::Whole => ChunkSet::full(chunks),
+            Available::Partial(chunks) => chunks.snapshot(),
+        };
+        let runs = now.runs();
+        if !now.is_full() {
+            peer.watches.push(Watch { request, content, told: now });
+        }
+        self.tell_runs(net, id, request, &runs);
+        Ok(())
+    }
+
+    fn tell_runs(&mut self, net: &mut Net, id: ConnectionId, request: u64, runs: &[(u64, u64)]) {
+        let mut parts = runs.chunks(limits::RUNS_PER_FRAME_MAX);
+        // An answer is owed also when there is nothing to tell.
+        let first = parts.next().unwrap_or_default();
+        for part in std::iter::once(first).chain(parts) {
+            let body = PeerReply::Have { runs: part.to_vec() };
+            self.say(net, id, &Message::ShareReply { id: request, body });
+        }
+    }
+
+    /// Tells watchers what is new.
+    fn tell_watchers(&mut self, net: &mut Net) {
+        let watchers: Vec<ConnectionId> =
+            self.peers.iter().filter(|(_, p)| !p.watches.is_empty()).map(|(id, _)| *id).collect();
+        for id in watchers {
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            let mut watches = std::mem::take(&mut peer.watches);
+            watches.retain_mut(|watch| self.tell_watcher(net, id, watch));
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.watches = watches;
+            }
+        }
+    }
+
+    /// Whether there can be more to tell later.
+    fn tell_watcher(&mut self, net: &mut Net, id: ConnectionId, watch: &mut Watch) -> bool {
+        let Some((_, offer)) = self.offer(watch.content) else {
+            let body = not_here(watch.content);
+            self.say(net, id, &Message::ShareReply { id: watch.request, body });
+            return false;
+        };
+        let now = match &offer.available {
+            Available::Whole => ChunkSet::full(watch.told.chunks()),
+            Available::Partial(chunks) if chunks.count() == watch.told.count() => return true,
+            Available::Partial(chunks) => chunks.snapshot(),
+        };
+        let new = now.without(&watch.told).runs();
+        watch.told = now;
+        if !new.is_empty() {
+            self.tell_runs(net, id, watch.request, &new);
+        }
+        !watch.told.is_full()
+    }
+
+    /// Takes note of a wish for a chunk; or the answer to one that cannot be had.
+    fn want(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
+        let Wanted { content, index, .. } = wanted;
+        let (_, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        if index >= chunk_count(offer.manifest.size()) {
+            let message = format!("there is no chunk {index} of {content}");
+            return Err(denied(DenialCode::Invalid, message));
+        }
+        if !offer.available.contains(index) {
+            let message = format!("chunk {index} of {content} has not arrived here yet");
+            return Err(denied(DenialCode::NotFound, message));
+        }
+        let is_uploading = self.peers.get(&id).is_some_and(Peer::is_uploading);
+        let uploads = self.peers.values().filter(|peer| peer.is_uploading()).count();
+        if !is_uploading && uploads >= limits::UPLOADS_MAX {
+            let message = format!("{uploads} others are being served; try again later");
+            return Err(denied(DenialCode::Busy, message));
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Ok(());
+        };
+        if peer.wanted.len() >= limits::CHUNK_REQUESTS_PER_PEER_MAX {
+            let message = "too many chunks are asked for at once".to_owned();
+            return Err(denied(DenialCode::Busy, message));
+        }
+        peer.wanted.push_back(wanted);
+        // Once each: what was called off may have left its turn here.
+        if !self.turns.contains(&id) {
+            self.turns.push_back(id);
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, net: &mut Net, id: ConnectionId, request: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let waiting = peer.wanted.len();
+        peer.wanted.retain(|wanted| wanted.request != request);
+        if peer.wanted.len() < waiting {
+            let body = denied(DenialCode::Cancelled, "it was called off".to_owned());
+            self.say(net, id, &Message::ShareReply { id: request, body });
+        }
+    }
+
+    /// Has chunks read for those who want some, in turn, as far as there are buffers.
+    fn read_ahead(&mut self, net: &mut Net) {
+        // Every one that uploads has a buffer; only what is left then may be a second or third one.
+        let mut spare = limits::UPLOAD_CHUNKS_MAX - limits::UPLOADS_MAX;
+        for peer in self.peers.values() {
+            spare = spare.saturating_sub(peer.holds().saturating_sub(1));
+        }
+        let mut passed = 0;
+        while passed < self.turns.len()
+            && let Some(id) = self.turns.pop_front()
+        {
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            let Some(&wanted) = peer.wanted.front() else {
+                continue;
+            };
+            let holds = peer.holds();
+            if holds >= limits::UPLOAD_CHUNKS_PER_PEER_MAX || (holds > 0 && spare == 0) {
+                self.turns.push_back(id);
+                passed += 1;
+                continue;
+            }
+            peer.wanted.pop_front();
+            if !peer.wanted.is_empty() {
+                self.turns.push_back(id);
+            }
+            passed = 0;
+            spare -= usize::from(holds > 0);
+            if let Err(body) = self.read(id, wanted) {
+                self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+            }
+        }
+    }
+
+    fn read(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
+        let Wanted { request, content, index } = wanted;
+        let (catalog, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        let busy = || denied(DenialCode::Busy, "no memory is free; try again later".to_owned());
+        let length = chunk_len(index, offer.manifest.size());
+        let buffer = self.buffers.take(length).ok_or_else(busy)?;
+        let job = Job { connection: id, request, catalog, offer, index, buffer };
+        self.readers.submit(job).map_err(|_| busy())?;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.reading += 1;
+        }
+        Ok(())
+    }
+
+    fn on_read(&mut self, net: &mut Net, done: Done) {
+        let Done { connection: id, request, catalog, offer, outcome } = done;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.reading -= 1;
+        }
+        match outcome {
+            Ok(buffer) => {
+                // A chunk's length always fits.
+                let body = PeerReply::Chunk { length: buffer.len() as u32 };
+                let header = match greeting::frame(&Message::ShareReply { id: request, body }) {
+                    Ok(header) => Some(header),
+                    Err(error) => return log::error!("a chunk cannot be announced: {error}"),
+                };
+                let Some(peer) = self.peers.get_mut(&id) else {
+                    return;
+                };
+                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+                self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                let bytes = Bytes::from_owner(buffer);
+                peer.outgoing.push_back(Outgoing { header, bytes });
+                if peer.taking_since.is_none() {
+                    peer.taking_since = Some(net.now());
+                }
+            }
+            Err(error) => {
+                log::info!("a peer asked in vain: {error}");
+                if matches!(error.code(), DenialCode::NotFound | DenialCode::Changed) {
+                    catalog.changed(&offer);
+                }
+                let body = denied(error.code(), error.to_string());
+                self.say(net, id, &Message::ShareReply { id: request, body });
+            }
+        }
+    }
+
+    /// Hands chunks that were read to their connections, as far as the rate allows.
+    fn send_chunks(&mut self, net: &mut Net) {
+        let Some(pace) = &mut self.pace else {
+            for (id, peer) in &mut self.peers {
+                while let Some(chunk) = peer.outgoing.pop_front() {
+                    send_piece(net, *id, peer, chunk, usize::MAX);
+                }
+            }
+            return;
+        };
+        let mut room = pace.bucket.available(net.now());
+        let mut someone = true;
+        // Round after round of one piece each: no peer's chunk takes the rate from the others.
+        while room > 0 && someone {
+            someone = false;
+            for (id, peer) in &mut self.peers {
+                let Some(chunk) = peer.outgoing.pop_front() else {
+                    continue;
+                };
+                // What the system has not taken yet counts as sent; more of it would only wait there.
+                if room == 0 || net.queued_bytes(*id) > 2 * pace.piece_bytes {
+                    peer.outgoing.push_front(chunk);
+                    continue;
+                }
+                let length = chunk.bytes.len().min(pace.piece_bytes);
+                send_piece(net, *id, peer, chunk, length);
+                pace.bucket.take(length as u64);
+                room = room.saturating_sub(length as u64);
+                someone = true;
+            }
+        }
+    }
+
+    /// Sends a message, behind the chunk that is being sent in pieces if there is one.
+    fn say(&mut self, net: &mut Net, id: ConnectionId, message: &Message) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let mut encoded = Ok(());
+        if peer.is_within_chunk() {
+            encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, &mut peer.behind);
+            peer.frames_behind += 1;
+            if peer.frames_behind > limits::FRAMES_BEHIND_CHUNK_MAX {
+                log::warn!("{} asks for too much while it takes a chunk", peer.address);
+                net.close(id);
+            }
+        } else {
+            net.send(id, |out| {
+                encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, out);
+            });
+        }
+        if let Err(error) = encoded {
+            log::error!("an answer to {} is not sent: {error}", peer.address);
+            net.close(id);
+        }
+    }
+
+    /// Ends connections that take too long over a chunk.
+    fn drop_slow(&mut self, net: &mut Net) {
+        if self.pace.is_some() {
+            return;
+        }
+        for (id, peer) in &self.peers {
+            let slow = |since: Instant| {
+                net.now().saturating_duration_since(since) >= limits::UPLOAD_CHUNK_TIMEOUT
+            };
+            if peer.taking_since.is_some_and(slow) {
+                log::info!("{} takes too long over a chunk", peer.address);
+                net.close(*id);
+            }
+        }
+    }
+}
+
+/// Hands the first `length` bytes of a chunk, or all, to its connection; what is left waits.
+fn send_piece(
+    net: &mut Net,
+    id: ConnectionId,
+    peer: &mut Peer,
+    mut chunk: Outgoing,
+    length: usize,
+) {
+    let mut queued = true;
+    if let Some(header) = chunk.header.take() {
+        queued = net.send_owned(id, header);
+    }
+    let piece = chunk.bytes.split_to(length.min(chunk.bytes.len()));
+    let is_last = chunk.bytes.is_empty();
+    if !queued || !net.send_raw(id, piece) {
+        // The connection is gone, which will be told.
+        return;
+    }
+    peer.pieces.push_back(is_last);
+    if !is_last {
+        peer.outgoing.push_front(chunk);
+    } else if peer.frames_behind > 0 {
+        peer.frames_behind = 0;
+        net.send_owned(id, std::mem::take(&mut peer.behind));
+    }
+}
+
+fn denied(code: DenialCode, message: String) -> PeerReply {
+    PeerReply::Denied { code, message }
+}
+
+fn not_here(content: ContentId) -> PeerReply {
+    denied(DenialCode::NotFound, format!("content {content} is not here (any more)"))
+}
+
+impl Service for ShareService {
+    fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, address: SocketAddr) {
+        self.peers.insert(id, Peer::new(address));
+        self.counters.peers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn on_frame(&mut self, net: &mut Net, id: ConnectionId, frame: &[u8]) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        match codec::decode(frame) {
+            Ok(message) if !peer.greeted => self.greet(net, id, &message),
+            Ok(Message::Share { id: request, body }) => self.request(net, id, request, body),
+            Ok(Message::Ping { nonce }) => self.say(net, id, &Message::Pong { nonce }),
+            Ok(_) | Err(_) => {
+                net.send_owned(id, greeting::refusal("that is not what a peer may say here"));
+                net.close_after_flush(id);
+            }
+        }
+    }
+
+    fn on_raw_sent(&mut self, net: &mut Net, id: ConnectionId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if peer.pieces.pop_front() == Some(true) {
+            let more = !peer.pieces.is_empty() || !peer.outgoing.is_empty();
+            peer.taking_since = more.then(|| net.now());
+        }
+    }
+
+    fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
+        if let Some(peer) = self.peers.remove(&id) {
+            self.counters.peers.fetch_sub(1, Ordering::Relaxed);
+            log::debug!("the connection with {} ended: {reason}", peer.address);
+        }
+    }
+
+    fn on_wake(&mut self, net: &mut Net) {
+        while let Some(done) = self.readers.collect() {
+            self.on_read(net, done);
+        }
+        if self.counters.stop.load(Ordering::Acquire) {
+            net.exit();
+        }
+    }
+
+    fn on_tick(&mut self, net: &mut Net) {
+        let now = net.now();
+        if self.next_watch.is_none_or(|at| now >= at) {
+            self.next_watch = Some(now + limits::SHARE_TICK);
+            self.tell_watchers(net);
+            self.drop_slow(net);
+            if !self.peers.values().any(Peer::is_uploading) {
+                self.buffers.release_memory();
+            }
+        }
+    }
+
+    fn on_idle(&mut self, _net: &mut Net, id: ConnectionId) -> bool {
+        !self.peers.get(&id).is_some_and(Peer::is_uploading)
+    }
+
+    fn before_sleep(&mut self, net: &mut Net) {
+        self.read_ahead(net);
+        self.send_chunks(net);
+        // The loop is not away for longer than the process lives: far below 2⁶⁴ microseconds.
+        let absence_us = net.absence_max().as_micros() as u64;
+        self.counters.absence_us.store(absence_us, Ordering::Relaxed);
+    }
+
+    fn farewell(&mut self, id: ConnectionId, reason: &CloseReason) -> Vec<u8> {
+        match self.peers.get(&id) {
+            // Within a chunk nothing can be said.
+            Some(peer) if peer.is_within_chunk() => Vec::new(),
+            _ => greeting::refusal(&reason.to_string()),
+        }
+    }
+
+    fn refusal(&mut self, _peer: SocketAddr) -> Vec<u8> {
+        greeting::refusal("this peer has all the connections it may have; try again later")
+    }
+}

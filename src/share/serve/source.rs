@@ -1,0 +1,214 @@
+//! Reads chunks of offered files, on worker threads, and takes nothing for granted about them.
+//!
+//! A name in a shared folder may have become anything since it was hashed: a link out of the folder,
+//! a FIFO whose opening would block, a device, another file. So each chunk opens its file anew,
+//! below the folder and through no link, and looks before and after reading whether it is still the
+//! regular file that was hashed.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::net::Buffer;
+use crate::share::content::{chunk_len, chunk_offset};
+use crate::share::offer::{FileStamp, Offer};
+use crate::wire::share::DenialCode;
+
+/// Why a chunk cannot be had from its file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceError {
+    /// There is no such file any more.
+    #[error("{0} is not in the shared folder any more")]
+    Gone(String),
+    /// It is not a regular file of the folder.
+    #[error("{0} is not a regular file of the shared folder")]
+    NotAFile(String),
+    /// It is not what was hashed.
+    #[error("{0} was changed since it was offered")]
+    Changed(String),
+    /// The system does not let it be read.
+    #[error("{file} cannot be read: {source}")]
+    Unreadable {
+        /// Its name.
+        file: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    pub(super) fn code(&self) -> DenialCode {
+        match self {
+            SourceError::Gone(_) => DenialCode::NotFound,
+            SourceError::NotAFile(_) | SourceError::Changed(_) => DenialCode::Changed,
+            SourceError::Unreadable { .. } => DenialCode::Unreadable,
+        }
+    }
+}
+
+/// Opens the file of an offer.
+fn open(offer: &Offer) -> Result<File, SourceError> {
+    let name = || offer.file.clone();
+    let folder_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // NONBLOCK: a FIFO opens at once instead of waiting for a writer; it means nothing for files.
+    let flags =
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // A catalogue gives names, not paths; joining one to a folder must not leave it whatever it holds.
+    if offer.file.contains('/') || matches!(&*offer.file, "" | "." | "..") {
+        return Err(SourceError::NotAFile(name()));
+    }
+    let opened = rustix::fs::open(&**offer.folder, folder_flags, Mode::empty())
+        .and_then(|folder| rustix::fs::openat(&folder, &*offer.file, flags, Mode::empty()));
+    match opened {
+        Ok(file) => Ok(File::from(file)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(SourceError::Gone(name())),
+        // A link, and a socket or a device without a driver.
+        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => {
+            Err(SourceError::NotAFile(name()))
+        }
+        Err(error) => Err(SourceError::Unreadable { file: name(), source: error.into() }),
+    }
+}
+
+/// Whether the file is a regular one and looks as it should.
+fn check(file: &File, offer: &Offer) -> Result<(), SourceError> {
+    let name = || offer.file.clone();
+    let metadata =
+        file.metadata().map_err(|source| SourceError::Unreadable { file: name(), source })?;
+    if !metadata.is_file() {
+        return Err(SourceError::NotAFile(name()));
+    }
+    match offer.stamp {
+        Some(stamp) if stamp != FileStamp::of(&metadata) => Err(SourceError::Changed(name())),
+        _ => Ok(()),
+    }
+}
+
+/// Reads chunk `index`, which the offer's content has, into `buffer`, which has room for it.
+pub(super) fn read_chunk(
+    offer: &Offer,
+    index: u64,
+    buffer: &mut Buffer,
+) -> Result<(), SourceError> {
+    let name = || offer.file.clone();
+    let file = open(offer)?;
+    check(&file, offer)?;
+    buffer.set_len(chunk_len(index, offer.manifest.size()));
+    match file.read_exact_at(buffer.as_mut(), chunk_offset(index)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(SourceError::Changed(name()));
+        }
+        Err(source) => return Err(SourceError::Unreadable { file: name(), source }),
+    }
+    // What was written while it was read shows now, or in the receiver's check of the chunk.
+    check(&file, offer)?;
+    if offer.stamp.is_none() && !offer.manifest.matches(index, buffer.as_ref()) {
+        return Err(SourceError::Changed(name()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::limits::CHUNK_BYTES;
+    use crate::net::BufferPool;
+    use crate::share::content::Manifest;
+    use crate::share::offer::Available;
+
+    fn offer(folder: &Path, file: &str, bytes: &[u8]) -> Offer {
+        let path = folder.join(file);
+        std::fs::write(&path, bytes).unwrap();
+        Offer {
+            manifest: Arc::new(Manifest::of_bytes(bytes).unwrap()),
+            folder: Arc::new(folder.to_owned()),
+            file: file.to_owned(),
+            stamp: Some(FileStamp::of(&std::fs::metadata(&path).unwrap())),
+            available: Available::Whole,
+        }
+    }
+
+    fn read(offer: &Offer, index: u64) -> Result<Vec<u8>, SourceError> {
+        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(CHUNK_BYTES).unwrap();
+        read_chunk(offer, index, &mut buffer).map(|()| buffer.as_ref().to_vec())
+    }
+
+    #[test]
+    fn chunks_are_the_files_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..CHUNK_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        let offer = offer(folder.path(), "a.bin", &bytes);
+        assert!(read(&offer, 0).unwrap() == bytes[..CHUNK_BYTES]);
+        assert!(read(&offer, 1).unwrap() == bytes[CHUNK_BYTES..]);
+    }
+
+    #[test]
+    fn what_is_not_the_hashed_regular_file_of_the_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        std::fs::write(&secret, b"secret").unwrap();
+        let replaced = |name: &str, replace: &dyn Fn(&Path)| {
+            let offer = offer(folder.path(), name, b"secret");
+            let path = folder.path().join(name);
+            std::fs::remove_file(&path).unwrap();
+            replace(&path);
+            read(&offer, 0).unwrap_err().code()
+        };
+        let link = |path: &Path| std::os::unix::fs::symlink(&secret, path).unwrap();
+        assert_eq!(replaced("link", &link), DenialCode::Changed);
+        // Made without a child process: a child holds every open file for a moment, the locks of
+        // other tests' folders among them.
+        let fifo = |path: &Path| {
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
+        };
+        assert_eq!(replaced("fifo", &fifo), DenialCode::Changed);
+        let socket = |path: &Path| drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+        assert_eq!(replaced("socket", &socket), DenialCode::Changed);
+        let folder_there = |path: &Path| std::fs::create_dir(path).unwrap();
+        assert_eq!(replaced("folder", &folder_there), DenialCode::Changed);
+        assert_eq!(replaced("gone", &|_| {}), DenialCode::NotFound);
+
+        let mut device = offer(folder.path(), "device", b"secret");
+        device.folder = Arc::new("/dev".into());
+        device.file = "zero".to_owned();
+        device.stamp = None;
+        assert_eq!(read(&device, 0).unwrap_err().code(), DenialCode::Changed);
+
+        let mut path = offer(folder.path(), "path", b"secret");
+        path.stamp = None;
+        path.file = format!("../{}/secret", outside.path().file_name().unwrap().display());
+        assert_eq!(read(&path, 0).unwrap_err().code(), DenialCode::Changed);
+    }
+
+    #[test]
+    fn a_file_that_changed_is_noticed_by_size_time_or_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut offer = offer(folder.path(), "file", b"before");
+        let path = folder.path().join("file");
+        let open = || File::options().write(true).open(&path).unwrap();
+
+        open().set_len(3).unwrap();
+        assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
+        let shrunk = offer.stamp.take();
+        assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
+
+        std::fs::write(&path, b"behind").unwrap();
+        let later = shrunk.unwrap().modified.unwrap() + Duration::from_secs(5);
+        open().set_modified(later).unwrap();
+        offer.stamp = shrunk;
+        assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
+        offer.stamp = None;
+        assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
+        std::fs::write(&path, b"before").unwrap();
+        assert_eq!(read(&offer, 0).unwrap(), b"before");
+    }
+}

@@ -1,0 +1,412 @@
+//! A swarm against simulated sources, in virtual time.
+
+use super::*;
+use crate::limits::CHUNK_BYTES;
+
+const MIB: u64 = CHUNK_BYTES as u64;
+const STEP: Duration = Duration::from_millis(10);
+
+/// A source as it really is.
+#[derive(Clone, Default)]
+struct Peer {
+    /// Bytes a second.
+    rate: u64,
+    has: Option<Vec<(u64, u64)>>,
+    /// From then on it gives nothing, and keeps the connection.
+    freezes_at: Option<Duration>,
+    /// Then its connection breaks, and dialling it fails.
+    dies_at: Option<Duration>,
+    /// This chunk it gives wrong.
+    lies_about: Option<u64>,
+    /// So many chunks in a row it refuses at first.
+    busy: usize,
+    /// It cannot give this.
+    lacks: Option<u64>,
+
+    wanted: VecDeque<u64>,
+    sent_of_first: u64,
+    served: u64,
+    dropped: Option<(Duration, DropReason)>,
+    connected: bool,
+}
+
+struct Sim {
+    swarm: Swarm,
+    peers: Vec<Peer>,
+    now: Duration,
+    chunks: u64,
+    stored: ChunkSet,
+    received_bytes: u64,
+}
+
+fn whole(rate: u64) -> Peer {
+    Peer { rate, ..Peer::default() }
+}
+
+impl Sim {
+    fn new(chunks: u64, peers: Vec<Peer>, seed: u64) -> Sim {
+        let config = Config {
+            size: chunks * MIB,
+            seed,
+            rate_constant: Duration::from_secs(1),
+            rate_min: limits::SOURCE_RATE_MIN,
+        };
+        let stored = ChunkSet::empty(chunks);
+        let mut swarm = Swarm::new(config, Duration::ZERO);
+        swarm.begin(&stored, Duration::ZERO);
+        for _ in &peers {
+            swarm.add_source(Duration::ZERO);
+        }
+        Sim { swarm, peers, now: Duration::ZERO, chunks, stored, received_bytes: 0 }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.swarm.next_action(self.now) {
+            match action {
+                Action::Connect(id) => self.connect(id),
+                Action::Request(id, index) => {
+                    let peer = &mut self.peers[id.0];
+                    assert!(peer.connected, "{id:?} is asked and not connected");
+                    // What was called off too late is still being sent, and may be wanted again.
+                    let again = peer.wanted.iter().skip(1).any(|wanted| *wanted == index);
+                    assert!(!again, "chunk {index} asked twice of {id:?}");
+                    assert!(!self.stored.contains(index), "chunk {index} is stored");
+                    if let Some(has) = &peer.has {
+                        let has_it = has.iter().any(|(at, n)| (*at..*at + *n).contains(&index));
+                        assert!(has_it, "{id:?} does not have {index}");
+                    }
+                    peer.wanted.push_back(index);
+                    let asked =
+                        self.peers.iter().filter(|peer| peer.wanted.contains(&index)).count();
+                    assert!(asked <= 2, "chunk {index} asked of {asked}");
+                    assert!(self.swarm.owed(id) <= limits::REQUESTS_AHEAD_MAX);
+                }
+                Action::Cancel(id, index) => {
+                    let peer = &mut self.peers[id.0];
+                    // What is under way is sent to the end.
+                    let keep_first = peer.sent_of_first > 0;
+                    let first = peer.wanted.front().copied().filter(|_| keep_first);
+                    peer.wanted.retain(|wanted| *wanted != index || first == Some(index));
+                }
+                Action::Drop(id, reason) => {
+                    let peer = &mut self.peers[id.0];
+                    peer.dropped.get_or_insert((self.now, reason));
+                    peer.connected = false;
+                    peer.wanted.clear();
+                    peer.sent_of_first = 0;
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, id: SourceId) {
+        let peer = &mut self.peers[id.0];
+        let gone = |at: Option<Duration>| at.is_some_and(|at| self.now >= at);
+        if gone(peer.dies_at) || gone(peer.freezes_at) {
+            return self.swarm.disconnected(id, limits::SOURCE_AWAY_MIN, self.now);
+        }
+        peer.connected = true;
+        self.swarm.connected(id, self.now);
+        let runs = peer.has.clone().unwrap_or_else(|| vec![(0, self.chunks)]);
+        self.swarm.have(id, &runs);
+    }
+
+    fn step(&mut self) {
+        self.now += STEP;
+        for id in (0..self.peers.len()).map(SourceId) {
+            self.serve(id);
+            self.swarm.received(id, 0, self.now);
+        }
+        if self.now.as_millis().is_multiple_of(100) {
+            self.swarm.tick(self.now);
+        }
+        self.act();
+    }
+
+    fn serve(&mut self, id: SourceId) {
+        let peer = &mut self.peers[id.0];
+        if !peer.connected || peer.freezes_at.is_some_and(|at| self.now >= at) {
+            return;
+        }
+        if peer.dies_at.is_some_and(|at| self.now >= at) {
+            peer.connected = false;
+            peer.wanted.clear();
+            peer.sent_of_first = 0;
+            return self.swarm.disconnected(id, limits::SOURCE_AWAY_MIN, self.now);
+        }
+        let mut budget = peer.rate * STEP.as_millis() as u64 / 1000;
+        while let Some(&index) = self.peers[id.0].wanted.front() {
+            let peer = &mut self.peers[id.0];
+            if peer.busy > 0 || peer.lacks == Some(index) {
+                let code = if peer.busy > 0 { DenialCode::Busy } else { DenialCode::NotFound };
+                peer.busy = peer.busy.saturating_sub(1);
+                peer.wanted.pop_front();
+                self.swarm.denied(id, index, code, "", self.now);
+                continue;
+            }
+            let sent = budget.min(MIB - peer.sent_of_first);
+            if sent == 0 {
+                return;
+            }
+            budget -= sent;
+            peer.sent_of_first += sent;
+            self.received_bytes += sent;
+            self.swarm.received(id, sent, self.now);
+            if peer.sent_of_first < MIB {
+                return;
+            }
+            peer.sent_of_first = 0;
+            peer.served += 1;
+            peer.wanted.pop_front();
+            let good = peer.lies_about != Some(index);
+            if self.swarm.arrived(id, index) {
+                if good {
+                    assert!(self.stored.insert(index), "chunk {index} is stored twice");
+                }
+                self.swarm.checked(id, index, good);
+                self.act();
+            }
+        }
+    }
+
+    fn run(&mut self, longest: Duration) {
+        self.act();
+        while !self.swarm.is_done() {
+            self.step();
+            assert!(
+                self.now < longest,
+                "{} of {} chunks after {longest:?}",
+                self.stored.count(),
+                self.chunks
+            );
+        }
+        assert!(self.stored.is_full());
+    }
+
+    /// Chunks received beyond those there are.
+    fn wasted(&self) -> f64 {
+        (self.received_bytes as f64 - (self.chunks * MIB) as f64) / MIB as f64
+    }
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn one_source_is_used_at_its_full_rate_and_gives_everything_once() {
+    let mut sim = Sim::new(200, vec![whole(20 * MIB)], 1);
+    sim.run(Duration::from_millis(10_500));
+    assert_eq!(sim.wasted(), 0.0);
+}
+
+#[test]
+fn faster_sources_give_more_and_all_of_them_their_full_rate() {
+    let mut sim = Sim::new(700, [40, 20, 10].map(|mib| whole(mib * MIB)).to_vec(), 2);
+    sim.run(Duration::from_millis(10_700));
+    let served: Vec<u64> = sim.peers.iter().map(|peer| peer.served).collect();
+    assert!(served[0] > served[1] && served[1] > served[2], "{served:?}");
+    assert!(sim.wasted() <= 4.0, "{} chunks came twice", sim.wasted());
+}
+
+#[test]
+fn the_last_chunks_do_not_wait_for_the_slowest() {
+    // Too fast to be dropped, too slow to be waited for: a chunk takes it 2 s.
+    let mut sim = Sim::new(100, vec![whole(10 * MIB), whole(MIB / 2)], 3);
+    sim.run(Duration::from_millis(10_400));
+    assert!(sim.wasted() <= 3.0, "{} chunks came twice", sim.wasted());
+}
+
+#[test]
+fn a_frozen_source_is_replaced_within_three_seconds() {
+    let frozen = Peer { freezes_at: Some(secs(2)), ..whole(10 * MIB) };
+    let mut sim = Sim::new(100, vec![whole(10 * MIB), frozen], 4);
+    sim.run(secs(9));
+    let (at, reason) = sim.peers[1].dropped.clone().expect("it is dropped");
+    assert_eq!(reason, DropReason::Silent);
+    assert!(at - secs(2) <= secs(3), "dropped at {at:?}");
+}
+
+#[test]
+fn a_lone_silent_source_is_given_longer_and_another_may_come() {
+    let frozen = Peer { freezes_at: Some(secs(1)), ..whole(10 * MIB) };
+    let mut sim = Sim::new(50, vec![frozen], 5);
+    sim.act();
+    while sim.now < secs(10) {
+        sim.step();
+    }
+    assert_eq!(sim.peers[0].dropped, None);
+    sim.peers.push(whole(10 * MIB));
+    sim.swarm.add_source(sim.now);
+    sim.run(secs(17));
+    let (at, _) = sim.peers[0].dropped.clone().expect("now there is another");
+    assert!(at <= secs(12), "dropped at {at:?}");
+}
+
+#[test]
+fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
+    let frozen = Peer { freezes_at: Some(Duration::from_millis(200)), ..whole(10 * MIB) };
+    let mut sim = Sim::new(4, vec![frozen], 11);
+    sim.act();
+    while sim.now < secs(5) {
+        sim.step();
+    }
+    sim.peers.push(whole(10 * MIB));
+    sim.swarm.add_source(sim.now);
+    sim.run(Duration::from_millis(5_500));
+}
+
+#[test]
+fn a_source_that_dies_costs_what_it_had_begun() {
+    let dying = Peer { dies_at: Some(Duration::from_millis(1_015)), ..whole(20 * MIB) };
+    let mut sim = Sim::new(100, vec![whole(20 * MIB), dying], 6);
+    sim.run(secs(5));
+    assert!(sim.wasted() <= 3.0, "{} chunks came twice", sim.wasted());
+    assert!(matches!(sim.swarm.standing(SourceId(1)), Standing::Away { .. }));
+}
+
+#[test]
+fn a_liar_is_left_for_good_and_its_chunk_fetched_elsewhere() {
+    for seed in 0..20 {
+        let lying = Peer { lies_about: Some(30), ..whole(20 * MIB) };
+        // The honest one comes late, so that the liar is asked for everything.
+        let mut sim = Sim::new(60, vec![lying], seed);
+        sim.act();
+        while sim.swarm.standing(SourceId(0)) != Standing::Banned {
+            sim.step();
+            assert!(sim.now < secs(5), "seed {seed}");
+        }
+        assert!(sim.swarm.is_hopeless());
+        sim.peers.push(whole(20 * MIB));
+        sim.swarm.add_source(sim.now);
+        sim.run(sim.now + secs(5));
+        let (_, reason) = sim.peers[0].dropped.clone().unwrap();
+        assert_eq!(reason, DropReason::WrongBytes);
+        assert_eq!(sim.swarm.standing(SourceId(0)), Standing::Banned);
+    }
+}
+
+#[test]
+fn one_byte_a_second_is_too_slow_with_and_without_others() {
+    let mut sim = Sim::new(300, vec![whole(20 * MIB), whole(100)], 8);
+    sim.run(secs(16));
+    let (at, reason) = sim.peers[1].dropped.clone().expect("it is dropped");
+    assert!(reason == DropReason::Slow && at <= secs(7), "{reason:?} at {at:?}");
+
+    let mut sim = Sim::new(3, vec![whole(100)], 8);
+    sim.act();
+    while sim.peers[0].dropped.is_none() {
+        sim.step();
+        assert!(sim.now < secs(40));
+    }
+    assert!(sim.swarm.progress_at() < secs(1));
+}
+
+#[test]
+fn a_busy_source_is_asked_again_and_a_chunk_it_lacks_is_not() {
+    let busy = Peer { busy: 7, ..whole(20 * MIB) };
+    let lacking = Peer { lacks: Some(5), ..whole(20 * MIB) };
+    let mut sim = Sim::new(40, vec![busy, lacking], 9);
+    sim.run(secs(10));
+    assert!(sim.peers.iter().all(|peer| peer.served > 0 && peer.dropped.is_none()));
+}
+
+#[test]
+fn who_is_not_listened_to_is_not_silent() {
+    let mut sim = Sim::new(10, vec![whole(0), whole(0)], 10);
+    sim.act();
+    while sim.now < secs(60) {
+        sim.step();
+        sim.swarm.held(SourceId(0), sim.now);
+        sim.swarm.held(SourceId(1), sim.now);
+    }
+    assert!(sim.peers.iter().all(|peer| peer.dropped.is_none()));
+    assert_eq!(sim.swarm.progress_at(), sim.now);
+}
+
+#[test]
+fn what_was_kept_is_not_asked_for() {
+    let config = Config {
+        size: 10 * MIB,
+        seed: 1,
+        rate_constant: Duration::from_secs(1),
+        rate_min: limits::SOURCE_RATE_MIN,
+    };
+    let mut kept = ChunkSet::full(10);
+    kept.remove(4);
+    let mut swarm = Swarm::new(config, Duration::ZERO);
+    let id = swarm.add_source(Duration::ZERO);
+    assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
+    swarm.connected(id, Duration::ZERO);
+    swarm.have(id, &[(0, 3), (3, 7)]);
+    assert_eq!(swarm.next_action(Duration::ZERO), None);
+    swarm.begin(&kept, Duration::ZERO);
+    assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Request(id, 4)));
+    assert_eq!(swarm.next_action(Duration::ZERO), None);
+    assert!(swarm.arrived(id, 4));
+    assert!(!swarm.arrived(id, 4));
+    swarm.checked(id, 4, true);
+    assert!(swarm.is_done());
+}
+
+#[test]
+fn a_source_that_tells_no_news_is_left() {
+    for runs in [[(0, 4), (3, 2)], [(9, 2), (0, 1)], [(5, u64::MAX), (0, 1)], [(0, 9), (0, 9)]] {
+        let mut sim = Sim::new(10, vec![whole(MIB), whole(MIB)], 1);
+        while sim.swarm.next_action(Duration::ZERO).is_some() {}
+        let id = SourceId(0);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &runs);
+        let left = Action::Drop(id, DropReason::Protocol);
+        assert_eq!(sim.swarm.next_action(Duration::ZERO), Some(left), "{runs:?}");
+
+        // Whoever has everything has nothing more to tell.
+        let id = SourceId(1);
+        sim.swarm.connected(id, Duration::ZERO);
+        sim.swarm.have(id, &[(0, 10)]);
+        sim.swarm.have(id, &[]);
+        assert_eq!(sim.swarm.standing(id), Standing::Ready);
+        sim.swarm.have(id, &[(0, 10)]);
+        assert_eq!(sim.swarm.standing(id), Standing::Banned);
+    }
+}
+
+/// Any mixture of sources, as long as an honest one has everything or parts make up the whole.
+#[test]
+fn random_swarms_finish() {
+    let first = std::env::var("ACERVO_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = first.map_or(0..150, |seed: u64| seed..seed + 1);
+    for seed in seeds {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut draw = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let chunks = 1 + draw(150);
+        let cut = draw(chunks + 1);
+        let mut peers = vec![
+            Peer { has: Some(vec![(0, cut)]), ..whole((1 + draw(30)) * MIB) },
+            Peer { has: Some(vec![(cut, chunks - cut)]), ..whole((1 + draw(30)) * MIB) },
+        ];
+        for _ in 0..draw(6) {
+            let at = Some(Duration::from_millis(draw(5_000)));
+            let mut peer = whole(1 + draw(40 * MIB));
+            match draw(6) {
+                0 => peer.freezes_at = at,
+                1 => peer.dies_at = at,
+                2 => peer.lies_about = Some(draw(chunks)),
+                3 => peer.busy = draw(40) as usize,
+                4 => peer.lacks = Some(draw(chunks)),
+                _ => {
+                    let first = draw(chunks);
+                    peer.has = Some(vec![(first, 1 + draw(chunks - first))]);
+                }
+            }
+            peers.push(peer);
+        }
+        println!("replay with ACERVO_SEED={seed}");
+        Sim::new(chunks, peers, seed).run(secs(400));
+    }
+}

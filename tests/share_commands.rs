@@ -1,0 +1,447 @@
+//! `acervo share`, `fetch`, `peers` and `files` with real processes: what they print, with which status
+//! they exit, and what becomes of files when processes die.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
+use serde_json::json;
+use support::share::{Process, Registry, noise, run, write};
+use support::{ACERVO, eventually, exited_with, free_addresses};
+
+const MIB: usize = 1024 * 1024;
+
+fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_string()
+}
+
+/// The same bytes, without showing megabytes when they are not.
+fn assert_same(path: &Path, expected: &[u8]) {
+    let found = std::fs::read(path).unwrap();
+    assert!(found == expected, "{}: {} bytes", path.display(), found.len());
+}
+
+/// A fetch that goes on beside the test.
+fn fetching(registry: &Registry, name: &str, to: &Path, more: &[&str]) -> Process {
+    let mut command = Command::new(ACERVO);
+    command.args(["fetch", name, "--registry", &registry.address(), "--to"]).arg(to).args(more);
+    Process::start(command, registry.dir.path(), "fetch")
+}
+
+/// How many bytes of a partial file have been written: those that are not zero, about.
+fn arrived(part: &Path) -> usize {
+    let bytes = std::fs::read(part).unwrap_or_default();
+    bytes.chunks(MIB).filter(|chunk| chunk.iter().any(|byte| *byte != 0)).count() * MIB
+}
+
+fn part_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.part"))
+}
+
+#[test]
+fn a_file_comes_from_every_peer_that_has_it() {
+    let registry = Registry::start(&[]);
+    let film = noise(40 * MIB + 17, "film");
+    let folders: Vec<PathBuf> = ["a", "b", "c"].map(|name| registry.folder(name)).into();
+    let to = registry.folder("to");
+    let peers: Vec<Process> = folders
+        .iter()
+        .map(|folder| {
+            write(folder, "film.mkv", &film);
+            // Slow enough that none of them gives everything before the others are asked.
+            registry.share(folder, &["--limit", "40MiB/s"])
+        })
+        .collect();
+    let to_text = to.to_str().unwrap();
+    let fetched = registry.run(&["fetch", "film.mkv", "--to", to_text, "--format", "json"]);
+    assert_eq!(fetched.status, 0, "{}", fetched.err);
+    let path = to.canonicalize().unwrap().join("film.mkv");
+    assert_same(&path, &film);
+    let object = fetched.json();
+    assert_eq!(object["name"], "film.mkv");
+    assert_eq!(object["path"], json!(path));
+    assert_eq!(object["size"], json!(film.len()));
+    assert_eq!(object["content"], json!(hash(&film)));
+    assert_eq!(object["already_there"], json!(false));
+    assert_eq!(object["kept_bytes"], json!(0));
+    let sources = object["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), 3, "{object}");
+    assert!(sources.iter().all(|source| source["bytes"].as_u64() > Some(0)), "{object}");
+    assert!(!part_of(&to, "film.mkv").exists());
+    // Without a terminal, progress is lines.
+    assert!(fetched.err.lines().any(|line| line.starts_with("film.mkv: ")), "{}", fetched.err);
+
+    let again = registry.run(&["fetch", "film.mkv", "--to", to_text, "--quiet"]);
+    assert_eq!((again.status, again.err.as_str()), (0, ""));
+    assert_eq!(again.out, format!("{}\n", path.display()));
+    drop(peers);
+}
+
+#[test]
+fn the_registry_lists_peers_and_files() {
+    let registry = Registry::start(&[]);
+    let empty = registry.run(&["peers", "--format", "json"]);
+    assert_eq!((empty.status, empty.json()), (0, json!({"peers": []})));
+    assert_eq!(registry.run(&["files", "--format", "json"]).json(), json!({"files": []}));
+
+    let (a, b) = (registry.folder("a"), registry.folder("b"));
+    write(&a, "both.txt", b"both");
+    write(&b, "both.txt", b"both");
+    write(&b, "b \u{1f3ac}.txt", b"only b's");
+    let addresses = free_addresses(2);
+    let _peers = [
+        registry.share(&a, &["--listen", &addresses[0].to_string()]),
+        registry.share(&b, &["--listen", &addresses[1].to_string()]),
+    ];
+    let file = |name: &str, bytes: &[u8], peers: u32| json!({"name": name, "size": bytes.len(), "content": hash(bytes), "peers": peers});
+    assert_eq!(
+        registry.run(&["files", "--format", "json"]).json(),
+        json!({"files": [file("b 🎬.txt", b"only b's", 1), file("both.txt", b"both", 2)]})
+    );
+    let mut peers = registry.run(&["peers", "--format", "json"]).json();
+    let peers = peers["peers"].as_array_mut().unwrap();
+    peers.sort_by_key(|peer| peer["files"].as_u64());
+    for (peer, (address, files, bytes)) in
+        peers.iter().zip([(addresses[0], 1, 4), (addresses[1], 2, 12)])
+    {
+        assert_eq!(peer["address"], json!(address));
+        assert_eq!((&peer["files"], &peer["bytes"]), (&json!(files), &json!(bytes)));
+        assert!(peer["silent_ms"].is_u64() && peer["peer"].as_str().unwrap().len() == 16);
+    }
+    assert_eq!(peers.len(), 2);
+
+    let files = registry.run(&["files"]);
+    let rows: Vec<Vec<&str>> =
+        files.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["content", "size", "peers", "name"]);
+    assert_eq!(rows[2], [&hash(b"both")[..16], "4", "B", "2", "both.txt"]);
+    let peers = registry.run(&["peers"]);
+    assert_eq!(peers.out.lines().count(), 3);
+    assert!(peers.out.contains(&addresses[1].to_string()), "{}", peers.out);
+}
+
+#[test]
+fn exit_statuses_tell_what_went_wrong() {
+    let registry = Registry::start(&[]);
+    let folder = registry.folder("a");
+    write(&folder, "film.mkv", b"film");
+    let _peer = registry.share(&folder, &[]);
+    let to = registry.folder("to");
+    let to_text = to.to_str().unwrap();
+
+    let nobody = registry.run(&["fetch", "other.mkv", "--to", to_text]);
+    assert_eq!((nobody.status, nobody.out.as_str()), (1, ""));
+    assert_eq!(nobody.err, "acervo: no peer has \"other.mkv\"\n");
+
+    for arguments in [
+        &["fetch"][..],
+        &["fetch", "../film.mkv"],
+        &["fetch", "/etc/passwd"],
+        &["fetch", "a\nb"],
+        &["fetch", "film.mkv.part"],
+        &["fetch", "film.mkv", "--limit", "fast"],
+        &["fetch", "film.mkv", "--content", "xyz"],
+        &["fetch", "film.mkv", "--format", "xml"],
+        &["share"],
+        &["peers", "--format", "table"],
+    ] {
+        let ran = registry.run(arguments);
+        assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{arguments:?}");
+        assert!(!ran.err.is_empty(), "{arguments:?} says why");
+    }
+    let missing = to.join("missing");
+    let ran = registry.run(&["share", missing.to_str().unwrap()]);
+    assert_eq!((ran.status, ran.err.lines().count()), (2, 1), "{}", ran.err);
+    let again = registry.run(&["share", folder.to_str().unwrap()]);
+    assert_eq!(again.status, 2);
+    assert!(again.err.contains("shared by another process already"), "{}", again.err);
+
+    let away = free_addresses(1)[0].to_string();
+    for arguments in
+        [&["fetch", "film.mkv", "--to", to_text][..], &["peers"], &["files", "--format", "json"]]
+    {
+        let ran = run(&[arguments, &["--registry", &away]].concat());
+        assert_eq!((ran.status, ran.out.as_str()), (3, ""), "{arguments:?}");
+        assert_eq!(
+            ran.err,
+            format!("acervo: {away} cannot be reached: connection refused\n"),
+            "{arguments:?}"
+        );
+    }
+    // Of several registries one is enough.
+    let both = format!("{away},{}", registry.address());
+    let ran = run(&["fetch", "film.mkv", "--to", to_text, "--quiet", "--registry", &both]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert_same(&to.join("film.mkv"), b"film");
+}
+
+#[test]
+fn the_registry_without_a_terminal_needs_its_address() {
+    let ran = run(&["registry"]);
+    assert_eq!((ran.status, ran.out.as_str()), (2, ""));
+    assert!(ran.err.contains("--listen is needed") && ran.err.contains("Usage: acervo registry"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ran = run(&["registry", "--listen", &taken.local_addr().unwrap().to_string()]);
+    assert_eq!(ran.status, 1);
+    assert!(ran.err.contains("is in use"), "{}", ran.err);
+}
+
+#[test]
+fn of_several_contents_the_most_offered_is_fetched_unless_another_is_named() {
+    let registry = Registry::start(&[]);
+    let folders: Vec<PathBuf> = ["a", "b", "c"].map(|name| registry.folder(name)).into();
+    write(&folders[0], "f.txt", b"often");
+    write(&folders[1], "f.txt", b"once");
+    write(&folders[2], "f.txt", b"often");
+    let _peers: Vec<Process> = folders.iter().map(|f| registry.share(f, &[])).collect();
+    let to = registry.folder("to");
+    let to_text = to.to_str().unwrap();
+    let often = registry.run(&["fetch", "f.txt", "--to", to_text]);
+    assert_eq!(often.status, 0, "{}", often.err);
+    assert!(often.err.contains("2 files are called \"f.txt\"") && often.err.contains("2 peers"));
+    assert_same(&to.join("f.txt"), b"often");
+
+    // Never in place of another file.
+    let once = hash(b"once");
+    let refused = registry.run(&["fetch", "f.txt", "--to", to_text, "--content", &once]);
+    assert_eq!((refused.status, refused.out.as_str()), (1, ""), "{}", refused.err);
+    assert!(refused.err.contains("exists and is not the file to fetch"), "{}", refused.err);
+    assert_same(&to.join("f.txt"), b"often");
+    let other = registry.folder("other");
+    let arguments =
+        ["fetch", "f.txt", "--to", other.to_str().unwrap(), "--content", &once[..12], "--quiet"];
+    assert_eq!(registry.run(&arguments).status, 0);
+    assert_same(&other.join("f.txt"), b"once");
+    let unknown = "0123456789abcdef";
+    let ran = registry.run(&["fetch", "f.txt", "--to", to_text, "--content", unknown]);
+    assert_eq!(ran.status, 1);
+    assert_eq!(ran.err, format!("acervo: no peer has \"f.txt\" with content {unknown}\n"));
+}
+
+#[test]
+fn empty_and_tiny_files_arrive_whole() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "none", b"");
+    write(&folder, "one", b"1");
+    let _peer = registry.share(&folder, &[]);
+    for (name, bytes) in [("none", &b""[..]), ("one", b"1")] {
+        let ran = registry.run(&["fetch", name, "--to", to.to_str().unwrap()]);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        assert_same(&to.join(name), bytes);
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_said_before_anything_is_sent() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &noise(MIB, "film"));
+    let _peer = registry.share(&folder, &[]);
+    std::fs::set_permissions(&to, PermissionsExt::from_mode(0o555)).unwrap();
+    // Permissions do not bind whoever may do everything; a folder of /proc does.
+    let root = rustix::process::geteuid().is_root();
+    let unwritable = if root { Path::new("/proc/self") } else { &to };
+    for bad in [unwritable, &to.join("missing"), &folder.join("film.mkv")] {
+        let ran = registry.run(&["fetch", "film.mkv", "--to", bad.to_str().unwrap(), "--quiet"]);
+        assert_eq!((ran.status, ran.out.as_str()), (1, ""), "{}", bad.display());
+        assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+        assert!(ran.err.starts_with("acervo: cannot write to "), "{}", ran.err);
+    }
+    std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_read_only_folder_can_be_shared() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", b"film");
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o555)).unwrap();
+    let _peer = registry.share(&folder, &[]);
+    let ran = registry.run(&["fetch", "film.mkv", "--to", to.to_str().unwrap()]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert_same(&to.join("film.mkv"), b"film");
+    std::fs::set_permissions(&folder, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_was_killed_half_way_goes_on_where_it_was() {
+    let registry = Registry::start(&[]);
+    let film = noise(24 * MIB, "film");
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &film);
+    let slow = registry.share(&folder, &["--limit", "8MiB/s"]);
+    let part = part_of(&to, "film.mkv");
+    let fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
+    // Another fetch of the same file keeps its hands off.
+    let second = registry.run(&["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet"]);
+    assert_eq!(second.status, 1, "{}", second.err);
+    assert!(second.err.contains("is being fetched by another process"), "{}", second.err);
+    // kill -9.
+    drop(fetch);
+    let kept = arrived(&part);
+    assert!(kept < film.len() && !to.join("film.mkv").exists());
+    drop(slow);
+    let _quick = registry.share(&folder, &[]);
+
+    let to_text = to.to_str().unwrap();
+    let resumed = registry.run(&["fetch", "film.mkv", "--to", to_text, "--format", "json"]);
+    assert_eq!(resumed.status, 0, "{}", resumed.err);
+    assert_same(&to.join("film.mkv"), &film);
+    let object = resumed.json();
+    let (kept, fetched) =
+        (object["kept_bytes"].as_u64().unwrap(), object["fetched_bytes"].as_u64().unwrap());
+    assert!(kept >= 7 * MIB as u64, "{object}");
+    assert!(kept + fetched <= film.len() as u64 + MIB as u64, "only what was missing: {object}");
+    assert!(!part.exists());
+}
+
+#[test]
+fn the_registry_may_go_and_come_back_in_the_middle_of_a_fetch() {
+    let mut registry = Registry::start(&[]);
+    let film = noise(16 * MIB, "film");
+    let (a, b) = (registry.folder("a"), registry.folder("b"));
+    let to = registry.folder("to");
+    write(&a, "film.mkv", &film);
+    let _slow = registry.share(&a, &["--limit", "4MiB/s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--format", "json"]);
+    let part = part_of(&to, "film.mkv");
+    eventually("it has begun", || (arrived(&part) > 0).then_some(()));
+    registry.kill();
+    registry.restart();
+    // A source that the registry learns of only now is used, too.
+    write(&b, "film.mkv", &film);
+    let late = registry.share(&b, &[]);
+    assert!(exited_with(fetch.wait(), 0), "{}", fetch.err());
+    assert_same(&to.join("film.mkv"), &film);
+    let object: serde_json::Value = serde_json::from_str(&fetch.out()).unwrap();
+    let sources = object["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), 2, "{object}");
+    drop(late);
+}
+
+#[test]
+fn a_registry_that_hangs_does_not_hold_up_a_fetch() {
+    let mut registry = Registry::start(&[]);
+    let film = noise(12 * MIB, "film");
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &film);
+    let _slow = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let part = part_of(&to, "film.mkv");
+    eventually("it has begun", || (arrived(&part) > 0).then_some(()));
+    // It neither answers nor closes anything.
+    registry.process().signal(Signal::STOP);
+    assert!(exited_with(fetch.wait(), 0), "{}", fetch.err());
+    assert_same(&to.join("film.mkv"), &film);
+}
+
+#[test]
+fn who_is_still_fetching_serves_what_has_arrived() {
+    let registry = Registry::start(&[]);
+    let film = noise(16 * MIB, "film");
+    let (folder, first, second) =
+        (registry.folder("a"), registry.folder("first"), registry.folder("second"));
+    write(&folder, "film.mkv", &film);
+    let slow = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let mut one = fetching(&registry, "film.mkv", &first, &["--quiet"]);
+    let part = part_of(&first, "film.mkv");
+    eventually("the first has something", || (arrived(&part) > 2 * MIB).then_some(()));
+    let second_text = second.to_str().unwrap();
+    let two = registry.run(&["fetch", "film.mkv", "--to", second_text, "--format", "json"]);
+    assert_eq!(two.status, 0, "{}", two.err);
+    assert_same(&second.join("film.mkv"), &film);
+    assert!(exited_with(one.wait(), 0), "{}", one.err());
+    assert_same(&first.join("film.mkv"), &film);
+    let object = two.json();
+    let sources = object["sources"].as_array().unwrap();
+    assert_eq!(sources.len(), 2, "{object}");
+    assert!(sources.iter().all(|source| source["bytes"].as_u64() > Some(0)), "{object}");
+    drop(slow);
+}
+
+#[test]
+fn a_fetch_whose_only_source_goes_gives_up_and_says_so() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &noise(16 * MIB, "film"));
+    let source = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet", "--patience", "2s"]);
+    let part = part_of(&to, "film.mkv");
+    eventually("it has begun", || (arrived(&part) > 0).then_some(()));
+    drop(source);
+    assert!(exited_with(fetch.wait(), 3), "{}", fetch.err());
+    assert!(fetch.err().starts_with("acervo: no peer gives film.mkv any more"), "{}", fetch.err());
+    assert_eq!(fetch.err().lines().count(), 1);
+    assert!(part.exists() && !to.join("film.mkv").exists());
+}
+
+#[test]
+fn an_interrupted_fetch_keeps_what_has_arrived() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &noise(16 * MIB, "film"));
+    let _slow = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
+    let part = part_of(&to, "film.mkv");
+    eventually("it has begun", || (arrived(&part) > 0).then_some(()));
+    fetch.signal(Signal::INT);
+    assert!(exited_with(fetch.wait(), 1));
+    assert_eq!(fetch.err(), "acervo: stopped; what has arrived is kept\n");
+    assert!(part.exists());
+    // It has left the share.
+    eventually("only the source is known", || {
+        let peers = registry.run(&["peers", "--format", "json"]).json();
+        (peers["peers"].as_array().unwrap().len() == 1).then_some(())
+    });
+}
+
+#[test]
+fn links_and_fifos_are_not_served_even_when_they_take_a_files_place() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    let secret = registry.dir.path().join("secret");
+    std::fs::write(&secret, b"secret").unwrap();
+    write(&folder, "film.mkv", b"film!!");
+    std::os::unix::fs::symlink(&secret, folder.join("link.txt")).unwrap();
+    let _peer = registry.share(&folder, &[]);
+    let ran = registry.run(&["fetch", "link.txt", "--to", to.to_str().unwrap()]);
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    // Between two looks at the folder the file is replaced by a link to what is not to be served.
+    std::fs::remove_file(folder.join("film.mkv")).unwrap();
+    std::os::unix::fs::symlink(&secret, folder.join("film.mkv")).unwrap();
+    let arguments =
+        ["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet", "--patience", "1s"];
+    let ran = registry.run(&arguments);
+    assert!([1, 3].contains(&ran.status), "{}", ran.err);
+    assert!(!to.join("film.mkv").exists());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let registry = Registry::start(&["--console", "off"]);
+    let folder = registry.folder("a");
+    for number in 0..2000 {
+        write(&folder, &format!("a rather long name of a file, {number}.txt"), b"");
+    }
+    let _peer = registry.share(&folder, &[]);
+    for list in [&["files"][..], &["files", "--format", "json"]] {
+        let mut child = Command::new(ACERVO)
+            .args(list)
+            .args(["--registry", &registry.address()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(exited_with(output.status, 0), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+    assert_eq!(registry.run(&["files"]).out.lines().count(), 2001);
+}

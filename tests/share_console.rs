@@ -1,0 +1,314 @@
+//! The four consoles of SPEC C as people see them: a registry and three peers on pseudo-terminals,
+//! somebody typing, and the lines compared whole.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use support::share::{Registry, noise, write};
+use support::terminal::Terminal;
+use support::{ACERVO, eventually, exited_with, free_addresses};
+
+const MENU: &str = "[1] JOIN  [2] SEARCH  [3] DOWNLOAD > ";
+
+/// A peer's console and somebody before it.
+struct Person {
+    terminal: Terminal,
+    address: SocketAddr,
+    folder: PathBuf,
+    /// The lines of SPEC C2 it must have shown.
+    expected: Vec<String>,
+}
+
+/// A line of SPEC C2.
+fn is_event(line: &str) -> bool {
+    ["Sou peer ", "peers com arquivo ", "Arquivo "].iter().any(|start| line.starts_with(start))
+        && !line.contains("não foi baixado")
+}
+
+impl Person {
+    fn sit_down(registry: SocketAddr, address: SocketAddr, folder: &Path) -> Person {
+        let mut command = Command::new(ACERVO);
+        command.args(["peer", "--registry", &registry.to_string()]).env_remove("RUST_LOG");
+        let folder = folder.canonicalize().unwrap();
+        Person { terminal: Terminal::run(command), address, folder, expected: Vec::new() }
+    }
+
+    /// Waits for a line. The terminal does not show the space at the end of an empty list.
+    fn expect(&mut self, line: String) {
+        self.expected.push(line.trim_end().to_owned());
+        let expected = self.expected.clone();
+        self.terminal.wait_for(&format!("the line {:?}", expected.last()), |screen| {
+            let whole = screen.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let events: Vec<&str> =
+                whole.map(str::trim_end).filter(|line| is_event(line)).collect();
+            (events.len() >= expected.len()).then_some(())
+        });
+        assert_eq!(self.terminal.lines(is_event), self.expected);
+    }
+
+    fn type_join(&mut self, entry: &str) {
+        self.terminal.answer(MENU, entry);
+        self.terminal.answer("IP deste peer [127.0.0.1]: ", &self.address.ip().to_string());
+        self.terminal.wait_for("the port's question", |screen| {
+            screen.lines().last()?.starts_with("Porta deste peer [").then_some(())
+        });
+        self.terminal.type_line(&self.address.port().to_string());
+        self.terminal.answer("Pasta deste peer: ", self.folder.to_str().unwrap());
+    }
+
+    fn join(&mut self, entry: &str, files: &str) {
+        self.type_join(entry);
+        self.expect(format!("Sou peer {} com arquivos {files}", self.address));
+    }
+
+    fn search(&mut self, entry: &str, file: &str, peers: &[SocketAddr]) {
+        self.terminal.answer(MENU, entry);
+        self.terminal.answer("Arquivo: ", file);
+        let peers: Vec<String> = peers.iter().map(SocketAddr::to_string).collect();
+        let line = format!("peers com arquivo solicitado: {}", peers.join(" "));
+        self.expect(line);
+    }
+
+    /// Types the address of a peer, or takes the one that is offered.
+    fn type_download(&mut self, entry: &str, from: SocketAddr) {
+        self.terminal.answer(MENU, entry);
+        for (question, answer) in
+            [("IP do peer", from.ip().to_string()), ("Porta do peer", from.port().to_string())]
+        {
+            self.terminal.wait_for(question, |screen| {
+                screen.lines().last()?.starts_with(question).then_some(())
+            });
+            self.terminal.type_line(&answer);
+        }
+    }
+
+    fn download(&mut self, entry: &str, file: &str, from: SocketAddr) {
+        self.type_download(entry, from);
+        let folder = self.folder.display().to_string();
+        self.expect(format!("Arquivo {file} baixado com sucesso na pasta {folder}"));
+    }
+
+    /// Waits for a remark; what it says.
+    fn remark(&self, start: &str) -> String {
+        self.terminal.wait_for(start, |screen| {
+            let whole = screen.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let mut lines = whole.map(str::trim_end);
+            lines.find(|line| line.starts_with(start)).map(str::to_owned)
+        })
+    }
+
+    fn leave(&mut self) {
+        self.terminal.answer(MENU, "sair");
+        let status = self.terminal.wait_for_end();
+        assert!(exited_with(status, 0), "{status:?}");
+        assert_eq!(self.terminal.lines(is_event), self.expected);
+    }
+}
+
+#[test]
+fn four_consoles() {
+    let addresses = free_addresses(4);
+    let (at, peers) = addresses.split_first().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let film = noise(7 * 1024 * 1024 + 321, "film");
+    let folders: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| dir.path().join(name)).collect();
+    for folder in &folders {
+        std::fs::create_dir(folder).unwrap();
+    }
+    write(&folders[0], "aula.mp4", &film);
+    write(&folders[0], "notas da aula.txt", b"1, 2, 3\n");
+    write(&folders[1], "canção.ogg", &noise(10, "song"));
+
+    // The registry is asked for its address, and gets it wrong first.
+    let mut command = Command::new(ACERVO);
+    command.arg("registry").env("RUST_LOG", "off");
+    let mut registry = Terminal::run(command);
+    registry.answer("IP do registro [127.0.0.1]: ", "aqui");
+    registry.wait_for_text("Resposta inválida: \"aqui\" não é um IP.", 1);
+    registry.answer("IP do registro [127.0.0.1]: ", &at.ip().to_string());
+    registry.answer("Porta do registro [1099]: ", &at.port().to_string());
+    eventually("the registry listens", || std::net::TcpStream::connect(at).ok());
+
+    let mut people: Vec<Person> = folders
+        .iter()
+        .zip(peers)
+        .map(|(folder, address)| Person::sit_down(*at, *address, folder))
+        .collect();
+    let [a, b, c] = &mut people[..] else { unreachable!("three people") };
+    a.join("1", "aula.mp4 notas da aula.txt");
+    b.join("join", "canção.ogg");
+    c.join("JOIN", "");
+    b.search("2", "aula.mp4", &[a.address]);
+    b.search("search", "nada.mp4", &[]);
+    b.search("Search", "aula.mp4", &[a.address]);
+    b.download("3", "aula.mp4", a.address);
+    assert!(std::fs::read(folders[1].join("aula.mp4")).unwrap() == film, "byte for byte");
+
+    // UPDATE was sent without anybody typing anything: the next search finds both, and the third peer
+    // can have it from the second.
+    let mut both = [(peer_id(&folders[0]), a.address), (peer_id(&folders[1]), b.address)];
+    both.sort();
+    let both = both.map(|(_, address)| address);
+    let mut searches = 0;
+    eventually("the registry knows of the download", || {
+        searches += 1;
+        c.terminal.answer(MENU, "2");
+        c.terminal.answer("Arquivo: ", "aula.mp4");
+        let shown = c.terminal.wait_for("the answer", |screen| {
+            let whole = screen.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let answers = whole.map(str::trim_end).filter(|line| line.starts_with("peers com "));
+            answers.map(str::to_owned).nth(searches - 1)
+        });
+        c.expected.push(shown.clone());
+        let expected = format!("peers com arquivo solicitado: {} {}", both[0], both[1]);
+        (shown == expected).then_some(())
+    });
+    c.download("download", "aula.mp4", b.address);
+    assert!(std::fs::read(folders[2].join("aula.mp4")).unwrap() == film, "byte for byte");
+    for folder in &folders {
+        let parts = std::fs::read_dir(folder).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_str().unwrap().ends_with(".part")
+        });
+        assert_eq!(parts.count(), 0, "nothing is left over in {}", folder.display());
+    }
+    people.iter_mut().for_each(Person::leave);
+
+    let mut expected = vec![
+        format!("Peer {} adicionado com arquivos aula.mp4 notas da aula.txt.", peers[0]),
+        format!("Peer {} adicionado com arquivos canção.ogg.", peers[1]),
+        format!("Peer {} adicionado com arquivos .", peers[2]),
+        format!("Peer {} solicitou arquivo aula.mp4.", peers[1]),
+        format!("Peer {} solicitou arquivo nada.mp4.", peers[1]),
+        format!("Peer {} solicitou arquivo aula.mp4.", peers[1]),
+    ];
+    expected
+        .extend((0..searches).map(|_| format!("Peer {} solicitou arquivo aula.mp4.", peers[2])));
+    registry.type_keys(b"\x03");
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(registry.child.id() as i32).unwrap(),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert!(exited_with(registry.wait_for_end(), 0));
+    assert_eq!(registry.lines(|line| line.starts_with("Peer ")), expected);
+}
+
+/// The id that a folder is shared under: the order in which the registry names peers.
+fn peer_id(folder: &Path) -> u64 {
+    let folder = folder.canonicalize().unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&folder.metadata().unwrap());
+    acervo::share::folder::state::load(&folder, inode).unwrap().peer.0
+}
+
+#[test]
+fn what_cannot_be_done_is_one_clear_line() {
+    let registry = Registry::start(&[]);
+    let addresses = free_addresses(3);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    let mut person = Person::sit_down(registry.address, addresses[0], &folder);
+    for entry in ["2", "DOWNLOAD"] {
+        person.terminal.answer(MENU, entry);
+    }
+    person.terminal.wait_for_text("Faça JOIN antes de SEARCH e DOWNLOAD.", 2);
+    person.join("1", "");
+    person.terminal.answer(MENU, "3");
+    person.terminal.wait_for_text("Faça SEARCH antes de DOWNLOAD.", 1);
+    // A name that is a path is not even asked for.
+    person.terminal.answer(MENU, "2");
+    person.terminal.answer("Arquivo: ", "../senhas");
+    person.terminal.wait_for_text("Resposta inválida: um nome de arquivo não pode ter \"/\".", 1);
+    person.terminal.answer("Arquivo: ", "nada.txt");
+    person.expect("peers com arquivo solicitado:".to_owned());
+
+    // Nobody is there.
+    person.type_download("3", addresses[1]);
+    let remark = person
+        .remark(&format!("Arquivo nada.txt não foi baixado: o peer {} não responde", addresses[1]));
+    assert!(remark.ends_with('.'), "{remark}");
+    // Somebody is, and does not have it.
+    let peer = registry.share(&other, &["--listen", &addresses[2].to_string()]);
+    person.type_download("3", addresses[2]);
+    person.remark(&format!("Arquivo nada.txt não foi baixado: o peer {} recusou: ", addresses[2]));
+    // Another file has the name.
+    write(&other, "nada.txt", b"theirs");
+    write(&folder, "nada.txt", b"mine, and another length");
+    eventually("the other's file is offered", || {
+        registry.run(&["files", "--format", "json"]).out.contains("\"size\":6,").then_some(())
+    });
+    person.type_download("3", addresses[2]);
+    person.remark("Arquivo nada.txt não foi baixado: /");
+    assert_eq!(std::fs::read(folder.join("nada.txt")).unwrap(), b"mine, and another length");
+    drop(peer);
+    person.leave();
+}
+
+#[test]
+fn a_console_whose_registry_goes_away_survives_and_joins_again() {
+    let mut registry = Registry::start(&[]);
+    let folder = registry.folder("mine");
+    write(&folder, "a.txt", b"a");
+    let mut person = Person::sit_down(registry.address, free_addresses(1)[0], &folder);
+    person.join("1", "a.txt");
+    let joined = format!("Peer {} adicionado com arquivos a.txt.", person.address);
+    let joins =
+        |registry: &Registry| registry.console().iter().filter(|line| **line == joined).count();
+    // The line is written beside the answer, and kill -9 does not wait for it.
+    eventually("the registry's line", || (joins(&registry) == 1).then_some(()));
+    registry.kill();
+    person.remark(&format!("Registro {} inacessível: ", registry.address));
+    person.terminal.answer(MENU, "2");
+    person.terminal.answer("Arquivo: ", "a.txt");
+    let refused = format!("Registro {} inacessível: connection refused.", registry.address);
+    person.terminal.wait_for("the search's failure", |screen| {
+        screen.lines().any(|line| line.trim_end() == refused).then_some(())
+    });
+    registry.restart();
+    person.remark(&format!("Registro {} alcançado de novo.", registry.address));
+    person.search("2", "a.txt", &[person.address]);
+    person.leave();
+    eventually("the registry's second line", || (joins(&registry) == 2).then_some(()));
+}
+
+#[test]
+fn from_a_pipe_only_the_lines_of_the_specification_are_on_standard_output() {
+    let registry = Registry::start(&[]);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    let film = noise(3_000_000, "film");
+    write(&other, "film.mkv", &film);
+    let addresses = free_addresses(2);
+    let _peer = registry.share(&other, &["--listen", &addresses[1].to_string()]);
+    let folder = folder.canonicalize().unwrap();
+    let mut child = Command::new(ACERVO)
+        .args(["peer", "--registry", &registry.address()])
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Enter takes the address that the search has found.
+    let typed = format!(
+        "1\n{ip}\n{port}\n{folder}\n2\nfilm.mkv\n3\n\n\n",
+        ip = addresses[0].ip(),
+        port = addresses[0].port(),
+        folder = folder.display(),
+    );
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), typed.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(exited_with(output.status, 0));
+    let out = String::from_utf8(output.stdout).unwrap();
+    let mut lines: Vec<&str> = out.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            &format!("Arquivo film.mkv baixado com sucesso na pasta {}", folder.display()),
+            &format!("Sou peer {} com arquivos ", addresses[0]),
+            &format!("peers com arquivo solicitado: {}", addresses[1]),
+        ]
+    );
+    assert!(std::fs::read(folder.join("film.mkv")).unwrap() == film);
+}

@@ -1,0 +1,322 @@
+//! Transfers between processes: what can only be seen when one of them is killed, stopped, or has a
+//! disk or memory of its own.
+//!
+//! This file brings its own `main`, because its tests run it again as the processes they need.
+
+mod share_support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use acervo::limits::{CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
+use acervo::share::content::Manifest;
+use acervo::share::fetch::{Fetch, FetchError, FetchOptions, SourceState};
+use acervo::share::greeting;
+use acervo::share::offer::Catalog;
+use acervo::share::serve::ServeOptions;
+use acervo::share::types::{ContentId, PeerId};
+use acervo::wire::codec;
+use acervo::wire::frame::Deframer;
+use acervo::wire::message::Message;
+use acervo::wire::share::{PeerReply, PeerRequest, Source};
+use share_support::shelf::{Shelf, manifest_of, serve_with};
+use share_support::{PATIENCE, options, source};
+
+const MIB: usize = CHUNK_BYTES;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["child-serve", path, limit] => return child_serve(path, limit),
+        ["child-fetch", to, size, content, limit, ref sources @ ..] => {
+            return child_fetch(to, size, content, limit, sources);
+        }
+        _ => {}
+    }
+    let tests: [(&str, fn()); 4] = [
+        ("a_download_killed_at_half_fetches_only_the_rest", killed_at_half),
+        ("a_source_that_is_stopped_is_replaced", stopped_source),
+        ("a_disk_too_small_is_said_before_the_first_byte", small_disk),
+        ("twenty_downloads_at_once_take_little_memory", twenty_downloads),
+    ];
+    let wanted = arguments.iter().find(|argument| !argument.starts_with('-'));
+    let is_listing = arguments.iter().any(|argument| argument == "--list");
+    for (name, test) in tests {
+        if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {
+            continue;
+        }
+        if is_listing {
+            println!("{name}: test");
+            continue;
+        }
+        // A failing test panics, which ends the process with the status that cargo looks for.
+        test();
+        println!("test {name} ... ok");
+    }
+}
+
+// ---- children ----------------------------------------------------------------------------------
+
+/// Serves a file until its input is closed.
+fn child_serve(path: &str, limit: &str) {
+    let shelf = Arc::new(Shelf::default());
+    shelf.add(Path::new(path));
+    let catalogs: Vec<Arc<dyn Catalog>> = vec![shelf];
+    let limit_bytes_per_s = limit.parse().ok().filter(|limit| *limit > 0);
+    let server =
+        serve_with(ServeOptions { catalogs, limit_bytes_per_s, ..ServeOptions::default() });
+    println!("{}", server.address());
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Fetches a file, and says how far it is all the while: `done BYTES`, `lost ADDRESS`, and in the end
+/// `fetched BYTES kept BYTES` or `error SENTENCE`.
+fn child_fetch(to: &str, size: &str, content: &str, limit: &str, sources: &[&str]) {
+    let id: Vec<u8> =
+        (0..32).map(|i| u8::from_str_radix(&content[2 * i..2 * i + 2], 16).unwrap()).collect();
+    let (content, size) = (ContentId(id.try_into().unwrap()), size.parse().unwrap());
+    let sources: Vec<Source> = sources
+        .iter()
+        .map(|address| {
+            let address: SocketAddr = address.parse().unwrap();
+            Source { peer: PeerId(u64::from(address.port())), address, size, content }
+        })
+        .collect();
+    let empty = Manifest::of_bytes(b"").unwrap();
+    let handle = Fetch::start(FetchOptions {
+        content,
+        size,
+        limit_bytes_per_s: limit.parse().ok().filter(|limit| *limit > 0),
+        ..options(&empty, Path::new(to), sources)
+    })
+    .unwrap();
+    loop {
+        let result = handle.wait_for(Duration::from_millis(10));
+        let progress = handle.progress();
+        println!("done {}", progress.done_bytes);
+        for source in progress.sources {
+            if let SourceState::Lost(_) = source.state {
+                println!("lost {}", source.address);
+            }
+        }
+        match result {
+            None => {}
+            Some(Ok(outcome)) => {
+                return println!("fetched {} kept {}", outcome.fetched_bytes, outcome.kept_bytes);
+            }
+            Some(Err(error @ FetchError::NoRoom { .. })) => return println!("no room: {error}"),
+            Some(Err(error)) => return println!("error {error}"),
+        }
+    }
+}
+
+/// A child whose output is read line by line; killed when it is dropped.
+struct Process {
+    child: Child,
+    _input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Process {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Process { child, _input: input, output }
+    }
+
+    fn serve(path: &Path, limit: usize) -> (Process, SocketAddr) {
+        let mut process = Process::start(own().arg("child-serve").arg(path).arg(limit.to_string()));
+        let address = process.line().unwrap().parse().unwrap();
+        (process, address)
+    }
+
+    fn fetch(to: &Path, manifest: &Manifest, limit: usize, sources: &[SocketAddr]) -> Process {
+        let mut command = own();
+        command.arg("child-fetch").arg(to).arg(manifest.size().to_string());
+        command.arg(manifest.content().to_string()).arg(limit.to_string());
+        Process::start(command.args(sources.iter().map(SocketAddr::to_string)))
+    }
+
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let length = self.output.read_line(&mut line).unwrap();
+        (length > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// The line that begins with `word`, the rest of it.
+    fn line_with(&mut self, word: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline
+            && let Some(line) = self.line()
+        {
+            if let Some(rest) = line.strip_prefix(word) {
+                return rest.trim().to_owned();
+            }
+            assert!(!line.starts_with("error"), "{line}");
+        }
+        panic!("no line with {word:?}");
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn own() -> Command {
+    Command::new(std::env::current_exe().unwrap())
+}
+
+fn assert_same(one: &Path, other: &Path) {
+    assert!(std::fs::read(one).unwrap() == std::fs::read(other).unwrap(), "the files differ");
+}
+
+// ---- tests -------------------------------------------------------------------------------------
+
+fn killed_at_half() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = share_support::file(folder.path(), 96 * MIB + 1000, 1);
+    let manifest = manifest_of(&path);
+    let (_server, address) = Process::serve(&path, 0);
+    // Slow enough to be caught half-way.
+    let mut first = Process::fetch(to.path(), &manifest, 48 * MIB, &[address]);
+    let mut done = 0;
+    while done < manifest.size() / 2 {
+        done = first.line_with("done").parse().unwrap();
+    }
+    first.signal(rustix::process::Signal::KILL);
+    drop(first);
+    assert!(!to.path().join("film.mkv").exists());
+
+    let mut second = Process::fetch(to.path(), &manifest, 0, &[address]);
+    let told = second.line_with("fetched");
+    let (fetched, kept) = told.split_once(" kept ").unwrap();
+    let (fetched, kept): (u64, u64) = (fetched.parse().unwrap(), kept.parse().unwrap());
+    assert!(kept >= done, "{kept} kept of {done}");
+    assert_eq!(fetched + kept, manifest.size());
+    assert_same(&path, &to.path().join("film.mkv"));
+}
+
+fn stopped_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = share_support::file(folder.path(), 80 * MIB, 2);
+    let manifest = manifest_of(&path);
+    let (_one, first) = Process::serve(&path, 16 * MIB);
+    let (two, second) = Process::serve(&path, 16 * MIB);
+    let mut fetch = Process::fetch(to.path(), &manifest, 0, &[first, second]);
+    let mut done: u64 = 0;
+    while done < 8 * MIB as u64 {
+        done = fetch.line_with("done").parse().unwrap();
+    }
+    two.signal(rustix::process::Signal::STOP);
+    let lost = fetch.line_with("lost");
+    assert_eq!(lost, second.to_string());
+    fetch.line_with("fetched");
+    assert_same(&path, &to.path().join("film.mkv"));
+    two.signal(rustix::process::Signal::CONT);
+}
+
+/// Where this user may mount a file system in a name space of its own.
+fn small_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = share_support::file(folder.path(), 16 * MIB, 3);
+    let manifest = manifest_of(&path);
+    let (_server, address) = Process::serve(&path, 0);
+    let unshare = ["--mount", "--map-root-user", "sh", "-c"];
+    let mount = format!("mount -t tmpfs -o size=9m none '{}'", to.path().display());
+    let permitted =
+        Command::new("unshare").args(unshare).arg(&mount).stderr(Stdio::null()).status();
+    if !permitted.is_ok_and(|status| status.success()) {
+        return println!("not permitted to mount a file system: the small disk is not tried");
+    }
+    let own = std::env::current_exe().unwrap();
+    let script = format!(
+        "{mount} && '{}' child-fetch '{}' {} {} 0 {address}; echo left $(ls -A '{}' | wc -l)",
+        own.display(),
+        to.path().display(),
+        manifest.size(),
+        manifest.content(),
+        to.path().display(),
+    );
+    let mut fetch = Process::start(Command::new("unshare").args(unshare).arg(script));
+    let mut said = Vec::new();
+    while let Some(line) = fetch.line() {
+        said.push(line);
+    }
+    let (done, rest): (Vec<&String>, Vec<&String>) =
+        said.iter().partition(|line| line.starts_with("done"));
+    assert!(done.iter().all(|line| *line == "done 0"), "{said:?}");
+    assert_eq!(rest.len(), 2, "{said:?}");
+    assert!(rest[0].starts_with("no room: no room for") && rest[0].contains("free"), "{said:?}");
+    assert_eq!(rest[1], "left 0");
+}
+
+/// Peak resident memory of a process, in bytes.
+fn peak_memory(process: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() * 1024
+}
+
+fn twenty_downloads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.bin");
+    // Holes are read like anything else.
+    std::fs::File::create(&path).unwrap().set_len(512 * MIB as u64).unwrap();
+    let manifest = manifest_of(&path);
+    let (server, address) = Process::serve(&path, 0);
+    let content = source(address, &manifest).content;
+    let threads: Vec<_> =
+        (0..20).map(|_| std::thread::spawn(move || take_chunks(address, content, 40))).collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let peak = peak_memory(server.child.id());
+    assert!(peak < 64 << 20, "{peak} bytes resident");
+}
+
+/// Asks for chunks, as many at once as a server takes from one, and throws them away.
+fn take_chunks(address: SocketAddr, content: ContentId, count: u64) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut said = greeting::frame(&greeting::hello()).unwrap();
+    for id in 0..count {
+        let body = PeerRequest::Chunk { content, index: id };
+        said.extend(greeting::frame(&Message::Share { id, body }).unwrap());
+    }
+    stream.write_all(&said).unwrap();
+    let mut deframer = Deframer::new(SHARE_FRAME_BYTES_MAX);
+    let (mut taken, mut nowhere) = (0, vec![0; MIB]);
+    while taken < count {
+        let Some(frame) = deframer.next_frame().unwrap() else {
+            let received = stream.read(deframer.spare()).unwrap();
+            assert!(received > 0, "closed after {taken} chunks");
+            deframer.commit(received);
+            continue;
+        };
+        match codec::decode(frame).unwrap() {
+            Message::Welcome(_) => {}
+            Message::ShareReply { body: PeerReply::Chunk { length }, .. } => {
+                let length = length as usize;
+                let here = deframer.take_raw(&mut nowhere[..length]);
+                stream.read_exact(&mut nowhere[here..length]).unwrap();
+                taken += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

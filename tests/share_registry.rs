@@ -1,0 +1,501 @@
+//! The registry over its sockets: what it answers to whoever keeps to the protocol, and to whoever does
+//! not. Against a real process.
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use acervo::limits;
+use acervo::share::names::FileName;
+use acervo::share::types::{ContentId, FileEntry, PeerId};
+use acervo::types::{ClusterId, NodeId};
+use acervo::wire::codec;
+use acervo::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION};
+use acervo::wire::share::{RegistryReply, RegistryRequest, Source};
+use support::share::{Registry, noise, write};
+use support::{PATIENCE, eventually, exited_with};
+
+/// A connection whose bytes are made by hand.
+struct Raw {
+    stream: TcpStream,
+    next_id: u64,
+}
+
+impl Raw {
+    fn dial(registry: &Registry) -> Raw {
+        let stream = TcpStream::connect(registry.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Raw { stream, next_id: 0 }
+    }
+
+    fn greeted(registry: &Registry) -> Raw {
+        let mut raw = Raw::dial(registry);
+        raw.send(&hello(HelloRole::Share));
+        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        raw
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
+    fn send(&mut self, message: &Message) {
+        self.stream.write_all(&frame(message)).unwrap();
+    }
+
+    /// The next message; `None` at the end of the stream.
+    fn receive(&mut self) -> Option<Message> {
+        let mut header = [0; 4];
+        match self.stream.read_exact(&mut header) {
+            Ok(()) => {}
+            // A registry that was sent more than it reads resets the connection.
+            Err(error) => match error.kind() {
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => return None,
+                _ => panic!("{error}"),
+            },
+        }
+        let mut body = vec![0; u32::from_be_bytes(header) as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        Some(codec::decode(&body).unwrap())
+    }
+
+    fn ask(&mut self, body: RegistryRequest) -> RegistryReply {
+        self.next_id += 1;
+        self.send(&Message::Registry { id: self.next_id, body });
+        match self.receive() {
+            Some(Message::RegistryReply { id, body }) if id == self.next_id => body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn join(&mut self, peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryReply {
+        self.ask(join(peer, port, files))
+    }
+
+    fn search(&mut self, wanted: &str) -> Vec<Source> {
+        match self.ask(RegistryRequest::Search { name: name(wanted) }) {
+            RegistryReply::Sources(sources) => sources,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn who_has(&mut self, wanted: &str) -> Vec<u64> {
+        self.search(wanted).into_iter().map(|source| source.peer.0).collect()
+    }
+
+    /// The sentence with which the connection is refused, after which nothing comes.
+    fn refusal(&mut self) -> String {
+        let Some(Message::Refused { reason }) = self.receive() else { panic!("not refused") };
+        assert!(self.receive().is_none());
+        reason
+    }
+}
+
+fn frame(message: &Message) -> Vec<u8> {
+    let mut frame = Vec::new();
+    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+    frame
+}
+
+fn hello(role: HelloRole) -> Message {
+    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role })
+}
+
+fn name(name: &str) -> FileName {
+    FileName::new(name).unwrap()
+}
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 1, 2, 3], port))
+}
+
+fn file(of: &str, what: u8) -> FileEntry {
+    FileEntry { name: name(of), size: u64::from(what), content: ContentId([what; 32]) }
+}
+
+fn join(peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryRequest {
+    RegistryRequest::Join { peer: PeerId(peer), address: at(port), files, part: 0, last: true }
+}
+
+#[test]
+fn join_search_update_and_leave() {
+    let registry = Registry::start(&[]);
+    let mut first = Raw::greeted(&registry);
+    let mut second = Raw::greeted(&registry);
+    assert_eq!(first.search("a.mp4"), []);
+    let files = vec![file("a.mp4", 1), file("coração.txt", 2)];
+    assert_eq!(first.join(1, 5001, files), RegistryReply::JoinOk);
+    assert_eq!(second.join(2, 5002, vec![]), RegistryReply::JoinOk);
+    let source = |peer: u64, what: u8| Source {
+        peer: PeerId(peer),
+        address: at(5000 + peer as u16),
+        size: u64::from(what),
+        content: ContentId([what; 32]),
+    };
+    assert_eq!(second.search("a.mp4"), [source(1, 1)]);
+    assert_eq!(second.search("A.mp4"), [], "names are matched exactly");
+    assert_eq!(second.search("a"), []);
+
+    let update = RegistryRequest::Update { added: vec![file("a.mp4", 1)], removed: vec![] };
+    assert_eq!(second.ask(update), RegistryReply::UpdateOk);
+    assert_eq!(first.search("a.mp4"), [source(1, 1), source(2, 1)]);
+    let gone = RegistryRequest::Update { added: vec![], removed: vec![name("a.mp4")] };
+    assert_eq!(first.ask(gone), RegistryReply::UpdateOk);
+    assert_eq!(first.search("a.mp4"), [source(2, 1)]);
+    assert_eq!(second.ask(RegistryRequest::Leave), RegistryReply::LeaveOk);
+    assert_eq!(first.search("a.mp4"), []);
+    // Who has left can still ask, but is nobody's source.
+    assert_eq!(second.search("coração.txt"), [source(1, 2)]);
+
+    let from = second.address();
+    let lines = [
+        format!("Peer {} solicitou arquivo a.mp4.", first.address()),
+        "Peer 10.1.2.3:5001 adicionado com arquivos a.mp4 coração.txt.".to_owned(),
+        "Peer 10.1.2.3:5002 adicionado com arquivos .".to_owned(),
+        "Peer 10.1.2.3:5002 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 10.1.2.3:5002 solicitou arquivo A.mp4.".to_owned(),
+        "Peer 10.1.2.3:5002 solicitou arquivo a.".to_owned(),
+        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
+        format!("Peer {from} solicitou arquivo coração.txt."),
+    ];
+    let shown = eventually("every line", || {
+        let shown = registry.console();
+        (shown.len() >= lines.len()).then_some(shown)
+    });
+    assert_eq!(shown, lines);
+}
+
+#[test]
+fn a_long_list_comes_in_parts_and_counts_when_it_is_whole() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (mut peer, mut other) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    let part = |part, last, files| RegistryRequest::Join {
+        peer: PeerId(1),
+        address: at(5001),
+        files,
+        part,
+        last,
+    };
+    peer.join(1, 5001, vec![file("old", 1)]);
+    assert_eq!(peer.ask(part(0, false, vec![file("new-1", 1)])), RegistryReply::JoinOk);
+    assert_eq!(peer.ask(part(1, false, vec![file("new-2", 1)])), RegistryReply::JoinOk);
+    assert_eq!((other.who_has("old"), other.who_has("new-1")), (vec![1], vec![]));
+    assert_eq!(peer.ask(part(2, true, vec![])), RegistryReply::JoinOk);
+    assert_eq!((other.who_has("old"), other.who_has("new-1")), (vec![], vec![1]));
+    assert_eq!(other.who_has("new-2"), [1]);
+
+    // A part out of order ends that list, and only that.
+    assert_eq!(peer.ask(part(0, false, vec![file("x", 1)])), RegistryReply::JoinOk);
+    for wrong in [part(2, false, vec![]), part(1, true, vec![])] {
+        let reply = peer.ask(wrong);
+        assert!(
+            matches!(&reply, RegistryReply::Error { message, retry_after_ms: 0 }
+            if message.contains("does not follow")),
+            "{reply:?}"
+        );
+    }
+    assert_eq!((other.who_has("x"), other.who_has("new-1")), (vec![], vec![1]));
+}
+
+#[test]
+fn a_peer_has_a_limit_on_files_and_what_it_had_still_stands() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut peer = Raw::greeted(&registry);
+    peer.join(1, 5001, vec![file("kept", 1)]);
+    let parts = limits::FILES_PER_PEER_MAX / limits::FILES_PER_FRAME;
+    for part in 0..=parts {
+        let number = if part == parts { 1 } else { limits::FILES_PER_FRAME };
+        let files = (0..number).map(|n| file(&format!("{part}-{n}"), 1)).collect();
+        let (part, last) = (part as u32, part == parts);
+        let join = RegistryRequest::Join { peer: PeerId(1), address: at(5001), files, part, last };
+        let reply = peer.ask(join);
+        if last {
+            assert!(
+                matches!(&reply, RegistryReply::Error { message, .. }
+                if message.contains("at most 65536 files")),
+                "{reply:?}"
+            );
+        } else {
+            assert_eq!(reply, RegistryReply::JoinOk);
+        }
+    }
+    assert_eq!((peer.who_has("kept"), peer.who_has("0-0")), (vec![1], vec![]));
+}
+
+#[test]
+fn who_falls_silent_is_forgotten_and_may_come_back() {
+    let registry = Registry::start(&["--silence-timeout", "2s"]);
+    let (mut silent, mut other) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    silent.join(1, 5001, vec![file("a", 1)]);
+    other.join(2, 5002, vec![file("a", 1)]);
+    eventually("the silent peer is forgotten", || {
+        assert_eq!(other.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+        (other.who_has("a") == [2]).then_some(())
+    });
+    assert_eq!(silent.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
+    let update = RegistryRequest::Update { added: vec![file("b", 1)], removed: vec![] };
+    assert_eq!(silent.ask(update), RegistryReply::NotJoined);
+    assert_eq!(silent.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(other.who_has("a"), [1, 2]);
+}
+
+#[test]
+fn who_is_gone_is_forgotten_unless_it_has_come_back_already() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (mut old, mut new) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    let mut other = Raw::greeted(&registry);
+    old.join(1, 5001, vec![file("a", 1)]);
+    // The same peer over another connection: its old one is not about it any more.
+    new.join(1, 5009, vec![file("a", 1)]);
+    assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
+    assert_eq!(old.ask(RegistryRequest::Leave), RegistryReply::NotJoined);
+    drop(old);
+    assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+    let sources = other.search("a");
+    assert_eq!((sources.len(), sources[0].address), (1, at(5009)));
+    drop(new);
+    eventually("the peer is forgotten", || other.search("a").is_empty().then_some(()));
+}
+
+#[test]
+fn who_fetches_is_a_source_of_the_content_and_of_no_name() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (mut whole, mut part) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    whole.join(2, 5002, vec![file("a", 1), file("same under another name", 1)]);
+    part.join(1, 5001, vec![]);
+    let content = ContentId([1; 32]);
+    let fetching = RegistryRequest::Fetching { content, size: 1 };
+    assert_eq!(part.ask(fetching), RegistryReply::UpdateOk);
+    let sources = |raw: &mut Raw| match raw.ask(RegistryRequest::SearchContent { content }) {
+        RegistryReply::Sources(sources) => {
+            sources.into_iter().map(|source| source.peer.0).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(sources(&mut whole), [2, 1], "those who have it whole come first");
+    assert_eq!(whole.who_has("a"), [2]);
+    assert_eq!(part.ask(RegistryRequest::Fetched { content }), RegistryReply::UpdateOk);
+    assert_eq!(sources(&mut whole), [2]);
+}
+
+#[test]
+fn an_address_of_zeros_is_where_the_peer_comes_from() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut peer = Raw::greeted(&registry);
+    let anywhere = SocketAddr::from(([0, 0, 0, 0], 5001));
+    let files = vec![file("a", 1)];
+    let join = |address| RegistryRequest::Join {
+        peer: PeerId(1),
+        address,
+        files: files.clone(),
+        part: 0,
+        last: true,
+    };
+    assert_eq!(peer.ask(join(anywhere)), RegistryReply::JoinOk);
+    let expected = SocketAddr::new(peer.address().ip(), 5001);
+    assert_eq!(peer.search("a")[0].address, expected);
+    let reply = peer.ask(join(SocketAddr::from(([10, 0, 0, 1], 0))));
+    assert!(matches!(reply, RegistryReply::Error { .. }), "{reply:?}");
+}
+
+#[test]
+fn many_requests_at_once_are_answered_in_order() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut peer = Raw::greeted(&registry);
+    let mut bytes = frame(&Message::Registry { id: 0, body: join(1, 5001, vec![]) });
+    for id in 1..2000 {
+        let body = match id % 2 {
+            1 => RegistryRequest::Update { added: vec![file("a", id as u8)], removed: vec![] },
+            _ => RegistryRequest::Search { name: name("a") },
+        };
+        bytes.extend(frame(&Message::Registry { id, body }));
+    }
+    let mut writing = peer.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || writing.write_all(&bytes).unwrap());
+    for expected in 0..2000 {
+        let Some(Message::RegistryReply { id, body }) = peer.receive() else { panic!("no reply") };
+        assert_eq!(id, expected);
+        if let RegistryReply::Sources(sources) = body {
+            assert_eq!(sources[0].content, ContentId([(id - 1) as u8; 32]), "after its UPDATE");
+        }
+    }
+    writer.join().unwrap();
+}
+
+/// A frame that holds a name no [`FileName`] can be: made with another of the same length.
+fn with_name(name: &[u8], message: impl Fn(FileName) -> Message) -> Vec<u8> {
+    let stand_in = "N".repeat(name.len());
+    let mut bytes = frame(&message(FileName::new(&stand_in).unwrap()));
+    let place = bytes.windows(name.len()).position(|w| w == stand_in.as_bytes()).unwrap();
+    bytes[place..place + name.len()].copy_from_slice(name);
+    bytes
+}
+
+#[test]
+fn names_that_attack_are_refused_at_the_door() {
+    let registry = Registry::start(&[]);
+    let mut witness = Raw::greeted(&registry);
+    witness.join(9, 5009, vec![file("good", 1)]);
+    let join_with = |name| {
+        let files = vec![FileEntry { name, size: 1, content: ContentId([1; 32]) }];
+        Message::Registry { id: 1, body: join(1, 5001, files) }
+    };
+    let search_for = |name| Message::Registry { id: 1, body: RegistryRequest::Search { name } };
+    let update_with = |name| Message::Registry {
+        id: 1,
+        body: RegistryRequest::Update { added: vec![], removed: vec![name] },
+    };
+    let attacks: [&[u8]; 17] = [
+        b"../x",
+        b"..",
+        b".",
+        b"/etc/passwd",
+        b"C:\\x",
+        b"a\\b",
+        b"a/b",
+        b"a\0b",
+        b"a\nb",
+        b"\x1b[2Jx",
+        b"\xff\xfe",
+        b"CON",
+        b"nul.txt",
+        b"com1",
+        b"ends with a dot.",
+        b"film.PART",
+        b"a\x7fb",
+    ];
+    for attack in attacks {
+        for bytes in [
+            with_name(attack, join_with),
+            with_name(attack, search_for),
+            with_name(attack, update_with),
+        ] {
+            let mut raw = Raw::greeted(&registry);
+            raw.stream.write_all(&bytes).unwrap();
+            let reason = raw.refusal();
+            assert!(!reason.chars().any(char::is_control), "{reason:?}");
+        }
+        assert_eq!(witness.who_has("good"), [9]);
+    }
+    let long = |length: usize| "n".repeat(length);
+    let longest = long(limits::FILE_NAME_BYTES_MAX);
+    let mut raw = Raw::greeted(&registry);
+    assert_eq!(raw.join(1, 5001, vec![file(&longest, 1)]), RegistryReply::JoinOk);
+    assert_eq!(witness.who_has(&longest), [1]);
+    // One byte more: a name cut short in the encoding's length byte would not do, so it is built anew.
+    let mut bytes = frame(&search_for(name(&longest)));
+    let place = bytes.windows(3).position(|w| w == [0xd9, 0xff, b'n']).unwrap();
+    bytes.splice(place..place + 2, [0xda, 1, 0]);
+    bytes.push(b'n');
+    let length = (bytes.len() - 4) as u32;
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    raw.stream.write_all(&bytes).unwrap();
+    assert!(raw.refusal().contains("at most 255 bytes, not 256"));
+    assert!(registry.console().iter().all(|line| !line.chars().any(char::is_control)));
+}
+
+#[test]
+fn whoever_breaks_the_protocol_loses_the_connection_and_nobody_else() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut witness = Raw::greeted(&registry);
+    witness.join(9, 5009, vec![file("good", 1)]);
+    let first_words: [(Vec<u8>, &str); 6] = [
+        (frame(&Message::Ping { nonce: 1 }), "begins with HELLO"),
+        (frame(&hello(HelloRole::Client)), "a store needs an acervo server"),
+        (
+            frame(&hello(HelloRole::Server { node: NodeId(1), incarnation: 1 })),
+            "a store needs an acervo server",
+        ),
+        (
+            frame(&Message::Hello(Hello {
+                protocol: PROTOCOL_VERSION + 1,
+                cluster: ClusterId(0),
+                role: HelloRole::Share,
+            })),
+            "protocol version",
+        ),
+        (vec![0, 0, 0, 0], "empty"),
+        (vec![0, 0, 0, 1, 0xc1], "does not hold a message"),
+    ];
+    for (bytes, expected) in first_words {
+        let mut raw = Raw::dial(&registry);
+        raw.stream.write_all(&bytes).unwrap();
+        let reason = raw.refusal();
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let later: [Vec<u8>; 4] = [
+        frame(&hello(HelloRole::Share)),
+        frame(&Message::RegistryReply { id: 1, body: RegistryReply::JoinOk }),
+        (limits::REGISTRY_FRAME_BYTES_MAX as u32 + 1).to_be_bytes().to_vec(),
+        vec![0, 0, 0, 3, 0xdd, 0xff, 0xff],
+    ];
+    for bytes in later {
+        let mut raw = Raw::greeted(&registry);
+        raw.stream.write_all(&bytes).unwrap();
+        assert!(!raw.refusal().is_empty());
+    }
+    let mut stranger = Raw::greeted(&registry);
+    for request in [RegistryRequest::KeepAlive, RegistryRequest::Leave] {
+        assert_eq!(stranger.ask(request), RegistryReply::NotJoined);
+    }
+    stranger.send(&Message::Ping { nonce: 77 });
+    assert_eq!(stranger.receive(), Some(Message::Pong { nonce: 77 }));
+    assert_eq!(witness.who_has("good"), [9]);
+}
+
+#[test]
+fn peers_come_back_by_themselves_when_the_registry_does() {
+    let mut registry = Registry::start(&[]);
+    let folder = registry.folder("films");
+    write(&folder, "film.mkv", &noise(100_000, "film"));
+    let peer = registry.share(&folder, &[]);
+    let before = Raw::greeted(&registry).search("film.mkv");
+    assert_eq!(before.len(), 1);
+    for _ in 0..2 {
+        registry.kill();
+        eventually("the peer notices", || peer.err().contains("trying again").then_some(()));
+        // What happens while the registry is away is not lost.
+        write(&folder, "new.txt", b"new");
+        registry.restart();
+        let sources = eventually("the peer is back", || {
+            let sources = Raw::greeted(&registry).search("film.mkv");
+            (!sources.is_empty()).then_some(sources)
+        });
+        assert_eq!(sources, before, "the same peer at the same address");
+    }
+    eventually("the new file is offered", || {
+        (!Raw::greeted(&registry).search("new.txt").is_empty()).then_some(())
+    });
+    // A peer that is stopped leaves.
+    let mut peer = peer;
+    peer.signal(rustix::process::Signal::TERM);
+    assert!(exited_with(peer.wait(), 0));
+    assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
+    registry.process().signal(rustix::process::Signal::TERM);
+    assert!(exited_with(registry.process().wait(), 0));
+}
+
+#[test]
+fn a_peer_that_was_killed_is_not_offered_for_long() {
+    let registry = Registry::start(&["--console", "off"]);
+    let folder = registry.folder("films");
+    write(&folder, "film.mkv", b"film");
+    let peer = registry.share(&folder, &[]);
+    let mut asker = Raw::greeted(&registry);
+    assert_eq!(asker.search("film.mkv").len(), 1);
+    // Killed, not stopped.
+    drop(peer);
+    eventually("it is forgotten", || asker.search("film.mkv").is_empty().then_some(()));
+}
+
+#[test]
+fn a_connection_that_says_nothing_is_not_kept() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut raw = Raw::dial(&registry);
+    let reason = raw.refusal();
+    assert!(reason.contains(&format!("within {} seconds", limits::HANDSHAKE_TIMEOUT.as_secs())));
+}

@@ -1,0 +1,904 @@
+//! Transfers between a real server, or a source that does not behave, and a real download.
+
+mod share_support;
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use acervo::limits::{CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
+use acervo::share::chunks::{ChunkSet, SharedChunks};
+use acervo::share::content::{Manifest, chunk_count};
+use acervo::share::fetch::{
+    self, Fetch, FetchError, FetchHandle, FetchOptions, FindError, Outcome, Phase, SourceState,
+};
+use acervo::share::greeting;
+use acervo::share::names::FileName;
+use acervo::share::offer::{Available, Catalog, FileStamp, Offer, Partials};
+use acervo::share::serve::{ServeOptions, Server};
+use acervo::wire::codec;
+use acervo::wire::frame::Deframer;
+use acervo::wire::message::Message;
+use acervo::wire::share::{DenialCode, PeerReply, PeerRequest, Source};
+use share_support::shelf::{self, Shelf, local, serve_with};
+use share_support::{PATIENCE, bytes, options, source};
+use tempfile::TempDir;
+
+const MIB: usize = CHUNK_BYTES;
+
+/// A file that a real server serves, and a folder to fetch it to.
+struct Scene {
+    _shared: TempDir,
+    to: TempDir,
+    path: std::path::PathBuf,
+    bytes: Vec<u8>,
+    manifest: Arc<Manifest>,
+    shelf: Arc<Shelf>,
+    server: Server,
+}
+
+/// A server of these.
+fn serve(catalogs: Vec<Arc<dyn Catalog>>) -> Server {
+    serve_with(ServeOptions { catalogs, ..ServeOptions::default() })
+}
+
+impl Scene {
+    fn new(length: usize) -> Scene {
+        Scene::with(length, |_| {})
+    }
+
+    fn with(length: usize, change: impl FnOnce(&mut ServeOptions)) -> Scene {
+        let shared = tempfile::tempdir().unwrap();
+        let path = share_support::file(shared.path(), length, length as u64);
+        let shelf = Arc::new(Shelf::default());
+        let manifest = shelf.add(&path);
+        let catalogs: Vec<Arc<dyn Catalog>> = vec![Arc::clone(&shelf) as Arc<dyn Catalog>];
+        let mut options = ServeOptions { catalogs, ..ServeOptions::default() };
+        change(&mut options);
+        Scene {
+            to: tempfile::tempdir().unwrap(),
+            bytes: std::fs::read(&path).unwrap(),
+            path,
+            manifest,
+            shelf,
+            server: serve_with(options),
+            _shared: shared,
+        }
+    }
+
+    fn source(&self) -> Source {
+        source(self.server.address(), &self.manifest)
+    }
+
+    fn options(&self, sources: Vec<Source>) -> FetchOptions {
+        options(&self.manifest, self.to.path(), sources)
+    }
+
+    fn fake(&self, trick: Trick) -> Fake {
+        Fake::start(self.bytes.clone(), trick)
+    }
+
+    fn assert_whole(&self, outcome: &Outcome) {
+        assert_eq!(outcome.path, self.to.path().join("film.mkv"));
+        assert!(std::fs::read(&outcome.path).unwrap() == self.bytes, "other bytes arrived");
+        assert_eq!(*outcome.manifest, *self.manifest);
+        assert_eq!(outcome.stamp, FileStamp::of(&std::fs::metadata(&outcome.path).unwrap()));
+        assert_eq!(names(self.to.path()), ["film.mkv"]);
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn start(options: FetchOptions) -> FetchHandle {
+    Fetch::start(options).unwrap()
+}
+
+fn run(options: FetchOptions) -> Result<Outcome, FetchError> {
+    start(options).wait_for(PATIENCE).expect("the download ends in time")
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// What a fake source does when it is asked for its `after`th chunk and those that follow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Trick {
+    Honest,
+    WrongBytes {
+        after: usize,
+    },
+    /// Announces fewer bytes than the chunk has.
+    ShortChunk {
+        after: usize,
+    },
+    /// Announces the right number and closes before the last ones.
+    CutChunk {
+        after: usize,
+    },
+    /// Sends a mebibyte more than it announced.
+    LongChunk {
+        after: usize,
+    },
+    Announces {
+        length: u32,
+    },
+    Nothing {
+        after: usize,
+    },
+    Trickle {
+        after: usize,
+    },
+    /// Half a chunk, and then the connection stays open and silent.
+    Freeze {
+        after: usize,
+    },
+    WrongHashes,
+    TooManyHashes,
+    Unasked,
+    Denies {
+        code: DenialCode,
+    },
+    BusyAtFirst {
+        times: usize,
+    },
+    Garbage,
+}
+
+/// A source that speaks the protocol, up to a point.
+struct Fake {
+    address: SocketAddr,
+    manifest: Manifest,
+    asked: Arc<Mutex<HashMap<u64, usize>>>,
+    connections: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Fake {
+    fn start(bytes: Vec<u8>, trick: Trick) -> Fake {
+        let listener = TcpListener::bind(local()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let manifest = Manifest::of_bytes(&bytes).unwrap();
+        let fake = Fake {
+            address,
+            manifest: manifest.clone(),
+            asked: Arc::default(),
+            connections: Arc::default(),
+            stop: Arc::default(),
+        };
+        let (asked, connections, stop) =
+            (Arc::clone(&fake.asked), Arc::clone(&fake.connections), Arc::clone(&fake.stop));
+        let bytes = Arc::new(bytes);
+        std::thread::spawn(move || {
+            let served = Arc::new(AtomicU64::new(0));
+            for stream in listener.incoming() {
+                if stop.load(Ordering::SeqCst) {
+                    return;
+                }
+                connections.fetch_add(1, Ordering::SeqCst);
+                let mut talk = Talk {
+                    stream: stream.unwrap(),
+                    bytes: Arc::clone(&bytes),
+                    manifest: manifest.clone(),
+                    trick,
+                    served: Arc::clone(&served),
+                    asked: Arc::clone(&asked),
+                    stop: Arc::clone(&stop),
+                };
+                // A broken connection is the other side's right.
+                std::thread::spawn(move || drop(talk.run()));
+            }
+        });
+        fake
+    }
+
+    fn source(&self) -> Source {
+        source(self.address, &self.manifest)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+struct Talk {
+    stream: TcpStream,
+    bytes: Arc<Vec<u8>>,
+    manifest: Manifest,
+    trick: Trick,
+    served: Arc<AtomicU64>,
+    asked: Arc<Mutex<HashMap<u64, usize>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Talk {
+    fn say(&mut self, message: &Message) -> std::io::Result<()> {
+        self.stream.write_all(&greeting::frame(message).unwrap())
+    }
+
+    fn reply(&mut self, id: u64, body: PeerReply) -> std::io::Result<()> {
+        self.say(&Message::ShareReply { id, body })
+    }
+
+    fn run(&mut self) -> std::io::Result<()> {
+        let mut deframer = Deframer::new(SHARE_FRAME_BYTES_MAX);
+        loop {
+            while let Some(frame) = deframer.next_frame().unwrap() {
+                match codec::decode(frame).unwrap() {
+                    Message::Hello(_) if self.trick == Trick::Garbage => {
+                        self.stream.write_all(&[0x15; 999])?;
+                    }
+                    Message::Hello(_) => self.say(&greeting::welcome())?,
+                    Message::Share { id, body } => self.answer(id, body)?,
+                    _ => {}
+                }
+            }
+            match self.stream.read(deframer.spare())? {
+                0 => return Ok(()),
+                received => deframer.commit(received),
+            }
+        }
+    }
+
+    fn answer(&mut self, id: u64, body: PeerRequest) -> std::io::Result<()> {
+        match body {
+            PeerRequest::Watch { .. } => {
+                let runs = vec![(0, chunk_count(self.manifest.size()))];
+                self.reply(id, PeerReply::Have { runs })?;
+                if self.trick == Trick::Unasked {
+                    self.reply(id + 100, PeerReply::Chunk { length: 5 })?;
+                }
+                Ok(())
+            }
+            PeerRequest::Hashes { first, .. } => {
+                let mut hashes = self.manifest.chunks()[first as usize..].to_vec();
+                match self.trick {
+                    Trick::WrongHashes => hashes[0].0[3] ^= 4,
+                    Trick::TooManyHashes => hashes.push(hashes[0]),
+                    _ => {}
+                }
+                self.reply(id, PeerReply::Hashes { hashes })
+            }
+            PeerRequest::Chunk { index, .. } => {
+                *self.asked.lock().unwrap().entry(index).or_default() += 1;
+                self.chunk(id, index)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn chunk(&mut self, id: u64, index: u64) -> std::io::Result<()> {
+        let nth = self.served.fetch_add(1, Ordering::SeqCst) as usize;
+        let at = index as usize * MIB;
+        let mut chunk = self.bytes[at..self.bytes.len().min(at + MIB)].to_vec();
+        let length = chunk.len();
+        let mut announced = length as u32;
+        match self.trick {
+            Trick::WrongBytes { after } if nth >= after => chunk[length / 2] ^= 1,
+            Trick::ShortChunk { after } if nth >= after => {
+                chunk.truncate(length - 1);
+                announced -= 1;
+            }
+            Trick::LongChunk { after } if nth >= after => chunk.extend(vec![0xee; MIB]),
+            Trick::Announces { length } => announced = length,
+            Trick::Nothing { after } if nth >= after => return Ok(()),
+            Trick::Denies { code } => {
+                let message = "not today\u{1b}[31m".to_owned();
+                return self.reply(id, PeerReply::Denied { code, message });
+            }
+            Trick::BusyAtFirst { times } if nth < times => {
+                let (code, message) = (DenialCode::Busy, String::new());
+                return self.reply(id, PeerReply::Denied { code, message });
+            }
+            _ => {}
+        }
+        self.reply(id, PeerReply::Chunk { length: announced })?;
+        match self.trick {
+            Trick::CutChunk { after } if nth >= after => {
+                self.stream.write_all(&chunk[..length - 1])?;
+                self.stream.shutdown(Shutdown::Both)
+            }
+            Trick::Freeze { after } if nth >= after => {
+                self.stream.write_all(&chunk[..length / 2])?;
+                self.wait_for_the_end()
+            }
+            Trick::Trickle { after } if nth >= after => {
+                for byte in chunk {
+                    if self.stop.load(Ordering::SeqCst) {
+                        return Ok(());
+                    }
+                    self.stream.write_all(&[byte])?;
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Ok(())
+            }
+            _ => self.stream.write_all(&chunk),
+        }
+    }
+
+    /// Takes what still comes and answers nothing, until the other side has had enough.
+    fn wait_for_the_end(&mut self) -> std::io::Result<()> {
+        let mut nowhere = [0; 1024];
+        while self.stream.read(&mut nowhere)? > 0 {}
+        Ok(())
+    }
+}
+
+#[test]
+fn files_of_every_length_around_a_chunks_arrive() {
+    for length in [0, 1, 4095, 4096, MIB - 1, MIB, MIB + 1, 5 * MIB, 5 * MIB + 4097] {
+        let scene = Scene::new(length);
+        let outcome = run(scene.options(vec![scene.source()])).unwrap();
+        scene.assert_whole(&outcome);
+        assert_eq!((outcome.fetched_bytes, outcome.kept_bytes), (length as u64, 0));
+        let again = run(scene.options(Vec::new())).unwrap();
+        assert!(again.already_there);
+        scene.assert_whole(&again);
+    }
+}
+
+#[test]
+fn a_swarm_shares_the_work_and_progress_tells_of_it() {
+    let scene = Scene::new(64 * MIB + 99);
+    // No two of them have enough.
+    let meagre: Vec<Fake> = (0..3).map(|_| scene.fake(Trick::Nothing { after: 30 })).collect();
+    let mut sources: Vec<Source> = meagre.iter().map(Fake::source).collect();
+    sources.push(meagre[0].source());
+    let handle = start(scene.options(sources));
+    let outcome = handle.wait_for(PATIENCE).unwrap().unwrap();
+    scene.assert_whole(&outcome);
+    let progress = handle.progress();
+    assert_eq!((progress.phase, progress.done_bytes), (Phase::Ended, scene.bytes.len() as u64));
+    assert_eq!(progress.sources.len(), 3, "the same source twice is one");
+    let given: Vec<u64> = progress.sources.iter().map(|source| source.given_bytes).collect();
+    assert_eq!(given.iter().sum::<u64>(), scene.bytes.len() as u64);
+    assert!(given.iter().all(|given| *given > 0), "{given:?}");
+}
+
+/// With a good source beside it, no trick does more than cost its own chunks.
+#[test]
+fn a_hostile_source_beside_a_good_one_does_no_harm() {
+    let tricks = [
+        Trick::WrongBytes { after: 0 },
+        Trick::WrongBytes { after: 3 },
+        Trick::ShortChunk { after: 2 },
+        Trick::CutChunk { after: 1 },
+        Trick::LongChunk { after: 1 },
+        Trick::Announces { length: u32::MAX },
+        Trick::Announces { length: 0 },
+        Trick::Nothing { after: 1 },
+        Trick::Trickle { after: 1 },
+        Trick::Freeze { after: 1 },
+        Trick::WrongHashes,
+        Trick::TooManyHashes,
+        Trick::Unasked,
+        Trick::Garbage,
+        Trick::Denies { code: DenialCode::Changed },
+        Trick::Denies { code: DenialCode::NotFound },
+        Trick::Denies { code: DenialCode::Busy },
+    ];
+    for trick in tricks {
+        let scene = Scene::new(24 * MIB + 17);
+        let fake = scene.fake(trick);
+        let outcome = run(scene.options(vec![fake.source(), scene.source()]));
+        let outcome = outcome.unwrap_or_else(|error| panic!("{trick:?}: {error}"));
+        scene.assert_whole(&outcome);
+        let wasted = outcome.fetched_bytes.saturating_sub(scene.bytes.len() as u64);
+        assert!(wasted <= 8 * MIB as u64, "{trick:?}: {wasted} bytes came twice");
+    }
+}
+
+#[test]
+fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
+    let tricks = [
+        (Trick::WrongBytes { after: 3 }, "wrong bytes"),
+        (Trick::ShortChunk { after: 3 }, "wrong bytes"),
+        (Trick::WrongHashes, "wrong bytes"),
+        (Trick::TooManyHashes, "wrong bytes"),
+        (Trick::Announces { length: u32::MAX }, "wrong bytes"),
+        (Trick::Unasked, "not asked for"),
+        (Trick::Denies { code: DenialCode::Changed }, "not today"),
+    ];
+    for (trick, why) in tricks {
+        let scene = Scene::new(8 * MIB);
+        let fake = scene.fake(trick);
+        let error = run(scene.options(vec![fake.source()])).unwrap_err();
+        assert!(matches!(error, FetchError::NoSource { .. }), "{trick:?}: {error:?}");
+        let sentence = error.to_string();
+        assert!(sentence.contains(why), "{trick:?}: {sentence}");
+        assert!(!sentence.contains('\u{1b}'), "{trick:?}: {sentence:?}");
+        assert_eq!(names(scene.to.path()), ["film.mkv.part"], "{trick:?}");
+        assert_eq!(
+            fake.connections.load(Ordering::SeqCst),
+            1,
+            "{trick:?}: a liar is left for good"
+        );
+    }
+}
+
+#[test]
+fn a_silent_source_alone_ends_the_download_when_patience_does() {
+    let scene = Scene::new(8 * MIB);
+    let fake = scene.fake(Trick::Nothing { after: 2 });
+    let patience = Duration::from_millis(700);
+    let error = run(FetchOptions { patience, ..scene.options(vec![fake.source()]) }).unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+    // Nobody there at all.
+    let port = TcpListener::bind(local()).unwrap().local_addr().unwrap();
+    let options = scene.options(vec![source(port, &scene.manifest)]);
+    let error = run(FetchOptions { patience, ..options }).unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[test]
+fn a_busy_source_is_asked_again() {
+    let scene = Scene::new(6 * MIB);
+    let fake = scene.fake(Trick::BusyAtFirst { times: 3 });
+    scene.assert_whole(&run(scene.options(vec![fake.source()])).unwrap());
+}
+
+/// A download that loses its only source in the middle of a chunk leaves what is good to the next
+/// one, which notices a bit that was flipped meanwhile.
+#[test]
+fn a_download_resumes_with_what_is_missing_or_damaged() {
+    let scene = Scene::new(20 * MIB + 5);
+    let dying = scene.fake(Trick::Freeze { after: 9 });
+    let patience = Duration::from_millis(800);
+    let options = FetchOptions { patience, ..scene.options(vec![dying.source()]) };
+    let error = run(options).unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+    let part = scene.to.path().join("film.mkv.part");
+    assert_eq!(names(scene.to.path()), ["film.mkv.part"]);
+
+    let mut kept = std::fs::read(&part).unwrap();
+    let whole_chunks: Vec<usize> = (0..20)
+        .filter(|i| kept[i * MIB..(i + 1) * MIB] == scene.bytes[i * MIB..(i + 1) * MIB])
+        .collect();
+    assert_eq!(whole_chunks.len(), 9);
+    kept[whole_chunks[4] * MIB + 12_345] ^= 0x40;
+    std::fs::write(&part, kept).unwrap();
+
+    let outcome = run(scene.options(vec![scene.source()])).unwrap();
+    scene.assert_whole(&outcome);
+    assert_eq!(outcome.kept_bytes, 8 * MIB as u64);
+    assert_eq!(outcome.fetched_bytes, 12 * MIB as u64 + 5);
+}
+
+#[test]
+fn a_source_killed_within_a_chunk_is_made_up_for_by_one_that_comes_later() {
+    let scene = Scene::new(12 * MIB);
+    let dying = scene.fake(Trick::CutChunk { after: 4 });
+    let handle = start(scene.options(vec![dying.source()]));
+    wait_until("the source is lost", || {
+        matches!(handle.progress().sources.first().map(|s| &s.state), Some(SourceState::Lost(_)))
+    });
+    handle.add_source(scene.source());
+    let outcome = handle.wait_for(PATIENCE).unwrap().unwrap();
+    scene.assert_whole(&outcome);
+}
+
+#[test]
+fn two_downloads_of_a_file_into_a_folder_are_one_too_many() {
+    let scene = Scene::new(4 * MIB);
+    let silent = scene.fake(Trick::Nothing { after: 1 });
+    let first = start(scene.options(vec![silent.source()]));
+    wait_until("a chunk has arrived", || first.progress().done_bytes > 0);
+    let error = run(scene.options(vec![scene.source()])).unwrap_err();
+    assert!(matches!(error, FetchError::UnderWay(_)), "{error:?}");
+    first.add_source(scene.source());
+    scene.assert_whole(&first.wait_for(PATIENCE).unwrap().unwrap());
+}
+
+#[test]
+fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
+    let scene = Scene::new(4 * MIB);
+    let silent = scene.fake(Trick::Nothing { after: 1 });
+    let handle = start(scene.options(vec![silent.source()]));
+    wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
+    handle.cancel();
+    let error = handle.wait_for(PATIENCE).unwrap().unwrap_err();
+    assert!(matches!(error, FetchError::Cancelled), "{error:?}");
+    drop(start(scene.options(vec![silent.source()])));
+    let outcome = run(scene.options(vec![scene.source()])).unwrap();
+    assert_eq!(outcome.kept_bytes, MIB as u64);
+    scene.assert_whole(&outcome);
+}
+
+#[test]
+fn another_file_of_the_name_is_not_touched_and_refused_before_anything_is_sent() {
+    let scene = Scene::new(2 * MIB);
+    let fake = scene.fake(Trick::Honest);
+    let mine = scene.to.path().join("film.mkv");
+    for other in [vec![1; 2 * MIB], b"short".to_vec()] {
+        std::fs::write(&mine, &other).unwrap();
+        let error = run(scene.options(vec![fake.source()])).unwrap_err();
+        assert!(matches!(error, FetchError::Exists(_)), "{error:?}");
+        assert!(std::fs::read(&mine).unwrap() == other);
+        assert_eq!(names(scene.to.path()), ["film.mkv"]);
+    }
+    std::fs::remove_file(&mine).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &mine).unwrap();
+    assert!(matches!(run(scene.options(vec![fake.source()])), Err(FetchError::Exists(_))));
+    assert_eq!(fake.connections.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn folders_that_take_no_file_are_named() {
+    let scene = Scene::new(MIB);
+    for folder in [scene.path.clone(), scene.to.path().join("not there"), "/proc".into()] {
+        let error = run(options(&scene.manifest, &folder, vec![scene.source()])).unwrap_err();
+        assert!(matches!(error, FetchError::Folder { .. }), "{error:?}");
+        assert!(error.to_string().contains(folder.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_or_changes_while_it_is_served_fails_cleanly() {
+    let shrink = |path: &Path| {
+        std::fs::File::options().write(true).open(path).unwrap().set_len(MIB as u64).unwrap();
+    };
+    let change = |path: &Path| {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes.fill(3);
+        std::fs::write(path, bytes).unwrap();
+        let later = std::time::SystemTime::now() + Duration::from_secs(9);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(later).unwrap();
+    };
+    let go = |path: &Path| std::fs::remove_file(path).unwrap();
+    for (act, why) in
+        [(&shrink as &dyn Fn(&Path), "changed"), (&change, "changed"), (&go, "not in the shared")]
+    {
+        // Slow enough that the change falls into the transfer, whatever the machine does.
+        let limit = 20 * MIB as u64;
+        let scene = Scene::with(40 * MIB, |options| options.limit_bytes_per_s = Some(limit));
+        let patience = Duration::from_secs(1);
+        let handle = start(FetchOptions { patience, ..scene.options(vec![scene.source()]) });
+        wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
+        act(&scene.path);
+        let error = handle.wait_for(PATIENCE).unwrap().unwrap_err();
+        let sentence = error.to_string();
+        assert!(sentence.contains(why) || sentence.contains("not here"), "{sentence}");
+        assert!(scene.shelf.changed.load(Ordering::SeqCst) > 0, "the catalogue was not told");
+        assert_eq!(names(scene.to.path()), ["film.mkv.part"]);
+    }
+}
+
+#[test]
+fn what_is_being_downloaded_is_served_from_its_first_chunk_on() {
+    let scene = Scene::new(32 * MIB + 1);
+    // The first download gets half of the file, and waits.
+    let half = scene.fake(Trick::Nothing { after: 16 });
+    let partials = Arc::new(Partials::default());
+    let first_options = FetchOptions {
+        partials: Some(Arc::clone(&partials)),
+        ..scene.options(vec![half.source()])
+    };
+    let first = start(first_options);
+    let middle = serve(vec![partials]);
+    wait_until("half has arrived", || first.progress().done_bytes == 16 * MIB as u64);
+
+    // The second one has only the first one to get it from.
+    let other = tempfile::tempdir().unwrap();
+    let via = source(middle.address(), &scene.manifest);
+    let second = start(options(&scene.manifest, other.path(), vec![via]));
+    wait_until("half was passed on", || second.progress().done_bytes == 16 * MIB as u64);
+    assert_eq!(second.progress().sources[0].state, SourceState::Idle);
+
+    // What arrives from now on is passed on as it comes.
+    first.add_source(scene.source());
+    scene.assert_whole(&first.wait_for(PATIENCE).unwrap().unwrap());
+    let outcome = second.wait_for(PATIENCE).unwrap().unwrap();
+    assert!(std::fs::read(outcome.path).unwrap() == scene.bytes);
+    assert_eq!(outcome.fetched_bytes, scene.bytes.len() as u64);
+}
+
+#[test]
+fn rates_are_kept_to_on_both_sides() {
+    let mib = MIB as u64;
+    let upload = Scene::with(6 * MIB, |options| options.limit_bytes_per_s = Some(12 * mib));
+    let begun = Instant::now();
+    upload.assert_whole(&run(upload.options(vec![upload.source()])).unwrap());
+    // A lower bound only: what a limit allows at most is its promise.
+    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+
+    let download = Scene::new(6 * MIB);
+    let options = FetchOptions {
+        limit_bytes_per_s: Some(12 * mib),
+        ..download.options(vec![download.source()])
+    };
+    let begun = Instant::now();
+    download.assert_whole(&run(options).unwrap());
+    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+}
+
+/// A connection to a server, by hand.
+struct Client {
+    stream: TcpStream,
+    deframer: Deframer,
+}
+
+impl Client {
+    fn connect(server: &Server) -> Client {
+        let stream = TcpStream::connect(server.address()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream, deframer: Deframer::new(SHARE_FRAME_BYTES_MAX) }
+    }
+
+    fn greeted(server: &Server) -> Client {
+        let mut client = Client::connect(server);
+        client.say(&greeting::hello());
+        assert!(matches!(client.hear(), Some(Message::Welcome(_))));
+        client
+    }
+
+    fn say(&mut self, message: &Message) {
+        self.stream.write_all(&greeting::frame(message).unwrap()).unwrap();
+    }
+
+    fn ask(&mut self, id: u64, body: PeerRequest) {
+        self.say(&Message::Share { id, body });
+    }
+
+    fn hear(&mut self) -> Option<Message> {
+        loop {
+            if let Some(frame) = self.deframer.next_frame().unwrap() {
+                return Some(codec::decode(frame).unwrap());
+            }
+            match self.stream.read(self.deframer.spare()) {
+                Ok(received) if received > 0 => self.deframer.commit(received),
+                _ => return None,
+            }
+        }
+    }
+
+    fn raw(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let taken = self.deframer.take_raw(&mut bytes);
+        self.stream.read_exact(&mut bytes[taken..]).unwrap();
+        bytes
+    }
+
+    fn denial(&mut self) -> (u64, DenialCode) {
+        match self.hear() {
+            Some(Message::ShareReply { id, body: PeerReply::Denied { code, .. } }) => (id, code),
+            other => panic!("expected a denial, got {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_server_answers_every_request_once_and_what_is_called_off_too() {
+    let scene = Scene::new(12 * MIB);
+    let content = scene.manifest.content();
+    let mut client = Client::greeted(&scene.server);
+    client.ask(1, PeerRequest::Chunk { content, index: 12 });
+    assert_eq!(client.denial(), (1, DenialCode::Invalid));
+    client.ask(2, PeerRequest::Hashes { content, first: 12 });
+    assert_eq!(client.denial(), (2, DenialCode::Invalid));
+    let elsewhere = acervo::share::types::ContentId([9; 32]);
+    for (id, body) in [
+        (3, PeerRequest::Chunk { content: elsewhere, index: 0 }),
+        (4, PeerRequest::Watch { content: elsewhere }),
+        (5, PeerRequest::Find { name: FileName::new("nothing").unwrap() }),
+    ] {
+        client.ask(id, body);
+        assert_eq!(client.denial(), (id, DenialCode::NotFound));
+    }
+    // All chunks at once, and every one of them called off at once.
+    for index in 0..12 {
+        client.ask(100 + index, PeerRequest::Chunk { content, index });
+    }
+    for index in 0..12 {
+        client.ask(200 + index, PeerRequest::Cancel { request: 100 + index });
+    }
+    let mut answered = Vec::new();
+    while answered.len() < 12 {
+        match client.hear() {
+            Some(Message::ShareReply { id, body: PeerReply::Chunk { length } }) => {
+                let at = (id - 100) as usize * MIB;
+                assert!(client.raw(length as usize) == scene.bytes[at..at + MIB]);
+                answered.push(id);
+            }
+            Some(Message::ShareReply { id, body: PeerReply::Denied { code, .. } }) => {
+                assert_eq!(code, DenialCode::Cancelled);
+                answered.push(id);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, (100..112).collect::<Vec<_>>());
+    client.say(&Message::Ping { nonce: 5 });
+    assert_eq!(client.hear(), Some(Message::Pong { nonce: 5 }));
+}
+
+#[test]
+fn a_server_has_limits_for_what_one_peer_may_ask() {
+    let limit = 64 * 1024;
+    let scene = Scene::with(2 * MIB, |options| options.limit_bytes_per_s = Some(limit));
+    let content = scene.manifest.content();
+    let mut client = Client::greeted(&scene.server);
+    let asked = 2 * acervo::limits::CHUNK_REQUESTS_PER_PEER_MAX as u64;
+    for id in 0..asked {
+        client.ask(id, PeerRequest::Chunk { content, index: 0 });
+    }
+    // At that rate none of it is served while this test runs; the rest is refused in time.
+    let first = match client.hear() {
+        Some(Message::ShareReply { body: PeerReply::Chunk { length }, .. }) => length as usize,
+        Some(Message::ShareReply { body: PeerReply::Denied { code, .. }, .. }) => {
+            assert_eq!(code, DenialCode::Busy);
+            return;
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(first, MIB);
+    // Frames do not come between a chunk's pieces, however slowly it goes.
+    assert!(client.raw(100_000) == scene.bytes[..100_000]);
+}
+
+#[test]
+fn a_server_closes_on_who_does_not_speak_its_language() {
+    let scene = Scene::new(MIB);
+    let refused = |bytes: &[u8]| {
+        let mut client = Client::connect(&scene.server);
+        client.stream.write_all(bytes).unwrap();
+        let said = client.hear();
+        assert!(matches!(said, Some(Message::Refused { .. })), "{said:?}");
+        assert_eq!(client.hear(), None);
+    };
+    refused(&[0, 0, 0, 3, 1, 2, 3]);
+    refused(&[0xff; 64]);
+    refused(&greeting::frame(&Message::Ping { nonce: 1 }).unwrap());
+    let mut talk = greeting::frame(&greeting::hello()).unwrap();
+    let mut client = Client::greeted(&scene.server);
+    client.say(&Message::Refused { reason: "no".to_owned() });
+    assert!(matches!(client.hear(), Some(Message::Refused { .. })));
+    talk.extend([0, 1, 0, 0]);
+    let mut client = Client::connect(&scene.server);
+    client.stream.write_all(&talk).unwrap();
+    assert!(matches!(client.hear(), Some(Message::Welcome(_))));
+    assert!(matches!(client.hear(), Some(Message::Refused { .. })));
+}
+
+#[test]
+fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() {
+    let scene = Scene::new(2 * MIB);
+    let content = scene.manifest.content();
+    let places = acervo::limits::UPLOADS_MAX;
+    // Everybody asks and nobody takes.
+    let mut clients: Vec<Client> = (0..places).map(|_| Client::greeted(&scene.server)).collect();
+    for client in &mut clients {
+        for id in 0..60 {
+            client.ask(id, PeerRequest::Chunk { content, index: id % 2 });
+        }
+    }
+    let mut late = Client::greeted(&scene.server);
+    wait_until("the late one is told that all places are taken", || {
+        late.ask(7, PeerRequest::Chunk { content, index: 0 });
+        match late.hear() {
+            Some(Message::ShareReply { body: PeerReply::Denied { code, .. }, .. }) => {
+                assert_eq!(code, DenialCode::Busy);
+                true
+            }
+            Some(Message::ShareReply { body: PeerReply::Chunk { length }, .. }) => {
+                late.raw(length as usize);
+                false
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    clients.truncate(places - 1);
+    wait_until("a place is free", || {
+        late.ask(8, PeerRequest::Chunk { content, index: 0 });
+        match late.hear() {
+            Some(Message::ShareReply { body: PeerReply::Denied { .. }, .. }) => false,
+            Some(Message::ShareReply { body: PeerReply::Chunk { .. }, .. }) => true,
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_watcher_is_told_of_each_new_chunk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = share_support::file(folder.path(), 5 * MIB, 3);
+    let manifest = Arc::new(shelf::manifest_of(&path));
+    let chunks = Arc::new(SharedChunks::new(ChunkSet::empty(5)));
+    chunks.insert(3);
+    let shelf = Arc::new(Shelf::default());
+    let offer = Offer {
+        manifest: Arc::clone(&manifest),
+        folder: Arc::new(folder.path().to_owned()),
+        file: path.file_name().unwrap().to_str().unwrap().to_owned(),
+        stamp: None,
+        available: Available::Partial(Arc::clone(&chunks)),
+    };
+    shelf.insert(offer);
+    let server = serve(vec![shelf]);
+    let content = manifest.content();
+    let mut client = Client::greeted(&server);
+    let expect = |client: &mut Client, expected: &[(u64, u64)]| match client.hear() {
+        Some(Message::ShareReply { id: 9, body: PeerReply::Have { runs } }) => {
+            assert_eq!(runs, expected);
+        }
+        other => panic!("{other:?}"),
+    };
+    client.ask(9, PeerRequest::Watch { content });
+    expect(&mut client, &[(3, 1)]);
+    chunks.insert(4);
+    expect(&mut client, &[(4, 1)]);
+    client.ask(10, PeerRequest::Chunk { content, index: 0 });
+    assert_eq!(client.denial(), (10, DenialCode::NotFound));
+    chunks.insert(0);
+    expect(&mut client, &[(0, 1)]);
+    client.ask(11, PeerRequest::Chunk { content, index: 0 });
+    let reply = Message::ShareReply { id: 11, body: PeerReply::Chunk { length: MIB as u32 } };
+    assert_eq!(client.hear(), Some(reply));
+    assert!(client.raw(MIB) == bytes(5 * MIB, 3)[..MIB]);
+}
+
+#[test]
+fn one_peer_can_be_asked_what_it_has() {
+    let scene = Scene::new(3 * MIB);
+    let file = scene.path.file_name().unwrap().to_str().unwrap();
+    let name = FileName::new(file).unwrap();
+    let entry = fetch::find(scene.server.address(), &name, PATIENCE).unwrap();
+    assert_eq!((entry.size, entry.content), (3 * MIB as u64, scene.manifest.content()));
+    let other = FileName::new("other.bin").unwrap();
+    let error = fetch::find(scene.server.address(), &other, PATIENCE).unwrap_err();
+    assert!(matches!(error, FindError::Refused { .. }), "{error:?}");
+    let nobody = TcpListener::bind(local()).unwrap().local_addr().unwrap();
+    let error = fetch::find(nobody, &name, PATIENCE).unwrap_err();
+    assert!(matches!(error, FindError::Unreachable { .. }), "{error:?}");
+}
+
+/// In a few seconds on this machine; the content repeats nowhere, so that no chunk can stand for another.
+#[test]
+fn a_file_of_more_than_a_gibibyte_arrives_byte_for_byte() {
+    let shared = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = shared.path().join("large.bin");
+    let mut reader = blake3::Hasher::new().update(b"large").finalize_xof();
+    let mut file = std::fs::File::create(&path).unwrap();
+    let mut buffer = vec![0; MIB];
+    for _ in 0..1024 {
+        reader.fill(&mut buffer);
+        file.write_all(&buffer).unwrap();
+    }
+    file.write_all(b"and a little more").unwrap();
+    let shelf = Arc::new(Shelf::default());
+    let manifest = shelf.add(&path);
+    let server = serve(vec![shelf]);
+    let outcome =
+        run(options(&manifest, to.path(), vec![source(server.address(), &manifest)])).unwrap();
+    assert_eq!(outcome.fetched_bytes, 1024 * MIB as u64 + 17);
+    let mut arrived = std::fs::File::open(&outcome.path).unwrap();
+    let mut original = std::fs::File::open(&path).unwrap();
+    let mut other = vec![0; MIB];
+    loop {
+        let length = original.read(&mut buffer).unwrap();
+        if length == 0 {
+            break;
+        }
+        arrived.read_exact(&mut other[..length]).unwrap();
+        assert!(buffer[..length] == other[..length], "the files differ");
+    }
+    assert_eq!(arrived.read(&mut other).unwrap(), 0);
+}

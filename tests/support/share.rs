@@ -1,0 +1,183 @@
+//! Registries and peers as real processes.
+
+use std::fs::File;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::{ACERVO, eventually, free_addresses};
+
+/// A process whose standard output and error go to files. Dropping it kills it.
+pub struct Process {
+    pub child: Child,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Process {
+    pub fn start(mut command: Command, dir: &Path, name: &str) -> Process {
+        let (out, err) = (dir.join(format!("{name}.out")), dir.join(format!("{name}.err")));
+        let append = |path: &Path| File::options().create(true).append(true).open(path).unwrap();
+        let child = command
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(append(&out))
+            .stderr(append(&err))
+            .spawn()
+            .unwrap();
+        Process { child, out, err }
+    }
+
+    pub fn out(&self) -> String {
+        std::fs::read_to_string(&self.out).unwrap()
+    }
+
+    pub fn err(&self) -> String {
+        std::fs::read_to_string(&self.err).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.child.id() as i32).unwrap(), signal).unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the process ends", || self.child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A process that has ended already cannot be killed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- {}\n{}", self.err.display(), self.err());
+        }
+    }
+}
+
+/// A registry on a port of its own, running or not.
+pub struct Registry {
+    // Before the folder that it writes to.
+    process: Option<Process>,
+    pub dir: TempDir,
+    pub address: SocketAddr,
+    flags: Vec<String>,
+}
+
+impl Registry {
+    pub fn start(flags: &[&str]) -> Registry {
+        let mut registry = Registry {
+            process: None,
+            dir: tempfile::tempdir().unwrap(),
+            address: free_addresses(1)[0],
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        };
+        registry.restart();
+        registry
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again, and waits until it listens.
+    pub fn restart(&mut self) {
+        let mut command = Command::new(ACERVO);
+        command.args(["registry", "--listen", &self.address()]).args(&self.flags);
+        let process = Process::start(command, self.dir.path(), "registry");
+        eventually("the registry listens", || std::net::TcpStream::connect(self.address).ok());
+        self.process = Some(process);
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the registry runs")
+    }
+
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The console lines so far, over all its lives.
+    pub fn console(&self) -> Vec<String> {
+        let path = self.dir.path().join("registry.out");
+        let text = std::fs::read_to_string(path).unwrap();
+        // The last line may still be on its way.
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| line.trim_end_matches('\n').to_owned()).collect()
+    }
+
+    /// A new folder for a peer.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    }
+
+    /// `acervo share`, once it has joined.
+    pub fn share(&self, folder: &Path, more: &[&str]) -> Process {
+        let mut command = Command::new(ACERVO);
+        command.arg("share").arg(folder).args(["--registry", &self.address()]).args(more);
+        let name = format!("share-{}", folder.file_name().unwrap().display());
+        let joins = |text: &str| text.matches("joined at ").count();
+        let err = self.dir.path().join(format!("{name}.err"));
+        // An earlier process on the same folder wrote to the same file.
+        let before = joins(&std::fs::read_to_string(err).unwrap_or_default());
+        let process = Process::start(command, self.dir.path(), &name);
+        eventually("the peer joins", || (joins(&process.err()) > before).then_some(()));
+        process
+    }
+
+    /// Runs a command with this registry to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        run(&[arguments, &["--registry", &self.address()]].concat())
+    }
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    pub fn json(&self) -> serde_json::Value {
+        assert!(self.out.ends_with("}\n"), "one object and a line end: {self:?}");
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(arguments: &[&str]) -> Ran {
+    let output = Command::new(ACERVO)
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Ran {
+        status: output.status.code().expect("it ended by itself"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Bytes that do not repeat.
+pub fn noise(length: usize, seed: &str) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+pub fn write(folder: &Path, name: &str, bytes: &[u8]) {
+    let mut file = File::create(folder.join(name)).unwrap();
+    file.write_all(bytes).unwrap();
+}
