@@ -215,12 +215,13 @@ impl Command {
     }
 }
 
-/// The result of applying a write, remembered in the client's session.
+/// The result of applying a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteOutcome {
     /// The version the write made. A retry gets the first application's.
     pub timestamp: Timestamp,
-    /// It was not carried out: too many large removals are under way.
+    /// It was not carried out, because too many large removals are under way. Sessions do not remember
+    /// that: the client asks again later, as the same request.
     pub refused: bool,
 }
 

@@ -328,12 +328,13 @@ impl StateMachine {
         changes: &mut Changes<'_>,
     ) -> Result<(Option<WriteOutcome>, Option<Previous>), ApplyError> {
         match self.sessions.admit(request, timestamp, &mut changes.hash) {
-            Admission::Repeated(outcome) => {
+            Admission::Repeated(timestamp) => {
+                let outcome = WriteOutcome { timestamp, refused: false };
                 let Some(key) = op.key().filter(|_| previous) else {
                     return Ok((Some(outcome), None));
                 };
                 // As the first application found it, unless that is off the disk by now.
-                let before = Timestamp(outcome.timestamp.0 - 1);
+                let before = Timestamp(timestamp.0 - 1);
                 let rows = changes.rows();
                 if Horizon::read(&rows)?.is_past(before, before) {
                     return Ok((None, None));
@@ -353,9 +354,11 @@ impl StateMachine {
             _ => None,
         };
         let refused = !self.carry_out(timestamp, op, changes)?;
-        let outcome = WriteOutcome { timestamp, refused };
-        self.sessions.record(request, outcome, &mut changes.hash);
-        Ok((Some(outcome), previous))
+        // Nothing was done, so there is nothing to remember: the client asks again under the same identity.
+        if !refused {
+            self.sessions.record(request, timestamp, &mut changes.hash);
+        }
+        Ok((Some(WriteOutcome { timestamp, refused }), previous))
     }
 
     /// `false`: it was refused, and nothing was done.

@@ -18,7 +18,6 @@ use super::apply::ApplyError;
 use super::engine::{Direction, Engine, WriteBatch};
 use super::hash::{StateHash, words_hash};
 use super::keys;
-use crate::command::WriteOutcome;
 use crate::limits;
 use crate::types::{ClientId, RequestId, Timestamp};
 
@@ -27,9 +26,9 @@ use crate::types::{ClientId, RequestId, Timestamp};
 pub(super) enum Admission {
     /// Not seen before: apply it, then [`record`](Sessions::record) its outcome.
     New,
-    /// Applied before, with this outcome.
-    Repeated(WriteOutcome),
-    /// Declared answered before: its outcome, if it had one, is forgotten.
+    /// Applied before, with this timestamp.
+    Repeated(Timestamp),
+    /// Declared answered before: its timestamp, if it had one, is forgotten.
     Forgotten,
 }
 
@@ -39,8 +38,8 @@ struct Session {
     heard: Timestamp,
     /// Every sequence below this one is forgotten and will not be applied (again).
     answered_below: u64,
-    /// The outcome of each sequence from `answered_below` on that was applied.
-    replies: BTreeMap<u64, WriteOutcome>,
+    /// The timestamp of each sequence from `answered_below` on that was applied.
+    replies: BTreeMap<u64, Timestamp>,
 }
 
 /// All clients' sessions.
@@ -95,7 +94,7 @@ impl Sessions {
             return Admission::Forgotten;
         }
         match session.replies.get(&request.sequence) {
-            Some(outcome) => Admission::Repeated(*outcome),
+            Some(timestamp) => Admission::Repeated(*timestamp),
             None => Admission::New,
         }
     }
@@ -108,11 +107,11 @@ impl Sessions {
         applied.max(ruled_out)
     }
 
-    /// Remembers the outcome of a command that was admitted as new.
-    pub fn record(&mut self, request: &RequestId, outcome: WriteOutcome, hash: &mut StateHash) {
+    /// Remembers when a command that was admitted as new was carried out.
+    pub fn record(&mut self, request: &RequestId, timestamp: Timestamp, hash: &mut StateHash) {
         let Some(session) = self.clients.get_mut(&request.client) else { return };
-        hash.add(reply_hash(request.client, request.sequence, &outcome));
-        session.replies.insert(request.sequence, outcome);
+        hash.add(reply_hash(request.client, request.sequence, timestamp));
+        session.replies.insert(request.sequence, timestamp);
         self.replies += 1;
         if session.replies.len() > limits::SESSION_REPLIES_MAX
             && let Some((&oldest, _)) = session.replies.first_key_value()
@@ -157,8 +156,8 @@ impl Sessions {
         if let Some(session) = self.clients.remove(&client) {
             self.replies -= session.replies.len();
             hash.subtract(session.head_hash(client));
-            for (sequence, outcome) in &session.replies {
-                hash.subtract(reply_hash(client, *sequence, outcome));
+            for (sequence, timestamp) in &session.replies {
+                hash.subtract(reply_hash(client, *sequence, *timestamp));
             }
         }
         self.dirty.insert(client);
@@ -186,7 +185,7 @@ const HASH_HEAD: u64 = 1;
 const HASH_REPLY: u64 = 2;
 
 const HEAD_BYTES: usize = 16;
-const REPLY_BYTES: usize = 17;
+const REPLY_BYTES: usize = 16;
 
 impl Session {
     /// Returns how many replies it forgot.
@@ -201,7 +200,7 @@ impl Session {
         while let Some(first) = self.replies.first_entry()
             && *first.key() < below
         {
-            hash.subtract(reply_hash(client, *first.key(), first.get()));
+            hash.subtract(reply_hash(client, *first.key(), *first.get()));
             first.remove();
         }
         before - self.replies.len()
@@ -211,16 +210,15 @@ impl Session {
         words_hash(HASH_HEAD, &[client.0, self.heard.0 as u64, self.answered_below])
     }
 
-    /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64 |
-    /// refused u8`, in order of sequence, little-endian.
+    /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64`, in order of
+    /// sequence, little-endian.
     fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(HEAD_BYTES + self.replies.len() * REPLY_BYTES);
         out.put_i64_le(self.heard.0);
         out.put_u64_le(self.answered_below);
-        for (sequence, outcome) in &self.replies {
+        for (sequence, timestamp) in &self.replies {
             out.put_u64_le(*sequence);
-            out.put_i64_le(outcome.timestamp.0);
-            out.put_u8(u8::from(outcome.refused));
+            out.put_i64_le(timestamp.0);
         }
         out.into()
     }
@@ -231,8 +229,7 @@ impl Session {
         let decode_reply = |reply: &[u8; REPLY_BYTES]| {
             let mut fields = &reply[..];
             let sequence = fields.get_u64_le();
-            let timestamp = Timestamp(fields.get_i64_le());
-            (sequence, WriteOutcome { timestamp, refused: fields.get_u8() != 0 })
+            (sequence, Timestamp(fields.get_i64_le()))
         };
         Some(Session {
             heard: Timestamp(head.get_i64_le()),
@@ -247,15 +244,14 @@ pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Opti
     let client = keys::decode_session(row).ok()?;
     let session = Session::decode(value)?;
     hash.add(session.head_hash(client));
-    for (sequence, outcome) in &session.replies {
-        hash.add(reply_hash(client, *sequence, outcome));
+    for (sequence, timestamp) in &session.replies {
+        hash.add(reply_hash(client, *sequence, *timestamp));
     }
     Some(())
 }
 
-fn reply_hash(client: ClientId, sequence: u64, outcome: &WriteOutcome) -> u64 {
-    let timestamp = outcome.timestamp.0 as u64;
-    words_hash(HASH_REPLY, &[client.0, sequence, timestamp, u64::from(outcome.refused)])
+fn reply_hash(client: ClientId, sequence: u64, timestamp: Timestamp) -> u64 {
+    words_hash(HASH_REPLY, &[client.0, sequence, timestamp.0 as u64])
 }
 
 #[cfg(test)]
@@ -267,23 +263,19 @@ mod tests {
         RequestId { client: ClientId(client), sequence, answered_below }
     }
 
-    fn outcome(timestamp: i64) -> WriteOutcome {
-        WriteOutcome { timestamp: Timestamp(timestamp), refused: timestamp % 2 == 0 }
-    }
-
     /// Applies a command the way the state machine does; what is answered.
     fn apply(
         sessions: &mut Sessions,
         hash: &mut StateHash,
         request: RequestId,
         now: i64,
-    ) -> Option<WriteOutcome> {
+    ) -> Option<Timestamp> {
         match sessions.admit(&request, Timestamp(now), hash) {
             Admission::New => {
-                sessions.record(&request, outcome(now), hash);
-                Some(outcome(now))
+                sessions.record(&request, Timestamp(now), hash);
+                Some(Timestamp(now))
             }
-            Admission::Repeated(outcome) => Some(outcome),
+            Admission::Repeated(timestamp) => Some(timestamp),
             Admission::Forgotten => None,
         }
     }
@@ -293,8 +285,8 @@ mod tests {
         let mut hash = StateHash::default();
         for (client, session) in &sessions.clients {
             hash.add(session.head_hash(*client));
-            for (sequence, outcome) in &session.replies {
-                hash.add(reply_hash(*client, *sequence, outcome));
+            for (sequence, timestamp) in &session.replies {
+                hash.add(reply_hash(*client, *sequence, *timestamp));
             }
         }
         hash
@@ -303,13 +295,13 @@ mod tests {
     #[test]
     fn a_retry_gets_the_first_outcome_until_it_was_declared_answered() {
         let (mut sessions, mut hash) = Default::default();
-        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(outcome(10)));
-        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 11), Some(outcome(10)));
-        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 12), Some(outcome(12)));
-        assert_eq!(apply(&mut sessions, &mut hash, request(1, 3, 3), 13), Some(outcome(13)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(Timestamp(10)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 11), Some(Timestamp(10)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 12), Some(Timestamp(12)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 3, 3), 13), Some(Timestamp(13)));
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 14), None);
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 1), 15), None);
-        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 16), Some(outcome(12)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 16), Some(Timestamp(12)));
         assert_eq!(hash, hash_from_scratch(&sessions));
     }
 
@@ -325,7 +317,7 @@ mod tests {
         assert_eq!(sessions.clients.len(), 2);
         assert_eq!(hash, hash_from_scratch(&sessions));
         let again = apply(&mut sessions, &mut hash, request(1, 1, 1), 12 + expiry);
-        assert_eq!(again, Some(outcome(12 + expiry)));
+        assert_eq!(again, Some(Timestamp(12 + expiry)));
     }
 
     #[test]
@@ -335,7 +327,7 @@ mod tests {
             apply(&mut sessions, &mut hash, request(client, 1, 1), client as i64);
         }
         let now = limits::SESSIONS_MAX as i64;
-        assert_eq!(apply(&mut sessions, &mut hash, request(0, 1, 1), now), Some(outcome(0)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(0, 1, 1), now), Some(Timestamp(0)));
         apply(&mut sessions, &mut hash, request(u64::MAX, 1, 1), now + 1);
         assert_eq!(sessions.clients.len(), limits::SESSIONS_MAX);
         assert!(!sessions.clients.contains_key(&ClientId(1)));
@@ -352,7 +344,7 @@ mod tests {
         }
         assert_eq!(sessions.clients[&ClientId(1)].replies.len() as u64, most);
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 0), 9999), None);
-        assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 0), 9999), Some(outcome(2)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 0), 9999), Some(Timestamp(2)));
         assert_eq!(hash, hash_from_scratch(&sessions));
     }
 
@@ -370,7 +362,7 @@ mod tests {
         }
         assert_eq!(sessions.replies, limits::SESSION_REPLIES_TOTAL_MAX);
         // The first client is heard of again, so the second is the one to go.
-        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), now + 1), Some(outcome(1)));
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), now + 1), Some(Timestamp(1)));
         apply(&mut sessions, &mut hash, request(u64::MAX, 1, 1), now + 2);
         assert!(!sessions.clients.contains_key(&ClientId(2)));
         assert_eq!(sessions.clients.len() as u64, clients);

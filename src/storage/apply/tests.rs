@@ -118,6 +118,40 @@ fn a_repeated_write_changes_no_version() {
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
 }
 
+/// A refusal was once remembered as the outcome of its request: every retry of it was refused again, for
+/// ever, long after there was room.
+#[test]
+fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    let keys = 0..=limits::REMOVAL_SCAN_ROWS_MAX;
+    let pairs: Vec<(Bytes, Bytes)> =
+        keys.map(|key| (Bytes::from(format!("{key:06}")), Bytes::from("v"))).collect();
+    for _ in 0..=limits::RANGE_REMOVALS_MAX {
+        script.write(WriteOp::PutAll { pairs: pairs.clone() });
+        script.write(WriteOp::DelRange { from: Bytes::new(), to: Bytes::from("9") });
+    }
+    let refused_sequence = script.entries.len() as u64;
+    let applied = machine.apply(&script.entries).unwrap();
+    let refusals: Vec<_> =
+        applied.writes.iter().map(|write| write.outcome.unwrap().refused).collect();
+    assert_eq!(refusals.iter().filter(|refused| **refused).count(), 1);
+    assert_eq!(refusals.last(), Some(&true));
+    assert!(value(&machine, "000000").is_some(), "nothing of it was done");
+
+    while machine.upkeep().oldest_removal.is_some() {
+        let purge = Upkeep::Purge { before: Timestamp(i64::MAX) };
+        let timestamp = Timestamp(script.next_timestamp());
+        script.push(Command { timestamp, action: Action::Upkeep(purge) }.encode());
+        machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
+    }
+    script
+        .write_as(refused_sequence, WriteOp::DelRange { from: Bytes::new(), to: Bytes::from("9") });
+    let applied = machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
+    assert!(!applied.writes[0].outcome.unwrap().refused);
+    assert_eq!(value(&machine, "000000"), None);
+}
+
 #[test]
 fn what_cannot_be_applied_is_a_typed_error_and_final() {
     let bad = |entry: LogEntry| {
