@@ -452,3 +452,49 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     let left = pages(&world.disk.store(), PageOf::Versions { key: hot }, sight, 1_000).unwrap();
     assert_eq!(left.len(), kept);
 }
+
+/// Where only some versions of a key are kept, a long read of the past that the history still has once
+/// showed its first page and was refused at the second: every sweep had come further than its time.
+#[test]
+fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
+    let keys: Vec<Bytes> = (b'a'..=b'f').map(|key| Bytes::copy_from_slice(&[key])).collect();
+    let mut world = World::new();
+    for _ in 0..3 {
+        for key in &keys {
+            world.write(&WriteOp::Put {
+                key: key.clone(),
+                value: Bytes::from(world.last.to_string()),
+            });
+        }
+    }
+    let past = world.last;
+    world.last += 10 * limits::REMOVAL_GRACE.as_micros() as i64;
+    for _ in 0..2 {
+        world.write(&WriteOp::Put { key: keys[3].clone(), value: Bytes::new() });
+    }
+    world.settle();
+    let began = world.last;
+    let expected = world.model.range(&keys[0], &keys[5], past, began);
+    let page = |world: &World, from: &Bytes, at: i64| {
+        let of = PageOf::Range { from: from.clone(), to: keys[5].clone() };
+        let sight = Sight { at: Timestamp(at), seen: Timestamp(began), strict: from != &keys[0] };
+        world.disk.store().page(&of, sight, 2, limits::PAGE_BYTES_MAX)
+    };
+    let first = page(&world, &keys[0], past).unwrap();
+    assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
+    world.last += 2 * limits::REMOVAL_GRACE.as_micros() as i64;
+    let history = History::Versions { count: 2 };
+    world.upkeep(Upkeep::Sweep { history, as_of: Timestamp(world.last), from: Bytes::new() });
+
+    let mut shown = first.rows;
+    let second = page(&world, &keys[2], past).unwrap();
+    // Of "d" nothing that old is kept, and the page goes on with the next key.
+    let names: Vec<_> = second.rows.iter().map(|row| row.key.clone()).collect();
+    assert_eq!(names, [keys[2].clone(), keys[4].clone()]);
+    shown.extend(second.rows);
+    shown.extend(page(&world, &keys[5], past).unwrap().rows);
+    let kept = expected.into_iter().filter(|(key, _, _)| *key != keys[3]);
+    assert_eq!(shown.into_iter().map(found).collect::<Vec<_>>(), kept.collect::<Vec<_>>());
+    let whole = page(&world, &keys[2], began);
+    assert!(matches!(whole, Err(PageError::Expired)), "what began whole does not go on in part");
+}

@@ -26,7 +26,7 @@ use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::{Step, StoredVersion, walk};
 use crate::command::History;
-use crate::limits::UPKEEP_ROWS_MAX;
+use crate::limits::{self, UPKEEP_ROWS_MAX};
 use crate::types::Timestamp;
 
 /// The fact about the store that says up to when removals are off the disk.
@@ -34,8 +34,8 @@ pub(super) const META_PURGED: &str = "purged";
 /// The fact about the store that says as of when old versions were removed.
 pub(super) const META_SWEPT: &str = "swept";
 
-/// A read that goes on is too old when what it sees was seen before `purged`, or when its version is
-/// before `swept`.
+/// How far removal has come: `purged` is the time of the last removal that is being taken off the disk,
+/// and of versions before `swept` only those that the history keeps are left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Horizon {
     pub purged: Timestamp,
@@ -44,8 +44,15 @@ pub(super) struct Horizon {
 
 impl Horizon {
     /// Whether some of what a read as of `at`, seen from `seen`, should show may be gone.
+    ///
+    /// A read that looked further back than [`limits::REMOVAL_GRACE`] when it began may have begun where
+    /// history was swept already. It shows what is left, as after a trim: what it shows is right, and
+    /// what the history does not keep is not found. A read that began closer to its time showed
+    /// everything at first, and is not to show less later.
     pub fn is_past(self, at: Timestamp, seen: Timestamp) -> bool {
-        seen < self.purged || at < self.swept
+        let grace_us = limits::REMOVAL_GRACE.as_micros() as i64;
+        let began_whole = at.0 >= seen.0.saturating_sub(grace_us);
+        seen < self.purged || (began_whole && at < self.swept)
     }
 
     pub fn read(rows: &dyn Rows) -> Result<Horizon, ApplyError> {
