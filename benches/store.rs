@@ -35,6 +35,9 @@ const DEEP_KEYS: u64 = 10_000;
 /// … of so many.
 const DEEP_VERSIONS: u64 = 100;
 
+/// What the key of a number is called.
+type NameKey = fn(u64) -> Bytes;
+
 fn key(number: u64) -> Bytes {
     Bytes::from(format!("key-{number:012}"))
 }
@@ -186,7 +189,7 @@ fn versions(criterion: &mut Criterion) {
 
         let mut group = criterion.benchmark_group(format!("versions on {name}"));
         group.throughput(Throughput::Elements(1));
-        let shapes: [(&str, u64, fn(u64) -> Bytes, Timestamp); 2] = [
+        let shapes: [(&str, u64, NameKey, Timestamp); 2] = [
             ("1M keys x 1", many, key, Timestamp(end_of_wide as i64)),
             (
                 "10k keys x 100",

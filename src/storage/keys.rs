@@ -16,7 +16,7 @@
 //! newest first := the same, inverted
 //! ```
 //!
-//! What the last three are about is in [`removals`](super::removals).
+//! What the last three are about is in `storage::removals`.
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.

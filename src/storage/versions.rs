@@ -96,6 +96,13 @@ pub(super) enum Step {
     Stop,
 }
 
+/// Is shown the row of a version, its time and what it holds.
+pub(super) type ShowVersion<'a> =
+    dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError> + 'a;
+
+/// Is shown a key, the version of it that counts, and its value.
+type ShowValue<'a> = dyn FnMut(Vec<u8>, Timestamp, &[u8]) -> Step + 'a;
+
 /// Shows rows as of one time, as seen from one time. The rule is in [`removals`].
 pub(super) struct Reader<'a> {
     rows: &'a dyn Rows,
@@ -210,7 +217,7 @@ impl<'a> Reader<'a> {
         from: &[u8],
         to: &[u8],
         visits: usize,
-        show: &mut dyn FnMut(Vec<u8>, Timestamp, &[u8]) -> Step,
+        show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
         walk(self.rows, range, self.at, visits, &mut |row, timestamp, version| {
@@ -276,7 +283,7 @@ pub(super) fn walk(
     range: RowRange,
     at: Timestamp,
     visits: usize,
-    show: &mut dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError>,
+    show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
     let RowRange { mut start, end } = range;
     let mut visited = 0;
