@@ -345,6 +345,8 @@ pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 pub const BENCH_CLIENTS_MAX: usize = 1024;
 /// Clients that write the keys before a bench of reads.
 pub const BENCH_FILL_CLIENTS: usize = 64;
+/// Keys of one page in a bench of ranges.
+pub const BENCH_PAGE_ROWS: u32 = 1_000;
 /// Keys of a bench.
 pub const BENCH_KEYS_MAX: u64 = 100_000_000;
 /// How often a bench looks whether its time is over.

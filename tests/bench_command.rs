@@ -71,6 +71,18 @@ fn gets_find_what_was_filled_in() {
 }
 
 #[test]
+fn ranges_are_read_a_page_at_a_time() {
+    let group = group();
+    let range = ["range", "--clients", "2", "--keys", "50", "--linearizable"];
+    let before = figures(&group, &range);
+    assert_eq!(before["not_found"], before["operations"], "nothing was written: {before}");
+    let after = figures(&group, &[&range[..], &["--fill"]].concat());
+    is_sound(&after);
+    assert_eq!(after["not_found"], 0, "{after}");
+    assert_eq!(after["operation"], "range");
+}
+
+#[test]
 fn the_text_has_a_line_for_everything() {
     let group = group();
     let list = group.list();

@@ -134,17 +134,22 @@ pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Resu
     );
     let measured = load::run(&plan, &mut protocol)?;
     let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let get = matches!(options.workload, Workload::Get | Workload::GetLinearizable);
+    let (operation, linearizable) = match options.workload {
+        Workload::Put | Workload::Fill => ("put", false),
+        Workload::Get => ("get", false),
+        Workload::GetLinearizable => ("get", true),
+        Workload::Range { linearizable } => ("range", linearizable),
+    };
     let report = Report {
         command,
         version: env!("CARGO_PKG_VERSION"),
         ended_at_s: ended.as_secs(),
-        operation: if get { "get" } else { "put" },
+        operation,
         clients: options.clients,
         targets: plan.targets,
         keys: options.keys,
         value_bytes: options.value_bytes,
-        linearizable: options.workload == Workload::GetLinearizable,
+        linearizable,
         warm_up_s: options.warm_up.as_secs_f64(),
         seed,
         elapsed_s: 0.0,

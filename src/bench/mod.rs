@@ -8,7 +8,7 @@
 //! The load is closed: a client asks again when it is answered, so a slow group is asked less often,
 //! and the latencies are those of requests that did not queue behind their own client's last one.
 //!
-//! Left out: open loads with a fixed rate, ranges, mixed reads and writes, several generators.
+//! Left out: open loads with a fixed rate, mixed reads and writes, several generators.
 
 pub mod command;
 pub mod load;

@@ -18,7 +18,7 @@ pub struct Report {
     pub version: &'static str,
     /// Seconds since the Unix epoch when it ended.
     pub ended_at_s: u64,
-    /// `put` or `get`.
+    /// `put`, `get` or `range`.
     pub operation: &'static str,
     /// Clients with one request under way each.
     pub clients: usize,

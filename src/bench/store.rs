@@ -6,12 +6,12 @@ use rand::rngs::SmallRng;
 
 use super::{Answer, Protocol};
 use crate::command::WriteOp;
-use crate::limits::{VALUE_BYTES_MAX, client_frame_bytes_max};
+use crate::limits::{BENCH_PAGE_ROWS, VALUE_BYTES_MAX, client_frame_bytes_max};
 use crate::types::{ClientId, ClusterId, RequestId, Timestamp};
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
-    WriteRequest,
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageOf, PageRequest, Reply,
+    Request, WriteRequest,
 };
 
 /// What is asked.
@@ -27,6 +27,11 @@ pub enum Workload {
     Get,
     /// Read the newest committed value of a key drawn uniformly.
     GetLinearizable,
+    /// Read a page of [`BENCH_PAGE_ROWS`] keys that begins at a key drawn uniformly.
+    Range {
+        /// Whether it is to be of the newest committed state.
+        linearizable: bool,
+    },
 }
 
 /// A client side of the store's protocol that does nothing but ask.
@@ -72,8 +77,13 @@ impl StoreProtocol {
             Workload::Put | Workload::Get | Workload::GetLinearizable => {
                 random.random_range(0..self.keys)
             }
+            // So that the page is full, if there are as many keys.
+            Workload::Range { .. } => {
+                let beginnings = self.keys.saturating_sub(u64::from(BENCH_PAGE_ROWS)) + 1;
+                random.random_range(0..beginnings)
+            }
         };
-        Bytes::from(format!("bench-{number:08}"))
+        name(number)
     }
 
     fn body(&mut self, client: usize, sequence: u64, random: &mut SmallRng) -> Request {
@@ -96,8 +106,20 @@ impl StoreProtocol {
                 linearizable: self.workload == Workload::GetLinearizable,
                 at: Timestamp::ZERO,
             }),
+            Workload::Range { linearizable } => Request::Page(PageRequest {
+                of: PageOf::Range { from: key, to: name(self.keys) },
+                at: Timestamp::ZERO,
+                seen: Timestamp::ZERO,
+                session: Timestamp::ZERO,
+                linearizable,
+                rows_max: BENCH_PAGE_ROWS,
+            }),
         }
     }
+}
+
+fn name(number: u64) -> Bytes {
+    Bytes::from(format!("bench-{number:08}"))
 }
 
 fn encode(message: &Message, out: &mut Vec<u8>) {
@@ -146,6 +168,7 @@ impl Protocol for StoreProtocol {
             return Err("it answered another question than was asked".into());
         }
         Ok(match body {
+            Reply::PageOk { rows, .. } if rows.is_empty() => Answer::Empty,
             Reply::PutOk { .. }
             | Reply::WriteOk { .. }
             | Reply::PageOk { .. }

@@ -296,6 +296,8 @@ pub enum BenchOperation {
     Put,
     /// Reads.
     Get,
+    /// Pages of 1,000 keys.
+    Range,
 }
 
 impl BenchArgs {
@@ -308,7 +310,10 @@ impl BenchArgs {
             (BenchOperation::Put, false) => Workload::Put,
             (BenchOperation::Get, false) => Workload::Get,
             (BenchOperation::Get, true) => Workload::GetLinearizable,
-            (BenchOperation::Put, true) => return Err("--linearizable is for 'bench get' only"),
+            (BenchOperation::Range, linearizable) => Workload::Range { linearizable },
+            (BenchOperation::Put, true) => {
+                return Err("--linearizable is for reads: bench get or range");
+            }
         };
         Ok(BenchOptions {
             workload,
