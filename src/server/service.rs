@@ -389,7 +389,14 @@ impl Service for StoreService {
             }
             Some(Kind::Client) => {
                 if let Some(address) = self.clients.remove(connection) {
-                    log::debug!("client {address}: {reason}");
+                    // What costs this much to bring about does not fill the log.
+                    let level = match reason {
+                        CloseReason::QueueFull { .. }
+                        | CloseReason::QueuesFull { .. }
+                        | CloseReason::WriteStalled { .. } => log::Level::Info,
+                        _ => log::Level::Debug,
+                    };
+                    log::log!(level, "the connection with client {address} is closed: {reason}");
                 }
             }
             Some(Kind::Unknown) => log::debug!("a connection without a greeting: {reason}"),
