@@ -5,10 +5,16 @@
 
 use crate::types::Timestamp;
 
-/// Issues strictly increasing timestamps.
-#[derive(Debug, Default)]
+/// Issues strictly increasing timestamps, all of them after [`Timestamp::FIRST`].
+#[derive(Debug)]
 pub(super) struct HybridClock {
     last: Timestamp,
+}
+
+impl Default for HybridClock {
+    fn default() -> HybridClock {
+        HybridClock { last: Timestamp::FIRST }
+    }
 }
 
 impl HybridClock {
@@ -42,6 +48,7 @@ mod tests {
     #[test]
     fn stamps_rise_whatever_the_clock_does() {
         let mut clock = HybridClock::default();
+        assert!(clock.next(-7) > Timestamp::FIRST, "also before 1970");
         clock.observe(Timestamp(50));
         let stamps: Vec<i64> =
             [100, 100, 40, -7, 101, 200].into_iter().map(|wall| clock.next(wall).0).collect();

@@ -34,14 +34,16 @@ impl ReadRequest {
 
     /// The state that it asks for at least.
     pub fn wanted(&self) -> Timestamp {
-        match self {
+        let wanted = match self {
             // As of a version, what was seen of the key does not matter.
             ReadRequest::Get(request) if request.at > Timestamp::ZERO => {
                 request.at.max(request.session)
             }
             ReadRequest::Get(request) => request.timestamp.max(request.session),
             ReadRequest::Page(request) => request.at.max(request.seen).max(request.session),
-        }
+        };
+        // Where nothing has been written there is nothing to wait for.
+        if wanted <= Timestamp::FIRST { Timestamp::ZERO } else { wanted }
     }
 
     /// Refuses what cannot be answered; done before a request waits anywhere, so that what waits is
@@ -116,9 +118,15 @@ fn unreadable(error: &ApplyError) -> Answered {
     Answered { reply, shown: None }
 }
 
+/// Everything up to here is in what is read from now on. A page says what state it shows, and where there is
+/// none yet 0 would tell the next page to show the newest.
+fn reached(store: &Store) -> Timestamp {
+    store.applied().timestamp.max(Timestamp::FIRST)
+}
+
 /// Answers a page, which is checked, from the store, with at most `bytes_max` bytes of rows.
 pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> Answered {
-    let low = store.applied().timestamp;
+    let low = reached(store);
     let PageRequest { of, at, seen, session, rows_max, .. } = request;
     if low < *session || low < *at || low < *seen {
         let timestamp = Timestamp::ZERO;
@@ -143,14 +151,14 @@ pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> An
 
 /// Answers one GET, whose key is checked, from the store.
 pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
-    let low = store.applied().timestamp;
+    let low = reached(store);
     let newest = request.at <= Timestamp::ZERO;
     let at = if newest { Timestamp(i64::MAX) } else { request.at };
     let found = match store.get_at(&request.key, at) {
         Ok(found) => found,
         Err(error) => return unreadable(&error),
     };
-    let high = store.applying_timestamp();
+    let high = store.applying_timestamp().max(low);
     judge(request, low, found, high)
 }
 
@@ -184,7 +192,13 @@ fn judge(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::command::{Command, WriteOp};
+    use crate::storage::apply::StateMachine;
+    use crate::storage::memory::MemoryEngine;
+    use crate::types::{ClientId, LogEntry, RequestId};
 
     fn ask(timestamp: i64, session: i64) -> GetRequest {
         GetRequest {
@@ -218,6 +232,37 @@ mod tests {
         assert_eq!(at(ask(11, 0), 20, Some(10)), refused(10, 20), "exists, older than seen");
         assert_eq!(at(ask(20, 0), 20, None), null, "absent, and all up to what was seen is here");
         assert_eq!(at(ask(21, 0), 20, None), refused(0, 20), "absent, perhaps not arrived yet");
+    }
+
+    /// The simulation found it: the second page of a read of an empty store showed what had been written
+    /// meanwhile, because the first one had "seen 0", which asks for the newest.
+    #[test]
+    fn the_second_page_of_an_empty_store_shows_it_empty() {
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let page = |seen, machine: &StateMachine| {
+            let keys = vec![Bytes::from_static(b"k"), Bytes::from_static(b"l")];
+            let request = PageRequest {
+                of: PageOf::Keys { keys },
+                at: Timestamp::ZERO,
+                seen,
+                session: seen,
+                linearizable: false,
+                rows_max: 1,
+            };
+            match answer_page(&machine.store(), &request, 1_000).reply {
+                Reply::PageOk { rows, seen, .. } => (rows[0].value.clone(), seen),
+                other => panic!("no page but {other:?}"),
+            }
+        };
+        let (nothing, seen) = page(Timestamp::ZERO, &machine);
+        assert_eq!(nothing, None);
+        assert_eq!(page(seen, &machine), (None, seen), "also where nothing was written yet");
+        let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::new() };
+        let data = Command::write(Timestamp(2), request, op).encode();
+        machine.apply(&[LogEntry { term: 1, index: 1, data }]).unwrap();
+        assert_eq!(page(seen, &machine), (None, seen));
+        assert_eq!(page(Timestamp::ZERO, &machine), (Some(Bytes::new()), Timestamp(2)));
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! history that all must share. Each rule is checked where it can first be broken.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use acervo::command::WriteOp;
+use acervo::command::Action;
 use acervo::types::{ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use bytes::Bytes;
 
 use crate::disk::Disk;
-use crate::machine::{Effect, Machine};
+use crate::machine::{Effect, Machine, State, newest};
 
 /// A broken promise, in one sentence.
 #[derive(Debug)]
@@ -35,24 +36,12 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// One version of a key: a value, or its deletion.
-#[derive(Clone, Debug)]
-pub struct Version {
-    /// Where in the log.
-    pub index: LogIndex,
-    /// Its timestamp.
-    pub timestamp: Timestamp,
-    /// `None` for a deletion.
-    pub value: Option<Bytes>,
-}
-
-/// A write the history holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    /// Its version.
-    pub timestamp: Timestamp,
-    /// Whether the key existed before.
-    pub existed: bool,
+/// A moment of the history.
+#[derive(Clone)]
+struct Moment {
+    index: LogIndex,
+    timestamp: Timestamp,
+    state: Arc<State>,
 }
 
 /// The history that every replica must share.
@@ -61,11 +50,17 @@ pub struct Checker {
     leaders: BTreeMap<Term, NodeId>,
     entries: Vec<(LogEntry, u64)>,
     newest: Timestamp,
-    writes: HashMap<(ClientId, u64), Written>,
+    /// When each write was carried out.
+    writes: HashMap<(ClientId, u64), Timestamp>,
     /// Writes whose clients were told a version before any replica had applied them.
     promised: HashMap<(ClientId, u64), Timestamp>,
     index_by_timestamp: HashMap<Timestamp, LogIndex>,
-    versions: BTreeMap<Bytes, Vec<Version>>,
+    /// The visible store after each command.
+    moments: Vec<Moment>,
+    /// When the newest version of a key changed, deletions included.
+    changes: BTreeMap<Bytes, Vec<Timestamp>>,
+    /// What was seen before this may be gone.
+    purged: Timestamp,
     commit: LogIndex,
 }
 
@@ -80,7 +75,9 @@ impl Checker {
             writes: HashMap::new(),
             promised: HashMap::new(),
             index_by_timestamp: HashMap::new(),
-            versions: BTreeMap::new(),
+            moments: Vec::new(),
+            changes: BTreeMap::new(),
+            purged: Timestamp::ZERO,
             commit: 0,
         }
     }
@@ -112,37 +109,41 @@ impl Checker {
         }
         ensure!(position == self.entries.len(), "applied {} past the history", entry.index);
         self.entries.push((entry.clone(), hash));
-        if effect.write.is_some() {
-            let timestamp = after.point().timestamp;
-            ensure!(
-                timestamp > self.newest,
-                "timestamp {timestamp} after {} at index {}",
-                self.newest,
-                entry.index
-            );
-            self.newest = timestamp;
-            self.index_by_timestamp.insert(timestamp, entry.index);
+        let Some(timestamp) = effect.timestamp else { return Ok(()) };
+        let newest = self.newest;
+        ensure!(timestamp > newest, "{timestamp} after {newest} at index {}", entry.index);
+        self.newest = timestamp;
+        self.index_by_timestamp.insert(timestamp, entry.index);
+        let Some(command) = &effect.fresh else { return Ok(()) };
+        if let Action::Write { request, .. } = &command.action {
+            let request = (request.client, request.sequence);
+            let before = self.writes.insert(request, timestamp);
+            ensure!(before.is_none(), "write {request:?} was applied twice");
+            if let Some(promised) = self.promised.remove(&request) {
+                ensure!(
+                    promised == timestamp,
+                    "{request:?}, answered {promised}, became {timestamp}"
+                );
+            }
         }
-        let (Some(command), Some(write)) = (&effect.fresh, &effect.write) else { return Ok(()) };
-        let Some(outcome) = write.outcome else { return Ok(()) };
-        let request = (command.request.client, command.request.sequence);
-        let written = Written { timestamp: outcome.timestamp, existed: outcome.existed };
-        let before = self.writes.insert(request, written);
-        ensure!(before.is_none(), "write {request:?} was applied twice");
-        if let Some(promised) = self.promised.remove(&request) {
-            let applied = outcome.timestamp;
-            ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
+        let (before, state) = (self.newest_state(), after.now());
+        for key in before.keys().chain(state.keys()) {
+            let changes = self.changes.entry(key.clone()).or_default();
+            if newest_version(&before, key) != newest_version(&state, key)
+                && changes.last() != Some(&timestamp)
+            {
+                let swept = matches!(command.action, Action::Upkeep(_));
+                ensure!(!swept, "upkeep at index {} changed what {key:?} holds", entry.index);
+                changes.push(timestamp);
+            }
         }
-        let value = match &command.op {
-            WriteOp::Put { value, .. } => Some(value.clone()),
-            WriteOp::Del { .. } => None,
-        };
-        self.versions.entry(command.op.key().clone()).or_default().push(Version {
-            index: entry.index,
-            timestamp: outcome.timestamp,
-            value,
-        });
+        self.purged = after.purged();
+        self.moments.push(Moment { index: entry.index, timestamp, state });
         Ok(())
+    }
+
+    fn newest_state(&self) -> Arc<State> {
+        self.moments.last().map(|moment| moment.state.clone()).unwrap_or_default()
     }
 
     /// A server says the log is committed up to `commit`: a majority has it durably.
@@ -187,7 +188,7 @@ impl Checker {
 
     /// A client was told that its write has become version `timestamp`, applied already or not.
     pub fn answered(&mut self, client: ClientId, sequence: u64, timestamp: Timestamp) -> Verdict {
-        let applied = self.written(client, sequence).map(|written| written.timestamp);
+        let applied = self.written(client, sequence);
         let known = applied
             .unwrap_or_else(|| *self.promised.entry((client, sequence)).or_insert(timestamp));
         ensure!(
@@ -203,16 +204,45 @@ impl Checker {
         Ok(())
     }
 
-    /// What became of a write; `None` when no replica has applied it.
-    pub fn written(&self, client: ClientId, sequence: u64) -> Option<Written> {
+    /// When a write was carried out; `None` when no replica has applied it.
+    pub fn written(&self, client: ClientId, sequence: u64) -> Option<Timestamp> {
         self.writes.get(&(client, sequence)).copied()
     }
 
-    /// The newest version of a key, deletions included, once `index` is applied.
-    pub fn version_at(&self, key: &[u8], index: LogIndex) -> Option<&Version> {
-        let versions = self.versions.get(key)?;
-        let after = versions.partition_point(|version| version.index <= index);
-        versions[..after].last()
+    /// Everything visible once `index` is applied.
+    pub fn state_at(&self, index: LogIndex) -> Arc<State> {
+        let after = self.moments.partition_point(|moment| moment.index <= index);
+        self.moments[..after].last().map(|moment| moment.state.clone()).unwrap_or_default()
+    }
+
+    /// Everything visible at a moment.
+    pub fn state_seen(&self, seen: Timestamp) -> Arc<State> {
+        let after = self.moments.partition_point(|moment| moment.timestamp <= seen);
+        self.moments[..after].last().map(|moment| moment.state.clone()).unwrap_or_default()
+    }
+
+    /// The time of the last command that is applied at `index`.
+    pub fn time_at(&self, index: LogIndex) -> Timestamp {
+        let after = self.moments.partition_point(|moment| moment.index <= index);
+        self.moments[..after].last().map_or(Timestamp::ZERO, |moment| moment.timestamp)
+    }
+
+    /// The last time up to `seen` that a key got a new newest version, or lost it; 0 for never.
+    pub fn changed(&self, key: &[u8], seen: Timestamp) -> Timestamp {
+        let changes = self.changes.get(key).map_or(&[][..], Vec::as_slice);
+        let after = changes.partition_point(|at| *at <= seen);
+        changes[..after].last().copied().unwrap_or_default()
+    }
+
+    /// What was seen before this may be gone.
+    pub fn purged(&self) -> Timestamp {
+        self.purged
+    }
+
+    /// The keys whose newest version changed at that time.
+    pub fn changed_by(&self, timestamp: Timestamp) -> impl Iterator<Item = &Bytes> {
+        let at = move |changes: &[Timestamp]| changes.binary_search(&timestamp).is_ok();
+        self.changes.iter().filter(move |(_, changes)| at(changes)).map(|(key, _)| key)
     }
 
     /// The last index of the history.
@@ -220,21 +250,16 @@ impl Checker {
         self.entries.len() as u64
     }
 
-    /// A replica at the end of the history holds exactly the newest versions.
+    /// A replica holds exactly what the history says.
     pub fn converged(&self, node: NodeId, machine: &Machine) -> Verdict {
-        let expected: BTreeMap<&Bytes, (Timestamp, &Bytes)> = self
-            .versions
-            .iter()
-            .filter_map(|(key, versions)| {
-                let newest = versions.last()?;
-                Some((key, (newest.timestamp, newest.value.as_ref()?)))
-            })
-            .collect();
-        let held: BTreeMap<&Bytes, (Timestamp, &Bytes)> =
-            machine.keys().iter().map(|(key, (ts, value))| (key, (*ts, value))).collect();
+        let (expected, held) = (self.state_at(machine.point().index), machine.now());
         ensure!(expected == held, "{node} ended with {held:?}, not {expected:?}");
         Ok(())
     }
+}
+
+fn newest_version(state: &State, key: &[u8]) -> Option<Timestamp> {
+    newest(state, key, Timestamp(i64::MAX)).map(|(version, _)| version)
 }
 
 fn majority_holds(disks: &[&Disk], index: LogIndex, term: Term) -> bool {

@@ -9,9 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use acervo::command::Command;
 use acervo::node::core::Recovered;
-use acervo::types::{
-    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp,
-};
+use acervo::types::{HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp};
 
 use crate::machine::Machine;
 use crate::rng::Rng;
@@ -216,7 +214,8 @@ impl Disk {
     }
 
     /// What a server that starts finds, given the state machine's last checkpoint.
-    pub fn recover(&self, applied: AppliedPoint) -> Recovered {
+    pub fn recover(&self, checkpoint: &Machine) -> Recovered {
+        let applied = checkpoint.point();
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
         for entry in self.log.values() {
             if term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
@@ -235,6 +234,7 @@ impl Disk {
             last_index: self.last_index(),
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
+            upkeep: checkpoint.upkeep(),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use acervo::limits;
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
-use acervo::node::{Input, Notice, Output, RequestToken};
+use acervo::node::{Input, Notice, Output, RequestToken, UpkeepState};
 use acervo::types::{LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
@@ -94,7 +94,7 @@ impl World {
                     }
                 }
                 Output::Persist(batch) => self.persist(server, batch)?,
-                Output::Apply(entries) => self.apply(server, entries)?,
+                Output::Apply { entries, answering } => self.apply(server, entries, answering)?,
                 Output::Fetch { fetch, low, high, bytes_max } => {
                     let life = self.servers[server].life;
                     let delay_us = self.rng.range(50..=5 * MILLISECOND);
@@ -167,7 +167,7 @@ impl World {
     }
 
     fn check_acknowledgement(&self, server: usize, reply: &Reply) -> Verdict {
-        let (Reply::PutOk { timestamp } | Reply::DelOk { timestamp, .. }) = reply else {
+        let (Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. }) = reply else {
             return Ok(());
         };
         let Some(process) = self.servers[server].process.as_ref().filter(|_| self.setup.honest)
@@ -255,7 +255,7 @@ impl World {
 
     // ---- state machine ------------------------------------------------------------------------
 
-    fn apply(&mut self, server: usize, entries: Vec<LogEntry>) -> Verdict {
+    fn apply(&mut self, server: usize, entries: Vec<LogEntry>, answering: bool) -> Verdict {
         let state = &mut self.servers[server];
         let Some(process) = &mut state.process else { return Ok(()) };
         for entry in &entries {
@@ -274,7 +274,7 @@ impl World {
             );
             process.handed = entry.index;
         }
-        process.applying.push_back(Piece::Entries(entries));
+        process.applying.push_back(Piece::Entries { entries, answering });
         if process.applying.len() == 1 {
             self.start_apply(server);
         }
@@ -291,14 +291,16 @@ impl World {
     pub fn apply_done(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
+        let mut swept = None;
         match process.applying.pop_front() {
-            Some(Piece::Entries(entries)) => {
+            Some(Piece::Entries { entries, answering }) => {
                 for entry in entries {
-                    let effect = process.machine.apply(&entry)?;
+                    let effect = process.machine.apply(&entry, answering)?;
                     if self.setup.honest {
                         self.checker.applied(&entry, &effect, &process.machine)?;
                     }
                     outcomes.extend(effect.write);
+                    swept = effect.swept.or(swept);
                 }
             }
             Some(Piece::Snapshot(machine)) => {
@@ -309,6 +311,7 @@ impl World {
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let point = process.machine.point();
+        let upkeep = UpkeepState { swept, ..process.machine.upkeep() };
         let delay_us = self.rng.range(5..=50);
         let notice_us = (self.now_us + delay_us).max(process.applied_notice_us);
         process.applied_notice_us = notice_us;
@@ -323,7 +326,7 @@ impl World {
             }
         }
         let life = self.servers[server].life;
-        self.at(notice_us, Event::Applied { server, life, outcomes, point });
+        self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point });
         if more {
             self.start_apply(server);
         }
@@ -402,6 +405,7 @@ impl World {
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
             replication_delay: self.setup.replication_delay[server],
             console: true,
+            upkeep: self.setup.upkeep,
             first_question: self.rng.next_u64(),
         };
         let state = &mut self.servers[server];
@@ -410,7 +414,7 @@ impl World {
         {
             state.checkpoint = snapshot.clone();
         }
-        let recovered = state.disk.recover(state.checkpoint.point());
+        let recovered = state.disk.recover(&state.checkpoint);
         self.trace.note(self.now_us, || {
             let Recovered { hard_state, last_index, applied, .. } = &recovered;
             let applied = applied.index;

@@ -5,10 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use acervo::node::core::{Node, NodeStatus};
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::types::{LogEntry, LogIndex, NodeId, Timestamp};
-use acervo::wire::message::{GetRequest, Reply};
+use acervo::wire::message::{
+    ErrorCode, ErrorReply, GetRequest, PageNext, PageOf, PageRequest, Reply, Row,
+};
+use bytes::Bytes;
 
 use crate::disk::Disk;
-use crate::machine::Machine;
+use crate::machine::{Machine, newest};
 
 /// A server's number in the group for its position in the simulator.
 pub fn node_id(server: usize) -> NodeId {
@@ -44,7 +47,12 @@ pub struct Server {
 /// Work for the state machine.
 pub enum Piece {
     /// Committed entries.
-    Entries(Vec<LogEntry>),
+    Entries {
+        /// Which.
+        entries: Vec<LogEntry>,
+        /// Whether somebody waits for what keys had before.
+        answering: bool,
+    },
     /// A snapshot that takes the state's place.
     Snapshot(Machine),
 }
@@ -98,26 +106,61 @@ impl Process {
         }
     }
 
-    /// A read as a worker does it (SPEC A4). `applied` was read before the key: a lower bound of
-    /// what the state holds; what the state stands at now is the upper bound.
+    /// A read of a key as a worker does it (SPEC A4). `applied` was read before the key: a lower bound
+    /// of what the state holds; what the state stands at now is the upper bound.
     pub fn get(&self, request: &GetRequest, applied: Timestamp) -> Reply {
-        let found = self.machine.get(&request.key);
-        let version = found.map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
-        let refusal = Reply::TryOtherServerOrLater { timestamp: version, applied };
-        if applied < request.session {
-            return refusal;
-        }
-        let fresh = match found {
+        let as_of = request.at > Timestamp::ZERO;
+        let at = if as_of { request.at } else { Timestamp(i64::MAX) };
+        let state = self.machine.now();
+        let found = newest(&state, &request.key, at);
+        let version = found.map_or(Timestamp::ZERO, |(timestamp, _)| timestamp);
+        let reaches = match found {
+            _ if as_of => applied >= request.at,
             Some(_) => version >= request.timestamp,
             None => applied >= request.timestamp,
         };
-        if !fresh {
-            return refusal;
+        if !reaches || applied < request.session {
+            return Reply::TryOtherServerOrLater { timestamp: version, applied };
         }
         Reply::GetOk {
             value: found.map(|(_, value)| value.clone()),
             timestamp: version,
-            as_of: self.machine.point().timestamp,
+            as_of: self.machine.point().timestamp.max(applied),
         }
+    }
+
+    /// A page of a range or of keys, likewise.
+    pub fn page(&self, request: &PageRequest, applied: Timestamp) -> Reply {
+        let PageRequest { of, at, seen, session, rows_max, .. } = request;
+        if applied < *at.max(seen).max(session) {
+            return Reply::TryOtherServerOrLater { timestamp: Timestamp::ZERO, applied };
+        }
+        let seen = if *seen > Timestamp::ZERO { *seen } else { applied };
+        let at = if *at > Timestamp::ZERO { *at } else { seen };
+        let Some(state) = self.machine.seen(seen) else {
+            let (code, message) = (ErrorCode::Expired, String::new());
+            return Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+        };
+        let keys: Vec<&Bytes> = match of {
+            PageOf::Range { from, to } => {
+                state.keys().filter(|key| from <= *key && *key <= to).collect()
+            }
+            PageOf::Keys { keys } => keys.iter().collect(),
+            PageOf::Versions { .. } => Vec::new(),
+        };
+        let in_range = matches!(of, PageOf::Range { .. });
+        let rows = keys.into_iter().map(|key| match newest(&state, key, at) {
+            Some((timestamp, value)) => (key.clone(), Some(value.clone()), timestamp),
+            None => (key.clone(), None, Timestamp::ZERO),
+        });
+        let rows = rows.filter(|(_, value, _)| value.is_some() || !in_range);
+        let rows = rows.map(|(key, value, timestamp)| Row { key, value, timestamp });
+        let (mut rows, max): (Vec<Row>, _) = (rows.collect(), *rows_max as usize);
+        let next = rows.get(max).map(|row| match in_range {
+            true => PageNext::From(row.key.clone()),
+            false => PageNext::Skip(*rows_max),
+        });
+        rows.truncate(max);
+        Reply::PageOk { rows, at, seen, next }
     }
 }

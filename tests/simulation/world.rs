@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use acervo::command::History;
 use acervo::limits;
 use acervo::node::core::AckPolicy;
-use acervo::node::{AppliedWrite, Input, Now};
+use acervo::node::upkeep::UpkeepConfig;
+use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
 use acervo::types::{AppliedPoint, LogIndex, SnapshotId, Timestamp};
 use acervo::wire::message::Reply;
 
@@ -53,6 +55,8 @@ pub struct Setup {
     pub compactions: u64,
     /// Reads of the log from disk that fail, of a thousand.
     pub fetch_failures: u64,
+    /// What is kept, and how long what was removed can still be read.
+    pub upkeep: UpkeepConfig,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
     pub honest: bool,
@@ -74,6 +78,7 @@ impl Setup {
             checkpoints: 50,
             compactions: 0,
             fetch_failures: 0,
+            upkeep: UpkeepConfig::new(History::All),
             honest: true,
         }
     }
@@ -96,7 +101,13 @@ pub enum Event {
     /// The state machine has applied the piece at hand.
     ApplyDone { server: usize, life: u64 },
     /// The core learns of it.
-    Applied { server: usize, life: u64, outcomes: Vec<AppliedWrite>, point: AppliedPoint },
+    Applied {
+        server: usize,
+        life: u64,
+        outcomes: Vec<AppliedWrite>,
+        upkeep: UpkeepState,
+        point: AppliedPoint,
+    },
     /// Log entries have been read from disk.
     Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
     /// A snapshot arrives, if the connection it travels on still stands.
@@ -249,8 +260,8 @@ impl World {
             Event::LinkLost { from, to, session } => self.link_lost(from, to, session),
             Event::Synced { server, .. } => self.synced(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
-            Event::Applied { server, outcomes, point, .. } => {
-                self.input(server, Input::Applied { outcomes, point })
+            Event::Applied { server, outcomes, upkeep, point, .. } => {
+                self.input(server, Input::Applied { outcomes, upkeep, point })
             }
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)

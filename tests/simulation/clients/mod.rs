@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use acervo::command::WriteOp;
 use acervo::node::{Input, RequestToken};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{ErrorCode, GetRequest, Reply, WriteRequest};
+use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
 use bytes::Bytes;
 
 use crate::checker::Verdict;
@@ -58,8 +58,10 @@ pub struct Client {
 pub enum Question {
     /// A write.
     Write(WriteRequest),
-    /// A read.
+    /// A read of a key.
     Get(GetRequest),
+    /// A page of a range or of keys: at first the first one, then the one that is asked for now.
+    Page(PageRequest),
 }
 
 /// What it was told in the end.
@@ -69,6 +71,10 @@ pub enum Outcome {
     Written(Timestamp),
     /// The read found this.
     Found(Option<Bytes>),
+    /// All pages of the read have come.
+    Listed,
+    /// What the rest of the pages should show has been purged meanwhile.
+    Expired,
 }
 
 /// One operation of a client, however many attempts it takes.
@@ -77,20 +83,27 @@ pub struct Operation {
     pub client: usize,
     /// What.
     pub question: Question,
+    /// The same as it was at first.
+    first: Question,
     /// When first asked.
     pub began_us: u64,
     /// When answered, and what.
     pub ended: Option<(u64, Outcome)>,
-    /// For a read, the version it really saw.
-    pub version: Timestamp,
+    /// For a read of the newest state, when each key it showed had really last changed.
+    pub versions: Vec<(Bytes, Timestamp)>,
+    /// The rows of the pages so far.
+    pub rows: Vec<Row>,
+    /// For a read, as asked first: of which version, if not of the newest, and whether it is
+    /// linearizable.
+    pub asked: (Option<Timestamp>, bool),
     /// Errors on the way, and when.
     pub errors: Vec<(u64, ErrorCode)>,
     /// The attempt that counts now.
     current: Option<usize>,
     /// The server asked first; the others follow by chance.
     first_server: Option<usize>,
-    /// What the client had witnessed of the key when it asked.
-    witnessed: Timestamp,
+    /// What the client had witnessed of every key when it asked.
+    witnessed: BTreeMap<Bytes, Timestamp>,
 }
 
 /// One request to one server.
@@ -100,12 +113,25 @@ pub struct Attempt {
     token: RequestToken,
 }
 
+/// The keys of all clients, in order. Some are each other's beginnings.
+const KEYS: [&str; 6] = ["key-0", "key-00", "key-1", "key-2", "key-3", "key-4"];
+
+/// All of them, as bytes.
+pub fn keys() -> impl Iterator<Item = Bytes> {
+    KEYS.iter().map(|key| Bytes::from_static(key.as_bytes()))
+}
+
 impl Question {
-    /// The key it is about.
-    pub fn key(&self) -> &Bytes {
+    /// Whether the answer shows the key.
+    pub fn shows(&self, key: &Bytes) -> bool {
         match self {
-            Question::Write(write) => write.op.key(),
-            Question::Get(get) => &get.key,
+            Question::Write(_) => false,
+            Question::Get(get) => get.key == key,
+            Question::Page(page) => match &page.of {
+                PageOf::Range { from, to } => from <= key && key <= to,
+                PageOf::Keys { keys } => keys.contains(key),
+                PageOf::Versions { key: of } => of == key,
+            },
         }
     }
 }
@@ -132,20 +158,26 @@ impl World {
     }
 
     /// Begins a write; `server` is asked first when given.
-    pub fn write(&mut self, client: usize, server: Option<usize>, op: WriteOp) -> usize {
+    pub fn write(
+        &mut self,
+        client: usize,
+        server: Option<usize>,
+        op: WriteOp,
+        previous: bool,
+    ) -> usize {
         let state = &mut self.clients[client];
         let sequence = state.next_sequence;
         state.next_sequence += 1;
         state.unanswered.insert(sequence);
         let answered_below = *state.unanswered.first().unwrap_or(&sequence);
         let request = RequestId { client: state.id, sequence, answered_below };
-        self.begin(client, server, Question::Write(WriteRequest { request, op }))
+        self.begin(client, server, Question::Write(WriteRequest { request, op, previous }))
     }
 
     /// Begins a PUT of text.
     pub fn put(&mut self, client: usize, server: Option<usize>, key: &str, value: &str) -> usize {
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
-        self.write(client, server, WriteOp::Put { key, value })
+        self.write(client, server, WriteOp::Put { key, value }, false)
     }
 
     /// Begins a read.
@@ -162,23 +194,46 @@ impl World {
             Memory::Session => state.session,
             Memory::PerKey => state.absent.get(&key).copied().unwrap_or_default(),
         };
-        self.begin(
-            client,
-            server,
-            Question::Get(GetRequest { key, timestamp, session, linearizable }),
-        )
+        let at = Timestamp::ZERO;
+        let get = GetRequest { key, timestamp, session, linearizable, at };
+        self.begin(client, server, Question::Get(get))
+    }
+
+    /// Begins a read as of a version that the client knows of.
+    fn read_at(&mut self, client: usize, key: Bytes, at: Timestamp) -> usize {
+        let session = self.clients[client].session;
+        let (timestamp, linearizable) = (Timestamp::ZERO, false);
+        let get = GetRequest { key, timestamp, session, linearizable, at };
+        self.begin(client, None, Question::Get(get))
+    }
+
+    /// Begins a read of several keys; `at` 0 is the newest state.
+    fn list(&mut self, client: usize, of: PageOf, at: Timestamp, linearizable: bool) -> usize {
+        let session = self.clients[client].session;
+        let rows_max = self.rng.range(1..=4) as u32;
+        let seen = Timestamp::ZERO;
+        let page = PageRequest { of, at, seen, session, linearizable, rows_max };
+        self.begin(client, None, Question::Page(page))
     }
 
     fn begin(&mut self, client: usize, server: Option<usize>, question: Question) -> usize {
         let state = &mut self.clients[client];
         state.under_way += 1;
-        let witnessed = state.witnessed.get(question.key()).copied().unwrap_or_default();
+        let witnessed = state.witnessed.clone();
+        let (at, linearizable) = match &question {
+            Question::Write(_) => (Timestamp::ZERO, false),
+            Question::Get(get) => (get.at, get.linearizable),
+            Question::Page(page) => (page.at, page.linearizable),
+        };
         self.operations.push(Operation {
             client,
+            first: question.clone(),
             question,
             began_us: self.now_us,
             ended: None,
-            version: Timestamp::ZERO,
+            versions: Vec::new(),
+            rows: Vec::new(),
+            asked: ((at > Timestamp::ZERO).then_some(at), linearizable),
             errors: Vec::new(),
             current: None,
             first_server: server,
@@ -283,11 +338,12 @@ impl World {
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
                 self.input(server, Input::Write { token, client: address, write })
             }
-            Question::Get(get) if get.linearizable => {
+            Question::Get(GetRequest { linearizable: true, .. })
+            | Question::Page(PageRequest { linearizable: true, .. }) => {
                 process.owed.insert(token, self.now_us);
                 self.input(server, Input::Read { token })
             }
-            Question::Get(_) => {
+            Question::Get(_) | Question::Page(_) => {
                 self.start_get(server, attempt);
                 Ok(())
             }
@@ -298,7 +354,7 @@ impl World {
     pub fn start_get(&mut self, server: usize, attempt: usize) {
         let state = &self.servers[server];
         let Some(process) = &state.process else { return };
-        let applied = process.machine.point().timestamp;
+        let applied = process.machine.point().timestamp.max(Timestamp::FIRST);
         let life = state.life;
         let delay_us = self.rng.range(5..=200);
         self.after(delay_us, Event::Get { server, life, attempt, applied });
@@ -307,12 +363,12 @@ impl World {
     /// The worker answers it.
     pub fn get(&mut self, server: usize, attempt: usize, applied: Timestamp) -> Verdict {
         let operation = &self.operations[self.attempts[attempt].operation];
-        let (Question::Get(request), Some(process)) =
-            (&operation.question, &self.servers[server].process)
-        else {
-            return Ok(());
+        let Some(process) = &self.servers[server].process else { return Ok(()) };
+        let reply = match &operation.question {
+            Question::Write(_) => return Ok(()),
+            Question::Get(request) => process.get(request, applied),
+            Question::Page(request) => process.page(request, applied),
         };
-        let reply = process.get(request, applied);
         let read_at = process.machine.point().index;
         self.reply(server, attempt, reply, read_at);
         Ok(())
@@ -339,43 +395,98 @@ impl World {
         if state.under_way < state.pipeline {
             state.wishes -= 1;
             let id = state.next_sequence;
-            let key = Bytes::from(format!("key-{}", self.rng.below(5)));
+            let value = Bytes::from(format!("{client}/{id}"));
             match self.rng.below(100) {
-                0..45 => {
-                    let value = Bytes::from(format!("{client}/{id}"));
-                    self.write(client, None, WriteOp::Put { key, value });
-                }
-                45..55 => {
-                    self.write(client, None, WriteOp::Del { key });
-                }
-                roll => {
-                    self.read(client, None, key, roll >= 80);
-                }
+                0..55 => self.wish_to_write(client, value),
+                55..100 => self.wish_to_read(client),
+                _ => unreachable!("a number below 100"),
             }
         }
         let delay_us = self.rng.range(MILLISECOND..=100 * MILLISECOND);
         self.after(delay_us, Event::Think { client });
     }
 
-    /// What took place, for the check against real time: writes that were applied and linearizable
-    /// reads that were answered.
-    pub fn spans(&self) -> Vec<Span> {
-        let span = |operation: &Operation| {
-            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
-            let (version, write) = match &operation.question {
-                Question::Write(write) => {
-                    let request = write.request;
-                    (self.checker.written(request.client, request.sequence)?.timestamp, true)
-                }
-                Question::Get(get) if get.linearizable && ended_us.is_some() => {
-                    (operation.version, false)
-                }
-                Question::Get(_) => return None,
-            };
-            let key = operation.question.key().clone();
-            Some(Span { key, began_us: operation.began_us, ended_us, version, write })
+    fn any_key(&mut self) -> Bytes {
+        Bytes::from_static(self.rng.pick(&KEYS).as_bytes())
+    }
+
+    fn some_keys(&mut self) -> Vec<Bytes> {
+        (0..self.rng.range(1..=3)).map(|_| self.any_key()).collect()
+    }
+
+    fn wish_to_write(&mut self, client: usize, value: Bytes) {
+        let (mut previous, key) = (true, self.any_key());
+        let op = match self.rng.below(55) {
+            0..28 => {
+                previous = self.rng.chance(300);
+                WriteOp::Put { key, value }
+            }
+            28..35 => {
+                let value = |number| Bytes::from([&value[..], b".", &[b'0' + number]].concat());
+                let pairs = self.some_keys().into_iter().zip((0..).map(value)).collect();
+                WriteOp::PutAll { pairs }
+            }
+            35..42 => WriteOp::Del { key },
+            42..46 => WriteOp::DelAll { keys: self.some_keys() },
+            // Now and then the wrong way round: then nothing is between them.
+            46..49 => WriteOp::DelRange { from: key, to: self.any_key() },
+            49..54 => WriteOp::Trim { key },
+            _ => WriteOp::Mark,
         };
-        self.operations.iter().filter_map(span).collect()
+        self.write(client, None, op, previous);
+    }
+
+    fn wish_to_read(&mut self, client: usize) {
+        let key = self.any_key();
+        let state = &self.clients[client];
+        let known: Vec<Timestamp> = state.seen.values().copied().chain([state.session]).collect();
+        let past = self.rng.pick(&known);
+        // Between two versions, too; never past what somebody has applied.
+        let past = Timestamp(past.0 - self.rng.below(2) as i64);
+        let at = if self.rng.chance(300) && past.0 > 0 { past } else { Timestamp::ZERO };
+        match self.rng.below(45) {
+            0..32 if at > Timestamp::ZERO => self.read_at(client, key, at),
+            0..20 => self.read(client, None, key, false),
+            20..32 => self.read(client, None, key, true),
+            roll => {
+                let of = match self.rng.chance(600) {
+                    true => PageOf::Range { from: key, to: self.any_key() },
+                    false => PageOf::Keys { keys: self.some_keys() },
+                };
+                self.list(client, of, at, at == Timestamp::ZERO && roll >= 39)
+            }
+        };
+    }
+
+    /// What took place, for the check against real time: the newest versions that writes changed, and
+    /// those that linearizable reads were shown.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for operation in &self.operations {
+            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
+            let began_us = operation.began_us;
+            let span = |key: &Bytes, version, write| Span {
+                key: key.clone(),
+                began_us,
+                ended_us,
+                version,
+                write,
+            };
+            match &operation.question {
+                Question::Write(write) => {
+                    let RequestId { client, sequence, .. } = write.request;
+                    let Some(version) = self.checker.written(client, sequence) else { continue };
+                    let changed = self.checker.changed_by(version);
+                    spans.extend(changed.map(|key| span(key, version, true)));
+                }
+                _ if operation.asked.1 && ended_us.is_some() => {
+                    let shown = &operation.versions;
+                    spans.extend(shown.iter().map(|(key, version)| span(key, *version, false)));
+                }
+                _ => {}
+            }
+        }
+        spans
     }
 
     /// Whether an operation was answered.
@@ -393,6 +504,13 @@ impl Client {
     fn learn(&mut self, key: &Bytes, timestamp: Timestamp, as_of: Timestamp) {
         let seen = self.seen.entry(key.clone()).or_default();
         *seen = timestamp.max(*seen);
+        self.session = self.session.max(as_of);
+    }
+
+    /// The key was not there in a state no newer than `as_of`.
+    fn miss(&mut self, key: &Bytes, as_of: Timestamp) {
+        let absent = self.absent.entry(key.clone()).or_default();
+        *absent = as_of.max(*absent);
         self.session = self.session.max(as_of);
     }
 
