@@ -14,20 +14,11 @@ use serde_json::Value;
 use crate::run::{Answer, BackEnd, Left, Row};
 use crate::script::{Asked, Op};
 use crate::servers::{BEHIND_TIMEOUT, Servers};
+use crate::shell;
 use crate::support::ACERVO;
 
 /// What a process can be given as one argument, with room for its escapes.
 const ARGUMENT_BYTES_MAX: usize = 32 * 1024;
-
-/// What the shell knows: `acervo`, and which servers it asks when the line names none.
-const KNOWN: &str = r#"
-acervo() {
-    case " $* " in
-        *" --servers "*) "$ACERVO" "$@" ;;
-        *) command=$1; shift; "$ACERVO" "$command" --servers "$SERVERS" "$@" ;;
-    esac
-}
-"#;
 
 pub struct Commands<'a> {
     servers: &'a Servers,
@@ -64,17 +55,7 @@ impl BackEnd for Commands<'_> {
     }
 
     fn shell(&mut self, line: &str) -> Result<Left, String> {
-        let output = Command::new("sh")
-            .args(["-c", &format!("{KNOWN}\n{line}")])
-            .env("SERVERS", self.servers.group.list())
-            .env("ACERVO", ACERVO)
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| format!("there is no shell: {error}"))?;
-        let status = output.status.code().ok_or("it was killed")?;
-        let err = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok(Left { status, out: output.stdout, err })
+        shell::run(line, &self.servers.group.list(), None)
     }
 
     fn placeholder(
@@ -85,6 +66,7 @@ impl BackEnd for Commands<'_> {
         match name {
             "servers" => Some(self.servers.group.list()),
             "nobody" => Some(self.servers.nobody.to_string()),
+            "alone" => Some(self.servers.alone().to_string()),
             _ => {
                 let version = version(name.strip_prefix("time of ")?).ok()?;
                 time_of(Timestamp(version))

@@ -11,16 +11,18 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::run::{Answer, BackEnd, Row};
+use crate::run::{Answer, BackEnd, Left, Row};
 use crate::script::{Asked, Op};
 use crate::servers::Servers;
+use crate::shell;
 use crate::support::PATIENCE;
 use crate::support::gateway::Gateway;
 
 pub struct Interface {
     runtime: Runtime,
     client: KeyValueStoreClient<Channel>,
-    _gateway: Gateway,
+    gateway: Gateway,
+    servers: String,
 }
 
 impl Interface {
@@ -29,7 +31,12 @@ impl Interface {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(gateway.url()).unwrap();
         let channel = runtime.block_on(endpoint.connect()).unwrap();
-        Interface { runtime, client: KeyValueStoreClient::new(channel), _gateway: gateway }
+        Interface {
+            runtime,
+            client: KeyValueStoreClient::new(channel),
+            gateway,
+            servers: servers.group.list(),
+        }
     }
 }
 
@@ -47,6 +54,10 @@ impl BackEnd for Interface {
             Ok(rows) => Answer::Rows(rows),
             Err(status) => Answer::Error(format!("{}: {}", code_name(&status), status.message())),
         }
+    }
+
+    fn shell(&mut self, line: &str) -> Result<Left, String> {
+        shell::run(line, &self.servers, Some(self.gateway.address))
     }
 }
 

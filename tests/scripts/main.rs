@@ -10,6 +10,7 @@ mod names;
 mod run;
 mod script;
 mod servers;
+mod shell;
 #[path = "../support/mod.rs"]
 mod support;
 mod tests;

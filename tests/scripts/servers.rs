@@ -1,12 +1,13 @@
 //! Three servers, each a process, for those back ends that ask servers.
 
+use std::cell::OnceCell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use acervo::Client;
 use acervo::limits::KEY_BYTES_MAX;
 
-use crate::support::{Group, free_addresses};
+use crate::support::{Group, eventually, free_addresses};
 
 /// How long a server that is behind is asked before that is taken for its answer.
 pub const BEHIND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -18,6 +19,8 @@ pub struct Servers {
     pub behind: Option<SocketAddr>,
     /// Where there is no server.
     pub nobody: SocketAddr,
+    /// One of three that are not all there.
+    incomplete: OnceCell<Group>,
 }
 
 impl Servers {
@@ -36,7 +39,21 @@ impl Servers {
     }
 
     fn of(group: Group, behind: Option<SocketAddr>) -> Servers {
-        Servers { client: group.client(), behind, nobody: free_addresses(1)[0], group }
+        let (client, nobody) = (group.client(), free_addresses(1)[0]);
+        Servers { client, behind, nobody, incomplete: OnceCell::new(), group }
+    }
+
+    /// A server whose two others were never started.
+    pub fn alone(&self) -> SocketAddr {
+        let group = self.incomplete.get_or_init(|| {
+            let mut group = Group::prepare(3, &["--console", "off"]);
+            group.start_server(0);
+            let client = group.client();
+            let address = group.addresses()[0];
+            eventually("the server answers", || client.status(address).ok());
+            group
+        });
+        group.addresses()[0]
     }
 
     /// Removes all there is.
