@@ -17,41 +17,46 @@ use tempfile::TempDir;
 use crate::run::{Answer, BackEnd, Row};
 use crate::script::Op;
 
-/// The log gives versions at this distance, so that there is something between two.
-const STEP_US: i64 = 10;
-
 pub struct Machine {
     name: &'static str,
     machine: StateMachine,
     store: Store,
     entries: u64,
+    /// The last version that was given.
     last: i64,
+    /// How far the next one is from it.
+    step_us: i64,
     _folder: Option<TempDir>,
 }
 
 impl Machine {
-    pub fn memory() -> Machine {
-        Machine::on("the memory engine", Arc::new(MemoryEngine::new()), None)
+    pub fn memory(step_us: i64) -> Machine {
+        Machine::on("the memory engine", Arc::new(MemoryEngine::new()), step_us, None)
     }
 
-    pub fn disk() -> Machine {
+    pub fn disk(step_us: i64) -> Machine {
         let folder = tempfile::tempdir().unwrap();
         let engine = DiskEngine::open(&folder.path().join("store"), 1 << 20).unwrap();
-        Machine::on("the disk engine", Arc::new(engine), Some(folder))
+        Machine::on("the disk engine", Arc::new(engine), step_us, Some(folder))
     }
 
-    fn on(name: &'static str, engine: Arc<dyn Engine>, folder: Option<TempDir>) -> Machine {
+    fn on(
+        name: &'static str,
+        engine: Arc<dyn Engine>,
+        step_us: i64,
+        folder: Option<TempDir>,
+    ) -> Machine {
         let machine = StateMachine::open(engine).unwrap();
         let store = machine.store();
         // A Friday in 2026.
         let last = 1_795_176_000_000_000;
-        Machine { name, machine, store, entries: 0, last, _folder: folder }
+        Machine { name, machine, store, entries: 0, last, step_us, _folder: folder }
     }
 
     /// Applies a write as one log entry; its version, and what its key had before if it has one key.
     fn write(&mut self, op: WriteOp) -> (i64, Option<(Bytes, i64)>) {
         self.entries += 1;
-        self.last += STEP_US;
+        self.last += self.step_us;
         let request = RequestId { client: ClientId(1), sequence: self.entries, answered_below: 0 };
         let action = Action::Write { request, op, previous: true };
         let data = Command { timestamp: Timestamp(self.last), action }.encode();

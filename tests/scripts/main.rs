@@ -1,5 +1,5 @@
 //! Golden scripts: the rules of SPEC B, one script each (`rules`), run through everything that has to
-//! keep them. README.md says how scripts are written.
+//! keep them. README.md says how scripts are written, and lists them.
 
 mod commands;
 mod engines;
@@ -15,20 +15,23 @@ mod shell;
 mod support;
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use commands::Commands;
 use engines::Machine;
 use library::Library;
 use run::run;
-use script::{Prompt, Script, Through};
+use script::{Script, Through};
 use servers::Servers;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts")
+}
 
 /// All scripts, by name.
 fn scripts() -> Vec<Script> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/rules");
-    let mut paths: Vec<_> =
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let entries = std::fs::read_dir(folder().join("rules")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     let (mut scripts, mut wrong) = (Vec::new(), Vec::new());
     for path in paths {
@@ -42,71 +45,79 @@ fn scripts() -> Vec<Script> {
     scripts
 }
 
-/// Runs each of the scripts through what `prepare` makes ready for it, and fails with all that failed.
-fn run_all<'a>(
-    scripts: impl IntoIterator<Item = &'a Script>,
-    mut one: impl FnMut(&Script) -> Result<(), String>,
-) {
-    let mut count = 0;
-    let mut failures = Vec::new();
-    for script in scripts {
-        count += 1;
-        failures.extend(one(script).err());
-    }
-    assert!(count > 0, "no script was run");
-    let failed = failures.len();
-    assert!(failed == 0, "{failed} of {count} scripts failed\n\n{}\n", failures.join("\n\n"));
+/// What came of scripts.
+#[derive(Default)]
+struct Outcomes {
+    count: usize,
+    failures: Vec<String>,
 }
 
-fn of(scripts: &[Script], through: Through) -> Vec<&Script> {
-    scripts.iter().filter(|script| script.through.contains(&through)).collect()
+impl Outcomes {
+    fn add(&mut self, outcome: Result<(), String>) {
+        self.count += 1;
+        self.failures.extend(outcome.err());
+    }
+
+    /// Fails with all failures, or when nothing was run.
+    fn check(self) {
+        let Outcomes { count, failures } = self;
+        assert!(count > 0, "no script was run");
+        let (failed, all) = (failures.len(), failures.join("\n\n"));
+        assert!(failed == 0, "{failed} of {count} scripts failed\n\n{all}\n");
+    }
+}
+
+fn scripts_through(through: Through) -> impl Iterator<Item = Script> {
+    scripts().into_iter().filter(move |script| script.through.contains(&through))
+}
+
+/// Runs the scripts on a machine each, with versions close together and with room between them.
+fn run_on_engine(machine: impl Fn(i64) -> Machine) {
+    let mut outcomes = Outcomes::default();
+    for script in scripts_through(Through::Engine) {
+        let both = [1, 10].map(|step_us| run(&script, &mut machine(step_us)));
+        outcomes.add(both.into_iter().collect());
+    }
+    outcomes.check();
+}
+
+/// Runs the scripts on servers that are empty each time; those that ask one which is behind, on servers
+/// of which one is.
+fn run_on_servers(through: Through, run_one: impl Fn(&Script, &Servers) -> Result<(), String>) {
+    let (behind, others): (Vec<Script>, Vec<Script>) =
+        scripts_through(through).partition(Script::asks_one_behind);
+    let mut outcomes = Outcomes::default();
+    let mut run_all = |scripts: &[Script], servers: Servers| {
+        for script in scripts {
+            servers.clear();
+            outcomes.add(run_one(script, &servers));
+        }
+    };
+    run_all(&others, Servers::start());
+    if !behind.is_empty() {
+        run_all(&behind, Servers::start_with_one_behind());
+    }
+    outcomes.check();
 }
 
 #[test]
 fn every_rule_holds_in_the_state_machine_on_the_memory_engine() {
-    run_all(of(&scripts(), Through::Engine), |script| run(script, &mut Machine::memory()));
+    run_on_engine(Machine::memory);
 }
 
 #[test]
 fn every_rule_holds_in_the_state_machine_on_the_disk_engine() {
-    run_all(of(&scripts(), Through::Engine), |script| run(script, &mut Machine::disk()));
-}
-
-/// Runs scripts on servers, those that ask one which is behind on servers of which one is.
-fn run_on_servers(
-    scripts: &[Script],
-    through: Through,
-    run_one: impl Fn(&Script, &Servers) -> Result<(), String>,
-) {
-    let asks_behind =
-        |script: &&&Script| script.steps.iter().any(|step| step.prompt == Prompt::Behind);
-    let scripts = of(scripts, through);
-    let (behind, others): (Vec<&Script>, Vec<&Script>) =
-        scripts.into_iter().partition(|script| asks_behind(&script));
-    let run_cleared = |scripts: Vec<&Script>, servers: Servers| {
-        run_all(scripts, |script| {
-            servers.clear();
-            run_one(script, &servers)
-        });
-    };
-    run_cleared(others, Servers::start());
-    if !behind.is_empty() {
-        run_cleared(behind, Servers::start_with_one_behind());
-    }
+    run_on_engine(Machine::disk);
 }
 
 #[test]
 fn every_rule_holds_through_the_library() {
-    run_on_servers(&scripts(), Through::Library, |script, servers| {
-        run(script, &mut Library(servers))
-    });
+    run_on_servers(Through::Library, |script, servers| run(script, &mut Library(servers)));
 }
 
 #[test]
 fn every_rule_holds_through_the_commands() {
-    run_on_servers(&scripts(), Through::Command, |script, servers| {
-        run(script, &mut Commands::new(servers))
-    });
+    run_on_servers(Through::Command, |script, servers| run(script, &mut Commands::new(servers)));
 }
 
 #[cfg(feature = "grpc")]
@@ -114,8 +125,19 @@ fn every_rule_holds_through_the_commands() {
 fn every_rule_holds_through_the_gateway() {
     let servers = Servers::start();
     let mut interface = gateway::Interface::start(&servers);
-    run_all(of(&scripts(), Through::Gateway), |script| {
+    let mut outcomes = Outcomes::default();
+    for script in scripts_through(Through::Gateway) {
         servers.clear();
-        run(script, &mut interface)
-    });
+        outcomes.add(run(&script, &mut interface));
+    }
+    outcomes.check();
+}
+
+#[test]
+fn the_list_of_scripts_is_complete() {
+    let readme = std::fs::read_to_string(folder().join("README.md")).unwrap();
+    for script in scripts() {
+        let name = Path::new(&script.name).file_stem().unwrap().display().to_string();
+        assert!(readme.contains(&format!("`{name}`")), "README.md does not list {name}");
+    }
 }

@@ -141,6 +141,11 @@ impl Script {
         }
         Ok(script)
     }
+
+    /// Whether a step asks a server that is behind.
+    pub fn asks_one_behind(&self) -> bool {
+        self.steps.iter().any(|step| step.prompt == Prompt::Behind)
+    }
 }
 
 fn prompt(line: &str) -> Option<(Prompt, &str)> {

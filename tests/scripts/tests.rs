@@ -9,7 +9,7 @@ const HEAD: &str = "# A rule.\n# SPEC B\n\n";
 /// Runs what comes below a head on the memory engine.
 fn outcome(session: &str) -> Result<(), String> {
     let script = Script::parse("file", &format!("{HEAD}{session}"))?;
-    run(&script, &mut Machine::memory())
+    run(&script, &mut Machine::memory(1))
 }
 
 #[test]
