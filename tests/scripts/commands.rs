@@ -11,14 +11,15 @@ use acervo::types::Timestamp;
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::language::{Asked, Op};
 use crate::run::{Answer, BackEnd, Left, Row};
-use crate::script::{Asked, Op};
+
 use crate::servers::{BEHIND_TIMEOUT, Servers};
 use crate::shell;
 use crate::support::ACERVO;
 
 /// What a process can be given as one argument, with room for its escapes.
-const ARGUMENT_BYTES_MAX: usize = 32 * 1024;
+const ARGUMENT_BYTES_MAX: usize = 16 * 1024;
 
 pub struct Commands<'a> {
     servers: &'a Servers,
@@ -103,7 +104,9 @@ fn ask(op: &Op, flags: &[String]) -> (Answer, Option<String>) {
     let token = err.lines().find(|line| line.starts_with("s1-")).map(str::to_owned);
     let status = output.status.code().expect("it ended by itself");
     let objects = String::from_utf8(output.stdout).unwrap();
-    let rows: Vec<Row> = objects.lines().map(|line| row(op, line)).collect();
+    let Some(rows) = objects.lines().map(|line| row(op, line)).collect::<Option<Vec<Row>>>() else {
+        return (Answer::Error(format!("it printed no answer: {objects}")), token);
+    };
     // Not found is status 1, of the commands that are about one key.
     let is_missing = matches!(op, Op::Get(_) | Op::Del(_) | Op::Trim(_))
         && rows.iter().all(|row| row.held.is_none());
@@ -162,24 +165,23 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A printed object as a row.
-fn row(op: &Op, line: &str) -> Row {
-    let object: Value = serde_json::from_str(line).unwrap();
+/// A printed object as a row, if it is one.
+fn row(op: &Op, line: &str) -> Option<Row> {
+    let object: Value = serde_json::from_str(line).ok()?;
+    let text = |name: &str| object.get(name).and_then(Value::as_str);
     let bytes = |name: &str| -> Option<Bytes> {
-        let hex =
-            object.get(format!("{name}_hex")).map(|hex| parse_hex(hex.as_str().unwrap()).unwrap());
-        let text = object.get(name).and_then(Value::as_str).map(|text| text.as_bytes().to_vec());
-        hex.or(text).map(Bytes::from)
+        match (text(name), text(&format!("{name}_hex"))) {
+            (Some(text), None) => Some(Bytes::copy_from_slice(text.as_bytes())),
+            (None, Some(hex)) => parse_hex(hex).map(Bytes::from),
+            _ => None,
+        }
     };
     let number = |name: &str| object.get(name).and_then(Value::as_i64);
-    let (value, version) = match op {
-        Op::Get(_) | Op::GetRange(..) | Op::GetAll(_) | Op::Trim(_) => ("value", "timestamp"),
-        _ => ("old_value", "old_timestamp"),
-    };
-    let version = number(version).unwrap();
+    let (value, version) =
+        if op.tells_the_past() { ("old_value", "old_timestamp") } else { ("value", "timestamp") };
+    let version = number(version)?;
     let held = bytes(value).map(|value| (value, version));
     let nothing_at = held.is_none().then(|| number("at").unwrap_or(version));
-    let makes_one = matches!(op, Op::Put(..) | Op::PutAll(_));
-    let new = number("timestamp").filter(|_| makes_one);
-    Row { key: bytes("key").unwrap(), held, nothing_at, new }
+    let new = number("timestamp").filter(|_| op.makes_a_version());
+    Some(Row { key: bytes("key")?, held, nothing_at, new })
 }

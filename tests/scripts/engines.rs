@@ -14,8 +14,8 @@ use acervo::wire::message::{PageNext, PageOf, Row as StoredRow};
 use bytes::Bytes;
 use tempfile::TempDir;
 
+use crate::language::Op;
 use crate::run::{Answer, BackEnd, Row};
-use crate::script::Op;
 
 pub struct Machine {
     name: &'static str,

@@ -11,8 +11,9 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::language::{Asked, Op};
 use crate::run::{Answer, BackEnd, Left, Row};
-use crate::script::{Asked, Op};
+
 use crate::servers::Servers;
 use crate::shell;
 use crate::support::PATIENCE;

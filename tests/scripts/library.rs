@@ -4,8 +4,9 @@ use acervo::client::{Client, ClientError, ReadOptions, Rows, Written, WrittenMan
 use acervo::types::Timestamp;
 use bytes::Bytes;
 
+use crate::language::{Asked, Op};
 use crate::run::{Answer, BackEnd, Row};
-use crate::script::{Asked, Op};
+
 use crate::servers::{BEHIND_TIMEOUT, Servers};
 
 pub struct Library<'a>(pub &'a Servers);

@@ -5,6 +5,7 @@ mod commands;
 mod engines;
 #[cfg(feature = "grpc")]
 mod gateway;
+mod language;
 mod library;
 mod names;
 mod run;

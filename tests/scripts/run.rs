@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use acervo::text::escape;
 use bytes::Bytes;
 
+use crate::language::{Expected, ExpectedRow, Op};
 use crate::names::{Names, is_name};
-use crate::script::{Expected, ExpectedRow, Op, Prompt, Script, Step};
+use crate::script::{Prompt, Script, Step};
 
 /// A row of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The scripts' runner: it notices what is wrong with an answer, and with a script.
 
 use crate::engines::Machine;
-use crate::run::run;
+use crate::language::Op;
+use crate::run::{Answer, BackEnd, Left, run};
 use crate::script::Script;
 
 const HEAD: &str = "# A rule.\n# SPEC B\n\n";
@@ -88,9 +89,59 @@ fn what_is_no_script_is_refused() {
         &format!("{HEAD}> del a\na = nothing\n"),
         &format!("{HEAD}through: telephone\n\n> get a\na = nothing\n"),
         &format!("{HEAD}no prompt\n"),
+        &format!("{HEAD}> get \"\"\nerror: empty\na = 1 @v1\n"),
+        &format!("{HEAD}> getrange a b\nnone\na = 1 @v1\n"),
     ];
     for text in wrong {
         let refused = parse(text).expect_err(text);
         assert!(refused.starts_with("file:"), "{refused}");
+    }
+}
+
+/// A shell in which every command prints the same and ends with status 1.
+struct Fixed;
+
+impl BackEnd for Fixed {
+    fn name(&self) -> &'static str {
+        "a fixed answer"
+    }
+
+    fn ask(&mut self, _op: &Op) -> Answer {
+        Answer::Rows(Vec::new())
+    }
+
+    fn shell(&mut self, line: &str) -> Result<Left, String> {
+        assert!(line == "acervo history a" || line == "acervo get a --at 11", "{line}");
+        Ok(Left { status: 1, out: b"a\t12\tone\nb\t12\ttwo words\n".to_vec(), err: "why".into() })
+    }
+}
+
+#[test]
+fn what_a_shell_prints_and_its_status_are_both_compared() {
+    let outcome = |expected: &str| {
+        let script = format!("{HEAD}$ acervo history a\n{expected}\n");
+        Script::parse("file", &script).and_then(|script| run(&script, &mut Fixed))
+    };
+    let right = [
+        "a\\t12\\tone\nb\\t12\\ttwo words\nexit 1",
+        "a\\t<v1>\\tone\nb\\t<v1>\\ttwo words\nexit 1",
+        "a\\t<v1>\\t<any>\nb\\t<any> words\nexit 1\n\n$ acervo get a --at <v1-1>\n<any>\n<any>\nexit 1",
+    ];
+    for expected in right {
+        assert_eq!(outcome(expected), Ok(()));
+    }
+    let wrong = [
+        "a\\t12\\tone\nb\\t12\\ttwo words",
+        "a\\t12\\tone\nb\\t12\\ttwo words\nexit 2",
+        "a\\t12\\tone\nb\\t12\\ttwo\nexit 1",
+        "a\\t<v1>\\tone\nb\\t<v2>\\ttwo words\nexit 1",
+        "a\\t<v1>\\tone\nb\\t12\\t<v1>\nexit 1",
+        "a\\t12\\tone\nexit 1",
+        "a\\t12\\tone\nb\\t12\\ttwo words\nc\nexit 1",
+        "exit 1",
+    ];
+    for expected in wrong {
+        let failure = outcome(expected).expect_err(expected);
+        assert!(failure.contains("got, with status 1") && failure.contains("why"), "{failure}");
     }
 }
