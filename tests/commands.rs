@@ -124,7 +124,7 @@ fn json_is_one_object() {
     assert_eq!(
         written,
         json!({
-            "key": "k", "found": true, "timestamp": timestamp, "server": server,
+            "key": "k", "found": false, "timestamp": timestamp, "server": server,
             "old_timestamp": 0, "old_value": null
         })
     );
@@ -206,7 +206,7 @@ fn the_past_of_a_key() {
     assert_eq!(at("now").text(), "tab\tend\n");
     assert_eq!(at("1d ago").status, 1);
     let missing = run(&servers, &["get", "nothing", "--at", "5", "--format", "json"]).json();
-    assert_eq!((&missing["timestamp"], &missing["at"]), (&json!(0), &json!(5)));
+    assert_eq!((&missing["timestamp"], &missing["at"]), (&json!(5), &json!(5)));
 
     let history = run(&servers, &["history", "title", "--linearizable"]);
     let (rows, newest_first) = (history.rows(), versions.iter().rev());
@@ -283,13 +283,13 @@ fn many_keys_at_once() {
     let then = ["--at", version, "--format", "json"];
     let range = run(&servers, &[&["getrange", "a", "b"], &then[..]].concat()).objects();
     let object = |key: &str, timestamp: i64, value: Value| {
-        let found = timestamp > 0;
+        let found = !value.is_null();
         json!({"key": key, "found": found, "timestamp": timestamp, "value": value, "at": stamp})
     };
     let expected = [object("a", stamp, json!("1=1")), object("b", stamp, json!("2"))];
     assert_eq!(range, expected);
     let listed = run(&servers, &[&["getall", "b", "c"], &then[..]].concat()).objects();
-    assert_eq!(listed, [object("b", stamp, json!("2")), object("c", 0, Value::Null)]);
+    assert_eq!(listed, [object("b", stamp, json!("2")), object("c", stamp, Value::Null)]);
 
     let removed = run(&servers, &["delall", "c", "a"]);
     let at = removed.rows()[0][1];

@@ -11,7 +11,7 @@ use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, KeyArgs,
     PutAllArgs, PutArgs, ReadArgs, TrimArgs,
 };
-use super::output::{Object, Shape, print_json, print_rows};
+use super::output::{Object, Shape, print_json, print_rows, version_asked};
 use super::status;
 use crate::client::{Client, ClientError, ReadOptions, Written, WrittenMany};
 use crate::text::{escape, unescape};
@@ -120,7 +120,8 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
         (Format::Text, Some(value)) => out.write_all(value).and_then(|()| out.write_all(b"\n")),
         (Format::Text, None) => Ok(()),
         (Format::Json, value) => {
-            let object = answer(&key, found, got.timestamp, got.server);
+            let version = if found { got.timestamp } else { version_asked(options.at) };
+            let object = answer(&key, found, version, got.server);
             print_json(out, &object.value("value", value).at(options.at))
         }
     }
@@ -193,7 +194,8 @@ pub fn put(
         Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
             let done = client.replace(&key, value)?;
-            print_json(out, &with_previous(answer(&key, true, done.timestamp, done.server), &done))
+            let found = done.previous.is_some();
+            print_json(out, &with_previous(answer(&key, found, done.timestamp, done.server), &done))
         }
     }
     .map_err(CommandError::Output)?;

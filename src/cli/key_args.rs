@@ -25,6 +25,14 @@ pub struct KeyArgs {
     pub print_session: bool,
 }
 
+/// What the removals take and leave aside: they are about every version.
+#[derive(Clone, Debug, Args)]
+pub struct NoVersionArgs {
+    /// Means nothing to a removal and is ignored
+    #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
+    pub at: Option<At>,
+}
+
 /// What the reads share.
 #[derive(Clone, Debug, Args)]
 pub struct ReadArgs {
@@ -88,8 +96,8 @@ Examples:
   acervo getall title author
   cut -f 1 wanted.tsv | acervo getall --escaped -
 
-One line a key, in the order given, as those of getrange; a key that does not exist has version 0 and
-no value, and is no error.")]
+One line a key, in the order given, as those of getrange; a key that does not exist has no value, and
+the version that was asked for or 0, and is no error.")]
 pub struct GetAllArgs {
     /// The keys; '-' reads some from standard input, one a line
     #[arg(required = true, value_name = "KEY")]
@@ -169,6 +177,9 @@ Exit status 1 when there was nothing to delete.")]
 pub struct DelArgs {
     /// The key
     pub key: OsString,
+    /// Ignored.
+    #[command(flatten)]
+    pub no_version: NoVersionArgs,
     /// Shared.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -189,6 +200,9 @@ pub struct DelRangeArgs {
     pub from: OsString,
     /// The last key, included
     pub to: OsString,
+    /// Ignored.
+    #[command(flatten)]
+    pub no_version: NoVersionArgs,
     /// Shared.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -207,6 +221,9 @@ pub struct DelAllArgs {
     /// The keys; '-' reads some from standard input, one a line
     #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<OsString>,
+    /// Ignored.
+    #[command(flatten)]
+    pub no_version: NoVersionArgs,
     /// Shared.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -222,6 +239,9 @@ Exit status 1 when there is no such key.")]
 pub struct TrimArgs {
     /// The key
     pub key: OsString,
+    /// Ignored.
+    #[command(flatten)]
+    pub no_version: NoVersionArgs,
     /// Shared.
     #[command(flatten)]
     pub shared: KeyArgs,

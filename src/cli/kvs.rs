@@ -150,7 +150,7 @@ impl Printer<'_> {
     }
 }
 
-/// Whether anything was found, or written.
+/// Whether it was found, where one key was asked for: of several, it is an answer that they are not there.
 async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsError> {
     use KvsOperation as Op;
     let client = &mut connect(args).await?;
@@ -183,18 +183,22 @@ async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsErro
             is_found(&reply, asked)
         }
         Op::Getrange => {
-            values(client.get_range(with_deadline(args, range())).await?, asked, printer).await?
+            values(client.get_range(with_deadline(args, range())).await?, printer).await?;
+            true
         }
         Op::Delrange => {
-            values(client.del_range(with_deadline(args, range())).await?, None, printer).await?
+            values(client.del_range(with_deadline(args, range())).await?, printer).await?;
+            true
         }
         Op::Getall => {
             let request = with_deadline(args, stream::iter(keys));
-            values(client.get_all(request).await?, asked, printer).await?
+            values(client.get_all(request).await?, printer).await?;
+            true
         }
         Op::Delall => {
             let request = with_deadline(args, stream::iter(keys));
-            values(client.del_all(request).await?, None, printer).await?
+            values(client.del_all(request).await?, printer).await?;
+            true
         }
         Op::Put => {
             let pair = pairs().into_iter().next().unwrap_or_default();
@@ -242,19 +246,16 @@ fn with_deadline<T>(args: &KvsArgs, message: T) -> Request<T> {
     request
 }
 
-/// Prints a stream of values; whether any of them was found.
+/// Prints a stream of values.
 async fn values(
     replies: tonic::Response<Streaming<KeyValueVersionReply>>,
-    asked: Option<i64>,
     printer: &mut Printer<'_>,
-) -> Result<bool, KvsError> {
+) -> Result<(), KvsError> {
     let mut replies = replies.into_inner();
-    let mut found = false;
     while let Some(reply) = replies.message().await? {
         printer.value(&reply)?;
-        found |= is_found(&reply, asked);
     }
-    Ok(found)
+    Ok(())
 }
 
 /// What the interface can tell: nothing found is an empty value at version 0, or at the one asked for.

@@ -24,6 +24,21 @@ pub(super) enum Shape {
     History,
 }
 
+impl Shape {
+    /// The version that a row is printed with: where there is none, the one that was asked for, or 0.
+    fn version(self, row: &Row) -> Timestamp {
+        match self {
+            Shape::Read { at } if row.value.is_none() => version_asked(at),
+            _ => row.timestamp,
+        }
+    }
+}
+
+/// What stands for the version of what was not found.
+pub(super) fn version_asked(at: Option<Timestamp>) -> Timestamp {
+    at.unwrap_or_default().max(Timestamp::ZERO)
+}
+
 /// A JSON object, its fields in the order they are added.
 #[derive(Default)]
 pub(super) struct Object<'a> {
@@ -132,7 +147,7 @@ pub(super) fn print_rows(
 
 fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
     let (key, value) = (escape(&row.key), escape(row.value.as_deref().unwrap_or_default()));
-    let version = row.timestamp;
+    let version = shape.version(row);
     match shape {
         Shape::Read { .. } => writeln!(out, "{key}\t{version}\t{value}"),
         Shape::Before { timestamp } => writeln!(out, "{key}\t{timestamp}\t{version}\t{value}"),
@@ -148,7 +163,7 @@ fn object(shape: Shape, row: &Row) -> Object<'_> {
     let object = Object::default().bytes("key", &row.key).flag("found", found);
     match shape {
         Shape::Read { at } => {
-            object.timestamp("timestamp", row.timestamp).value("value", value).at(at)
+            object.timestamp("timestamp", shape.version(row)).value("value", value).at(at)
         }
         Shape::Before { timestamp } => object
             .timestamp("timestamp", timestamp)
