@@ -9,6 +9,7 @@ use std::sync::Arc;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
+use acervo::Client;
 use acervo::bench;
 use acervo::cli::args::{
     BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell, Switch,
@@ -18,13 +19,15 @@ use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::cli::share::{self as share_commands, ShareError};
 use acervo::cli::share_args::{PeerArgs, RegistryArgs};
 use acervo::client::repl::{self, ReplOptions};
+use acervo::limits;
 use acervo::prompt::questions::probe;
 use acervo::server::cluster::{self, ClusterConfig};
 use acervo::server::config::check_group;
 use acervo::server::questions;
 use acervo::share::console::{self as peer_console, ConsoleOptions};
 use acervo::share::index::IndexLimits;
-use acervo::share::registry::directory::MemoryDirectory;
+use acervo::share::registry::directory::{Directory, MemoryDirectory};
+use acervo::share::registry::store::StoreDirectory;
 use acervo::share::registry::{self, RegistryConfig};
 
 fn main() -> ExitCode {
@@ -122,7 +125,17 @@ fn run_registry(args: &RegistryArgs) -> u8 {
         console: args.console == Switch::On,
         workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
     };
-    let directory = Arc::new(MemoryDirectory::new(IndexLimits::default()));
+    let directory: Arc<dyn Directory> = match &args.servers {
+        None => Arc::new(MemoryDirectory::new(IndexLimits::default())),
+        Some(servers) => {
+            let timeout = limits::STORE_REQUEST_TIMEOUT;
+            let client = Client::builder(servers.iter().copied()).request_timeout(timeout).build();
+            match client {
+                Ok(client) => Arc::new(StoreDirectory::new(client)),
+                Err(error) => return fail(exit_status::USAGE, &error),
+            }
+        }
+    };
     registry::run(&config, directory)
         .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
 }

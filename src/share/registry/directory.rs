@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::client::ClientError;
 use crate::limits;
 use crate::share::index::{Index, IndexError, IndexLimits, Member};
 use crate::share::names::FileName;
@@ -16,6 +17,9 @@ pub enum DirectoryError {
     /// It has no room.
     #[error(transparent)]
     Full(#[from] IndexError),
+    /// The store behind it does not answer, although it has been given its time.
+    #[error("the store behind this registry does not answer: {0}")]
+    Store(#[from] ClientError),
 }
 
 impl DirectoryError {
@@ -25,7 +29,8 @@ impl DirectoryError {
             DirectoryError::Full(IndexError::Peers(_) | IndexError::Files) => {
                 limits::REGISTRY_FULL_RETRY_AFTER_MS
             }
-            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_)) => 0,
+            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_))
+            | DirectoryError::Store(_) => 0,
         }
     }
 }

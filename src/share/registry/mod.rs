@@ -2,7 +2,7 @@
 //!
 //! It is a service on the event loop, as a server of the store is one. The loop greets, counts, gathers
 //! the parts of a JOIN and hands each whole request to a pool of workers, which ask the [`Directory`]:
-//! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated store. While a
+//! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated [`store`]. While a
 //! request of a connection is with the workers nothing more is read from it: so its requests take
 //! effect in order, and one that asks much waits for itself only.
 //!
@@ -15,6 +15,7 @@
 pub mod directory;
 pub mod questions;
 mod service;
+pub mod store;
 mod work;
 
 use std::fmt;
