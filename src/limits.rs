@@ -444,12 +444,13 @@ pub const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
 /// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
 /// any more.
 pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-/// Rows that a registry writes into the store at once.
-pub const STORE_ROWS_PER_WRITE: usize = 4 * 1024;
+/// Files, of three rows each, that a registry writes into the store at once.
+pub const STORE_FILES_PER_WRITE: usize = 1024;
 /// The whole time of one of its requests to the store.
 pub const STORE_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Of so many leases written to the store, about one takes the older versions of its key away.
-pub const LEASES_PER_TRIM: u32 = 16;
+/// Within the silence time-out, a registry that shares its index so often says that it lives, and looks
+/// whether the others do.
+pub const STORE_LOOKS_PER_SILENCE: u32 = 4;
 /// How often a registry looks for peers that have fallen silent.
 pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a peer tells its registry that it is alive.
@@ -492,8 +493,9 @@ const _: () = {
     assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
     assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
-    // A key of the store, and its value.
-    assert!(STORE_ROWS_PER_WRITE * (2 * entry + 256) < TRANSACTION_BYTES_MAX);
+    // Three keys, and their values.
+    assert!(3 * STORE_FILES_PER_WRITE * (entry + 256) < TRANSACTION_BYTES_MAX);
+    assert!(3 * STORE_FILES_PER_WRITE <= TRANSACTION_KEYS_MAX);
     assert!(STORE_REQUEST_TIMEOUT.as_millis() < REGISTRY_CALL_TIMEOUT.as_millis());
     assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);
     assert!(SOURCES_PER_ANSWER_MAX * entry < REGISTRY_FRAME_BYTES_MAX);

@@ -121,17 +121,17 @@ fn run_registry(args: &RegistryArgs) -> u8 {
     };
     let config = RegistryConfig {
         listen,
-        silence_timeout: args.silence_timeout,
         console: args.console == Switch::On,
         workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
     };
+    let (room, timeout) = (IndexLimits::default(), args.silence_timeout);
     let directory: Arc<dyn Directory> = match &args.servers {
-        None => Arc::new(MemoryDirectory::new(IndexLimits::default())),
+        None => Arc::new(MemoryDirectory::new(room, timeout)),
         Some(servers) => {
-            let timeout = limits::STORE_REQUEST_TIMEOUT;
-            let client = Client::builder(servers.iter().copied()).request_timeout(timeout).build();
-            match client {
-                Ok(client) => Arc::new(StoreDirectory::new(client)),
+            let servers = servers.iter().copied();
+            let client = Client::builder(servers).request_timeout(limits::STORE_REQUEST_TIMEOUT);
+            match client.build() {
+                Ok(client) => Arc::new(StoreDirectory::new(client, room, timeout)),
                 Err(error) => return fail(exit_status::USAGE, &error),
             }
         }

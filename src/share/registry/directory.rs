@@ -89,11 +89,12 @@ pub trait Directory: Send + Sync {
     /// The directory does not answer.
     fn leave(&self, member: Member) -> Result<(), DirectoryError>;
 
-    /// Forgets who has been silent for longer than `timeout`, and says whom.
+    /// Forgets who has been silent for too long, and says whom. What stands in the way for long is the
+    /// directory's own to tell.
     ///
     /// # Errors
     /// The directory does not answer.
-    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
+    fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
 
     /// Who has a file of this name.
     ///
@@ -125,12 +126,14 @@ pub trait Directory: Send + Sync {
 pub struct MemoryDirectory {
     index: Mutex<Index>,
     started: Instant,
+    silence_timeout: Duration,
 }
 
 impl MemoryDirectory {
-    /// An empty one.
-    pub fn new(limits: IndexLimits) -> MemoryDirectory {
-        MemoryDirectory { index: Mutex::new(Index::new(limits)), started: Instant::now() }
+    /// An empty one, which forgets a peer that is silent for longer than `silence_timeout`.
+    pub fn new(limits: IndexLimits, silence_timeout: Duration) -> MemoryDirectory {
+        let index = Mutex::new(Index::new(limits));
+        MemoryDirectory { index, started: Instant::now(), silence_timeout }
     }
 
     fn now(&self) -> Duration {
@@ -184,8 +187,8 @@ impl Directory for MemoryDirectory {
         Ok(())
     }
 
-    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
-        Ok(self.index().expire(self.now(), timeout))
+    fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
+        Ok(self.index().expire(self.now(), self.silence_timeout))
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {

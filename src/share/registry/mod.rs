@@ -22,7 +22,6 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use rand::Rng;
@@ -47,8 +46,6 @@ pub const DEFAULT_REGISTRY: SocketAddr =
 pub struct RegistryConfig {
     /// Where it listens; port 0 takes any free one.
     pub listen: SocketAddr,
-    /// A peer unheard of for longer is forgotten.
-    pub silence_timeout: Duration,
     /// Whether console lines are written.
     pub console: bool,
     /// Threads that ask the directory.
@@ -177,7 +174,6 @@ pub fn serve(
         let wake = wake.clone();
         move || wake.wake()
     };
-    let timeout = config.silence_timeout;
     let pool = Pool::start(
         "acervo-registry",
         config.workers,
@@ -187,7 +183,6 @@ pub fn serve(
             let worker = work::RegistryWorker {
                 directory: Arc::clone(&directory),
                 console: console.clone(),
-                silence_timeout: timeout,
             };
             move |job| worker.run(job)
         },
