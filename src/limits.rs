@@ -467,6 +467,8 @@ pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
 pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// Different troubles with its registries that a peer remembers having told; past it the oldest may be told again.
+pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 /// While a folder is being hashed, what has been found is kept this often.

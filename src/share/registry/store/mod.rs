@@ -229,23 +229,25 @@ impl StoreDirectory {
     /// Whether a JOIN, or an UPDATE, has room for `files` files of a peer that had `before`, if it was known.
     fn check_room(&self, before: Option<u64>, files: u64) -> Result<()> {
         let max = self.limits.files_per_peer_max;
-        if files > max as u64 {
-            return Err(IndexError::FilesOfPeer(max).into());
-        }
-        let counted = self.state().totals;
-        let totals = match counted {
-            Some(totals) => totals,
-            None => {
-                let totals = count(&self.peer_rows(PEERS, ReadOptions::default())?);
-                *self.state().totals.insert(totals)
+        let fits = |totals: Totals| {
+            if before.is_none() && totals.peers >= self.limits.peers_max {
+                return Err(IndexError::Peers(totals.peers));
             }
+            if files > max as u64 {
+                return Err(IndexError::FilesOfPeer(max));
+            }
+            let others = totals.files.saturating_sub(before.unwrap_or_default());
+            if others + files > self.limits.files_max as u64 {
+                return Err(IndexError::Files);
+            }
+            Ok(())
         };
-        if before.is_none() && totals.peers >= self.limits.peers_max {
-            return Err(IndexError::Peers(totals.peers).into());
-        }
-        let others = totals.files.saturating_sub(before.unwrap_or_default());
-        if others + files > self.limits.files_max as u64 {
-            return Err(IndexError::Files.into());
+        let counted = self.state().totals;
+        if !counted.is_some_and(|totals| fits(totals).is_ok()) {
+            // Nobody is refused for what may have gone since.
+            let totals = count(&self.peer_rows(PEERS, NEWEST)?);
+            self.state().totals = Some(totals);
+            fits(totals)?;
         }
         Ok(())
     }
