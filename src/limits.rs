@@ -457,6 +457,8 @@ pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A registry, or a peer asked for a name, that has not answered by then is given up.
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a JOIN it has so much more for each file: a registry may have to write them all into its store.
+pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
 /// How often a peer looks whether its registry has closed the connection.
 pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a peer's own threads have for its registry and have not told yet; one more waits.

@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
+use acervo::limits;
 use acervo::share::index::{IndexLimits, Member};
 use acervo::share::names::FileName;
 use acervo::share::registry::directory::{Directory, MemoryDirectory};
@@ -39,7 +40,7 @@ fn files(registry: SocketAddr) -> serde_json::Value {
 fn several_registries_serve_one_index_and_none_is_needed() {
     let mut group = Group::start(3, &["--console", "off"]);
     let servers = group.list();
-    let flags = ["--servers", &servers, "--silence-timeout", "3s", "--console", "off"];
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
     let mut first = Registry::start(&flags);
     let second = Registry::start(&flags);
     let both = format!("{},{}", first.address, second.address);
@@ -108,12 +109,35 @@ fn several_registries_serve_one_index_and_none_is_needed() {
 }
 
 #[test]
-fn without_its_store_a_registry_says_so() {
-    let nobody = support::free_addresses(1)[0].to_string();
-    let registry = Registry::start(&["--servers", &nobody]);
+fn without_its_store_a_registry_says_so_and_goes_on_when_it_is_back() {
+    let mut group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut registry = Registry::start(&flags);
+    let folder = registry.folder("a");
+    write(&folder, "film.mkv", b"film");
+    let peer = registry.share(&folder, &[]);
+    let address = registry.address;
+    let listed = || files(address)["files"].as_array().unwrap().len();
+    eventually("the file is known", || (listed() == 1).then_some(()));
+
+    group.kill(0);
     let ran = registry.run(&["files"]);
     assert_eq!(ran.status, 3, "{ran:?}");
-    assert!(ran.err.contains("the store behind this registry does not answer"), "{}", ran.err);
+    assert!(ran.err.contains("the store behind this registry does not answer: "), "{}", ran.err);
+    assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+    let told = |registry: &mut Registry, what| registry.process().err().matches(what).count();
+    eventually("it says so itself", || (told(&mut registry, "does not answer") > 0).then_some(()));
+
+    group.start_server(0);
+    eventually("it says that this is over", || {
+        (told(&mut registry, "the store answers again") > 0).then_some(())
+    });
+    // However long that took, nobody was forgotten, and the peer has noticed nothing.
+    assert_eq!(listed(), 1);
+    assert_eq!(told(&mut registry, "does not answer"), 1, "{}", registry.process().err());
+    assert_eq!(peer.err().matches("joined at").count(), 1, "{}", peer.err());
+    assert!(!registry.process().err().contains("fallen silent"), "{}", registry.process().err());
 }
 
 // ---- the directory itself, against the same one in memory ---------------------------------------
@@ -348,4 +372,43 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     let gone = eventually("its silence is noticed", || directory.expire().unwrap().pop());
     assert_eq!(gone, (PeerId(7), address(7)));
     assert!(!directory.hear(member).unwrap());
+}
+
+#[test]
+fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
+    let group = Group::start(3, &["--console", "off"]);
+    let [directory, other] =
+        [0, 1].map(|_| StoreDirectory::new(group.client(), IndexLimits::default(), LONG));
+    let files: Vec<FileEntry> = (0..limits::FILES_PER_PEER_MAX)
+        .map(|at| FileEntry {
+            name: FileName::new(&format!("{at:06} {}.mkv", "x".repeat(at % 200))).unwrap(),
+            size: at as u64,
+            content: ContentId(*blake3::hash(&at.to_le_bytes()).as_bytes()),
+        })
+        .collect();
+    // More rows than one write may have.
+    assert!(3 * files.len() > limits::TRANSACTION_KEYS_MAX);
+    let last = files.last().unwrap().clone();
+    let member = |session| Member { peer: PeerId(1), session };
+    directory.join(member(1), address(1), files.clone()).unwrap();
+    assert_eq!(other.search(&last.name).unwrap().len(), 1);
+    assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
+
+    // It comes back to the other one, with one file changed: nothing else is written again.
+    let version = |name: &FileName| {
+        let key = format!("share/name/{name}\0{}", PeerId(1));
+        group.client().get(key).unwrap().timestamp
+    };
+    let (changed, before) = (files[0].name.clone(), version(&last.name));
+    let first = version(&changed);
+    let mut files = files;
+    files[0].size += 1;
+    other.join(member(2), address(1), files).unwrap();
+    assert_eq!(version(&last.name), before);
+    assert!(version(&changed) > first);
+    assert_eq!(directory.search(&changed).unwrap()[0].size, 1);
+
+    other.leave(member(2)).unwrap();
+    let left = everything(&group.client());
+    assert!(left.iter().all(|row| row.key.starts_with(b"share/registry/")), "{}", left.len());
 }

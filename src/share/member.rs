@@ -254,8 +254,7 @@ impl Member {
 
     /// Dials a registry and gives it the whole list.
     fn join(&mut self) {
-        let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
-        match self.try_join(deadline) {
+        match self.try_join() {
             Ok((line, files)) => {
                 let registry = line.address();
                 self.line = Some(line);
@@ -278,13 +277,16 @@ impl Member {
         }
     }
 
-    fn try_join(&self, deadline: Instant) -> Result<(Line, Vec<FileEntry>), LineError> {
+    fn try_join(&self) -> Result<(Line, Vec<FileEntry>), LineError> {
+        let files = self.options.files.files();
+        let patience =
+            limits::REGISTRY_CALL_TIMEOUT + limits::JOIN_TIME_PER_FILE * files.len() as u32;
+        let deadline = Instant::now() + patience;
         let mut registries = self.options.registries.clone();
         let first = self.first % registries.len().max(1);
         registries.rotate_left(first);
         let mut line = Line::open_any(&registries, deadline)?;
         let MemberOptions { peer, address, .. } = self.options;
-        let files = self.options.files.files();
         // A peer without files joins too.
         let parts = files.len().div_ceil(limits::FILES_PER_FRAME).max(1);
         for part in 0..parts {

@@ -144,20 +144,36 @@ impl StoreDirectory {
         Ok(value(previous.as_ref().map(|version| &version.value)))
     }
 
-    fn put_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
+    /// Writes the rows of files, or takes them away, a bounded number at once.
+    fn write_files(
+        &self,
+        peer: PeerId,
+        files: &[(&FileName, FileRow)],
+        write: impl Fn(&[(&FileName, FileRow)]) -> Result<()>,
+    ) -> Result<()> {
         for files in files.chunks(limits::STORE_FILES_PER_WRITE) {
-            let rows = files.iter().flat_map(|(name, file)| rows_of_file(peer, name, *file));
-            self.client.put_all(rows)?;
+            write(files)?;
+            // The log takes writes faster than the servers apply them. A read waits until one has, so that
+            // a long list does not fill the queues that others' writes have to go through.
+            if let Some((name, _)) = files.first() {
+                self.client.get(file_key(peer, name))?;
+            }
         }
         Ok(())
     }
 
+    fn put_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
+        self.write_files(peer, files, |files| {
+            let rows = files.iter().flat_map(|(name, file)| rows_of_file(peer, name, *file));
+            Ok(self.client.put_all(rows).map(drop)?)
+        })
+    }
+
     fn remove_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
-        for files in files.chunks(limits::STORE_FILES_PER_WRITE) {
+        self.write_files(peer, files, |files| {
             let keys = files.iter().flat_map(|(name, file)| keys_of_file(peer, name, file.content));
-            self.client.del_all(keys)?;
-        }
-        Ok(())
+            Ok(self.client.del_all(keys).map(drop)?)
+        })
     }
 
     /// What a peer offers.
@@ -243,7 +259,7 @@ impl StoreDirectory {
             Ok(())
         };
         let counted = self.state().totals;
-        if !counted.is_some_and(|totals| fits(totals).is_ok()) {
+        if counted.is_none_or(|totals| fits(totals).is_err()) {
             // Nobody is refused for what may have gone since.
             let totals = count(&self.peer_rows(PEERS, NEWEST)?);
             self.state().totals = Some(totals);
