@@ -165,7 +165,9 @@ fn address(peer: u64) -> SocketAddr {
 }
 
 fn everything(client: &Client) -> Vec<Row> {
-    let rows = client.range("share/", "share/\u{10ffff}", ReadOptions::default()).unwrap();
+    // The client may be one that has not seen what the registries have written.
+    let newest = ReadOptions { linearizable: true, ..ReadOptions::default() };
+    let rows = client.range("share/", "share/\u{10ffff}", newest).unwrap();
     rows.map(Result::unwrap).collect()
 }
 
@@ -397,7 +399,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     // It comes back to the other one, with one file changed: nothing else is written again.
     let version = |name: &FileName| {
         let key = format!("share/name/{name}\0{}", PeerId(1));
-        group.client().get(key).unwrap().timestamp
+        group.client().get_linearizable(key).unwrap().timestamp
     };
     let (changed, before) = (files[0].name.clone(), version(&last.name));
     let first = version(&changed);

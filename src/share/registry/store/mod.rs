@@ -1,5 +1,5 @@
 //! A directory in the replicated store, so that several registries serve one index and none of them is a
-//! single point of failure. `rows` has the layout.
+//! single point of failure. `rows` has the layout, `offers` writes what peers have, `looks` finds out who lives.
 //!
 //! Invariants:
 //!
@@ -25,6 +25,8 @@
 //!
 //! An UPDATE of many files is several writes, and whoever asks in between sees a part of them.
 
+mod looks;
+mod offers;
 mod rows;
 mod silence;
 
@@ -36,7 +38,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 
 use self::rows::*;
-use self::silence::{Found, Watch};
+use self::silence::Watch;
 use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
@@ -134,89 +136,6 @@ impl StoreDirectory {
         Ok(peers)
     }
 
-    /// Writes a peer's row over the one it has, and says which that was.
-    fn put_peer(&self, peer: PeerId, row: &PeerRow) -> Result<Option<PeerRow>> {
-        let key = peer_key(peer);
-        let previous = self.client.replace(&key, encode(row))?.previous;
-        if previous.is_some() {
-            self.client.trim(&key)?;
-        }
-        Ok(value(previous.as_ref().map(|version| &version.value)))
-    }
-
-    /// Writes the rows of files, or takes them away, a bounded number at once.
-    fn write_files(
-        &self,
-        peer: PeerId,
-        files: &[(&FileName, FileRow)],
-        write: impl Fn(&[(&FileName, FileRow)]) -> Result<()>,
-    ) -> Result<()> {
-        for files in files.chunks(limits::STORE_FILES_PER_WRITE) {
-            write(files)?;
-            // The log takes writes faster than the servers apply them. A read waits until one has, so that
-            // a long list does not fill the queues that others' writes have to go through.
-            if let Some((name, _)) = files.first() {
-                self.client.get(file_key(peer, name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn put_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
-        self.write_files(peer, files, |files| {
-            let rows = files.iter().flat_map(|(name, file)| rows_of_file(peer, name, *file));
-            Ok(self.client.put_all(rows).map(drop)?)
-        })
-    }
-
-    fn remove_files(&self, peer: PeerId, files: &[(&FileName, FileRow)]) -> Result<()> {
-        self.write_files(peer, files, |files| {
-            let keys = files.iter().flat_map(|(name, file)| keys_of_file(peer, name, file.content));
-            Ok(self.client.del_all(keys).map(drop)?)
-        })
-    }
-
-    /// What a peer offers.
-    fn files_of(&self, peer: PeerId) -> Result<Files> {
-        let prefix = files_prefix(peer);
-        let mut files = Files::new();
-        for row in self.rows(&prefix, &end(&prefix), ReadOptions::default())? {
-            files.extend(file(&row?, &prefix));
-        }
-        Ok(files)
-    }
-
-    /// What it offers of these names.
-    fn files_named<'a>(
-        &self,
-        peer: PeerId,
-        names: impl Iterator<Item = &'a FileName>,
-    ) -> Result<Files> {
-        let (keys, prefix) = (names.map(|name| file_key(peer, name)), files_prefix(peer));
-        let mut files = Files::new();
-        for row in self.client.get_all(keys, ReadOptions::default())? {
-            files.extend(file(&row?, &prefix));
-        }
-        Ok(files)
-    }
-
-    /// Takes away what says that a peer serves parts of what it is fetching.
-    fn remove_parts(&self, peer: PeerId) -> Result<()> {
-        let prefix = parts_prefix(peer);
-        let mut keys = Vec::new();
-        for row in self.rows(&prefix, &end(&prefix), ReadOptions::default())? {
-            let row = row?;
-            if let Some(content) = rest(&row, &prefix) {
-                keys.push(format!("share/content/{content}/{peer}/"));
-                keys.push(format!("{prefix}{content}"));
-            }
-        }
-        if !keys.is_empty() {
-            self.client.del_all(keys)?;
-        }
-        Ok(())
-    }
-
     /// Which of these peers are offered. The rows that named them are known to this client, so theirs are
     /// at least as new.
     fn offered(&self, peers: &[PeerId]) -> Result<HashMap<PeerId, PeerRow>> {
@@ -230,17 +149,6 @@ impl StoreDirectory {
     }
 
     // ---- this registry's own peers -------------------------------------------------------------
-
-    /// Says in the store that this registry lives.
-    fn live(&self) -> Result<()> {
-        let key = registry_key(self.id);
-        let silence_timeout_ms = self.silence_timeout.as_millis() as u64;
-        self.client.put(&key, encode(&RegistryRow { silence_timeout_ms }))?;
-        if std::mem::replace(&mut self.state().is_known, true) {
-            self.client.trim(&key)?;
-        }
-        Ok(())
-    }
 
     /// Whether a JOIN, or an UPDATE, has room for `files` files of a peer that had `before`, if it was known.
     fn check_room(&self, before: Option<u64>, files: u64) -> Result<()> {
@@ -295,159 +203,10 @@ impl StoreDirectory {
             state.mine.get(&member.peer).is_some_and(|mine| mine.session == member.session);
         is_mine && state.mine.remove(&member.peer).is_some()
     }
-
-    /// Writes what a member offers. `false` when somebody else has written the peer's row meanwhile.
-    fn write_join(
-        &self,
-        Member { peer, session }: Member,
-        address: SocketAddr,
-        known: Option<PeerRow>,
-        files: &Files,
-    ) -> Result<bool> {
-        let fresh =
-            PeerRow { address, session, registry: self.id, offered: false, files: 0, bytes: 0 };
-        // One that comes back is offered all the while.
-        let before = known.filter(|known| known.address == address);
-        self.put_peer(
-            peer,
-            &before.map_or(fresh, |before| PeerRow {
-                offered: before.offered,
-                files: before.files,
-                bytes: before.bytes,
-                ..fresh
-            }),
-        )?;
-        // What is read from here on is what there was then, at least: whoever takes this peer away has
-        // either finished, or will take that row away, too.
-        self.remove_parts(peer)?;
-        self.write_difference(peer, &self.files_of(peer)?, files)?;
-        let (count, bytes) = (files.len() as u64, files.values().map(|file| file.size));
-        let bytes = bytes.fold(0, u64::saturating_add);
-        let row = PeerRow { offered: true, files: count, bytes, ..fresh };
-        let previous = self.put_peer(peer, &row)?;
-        self.mine(Member { peer, session }, |mine| {
-            (mine.files, mine.bytes) = (count, bytes);
-            mine.joined = Some(Instant::now());
-        });
-        Ok(previous.is_some_and(|previous| previous.session == session))
-    }
-
-    /// Makes a peer's files that were `before` those that are to be.
-    fn write_difference(&self, peer: PeerId, before: &Files, files: &Files) -> Result<()> {
-        let differ = |a: &Files, b: &Files| -> Vec<(FileName, FileRow)> {
-            let differs = |(name, file): &(&FileName, &FileRow)| b.get(*name) != Some(*file);
-            a.iter().filter(differs).map(|(name, file)| (name.clone(), *file)).collect()
-        };
-        let (gone, new) = (differ(before, files), differ(files, before));
-        self.remove_files(peer, &borrowed(&gone))?;
-        self.put_files(peer, &borrowed(&new))
-    }
-
-    /// Takes a peer away, if it still is the one that joined in this session, and says where it was.
-    fn remove_peer(&self, peer: PeerId, session: u64) -> Result<Option<SocketAddr>> {
-        let row = self.peer(peer)?.filter(|row| row.session == session);
-        let Some(row) = row else { return Ok(None) };
-        // Nobody is sent to it any more, however long the rest takes.
-        self.put_peer(peer, &PeerRow { offered: false, ..row })?;
-        self.remove_parts(peer)?;
-        self.write_difference(peer, &self.files_of(peer)?, &Files::new())?;
-        let removed = self.client.del(peer_key(peer))?.previous;
-        if removed.is_some() {
-            self.recount(Some(row.files), None);
-        }
-        Ok(removed.map(|_| row.address))
-    }
-
-    // ---- looking through the rows --------------------------------------------------------------
-
-    /// Says that this registry lives, and finds out which others do not, whose peers nobody has, and
-    /// which of its own peers have fallen silent or been taken away by somebody.
-    fn look(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
-        self.live()?;
-        let began = Instant::now();
-        // The peers before the registries: whoever is named here has its own row by then.
-        let peers = self.peer_rows(PEERS, ReadOptions::default())?;
-        let mut found = Vec::new();
-        for row in self.rows(REGISTRIES, &end(REGISTRIES), ReadOptions::default())? {
-            let row = row?;
-            let registry = rest(&row, REGISTRIES).and_then(registry_of);
-            let value: Option<RegistryRow> = value(row.value.as_ref());
-            found.extend(registry.zip(value).map(|(registry, value)| Found {
-                registry,
-                version: row.timestamp,
-                timeout: Duration::from_millis(value.silence_timeout_ms),
-            }));
-        }
-        let (dead, nobodys) = self.judge(began, &peers, &found);
-        for registry in dead {
-            log::warn!("a registry that shares this store has fallen silent: its peers go");
-            self.client.del(registry_key(registry))?;
-        }
-        let mut removed = Vec::new();
-        for (peer, session) in nobodys {
-            removed.extend(self.remove_peer(peer, session)?.map(|address| (peer, address)));
-        }
-        Ok(removed)
-    }
-
-    /// Which registries are dead, and whose rows are to go.
-    fn judge(
-        &self,
-        began: Instant,
-        peers: &[(PeerId, PeerRow)],
-        found: &[Found],
-    ) -> (Vec<RegistryId>, Vec<(PeerId, u64)>) {
-        let now = Instant::now();
-        let mut state = self.state();
-        let State { mine, watch, totals, .. } = &mut *state;
-        let mut dead = watch.look(found, self.silence_timeout / 2, now);
-        dead.retain(|registry| *registry != self.id);
-        let alive: HashSet<RegistryId> = found
-            .iter()
-            .map(|found| found.registry)
-            .filter(|registry| !dead.contains(registry))
-            .chain([self.id])
-            .collect();
-        *totals = Some(count(peers));
-        let is_silent = |mine: &Mine| {
-            mine.joined.is_some() && now.duration_since(mine.heard) > self.silence_timeout
-        };
-        mine.retain(|_, mine| !is_silent(mine));
-        let nobodys = peers.iter().filter(|(peer, row)| {
-            if row.registry == self.id {
-                !mine.contains_key(peer)
-            } else {
-                !alive.contains(&row.registry)
-            }
-        });
-        let nobodys = nobodys.map(|(peer, row)| (*peer, row.session)).collect();
-        let rows: HashMap<PeerId, &PeerRow> =
-            peers.iter().map(|(peer, row)| (*peer, row)).collect();
-        mine.retain(|peer, mine| {
-            let is_theirs = |row: &&PeerRow| (row.registry, row.session) == (self.id, mine.session);
-            let is_due = mine.joined.is_some_and(|joined| joined < began);
-            let stays = !is_due || rows.get(peer).is_some_and(is_theirs);
-            if !stays {
-                log::info!("peer {peer} was taken away by another registry: it is to join anew");
-            }
-            stays
-        });
-        (dead, nobodys)
-    }
 }
 
 fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
     Totals { peers: peers.len(), files: peers.iter().map(|(_, row)| row.files).sum() }
-}
-
-fn borrowed(files: &[(FileName, FileRow)]) -> Vec<(&FileName, FileRow)> {
-    files.iter().map(|(name, file)| (name, *file)).collect()
-}
-
-/// A row of a peer's files.
-fn file(row: &Row, prefix: &str) -> Option<(FileName, FileRow)> {
-    let name = rest(row, prefix).and_then(|name| FileName::new(name).ok());
-    name.zip(value(row.value.as_ref()))
 }
 
 impl Directory for StoreDirectory {
