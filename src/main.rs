@@ -5,9 +5,11 @@ use std::io::{self, IsTerminal, StdinLock, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use signal_hook::consts::SIGXFSZ;
 
 use acervo::Client;
 use acervo::bench;
@@ -39,6 +41,11 @@ fn main() -> ExitCode {
         _ => "warn",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    // A write past `ulimit -f` is an error like any other, with a sentence, and not the end of the process.
+    let file_too_large = Arc::new(AtomicBool::new(false));
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, file_too_large) {
+        log::warn!("a write past `ulimit -f` will end this process: {error}");
+    }
     let out = &mut io::stdout();
     let status = match cli.command {
         Command::Server(args) => run_server(args),
