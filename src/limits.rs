@@ -453,12 +453,21 @@ pub const REGISTRY_FULL_RETRY_AFTER_MS: u32 = 1000;
 /// The default of `acervo registry --silence-timeout`: a peer unheard of for longer is not offered
 /// any more.
 pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Files, of three rows each, that a registry writes into the store at once.
+pub const STORE_FILES_PER_WRITE: usize = 1024;
+/// The whole time of one of its requests to the store.
+pub const STORE_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Within the silence time-out, a registry that shares its index so often says that it lives, and looks
+/// whether the others do.
+pub const STORE_LOOKS_PER_SILENCE: u32 = 4;
 /// How often a registry looks for peers that have fallen silent.
 pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a peer tells its registry that it is alive.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A registry, or a peer asked for a name, that has not answered by then is given up.
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a JOIN it has so much more for each file: a registry may have to write them all into its store.
+pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
 /// How often a peer looks whether its registry has closed the connection.
 pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a peer's own threads have for its registry and have not told yet; one more waits.
@@ -469,6 +478,8 @@ pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
 pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// Different troubles with its registries that a peer remembers having told; past it the oldest may be told again.
+pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 /// While a folder is being hashed, what has been found is kept this often.
@@ -495,6 +506,10 @@ const _: () = {
     assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
     assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
+    // Three keys, and their values.
+    assert!(3 * STORE_FILES_PER_WRITE * (entry + 256) < TRANSACTION_BYTES_MAX);
+    assert!(3 * STORE_FILES_PER_WRITE <= TRANSACTION_KEYS_MAX);
+    assert!(STORE_REQUEST_TIMEOUT.as_millis() < REGISTRY_CALL_TIMEOUT.as_millis());
     assert!(FILES_PER_FRAME * entry < REGISTRY_FRAME_BYTES_MAX);
     assert!(SOURCES_PER_ANSWER_MAX * entry < REGISTRY_FRAME_BYTES_MAX);
     assert!((LIST_ROWS_MAX + CONTENTS_PER_NAME_LISTED_MAX) * entry < REGISTRY_FRAME_BYTES_MAX);

@@ -5,10 +5,13 @@ use std::io::{self, IsTerminal, StdinLock, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use signal_hook::consts::SIGXFSZ;
 
+use acervo::Client;
 use acervo::bench;
 use acervo::cli::args::{
     BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell, Switch,
@@ -18,13 +21,15 @@ use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::cli::share::{self as share_commands, ShareError};
 use acervo::cli::share_args::{PeerArgs, RegistryArgs};
 use acervo::client::repl::{self, ReplOptions};
+use acervo::limits;
 use acervo::prompt::questions::probe;
 use acervo::server::cluster::{self, ClusterConfig};
 use acervo::server::config::check_group;
 use acervo::server::questions;
 use acervo::share::console::{self as peer_console, ConsoleOptions};
 use acervo::share::index::IndexLimits;
-use acervo::share::registry::directory::MemoryDirectory;
+use acervo::share::registry::directory::{Directory, MemoryDirectory};
+use acervo::share::registry::store::StoreDirectory;
 use acervo::share::registry::{self, RegistryConfig};
 
 fn main() -> ExitCode {
@@ -36,6 +41,11 @@ fn main() -> ExitCode {
         _ => "warn",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    // A write past `ulimit -f` is an error like any other, with a sentence, and not the end of the process.
+    let file_too_large = Arc::new(AtomicBool::new(false));
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, file_too_large) {
+        log::warn!("a write past `ulimit -f` will end this process: {error}");
+    }
     let out = &mut io::stdout();
     let status = match cli.command {
         Command::Server(args) => run_server(args),
@@ -118,11 +128,21 @@ fn run_registry(args: &RegistryArgs) -> u8 {
     };
     let config = RegistryConfig {
         listen,
-        silence_timeout: args.silence_timeout,
         console: args.console == Switch::On,
         workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
     };
-    let directory = Arc::new(MemoryDirectory::new(IndexLimits::default()));
+    let (room, timeout) = (IndexLimits::default(), args.silence_timeout);
+    let directory: Arc<dyn Directory> = match &args.servers {
+        None => Arc::new(MemoryDirectory::new(room, timeout)),
+        Some(servers) => {
+            let servers = servers.iter().copied();
+            let client = Client::builder(servers).request_timeout(limits::STORE_REQUEST_TIMEOUT);
+            match client.build() {
+                Ok(client) => Arc::new(StoreDirectory::new(client, room, timeout)),
+                Err(error) => return fail(exit_status::USAGE, &error),
+            }
+        }
+    };
     registry::run(&config, directory)
         .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
 }

@@ -6,10 +6,11 @@
 mod share_support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use acervo::limits::{CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
@@ -192,6 +193,7 @@ fn killed_at_half() {
     let path = share_support::file(folder.path(), 96 * MIB + 1000, 1);
     let manifest = manifest_of(&path);
     let (_server, address) = Process::serve(&path, 0);
+    let (address, carried) = counted(address);
     // Slow enough to be caught half-way.
     let mut first = Process::fetch(to.path(), &manifest, 48 * MIB, &[address]);
     let mut done = 0;
@@ -209,6 +211,44 @@ fn killed_at_half() {
     assert!(kept >= done, "{kept} kept of {done}");
     assert_eq!(fetched + kept, manifest.size());
     assert_same(&path, &to.path().join("film.mkv"));
+    // What the network has carried of it twice: what was under way when it was killed, wherever that was.
+    drop(second);
+    let twice = carried.load(Ordering::SeqCst).saturating_sub(manifest.size());
+    println!("fetched twice: {twice} bytes of {}", manifest.size());
+    assert!(twice <= 16 * MIB as u64, "{twice} bytes were fetched twice");
+}
+
+/// An address that passes everything on to another and back, and counts the bytes that come back.
+fn counted(to: SocketAddr) -> (SocketAddr, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(AtomicU64::new(0));
+    let carried = Arc::clone(&count);
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(to).unwrap());
+            let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            let nothing = Arc::new(AtomicU64::new(0));
+            for ((from, to), count) in [((near, far), nothing), (back, Arc::clone(&count))] {
+                std::thread::spawn(move || carry(from, to, &count));
+            }
+        }
+    });
+    (address, carried)
+}
+
+/// Copies until one side ends or breaks, which ends the other, too.
+fn carry(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+        count.fetch_add(length as u64, Ordering::SeqCst);
+    }
+    // Whoever has closed already cannot be told.
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
 }
 
 fn stopped_source() {

@@ -19,12 +19,16 @@ const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";
 Examples:
   acervo registry             on a terminal: asks for IP and port
   acervo registry --listen 127.0.0.1:1099
+  acervo registry --listen 10.0.0.2:1099 --servers 10.0.0.1:10097,10.0.0.2:10097,10.0.0.3:10097
 
 Peers that were joined come back by themselves when a registry is restarted.")]
 pub struct RegistryArgs {
     /// The address to listen on
     #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
     pub listen: Option<SocketAddr>,
+    /// Keep the index in the store of these servers, so that several registries serve one index
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
+    pub servers: Option<Vec<SocketAddr>>,
     /// A peer unheard of for this long is not offered any more
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub silence_timeout: Duration,

@@ -333,15 +333,7 @@ impl Index {
                     *holders.entry((file.content, file.size)).or_default() += 1;
                 }
             }
-            let mut rows: Vec<_> = holders.into_iter().collect();
-            rows.sort_unstable_by_key(|((content, size), peers)| {
-                (std::cmp::Reverse(*peers), *content, *size)
-            });
-            rows.truncate(limits::CONTENTS_PER_NAME_LISTED_MAX);
-            page.extend(rows.into_iter().map(|((content, size), peers)| {
-                let name = FileName::clone(name);
-                FileSummary { file: FileEntry { name, size, content }, peers }
-            }));
+            page.extend(summaries(name, holders));
         }
         (page, false)
     }
@@ -438,6 +430,22 @@ impl Index {
 
 fn name_bytes(name: &FileName) -> usize {
     name.as_str().len()
+}
+
+/// What is listed of one name: the most offered contents first, and no more than are listed at all.
+pub fn summaries(
+    name: &FileName,
+    holders: HashMap<(ContentId, u64), u32>,
+) -> impl Iterator<Item = FileSummary> {
+    let mut rows: Vec<_> = holders.into_iter().collect();
+    rows.sort_unstable_by_key(|((content, size), peers)| {
+        (std::cmp::Reverse(*peers), *content, *size)
+    });
+    rows.truncate(limits::CONTENTS_PER_NAME_LISTED_MAX);
+    rows.into_iter().map(move |((content, size), peers)| {
+        let name = name.clone();
+        FileSummary { file: FileEntry { name, size, content }, peers }
+    })
 }
 
 /// Sorts sources so that those of the most offered content come first, then by peer, and keeps no

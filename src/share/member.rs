@@ -163,7 +163,11 @@ struct Member {
     retry_at: Instant,
     alive_at: Instant,
     has_joined: bool,
-    trouble: Option<LineError>,
+    /// Which registry is tried first: another one after each attempt that came to nothing, so that one that
+    /// answers and cannot help does not stand before one that could.
+    first: usize,
+    /// What has been wrong since it was joined, each told once; the newest is the last.
+    troubles: Vec<LineError>,
 }
 
 impl Member {
@@ -179,7 +183,8 @@ impl Member {
             retry_at: now,
             alive_at: now,
             has_joined: false,
-            trouble: None,
+            first: 0,
+            troubles: Vec::new(),
         }
     }
 
@@ -239,7 +244,7 @@ impl Member {
                     self.join();
                     result = self.call(&request);
                 }
-                let nobody = || Err(self.trouble.clone().unwrap_or(LineError::Nobody));
+                let nobody = || Err(self.troubles.last().cloned().unwrap_or(LineError::Nobody));
                 let result = result.unwrap_or_else(nobody);
                 // Whoever asked may have given up.
                 let _ = answer.send(result);
@@ -249,14 +254,13 @@ impl Member {
 
     /// Dials a registry and gives it the whole list.
     fn join(&mut self) {
-        let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
-        match self.try_join(deadline) {
+        match self.try_join() {
             Ok((line, files)) => {
                 let registry = line.address();
                 self.line = Some(line);
                 self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
                 self.backoff.reset();
-                self.trouble = None;
+                self.troubles.clear();
                 let names = files.iter().map(|file| file.name.clone()).collect();
                 let told = files.into_iter().map(|file| (file.name, (file.size, file.content)));
                 self.announced = told.collect();
@@ -266,14 +270,23 @@ impl Member {
                     self.tell(&RegistryRequest::Fetching { content, size });
                 }
             }
-            Err(error) => self.lost(error),
+            Err(error) => {
+                self.first = self.first.wrapping_add(1);
+                self.lost(error);
+            }
         }
     }
 
-    fn try_join(&self, deadline: Instant) -> Result<(Line, Vec<FileEntry>), LineError> {
-        let mut line = Line::open_any(&self.options.registries, deadline)?;
-        let MemberOptions { peer, address, .. } = self.options;
+    fn try_join(&self) -> Result<(Line, Vec<FileEntry>), LineError> {
         let files = self.options.files.files();
+        let patience =
+            limits::REGISTRY_CALL_TIMEOUT + limits::JOIN_TIME_PER_FILE * files.len() as u32;
+        let deadline = Instant::now() + patience;
+        let mut registries = self.options.registries.clone();
+        let first = self.first % registries.len().max(1);
+        registries.rotate_left(first);
+        let mut line = Line::open_any(&registries, deadline)?;
+        let MemberOptions { peer, address, .. } = self.options;
         // A peer without files joins too.
         let parts = files.len().div_ceil(limits::FILES_PER_FRAME).max(1);
         for part in 0..parts {
@@ -354,11 +367,15 @@ impl Member {
     /// There is no connection: says so, unless it has been said, and tries again a little later.
     fn lost(&mut self, error: LineError) {
         self.retry_at = Instant::now() + self.backoff.next_wait(rand::rng().next_u64());
-        if self.trouble.as_ref() != Some(&error) {
-            if !matches!(error, LineError::NotJoined(_)) {
-                (self.notice)(Notice::Lost(error.clone()));
-            }
-            self.trouble = Some(error);
+        let told = self.troubles.len();
+        self.troubles.retain(|told| *told != error);
+        let is_new = self.troubles.len() == told;
+        if is_new && !matches!(error, LineError::NotJoined(_)) {
+            (self.notice)(Notice::Lost(error.clone()));
         }
+        if told >= limits::REGISTRY_TROUBLES_KEPT {
+            self.troubles.remove(0);
+        }
+        self.troubles.push(error);
     }
 }

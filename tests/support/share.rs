@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
+use acervo::limits::CHUNK_BYTES;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -157,12 +158,14 @@ impl Ran {
 
 /// Runs a command to its end.
 pub fn run(arguments: &[&str]) -> Ran {
-    let output = Command::new(ACERVO)
-        .args(arguments)
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let mut command = Command::new(ACERVO);
+    command.args(arguments);
+    to_end(command)
+}
+
+/// Runs any command to its end.
+pub fn to_end(mut command: Command) -> Ran {
+    let output = command.env_remove("RUST_LOG").stdin(Stdio::null()).output().unwrap();
     Ran {
         status: output.status.code().expect("it ended by itself"),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -180,4 +183,23 @@ pub fn noise(length: usize, seed: &str) -> Vec<u8> {
 pub fn write(folder: &Path, name: &str, bytes: &[u8]) {
     let mut file = File::create(folder.join(name)).unwrap();
     file.write_all(bytes).unwrap();
+}
+
+/// A fetch that goes on beside the test.
+pub fn fetching(registry: &Registry, name: &str, to: &Path, more: &[&str]) -> Process {
+    let mut command = Command::new(ACERVO);
+    command.args(["fetch", name, "--registry", &registry.address(), "--to"]).arg(to).args(more);
+    Process::start(command, registry.dir.path(), "fetch")
+}
+
+/// How many bytes of a partial file have been written: those that are not zero, about. Its last block
+/// only says what it is a part of.
+pub fn arrived(part: &Path) -> usize {
+    let bytes = std::fs::read(part).unwrap_or_default();
+    let chunks = bytes[..bytes.len().saturating_sub(4096)].chunks(CHUNK_BYTES);
+    chunks.filter(|chunk| chunk.iter().any(|byte| *byte != 0)).count() * CHUNK_BYTES
+}
+
+pub fn part_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}.part"))
 }

@@ -85,6 +85,9 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
         FetchError::NoRoom { needed, free, .. } => {
             format!("não há espaço: faltam {needed} bytes e há {free} livres")
         }
+        FetchError::NotSoLarge { size, .. } => {
+            format!("o disco, ou o limite do processo, não aceita arquivos de {size} bytes")
+        }
         FetchError::NoSource { last, .. } => {
             let last = escape(last.as_bytes());
             format!("o peer não o enviou ({last}); o que chegou fica guardado")

@@ -73,6 +73,17 @@ pub enum FetchError {
         /// Bytes the file system says it has.
         free: u64,
     },
+    /// The file system, or a limit of this process, allows no file of this length.
+    #[error(
+        "{} may not grow to the {size} bytes it needs: the file system or `ulimit -f` allows no larger \
+         file; lift the limit or fetch to another folder, what has arrived is kept", .path.display()
+    )]
+    NotSoLarge {
+        /// The partial file.
+        path: PathBuf,
+        /// The whole file's length in bytes.
+        size: u64,
+    },
     /// The disk failed.
     #[error("{} failed: {source}; what has arrived is kept", .path.display())]
     Disk {

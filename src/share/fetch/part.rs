@@ -270,6 +270,9 @@ impl Part {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 FetchError::NoRoom { path: self.path.clone(), needed, free: self.free() }
             }
+            io::ErrorKind::FileTooLarge => {
+                FetchError::NotSoLarge { path: self.path.clone(), size: self.size }
+            }
             _ => disk(&self.path, error),
         }
     }
@@ -476,7 +479,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         // A sparse answer would not do: the room is asked of the file system.
         let error = open(folder.path(), 1 << 55).unwrap_err();
-        assert!(matches!(error, FetchError::NoRoom { .. } | FetchError::Disk { .. }), "{error}");
+        assert!(
+            matches!(error, FetchError::NoRoom { .. } | FetchError::NotSoLarge { .. }),
+            "{error}"
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

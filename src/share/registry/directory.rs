@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::client::ClientError;
 use crate::limits;
 use crate::share::index::{Index, IndexError, IndexLimits, Member};
 use crate::share::names::FileName;
@@ -16,6 +17,9 @@ pub enum DirectoryError {
     /// It has no room.
     #[error(transparent)]
     Full(#[from] IndexError),
+    /// The store behind it does not answer, although it has been given its time.
+    #[error("the store behind this registry does not answer: {0}")]
+    Store(#[from] ClientError),
 }
 
 impl DirectoryError {
@@ -25,7 +29,8 @@ impl DirectoryError {
             DirectoryError::Full(IndexError::Peers(_) | IndexError::Files) => {
                 limits::REGISTRY_FULL_RETRY_AFTER_MS
             }
-            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_)) => 0,
+            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_))
+            | DirectoryError::Store(_) => 0,
         }
     }
 }
@@ -84,11 +89,12 @@ pub trait Directory: Send + Sync {
     /// The directory does not answer.
     fn leave(&self, member: Member) -> Result<(), DirectoryError>;
 
-    /// Forgets who has been silent for longer than `timeout`, and says whom.
+    /// Forgets who has been silent for too long, and says whom. What stands in the way for long is the
+    /// directory's own to tell.
     ///
     /// # Errors
     /// The directory does not answer.
-    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
+    fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError>;
 
     /// Who has a file of this name.
     ///
@@ -120,12 +126,14 @@ pub trait Directory: Send + Sync {
 pub struct MemoryDirectory {
     index: Mutex<Index>,
     started: Instant,
+    silence_timeout: Duration,
 }
 
 impl MemoryDirectory {
-    /// An empty one.
-    pub fn new(limits: IndexLimits) -> MemoryDirectory {
-        MemoryDirectory { index: Mutex::new(Index::new(limits)), started: Instant::now() }
+    /// An empty one, which forgets a peer that is silent for longer than `silence_timeout`.
+    pub fn new(limits: IndexLimits, silence_timeout: Duration) -> MemoryDirectory {
+        let index = Mutex::new(Index::new(limits));
+        MemoryDirectory { index, started: Instant::now(), silence_timeout }
     }
 
     fn now(&self) -> Duration {
@@ -179,8 +187,8 @@ impl Directory for MemoryDirectory {
         Ok(())
     }
 
-    fn expire(&self, timeout: Duration) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
-        Ok(self.index().expire(self.now(), timeout))
+    fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
+        Ok(self.index().expire(self.now(), self.silence_timeout))
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {

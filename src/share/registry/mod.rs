@@ -2,7 +2,7 @@
 //!
 //! It is a service on the event loop, as a server of the store is one. The loop greets, counts, gathers
 //! the parts of a JOIN and hands each whole request to a pool of workers, which ask the [`Directory`]:
-//! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated store. While a
+//! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated [`store`]. While a
 //! request of a connection is with the workers nothing more is read from it: so its requests take
 //! effect in order, and one that asks much waits for itself only.
 //!
@@ -15,13 +15,13 @@
 pub mod directory;
 pub mod questions;
 mod service;
+pub mod store;
 mod work;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use rand::Rng;
@@ -46,8 +46,6 @@ pub const DEFAULT_REGISTRY: SocketAddr =
 pub struct RegistryConfig {
     /// Where it listens; port 0 takes any free one.
     pub listen: SocketAddr,
-    /// A peer unheard of for longer is forgotten.
-    pub silence_timeout: Duration,
     /// Whether console lines are written.
     pub console: bool,
     /// Threads that ask the directory.
@@ -176,7 +174,6 @@ pub fn serve(
         let wake = wake.clone();
         move || wake.wake()
     };
-    let timeout = config.silence_timeout;
     let pool = Pool::start(
         "acervo-registry",
         config.workers,
@@ -186,7 +183,6 @@ pub fn serve(
             let worker = work::RegistryWorker {
                 directory: Arc::clone(&directory),
                 console: console.clone(),
-                silence_timeout: timeout,
             };
             move |job| worker.run(job)
         },

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::RegistryEvent;
 use super::directory::{Directory, DirectoryError};
@@ -68,7 +67,6 @@ pub(super) enum Completion {
 pub(super) struct RegistryWorker {
     pub directory: Arc<dyn Directory>,
     pub console: Console<RegistryEvent>,
-    pub silence_timeout: Duration,
 }
 
 impl RegistryWorker {
@@ -91,11 +89,11 @@ impl RegistryWorker {
                 Completion::Gone
             }
             Job::Expire => {
-                match self.directory.expire(self.silence_timeout) {
+                match self.directory.expire() {
                     Ok(expired) => expired.into_iter().for_each(|(peer, address)| {
                         log::info!("peer {peer} at {address} has fallen silent");
                     }),
-                    Err(error) => log::warn!("cannot look for silent peers: {error}"),
+                    Err(error) => log::debug!("cannot look for silent peers: {error}"),
                 }
                 Completion::Expired
             }

@@ -1,0 +1,423 @@
+//! A directory in the replicated store, so that several registries serve one index and none of them is a
+//! single point of failure. `rows` has the layout, `offers` writes what peers have, `looks` finds out who lives.
+//!
+//! Invariants:
+//!
+//! 1. A peer's row names the registry that it is connected to. Only that one counts the peer's silence, in
+//!    its own memory: a keep-alive costs the store nothing. What is written again and again is one row a
+//!    registry, which says that the registry lives; `silence` tells who does not.
+//! 2. The peer's row is the first to be written and the last to be taken away, and is marked `offered` only
+//!    when all its files are there. So whatever is left half done, by whoever died over it, has a peer's row
+//!    that says so, and peers that have no such row are not found.
+//! 3. A file's three rows are written in one write, and removed in one write.
+//! 4. Nothing keeps versions: a row that is written over is trimmed, and a file that has changed is
+//!    removed and written. What was removed leaves the disk when [`limits::REMOVAL_GRACE`] has passed. A JOIN
+//!    writes only what differs from what is there.
+//!
+//! The store has no compare-and-set, so two registries may get in each other's way over one peer: it joins
+//! at one while the other still takes it for dead. Every such accident ends with a row that is not what the
+//! peer's own registry wrote last. That one finds out when it looks through the rows ([`Directory::expire`]),
+//! and forgets the peer, which is told so, joins anew, and so puts everything right.
+//!
+//! [`IndexLimits`] hold for all registries together. Each counts what there was when it looked last and
+//! what it took itself since: they may be exceeded by what others took in between. The limit on the
+//! bytes of names is not held: it is there for memory, and these are on a disk.
+//!
+//! An UPDATE of many files is several writes, and whoever asks in between sees a part of them.
+
+mod looks;
+mod offers;
+mod rows;
+mod silence;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use self::rows::*;
+use self::silence::Watch;
+use super::directory::{Directory, DirectoryError};
+use crate::Client;
+use crate::client::ReadOptions;
+use crate::limits;
+use crate::share::index::{IndexError, IndexLimits, Member, most_offered_first, summaries};
+use crate::share::names::FileName;
+use crate::share::types::{ContentId, FileEntry, PeerId};
+use crate::wire::message::Row;
+use crate::wire::share::{FileSummary, PeerSummary, Source};
+
+/// The directory. All registries of one store see the same.
+pub struct StoreDirectory {
+    client: Client,
+    limits: IndexLimits,
+    /// How long a peer, or this registry, may be silent.
+    silence_timeout: Duration,
+    id: RegistryId,
+    state: Mutex<State>,
+}
+
+/// What this registry alone knows.
+#[derive(Default)]
+struct State {
+    /// The peers connected to it. One is here before its row is in the store.
+    mine: HashMap<PeerId, Mine>,
+    watch: Watch,
+    /// When the rows were looked through last, or tried to be.
+    looked: Option<Instant>,
+    /// Its own row has been written.
+    is_known: bool,
+    /// What there is in all, since somebody counted.
+    totals: Option<Totals>,
+    /// It has been said that the store does not answer.
+    is_cut_off: bool,
+}
+
+struct Mine {
+    session: u64,
+    address: SocketAddr,
+    heard: Instant,
+    /// Since when its row must be in the store; none while it is joining.
+    joined: Option<Instant>,
+    files: u64,
+    bytes: u64,
+    fetching: HashSet<ContentId>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    peers: usize,
+    files: u64,
+}
+
+type Result<T> = std::result::Result<T, DirectoryError>;
+type Files = BTreeMap<FileName, FileRow>;
+
+/// What was acknowledged to anybody is not missed: a peer that joined at another registry is found here at once.
+const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
+
+impl StoreDirectory {
+    /// A directory in the store that `client` speaks to. A peer, and a registry, may be silent for
+    /// `silence_timeout`.
+    pub fn new(client: Client, limits: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
+        let id = RegistryId(rand::rng().next_u64());
+        StoreDirectory { client, limits, silence_timeout, id, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A worker that panics ends the process, except in tests, which then fail for that.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- rows ----------------------------------------------------------------------------------
+
+    fn rows(
+        &self,
+        from: &str,
+        to: &[u8],
+        options: ReadOptions,
+    ) -> Result<impl Iterator<Item = Result<Row>>> {
+        Ok(self.client.range(from, to, options)?.map(|row| Ok(row?)))
+    }
+
+    fn peer(&self, peer: PeerId) -> Result<Option<PeerRow>> {
+        Ok(value(self.client.get(peer_key(peer))?.value.as_ref()))
+    }
+
+    fn peer_rows(&self, from: &str, options: ReadOptions) -> Result<Vec<(PeerId, PeerRow)>> {
+        let mut peers = Vec::new();
+        for row in self.rows(from, &end(PEERS), options)? {
+            let row = row?;
+            let peer = rest(&row, PEERS).and_then(peer_of);
+            peers.extend(peer.zip(value(row.value.as_ref())));
+        }
+        Ok(peers)
+    }
+
+    /// Which of these peers are offered. The rows that named them are known to this client, so theirs are
+    /// at least as new.
+    fn offered(&self, peers: &[PeerId]) -> Result<HashMap<PeerId, PeerRow>> {
+        let mut offered = HashMap::new();
+        let keys = peers.iter().map(|peer| peer_key(*peer));
+        for (peer, row) in peers.iter().zip(self.client.get_all(keys, ReadOptions::default())?) {
+            let row: Option<PeerRow> = value(row?.value.as_ref());
+            offered.extend(row.filter(|row| row.offered).map(|row| (*peer, row)));
+        }
+        Ok(offered)
+    }
+
+    // ---- this registry's own peers -------------------------------------------------------------
+
+    /// Whether a JOIN, or an UPDATE, has room for `files` files of a peer that had `before`, if it was known.
+    fn check_room(&self, before: Option<u64>, files: u64) -> Result<()> {
+        let max = self.limits.files_per_peer_max;
+        let fits = |totals: Totals| {
+            if before.is_none() && totals.peers >= self.limits.peers_max {
+                return Err(IndexError::Peers(totals.peers));
+            }
+            if files > max as u64 {
+                return Err(IndexError::FilesOfPeer(max));
+            }
+            let others = totals.files.saturating_sub(before.unwrap_or_default());
+            if others + files > self.limits.files_max as u64 {
+                return Err(IndexError::Files);
+            }
+            Ok(())
+        };
+        let counted = self.state().totals;
+        if counted.is_none_or(|totals| fits(totals).is_err()) {
+            // Nobody is refused for what may have gone since.
+            let totals = count(&self.peer_rows(PEERS, NEWEST)?);
+            self.state().totals = Some(totals);
+            fits(totals)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a peer that had `before` files, and has `now`; none when it is not there.
+    fn recount(&self, before: Option<u64>, now: Option<u64>) {
+        if let Some(totals) = &mut self.state().totals {
+            let (left, came) = (usize::from(before.is_some()), usize::from(now.is_some()));
+            totals.peers = totals.peers.saturating_sub(left) + came;
+            let files = totals.files.saturating_sub(before.unwrap_or_default());
+            totals.files = files + now.unwrap_or_default();
+        }
+    }
+
+    /// Does something with a member, if it is one, and has heard it.
+    fn mine<T>(&self, member: Member, with: impl FnOnce(&mut Mine) -> T) -> Option<T> {
+        let mut state = self.state();
+        let mine = state.mine.get_mut(&member.peer)?;
+        (mine.session == member.session).then(|| {
+            mine.heard = Instant::now();
+            with(mine)
+        })
+    }
+
+    /// It is not a member of this registry any more. `false`: it was not.
+    fn forget(&self, member: Member) -> bool {
+        let mut state = self.state();
+        let is_mine =
+            state.mine.get(&member.peer).is_some_and(|mine| mine.session == member.session);
+        is_mine && state.mine.remove(&member.peer).is_some()
+    }
+}
+
+fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
+    Totals { peers: peers.len(), files: peers.iter().map(|(_, row)| row.files).sum() }
+}
+
+impl Directory for StoreDirectory {
+    fn join(&self, member: Member, address: SocketAddr, files: Vec<FileEntry>) -> Result<()> {
+        let Member { peer, session } = member;
+        let (given, files) = (files.len(), by_name(files));
+        if !self.state().is_known {
+            self.live()?;
+        }
+        let known = self.peer(peer)?;
+        let before = known.map(|known| known.files);
+        self.check_room(before, given as u64)?;
+        self.state().mine.insert(
+            peer,
+            Mine {
+                session,
+                address,
+                heard: Instant::now(),
+                joined: None,
+                files: 0,
+                bytes: 0,
+                fetching: HashSet::new(),
+            },
+        );
+        match self.write_join(member, address, known, &files) {
+            Ok(true) => self.recount(before, Some(files.len() as u64)),
+            // It will be told with its next word that it has to join anew.
+            Ok(false) => drop(self.forget(member)),
+            Err(error) => {
+                // What was written is nobody's now, and goes with the next look.
+                self.forget(member);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn update(&self, member: Member, added: Vec<FileEntry>, removed: &[FileName]) -> Result<bool> {
+        let peer = member.peer;
+        let known = self.mine(member, |mine| (mine.address, mine.files, mine.bytes));
+        let Some((address, had_files, had_bytes)) = known else { return Ok(false) };
+        let (given, added) = (added.len() as u64, by_name(added));
+        let before = self.files_named(peer, added.keys().chain(removed))?;
+        let stays = had_files.saturating_sub(before.len() as u64);
+        self.check_room(Some(had_files), stays + given)?;
+        if before == added {
+            return Ok(true);
+        }
+        self.write_difference(peer, &before, &added)?;
+        let sizes = |files: &Files| files.values().map(|f| f.size).fold(0, u64::saturating_add);
+        let files = stays + added.len() as u64;
+        let bytes = had_bytes.saturating_sub(sizes(&before)).saturating_add(sizes(&added));
+        let Member { session, .. } = member;
+        let row = PeerRow { address, session, registry: self.id, offered: true, files, bytes };
+        let previous = self.put_peer(peer, &row)?;
+        if previous.is_none_or(|previous| previous.session != session) {
+            self.forget(member);
+            return Ok(false);
+        }
+        self.recount(Some(had_files), Some(files));
+        Ok(self.mine(member, |mine| (mine.files, mine.bytes) = (files, bytes)).is_some())
+    }
+
+    fn fetching(&self, member: Member, content: ContentId, size: u64) -> Result<bool> {
+        let max = self.limits.fetching_per_peer_max;
+        let room = self.mine(member, |mine| {
+            let is_told = mine.fetching.contains(&content);
+            (is_told, is_told || mine.fetching.len() < max)
+        });
+        match room {
+            None => return Ok(false),
+            Some((true, _)) => return Ok(true),
+            Some((_, false)) => return Err(IndexError::Fetching(max).into()),
+            Some((false, true)) => {}
+        }
+        let row = encode(&ContentRow { size });
+        let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
+        self.client.put_all(keys.map(|key| (key, row.clone())))?;
+        Ok(self.mine(member, |mine| mine.fetching.insert(content)).is_some())
+    }
+
+    fn fetched(&self, member: Member, content: ContentId) -> Result<bool> {
+        let told = self.mine(member, |mine| mine.fetching.contains(&content));
+        if told == Some(true) {
+            let keys = [content_key(content, member.peer, None), part_key(member.peer, content)];
+            self.client.del_all(keys)?;
+            self.mine(member, |mine| mine.fetching.remove(&content));
+        }
+        Ok(told.is_some())
+    }
+
+    fn hear(&self, member: Member) -> Result<bool> {
+        Ok(self.mine(member, |_| ()).is_some())
+    }
+
+    fn leave(&self, member: Member) -> Result<()> {
+        if self.forget(member) {
+            self.remove_peer(member.peer, member.session)?;
+        }
+        Ok(())
+    }
+
+    fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
+        {
+            let mut state = self.state();
+            let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
+            if state.looked.is_some_and(|at| at.elapsed() < interval) {
+                return Ok(Vec::new());
+            }
+            state.looked = Some(Instant::now());
+        }
+        let looked = self.look();
+        match (&looked, std::mem::replace(&mut self.state().is_cut_off, looked.is_err())) {
+            (Err(error), false) => log::warn!("{error}; nothing is forgotten until it does"),
+            (Ok(_), true) => log::info!("the store answers again"),
+            _ => {}
+        }
+        looked
+    }
+
+    fn search(&self, name: &FileName) -> Result<Vec<Source>> {
+        let prefix = name_prefix(name);
+        let mut found: Vec<(PeerId, FileRow)> = Vec::new();
+        for row in self.rows(&prefix, &end(&prefix), NEWEST)? {
+            let row = row?;
+            let peer = rest(&row, &prefix).and_then(peer_of);
+            found.extend(peer.zip(value(row.value.as_ref())));
+        }
+        let peers: Vec<PeerId> = found.iter().map(|(peer, _)| *peer).collect();
+        let offered = self.offered(&peers)?;
+        let sources = found.into_iter().filter_map(|(peer, FileRow { size, content })| {
+            Some(Source { peer, address: offered.get(&peer)?.address, size, content })
+        });
+        Ok(most_offered_first(sources.collect()))
+    }
+
+    fn sources_of(&self, content: ContentId) -> Result<Vec<Source>> {
+        let prefix = content_prefix(content);
+        // By peer, whether it has it whole: a peer may have it under several names.
+        let mut found: BTreeMap<PeerId, (bool, u64)> = BTreeMap::new();
+        for row in self.rows(&prefix, &end(&prefix), NEWEST)? {
+            let row = row?;
+            let place = rest(&row, &prefix).and_then(|rest| rest.split_once('/'));
+            let place = place.and_then(|(peer, name)| Some((peer_of(peer)?, !name.is_empty())));
+            let holding: Option<ContentRow> = value(row.value.as_ref());
+            if let Some(((peer, is_whole), ContentRow { size })) = place.zip(holding) {
+                found.entry(peer).or_insert((is_whole, size)).0 |= is_whole;
+            }
+        }
+        let peers: Vec<PeerId> = found.keys().copied().collect();
+        let offered = self.offered(&peers)?;
+        let (whole, parts): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(_, (is_whole, _))| *is_whole);
+        let sources = whole.into_iter().chain(parts).filter_map(|(peer, (_, size))| {
+            Some(Source { peer, address: offered.get(&peer)?.address, size, content })
+        });
+        Ok(sources.take(limits::SOURCES_PER_ANSWER_MAX).collect())
+    }
+
+    fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool)> {
+        let from = after.map_or(PEERS.to_owned(), |peer| format!("{}\u{1}", peer_key(peer)));
+        let mut rows = self.peer_rows(&from, NEWEST)?;
+        rows.retain(|(_, row)| row.offered);
+        let more = rows.len() > limits::LIST_ROWS_MAX;
+        rows.truncate(limits::LIST_ROWS_MAX);
+        let (state, now) = (self.state(), Instant::now());
+        let page = rows.into_iter().map(|(peer, row)| {
+            let mine = state.mine.get(&peer).filter(|mine| mine.session == row.session);
+            // Of another registry's peer nothing is known but how its registry does.
+            let silence = mine.map_or_else(
+                || state.watch.silence(row.registry, now),
+                |mine| now.saturating_duration_since(mine.heard),
+            );
+            let silent_ms = silence.as_millis() as u64;
+            let PeerRow { address, files, bytes, .. } = row;
+            PeerSummary { peer, address, files, bytes, silent_ms }
+        });
+        Ok((page.collect(), more))
+    }
+
+    fn files(&self, after: Option<&FileName>) -> Result<(Vec<FileSummary>, bool)> {
+        let from = after.map_or(NAMES.to_owned(), |name| format!("{NAMES}{name}\u{1}"));
+        let mut page: Vec<FileSummary> = Vec::new();
+        let mut name: Option<FileName> = None;
+        let mut holders: HashMap<(ContentId, u64), u32> = HashMap::new();
+        let mut offers = 0;
+        for row in self.rows(&from, &end(NAMES), NEWEST)? {
+            let row = row?;
+            let of = rest(&row, NAMES).and_then(|rest| rest.split_once('\0'));
+            let of = of.and_then(|(name, _)| FileName::new(name).ok());
+            let Some((of, FileRow { size, content })) = of.zip(value(row.value.as_ref())) else {
+                continue;
+            };
+            if name.as_ref() != Some(&of) {
+                if let Some(name) = name.replace(of) {
+                    page.extend(summaries(&name, std::mem::take(&mut holders)));
+                }
+                if page.len() >= limits::LIST_ROWS_MAX || offers >= limits::PAGE_OFFERS_MAX {
+                    return Ok((page, true));
+                }
+            }
+            offers += 1;
+            *holders.entry((content, size)).or_default() += 1;
+        }
+        page.extend(name.iter().flat_map(|name| summaries(name, std::mem::take(&mut holders))));
+        Ok((page, false))
+    }
+}
+
+/// Of two files of one name the last counts.
+fn by_name(files: Vec<FileEntry>) -> Files {
+    let row = |FileEntry { name, size, content }| (name, FileRow { size, content });
+    files.into_iter().map(row).collect()
+}

@@ -1,0 +1,190 @@
+//! Disks that fill up while a file arrives, with real processes: it is said when it happens, what has
+//! arrived is kept, and the rest is fetched when there is room again.
+
+mod support;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::FallocateFlags;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use support::share::{Process, Ran, Registry, arrived, fetching, noise, part_of, write};
+use support::{ACERVO, eventually, exited_with};
+
+const MIB: usize = 1024 * 1024;
+
+/// What a fetch with `--format json` says it kept and fetched.
+fn kept_and_fetched(ran: &Ran) -> (u64, u64) {
+    let object = ran.json();
+    (object["kept_bytes"].as_u64().unwrap(), object["fetched_bytes"].as_u64().unwrap())
+}
+
+#[test]
+fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
+    let registry = Registry::start(&[]);
+    let film = noise(24 * MIB, "film");
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &film);
+    let _peer = registry.share(&folder, &[]);
+    let part = part_of(&to, "film.mkv");
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet", "--limit", "8MiB/s"]);
+    eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
+
+    // As with a file system that takes no larger file, from now on no chunk can be written. Needs no rights.
+    let least = Some(MIB as u64);
+    let nothing = Rlimit { current: least, maximum: least };
+    prlimit(Some(Pid::from_child(&fetch.child)), Resource::Fsize, nothing).unwrap();
+    let status = fetch.wait();
+    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
+    let expected = format!("acervo: {} may not grow to the {} bytes", part.display(), film.len());
+    assert!(fetch.err().starts_with(&expected), "{}", fetch.err());
+    let kept = arrived(&part);
+    assert!(kept >= 8 * MIB && kept < film.len() && !to.join("film.mkv").exists(), "{kept}");
+
+    let to_text = to.to_str().unwrap();
+    let resumed = registry.run(&["fetch", "film.mkv", "--to", to_text, "--format", "json"]);
+    assert_eq!(resumed.status, 0, "{}", resumed.err);
+    assert!(std::fs::read(to.join("film.mkv")).unwrap() == film);
+    assert_eq!(kept_and_fetched(&resumed), (kept as u64, (film.len() - kept) as u64));
+    assert!(!part.exists());
+}
+
+#[test]
+fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
+    let registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &noise(2 * MIB, "film"));
+    let _peer = registry.share(&folder, &[]);
+    // In blocks of 512 or 1024 bytes, as the shell likes.
+    let script = "ulimit -f 1024 && exec \"$0\" \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, ACERVO, "fetch", "film.mkv", "--quiet", "--registry"]);
+    command.arg(registry.address()).arg("--to").arg(&to);
+    let mut fetch = Process::start(command, registry.dir.path(), "limited");
+    let status = fetch.wait();
+    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert!(fetch.err().contains("may not grow to the 2097152 bytes"), "{}", fetch.err());
+    assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
+    assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing is left behind");
+}
+
+/// A shell in a mount name space of its own, with a small file system in memory at `at`.
+struct SmallDisk {
+    shell: std::process::Child,
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    /// `None` where this user may not mount anything.
+    fn mount(at: &Path, size: &str) -> Option<SmallDisk> {
+        let unshare = ["--mount", "--map-root-user", "sh"];
+        let mut shell = Command::new("unshare")
+            .args(unshare)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .ok()?;
+        let script = format!(
+            "mount -t tmpfs -o size={size} none '{0}' && touch '{0}/mounted' || exit\n",
+            at.display()
+        );
+        shell.stdin.as_mut()?.write_all(script.as_bytes()).ok()?;
+        let mut disk = SmallDisk { shell, at: at.to_owned() };
+        let mounted = disk.path("mounted");
+        let is_mounted = eventually("a file system, or the shell's end", || {
+            let ended = disk.shell.try_wait().unwrap().is_some();
+            (ended || mounted.exists()).then(|| mounted.exists())
+        });
+        is_mounted.then_some(disk)
+    }
+
+    /// A file of the small file system as it is reached from outside.
+    fn path(&self, name: &str) -> PathBuf {
+        let root = PathBuf::from(format!("/proc/{}/root", self.shell.id()));
+        root.join(self.at.strip_prefix("/").unwrap()).join(name)
+    }
+
+    /// `acervo` with these arguments, inside.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        let target = self.shell.id().to_string();
+        command.args(["--target", &target, "--user", "--preserve-credentials", "--mount", ACERVO]);
+        command.args(arguments);
+        command
+    }
+
+    /// Writes until nothing more fits.
+    fn fill(&self) {
+        let mut hog = File::create(self.path("hog")).unwrap();
+        while hog.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+/// The test above is the one for whoever may not mount a file system.
+#[test]
+fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() {
+    let registry = Registry::start(&[]);
+    let film = noise(24 * MIB, "film");
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "film.mkv", &film);
+    let Some(disk) = SmallDisk::mount(&to, "40m") else {
+        return println!("not permitted to mount a file system: only the limit on files is tried");
+    };
+    let _peer = registry.share(&folder, &[]);
+    let (to_text, address) = (to.to_str().unwrap(), registry.address());
+    let arguments = ["fetch", "film.mkv", "--to", to_text, "--registry", &address];
+    let slowly = [&arguments[..], &["--quiet", "--limit", "8MiB/s"]].concat();
+    let mut fetch = Process::start(disk.command(&slowly), registry.dir.path(), "fetch");
+    let part = disk.path("film.mkv.part");
+    eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
+
+    // The room was set aside when it began. On a file system where that says nothing, because every
+    // write goes somewhere new, it may be gone all the same: here it is taken back.
+    fetch.signal(Signal::STOP);
+    let bytes = std::fs::read(&part).unwrap();
+    let file = File::options().write(true).open(&part).unwrap();
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    for (index, chunk) in bytes[..film.len()].chunks(MIB).enumerate() {
+        if chunk.iter().all(|byte| *byte == 0) {
+            rustix::fs::fallocate(&file, hole, (index * MIB) as u64, MIB as u64).unwrap();
+        }
+    }
+    disk.fill();
+    fetch.signal(Signal::CONT);
+
+    let status = fetch.wait();
+    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
+    let expected = format!("acervo: no room for {}", to.join("film.mkv.part").display());
+    assert!(fetch.err().starts_with(&expected), "{}", fetch.err());
+    assert!(
+        fetch.err().contains("and 0 are free; make room, what has arrived is kept"),
+        "{}",
+        fetch.err()
+    );
+    let kept = arrived(&part);
+    assert!(kept >= 8 * MIB && kept < film.len() && !disk.path("film.mkv").exists(), "{kept}");
+
+    // Still full: said before the first byte, and nothing is lost.
+    let command = || disk.command(&[&arguments[..], &["--format", "json"]].concat());
+    let ran = support::share::to_end(command());
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    assert!(ran.err.starts_with("acervo: no room for "), "{}", ran.err);
+    assert_eq!(arrived(&part), kept);
+
+    std::fs::remove_file(disk.path("hog")).unwrap();
+    let resumed = support::share::to_end(command());
+    assert_eq!(resumed.status, 0, "{}", resumed.err);
+    assert!(std::fs::read(disk.path("film.mkv")).unwrap() == film);
+    assert_eq!(kept_and_fetched(&resumed), (kept as u64, (film.len() - kept) as u64));
+}

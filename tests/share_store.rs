@@ -1,0 +1,416 @@
+//! Registries whose index is in the replicated store: any of them knows what was told to any other, and
+//! none of them, nor any one server of the store, is needed. With real processes.
+
+mod support;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use acervo::client::{Client, ReadOptions, Row};
+use acervo::limits;
+use acervo::share::index::{IndexLimits, Member};
+use acervo::share::names::FileName;
+use acervo::share::registry::directory::{Directory, MemoryDirectory};
+use acervo::share::registry::store::StoreDirectory;
+use acervo::share::types::{ContentId, FileEntry, PeerId};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
+use serde_json::json;
+use support::share::{Process, Registry, noise, run, write};
+use support::{ACERVO, Group, eventually};
+
+/// `acervo share` that knows several registries, once it has joined.
+fn share(dir: &std::path::Path, folder: &PathBuf, registries: &str) -> Process {
+    let mut command = Command::new(ACERVO);
+    command.arg("share").arg(folder).args(["--registry", registries]);
+    let process = Process::start(command, dir, folder.file_name().unwrap().to_str().unwrap());
+    eventually("the peer joins", || process.err().contains("joined at ").then_some(()));
+    process
+}
+
+fn files(registry: SocketAddr) -> serde_json::Value {
+    run(&["files", "--format", "json", "--registry", &registry.to_string()]).json()
+}
+
+#[test]
+fn several_registries_serve_one_index_and_none_is_needed() {
+    let mut group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut first = Registry::start(&flags);
+    let second = Registry::start(&flags);
+    let both = format!("{},{}", first.address, second.address);
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    let (a, b, to) = (folder("a"), folder("b"), folder("to"));
+    let film = noise(3_000_000, "film");
+    write(&a, "film.mkv", &film);
+    write(&b, "film.mkv", &film);
+    write(&b, "ação.txt", b"b");
+    let peers = [share(dir.path(), &a, &first.address()), share(dir.path(), &b, &both)];
+    let hash = |bytes: &[u8]| blake3::hash(bytes).to_string();
+    let expected = json!({"files": [
+        {"name": "ação.txt", "size": 1, "content": hash(b"b"), "peers": 1},
+        {"name": "film.mkv", "size": film.len(), "content": hash(&film), "peers": 2},
+    ]});
+    assert_eq!(files(first.address), expected);
+    assert_eq!(files(second.address), expected, "the other registry was told nothing");
+
+    // A server of the store goes, and what changes is known all the same.
+    group.kill(0);
+    write(&b, "new.txt", b"new");
+    std::fs::remove_file(b.join("ação.txt")).unwrap();
+    let names = |registry| -> Vec<String> {
+        let listed = files(registry);
+        let rows = listed["files"].as_array().unwrap();
+        rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("the change is known", || {
+        (names(second.address) == ["film.mkv", "new.txt"]).then_some(())
+    });
+    let arguments = ["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet", "--registry"];
+    let ran = run(&[&arguments[..], &[&second.address()]].concat());
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(std::fs::read(to.join("film.mkv")).unwrap() == film);
+
+    // A registry goes. The peer that knows another one joins there; the one that does not is forgotten.
+    first.kill();
+    let listed = || run(&["peers", "--format", "json", "--registry", &second.address()]).json();
+    eventually("one peer is left", || {
+        let peers = listed();
+        let peers = peers["peers"].as_array().unwrap();
+        (peers.len() == 1 && peers[0]["files"] == json!(2)).then_some(())
+    });
+    assert_eq!(names(second.address), ["film.mkv", "new.txt"]);
+    // It is alive, and stays.
+    let moved = eventually("it has joined elsewhere", || {
+        let err = peers[1].err();
+        err.contains(&format!("joined at {}", second.address)).then_some(err)
+    });
+    assert!(!moved.is_empty());
+    // The other comes back with its registry.
+    first.restart();
+    eventually("both peers are known again", || {
+        (listed()["peers"].as_array().unwrap().len() == 2).then_some(())
+    });
+    // Who stops leaves at once.
+    let [mut one, _two] = peers;
+    one.signal(Signal::TERM);
+    one.wait();
+    eventually("it has left", || (listed()["peers"].as_array().unwrap().len() == 1).then_some(()));
+}
+
+#[test]
+fn without_its_store_a_registry_says_so_and_goes_on_when_it_is_back() {
+    let mut group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let flags = ["--servers", &servers, "--silence-timeout", "7s", "--console", "off"];
+    let mut registry = Registry::start(&flags);
+    let folder = registry.folder("a");
+    write(&folder, "film.mkv", b"film");
+    let peer = registry.share(&folder, &[]);
+    let address = registry.address;
+    let listed = || files(address)["files"].as_array().unwrap().len();
+    eventually("the file is known", || (listed() == 1).then_some(()));
+
+    group.kill(0);
+    let ran = registry.run(&["files"]);
+    assert_eq!(ran.status, 3, "{ran:?}");
+    assert!(ran.err.contains("the store behind this registry does not answer: "), "{}", ran.err);
+    assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+    let told = |registry: &mut Registry, what| registry.process().err().matches(what).count();
+    eventually("it says so itself", || (told(&mut registry, "does not answer") > 0).then_some(()));
+
+    group.start_server(0);
+    eventually("it says that this is over", || {
+        (told(&mut registry, "the store answers again") > 0).then_some(())
+    });
+    // However long that took, nobody was forgotten, and the peer has noticed nothing.
+    assert_eq!(listed(), 1);
+    assert_eq!(told(&mut registry, "does not answer"), 1, "{}", registry.process().err());
+    assert_eq!(peer.err().matches("joined at").count(), 1, "{}", peer.err());
+    assert!(!registry.process().err().contains("fallen silent"), "{}", registry.process().err());
+}
+
+// ---- the directory itself, against the same one in memory ---------------------------------------
+
+const SMALL: IndexLimits = IndexLimits {
+    peers_max: 3,
+    files_per_peer_max: 5,
+    files_max: 9,
+    name_bytes_max: usize::MAX,
+    fetching_per_peer_max: 2,
+};
+const LONG: Duration = Duration::from_secs(3600);
+
+fn name(number: u8) -> FileName {
+    FileName::new(&format!("file-{number}.bin")).unwrap()
+}
+
+fn entry((of, what): (u8, u8)) -> FileEntry {
+    // A content has one size.
+    FileEntry { name: name(of), size: u64::from(what) * 10, content: ContentId([what; 32]) }
+}
+
+fn address(peer: u64) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, 1], 1000 + peer as u16))
+}
+
+fn everything(client: &Client) -> Vec<Row> {
+    // The client may be one that has not seen what the registries have written.
+    let newest = ReadOptions { linearizable: true, ..ReadOptions::default() };
+    let rows = client.range("share/", "share/\u{10ffff}", newest).unwrap();
+    rows.map(Result::unwrap).collect()
+}
+
+/// Each answer of each kind, without what depends on time.
+fn answers(directory: &dyn Directory) -> Vec<String> {
+    let mut answers: Vec<String> =
+        (0..5).map(|of| format!("{:?}", directory.search(&name(of)).unwrap())).collect();
+    let sources = |what| format!("{:?}", directory.sources_of(ContentId([what; 32])).unwrap());
+    answers.extend((0..4).map(sources));
+    let (mut peers, more) = directory.peers(None).unwrap();
+    peers.iter_mut().for_each(|peer| peer.silent_ms = 0);
+    answers.push(format!("{peers:?} {more}"));
+    answers.push(format!("{:?}", directory.peers(Some(PeerId(1))).unwrap().0.len()));
+    answers.push(format!("{:?}", directory.files(None).unwrap()));
+    answers.push(format!("{:?}", directory.files(Some(&name(2))).unwrap()));
+    answers
+}
+
+#[test]
+fn several_registries_over_one_store_answer_as_one_index_in_memory() {
+    // What all peers have together each registry counts for itself, and now and then.
+    play(IndexLimits { peers_max: 100, files_max: 100, ..SMALL }, 3);
+}
+
+#[test]
+fn a_registry_over_a_store_has_the_limits_of_one_in_memory() {
+    play(SMALL, 1);
+}
+
+#[test]
+fn what_is_full_is_counted_again_before_anybody_is_refused() {
+    let group = Group::start(1, &["--console", "off"]);
+    let [one, other] = [0, 1].map(|_| StoreDirectory::new(group.client(), SMALL, LONG));
+    let member = |peer| Member { peer: PeerId(peer), session: peer };
+    let join = |directory: &StoreDirectory, peer, files: &[(u8, u8)]| {
+        let files = files.iter().copied().map(entry).collect();
+        directory.join(member(peer), address(peer), files).map_err(|error| error.to_string())
+    };
+    for peer in 1..=3 {
+        join(&one, peer, &[(0, 0), (1, 0), (2, 0)]).unwrap();
+    }
+    assert!(join(&other, 4, &[]).unwrap_err().contains("knows 3 peers"));
+    one.leave(member(1)).unwrap();
+    assert!(
+        join(&other, 4, &[(0, 0), (1, 0), (2, 0), (3, 0)]).unwrap_err().contains("so many files")
+    );
+    join(&other, 4, &[(0, 0), (1, 0), (2, 0)]).unwrap();
+}
+
+/// Random steps, at an index in memory and at `registries` that share one in a store, each of which is to
+/// give the same answers after every step.
+fn play(room: IndexLimits, registries: usize) {
+    let group = Group::start(1, &["--console", "off"]);
+    let client = group.client();
+    let memory = MemoryDirectory::new(room, LONG);
+    // Each with a client of its own: what one has written the other has not seen.
+    let store = || StoreDirectory::new(group.client(), room, LONG);
+    let stores: Vec<StoreDirectory> = (0..registries).map(|_| store()).collect();
+    let seed = std::env::var("ACERVO_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
+    println!("replay with ACERVO_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut session = 0;
+    // Which registry each peer is connected to, as whom.
+    let mut connected: HashMap<u64, (usize, Member)> = HashMap::new();
+    for step in 0..150 {
+        let peer = random.random_range(0..5);
+        let files: Vec<FileEntry> = (0..random.random_range(0..7))
+            .map(|_| entry((random.random_range(0..5), random.random_range(0..3))))
+            .collect();
+        let content = ContentId([random.random_range(0..4); 32]);
+        let known = connected.get(&peer).copied();
+        let (at, member) = known.unwrap_or((0, Member { peer: PeerId(peer), session: u64::MAX }));
+        let both = |act: &dyn Fn(&dyn Directory) -> String| (act(&memory), act(&stores[at]));
+        let what = random.random_range(0..10);
+        let (expected, got) = match what {
+            0..=3 => {
+                // A new connection, and at any registry; the old one ends when it is noticed.
+                session += 1;
+                let at = random.random_range(0..registries);
+                let member = Member { peer: PeerId(peer), session };
+                let join = |directory: &dyn Directory| {
+                    let joined = directory.join(member, address(peer), files.clone());
+                    joined.map_err(|error| error.to_string())
+                };
+                let (expected, got) = (join(&memory), join(&stores[at]));
+                if expected.is_ok() {
+                    connected.insert(peer, (at, member));
+                }
+                if let Some((at, before)) = known.filter(|_| expected.is_ok()) {
+                    memory.leave(before).unwrap();
+                    stores[at].leave(before).unwrap();
+                    // In memory what it was fetching survives; a peer says it again in any case.
+                    (0..4).for_each(|what| {
+                        memory.fetched(member, ContentId([what; 32])).unwrap();
+                    });
+                }
+                (format!("{expected:?}"), format!("{got:?}"))
+            }
+            4..=6 => {
+                let removed = [name(random.random_range(0..5)), name(random.random_range(0..5))];
+                both(&|directory| {
+                    let updated = directory.update(member, files.clone(), &removed);
+                    format!("{:?}", updated.map_err(|error| error.to_string()))
+                })
+            }
+            7 => both(&|directory| {
+                let told = directory.fetching(member, content, u64::from(content.0[0]) * 10);
+                format!("{:?}", told.map_err(|error| error.to_string()))
+            }),
+            8 => both(&|directory| format!("{:?}", directory.fetched(member, content).unwrap())),
+            _ => {
+                connected.remove(&peer);
+                both(&|directory| format!("{:?}", directory.leave(member).unwrap()))
+            }
+        };
+        assert_eq!(got, expected, "step {step}, kind {what}");
+        let expected = answers(&memory);
+        for store in &stores {
+            assert_eq!(answers(store), expected, "after step {step}, kind {what}");
+            assert_eq!(store.expire().unwrap(), []);
+        }
+    }
+    // Whatever was written over, nothing has a past that would fill the disk.
+    for row in everything(&client) {
+        let versions = client.versions(&row.key, ReadOptions::default()).unwrap();
+        assert_eq!(versions.count(), 1, "{:?}", row.key);
+    }
+    for (_, (at, member)) in connected {
+        stores[at].leave(member).unwrap();
+    }
+    let left: Vec<Row> = everything(&client)
+        .into_iter()
+        .filter(|row| !row.key.starts_with(b"share/registry/"))
+        .collect();
+    assert_eq!(left, [], "nobody is left, and nothing");
+}
+
+#[test]
+fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
+    let group = Group::start(1, &["--console", "off"]);
+    let client = group.client();
+    let room = IndexLimits::default();
+    let (dead, alive) = ([1, 2], Duration::from_millis(400));
+    let left_behind = StoreDirectory::new(group.client(), room, alive);
+    let member = |peer| Member { peer: PeerId(peer), session: 1 };
+    for peer in dead {
+        left_behind.join(member(peer), address(peer), vec![entry((0, 1)), entry((1, 2))]).unwrap();
+        left_behind.fetching(member(peer), ContentId([3; 32]), 30).unwrap();
+    }
+    // It died while it took one of them away: some files are gone already.
+    let text = |row: &Row| String::from_utf8_lossy(&row.key).into_owned();
+    let of_file = |key: &str| key.contains("file-0.bin") && key.contains(&PeerId(1).to_string());
+    let file: Vec<String> = everything(&client).iter().map(text).filter(|k| of_file(k)).collect();
+    assert_eq!(file.len(), 3, "{file:?}");
+    client.del_all(file).unwrap();
+    drop(left_behind);
+
+    let other = StoreDirectory::new(group.client(), room, alive);
+    assert_eq!(other.search(&name(1)).unwrap().len(), 2, "it is not known to be dead yet");
+    // One of its peers comes back by itself, elsewhere.
+    let back = Member { peer: PeerId(2), session: 2 };
+    other.join(back, address(2), vec![entry((0, 1))]).unwrap();
+    let gone = eventually("the dead registry's peer is forgotten", || {
+        // The one that lives is heard all the while.
+        assert!(other.hear(back).unwrap());
+        other.expire().unwrap().pop()
+    });
+    assert_eq!(gone, (PeerId(1), address(1)));
+    let sources = other.search(&name(0)).unwrap();
+    assert_eq!(sources.iter().map(|source| source.peer).collect::<Vec<_>>(), [PeerId(2)]);
+    assert_eq!(other.search(&name(1)).unwrap(), []);
+    assert_eq!(other.sources_of(ContentId([3; 32])).unwrap(), []);
+    other.leave(back).unwrap();
+    eventually("the dead registry's own row is gone", || {
+        other.expire().unwrap();
+        let rows = everything(&client);
+        assert!(rows.iter().all(|row| row.key.starts_with(b"share/registry/")), "{rows:?}");
+        (rows.len() == 1).then_some(())
+    });
+}
+
+#[test]
+fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
+    let group = Group::start(1, &["--console", "off"]);
+    let client = group.client();
+    let directory =
+        StoreDirectory::new(group.client(), IndexLimits::default(), Duration::from_millis(400));
+    let member = Member { peer: PeerId(7), session: 1 };
+    directory.join(member, address(7), vec![entry((0, 1))]).unwrap();
+    directory.expire().unwrap();
+    assert!(directory.hear(member).unwrap());
+    // As another registry does that takes this one for dead.
+    let row = everything(&client).into_iter().find(|row| row.key.starts_with(b"share/peer/"));
+    client.del(row.unwrap().key).unwrap();
+    assert_eq!(directory.search(&name(0)).unwrap(), [], "a peer without a row is not found");
+    eventually("it is told", || {
+        directory.expire().unwrap();
+        (!directory.hear(member).unwrap()).then_some(())
+    });
+    assert!(!directory.update(member, vec![entry((1, 1))], &[]).unwrap());
+    directory.join(member, address(7), vec![entry((0, 1))]).unwrap();
+    assert_eq!(directory.search(&name(0)).unwrap().len(), 1);
+    // A peer that says nothing any more is forgotten by its own registry.
+    let gone = eventually("its silence is noticed", || directory.expire().unwrap().pop());
+    assert_eq!(gone, (PeerId(7), address(7)));
+    assert!(!directory.hear(member).unwrap());
+}
+
+#[test]
+fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
+    let group = Group::start(3, &["--console", "off"]);
+    let [directory, other] =
+        [0, 1].map(|_| StoreDirectory::new(group.client(), IndexLimits::default(), LONG));
+    let files: Vec<FileEntry> = (0..limits::FILES_PER_PEER_MAX)
+        .map(|at| FileEntry {
+            name: FileName::new(&format!("{at:06} {}.mkv", "x".repeat(at % 200))).unwrap(),
+            size: at as u64,
+            content: ContentId(*blake3::hash(&at.to_le_bytes()).as_bytes()),
+        })
+        .collect();
+    // More rows than one write may have.
+    assert!(3 * files.len() > limits::TRANSACTION_KEYS_MAX);
+    let last = files.last().unwrap().clone();
+    let member = |session| Member { peer: PeerId(1), session };
+    directory.join(member(1), address(1), files.clone()).unwrap();
+    assert_eq!(other.search(&last.name).unwrap().len(), 1);
+    assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
+
+    // It comes back to the other one, with one file changed: nothing else is written again.
+    let version = |name: &FileName| {
+        let key = format!("share/name/{name}\0{}", PeerId(1));
+        group.client().get_linearizable(key).unwrap().timestamp
+    };
+    let (changed, before) = (files[0].name.clone(), version(&last.name));
+    let first = version(&changed);
+    let mut files = files;
+    files[0].size += 1;
+    other.join(member(2), address(1), files).unwrap();
+    assert_eq!(version(&last.name), before);
+    assert!(version(&changed) > first);
+    assert_eq!(directory.search(&changed).unwrap()[0].size, 1);
+
+    other.leave(member(2)).unwrap();
+    let left = everything(&group.client());
+    assert!(left.iter().all(|row| row.key.starts_with(b"share/registry/")), "{}", left.len());
+}
