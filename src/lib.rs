@@ -4,6 +4,22 @@
 //! a running group from a program, [`Client`] is all you need. The rest of this page is the tour for
 //! those who want to change it; `ARCHITECTURE.md` goes further.
 //!
+//! ```
+//! use acervo::Client;
+//! use acervo::server::LocalGroup;
+//!
+//! // Three servers in this process, for a test. Elsewhere they run as `acervo server`.
+//! let dir = tempfile::tempdir()?;
+//! let group = LocalGroup::start(dir.path())?;
+//!
+//! let client = Client::connect(group.servers())?;
+//! let written = client.put("title", "Dom Casmurro")?;
+//! let read = client.get("title")?;
+//! assert_eq!(read.value.as_deref(), Some(&b"Dom Casmurro"[..]));
+//! assert!(read.timestamp >= written.timestamp);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # The parts
 //!
 //! | part | is for |

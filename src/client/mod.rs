@@ -10,6 +10,10 @@
 //! operations, on them `submit` and [`repl`], the console.
 //!
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
+//!
+//! The examples of this module run as tests, each against three servers that
+//! [`LocalGroup`](crate::server::LocalGroup) starts in a temporary folder. Lines for that are hidden
+//! where they are not the point.
 
 mod attempts;
 pub(crate) mod connection;
@@ -52,34 +56,86 @@ pub use crate::wire::message::Row;
 
 /// A client of a group of servers.
 ///
-/// Clones share everything: connections, timestamps, the count of writes. Any number of threads may
-/// call one client at once, and their requests travel together.
-///
-/// ```no_run
+/// ```
 /// use acervo::Client;
 ///
-/// let servers = ["127.0.0.1:10097", "127.0.0.1:10098", "127.0.0.1:10099"];
-/// let client = Client::connect(servers.map(|server| server.parse().unwrap()))?;
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let servers = group.servers();
+/// // Some of the group's servers, or all: those that `acervo server --servers` names.
+/// let client = Client::connect(servers)?;
 /// let written = client.put("title", "Dom Casmurro")?;
+///
 /// let read = client.get("title")?;
-/// assert!(read.timestamp >= written.timestamp);
 /// assert_eq!(read.value.as_deref(), Some(&b"Dom Casmurro"[..]));
-/// # Ok::<(), acervo::client::ClientError>(())
+/// assert!(read.timestamp >= written.timestamp);
+/// assert_eq!(client.get("author")?.value, None, "nobody has written it");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Errors can be told apart:
+/// # Threads
 ///
-/// ```no_run
-/// use acervo::client::{Client, ClientError};
+/// Any number of threads may call one client at once: by reference, or each a clone of its own.
+/// Clones share everything: connections, timestamps, the count of writes. Requests of several
+/// threads travel together, so a program needs one client and no pool of them.
 ///
-/// # let client = Client::connect(["127.0.0.1:10097".parse().unwrap()])?;
-/// match client.put("title", "Memórias Póstumas") {
-///     Ok(written) => println!("version {}", written.timestamp),
-///     Err(ClientError::NoMajority { message, .. }) => println!("try later: {message}"),
-///     Err(ClientError::Unreachable { servers }) => println!("{} are down", servers.len()),
-///     Err(other) => return Err(other),
+/// ```
+/// use std::thread;
+/// # use acervo::client::{Client, ClientError};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let client = Client::connect(group.servers())?;
+/// thread::scope(|scope| {
+///     let shelves: Vec<_> = (0..4)
+///         .map(|shelf| {
+///             let client = &client;
+///             scope.spawn(move || client.put(format!("shelf/{shelf}"), "empty"))
+///         })
+///         .collect();
+///     shelves.into_iter().try_for_each(|shelf| shelf.join().unwrap().map(drop))
+/// })?;
+/// // What one thread has written, or seen, no other reads an older state than.
+/// assert_eq!(client.range("shelf/", "shelf/~", Default::default())?.count(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// Whatever another attempt or another server can cure has been tried when a call fails, within
+/// [`ClientBuilder::request_timeout`]. The variants of [`ClientError`] tell what is left to do:
+///
+/// ```
+/// use std::time::Duration;
+/// use acervo::client::{Client, ClientError, Timing};
+///
+/// /// What a program may say to whoever uses it.
+/// fn advice(error: &ClientError) -> &'static str {
+///     match error {
+///         ClientError::Unreachable { .. } => "no server is up: check the network",
+///         ClientError::NoMajority { .. } => "too few servers are up: try later",
+///         // Perhaps it was written. Writing the same once more does no harm here.
+///         ClientError::TimedOut { .. } => "no answer in time: try again",
+///         ClientError::ValueTooLong(_) | ClientError::Invalid { .. } => "that can never work",
+///         _ => "see the message",
+///     }
 /// }
-/// # Ok::<(), acervo::client::ClientError>(())
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let servers = group.servers();
+/// let timing = Timing { reach_timeout: Duration::from_millis(200), ..Timing::default() };
+/// let client = Client::builder(servers).timing(timing).build()?;
+///
+/// let nine_mib = vec![0; 9 << 20];
+/// assert_eq!(advice(&client.put("scan", nine_mib).unwrap_err()), "that can never work");
+///
+/// group.stop()?;
+/// let error = client.get("title").unwrap_err();
+/// assert_eq!(advice(&error), "no server is up: check the network");
+/// // Every error is a sentence, too.
+/// assert!(error.to_string().starts_with("no server could be reached (127.0.0.1:"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct Client {
@@ -156,15 +212,19 @@ pub struct Got {
 
 /// Sets up a [`Client`].
 ///
-/// ```no_run
+/// ```
 /// use std::time::Duration;
 /// use acervo::client::{Causality, Client};
 ///
-/// let client = Client::builder(["127.0.0.1:10097".parse().unwrap()])
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let servers = group.servers();
+/// let client = Client::builder(servers)
 ///     .request_timeout(Duration::from_secs(5))
 ///     .causality(Causality::PerKey)
 ///     .build()?;
-/// # Ok::<(), acervo::client::ClientError>(())
+/// client.put("title", "Esaú e Jacó")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
@@ -315,6 +375,25 @@ impl Client {
 
     /// What this client has seen, as text for another client, here or in another process: with it,
     /// that client reads nothing older. See [`ClientBuilder::session`].
+    ///
+    /// ```
+    /// use acervo::Client;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let servers = group.servers();
+    /// // One process writes, and passes its token on: in a message, a cookie, a variable.
+    /// let writer = Client::connect(servers.clone())?;
+    /// let written = writer.put("order/1", "paid")?;
+    /// let token = writer.session_token();
+    ///
+    /// // Another one goes on from there, whichever servers it knows.
+    /// for server in servers {
+    ///     let reader = Client::builder([server]).session(&token).build()?;
+    ///     assert!(reader.get("order/1")?.timestamp >= written.timestamp);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn session_token(&self) -> String {
         format!("s1-{:016x}", lock(&self.inner.seen).session().0)
     }

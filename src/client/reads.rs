@@ -78,15 +78,16 @@ impl Client {
     /// come so far can answer, without a majority; when none has, one write of no effect is made to
     /// find out whether it lies in the future.
     ///
-    /// ```no_run
-    /// # use acervo::client::{Client, ClientError, ReadOptions};
-    /// # fn read(client: &Client) -> Result<(), ClientError> {
+    /// ```
+    /// # use acervo::client::{Client, ReadOptions};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let client = Client::connect(group.servers())?;
     /// let first = client.put("title", "Helena")?;
     /// client.put("title", "Iaiá Garcia")?;
     /// let then = client.read("title", ReadOptions::at(first.timestamp))?;
     /// assert_eq!(then.value.as_deref(), Some(&b"Helena"[..]));
-    /// # Ok(())
-    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors

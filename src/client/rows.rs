@@ -26,14 +26,26 @@ use crate::wire::message::{PageNext, PageOf, PageRequest, Reply, Request, Row};
 /// Ends after the first error. [`ClientError::Expired`] says that the reader was so slow that what
 /// was to come has been removed for good: begin again.
 ///
-/// ```no_run
-/// # fn read(client: &acervo::Client) -> Result<(), acervo::client::ClientError> {
-/// for row in client.range("a", "z", Default::default())? {
-///     let row = row?;
-///     println!("{:?} has version {}", row.key, row.timestamp);
+/// ```
+/// use acervo::client::ReadOptions;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let client = acervo::Client::connect(group.servers())?;
+/// client.put_all([("ana", "1"), ("bia", "2"), ("caio", "3")])?;
+/// let mut rows = client.range("a", "bz", ReadOptions::default())?;
+/// let mut names = Vec::new();
+/// for row in &mut rows {
+///     names.push(row?.key);
 /// }
-/// # Ok(())
-/// # }
+/// assert_eq!(names, ["ana", "bia"]);
+///
+/// // The same state again, whatever has been written since.
+/// let then = rows.at().expect("it has been read");
+/// client.put("bela", "4")?;
+/// assert_eq!(client.range("a", "bz", ReadOptions::at(then))?.count(), 2);
+/// assert_eq!(client.range("a", "bz", ReadOptions::default())?.count(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// To read the same state again, ask as of the version that [`Rows::at`] tells.

@@ -99,16 +99,18 @@ impl Client {
     /// Stores a value under each key, all or none, at one version. Of a key given twice the last value
     /// counts.
     ///
-    /// ```no_run
-    /// # fn write(client: &acervo::Client) -> Result<(), acervo::client::ClientError> {
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let client = acervo::Client::connect(group.servers())?;
+    /// client.put("debit", "100")?;
     /// let done = client.put_all([("debit", "90"), ("credit", "110")])?;
     /// println!("both have version {}", done.timestamp);
-    /// for before in done.rows {
-    ///     let before = before?;
-    ///     println!("{:?} had version {}", before.key, before.timestamp);
-    /// }
-    /// # Ok(())
-    /// # }
+    ///
+    /// let before = done.rows.collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(before[0].value.as_deref(), Some(&b"100"[..]));
+    /// assert_eq!(before[1].value, None, "there was no credit before");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors

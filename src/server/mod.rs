@@ -5,8 +5,8 @@
 //! with `links` the state of each link, and `requests` its part for clients, with `clients` their
 //! books and `get` the rule for reads. `threads` are the two that write, `work` is what the worker
 //! pool does, `files` how many connections the system has room for. [`console`] writes the lines on
-//! standard output, [`cluster`] runs three servers under one terminal, [`questions`] are what is
-//! asked on a keyboard.
+//! standard output, [`cluster`] runs three servers under one terminal, `local` three in one process
+//! for tests, [`questions`] are what is asked on a keyboard.
 
 mod clients;
 pub mod cluster;
@@ -16,6 +16,7 @@ mod early;
 pub(crate) mod files;
 mod get;
 mod links;
+mod local;
 mod peering;
 pub mod questions;
 mod requests;
@@ -32,10 +33,13 @@ use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
+use self::files::Room;
 pub use self::files::TooFewFiles;
 pub(crate) use self::links::sentence;
+pub use self::local::LocalGroup;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
+use crate::console::ConsoleThread;
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::core::{Node, NodeConfig, NodeError};
@@ -81,10 +85,10 @@ pub enum ServerError {
 }
 
 /// Runs a server until SIGINT or SIGTERM, or until something breaks.
+///
+/// # Errors
+/// See [`ServerError`].
 pub fn run(config: ServerConfig) -> Result<(), ServerError> {
-    let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
-    let first_leader =
-        config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
     if !config.sync {
         log::warn!(
             "--sync off: acknowledged writes are LOST when the machine fails; for experiments only"
@@ -93,89 +97,143 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     let room = files::room()?;
     // The port first: a second server started by mistake says so, whatever its directory.
     let listener = Listener::bind(config.listen)?;
-    let data_dir =
-        DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
-    if !data_dir.is_new() {
+    let stop_on_stdin_end = config.stop_on_stdin_end;
+    let server = Server::open(config, listener, room)?;
+    let Stopper { stop, wake } = server.stopper();
+    watch_signals(stop.clone(), wake.clone()).map_err(ServerError::Signals)?;
+    if stop_on_stdin_end {
+        watch_stdin(stop, wake)?;
+    }
+    server.run()
+}
+
+/// A server that is set up: its threads run, and its event loop does not yet.
+struct Server {
+    event_loop: EventLoop,
+    service: StoreService,
+    console: Option<ConsoleThread>,
+    stopper: Stopper,
+    /// Held for its lock, for as long as anything writes in it.
+    data_dir: DataDir,
+}
+
+/// Asks a server to stop, from any thread.
+#[derive(Clone, Debug)]
+struct Stopper {
+    stop: Sender<()>,
+    wake: WakeHandle,
+}
+
+impl Stopper {
+    fn stop(&self) {
+        // A stop that was asked for already needs no second word.
+        let _ = self.stop.try_send(());
+        self.wake.wake();
+    }
+}
+
+impl Server {
+    /// Sets a server up on a bound address, which is the configuration's.
+    fn open(config: ServerConfig, listener: Listener, room: Room) -> Result<Server, ServerError> {
+        let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
+        let first_leader =
+            config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
+        let data_dir =
+            DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
+        if !data_dir.is_new() {
+            log::info!(
+                "restarting on {}: --leader is ignored, the group elects by itself",
+                config.data_dir.display()
+            );
+        }
+        let options =
+            LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
+        let storage = storage::open(&data_dir, options)?;
+        let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;
+
+        let loop_config = LoopConfig {
+            tick_interval: Some(limits::TICK),
+            accepted_max: room.accepted_max,
+            refused_max: room.refused_max,
+            ..LoopConfig::default()
+        };
+        let event_loop = EventLoop::new(loop_config, Some(listener))?;
+        let wake = event_loop.wake_handle();
+        let (console, console_thread) = if config.console {
+            let (console, thread) = Console::start(io::stdout()).map_err(ServerError::Thread)?;
+            (console, Some(thread))
+        } else {
+            (Console::off(), None)
+        };
+        let worker = StoreWorker {
+            store: storage.machine.store(),
+            log: storage.log.reader(),
+            console: console.clone(),
+        };
+        let wake_pool = {
+            let wake = wake.clone();
+            move || wake.wake()
+        };
+        let pool = Pool::start(
+            "acervo-work",
+            config.workers,
+            limits::WORKER_QUEUE_JOBS_MAX,
+            wake_pool,
+            |_| {
+                let worker = worker.clone();
+                move |job| worker.run(job)
+            },
+        );
+        // As many reports as pieces of work, which the writers' queues bound.
+        let (reports_in, reports) = unbounded();
+        let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
+        let staging = data_dir.staging();
+        let applier = threads::applier(storage.machine, staging, reports_in, wake.clone());
+        let (stop_in, stop) = bounded(1);
         log::info!(
-            "restarting on {}: --leader is ignored, the group elects by itself",
+            "server {me} of {} listens on {}, data in {}",
+            config.servers.len(),
+            config.listen,
             config.data_dir.display()
         );
+        let parts = Parts {
+            clients_max: room.clients_max,
+            incarnation: data_dir.incarnation(),
+            first_transfer: rand::rng().next_u64() >> 1,
+            node,
+            console,
+            pool: pool.map_err(ServerError::Thread)?,
+            log: log.map_err(ServerError::Thread)?,
+            applier: applier.map_err(ServerError::Thread)?,
+            reports,
+            stop,
+            config,
+        };
+        Ok(Server {
+            event_loop,
+            service: StoreService::new(parts, me),
+            console: console_thread,
+            stopper: Stopper { stop: stop_in, wake },
+            data_dir,
+        })
     }
-    let options =
-        LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
-    let storage = storage::open(&data_dir, options)?;
-    let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;
 
-    let loop_config = LoopConfig {
-        tick_interval: Some(limits::TICK),
-        accepted_max: room.accepted_max,
-        refused_max: room.refused_max,
-        ..LoopConfig::default()
-    };
-    let event_loop = EventLoop::new(loop_config, Some(listener))?;
-    let wake = event_loop.wake_handle();
-    let (console, console_thread) = if config.console {
-        let (console, thread) = Console::start(io::stdout()).map_err(ServerError::Thread)?;
-        (console, Some(thread))
-    } else {
-        (Console::off(), None)
-    };
-    let worker = StoreWorker {
-        store: storage.machine.store(),
-        log: storage.log.reader(),
-        console: console.clone(),
-    };
-    let wake_pool = {
-        let wake = wake.clone();
-        move || wake.wake()
-    };
-    let pool = Pool::start(
-        "acervo-work",
-        config.workers,
-        limits::WORKER_QUEUE_JOBS_MAX,
-        wake_pool,
-        |_| {
-            let worker = worker.clone();
-            move |job| worker.run(job)
-        },
-    );
-    // As many reports as pieces of work, which the writers' queues bound.
-    let (reports_in, reports) = unbounded();
-    let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
-    let applier = threads::applier(storage.machine, data_dir.staging(), reports_in, wake.clone());
-    let (stop_in, stop) = bounded(1);
-    watch_signals(stop_in.clone(), wake.clone()).map_err(ServerError::Signals)?;
-    if config.stop_on_stdin_end {
-        watch_stdin(stop_in, wake)?;
+    fn stopper(&self) -> Stopper {
+        self.stopper.clone()
     }
-    log::info!(
-        "server {me} of {} listens on {}, data in {}",
-        config.servers.len(),
-        config.listen,
-        config.data_dir.display()
-    );
-    let parts = Parts {
-        clients_max: room.clients_max,
-        incarnation: data_dir.incarnation(),
-        first_transfer: rand::rng().next_u64() >> 1,
-        node,
-        console,
-        pool: pool.map_err(ServerError::Thread)?,
-        log: log.map_err(ServerError::Thread)?,
-        applier: applier.map_err(ServerError::Thread)?,
-        reports,
-        stop,
-        config,
-    };
-    let mut service = StoreService::new(parts, me);
-    let ended = event_loop.run(&mut service);
-    let finished = service.finish();
-    if let Some(thread) = console_thread {
-        drop(worker);
-        thread.join();
+
+    /// Serves until it is asked to stop, or until something breaks.
+    fn run(self) -> Result<(), ServerError> {
+        let Server { event_loop, mut service, console, data_dir, stopper: _ } = self;
+        let ended = event_loop.run(&mut service);
+        let finished = service.finish();
+        if let Some(thread) = console {
+            thread.join();
+        }
+        drop(data_dir);
+        ended?;
+        finished.map_err(ServerError::Broken)
     }
-    ended?;
-    finished.map_err(ServerError::Broken)
 }
 
 fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeConfig {

@@ -33,6 +33,8 @@ const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
 /// A redb file.
 pub struct DiskEngine {
     file: Arc<OpenFile>,
+    /// For whoever reads that it cannot be written.
+    path: String,
 }
 
 /// Kept by the engine and by its views.
@@ -48,6 +50,7 @@ impl DiskEngine {
     /// # Errors
     ///
     /// [`EngineError::Open`]: the file cannot be opened, is in use, or is not such a file.
+    /// [`EngineError::File`]: it cannot be written.
     pub fn open(path: &Path, cache_bytes: usize) -> Result<DiskEngine, EngineError> {
         let failed = |detail: &dyn Display| EngineError::Open {
             path: path.display().to_string(),
@@ -67,11 +70,12 @@ impl DiskEngine {
             .set_cache_size(cache_bytes)
             .create_with_backend(backend)
             .map_err(|error| failed(&error))?;
-        let engine = DiskEngine { file: Arc::new(OpenFile { database, shut }) };
+        let engine = DiskEngine {
+            file: Arc::new(OpenFile { database, shut }),
+            path: path.display().to_string(),
+        };
         // Reads expect the table.
-        engine
-            .write(&WriteBatch::default(), Durability::Durable)
-            .map_err(|error| failed(&error))?;
+        engine.write(&WriteBatch::default(), Durability::Durable)?;
         Ok(engine)
     }
 
@@ -89,10 +93,6 @@ impl Drop for OpenFile {
 
 fn read(error: impl Display) -> EngineError {
     EngineError::Read(error.to_string())
-}
-
-fn write(error: impl Display) -> EngineError {
-    EngineError::Write(error.to_string())
 }
 
 impl Engine for DiskEngine {
@@ -115,24 +115,33 @@ impl Engine for DiskEngine {
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        let mut transaction = self.file.database.begin_write().map_err(write)?;
+        let failed = |detail: &dyn Display| EngineError::File {
+            action: "write",
+            path: self.path.clone(),
+            detail: detail.to_string(),
+        };
+        let mut transaction = self.file.database.begin_write().map_err(|error| failed(&error))?;
         match durability {
             Durability::Lazy => {
-                transaction.set_durability(redb::Durability::None).map_err(write)?;
+                transaction
+                    .set_durability(redb::Durability::None)
+                    .map_err(|error| failed(&error))?;
             }
             Durability::Durable => transaction.set_quick_repair(true),
         }
         {
             let table = transaction.open_table(ROWS);
-            let mut table = table.map_err(|error: TableError| write(error))?;
+            let mut table = table.map_err(|error: TableError| failed(&error))?;
             for (key, value) in batch.rows() {
                 match value {
-                    Some(value) => table.insert(&key[..], &value[..]).map_err(write)?,
-                    None => table.remove(&key[..]).map_err(write)?,
+                    Some(value) => {
+                        table.insert(&key[..], &value[..]).map_err(|error| failed(&error))?
+                    }
+                    None => table.remove(&key[..]).map_err(|error| failed(&error))?,
                 };
             }
         }
-        transaction.commit().map_err(write)
+        transaction.commit().map_err(|error| failed(&error))
     }
 }
 

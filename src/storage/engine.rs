@@ -68,15 +68,22 @@ impl WriteBatch {
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The engine's file could not be opened.
-    #[error("cannot open the store {path}: {detail}; check the file and start the server again")]
+    #[error(
+        "cannot open the store {path}: {detail}; check the file and the room on its disk, and start \
+         the server again"
+    )]
     Open {
         /// The file.
         path: String,
         /// Why.
         detail: String,
     },
-    /// The operating system refused something else to do with the engine's file.
-    #[error("cannot {action} {path}: {detail}; check the disk and start the server again")]
+    /// The operating system refused something else to do with the engine's file. Whether a batch that
+    /// could not be written took effect is unknown.
+    #[error(
+        "cannot {action} {path}: {detail}; make room on the disk, or check it, and start the server \
+         again"
+    )]
     File {
         /// A verb.
         action: &'static str,
@@ -88,9 +95,6 @@ pub enum EngineError {
     /// The engine could not read.
     #[error("cannot read the store: {0}")]
     Read(String),
-    /// The engine could not write; whether the batch took effect is unknown.
-    #[error("cannot write the store: {0}")]
-    Write(String),
 }
 
 /// Called for each row with key and value, until it breaks.
@@ -130,7 +134,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Write`]; after it the engine should be written to no more.
+    /// [`EngineError::File`]; after it the engine should be written to no more.
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
 }
 

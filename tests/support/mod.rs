@@ -199,8 +199,10 @@ impl Group {
 
     /// Waits until server `at` has ended by itself.
     pub fn wait(&mut self, at: usize) -> ExitStatus {
-        let mut child = self.servers[at].child.take().expect("the server runs");
-        eventually("the server ends", || child.try_wait().unwrap())
+        let child = self.servers[at].child.as_mut().expect("the server runs");
+        let status = eventually("the server ends", || child.try_wait().unwrap());
+        self.servers[at].child = None;
+        status
     }
 
     /// A client of the whole group.

@@ -86,7 +86,10 @@ impl Default for LogOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}; check the disk and start the server again", path.display())]
+    #[error(
+        "cannot {action} {}: {source}; make room on the disk, or check it, and start the server again",
+        path.display()
+    )]
     Io {
         /// A verb.
         action: &'static str,

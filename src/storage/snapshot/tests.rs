@@ -296,7 +296,11 @@ impl Engine for Full {
     }
 
     fn write(&self, _: &WriteBatch, _: Durability) -> Result<(), EngineError> {
-        Err(EngineError::Write("no space left on device".to_owned()))
+        Err(EngineError::File {
+            action: "write",
+            path: "store".to_owned(),
+            detail: "no space left on device".to_owned(),
+        })
     }
 }
 
@@ -325,7 +329,9 @@ impl StagingArea for FullStaging {
 fn a_full_disk_stops_the_state_machine_and_the_sink() {
     let mut machine = StateMachine::open(Arc::new(Full(MemoryEngine::new()))).unwrap();
     let error = machine.apply(&[put(1)]).unwrap_err();
-    assert_eq!(error.to_string(), "cannot write the store: no space left on device");
+    let said = "cannot write store: no space left on device; make room on the disk, or check it, and \
+                start the server again";
+    assert_eq!(error.to_string(), said);
     assert_eq!(machine.store().applied(), AppliedPoint::default());
     assert!(matches!(machine.apply(&[put(1)]), Err(ApplyError::Poisoned)));
     assert!(matches!(machine.begin_snapshot(), Err(ApplyError::Poisoned)));

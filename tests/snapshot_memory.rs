@@ -1,0 +1,99 @@
+//! A snapshot is streamed: what it costs in memory, at either end, does not grow with the store.
+//!
+//! `ACERVO_SNAPSHOT_MIB` says how much is in the store; 2048 is worth the minutes it takes. Without it, it is
+//! as much as the log needs to be shortened, which is more than the bound, too.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{Group, PATIENCE, eventually};
+
+const MIB: usize = 1024 * 1024;
+const VALUE_BYTES: usize = MIB / 4;
+/// What a server may grow by while it sends a snapshot or takes one in: the engine's two caches (32 MiB),
+/// pieces on their way (4 of half a MiB at each of three stations), what the log's writer and the
+/// replication queues hold of the writes that go on, and the allocator's fragments.
+const GROWTH_BYTES_MAX: usize = 64 * MIB;
+
+/// How much is stored at least.
+fn store_bytes() -> usize {
+    std::env::var("ACERVO_SNAPSHOT_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(160) * MIB
+}
+
+/// A figure of `/proc/PID/status`, in bytes.
+fn memory(process: u32, field: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    let kib = line.trim_start_matches(':').trim().trim_end_matches("kB").trim();
+    kib.parse::<usize>().unwrap() * 1024
+}
+
+/// Resident now; the peak is counted from here on.
+fn resident(process: u32) -> usize {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5").unwrap();
+    memory(process, "VmRSS")
+}
+
+#[test]
+fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
+    let mut group = Group::start(3, &["--console", "off"]);
+    let client = group.client();
+    client.put("first", "write").unwrap();
+    let late = (group.leader() + 1) % 3;
+    group.kill(late);
+    std::fs::remove_dir_all(group.data_dir(late)).unwrap();
+
+    // No two alike, so that nothing on the way can save room.
+    let value = |number: usize| {
+        let seed = blake3::hash(&number.to_le_bytes());
+        let mut value = vec![0; VALUE_BYTES];
+        blake3::Hasher::new().update(seed.as_bytes()).finalize_xof().fill(&mut value);
+        value
+    };
+    let mut count = 0;
+    let others = [(late + 1) % 3, (late + 2) % 3];
+    let shortened = |at: &usize| group.log(*at).contains("the log now begins");
+    while count * VALUE_BYTES < store_bytes() || !others.iter().all(shortened) {
+        client.put(format!("big-{count:06}"), value(count)).unwrap();
+        count += 1;
+        assert!(count * VALUE_BYTES < store_bytes() + 1024 * MIB, "the log never shrinks");
+    }
+
+    let leader = group.leader();
+    let sender_before = resident(group.pid(leader));
+    group.start_server(late);
+    let address = group.servers[late].address;
+    eventually("the late server is up", || client.status(address).ok());
+    let receiver_before = resident(group.pid(late));
+    let began = Instant::now();
+    let patience = PATIENCE + Duration::from_millis((store_bytes() / MIB * 100) as u64);
+    let mut writes = 0;
+    while !group.log(late).contains("the snapshot to log index") {
+        assert!(began.elapsed() < patience, "the snapshot never comes");
+        // Writes go on.
+        client.put("meanwhile", writes.to_string()).unwrap();
+        writes += 1;
+    }
+    let streamed = began.elapsed();
+    let sender = memory(group.pid(leader), "VmHWM").saturating_sub(sender_before);
+    let receiver = memory(group.pid(late), "VmHWM").saturating_sub(receiver_before);
+    println!(
+        "{} MiB in {streamed:.1?}, {writes} writes meanwhile: the sender, at {} MiB, grew by {} MiB, \
+         the receiver, at {} MiB, by {} MiB",
+        count * VALUE_BYTES / MIB,
+        sender_before / MIB,
+        sender / MIB,
+        receiver_before / MIB,
+        receiver / MIB
+    );
+    assert!(count * VALUE_BYTES > 2 * GROWTH_BYTES_MAX, "or the bound says nothing");
+    assert!(sender < GROWTH_BYTES_MAX, "the sender grew by {sender} bytes");
+    assert!(receiver < GROWTH_BYTES_MAX, "the receiver grew by {receiver} bytes");
+
+    let reader = group.client_of(late);
+    for number in [0, count / 2, count - 1] {
+        let got = reader.get(format!("big-{number:06}")).unwrap().value;
+        assert!(got.is_some_and(|got| got == value(number)), "big-{number:06}");
+    }
+}
