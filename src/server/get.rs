@@ -14,6 +14,10 @@ use crate::storage::reads::{Page, PageError, Sight, Store};
 use crate::types::Timestamp;
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
+/// What the pages of a read have seen that began on an empty store. [`Timestamp::ZERO`] would ask for
+/// a first page again.
+const BEFORE_EVERY_WRITE: Timestamp = Timestamp(-1);
+
 /// What a client asks to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadRequest {
@@ -55,7 +59,7 @@ impl ReadRequest {
             ReadRequest::Get(request) => return check_key(&request.key),
             ReadRequest::Page(request) => request,
         };
-        if request.seen.0 > 0 && request.at > request.seen {
+        if request.seen != Timestamp::ZERO && request.at > request.seen {
             return Err(invalid("a page has at most the version that its read has seen".into()));
         }
         match &request.of {
@@ -125,8 +129,14 @@ pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> An
         let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
         return Answered { reply, shown: None };
     }
+    // Before every write there was nothing that could be gone.
     let strict = *seen > Timestamp::ZERO;
-    let seen = if strict { *seen } else { low };
+    let seen = match *seen {
+        // A later page must not be taken for a first one.
+        Timestamp::ZERO if low == Timestamp::ZERO => BEFORE_EVERY_WRITE,
+        Timestamp::ZERO => low,
+        seen => seen,
+    };
     let at = if *at > Timestamp::ZERO { *at } else { seen };
     match store.page(of, Sight { at, seen, strict }, *rows_max as usize, bytes_max) {
         Ok(Page { rows, next }) => {
@@ -184,7 +194,14 @@ fn judge(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::command::{Command, WriteOp};
+    use crate::storage::apply::StateMachine;
+    use crate::storage::memory::MemoryEngine;
+    use crate::types::{ClientId, LogEntry, RequestId};
+    use crate::wire::message::PageNext;
 
     fn ask(timestamp: i64, session: i64) -> GetRequest {
         GetRequest {
@@ -218,6 +235,30 @@ mod tests {
         assert_eq!(at(ask(11, 0), 20, Some(10)), refused(10, 20), "exists, older than seen");
         assert_eq!(at(ask(20, 0), 20, None), null, "absent, and all up to what was seen is here");
         assert_eq!(at(ask(21, 0), 20, None), refused(0, 20), "absent, perhaps not arrived yet");
+    }
+
+    /// Found by simulation: the pages after the first showed what was written meanwhile, for they asked
+    /// with `seen` 0 as the first had told them.
+    #[test]
+    fn a_read_that_began_on_an_empty_store_goes_on_on_an_empty_store() {
+        let key = Bytes::from_static(b"k");
+        let of = PageOf::Keys { keys: vec![key.clone(), key.clone()] };
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let (at, seen, session) = Default::default();
+        let page = PageRequest { of, at, seen, session, linearizable: false, rows_max: 1 };
+        let first = answer_page(&machine.store(), &page, 100).reply;
+        let Reply::PageOk { rows, at, seen, next: Some(PageNext::Skip(1)) } = first else {
+            panic!("{first:?}");
+        };
+
+        let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 0 };
+        let op = WriteOp::Put { key: key.clone(), value: Bytes::new() };
+        let data = Command::write(Timestamp(7), request, op).encode();
+        machine.apply(&[LogEntry { term: 1, index: 1, data }]).unwrap();
+        let page = PageRequest { of: PageOf::Keys { keys: vec![key] }, at, seen, ..page };
+        assert_eq!(ReadRequest::Page(page.clone()).check(), Ok(()));
+        let second = answer_page(&machine.store(), &page, 100).reply;
+        assert_eq!(second, Reply::PageOk { rows, at, seen, next: None });
     }
 
     #[test]

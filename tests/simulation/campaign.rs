@@ -1,11 +1,14 @@
 //! Many seeds, each its own mix of faults; then peace, in which all debts must be paid.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use acervo::command::History;
 use acervo::node::core::AckPolicy;
+use acervo::node::upkeep::UpkeepConfig;
 use bytes::Bytes;
 
 use crate::checker::{Verdict, Violation, ensure};
@@ -59,6 +62,17 @@ fn setup(seed: u64) -> (Setup, Rng) {
         checkpoints: rng.pick(&[5, 50, 500]),
         compactions: rng.pick(&[0, 300, 1_000]),
         fetch_failures: rng.pick(&[0, 100]),
+        upkeep: UpkeepConfig {
+            history: rng.pick(&[
+                History::All,
+                History::For { age_us: 500 * MILLISECOND },
+                History::For { age_us: 4 * SECOND },
+                History::Versions { count: 1 },
+                History::Versions { count: 3 },
+            ]),
+            removal_grace_us: rng.pick(&[100 * MILLISECOND, 2 * SECOND, 60 * SECOND]),
+            sweep_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
+        },
         ..Setup::calm(seed)
     };
     (setup, rng)
@@ -109,22 +123,33 @@ pub fn make_peace(world: &mut World) -> Verdict {
         world.run_until(PEACE_US_MAX, |world| probes.iter().all(|probe| world.ended(*probe)))?;
     ensure!(alive, "the group does not answer after all faults have ended");
 
+    // Upkeep goes on in peace, so that the log never ends for long.
+    let last = world.checker.last_index();
+    // The log's time stands still while it is ahead of its leader's clock, and so do removals.
+    let timely = !world.nemesis.struck.contains_key(&Fault::ClockJump)
+        && world.setup.upkeep.removal_grace_us < PEACE_US_MAX / 2;
     let converged = world.run_until(PEACE_US_MAX, |world| {
-        let last = world.checker.last_index();
         let servers = world.servers.iter();
         world.checker.kept().is_ok()
             && servers.filter_map(|server| server.process.as_ref()).all(|process| {
-                process.machine.point().index == last
-                    && process.status.applied.index == last
+                let removals_left = process.machine.upkeep().oldest_removal.is_some();
+                process.machine.point().index >= last
+                    && process.status.applied.index >= last
                     && process.owed.is_empty()
+                    && !(timely && removals_left)
             })
             && world.statuses().count() == world.servers.len()
     })?;
     ensure!(converged, "the servers do not converge, or owe answers: {}", standing(world));
     world.checker.kept()?;
-    for (server, state) in world.servers.iter().enumerate() {
-        if let Some(process) = &state.process {
+    let mut rows_at = BTreeMap::new();
+    for (server, state) in world.servers.iter_mut().enumerate() {
+        if let Some(process) = &mut state.process {
             world.checker.converged(node_id(server), &process.machine)?;
+            let rows = process.machine.rows()?;
+            let index = process.machine.point().index;
+            let same = *rows_at.entry(index).or_insert_with(|| rows.clone()) == rows;
+            ensure!(same, "{} ended with other rows than others", node_id(server));
         }
     }
     linearizability::check(&world.spans())

@@ -5,12 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use acervo::command::WriteOp;
-use acervo::types::{ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
-use bytes::Bytes;
+use acervo::command::{Action, Command};
+use acervo::node::AppliedWrite;
+use acervo::types::{AppliedPoint, ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use acervo::wire::message::WriteRequest;
 
 use crate::disk::Disk;
-use crate::machine::{Effect, Machine};
+use crate::machine::Machine;
+use crate::model::{Expected, Model, Written};
+use crate::reads::Looked;
 
 /// A broken promise, in one sentence.
 #[derive(Debug)]
@@ -35,38 +38,31 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// One version of a key: a value, or its deletion.
-#[derive(Clone, Debug)]
-pub struct Version {
-    /// Where in the log.
-    pub index: LogIndex,
-    /// Its timestamp.
-    pub timestamp: Timestamp,
-    /// `None` for a deletion.
-    pub value: Option<Bytes>,
-}
-
-/// A write the history holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Written {
-    /// Its version.
-    pub timestamp: Timestamp,
-    /// Whether the key existed before.
-    pub existed: bool,
-}
-
 /// The history that every replica must share.
 pub struct Checker {
     first_leader: NodeId,
     leaders: BTreeMap<Term, NodeId>,
-    entries: Vec<(LogEntry, u64)>,
+    entries: Vec<Entry>,
     newest: Timestamp,
-    writes: HashMap<(ClientId, u64), Written>,
     /// Writes whose clients were told a version before any replica had applied them.
     promised: HashMap<(ClientId, u64), Timestamp>,
     index_by_timestamp: HashMap<Timestamp, LogIndex>,
-    versions: BTreeMap<Bytes, Vec<Version>>,
     commit: LogIndex,
+    /// What the state must be.
+    pub model: Model,
+    /// What was seen as of old versions.
+    pub looked: Looked,
+}
+
+/// An entry of the one history.
+struct Entry {
+    entry: LogEntry,
+    /// The hash of the state after it, once a replica has told.
+    hash: Option<u64>,
+    /// What it must come to, if it is a client's write.
+    expected: Option<Expected>,
+    /// Its outcome at the replica that first applied it to answer.
+    outcome: Option<Option<Timestamp>>,
 }
 
 impl Checker {
@@ -77,11 +73,11 @@ impl Checker {
             leaders: BTreeMap::new(),
             entries: Vec::new(),
             newest: Timestamp::ZERO,
-            writes: HashMap::new(),
             promised: HashMap::new(),
             index_by_timestamp: HashMap::new(),
-            versions: BTreeMap::new(),
             commit: 0,
+            model: Model::new(),
+            looked: Looked::default(),
         }
     }
 
@@ -101,47 +97,65 @@ impl Checker {
         self.leaders.len()
     }
 
-    /// A replica applied an entry: all apply the same, with equal effect.
-    pub fn applied(&mut self, entry: &LogEntry, effect: &Effect, after: &Machine) -> Verdict {
-        let position = entry.index as usize - 1;
-        let hash = after.point().hash;
-        if let Some((known, known_hash)) = self.entries.get(position) {
-            ensure!(known == entry, "applied {entry:?} where another applied {known:?}");
-            ensure!(*known_hash == hash, "state hashes differ at index {}", entry.index);
-            return Ok(());
+    /// A replica applied entries at once: all apply the same, with equal effect. `answering`: what keys
+    /// had before was to be told.
+    pub fn applied(
+        &mut self,
+        entries: &[LogEntry],
+        writes: &[AppliedWrite],
+        answering: bool,
+        after: AppliedPoint,
+    ) -> Verdict {
+        let mut writes = writes.iter();
+        for entry in entries {
+            let position = entry.index as usize - 1;
+            if position == self.entries.len() {
+                self.take(entry)?;
+            }
+            let Some(known) = self.entries.get_mut(position) else {
+                return Err(Violation(format!("applied {} past the history", entry.index)));
+            };
+            let told = &known.entry;
+            ensure!(told == entry, "applied {entry:?} where another applied {told:?}");
+            if entry.index == after.index {
+                let hash = *known.hash.get_or_insert(after.hash);
+                ensure!(hash == after.hash, "state hashes differ at index {}", entry.index);
+            }
+            let Some(expected) = &known.expected else { continue };
+            let Some(write) = writes.next() else {
+                return Err(Violation(format!("no outcome of {entry:?}")));
+            };
+            came_to(write, entry, expected, answering)?;
+            // Where nobody waits, nobody looks whether what was before is still there.
+            if answering {
+                let outcome = write.outcome.map(|outcome| outcome.timestamp);
+                let first = *known.outcome.get_or_insert(outcome);
+                ensure!(first == outcome, "{write:?} came to {first:?} elsewhere");
+            }
         }
-        ensure!(position == self.entries.len(), "applied {} past the history", entry.index);
-        self.entries.push((entry.clone(), hash));
-        if effect.write.is_some() {
-            let timestamp = after.point().timestamp;
-            ensure!(
-                timestamp > self.newest,
-                "timestamp {timestamp} after {} at index {}",
-                self.newest,
-                entry.index
-            );
-            self.newest = timestamp;
-            self.index_by_timestamp.insert(timestamp, entry.index);
+        ensure!(writes.next().is_none(), "more outcomes than writes up to {}", after.index);
+        Ok(())
+    }
+
+    /// An entry joins the history.
+    fn take(&mut self, entry: &LogEntry) -> Verdict {
+        let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
+        let expected = self.model.apply(command.as_ref());
+        if let Some(Command { timestamp, action }) = &command {
+            let (newest, index) = (self.newest, entry.index);
+            ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
+            self.newest = *timestamp;
+            self.index_by_timestamp.insert(*timestamp, index);
+            if let Action::Write { request, .. } = action
+                && let Some(Expected::Outcome(Written { timestamp: applied, .. })) = &expected
+                && applied == timestamp
+                && let Some(promised) = self.promised.remove(&(request.client, request.sequence))
+            {
+                let applied = *applied;
+                ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
+            }
         }
-        let (Some(command), Some(write)) = (&effect.fresh, &effect.write) else { return Ok(()) };
-        let Some(outcome) = write.outcome else { return Ok(()) };
-        let request = (command.request.client, command.request.sequence);
-        let written = Written { timestamp: outcome.timestamp, existed: outcome.existed };
-        let before = self.writes.insert(request, written);
-        ensure!(before.is_none(), "write {request:?} was applied twice");
-        if let Some(promised) = self.promised.remove(&request) {
-            let applied = outcome.timestamp;
-            ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
-        }
-        let value = match &command.op {
-            WriteOp::Put { value, .. } => Some(value.clone()),
-            WriteOp::Del { .. } => None,
-        };
-        self.versions.entry(command.op.key().clone()).or_default().push(Version {
-            index: entry.index,
-            timestamp: outcome.timestamp,
-            value,
-        });
+        self.entries.push(Entry { entry: entry.clone(), hash: None, expected, outcome: None });
         Ok(())
     }
 
@@ -166,7 +180,7 @@ impl Checker {
         disks: &[&Disk],
     ) -> Verdict {
         let applied = self.index_by_timestamp.get(&timestamp);
-        let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].0.term));
+        let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].entry.term));
         // Two leaders may have given out one timestamp, of which one write comes to nothing.
         let candidates = disks.iter().filter_map(|disk| disk.find(timestamp)).chain(applied);
         let durable =
@@ -197,6 +211,20 @@ impl Checker {
         Ok(())
     }
 
+    /// A write that its client has no answer to was refused as forgotten: what was before, which it
+    /// asked for, must be off the disk.
+    pub fn forgotten(&self, write: &WriteRequest) -> Verdict {
+        let written = self.written(write.request.client, write.request.sequence);
+        let moment = self.model.moment(self.last_index());
+        let gone = moment.purged.max(moment.swept);
+        let expired = written.is_some_and(|written| written.timestamp <= gone);
+        ensure!(
+            write.previous && expired,
+            "{write:?} was refused as answered before; it became {written:?}"
+        );
+        Ok(())
+    }
+
     /// All is quiet: what clients were told has come true.
     pub fn kept(&self) -> Verdict {
         ensure!(self.promised.is_empty(), "answered, never applied: {:?}", self.promised);
@@ -204,37 +232,47 @@ impl Checker {
     }
 
     /// What became of a write; `None` when no replica has applied it.
-    pub fn written(&self, client: ClientId, sequence: u64) -> Option<Written> {
-        self.writes.get(&(client, sequence)).copied()
-    }
-
-    /// The newest version of a key, deletions included, once `index` is applied.
-    pub fn version_at(&self, key: &[u8], index: LogIndex) -> Option<&Version> {
-        let versions = self.versions.get(key)?;
-        let after = versions.partition_point(|version| version.index <= index);
-        versions[..after].last()
+    pub fn written(&self, client: ClientId, sequence: u64) -> Option<&Written> {
+        self.model.written(client, sequence)
     }
 
     /// The last index of the history.
     pub fn last_index(&self) -> LogIndex {
-        self.entries.len() as u64
+        self.model.last_index()
     }
 
-    /// A replica at the end of the history holds exactly the newest versions.
+    /// A replica holds exactly what the model holds.
     pub fn converged(&self, node: NodeId, machine: &Machine) -> Verdict {
-        let expected: BTreeMap<&Bytes, (Timestamp, &Bytes)> = self
-            .versions
-            .iter()
-            .filter_map(|(key, versions)| {
-                let newest = versions.last()?;
-                Some((key, (newest.timestamp, newest.value.as_ref()?)))
-            })
-            .collect();
-        let held: BTreeMap<&Bytes, (Timestamp, &Bytes)> =
-            machine.keys().iter().map(|(key, (ts, value))| (key, (*ts, value))).collect();
-        ensure!(expected == held, "{node} ended with {held:?}, not {expected:?}");
-        Ok(())
+        self.whole(&machine.store(), machine.point().index).map_err(|Violation(reason)| {
+            Violation(format!("{node} ended with another state: {reason}"))
+        })
     }
+}
+
+/// A replica applied a write: with the outcome that the model has.
+fn came_to(
+    write: &AppliedWrite,
+    entry: &LogEntry,
+    expected: &Expected,
+    answering: bool,
+) -> Verdict {
+    let (index, term) = (entry.index, entry.term);
+    ensure!((write.index, write.term) == (index, term), "{write:?} stands for {index}/{term}");
+    let written = match expected {
+        Expected::Forgotten => {
+            ensure!(write.outcome.is_none(), "{write:?} should have been forgotten");
+            return Ok(());
+        }
+        Expected::OutcomeOrExpired(_) if write.outcome.is_none() => return Ok(()),
+        Expected::Outcome(written) | Expected::OutcomeOrExpired(written) => written,
+    };
+    let as_written = write
+        .outcome
+        .is_some_and(|outcome| outcome.timestamp == written.timestamp && !outcome.refused);
+    ensure!(as_written, "{write:?} should have become {written:?}");
+    let previous = written.previous.as_ref().filter(|_| answering);
+    ensure!(write.previous.as_ref() == previous, "{write:?} should have told {previous:?}");
+    Ok(())
 }
 
 fn majority_holds(disks: &[&Disk], index: LogIndex, term: Term) -> bool {

@@ -68,7 +68,7 @@ fn number(rng: &mut Rng, near: u64) -> u64 {
 fn command(rng: &mut Rng) -> Command {
     let request = RequestId { client: ClientId(1), sequence: 1 + rng.below(9), answered_below: 1 };
     let op = WriteOp::Del { key: Bytes::from_static(b"k") };
-    Command { timestamp: Timestamp(rng.next_u64() as i64), request, op }
+    Command::write(Timestamp(rng.next_u64() as i64), request, op)
 }
 
 fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
@@ -151,6 +151,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                     answered_below: number(rng, 5),
                 },
                 op: WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
+                previous: rng.chance(500),
             },
         },
         _ => PeerMessage::Raft(message),

@@ -10,9 +10,9 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | `world`, `driver`, `links`, `clients` | virtual time, and what happens in it |
-//! | `server`, `disk`, `machine`, `network` | what the cores stand on |
+//! | `server`, `disk`, `machine`, `network` | what the cores stand on; the state machine is the real one |
 //! | `nemesis` | what goes wrong |
-//! | `checker`, `linearizability` | what must hold |
+//! | `checker`, `reads`, `model`, `linearizability` | what must hold |
 //! | `campaign` | many random seeds |
 //! | `scenarios`, `hostile` | directed tests, each named after the rule it proves |
 //!
@@ -27,8 +27,10 @@ mod hostile;
 mod linearizability;
 mod links;
 mod machine;
+mod model;
 mod nemesis;
 mod network;
+mod reads;
 mod rng;
 mod scenarios;
 mod server;

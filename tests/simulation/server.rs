@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acervo::node::core::{Node, NodeStatus};
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
-use acervo::types::{LogEntry, LogIndex, NodeId, Timestamp};
-use acervo::wire::message::{GetRequest, Reply};
+use acervo::types::{LogEntry, LogIndex, NodeId};
 
 use crate::disk::Disk;
-use crate::machine::Machine;
+use crate::machine::{Machine, Saved};
 
 /// A server's number in the group for its position in the simulator.
 pub fn node_id(server: usize) -> NodeId {
@@ -26,7 +25,7 @@ pub struct Server {
     /// Survives: the log.
     pub disk: Disk,
     /// Survives: the state machine at its last durable commit.
-    pub checkpoint: Machine,
+    pub checkpoint: Saved,
     /// Survives: names the data directory.
     pub incarnation: u64,
     /// Counts starts and stops; events of an earlier life are void.
@@ -44,9 +43,14 @@ pub struct Server {
 /// Work for the state machine.
 pub enum Piece {
     /// Committed entries.
-    Entries(Vec<LogEntry>),
+    Entries {
+        /// In log order.
+        entries: Vec<LogEntry>,
+        /// Somebody may wait for what keys had before.
+        answering: bool,
+    },
     /// A snapshot that takes the state's place.
-    Snapshot(Machine),
+    Snapshot(Saved),
 }
 
 /// All that is volatile.
@@ -60,7 +64,7 @@ pub struct Process {
     /// Handed over and not yet applied, piece by piece.
     pub applying: VecDeque<Piece>,
     /// A snapshot that has arrived and that the core has not decided about.
-    pub staged: Option<Machine>,
+    pub staged: Option<Saved>,
     /// The last index handed over for application.
     pub handed: LogIndex,
     /// When the last `Applied` reaches the core, so that they stay in order.
@@ -95,29 +99,6 @@ impl Process {
             open_attempts: BTreeSet::new(),
             notices: Vec::new(),
             console: Vec::new(),
-        }
-    }
-
-    /// A read as a worker does it (SPEC A4). `applied` was read before the key: a lower bound of
-    /// what the state holds; what the state stands at now is the upper bound.
-    pub fn get(&self, request: &GetRequest, applied: Timestamp) -> Reply {
-        let found = self.machine.get(&request.key);
-        let version = found.map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
-        let refusal = Reply::TryOtherServerOrLater { timestamp: version, applied };
-        if applied < request.session {
-            return refusal;
-        }
-        let fresh = match found {
-            Some(_) => version >= request.timestamp,
-            None => applied >= request.timestamp,
-        };
-        if !fresh {
-            return refusal;
-        }
-        Reply::GetOk {
-            value: found.map(|(_, value)| value.clone()),
-            timestamp: version,
-            as_of: self.machine.point().timestamp,
         }
     }
 }

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use acervo::command::History;
 use acervo::limits;
 use acervo::node::core::AckPolicy;
-use acervo::node::{AppliedWrite, Input, Now};
-use acervo::types::{AppliedPoint, LogIndex, SnapshotId, Timestamp};
+use acervo::node::upkeep::UpkeepConfig;
+use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
+use acervo::types::{AppliedPoint, LogIndex, SnapshotId};
 use acervo::wire::message::Reply;
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
-use crate::machine::Machine;
+use crate::machine::Saved;
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
@@ -53,6 +55,8 @@ pub struct Setup {
     pub compactions: u64,
     /// Reads of the log from disk that fail, of a thousand.
     pub fetch_failures: u64,
+    /// What is done in the background.
+    pub upkeep: UpkeepConfig,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
     pub honest: bool,
@@ -74,6 +78,7 @@ impl Setup {
             checkpoints: 50,
             compactions: 0,
             fetch_failures: 0,
+            upkeep: UpkeepConfig::new(History::All),
             honest: true,
         }
     }
@@ -96,17 +101,23 @@ pub enum Event {
     /// The state machine has applied the piece at hand.
     ApplyDone { server: usize, life: u64 },
     /// The core learns of it.
-    Applied { server: usize, life: u64, outcomes: Vec<AppliedWrite>, point: AppliedPoint },
+    Applied {
+        server: usize,
+        life: u64,
+        outcomes: Vec<AppliedWrite>,
+        upkeep: UpkeepState,
+        point: AppliedPoint,
+    },
     /// Log entries have been read from disk.
     Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
     /// A snapshot arrives, if the connection it travels on still stands.
-    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Machine },
+    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Saved },
     /// Its sender learns what became of it.
     SnapshotSent { server: usize, life: u64, to: usize, complete: bool },
     /// A client's request arrives at its server.
     Arrive { attempt: usize },
-    /// A worker answers a read; `applied` is what it saw before.
-    Get { server: usize, life: u64, attempt: usize, applied: Timestamp },
+    /// A worker answers a read.
+    Get { server: usize, life: u64, attempt: usize },
     /// An answer arrives at the client; a read's state stood at `read_at`.
     Answer { attempt: usize, reply: Reply, read_at: LogIndex },
     /// A client loses an attempt: its connection broke, or it waited long enough.
@@ -249,8 +260,8 @@ impl World {
             Event::LinkLost { from, to, session } => self.link_lost(from, to, session),
             Event::Synced { server, .. } => self.synced(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
-            Event::Applied { server, outcomes, point, .. } => {
-                self.input(server, Input::Applied { outcomes, point })
+            Event::Applied { server, outcomes, upkeep, point, .. } => {
+                self.input(server, Input::Applied { outcomes, upkeep, point })
             }
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)
@@ -262,7 +273,7 @@ impl World {
                 self.input(server, Input::SnapshotSent { to: node_id(to), complete })
             }
             Event::Arrive { attempt } => self.arrive(attempt),
-            Event::Get { server, attempt, applied, .. } => self.get(server, attempt, applied),
+            Event::Get { server, attempt, .. } => self.get(server, attempt),
             Event::Answer { attempt, reply, read_at } => self.answer(attempt, reply, read_at),
             Event::Abandon { attempt } => {
                 self.abandon(attempt);

@@ -3,11 +3,14 @@
 
 use acervo::command::WriteOp;
 use acervo::types::{LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{ErrorCode, GetRequest, Reply, WriteRequest};
+use acervo::wire::message::{
+    ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, WriteRequest,
+};
 use bytes::Bytes;
 
-use super::{Attempt, Outcome, Question};
+use super::{Attempt, Longer, Outcome, Question};
 use crate::checker::{Verdict, Violation, ensure};
+use crate::reads::PageAnswer;
 use crate::server::node_id;
 use crate::world::{MILLISECOND, World};
 
@@ -25,50 +28,86 @@ impl World {
         }
         match (self.operations[operation].question.clone(), reply) {
             (Question::Write(write), Reply::PutOk { timestamp })
-                if matches!(write.op, WriteOp::Put { .. }) =>
+                if matches!(write.op, WriteOp::Put { .. }) && !write.previous =>
             {
                 self.write_ended(operation, &write, timestamp, None)
             }
-            (Question::Write(write), Reply::DelOk { timestamp, existed })
-                if matches!(write.op, WriteOp::Del { .. }) =>
+            (Question::Write(write), Reply::WriteOk { timestamp, previous })
+                if !matches!(write.op, WriteOp::Put { .. }) || write.previous =>
             {
-                self.write_ended(operation, &write, timestamp, Some(existed))
+                self.write_ended(operation, &write, timestamp, previous)
             }
             (Question::Get(get), Reply::GetOk { value, timestamp, as_of }) => {
                 self.read_ended(operation, &get, value, timestamp, as_of, read_at)
             }
-            (Question::Get(get), Reply::TryOtherServerOrLater { .. }) => {
-                ensure!(
-                    !get.linearizable,
-                    "{} refused the linearizable {get:?} as going back",
-                    node_id(server)
-                );
-                self.retry_if_current(operation, attempt, 50 * MILLISECOND);
-                Ok(())
+            (Question::Page(page), Reply::PageOk { rows, at, seen, next }) => {
+                self.page_ended(operation, &page, PageAnswer { rows, at, seen, next }, read_at)
             }
-            (_, Reply::Error(error)) => self.refused(operation, attempt, error.code),
+            (Question::Get(_) | Question::Page(_), Reply::TryOtherServerOrLater { .. }) => {
+                self.came_too_early(operation, attempt)
+            }
+            (_, Reply::Error(error)) => self.refused(operation, attempt, error.code, read_at),
             (question, reply) => {
                 Err(Violation(format!("{} answers {question:?} with {reply:?}", node_id(server))))
             }
         }
     }
 
-    fn refused(&mut self, operation: usize, attempt: usize, code: ErrorCode) -> Verdict {
+    /// The server has not applied enough for a read.
+    fn came_too_early(&mut self, operation: usize, attempt: usize) -> Verdict {
+        let asked = &self.operations[operation];
+        let (client, session) = (asked.client, self.clients[asked.client].session);
+        let (at, linearizable) = match &asked.question {
+            Question::Get(get) => (get.at, get.linearizable),
+            Question::Page(page) => (page.at, page.linearizable),
+            Question::Write(_) => return Ok(()),
+        };
+        if at > session && asked.current == Some(attempt) {
+            // Perhaps nothing is written there yet: a mark tells, as in the library.
+            self.end(operation, Outcome::Refused(ErrorCode::Expired));
+            self.write(client, None, WriteOp::Mark);
+            return Ok(());
+        }
+        let question = &self.operations[operation].question;
+        ensure!(!linearizable || at > Timestamp::ZERO, "refused as going back: {question:?}");
+        self.retry_if_current(operation, attempt, 50 * MILLISECOND);
+        Ok(())
+    }
+
+    fn refused(
+        &mut self,
+        operation: usize,
+        attempt: usize,
+        code: ErrorCode,
+        read_at: LogIndex,
+    ) -> Verdict {
         let asked = &mut self.operations[operation];
         asked.errors.push((self.now_us, code));
         let ended = asked.ended.is_some();
-        match code {
-            ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown => {
+        let question = &self.operations[operation].question;
+        match (code, question) {
+            (ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown, _) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
-                Ok(())
+                return Ok(());
             }
             // A late duplicate of a write that was answered long ago may well be stale.
-            ErrorCode::StaleRequest if ended => Ok(()),
-            ErrorCode::StaleRequest | ErrorCode::Invalid | ErrorCode::Internal => {
-                let question = &self.operations[operation].question;
-                Err(Violation(format!("{question:?} was refused with {code:?}")))
+            (ErrorCode::StaleRequest, _) if ended => return Ok(()),
+            (ErrorCode::StaleRequest, Question::Write(write)) => {
+                self.checker.forgotten(write)?;
+            }
+            (ErrorCode::Expired, Question::Page(page)) => self.checker.expired(page, read_at)?,
+            (ErrorCode::Invalid, question) if question.is_invalid() => {}
+            (_, question) => {
+                return Err(Violation(format!("{question:?} was refused with {code:?}")));
             }
         }
+        if let Question::Write(write) = question {
+            let sequence = write.request.sequence;
+            let client = self.operations[operation].client;
+            self.clients[client].unanswered.remove(&sequence);
+        }
+        self.end(operation, Outcome::Refused(code));
+        Ok(())
     }
 
     fn retry_if_current(&mut self, operation: usize, attempt: usize, delay_us_max: u64) {
@@ -82,22 +121,32 @@ impl World {
         operation: usize,
         write: &WriteRequest,
         timestamp: Timestamp,
-        existed: Option<bool>,
+        previous: Option<Previous>,
     ) -> Verdict {
         let RequestId { client, sequence, .. } = write.request;
         self.checker.answered(client, sequence, timestamp)?;
-        if let Some(existed) = existed {
-            let written = self.checker.written(client, sequence);
-            ensure!(
-                written.is_some_and(|written| written.existed == existed),
-                "{write:?} acknowledged with {existed}, applied as {written:?}"
-            );
-        }
+        let written = self.checker.written(client, sequence);
+        // What is told before it is applied is told without what was before.
+        let expected = written.and_then(|written| written.previous.clone());
+        ensure!(previous == expected, "{write:?} was told {previous:?}, applied as {written:?}");
+        let keys = match (&write.op, written) {
+            (WriteOp::Trim { .. } | WriteOp::Mark, _) => Vec::new(),
+            (WriteOp::DelRange { .. }, written) => {
+                let keys = written.map(|written| written.keys.clone());
+                keys.ok_or_else(|| Violation(format!("{write:?} was answered, not applied")))?
+            }
+            (named, _) => named.pairs().map(|(key, _)| key.clone()).collect(),
+        };
         if self.end(operation, Outcome::Written(timestamp)) {
-            let state = &mut self.clients[self.operations[operation].client];
+            let asked = self.operations[operation].client;
+            let state = &mut self.clients[asked];
             state.unanswered.remove(&sequence);
-            state.learn(write.op.key(), timestamp, timestamp);
-            state.witness(write.op.key(), timestamp);
+            state.session = state.session.max(timestamp);
+            for key in &keys {
+                state.learn(key, timestamp, timestamp);
+                state.witness(key, timestamp);
+            }
+            self.look_back(asked, &write.op, timestamp);
         }
         Ok(())
     }
@@ -111,28 +160,133 @@ impl World {
         as_of: Timestamp,
         read_at: LogIndex,
     ) -> Verdict {
-        let version = self.checker.version_at(&get.key, read_at);
-        let held = version.and_then(|version| Some((version.timestamp, version.value.clone()?)));
-        let told = value.clone().map(|value| (timestamp, value));
-        ensure!(held == told, "{get:?} was answered {told:?} from a state that has {held:?}");
-        let version = version.map_or(Timestamp::ZERO, |version| version.timestamp);
-        ensure!(version <= as_of, "{get:?} saw {version}, past its as-of {as_of}");
-        let asked = &self.operations[operation];
-        ensure!(
-            version >= asked.witnessed,
-            "{get:?} went back to {version} from {} witnessed before",
-            asked.witnessed
-        );
-        if self.end(operation, Outcome::Found(value)) {
-            self.operations[operation].version = version;
-            let state = &mut self.clients[self.operations[operation].client];
-            state.learn(&get.key, timestamp, as_of);
-            if timestamp == Timestamp::ZERO {
-                let absent = state.absent.entry(get.key.clone()).or_default();
-                *absent = as_of.max(*absent);
-            }
-            state.witness(&get.key, version);
+        let version = self.checker.got(get, value.clone(), timestamp, as_of, read_at)?;
+        let newest = get.at <= Timestamp::ZERO;
+        if newest {
+            self.does_not_go_back(operation, &get.key, version)?;
         }
+        if self.end(operation, Outcome::Found(value)) {
+            let asked = &mut self.operations[operation];
+            let state = &mut self.clients[asked.client];
+            if newest {
+                asked.versions.push((get.key.clone(), version));
+                state.learn(&get.key, timestamp, as_of);
+                state.witness(&get.key, version);
+                if timestamp == Timestamp::ZERO {
+                    state.saw_nothing(&get.key, as_of);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn page_ended(
+        &mut self,
+        operation: usize,
+        page: &PageRequest,
+        answer: PageAnswer,
+        read_at: LogIndex,
+    ) -> Verdict {
+        self.checker.paged(page, &answer, read_at)?;
+        let newest = page.seen == Timestamp::ZERO
+            && page.at <= Timestamp::ZERO
+            && !matches!(page.of, PageOf::Versions { .. });
+        let mut versions = Vec::new();
+        if newest {
+            for key in self.covered(page, &answer) {
+                let version = self.checker.model.changed(&key, read_at);
+                self.does_not_go_back(operation, &key, version)?;
+                versions.push((key, version));
+            }
+        }
+        if !self.end(operation, Outcome::Paged(answer.rows.len())) {
+            return Ok(());
+        }
+        let asked = &mut self.operations[operation];
+        let state = &mut self.clients[asked.client];
+        state.session = state.session.max(answer.seen);
+        for (key, version) in &versions {
+            let row = answer.rows.iter().find(|row| row.key == *key && row.value.is_some());
+            match row {
+                Some(row) => state.learn(key, row.timestamp, answer.seen),
+                None => state.saw_nothing(key, answer.seen),
+            }
+            state.witness(key, *version);
+        }
+        asked.versions = versions;
+        self.go_on(operation, page, answer)
+    }
+
+    /// The keys that a page says something about, be it that they are not there.
+    fn covered(&self, page: &PageRequest, answer: &PageAnswer) -> Vec<Bytes> {
+        match (&page.of, &answer.next) {
+            (PageOf::Keys { keys }, Some(PageNext::Skip(count))) => {
+                keys.iter().take(*count as usize).cloned().collect()
+            }
+            (PageOf::Keys { keys }, _) => keys.clone(),
+            (PageOf::Range { from, to }, next) => {
+                let before = |key: &Bytes| match next {
+                    Some(PageNext::From(next)) => key < next,
+                    _ => true,
+                };
+                let known = self.checker.model.known_keys();
+                known.filter(|key| from <= *key && *key <= to && before(key)).cloned().collect()
+            }
+            (PageOf::Versions { .. }, _) => Vec::new(),
+        }
+    }
+
+    fn does_not_go_back(&self, operation: usize, key: &Bytes, version: Timestamp) -> Verdict {
+        let asked = &self.operations[operation];
+        let witnessed = asked.witnessed.get(key).copied().unwrap_or_default();
+        ensure!(
+            version >= witnessed,
+            "{:?} went back to {version} of {key:?} from {witnessed} witnessed before",
+            asked.question
+        );
+        Ok(())
+    }
+
+    /// The next page, if there is one; else all pages together must show one state.
+    fn go_on(&mut self, operation: usize, page: &PageRequest, answer: PageAnswer) -> Verdict {
+        let asked = &mut self.operations[operation];
+        let client = asked.client;
+        let Some(mut longer) = asked.longer.take() else { return Ok(()) };
+        let PageAnswer { rows, at, seen, next } = answer;
+        longer.rows.extend(rows);
+        let (shown_at, shown_seen) = *longer.shows.get_or_insert((at, seen));
+        let Some(next) = next else { return self.read_through(&longer, page) };
+        let mut next_page = PageRequest {
+            of: page.of.clone(),
+            at: shown_at,
+            seen: shown_seen,
+            linearizable: false,
+            ..*page
+        };
+        match (next, &mut next_page.of) {
+            (PageNext::From(next), PageOf::Range { from, .. }) => *from = next,
+            (PageNext::Skip(count), PageOf::Keys { keys }) => drop(keys.drain(..count as usize)),
+            (PageNext::At(next), PageOf::Versions { .. }) => next_page.at = next,
+            (next, of) => return Err(Violation(format!("{next:?} does not go on with {of:?}"))),
+        }
+        let next_operation = self.plan(client, None, Question::Page(next_page));
+        self.operations[next_operation].longer = Some(longer);
+        let delay_us = self.rng.pick(&[0, 0, 10, 300]) * MILLISECOND;
+        self.after(delay_us, crate::world::Event::Retry { operation: next_operation });
+        Ok(())
+    }
+
+    fn read_through(&self, longer: &Longer, last: &PageRequest) -> Verdict {
+        let Longer { of, shows, rows } = longer;
+        let Some((at, seen)) = *shows else { return Ok(()) };
+        let expected = self.checker.model.seen_from(seen).rows(of, at);
+        let moment = self.checker.model.moment(self.checker.last_index());
+        // What was swept before its first page may be missing.
+        let exact = at >= moment.swept && !matches!(of, PageOf::Versions { .. });
+        ensure!(
+            *rows == expected || !exact,
+            "{of:?} as of {at}, seen from {seen}, came to {rows:?}, not {expected:?}: {last:?}"
+        );
         Ok(())
     }
 
@@ -150,7 +304,7 @@ impl World {
 
     fn finish_unchecked(&mut self, operation: usize, attempt: usize, reply: Reply) -> Verdict {
         match reply {
-            Reply::PutOk { timestamp } | Reply::DelOk { timestamp, .. } => {
+            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
                 self.end(operation, Outcome::Written(timestamp));
             }
             Reply::GetOk { value, .. } => {

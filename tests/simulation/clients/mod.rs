@@ -5,14 +5,17 @@
 //! checked when it arrives.
 
 mod answers;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::command::WriteOp;
+use acervo::limits;
 use acervo::node::{Input, RequestToken};
+use acervo::server::get::{ReadRequest, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{ErrorCode, GetRequest, Reply, WriteRequest};
+use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
 use bytes::Bytes;
 
 use crate::checker::Verdict;
@@ -60,6 +63,19 @@ pub enum Question {
     Write(WriteRequest),
     /// A read.
     Get(GetRequest),
+    /// A page of a longer read.
+    Page(PageRequest),
+}
+
+/// A longer read, page by page, each from whichever server.
+#[derive(Clone, Debug)]
+pub struct Longer {
+    /// The whole of it.
+    of: PageOf,
+    /// As its first page said.
+    shows: Option<(Timestamp, Timestamp)>,
+    /// What the pages so far had.
+    rows: Vec<Row>,
 }
 
 /// What it was told in the end.
@@ -69,6 +85,10 @@ pub enum Outcome {
     Written(Timestamp),
     /// The read found this.
     Found(Option<Bytes>),
+    /// The page had so many rows.
+    Paged(usize),
+    /// It was refused for good: as invalid, as of a version still to come, or as one that is gone.
+    Refused(ErrorCode),
 }
 
 /// One operation of a client, however many attempts it takes.
@@ -81,16 +101,18 @@ pub struct Operation {
     pub began_us: u64,
     /// When answered, and what.
     pub ended: Option<(u64, Outcome)>,
-    /// For a read, the version it really saw.
-    pub version: Timestamp,
+    /// For a read of the newest state, the versions it really saw, deletions included.
+    pub versions: Vec<(Bytes, Timestamp)>,
     /// Errors on the way, and when.
     pub errors: Vec<(u64, ErrorCode)>,
     /// The attempt that counts now.
     current: Option<usize>,
     /// The server asked first; the others follow by chance.
     first_server: Option<usize>,
-    /// What the client had witnessed of the key when it asked.
-    witnessed: Timestamp,
+    /// What the client had witnessed of each key when it asked.
+    witnessed: BTreeMap<Bytes, Timestamp>,
+    /// For a page, what it is a page of.
+    longer: Option<Longer>,
 }
 
 /// One request to one server.
@@ -101,11 +123,20 @@ pub struct Attempt {
 }
 
 impl Question {
-    /// The key it is about.
-    pub fn key(&self) -> &Bytes {
+    /// The read, if it is one.
+    fn read(&self) -> Option<ReadRequest> {
         match self {
-            Question::Write(write) => write.op.key(),
-            Question::Get(get) => &get.key,
+            Question::Write(_) => None,
+            Question::Get(get) => Some(ReadRequest::Get(get.clone())),
+            Question::Page(page) => Some(ReadRequest::Page(page.clone())),
+        }
+    }
+
+    /// Whether it names a key that cannot exist.
+    fn is_invalid(&self) -> bool {
+        match self {
+            Question::Write(write) => write.op.pairs().any(|(key, _)| key.is_empty()),
+            read => read.read().is_some_and(|read| read.check().is_err()),
         }
     }
 }
@@ -133,13 +164,24 @@ impl World {
 
     /// Begins a write; `server` is asked first when given.
     pub fn write(&mut self, client: usize, server: Option<usize>, op: WriteOp) -> usize {
+        self.write_telling(client, server, op, false)
+    }
+
+    /// Begins a write that is to tell what was `previous`.
+    fn write_telling(
+        &mut self,
+        client: usize,
+        server: Option<usize>,
+        op: WriteOp,
+        previous: bool,
+    ) -> usize {
         let state = &mut self.clients[client];
         let sequence = state.next_sequence;
         state.next_sequence += 1;
         state.unanswered.insert(sequence);
         let answered_below = *state.unanswered.first().unwrap_or(&sequence);
         let request = RequestId { client: state.id, sequence, answered_below };
-        self.begin(client, server, Question::Write(WriteRequest { request, op }))
+        self.begin(client, server, Question::Write(WriteRequest { request, op, previous }))
     }
 
     /// Begins a PUT of text.
@@ -162,31 +204,35 @@ impl World {
             Memory::Session => state.session,
             Memory::PerKey => state.absent.get(&key).copied().unwrap_or_default(),
         };
-        self.begin(
-            client,
-            server,
-            Question::Get(GetRequest { key, timestamp, session, linearizable }),
-        )
+        let at = Timestamp::ZERO;
+        let get = GetRequest { key, timestamp, session, linearizable, at };
+        self.begin(client, server, Question::Get(get))
     }
 
     fn begin(&mut self, client: usize, server: Option<usize>, question: Question) -> usize {
+        let operation = self.plan(client, server, question);
+        self.send_attempt(operation);
+        operation
+    }
+
+    /// An operation that is still to be asked.
+    fn plan(&mut self, client: usize, server: Option<usize>, question: Question) -> usize {
         let state = &mut self.clients[client];
         state.under_way += 1;
-        let witnessed = state.witnessed.get(question.key()).copied().unwrap_or_default();
+        let witnessed = state.witnessed.clone();
         self.operations.push(Operation {
             client,
             question,
             began_us: self.now_us,
             ended: None,
-            version: Timestamp::ZERO,
+            versions: Vec::new(),
             errors: Vec::new(),
             current: None,
             first_server: server,
             witnessed,
+            longer: None,
         });
-        let operation = self.operations.len() - 1;
-        self.send_attempt(operation);
-        operation
+        self.operations.len() - 1
     }
 
     /// Asks a server: the first one as told, then any other than the last (if there is another).
@@ -283,12 +329,16 @@ impl World {
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
                 self.input(server, Input::Write { token, client: address, write })
             }
-            Question::Get(get) if get.linearizable => {
-                process.owed.insert(token, self.now_us);
-                self.input(server, Input::Read { token })
-            }
-            Question::Get(_) => {
-                self.start_get(server, attempt);
+            Question::Get(_) | Question::Page(_) => {
+                let Some(read) = question.read() else { return Ok(()) };
+                if let Err(refusal) = read.check() {
+                    self.reply(server, attempt, Reply::Error(refusal), 0);
+                } else if read.is_linearizable() {
+                    process.owed.insert(token, self.now_us);
+                    self.input(server, Input::Read { token })?;
+                } else {
+                    self.start_get(server, attempt);
+                }
                 Ok(())
             }
         }
@@ -296,25 +346,23 @@ impl World {
 
     /// A worker takes up a read.
     pub fn start_get(&mut self, server: usize, attempt: usize) {
-        let state = &self.servers[server];
-        let Some(process) = &state.process else { return };
-        let applied = process.machine.point().timestamp;
-        let life = state.life;
+        let life = self.servers[server].life;
         let delay_us = self.rng.range(5..=200);
-        self.after(delay_us, Event::Get { server, life, attempt, applied });
+        self.after(delay_us, Event::Get { server, life, attempt });
     }
 
     /// The worker answers it.
-    pub fn get(&mut self, server: usize, attempt: usize, applied: Timestamp) -> Verdict {
+    pub fn get(&mut self, server: usize, attempt: usize) -> Verdict {
         let operation = &self.operations[self.attempts[attempt].operation];
-        let (Question::Get(request), Some(process)) =
-            (&operation.question, &self.servers[server].process)
-        else {
-            return Ok(());
+        let Some(process) = &self.servers[server].process else { return Ok(()) };
+        let store = process.machine.store();
+        let answered = match &operation.question {
+            Question::Get(get) => answer_get(&store, get),
+            Question::Page(page) => answer_page(&store, page, limits::PAGE_BYTES_MAX),
+            Question::Write(_) => return Ok(()),
         };
-        let reply = process.get(request, applied);
         let read_at = process.machine.point().index;
-        self.reply(server, attempt, reply, read_at);
+        self.reply(server, attempt, answered.reply, read_at);
         Ok(())
     }
 
@@ -330,52 +378,34 @@ impl World {
         }
     }
 
-    /// A client thinks of something to do.
-    pub fn think(&mut self, client: usize) {
-        let state = &mut self.clients[client];
-        if state.wishes == 0 {
-            return;
-        }
-        if state.under_way < state.pipeline {
-            state.wishes -= 1;
-            let id = state.next_sequence;
-            let key = Bytes::from(format!("key-{}", self.rng.below(5)));
-            match self.rng.below(100) {
-                0..45 => {
-                    let value = Bytes::from(format!("{client}/{id}"));
-                    self.write(client, None, WriteOp::Put { key, value });
+    /// What took place, for the check against real time: writes that were applied and linearizable
+    /// reads that were answered, once for each of their keys.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for operation in &self.operations {
+            let began_us = operation.began_us;
+            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
+            let mut span = |key: Option<&Bytes>, version: Timestamp, write: bool| {
+                spans.push(Span { key: key.cloned(), began_us, ended_us, version, write });
+            };
+            match &operation.question {
+                Question::Write(write) => {
+                    let RequestId { client, sequence, .. } = write.request;
+                    let Some(written) = self.checker.written(client, sequence) else { continue };
+                    written.keys.iter().for_each(|key| span(Some(key), written.timestamp, true));
+                    if written.keys.is_empty() {
+                        span(None, written.timestamp, true);
+                    }
                 }
-                45..55 => {
-                    self.write(client, None, WriteOp::Del { key });
+                Question::Get(GetRequest { linearizable: true, .. })
+                | Question::Page(PageRequest { linearizable: true, .. }) => {
+                    let versions = operation.versions.iter();
+                    versions.for_each(|(key, version)| span(Some(key), *version, false));
                 }
-                roll => {
-                    self.read(client, None, key, roll >= 80);
-                }
+                Question::Get(_) | Question::Page(_) => {}
             }
         }
-        let delay_us = self.rng.range(MILLISECOND..=100 * MILLISECOND);
-        self.after(delay_us, Event::Think { client });
-    }
-
-    /// What took place, for the check against real time: writes that were applied and linearizable
-    /// reads that were answered.
-    pub fn spans(&self) -> Vec<Span> {
-        let span = |operation: &Operation| {
-            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
-            let (version, write) = match &operation.question {
-                Question::Write(write) => {
-                    let request = write.request;
-                    (self.checker.written(request.client, request.sequence)?.timestamp, true)
-                }
-                Question::Get(get) if get.linearizable && ended_us.is_some() => {
-                    (operation.version, false)
-                }
-                Question::Get(_) => return None,
-            };
-            let key = operation.question.key().clone();
-            Some(Span { key, began_us: operation.began_us, ended_us, version, write })
-        };
-        self.operations.iter().filter_map(span).collect()
+        spans
     }
 
     /// Whether an operation was answered.
@@ -394,6 +424,11 @@ impl Client {
         let seen = self.seen.entry(key.clone()).or_default();
         *seen = timestamp.max(*seen);
         self.session = self.session.max(as_of);
+    }
+
+    fn saw_nothing(&mut self, key: &Bytes, as_of: Timestamp) {
+        let absent = self.absent.entry(key.clone()).or_default();
+        *absent = as_of.max(*absent);
     }
 
     fn witness(&mut self, key: &Bytes, version: Timestamp) {
