@@ -317,7 +317,7 @@ impl Inner {
         };
         self.request(deadline, persistence, build, |server, reply| match reply {
             Reply::PageOk { rows, at, seen, next } => {
-                let fixed = seen > Timestamp::ZERO || next.is_none();
+                let fixed = seen != Timestamp::ZERO || next.is_none();
                 match Next::after(&of, at, rows.len(), next).filter(|_| fixed) {
                     Some(next) => Verdict::Done(Page { rows, moment: Moment { at, seen }, next }),
                     None => judge_unexpected(),
