@@ -12,7 +12,7 @@ use acervo::node::upkeep::UpkeepConfig;
 use bytes::Bytes;
 
 use crate::checker::{Verdict, Violation, ensure};
-use crate::clients::Memory;
+use crate::clients::{Memory, Outcome};
 use crate::linearizability;
 use crate::nemesis::Fault;
 use crate::network::Quality;
@@ -31,6 +31,9 @@ const PEACE_US_MAX: u64 = 40 * SECOND;
 struct Report {
     acknowledged: u64,
     read: u64,
+    pages: u64,
+    /// Questions that came too late, too early, or named no key.
+    refused: u64,
     terms: u64,
     faults: u64,
 }
@@ -93,9 +96,15 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
     make_peace(&mut world)?;
+    let ended = |wanted: fn(&Outcome) -> bool| {
+        let outcomes = (0..world.operations.len()).filter_map(|at| world.outcome(at));
+        outcomes.filter(|outcome| wanted(outcome)).count() as u64
+    };
     Ok(Report {
-        acknowledged: world.spans().iter().filter(|span| span.write).count() as u64,
+        acknowledged: ended(|outcome| matches!(outcome, Outcome::Written(_))),
         read: world.spans().iter().filter(|span| !span.write).count() as u64,
+        pages: ended(|outcome| matches!(outcome, Outcome::Paged(_))),
+        refused: ended(|outcome| matches!(outcome, Outcome::Refused(_))),
         terms: world.checker.terms_led() as u64,
         faults: world.nemesis.struck.values().sum(),
     })
@@ -228,6 +237,8 @@ fn random_seeds_keep_every_promise() {
                             let mut total = total.lock().unwrap();
                             total.acknowledged += report.acknowledged;
                             total.read += report.read;
+                            total.pages += report.pages;
+                            total.refused += report.refused;
                             total.terms += report.terms;
                             total.faults += report.faults;
                         }
@@ -251,11 +262,12 @@ fn random_seeds_keep_every_promise() {
     }
     let total = total.into_inner().unwrap();
     println!(
-        "{seeds} seeds: {} writes, {} linearizable reads, {} leaders, {} faults",
-        total.acknowledged, total.read, total.terms, total.faults
+        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} faults",
+        total.acknowledged, total.read, total.pages, total.refused, total.terms, total.faults
     );
     // A campaign in which nothing happens proves nothing.
     assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
+    assert!(total.pages > seeds * 10 && total.refused > seeds);
     assert!(total.terms > seeds, "no leader was ever replaced");
 }
 
