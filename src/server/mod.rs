@@ -14,7 +14,7 @@ pub mod config;
 pub mod console;
 mod early;
 pub(crate) mod files;
-mod get;
+pub mod get;
 mod links;
 mod local;
 mod peering;

@@ -4,14 +4,16 @@
 //! history that all must share. Each rule is checked where it can first be broken.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
-use acervo::command::Action;
-use acervo::types::{ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
-use bytes::Bytes;
+use acervo::command::{Action, Command};
+use acervo::node::AppliedWrite;
+use acervo::types::{AppliedPoint, ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use acervo::wire::message::WriteRequest;
 
 use crate::disk::Disk;
-use crate::machine::{Effect, Machine, State, newest};
+use crate::machine::Machine;
+use crate::model::{Expected, Model, Written};
+use crate::reads::Looked;
 
 /// A broken promise, in one sentence.
 #[derive(Debug)]
@@ -36,32 +38,31 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// A moment of the history.
-#[derive(Clone)]
-struct Moment {
-    index: LogIndex,
-    timestamp: Timestamp,
-    state: Arc<State>,
-}
-
 /// The history that every replica must share.
 pub struct Checker {
     first_leader: NodeId,
     leaders: BTreeMap<Term, NodeId>,
-    entries: Vec<(LogEntry, u64)>,
+    entries: Vec<Entry>,
     newest: Timestamp,
-    /// When each write was carried out.
-    writes: HashMap<(ClientId, u64), Timestamp>,
     /// Writes whose clients were told a version before any replica had applied them.
     promised: HashMap<(ClientId, u64), Timestamp>,
     index_by_timestamp: HashMap<Timestamp, LogIndex>,
-    /// The visible store after each command.
-    moments: Vec<Moment>,
-    /// When the newest version of a key changed, deletions included.
-    changes: BTreeMap<Bytes, Vec<Timestamp>>,
-    /// What was seen before this may be gone.
-    purged: Timestamp,
     commit: LogIndex,
+    /// What the state must be.
+    pub model: Model,
+    /// What was seen as of old versions.
+    pub looked: Looked,
+}
+
+/// An entry of the one history.
+struct Entry {
+    entry: LogEntry,
+    /// The hash of the state after it, once a replica has told.
+    hash: Option<u64>,
+    /// What it must come to, if it is a client's write.
+    expected: Option<Expected>,
+    /// Its outcome at the replica that first applied it to answer.
+    outcome: Option<Option<Timestamp>>,
 }
 
 impl Checker {
@@ -72,13 +73,11 @@ impl Checker {
             leaders: BTreeMap::new(),
             entries: Vec::new(),
             newest: Timestamp::ZERO,
-            writes: HashMap::new(),
             promised: HashMap::new(),
             index_by_timestamp: HashMap::new(),
-            moments: Vec::new(),
-            changes: BTreeMap::new(),
-            purged: Timestamp::ZERO,
             commit: 0,
+            model: Model::new(),
+            looked: Looked::default(),
         }
     }
 
@@ -98,52 +97,66 @@ impl Checker {
         self.leaders.len()
     }
 
-    /// A replica applied an entry: all apply the same, with equal effect.
-    pub fn applied(&mut self, entry: &LogEntry, effect: &Effect, after: &Machine) -> Verdict {
-        let position = entry.index as usize - 1;
-        let hash = after.point().hash;
-        if let Some((known, known_hash)) = self.entries.get(position) {
-            ensure!(known == entry, "applied {entry:?} where another applied {known:?}");
-            ensure!(*known_hash == hash, "state hashes differ at index {}", entry.index);
-            return Ok(());
-        }
-        ensure!(position == self.entries.len(), "applied {} past the history", entry.index);
-        self.entries.push((entry.clone(), hash));
-        let Some(timestamp) = effect.timestamp else { return Ok(()) };
-        let newest = self.newest;
-        ensure!(timestamp > newest, "{timestamp} after {newest} at index {}", entry.index);
-        self.newest = timestamp;
-        self.index_by_timestamp.insert(timestamp, entry.index);
-        let Some(command) = &effect.fresh else { return Ok(()) };
-        if let Action::Write { request, .. } = &command.action {
-            let request = (request.client, request.sequence);
-            let before = self.writes.insert(request, timestamp);
-            ensure!(before.is_none(), "write {request:?} was applied twice");
-            if let Some(promised) = self.promised.remove(&request) {
-                ensure!(
-                    promised == timestamp,
-                    "{request:?}, answered {promised}, became {timestamp}"
-                );
+    /// A replica applied entries at once: all apply the same, with equal effect. `answering`: what keys
+    /// had before was to be told.
+    pub fn applied(
+        &mut self,
+        entries: &[LogEntry],
+        writes: &[AppliedWrite],
+        answering: bool,
+        after: AppliedPoint,
+    ) -> Verdict {
+        let mut writes = writes.iter();
+        for entry in entries {
+            let position = entry.index as usize - 1;
+            if position == self.entries.len() {
+                self.take(entry)?;
+            }
+            let Some(known) = self.entries.get_mut(position) else {
+                return Err(Violation(format!("applied {} past the history", entry.index)));
+            };
+            let told = &known.entry;
+            ensure!(told == entry, "applied {entry:?} where another applied {told:?}");
+            if entry.index == after.index {
+                let hash = *known.hash.get_or_insert(after.hash);
+                ensure!(hash == after.hash, "state hashes differ at index {}", entry.index);
+            }
+            let Some(expected) = &known.expected else { continue };
+            let Some(write) = writes.next() else {
+                return Err(Violation(format!("no outcome of {entry:?}")));
+            };
+            came_to(write, entry, expected, answering)?;
+            // Where nobody waits, nobody looks whether what was before is still there.
+            if answering {
+                let outcome = write.outcome.map(|outcome| outcome.timestamp);
+                let first = *known.outcome.get_or_insert(outcome);
+                ensure!(first == outcome, "{write:?} came to {first:?} elsewhere");
             }
         }
-        let (before, state) = (self.newest_state(), after.now());
-        for key in before.keys().chain(state.keys()) {
-            let changes = self.changes.entry(key.clone()).or_default();
-            if newest_version(&before, key) != newest_version(&state, key)
-                && changes.last() != Some(&timestamp)
-            {
-                let swept = matches!(command.action, Action::Upkeep(_));
-                ensure!(!swept, "upkeep at index {} changed what {key:?} holds", entry.index);
-                changes.push(timestamp);
-            }
-        }
-        self.purged = after.purged();
-        self.moments.push(Moment { index: entry.index, timestamp, state });
+        ensure!(writes.next().is_none(), "more outcomes than writes up to {}", after.index);
         Ok(())
     }
 
-    fn newest_state(&self) -> Arc<State> {
-        self.moments.last().map(|moment| moment.state.clone()).unwrap_or_default()
+    /// An entry joins the history.
+    fn take(&mut self, entry: &LogEntry) -> Verdict {
+        let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
+        let expected = self.model.apply(command.as_ref());
+        if let Some(Command { timestamp, action }) = &command {
+            let (newest, index) = (self.newest, entry.index);
+            ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
+            self.newest = *timestamp;
+            self.index_by_timestamp.insert(*timestamp, index);
+            if let Action::Write { request, .. } = action
+                && let Some(Expected::Outcome(Written { timestamp: applied, .. })) = &expected
+                && applied == timestamp
+                && let Some(promised) = self.promised.remove(&(request.client, request.sequence))
+            {
+                let applied = *applied;
+                ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
+            }
+        }
+        self.entries.push(Entry { entry: entry.clone(), hash: None, expected, outcome: None });
+        Ok(())
     }
 
     /// A server says the log is committed up to `commit`: a majority has it durably.
@@ -167,7 +180,7 @@ impl Checker {
         disks: &[&Disk],
     ) -> Verdict {
         let applied = self.index_by_timestamp.get(&timestamp);
-        let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].0.term));
+        let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].entry.term));
         // Two leaders may have given out one timestamp, of which one write comes to nothing.
         let candidates = disks.iter().filter_map(|disk| disk.find(timestamp)).chain(applied);
         let durable =
@@ -188,12 +201,26 @@ impl Checker {
 
     /// A client was told that its write has become version `timestamp`, applied already or not.
     pub fn answered(&mut self, client: ClientId, sequence: u64, timestamp: Timestamp) -> Verdict {
-        let applied = self.written(client, sequence);
+        let applied = self.written(client, sequence).map(|written| written.timestamp);
         let known = applied
             .unwrap_or_else(|| *self.promised.entry((client, sequence)).or_insert(timestamp));
         ensure!(
             known == timestamp,
             "write {sequence} of {client:?} answered with version {timestamp}, it is {known}"
+        );
+        Ok(())
+    }
+
+    /// A write that its client has no answer to was refused as forgotten: what was before, which it
+    /// asked for, must be off the disk.
+    pub fn forgotten(&self, write: &WriteRequest) -> Verdict {
+        let written = self.written(write.request.client, write.request.sequence);
+        let moment = self.model.moment(self.last_index());
+        let gone = moment.purged.max(moment.swept);
+        let expired = written.is_some_and(|written| written.timestamp <= gone);
+        ensure!(
+            write.previous && expired,
+            "{write:?} was refused as answered before; it became {written:?}"
         );
         Ok(())
     }
@@ -204,62 +231,48 @@ impl Checker {
         Ok(())
     }
 
-    /// When a write was carried out; `None` when no replica has applied it.
-    pub fn written(&self, client: ClientId, sequence: u64) -> Option<Timestamp> {
-        self.writes.get(&(client, sequence)).copied()
-    }
-
-    /// Everything visible once `index` is applied.
-    pub fn state_at(&self, index: LogIndex) -> Arc<State> {
-        let after = self.moments.partition_point(|moment| moment.index <= index);
-        self.moments[..after].last().map(|moment| moment.state.clone()).unwrap_or_default()
-    }
-
-    /// Everything visible at a moment.
-    pub fn state_seen(&self, seen: Timestamp) -> Arc<State> {
-        let after = self.moments.partition_point(|moment| moment.timestamp <= seen);
-        self.moments[..after].last().map(|moment| moment.state.clone()).unwrap_or_default()
-    }
-
-    /// The time of the last command that is applied at `index`.
-    pub fn time_at(&self, index: LogIndex) -> Timestamp {
-        let after = self.moments.partition_point(|moment| moment.index <= index);
-        self.moments[..after].last().map_or(Timestamp::ZERO, |moment| moment.timestamp)
-    }
-
-    /// The last time up to `seen` that a key got a new newest version, or lost it; 0 for never.
-    pub fn changed(&self, key: &[u8], seen: Timestamp) -> Timestamp {
-        let changes = self.changes.get(key).map_or(&[][..], Vec::as_slice);
-        let after = changes.partition_point(|at| *at <= seen);
-        changes[..after].last().copied().unwrap_or_default()
-    }
-
-    /// What was seen before this may be gone.
-    pub fn purged(&self) -> Timestamp {
-        self.purged
-    }
-
-    /// The keys whose newest version changed at that time.
-    pub fn changed_by(&self, timestamp: Timestamp) -> impl Iterator<Item = &Bytes> {
-        let at = move |changes: &[Timestamp]| changes.binary_search(&timestamp).is_ok();
-        self.changes.iter().filter(move |(_, changes)| at(changes)).map(|(key, _)| key)
+    /// What became of a write; `None` when no replica has applied it.
+    pub fn written(&self, client: ClientId, sequence: u64) -> Option<&Written> {
+        self.model.written(client, sequence)
     }
 
     /// The last index of the history.
     pub fn last_index(&self) -> LogIndex {
-        self.entries.len() as u64
+        self.model.last_index()
     }
 
-    /// A replica holds exactly what the history says.
+    /// A replica holds exactly what the model holds.
     pub fn converged(&self, node: NodeId, machine: &Machine) -> Verdict {
-        let (expected, held) = (self.state_at(machine.point().index), machine.now());
-        ensure!(expected == held, "{node} ended with {held:?}, not {expected:?}");
-        Ok(())
+        self.whole(&machine.store(), machine.point().index).map_err(|Violation(reason)| {
+            Violation(format!("{node} ended with another state: {reason}"))
+        })
     }
 }
 
-fn newest_version(state: &State, key: &[u8]) -> Option<Timestamp> {
-    newest(state, key, Timestamp(i64::MAX)).map(|(version, _)| version)
+/// A replica applied a write: with the outcome that the model has.
+fn came_to(
+    write: &AppliedWrite,
+    entry: &LogEntry,
+    expected: &Expected,
+    answering: bool,
+) -> Verdict {
+    let (index, term) = (entry.index, entry.term);
+    ensure!((write.index, write.term) == (index, term), "{write:?} stands for {index}/{term}");
+    let written = match expected {
+        Expected::Forgotten => {
+            ensure!(write.outcome.is_none(), "{write:?} should have been forgotten");
+            return Ok(());
+        }
+        Expected::OutcomeOrExpired(_) if write.outcome.is_none() => return Ok(()),
+        Expected::Outcome(written) | Expected::OutcomeOrExpired(written) => written,
+    };
+    let as_written = write
+        .outcome
+        .is_some_and(|outcome| outcome.timestamp == written.timestamp && !outcome.refused);
+    ensure!(as_written, "{write:?} should have become {written:?}");
+    let previous = written.previous.as_ref().filter(|_| answering);
+    ensure!(write.previous.as_ref() == previous, "{write:?} should have told {previous:?}");
+    Ok(())
 }
 
 fn majority_holds(disks: &[&Disk], index: LogIndex, term: Term) -> bool {

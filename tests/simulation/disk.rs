@@ -8,16 +8,19 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use acervo::command::Command;
+use acervo::node::UpkeepState;
 use acervo::node::core::Recovered;
-use acervo::types::{HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp};
+use acervo::types::{
+    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp,
+};
 
-use crate::machine::Machine;
+use crate::machine::Saved;
 use crate::rng::Rng;
 
 /// What waits to be made durable.
 enum Write {
     Batch(LogBatch),
-    Snapshot { number: u64, snapshot: SnapshotId, hard_state: HardState, machine: Machine },
+    Snapshot { number: u64, snapshot: SnapshotId, hard_state: HardState, machine: Saved },
 }
 
 /// One server's disk.
@@ -29,7 +32,7 @@ pub struct Disk {
     /// The log begins after this index, an entry of this term; all up to it is in the state.
     base: (LogIndex, Term),
     /// The state that took the place of the log's beginning, if a snapshot did.
-    snapshot: Option<Machine>,
+    snapshot: Option<Saved>,
     queue: VecDeque<Write>,
     /// How many batches at the front of the queue the running sync covers; 0 when none runs.
     syncing: usize,
@@ -53,7 +56,7 @@ impl Disk {
         number: u64,
         snapshot: SnapshotId,
         hard_state: HardState,
-        machine: Machine,
+        machine: Saved,
     ) {
         self.queue.push_back(Write::Snapshot { number, snapshot, hard_state, machine });
     }
@@ -78,7 +81,7 @@ impl Disk {
 
     /// Ends the running sync: the number of the newest durable batch, and the snapshot's state if the
     /// log was begun anew.
-    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<Machine>), String> {
+    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<Saved>), String> {
         let mut newest = None;
         let mut installed = None;
         for _ in 0..std::mem::take(&mut self.syncing) {
@@ -164,7 +167,7 @@ impl Disk {
     }
 
     /// The state of a snapshot that took the place of the log's beginning.
-    pub fn snapshot(&self) -> Option<&Machine> {
+    pub fn snapshot(&self) -> Option<&Saved> {
         self.snapshot.as_ref()
     }
 
@@ -214,8 +217,7 @@ impl Disk {
     }
 
     /// What a server that starts finds, given the state machine's last checkpoint.
-    pub fn recover(&self, checkpoint: &Machine) -> Recovered {
-        let applied = checkpoint.point();
+    pub fn recover(&self, applied: AppliedPoint, upkeep: UpkeepState) -> Recovered {
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
         for entry in self.log.values() {
             if term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
@@ -234,7 +236,7 @@ impl Disk {
             last_index: self.last_index(),
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
-            upkeep: checkpoint.upkeep(),
+            upkeep,
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::checker::{Verdict, ensure};
 /// One operation that took place.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// The key.
-    pub key: Bytes,
+    /// The key; `None` for a write that leaves every key's newest state as it is.
+    pub key: Option<Bytes>,
     /// When it was first asked.
     pub began_us: u64,
     /// When it was answered; `None` for a write that was applied and never answered.
@@ -32,7 +32,9 @@ pub fn check(spans: &[Span]) -> Verdict {
     let mut by_key: BTreeMap<&Bytes, Vec<&Span>> = BTreeMap::new();
     let mut written_from_us: HashMap<Timestamp, u64> = HashMap::new();
     for span in spans {
-        by_key.entry(&span.key).or_default().push(span);
+        if let Some(key) = &span.key {
+            by_key.entry(key).or_default().push(span);
+        }
         if span.write {
             written_from_us.insert(span.version, span.began_us);
         }
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     fn span(began_us: u64, ended_us: u64, version: i64, write: bool) -> Span {
-        let key = Bytes::from_static(b"k");
+        let key = Some(Bytes::from_static(b"k"));
         Span { key, began_us, ended_us: Some(ended_us), version: Timestamp(version), write }
     }
 

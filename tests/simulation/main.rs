@@ -10,11 +10,23 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | `world`, `driver`, `links`, `clients` | virtual time, and what happens in it |
-//! | `server`, `disk`, `machine`, `network` | what the cores stand on |
+//! | `server`, `disk`, `machine`, `network` | what the cores stand on; the state machine is the real one |
 //! | `nemesis` | what goes wrong |
-//! | `checker`, `linearizability` | what must hold |
+//! | `checker`, `reads`, `model`, `linearizability` | what must hold |
 //! | `campaign` | many random seeds |
 //! | `scenarios`, `hostile` | directed tests, each named after the rule it proves |
+//!
+//! Bugs that were planted to see whether they are caught, and in how many of 1,000 seeds they were:
+//!
+//! | bug | seeds |
+//! | --- | --- |
+//! | DEL_RANGE leaves out its last key | 665 |
+//! | later pages show the newest state instead of the first page's | 912 |
+//! | a retry is applied twice | 853 |
+//! | what was previous is read after the write | 991 |
+//! | a retry is told what is there now as what was previous | 681 |
+//! | a sweep removes one version too many | 268 |
+//! | a purge does not move the horizon before which pages are refused | 239 |
 //!
 //! What it leaves out: sockets and real disks, which have tests of their own.
 
@@ -27,8 +39,10 @@ mod hostile;
 mod linearizability;
 mod links;
 mod machine;
+mod model;
 mod nemesis;
 mod network;
+mod reads;
 mod rng;
 mod scenarios;
 mod server;

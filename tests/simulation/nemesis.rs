@@ -1,5 +1,6 @@
 //! What goes wrong: faults at random moments, each seed with its own mix, and their end.
 
+use acervo::limits;
 use std::collections::BTreeMap;
 
 use crate::checker::Verdict;
@@ -143,9 +144,13 @@ impl World {
                 Ok(())
             }
             Fault::ClockJump => {
-                let hour_us = 3600 * SECOND as i64;
-                let jump_us = self.rng.pick(&[-hour_us, -1_000_000, -10, 10, 50_000, hour_us]);
-                self.servers[victim].clock_offset_us += jump_us;
+                // No two clocks ever stand as far apart as sessions live, whatever is added up.
+                let far_us = limits::SESSION_EXPIRY.as_micros() as i64 * 2 / 5;
+                let offset_us = &mut self.servers[victim].clock_offset_us;
+                *offset_us = match self.rng.pick(&[-far_us, -1_000_000, -10, 10, 50_000, far_us]) {
+                    far if far.abs() == far_us => far,
+                    jump_us => *offset_us + jump_us,
+                };
                 Ok(())
             }
             Fault::Wipe => self.wipe_if_allowed(victim),

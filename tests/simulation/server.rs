@@ -4,14 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acervo::node::core::{Node, NodeStatus};
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
-use acervo::types::{LogEntry, LogIndex, NodeId, Timestamp};
-use acervo::wire::message::{
-    ErrorCode, ErrorReply, GetRequest, PageNext, PageOf, PageRequest, Reply, Row,
-};
-use bytes::Bytes;
+use acervo::types::{LogEntry, LogIndex, NodeId};
 
 use crate::disk::Disk;
-use crate::machine::{Machine, newest};
+use crate::machine::{Machine, Saved};
 
 /// A server's number in the group for its position in the simulator.
 pub fn node_id(server: usize) -> NodeId {
@@ -29,7 +25,7 @@ pub struct Server {
     /// Survives: the log.
     pub disk: Disk,
     /// Survives: the state machine at its last durable commit.
-    pub checkpoint: Machine,
+    pub checkpoint: Saved,
     /// Survives: names the data directory.
     pub incarnation: u64,
     /// Counts starts and stops; events of an earlier life are void.
@@ -48,13 +44,13 @@ pub struct Server {
 pub enum Piece {
     /// Committed entries.
     Entries {
-        /// Which.
+        /// In log order.
         entries: Vec<LogEntry>,
-        /// Whether somebody waits for what keys had before.
+        /// Somebody may wait for what keys had before.
         answering: bool,
     },
     /// A snapshot that takes the state's place.
-    Snapshot(Machine),
+    Snapshot(Saved),
 }
 
 /// All that is volatile.
@@ -68,7 +64,7 @@ pub struct Process {
     /// Handed over and not yet applied, piece by piece.
     pub applying: VecDeque<Piece>,
     /// A snapshot that has arrived and that the core has not decided about.
-    pub staged: Option<Machine>,
+    pub staged: Option<Saved>,
     /// The last index handed over for application.
     pub handed: LogIndex,
     /// When the last `Applied` reaches the core, so that they stay in order.
@@ -104,63 +100,5 @@ impl Process {
             notices: Vec::new(),
             console: Vec::new(),
         }
-    }
-
-    /// A read of a key as a worker does it (SPEC A4). `applied` was read before the key: a lower bound
-    /// of what the state holds; what the state stands at now is the upper bound.
-    pub fn get(&self, request: &GetRequest, applied: Timestamp) -> Reply {
-        let as_of = request.at > Timestamp::ZERO;
-        let at = if as_of { request.at } else { Timestamp(i64::MAX) };
-        let state = self.machine.now();
-        let found = newest(&state, &request.key, at);
-        let version = found.map_or(Timestamp::ZERO, |(timestamp, _)| timestamp);
-        let reaches = match found {
-            _ if as_of => applied >= request.at,
-            Some(_) => version >= request.timestamp,
-            None => applied >= request.timestamp,
-        };
-        if !reaches || applied < request.session {
-            return Reply::TryOtherServerOrLater { timestamp: version, applied };
-        }
-        Reply::GetOk {
-            value: found.map(|(_, value)| value.clone()),
-            timestamp: version,
-            as_of: self.machine.point().timestamp.max(applied),
-        }
-    }
-
-    /// A page of a range or of keys, likewise.
-    pub fn page(&self, request: &PageRequest, applied: Timestamp) -> Reply {
-        let PageRequest { of, at, seen, session, rows_max, .. } = request;
-        if applied < *at.max(seen).max(session) {
-            return Reply::TryOtherServerOrLater { timestamp: Timestamp::ZERO, applied };
-        }
-        let seen = if *seen > Timestamp::ZERO { *seen } else { applied };
-        let at = if *at > Timestamp::ZERO { *at } else { seen };
-        let Some(state) = self.machine.seen(seen) else {
-            let (code, message) = (ErrorCode::Expired, String::new());
-            return Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
-        };
-        let keys: Vec<&Bytes> = match of {
-            PageOf::Range { from, to } => {
-                state.keys().filter(|key| from <= *key && *key <= to).collect()
-            }
-            PageOf::Keys { keys } => keys.iter().collect(),
-            PageOf::Versions { .. } => Vec::new(),
-        };
-        let in_range = matches!(of, PageOf::Range { .. });
-        let rows = keys.into_iter().map(|key| match newest(&state, key, at) {
-            Some((timestamp, value)) => (key.clone(), Some(value.clone()), timestamp),
-            None => (key.clone(), None, Timestamp::ZERO),
-        });
-        let rows = rows.filter(|(_, value, _)| value.is_some() || !in_range);
-        let rows = rows.map(|(key, value, timestamp)| Row { key, value, timestamp });
-        let (mut rows, max): (Vec<Row>, _) = (rows.collect(), *rows_max as usize);
-        let next = rows.get(max).map(|row| match in_range {
-            true => PageNext::From(row.key.clone()),
-            false => PageNext::Skip(*rows_max),
-        });
-        rows.truncate(max);
-        Reply::PageOk { rows, at, seen, next }
     }
 }

@@ -9,12 +9,12 @@ use acervo::limits;
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
-use acervo::types::{AppliedPoint, LogIndex, SnapshotId, Timestamp};
+use acervo::types::{AppliedPoint, LogIndex, SnapshotId};
 use acervo::wire::message::Reply;
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
-use crate::machine::Machine;
+use crate::machine::Saved;
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
@@ -55,7 +55,7 @@ pub struct Setup {
     pub compactions: u64,
     /// Reads of the log from disk that fail, of a thousand.
     pub fetch_failures: u64,
-    /// What is kept, and how long what was removed can still be read.
+    /// What is done in the background.
     pub upkeep: UpkeepConfig,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
@@ -111,13 +111,13 @@ pub enum Event {
     /// Log entries have been read from disk.
     Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
     /// A snapshot arrives, if the connection it travels on still stands.
-    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Machine },
+    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Saved },
     /// Its sender learns what became of it.
     SnapshotSent { server: usize, life: u64, to: usize, complete: bool },
     /// A client's request arrives at its server.
     Arrive { attempt: usize },
-    /// A worker answers a read; `applied` is what it saw before.
-    Get { server: usize, life: u64, attempt: usize, applied: Timestamp },
+    /// A worker answers a read.
+    Get { server: usize, life: u64, attempt: usize },
     /// An answer arrives at the client; a read's state stood at `read_at`.
     Answer { attempt: usize, reply: Reply, read_at: LogIndex },
     /// A client loses an attempt: its connection broke, or it waited long enough.
@@ -273,7 +273,7 @@ impl World {
                 self.input(server, Input::SnapshotSent { to: node_id(to), complete })
             }
             Event::Arrive { attempt } => self.arrive(attempt),
-            Event::Get { server, attempt, applied, .. } => self.get(server, attempt, applied),
+            Event::Get { server, attempt, .. } => self.get(server, attempt),
             Event::Answer { attempt, reply, read_at } => self.answer(attempt, reply, read_at),
             Event::Abandon { attempt } => {
                 self.abandon(attempt);

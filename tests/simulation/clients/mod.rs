@@ -5,12 +5,15 @@
 //! checked when it arrives.
 
 mod answers;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::command::WriteOp;
+use acervo::limits;
 use acervo::node::{Input, RequestToken};
+use acervo::server::get::{ReadRequest, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
 use bytes::Bytes;
@@ -58,10 +61,21 @@ pub struct Client {
 pub enum Question {
     /// A write.
     Write(WriteRequest),
-    /// A read of a key.
+    /// A read.
     Get(GetRequest),
-    /// A page of a range or of keys: at first the first one, then the one that is asked for now.
+    /// A page of a longer read.
     Page(PageRequest),
+}
+
+/// A longer read, page by page, each from whichever server.
+#[derive(Clone, Debug)]
+pub struct Longer {
+    /// The whole of it.
+    of: PageOf,
+    /// As its first page said.
+    shows: Option<(Timestamp, Timestamp)>,
+    /// What the pages so far had.
+    rows: Vec<Row>,
 }
 
 /// What it was told in the end.
@@ -71,10 +85,10 @@ pub enum Outcome {
     Written(Timestamp),
     /// The read found this.
     Found(Option<Bytes>),
-    /// All pages of the read have come.
-    Listed,
-    /// What the rest of the pages should show has been purged meanwhile.
-    Expired,
+    /// The page had so many rows.
+    Paged(usize),
+    /// It was refused for good: as invalid, as of a version still to come, or as one that is gone.
+    Refused(ErrorCode),
 }
 
 /// One operation of a client, however many attempts it takes.
@@ -83,27 +97,22 @@ pub struct Operation {
     pub client: usize,
     /// What.
     pub question: Question,
-    /// The same as it was at first.
-    first: Question,
     /// When first asked.
     pub began_us: u64,
     /// When answered, and what.
     pub ended: Option<(u64, Outcome)>,
-    /// For a read of the newest state, when each key it showed had really last changed.
+    /// For a read of the newest state, the versions it really saw, deletions included.
     pub versions: Vec<(Bytes, Timestamp)>,
-    /// The rows of the pages so far.
-    pub rows: Vec<Row>,
-    /// For a read, as asked first: of which version, if not of the newest, and whether it is
-    /// linearizable.
-    pub asked: (Option<Timestamp>, bool),
     /// Errors on the way, and when.
     pub errors: Vec<(u64, ErrorCode)>,
     /// The attempt that counts now.
     current: Option<usize>,
     /// The server asked first; the others follow by chance.
     first_server: Option<usize>,
-    /// What the client had witnessed of every key when it asked.
+    /// What the client had witnessed of each key when it asked.
     witnessed: BTreeMap<Bytes, Timestamp>,
+    /// For a page, what it is a page of.
+    longer: Option<Longer>,
 }
 
 /// One request to one server.
@@ -113,25 +122,21 @@ pub struct Attempt {
     token: RequestToken,
 }
 
-/// The keys of all clients, in order. Some are each other's beginnings.
-const KEYS: [&str; 6] = ["key-0", "key-00", "key-1", "key-2", "key-3", "key-4"];
-
-/// All of them, as bytes.
-pub fn keys() -> impl Iterator<Item = Bytes> {
-    KEYS.iter().map(|key| Bytes::from_static(key.as_bytes()))
-}
-
 impl Question {
-    /// Whether the answer shows the key.
-    pub fn shows(&self, key: &Bytes) -> bool {
+    /// The read, if it is one.
+    fn read(&self) -> Option<ReadRequest> {
         match self {
-            Question::Write(_) => false,
-            Question::Get(get) => get.key == key,
-            Question::Page(page) => match &page.of {
-                PageOf::Range { from, to } => from <= key && key <= to,
-                PageOf::Keys { keys } => keys.contains(key),
-                PageOf::Versions { key: of } => of == key,
-            },
+            Question::Write(_) => None,
+            Question::Get(get) => Some(ReadRequest::Get(get.clone())),
+            Question::Page(page) => Some(ReadRequest::Page(page.clone())),
+        }
+    }
+
+    /// Whether it names a key that cannot exist.
+    fn is_invalid(&self) -> bool {
+        match self {
+            Question::Write(write) => write.op.pairs().any(|(key, _)| key.is_empty()),
+            read => read.read().is_some_and(|read| read.check().is_err()),
         }
     }
 }
@@ -158,7 +163,12 @@ impl World {
     }
 
     /// Begins a write; `server` is asked first when given.
-    pub fn write(
+    pub fn write(&mut self, client: usize, server: Option<usize>, op: WriteOp) -> usize {
+        self.write_telling(client, server, op, false)
+    }
+
+    /// Begins a write that is to tell what was `previous`.
+    fn write_telling(
         &mut self,
         client: usize,
         server: Option<usize>,
@@ -177,7 +187,7 @@ impl World {
     /// Begins a PUT of text.
     pub fn put(&mut self, client: usize, server: Option<usize>, key: &str, value: &str) -> usize {
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
-        self.write(client, server, WriteOp::Put { key, value }, false)
+        self.write(client, server, WriteOp::Put { key, value })
     }
 
     /// Begins a read.
@@ -199,49 +209,30 @@ impl World {
         self.begin(client, server, Question::Get(get))
     }
 
-    /// Begins a read as of a version that the client knows of.
-    fn read_at(&mut self, client: usize, key: Bytes, at: Timestamp) -> usize {
-        let session = self.clients[client].session;
-        let (timestamp, linearizable) = (Timestamp::ZERO, false);
-        let get = GetRequest { key, timestamp, session, linearizable, at };
-        self.begin(client, None, Question::Get(get))
-    }
-
-    /// Begins a read of several keys; `at` 0 is the newest state.
-    fn list(&mut self, client: usize, of: PageOf, at: Timestamp, linearizable: bool) -> usize {
-        let session = self.clients[client].session;
-        let rows_max = self.rng.range(1..=4) as u32;
-        let seen = Timestamp::ZERO;
-        let page = PageRequest { of, at, seen, session, linearizable, rows_max };
-        self.begin(client, None, Question::Page(page))
-    }
-
     fn begin(&mut self, client: usize, server: Option<usize>, question: Question) -> usize {
+        let operation = self.plan(client, server, question);
+        self.send_attempt(operation);
+        operation
+    }
+
+    /// An operation that is still to be asked.
+    fn plan(&mut self, client: usize, server: Option<usize>, question: Question) -> usize {
         let state = &mut self.clients[client];
         state.under_way += 1;
         let witnessed = state.witnessed.clone();
-        let (at, linearizable) = match &question {
-            Question::Write(_) => (Timestamp::ZERO, false),
-            Question::Get(get) => (get.at, get.linearizable),
-            Question::Page(page) => (page.at, page.linearizable),
-        };
         self.operations.push(Operation {
             client,
-            first: question.clone(),
             question,
             began_us: self.now_us,
             ended: None,
             versions: Vec::new(),
-            rows: Vec::new(),
-            asked: ((at > Timestamp::ZERO).then_some(at), linearizable),
             errors: Vec::new(),
             current: None,
             first_server: server,
             witnessed,
+            longer: None,
         });
-        let operation = self.operations.len() - 1;
-        self.send_attempt(operation);
-        operation
+        self.operations.len() - 1
     }
 
     /// Asks a server: the first one as told, then any other than the last (if there is another).
@@ -338,13 +329,16 @@ impl World {
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
                 self.input(server, Input::Write { token, client: address, write })
             }
-            Question::Get(GetRequest { linearizable: true, .. })
-            | Question::Page(PageRequest { linearizable: true, .. }) => {
-                process.owed.insert(token, self.now_us);
-                self.input(server, Input::Read { token })
-            }
             Question::Get(_) | Question::Page(_) => {
-                self.start_get(server, attempt);
+                let Some(read) = question.read() else { return Ok(()) };
+                if let Err(refusal) = read.check() {
+                    self.reply(server, attempt, Reply::Error(refusal), 0);
+                } else if read.is_linearizable() {
+                    process.owed.insert(token, self.now_us);
+                    self.input(server, Input::Read { token })?;
+                } else {
+                    self.start_get(server, attempt);
+                }
                 Ok(())
             }
         }
@@ -352,25 +346,23 @@ impl World {
 
     /// A worker takes up a read.
     pub fn start_get(&mut self, server: usize, attempt: usize) {
-        let state = &self.servers[server];
-        let Some(process) = &state.process else { return };
-        let applied = process.machine.point().timestamp.max(Timestamp::FIRST);
-        let life = state.life;
+        let life = self.servers[server].life;
         let delay_us = self.rng.range(5..=200);
-        self.after(delay_us, Event::Get { server, life, attempt, applied });
+        self.after(delay_us, Event::Get { server, life, attempt });
     }
 
     /// The worker answers it.
-    pub fn get(&mut self, server: usize, attempt: usize, applied: Timestamp) -> Verdict {
+    pub fn get(&mut self, server: usize, attempt: usize) -> Verdict {
         let operation = &self.operations[self.attempts[attempt].operation];
         let Some(process) = &self.servers[server].process else { return Ok(()) };
-        let reply = match &operation.question {
+        let store = process.machine.store();
+        let answered = match &operation.question {
+            Question::Get(get) => answer_get(&store, get),
+            Question::Page(page) => answer_page(&store, page, limits::PAGE_BYTES_MAX),
             Question::Write(_) => return Ok(()),
-            Question::Get(request) => process.get(request, applied),
-            Question::Page(request) => process.page(request, applied),
         };
         let read_at = process.machine.point().index;
-        self.reply(server, attempt, reply, read_at);
+        self.reply(server, attempt, answered.reply, read_at);
         Ok(())
     }
 
@@ -386,104 +378,31 @@ impl World {
         }
     }
 
-    /// A client thinks of something to do.
-    pub fn think(&mut self, client: usize) {
-        let state = &mut self.clients[client];
-        if state.wishes == 0 {
-            return;
-        }
-        if state.under_way < state.pipeline {
-            state.wishes -= 1;
-            let id = state.next_sequence;
-            let value = Bytes::from(format!("{client}/{id}"));
-            match self.rng.below(100) {
-                0..55 => self.wish_to_write(client, value),
-                55..100 => self.wish_to_read(client),
-                _ => unreachable!("a number below 100"),
-            }
-        }
-        let delay_us = self.rng.range(MILLISECOND..=100 * MILLISECOND);
-        self.after(delay_us, Event::Think { client });
-    }
-
-    fn any_key(&mut self) -> Bytes {
-        Bytes::from_static(self.rng.pick(&KEYS).as_bytes())
-    }
-
-    fn some_keys(&mut self) -> Vec<Bytes> {
-        (0..self.rng.range(1..=3)).map(|_| self.any_key()).collect()
-    }
-
-    fn wish_to_write(&mut self, client: usize, value: Bytes) {
-        let (mut previous, key) = (true, self.any_key());
-        let op = match self.rng.below(55) {
-            0..28 => {
-                previous = self.rng.chance(300);
-                WriteOp::Put { key, value }
-            }
-            28..35 => {
-                let value = |number| Bytes::from([&value[..], b".", &[b'0' + number]].concat());
-                let pairs = self.some_keys().into_iter().zip((0..).map(value)).collect();
-                WriteOp::PutAll { pairs }
-            }
-            35..42 => WriteOp::Del { key },
-            42..46 => WriteOp::DelAll { keys: self.some_keys() },
-            // Now and then the wrong way round: then nothing is between them.
-            46..49 => WriteOp::DelRange { from: key, to: self.any_key() },
-            49..54 => WriteOp::Trim { key },
-            _ => WriteOp::Mark,
-        };
-        self.write(client, None, op, previous);
-    }
-
-    fn wish_to_read(&mut self, client: usize) {
-        let key = self.any_key();
-        let state = &self.clients[client];
-        let known: Vec<Timestamp> = state.seen.values().copied().chain([state.session]).collect();
-        let past = self.rng.pick(&known);
-        // Between two versions, too; never past what somebody has applied.
-        let past = Timestamp(past.0 - self.rng.below(2) as i64);
-        let at = if self.rng.chance(300) && past.0 > 0 { past } else { Timestamp::ZERO };
-        match self.rng.below(45) {
-            0..32 if at > Timestamp::ZERO => self.read_at(client, key, at),
-            0..20 => self.read(client, None, key, false),
-            20..32 => self.read(client, None, key, true),
-            roll => {
-                let of = match self.rng.chance(600) {
-                    true => PageOf::Range { from: key, to: self.any_key() },
-                    false => PageOf::Keys { keys: self.some_keys() },
-                };
-                self.list(client, of, at, at == Timestamp::ZERO && roll >= 39)
-            }
-        };
-    }
-
-    /// What took place, for the check against real time: the newest versions that writes changed, and
-    /// those that linearizable reads were shown.
+    /// What took place, for the check against real time: writes that were applied and linearizable
+    /// reads that were answered, once for each of their keys.
     pub fn spans(&self) -> Vec<Span> {
         let mut spans = Vec::new();
         for operation in &self.operations {
-            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
             let began_us = operation.began_us;
-            let span = |key: &Bytes, version, write| Span {
-                key: key.clone(),
-                began_us,
-                ended_us,
-                version,
-                write,
+            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
+            let mut span = |key: Option<&Bytes>, version: Timestamp, write: bool| {
+                spans.push(Span { key: key.cloned(), began_us, ended_us, version, write });
             };
             match &operation.question {
                 Question::Write(write) => {
                     let RequestId { client, sequence, .. } = write.request;
-                    let Some(version) = self.checker.written(client, sequence) else { continue };
-                    let changed = self.checker.changed_by(version);
-                    spans.extend(changed.map(|key| span(key, version, true)));
+                    let Some(written) = self.checker.written(client, sequence) else { continue };
+                    written.keys.iter().for_each(|key| span(Some(key), written.timestamp, true));
+                    if written.keys.is_empty() {
+                        span(None, written.timestamp, true);
+                    }
                 }
-                _ if operation.asked.1 && ended_us.is_some() => {
-                    let shown = &operation.versions;
-                    spans.extend(shown.iter().map(|(key, version)| span(key, *version, false)));
+                Question::Get(GetRequest { linearizable: true, .. })
+                | Question::Page(PageRequest { linearizable: true, .. }) => {
+                    let versions = operation.versions.iter();
+                    versions.for_each(|(key, version)| span(Some(key), *version, false));
                 }
-                _ => {}
+                Question::Get(_) | Question::Page(_) => {}
             }
         }
         spans
@@ -507,11 +426,9 @@ impl Client {
         self.session = self.session.max(as_of);
     }
 
-    /// The key was not there in a state no newer than `as_of`.
-    fn miss(&mut self, key: &Bytes, as_of: Timestamp) {
+    fn saw_nothing(&mut self, key: &Bytes, as_of: Timestamp) {
         let absent = self.absent.entry(key.clone()).or_default();
         *absent = as_of.max(*absent);
-        self.session = self.session.max(as_of);
     }
 
     fn witness(&mut self, key: &Bytes, version: Timestamp) {

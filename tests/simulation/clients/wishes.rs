@@ -1,0 +1,155 @@
+//! What clients think of doing: all operations of the store, mostly sensible ones.
+
+use acervo::command::WriteOp;
+use acervo::types::Timestamp;
+use acervo::wire::message::{GetRequest, PageOf, PageRequest};
+use bytes::Bytes;
+
+use super::{Longer, Memory, Question};
+use crate::world::{Event, MILLISECOND, World};
+
+/// Keys that are written, and some more that are only asked for.
+const KEYS_WRITTEN: u64 = 6;
+const KEYS: u64 = 8;
+
+impl World {
+    /// A client thinks of something to do.
+    pub fn think(&mut self, client: usize) {
+        let state = &mut self.clients[client];
+        if state.wishes == 0 {
+            return;
+        }
+        if state.under_way < state.pipeline {
+            state.wishes -= 1;
+            match self.rng.below(100) {
+                0..50 => {
+                    let op = self.wish_to_write(client);
+                    let previous = self.rng.chance(600);
+                    self.write_telling(client, None, op, previous);
+                }
+                50..80 => self.wish_to_get(client),
+                _ => self.wish_for_pages(client),
+            }
+        }
+        let delay_us = self.rng.range(MILLISECOND..=100 * MILLISECOND);
+        self.after(delay_us, Event::Think { client });
+    }
+
+    fn any_key(&mut self, of: u64) -> Bytes {
+        // One that cannot exist, now and then.
+        if self.rng.chance(3) {
+            return Bytes::new();
+        }
+        Bytes::from(format!("key-{}", self.rng.below(of)))
+    }
+
+    /// In any order, some perhaps twice, perhaps none.
+    fn any_keys(&mut self, of: u64) -> Vec<Bytes> {
+        (0..self.rng.below(5)).map(|_| self.any_key(of)).collect()
+    }
+
+    /// Usually the right way round.
+    fn any_range(&mut self) -> (Bytes, Bytes) {
+        let (from, to) = (self.any_key(KEYS), self.any_key(KEYS));
+        if from > to && self.rng.chance(900) { (to, from) } else { (from, to) }
+    }
+
+    fn wish_to_write(&mut self, client: usize) -> WriteOp {
+        let value = |part: usize, id: u64| {
+            Bytes::from(format!("{client}/{id}{}", ["", "b", "c", "d"][part]))
+        };
+        let id = self.clients[client].next_sequence;
+        match self.rng.below(100) {
+            0..45 => WriteOp::Put { key: self.any_key(KEYS_WRITTEN), value: value(0, id) },
+            45..65 => {
+                let keys = self.any_keys(KEYS_WRITTEN).into_iter().enumerate();
+                WriteOp::PutAll { pairs: keys.map(|(part, key)| (key, value(part, id))).collect() }
+            }
+            65..74 => WriteOp::Del { key: self.any_key(KEYS) },
+            74..80 => WriteOp::DelAll { keys: self.any_keys(KEYS) },
+            80..86 => {
+                let (from, to) = self.any_range();
+                WriteOp::DelRange { from, to }
+            }
+            86..96 => WriteOp::Trim { key: self.any_key(KEYS) },
+            _ => WriteOp::Mark,
+        }
+    }
+
+    /// A version that was, one that this client knows, or one that may still be to come.
+    fn any_version(&mut self, client: usize) -> Timestamp {
+        let session = self.clients[client].session.0;
+        if session == 0 {
+            return Timestamp::ZERO;
+        }
+        let back_us = self.rng.pick(&[0, 1, 100 * MILLISECOND, 2000 * MILLISECOND]);
+        match self.rng.below(10) {
+            0 => Timestamp(session + self.rng.range(1..=50 * MILLISECOND) as i64),
+            1 => Timestamp(1),
+            _ => Timestamp(session - self.rng.range(0..=back_us) as i64),
+        }
+    }
+
+    fn wish_to_get(&mut self, client: usize) {
+        let key = self.any_key(KEYS);
+        if self.rng.chance(700) {
+            let linearizable = self.rng.chance(400);
+            self.read(client, None, key, linearizable);
+            return;
+        }
+        let at = self.any_version(client);
+        let (timestamp, linearizable) = (Timestamp::ZERO, self.rng.chance(200));
+        let session = self.clients[client].session;
+        let get = GetRequest { key, timestamp, session, linearizable, at };
+        self.begin(client, None, Question::Get(get));
+    }
+
+    fn wish_for_pages(&mut self, client: usize) {
+        let of = match self.rng.below(10) {
+            0..6 => {
+                let (from, to) = self.any_range();
+                PageOf::Range { from, to }
+            }
+            6..8 => PageOf::Keys { keys: self.any_keys(KEYS) },
+            _ => PageOf::Versions { key: self.any_key(KEYS) },
+        };
+        let at = match self.rng.chance(300) {
+            true => self.any_version(client),
+            false => Timestamp::ZERO,
+        };
+        let linearizable = self.rng.chance(300);
+        self.begin_pages(client, of, at, Timestamp::ZERO, linearizable);
+    }
+
+    fn begin_pages(
+        &mut self,
+        client: usize,
+        of: PageOf,
+        at: Timestamp,
+        seen: Timestamp,
+        linearizable: bool,
+    ) {
+        let session = self.clients[client].session;
+        let rows_max = self.rng.range(0..=4) as u32;
+        let page = PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max };
+        let operation = self.plan(client, None, Question::Page(page));
+        self.operations[operation].longer = Some(Longer { of, shows: None, rows: Vec::new() });
+        self.send_attempt(operation);
+    }
+
+    /// After a write on many keys a client may look at what they had before.
+    pub(super) fn look_back(&mut self, client: usize, op: &WriteOp, written: Timestamp) {
+        let of = match op {
+            WriteOp::PutAll { pairs } => {
+                PageOf::Keys { keys: pairs.iter().map(|(key, _)| key.clone()).collect() }
+            }
+            WriteOp::DelAll { keys } => PageOf::Keys { keys: keys.clone() },
+            WriteOp::DelRange { from, to } => PageOf::Range { from: from.clone(), to: to.clone() },
+            _ => return,
+        };
+        let before = Timestamp(written.0 - 1);
+        if self.clients[client].memory == Memory::Session && self.rng.chance(700) {
+            self.begin_pages(client, of, before, before, false);
+        }
+    }
+}

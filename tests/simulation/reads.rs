@@ -1,0 +1,177 @@
+//! What a read may answer, by the model: what the state that it was read from held, as of the version
+//! asked for, with the removals up to where it was seen. Upkeep may have taken away only what lies past
+//! the horizon it has announced.
+
+use std::collections::HashMap;
+
+use acervo::limits;
+use acervo::storage::reads::{Sight, Store};
+use acervo::types::{LogIndex, Timestamp};
+use acervo::wire::message::{GetRequest, PageNext, PageOf, PageRequest, Row};
+use bytes::Bytes;
+
+use crate::checker::{Checker, Verdict, Violation, ensure};
+
+/// What clients saw as of old versions: a later state says the same, or nothing any more. This needs
+/// no model to be known.
+#[derive(Default)]
+pub struct Looked {
+    /// By key and version asked for, from which state, and what.
+    seen: HashMap<(Bytes, Timestamp), (LogIndex, Row)>,
+}
+
+/// A page as it was answered.
+#[derive(Clone, Debug)]
+pub struct PageAnswer {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// As of which version.
+    pub at: Timestamp,
+    /// Seen from when.
+    pub seen: Timestamp,
+    /// Where the next one begins.
+    pub next: Option<PageNext>,
+}
+
+impl Looked {
+    fn look(&mut self, at: Timestamp, from: LogIndex, row: &Row) -> Verdict {
+        let known = self.seen.entry((row.key.clone(), at)).or_insert((from, row.clone()));
+        let ((earlier, later), newer) = match known.0 <= from {
+            true => ((&known.1, row), true),
+            false => ((row, &known.1), false),
+        };
+        ensure!(
+            earlier == later || later.value.is_none(),
+            "as of {at} there was {earlier:?}, and then {later:?}"
+        );
+        if newer {
+            *known = (from, row.clone());
+        }
+        Ok(())
+    }
+}
+
+impl Checker {
+    /// A read of one key was answered from the state after `read_at`; the version it showed, which
+    /// may be a deletion's.
+    pub fn got(
+        &mut self,
+        get: &GetRequest,
+        value: Option<Bytes>,
+        timestamp: Timestamp,
+        as_of: Timestamp,
+        read_at: LogIndex,
+    ) -> Result<Timestamp, Violation> {
+        let newest = get.at <= Timestamp::ZERO;
+        let at = if newest { Timestamp(i64::MAX) } else { get.at };
+        let moment = self.model.moment(read_at);
+        let held = moment.get(&get.key, at);
+        let told = Row { key: get.key.clone(), value, timestamp };
+        let swept = !newest && at < moment.swept && told.value.is_none();
+        ensure!(held == told || swept, "{get:?} was told {told:?} by a state that has {held:?}");
+        let now = moment.timestamp.max(Timestamp::FIRST);
+        ensure!(get.at.max(get.session) <= now, "{get:?} was answered by a state of {now}");
+        ensure!(now <= as_of, "{get:?} saw a state of {now}, past its as-of {as_of}");
+        if !newest {
+            self.looked.look(at, read_at, &told)?;
+        }
+        Ok(self.model.changed(&get.key, read_at))
+    }
+
+    /// A page was answered from the state after `read_at`.
+    pub fn paged(&mut self, page: &PageRequest, answer: &PageAnswer, read_at: LogIndex) -> Verdict {
+        let &PageAnswer { ref rows, at, seen, ref next } = answer;
+        let now = self.model.moment(read_at);
+        let newest = now.timestamp.max(Timestamp::FIRST);
+        let wanted = page.at.max(page.seen).max(page.session);
+        ensure!(wanted <= newest, "{page:?} was answered by a state of {newest}");
+        let first = page.seen == Timestamp::ZERO;
+        let from = if first { newest } else { page.seen };
+        let of = if page.at > Timestamp::ZERO { page.at } else { from };
+        ensure!((at, seen) == (of, from), "{page:?} shows {at} seen from {seen}");
+        let most = (page.rows_max as usize).max(1);
+        ensure!(rows.len() <= most, "{page:?} has {} rows", rows.len());
+        let progress = next.is_none() || !rows.is_empty();
+        ensure!(progress, "{page:?} has nothing, and goes on at {next:?}");
+
+        let mut expected = self.model.seen_from(seen).rows(&page.of, at);
+        match (next, &page.of) {
+            (None, _) => {}
+            (Some(PageNext::From(from)), PageOf::Range { .. }) => {
+                expected.retain(|row| row.key < *from);
+            }
+            (Some(PageNext::Skip(count)), PageOf::Keys { .. }) => {
+                expected.truncate(*count as usize)
+            }
+            (Some(PageNext::At(at)), PageOf::Versions { .. }) => {
+                expected.retain(|row| row.timestamp > *at);
+            }
+            (next, of) => return Err(Violation(format!("{next:?} does not go on with {of:?}"))),
+        }
+        let swept = now.swept;
+        // It looked back so far when it began that some may have been swept before.
+        let grace_us = limits::REMOVAL_GRACE.as_micros() as i64;
+        let partial = at < swept && (first || at.0 < seen.0 - grace_us);
+        let fits = match &page.of {
+            PageOf::Range { .. } if partial => rows.iter().all(|row| expected.contains(row)),
+            PageOf::Keys { .. } if partial => {
+                rows.len() == expected.len()
+                    && rows.iter().zip(&expected).all(|(told, held)| {
+                        told == held || (told.key == held.key && told.value.is_none())
+                    })
+            }
+            PageOf::Versions { .. } => {
+                expected.starts_with(rows)
+                    && expected[rows.len()..].iter().all(|row| row.timestamp < swept)
+            }
+            PageOf::Range { .. } | PageOf::Keys { .. } => *rows == expected,
+        };
+        ensure!(fits, "{page:?} shows {rows:?} before {next:?}, not {expected:?}");
+        if !matches!(page.of, PageOf::Versions { .. }) && first && at < seen {
+            rows.iter().try_for_each(|row| self.looked.look(at, read_at, row))?;
+        }
+        Ok(())
+    }
+
+    /// A page was refused as too old: something of it may really be gone.
+    pub fn expired(&self, page: &PageRequest, read_at: LogIndex) -> Verdict {
+        let moment = self.model.moment(read_at);
+        let at = match page.of {
+            PageOf::Versions { .. } => page.seen,
+            PageOf::Range { .. } | PageOf::Keys { .. } => page.at,
+        };
+        ensure!(
+            page.seen > Timestamp::ZERO && (page.seen < moment.purged || at < moment.swept),
+            "{page:?} was refused, and nothing of it is gone"
+        );
+        Ok(())
+    }
+
+    /// A store that has applied everything up to `index` holds all that the model holds, each key's
+    /// versions included.
+    pub fn whole(&self, store: &Store, index: LogIndex) -> Verdict {
+        let moment = self.model.moment(index);
+        let at = moment.timestamp;
+        let sight = Sight { at, seen: at, strict: true };
+        let read = |of: &PageOf| {
+            let page = store.page(of, sight, limits::PAGE_ROWS_MAX, limits::PAGE_BYTES_MAX);
+            let page = page.map_err(|error| Violation(format!("{of:?}: {error}")))?;
+            ensure!(page.next.is_none(), "{of:?} takes more than a page");
+            Ok(page.rows)
+        };
+        let (from, to) = (Bytes::from_static(&[0]), Bytes::from_static(&[0xff; 8]));
+        let all = PageOf::Range { from, to };
+        let (held, expected) = (read(&all)?, moment.rows(&all, at));
+        ensure!(held == expected, "it has {held:?}, not {expected:?}");
+        for key in moment.keys() {
+            let of = PageOf::Versions { key: key.clone() };
+            let (held, expected) = (read(&of)?, moment.rows(&of, at));
+            let swept = expected.iter().skip(held.len()).all(|row| row.timestamp < moment.swept);
+            ensure!(
+                expected.starts_with(&held) && swept,
+                "of {key:?} it has {held:?}, not {expected:?}"
+            );
+        }
+        Ok(())
+    }
+}
