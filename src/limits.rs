@@ -179,8 +179,6 @@ pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 pub const PENDING_WRITE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
-/// Rounds of linearizable reads of one other server that wait for an answer; one more is not answered.
-pub const PEER_ROUNDS_MAX: usize = 4096;
 /// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
 /// the next write of each is answered a little later.
 pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;

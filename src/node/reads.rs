@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::RequestToken;
-use crate::limits;
 use crate::types::{LogIndex, NodeId};
 
 /// One client's read.
@@ -36,8 +35,6 @@ pub(super) struct Reads {
     /// Confirmed: answer when this index is applied.
     confirmed: BTreeMap<LogIndex, Vec<Read>>,
     len: usize,
-    /// How many rounds of each other server wait for an answer.
-    servers: BTreeMap<NodeId, usize>,
 }
 
 impl Reads {
@@ -60,13 +57,8 @@ impl Reads {
         self.waiting.reads.push(read);
     }
 
-    /// A server that asks faster than it can be answered is not answered; it tries again if it is honest.
     pub fn add_server(&mut self, server: NodeId, round: u64) {
-        let rounds = self.servers.entry(server).or_default();
-        if *rounds < limits::PEER_ROUNDS_MAX {
-            *rounds += 1;
-            self.waiting.servers.push((server, round));
-        }
+        self.waiting.servers.push((server, round));
     }
 
     pub fn has_waiting(&self) -> bool {
@@ -86,11 +78,6 @@ impl Reads {
         let Some(round) = self.rounds.remove(&round) else { return Vec::new() };
         if !round.reads.is_empty() {
             self.confirmed.entry(index).or_default().extend(round.reads);
-        }
-        for (server, _) in &round.servers {
-            if let Some(rounds) = self.servers.get_mut(server) {
-                *rounds -= 1;
-            }
         }
         round.servers
     }
@@ -132,7 +119,6 @@ impl Reads {
 
     /// Other servers ask again elsewhere when this one stops leading.
     pub fn forget_servers(&mut self) {
-        self.servers.clear();
         self.waiting.servers.clear();
         for round in self.rounds.values_mut() {
             round.servers.clear();
@@ -158,34 +144,5 @@ impl Reads {
         self.len -= expired.len();
         expired.sort_unstable_by_key(|read| read.token);
         expired
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whatever a server sent was once kept until the round was confirmed.
-    #[test]
-    fn a_server_that_asks_without_end_takes_bounded_room_and_nobody_elses() {
-        let mut reads = Reads::new(0);
-        let (greedy, honest) = (NodeId(2), NodeId(3));
-        for _ in 0..3 {
-            for id in 0..2 * limits::PEER_ROUNDS_MAX as u64 {
-                reads.add_server(greedy, id);
-            }
-            reads.add_server(honest, 7);
-            let round = reads.start(0);
-            reads.add_server(greedy, u64::MAX);
-            let answered = reads.confirm(round, 1);
-            assert_eq!(answered.len(), limits::PEER_ROUNDS_MAX + 1);
-            assert!(answered.contains(&(honest, 7)));
-        }
-        reads.add_server(greedy, 1);
-        reads.forget_servers();
-        assert!(!reads.has_waiting());
-        reads.add_server(greedy, 2);
-        let round = reads.start(0);
-        assert_eq!(reads.confirm(round, 1), [(greedy, 2)]);
     }
 }
