@@ -81,8 +81,6 @@ pub const REASON_BYTES_MAX: usize = 512;
 pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
 /// Bytes queued for one client; past it the connection is closed.
 pub const CLIENT_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes queued for all clients together; past it the client that most of it waits for is closed.
-pub const ACCEPTED_SEND_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes queued for one server; past it replication messages to it are dropped (and resent later
 /// by the consensus protocol).
 pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -90,9 +88,6 @@ pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client connection with nothing under way and nothing received for this long is closed.
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// From the first byte of a frame to its last; then the connection is closed. The longest frame comes
-/// in this time at 150 kB a second.
-pub const FRAME_TIMEOUT: Duration = Duration::from_secs(60);
 /// A peer that accepts no byte of what is queued for it for this long is disconnected.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How deep a message's MessagePack may nest; a deeper one closes the connection.

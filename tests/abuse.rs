@@ -384,41 +384,6 @@ fn a_client_that_asks_faster_than_it_reads_is_held_back_and_loses_nothing() {
     witness.finish();
 }
 
-/// Each may have some megabytes waiting, and many of them together would fill any memory.
-#[test]
-fn many_clients_that_never_read_cost_a_bounded_amount_of_memory() {
-    let (group, address, witness) = one_server();
-    const DEAF: usize = 150;
-    const READS: u64 = 16;
-    let value = vec![b'v'; 512 * 1024];
-    group.client().put("long", &value).unwrap();
-    // Far more than may wait for all, even if the system takes some megabytes for each.
-    assert!(DEAF * READS as usize * value.len() > 4 * limits::ACCEPTED_SEND_BYTES_MAX);
-    let deaf: Vec<Raw> = (0..DEAF)
-        .map(|_| {
-            let mut raw = Raw::client(address);
-            (0..READS).for_each(|id| raw.send(&Message::Request { id, body: get(b"long", false) }));
-            raw
-        })
-        .collect();
-    eventually("the slowest readers are given up", || {
-        group.log(0).contains("the other side reads too slowly").then_some(())
-    });
-    witness.goes_on();
-    let peak_kib = memory_peak_kib(group.pid(0));
-    let most = limits::ACCEPTED_SEND_BYTES_MAX + limits::READ_LARGE_BYTES_MAX;
-    assert!(peak_kib < (most / 1024) as u64 + 128 * 1024, "{peak_kib} KiB");
-    drop(deaf);
-    witness.finish();
-}
-
-/// The most that a process has had in memory.
-fn memory_peak_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 #[test]
 fn a_server_without_a_majority_says_busy_before_it_drowns() {
     let mut group = Group::prepare(3, &["--console", "off"]);

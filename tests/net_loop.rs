@@ -334,39 +334,6 @@ fn too_much_queued_closes_that_connection_only() {
 }
 
 #[test]
-fn too_much_queued_for_all_closes_the_one_that_most_of_it_waits_for() {
-    let harness = Harness::start(LoopConfig { accepted_send_bytes_max: 1_000_000, ..config() });
-    // More than once: what was written, and what was lost with a connection, waits no more.
-    for _ in 0..3 {
-        let (_greedy, greedy_id) = harness.connect_known();
-        let readers = [harness.connect_known(), harness.connect_known()];
-        let ids = readers.each_ref().map(|(_, id)| *id);
-        let sent = harness.ask(move |_, net| {
-            let send = |net: &mut Net, id, count| net.send_owned(id, frame(&vec![b'x'; count]));
-            [
-                send(net, ids[0], 300_000),
-                send(net, greedy_id, 500_000),
-                send(net, ids[1], 150_000),
-                send(net, ids[1], 200_000),
-                send(net, greedy_id, 1),
-            ]
-        });
-        assert_eq!(sent, [true, true, true, true, false], "gone before the last one");
-        harness.expect_closed(greedy_id, "QueuesFull");
-        for ((mut stream, id), lengths) in
-            readers.into_iter().zip([&[300_000][..], &[150_000, 200_000]])
-        {
-            for length in lengths {
-                assert_eq!(read_frame(&mut stream).unwrap().len(), *length);
-            }
-            assert_echo(&mut stream, b"still served");
-            drop(stream);
-            harness.expect_closed(id, "Remote");
-        }
-    }
-}
-
-#[test]
 fn try_send_refuses_instead_of_closing() {
     let limits = SendLimits { pause_bytes: 1 << 20, max_bytes: 1000 };
     let harness = Harness::start(LoopConfig { send_limits: limits, ..config() });
@@ -609,30 +576,6 @@ fn silence_instead_of_a_greeting_ends_at_the_deadline() {
     assert_eq!(read_frame(&mut silent).unwrap(), b"not done in the time allowed");
     assert_end(&mut silent);
     assert_echo(&mut greeted, b"still served");
-}
-
-/// A client that sent a byte now and then once kept its connection, and the memory of its frame, for ever.
-#[test]
-fn a_frame_that_trickles_in_ends_at_its_deadline_unless_nobody_asks_for_it() {
-    let frame_timeout = Duration::from_millis(50);
-    let close_linger = Duration::ZERO;
-    let harness = Harness::start(LoopConfig { frame_timeout, close_linger, ..config() });
-    let (mut held_back, held_back_id) = harness.connect_known();
-    let (mut slow, slow_id) = harness.connect_known();
-    let (mut other, _) = harness.connect_known();
-    held_back.write_all(&frame(b"whole")[..6]).unwrap();
-    slow.write_all(&frame(&[0; 1 << 16])[..4]).unwrap();
-    assert_echo(&mut other, b"all that is there");
-    harness.ask(move |_, net| net.pause_reading(held_back_id));
-    // Until it is closed; the bytes then go nowhere.
-    while harness.ask(move |_, net| net.peer_address(slow_id).is_some()) {
-        let _ = slow.write_all(b".");
-        assert_echo(&mut other, b"goes on");
-    }
-    harness.expect_closed(slow_id, "FrameTooSlow");
-    harness.ask(move |_, net| net.resume_reading(held_back_id));
-    held_back.write_all(&frame(b"whole")[6..]).unwrap();
-    assert_eq!(read_frame(&mut held_back).unwrap(), b"whole");
 }
 
 #[test]

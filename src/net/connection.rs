@@ -30,12 +30,6 @@ pub enum CloseReason {
     /// The deadline passed, by default that of the greeting.
     #[error("not done in the time allowed")]
     Deadline,
-    /// A frame began, and was not whole in the time a frame has.
-    #[error("a frame did not arrive whole within {} seconds", allowed.as_secs())]
-    FrameTooSlow {
-        /// That time.
-        allowed: Duration,
-    },
     /// Nothing was received for longer than the idle time-out.
     #[error("idle for too long")]
     Idle,
@@ -52,16 +46,6 @@ pub enum CloseReason {
         queued_bytes: usize,
         /// The limit.
         max: usize,
-    },
-    /// Too much waits for all accepted connections together, and most of it for this one.
-    #[error(
-        "the other side reads too slowly: {queued_bytes} bytes wait for it, of {all_bytes} for all"
-    )]
-    QueuesFull {
-        /// Bytes that were waiting for it.
-        queued_bytes: usize,
-        /// For all.
-        all_bytes: usize,
     },
 }
 
@@ -135,8 +119,6 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
 
     pub(super) deframer: Deframer,
-    /// Since when a part of a frame waits for its rest, as far as the rest was asked for.
-    pub(super) frame_since: Option<Instant>,
     /// The bytes that come next are not frames.
     pub(super) raw: Option<RawIncoming>,
     /// Everything ever received.
@@ -180,14 +162,9 @@ impl Connection {
         &self,
         now: Instant,
         write_stall_timeout: Duration,
-        frame_timeout: Duration,
     ) -> Option<CloseReason> {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Some(CloseReason::Deadline);
-        }
-        let waited = self.frame_since.map(|since| now.saturating_duration_since(since));
-        if self.phase == Phase::Open && waited.is_some_and(|waited| waited >= frame_timeout) {
-            return Some(CloseReason::FrameTooSlow { allowed: frame_timeout });
         }
         if self.wants_write() {
             let stalled = now.saturating_duration_since(self.last_write_progress);

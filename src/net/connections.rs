@@ -102,13 +102,6 @@ impl Connections {
         self.slots.is_empty()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ConnectionId, &Connection)> {
-        self.slots.iter().map(|(slot, (generation, connection))| {
-            // As in `fresh_id`, a slot number fits 32 bits.
-            (ConnectionId { slot: slot as u32, generation: *generation }, connection)
-        })
-    }
-
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (ConnectionId, &mut Connection)> {
         self.slots.iter_mut().map(|(slot, (generation, connection))| {
             // As in `fresh_id`, a slot number fits 32 bits.

@@ -264,35 +264,30 @@ impl EventLoop {
         };
         // Taken out so that a frame can be lent to the service together with the rest of the loop.
         let mut deframer = std::mem::take(&mut connection.deframer);
-        match self.read_with(service, id, &mut deframer) {
-            Err(reason @ CloseReason::Frame(_)) => self.end_with_farewell(service, id, reason),
-            Err(reason) => self.net.end(id, reason),
-            Ok(got_on) => {
-                if let Some(connection) = self.net.connections.get_mut(id)
-                    && connection.phase == Phase::Open
-                {
-                    if got_on || connection.frame_since.is_none() {
-                        let partial = deframer.buffered_bytes() > 0;
-                        connection.frame_since = partial.then_some(self.net.now);
-                    }
-                    connection.deframer = deframer;
-                    if connection.wants_turn() {
-                        self.net.schedule(id);
-                    }
-                }
+        let ended = self.read_with(service, id, &mut deframer);
+        if let Err(reason) = ended {
+            if matches!(reason, CloseReason::Frame(_)) {
+                self.end_with_farewell(service, id, reason);
+            } else {
+                self.net.end(id, reason);
+            }
+        } else if let Some(connection) = self.net.connections.get_mut(id)
+            && connection.phase == Phase::Open
+        {
+            connection.deframer = deframer;
+            if connection.wants_turn() {
+                self.net.schedule(id);
             }
         }
     }
 
-    /// Whether anything whole was handed to the service.
     fn read_with<S: Service>(
         &mut self,
         service: &mut S,
         id: ConnectionId,
         deframer: &mut Deframer,
-    ) -> Result<bool, CloseReason> {
+    ) -> Result<(), CloseReason> {
         let mut budget = self.net.config.read_budget_bytes;
-        let mut got_on = false;
         loop {
             loop {
                 match self.net.connections.get_mut(id) {
@@ -306,23 +301,21 @@ impl EventLoop {
                         }
                         if let Some(raw) = connection.raw.take() {
                             service.on_raw(&mut self.net, id, raw.buffer);
-                            got_on = true;
                             continue;
                         }
                     }
-                    _ => return Ok(got_on),
+                    _ => return Ok(()),
                 }
                 match deframer.next_frame()? {
                     Some(frame) => service.on_frame(&mut self.net, id, frame),
                     None => break,
                 }
-                got_on = true;
             }
             let Some(connection) = self.net.connections.get_mut(id) else {
-                return Ok(got_on);
+                return Ok(());
             };
             if !connection.readable || budget == 0 {
-                return Ok(got_on);
+                return Ok(());
             }
             let spare = match &mut connection.raw {
                 Some(raw) => raw.rest(),
@@ -412,15 +405,10 @@ impl EventLoop {
             return;
         }
         let (stall, quiet) = (self.net.config.write_stall_timeout, self.net.config.sweep_interval);
-        let frame = self.net.config.frame_timeout;
         self.next_sweep = now + quiet;
         let mut expired = Vec::new();
         for (id, connection) in self.net.connections.iter_mut() {
-            if connection.frame_since.is_some() && !connection.wants_read() {
-                // Nobody asks for the rest now.
-                connection.frame_since = Some(now);
-            }
-            if let Some(reason) = connection.expired(now, stall, frame) {
+            if let Some(reason) = connection.expired(now, stall) {
                 expired.push((id, reason));
             } else if now.saturating_duration_since(connection.last_received) >= quiet {
                 connection.deframer.release_if_empty();
@@ -434,9 +422,7 @@ impl EventLoop {
                 continue;
             }
             let is_open = self.net.connections.get(id).is_some_and(|c| c.phase == Phase::Open);
-            let in_words =
-                matches!(reason, CloseReason::Deadline | CloseReason::FrameTooSlow { .. });
-            if is_open && in_words {
+            if is_open && matches!(reason, CloseReason::Deadline) {
                 self.end_with_farewell(service, id, reason);
             } else {
                 self.net.end(id, reason);

@@ -52,8 +52,6 @@ pub struct Net {
     /// The loop is not to sleep past this.
     pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
-    /// The sum of what waits in the queues of accepted connections.
-    accepted_send_bytes: usize,
     pub(super) exiting: bool,
     /// The longest that an iteration has taken.
     pub(super) absence_max: Duration,
@@ -72,7 +70,6 @@ impl Net {
             notices: Vec::new(),
             alarm: None,
             pool: SegmentPool::default(),
-            accepted_send_bytes: 0,
             exiting: false,
             absence_max: Duration::ZERO,
         }
@@ -313,7 +310,6 @@ impl Net {
             queue: SendQueue::default(),
             send_limits: self.config.send_limits,
             deadline: Some(self.now + self.config.handshake_timeout),
-            frame_since: None,
             idle_timeout: None,
             last_received: self.now,
             last_write_progress: self.now,
@@ -347,15 +343,11 @@ impl Net {
         connection.dirty = false;
         if connection.wants_write() && connection.writable {
             let wanted_read = connection.wants_read();
-            let queued_bytes = connection.queue.queued_bytes();
             let outcome = connection.queue.write_to(
                 &mut connection.stream,
                 self.config.write_budget_bytes,
                 &mut self.pool,
             );
-            if connection.origin == Origin::Accepted {
-                self.accepted_send_bytes -= queued_bytes - connection.queue.queued_bytes();
-            }
             let state = match outcome {
                 Ok(flushed) => {
                     if flushed.bytes > 0 {
@@ -383,9 +375,6 @@ impl Net {
         let Some(mut connection) = self.connections.remove(id) else {
             return;
         };
-        if connection.origin == Origin::Accepted {
-            self.accepted_send_bytes -= connection.queue.queued_bytes();
-        }
         if let Err(error) = self.registry.deregister(&mut connection.stream) {
             log::debug!("deregistering the connection with {}: {error}", connection.peer);
         }
@@ -417,7 +406,6 @@ impl Net {
                 connection.close_reason = reason;
                 connection.deadline = Some(self.now + self.config.write_stall_timeout);
                 connection.deframer = Deframer::default();
-                connection.frame_since = None;
                 connection.raw = None;
                 self.mark_dirty(id);
             }
@@ -458,30 +446,11 @@ impl Net {
         if connection.queue.is_empty() {
             connection.last_write_progress = self.now;
         }
-        let queued_bytes = connection.queue.queued_bytes();
         let added = add(&mut connection.queue, connection.send_limits.max_bytes, &mut self.pool);
-        if connection.origin == Origin::Accepted {
-            self.accepted_send_bytes += connection.queue.queued_bytes() - queued_bytes;
-        }
         if connection.wants_write() {
             self.mark_dirty(id);
         }
-        if self.accepted_send_bytes > self.config.accepted_send_bytes_max {
-            self.close_slowest_reader();
-        }
         Some(added)
-    }
-
-    /// Closes the accepted connection with the longest queue. Others would have to go without answers
-    /// for it, and it can ask again.
-    fn close_slowest_reader(&mut self) {
-        let all_bytes = self.accepted_send_bytes;
-        let accepted =
-            self.connections.iter().filter(|(_, connection)| connection.origin == Origin::Accepted);
-        let queues = accepted.map(|(id, connection)| (connection.queue.queued_bytes(), id));
-        if let Some((queued_bytes, id)) = queues.max() {
-            self.end(id, CloseReason::QueuesFull { queued_bytes, all_bytes });
-        }
     }
 
     fn close_if_full(&mut self, id: ConnectionId, sent: Option<Result<(), usize>>) -> bool {

@@ -69,8 +69,8 @@ pub trait Service {
     }
 
     /// The last word, as whole frames, on an open connection that this side ends because its stream
-    /// cannot be understood ([`CloseReason::Frame`]), or because its deadline passed
-    /// ([`CloseReason::Deadline`]) or that of a frame ([`CloseReason::FrameTooSlow`]); nothing by default. The connection's end is told as usual.
+    /// cannot be understood ([`CloseReason::Frame`]) or its deadline passed
+    /// ([`CloseReason::Deadline`]); nothing by default. The connection's end is told as usual.
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         let _ = (connection, reason);
         Vec::new()
@@ -98,17 +98,12 @@ pub struct LoopConfig {
     pub first_frame_bytes_max: usize,
     /// The send limits of a new connection.
     pub send_limits: SendLimits,
-    /// Bytes waiting for all accepted connections together; past it the one that most of it waits for
-    /// is closed.
-    pub accepted_send_bytes_max: usize,
     /// Bytes read from a connection a turn.
     pub read_budget_bytes: usize,
     /// Bytes written to a connection a turn.
     pub write_budget_bytes: usize,
     /// The first deadline of a new connection, dialling included.
     pub handshake_timeout: Duration,
-    /// From the first byte of a frame to its last, while the connection is read.
-    pub frame_timeout: Duration,
     /// How long the other side may take no byte of what is queued.
     pub write_stall_timeout: Duration,
     /// How long a closed connection is kept so that the last words are heard; also the most that
@@ -130,11 +125,9 @@ impl Default for LoopConfig {
             dialled_max: limits::DIALLED_CONNECTIONS_MAX,
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),
-            accepted_send_bytes_max: limits::ACCEPTED_SEND_BYTES_MAX,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
             write_budget_bytes: limits::WRITE_BUDGET_BYTES,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
-            frame_timeout: limits::FRAME_TIMEOUT,
             write_stall_timeout: limits::WRITE_STALL_TIMEOUT,
             close_linger: limits::CLOSE_LINGER,
             sweep_interval: limits::SWEEP_INTERVAL,

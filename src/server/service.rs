@@ -389,14 +389,7 @@ impl Service for StoreService {
             }
             Some(Kind::Client) => {
                 if let Some(address) = self.clients.remove(connection) {
-                    // What costs this much to bring about does not fill the log.
-                    let level = match reason {
-                        CloseReason::QueueFull { .. }
-                        | CloseReason::QueuesFull { .. }
-                        | CloseReason::WriteStalled { .. } => log::Level::Info,
-                        _ => log::Level::Debug,
-                    };
-                    log::log!(level, "the connection with client {address} is closed: {reason}");
+                    log::debug!("client {address}: {reason}");
                 }
             }
             Some(Kind::Unknown) => log::debug!("a connection without a greeting: {reason}"),
