@@ -81,11 +81,17 @@ pub const REASON_BYTES_MAX: usize = 512;
 pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
 /// Bytes queued for one client; past it the connection is closed.
 pub const CLIENT_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes held in the queues of all connections that a process has accepted; past it the one that has taken nothing for
+/// longest, of those for which much waits, is closed, and so on until it is less.
+pub const ACCEPTED_SEND_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes queued for one server; past it replication messages to it are dropped (and resent later
 /// by the consensus protocol).
 pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// From accept (or dial) to a whole greeting; then the connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// From a frame's first byte to its last, the time in which this side does not read apart; then the connection
+/// is closed. A frame of the longest value gets through at 70 KB a second.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(120);
 /// A client connection with nothing under way and nothing received for this long is closed.
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A peer that accepts no byte of what is queued for it for this long is disconnected.
@@ -174,6 +180,9 @@ pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 pub const PENDING_WRITE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
+/// Questions for the read index that a leader owes one server an answer to; one more is dropped, and asked
+/// again by a server that means it. A server asks one for all of its reads that arrive together.
+pub const READ_INDEX_QUESTIONS_MAX: usize = 4096;
 /// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
 /// the next write of each is answered a little later.
 pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
@@ -378,6 +387,10 @@ const _: () = {
             < CLIENT_SEND_BYTES_MAX
     );
     assert!(client_frame_bytes_max(VALUE_BYTES_MAX) <= READ_LARGE_BYTES_MAX);
+    // What is being read for clients fits, even when all of it is sent at once; and nobody who is alone can be
+    // too much for all.
+    assert!(READ_LARGE_BYTES_MAX < ACCEPTED_SEND_BYTES_MAX);
+    assert!(CLIENT_SEND_BYTES_MAX < ACCEPTED_SEND_BYTES_MAX);
     assert!(REASON_BYTES_MAX <= HELLO_FRAME_BYTES_MAX / 2);
     assert!(REQUESTS_MAX > PENDING_WRITES_MAX);
     assert!(PENDING_WRITE_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX);

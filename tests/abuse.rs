@@ -9,202 +9,23 @@
 
 mod support;
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use acervo::cli::commands::exit_status;
 use acervo::client::Client;
-use acervo::command::WriteOp;
 use acervo::limits;
-use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
-use acervo::wire::codec;
+use acervo::types::{ClusterId, LogEntry, NodeId, Timestamp};
 use acervo::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
-    RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,
+    ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody, RaftMessage,
+    Reply, Request, Role, ServerStatus, Welcome,
 };
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use support::{Group, PATIENCE, eventually, exited_with};
-
-/// A client that puts and gets at one server all the while.
-struct Witness {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    thread: JoinHandle<()>,
-}
-
-impl Witness {
-    fn start(client: Client) -> Witness {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let thread = {
-            let (stop, done) = (stop.clone(), done.clone());
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let value = done.load(Ordering::Relaxed).to_string();
-                    client.put("witness", &value).unwrap();
-                    let got = client.get("witness").unwrap();
-                    assert_eq!(got.value.as_deref(), Some(value.as_bytes()));
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-        };
-        let witness = Witness { stop, done, thread };
-        witness.goes_on();
-        witness
-    }
-
-    /// Some more puts and gets succeed.
-    fn goes_on(&self) {
-        let target = self.done.load(Ordering::Relaxed) + 10;
-        eventually("another client is served", || {
-            assert!(!self.thread.is_finished(), "another client was hurt");
-            (self.done.load(Ordering::Relaxed) >= target).then_some(())
-        });
-    }
-
-    fn finish(self) {
-        self.goes_on();
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap();
-    }
-}
-
-/// A connection whose bytes are made by hand.
-struct Raw {
-    stream: TcpStream,
-}
-
-impl Raw {
-    fn dial(address: SocketAddr) -> Raw {
-        Raw::over(TcpStream::connect(address).unwrap())
-    }
-
-    fn over(stream: TcpStream) -> Raw {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Raw { stream }
-    }
-
-    /// Dials and greets as a client.
-    fn client(address: SocketAddr) -> Raw {
-        let mut raw = Raw::dial(address);
-        raw.send(&hello(HelloRole::Client, ClusterId(0)));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
-        raw
-    }
-
-    /// Dials and greets as server number 3 of the group.
-    fn third_server(address: SocketAddr, cluster: ClusterId) -> Raw {
-        let mut raw = Raw::dial(address);
-        raw.send(&hello(HelloRole::Server { node: NodeId(3), incarnation: 9 }, cluster));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
-        raw
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).unwrap();
-    }
-
-    fn send(&mut self, message: &Message) {
-        self.bytes(&frame_of(message));
-    }
-
-    /// The next message; `None` at the end of the stream.
-    fn receive(&mut self) -> Option<Message> {
-        let mut header = [0; 4];
-        match self.stream.read_exact(&mut header) {
-            Ok(()) => {}
-            Err(error) if is_end(&error) => return None,
-            Err(error) => panic!("nothing came: {error}"),
-        }
-        let mut body = vec![0; u32::from_be_bytes(header) as usize];
-        self.stream.read_exact(&mut body).unwrap();
-        Some(codec::decode(&body).unwrap())
-    }
-
-    /// The connection ends after a REFUSED; its reason.
-    fn refusal(mut self) -> String {
-        match self.receive() {
-            Some(Message::Refused { reason }) => {
-                assert_eq!(self.receive(), None, "REFUSED is the last word");
-                assert!(reason.len() <= limits::REASON_BYTES_MAX && !reason.contains('\n'));
-                reason
-            }
-            other => panic!("not refused but {other:?}"),
-        }
-    }
-
-    /// The error reply to one request.
-    fn error(&mut self, body: Request) -> (ErrorCode, String) {
-        self.send(&Message::Request { id: 7, body });
-        match self.receive() {
-            Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
-                (error.code, error.message)
-            }
-            other => panic!("no error but {other:?}"),
-        }
-    }
-
-    /// Both sides are still there.
-    fn assert_alive(&mut self) {
-        self.send(&Message::Ping { nonce: 5 });
-        assert_eq!(self.receive(), Some(Message::Pong { nonce: 5 }));
-    }
-}
-
-fn is_end(error: &io::Error) -> bool {
-    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe | ConnectionAborted)
-}
-
-fn frame(body: &[u8]) -> Vec<u8> {
-    [&(body.len() as u32).to_be_bytes(), body].concat()
-}
-
-fn frame_of(message: &Message) -> Vec<u8> {
-    let mut frame = Vec::new();
-    codec::encode(message, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
-    frame
-}
-
-fn hello(role: HelloRole, cluster: ClusterId) -> Message {
-    Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role })
-}
-
-fn get(key: &[u8], linearizable: bool) -> Request {
-    let (timestamp, session) = (Timestamp::ZERO, Timestamp::ZERO);
-    let key = Bytes::copy_from_slice(key);
-    let at = Timestamp::ZERO;
-    Request::Get(GetRequest { key, timestamp, session, linearizable, at })
-}
-
-fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {
-    let request = RequestId { client: ClientId(77), sequence, answered_below: 1 };
-    let (key, value) = (Bytes::copy_from_slice(key), Bytes::from(value));
-    Request::Write(WriteRequest { request, op: WriteOp::Put { key, value }, previous: false })
-}
-
-fn status(address: SocketAddr) -> ServerStatus {
-    let mut raw = Raw::client(address);
-    raw.send(&Message::Request { id: 1, body: Request::Status });
-    match raw.receive() {
-        Some(Message::Reply { body: Reply::StatusOk(status), .. }) => *status,
-        other => panic!("no status but {other:?}"),
-    }
-}
-
-/// One server, quiet.
-fn one_server() -> (Group, SocketAddr, Witness) {
-    let group = Group::start(1, &["--console", "off"]);
-    let witness = Witness::start(group.client());
-    let address = group.addresses()[0];
-    (group, address, witness)
-}
+use support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put, status};
+use support::{Group, eventually, exited_with, memory, resident};
 
 #[test]
 fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
@@ -381,6 +202,42 @@ fn a_client_that_asks_faster_than_it_reads_is_held_back_and_loses_nothing() {
     count(4);
     count(3);
     drop(never);
+    witness.finish();
+}
+
+#[test]
+fn many_clients_that_never_read_cost_a_bounded_memory_and_nobody_else() {
+    const MIB: usize = 1024 * 1024;
+    const CLIENTS: usize = 120;
+    let group = Group::start(1, &["--console", "off", "--max-value", "8MiB"]);
+    let address = group.addresses()[0];
+    let witness = Witness::start(group.client());
+    let value = vec![b'v'; 7 * MIB];
+    group.client().put("long", &value).unwrap();
+    // Far more than may wait for all together, though for each of them it is no more than for an honest one.
+    assert!(CLIENTS * value.len() > 3 * limits::ACCEPTED_SEND_BYTES_MAX);
+
+    let before = resident(group.pid(0));
+    let asking: Vec<Raw> = (0..CLIENTS)
+        .map(|_| {
+            let mut raw = Raw::client(address);
+            raw.send(&Message::Request { id: 1, body: get(b"long", false) });
+            raw
+        })
+        .collect();
+    eventually("slow readers are told from others", || {
+        group.log(0).contains("bytes are held for it, and for all together more than").then_some(())
+    });
+    witness.goes_on();
+    // Some are left alone: what waits for them is within the limit.
+    let late = status(address).client_connections;
+    assert!(late > 3, "all of them were disconnected");
+    // What waits, and as much again for values on their way there, which are in memory several times for
+    // a moment, and for what the allocator keeps.
+    let bound = 2 * limits::ACCEPTED_SEND_BYTES_MAX;
+    let grown = memory(group.pid(0), "VmHWM").saturating_sub(before);
+    assert!(grown < bound, "{grown} bytes");
+    drop(asking);
     witness.finish();
 }
 
@@ -692,6 +549,34 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
     }
     witness.finish();
     assert!(exited_with(group.terminate(0), 0));
+}
+
+#[test]
+fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
+    let (group, _third, witness) = two_servers_and_a_place();
+    let leader = group.leader();
+    let address = group.addresses()[leader];
+    let cluster = status(address).cluster;
+    let before = resident(group.pid(leader));
+    let mut greedy = Raw::third_server(address, cluster);
+    const QUESTIONS: u64 = 2_000_000;
+    assert!(QUESTIONS > 100 * limits::READ_INDEX_QUESTIONS_MAX as u64);
+    let mut piece = Vec::new();
+    for id in 0..QUESTIONS {
+        piece.extend_from_slice(&frame_of(&Message::Peer(PeerMessage::ReadIndex { id })));
+        if piece.len() > 256 * 1024 {
+            greedy.bytes(&piece);
+            piece.clear();
+        }
+    }
+    greedy.bytes(&piece);
+    greedy.assert_alive();
+    witness.goes_on();
+    // Others' linearizable reads are confirmed as before.
+    assert!(group.client_of(leader).get_linearizable("witness").unwrap().value.is_some());
+    let grown = memory(group.pid(leader), "VmHWM").saturating_sub(before);
+    assert!(grown < 32 * 1024 * 1024, "{grown} bytes");
+    witness.finish();
 }
 
 #[test]

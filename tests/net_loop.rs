@@ -362,6 +362,75 @@ fn a_stalled_reader_is_disconnected() {
 }
 
 #[test]
+fn too_much_for_all_together_closes_who_has_read_nothing_for_longest() {
+    const EACH: usize = 24 << 20;
+    let harness =
+        Harness::start(LoopConfig { accepted_send_bytes_max: EACH + EACH / 2, ..config() });
+    // More than the system takes for a connection that nobody reads.
+    let (_deaf, deaf_id) = harness.connect_known();
+    harness.ask(move |_, net| assert!(net.send_owned(deaf_id, vec![0; EACH])));
+    let (_quiet, quiet_id) = harness.connect_known();
+    harness.ask(move |_, net| assert!(net.send_owned(quiet_id, frame(&[0; 16]))));
+    let (_late, late_id) = harness.connect_known();
+    harness.ask(move |_, net| assert!(net.send_owned(late_id, vec![0; EACH])));
+    harness.expect_closed(deaf_id, "Crowded");
+    // The rest fits: nobody else is closed, and there is room for another.
+    let (_next, next_id) = harness.connect_known();
+    harness.ask(move |_, net| assert!(net.send_owned(next_id, vec![0; EACH])));
+    harness.expect_closed(late_id, "Crowded");
+    let (mut other, _) = harness.connect_known();
+    assert_echo(&mut other, b"still served");
+    let waiting = harness.ask(move |_, net| [quiet_id, next_id].map(|id| net.peer_address(id)));
+    assert!(waiting.iter().all(Option::is_some), "{waiting:?}");
+}
+
+#[test]
+fn a_frame_that_trickles_in_ends_its_connection_and_one_that_is_held_back_does_not() {
+    let timing = LoopConfig {
+        frame_timeout: Duration::from_millis(50),
+        sweep_interval: Duration::from_millis(10),
+        ..config()
+    };
+    let harness = Harness::start(timing);
+    let trickle = || {
+        let (mut slow, id) = harness.connect_known();
+        // Quick frames are no matter, however many.
+        (0..3).for_each(|_| assert_echo(&mut slow, b"quick"));
+        let whole = frame(&[7; 1 << 20]);
+        let mut bytes = whole.iter();
+        let reason = loop {
+            match harness.events.try_recv() {
+                Ok(Event::Closed(closed, reason)) => {
+                    assert_eq!(closed, id);
+                    break reason;
+                }
+                Ok(other) => panic!("nothing else happens, and this did: {other:?}"),
+                Err(_) => {
+                    // The connection may be closed by now.
+                    let _ = slow.write_all(&[*bytes.next().expect("it is not whole by then")]);
+                    harness.ask(|_, _| ());
+                }
+            }
+        };
+        assert!(reason.contains("FrameSlow"), "{reason}");
+        let said = String::from_utf8(read_frame(&mut slow).unwrap()).unwrap();
+        assert!(said.starts_with("a frame was begun and not whole after"), "{said}");
+    };
+    let (mut held, held_id) = harness.connect_known();
+    held.write_all(&frame(b"one")).unwrap();
+    assert_eq!(read_frame(&mut held).unwrap(), b"one");
+    let rest = frame(b"two");
+    harness.ask(move |_, net| net.pause_reading(held_id));
+    held.write_all(&rest[..5]).unwrap();
+    // Twice the time passes.
+    trickle();
+    trickle();
+    harness.ask(move |_, net| net.resume_reading(held_id));
+    held.write_all(&rest[5..]).unwrap();
+    assert_eq!(read_frame(&mut held).unwrap(), b"two");
+}
+
+#[test]
 fn a_flood_does_not_starve_the_others() {
     let harness = Harness::start(LoopConfig { read_budget_bytes: 8 * 1024, ..config() });
     let mut floods = Vec::new();

@@ -7,7 +7,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Group, PATIENCE, eventually};
+use support::{Group, PATIENCE, eventually, memory, resident};
 
 const MIB: usize = 1024 * 1024;
 const VALUE_BYTES: usize = MIB / 4;
@@ -19,20 +19,6 @@ const GROWTH_BYTES_MAX: usize = 64 * MIB;
 /// How much is stored at least.
 fn store_bytes() -> usize {
     std::env::var("ACERVO_SNAPSHOT_MIB").ok().and_then(|mib| mib.parse().ok()).unwrap_or(160) * MIB
-}
-
-/// A figure of `/proc/PID/status`, in bytes.
-fn memory(process: u32, field: &str) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    let kib = line.trim_start_matches(':').trim().trim_end_matches("kB").trim();
-    kib.parse::<usize>().unwrap() * 1024
-}
-
-/// Resident now; the peak is counted from here on.
-fn resident(process: u32) -> usize {
-    std::fs::write(format!("/proc/{process}/clear_refs"), "5").unwrap();
-    memory(process, "VmRSS")
 }
 
 #[test]

@@ -30,6 +30,16 @@ pub enum CloseReason {
     /// The deadline passed, by default that of the greeting.
     #[error("not done in the time allowed")]
     Deadline,
+    /// A frame has begun and does not end.
+    #[error(
+        "a frame was begun and not whole after {seconds} seconds: {received_bytes} bytes of it came"
+    )]
+    FrameSlow {
+        /// The time allowed.
+        seconds: u64,
+        /// Bytes of it that came.
+        received_bytes: usize,
+    },
     /// Nothing was received for longer than the idle time-out.
     #[error("idle for too long")]
     Idle,
@@ -45,6 +55,17 @@ pub enum CloseReason {
         /// Bytes that would have been waiting.
         queued_bytes: usize,
         /// The limit.
+        max: usize,
+    },
+    /// More was queued for all accepted connections than may wait for them together, and this one held much
+    /// of it for longest.
+    #[error(
+        "the other side reads too slowly: {held_bytes} bytes are held for it, and for all together more than {max}"
+    )]
+    Crowded {
+        /// Bytes that were held for it.
+        held_bytes: usize,
+        /// The limit for all together.
         max: usize,
     },
 }
@@ -119,6 +140,8 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
 
     pub(super) deframer: Deframer,
+    /// Since when a frame of which some is here has been waited for.
+    pub(super) frame_since: Option<Instant>,
     /// The bytes that come next are not frames.
     pub(super) raw: Option<RawIncoming>,
     /// Everything ever received.
@@ -132,6 +155,16 @@ pub(super) struct Connection {
     pub(super) last_received: Instant,
     /// When the socket last took a byte, or the queue began to wait.
     pub(super) last_write_progress: Instant,
+}
+
+impl CloseReason {
+    /// Whether this is how connections end when nothing is wrong.
+    pub fn is_ordinary(&self) -> bool {
+        matches!(
+            self,
+            CloseReason::Local | CloseReason::Remote | CloseReason::Io(_) | CloseReason::Idle
+        )
+    }
 }
 
 impl Connection {
@@ -157,12 +190,35 @@ impl Connection {
         }
     }
 
+    /// Takes note of what is left over when everything that has come has been handed out.
+    pub(super) fn note_partial_frame(&mut self, now: Instant) {
+        if self.deframer.buffered_bytes() == 0 || !self.wants_read() {
+            self.frame_since = None;
+        } else {
+            self.frame_since.get_or_insert(now);
+        }
+    }
+
     /// Why the connection has lived long enough, if it has.
     pub(super) fn expired(
-        &self,
+        &mut self,
         now: Instant,
         write_stall_timeout: Duration,
+        frame_timeout: Duration,
     ) -> Option<CloseReason> {
+        if !self.wants_read() {
+            // The rest of the frame may be in the system's buffer: it is this side that keeps it waiting.
+            self.frame_since = self.frame_since.map(|_| now);
+        }
+        if self
+            .frame_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= frame_timeout)
+        {
+            return Some(CloseReason::FrameSlow {
+                seconds: frame_timeout.as_secs(),
+                received_bytes: self.deframer.buffered_bytes(),
+            });
+        }
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Some(CloseReason::Deadline);
         }

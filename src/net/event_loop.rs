@@ -85,6 +85,7 @@ impl EventLoop {
             self.tell_notices(service);
             service.before_sleep(&mut self.net);
             self.flush_dirty();
+            self.net.relieve();
             if self.net.exiting {
                 return self.leave();
             }
@@ -275,6 +276,7 @@ impl EventLoop {
             && connection.phase == Phase::Open
         {
             connection.deframer = deframer;
+            connection.note_partial_frame(self.net.now);
             if connection.wants_turn() {
                 self.net.schedule(id);
             }
@@ -300,16 +302,18 @@ impl EventLoop {
                             }
                         }
                         if let Some(raw) = connection.raw.take() {
+                            connection.frame_since = None;
                             service.on_raw(&mut self.net, id, raw.buffer);
                             continue;
                         }
                     }
                     _ => return Ok(()),
                 }
-                match deframer.next_frame()? {
-                    Some(frame) => service.on_frame(&mut self.net, id, frame),
-                    None => break,
+                let Some(frame) = deframer.next_frame()? else { break };
+                if let Some(connection) = self.net.connections.get_mut(id) {
+                    connection.frame_since = None;
                 }
+                service.on_frame(&mut self.net, id, frame);
             }
             let Some(connection) = self.net.connections.get_mut(id) else {
                 return Ok(());
@@ -405,10 +409,11 @@ impl EventLoop {
             return;
         }
         let (stall, quiet) = (self.net.config.write_stall_timeout, self.net.config.sweep_interval);
+        let frame = self.net.config.frame_timeout;
         self.next_sweep = now + quiet;
         let mut expired = Vec::new();
         for (id, connection) in self.net.connections.iter_mut() {
-            if let Some(reason) = connection.expired(now, stall) {
+            if let Some(reason) = connection.expired(now, stall, frame) {
                 expired.push((id, reason));
             } else if now.saturating_duration_since(connection.last_received) >= quiet {
                 connection.deframer.release_if_empty();
@@ -422,7 +427,7 @@ impl EventLoop {
                 continue;
             }
             let is_open = self.net.connections.get(id).is_some_and(|c| c.phase == Phase::Open);
-            if is_open && matches!(reason, CloseReason::Deadline) {
+            if is_open && matches!(reason, CloseReason::Deadline | CloseReason::FrameSlow { .. }) {
                 self.end_with_farewell(service, id, reason);
             } else {
                 self.net.end(id, reason);

@@ -49,6 +49,8 @@ pub struct Net {
     /// Connections with something to write.
     pub(super) dirty: Vec<ConnectionId>,
     pub(super) notices: Vec<Notice>,
+    /// Bytes held in the queues of accepted connections, all together.
+    accepted_held_bytes: usize,
     /// The loop is not to sleep past this.
     pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
@@ -68,6 +70,7 @@ impl Net {
             ready: Vec::new(),
             dirty: Vec::new(),
             notices: Vec::new(),
+            accepted_held_bytes: 0,
             alarm: None,
             pool: SegmentPool::default(),
             exiting: false,
@@ -304,6 +307,7 @@ impl Net {
             scheduled: false,
             dirty: false,
             deframer: Deframer::default(),
+            frame_since: None,
             raw: None,
             received_bytes: 0,
             frame_cap: self.config.first_frame_bytes_max,
@@ -343,11 +347,15 @@ impl Net {
         connection.dirty = false;
         if connection.wants_write() && connection.writable {
             let wanted_read = connection.wants_read();
+            let held_before = connection.queue.held_bytes();
             let outcome = connection.queue.write_to(
                 &mut connection.stream,
                 self.config.write_budget_bytes,
                 &mut self.pool,
             );
+            if connection.origin == Origin::Accepted {
+                self.accepted_held_bytes -= held_before - connection.queue.held_bytes();
+            }
             let state = match outcome {
                 Ok(flushed) => {
                     if flushed.bytes > 0 {
@@ -375,6 +383,9 @@ impl Net {
         let Some(mut connection) = self.connections.remove(id) else {
             return;
         };
+        if connection.origin == Origin::Accepted {
+            self.accepted_held_bytes -= connection.queue.held_bytes();
+        }
         if let Err(error) = self.registry.deregister(&mut connection.stream) {
             log::debug!("deregistering the connection with {}: {error}", connection.peer);
         }
@@ -394,6 +405,27 @@ impl Net {
         });
     }
 
+    /// Closes slow readers until what waits for all accepted connections is within its limit. Called when
+    /// everything that sockets would take has been written: who reads has little waiting then.
+    pub(super) fn relieve(&mut self) {
+        let max = self.config.accepted_send_bytes_max;
+        while self.accepted_held_bytes > max {
+            let Some((id, held_bytes)) = self.slowest_reader() else { return };
+            self.end(id, CloseReason::Crowded { held_bytes, max });
+        }
+    }
+
+    /// Of the accepted connections with the most waiting, or at least half of that, the one that has taken
+    /// nothing for longest. The most alone would hit somebody who has just asked for much and reads it.
+    fn slowest_reader(&mut self) -> Option<(ConnectionId, usize)> {
+        let accepted = self.connections.iter_mut().filter(|(_, c)| c.origin == Origin::Accepted);
+        let held = accepted.map(|(id, c)| (id, c.queue.held_bytes(), c.last_write_progress));
+        let held: Vec<_> = held.filter(|(_, bytes, _)| *bytes > 0).collect();
+        let most = held.iter().map(|(_, bytes, _)| *bytes).max()?;
+        let much = held.into_iter().filter(|(_, bytes, _)| *bytes >= most / 2);
+        much.min_by_key(|(_, _, progress)| *progress).map(|(id, bytes, _)| (id, bytes))
+    }
+
     /// As [`Net::end`], once what is queued has been written.
     pub(super) fn end_after_flush(&mut self, id: ConnectionId, reason: CloseReason) {
         let Some(connection) = self.connections.get_mut(id) else {
@@ -406,6 +438,7 @@ impl Net {
                 connection.close_reason = reason;
                 connection.deadline = Some(self.now + self.config.write_stall_timeout);
                 connection.deframer = Deframer::default();
+                connection.frame_since = None;
                 connection.raw = None;
                 self.mark_dirty(id);
             }
@@ -446,7 +479,12 @@ impl Net {
         if connection.queue.is_empty() {
             connection.last_write_progress = self.now;
         }
+        let held_before = connection.queue.held_bytes();
         let added = add(&mut connection.queue, connection.send_limits.max_bytes, &mut self.pool);
+        if connection.origin == Origin::Accepted {
+            // What does not fit is taken back: a queue never gets shorter here.
+            self.accepted_held_bytes += connection.queue.held_bytes() - held_before;
+        }
         if connection.wants_write() {
             self.mark_dirty(id);
         }

@@ -87,6 +87,11 @@ impl SendQueue {
         self.queued
     }
 
+    /// Bytes in memory: those waiting, and the written ones of the segment that is being written.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.queued + self.head_written
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.queued == 0
     }

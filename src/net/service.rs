@@ -69,8 +69,8 @@ pub trait Service {
     }
 
     /// The last word, as whole frames, on an open connection that this side ends because its stream
-    /// cannot be understood ([`CloseReason::Frame`]) or its deadline passed
-    /// ([`CloseReason::Deadline`]); nothing by default. The connection's end is told as usual.
+    /// cannot be understood ([`CloseReason::Frame`]), comes too slowly ([`CloseReason::FrameSlow`]) or its
+    /// deadline passed ([`CloseReason::Deadline`]); nothing by default. The connection's end is told as usual.
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         let _ = (connection, reason);
         Vec::new()
@@ -98,12 +98,16 @@ pub struct LoopConfig {
     pub first_frame_bytes_max: usize,
     /// The send limits of a new connection.
     pub send_limits: SendLimits,
+    /// Bytes that may wait for all accepted connections together; past it slow readers are closed.
+    pub accepted_send_bytes_max: usize,
     /// Bytes read from a connection a turn.
     pub read_budget_bytes: usize,
     /// Bytes written to a connection a turn.
     pub write_budget_bytes: usize,
     /// The first deadline of a new connection, dialling included.
     pub handshake_timeout: Duration,
+    /// How long a frame may take from its first byte to its last.
+    pub frame_timeout: Duration,
     /// How long the other side may take no byte of what is queued.
     pub write_stall_timeout: Duration,
     /// How long a closed connection is kept so that the last words are heard; also the most that
@@ -125,9 +129,11 @@ impl Default for LoopConfig {
             dialled_max: limits::DIALLED_CONNECTIONS_MAX,
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),
+            accepted_send_bytes_max: limits::ACCEPTED_SEND_BYTES_MAX,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
             write_budget_bytes: limits::WRITE_BUDGET_BYTES,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
+            frame_timeout: limits::FRAME_TIMEOUT,
             write_stall_timeout: limits::WRITE_STALL_TIMEOUT,
             close_linger: limits::CLOSE_LINGER,
             sweep_interval: limits::SWEEP_INTERVAL,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::RequestToken;
+use crate::limits::READ_INDEX_QUESTIONS_MAX;
 use crate::types::{LogIndex, NodeId};
 
 /// One client's read.
@@ -35,6 +36,8 @@ pub(super) struct Reads {
     /// Confirmed: answer when this index is applied.
     confirmed: BTreeMap<LogIndex, Vec<Read>>,
     len: usize,
+    /// How many rounds of each server are among `waiting` and `rounds`.
+    owed: BTreeMap<NodeId, usize>,
 }
 
 impl Reads {
@@ -57,8 +60,13 @@ impl Reads {
         self.waiting.reads.push(read);
     }
 
+    /// Another server asks, unless it is owed too many answers already.
     pub fn add_server(&mut self, server: NodeId, round: u64) {
-        self.waiting.servers.push((server, round));
+        let owed = self.owed.entry(server).or_default();
+        if *owed < READ_INDEX_QUESTIONS_MAX {
+            *owed += 1;
+            self.waiting.servers.push((server, round));
+        }
     }
 
     pub fn has_waiting(&self) -> bool {
@@ -78,6 +86,11 @@ impl Reads {
         let Some(round) = self.rounds.remove(&round) else { return Vec::new() };
         if !round.reads.is_empty() {
             self.confirmed.entry(index).or_default().extend(round.reads);
+        }
+        for (server, _) in &round.servers {
+            if let Some(owed) = self.owed.get_mut(server) {
+                *owed -= 1;
+            }
         }
         round.servers
     }
@@ -119,6 +132,7 @@ impl Reads {
 
     /// Other servers ask again elsewhere when this one stops leading.
     pub fn forget_servers(&mut self) {
+        self.owed.clear();
         self.waiting.servers.clear();
         for round in self.rounds.values_mut() {
             round.servers.clear();
@@ -144,5 +158,54 @@ impl Reads {
         self.len -= expired.len();
         expired.sort_unstable_by_key(|read| read.token);
         expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_asks_without_end_is_owed_a_bounded_number_of_answers() {
+        let (greedy, honest) = (NodeId(2), NodeId(3));
+        let mut reads = Reads::default();
+        let mut started = Vec::new();
+        for question in 0..3 * READ_INDEX_QUESTIONS_MAX as u64 {
+            reads.add_server(greedy, question);
+            // Some wait, some have been asked for.
+            if question % 1000 == 0 {
+                started.push(reads.start(question));
+            }
+        }
+        reads.add_server(honest, 7);
+        // Those that are asked for again count as they did.
+        reads.retry(u64::MAX);
+        reads.add_server(greedy, 8);
+        let round = reads.start(0);
+        for lost in started {
+            assert!(reads.confirm(lost, 5).is_empty(), "it was started anew");
+        }
+        let owed = reads.confirm(round, 5);
+        let count = |server| owed.iter().filter(|(asker, _)| *asker == server).count();
+        assert_eq!((count(greedy), count(honest)), (READ_INDEX_QUESTIONS_MAX, 1));
+
+        // Answered ones make room.
+        reads.add_server(greedy, 9);
+        let round = reads.start(0);
+        assert_eq!(reads.confirm(round, 5), [(greedy, 9)]);
+    }
+
+    #[test]
+    fn a_leader_no_more_owes_nobody() {
+        let mut reads = Reads::default();
+        for question in 0..=READ_INDEX_QUESTIONS_MAX as u64 {
+            reads.add_server(NodeId(2), question);
+        }
+        let before = reads.start(0);
+        reads.forget_servers();
+        assert!(reads.confirm(before, 5).is_empty());
+        reads.add_server(NodeId(2), 1);
+        let round = reads.start(0);
+        assert_eq!(reads.confirm(round, 5), [(NodeId(2), 1)]);
     }
 }

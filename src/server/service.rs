@@ -389,7 +389,9 @@ impl Service for StoreService {
             }
             Some(Kind::Client) => {
                 if let Some(address) = self.clients.remove(connection) {
-                    log::debug!("client {address}: {reason}");
+                    let level =
+                        if reason.is_ordinary() { log::Level::Debug } else { log::Level::Info };
+                    log::log!(level, "client {address} is disconnected: {reason}");
                 }
             }
             Some(Kind::Unknown) => log::debug!("a connection without a greeting: {reason}"),

@@ -8,6 +8,7 @@
 
 #[cfg(feature = "grpc")]
 pub mod gateway;
+pub mod raw;
 pub mod share;
 pub mod terminal;
 
@@ -249,6 +250,20 @@ impl Drop for Group {
             }
         }
     }
+}
+
+/// A figure of `/proc/PID/status` as `VmRSS` and `VmHWM`, the peak of it, in bytes.
+pub fn memory(process: u32, field: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    let kib = line.trim_start_matches(':').trim().trim_end_matches("kB").trim();
+    kib.parse::<usize>().unwrap() * 1024
+}
+
+/// What is resident now; the peak is counted from here on.
+pub fn resident(process: u32) -> usize {
+    std::fs::write(format!("/proc/{process}/clear_refs"), "5").unwrap();
+    memory(process, "VmRSS")
 }
 
 fn appending(path: &Path) -> File {
