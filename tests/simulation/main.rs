@@ -22,11 +22,15 @@
 //! | --- | --- |
 //! | DEL_RANGE leaves out its last key | 665 |
 //! | later pages show the newest state instead of the first page's | 912 |
+//! | TRIM removes the newest version too, on one server of the group | 823 |
 //! | a retry is applied twice | 853 |
 //! | what was previous is read after the write | 991 |
 //! | a retry is told what is there now as what was previous | 681 |
 //! | a sweep removes one version too many | 268 |
 //! | a purge does not move the horizon before which pages are refused | 239 |
+//! | a page is answered by a state older than its session | 660 |
+//! | a read as of a version does not wait for that version | 458 |
+//! | removals after the version asked for are forgotten by range reads | 497 |
 //!
 //! What it leaves out: sockets and real disks, which have tests of their own.
 
