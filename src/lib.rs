@@ -28,6 +28,7 @@
 //! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
 //! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
 //! | [`net`] | the event loop: one thread that owns every socket |
+//! | [`process`] | what a process settles with the system: signals, open files |
 //! | [`workers`] | the pool of threads that handle requests |
 //! | [`consensus`] | Raft, behind a facade |
 //! | [`node`] | the core: one server's mind, pure |
@@ -64,6 +65,7 @@ pub mod gateway;
 pub mod limits;
 pub mod net;
 pub mod node;
+pub mod process;
 pub mod prompt;
 pub mod server;
 pub mod share;

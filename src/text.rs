@@ -11,7 +11,7 @@
 use std::fmt;
 use std::io::{self, BufRead};
 
-use crate::limits::INPUT_LINE_BYTES_MAX;
+use crate::limits::{INPUT_LINE_BYTES_MAX, REASON_BYTES_MAX};
 
 /// Shows `bytes` escaped, without allocating.
 pub fn escape(bytes: &[u8]) -> Escaped<'_> {
@@ -185,6 +185,16 @@ pub fn read_line(input: &mut dyn BufRead) -> Result<Option<String>, LineError> {
     String::from_utf8(line).map(Some).map_err(|_| LineError::NotUtf8)
 }
 
+/// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
+pub(crate) fn sentence(reason: &str) -> String {
+    let mut sentence = escape(reason.as_bytes()).to_string();
+    if sentence.len() > REASON_BYTES_MAX {
+        sentence.truncate(sentence.floor_char_boundary(REASON_BYTES_MAX - 3));
+        sentence.push_str("...");
+    }
+    sentence
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,5 +256,13 @@ mod tests {
             prop_assert!(text.chars().all(is_printable), "{text:?}");
             prop_assert_eq!(unescape(text.as_bytes()), bytes);
         }
+    }
+
+    #[test]
+    fn a_reason_is_one_short_printable_line() {
+        assert_eq!(sentence("no room"), "no room");
+        assert_eq!(sentence("unknown `\x1b[2J\n`"), r"unknown `\x1b[2J\x0a`");
+        let long = sentence(&"ã".repeat(10_000));
+        assert!(long.len() <= REASON_BYTES_MAX && long.ends_with("ã..."), "{long}");
     }
 }

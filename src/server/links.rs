@@ -14,7 +14,7 @@ use std::time::Instant;
 use crate::limits;
 use crate::net::ConnectionId;
 use crate::net::backoff::Backoff;
-use crate::text::escape;
+use crate::text::sentence;
 use crate::types::NodeId;
 
 /// Where the connection that this server dials stands.
@@ -106,28 +106,5 @@ impl Link {
     /// was known before.
     pub fn met(&mut self, incarnation: u64) -> bool {
         self.incarnation.replace(incarnation).is_some_and(|known| known != incarnation)
-    }
-}
-
-/// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
-pub(crate) fn sentence(reason: &str) -> String {
-    let mut sentence = escape(reason.as_bytes()).to_string();
-    if sentence.len() > limits::REASON_BYTES_MAX {
-        sentence.truncate(sentence.floor_char_boundary(limits::REASON_BYTES_MAX - 3));
-        sentence.push_str("...");
-    }
-    sentence
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reason_is_one_short_printable_line() {
-        assert_eq!(sentence("no room"), "no room");
-        assert_eq!(sentence("unknown `\x1b[2J\n`"), r"unknown `\x1b[2J\x0a`");
-        let long = sentence(&"ã".repeat(10_000));
-        assert!(long.len() <= limits::REASON_BYTES_MAX && long.ends_with("ã..."), "{long}");
     }
 }

@@ -10,11 +10,12 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::config::{ServerConfig, data_dir_under};
-use super::{Server, ServerError, Stopper, files};
+use super::{Server, ServerError, Stopper};
 use crate::command::History;
 use crate::limits;
 use crate::net::Listener;
 use crate::node::core::AckPolicy;
+use crate::process::files;
 
 /// Worker threads of each server: what a test asks for at once is little.
 const WORKERS: usize = 2;

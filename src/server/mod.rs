@@ -4,16 +4,14 @@
 //! something breaks. `service` is the wiring at run time; `peering` is its part for other servers,
 //! with `links` the state of each link, and `requests` its part for clients, with `clients` their
 //! books and `get` the rule for reads. `threads` are the two that write, `work` is what the worker
-//! pool does, `files` how many connections the system has room for. [`console`] writes the lines on
-//! standard output, [`cluster`] runs three servers under one terminal, `local` three in one process
-//! for tests, [`questions`] are what is asked on a keyboard.
+//! pool does. [`console`] writes the lines on standard output, [`cluster`] runs three servers under one
+//! terminal, `local` three in one process for tests, [`questions`] are what is asked on a keyboard.
 
 mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
 mod early;
-pub(crate) mod files;
 pub mod get;
 mod links;
 mod local;
@@ -33,9 +31,6 @@ use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
-use self::files::Room;
-pub use self::files::TooFewFiles;
-pub(crate) use self::links::sentence;
 pub use self::local::LocalGroup;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
@@ -44,6 +39,9 @@ use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::core::{Node, NodeConfig, NodeError};
 use crate::node::upkeep::UpkeepConfig;
+use crate::process::files::Room;
+pub use crate::process::files::TooFewFiles;
+use crate::process::{files, watch_signals};
 use crate::storage::log::LogOptions;
 use crate::storage::{self, StorageError, datadir::DataDir, datadir::DataDirError};
 use crate::types::NodeId;
@@ -250,20 +248,6 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         upkeep: UpkeepConfig::new(config.history),
         first_question: rand::rng().next_u64() >> 1,
     }
-}
-
-/// Puts a word into `stop` and wakes the loop when SIGINT or SIGTERM comes.
-pub(crate) fn watch_signals(stop: Sender<()>, wake: WakeHandle) -> io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
-    let watch = move || {
-        for _ in signals.forever() {
-            // A stop that was asked for already needs no second word.
-            let _ = stop.try_send(());
-            wake.wake();
-        }
-    };
-    thread::Builder::new().name("acervo-signal".into()).spawn(watch).map(drop)
 }
 
 fn watch_stdin(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {

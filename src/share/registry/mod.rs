@@ -32,8 +32,8 @@ use super::names::FileName;
 use crate::console::{self, Console};
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
-use crate::server::files::{self, TooFewFiles};
-use crate::server::watch_signals;
+use crate::process::files::{self, TooFewFiles};
+use crate::process::watch_signals;
 use crate::text::escape;
 use crate::workers::pool::Pool;
 

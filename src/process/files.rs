@@ -20,7 +20,7 @@ pub struct TooFewFiles(pub u64);
 
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Room {
+pub struct Room {
     /// Accepted ones.
     pub accepted_max: usize,
     /// Those of them that may be clients.
@@ -33,7 +33,7 @@ pub(crate) struct Room {
 ///
 /// # Errors
 /// Not even the group's own servers would fit.
-pub(crate) fn room() -> Result<Room, TooFewFiles> {
+pub fn room() -> Result<Room, TooFewFiles> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
     // To the system no limit is none.
