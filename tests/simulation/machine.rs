@@ -3,7 +3,7 @@
 //! The checker holds it against the `model`, which is small enough to be obviously right. The real
 //! machine rather than the model in each replica: so the core's crashes, retries, snapshots and late
 //! pages meet the code that has to stand them (sessions, removals, horizons), and replicas can be
-//! compared by their own state hash and row by row. It costs about a third of a run.
+//! compared by their own state hash and row by row.
 //!
 //! What it leaves out: installing a snapshot chunk by chunk, and engines on disks.
 
