@@ -352,28 +352,23 @@ fn per_key_a_client_sends_what_it_saw_of_that_key() {
 
 #[test]
 fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
-    let held = Arc::new(Mutex::new(Vec::new()));
-    let hold = Arc::clone(&held);
+    let (hold, held) = mpsc::channel();
     let server = FakeServer::start(move |id, request, link| {
         let Request::Get(get) = request else { panic!("{request:?}") };
         match get.timestamp.0 {
-            0 => hold.lock().unwrap().push((id, link.clone())),
+            0 => hold.send((id, link.clone())).unwrap(),
             _ => link.reply(id, value("newest", 11)),
         }
     });
     let client = client_of([server.address]).build().unwrap();
     thread::scope(|scope| {
         let early = scope.spawn(|| client.get("k").unwrap());
-        wait_until(&server, |heard| !heard.requests.is_empty());
+        let (early_id, early_link) = held.recv_timeout(PATIENCE).unwrap();
         let late = scope.spawn(|| client.get("k").unwrap());
-        wait_until(&server, |heard| heard.requests.len() >= 2);
-        let answer = |at: usize, body| {
-            let (id, link) = held.lock().unwrap()[at].clone();
-            link.reply(id, body);
-        };
-        answer(1, value("new", 9));
+        let (late_id, late_link) = held.recv_timeout(PATIENCE).unwrap();
+        late_link.reply(late_id, value("new", 9));
         assert_eq!(late.join().unwrap().timestamp, Timestamp(9));
-        answer(0, value("old", 7));
+        early_link.reply(early_id, value("old", 7));
         assert_eq!(early.join().unwrap().timestamp, Timestamp(11));
     });
     assert_eq!(gets(&server)[2].timestamp, Timestamp(9));
