@@ -154,6 +154,10 @@ pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
 /// Bytes of keys and values in those lines; past it likewise.
 pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Requests refused with `BUSY` are counted, and their number logged this often at most.
+pub const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// A machine's clock that is further behind the newest version is mentioned in the log.
+pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 

@@ -93,7 +93,33 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
     }
+    if let Some(verdict) = verdict(rows, leader) {
+        writeln!(out, "\n{verdict}")?;
+    }
     Ok(())
+}
+
+/// What it means for those who use the group, when something is wrong. The servers asked may be a part of it.
+fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
+    let Some(leader) = leader else {
+        let statuses = rows.iter().filter_map(|row| row.status.as_ref().ok());
+        return Some(match statuses.filter_map(|status| status.leader.as_deref()).next() {
+            Some(elsewhere) => format!(
+                "none of these servers leads, but {}: ask it, too, to see who is in sync",
+                escape(elsewhere.as_bytes())
+            ),
+            None => "no leader is known: writes wait until a majority of the group is up and has elected one"
+                .to_owned(),
+        });
+    };
+    let servers = rows.iter().map(|row| row.server.to_string());
+    let late: Vec<_> = servers.filter(|server| !leader.in_sync.contains(server)).collect();
+    (!late.is_empty()).then(|| {
+        let late = late.join(" and ");
+        format!(
+            "writes do not wait for {late}, which may lag; once up, a server catches up by itself"
+        )
+    })
 }
 
 /// The two greatest units that are not zero.
@@ -217,8 +243,30 @@ address          role      term  commit   applied  in sync  connections  uptime
 127.0.0.1:10091  leader    12    1234567  1234560  yes      7            1h 2m
 127.0.0.1:10092  follower  12    1234567  1234560  no       7            1h 2m
 127.0.0.1:10093  unreachable: connection refused
+
+writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once up, a server catches up by itself
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn where_no_leader_answered_it_says_why_writes_wait_or_whom_to_ask() {
+        let mut rows = rows();
+        rows.remove(0);
+        let elsewhere =
+            "none of these servers leads, but 127.0.0.1:10091: ask it, too, to see who is in sync";
+        assert_eq!(verdict(&rows, None).as_deref(), Some(elsewhere));
+        rows.remove(0);
+        let waits = verdict(&rows, None).unwrap();
+        assert!(waits.starts_with("no leader is known: writes wait until a majority"), "{waits}");
+    }
+
+    #[test]
+    fn nothing_is_said_where_all_is_well() {
+        let mut rows = rows();
+        rows.truncate(1);
+        let leader = rows[0].status.as_ref().unwrap();
+        assert_eq!(verdict(&rows, Some(leader)), None);
     }
 
     #[test]

@@ -296,10 +296,18 @@ impl std::fmt::Display for Notice {
                 write!(f, "following server {leader} in term {term}")
             }
             Notice::Following { leader: None, term } => {
-                write!(f, "no leader is known in term {term}")
+                write!(
+                    f,
+                    "no leader is known in term {term}: writes wait until a majority of the servers is up \
+                     and has elected one"
+                )
             }
             Notice::OutOfSync { peer } => {
-                write!(f, "server {peer} is out of sync: writes no longer wait for it")
+                write!(
+                    f,
+                    "server {peer} is out of sync: writes no longer wait for it; it catches up by itself once it \
+                     is up and within reach"
+                )
             }
             Notice::InSync { peer } => write!(f, "server {peer} is in sync: writes wait for it"),
             Notice::Admitted => {

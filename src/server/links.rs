@@ -97,7 +97,11 @@ impl Link {
         // The other side may have had its say in it.
         let why = sentence(why);
         if self.trouble.as_ref() != Some(&why) {
-            log::info!("no link to server {} at {}: {why}", self.node, self.address);
+            log::info!(
+                "no link to server {} at {}: {why}; it is dialled until it answers",
+                self.node,
+                self.address
+            );
             self.trouble = Some(why);
         }
     }

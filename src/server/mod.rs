@@ -21,6 +21,7 @@ mod requests;
 mod service;
 mod snapshots;
 mod threads;
+mod watch;
 mod work;
 
 use std::io::{self, Read};

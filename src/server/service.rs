@@ -17,15 +17,18 @@ use super::early::EarlyReads;
 use super::links::Link;
 use super::snapshots::{SnapshotWork, Step, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
+use super::watch::{News, Watch};
 use super::work::{Completion, Job};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
-use crate::node::{Input, Now, Output, RequestToken};
+use crate::node::{Input, Notice, Now, Output, RequestToken};
 use crate::text::sentence;
 use crate::types::{AppliedPoint, ClusterId, NodeId};
 use crate::wire::codec;
-use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply};
+use crate::wire::message::{
+    ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
+};
 use crate::workers::pool::Pool;
 
 /// What a connection turned out to be.
@@ -70,6 +73,7 @@ pub(super) struct StoreService {
     pub(super) clients: Clients,
     pub(super) early: EarlyReads,
     pub(super) transfers: Transfers,
+    watch: Watch,
     outputs: Vec<Output>,
     /// The time as the core is told it, and the iteration it was read in.
     now: (Instant, Now),
@@ -96,6 +100,7 @@ impl StoreService {
             clients: Clients::new(parts.config.value_bytes_max),
             early: EarlyReads::default(),
             transfers: Transfers::new(parts.first_transfer),
+            watch: Watch::default(),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
             stopping_since: None,
@@ -164,6 +169,9 @@ impl StoreService {
 
     pub(super) fn reply(&mut self, net: &mut Net, token: RequestToken, body: Reply) {
         let connection = ConnectionId::from_u64(token.connection);
+        if matches!(&body, Reply::Error(error) if error.code == ErrorCode::Busy) {
+            self.watch.busy();
+        }
         self.send(net, connection, &Message::Reply { id: token.request, body });
         self.answered(net, connection);
     }
@@ -210,7 +218,14 @@ impl StoreService {
                     self.take_steps(net, steps);
                 }
                 Output::Console(event) => self.parts.console.show(event),
-                Output::Notice(notice) => log::info!("{notice}"),
+                Output::Notice(notice) => {
+                    let level = match notice {
+                        Notice::Diverged { .. } => log::Level::Error,
+                        Notice::OutOfSync { .. } => log::Level::Warn,
+                        _ => log::Level::Info,
+                    };
+                    log::log!(level, "{notice}");
+                }
                 Output::Disconnect { peer, reason } => {
                     // More than one message may have been wrong before this was carried out.
                     let inbound = self.link_mut(peer).and_then(|link| link.inbound.take());
@@ -292,6 +307,26 @@ impl StoreService {
             message => return self.input(net, Input::Peer { from, message }),
         };
         self.take_steps(net, steps);
+    }
+
+    fn tell_news(&mut self, net: &Net) {
+        let Now { wall_us, .. } = self.now(net);
+        let newest = self.parts.node.newest_timestamp();
+        for news in self.watch.look(net.now(), wall_us, newest.0) {
+            match news {
+                News::ClockBehind(behind) => log::warn!(
+                    "this machine's clock is {behind:.0?} behind the newest version: versions go on counting \
+                     from there, and are no times of the day until it has caught up; set the clock"
+                ),
+                News::ClockCaughtUp => {
+                    log::info!("this machine's clock has caught up with the versions")
+                }
+                News::Busy(count) => log::warn!(
+                    "{count} requests were refused with BUSY, to be tried again in a moment: \
+                     more is asked than this server, or the group, can do"
+                ),
+            }
+        }
     }
 
     fn fail(&mut self, net: &mut Net, failure: String) {
@@ -435,6 +470,7 @@ impl Service for StoreService {
 
     fn on_tick(&mut self, net: &mut Net) {
         self.input(net, Input::Tick);
+        self.tell_news(net);
         let overdue = self.early.take_overdue(net.now());
         self.read_early(net, overdue);
         let steps = self.transfers.tick(net.now());

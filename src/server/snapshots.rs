@@ -121,7 +121,11 @@ impl Transfers {
         };
         let snapshot = SnapshotId { leader_term: out.leader_term, index: point.index, term };
         let AppliedPoint { timestamp, hash, .. } = point;
-        log::info!("sending server {to} a snapshot that reaches to log index {}", point.index);
+        log::info!(
+            "server {to} is further behind than the log reaches: sending it a snapshot of everything to \
+             log index {}",
+            point.index
+        );
         let message = PeerMessage::Snapshot { id, snapshot, timestamp, hash };
         vec![Step::Send { to, message }, Step::Read { to, id, source }]
     }
@@ -177,12 +181,16 @@ impl Transfers {
                 read_on(out).into_iter().collect()
             }
             SnapshotOutcome::Complete => {
-                log::info!("server {from} has taken over the snapshot");
+                log::info!(
+                    "server {from} has the snapshot in place, and gets the log from here on"
+                );
                 self.outgoing.retain(|out| out.to != from);
                 vec![Step::Tell(Input::SnapshotSent { to: from, complete: true })]
             }
             SnapshotOutcome::Failed => {
-                log::info!("server {from} could not use the snapshot");
+                log::info!(
+                    "server {from} could not use the snapshot: it gets another if it still needs one"
+                );
                 self.give_up(from)
             }
         }
