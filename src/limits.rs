@@ -245,8 +245,10 @@ pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 // ---- replicated sessions ------------------------------------------------------------------
 
-/// A client unheard of for this long, in the log's own time, is forgotten.
+/// A client unheard of for this long is forgotten, by a clock that runs while clients write.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+/// Between two writes that clock runs no further than this, however far the log's own time leaps.
+pub const SESSION_CLOCK_STEP_MAX: Duration = Duration::from_secs(10);
 /// Clients remembered; past it the one unheard of for longest is forgotten.
 pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps

@@ -782,12 +782,15 @@ fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() 
     let scene = Scene::new(2 * MIB);
     let content = scene.manifest.content();
     let places = acervo::limits::UPLOADS_MAX;
-    // Everybody asks and nobody takes.
+    // Everybody asks, has a place, and takes nothing.
     let mut clients: Vec<Client> = (0..places).map(|_| Client::greeted(&scene.server)).collect();
     for client in &mut clients {
         for id in 0..60 {
             client.ask(id, PeerRequest::Chunk { content, index: id % 2 });
         }
+        let placed = client.hear();
+        let chunk = PeerReply::Chunk { length: MIB as u32 };
+        assert_eq!(placed, Some(Message::ShareReply { id: 0, body: chunk }));
     }
     let mut late = Client::greeted(&scene.server);
     wait_until("the late one is told that all places are taken", || {

@@ -3,6 +3,11 @@
 //! Everything here is a function of the log: expiry and eviction go by the timestamps of the
 //! commands, ties by client id, so that all replicas forget the same sessions at the same entry.
 //!
+//! The timestamps of the log leap when a machine's clock does, or when another leader's is far ahead.
+//! That must not make retries that are under way new, so sessions grow old by a clock of their own: it
+//! runs with the timestamps, but by no more than [`limits::SESSION_CLOCK_STEP_MAX`] from one write to the
+//! next.
+//!
 //! Sessions live in memory. Those that changed are written to the engine with a checkpoint only;
 //! after a crash the engine stands at its last checkpoint, and the log from there on brings them
 //! back. What this does not promise: a retry later than [`limits::SESSION_EXPIRY`], or from a client
@@ -36,6 +41,8 @@ pub(super) enum Admission {
 struct Session {
     /// The timestamp of the client's last command.
     heard: Timestamp,
+    /// The time of the sessions' own clock then, in microseconds.
+    heard_us: u64,
     /// Every sequence below this one is forgotten and will not be applied (again).
     answered_below: u64,
     /// The timestamp of each sequence from `answered_below` on that was applied.
@@ -52,6 +59,9 @@ pub(super) struct Sessions {
     dirty: BTreeSet<ClientId>,
     /// Replies of all clients.
     replies: usize,
+    /// When a client was last heard of, by the log and by the sessions' own clock: those of the client
+    /// heard of last.
+    newest: (Timestamp, u64),
 }
 
 impl Sessions {
@@ -65,6 +75,7 @@ impl Sessions {
         ) {
             (Ok(client), Some(session)) => {
                 sessions.by_heard.insert((session.heard, client));
+                sessions.newest = sessions.newest.max((session.heard, session.heard_us));
                 sessions.replies += session.replies.len();
                 sessions.clients.insert(client, session);
                 ControlFlow::Continue(())
@@ -130,9 +141,14 @@ impl Sessions {
     /// Makes `client` the one heard of last, creating its session, and drops those that expired or
     /// are one too many.
     fn hear(&mut self, client: ClientId, now: Timestamp, hash: &mut StateHash) {
-        let expiry_us = limits::SESSION_EXPIRY.as_micros() as i64;
+        let (last, last_us) = self.newest;
+        let passed_us = u64::try_from(now.0.saturating_sub(last.0)).unwrap_or(0);
+        let now_us = last_us + passed_us.min(limits::SESSION_CLOCK_STEP_MAX.as_micros() as u64);
+        self.newest = (now, now_us);
+        let expiry_us = limits::SESSION_EXPIRY.as_micros() as u64;
         while let Some(&(heard, oldest)) = self.by_heard.first()
-            && heard.0.saturating_add(expiry_us) < now.0
+            && let Some(session) = self.clients.get(&oldest)
+            && session.heard_us + expiry_us < now_us
         {
             self.forget_client(heard, oldest, hash);
         }
@@ -141,6 +157,7 @@ impl Sessions {
             hash.subtract(session.head_hash(client));
         }
         session.heard = now;
+        session.heard_us = now_us;
         hash.add(session.head_hash(client));
         self.by_heard.insert((now, client));
         self.dirty.insert(client);
@@ -184,7 +201,7 @@ impl Sessions {
 const HASH_HEAD: u64 = 1;
 const HASH_REPLY: u64 = 2;
 
-const HEAD_BYTES: usize = 16;
+const HEAD_BYTES: usize = 24;
 const REPLY_BYTES: usize = 16;
 
 impl Session {
@@ -207,14 +224,16 @@ impl Session {
     }
 
     fn head_hash(&self, client: ClientId) -> u64 {
-        words_hash(HASH_HEAD, &[client.0, self.heard.0 as u64, self.answered_below])
+        let heard = self.heard.0 as u64;
+        words_hash(HASH_HEAD, &[client.0, heard, self.heard_us, self.answered_below])
     }
 
-    /// `heard i64 | answered below u64`, then for each reply `sequence u64 | timestamp i64`, in order of
+    /// `heard i64 | heard by the sessions' clock u64 | answered below u64`, then for each reply `sequence u64 | timestamp i64`, in order of
     /// sequence, little-endian.
     fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(HEAD_BYTES + self.replies.len() * REPLY_BYTES);
         out.put_i64_le(self.heard.0);
+        out.put_u64_le(self.heard_us);
         out.put_u64_le(self.answered_below);
         for (sequence, timestamp) in &self.replies {
             out.put_u64_le(*sequence);
@@ -233,6 +252,7 @@ impl Session {
         };
         Some(Session {
             heard: Timestamp(head.get_i64_le()),
+            heard_us: head.get_u64_le(),
             answered_below: head.get_u64_le(),
             replies: replies.iter().map(decode_reply).collect(),
         })
@@ -305,19 +325,44 @@ mod tests {
         assert_eq!(hash, hash_from_scratch(&sessions));
     }
 
+    /// Lets the sessions' clock run for as long as a session lives, by writes of another client; the
+    /// timestamp of the last one.
+    fn live_on(sessions: &mut Sessions, hash: &mut StateHash, from: i64, client: u64) -> i64 {
+        let step = limits::SESSION_CLOCK_STEP_MAX.as_micros() as i64;
+        let steps = limits::SESSION_EXPIRY.as_micros() as i64 / step;
+        for number in 1..=steps {
+            let sequence = number as u64;
+            apply(sessions, hash, request(client, sequence, sequence), from + number * step);
+        }
+        from + steps * step
+    }
+
     #[test]
-    fn a_silent_client_is_forgotten_by_the_logs_time() {
-        let expiry = limits::SESSION_EXPIRY.as_micros() as i64;
+    fn a_silent_client_is_forgotten_in_the_end() {
         let (mut sessions, mut hash) = Default::default();
         apply(&mut sessions, &mut hash, request(1, 1, 1), 10);
         apply(&mut sessions, &mut hash, request(2, 1, 1), 20);
-        apply(&mut sessions, &mut hash, request(3, 1, 1), 10 + expiry);
+        let now = live_on(&mut sessions, &mut hash, 10, 3);
         assert_eq!(sessions.clients.len(), 3, "the last moment counts");
-        apply(&mut sessions, &mut hash, request(3, 2, 1), 11 + expiry);
+        apply(&mut sessions, &mut hash, request(3, 1_000, 1_000), now + 1);
         assert_eq!(sessions.clients.len(), 2);
         assert_eq!(hash, hash_from_scratch(&sessions));
-        let again = apply(&mut sessions, &mut hash, request(1, 1, 1), 12 + expiry);
-        assert_eq!(again, Some(Timestamp(12 + expiry)));
+        let again = apply(&mut sessions, &mut hash, request(1, 1, 1), now + 2);
+        assert_eq!(again, Some(Timestamp(now + 2)));
+    }
+
+    /// The simulation found it: a leader whose clock was an hour ahead made all sessions old at once, and
+    /// a write that was being retried was applied twice.
+    #[test]
+    fn a_clock_that_leaps_makes_no_retry_new() {
+        let (mut sessions, mut hash) = Default::default();
+        assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(Timestamp(10)));
+        for days in 1..50 {
+            let now = days * 86_400_000_000;
+            assert!(apply(&mut sessions, &mut hash, request(2, 1, 1), now).is_some());
+        }
+        let late = apply(&mut sessions, &mut hash, request(1, 1, 1), 50 * 86_400_000_000);
+        assert_eq!(late, Some(Timestamp(10)));
     }
 
     #[test]
@@ -397,8 +442,13 @@ mod tests {
         assert_eq!(stored, hash);
         assert_eq!(hash, hash_from_scratch(&loaded));
 
-        let forever = limits::SESSION_EXPIRY.as_micros() as i64 * 2;
-        apply(&mut sessions, &mut hash, request(9, 1, 1), forever);
+        let (mut other, mut other_hash) = (loaded, hash);
+        let now = live_on(&mut sessions, &mut hash, 1_000_000, 9);
+        apply(&mut sessions, &mut hash, request(9, 1_000, 1_000), now + 10_000_000);
+        // The clock comes back, too: whoever was restarted forgets the same clients at the same time.
+        live_on(&mut other, &mut other_hash, 1_000_000, 9);
+        apply(&mut other, &mut other_hash, request(9, 1_000, 1_000), now + 10_000_000);
+        assert_eq!((&other.clients, other_hash), (&sessions.clients, hash));
         let mut batch = WriteBatch::default();
         sessions.save(&mut batch);
         engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
