@@ -392,7 +392,16 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     assert!(3 * files.len() > limits::TRANSACTION_KEYS_MAX);
     let last = files.last().unwrap().clone();
     let member = |session| Member { peer: PeerId(1), session };
-    directory.join(member(1), address(1), files.clone()).unwrap();
+    let first = files[0].name.clone();
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| directory.join(member(1), address(1), files.clone()).unwrap());
+        // That is many writes; whoever finds one of the files finds all of them.
+        while !joining.is_finished() {
+            if !other.search(&first).unwrap().is_empty() {
+                assert_eq!(other.search(&last.name).unwrap().len(), 1);
+            }
+        }
+    });
     assert_eq!(other.search(&last.name).unwrap().len(), 1);
     assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
 
