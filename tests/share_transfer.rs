@@ -788,9 +788,6 @@ fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() 
         for id in 0..60 {
             client.ask(id, PeerRequest::Chunk { content, index: id % 2 });
         }
-        let placed = client.hear();
-        let chunk = PeerReply::Chunk { length: MIB as u32 };
-        assert_eq!(placed, Some(Message::ShareReply { id: 0, body: chunk }));
     }
     // Each has its place once it is answered: before that the late one could have come first.
     for client in &mut clients {
