@@ -789,16 +789,26 @@ fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() 
             client.ask(id, PeerRequest::Chunk { content, index: id % 2 });
         }
     }
-    // Each has its place once it is answered: before that the late one could have come first.
-    for client in &mut clients {
-        match client.hear() {
-            Some(Message::ShareReply { body: PeerReply::Chunk { .. }, .. }) => {}
+    let mut late = Client::greeted(&scene.server);
+    wait_until("the late one is told that all places are taken", || {
+        late.ask(7, PeerRequest::Chunk { content, index: 0 });
+        match late.hear() {
+            Some(Message::ShareReply { body: PeerReply::Denied { code, .. }, .. }) => {
+                assert_eq!(code, DenialCode::Busy);
+                true
+            }
+            // It came before the server had read what one of the others asked. That one, denied its
+            // place, asks again.
+            Some(Message::ShareReply { body: PeerReply::Chunk { length }, .. }) => {
+                late.raw(length as usize);
+                for client in &mut clients {
+                    client.ask(60, PeerRequest::Chunk { content, index: 0 });
+                }
+                false
+            }
             other => panic!("{other:?}"),
         }
-    }
-    let mut late = Client::greeted(&scene.server);
-    late.ask(7, PeerRequest::Chunk { content, index: 0 });
-    assert_eq!(late.denial(), (7, DenialCode::Busy));
+    });
     clients.truncate(places - 1);
     wait_until("a place is free", || {
         late.ask(8, PeerRequest::Chunk { content, index: 0 });
