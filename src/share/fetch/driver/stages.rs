@@ -1,0 +1,202 @@
+//! The stages of a download: the chunk hashes, what was kept of an earlier attempt, the file when it is
+//! whole.
+
+use std::sync::Arc;
+
+use super::super::api::{FetchError, Outcome, Phase};
+use super::super::hashes::{HashList, Step};
+use super::super::links::Question;
+use super::super::part::Before;
+use super::super::store::{Done, Job};
+use super::{Driver, Judged};
+use crate::limits;
+use crate::net::Net;
+use crate::share::content::{Manifest, chunk_count, chunk_len};
+use crate::share::offer::{Available, FileStamp, Offer};
+use crate::share::swarm::{DropReason, SourceId};
+use crate::share::types::ChunkHash;
+use crate::wire::share::PeerRequest;
+
+impl Driver {
+    /// Asks somebody for the chunk hashes, or somebody else when that one takes too long.
+    pub(super) fn ask_for_hashes(&mut self, net: &mut Net) {
+        if self.phase != Phase::Asking {
+            return;
+        }
+        if let Some(manifest) = HashList::without_asking(self.options.content, self.options.size) {
+            return self.know(net, manifest);
+        }
+        if self.list.asked().is_some() && !self.list.is_late(net.now()) {
+            return;
+        }
+        // The one after the one asked last, so that all have their turn.
+        let after = self.list.asked().map_or(0, |source| source.0 + 1);
+        let count = self.links.len();
+        let next = (after..after + count)
+            .map(|i| SourceId(i % count))
+            .find(|source| self.links[source.0].ready().is_some());
+        match next {
+            Some(source) => self.ask_hashes_of(net, source, 0),
+            None => self.list.give_up(),
+        }
+    }
+
+    fn ask_hashes_of(&mut self, net: &mut Net, source: SourceId, first: u64) {
+        if first == 0 {
+            self.list.ask(source, net.now());
+        }
+        let body = PeerRequest::Hashes { content: self.options.content, first };
+        self.list_request = self.ask(net, source, Question::Hashes, body);
+    }
+
+    pub(super) fn hashes(
+        &mut self,
+        net: &mut Net,
+        source: SourceId,
+        hashes: &[ChunkHash],
+    ) -> Judged {
+        match self.list.take(hashes, net.now()) {
+            Step::More(first) => {
+                self.hashes_at = self.elapsed(net);
+                self.ask_hashes_of(net, source, first);
+            }
+            Step::Whole(manifest) => self.know(net, manifest),
+            Step::Wrong => {
+                self.list.give_up();
+                return Err(DropReason::WrongBytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunk hashes are known: on to what was kept.
+    fn know(&mut self, net: &mut Net, manifest: Manifest) {
+        let manifest = Arc::new(manifest);
+        self.manifest = Some(Arc::clone(&manifest));
+        if let Some(partials) = &self.options.partials {
+            partials.insert(Offer {
+                manifest,
+                folder: Arc::new(self.options.to.clone()),
+                file: self.part.file_name(),
+                stamp: None,
+                available: Available::Partial(Arc::clone(&self.stored)),
+            });
+        }
+        self.phase = Phase::Checking;
+        if self.part.before() == Before::Nothing {
+            self.begin(net);
+        } else {
+            self.check_more(net);
+        }
+    }
+
+    /// Keeps the workers busy with checking.
+    fn check_more(&mut self, net: &mut Net) {
+        let chunks = chunk_count(self.options.size);
+        let Some(manifest) = self.manifest.clone() else {
+            return;
+        };
+        while self.check_next < chunks && self.workers.outstanding() <= limits::DOWNLOAD_WORKERS {
+            let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
+                return;
+            };
+            let (first, part) = (self.check_next, Arc::clone(&self.part));
+            let count = limits::CHECKS_PER_JOB_MAX.min(chunks - first);
+            self.check_next += count;
+            let manifest = Arc::clone(&manifest);
+            self.submit(net, Job::Check { first, count, buffer, manifest, part });
+        }
+    }
+
+    fn checked(&mut self, net: &mut Net, count: u64, good: &[u64]) {
+        self.checked += count;
+        for index in good {
+            self.stored.insert(*index);
+            self.kept_bytes += chunk_len(*index, self.options.size) as u64;
+        }
+        if self.checked < chunk_count(self.options.size) {
+            return self.check_more(net);
+        }
+        // Bytes of the right number, none of which belong to the content: somebody else's.
+        if self.part.before() == Before::Unmarked && self.kept_bytes == 0 {
+            let error = FetchError::ForeignPart(self.part.path().to_owned());
+            return self.end(net, Err(error));
+        }
+        self.begin(net);
+    }
+
+    fn begin(&mut self, net: &mut Net) {
+        self.phase = Phase::Fetching;
+        let now = self.elapsed(net);
+        self.swarm.begin(&self.stored.snapshot(), now);
+    }
+
+    // ---- chunks -----------------------------------------------------------------------------
+
+    pub(super) fn submit(&mut self, net: &mut Net, job: Job) {
+        if self.workers.submit(job).is_err() {
+            let reason = "its worker threads are gone".to_owned();
+            let error = FetchError::Internal { name: self.options.name.clone(), reason };
+            self.end(net, Err(error));
+        }
+    }
+
+    pub(super) fn done(&mut self, net: &mut Net, done: Done) {
+        match done {
+            Done::Checked { count, good } => self.checked(net, count, &good),
+            Done::Stored { source, index, outcome: Ok(good) } => {
+                if good {
+                    self.stored.insert(index);
+                }
+                self.swarm.checked(source, index, good);
+                if self.swarm.is_done() && self.phase == Phase::Fetching {
+                    self.phase = Phase::Finishing;
+                    let part = Arc::clone(&self.part);
+                    self.submit(net, Job::Finish { part });
+                }
+            }
+            Done::Allocated(Ok(_)) => {}
+            Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
+                let needed = self.options.size.saturating_sub(self.stored_bytes());
+                let error = self.part.write_error(error, needed);
+                self.end(net, Err(error));
+            }
+            Done::Finished(Ok(stamp)) => self.finished(net, stamp),
+            Done::Finished(Err(error)) => self.end(net, Err(error)),
+        }
+    }
+
+    fn finished(&mut self, net: &mut Net, stamp: FileStamp) {
+        let Some(manifest) = self.manifest.clone() else {
+            return;
+        };
+        if let Some(partials) = &self.options.partials {
+            partials.insert(Offer {
+                manifest: Arc::clone(&manifest),
+                folder: Arc::new(self.options.to.clone()),
+                file: self.options.name.as_str().to_owned(),
+                stamp: Some(stamp),
+                available: Available::Whole,
+            });
+        }
+        self.publish(net);
+        let outcome = Outcome {
+            path: self.part.whole_path().to_owned(),
+            manifest,
+            stamp,
+            fetched_bytes: self.fetched_bytes,
+            kept_bytes: self.kept_bytes,
+            already_there: false,
+        };
+        self.end(net, Ok(outcome));
+    }
+
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let chunks = self.stored.count();
+        // All chunks are of one length but the last.
+        let last = chunk_count(self.options.size).saturating_sub(1);
+        let short = limits::CHUNK_BYTES - chunk_len(last, self.options.size);
+        let missing = if self.stored.contains(last) { short as u64 } else { 0 };
+        (chunks * limits::CHUNK_BYTES as u64).saturating_sub(missing)
+    }
+}
