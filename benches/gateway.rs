@@ -4,7 +4,8 @@
 //! written before, and the calls made by the generated client, over one connection and over 64. Everything
 //! shares the machine. Criterion's times are per call of the whole load.
 //!
-//! `cargo bench --bench gateway`; add `-- --test` for a quick run of everything.
+//! `cargo bench --bench gateway`; add `-- --test` for a quick run of everything. `GATEWAY_ACK=majority`
+//! measures the acknowledgement rule that etcd has.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -65,7 +66,8 @@ struct Running {
 
 impl Running {
     fn start() -> Running {
-        let group = Group::start(3, &["--console", "off"]);
+        let ack = std::env::var("GATEWAY_ACK").unwrap_or_else(|_| "all".to_owned());
+        let group = Group::start(3, &["--console", "off", "--ack", &ack]);
         let (client, value) = (group.client(), [b'v'; VALUE_BYTES]);
         for first in (0..KEYS).step_by(FILL_KEYS) {
             let pairs = (first..first + FILL_KEYS as u64).map(|at| (key(at), value));

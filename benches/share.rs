@@ -22,8 +22,8 @@
 //! routes say so (`congctl`). Each table says which it was, as a socket says it. Where no namespace may be
 //! made, that is said instead.
 //!
-//! Not here is a BitTorrent client: `rqbit`, the fastest seen (640 MiB/s under bbr and 615 under cubic from
-//! three sources, by `DESIGN.md`), is in no distribution that the others are from, and needs a tracker.
+//! Not here is a BitTorrent client: `rqbit`, the fastest seen elsewhere (640 MiB/s under bbr and 615 under
+//! cubic from three sources), is in no distribution that the others are from, and needs a tracker.
 
 #[path = "../tests/share_support/shelf.rs"]
 mod shelf;
