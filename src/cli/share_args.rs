@@ -29,7 +29,8 @@ pub struct RegistryArgs {
     /// Keep the index in the store of these servers, so that several registries serve one index
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
     pub servers: Option<Vec<SocketAddr>>,
-    /// A peer unheard of for this long is not offered any more
+    /// A peer unheard of for this long is not offered any more; peers speak up every 5 seconds, so with
+    /// less they come and go
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub silence_timeout: Duration,
     /// Whether console lines are written
