@@ -143,12 +143,13 @@ impl Sessions {
     fn hear(&mut self, client: ClientId, now: Timestamp, hash: &mut StateHash) {
         let (last, last_us) = self.newest;
         let passed_us = u64::try_from(now.0.saturating_sub(last.0)).unwrap_or(0);
-        let now_us = last_us + passed_us.min(limits::SESSION_CLOCK_STEP_MAX.as_micros() as u64);
+        let now_us = last_us
+            .saturating_add(passed_us.min(limits::SESSION_CLOCK_STEP_MAX.as_micros() as u64));
         self.newest = (now, now_us);
         let expiry_us = limits::SESSION_EXPIRY.as_micros() as u64;
         while let Some(&(heard, oldest)) = self.by_heard.first()
             && let Some(session) = self.clients.get(&oldest)
-            && session.heard_us + expiry_us < now_us
+            && session.heard_us.saturating_add(expiry_us) < now_us
         {
             self.forget_client(heard, oldest, hash);
         }

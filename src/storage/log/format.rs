@@ -56,6 +56,10 @@ pub(super) struct SegmentHeader {
     pub hard_state: HardState,
 }
 
+/// Entries, batches and segments are counted from 1 and never come this far. A greater number, which no
+/// writer wrote, is refused where it is read, so that nothing behind that can overflow.
+pub(super) const NUMBER_MAX: u64 = 1 << 62;
+
 /// Why a segment header could not be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SegmentHeaderError {
@@ -111,6 +115,17 @@ impl SegmentHeader {
                 admitted: fields_left.get_u8() != 0,
             },
         })
+    }
+}
+
+impl SegmentHeader {
+    /// Whether its numbers are ones that a writer can have written.
+    pub fn is_plausible(&self) -> bool {
+        let counted = 1..NUMBER_MAX;
+        self.segment < NUMBER_MAX
+            && counted.contains(&self.first_index)
+            && self.first_batch < NUMBER_MAX
+            && self.hard_state.commit < NUMBER_MAX
     }
 }
 
@@ -353,6 +368,16 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(SegmentHeader::decode(&array(&damaged)).is_err(), "bit {bit}");
         }
+    }
+
+    /// Fuzzing found that a header with a right checksum and first index 0 stopped the process.
+    #[test]
+    fn a_segment_header_with_numbers_that_no_writer_wrote_is_not_plausible() {
+        assert!(segment().is_plausible());
+        assert!(!SegmentHeader { first_index: 0, ..segment() }.is_plausible());
+        assert!(!SegmentHeader { first_index: u64::MAX, ..segment() }.is_plausible());
+        assert!(!SegmentHeader { segment: u64::MAX, ..segment() }.is_plausible());
+        assert!(!SegmentHeader { first_batch: NUMBER_MAX, ..segment() }.is_plausible());
     }
 
     #[test]

@@ -152,6 +152,9 @@ fn read_header(
         None => Err(SegmentHeaderError::Damaged),
     };
     match header {
+        Ok(header) if header.segment == segment && !header.is_plausible() => {
+            Err(window.corrupt(0, "the segment header names entries that no log has"))
+        }
         Ok(header) if header.segment == segment => Ok(Some(header)),
         Ok(header) => {
             Err(LogError::WrongSegment { path: window.path.clone(), found: header.segment })

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::format::{FrameBuilder, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::format::{FrameBuilder, NUMBER_MAX, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::fs::{LogFile, LogFs};
 use super::{LogError, LogOptions};
 use crate::types::LogIndex;
@@ -21,7 +21,7 @@ pub(super) fn file_name(segment: u64) -> String {
 pub(super) fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let ours = digits.len() >= SEQUENCE_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
-    ours.then(|| digits.parse().ok()).flatten()
+    ours.then(|| digits.parse().ok()).flatten().filter(|segment| *segment < NUMBER_MAX)
 }
 
 /// The marker of a segment's frames, out of the log's salt.
