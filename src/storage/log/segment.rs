@@ -167,9 +167,10 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_foreign_ones_ignored() {
-        for segment in [1, 42, u64::MAX] {
+        for segment in [1, 42, NUMBER_MAX - 1] {
             assert_eq!(parse_file_name(&file_name(segment)), Some(segment));
         }
+        assert_eq!(parse_file_name(&file_name(NUMBER_MAX)), None, "no writer comes that far");
         assert!(file_name(9) < file_name(10));
         for foreign in ["", ".log", "1.log", "0000000000000001.tmp", "+000000000000001.log"] {
             assert_eq!(parse_file_name(foreign), None, "{foreign}");
