@@ -215,6 +215,11 @@ pub const LOG_CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default of `--in-sync-timeout`.
 pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
+/// Without a report from a log that owes one for this long (from the state machine, for twice as long) a server may not
+/// lead: it hands over, and steps down after as long again if nobody is better off. It is what a leader grants a
+/// follower before it drops it from the in-sync set, and leaves time for the next leader before
+/// `COMMIT_TIMEOUT`.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// A linearizable read's index is asked for again after this long.
 pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
 /// Replicas compare state hashes every so many entries.
@@ -416,6 +421,7 @@ const _: () = {
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
+    assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
 };

@@ -130,6 +130,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
     (text(), any::<[u64; 7]>(), role, option::of(text()), vec(text(), 0..4), any::<[u32; 2]>())
         .prop_map(|(address, numbers, role, leader, in_sync, connections)| ServerStatus {
             version: address.clone(),
+            warnings: in_sync.clone(),
             address,
             node: NodeId(numbers[0]),
             cluster: ClusterId(numbers[1]),

@@ -93,8 +93,13 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         writeln!(out, "{}", padded.collect::<Vec<_>>().join("  ").trim_end())?;
     }
-    if let Some(verdict) = verdict(rows, leader) {
-        writeln!(out, "\n{verdict}")?;
+    let warnings = rows.iter().flat_map(|row| {
+        let warnings = row.status.iter().flat_map(|status| &status.warnings);
+        warnings.map(|warning| format!("{}: {}", row.server, escape(warning.as_bytes())))
+    });
+    let sentences: Vec<String> = warnings.chain(verdict(rows, leader)).collect();
+    if !sentences.is_empty() {
+        writeln!(out, "\n{}", sentences.join("\n"))?;
     }
     Ok(())
 }
@@ -163,6 +168,7 @@ enum ServerJson<'a> {
         server_connections: u32,
         uptime_ms: u64,
         version: &'a str,
+        warnings: &'a [String],
     },
     Unreachable {
         address: String,
@@ -195,6 +201,7 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             server_connections: status.server_connections,
             uptime_ms: status.uptime_ms,
             version: &status.version,
+            warnings: &status.warnings,
         },
         Err(reason) => ServerJson::Unreachable { address, role: "unreachable", reason },
     }
@@ -223,6 +230,7 @@ mod tests {
             server_connections: 4,
             uptime_ms: 3_725_999,
             version: "0.1.0".to_owned(),
+            warnings: if at == 1 { vec!["its disk is slow".to_owned()] } else { Vec::new() },
         };
         let answers = [
             Ok(status(0, Role::Leader)),
@@ -244,6 +252,7 @@ address          role      term  commit   applied  in sync  connections  uptime
 127.0.0.1:10092  follower  12    1234567  1234560  no       7            1h 2m
 127.0.0.1:10093  unreachable: connection refused
 
+127.0.0.1:10092: its disk is slow
 writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once up, a server catches up by itself
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);

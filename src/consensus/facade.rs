@@ -101,6 +101,8 @@ pub struct Consensus {
     /// The admission is to be made durable.
     admission_unsaved: bool,
     applied: LogIndex,
+    /// Whether this server may lead; see `node::eligibility`.
+    may_lead: bool,
 }
 
 impl Consensus {
@@ -144,14 +146,42 @@ impl Consensus {
             admission,
             admission_unsaved: false,
             applied,
+            may_lead: true,
         })
     }
 
     /// One tick of the election clock.
     pub fn tick(&mut self) {
-        if self.may_campaign() {
+        if self.role() == Role::Leader || self.may_campaign() {
             self.raw.tick();
+        } else {
+            // Time passes all the same: as long as the library takes a leader for alive, by this count, it grants
+            // nobody else a vote.
+            self.raw.raft.election_elapsed += 1;
         }
+    }
+
+    /// Whether this server may lead. One that may not neither campaigns nor takes a leadership over; one that leads
+    /// goes on until it is told to hand over or to step down.
+    pub fn set_may_lead(&mut self, may_lead: bool) {
+        self.may_lead = may_lead;
+        if !may_lead && self.role() == Role::Candidate {
+            let term = self.term();
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
+    /// Stops leading without a successor, as a leader does that has lost its quorum.
+    pub fn step_down(&mut self) {
+        if self.role() == Role::Leader {
+            let term = self.term();
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
+    }
+
+    /// Whether a transfer of the leadership is under way; the library gives it up after an election time-out.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
     }
 
     /// At the group's birth, the named leader asks for votes without waiting for a time-out.
@@ -169,7 +199,7 @@ impl Consensus {
     fn may_campaign(&self) -> bool {
         // The library looks at entries that are not applied, and panics where a snapshot has taken
         // their place and is not applied yet.
-        if self.pipeline.is_installing() {
+        if self.pipeline.is_installing() || !self.may_lead {
             return false;
         }
         self.admission.is_admitted()

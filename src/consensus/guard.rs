@@ -128,7 +128,7 @@ pub(super) fn check(
                 return Err(too_much);
             }
         }
-        RaftBody::VoteReply { .. } => {
+        RaftBody::VoteReply { pre: false, .. } => {
             // Our request leaves only when everything before it is durable, so a correct answer
             // cannot come earlier; believing a forged one would make an undurable leader.
             if !known.all_durable {
@@ -140,7 +140,10 @@ pub(super) fn check(
                 return Ok(Verdict::Ignore);
             }
         }
-        RaftBody::HeartbeatReply { .. } | RaftBody::Vote { .. } => {}
+        // Nothing of a rehearsal waits for a disk, nor does winning one make a leader.
+        RaftBody::VoteReply { pre: true, .. }
+        | RaftBody::HeartbeatReply { .. }
+        | RaftBody::Vote { .. } => {}
     }
     Ok(Verdict::Step(message))
 }

@@ -4,11 +4,11 @@
 //! apply. The rules, from its asynchronous interface:
 //! - `Storage` sees the entries before the step is acknowledged to the library;
 //! - a leader's messages go at once, so that its own disk and the followers' work side by side;
-//! - everybody else's messages promise something durable and wait until their step, and every step
-//!   before it, is durable;
+//! - everybody else's messages wait until their step, and every step before it, is durable;
 //! - steps become durable in order.
 //!
-//! Two additions. The hard state travels with every batch that has to be written anyway, so a mere
+//! Three additions. A message that promises nothing durable does not wait ([`promises`]): were a follower's answer to a
+//! heartbeat to wait for its disk, slow disks at the followers would depose a leader that is well. The hard state travels with every batch that has to be written anyway, so a mere
 //! change of the commit index never costs a write. And a leader whose log was empty keeps its first
 //! messages back like anybody else: [`super::admission`] rests on that.
 
@@ -163,10 +163,11 @@ impl Pipeline {
             });
             let mut held = ready.take_persisted_messages();
             if self.first_entry != FirstEntry::Durable {
-                held.extend(immediate);
-            } else {
-                out.messages.extend(immediate.into_iter().filter_map(message_from_raft));
+                held.append(&mut immediate);
             }
+            let (held, promising_nothing): (Vec<_>, Vec<_>) = held.into_iter().partition(promises);
+            let at_once = immediate.into_iter().chain(promising_nothing);
+            out.messages.extend(at_once.filter_map(message_from_raft));
 
             if !ready.snapshot().is_empty()
                 && let Some(snapshot) = self.expected.take()
@@ -243,6 +244,33 @@ impl Pipeline {
         if let Some(ready) = last_ready {
             raw.on_persist_ready(ready);
         }
+    }
+}
+
+/// Whether a message of a server that does not lead (or whose log is empty) promises what it must still know after a
+/// crash. What every kind says:
+///
+/// - a vote that is granted, and the request for one, which is a vote for oneself: "I give this term's vote to nobody
+///   else". A promise, and the request also names a log that the sender claims to have;
+/// - a REPLICATION_OK: "I have stored the log up to this index". A promise, but for a refusal, which only helps the
+///   leader to find where the logs part, and for index 0, which a server of a later term answers to a deposed leader;
+/// - a vote that is refused, and everything about rehearsals of elections (pre-votes): nothing that binds anybody;
+/// - an answer to a heartbeat: "at this moment I follow you". Linearizable reads count it, and rightly: a server that
+///   had helped to elect a later leader *before* would know, because its vote was durable before it was sent; if it
+///   forgets this term and helps to elect one *afterwards*, the read began before that. That its sender is there is
+///   true as well, however slow its disk is;
+/// - a heartbeat of the first leader of all, which keeps its entries back: nothing.
+///
+/// A kind that is not named waits.
+fn promises(message: &RaftPb) -> bool {
+    match message.get_msg_type() {
+        MessageType::MsgHeartbeat
+        | MessageType::MsgHeartbeatResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse => false,
+        MessageType::MsgRequestVoteResponse => !message.reject,
+        MessageType::MsgAppendResponse => !message.reject && message.index > 0,
+        _ => true,
     }
 }
 

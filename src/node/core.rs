@@ -10,12 +10,13 @@ use std::time::Duration;
 use super::certainty::Certainty;
 use super::clock::HybridClock;
 use super::commit_news::CommitNews;
+use super::eligibility::{Departure, Eligibility, Ineligible};
 use super::hashes::StateHashes;
 use super::in_sync::InSync;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
-use super::{AppliedWrite, Input, Now, Output, RequestToken, UpkeepState};
+use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState};
 use crate::command::{Command, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
@@ -44,6 +45,9 @@ pub struct NodeConfig {
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed before its server drops out of the in-sync set.
     pub in_sync_timeout: Duration,
+    /// Without a report from a log that owes one for this long, or from a state machine for twice as long, this node
+    /// may not lead.
+    pub stall_timeout: Duration,
     /// Fixes the election time-out (in ticks, ≥ [`limits::ELECTION_TICKS`](crate::limits)) so that
     /// a simulation is deterministic; give each node its own. `None` draws one at random.
     pub election_ticks: Option<usize>,
@@ -100,6 +104,8 @@ pub struct NodeStatus {
     pub last_index: LogIndex,
     /// At the leader: the servers in sync, itself included. Empty elsewhere.
     pub in_sync: Vec<NodeId>,
+    /// Why this node may not lead; empty when it may.
+    pub ineligible: Vec<Ineligible>,
 }
 
 /// Why a node cannot start.
@@ -145,6 +151,7 @@ pub struct Node {
     /// At the leader of a newborn group: no write is ordered before every server has taken part, or
     /// before this time.
     pub(super) birth_until_us: Option<u64>,
+    pub(super) eligibility: Eligibility,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
     pub(super) chores: Chores,
@@ -200,6 +207,7 @@ impl Node {
             links: BTreeSet::new(),
             in_sync: None,
             birth_until_us: None,
+            eligibility: Eligibility::new(ticks(config.stall_timeout), applied.index),
             applied,
             hashes: StateHashes::default(),
             chores: Chores::new(config.upkeep, recovered.upkeep),
@@ -227,7 +235,10 @@ impl Node {
             Input::Peer { from, message } => self.peer_message(now, from, message, out),
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
-            Input::Persisted { number } => self.consensus.persisted(number, &mut self.effects),
+            Input::Persisted { number } => {
+                self.eligibility.persisted(number);
+                self.consensus.persisted(number, &mut self.effects);
+            }
             Input::Applied { outcomes, point, upkeep } => {
                 self.chores.applied(point.index, upkeep, now.monotonic_us);
                 self.applied(outcomes, point, out);
@@ -240,6 +251,10 @@ impl Node {
                 }
             }
             Input::Compacted { first_index } => self.consensus.compacted(first_index),
+            Input::Eligibility { reason, holds } => {
+                self.eligibility.set(reason, holds);
+                self.judge_eligibility(out);
+            }
             Input::Stop => {
                 if self.stopping == Stopping::No {
                     self.stopping = Stopping::Draining;
@@ -292,11 +307,14 @@ impl Node {
             applied: self.applied,
             last_index: self.consensus.last_index(),
             in_sync,
+            ineligible: self.eligibility.reasons().iter().copied().collect(),
         }
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
         let now_us = now.monotonic_us;
+        self.eligibility.tick();
+        self.judge_eligibility(out);
         self.consensus.tick();
         self.chores.tick();
         self.campaign_if_first();
@@ -312,6 +330,48 @@ impl Node {
         for read in self.reads.take_expired(now_us) {
             out.push(Output::Reply { token: read.token, reply: self.no_majority() });
         }
+    }
+
+    /// Looks whether this node may lead; if it leads and may not, it hands over or steps down.
+    fn judge_eligibility(&mut self, out: &mut Vec<Output>) {
+        for (reason, holds) in self.eligibility.look() {
+            let notice = match holds {
+                true => Notice::MayNotLead { reason },
+                false => Notice::MayLeadAgain { reason },
+            };
+            out.push(Output::Notice(notice));
+        }
+        // A group of one has nobody else: its server leads as well as it can.
+        let alone = self.config.nodes.len() == 1;
+        self.consensus.set_may_lead(alone || self.eligibility.reasons().is_empty());
+        let departure = self.eligibility.departure();
+        if alone || self.consensus.role() != Role::Leader || departure == Departure::Stay {
+            return;
+        }
+        if self.consensus.is_handing_over() {
+            return;
+        }
+        match self.successor() {
+            Some(successor) => {
+                self.eligibility.tried.insert(successor);
+                self.consensus.transfer_leadership(successor);
+            }
+            None if departure == Departure::Leave => self.consensus.step_down(),
+            None => {}
+        }
+    }
+
+    /// The follower to hand over to, of those not tried yet. It has stored what is committed; and more than this node
+    /// has, if it is this node's log that is stalled, or its own may be stalled as well.
+    fn successor(&self) -> Option<NodeId> {
+        let mut needed = self.consensus.commit();
+        if self.eligibility.reasons().contains(&Ineligible::LogStalled) {
+            let own = self.consensus.matched(self.config.node);
+            needed = needed.max(self.consensus.last_index().min(own + 1));
+        }
+        let untried = self.links.iter().filter(|peer| !self.eligibility.tried.contains(peer));
+        let able = untried.filter(|peer| self.consensus.matched(**peer) >= needed);
+        able.max_by_key(|peer| self.consensus.matched(**peer)).copied()
     }
 
     fn campaign_if_first(&mut self) {
@@ -380,6 +440,7 @@ impl Node {
 
     fn applied(&mut self, outcomes: Vec<AppliedWrite>, point: AppliedPoint, out: &mut Vec<Output>) {
         self.applied = point;
+        self.eligibility.applied(point.index);
         self.consensus.applied(point.index);
         self.clock.observe(point.timestamp);
         for write in outcomes {
@@ -508,4 +569,9 @@ pub(super) fn shutting_down() -> Reply {
 /// A limit as the core counts time.
 pub(super) fn micros(duration: Duration) -> u64 {
     duration.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+/// A limit in ticks of the core's clock.
+fn ticks(duration: Duration) -> u64 {
+    micros(duration) / micros(limits::TICK)
 }

@@ -15,6 +15,7 @@ mod certainty;
 mod clock;
 mod commit_news;
 pub mod core;
+pub mod eligibility;
 mod hashes;
 mod in_sync;
 mod peers;
@@ -29,6 +30,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use self::eligibility::Ineligible;
 use crate::command::WriteOutcome;
 use crate::types::{
     AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
@@ -135,6 +137,14 @@ pub enum Input {
     Compacted {
         /// The first index that is left.
         first_index: LogIndex,
+    },
+    /// The driver has found a reason why this node may not lead, or finds it no more. What the core can see itself
+    /// (a stalled disk) is not told to it.
+    Eligibility {
+        /// Which reason.
+        reason: Ineligible,
+        /// Whether it holds.
+        holds: bool,
     },
     /// Stop: refuse new writes, let the pending ones finish, hand the leadership over.
     Stop,
@@ -276,6 +286,16 @@ pub enum Notice {
         /// Which.
         peer: NodeId,
     },
+    /// This node may not lead while this reason holds; another server is to lead if it can.
+    MayNotLead {
+        /// Why.
+        reason: Ineligible,
+    },
+    /// A reason why this node may not lead holds no more.
+    MayLeadAgain {
+        /// What it was.
+        reason: Ineligible,
+    },
     /// This node's data directory was blank; it is up to date now and takes part in elections.
     Admitted,
     /// Two replicas hold different states at the same index. This must never happen.
@@ -310,6 +330,18 @@ impl std::fmt::Display for Notice {
                 )
             }
             Notice::InSync { peer } => write!(f, "server {peer} is in sync: writes wait for it"),
+            Notice::MayNotLead { reason } => {
+                write!(f, "this server leaves it to others to lead: {reason}")
+            }
+            Notice::MayLeadAgain { reason: Ineligible::LogStalled } => {
+                write!(f, "the disk under the log answers again: this server may lead")
+            }
+            Notice::MayLeadAgain { reason: Ineligible::ApplierStalled } => {
+                write!(f, "the disk under the store answers again: this server may lead")
+            }
+            Notice::MayLeadAgain { reason: Ineligible::StoreDamaged } => {
+                write!(f, "the store is whole again: this server may lead")
+            }
             Notice::Admitted => {
                 write!(f, "this server is up to date and takes part in elections")
             }

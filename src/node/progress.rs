@@ -244,8 +244,13 @@ impl Node {
         let before = |number| install.is_none_or(|i: InstallRequest| number < i.number);
         let (first, rest): (Vec<_>, Vec<_>) =
             effects.batches.drain(..).partition(|batch| before(batch.number));
+        for batch in first.iter().chain(&rest) {
+            self.eligibility.persist(batch.number);
+        }
         out.extend(first.into_iter().map(Output::Persist));
         if let Some(InstallRequest { number, snapshot, hard_state }) = install {
+            self.eligibility.persist(number);
+            self.eligibility.apply(snapshot.index);
             out.push(Output::InstallSnapshot { number, snapshot, hard_state });
         }
         out.extend(rest.into_iter().map(Output::Persist));
@@ -254,6 +259,7 @@ impl Node {
         }
         let answering = self.consensus.role() == Role::Leader;
         for entries in split_at_hashes(std::mem::take(&mut effects.committed)) {
+            entries.last().into_iter().for_each(|last| self.eligibility.apply(last.index));
             out.push(Output::Apply { entries, answering });
         }
         for fetch in effects.fetches.drain(..) {

@@ -35,6 +35,7 @@ impl Group {
                 first_leader: NodeId(size),
                 ack,
                 in_sync_timeout: Duration::from_secs(2),
+                stall_timeout: limits::STALL_TIMEOUT,
                 election_ticks: Some(15 + id.0 as usize),
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,

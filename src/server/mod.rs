@@ -242,6 +242,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         first_leader,
         ack: config.ack,
         in_sync_timeout: config.in_sync_timeout,
+        stall_timeout: limits::STALL_TIMEOUT,
         election_ticks: None,
         value_bytes_max: config.value_bytes_max,
         replication_delay: config.replication_delay,

@@ -9,6 +9,7 @@ use super::service::StoreService;
 use super::work::{Job, ReadJob};
 use crate::limits;
 use crate::net::{ConnectionId, Net};
+use crate::node::eligibility::Ineligible;
 use crate::node::{Input, RequestToken};
 use crate::types::NodeId;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
@@ -121,7 +122,16 @@ impl StoreService {
             server_connections: self.links.iter().map(Link::connections).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            warnings: self.warnings(&status.ineligible),
         }
+    }
+
+    /// What is wrong here, for whoever asks for the status.
+    fn warnings(&self, ineligible: &[Ineligible]) -> Vec<String> {
+        ineligible
+            .iter()
+            .map(|reason| format!("it leaves it to others to lead: {reason}"))
+            .collect()
     }
 
     /// Reads that came early are answered now, whatever is applied.

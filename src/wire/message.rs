@@ -403,6 +403,8 @@ pub struct ServerStatus {
     pub uptime_ms: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
+    /// What is wrong at this server and what to do about it, a sentence each; empty when all is well.
+    pub warnings: Vec<String>,
 }
 
 /// A server's part in the group.

@@ -406,6 +406,7 @@ impl World {
             first_leader: node_id(self.setup.first_leader),
             ack: self.setup.ack,
             in_sync_timeout: self.setup.in_sync_timeout,
+            stall_timeout: self.setup.stall_timeout,
             election_ticks: Some(election_ticks),
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
             replication_delay: self.setup.replication_delay[server],

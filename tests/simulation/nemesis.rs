@@ -26,6 +26,10 @@ pub enum Fault {
     BadNetwork,
     /// One disk gets slow.
     SlowDisk,
+    /// Every disk but one gets slow.
+    SlowDisks,
+    /// One disk hangs: under the log, under the store, or under both.
+    HungDisk,
     /// One wall clock jumps.
     ClockJump,
     /// One data directory is lost.
@@ -38,7 +42,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Crash,
         Fault::CrashTwo,
         Fault::Pause,
@@ -47,6 +51,8 @@ impl Fault {
         Fault::Reset,
         Fault::BadNetwork,
         Fault::SlowDisk,
+        Fault::SlowDisks,
+        Fault::HungDisk,
         Fault::ClockJump,
         Fault::Wipe,
         Fault::Stop,
@@ -143,6 +149,20 @@ impl World {
                 self.after(duration_us, Event::Mend(Mend::Disk { server: victim }));
                 Ok(())
             }
+            Fault::SlowDisks => {
+                for server in (0..self.servers.len()).filter(|server| *server != victim) {
+                    self.servers[server].sync_us_max = self.rng.range(5 * MILLISECOND..=SECOND);
+                    let duration_us = self.rng.range(100 * MILLISECOND..=4 * SECOND);
+                    self.after(duration_us, Event::Mend(Mend::Disk { server }));
+                }
+                Ok(())
+            }
+            Fault::HungDisk => {
+                let duration_us = self.rng.range(100 * MILLISECOND..=8 * SECOND);
+                let (log, store) = self.rng.pick(&[(true, true), (true, false), (false, true)]);
+                self.hang_disk(victim, duration_us, log, store);
+                Ok(())
+            }
             Fault::ClockJump => {
                 // Further than sessions live.
                 let far_us = 2 * limits::SESSION_EXPIRY.as_micros() as i64;
@@ -161,6 +181,24 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// A disk does not answer for a while.
+    pub fn hang_disk(&mut self, server: usize, duration_us: u64, log: bool, store: bool) {
+        let until_us = self.now_us + duration_us;
+        let state = &mut self.servers[server];
+        if log {
+            state.log_hung_until_us = state.log_hung_until_us.max(until_us);
+        }
+        if store {
+            state.store_hung_until_us = state.store_hung_until_us.max(until_us);
+        }
+    }
+
+    /// A disk that hung answers again.
+    pub fn mend_disk(&mut self, server: usize) {
+        self.servers[server].log_hung_until_us = 0;
+        self.servers[server].store_hung_until_us = 0;
     }
 
     /// Another server; the same one in a group of one.
@@ -262,6 +300,7 @@ impl World {
         self.heal_partitions();
         self.set_quality(self.setup.quality);
         for server in 0..self.servers.len() {
+            self.mend_disk(server);
             self.servers[server].sync_us_max = self.setup.sync_us_max;
             self.after(MILLISECOND, Event::Start { server });
         }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use acervo::limits;
 use acervo::node::core::AckPolicy;
-use acervo::node::{ConsoleEvent, Notice};
+use acervo::node::eligibility::Ineligible;
+use acervo::node::{ConsoleEvent, Input, Notice};
 use acervo::wire::message::{ErrorCode, Role};
 use bytes::Bytes;
 
@@ -397,5 +398,109 @@ fn every_kind_of_fault_strikes_in_a_campaign() {
     world.unleash(Fault::ALL.to_vec(), 300 * MILLISECOND);
     run_for(&mut world, 60 * SECOND);
     assert_eq!(world.nemesis.struck.len(), Fault::ALL.len());
+    close(world);
+}
+
+/// Waits until a server that is not `than` leads, and says which.
+fn led_by_another(world: &mut World, than: usize, limit_us: u64) -> usize {
+    let led = run_until(world, limit_us, |world| {
+        world.leader().is_some_and(|leader| leader != than)
+            && world.statuses().all(|(at, status)| at != than || status.role != Role::Leader)
+    });
+    assert!(led, "nobody takes over");
+    world.leader().unwrap()
+}
+
+/// A leader whose disk hung went on leading, and every write failed for as long as it did.
+#[test]
+fn a_leader_whose_disk_hangs_hands_over_and_stays_away_until_it_answers() {
+    let stall_us = limits::STALL_TIMEOUT.as_micros() as u64;
+    for (seed, log, store) in [(30, true, false), (31, false, true), (32, true, true)] {
+        for ack in [AckPolicy::All, AckPolicy::Majority] {
+            let mut world = group(Setup { ack, ..Setup::calm(seed) });
+            run_for(&mut world, SECOND);
+            world.hang_disk(0, 60 * SECOND, log, store);
+            let began_us = world.now_us;
+            let writes: Vec<usize> =
+                (0..20).map(|n| put(&mut world, n % 3, &n.to_string())).collect();
+            // The store has twice as long as the log.
+            let next = led_by_another(&mut world, 0, 2 * stall_us + 500 * MILLISECOND);
+            assert!(world.now_us - began_us > stall_us, "it gives up too soon");
+            // The rest is what a new leader waits for one that it takes for being in sync.
+            for write in writes {
+                answered_within(&mut world, write, limits::COMMIT_TIMEOUT.as_micros() as u64);
+            }
+            // Whatever becomes of the others, it does not lead.
+            let patience_us = 20 * SECOND;
+            world.pause(next, SECOND);
+            let waited_us = world.now_us + patience_us;
+            let led = run_until(&mut world, patience_us, |world| {
+                world.statuses().any(|(at, status)| at == 0 && status.role != Role::Follower)
+            });
+            assert!(!led && world.now_us == waited_us, "it campaigns though its disk hangs");
+            world.mend_disk(0);
+            let well = run_until(&mut world, SECOND, |world| {
+                world.statuses().all(|(_, status)| status.ineligible.is_empty())
+            });
+            assert!(well, "its disk answers and it says that it may not lead");
+            close(world);
+        }
+    }
+}
+
+#[test]
+fn a_leader_whose_store_is_damaged_hands_over_at_once_and_votes_on() {
+    let mut world = group(Setup::calm(33));
+    run_for(&mut world, SECOND);
+    let writes: Vec<usize> = (0..20).map(|n| put(&mut world, n % 3, &n.to_string())).collect();
+    run_for(&mut world, MILLISECOND);
+    let reason = Ineligible::StoreDamaged;
+    world.input(0, Input::Eligibility { reason, holds: true }).unwrap();
+    let second = led_by_another(&mut world, 0, 100 * MILLISECOND);
+    for write in writes {
+        answered_within(&mut world, write, SECOND);
+        assert_eq!(world.operations[write].errors, []);
+    }
+    // Its log is whole, so its vote counts: without it the third could not be elected.
+    world.crash(second).unwrap();
+    let third = led_by_another(&mut world, 0, 2 * SECOND);
+    assert_eq!(third, other_than(0, second));
+    // Alone with a server that is blank or away it would be the only one, and still is not elected.
+    world.crash(third).unwrap();
+    world.start(second).unwrap();
+    let behind = run_until(&mut world, 5 * SECOND, |world| world.leader() == Some(0));
+    assert!(!behind, "a damaged server leads");
+    world.input(0, Input::Eligibility { reason, holds: false }).unwrap();
+    close(world);
+}
+
+#[test]
+fn a_leader_that_may_not_lead_steps_down_though_nobody_can_take_over() {
+    let mut world = group(Setup::calm(34));
+    world.crash(1).unwrap();
+    world.crash(2).unwrap();
+    run_for(&mut world, 50 * MILLISECOND);
+    assert_eq!(world.leader(), Some(0));
+    let reason = Ineligible::StoreDamaged;
+    world.input(0, Input::Eligibility { reason, holds: true }).unwrap();
+    run_for(&mut world, 100 * MILLISECOND);
+    assert_eq!(world.leader(), None);
+    world.input(0, Input::Eligibility { reason, holds: false }).unwrap();
+    close(world);
+}
+
+/// One disk under all servers: nobody is better off, and an election would only be one more thing to wait for.
+#[test]
+fn a_stall_of_every_disk_at_once_deposes_nobody() {
+    let mut world = group(Setup::calm(35));
+    run_for(&mut world, SECOND);
+    let stall_us = limits::STALL_TIMEOUT.as_micros() as u64;
+    for server in 0..3 {
+        world.hang_disk(server, stall_us * 3 / 2, true, true);
+    }
+    let write = put(&mut world, 1, "v");
+    answered_within(&mut world, write, 2 * stall_us);
+    assert_eq!(world.leader(), Some(0));
+    assert_eq!(world.checker.terms_led(), 1);
     close(world);
 }

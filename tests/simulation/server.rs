@@ -36,6 +36,10 @@ pub struct Server {
     pub sync_us_max: u64,
     /// Until then nothing happens here.
     pub paused_until_us: u64,
+    /// Until then no sync of the log ends, and nothing is read from it.
+    pub log_hung_until_us: u64,
+    /// Until then the state machine applies nothing.
+    pub store_hung_until_us: u64,
     /// The running process; `None` while it is down.
     pub process: Option<Process>,
 }

@@ -41,6 +41,8 @@ pub struct Setup {
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed.
     pub in_sync_timeout: Duration,
+    /// How long a disk may owe and report nothing before its server may not lead.
+    pub stall_timeout: Duration,
     /// How links behave at first and again after every fault.
     pub quality: Quality,
     /// How late each server takes in what is replicated (SPEC A7).
@@ -71,6 +73,7 @@ impl Setup {
             first_leader: 0,
             ack: AckPolicy::All,
             in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
+            stall_timeout: limits::STALL_TIMEOUT,
             quality: Quality::GOOD,
             replication_delay: vec![Duration::ZERO; 3],
             sync_us_max: 400,
@@ -247,6 +250,13 @@ impl World {
                 return Ok(());
             }
         }
+        if let Some(until_us) = event.hung_until(&self.servers)
+            && until_us > self.now_us
+        {
+            // It may be mended sooner.
+            self.at(until_us.min(self.now_us + 20 * MILLISECOND), event);
+            return Ok(());
+        }
         if let Some((server, life)) = event.belongs_to()
             && self.servers[server].life != life
         {
@@ -302,6 +312,17 @@ impl Event {
             Event::Deliver { to, .. } => Some(*to),
             Event::LinkLost { from, .. } => Some(*from),
             other => other.belongs_to().map(|(server, _)| server),
+        }
+    }
+
+    /// Until when the disk that this waits for hangs.
+    fn hung_until(&self, servers: &[Server]) -> Option<u64> {
+        match *self {
+            Event::Synced { server, .. } => Some(servers[server].log_hung_until_us),
+            Event::ApplyDone { server, .. } => Some(servers[server].store_hung_until_us),
+            // The log is read from the same disk that it is written to.
+            Event::Fetched { server, .. } => Some(servers[server].log_hung_until_us),
+            _ => None,
         }
     }
 
