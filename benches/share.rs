@@ -53,7 +53,7 @@ struct Run {
     cpu_s: f64,
     receiver_mib: f64,
     sender_mib: f64,
-    absence_ms: f64,
+    stall_ms: f64,
 }
 
 /// What a process has used when it is done.
@@ -149,14 +149,14 @@ fn serve(path: &Path, limit_bytes_per_s: Option<u64>) -> Outcome<()> {
     let before = usage(std::process::id())?;
     println!("{} {} {}", server.address(), manifest.content(), before.cpu_s);
     std::io::stdin().read_to_end(&mut Vec::new())?;
-    println!("{}", server.status().absence_max.as_micros());
+    println!("{}", server.status().longest_stall.as_micros());
     Ok(())
 }
 
 fn fetch(to: &str, content: &str, size: &str, sources: &[&str]) -> Outcome<()> {
     let handle = start_fetch(to, content, size.parse()?, sources)?;
     let outcome = handle.wait_for(Duration::from_secs(600)).ok_or("too slow")??;
-    println!("{} {}", handle.progress().absence_max.as_micros(), outcome.fetched_bytes);
+    println!("{} {}", handle.progress().longest_stall.as_micros(), outcome.fetched_bytes);
     Ok(())
 }
 
@@ -258,18 +258,18 @@ impl Sender {
         Ok(Sender { child, output, address, content, before_s: before.parse()? })
     }
 
-    /// Its usage since it was ready, and the longest absence of its loop in milliseconds.
+    /// Its usage since it was ready, and the longest stall of its loop in milliseconds.
     fn finish(mut self, reports: bool) -> Outcome<(Usage, f64)> {
         let mut used = usage(self.child.id())?;
         used.cpu_s -= self.before_s;
         drop(self.child.stdin.take());
-        let mut absence_ms = 0.0;
+        let mut stall_ms = 0.0;
         if reports {
             let mut line = String::new();
             self.output.read_line(&mut line)?;
-            absence_ms = line.trim().parse::<f64>()? / 1000.0;
+            stall_ms = line.trim().parse::<f64>()? / 1000.0;
         }
-        Ok((used, absence_ms))
+        Ok((used, stall_ms))
     }
 }
 
@@ -428,14 +428,14 @@ impl Stage {
             seconds,
             cpu_s: receiver.cpu_s,
             receiver_mib: receiver.peak_mib,
-            absence_ms: said.first().copied().unwrap_or_default() / 1000.0,
+            stall_ms: said.first().copied().unwrap_or_default() / 1000.0,
             ..Run::default()
         };
         for sender in senders {
-            let (used, absence_ms) = sender.finish(matches!(subject, Subject::Acervo { .. }))?;
+            let (used, stall_ms) = sender.finish(matches!(subject, Subject::Acervo { .. }))?;
             run.cpu_s += used.cpu_s;
             run.sender_mib = run.sender_mib.max(used.peak_mib);
-            run.absence_ms = run.absence_ms.max(absence_ms);
+            run.stall_ms = run.stall_ms.max(stall_ms);
         }
         Ok(run)
     }
@@ -568,7 +568,7 @@ fn measure(quick: bool) -> Outcome<()> {
                 median(runs, |run| run.cpu_s) / (mib / 1024.0),
                 median(runs, |run| run.receiver_mib),
                 median(runs, |run| run.sender_mib),
-                runs.iter().map(|run| run.absence_ms).fold(0.0, f64::max),
+                runs.iter().map(|run| run.stall_ms).fold(0.0, f64::max),
             );
         }
     }

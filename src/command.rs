@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
 use crate::types::{RequestId, Timestamp};
 
 /// A write as the client asked for it.
@@ -26,6 +27,7 @@ pub enum WriteOp {
     PutAll {
         /// Keys and values: as many as [`limits::TRANSACTION_KEYS_MAX`](crate::limits) and
         /// [`limits::TRANSACTION_BYTES_MAX`](crate::limits) allow.
+        #[serde(deserialize_with = "bounded::keys")]
         pairs: Vec<(Bytes, Bytes)>,
     },
     /// Remove every version of a key.
@@ -38,6 +40,7 @@ pub enum WriteOp {
     #[serde(rename = "DEL_ALL")]
     DelAll {
         /// The keys, limited as those of [`WriteOp::PutAll`].
+        #[serde(deserialize_with = "bounded::keys")]
         keys: Vec<Bytes>,
     },
     /// Remove every version of every key of a range.

@@ -55,6 +55,7 @@
 //! seed.
 
 pub mod bench;
+mod bounded;
 pub mod cli;
 pub mod client;
 pub mod command;

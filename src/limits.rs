@@ -115,6 +115,12 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
 
 // ---- event loop -----------------------------------------------------------------------------
 
+/// After this long in one stage of an iteration (reading, taking completions, writing) the loop goes on to
+/// the next one, and does what is left in the next iteration: so it looks at its sockets again soon,
+/// whatever clients send. What a stage does in one step is bounded by the limits on frames.
+pub const LOOP_STAGE_TIME: Duration = Duration::from_millis(2);
+/// Frames taken from one connection before the others get their turn.
+pub const FRAMES_PER_TURN_MAX: usize = 256;
 /// Connections an event loop has dialled and holds at once; one more fails to be dialled.
 pub const DIALLED_CONNECTIONS_MAX: usize = 256;
 /// Connections over the cap that are being told so at once; one more is closed without a word.
@@ -174,6 +180,8 @@ pub const ELECTION_TICKS: usize = 15;
 pub const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 512 * 1024;
+/// Entries of one replication message; a longer list ends the connection.
+pub const APPEND_ENTRIES_MAX: usize = 64 * 1024;
 /// Replication messages to one server that are not yet answered.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 128;
 /// Bytes proposed and not yet committed; past it writes are refused with `BUSY`.
@@ -417,6 +425,8 @@ const _: () = {
     assert!((VALUE_BYTES_MAX + KEY_BYTES_MAX) as u64 <= LOG_SEGMENT_BYTES / 2);
     assert!(LOG_GROUP_BYTES_MAX as u64 <= LOG_SEGMENT_BYTES / 4);
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+    // The consensus library counts eight bytes and more for an entry that is not empty.
+    assert!(APPEND_ENTRIES_MAX * 8 >= APPEND_BYTES_MAX as usize);
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());

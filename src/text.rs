@@ -187,7 +187,10 @@ pub fn read_line(input: &mut dyn BufRead) -> Result<Option<String>, LineError> {
 
 /// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
 pub(crate) fn sentence(reason: &str) -> String {
-    let mut sentence = escape(reason.as_bytes()).to_string();
+    // An escape is never shorter than what it stands for, so what lies beyond this many bytes of the
+    // reason cannot show: it is cut off before it is escaped, however long it is.
+    let shown = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX + 4)];
+    let mut sentence = escape(shown.as_bytes()).to_string();
     if sentence.len() > REASON_BYTES_MAX {
         sentence.truncate(sentence.floor_char_boundary(REASON_BYTES_MAX - 3));
         sentence.push_str("...");

@@ -579,6 +579,32 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
     witness.finish();
 }
 
+/// A frame of nine and a half megabytes of empty pairs: a request that breaks a limit is told so, and its
+/// connection goes on.
+#[test]
+fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
+    let (_group, address, witness) = one_server();
+    let mut raw = Raw::client(address);
+    let pairs = 1_900_000_u32;
+    let head = b"\x81\xa7REQUEST\x92\x07\x81\xa5WRITE\x93\x93\x01\x01\x01\x81\xa7PUT_ALL\x91\xdd";
+    let mut body = [&head[..], &pairs.to_be_bytes()].concat();
+    body.extend_from_slice(&[0x92, 0xc4, 0, 0xc4, 0].repeat(pairs as usize));
+    body.push(0xc2);
+    for _ in 0..3 {
+        raw.bytes(&frame(&body));
+        match raw.receive() {
+            Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
+                assert_eq!(error.code, ErrorCode::Invalid);
+                let said = "a list announces 1900000 elements and may have 131072: make it several requests";
+                assert_eq!(error.message, said);
+            }
+            other => panic!("no error but {other:?}"),
+        }
+    }
+    raw.assert_alive();
+    witness.finish();
+}
+
 #[test]
 fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
     let (group, third, witness) = two_servers_and_a_place();

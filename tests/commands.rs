@@ -526,9 +526,8 @@ fn status_describes_every_server() {
     assert_eq!(status.status, 0, "{}", status.err);
     let rows: Vec<Vec<&str>> =
         status.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    let header =
-        ["address", "role", "term", "commit", "applied", "in", "sync", "connections", "uptime"];
-    assert_eq!(rows[0], header);
+    let header = "address role term commit applied in sync connections longest stall uptime";
+    assert_eq!(rows[0].join(" "), header);
     let names: Vec<String> = group.addresses().iter().map(|a| a.to_string()).collect();
     for (row, (name, role)) in
         rows[1..].iter().zip(names.iter().zip(["leader", "follower", "follower"]))
@@ -551,7 +550,14 @@ fn status_describes_every_server() {
         assert_eq!(server["term"], leader["term"]);
         assert_eq!(server["cluster"], leader["cluster"]);
         assert_eq!(server["version"], json!(env!("CARGO_PKG_VERSION")));
-        for field in ["commit", "applied", "last_index", "client_connections", "uptime_ms"] {
+        for field in [
+            "commit",
+            "applied",
+            "last_index",
+            "client_connections",
+            "uptime_ms",
+            "longest_stall_us",
+        ] {
             assert!(server[field].is_u64(), "{field}: {server}");
         }
     }

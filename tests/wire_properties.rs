@@ -127,7 +127,7 @@ fn page_ok() -> impl Strategy<Value = Reply> {
 
 fn status() -> impl Strategy<Value = ServerStatus> {
     let role = prop_oneof![Just(Role::Leader), Just(Role::Follower), Just(Role::Candidate)];
-    (text(), any::<[u64; 7]>(), role, option::of(text()), vec(text(), 0..4), any::<[u32; 2]>())
+    (text(), any::<[u64; 8]>(), role, option::of(text()), vec(text(), 0..4), any::<[u32; 2]>())
         .prop_map(|(address, numbers, role, leader, in_sync, connections)| ServerStatus {
             version: address.clone(),
             warnings: in_sync.clone(),
@@ -145,6 +145,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
             client_connections: connections[0],
             server_connections: connections[1],
             uptime_ms: numbers[6],
+            longest_stall_us: numbers[7],
         })
 }
 
@@ -662,7 +663,68 @@ fn announced_sizes_without_the_bytes_are_errors() {
         (Vec::new(), 0xdf),                                   // a map of 2³¹ variants
     ] {
         let body = [&prefix[..], &[marker], &HUGE].concat();
-        assert!(matches!(codec::decode(&body), Err(CodecError::Decode(_))), "{body:x?}");
+        let error = codec::decode(&body).unwrap_err();
+        assert!(matches!(error, CodecError::Decode(_) | CodecError::TooMany(_)), "{body:x?}");
+    }
+}
+
+/// Counts what is read from it.
+struct Counting<'a> {
+    rest: &'a [u8],
+    read_bytes: usize,
+}
+
+impl std::io::Read for Counting<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let count = std::io::Read::read(&mut self.rest, out)?;
+        self.read_bytes += count;
+        Ok(count)
+    }
+}
+
+/// A list of `count` times `element` where a message has one, and how much of the message stands before it.
+fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let request = |body: &[u8]| [&opening("REQUEST")[..1 + 8], &[0x92, 7], body].concat();
+    let write = |op: &str| {
+        let op = [&opening(op)[..], &[0x91]].concat();
+        request(&[&opening("WRITE")[..], &[0x93, 0x93, 1, 1, 1], &op].concat())
+    };
+    let keys = [&opening("PAGE")[..], &[0x96], &opening("KEYS"), &[0x91]].concat();
+    let append = [
+        &opening("PEER")[..],
+        &opening("RAFT"),
+        &[0x94, 1, 1, 1],
+        &opening("REPLICATION"),
+        &[0x94, 0, 0, 0],
+    ]
+    .concat();
+    let rows = [&opening("REPLY")[..], &[0x92, 7], &opening("PAGE_OK"), &[0x94]].concat();
+    let heads = [
+        ("PUT_ALL", write("PUT_ALL")),
+        ("DEL_ALL", write("DEL_ALL")),
+        ("KEYS", request(&keys)),
+        ("REPLICATION", append),
+        ("PAGE_OK", rows),
+    ];
+    let list = [&[0xdd][..], &count.to_be_bytes(), &element.repeat(count as usize)].concat();
+    heads.map(|(name, head)| (name, [head, list.clone()].concat())).into()
+}
+
+/// Two million empty pairs fit a frame. They are refused for their number, which stands before them.
+#[test]
+fn a_list_that_is_too_long_is_refused_before_anything_of_it_is_read() {
+    let empty_pair = [0x92, 0xc4, 0, 0xc4, 0];
+    for (name, body) in lists(1_900_000, &empty_pair) {
+        let mut reader = Counting { rest: &body, read_bytes: 0 };
+        let error = rmp_serde::from_read::<_, Message>(&mut reader).unwrap_err().to_string();
+        assert!(error.contains("a list announces 1900000 elements"), "{name}: {error}");
+        assert!(reader.read_bytes < 64, "{name}: {} bytes were read", reader.read_bytes);
+        match codec::decode(&body) {
+            Err(CodecError::TooMany(reason)) => assert!(reason.len() < 100, "{name}: {reason}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        let id = matches!(name, "PUT_ALL" | "DEL_ALL" | "KEYS").then_some(7);
+        assert_eq!(codec::request_id(&body), id, "{name}");
     }
 }
 

@@ -47,8 +47,17 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-const HEADERS: [&str; 8] =
-    ["address", "role", "term", "commit", "applied", "in sync", "connections", "uptime"];
+const HEADERS: [&str; 9] = [
+    "address",
+    "role",
+    "term",
+    "commit",
+    "applied",
+    "in sync",
+    "connections",
+    "longest stall",
+    "uptime",
+];
 
 /// Prints the table. `in sync` is what the leader says of each server; `-` when no leader answered.
 pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
@@ -71,6 +80,7 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
                 status.applied.to_string(),
                 in_sync(&row.server).to_owned(),
                 (status.client_connections + status.server_connections).to_string(),
+                format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
                 uptime(status.uptime_ms),
             ],
             Err(reason) => {
@@ -167,6 +177,7 @@ enum ServerJson<'a> {
         client_connections: u32,
         server_connections: u32,
         uptime_ms: u64,
+        longest_stall_us: u64,
         version: &'a str,
         warnings: &'a [String],
     },
@@ -200,6 +211,7 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             client_connections: status.client_connections,
             server_connections: status.server_connections,
             uptime_ms: status.uptime_ms,
+            longest_stall_us: status.longest_stall_us,
             version: &status.version,
             warnings: &status.warnings,
         },
@@ -229,6 +241,7 @@ mod tests {
             client_connections: 3,
             server_connections: 4,
             uptime_ms: 3_725_999,
+            longest_stall_us: 2_345,
             version: "0.1.0".to_owned(),
             warnings: if at == 1 { vec!["its disk is slow".to_owned()] } else { Vec::new() },
         };
@@ -247,9 +260,9 @@ mod tests {
         let mut out = Vec::new();
         print_table(&mut out, &rows()).unwrap();
         let expected = "\
-address          role      term  commit   applied  in sync  connections  uptime
-127.0.0.1:10091  leader    12    1234567  1234560  yes      7            1h 2m
-127.0.0.1:10092  follower  12    1234567  1234560  no       7            1h 2m
+address          role      term  commit   applied  in sync  connections  longest stall  uptime
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         1h 2m
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         1h 2m
 127.0.0.1:10093  unreachable: connection refused
 
 127.0.0.1:10092: its disk is slow

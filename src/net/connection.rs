@@ -132,6 +132,10 @@ pub(super) struct Connection {
     pub(super) writable: bool,
     /// The end of the other side's stream is near: a short read does not mean "no more".
     pub(super) end_announced: bool,
+    /// Its turns come before those of others, and whatever they take.
+    pub(super) urgent: bool,
+    /// Its last turn may have left whole frames behind.
+    pub(super) frames_left: bool,
     /// The service wants no frames for now.
     pub(super) paused: bool,
     /// Waits for a turn; kept so that it is in the list once.
@@ -184,7 +188,7 @@ impl Connection {
     pub(super) fn wants_turn(&self) -> bool {
         match self.phase {
             Phase::Connecting => self.writable,
-            Phase::Open => self.readable && self.wants_read(),
+            Phase::Open => (self.readable || self.frames_left) && self.wants_read(),
             Phase::Flushing => false,
             Phase::Lingering => self.readable,
         }

@@ -103,7 +103,7 @@ impl EventLoop {
     /// Sleeps until there is something to do, then takes note of what the system says. The
     /// answer is whether a wake handle was used.
     fn wait(&mut self) -> Result<bool, LoopError> {
-        self.net.absence_max = self.net.absence_max.max(self.net.now.elapsed());
+        self.net.longest_stall = self.net.longest_stall.max(self.net.now.elapsed());
         let mut timeout = self.time_to_sleep();
         if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
             timeout = Some(Duration::ZERO);
@@ -115,7 +115,7 @@ impl EventLoop {
         }
         self.net.now = Instant::now();
         // Taken at once, so that further wakes of a busy loop cost no system call.
-        let woken = self.wake.take();
+        let woken = self.wake.take() | std::mem::take(&mut self.net.wake_again);
         for event in &self.events {
             match event.token() {
                 // The notice is in the wake source; the event has only ended the sleep.
@@ -135,6 +135,7 @@ impl EventLoop {
         if !net.ready.is_empty()
             || !net.dirty.is_empty()
             || !net.notices.is_empty()
+            || net.wake_again
             || (can_accept && self.gate.is_open(now))
         {
             return Some(Duration::ZERO);
@@ -202,10 +203,12 @@ impl EventLoop {
         self.tell_notices(service);
     }
 
-    /// Gives every scheduled connection one turn. Those it schedules again come in the next round.
+    /// Gives every scheduled connection one turn, as far as the time of this stage goes. Those it schedules
+    /// again come in the next round, after those that were not reached.
     fn give_turns<S: Service>(&mut self, service: &mut S) {
-        let mut round = std::mem::take(&mut self.net.ready);
-        for id in round.drain(..) {
+        let until = Instant::now() + self.net.config.stage_time;
+        let mut round = self.net.ready.take_round();
+        while let Some(id) = round.next(Some(until)) {
             let Some(connection) = self.net.connections.get_mut(id) else {
                 continue;
             };
@@ -218,10 +221,7 @@ impl EventLoop {
             }
             self.tell_notices(service);
         }
-        // Nothing new to do: keep the list's memory for the next round.
-        if self.net.ready.is_empty() {
-            self.net.ready = round;
-        }
+        self.net.ready.give_back(round);
     }
 
     fn finish_dial<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
@@ -263,6 +263,7 @@ impl EventLoop {
         let Some(connection) = self.net.connections.get_mut(id) else {
             return;
         };
+        connection.frames_left = false;
         // Taken out so that a frame can be lent to the service together with the rest of the loop.
         let mut deframer = std::mem::take(&mut connection.deframer);
         let ended = self.read_with(service, id, &mut deframer);
@@ -290,8 +291,15 @@ impl EventLoop {
         deframer: &mut Deframer,
     ) -> Result<(), CloseReason> {
         let mut budget = self.net.config.read_budget_bytes;
+        let mut frames = 0;
         loop {
             loop {
+                if frames == limits::FRAMES_PER_TURN_MAX {
+                    if let Some(connection) = self.net.connections.get_mut(id) {
+                        connection.frames_left = true;
+                    }
+                    return Ok(());
+                }
                 match self.net.connections.get_mut(id) {
                     Some(connection) if connection.wants_read() => {
                         deframer.set_cap(connection.frame_cap);
@@ -310,6 +318,7 @@ impl EventLoop {
                     _ => return Ok(()),
                 }
                 let Some(frame) = deframer.next_frame()? else { break };
+                frames += 1;
                 if let Some(connection) = self.net.connections.get_mut(id) {
                     connection.frame_since = None;
                 }
@@ -448,13 +457,14 @@ impl EventLoop {
     }
 
     fn flush_dirty(&mut self) {
-        let mut round = std::mem::take(&mut self.net.dirty);
-        for id in round.drain(..) {
+        // When too much waits, everybody who reads is to have shown it before somebody is closed.
+        let hurried = !self.net.holds_too_much();
+        let until = hurried.then(|| Instant::now() + self.net.config.stage_time);
+        let mut round = self.net.dirty.take_round();
+        while let Some(id) = round.next(until) {
             self.net.flush(id);
         }
-        if self.net.dirty.is_empty() {
-            self.net.dirty = round;
-        }
+        self.net.dirty.give_back(round);
     }
 
     /// Writes what is queued and closes every connection, within the time a closing one may take.
@@ -474,7 +484,8 @@ impl EventLoop {
             self.next_tick = deadline;
             self.next_sweep = deadline;
             self.wait()?;
-            for id in std::mem::take(&mut self.net.ready) {
+            let mut round = self.net.ready.take_round();
+            while let Some(id) = round.next(None) {
                 if let Some(connection) = self.net.connections.get_mut(id) {
                     connection.scheduled = false;
                     if connection.phase == Phase::Lingering {

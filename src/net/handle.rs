@@ -27,6 +27,61 @@ pub enum SendError {
     Gone,
 }
 
+/// Connections that wait for their turn, urgent ones apart.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) urgent: Vec<ConnectionId>,
+    pub(super) others: Vec<ConnectionId>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.urgent.is_empty() && self.others.is_empty()
+    }
+
+    fn push(&mut self, id: ConnectionId, urgent: bool) {
+        if urgent { self.urgent.push(id) } else { self.others.push(id) }
+    }
+
+    /// Takes everything, to go round once.
+    pub(super) fn take_round(&mut self) -> Round {
+        let urgent = self.urgent.len();
+        let mut all = std::mem::take(&mut self.others);
+        all.splice(..0, self.urgent.drain(..));
+        Round { all, next: 0, urgent }
+    }
+
+    /// Puts back what was not reached, before what has come since.
+    pub(super) fn give_back(&mut self, round: Round) {
+        let mut rest = round.all;
+        rest.drain(..round.next);
+        if self.others.is_empty() || !rest.is_empty() {
+            rest.append(&mut self.others);
+            self.others = rest;
+        }
+    }
+}
+
+/// One round of turns.
+pub(super) struct Round {
+    all: Vec<ConnectionId>,
+    next: usize,
+    urgent: usize,
+}
+
+impl Round {
+    /// The next one, unless it may wait and the time is up.
+    pub(super) fn next(&mut self, until: Option<Instant>) -> Option<ConnectionId> {
+        let id = *self.all.get(self.next)?;
+        let may_wait = self.next >= self.urgent;
+        if may_wait && until.is_some_and(|until| Instant::now() >= until) {
+            return None;
+        }
+        self.next += 1;
+        Some(id)
+    }
+}
+
 /// Something to tell the service once its present callback has returned.
 pub(super) enum Notice {
     Closed(ConnectionId, CloseReason),
@@ -45,9 +100,11 @@ pub struct Net {
     pub(super) connections: Connections,
     pub(super) now: Instant,
     /// Connections to give a turn.
-    pub(super) ready: Vec<ConnectionId>,
+    pub(super) ready: Waiting,
     /// Connections with something to write.
-    pub(super) dirty: Vec<ConnectionId>,
+    pub(super) dirty: Waiting,
+    /// The service has left completions behind.
+    pub(super) wake_again: bool,
     pub(super) notices: Vec<Notice>,
     /// Bytes held in the queues of accepted connections, all together.
     accepted_held_bytes: usize,
@@ -56,7 +113,7 @@ pub struct Net {
     pub(super) pool: SegmentPool,
     pub(super) exiting: bool,
     /// The longest that an iteration has taken.
-    pub(super) absence_max: Duration,
+    pub(super) longest_stall: Duration,
 }
 
 impl Net {
@@ -67,14 +124,15 @@ impl Net {
             listener: None,
             connections: Connections::default(),
             now: Instant::now(),
-            ready: Vec::new(),
-            dirty: Vec::new(),
+            ready: Waiting::default(),
+            dirty: Waiting::default(),
+            wake_again: false,
             notices: Vec::new(),
             accepted_held_bytes: 0,
             alarm: None,
             pool: SegmentPool::default(),
             exiting: false,
-            absence_max: Duration::ZERO,
+            longest_stall: Duration::ZERO,
         }
     }
 
@@ -152,9 +210,23 @@ impl Net {
         self.connections.get(id).map_or(0, |connection| connection.received_bytes)
     }
 
+    /// Gives this connection's turns before those of others, and without regard to the time that theirs
+    /// take: for the few that carry little and must not wait.
+    pub fn set_urgent(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.urgent = true;
+        }
+    }
+
+    /// Has [`Service::on_wake`](super::Service::on_wake) called in the next iteration again, before which the
+    /// loop does not sleep: for a service that leaves something behind so as not to take too long.
+    pub fn wake_again(&mut self) {
+        self.wake_again = true;
+    }
+
     /// The longest time so far between two looks at the sockets, sleep not counted.
-    pub fn absence_max(&self) -> Duration {
-        self.absence_max
+    pub fn longest_stall(&self) -> Duration {
+        self.longest_stall
     }
 
     /// Closes a connection now; what is queued for it is lost.
@@ -303,6 +375,8 @@ impl Net {
             // A fresh connection takes some bytes, or its first write says otherwise.
             writable: phase == Phase::Open,
             end_announced: false,
+            urgent: false,
+            frames_left: false,
             paused: false,
             scheduled: false,
             dirty: false,
@@ -326,7 +400,7 @@ impl Net {
             && !connection.scheduled
         {
             connection.scheduled = true;
-            self.ready.push(id);
+            self.ready.push(id, connection.urgent);
         }
     }
 
@@ -335,7 +409,7 @@ impl Net {
             && !connection.dirty
         {
             connection.dirty = true;
-            self.dirty.push(id);
+            self.dirty.push(id, connection.urgent);
         }
     }
 
@@ -405,11 +479,16 @@ impl Net {
         });
     }
 
+    /// Whether more waits for all accepted connections than may.
+    pub(super) fn holds_too_much(&self) -> bool {
+        self.accepted_held_bytes > self.config.accepted_send_bytes_max
+    }
+
     /// Closes slow readers until what waits for all accepted connections is within its limit. Called when
     /// everything that sockets would take has been written: who reads has little waiting then.
     pub(super) fn relieve(&mut self) {
         let max = self.config.accepted_send_bytes_max;
-        while self.accepted_held_bytes > max {
+        while self.holds_too_much() {
             let Some((id, held_bytes)) = self.slowest_reader() else { return };
             self.end(id, CloseReason::Crowded { held_bytes, max });
         }

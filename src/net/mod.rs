@@ -15,9 +15,12 @@
 //! 1. Sleep until a socket is ready, a [`WakeHandle`] is used, or a tick or deadline is due. The
 //!    monotonic clock is read once, here.
 //! 2. Accept a bounded number of connections, give every ready connection one bounded turn of
-//!    reading, then tell the service about wakes, ticks and expired deadlines.
+//!    reading, then tell the service about wakes, ticks and expired deadlines. Urgent connections come
+//!    first; the others as far as [`LoopConfig::stage_time`] goes, and those not reached come first in the
+//!    next iteration.
 //! 3. Call [`Service::before_sleep`], where a service does what it has gathered.
-//! 4. Write what was queued: one vectored write per connection, when the socket takes it.
+//! 4. Write what was queued: one vectored write per connection, when the socket takes it; likewise as far
+//!    as the time goes.
 //!
 //! Invariants:
 //!

@@ -100,6 +100,8 @@ pub struct LoopConfig {
     pub send_limits: SendLimits,
     /// Bytes that may wait for all accepted connections together; past it slow readers are closed.
     pub accepted_send_bytes_max: usize,
+    /// How long one stage of an iteration may take before the loop goes on to the next.
+    pub stage_time: Duration,
     /// Bytes read from a connection a turn.
     pub read_budget_bytes: usize,
     /// Bytes written to a connection a turn.
@@ -130,6 +132,7 @@ impl Default for LoopConfig {
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),
             accepted_send_bytes_max: limits::ACCEPTED_SEND_BYTES_MAX,
+            stage_time: limits::LOOP_STAGE_TIME,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
             write_budget_bytes: limits::WRITE_BUDGET_BYTES,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use super::early::EarlyRead;
 use super::get::ReadRequest;
 use super::links::Link;
-use super::service::StoreService;
+use super::service::{Kind, StoreService};
 use super::work::{Job, ReadJob};
 use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, RequestToken};
 use crate::types::NodeId;
+use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
 
@@ -28,6 +29,33 @@ impl StoreService {
             Message::Pong { .. } => {}
             _ => self.refuse(net, connection, "a client sends REQUEST and PING only".into()),
         }
+    }
+
+    /// A frame could not be decoded. A request whose list is too long has broken a limit and no rule: it
+    /// gets its answer, and the connection goes on.
+    pub(super) fn undecodable(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        frame: &[u8],
+        error: &CodecError,
+    ) {
+        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
+        let id = codec::request_id(frame).filter(|_| is_client);
+        let (Some(id), CodecError::TooMany(reason)) = (id, error) else {
+            return self.refuse(net, connection, error.to_string());
+        };
+        let Some(admission) = self.clients.begin(connection) else { return };
+        if admission.pause {
+            net.pause_reading(connection);
+        }
+        let invalid = ErrorReply {
+            code: ErrorCode::Invalid,
+            message: format!("{reason}: make it several requests"),
+            retry_after_ms: 0,
+        };
+        let token = RequestToken { connection: connection.to_u64(), request: id };
+        self.reply(net, token, Reply::Error(invalid));
     }
 
     pub(super) fn request(
@@ -121,6 +149,7 @@ impl StoreService {
             client_connections: self.clients.len() as u32,
             server_connections: self.links.iter().map(Link::connections).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
+            longest_stall_us: net.longest_stall().as_micros() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             warnings: self.warnings(&status.ineligible),
         }

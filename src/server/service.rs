@@ -395,7 +395,7 @@ impl Service for StoreService {
             (Err(error), Kind::Outbound(peer)) => {
                 return self.give_up_outbound(net, connection, peer, &error.to_string());
             }
-            (Err(error), _) => return self.refuse(net, connection, error.to_string()),
+            (Err(error), _) => return self.undecodable(net, connection, frame, &error),
         };
         match kind {
             Kind::Unknown => self.greeting(net, connection, message),
@@ -436,8 +436,13 @@ impl Service for StoreService {
     }
 
     fn on_wake(&mut self, net: &mut Net) {
+        let until = Instant::now() + limits::LOOP_STAGE_TIME;
         while let Ok(report) = self.parts.reports.try_recv() {
             self.report(net, report);
+            if Instant::now() >= until {
+                net.wake_again();
+                break;
+            }
         }
         while let Some(completion) = self.parts.pool.collect() {
             match completion {
@@ -458,6 +463,10 @@ impl Service for StoreService {
                     let steps = self.transfers.read(to, id, source, chunk);
                     self.take_steps(net, steps);
                 }
+            }
+            if Instant::now() >= until {
+                net.wake_again();
+                break;
             }
         }
         if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {

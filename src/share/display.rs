@@ -255,7 +255,7 @@ mod tests {
             kept_bytes: 0,
             fetched_bytes: 4 << 20,
             rate_bytes_per_s,
-            absence_max: Duration::ZERO,
+            longest_stall: Duration::ZERO,
             sources: vec![source(SourceState::Active), source(SourceState::Lost("x".to_owned()))],
         }
     }

@@ -9,6 +9,7 @@ use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 
 use super::message::Message;
+use crate::bounded;
 use crate::limits::{FRAME_HEADER_BYTES, MESSAGE_DEPTH_MAX};
 
 /// Why a message could not be encoded or decoded.
@@ -25,9 +26,12 @@ pub enum CodecError {
     /// The message cannot be put into MessagePack.
     #[error("the message cannot be encoded: {0}")]
     Encode(#[from] rmp_serde::encode::Error),
+    /// A list in the message is longer than such lists may be; nothing of it was read.
+    #[error("{0}")]
+    TooMany(String),
     /// The bytes are not a message.
     #[error("the frame does not hold a message: {0}")]
-    Decode(#[from] DecodeError),
+    Decode(#[source] DecodeError),
     /// A message, and then something else.
     #[error("the frame holds more than one message")]
     TrailingBytes,
@@ -61,6 +65,26 @@ fn encode_at(
     // The check above keeps the length within 32 bits.
     out[frame_start..body_start].copy_from_slice(&(bytes as u32).to_be_bytes());
     Ok(())
+}
+
+impl From<DecodeError> for CodecError {
+    fn from(error: DecodeError) -> CodecError {
+        match error {
+            DecodeError::Syntax(message) if message.starts_with(bounded::TOO_MANY) => {
+                CodecError::TooMany(message)
+            }
+            error => CodecError::Decode(error),
+        }
+    }
+}
+
+/// The id of a `REQUEST` of which perhaps nothing else can be decoded, so that its sender can be told.
+/// `None` when the body does not begin like one.
+pub fn request_id(body: &[u8]) -> Option<u64> {
+    // A map of one entry, a text of seven bytes, a list of two: the shortest forms, which senders
+    // keep to.
+    let rest = body.strip_prefix(b"\x81\xa7REQUEST\x92")?;
+    rmp_serde::from_read(rest).ok()
 }
 
 /// Decodes a frame's body.

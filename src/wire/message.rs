@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
+use crate::bounded;
 use crate::command::WriteOp;
 use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
@@ -225,7 +226,8 @@ pub enum PageOf {
     /// These keys, in this order, one row each whether they have a value or not.
     #[serde(rename = "KEYS")]
     Keys {
-        /// Which.
+        /// Which: at most [`limits::TRANSACTION_KEYS_MAX`](crate::limits::TRANSACTION_KEYS_MAX).
+        #[serde(deserialize_with = "bounded::keys")]
         keys: Vec<Bytes>,
     },
     /// The versions of a key up to `at`, newest first.
@@ -315,6 +317,7 @@ pub enum Reply {
     #[serde(rename = "PAGE_OK")]
     PageOk {
         /// The rows, in the order asked for.
+        #[serde(deserialize_with = "bounded::rows")]
         rows: Vec<Row>,
         /// For the next page, and for whoever wants to read this state again.
         at: Timestamp,
@@ -394,6 +397,7 @@ pub struct ServerStatus {
     /// The last index in its log.
     pub last_index: LogIndex,
     /// At the leader: the addresses of the servers in sync, itself included. Empty elsewhere.
+    #[serde(deserialize_with = "bounded::servers")]
     pub in_sync: Vec<String>,
     /// Open client connections.
     pub client_connections: u32,
@@ -401,6 +405,8 @@ pub struct ServerStatus {
     pub server_connections: u32,
     /// Time since the process started.
     pub uptime_ms: u64,
+    /// The longest time since then in which its event loop did not look at its sockets.
+    pub longest_stall_us: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
     /// What is wrong at this server and what to do about it, a sentence each; empty when all is well.
@@ -549,6 +555,7 @@ pub enum RaftBody {
         /// The leader's commit index.
         commit: LogIndex,
         /// Contiguous from `previous_index + 1`.
+        #[serde(deserialize_with = "bounded::entries")]
         entries: Vec<LogEntry>,
     },
     /// Stored durably up to `index`, or refused.

@@ -171,7 +171,7 @@ pub struct Progress {
     /// Bytes a second of late.
     pub rate_bytes_per_s: f64,
     /// The longest time that the event loop was away from its sockets.
-    pub absence_max: Duration,
+    pub longest_stall: Duration,
     /// Who is or was asked, in order of their addition.
     pub sources: Vec<SourceProgress>,
 }

@@ -434,7 +434,7 @@ impl Driver {
             kept_bytes: self.kept_bytes,
             fetched_bytes: self.fetched_bytes,
             rate_bytes_per_s: self.meter.rate(),
-            absence_max: net.absence_max(),
+            longest_stall: net.longest_stall(),
             sources: sources.collect(),
         };
         *self.shared.progress() = progress;

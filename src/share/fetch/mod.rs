@@ -106,7 +106,7 @@ impl Fetch {
                 kept_bytes: 0,
                 fetched_bytes: 0,
                 rate_bytes_per_s: 0.0,
-                absence_max: Duration::ZERO,
+                longest_stall: Duration::ZERO,
                 sources: Vec::new(),
             }),
             added: Mutex::new(options.sources.clone()),

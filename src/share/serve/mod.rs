@@ -63,7 +63,7 @@ pub struct ServeStatus {
     /// Bytes of them.
     pub bytes: u64,
     /// The longest time that the event loop was away from its sockets.
-    pub absence_max: Duration,
+    pub longest_stall: Duration,
 }
 
 /// A [`ServeStatus`] that one thread keeps up to date and others read.
@@ -72,7 +72,7 @@ struct Counters {
     peers: AtomicU64,
     chunks: AtomicU64,
     bytes: AtomicU64,
-    absence_us: AtomicU64,
+    longest_stall_us: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -129,7 +129,7 @@ impl Server {
             peers: read(&self.counters.peers),
             chunks: read(&self.counters.chunks),
             bytes: read(&self.counters.bytes),
-            absence_max: Duration::from_micros(read(&self.counters.absence_us)),
+            longest_stall: Duration::from_micros(read(&self.counters.longest_stall_us)),
         }
     }
 }

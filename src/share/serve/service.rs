@@ -544,8 +544,8 @@ impl Service for ShareService {
         self.read_ahead(net);
         self.send_chunks(net);
         // The loop is not away for longer than the process lives: far below 2⁶⁴ microseconds.
-        let absence_us = net.absence_max().as_micros() as u64;
-        self.counters.absence_us.store(absence_us, Ordering::Relaxed);
+        let longest_stall_us = net.longest_stall().as_micros() as u64;
+        self.counters.longest_stall_us.store(longest_stall_us, Ordering::Relaxed);
     }
 
     fn farewell(&mut self, id: ConnectionId, reason: &CloseReason) -> Vec<u8> {

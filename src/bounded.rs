@@ -1,0 +1,90 @@
+//! Lists whose announced length is checked before anything of them is read.
+//!
+//! MessagePack announces how many elements a list has. A frame of nine megabytes has room for two
+//! million empty pairs, and a decoder that visits them only to find that they are too many has
+//! spent a quarter of a second on a refusal. So every list that travels between clients and
+//! servers has a most, and one that announces more is refused at its header. A list that is within
+//! its bound may still be long: `server::decoding` sees to it that it is not read on the event
+//! loop.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+
+use crate::limits;
+
+/// How the error of a list that is too long begins, by which `wire::codec` knows it.
+pub(crate) const TOO_MANY: &str = "a list announces ";
+
+/// Elements for which memory is reserved before they have come: what is announced is not believed
+/// beyond this.
+const RESERVED_MAX: usize = 4096;
+
+struct List<T> {
+    most: usize,
+    element: PhantomData<T>,
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {} elements", self.most)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let most = self.most;
+        let announced = list.size_hint().unwrap_or(0);
+        let too_many = |count: usize| {
+            A::Error::custom(format_args!("{TOO_MANY}{count} elements and may have {most}"))
+        };
+        if announced > most {
+            return Err(too_many(announced));
+        }
+        let mut elements = Vec::with_capacity(announced.min(RESERVED_MAX));
+        while let Some(element) = list.next_element()? {
+            // Only a format that announces nothing gets here.
+            if elements.len() == most {
+                return Err(too_many(most + 1));
+            }
+            elements.push(element);
+        }
+        Ok(elements)
+    }
+}
+
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+    most: usize,
+) -> Result<Vec<T>, D::Error> {
+    deserializer.deserialize_seq(List { most, element: PhantomData })
+}
+
+/// The keys, or the keys and values, of one request.
+pub(crate) fn keys<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, limits::TRANSACTION_KEYS_MAX)
+}
+
+/// The rows of one page.
+pub(crate) fn rows<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, limits::PAGE_ROWS_MAX)
+}
+
+/// The entries of one REPLICATION.
+pub(crate) fn entries<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, limits::APPEND_ENTRIES_MAX)
+}
+
+/// The servers of a group.
+pub(crate) fn servers<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    list(deserializer, limits::SERVERS_MAX)
+}
