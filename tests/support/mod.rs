@@ -176,6 +176,15 @@ impl Group {
         self.servers[at].child = Some(command.spawn().unwrap());
     }
 
+    /// Whether server `at` was started and has not ended by itself. One that has can be started again.
+    pub fn is_running(&mut self, at: usize) -> bool {
+        let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
+        if self.servers[at].child.as_mut().is_some_and(ended) {
+            self.servers[at].child = None;
+        }
+        self.servers[at].child.is_some()
+    }
+
     pub fn pid(&self, at: usize) -> u32 {
         self.servers[at].child.as_ref().expect("the server runs").id()
     }
