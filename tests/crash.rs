@@ -13,7 +13,8 @@ use acervo::command::{Command, WriteOp};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
-use acervo::storage::log::{DiskLog, LogError, LogFs, LogOptions, RecoveredLog};
+use acervo::storage::files::Directory;
+use acervo::storage::log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::{Storage, assemble};
 use acervo::types::{

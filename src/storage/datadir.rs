@@ -4,11 +4,13 @@
 //! files. `IDENTITY` says whose directory it is. A directory that is not this server's is refused
 //! before anything in it is touched.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::log::sync_dir;
+use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::snapshot::DiskStaging;
 use crate::types::{ClusterId, NodeId};
 
@@ -22,8 +24,10 @@ const LOG: &str = "log";
 const STORE: &str = "store.redb";
 const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
 const SNAPSHOT_STAGED: &str = "snapshot.redb";
+/// What `mkfs` leaves at the root of a file system, which may be mounted as the data directory.
+const LOST_AND_FOUND: &str = "lost+found";
 const TITLE: &str = "acervo data directory";
-const IDENTITY_BYTES_MAX: u64 = 4096;
+const IDENTITY_BYTES_MAX: usize = 4096;
 
 /// Why a data directory is refused. Each is one sentence for the person who started the server.
 #[derive(Debug, thiserror::Error)]
@@ -112,13 +116,19 @@ pub enum DataDirError {
 }
 
 /// An open data directory, locked until dropped.
-#[derive(Debug)]
 pub struct DataDir {
+    directory: Arc<dyn Directory>,
     path: PathBuf,
     is_new: bool,
     incarnation: u64,
     /// Held for its lock.
-    _lock: File,
+    _lock: Arc<dyn DiskFile>,
+}
+
+impl fmt::Debug for DataDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataDir").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 /// What `IDENTITY` says.
@@ -151,18 +161,38 @@ impl DataDir {
         incarnation: u64,
     ) -> Result<DataDir, DataDirError> {
         create(path)?;
-        let lock = lock(path)?;
+        let directory = RealDirectory::open(path).map_err(io_error("open", path))?;
+        let directory = Arc::new(directory);
+        let data_dir = DataDir::open_on(directory.clone(), cluster, node, incarnation)?;
+        // Only now is it sure to be this server's own.
+        directory.restrict().map_err(io_error("restrict", path))?;
+        Ok(data_dir)
+    }
+
+    /// Opens the data directory on any file system; see [`open`](DataDir::open).
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](DataDir::open).
+    pub fn open_on(
+        directory: Arc<dyn Directory>,
+        cluster: ClusterId,
+        node: NodeId,
+        incarnation: u64,
+    ) -> Result<DataDir, DataDirError> {
+        let path = directory.path("");
+        let lock = lock(&*directory)?;
         let wanted = Identity { cluster, node, incarnation };
-        let found = read_identity(path)?;
+        let found = read_identity(&*directory)?;
         match found {
-            Some(found) => check(path, found, wanted)?,
+            Some(found) => check(&path, found, wanted)?,
             None => {
-                refuse_foreign(path)?;
-                write_identity(path, wanted)?;
+                refuse_foreign(&*directory)?;
+                write_identity(&*directory, wanted)?;
             }
         }
         let Identity { incarnation, .. } = found.unwrap_or(wanted);
-        Ok(DataDir { path: path.to_path_buf(), is_new: found.is_none(), incarnation, _lock: lock })
+        Ok(DataDir { directory, path, is_new: found.is_none(), incarnation, _lock: lock })
     }
 
     /// The random number the directory was created with.
@@ -180,6 +210,16 @@ impl DataDir {
         &self.path
     }
 
+    /// The files of the directory.
+    pub(super) fn directory(&self) -> &Arc<dyn Directory> {
+        &self.directory
+    }
+
+    /// Where the Raft log lives, below the directory.
+    pub(super) fn log_name(&self) -> &'static str {
+        LOG
+    }
+
     /// Where the Raft log lives.
     pub fn log_dir(&self) -> PathBuf {
         self.path.join(LOG)
@@ -192,7 +232,7 @@ impl DataDir {
 
     /// Where a snapshot is taken in and takes the store's place.
     pub fn staging(&self) -> DiskStaging {
-        DiskStaging::new(&self.path, SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE)
+        DiskStaging::new(self.directory.clone(), SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE)
     }
 }
 
@@ -216,46 +256,42 @@ fn create(path: &Path) -> Result<(), DataDirError> {
     // Each level's name is made durable, from the nearest directory that exists down.
     let missing: Vec<&Path> = path.ancestors().take_while(|level| !level.is_dir()).collect();
     for level in missing.into_iter().rev().filter(|level| !level.as_os_str().is_empty()) {
-        match fs::create_dir(level) {
+        match files::create_directory(level) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && level.is_dir() => {}
             Err(error) => return Err(io_error("create", level)(error)),
-        }
-        if let Some(parent) = level.parent() {
-            sync_dir(parent).map_err(io_error("sync", parent))?;
         }
     }
     Ok(())
 }
 
-fn lock(path: &Path) -> Result<File, DataDirError> {
-    let name = path.join(LOCK);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&name)
-        .map_err(io_error("write to", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(DataDirError::Locked { path: path.to_path_buf() }),
-        Err(TryLockError::Error(error)) => Err(io_error("lock", &name)(error)),
+fn lock(directory: &dyn Directory) -> Result<Arc<dyn DiskFile>, DataDirError> {
+    let (path, name) = (directory.path(""), directory.path(LOCK));
+    let file = match directory.create(LOCK) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            directory.open(LOCK).map_err(io_error("open", &name))?
+        }
+        created => created.map_err(io_error("write to", &path))?,
+    };
+    match file.try_lock().map_err(io_error("lock", &name))? {
+        true => Ok(file),
+        false => Err(DataDirError::Locked { path }),
     }
 }
 
-fn read_identity(path: &Path) -> Result<Option<Identity>, DataDirError> {
-    let name = path.join(IDENTITY);
-    let text = match fs::metadata(&name) {
-        Ok(found) if found.len() > IDENTITY_BYTES_MAX => Vec::new(),
-        Ok(_) => fs::read(&name).map_err(io_error("read", &name))?,
+fn read_identity(directory: &dyn Directory) -> Result<Option<Identity>, DataDirError> {
+    let name = directory.path(IDENTITY);
+    let file = match directory.open(IDENTITY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("read", &name)(error)),
+        opened => opened.map_err(io_error("open", &name))?,
     };
-    match Identity::decode(&text) {
+    // One byte more than any identity has, so that a longer file does not pass for one.
+    let mut text = vec![0; IDENTITY_BYTES_MAX + 1];
+    let read = file.read_at(&mut text, 0).map_err(io_error("read", &name))?;
+    match Identity::decode(&text[..read]) {
         Ok(identity) => Ok(Some(identity)),
         Err(IdentityError::Newer(version)) => {
-            Err(DataDirError::NewerFormat { path: path.to_path_buf(), version })
+            Err(DataDirError::NewerFormat { path: directory.path(""), version })
         }
         Err(IdentityError::Damaged) => Err(DataDirError::DamagedIdentity { path: name }),
     }
@@ -276,30 +312,31 @@ fn check(path: &Path, found: Identity, expected: Identity) -> Result<(), DataDir
 
 /// Refuses a directory without an identity that holds anything but what a first opening cut short
 /// leaves behind.
-fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
-    let entries = fs::read_dir(path).map_err(io_error("read", path))?;
-    for entry in entries {
-        let name = entry.map_err(io_error("read", path))?.file_name();
-        if name == LOG || name == STORE {
-            return Err(DataDirError::DamagedIdentity { path: path.join(IDENTITY) });
-        }
-        if name != LOCK && name != IDENTITY_NEW {
-            return Err(DataDirError::Foreign { path: path.to_path_buf() });
+fn refuse_foreign(directory: &dyn Directory) -> Result<(), DataDirError> {
+    let path = directory.path("");
+    for name in directory.list().map_err(io_error("read", &path))? {
+        match name.as_str() {
+            LOCK | IDENTITY_NEW | LOST_AND_FOUND => {}
+            LOG | STORE => {
+                return Err(DataDirError::DamagedIdentity { path: directory.path(IDENTITY) });
+            }
+            _ => return Err(DataDirError::Foreign { path }),
         }
     }
     Ok(())
 }
 
-fn write_identity(path: &Path, identity: Identity) -> Result<(), DataDirError> {
-    let (new, name) = (path.join(IDENTITY_NEW), path.join(IDENTITY));
+fn write_identity(directory: &dyn Directory, identity: Identity) -> Result<(), DataDirError> {
     let write = || {
-        let mut file = File::create(&new)?;
-        file.write_all(identity.encode().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &name)?;
-        sync_dir(path)
+        // What an opening cut short has left, or what somebody has put there: it goes unread.
+        files::remove_if_present(directory, IDENTITY_NEW)?;
+        let file = directory.create(IDENTITY_NEW)?;
+        file.write_all_at(identity.encode().as_bytes(), 0)?;
+        file.sync_data()?;
+        directory.rename(IDENTITY_NEW, IDENTITY)?;
+        directory.sync()
     };
-    write().map_err(io_error("write", &name))
+    write().map_err(io_error("write", &directory.path(IDENTITY)))
 }
 
 impl Identity {

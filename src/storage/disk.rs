@@ -9,8 +9,8 @@
 //! close; the state machine, whose sessions are only written with a durable batch, needs the two
 //! endings to be the same. So on drop the file is first shut to further writes.
 
+use std::ffi::OsStr;
 use std::fmt::{self, Display};
-use std::fs::OpenOptions;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
@@ -18,13 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use redb::backends::FileBackend;
 use redb::{
-    BackendError, Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition,
-    TableError,
+    Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition, TableError,
 };
 
 use super::engine::{Direction, Durability, Engine, EngineError, EngineView, Visitor, WriteBatch};
+use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::keys::RowRange;
 
 type Row = &'static [u8];
@@ -44,28 +43,76 @@ struct OpenFile {
 }
 
 impl DiskEngine {
-    /// Opens the file at `path`, creating it when it does not exist. The name of a new file is
-    /// durable once the caller has synced the directory.
+    /// Opens the file at `path`; see [`open_on`](DiskEngine::open_on).
+    ///
+    /// # Errors
+    ///
+    /// As [`open_on`](DiskEngine::open_on).
+    pub fn open(path: &Path, cache_bytes: usize) -> Result<DiskEngine, EngineError> {
+        let failed = open_failed(path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
+        else {
+            return Err(failed(&"it is not the name of a file"));
+        };
+        let directory = RealDirectory::open(parent).map_err(|error| failed(&error))?;
+        DiskEngine::open_on(&directory, name, cache_bytes)
+    }
+
+    /// Opens a file of a directory, creating it when it does not exist. A new one gets its name when
+    /// it is a whole and durable store: so there never is a file of this name that is not.
     ///
     /// # Errors
     ///
     /// [`EngineError::Open`]: the file cannot be opened, is in use, or is not such a file.
     /// [`EngineError::File`]: it cannot be written.
-    pub fn open(path: &Path, cache_bytes: usize) -> Result<DiskEngine, EngineError> {
-        let failed = |detail: &dyn Display| EngineError::Open {
-            path: path.display().to_string(),
-            detail: detail.to_string(),
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
+    pub fn open_on(
+        directory: &dyn Directory,
+        name: &str,
+        cache_bytes: usize,
+    ) -> Result<DiskEngine, EngineError> {
+        let path = directory.path(name);
+        let failed = open_failed(&path);
+        match directory.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => {
+                let file = opened.map_err(|error| failed(&error))?;
+                return DiskEngine::on_file(file, &path, cache_bytes);
+            }
+        }
+        let unfinished = unfinished(name);
+        let file = files::remove_if_present(directory, &unfinished)
+            .and_then(|()| directory.create(&unfinished))
             .map_err(|error| failed(&error))?;
+        let engine = DiskEngine::on_file(file, &path, cache_bytes)?;
+        directory
+            .rename(&unfinished, name)
+            .and_then(|()| directory.sync())
+            .map_err(|error| failed(&error))?;
+        Ok(engine)
+    }
+
+    /// Removes a store that nobody has open, and what a creation of it that was cut short has left.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn remove(directory: &dyn Directory, name: &str) -> io::Result<()> {
+        files::remove_if_present(directory, name)?;
+        files::remove_if_present(directory, &unfinished(name))
+    }
+
+    /// The store in a file, which is empty or whole. `path` is for whoever reads that it failed.
+    fn on_file(
+        file: Arc<dyn DiskFile>,
+        path: &Path,
+        cache_bytes: usize,
+    ) -> Result<DiskEngine, EngineError> {
+        let failed = open_failed(path);
+        if !file.try_lock().map_err(|error| failed(&error))? {
+            return Err(failed(&"it is in use"));
+        }
         let shut = Arc::new(AtomicBool::new(false));
-        let file = FileBackend::new(file).map_err(|error| failed(&error))?;
-        let backend = ShutterBackend { file, shut: shut.clone() };
+        let backend = FileBackend { file, shut: shut.clone() };
         let database = Database::builder()
             .set_cache_size(cache_bytes)
             .create_with_backend(backend)
@@ -187,14 +234,24 @@ fn scan(
     }
 }
 
-/// A file that can be shut to writes. Reading and unlocking go on.
-#[derive(Debug)]
-struct ShutterBackend {
-    file: FileBackend,
+/// What a store is called before it is whole.
+fn unfinished(name: &str) -> String {
+    format!("{name}.new")
+}
+
+fn open_failed(path: &Path) -> impl Fn(&dyn Display) -> EngineError {
+    let path = path.display().to_string();
+    move |detail| EngineError::Open { path: path.clone(), detail: detail.to_string() }
+}
+
+/// The engine's file, which can be shut to writes; reading goes on. It is locked before the engine
+/// gets it, so the engine's own locks are left out.
+struct FileBackend {
+    file: Arc<dyn DiskFile>,
     shut: Arc<AtomicBool>,
 }
 
-impl ShutterBackend {
+impl FileBackend {
     fn check_open(&self) -> io::Result<()> {
         if self.shut.load(Ordering::Acquire) {
             return Err(io::Error::other("the store is closed"));
@@ -203,13 +260,22 @@ impl ShutterBackend {
     }
 }
 
-impl StorageBackend for ShutterBackend {
+impl fmt::Debug for FileBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileBackend").finish_non_exhaustive()
+    }
+}
+
+impl StorageBackend for FileBackend {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        self.file.len_bytes()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file.read(offset, out)
+        if self.file.read_at(out, offset)? < out.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -224,39 +290,7 @@ impl StorageBackend for ShutterBackend {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.check_open()?;
-        self.file.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(
-        &self,
-        start: Bound<u64>,
-        end: Bound<u64>,
-    ) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
+        self.file.write_all_at(data, offset)
     }
 }
 

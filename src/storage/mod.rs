@@ -26,6 +26,7 @@ mod changes;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
+pub mod files;
 mod hash;
 pub mod keys;
 pub mod log;
@@ -102,15 +103,14 @@ pub struct Storage {
 ///
 /// Each part's own, and a [`StorageError`] when log and store do not meet.
 pub fn open(data_dir: &DataDir, options: LogOptions) -> Result<Storage, StorageError> {
-    let (log, found) = DiskLog::open(&data_dir.log_dir(), options)?;
-    let engine = DiskEngine::open(&data_dir.store_file(), limits::ENGINE_CACHE_BYTES)
-        .map_err(ApplyError::from)?;
-    log::sync_dir(data_dir.path()).map_err(|source| LogError::Io {
-        action: "sync",
-        path: data_dir.path().to_path_buf(),
-        source,
-    })?;
-    let engine = settle_snapshot(&data_dir.staging(), engine, &found)?;
+    let log_dir = data_dir
+        .directory()
+        .directory(data_dir.log_name())
+        .map_err(|source| LogError::Io { action: "open", path: data_dir.log_dir(), source })?;
+    let (log, found) = DiskLog::open_on(log_dir, options)?;
+    let staging = data_dir.staging();
+    let engine = staging.open_store().map_err(ApplyError::from)?;
+    let engine = settle_snapshot(&staging, engine, &found)?;
     assemble(log, found, engine)
 }
 

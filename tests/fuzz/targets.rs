@@ -13,7 +13,8 @@ use acervo::command::{Command, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
-use acervo::storage::log::{DiskLog, LogFile, LogFs, LogOptions};
+use acervo::storage::files::{Directory, DiskFile};
+use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::Sight;
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
@@ -294,22 +295,22 @@ impl RamDisk {
         step(&mut self.files.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn file(&self, name: &str) -> Arc<dyn LogFile> {
+    fn file(&self, name: &str) -> Arc<dyn DiskFile> {
         Arc::new(RamFile { disk: self.clone(), name: name.to_owned() })
     }
 }
 
-impl LogFs for RamDisk {
+impl Directory for RamDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.with(|files| files.keys().cloned().collect()))
     }
 
-    fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.with(|files| files.insert(name.to_owned(), Vec::new()));
         Ok(self.file(name))
     }
 
-    fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         match self.with(|files| files.contains_key(name)) {
             true => Ok(self.file(name)),
             false => Err(io::ErrorKind::NotFound.into()),
@@ -321,8 +322,19 @@ impl LogFs for RamDisk {
         Ok(())
     }
 
-    fn sync_dir(&self) -> io::Result<()> {
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let renamed = self
+            .with(|files| files.remove(from).map(|bytes| _ = files.insert(to.to_owned(), bytes)));
+        renamed.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    /// The log has none.
+    fn directory(&self, _: &str) -> io::Result<Arc<dyn Directory>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -339,7 +351,7 @@ impl RamFile {
     }
 }
 
-impl LogFile for RamFile {
+impl DiskFile for RamFile {
     fn len_bytes(&self) -> io::Result<u64> {
         self.with(|bytes| bytes.len() as u64)
     }
@@ -373,6 +385,10 @@ impl LogFile for RamFile {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
     }
 }
 

@@ -1,37 +1,47 @@
-//! A simulated disk for the log: it keeps apart what was written from what is durable, and loses,
-//! tears and refuses writes on demand.
+//! A simulated disk: it keeps apart what was written from what is durable, and loses, tears and refuses
+//! writes on demand.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use acervo::storage::log::{LogFile, LogFs};
+use acervo::storage::files::{Directory, DiskFile};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 const SECTOR_BYTES: usize = 512;
 
-/// A disk with one directory. Clones are the same disk.
+/// A directory of a disk. Clones are the same one.
 #[derive(Clone, Default)]
 pub struct SimDisk {
     state: Arc<Mutex<State>>,
+    /// What the names in this directory begin with.
+    prefix: String,
 }
 
 #[derive(Default)]
 struct State {
-    files: BTreeMap<String, Content>,
-    /// Removed, but not durably so.
-    removed: BTreeMap<String, Content>,
-    durable_names: BTreeSet<String>,
+    /// Every file there was, by its number; without a name it is still there for who has it open.
+    files: Vec<Content>,
+    /// Full names and the files they stand for, as a process sees them …
+    names: BTreeMap<String, usize>,
+    /// … and as they are on the disk.
+    durable_names: BTreeMap<String, usize>,
+    /// How the first came about from the second.
+    renaming: Vec<NameChange>,
+    operations: u64,
     syncs: u64,
     faults: Faults,
-    powered_off: bool,
+    stopped: bool,
 }
 
 /// What is to go wrong.
 #[derive(Clone, Copy, Default)]
 pub struct Faults {
+    /// This operation that would change anything, counted from 1, and everything after it fails: as
+    /// if the process had been killed just before.
+    pub stop_at_operation: Option<u64>,
     /// The power goes at this sync, counted from 1: it and everything after it fails.
     pub power_loss_at_sync: Option<u64>,
     /// This sync fails, and the operating system forgets what it should have written.
@@ -53,16 +63,23 @@ enum Change {
     SetLen(usize),
 }
 
+#[derive(Clone)]
+enum NameChange {
+    Create(String, usize),
+    Remove(String),
+    Rename(String, String),
+}
+
 impl SimDisk {
     pub fn new() -> SimDisk {
         SimDisk::default()
     }
 
-    /// Sets what is to go wrong and starts counting syncs from 0.
+    /// Sets what is to go wrong and starts counting from 0.
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.state();
         state.faults = faults;
-        state.syncs = 0;
+        (state.syncs, state.operations) = (0, 0);
     }
 
     /// How many syncs there were since the faults were set.
@@ -70,18 +87,24 @@ impl SimDisk {
         self.state().syncs
     }
 
+    /// Another process finds what the one before it has written, synced or not.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        state.stopped = false;
+        state.faults = Faults::default();
+    }
+
     /// The power goes and comes back: each change that was not synced is kept, lost, or kept in some
     /// of its sectors only.
     pub fn power_cycle(&self, rng: &mut StdRng) {
         let mut state = self.state();
-        let State { files, removed, durable_names, .. } = &mut *state;
-        for (name, content) in std::mem::take(removed) {
+        let State { files, names, durable_names, renaming, .. } = &mut *state;
+        for change in std::mem::take(renaming) {
             if rng.random_bool(0.5) {
-                files.entry(name).or_insert(content);
+                change.apply(durable_names);
             }
         }
-        files.retain(|name, _| durable_names.contains(name) || rng.random_bool(0.5));
-        for content in files.values_mut() {
+        for content in files {
             for change in std::mem::take(&mut content.pending) {
                 match rng.random_range(0..3) {
                     0 => {}
@@ -91,29 +114,33 @@ impl SimDisk {
             }
             content.visible = content.durable.clone();
         }
-        *durable_names = files.keys().cloned().collect();
-        state.powered_off = false;
-        state.faults = Faults::default();
+        names.clone_from(durable_names);
+        drop(state);
+        self.restart();
     }
 
     /// The files' names and bytes, as a process sees them.
     pub fn files(&self) -> Vec<(String, Vec<u8>)> {
         let state = self.state();
-        state.files.iter().map(|(name, file)| (name.clone(), file.visible.clone())).collect()
+        let content =
+            |(name, file): (&String, &usize)| (name.clone(), state.files[*file].visible.clone());
+        state.names.iter().map(content).collect()
     }
 
     /// Another disk with the same durable contents.
     pub fn copy(&self) -> SimDisk {
         let state = self.state();
-        let files = state.files.clone();
-        let durable_names = state.durable_names.clone();
-        SimDisk { state: Arc::new(Mutex::new(State { files, durable_names, ..State::default() })) }
+        let (files, names) = (state.files.clone(), state.names.clone());
+        let (durable_names, renaming) = (state.durable_names.clone(), state.renaming.clone());
+        let state = State { files, names, durable_names, renaming, ..State::default() };
+        SimDisk { state: Arc::new(Mutex::new(state)), prefix: self.prefix.clone() }
     }
 
     /// Flips one bit, for good.
     pub fn flip(&self, name: &str, byte: usize, bit: u8) {
         let mut state = self.state();
-        let file = state.files.get_mut(name).expect("a file to damage");
+        let file = state.names[name];
+        let file = &mut state.files[file];
         file.visible[byte] ^= 1 << bit;
         file.durable[byte] ^= 1 << bit;
     }
@@ -121,6 +148,40 @@ impl SimDisk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn file(&self, number: usize) -> Arc<dyn DiskFile> {
+        Arc::new(SimFile { disk: self.clone(), number })
+    }
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            NameChange::Create(name, file) => _ = names.insert(name.clone(), *file),
+            NameChange::Remove(name) => _ = names.remove(name),
+            // Of a file whose creation was lost there is nothing to rename.
+            NameChange::Rename(from, to) => {
+                if let Some(file) = names.remove(from) {
+                    names.insert(to.clone(), file);
+                }
+            }
+        }
+    }
+
+    /// Whether it is about the directory whose names begin so.
+    fn is_in(&self, prefix: &str) -> bool {
+        let (NameChange::Create(name, _) | NameChange::Remove(name) | NameChange::Rename(name, _)) =
+            self;
+        is_in(name, prefix)
+    }
+}
+
+fn is_in(name: &str, prefix: &str) -> bool {
+    name.strip_prefix(prefix).is_some_and(|rest| !rest.contains('/'))
 }
 
 impl Change {
@@ -154,86 +215,124 @@ impl Change {
 }
 
 impl State {
-    fn check_power(&self) -> io::Result<()> {
-        if self.powered_off { Err(io::Error::other("no power")) } else { Ok(()) }
+    fn check_running(&self) -> io::Result<()> {
+        if self.stopped { Err(io::Error::other("no power")) } else { Ok(()) }
+    }
+
+    fn count_operation(&mut self) -> io::Result<()> {
+        self.operations += 1;
+        self.stopped |= self.faults.stop_at_operation == Some(self.operations);
+        self.check_running()
     }
 
     fn count_sync(&mut self) -> io::Result<bool> {
-        self.check_power()?;
+        self.count_operation()?;
         self.syncs += 1;
-        if self.faults.power_loss_at_sync == Some(self.syncs) {
-            self.powered_off = true;
-            return self.check_power().map(|()| false);
-        }
+        self.stopped |= self.faults.power_loss_at_sync == Some(self.syncs);
+        self.check_running()?;
         Ok(self.faults.fail_sync != Some(self.syncs))
+    }
+
+    fn change_names(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.renaming.push(change);
     }
 }
 
-impl LogFs for SimDisk {
+impl Directory for SimDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         let state = self.state();
-        state.check_power()?;
-        Ok(state.files.keys().cloned().collect())
+        state.check_running()?;
+        let below = state.names.keys().filter_map(|name| name.strip_prefix(&*self.prefix));
+        // A directory below shows as the first part of the names in it.
+        let mut names: Vec<String> =
+            below.filter_map(|name| Some(name.split('/').next()?.to_owned())).collect();
+        names.dedup();
+        Ok(names)
     }
 
-    fn create(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
-        state.check_power()?;
-        if state.files.contains_key(name) {
+        state.check_running()?;
+        if state.names.contains_key(&self.full(name)) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        state.files.insert(name.to_owned(), Content::default());
-        Ok(Arc::new(SimFile { disk: self.clone(), name: name.to_owned() }))
+        state.count_operation()?;
+        let number = state.files.len();
+        state.files.push(Content::default());
+        state.change_names(NameChange::Create(self.full(name), number));
+        Ok(self.file(number))
     }
 
-    fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let state = self.state();
-        state.check_power()?;
-        if !state.files.contains_key(name) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Arc::new(SimFile { disk: self.clone(), name: name.to_owned() }))
+        state.check_running()?;
+        let file = state.names.get(&self.full(name)).ok_or(io::ErrorKind::NotFound)?;
+        Ok(self.file(*file))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
-        state.check_power()?;
-        let content = state.files.remove(name).ok_or(io::ErrorKind::NotFound)?;
-        if state.durable_names.contains(name) {
-            state.removed.insert(name.to_owned(), content);
+        state.check_running()?;
+        if !state.names.contains_key(&self.full(name)) {
+            return Err(io::ErrorKind::NotFound.into());
         }
+        state.count_operation()?;
+        state.change_names(NameChange::Remove(self.full(name)));
         Ok(())
     }
 
-    fn sync_dir(&self) -> io::Result<()> {
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.count_operation()?;
+        state.change_names(NameChange::Rename(self.full(from), self.full(to)));
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
         let mut state = self.state();
         if !state.count_sync()? {
             return Err(io::Error::other("the disk failed"));
         }
-        state.durable_names = state.files.keys().cloned().collect();
-        state.removed.clear();
+        let State { durable_names, renaming, .. } = &mut *state;
+        renaming.retain(|change| {
+            let synced = change.is_in(&self.prefix);
+            if synced {
+                change.apply(durable_names);
+            }
+            !synced
+        });
         Ok(())
     }
 
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+        self.state().check_running()?;
+        Ok(Arc::new(SimDisk {
+            state: self.state.clone(),
+            prefix: format!("{}{name}/", self.prefix),
+        }))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        PathBuf::from("/sim").join(name)
+        PathBuf::from("/sim").join(self.full(name))
     }
 }
 
 struct SimFile {
     disk: SimDisk,
-    name: String,
+    number: usize,
 }
 
 impl SimFile {
     fn with<T>(&self, step: impl FnOnce(&mut Content, &Faults) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.disk.state();
-        state.check_power()?;
+        state.check_running()?;
         let State { files, faults, .. } = &mut *state;
-        step(files.get_mut(&self.name).ok_or(io::ErrorKind::NotFound)?, faults)
+        step(&mut files[self.number], faults)
     }
 
     fn change(&self, change: Change) -> io::Result<()> {
+        self.disk.state().count_operation()?;
         self.with(|file, faults| {
             if let (Change::Write { offset, bytes }, Some(max)) = (&change, faults.file_bytes_max)
                 && offset + bytes.len() > max
@@ -247,7 +346,7 @@ impl SimFile {
     }
 }
 
-impl LogFile for SimFile {
+impl DiskFile for SimFile {
     fn len_bytes(&self) -> io::Result<u64> {
         self.with(|file, _| Ok(file.visible.len() as u64))
     }
@@ -280,5 +379,10 @@ impl LogFile for SimFile {
             changes.iter().for_each(|change| change.apply(&mut file.durable));
             Ok(())
         })
+    }
+
+    /// A process that was killed holds no lock.
+    fn try_lock(&self) -> io::Result<bool> {
+        Ok(true)
     }
 }

@@ -23,7 +23,6 @@
 //! damage, which is found, named and refused.
 
 mod format;
-mod fs;
 mod index;
 mod reader;
 mod recovery;
@@ -37,11 +36,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 pub use format::FORMAT_VERSION;
-pub(crate) use fs::sync_dir;
-pub use fs::{DirFs, LogFile, LogFs};
 pub use reader::LogReader;
 
 use crate::limits;
+use crate::storage::files::{Directory, RealDirectory};
 use crate::types::{HardState, LogBatch, LogEntry, LogIndex, Term};
 use format::{FrameBuilder, SegmentHeader};
 use index::PositionIndex;
@@ -191,7 +189,7 @@ pub struct RecoveredLog {
 
 /// The writer: one owner, one thread.
 pub struct DiskLog {
-    fs: Arc<dyn LogFs>,
+    fs: Arc<dyn Directory>,
     options: LogOptions,
     tail: SegmentWriter,
     /// All segments, `tail` the last.
@@ -215,7 +213,7 @@ impl DiskLog {
     ///
     /// [`LogError::Io`], and the variants that tell of damage; then nothing was changed.
     pub fn open(dir: &Path, options: LogOptions) -> Result<(DiskLog, RecoveredLog), LogError> {
-        let fs = DirFs::open(dir).map_err(|error| LogError::io("open", dir, error))?;
+        let fs = RealDirectory::open(dir).map_err(|error| LogError::io("open", dir, error))?;
         DiskLog::open_on(Arc::new(fs), options)
     }
 
@@ -225,7 +223,7 @@ impl DiskLog {
     ///
     /// As [`open`](DiskLog::open).
     pub fn open_on(
-        fs: Arc<dyn LogFs>,
+        fs: Arc<dyn Directory>,
         options: LogOptions,
     ) -> Result<(DiskLog, RecoveredLog), LogError> {
         let found = match recovery::recover(&*fs, &options)? {
@@ -365,7 +363,7 @@ impl DiskLog {
         if !self.options.sync {
             return Ok(());
         }
-        self.fs.sync_dir().map_err(|error| LogError::io("sync", &self.fs.path(""), error))
+        self.fs.sync().map_err(|error| LogError::io("sync", &self.fs.path(""), error))
     }
 
     fn check_poison(&self) -> Result<(), LogError> {
@@ -463,7 +461,7 @@ impl DiskLog {
 }
 
 /// Creates a log where there is none.
-fn create(fs: &dyn LogFs, options: &LogOptions) -> Result<Recovery, LogError> {
+fn create(fs: &dyn Directory, options: &LogOptions) -> Result<Recovery, LogError> {
     let header = SegmentHeader {
         segment: FIRST_SEGMENT,
         starts_afresh: true,

@@ -9,16 +9,16 @@ use super::format::{
     FRAME_HEADER_BYTES, FrameHeader, RECORD_HEADER_BYTES, Record, RecordHeader,
     SEGMENT_HEADER_BYTES, SegmentHeader, next_frame,
 };
-use super::fs::LogFs;
 use super::index::{EXTENT_STRIDE_BYTES, Extent, PositionIndex};
 use super::segment::file_name;
 use super::window::Window;
+use crate::storage::files::Directory;
 use crate::types::{LogEntry, LogIndex};
 
 /// Reads durable entries. Cheap to clone; never waits for a write or a sync.
 #[derive(Clone)]
 pub struct LogReader {
-    pub(super) fs: Arc<dyn LogFs>,
+    pub(super) fs: Arc<dyn Directory>,
     pub(super) index: Arc<RwLock<PositionIndex>>,
 }
 
@@ -98,7 +98,7 @@ impl Wanted {
     }
 }
 
-fn open_segment(fs: &dyn LogFs, segment: u64) -> Result<(SegmentHeader, Window), LogError> {
+fn open_segment(fs: &dyn Directory, segment: u64) -> Result<(SegmentHeader, Window), LogError> {
     let mut window = Window::open(fs, &file_name(segment))?;
     let header = window.array::<SEGMENT_HEADER_BYTES>(0)?;
     match header.map(|bytes| SegmentHeader::decode(&bytes)) {

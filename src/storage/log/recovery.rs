@@ -16,12 +16,12 @@ use super::format::{
     FRAME_HEADER_BYTES, FRAME_STEP_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
     SegmentHeaderError, next_frame, records,
 };
-use super::fs::{LogFile, LogFs};
 use super::index::PositionIndex;
 use super::segment::{self, SegmentWriter, Span, file_name, parse_file_name};
 use super::terms::TermRuns;
 use super::window::Window;
 use super::{LogError, LogOptions};
+use crate::storage::files::{Directory, DiskFile};
 use crate::types::{HardState, LogIndex};
 
 /// What a log that is not blank holds.
@@ -45,7 +45,7 @@ struct Replay {
 /// A segment that was read to its end.
 struct Scanned {
     header: SegmentHeader,
-    file: Arc<dyn LogFile>,
+    file: Arc<dyn DiskFile>,
     path: PathBuf,
     /// Where the last whole frame begins; 0, the header, when there is none.
     last_frame: u64,
@@ -57,7 +57,10 @@ struct Scanned {
 }
 
 /// Reads every segment in order. `None` when the log is blank.
-pub(super) fn recover(fs: &dyn LogFs, options: &LogOptions) -> Result<Option<Recovery>, LogError> {
+pub(super) fn recover(
+    fs: &dyn Directory,
+    options: &LogOptions,
+) -> Result<Option<Recovery>, LogError> {
     let Chain { headers, superseded } = read_chain(fs, options)?;
     // A segment holds no entry that a later one starts at, or that comes after it. So the log is
     // whole from the lowest of these on, however the oldest segments came to be removed.
@@ -112,7 +115,7 @@ struct Chain {
 }
 
 /// Finds where the log begins, from its newest segment back.
-fn read_chain(fs: &dyn LogFs, options: &LogOptions) -> Result<Chain, LogError> {
+fn read_chain(fs: &dyn Directory, options: &LogOptions) -> Result<Chain, LogError> {
     let names = fs.list().map_err(|error| LogError::io("list", &fs.path(""), error))?;
     let mut listed: Vec<u64> = names.iter().filter_map(|name| parse_file_name(name)).collect();
     listed.sort_unstable();
@@ -173,18 +176,18 @@ fn read_header(
     }
 }
 
-fn discard(fs: &dyn LogFs, options: &LogOptions, segment: u64) -> Result<(), LogError> {
+fn discard(fs: &dyn Directory, options: &LogOptions, segment: u64) -> Result<(), LogError> {
     segment::remove(fs, segment)?;
     if options.sync {
         let path = fs.path(&file_name(segment));
-        fs.sync_dir().map_err(|error| LogError::io("sync", &path, error))?;
+        fs.sync().map_err(|error| LogError::io("sync", &path, error))?;
     }
     Ok(())
 }
 
 /// Cuts the torn tail off and makes sure that what is left is durable.
 fn settle_tail(
-    fs: &dyn LogFs,
+    fs: &dyn Directory,
     options: &LogOptions,
     last: Scanned,
 ) -> Result<SegmentWriter, LogError> {
@@ -206,12 +209,12 @@ fn settle_tail(
         rewrite(&*file, last_frame, end)
             .and_then(|()| file.sync_data())
             .map_err(|error| LogError::io("sync", &path, error))?;
-        fs.sync_dir().map_err(|error| LogError::io("sync", &path, error))?;
+        fs.sync().map_err(|error| LogError::io("sync", &path, error))?;
     }
     Ok(SegmentWriter::resume(header, path, file, end, len_bytes))
 }
 
-fn rewrite(file: &dyn LogFile, from: u64, to: u64) -> std::io::Result<()> {
+fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> std::io::Result<()> {
     let mut bytes = vec![0; (to - from) as usize];
     let read = file.read_at(&mut bytes, from)?;
     file.write_all_at(&bytes[..read], from)

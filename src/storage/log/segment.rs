@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{FrameBuilder, NUMBER_MAX, SEGMENT_HEADER_BYTES, SegmentHeader};
-use super::fs::{LogFile, LogFs};
 use super::{LogError, LogOptions};
+use crate::storage::files::{Directory, DiskFile};
 use crate::types::LogIndex;
 
 const SUFFIX: &str = ".log";
@@ -36,7 +36,7 @@ fn marker(salt: u64, segment: u64) -> u64 {
 pub(super) struct SegmentWriter {
     pub header: SegmentHeader,
     pub path: PathBuf,
-    file: Arc<dyn LogFile>,
+    file: Arc<dyn DiskFile>,
     /// Where the next frame goes.
     position: u64,
     /// The file's length: from `position` to here it is all zeroes.
@@ -58,7 +58,7 @@ impl Span {
 }
 
 /// Removes a segment; the caller makes that durable.
-pub(super) fn remove(fs: &dyn LogFs, segment: u64) -> Result<(), LogError> {
+pub(super) fn remove(fs: &dyn Directory, segment: u64) -> Result<(), LogError> {
     let name = file_name(segment);
     fs.remove(&name).map_err(|error| LogError::io("remove", &fs.path(&name), error))
 }
@@ -73,7 +73,7 @@ impl SegmentWriter {
     /// Creates the segment and makes it durable, name included, before anything is put in it. The
     /// header's marker is set here.
     pub fn create(
-        fs: &dyn LogFs,
+        fs: &dyn Directory,
         options: &LogOptions,
         header: SegmentHeader,
     ) -> Result<SegmentWriter, LogError> {
@@ -87,7 +87,7 @@ impl SegmentWriter {
         writer.write_at(&header.encode(), 0)?;
         writer.sync(options)?;
         if options.sync {
-            fs.sync_dir().map_err(|error| LogError::io("sync", &writer.path, error))?;
+            fs.sync().map_err(|error| LogError::io("sync", &writer.path, error))?;
         }
         Ok(writer)
     }
@@ -97,7 +97,7 @@ impl SegmentWriter {
     pub fn resume(
         header: SegmentHeader,
         path: PathBuf,
-        file: Arc<dyn LogFile>,
+        file: Arc<dyn DiskFile>,
         position: u64,
         filled: u64,
     ) -> SegmentWriter {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::LogError;
-use super::fs::{LogFile, LogFs};
+use crate::storage::files::{Directory, DiskFile};
 
 const READ_AHEAD_BYTES: usize = 128 * 1024;
 
 /// A buffered view of one segment file.
 pub(super) struct Window {
-    file: Arc<dyn LogFile>,
+    file: Arc<dyn DiskFile>,
     buffer: Vec<u8>,
     /// Where in the file the buffer begins.
     start: u64,
@@ -17,13 +17,13 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub fn open(fs: &dyn LogFs, name: &str) -> Result<Window, LogError> {
+    pub fn open(fs: &dyn Directory, name: &str) -> Result<Window, LogError> {
         let path = fs.path(name);
         let file = fs.open(name).map_err(|error| LogError::io("open", &path, error))?;
         Ok(Window { file, buffer: Vec::new(), start: 0, path })
     }
 
-    pub fn file(&self) -> Arc<dyn LogFile> {
+    pub fn file(&self) -> Arc<dyn DiskFile> {
         self.file.clone()
     }
 

@@ -1,14 +1,12 @@
 //! Where a store is built beside the one in use, and how it takes that one's place.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::limits;
 use crate::storage::disk::DiskEngine;
 use crate::storage::engine::{Engine, EngineError};
-use crate::storage::log::sync_dir;
+use crate::storage::files::Directory;
 use crate::storage::memory::MemoryEngine;
 
 /// A place for one store *under construction*, which becomes the *staged* one once it is complete,
@@ -42,85 +40,90 @@ pub trait StagingArea: Send {
 
 /// Staging in a data directory: one file under construction, one staged, one in use. Only their
 /// names tell them apart.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DiskStaging {
-    dir: PathBuf,
-    partial: PathBuf,
-    staged: PathBuf,
-    store: PathBuf,
+    directory: Arc<dyn Directory>,
+    partial: &'static str,
+    staged: &'static str,
+    store: &'static str,
 }
 
 impl DiskStaging {
-    /// `dir` holds all three files.
+    /// `directory` holds all three files.
     pub(in crate::storage) fn new(
-        dir: &Path,
-        partial: &str,
-        staged: &str,
-        store: &str,
+        directory: Arc<dyn Directory>,
+        partial: &'static str,
+        staged: &'static str,
+        store: &'static str,
     ) -> DiskStaging {
-        DiskStaging {
-            dir: dir.to_path_buf(),
-            partial: dir.join(partial),
-            staged: dir.join(staged),
-            store: dir.join(store),
-        }
+        DiskStaging { directory, partial, staged, store }
+    }
+
+    /// Opens the store in use; a blank one is created when there is none.
+    pub(in crate::storage) fn open_store(&self) -> Result<DiskEngine, EngineError> {
+        DiskEngine::open_on(&*self.directory, self.store, limits::ENGINE_CACHE_BYTES)
     }
 
     /// Opens the staged store, if there is one.
     pub(in crate::storage) fn open_staged(&self) -> Result<Option<DiskEngine>, EngineError> {
-        match fs::exists(&self.staged) {
-            Ok(true) => DiskEngine::open(&self.staged, limits::STAGING_CACHE_BYTES).map(Some),
-            Ok(false) => Ok(None),
-            Err(error) => Err(failed("look for", &self.staged)(error)),
+        match self.directory.open(self.staged) {
+            Ok(_) => {
+                let cache_bytes = limits::STAGING_CACHE_BYTES;
+                DiskEngine::open_on(&*self.directory, self.staged, cache_bytes).map(Some)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("open", self.staged)(error)),
         }
     }
 
     /// Removes the staged store, if there is one.
     pub(in crate::storage) fn remove_staged(&self) -> Result<(), EngineError> {
-        remove(&self.staged)
+        self.remove(self.staged)
     }
 
     /// Removes the store under construction, if there is one.
     pub(in crate::storage) fn remove_partial(&self) -> Result<(), EngineError> {
-        remove(&self.partial)
+        self.remove(self.partial)
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> Result<(), EngineError> {
-        fs::rename(from, to).and_then(|()| sync_dir(&self.dir)).map_err(failed("rename", from))
+    fn rename(&self, from: &str, to: &str) -> Result<(), EngineError> {
+        self.directory
+            .rename(from, to)
+            .and_then(|()| self.directory.sync())
+            .map_err(self.failed("rename", from))
+    }
+
+    /// With what the creation of it has left, if that was cut short.
+    fn remove(&self, name: &str) -> Result<(), EngineError> {
+        DiskEngine::remove(&*self.directory, name).map_err(self.failed("remove", name))
+    }
+
+    fn failed(&self, action: &'static str, name: &str) -> impl FnOnce(io::Error) -> EngineError {
+        let path = self.directory.path(name).display().to_string();
+        move |error| EngineError::File { action, path, detail: error.to_string() }
     }
 }
 
 impl StagingArea for DiskStaging {
     fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.remove_partial()?;
-        Ok(Arc::new(DiskEngine::open(&self.partial, limits::STAGING_CACHE_BYTES)?))
+        let cache_bytes = limits::STAGING_CACHE_BYTES;
+        Ok(Arc::new(DiskEngine::open_on(&*self.directory, self.partial, cache_bytes)?))
     }
 
     fn complete(&self) -> Result<(), EngineError> {
-        self.rename(&self.partial, &self.staged)
+        self.rename(self.partial, self.staged)
     }
 
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        self.rename(&self.staged, &self.store)?;
-        Ok(Arc::new(DiskEngine::open(&self.store, limits::ENGINE_CACHE_BYTES)?))
+        self.rename(self.staged, self.store)?;
+        Ok(Arc::new(self.open_store()?))
     }
 
     fn abandon(&self) {
         if let Err(error) = self.remove_partial() {
             log::warn!("an unfinished snapshot is left until the next start: {error}");
         }
-    }
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EngineError {
-    let path = path.display().to_string();
-    move |error| EngineError::File { action, path, detail: error.to_string() }
-}
-
-fn remove(path: &Path) -> Result<(), EngineError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
     }
 }
 

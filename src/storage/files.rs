@@ -1,0 +1,295 @@
+//! The few file operations that everything durable needs, as traits small enough to fake: the crash
+//! tests run log, store and data directory on a simulated disk that loses, tears and refuses writes.
+//!
+//! Invariants of the real directory:
+//!
+//! - Every name is looked up below the open directory, never by a path, and a link in the place of a
+//!   file is never followed. Only regular files are opened: a pipe is refused and never waited for.
+//! - Directories have mode 0700 and files 0600, whatever the umask, also when they had another before.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+/// Read, write and search for the owner alone.
+const DIRECTORY_MODE: Mode = Mode::RWXU;
+/// Read and write for the owner alone.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const PERMISSION_BITS: u32 = 0o7777;
+
+/// One directory of files.
+pub trait Directory: Send + Sync {
+    /// The names in the directory, in any order.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Creates a file that must not exist yet, for reading and writing. It is sure to survive a
+    /// power loss only after [`sync`](Directory::sync).
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading and writing.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Renames a file within the directory; it takes the place of one that has the name already.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes created, removed and renamed names durable.
+    fn sync(&self) -> io::Result<()>;
+    /// A directory below this one; it is created, durably, when it does not exist.
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>>;
+    /// Where a file is, or the directory itself when `name` is empty, for error messages.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// One open file, addressed by position.
+pub trait DiskFile: Send + Sync {
+    /// The file's length in bytes.
+    fn len_bytes(&self) -> io::Result<u64>;
+    /// Reads at most `buffer.len()` bytes from `offset`; fewer only at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of `bytes` at `offset`, growing the file as needed.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Cuts the file, or grows it with zeroes.
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Returns when everything written, and the length, is durable.
+    fn sync_data(&self) -> io::Result<()>;
+    /// Locks the file until it is closed; `false` when another opening of it holds the lock.
+    fn try_lock(&self) -> io::Result<bool>;
+}
+
+/// Removes a file, which may be absent.
+pub(crate) fn remove_if_present(directory: &dyn Directory, name: &str) -> io::Result<()> {
+    match directory.remove(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a directory durable. An empty path is the current directory.
+pub(crate) fn sync_path(path: &Path) -> io::Result<()> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
+}
+
+/// Creates a directory with its mode and makes its name durable. One that exists is an error.
+pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
+    rustix::fs::mkdir(path, DIRECTORY_MODE)?;
+    // The umask took bits from the mode that was asked for.
+    rustix::fs::chmod(path, DIRECTORY_MODE)?;
+    path.parent().map_or(Ok(()), sync_path)
+}
+
+/// A real directory, held open.
+pub struct RealDirectory {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl RealDirectory {
+    /// Opens the directory at `path`, creating it (durably) when it does not exist. Here alone a link
+    /// is followed: whoever names the path may put it where they like.
+    pub fn open(path: &Path) -> io::Result<RealDirectory> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {
+                create_directory(path)?;
+                rustix::fs::open(path, flags, Mode::empty())?
+            }
+            opened => opened?,
+        };
+        Ok(RealDirectory { fd, path: path.to_path_buf() })
+    }
+
+    /// Gives the directory its mode, if it has another.
+    pub fn restrict(&self) -> io::Result<()> {
+        let mode = Mode::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode & PERMISSION_BITS);
+        if mode != DIRECTORY_MODE {
+            rustix::fs::fchmod(&self.fd, DIRECTORY_MODE)?;
+        }
+        Ok(())
+    }
+
+    fn open_file(&self, name: &str, extra: OFlags) -> io::Result<Arc<dyn DiskFile>> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | extra;
+        let file = match rustix::fs::openat(&self.fd, name, flags, FILE_MODE) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::LOOP | Errno::NXIO) => return Err(not_regular()),
+            Err(error) => return Err(error.into()),
+        };
+        let found = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Err(not_regular());
+        }
+        if Mode::from_raw_mode(found.st_mode & PERMISSION_BITS) != FILE_MODE {
+            rustix::fs::fchmod(&file, FILE_MODE)?;
+        }
+        Ok(Arc::new(file))
+    }
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "it is a link, a pipe or a device where only a regular file is used",
+    )
+}
+
+impl Directory for RealDirectory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+            // A name that is not UTF-8 is none of ours; it is shown to who looks for foreign ones.
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_file(name, OFlags::CREATE | OFlags::EXCL)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open_file(name, OFlags::empty())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())?)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fsync(&self.fd)?)
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+        match rustix::fs::mkdirat(&self.fd, name, DIRECTORY_MODE) {
+            Ok(()) => {
+                // Ours since a moment ago, in a directory that only its owner may write to.
+                rustix::fs::chmodat(&self.fd, name, DIRECTORY_MODE, AtFlags::empty())?;
+                self.sync()?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                let told = "it is not a directory, or a link to one, which is not followed";
+                return Err(io::Error::new(io::ErrorKind::NotADirectory, told));
+            }
+            opened => opened?,
+        };
+        let directory = RealDirectory { fd, path: self.path.join(name) };
+        directory.restrict()?;
+        Ok(Arc::new(directory))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        // The directory itself without a slash at its end.
+        if name.is_empty() { self.path.clone() } else { self.path.join(name) }
+    }
+}
+
+impl DiskFile for File {
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match FileExt::read_at(self, &mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        File::set_len(self, len_bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        match File::try_lock(self) {
+            Ok(()) => Ok(true),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(false),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use rustix::fs::CWD;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & PERMISSION_BITS
+    }
+
+    #[test]
+    fn links_pipes_and_directories_are_refused_in_the_place_of_files_and_left_alone() {
+        let dir = TempDir::new().unwrap();
+        let directory = RealDirectory::open(dir.path()).unwrap();
+        let outside = TempDir::new().unwrap();
+        let target = outside.path().join("target");
+        std::fs::write(&target, "somebody else's").unwrap();
+        symlink(&target, dir.path().join("link")).unwrap();
+        symlink(outside.path().join("nothing"), dir.path().join("dangling")).unwrap();
+        rustix::fs::mkfifoat(CWD, dir.path().join("pipe"), FILE_MODE).unwrap();
+        std::fs::create_dir(dir.path().join("folder")).unwrap();
+        std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        for name in ["link", "dangling", "pipe", "folder", "socket"] {
+            assert!(directory.open(name).is_err(), "{name}");
+            assert!(directory.create(name).is_err(), "{name}");
+        }
+        symlink(outside.path(), dir.path().join("log")).unwrap();
+        assert!(directory.directory("log").is_err());
+        assert!(directory.directory("pipe").is_err());
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "somebody else's");
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn modes_are_made_right_where_they_were_not() {
+        let dir = TempDir::new().unwrap();
+        let directory = RealDirectory::open(&dir.path().join("new")).unwrap();
+        assert_eq!(mode(&dir.path().join("new")), 0o700);
+        directory.create("file").unwrap();
+        directory.directory("below").unwrap();
+        let (file, below) = (dir.path().join("new/file"), dir.path().join("new/below"));
+        for (path, right) in [(&file, 0o600), (&below, 0o700)] {
+            assert_eq!(mode(path), right);
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        directory.open("file").unwrap();
+        directory.directory("below").unwrap();
+        assert_eq!((mode(&file), mode(&below)), (0o600, 0o700));
+    }
+}

@@ -1,0 +1,214 @@
+//! A server is killed, and its machine loses power, before every single thing that it does to its disk:
+//! while its data directory is created, while it starts for the first time, and while it takes in a
+//! snapshot. Each time it starts again with all that it had made durable, and goes on.
+//!
+//! Every random run prints its seed, and `ACERVO_SEED=n` replays it.
+
+#[allow(dead_code, reason = "shared with the tests of the log, which use more of it")]
+#[path = "support/log_disk.rs"]
+mod log_disk;
+
+use std::error::Error;
+use std::sync::Arc;
+
+use acervo::command::{Command, WriteOp};
+use acervo::storage::apply::StateMachine;
+use acervo::storage::datadir::DataDir;
+use acervo::storage::files::Directory;
+use acervo::storage::log::LogOptions;
+use acervo::storage::memory::MemoryEngine;
+use acervo::storage::snapshot::{SnapshotChunk, SnapshotSink};
+use acervo::storage::{self, Storage, StorageError};
+use acervo::types::{
+    AppliedPoint, ClientId, ClusterId, HardState, LogBatch, LogEntry, LogIndex, NodeId, RequestId,
+    Timestamp,
+};
+use bytes::Bytes;
+use log_disk::{Faults, SimDisk};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+const SNAPSHOT: LogIndex = 300;
+const LAST: LogIndex = SNAPSHOT + 3;
+
+fn put(index: LogIndex) -> LogEntry {
+    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    let key = Bytes::from(format!("key {}", index % 50));
+    let op = WriteOp::Put { key, value: Bytes::from(format!("value {index}")) };
+    LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
+}
+
+fn entries(first: LogIndex, last: LogIndex) -> LogBatch {
+    LogBatch { entries: (first..=last).map(put).collect(), ..LogBatch::default() }
+}
+
+fn options() -> LogOptions {
+    LogOptions { segment_bytes: 8 * 1024, zero_fill_bytes: 1024, ..LogOptions::default() }
+}
+
+fn data_dir(disk: &SimDisk) -> Result<DataDir, Box<dyn Error>> {
+    Ok(DataDir::open_on(Arc::new(disk.clone()), ClusterId(1), NodeId(1), 7)?)
+}
+
+fn open(disk: &SimDisk) -> Result<Storage, Box<dyn Error>> {
+    Ok(storage::open(&data_dir(disk)?, options())?)
+}
+
+/// What the right states are, and one of them as a snapshot.
+struct Expected {
+    /// After each number of writes.
+    points: Vec<AppliedPoint>,
+    chunks: Vec<SnapshotChunk>,
+}
+
+impl Expected {
+    fn new(snapshot: LogIndex) -> Expected {
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let mut points = vec![machine.applied()];
+        let mut chunks = Vec::new();
+        for index in 1..=LAST + 8 {
+            machine.apply(&[put(index)]).unwrap();
+            points.push(machine.applied());
+            if index == snapshot {
+                let mut source = machine.begin_snapshot().unwrap();
+                chunks = std::iter::from_fn(|| source.next_chunk(2000).unwrap()).collect();
+            }
+        }
+        Expected { points, chunks }
+    }
+
+    fn point(&self, index: LogIndex) -> AppliedPoint {
+        self.points[index as usize]
+    }
+}
+
+/// How far a server has come when the snapshot comes.
+#[derive(Clone, Copy)]
+struct Plan {
+    applied: LogIndex,
+    /// What of it is durable.
+    checkpoint: LogIndex,
+}
+
+/// What was durable when the server was stopped.
+#[derive(Clone, Copy, Debug, Default)]
+struct Promised {
+    last_index: LogIndex,
+    checkpoint: LogIndex,
+    /// The log begins after the snapshot.
+    reset: bool,
+}
+
+/// From no data directory to one that has taken in a snapshot, or to the first failure.
+fn live(
+    disk: &SimDisk,
+    plan: Plan,
+    expected: &Expected,
+    promised: &mut Promised,
+) -> Result<(), Box<dyn Error>> {
+    let data_dir = data_dir(disk)?;
+    let Storage { mut log, mut machine, .. } = storage::open(&data_dir, options())?;
+    log.append(&[entries(1, plan.applied)])?;
+    promised.last_index = plan.applied;
+    machine.apply(&entries(1, plan.checkpoint).entries)?;
+    machine.checkpoint()?;
+    promised.checkpoint = plan.checkpoint;
+    machine.apply(&entries(plan.checkpoint + 1, plan.applied).entries)?;
+
+    let mut sink = SnapshotSink::create(data_dir.staging(), expected.point(SNAPSHOT))?;
+    for chunk in &expected.chunks {
+        sink.push(chunk)?;
+    }
+    let staged = sink.finish()?;
+    let hard_state = HardState { term: 2, vote: 1, commit: SNAPSHOT, admitted: true };
+    log.reset(SNAPSHOT, 1, hard_state)?;
+    *promised = Promised { last_index: SNAPSHOT, checkpoint: SNAPSHOT, reset: true };
+    log.append(&[entries(SNAPSHOT + 1, LAST)])?;
+    promised.last_index = LAST;
+    machine.install(staged)?;
+    machine.apply(&entries(SNAPSHOT + 1, LAST - 1).entries)?;
+    machine.checkpoint()?;
+    promised.checkpoint = LAST - 1;
+    Ok(())
+}
+
+/// The server starts on what is left, has what it was promised, works, and starts once more.
+fn check(disk: &SimDisk, plan: Plan, expected: &Expected, promised: Promised, moment: &str) {
+    let storage = open(disk).unwrap_or_else(|error| panic!("{moment}: {error}"));
+    let Storage { mut log, mut machine, recovered } = storage;
+    let has_snapshot = recovered.first_index == SNAPSHOT + 1;
+    assert!(has_snapshot || !promised.reset, "{moment}: the log is back again");
+    assert!(recovered.last_index >= promised.last_index, "{moment}: {promised:?}");
+    assert!(recovered.applied.index >= promised.checkpoint, "{moment}: {promised:?}");
+    if has_snapshot {
+        assert_eq!((recovered.previous_term, recovered.hard_state.term), (1, 2), "{moment}");
+        assert!(recovered.applied.index >= SNAPSHOT, "{moment}");
+    } else {
+        assert_eq!(recovered.first_index, 1, "{moment}");
+        assert!(recovered.last_index <= plan.applied, "{moment}");
+    }
+    assert_eq!(recovered.applied, expected.point(recovered.applied.index), "{moment}");
+    let mut left = disk.list().unwrap();
+    left.retain(|name| !["IDENTITY", "LOCK", "log", "store.redb"].contains(&name.as_str()));
+    assert!(left.is_empty(), "{moment}: {left:?} are left");
+
+    machine.apply(&recovered.entries).unwrap();
+    let next = entries(recovered.last_index + 1, recovered.last_index + 4);
+    log.append(std::slice::from_ref(&next)).unwrap();
+    machine.apply(&next.entries).unwrap();
+    assert_eq!(machine.applied(), expected.point(recovered.last_index + 4), "{moment}");
+    drop((log, machine));
+    let again = open(disk).unwrap().recovered;
+    assert_eq!(again.applied, recovered.applied, "{moment}");
+    assert_eq!(again.last_index, recovered.last_index + 4, "{moment}");
+}
+
+fn check_every_moment(plan: Plan) {
+    let seed = std::env::var("ACERVO_SEED")
+        .map_or_else(|_| rand::random(), |seed| seed.parse().expect("ACERVO_SEED is a number"));
+    println!("replay with ACERVO_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let expected = Expected::new(SNAPSHOT);
+    for operation in 1.. {
+        let disk = SimDisk::new();
+        disk.set_faults(Faults { stop_at_operation: Some(operation), ..Faults::default() });
+        let mut promised = Promised::default();
+        if live(&disk, plan, &expected, &mut promised).is_ok() {
+            assert!(promised.reset && operation > 100, "only {operation} moments");
+            return;
+        }
+        let cut = disk.copy();
+        cut.restart();
+        check(&cut, plan, &expected, promised, &format!("killed before operation {operation}"));
+        disk.power_cycle(&mut rng);
+        check(&disk, plan, &expected, promised, &format!("no power at operation {operation}"));
+    }
+}
+
+#[test]
+fn a_lagging_server_stopped_at_any_moment_starts_again() {
+    check_every_moment(Plan { applied: 8, checkpoint: 5 });
+}
+
+#[test]
+fn a_blank_server_stopped_at_any_moment_starts_again() {
+    check_every_moment(Plan { applied: 0, checkpoint: 0 });
+}
+
+#[test]
+fn a_staged_snapshot_that_does_not_fit_the_log_is_not_adopted() {
+    let disk = SimDisk::new();
+    let data_dir = data_dir(&disk).unwrap();
+    {
+        let mut log = storage::open(&data_dir, options()).unwrap().log;
+        log.reset(SNAPSHOT, 1, HardState::default()).unwrap();
+    }
+    let expected = Expected::new(SNAPSHOT - 1);
+    let mut sink = SnapshotSink::create(data_dir.staging(), expected.point(SNAPSHOT - 1)).unwrap();
+    expected.chunks.iter().for_each(|chunk| sink.push(chunk).unwrap());
+    drop(sink.finish().unwrap());
+    let Err(error) = storage::open(&data_dir, options()) else {
+        panic!("opened without its store")
+    };
+    assert!(matches!(error, StorageError::StoreLost { first: 301, applied: 0 }), "{error}");
+}
