@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use acervo::command::{Command, WriteOp};
+use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
@@ -11,7 +11,7 @@ use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::Sight;
+use acervo::storage::reads::{PageLimits, Sight};
 use acervo::storage::snapshot::SnapshotSink;
 use acervo::types::{
     ClientId, ClusterId, LogBatch, LogEntry, LogIndex, NodeId, RequestId, Timestamp,
@@ -62,7 +62,9 @@ fn random_batch(next: &mut LogIndex, size: u64, rng: &mut StdRng) -> Vec<LogEntr
 fn store(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
     let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
-    let mut machine = StateMachine::open(Arc::new(engine.expect("an engine"))).expect("a state");
+    let mut machine =
+        StateMachine::open(Arc::new(engine.expect("an engine")), StateLimits::default())
+            .expect("a state");
     let mut rng = StdRng::seed_from_u64(1);
     let mut next = 1;
     while next <= KEYS {
@@ -126,7 +128,9 @@ fn log(criterion: &mut Criterion) {
 fn snapshot(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
     let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);
-    let mut machine = StateMachine::open(Arc::new(engine.expect("an engine"))).expect("a state");
+    let mut machine =
+        StateMachine::open(Arc::new(engine.expect("an engine")), StateLimits::default())
+            .expect("a state");
     let value = Bytes::from(vec![b'v'; 1000]);
     let mut write = |index| {
         let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
@@ -167,7 +171,7 @@ fn versions(criterion: &mut Criterion) {
     for (name, engine) in engines {
         let many = WIDE_KEYS / scale;
         let deep = DEEP_KEYS / scale;
-        let mut machine = StateMachine::open(engine).expect("a state");
+        let mut machine = StateMachine::open(engine, StateLimits::default()).expect("a state");
         let mut next = 1;
         let mut fill = |key: &dyn Fn(u64) -> Bytes, count: u64| {
             while next <= count {
@@ -222,7 +226,8 @@ fn versions(criterion: &mut Criterion) {
                         },
                         |of| {
                             let sight = Sight { at, seen: now, strict: false };
-                            let page = reader.page(&of, sight, 1_000, limits::PAGE_BYTES_MAX);
+                            let most = PageLimits { rows: 1_000, ..PageLimits::default() };
+                            let page = reader.page(&of, sight, most);
                             black_box(page.expect("a page").rows.len())
                         },
                         BatchSize::SmallInput,

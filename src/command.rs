@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded;
+use crate::limits;
 use crate::types::{RequestId, Timestamp};
 
 /// A write as the client asked for it.
@@ -118,6 +119,43 @@ pub enum History {
     },
 }
 
+/// The limits on which the result of applying an entry depends: replicas with different ones would diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateLimits {
+    /// [`limits::REMOVAL_SCAN_ROWS_MAX`].
+    pub removal_scan_rows_max: u32,
+    /// [`limits::RANGE_REMOVALS_MAX`].
+    pub range_removals_max: u32,
+    /// [`limits::VERSIONS_STEPPED_MAX`].
+    pub versions_stepped_max: u32,
+    /// [`limits::REMOVAL_GRACE`].
+    pub removal_grace_us: u64,
+    /// [`limits::SESSION_EXPIRY`].
+    pub session_expiry_us: u64,
+    /// [`limits::SESSIONS_MAX`].
+    pub sessions_max: u32,
+    /// [`limits::SESSION_REPLIES_MAX`].
+    pub session_replies_max: u32,
+    /// [`limits::SESSION_REPLIES_TOTAL_MAX`].
+    pub session_replies_total_max: u32,
+}
+
+impl Default for StateLimits {
+    /// What this release proposes to a new group.
+    fn default() -> StateLimits {
+        StateLimits {
+            removal_scan_rows_max: limits::REMOVAL_SCAN_ROWS_MAX as u32,
+            range_removals_max: limits::RANGE_REMOVALS_MAX as u32,
+            versions_stepped_max: limits::VERSIONS_STEPPED_MAX as u32,
+            removal_grace_us: limits::REMOVAL_GRACE.as_micros() as u64,
+            session_expiry_us: limits::SESSION_EXPIRY.as_micros() as u64,
+            sessions_max: limits::SESSIONS_MAX as u32,
+            session_replies_max: limits::SESSION_REPLIES_MAX as u32,
+            session_replies_total_max: limits::SESSION_REPLIES_TOTAL_MAX as u32,
+        }
+    }
+}
+
 /// What the leader has done in the background. It travels in the log like a write, so that all replicas
 /// do it at the same point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +165,8 @@ pub enum Upkeep {
     Purge {
         /// Of removals up to here.
         before: Timestamp,
+        /// Rows taken off the disk in this piece, at least 1.
+        rows_max: u32,
     },
     /// Remove versions past the history that is kept, in a piece of the store.
     #[serde(rename = "SWEEP")]
@@ -137,6 +177,8 @@ pub enum Upkeep {
         as_of: Timestamp,
         /// The piece begins at the first key not less than this.
         from: Bytes,
+        /// Rows looked at in this piece, about; at least one key is, or one row removed.
+        rows_max: u32,
     },
 }
 

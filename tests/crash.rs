@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use acervo::command::{Command, WriteOp};
+use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
@@ -506,7 +506,8 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
 fn replay_agrees(seed: u64, rounds: usize, mut reopen: impl FnMut() -> Arc<dyn Engine>) {
     let mut rng = rng(seed);
     let disk = SimDisk::new();
-    let mut steady = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+    let mut steady =
+        StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
     let mut index = 0;
     for _ in 0..rounds {
         let (log, found) = open(&disk, &options()).unwrap();

@@ -11,7 +11,7 @@ mod log_disk;
 use std::error::Error;
 use std::sync::Arc;
 
-use acervo::command::{Command, WriteOp};
+use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
 use acervo::storage::files::Directory;
@@ -63,7 +63,8 @@ struct Expected {
 
 impl Expected {
     fn new(snapshot: LogIndex) -> Expected {
-        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let mut machine =
+            StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
         let mut points = vec![machine.applied()];
         let mut chunks = Vec::new();
         for index in 1..=LAST + 8 {

@@ -9,17 +9,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use acervo::command::{Action, Command, History, Upkeep, WriteOp};
+use acervo::command::{Action, Command, History, StateLimits, Upkeep, WriteOp};
 use acervo::limits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageError, Sight, Store};
+use acervo::storage::reads::{PageError, PageLimits, Sight, Store};
 use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
 use acervo::wire::message::{PageNext, PageOf, Row};
 use bytes::Bytes;
 use proptest::prelude::*;
+
+/// As much as this release does in one piece.
+const ROWS_MAX: u32 = limits::UPKEEP_ROWS_MAX as u32;
+
+fn page_of(rows: usize) -> PageLimits {
+    PageLimits { rows, ..PageLimits::default() }
+}
 
 type Versions = BTreeMap<i64, Bytes>;
 type State = BTreeMap<Bytes, Versions>;
@@ -99,13 +106,13 @@ fn pages(
     store: &Store,
     of: PageOf,
     sight: Sight,
-    rows_max: usize,
+    most: PageLimits,
 ) -> Result<Vec<Found>, PageError> {
     let (mut of, mut sight) = (of, sight);
     let mut rows = Vec::new();
     loop {
-        let page = store.page(&of, sight, rows_max, limits::PAGE_BYTES_MAX)?;
-        assert!(page.rows.len() <= rows_max);
+        let page = store.page(&of, sight, most)?;
+        assert!(page.rows.len() <= most.rows);
         rows.extend(page.rows.into_iter().map(found));
         match (page.next, &mut of) {
             (None, _) => return Ok(rows),
@@ -128,26 +135,31 @@ struct World {
     memory: (Arc<MemoryEngine>, StateMachine),
     disk: StateMachine,
     _folder: tempfile::TempDir,
+    limits: StateLimits,
     model: Model,
     log: Vec<LogEntry>,
     last: i64,
     sequence: u64,
+    /// Where the sweep goes on that was applied last, if it does.
+    next: Option<Bytes>,
 }
 
 impl World {
-    fn new() -> World {
+    fn new(limits: StateLimits) -> World {
         let folder = tempfile::tempdir().unwrap();
         let engine = Arc::new(MemoryEngine::new());
         let disk: Arc<dyn Engine> =
             Arc::new(DiskEngine::open(&folder.path().join("store"), 1 << 20).unwrap());
         World {
-            memory: (engine.clone(), StateMachine::open(engine).unwrap()),
-            disk: StateMachine::open(disk).unwrap(),
+            memory: (engine.clone(), StateMachine::open(engine, limits).unwrap()),
+            disk: StateMachine::open(disk, limits).unwrap(),
+            limits,
             _folder: folder,
             model: Model::default(),
             log: Vec::new(),
             last: 0,
             sequence: 0,
+            next: None,
         }
     }
 
@@ -172,9 +184,9 @@ impl World {
         let answers = self.memory.1.apply_answering(entries).unwrap();
         assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
         assert_eq!(self.memory.1.applied(), self.disk.applied());
+        self.next = answers.upkeep.swept.and_then(|swept| swept.next);
         for answer in answers.writes {
             let outcome = answer.outcome.unwrap();
-            assert!(!outcome.refused);
             let before = outcome.timestamp.0 - 1;
             let command = Command::decode(&self.log[answer.index as usize - 1].data).unwrap();
             let Action::Write { op, .. } = command.unwrap().action else { panic!("a write") };
@@ -184,9 +196,10 @@ impl World {
         }
     }
 
-    fn upkeep(&mut self, upkeep: Upkeep) {
+    /// One piece of work in the background; where the next begins.
+    fn upkeep(&mut self, upkeep: Upkeep) -> Option<Bytes> {
         let last = self.model.now();
-        if let Upkeep::Purge { before } = &upkeep {
+        if let Upkeep::Purge { before, .. } = &upkeep {
             self.model.purged = self.model.purged.max(before.0);
         }
         if let Upkeep::Sweep { as_of, .. } = &upkeep {
@@ -195,29 +208,50 @@ impl World {
         let at = self.push(Action::Upkeep(upkeep));
         self.model.moments.push((at, last));
         self.settle();
+        self.next.take()
+    }
+
+    /// The newest state, all at once.
+    fn check_newest(&self, keys: &[Bytes]) {
+        self.check(keys, self.last, self.last, page_of(100));
     }
 
     /// Compares reads at these times, on both engines.
-    fn check(&self, keys: &[Bytes], at: i64, seen: i64, rows_max: usize) {
+    fn check(&self, keys: &[Bytes], at: i64, seen: i64, most: PageLimits) {
         let at = at.min(seen);
         let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: true };
         let (from, to) = (&keys[0], &keys[keys.len() - 1]);
         for store in [self.memory.1.store(), self.disk.store()] {
-            let read = |of: PageOf| pages(&store, of, sight, rows_max);
+            let read = |of: PageOf| pages(&store, of, sight, most);
             let range = read(PageOf::Range { from: from.clone(), to: to.clone() });
             if at < self.model.swept || seen < self.model.purged {
                 // It may be refused, and never shows anything else than what there was.
                 match range {
                     Err(PageError::Expired) => continue,
                     Err(error) => panic!("{error}"),
-                    Ok(rows) if seen < self.model.purged => {
+                    Ok(rows) if at >= self.model.swept => {
                         assert_eq!(rows, self.model.range(from, to, at, seen));
                     }
-                    Ok(_) => {}
+                    // What the history does not keep is not found; what is found is right.
+                    Ok(rows) => {
+                        let right = self.model.range(from, to, at, seen);
+                        assert!(
+                            rows.iter().all(|row| right.contains(row)),
+                            "{rows:?} of {right:?}"
+                        );
+                    }
+                }
+                if seen == self.last {
+                    for key in keys {
+                        let told = store.get_at(key, Timestamp(at)).unwrap();
+                        let (_, value, version) = self.model.get(key, at, seen);
+                        let right = value.map(|value| (Timestamp(version), value));
+                        assert!(told.is_none() || told == right, "{told:?}, not {right:?}");
+                    }
                 }
                 continue;
             }
-            let context = format!("as of {at}, seen from {seen}, {rows_max} rows a page");
+            let context = format!("as of {at}, seen from {seen}, {most:?}");
             assert_eq!(range.unwrap(), self.model.range(from, to, at, seen), "{context}");
             let wanted: Vec<Bytes> = keys.iter().rev().cloned().collect();
             let each: Vec<Found> = wanted.iter().map(|key| self.model.get(key, at, seen)).collect();
@@ -228,6 +262,8 @@ impl World {
                     expected.into_iter().filter(|(_, _, version)| *version >= self.model.swept);
                 let kept: Vec<Found> = kept.collect();
                 let mut versions = read(PageOf::Versions { key: key.clone() }).unwrap();
+                let all = self.model.versions(key, at, seen);
+                assert!(all.starts_with(&versions), "{context}: {versions:?} of {all:?}");
                 versions.retain(|(_, _, version)| *version >= self.model.swept);
                 assert_eq!(versions, kept, "{context}");
                 if seen == self.last {
@@ -268,9 +304,23 @@ enum Step {
     Settle,
     Crash,
     Checkpoint,
-    Purge { age: i64 },
-    Sweep { age: i64, history: History },
-    Check { at: i64, seen: i64, rows_max: usize },
+    /// A piece, or so many, with a look at everything after each.
+    Purge {
+        age: i64,
+        rows_max: u32,
+        pieces: usize,
+    },
+    Sweep {
+        age: i64,
+        history: History,
+        rows_max: u32,
+        pieces: usize,
+    },
+    Check {
+        at: i64,
+        seen: i64,
+        most: PageLimits,
+    },
 }
 
 fn key() -> impl Strategy<Value = Bytes> {
@@ -293,7 +343,26 @@ fn op() -> impl Strategy<Value = WriteOp> {
     ]
 }
 
+/// Limits that a short test reaches. So many ranges are never removed at once in it that one is refused.
+fn state_limits() -> impl Strategy<Value = StateLimits> {
+    (0..6u32, 0..4u32, 0..100u64).prop_map(
+        |(removal_scan_rows_max, versions_stepped_max, removal_grace_us)| StateLimits {
+            removal_scan_rows_max,
+            versions_stepped_max,
+            removal_grace_us,
+            range_removals_max: 1_000,
+            ..StateLimits::default()
+        },
+    )
+}
+
+fn page_limits() -> impl Strategy<Value = PageLimits> {
+    (1..5usize, prop_oneof![0..8usize, Just(1_000)], prop_oneof![0..6usize, Just(1_000)])
+        .prop_map(|(rows, bytes, visits)| PageLimits { rows, bytes, visits })
+}
+
 fn step() -> impl Strategy<Value = Step> {
+    let rows_max = prop_oneof![0..6u32, Just(ROWS_MAX)];
     let history = prop_oneof![
         Just(History::For { age_us: 1 }),
         (1..4u32).prop_map(|count| History::Versions { count }),
@@ -303,13 +372,16 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Settle),
         1 => Just(Step::Crash),
         1 => Just(Step::Checkpoint),
-        1 => (0..200i64).prop_map(|age| Step::Purge { age }),
-        1 => (0..400i64, history).prop_map(|(age, history)| Step::Sweep { age, history }),
-        6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1..5usize).prop_map(
-            |(at, seen, rows_max)| Step::Check {
+        2 => (0..200i64, rows_max.clone(), 1..20usize)
+            .prop_map(|(age, rows_max, pieces)| Step::Purge { age, rows_max, pieces }),
+        2 => (0..400i64, history, rows_max, 1..20usize).prop_map(
+            |(age, history, rows_max, pieces)| Step::Sweep { age, history, rows_max, pieces }
+        ),
+        6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), page_limits()).prop_map(
+            |(at, seen, most)| Step::Check {
                 at: at.index(1_000) as i64,
                 seen: seen.index(1_000) as i64,
-                rows_max,
+                most,
             }
         ),
     ]
@@ -319,9 +391,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_read_finds_what_the_model_finds(steps in prop::collection::vec(step(), 1..120)) {
+    fn every_read_finds_what_the_model_finds(
+        limits in state_limits(),
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
         let keys = keys();
-        let mut world = World::new();
+        let mut world = World::new(limits);
         for step in steps {
             match step {
                 Step::Write(op) => world.write(&op),
@@ -335,30 +410,40 @@ proptest! {
                     world.settle();
                     let (engine, machine) = &mut world.memory;
                     engine.crash();
-                    *machine = StateMachine::open(engine.clone()).unwrap();
+                    *machine = StateMachine::open(engine.clone(), world.limits).unwrap();
                     let kept = machine.applied().index as usize;
                     machine.apply(&world.log[kept..]).unwrap();
                     prop_assert_eq!(machine.applied(), world.disk.applied());
                 }
-                Step::Purge { age } => {
+                Step::Purge { age, rows_max, pieces } => {
                     let before = Timestamp(world.last - age);
-                    world.upkeep(Upkeep::Purge { before });
+                    for _ in 0..pieces {
+                        world.upkeep(Upkeep::Purge { before, rows_max });
+                        world.check_newest(&keys);
+                    }
                 }
-                Step::Sweep { age, history } => {
+                Step::Sweep { age, history, rows_max, pieces } => {
                     let as_of = Timestamp(world.last - age);
-                    world.upkeep(Upkeep::Sweep { history, as_of, from: Bytes::new() });
+                    let mut from = Bytes::new();
+                    for _ in 0..pieces {
+                        let sweep = Upkeep::Sweep { history, as_of, from, rows_max };
+                        let Some(next) = world.upkeep(sweep) else { break };
+                        from = next;
+                        world.check_newest(&keys);
+                        world.check(&keys, as_of.0 - 5, world.last, page_of(100));
+                    }
                 }
-                Step::Check { at, seen, rows_max } => {
+                Step::Check { at, seen, most } => {
                     world.settle();
                     // Every time that there has been is as likely.
                     let scale = |time: i64| time * world.last / 1_000;
-                    world.check(&keys, scale(at), scale(seen), rows_max);
+                    world.check(&keys, scale(at), scale(seen), most);
                 }
             }
         }
         world.settle();
-        world.check(&keys, world.last, world.last, 3);
-        world.check(&keys, world.last / 2, world.last, 100);
+        world.check(&keys, world.last, world.last, page_of(3));
+        world.check(&keys, world.last / 2, world.last, page_of(100));
     }
 }
 
@@ -369,7 +454,7 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     let value = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     let count = 4 * limits::REMOVAL_SCAN_ROWS_MAX;
     let ends = [key(0), key(count / 2), key(count - 1), key(count), Bytes::from("l")];
-    let mut world = World::new();
+    let mut world = World::new(StateLimits::default());
     world.write(&WriteOp::PutAll { pairs: (0..count).map(|n| (key(n), value("old"))).collect() });
     world.write(&WriteOp::Put { key: Bytes::from("l"), value: value("outside") });
     let before = world.last;
@@ -377,32 +462,39 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     world.write(&WriteOp::Put { key: key(7), value: value("new") });
     world.write(&WriteOp::Trim { key: key(7) });
     world.settle();
-    world.check(&ends, world.last, world.last, 100);
-    world.check(&ends, before, world.last, 100);
-    world.check(&ends, before, before, 1_000);
+    world.check(&ends, world.last, world.last, page_of(100));
+    world.check(&ends, before, world.last, page_of(100));
+    world.check(&ends, before, before, page_of(1_000));
 
     // A read that began before goes on until the purge reaches it; readers of the newest state see no
     // difference while it goes on.
     let mut pieces = 0;
     while world.disk.upkeep().oldest_removal.is_some() {
-        world.upkeep(Upkeep::Purge { before: Timestamp(world.last) });
-        world.check(&ends, world.last, world.last, 100);
+        world.upkeep(Upkeep::Purge { before: Timestamp(world.last), rows_max: ROWS_MAX });
+        world.check(&ends, world.last, world.last, page_of(100));
         pieces += 1;
         assert!(pieces < 100, "the purge does not come to its end");
     }
     assert!(pieces > 3, "{count} rows went in {pieces} pieces");
     let strict = Sight { at: Timestamp(before), seen: Timestamp(before), strict: true };
     let all = PageOf::Range { from: key(0), to: Bytes::from("l") };
-    assert!(matches!(pages(&world.disk.store(), all.clone(), strict, 9), Err(PageError::Expired)));
+    assert!(matches!(
+        pages(&world.disk.store(), all.clone(), strict, page_of(9)),
+        Err(PageError::Expired)
+    ));
     let lax = Sight { strict: false, seen: Timestamp(world.last), ..strict };
-    assert_eq!(pages(&world.disk.store(), all, lax, 9).unwrap().len(), 2, "the two not removed");
+    assert_eq!(
+        pages(&world.disk.store(), all, lax, page_of(9)).unwrap().len(),
+        2,
+        "the two not removed"
+    );
 }
 
 /// With the most ranges remembered, one more is refused, and nothing of it is done.
 #[test]
 fn too_many_long_ranges_at_once_are_refused() {
     let key = |number: usize| Bytes::from(format!("key {number:05}"));
-    let mut world = World::new();
+    let mut world = World::new(StateLimits::default());
     let rows = 2 * limits::REMOVAL_SCAN_ROWS_MAX;
     let all = WriteOp::DelRange { from: key(0), to: key(rows) };
     for round in 0..=limits::RANGE_REMOVALS_MAX {
@@ -425,7 +517,7 @@ fn too_many_long_ranges_at_once_are_refused() {
 /// The keys of which a sweep must keep everything do not hold it up.
 #[test]
 fn a_sweep_comes_to_its_end_whatever_it_keeps() {
-    let mut world = World::new();
+    let mut world = World::new(StateLimits::default());
     let hot = Bytes::from("hot");
     let versions = 3 * limits::UPKEEP_ROWS_MAX;
     for number in 0..versions {
@@ -438,7 +530,7 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     let (mut from, mut pieces) = (Bytes::new(), 0);
     loop {
         let as_of = Timestamp(world.last);
-        world.push(Action::Upkeep(Upkeep::Sweep { history, as_of, from }));
+        world.push(Action::Upkeep(Upkeep::Sweep { history, as_of, from, rows_max: ROWS_MAX }));
         let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
         pieces += 1;
         assert!(pieces < 50, "the sweep does not come to its end");
@@ -449,7 +541,8 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     }
     let end = Timestamp(world.last);
     let sight = Sight { at: end, seen: end, strict: false };
-    let left = pages(&world.disk.store(), PageOf::Versions { key: hot }, sight, 1_000).unwrap();
+    let left =
+        pages(&world.disk.store(), PageOf::Versions { key: hot }, sight, page_of(1_000)).unwrap();
     assert_eq!(left.len(), kept);
 }
 
@@ -458,7 +551,7 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
 #[test]
 fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let keys: Vec<Bytes> = (b'a'..=b'f').map(|key| Bytes::copy_from_slice(&[key])).collect();
-    let mut world = World::new();
+    let mut world = World::new(StateLimits::default());
     for _ in 0..3 {
         for key in &keys {
             world.write(&WriteOp::Put {
@@ -478,13 +571,14 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let page = |world: &World, from: &Bytes, at: i64| {
         let of = PageOf::Range { from: from.clone(), to: keys[5].clone() };
         let sight = Sight { at: Timestamp(at), seen: Timestamp(began), strict: from != &keys[0] };
-        world.disk.store().page(&of, sight, 2, limits::PAGE_BYTES_MAX)
+        world.disk.store().page(&of, sight, page_of(2))
     };
     let first = page(&world, &keys[0], past).unwrap();
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
     world.last += 2 * limits::REMOVAL_GRACE.as_micros() as i64;
     let history = History::Versions { count: 2 };
-    world.upkeep(Upkeep::Sweep { history, as_of: Timestamp(world.last), from: Bytes::new() });
+    let (as_of, from) = (Timestamp(world.last), Bytes::new());
+    world.upkeep(Upkeep::Sweep { history, as_of, from, rows_max: ROWS_MAX });
 
     let mut shown = first.rows;
     let second = page(&world, &keys[2], past).unwrap();

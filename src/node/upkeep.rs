@@ -22,6 +22,8 @@ pub struct UpkeepConfig {
     /// From the end of one sweep to the beginning of the next; [`limits::SWEEP_PAUSE`] except in
     /// simulations.
     pub sweep_pause_us: u64,
+    /// Rows in one piece; [`limits::UPKEEP_ROWS_MAX`] except in simulations.
+    pub rows_max: u32,
 }
 
 impl UpkeepConfig {
@@ -31,6 +33,7 @@ impl UpkeepConfig {
             history,
             removal_grace_us: micros(limits::REMOVAL_GRACE),
             sweep_pause_us: micros(limits::SWEEP_PAUSE),
+            rows_max: limits::UPKEEP_ROWS_MAX as u32,
         }
     }
 }
@@ -99,7 +102,7 @@ impl Chores {
         };
         let before = ago(0);
         if self.oldest_removal.is_some_and(|oldest| oldest <= before) {
-            return Some(Upkeep::Purge { before });
+            return Some(Upkeep::Purge { before, rows_max: self.config.rows_max });
         }
         let history = self.config.history;
         let as_of = match history {
@@ -112,7 +115,7 @@ impl Chores {
             Sweep::Pausing { .. } => Bytes::new(),
             Sweep::At(from) => from.clone(),
         };
-        Some(Upkeep::Sweep { history, as_of, from })
+        Some(Upkeep::Sweep { history, as_of, from, rows_max: self.config.rows_max })
     }
 
     /// It was proposed, as the entry at `index`.
@@ -127,6 +130,7 @@ mod tests {
     use crate::node::Swept;
 
     const GRACE: u64 = 60_000_000;
+    const ROWS: u32 = limits::UPKEEP_ROWS_MAX as u32;
 
     fn chores(history: History, oldest_removal: Option<i64>) -> Chores {
         let oldest_removal = oldest_removal.map(Timestamp);
@@ -145,7 +149,7 @@ mod tests {
         let mut chores = chores(History::All, Some(1_000));
         assert_eq!(chores.next(at(GRACE + 999), 0), None);
         chores.tick();
-        let purge = Upkeep::Purge { before: Timestamp(1_000) };
+        let purge = Upkeep::Purge { before: Timestamp(1_000), rows_max: ROWS };
         assert_eq!(chores.next(at(GRACE + 1_000), 0), Some(purge));
     }
 
@@ -175,7 +179,7 @@ mod tests {
         let mut chores = chores(History::For { age_us: 2 * GRACE }, None);
         let sweep = |from: &'static str| {
             let (history, as_of) = (History::For { age_us: 2 * GRACE }, at(3 * GRACE));
-            Some(Upkeep::Sweep { history, as_of, from: Bytes::from(from) })
+            Some(Upkeep::Sweep { history, as_of, from: Bytes::from(from), rows_max: ROWS })
         };
         assert_eq!(chores.next(at(5 * GRACE), 0), sweep(""));
         let swept = |next: Option<&'static str>| UpkeepState {
@@ -198,7 +202,7 @@ mod tests {
         let history = History::Versions { count: 3 };
         let mut chores = chores(history, None);
         let as_of = at(GRACE);
-        let expected = Upkeep::Sweep { history, as_of, from: Bytes::new() };
+        let expected = Upkeep::Sweep { history, as_of, from: Bytes::new(), rows_max: ROWS };
         assert_eq!(chores.next(at(2 * GRACE), 0), Some(expected));
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::limits;
 use crate::node::GetAnswer;
 use crate::storage::apply::ApplyError;
-use crate::storage::reads::{Page, PageError, Sight, Store};
+use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
 use crate::types::Timestamp;
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
@@ -124,8 +124,9 @@ fn reached(store: &Store) -> Timestamp {
     store.applied().timestamp.max(Timestamp::FIRST)
 }
 
-/// Answers a page, which is checked, from the store, with at most `bytes_max` bytes of rows.
-pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> Answered {
+/// Answers a page, which is checked, from the store. It has at most the rows that were asked for, and is
+/// within `most`.
+pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Answered {
     let low = reached(store);
     let PageRequest { of, at, seen, session, rows_max, .. } = request;
     if low < *session || low < *at || low < *seen {
@@ -136,7 +137,8 @@ pub fn answer_page(store: &Store, request: &PageRequest, bytes_max: usize) -> An
     let strict = *seen > Timestamp::ZERO;
     let seen = if strict { *seen } else { low };
     let at = if *at > Timestamp::ZERO { *at } else { seen };
-    match store.page(of, Sight { at, seen, strict }, *rows_max as usize, bytes_max) {
+    let most = PageLimits { rows: (*rows_max as usize).clamp(1, most.rows), ..most };
+    match store.page(of, Sight { at, seen, strict }, most) {
         Ok(Page { rows, next }) => {
             Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None }
         }
@@ -195,7 +197,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::command::{Command, WriteOp};
+    use crate::command::{Command, StateLimits, WriteOp};
     use crate::storage::apply::StateMachine;
     use crate::storage::memory::MemoryEngine;
     use crate::types::{ClientId, LogEntry, RequestId};
@@ -238,7 +240,8 @@ mod tests {
     /// meanwhile, because the first one had "seen 0", which asks for the newest.
     #[test]
     fn the_second_page_of_an_empty_store_shows_it_empty() {
-        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new())).unwrap();
+        let mut machine =
+            StateMachine::open(Arc::new(MemoryEngine::new()), StateLimits::default()).unwrap();
         let page = |seen, machine: &StateMachine| {
             let keys = vec![Bytes::from_static(b"k"), Bytes::from_static(b"l")];
             let request = PageRequest {
@@ -249,7 +252,7 @@ mod tests {
                 linearizable: false,
                 rows_max: 1,
             };
-            match answer_page(&machine.store(), &request, 1_000).reply {
+            match answer_page(&machine.store(), &request, PageLimits::default()).reply {
                 Reply::PageOk { rows, seen, .. } => (rows[0].value.clone(), seen),
                 other => panic!("no page but {other:?}"),
             }

@@ -11,7 +11,7 @@ use super::get::{ReadRequest, answer_get, answer_page};
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
 use crate::storage::log::LogReader;
-use crate::storage::reads::Store;
+use crate::storage::reads::{PageLimits, Store};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::codec;
@@ -91,7 +91,11 @@ impl StoreWorker {
         let allowed = value_bytes_granted(read.granted);
         let answered = match &read.request {
             ReadRequest::Get(request) => answer_get(&self.store, request),
-            ReadRequest::Page(request) => answer_page(&self.store, request, allowed),
+            ReadRequest::Page(request) => {
+                let most = PageLimits::default();
+                let most = PageLimits { bytes: allowed.min(most.bytes), ..most };
+                answer_page(&self.store, request, most)
+            }
         };
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),

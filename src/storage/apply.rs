@@ -33,7 +33,7 @@ use super::snapshot::{SnapshotSource, StagedSnapshot};
 use super::upkeep::{self, Horizon, META_PURGED, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
-use crate::command::{Action, Command, CommandError, Upkeep, WriteOp, WriteOutcome};
+use crate::command::{Action, Command, CommandError, StateLimits, Upkeep, WriteOp, WriteOutcome};
 use crate::limits;
 use crate::node::{AppliedWrite, Swept, UpkeepState};
 use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
@@ -109,6 +109,7 @@ pub(super) struct Shared {
     engine: RwLock<Arc<dyn Engine>>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
+    limits: StateLimits,
     /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
     /// with one becomes visible, and cleared after the batch with which the last one left.
     removals: [AtomicBool; 2],
@@ -136,6 +137,10 @@ impl Shared {
         let after = self.pending();
         let keys = before.keys || after.keys;
         Ok((view, Pending { keys, ranges: before.ranges || after.ranges }))
+    }
+
+    pub(super) fn limits(&self) -> &StateLimits {
+        &self.limits
     }
 
     pub(super) fn applied(&self) -> AppliedPoint {
@@ -182,14 +187,15 @@ impl StateMachine {
     /// # Errors
     ///
     /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`].
-    pub fn open(engine: Arc<dyn Engine>) -> Result<StateMachine, ApplyError> {
+    pub fn open(engine: Arc<dyn Engine>, limits: StateLimits) -> Result<StateMachine, ApplyError> {
         let point = stored_point(&*engine)?;
-        let sessions = Sessions::load(&*engine)?;
+        let sessions = Sessions::load(&*engine, limits)?;
         let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
         let shared = Shared {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
+            limits,
             removals: [AtomicBool::new(pending.keys), AtomicBool::new(pending.ranges)],
         };
         Ok(StateMachine {
@@ -290,9 +296,11 @@ impl StateMachine {
                     let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
                     applied.writes.push(write);
                 }
-                Action::Upkeep(Upkeep::Purge { before }) => upkeep::purge(&mut changes, before)?,
-                Action::Upkeep(Upkeep::Sweep { history, as_of, from }) => {
-                    let next = upkeep::sweep(&mut changes, history, as_of, &from)?;
+                Action::Upkeep(Upkeep::Purge { before, rows_max }) => {
+                    upkeep::purge(&mut changes, before, rows_max)?;
+                }
+                Action::Upkeep(Upkeep::Sweep { history, as_of, from, rows_max }) => {
+                    let next = upkeep::sweep(&mut changes, history, as_of, &from, rows_max)?;
                     applied.upkeep.swept = Some(Swept { next });
                 }
             }
@@ -336,7 +344,8 @@ impl StateMachine {
                 // As the first application found it, unless that is off the disk by now.
                 let before = Timestamp(timestamp.0 - 1);
                 let rows = changes.rows();
-                if Horizon::read(&rows)?.is_past(before, before) {
+                let grace_us = self.shared.limits.removal_grace_us;
+                if Horizon::read(&rows)?.is_past(before, before, grace_us) {
                     return Ok((None, None));
                 }
                 let pending = Pending { keys: true, ranges: true };
@@ -386,7 +395,7 @@ impl StateMachine {
                 }
             }
             WriteOp::DelRange { from, to } => {
-                return removals::delete_range(changes, timestamp, from, to);
+                return removals::delete_range(changes, timestamp, from, to, &self.shared.limits);
             }
             WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
             WriteOp::Mark => {}
@@ -458,7 +467,7 @@ impl StateMachine {
             if point != found {
                 return Err(ApplyError::Damaged("the applied index of a snapshot"));
             }
-            machine.sessions = Sessions::load(&*engine)?;
+            machine.sessions = Sessions::load(&*engine, machine.shared.limits)?;
             let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
             let unknown = Pending { keys: true, ranges: true };
             machine.shared.set_pending(unknown);

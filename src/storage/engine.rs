@@ -51,7 +51,10 @@ impl WriteBatch {
     }
 
     /// The changes within a range, in key order.
-    pub fn range(&self, range: &RowRange) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
+    pub fn range(
+        &self,
+        range: &RowRange,
+    ) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
         let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
         // The standard map panics on a range the wrong way round; here it is empty.
         let rows = (range.start < range.end).then(|| self.rows.range::<Bytes, _>(bounds));

@@ -41,6 +41,7 @@ mod versions;
 
 use std::sync::Arc;
 
+use crate::command::StateLimits;
 use crate::limits;
 use crate::node::core::Recovered;
 use crate::types::{LogEntry, LogIndex};
@@ -147,7 +148,7 @@ pub fn assemble(
     found: RecoveredLog,
     engine: Arc<dyn Engine>,
 ) -> Result<Storage, StorageError> {
-    let machine = StateMachine::open(engine)?;
+    let machine = StateMachine::open(engine, StateLimits::default())?;
     let applied = machine.applied();
     if applied.index > found.last_index {
         return Err(StorageError::LogLost { last: found.last_index, applied: applied.index });

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::apply::{ApplyError, Shared};
 use super::rows::ViewRows;
 use super::upkeep::Horizon;
-use super::versions::{PageLimits, Reader};
-use crate::limits;
+pub use super::versions::PageLimits;
+use super::versions::Reader;
 use crate::types::{AppliedPoint, Timestamp};
 use crate::wire::message::{PageNext, PageOf, Row};
 
@@ -81,43 +81,33 @@ impl Store {
         Reader::new(&ViewRows(&*view), at, Timestamp(i64::MAX), pending)?.get(key)
     }
 
-    /// A page of a longer read, of at most `rows_max` rows and `bytes_max` bytes; one longer row still
-    /// comes alone.
+    /// A page of a longer read.
     ///
     /// # Errors
     ///
     /// Any [`PageError`].
-    pub fn page(
-        &self,
-        of: &PageOf,
-        sight: Sight,
-        rows_max: usize,
-        bytes_max: usize,
-    ) -> Result<Page, PageError> {
+    pub fn page(&self, of: &PageOf, sight: Sight, most: PageLimits) -> Result<Page, PageError> {
         let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
         let rows = ViewRows(&*view);
         let Sight { at, seen, strict } = sight;
         if strict {
             // Of a key's versions those swept are past the history kept, and not missing.
             let at = if matches!(of, PageOf::Versions { .. }) { seen } else { at };
-            if Horizon::read(&rows)?.is_past(at, seen) {
+            let grace_us = self.shared.limits().removal_grace_us;
+            if Horizon::read(&rows)?.is_past(at, seen, grace_us) {
                 return Err(PageError::Expired);
             }
         }
-        let reader = Reader::new(&rows, at, seen, pending)?;
-        let page_limits = PageLimits {
-            rows: rows_max.clamp(1, limits::PAGE_ROWS_MAX),
-            bytes: bytes_max.min(limits::PAGE_BYTES_MAX),
-            visits: limits::PAGE_VISITS_MAX,
-        };
+        let reader = Reader::new(&rows, at, seen, pending)?
+            .stepping(self.shared.limits().versions_stepped_max);
         match of {
             PageOf::Range { from, to } => {
-                let found = reader.range(from, to, page_limits)?;
+                let found = reader.range(from, to, most)?;
                 Ok(Page { rows: found.rows, next: found.next.map(PageNext::From) })
             }
-            PageOf::Keys { keys } => Ok(keys_page(&reader, keys, page_limits)?),
+            PageOf::Keys { keys } => Ok(keys_page(&reader, keys, most)?),
             PageOf::Versions { key } => {
-                let (rows, next) = reader.versions(key, page_limits)?;
+                let (rows, next) = reader.versions(key, most)?;
                 Ok(Page { rows, next: next.map(PageNext::At) })
             }
         }

@@ -16,10 +16,11 @@
 //! - a row by key, for reads as of a time *before* the removal, which find an older version first;
 //! - a row by time, so that the oldest removals are found;
 //! - of a range too long to look through at once, only one row with its ends: at most
-//!   [`limits::RANGE_REMOVALS_MAX`] of them, held against every read while there are any.
+//!   [`StateLimits::range_removals_max`] of them, held against every read while there are any.
 //!
 //! The versions themselves leave the disk in the background (`upkeep`), a bounded piece in each log
-//! entry, not before [`limits::REMOVAL_GRACE`] has passed.
+//! entry, not before [`StateLimits::removal_grace_us`] has passed. Between any two pieces the rule holds:
+//! what a removal reaches leaves before the rows that say so, which leave together and last.
 
 use std::ops::ControlFlow;
 
@@ -30,7 +31,7 @@ use super::changes::Changes;
 use super::keys;
 use super::rows::Rows;
 use super::versions::{PageLimits, Reader, StoredVersion};
-use crate::limits;
+use crate::command::StateLimits;
 use crate::types::Timestamp;
 
 /// What a removal row says.
@@ -146,16 +147,19 @@ pub(super) fn delete_range(
     now: Timestamp,
     from: &[u8],
     to: &[u8],
+    limits: &StateLimits,
 ) -> Result<bool, ApplyError> {
-    let most = limits::REMOVAL_SCAN_ROWS_MAX;
-    let found = Reader::newest(&changes.rows())?.keys(from, to, PageLimits::visits(most))?;
+    let most = PageLimits::visits(limits.removal_scan_rows_max as usize);
+    let rows = changes.rows();
+    let reader = Reader::newest(&rows)?.stepping(limits.versions_stepped_max);
+    let found = reader.keys(from, to, most)?;
     if found.next.is_none() {
         for key in found.keys {
             delete(changes, now, &key)?;
         }
         return Ok(true);
     }
-    if ranges(&changes.rows())?.len() >= limits::RANGE_REMOVALS_MAX {
+    if ranges(&changes.rows())?.len() >= limits.range_removals_max as usize {
         return Ok(false);
     }
     let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));

@@ -10,9 +10,19 @@ use super::keys::RowRange;
 
 /// Something that can be scanned.
 pub(super) trait Rows {
-    /// Visits the rows of a range in ascending order until the visitor breaks. A range whose ends are
-    /// the wrong way round is empty.
-    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError>;
+    /// Visits the rows of a range until the visitor breaks. A range whose ends are the wrong way round
+    /// is empty.
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError>;
+
+    /// Visits the rows of a range in ascending order.
+    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
+        self.scan(range, Direction::Forward, visit)
+    }
 
     /// The first row of a range.
     fn first(&self, range: &RowRange) -> Result<Option<(Bytes, Bytes)>, EngineError> {
@@ -29,8 +39,13 @@ pub(super) trait Rows {
 pub(super) struct ViewRows<'a>(pub &'a dyn EngineView);
 
 impl Rows for ViewRows<'_> {
-    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
-        self.0.scan(range, Direction::Forward, visit)
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.0.scan(range, direction, visit)
     }
 }
 
@@ -41,12 +56,26 @@ pub(super) struct Overlay<'a> {
 }
 
 impl Rows for Overlay<'_> {
-    fn visit(&self, range: &RowRange, visit: &mut Visitor<'_>) -> Result<(), EngineError> {
-        let mut changed = self.batch.range(range).peekable();
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        let mut changes = self.batch.range(range);
+        let next = || match direction {
+            Direction::Forward => changes.next(),
+            Direction::Reverse => changes.next_back(),
+        };
+        let mut changed = std::iter::from_fn(next).peekable();
+        let comes_first = |key: &[u8], row: &[u8]| match direction {
+            Direction::Forward => key <= row,
+            Direction::Reverse => key >= row,
+        };
         let mut over = false;
-        self.view.scan(range, Direction::Forward, &mut |row, value| {
+        self.view.scan(range, direction, &mut |row, value| {
             // What the batch has before this row, or instead of it.
-            while let Some((key, new)) = changed.next_if(|(key, _)| key[..] <= *row) {
+            while let Some((key, new)) = changed.next_if(|(key, _)| comes_first(key, row)) {
                 let replaces = key[..] == *row;
                 let flow = new.map_or(ControlFlow::Continue(()), |new| visit(key, new));
                 over = flow.is_break();
@@ -101,7 +130,7 @@ mod tests {
             stored in prop::collection::vec((0..12u8, any::<u8>().prop_map(Some)), 0..12),
             changes in prop::collection::vec((0..12u8, any::<Option<u8>>()), 0..12),
             (start, end) in (0..13u8, 0..13u8),
-            stop_after in 1..14usize,
+            (stop_after, reverse) in (1..14usize, any::<bool>()),
         ) {
             let engine = MemoryEngine::new();
             engine.write(&batch(&stored), Durability::Lazy).unwrap();
@@ -113,22 +142,25 @@ mod tests {
                     None => model.remove(key),
                 };
             }
-            let expected: Vec<_> = model
-                .into_iter()
-                .filter(|(key, _)| (start..end).contains(key))
-                .take(stop_after)
-                .collect();
+            let mut expected: Vec<_> =
+                model.into_iter().filter(|(key, _)| (start..end).contains(key)).collect();
+            let first_expected = expected.first().copied();
+            let direction = if reverse { Direction::Reverse } else { Direction::Forward };
+            if reverse {
+                expected.reverse();
+            }
+            expected.truncate(stop_after);
             let (view, batch) = (engine.view().unwrap(), batch(&changes));
             let mut found = Vec::new();
             let range = RowRange { start: vec![start].into(), end: vec![end].into() };
             let overlay = Overlay { view: &*view, batch: &batch };
-            overlay.visit(&range, &mut |key, value| {
+            overlay.scan(&range, direction, &mut |key, value| {
                 found.push((key[0], value[0]));
                 if found.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }).unwrap();
             prop_assert_eq!(&found, &expected);
             let first = overlay.first(&range).unwrap().map(|(key, value)| (key[0], value[0]));
-            prop_assert_eq!(first, expected.first().copied());
+            prop_assert_eq!(first, first_expected);
         }
     }
 }

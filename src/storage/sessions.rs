@@ -23,6 +23,7 @@ use super::apply::ApplyError;
 use super::engine::{Direction, Engine, WriteBatch};
 use super::hash::{StateHash, words_hash};
 use super::keys;
+use crate::command::StateLimits;
 use crate::limits;
 use crate::types::{ClientId, RequestId, Timestamp};
 
@@ -50,8 +51,8 @@ struct Session {
 }
 
 /// All clients' sessions.
-#[derive(Default)]
 pub(super) struct Sessions {
+    limits: StateLimits,
     clients: HashMap<ClientId, Session>,
     /// The same clients, the one unheard of for longest first.
     by_heard: BTreeSet<(Timestamp, ClientId)>,
@@ -65,9 +66,20 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
+    fn new(limits: StateLimits) -> Sessions {
+        Sessions {
+            limits,
+            clients: HashMap::new(),
+            by_heard: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            replies: 0,
+            newest: (Timestamp::ZERO, 0),
+        }
+    }
+
     /// Reads the sessions of the last checkpoint.
-    pub fn load(engine: &dyn Engine) -> Result<Sessions, ApplyError> {
-        let mut sessions = Sessions::default();
+    pub fn load(engine: &dyn Engine, limits: StateLimits) -> Result<Sessions, ApplyError> {
+        let mut sessions = Sessions::new(limits);
         let mut damaged = false;
         engine.scan(&keys::sessions(), Direction::Forward, &mut |row, value| match (
             keys::decode_session(row),
@@ -124,14 +136,14 @@ impl Sessions {
         hash.add(reply_hash(request.client, request.sequence, timestamp));
         session.replies.insert(request.sequence, timestamp);
         self.replies += 1;
-        if session.replies.len() > limits::SESSION_REPLIES_MAX
+        if session.replies.len() > self.limits.session_replies_max as usize
             && let Some((&oldest, _)) = session.replies.first_key_value()
         {
             // Forgotten means never applied again, so everything up to it is forgotten as well.
             self.replies -= session.forget_below(request.client, oldest + 1, hash);
         }
         // Never this client: it was heard of last, and one client's replies are fewer than the most.
-        while self.replies > limits::SESSION_REPLIES_TOTAL_MAX
+        while self.replies > self.limits.session_replies_total_max as usize
             && let Some(&(heard, oldest)) = self.by_heard.first()
         {
             self.forget_client(heard, oldest, hash);
@@ -146,7 +158,7 @@ impl Sessions {
         let now_us = last_us
             .saturating_add(passed_us.min(limits::SESSION_CLOCK_STEP_MAX.as_micros() as u64));
         self.newest = (now, now_us);
-        let expiry_us = limits::SESSION_EXPIRY.as_micros() as u64;
+        let expiry_us = self.limits.session_expiry_us;
         while let Some(&(heard, oldest)) = self.by_heard.first()
             && let Some(session) = self.clients.get(&oldest)
             && session.heard_us.saturating_add(expiry_us) < now_us
@@ -162,7 +174,7 @@ impl Sessions {
         hash.add(session.head_hash(client));
         self.by_heard.insert((now, client));
         self.dirty.insert(client);
-        while self.clients.len() > limits::SESSIONS_MAX
+        while self.clients.len() > self.limits.sessions_max as usize
             && let Some(&(heard, oldest)) = self.by_heard.first()
         {
             self.forget_client(heard, oldest, hash);
@@ -301,6 +313,10 @@ mod tests {
         }
     }
 
+    fn none() -> (Sessions, StateHash) {
+        (Sessions::new(StateLimits::default()), StateHash::default())
+    }
+
     /// The hash computed anew from what the sessions hold.
     fn hash_from_scratch(sessions: &Sessions) -> StateHash {
         let mut hash = StateHash::default();
@@ -315,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_retry_gets_the_first_outcome_until_it_was_declared_answered() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(Timestamp(10)));
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 11), Some(Timestamp(10)));
         assert_eq!(apply(&mut sessions, &mut hash, request(2, 1, 1), 12), Some(Timestamp(12)));
@@ -340,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_silent_client_is_forgotten_in_the_end() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         apply(&mut sessions, &mut hash, request(1, 1, 1), 10);
         apply(&mut sessions, &mut hash, request(2, 1, 1), 20);
         let now = live_on(&mut sessions, &mut hash, 10, 3);
@@ -356,7 +372,7 @@ mod tests {
     /// a write that was being retried was applied twice.
     #[test]
     fn a_clock_that_leaps_makes_no_retry_new() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 1, 1), 10), Some(Timestamp(10)));
         for days in 1..50 {
             let now = days * 86_400_000_000;
@@ -368,7 +384,7 @@ mod tests {
 
     #[test]
     fn too_many_clients_push_out_the_one_unheard_of_for_longest() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         for client in 0..limits::SESSIONS_MAX as u64 {
             apply(&mut sessions, &mut hash, request(client, 1, 1), client as i64);
         }
@@ -383,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_client_that_never_says_what_it_has_got_loses_its_oldest_replies() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         let most = limits::SESSION_REPLIES_MAX as u64;
         for sequence in 1..=most + 1 {
             apply(&mut sessions, &mut hash, request(1, sequence, 0), sequence as i64);
@@ -396,7 +412,7 @@ mod tests {
 
     #[test]
     fn too_many_replies_push_out_the_clients_unheard_of_for_longest() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         let each = limits::SESSION_REPLIES_MAX as u64;
         let clients = limits::SESSION_REPLIES_TOTAL_MAX as u64 / each;
         let mut now = 0;
@@ -418,7 +434,7 @@ mod tests {
 
     #[test]
     fn sessions_come_back_from_a_checkpoint() {
-        let (mut sessions, mut hash) = Default::default();
+        let (mut sessions, mut hash) = none();
         for client in 1..5 {
             for sequence in 1..=client {
                 let now = (client * 10 + sequence) as i64;
@@ -430,7 +446,7 @@ mod tests {
         sessions.save(&mut batch);
         engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
         sessions.saved();
-        let loaded = Sessions::load(&engine).unwrap();
+        let loaded = Sessions::load(&engine, StateLimits::default()).unwrap();
         assert_eq!(loaded.clients, sessions.clients);
         assert_eq!(loaded.by_heard, sessions.by_heard);
         assert_eq!(loaded.replies, sessions.replies);
@@ -453,7 +469,10 @@ mod tests {
         let mut batch = WriteBatch::default();
         sessions.save(&mut batch);
         engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
-        assert_eq!(Sessions::load(&engine).unwrap().clients, sessions.clients);
+        assert_eq!(
+            Sessions::load(&engine, StateLimits::default()).unwrap().clients,
+            sessions.clients
+        );
         assert_eq!(sessions.clients.len(), 1, "the expired ones left the engine too");
     }
 
@@ -465,6 +484,9 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.put(keys::session(ClientId(1)), Bytes::from_static(b"short"));
         engine.write(&batch, super::super::engine::Durability::Lazy).unwrap();
-        assert!(matches!(Sessions::load(&engine), Err(ApplyError::Damaged(_))));
+        assert!(matches!(
+            Sessions::load(&engine, StateLimits::default()),
+            Err(ApplyError::Damaged(_))
+        ));
     }
 }

@@ -8,8 +8,8 @@
 //! to be told.
 //!
 //! *Sweeping* removes versions past the history that is kept. It judges as of a time that lies
-//! [`limits::REMOVAL_GRACE`] back, or further: of each key, the versions newer than that stay, and of the
-//! others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
+//! [`StateLimits::removal_grace_us`](crate::command::StateLimits) back, or further: of each key, the
+//! versions newer than that stay, and of the others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
 //! one finds what it would have found.
 //!
 //! How far either has come is noted, so that a later page of a read that is too old says so instead of
@@ -21,12 +21,12 @@ use bytes::Bytes;
 
 use super::apply::ApplyError;
 use super::changes::Changes;
+use super::engine::Direction;
 use super::keys;
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
-use super::versions::{Step, StoredVersion, walk};
+use super::versions::StoredVersion;
 use crate::command::History;
-use crate::limits::{self, UPKEEP_ROWS_MAX};
 use crate::types::Timestamp;
 
 /// The fact about the store that says up to when removals are off the disk.
@@ -45,13 +45,12 @@ pub(super) struct Horizon {
 impl Horizon {
     /// Whether some of what a read as of `at`, seen from `seen`, should show may be gone.
     ///
-    /// A read that looked further back than [`limits::REMOVAL_GRACE`] when it began may have begun where
-    /// history was swept already. It shows what is left, as after a trim: what it shows is right, and
+    /// A read that looked further back than `grace_us` when it began may have begun where history was
+    /// swept already. It shows what is left, as after a trim: what it shows is right, and
     /// what the history does not keep is not found. A read that began closer to its time showed
     /// everything at first, and is not to show less later.
-    pub fn is_past(self, at: Timestamp, seen: Timestamp) -> bool {
-        let grace_us = limits::REMOVAL_GRACE.as_micros() as i64;
-        let began_whole = at.0 >= seen.0.saturating_sub(grace_us);
+    pub fn is_past(self, at: Timestamp, seen: Timestamp, grace_us: u64) -> bool {
+        let began_whole = at.0 >= seen.0.saturating_sub_unsigned(grace_us);
         seen < self.purged || (began_whole && at < self.swept)
     }
 
@@ -79,34 +78,36 @@ fn advance(changes: &mut Changes<'_>, name: &str, from: Timestamp, to: Timestamp
     }
 }
 
-/// Takes a piece of what was removed up to `before` off the disk.
-pub(super) fn purge(changes: &mut Changes<'_>, before: Timestamp) -> Result<(), ApplyError> {
+/// Takes a piece of what was removed up to `before` off the disk: at most `rows_max` rows, and at least
+/// one.
+pub(super) fn purge(
+    changes: &mut Changes<'_>,
+    before: Timestamp,
+    rows_max: u32,
+) -> Result<(), ApplyError> {
     let purged = Horizon::read(&changes.rows())?.purged;
     let mut reached = purged;
-    let mut budget = UPKEEP_ROWS_MAX;
+    let mut budget = (rows_max as usize).max(1);
     let mut queued = Vec::new();
     changes.rows().visit(&keys::queue(), &mut |row, _| {
         queued.push(Bytes::copy_from_slice(row));
-        if queued.len() < UPKEEP_ROWS_MAX {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
+        if queued.len() < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
+    // Oldest first: when a removal is at hand, what older ones of its key reached has gone.
     for row in queued {
         let (at, key) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
         if at > before || budget == 0 {
             break;
         }
         reached = reached.max(at);
-        budget -= purge_key(changes, &row, at, key, budget)?.min(budget);
+        purge_key(changes, &row, at, key, &mut budget)?;
     }
     for range in removals::ranges(&changes.rows())? {
         if range.at > before || budget == 0 {
             break;
         }
         reached = reached.max(range.at);
-        budget -= purge_range(changes, range, budget)?.min(budget);
+        purge_range(changes, range, &mut budget)?;
     }
     advance(changes, META_PURGED, purged, reached);
     Ok(())
@@ -114,104 +115,171 @@ pub(super) fn purge(changes: &mut Changes<'_>, before: Timestamp) -> Result<(), 
 
 type StoredRow = (Bytes, Bytes);
 
-/// Returns how many rows it looked at; the removal itself goes with the last version.
-fn purge_key(
+/// Removes the versions of a key up to `last`, as many as the budget allows. `false`: there are more.
+fn remove_versions(
     changes: &mut Changes<'_>,
-    queued: &Bytes,
-    at: Timestamp,
     key: &[u8],
-    budget: usize,
-) -> Result<usize, ApplyError> {
-    let removal_row = keys::removal(key, at);
-    let stored = changes.rows().first(&keys::removals(key, Timestamp(at.0 - 1), at))?;
-    let Some((_, removal)) = stored else { return Err(ApplyError::Damaged("a removal")) };
-    // The mark goes as well: once nothing is left before it, it says nothing.
-    let last = match Removal::decode(&removal)? {
-        Removal::All => at,
-        Removal::Below(floor) => Timestamp(floor.0 - 1),
-    };
+    last: Timestamp,
+    budget: &mut usize,
+) -> Result<bool, ApplyError> {
     let mut gone: Vec<StoredRow> = Vec::new();
-    let mut more = false;
+    let mut complete = true;
     changes.rows().visit(&keys::versions_up_to(key, last), &mut |row, stored| {
-        more = gone.len() == budget;
-        if more {
+        complete = gone.len() < *budget;
+        if !complete {
             return ControlFlow::Break(());
         }
         gone.push((Bytes::copy_from_slice(row), Bytes::copy_from_slice(stored)));
         ControlFlow::Continue(())
     })?;
-    let count = gone.len() + 1;
+    *budget -= gone.len();
     for (row, stored) in gone {
         changes.delete(row, &stored);
     }
-    if !more {
-        changes.delete(removal_row, &removal);
-        changes.delete(queued.clone(), &[]);
-    }
-    Ok(count)
+    Ok(complete)
 }
 
+/// Takes what a removal of a key reaches off the disk, and when all of that has gone the rows that say so:
+/// the mark first hides it from the newest reads, the removal from those of the past.
+fn purge_key(
+    changes: &mut Changes<'_>,
+    queued: &Bytes,
+    at: Timestamp,
+    key: &[u8],
+    budget: &mut usize,
+) -> Result<(), ApplyError> {
+    let removal_row = keys::removal(key, at);
+    let stored =
+        changes.rows().first(&keys::removals(key, Timestamp(at.0.saturating_sub(1)), at))?;
+    let Some((_, removal)) = stored else { return Err(ApplyError::Damaged("a removal")) };
+    let floor = Removal::decode(&removal)?.floor(at);
+    if !remove_versions(changes, key, Timestamp(floor.0.saturating_sub(1)), budget)? {
+        return Ok(());
+    }
+    let newest = changes.rows().first(&keys::versions_up_to(key, at))?;
+    if let Some((row, stored)) = newest
+        && row == keys::version(key, at)
+    {
+        changes.delete(row, &stored);
+    }
+    changes.delete(removal_row, &removal);
+    changes.delete(queued.clone(), &[]);
+    *budget = budget.saturating_sub(1);
+    Ok(())
+}
+
+/// Takes what the removal of a range reaches off the disk, key by key; its row goes last, and covers the
+/// keys that are left until then.
 fn purge_range(
     changes: &mut Changes<'_>,
     range: RangeRemoval,
-    budget: usize,
-) -> Result<usize, ApplyError> {
-    let mut gone: Vec<StoredRow> = Vec::new();
-    let rows = keys::versions_between(&range.from, &range.to);
-    let next = walk(&changes.rows(), rows, range.at, budget, &mut |row, _, stored| {
-        gone.push((Bytes::copy_from_slice(row), stored.encode()));
-        Ok(Step::Older)
-    })?;
-    for (row, stored) in gone {
-        changes.delete(row, &stored);
-    }
-    changes.delete(keys::range(range.at), &range.encode());
+    budget: &mut usize,
+) -> Result<(), ApplyError> {
+    let stored = range.encode();
+    let mut from = range.from.clone();
+    let next = loop {
+        let first = changes.rows().first(&keys::versions_between(&from, &range.to))?;
+        let Some((row, _)) = first else { break None };
+        let (mut key, _) =
+            keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+        if *budget == 0 || !remove_versions(changes, &key, range.at, budget)? {
+            break Some(key);
+        }
+        // Looking at it counts, also where there is nothing to remove.
+        *budget = budget.saturating_sub(1);
+        key.push(0);
+        from = key.into();
+    };
+    changes.delete(keys::range(range.at), &stored);
     if let Some(from) = next {
-        let rest = RangeRemoval { from, ..range };
+        let rest = RangeRemoval { from: from.into(), ..range };
         changes.put(keys::range(rest.at), rest.encode());
-        return Ok(budget);
     }
-    Ok(1)
+    Ok(())
 }
 
 /// Removes versions past the history that is kept, in the piece of the store that begins at `from`;
 /// where the next piece begins, if this was not the last.
+///
+/// The oldest versions of a key go first: whenever a piece ends, the key's newest versions are left without
+/// a gap, and a read as of any time finds the right one or none.
 pub(super) fn sweep(
     changes: &mut Changes<'_>,
     history: History,
     as_of: Timestamp,
     from: &[u8],
+    rows_max: u32,
 ) -> Result<Option<Bytes>, ApplyError> {
     let kept = match history {
         History::All => return Ok(None),
         History::For { .. } => 1,
-        History::Versions { count } => count.max(1),
+        History::Versions { count } => count.max(1) as usize,
     };
-    let swept = Horizon::read(&changes.rows())?.swept;
-    let mut gone: Vec<StoredRow> = Vec::new();
-    let mut key: Vec<u8> = Vec::new();
+    let mut budget = (rows_max as usize).max(1);
+    let mut from = Bytes::copy_from_slice(from);
+    loop {
+        let Some((row, _)) = changes.rows().first(&keys::versions_from(&from))? else {
+            return Ok(None);
+        };
+        let (mut key, _) =
+            keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+        if budget == 0 || !sweep_key(changes, &key, kept, as_of, &mut budget)? {
+            return Ok(Some(key.into()));
+        }
+        key.push(0);
+        from = key.into();
+    }
+}
+
+/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`. `false`: there are
+/// more.
+fn sweep_key(
+    changes: &mut Changes<'_>,
+    key: &[u8],
+    kept: usize,
+    as_of: Timestamp,
+    budget: &mut usize,
+) -> Result<bool, ApplyError> {
+    let mut range = keys::versions_up_to(key, as_of);
     let mut seen = 0;
-    let rows = keys::versions_from(from);
-    // Enough to get past a key of which everything is kept.
-    let visits = UPKEEP_ROWS_MAX + kept as usize;
-    let next = walk(&changes.rows(), rows, as_of, visits, &mut |row, _, stored| {
-        if keys::version_prefix(row) != key {
-            key.clear();
-            key.extend_from_slice(keys::version_prefix(row));
-            seen = 0;
-        }
+    let mut excess = None;
+    changes.rows().visit(&range, &mut |row, _| {
         seen += 1;
-        // A mark leaves with the removal that it belongs to.
-        if seen > kept && stored != StoredVersion::Removed {
-            gone.push((Bytes::copy_from_slice(row), stored.encode()));
+        if seen <= kept {
+            return ControlFlow::Continue(());
         }
-        Ok(Step::Older)
+        excess = Some(Bytes::copy_from_slice(row));
+        ControlFlow::Break(())
     })?;
+    let Some(excess) = excess else {
+        *budget = budget.saturating_sub(seen.max(1));
+        return Ok(true);
+    };
+    range.start = excess;
+    let mut gone: Vec<StoredRow> = Vec::new();
+    let mut complete = true;
+    // What is kept is looked at in each piece anew, and leaves the budget for what goes as it is.
+    let mut left = *budget;
+    changes.rows().scan(&range, Direction::Reverse, &mut |row, stored| {
+        // A mark leaves with the removal that it belongs to.
+        if matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed)) {
+            return ControlFlow::Continue(());
+        }
+        complete = left > 0;
+        if !complete {
+            return ControlFlow::Break(());
+        }
+        left -= 1;
+        gone.push((Bytes::copy_from_slice(row), Bytes::copy_from_slice(stored)));
+        ControlFlow::Continue(())
+    })?;
+    *budget = left.saturating_sub(seen);
     if !gone.is_empty() {
+        let swept = Horizon::read(&changes.rows())?.swept;
         advance(changes, META_SWEPT, swept, as_of);
     }
     for (row, stored) in gone {
         changes.delete(row, &stored);
     }
-    Ok(next)
+    Ok(complete)
 }

@@ -55,17 +55,29 @@ pub(super) struct Pending {
 
 /// How much of a long read to do at once.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PageLimits {
+pub struct PageLimits {
+    /// Rows, of which there is always room for one.
     pub rows: usize,
     /// Bytes of keys and values; one longer row still comes alone.
     pub bytes: usize,
-    /// Rows of the store looked at, about.
+    /// Rows of the store looked at, about: what ends then has dealt with one key at least.
     pub visits: usize,
+}
+
+impl Default for PageLimits {
+    /// The most that a page of this release may be.
+    fn default() -> PageLimits {
+        PageLimits {
+            rows: limits::PAGE_ROWS_MAX,
+            bytes: limits::PAGE_BYTES_MAX,
+            visits: limits::PAGE_VISITS_MAX,
+        }
+    }
 }
 
 impl PageLimits {
     /// Whatever is found in so many rows of the store.
-    pub fn visits(visits: usize) -> PageLimits {
+    pub(super) fn visits(visits: usize) -> PageLimits {
         PageLimits { rows: usize::MAX, bytes: usize::MAX, visits }
     }
 }
@@ -87,9 +99,7 @@ pub(super) struct FoundKeys {
 }
 
 /// What [`walk`] does after a row.
-pub(super) enum Step {
-    /// The next older version of the key.
-    Older,
+enum Step {
     /// The next key.
     NextKey,
     /// Nothing more: begin here, at this key, next time.
@@ -97,7 +107,7 @@ pub(super) enum Step {
 }
 
 /// Is shown the row of a version, its time and what it holds.
-pub(super) type ShowVersion<'a> =
+type ShowVersion<'a> =
     dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError> + 'a;
 
 /// Is shown a key, the version of it that counts, and its value.
@@ -110,6 +120,8 @@ pub(super) struct Reader<'a> {
     seen: Timestamp,
     pending: Pending,
     ranges: Vec<RangeRemoval>,
+    /// Versions stepped over before a key is jumped over.
+    stepped_max: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -117,6 +129,11 @@ impl<'a> Reader<'a> {
     pub fn newest(rows: &'a dyn Rows) -> Result<Reader<'a>, ApplyError> {
         let end = Timestamp(i64::MAX);
         Reader::new(rows, end, end, Pending { keys: true, ranges: true })
+    }
+
+    /// The same, for a scan.
+    pub fn stepping(self, stepped_max: u32) -> Reader<'a> {
+        Reader { stepped_max: stepped_max as usize, ..self }
     }
 
     /// The state as of `at`, with the removals up to `seen`, which is not before `at`.
@@ -133,7 +150,8 @@ impl<'a> Reader<'a> {
         } else {
             Vec::new()
         };
-        Ok(Reader { rows, at, seen, pending, ranges })
+        let stepped_max = limits::VERSIONS_STEPPED_MAX;
+        Ok(Reader { rows, at, seen, pending, ranges, stepped_max })
     }
 
     /// A key's version and value.
@@ -220,7 +238,8 @@ impl<'a> Reader<'a> {
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        walk(self.rows, range, self.at, visits, &mut |row, timestamp, version| {
+        let pace = Pace { visits, stepped_max: self.stepped_max };
+        walk(self.rows, range, self.at, pace, &mut |row, timestamp, version| {
             let StoredVersion::Value(value) = version else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
             let removed = timestamp < self.floor(&key, self.at)?;
@@ -272,23 +291,31 @@ fn decode<'a>(row: &[u8], stored: &'a [u8]) -> Result<(Timestamp, StoredVersion<
     Ok((timestamp, StoredVersion::decode(stored)?))
 }
 
-/// Shows the versions not newer than `at` of the keys in `range`, key by key and newest first, until
-/// told to stop or until about `visits` rows were looked at; the key to begin at next time, if the
-/// range is not at its end.
+/// How a walk proceeds.
+#[derive(Clone, Copy)]
+struct Pace {
+    visits: usize,
+    stepped_max: usize,
+}
+
+/// Shows the newest version not newer than `at` of each key in `range`, until told to stop or until
+/// about `visits` rows were looked at, and at least one key; the key to begin at next time, if the range
+/// is not at its end.
 ///
 /// Versions that are not to be shown are stepped over, or, when there are many, jumped over: the rows
 /// of a range lie close together, and a jump costs as much as a few steps.
-pub(super) fn walk(
+fn walk(
     rows: &dyn Rows,
     range: RowRange,
     at: Timestamp,
-    visits: usize,
+    pace: Pace,
     show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
     let RowRange { mut start, end } = range;
     let mut visited = 0;
-    // What all versions of the key that is done begin with.
+    // What all versions of the key that is done begin with, and of the first one.
     let mut done = Vec::new();
+    let mut first: Option<Vec<u8>> = None;
     loop {
         let mut stepped = 0;
         let mut jump = None;
@@ -297,7 +324,8 @@ pub(super) fn walk(
             visited += 1;
             let prefix = keys::version_prefix(row);
             let is_done = prefix == done;
-            if visited > visits {
+            let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;
+            if visited > pace.visits && (is_done || !is_first) {
                 outcome = begin_at(row, is_done).map(Some);
                 return ControlFlow::Break(());
             }
@@ -310,7 +338,7 @@ pub(super) fn walk(
             };
             if is_done || timestamp > at {
                 stepped += 1;
-                if stepped > limits::VERSIONS_STEPPED_MAX {
+                if stepped > pace.stepped_max {
                     jump = Some(if is_done {
                         keys::after_version(row)
                     } else {
@@ -321,7 +349,6 @@ pub(super) fn walk(
                 return ControlFlow::Continue(());
             }
             match show(row, timestamp, version) {
-                Ok(Step::Older) => ControlFlow::Continue(()),
                 Ok(Step::NextKey) => {
                     stepped = 0;
                     done.clear();

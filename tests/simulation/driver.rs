@@ -309,7 +309,7 @@ impl World {
                 }
             }
             Some(Piece::Snapshot(saved)) => {
-                process.machine = Machine::restore(&saved)?;
+                process.machine = Machine::restore(&saved, self.setup.state_limits)?;
                 self.servers[server].checkpoint = saved;
             }
             None => {}
@@ -420,7 +420,7 @@ impl World {
         {
             state.checkpoint = snapshot.clone();
         }
-        let machine = Machine::restore(&state.checkpoint)?;
+        let machine = Machine::restore(&state.checkpoint, self.setup.state_limits)?;
         let recovered = state.disk.recover(machine.point(), machine.upkeep());
         self.trace.note(self.now_us, || {
             let Recovered { hard_state, last_index, applied, .. } = &recovered;

@@ -48,6 +48,8 @@ pub enum Expected {
     OutcomeOrExpired(Written),
     /// Its client had declared it answered.
     Forgotten,
+    /// It was not carried out: too many long ranges are being removed.
+    Refused,
 }
 
 /// The whole history.
@@ -125,21 +127,22 @@ impl Model {
         }
     }
 
-    /// Applies the next entry, which is `None` for a no-op; what a write must come to.
-    pub fn apply(&mut self, command: Option<&Command>) -> Option<Expected> {
+    /// Applies the next entry, which is `None` for a no-op; what a write must come to. `refused`: the
+    /// first replica that applied it did not carry it out.
+    pub fn apply(&mut self, command: Option<&Command>, refused: bool) -> Option<Expected> {
         let mut moment = self.moments.last().cloned().unwrap_or_default();
         let mut expected = None;
         if let Some(Command { timestamp, action }) = command {
             moment.timestamp = *timestamp;
             match action {
-                Action::Upkeep(Upkeep::Purge { before }) => {
+                Action::Upkeep(Upkeep::Purge { before, .. }) => {
                     moment.purged = moment.purged.max(*before);
                 }
                 Action::Upkeep(Upkeep::Sweep { as_of, .. }) => {
                     moment.swept = moment.swept.max(*as_of);
                 }
                 Action::Write { request, op, previous } => {
-                    expected = Some(self.write(&mut moment, request, op, *previous));
+                    expected = Some(self.write(&mut moment, request, op, *previous, refused));
                 }
             }
         }
@@ -153,6 +156,7 @@ impl Model {
         request: &RequestId,
         op: &WriteOp,
         previous: bool,
+        refused: bool,
     ) -> Expected {
         let answered_below = self.answered_below.entry(request.client).or_default();
         *answered_below = request.answered_below.max(*answered_below);
@@ -167,6 +171,9 @@ impl Model {
                 true => Expected::OutcomeOrExpired(written),
                 false => Expected::Outcome(written),
             };
+        }
+        if refused && matches!(op, WriteOp::DelRange { .. }) {
+            return Expected::Refused;
         }
         let now = moment.timestamp;
         let newest = op.key().filter(|_| previous).map(|key| moment.get(key, now));

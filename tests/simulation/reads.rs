@@ -4,8 +4,7 @@
 
 use std::collections::HashMap;
 
-use acervo::limits;
-use acervo::storage::reads::{Sight, Store};
+use acervo::storage::reads::{PageLimits, Sight, Store};
 use acervo::types::{LogIndex, Timestamp};
 use acervo::wire::message::{GetRequest, PageNext, PageOf, PageRequest, Row};
 use bytes::Bytes;
@@ -91,8 +90,11 @@ impl Checker {
         ensure!((at, seen) == (of, from), "{page:?} shows {at} seen from {seen}");
         let most = (page.rows_max as usize).max(1);
         ensure!(rows.len() <= most, "{page:?} has {} rows", rows.len());
-        let progress = next.is_none() || !rows.is_empty();
-        ensure!(progress, "{page:?} has nothing, and goes on at {next:?}");
+        let progress = match (next, &page.of) {
+            (Some(PageNext::From(next)), PageOf::Range { from, .. }) => next > from,
+            (next, _) => next.is_none() || !rows.is_empty(),
+        };
+        ensure!(progress, "{page:?} has {} rows, and goes on at {next:?}", rows.len());
 
         let mut expected = self.model.seen_from(seen).rows(&page.of, at);
         match (next, &page.of) {
@@ -110,8 +112,7 @@ impl Checker {
         }
         let swept = now.swept;
         // It looked back so far when it began that some may have been swept before.
-        let grace_us = limits::REMOVAL_GRACE.as_micros() as i64;
-        let partial = at < swept && (first || at.0 < seen.0 - grace_us);
+        let partial = at < swept && (first || at.0 < seen.0 - self.removal_grace_us as i64);
         let fits = match &page.of {
             PageOf::Range { .. } if partial => rows.iter().all(|row| expected.contains(row)),
             PageOf::Keys { .. } if partial => {
@@ -154,7 +155,7 @@ impl Checker {
         let at = moment.timestamp;
         let sight = Sight { at, seen: at, strict: true };
         let read = |of: &PageOf| {
-            let page = store.page(of, sight, limits::PAGE_ROWS_MAX, limits::PAGE_BYTES_MAX);
+            let page = store.page(of, sight, PageLimits::default());
             let page = page.map_err(|error| Violation(format!("{of:?}: {error}")))?;
             ensure!(page.next.is_none(), "{of:?} takes more than a page");
             Ok(page.rows)

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acervo::command::History;
+use acervo::command::{History, StateLimits};
 use acervo::limits;
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
+use acervo::storage::reads::PageLimits;
 use acervo::types::{AppliedPoint, LogIndex, SnapshotId};
 use acervo::wire::message::Reply;
 
@@ -59,6 +60,10 @@ pub struct Setup {
     pub fetch_failures: u64,
     /// What is done in the background.
     pub upkeep: UpkeepConfig,
+    /// What the state machine goes by.
+    pub state_limits: StateLimits,
+    /// How much of a long read a server answers at once.
+    pub page_limits: PageLimits,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
     pub honest: bool,
@@ -82,6 +87,8 @@ impl Setup {
             compactions: 0,
             fetch_failures: 0,
             upkeep: UpkeepConfig::new(History::All),
+            state_limits: StateLimits::default(),
+            page_limits: PageLimits::default(),
             honest: true,
         }
     }
@@ -185,7 +192,7 @@ impl World {
             clients: Vec::new(),
             operations: Vec::new(),
             attempts: Vec::new(),
-            checker: Checker::new(node_id(setup.first_leader)),
+            checker: Checker::new(node_id(setup.first_leader), setup.state_limits.removal_grace_us),
             nemesis: Nemesis::default(),
             accusations: Vec::new(),
             queue: BTreeMap::new(),

@@ -44,7 +44,7 @@ impl Script {
 
 fn machine() -> (Arc<MemoryEngine>, StateMachine) {
     let engine = Arc::new(MemoryEngine::new());
-    let machine = StateMachine::open(engine.clone()).unwrap();
+    let machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
     (engine, machine)
 }
 
@@ -140,7 +140,7 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     assert!(value(&machine, "000000").is_some(), "nothing of it was done");
 
     while machine.upkeep().oldest_removal.is_some() {
-        let purge = Upkeep::Purge { before: Timestamp(i64::MAX) };
+        let purge = Upkeep::Purge { before: Timestamp(i64::MAX), rows_max: 1024 };
         let timestamp = Timestamp(script.next_timestamp());
         script.push(Command { timestamp, action: Action::Upkeep(purge) }.encode());
         machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
@@ -212,7 +212,10 @@ fn a_state_of_another_format_is_refused() {
     let mut batch = WriteBatch::default();
     batch.put(keys::meta(META_FORMAT), Bytes::copy_from_slice(&9u32.to_le_bytes()));
     engine.write(&batch, Durability::Durable).unwrap();
-    assert!(matches!(StateMachine::open(engine), Err(ApplyError::OtherFormat(9))));
+    assert!(matches!(
+        StateMachine::open(engine, StateLimits::default()),
+        Err(ApplyError::OtherFormat(9))
+    ));
 }
 
 /// One step of a random history, over few keys and few clients, so that they meet.
@@ -250,7 +253,7 @@ proptest! {
             let (op, client, sequence) = match step {
                 Step::Crash => {
                     engine.crash();
-                    crashing = StateMachine::open(engine.clone()).unwrap();
+                    crashing = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
                     let kept = crashing.applied().index as usize;
                     crashing.apply(&script.entries[kept..]).unwrap();
                     prop_assert_eq!(crashing.applied(), steady.applied());

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::command::{Command, WriteOp};
+use crate::command::{Command, StateLimits, WriteOp};
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::DiskEngine;
@@ -28,7 +28,7 @@ fn put(index: u64) -> LogEntry {
 }
 
 fn machine(engine: Arc<dyn Engine>, writes: u64) -> StateMachine {
-    let mut machine = StateMachine::open(engine).unwrap();
+    let mut machine = StateMachine::open(engine, StateLimits::default()).unwrap();
     let entries: Vec<LogEntry> = (1..=writes).map(put).collect();
     machine.apply(&entries).unwrap();
     machine
@@ -271,7 +271,10 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     let expected = receiver.applied();
     drop((receiver, reader));
     let engine = DiskEngine::open(&data_dir.store_file(), 1 << 20).unwrap();
-    assert_eq!(StateMachine::open(Arc::new(engine)).unwrap().applied(), expected);
+    assert_eq!(
+        StateMachine::open(Arc::new(engine), StateLimits::default()).unwrap().applied(),
+        expected
+    );
 }
 
 /// An engine on a disk that is full.
@@ -327,7 +330,8 @@ impl StagingArea for FullStaging {
 
 #[test]
 fn a_full_disk_stops_the_state_machine_and_the_sink() {
-    let mut machine = StateMachine::open(Arc::new(Full(MemoryEngine::new()))).unwrap();
+    let mut machine =
+        StateMachine::open(Arc::new(Full(MemoryEngine::new())), StateLimits::default()).unwrap();
     let error = machine.apply(&[put(1)]).unwrap_err();
     let said = "cannot write store: no space left on device; make room on the disk, or check it, and \
                 start the server again";
@@ -356,7 +360,7 @@ proptest! {
         bytes_max in 1..2000usize,
     ) {
         let engine = Arc::new(MemoryEngine::new());
-        let mut sender = StateMachine::open(engine.clone()).unwrap();
+        let mut sender = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
         for (index, (is_put, key, value_bytes)) in (1..).zip(ops) {
             let key = Bytes::from(vec![key / 4; usize::from(key) + 1]);
             let op = if is_put {

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::command::WriteOp;
-use acervo::limits;
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
@@ -358,7 +357,7 @@ impl World {
         let store = process.machine.store();
         let answered = match &operation.question {
             Question::Get(get) => answer_get(&store, get),
-            Question::Page(page) => answer_page(&store, page, limits::PAGE_BYTES_MAX),
+            Question::Page(page) => answer_page(&store, page, self.setup.page_limits),
             Question::Write(_) => return Ok(()),
         };
         let read_at = process.machine.point().index;
