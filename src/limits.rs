@@ -309,6 +309,22 @@ pub const CLIENT_REQUESTS_MAX: usize = 1024;
 pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
 /// … and at most, doubling in between.
 pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
+/// A client asks another server, too, when the one asked says nothing for this long, or has not answered
+/// a read. Several times what a healthy server takes on a busy machine, and not noticed by a person.
+pub const CLIENT_HEDGE_DELAY: Duration = Duration::from_millis(50);
+/// A write that is sent twice costs more than a read, so it waits this many times as long …
+pub const CLIENT_WRITE_HEDGE_FACTOR: u32 = 2;
+/// … and a console, which names each server that it passes over, this many times.
+pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 4;
+/// How often a client asks a server that was of no use whether it is back: at first …
+pub const CLIENT_PROBE_BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// … and in the end, doubling in between. A server is used again this long after it is back.
+pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// How long a client tries at a time to write to a connection that takes nothing, before it looks after
+/// its answers and deadlines again.
+pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
+/// How much longer `acervo status` waits for a server when another has answered.
+pub const STATUS_GRACE: Duration = Duration::from_millis(150);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
@@ -430,6 +446,7 @@ const _: () = {
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
+    assert!(CLIENT_HEDGE_DELAY.as_millis() * 4 < CLIENT_PING_INTERVAL.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());

@@ -5,7 +5,8 @@
 mod fake_server;
 
 use std::collections::BTreeSet;
-use std::net::{Shutdown, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -23,12 +24,15 @@ const SEEDS: std::ops::Range<u64> = 0..16;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn client_of(servers: impl IntoIterator<Item = SocketAddr>) -> ClientBuilder {
-    Client::builder(servers).client_id(ClientId(42))
+    let timing = Timing { hedge_delay: PATIENCE, ..Timing::default() };
+    Client::builder(servers).client_id(ClientId(42)).timing(timing)
 }
 
-/// Short where a test waits for them on purpose.
+/// Short where a test waits for them on purpose. No request is sent to a second server while the first
+/// may still answer, so that a slow machine changes nothing.
 fn brisk() -> Timing {
     Timing {
+        hedge_delay: PATIENCE,
         ping_interval: Duration::from_millis(20),
         silence_timeout: Duration::from_millis(200),
         reach_timeout: Duration::from_millis(50),
@@ -205,6 +209,96 @@ fn a_silent_server_is_given_up_and_its_requests_go_elsewhere() {
         }
     }
     assert!(silent_attempts > 0, "no seed asked the silent server first");
+}
+
+#[test]
+fn a_frozen_server_is_passed_over_long_before_its_connection_is_given_up() {
+    // Both what it owes and what it does not even greet.
+    let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mute, greeting) = (listening.local_addr().unwrap(), silent_server());
+    let never = Timing {
+        connect_timeout: PATIENCE,
+        silence_timeout: PATIENCE,
+        hedge_delay: Duration::from_millis(20),
+        ..Timing::default()
+    };
+    for frozen in [mute, greeting.address] {
+        for seed in SEEDS {
+            let good = FakeServer::start(|id, request, link| match request {
+                Request::Write(_) => link.reply(id, put_ok(5)),
+                _ => link.reply(id, missing(5)),
+            });
+            let client = client_of([frozen, good.address]).seed(seed).timing(never);
+            let client = client.request_timeout(PATIENCE).build().unwrap();
+            assert_eq!(client.get("k").unwrap().server, good.address);
+            assert_eq!(client.put("k", "v").unwrap().server, good.address);
+        }
+    }
+    // It got each request under the identity that the other got.
+    assert!(writes(&greeting).iter().all(|write| write.sequence == 1));
+}
+
+#[test]
+fn a_large_write_is_not_held_up_by_a_frozen_server_that_takes_no_more_of_it() {
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let frozen_at = frozen.local_addr().unwrap();
+    // Greets, and reads no more than that.
+    let greeted = thread::spawn(move || {
+        let greeting = silent_server();
+        let (client, _) = frozen.accept().unwrap();
+        let server = TcpStream::connect(greeting.address).unwrap();
+        pass_frame(&client, &server);
+        pass_frame(&server, &client);
+        (client, server, greeting)
+    });
+    let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
+    let timing = Timing {
+        silence_timeout: PATIENCE,
+        hedge_delay: Duration::from_millis(50),
+        ..Timing::default()
+    };
+    let client = client_of([frozen_at, good.address]).seed(1).timing(timing).build().unwrap();
+    client.hint_leader(Some(frozen_at));
+    thread::scope(|scope| {
+        let put = |_| scope.spawn(|| client.put("k", vec![7; 7 << 20]).unwrap().server);
+        let puts: Vec<_> = (0..4).map(put).collect();
+        for put in puts {
+            assert_eq!(put.join().unwrap(), good.address);
+        }
+    });
+    drop(client);
+    drop(greeted.join().unwrap());
+}
+
+/// Passes one frame on, and nothing that follows it.
+fn pass_frame(mut from: &TcpStream, mut to: &TcpStream) {
+    let mut header = [0; 4];
+    from.read_exact(&mut header).unwrap();
+    let mut body = vec![0; u32::from_be_bytes(header) as usize];
+    from.read_exact(&mut body).unwrap();
+    to.write_all(&header).unwrap();
+    to.write_all(&body).unwrap();
+}
+
+#[test]
+fn no_majority_of_one_server_is_not_final_while_another_can_write() {
+    for seed in SEEDS {
+        let cut_off =
+            FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1", 0)));
+        let good = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
+        let client = client_of([cut_off.address, good.address]).seed(seed).build().unwrap();
+        for _ in 0..8 {
+            assert_eq!(client.put("k", "v").unwrap().server, good.address);
+        }
+        assert!(writes(&cut_off).len() <= 1, "it is remembered");
+    }
+    let cut_off = || {
+        FakeServer::start(|id, _, link| link.reply(id, error(ErrorCode::NoMajority, "1 of 2", 0)))
+    };
+    let servers = [cut_off(), cut_off()];
+    let client = client_of(servers.iter().map(|server| server.address)).build().unwrap();
+    assert!(matches!(client.put("k", "v"), Err(ClientError::NoMajority { .. })));
+    assert!(servers.iter().all(|server| writes(server).len() == 1));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Version};
+use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Timing, Version};
 use acervo::command::WriteOp;
 use acervo::limits;
 use acervo::types::Timestamp;
@@ -23,6 +23,12 @@ const SEEDS: std::ops::Range<u64> = 0..16;
 
 const REFUSAL: Reply =
     Reply::TryOtherServerOrLater { timestamp: Timestamp::ZERO, applied: Timestamp(1) };
+
+/// No request is sent to a second server while the first may still answer, so that a slow machine
+/// changes nothing.
+fn unhurried() -> Timing {
+    Timing { hedge_delay: Duration::from_secs(60), ..Timing::default() }
+}
 
 fn client_of(server: &FakeServer) -> Client {
     Client::connect([server.address]).unwrap()
@@ -94,7 +100,7 @@ fn the_pages_of_a_read_show_the_state_of_the_first_whoever_answers() {
         };
         let servers = [start(), start()];
         let addresses = servers.iter().map(|server| server.address);
-        let client = Client::builder(addresses).seed(seed).build().unwrap();
+        let client = Client::builder(addresses).seed(seed).timing(unhurried()).build().unwrap();
         client.put("k", "v").unwrap();
         let mut rows = client.range("a", "z", ReadOptions::default()).unwrap();
         assert_eq!((rows.at(), rows.seen()), (None, None));
@@ -136,7 +142,7 @@ fn a_server_that_is_behind_a_page_sends_the_reader_to_another() {
             three_pages(id, &request, link);
         });
         let servers = [behind.address, good.address];
-        let client = Client::builder(servers).seed(seed).build().unwrap();
+        let client = Client::builder(servers).seed(seed).timing(unhurried()).build().unwrap();
         assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()).len(), 3);
     }
 }
@@ -214,7 +220,7 @@ fn an_answer_that_is_none_to_the_question_is_left_for_another_server() {
                 three_pages(id, &request, link);
             });
             let servers = [liar.address, good.address];
-            let client = Client::builder(servers).seed(seed).build().unwrap();
+            let client = Client::builder(servers).seed(seed).timing(unhurried()).build().unwrap();
             assert_eq!(all(client.range("a", "z", ReadOptions::default()).unwrap()).len(), 3);
             misled += liar.requests().len();
         }
@@ -306,7 +312,7 @@ fn the_past_is_read_from_whoever_has_been_there_without_a_write() {
             other => panic!("{other:?}"),
         });
         let servers = [behind.address, good.address, nobody()];
-        let client = Client::builder(servers).seed(seed).build().unwrap();
+        let client = Client::builder(servers).seed(seed).timing(unhurried()).build().unwrap();
         let got = client.read("k", at(30)).unwrap();
         assert_eq!((got.value.as_deref(), got.timestamp), (Some(&b"then"[..]), Timestamp(20)));
         let rows = client.range("a", "z", at(200)).unwrap();

@@ -1,12 +1,16 @@
 //! `acervo status`: what every server says of itself, as a table or as JSON.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::client::{Client, ClientError};
+use crate::limits::STATUS_GRACE;
 use crate::text::escape;
 use crate::wire::message::{Role, ServerStatus};
 
@@ -16,19 +20,38 @@ pub(super) struct Row {
     pub(super) status: Result<ServerStatus, String>,
 }
 
-/// Asks all servers at once.
+/// Asks all servers at once. When one has answered, the others have [`STATUS_GRACE`] left: a healthy one
+/// needs no longer, and a frozen one is what the question is often about.
 pub(super) fn ask_all(client: &Client) -> Vec<Row> {
+    let (answers, answered) = mpsc::channel();
     let servers = client.servers();
-    thread::scope(|scope| {
-        let ask = |server| scope.spawn(move || client.status(server));
-        let asked: Vec<_> = servers.into_iter().map(|server| (server, ask(server))).collect();
-        let row = |(server, answer): (SocketAddr, thread::ScopedJoinHandle<'_, _>)| {
-            let panicked = || ClientError::Thread("it panicked".to_owned());
-            let status = answer.join().unwrap_or_else(|_| Err(panicked())).map_err(reason);
-            Row { server, status }
+    for server in servers.iter().copied() {
+        let (client, asked) = (client.clone(), answers.clone());
+        let ask = move || drop(asked.send((server, client.status(server).map_err(reason))));
+        if let Err(error) = thread::Builder::new().spawn(ask) {
+            let reason = ClientError::Thread(error.to_string()).to_string();
+            drop(answers.send((server, Err(reason))));
+        }
+    }
+    drop(answers);
+    let mut rows: HashMap<SocketAddr, Result<ServerStatus, String>> = HashMap::new();
+    let mut until: Option<Instant> = None;
+    while rows.len() < servers.len() {
+        let answer = match until {
+            None => answered.recv().ok(),
+            Some(until) => {
+                answered.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+            }
         };
-        asked.into_iter().map(row).collect()
-    })
+        let Some((server, status)) = answer else { break };
+        if status.is_ok() && until.is_none() {
+            until = Some(Instant::now() + STATUS_GRACE);
+        }
+        rows.insert(server, status);
+    }
+    let late = || Err(format!("no answer within {STATUS_GRACE:?} of another server's"));
+    let row = |server| Row { server, status: rows.remove(&server).unwrap_or_else(late) };
+    servers.into_iter().map(row).collect()
 }
 
 /// Of one server only the reason is news: its address stands in front of it.

@@ -1,35 +1,35 @@
-//! Which server is asked, in what order, how often, and when to give up.
+//! Which server a request is sent to, when another one is tried, and when to give up.
 //!
-//! The servers are asked in a random order, one after the other, until one gives an answer that
-//! counts; after a whole round there is a pause that grows. What ends it otherwise: an answer that
-//! no other server can better, the request's whole time, or no server at all being reachable for
-//! the reach time-out.
+//! [`Attempts`] is a pure state machine, one for each request. Its driver ([`super::call`]) tells it
+//! the time and what came of what was sent, and does what [`Attempts::poll`] says next.
+//!
+//! - The order is random, healthy servers first. A *round* asks each server once; after a round
+//!   without an answer that counts there is a pause, which grows.
+//! - A server that owes an answer is asked with PING whether it is there. If nothing at all comes of
+//!   that it is *silent*: it counts as unhealthy, and the request goes to the next server, too. Any
+//!   request may be sent twice: reads change nothing, writes carry their identity. A server that
+//!   answers PING may take as long as it likes over a write; a read that is *slow* is hedged, which
+//!   means sent to one more server. Whichever answers first counts.
+//! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final when
+//!   no server of a round has anything better to say; the others are then asked all at once, because
+//!   each may take its whole time to find out.
+//! - A request ends with an answer, at its deadline, or when no server at all has been heard for the
+//!   reach time-out.
 
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use rand::RngExt;
+use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::Inner;
-use super::connection::CallError;
 use super::error::{ClientError, ServerFailure};
-use super::sequence::Gate;
-use super::sync::lock;
-use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN};
-use crate::wire::message::{ErrorCode, ErrorReply, Reply, Request};
-
-/// How persistent a request is.
-pub(super) enum Persistence<'a> {
-    /// Round after round.
-    Untiring,
-    /// Each server once; whoever could not be reached, or is leaving, is reported.
-    OneRound(&'a mut dyn FnMut(&ServerFailure)),
-}
+use super::health::{Health, jittered};
+use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL};
+use crate::wire::message::{ErrorCode, ErrorReply};
 
 /// What an answer means for its request.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<T> {
     /// That is the answer.
     Done(T),
@@ -41,6 +41,8 @@ pub(super) enum Verdict<T> {
     OtherAfter(Duration, String),
     /// This server is of no use now.
     Gone(String),
+    /// So says this server, which may be cut off from the others.
+    NoMajority(ClientError),
     /// Nothing will help.
     Fail(ClientError),
 }
@@ -50,7 +52,7 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
     // What a server says is shown to people, so it is made fit for a terminal.
     let message = crate::text::escape(error.message.as_bytes()).to_string();
     match error.code {
-        ErrorCode::NoMajority => Verdict::Fail(ClientError::NoMajority { server, message }),
+        ErrorCode::NoMajority => Verdict::NoMajority(ClientError::NoMajority { server, message }),
         ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
         ErrorCode::StaleRequest => Verdict::Fail(ClientError::StaleRequest { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
@@ -67,142 +69,358 @@ pub(super) fn judge_unexpected<T>() -> Verdict<T> {
     Verdict::Gone("it answered another question than was asked".to_owned())
 }
 
-impl Inner {
-    /// Sends what `build` makes until `judge` is content with a reply. `build` is called anew for
-    /// every attempt, so that a retry asks with what is known by then.
-    pub(super) fn request<T>(
-        &self,
-        deadline: Instant,
-        persistence: Persistence<'_>,
-        build: impl FnMut() -> Request,
-        judge: impl FnMut(SocketAddr, Reply) -> Verdict<T>,
-    ) -> Result<T, ClientError> {
-        self.request_in(self.random_order(), deadline, persistence, build, judge)
-    }
-
-    /// As [`Inner::request`], of the servers in this order.
-    pub(super) fn request_in<T>(
-        &self,
-        order: Vec<usize>,
-        deadline: Instant,
-        mut persistence: Persistence<'_>,
-        mut build: impl FnMut() -> Request,
-        mut judge: impl FnMut(SocketAddr, Reply) -> Verdict<T>,
-    ) -> Result<T, ClientError> {
-        let mut last = "too many requests of this client are under way".to_owned();
-        let _permit = Gate::enter(&self.gate, deadline).ok_or_else(|| self.timed_out(&last))?;
-        let mut reach = Reach::new(order.len());
-        let mut backoff = CLIENT_BACKOFF_MIN;
-        loop {
-            let mut next = 0;
-            while let Some(&index) = order.get(next) {
-                next += 1;
-                let server = self.pool.server(index);
-                let reply = match self.pool.call(index, build(), deadline) {
-                    Ok(reply) => reply,
-                    Err(CallError::DeadlinePassed) => {
-                        return Err(self.timed_out(&format!("{server} had not answered yet")));
-                    }
-                    Err(CallError::Broken(failure)) => {
-                        last = format!("{server}: {}", failure.reason);
-                        let failed = ServerFailure { server, reason: failure.reason };
-                        if let Persistence::OneRound(report) = &mut persistence {
-                            report(&failed);
-                        }
-                        reach.failed(index, failed, failure.heard);
-                        if let Some(servers) = reach.none_for(self.timing.reach_timeout) {
-                            return Err(ClientError::Unreachable { servers });
-                        }
-                        continue;
-                    }
-                };
-                reach.answered(index);
-                match judge(server, reply) {
-                    Verdict::Done(answer) => return Ok(answer),
-                    Verdict::Again => next -= 1,
-                    Verdict::Other(why) => last = why,
-                    Verdict::OtherAfter(after, why) => {
-                        last = why;
-                        self.pause(after, deadline, &last)?;
-                    }
-                    Verdict::Gone(reason) => {
-                        last = format!("{server}: {reason}");
-                        if let Persistence::OneRound(report) = &mut persistence {
-                            report(&ServerFailure { server, reason });
-                        }
-                    }
-                    Verdict::Fail(error) => return Err(error),
-                }
-            }
-            if let Persistence::OneRound(_) = persistence {
-                let none = reach.none_for(Duration::ZERO);
-                return Err(none.map_or(ClientError::Unavailable { last }, |servers| {
-                    ClientError::Unreachable { servers }
-                }));
-            }
-            // Half of it at random, so that clients that failed together do not return together.
-            let jitter = lock(&self.random).random_range(0.5..=1.0);
-            self.pause(backoff.mul_f64(jitter), deadline, &last)?;
-            backoff = (backoff * 2).min(CLIENT_BACKOFF_MAX);
-        }
-    }
-
-    fn random_order(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.pool.len()).collect();
-        order.shuffle(&mut *lock(&self.random));
-        order
-    }
-
-    /// At random, but for the server that is thought to lead, which orders writes by itself.
-    pub(super) fn order_for_writes(&self) -> Vec<usize> {
-        let mut order = self.random_order();
-        let leader = self.thought_leader.load(Ordering::Relaxed);
-        if let Some(at) = order.iter().position(|index| *index == leader) {
-            order.swap(0, at);
-        }
-        order
-    }
-
-    /// Waits, unless the request's time ends before.
-    fn pause(&self, wait: Duration, deadline: Instant, last: &str) -> Result<(), ClientError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        thread::sleep(wait.min(left));
-        if wait < left { Ok(()) } else { Err(self.timed_out(last)) }
-    }
-
-    pub(super) fn timed_out(&self, last: &str) -> ClientError {
-        ClientError::TimedOut { timeout: self.request_timeout, last: last.to_owned() }
-    }
+/// How a request is tried.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    /// Each server is asked at most once, instead of round after round until the deadline.
+    pub(super) one_round: bool,
+    /// A server of which nothing comes for this long, though it was asked with PING, is silent.
+    pub(super) silence: Duration,
+    /// After this long the request is sent to a second server, even if the first is heard.
+    pub(super) slow: Option<Duration>,
+    /// With no server heard for this long the request fails.
+    pub(super) reach: Duration,
+    /// When the request ends.
+    pub(super) deadline: Duration,
+    /// The whole time it had, for its error.
+    pub(super) timeout: Duration,
 }
 
-/// Keeps account of which servers can be reached.
-struct Reach {
+/// What the driver is to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Send the request to this server.
+    Send(usize),
+    /// Ask this server, which owes an answer, whether it is there.
+    Ping(usize),
+    /// Wait for something to happen, until this time at most.
+    Wait(Duration),
+    /// The request has failed.
+    GiveUp(ClientError),
+}
+
+/// Where a request stands at one server.
+struct Flight {
+    server: usize,
+    sent: Duration,
+    /// When it was last asked with PING, if that is not answered yet.
+    pinged: Option<Duration>,
+    /// When it is asked next, and how long after that again.
+    ping_at: Duration,
+    ping_interval: Duration,
+    state: FlightState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FlightState {
+    Waiting,
+    /// It is heard, but a second server is asked.
+    Slow,
+    /// Nothing is heard of it; others are asked.
+    Silent,
+}
+
+/// The attempts of one request.
+pub(super) struct Attempts {
+    rules: Rules,
+    /// The servers' addresses by their place in the client's list.
+    addresses: Arc<[SocketAddr]>,
+    /// In which the servers are asked, but for their health.
+    order: Vec<usize>,
+    /// Those asked in this round.
+    asked: Vec<usize>,
+    flights: Vec<Flight>,
+    /// A server to be asked once more, out of turn.
+    again: Option<usize>,
+    /// No server is asked before.
+    not_before: Duration,
+    backoff: Duration,
+    /// Somebody has said in this round that there is no majority.
+    no_majority: Option<ClientError>,
+    /// Somebody has said in this round that it, or another, may answer later.
+    undecided: bool,
     /// By server: how the last attempt failed, if it did.
     failures: Vec<Option<ServerFailure>>,
     /// When any server was last heard.
-    heard: Instant,
+    heard: Duration,
+    /// What stood in the way last.
+    last: String,
+    /// Servers passed over, to be reported.
+    passed_over: Vec<ServerFailure>,
 }
 
-impl Reach {
-    fn new(servers: usize) -> Reach {
-        Reach { failures: vec![None; servers], heard: Instant::now() }
-    }
-
-    fn answered(&mut self, index: usize) {
-        self.failures[index] = None;
-        self.heard = Instant::now();
-    }
-
-    fn failed(&mut self, index: usize, failure: ServerFailure, heard: Option<Instant>) {
-        self.failures[index] = Some(failure);
-        self.heard = heard.map_or(self.heard, |heard| heard.max(self.heard));
-    }
-
-    /// Every server's failure, when none has been heard for as long as `silence`.
-    fn none_for(&self, silence: Duration) -> Option<Vec<ServerFailure>> {
-        if self.heard.elapsed() < silence {
-            return None;
+impl Attempts {
+    /// A request to one of the servers at these places; `first` goes before all healthy ones.
+    pub(super) fn new(
+        rules: Rules,
+        addresses: Arc<[SocketAddr]>,
+        mut servers: Vec<usize>,
+        first: Option<usize>,
+        now: Duration,
+        random: &mut StdRng,
+    ) -> Attempts {
+        servers.shuffle(random);
+        if let Some(at) = servers.iter().position(|server| Some(*server) == first) {
+            servers.swap(0, at);
         }
-        self.failures.iter().cloned().collect()
+        Attempts {
+            failures: vec![None; addresses.len()],
+            order: servers,
+            rules,
+            addresses,
+            asked: Vec::new(),
+            flights: Vec::new(),
+            again: None,
+            not_before: now,
+            backoff: CLIENT_BACKOFF_MIN,
+            no_majority: None,
+            undecided: false,
+            heard: now,
+            last: "no server has been asked yet".to_owned(),
+            passed_over: Vec::new(),
+        }
+    }
+
+    /// Servers that could not be reached, are leaving, or say nothing, since this was asked last.
+    pub(super) fn take_passed_over(&mut self) -> Vec<ServerFailure> {
+        std::mem::take(&mut self.passed_over)
+    }
+
+    /// What to do next. `heard` tells when something last came from a server that owes an answer.
+    pub(super) fn poll(
+        &mut self,
+        now: Duration,
+        heard: impl Fn(usize) -> Option<Duration>,
+        health: &mut Health,
+        random: &mut StdRng,
+    ) -> Action {
+        if now >= self.rules.deadline {
+            return Action::GiveUp(self.timed_out());
+        }
+        if let Some(server) = self.watch(now, heard, health, random) {
+            return Action::Ping(server);
+        }
+        if let Some(server) = self.again.take() {
+            return self.send(now, server);
+        }
+        if self.heard + self.rules.reach <= now
+            && let Some(servers) = self.all_failed()
+        {
+            return Action::GiveUp(ClientError::Unreachable { servers });
+        }
+        if self.is_waiting() {
+            return self.wait(None);
+        }
+        match self.next(health) {
+            Some(_) if now < self.not_before => self.wait(Some(self.not_before)),
+            Some(server) => self.send(now, server),
+            None => self.end_round(now, random),
+        }
+    }
+
+    /// Looks after the servers that owe an answer. One of them may have to be asked with PING.
+    fn watch(
+        &mut self,
+        now: Duration,
+        heard: impl Fn(usize) -> Option<Duration>,
+        health: &mut Health,
+        random: &mut StdRng,
+    ) -> Option<usize> {
+        let Rules { silence, slow, .. } = self.rules;
+        for flight in &mut self.flights {
+            let heard = heard(flight.server).unwrap_or_default();
+            self.heard = self.heard.max(heard);
+            let heard = heard.max(flight.sent);
+            if flight.state == FlightState::Silent {
+                continue;
+            }
+            if slow.is_some_and(|slow| flight.sent + slow <= now) {
+                flight.state = FlightState::Slow;
+            }
+            if flight.pinged.is_some_and(|pinged| heard > pinged) {
+                flight.pinged = None;
+                flight.ping_at = now + flight.ping_interval;
+                flight.ping_interval = (flight.ping_interval * 2).min(CLIENT_PING_INTERVAL);
+            }
+            match flight.pinged {
+                None if flight.ping_at <= now => {
+                    // Whoever has just been heard need not be asked.
+                    flight.ping_at = heard + silence / 2;
+                    if flight.ping_at <= now {
+                        flight.pinged = Some(now);
+                        return Some(flight.server);
+                    }
+                }
+                Some(pinged) if pinged + silence / 2 <= now => {
+                    flight.state = FlightState::Silent;
+                    health.failed(now, flight.server, random);
+                    let server = self.addresses[flight.server];
+                    let reason = format!("no answer within {silence:?}");
+                    self.last = format!("{server}: {reason}");
+                    self.passed_over.push(ServerFailure { server, reason });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Whether the answers that are owed are to be waited for before another server is asked.
+    fn is_waiting(&self) -> bool {
+        let heard = || self.flights.iter().filter(|flight| flight.state != FlightState::Silent);
+        let waiting = heard().any(|flight| flight.state == FlightState::Waiting);
+        self.no_majority.is_none() && (waiting || heard().count() >= 2)
+    }
+
+    /// The next server of this round.
+    fn next(&self, health: &Health) -> Option<usize> {
+        let is_free = |server: &&usize| {
+            !self.asked.contains(server) && !self.flights.iter().any(|of| of.server == **server)
+        };
+        let mut free = self.order.iter().filter(is_free).copied();
+        free.clone().find(|server| health.is_healthy(*server)).or_else(|| free.next())
+    }
+
+    fn send(&mut self, now: Duration, server: usize) -> Action {
+        if !self.asked.contains(&server) {
+            self.asked.push(server);
+        }
+        let half = self.rules.silence / 2;
+        self.flights.push(Flight {
+            server,
+            sent: now,
+            pinged: None,
+            ping_at: now + half,
+            ping_interval: half,
+            state: FlightState::Waiting,
+        });
+        Action::Send(server)
+    }
+
+    /// Until when to wait, if nothing happens before: for the next server to be asked, if one is, or
+    /// to look after those that owe an answer.
+    fn wait(&self, next: Option<Duration>) -> Action {
+        let Rules { silence, slow, deadline, .. } = self.rules;
+        let mut until = next.map_or(deadline, |next| next.min(deadline));
+        for flight in self.flights.iter().filter(|of| of.state != FlightState::Silent) {
+            until = until.min(flight.pinged.map_or(flight.ping_at, |at| at + silence / 2));
+            if let (Some(slow), FlightState::Waiting) = (slow, flight.state) {
+                until = until.min(flight.sent + slow);
+            }
+        }
+        Action::Wait(until)
+    }
+
+    /// Every server has been asked, or owes an answer already.
+    fn end_round(&mut self, now: Duration, random: &mut StdRng) -> Action {
+        let heard = self.flights.iter().any(|flight| flight.state != FlightState::Silent);
+        // The silent ones are not waited for when somebody has had something to say.
+        if !heard
+            && !self.undecided
+            && let Some(error) = self.no_majority.take()
+        {
+            return Action::GiveUp(error);
+        }
+        if self.rules.one_round {
+            if heard || !(self.flights.is_empty() || self.undecided) {
+                return self.wait(None);
+            }
+            let last = self.last.clone();
+            return Action::GiveUp(match self.all_failed() {
+                Some(servers) => ClientError::Unreachable { servers },
+                None => ClientError::Unavailable { last },
+            });
+        }
+        if heard || self.flights.len() == self.order.len() {
+            return self.wait(None);
+        }
+        self.asked.clear();
+        (self.no_majority, self.undecided) = (None, false);
+        self.not_before = self.not_before.max(now + jittered(self.backoff, random));
+        self.backoff = (self.backoff * 2).min(CLIENT_BACKOFF_MAX);
+        self.wait(Some(self.not_before))
+    }
+
+    /// The connection to a server could not be made, or broke. `heard` is when something last came on it.
+    pub(super) fn broke(
+        &mut self,
+        now: Duration,
+        server: usize,
+        reason: String,
+        heard: Option<Duration>,
+        health: &mut Health,
+        random: &mut StdRng,
+    ) {
+        health.failed(now, server, random);
+        self.heard = heard.map_or(self.heard, |heard| heard.max(self.heard));
+        let was_silent = self.land(server) == Some(FlightState::Silent);
+        let failure = ServerFailure { server: self.addresses[server], reason };
+        self.last = format!("{}: {}", failure.server, failure.reason);
+        if !was_silent {
+            self.passed_over.push(failure.clone());
+        }
+        self.failures[server] = Some(failure);
+    }
+
+    /// A server has answered. Returns how the request ends, if it does with that.
+    pub(super) fn answered<T>(
+        &mut self,
+        now: Duration,
+        server: usize,
+        verdict: Verdict<T>,
+        health: &mut Health,
+        random: &mut StdRng,
+    ) -> Option<Result<T, ClientError>> {
+        self.heard = now;
+        self.failures[server] = None;
+        self.land(server);
+        match &verdict {
+            Verdict::Gone(_) | Verdict::NoMajority(_) => health.failed(now, server, random),
+            _ => health.answered(server),
+        }
+        match verdict {
+            Verdict::Done(answer) => return Some(Ok(answer)),
+            Verdict::Fail(error) => return Some(Err(error)),
+            Verdict::Again => self.again = Some(server),
+            Verdict::Other(why) => (self.undecided, self.last) = (true, why),
+            Verdict::OtherAfter(after, why) => {
+                (self.undecided, self.last) = (true, why);
+                self.not_before = self.not_before.max(now + after);
+            }
+            Verdict::Gone(reason) => {
+                let server = self.addresses[server];
+                self.last = format!("{server}: {reason}");
+                self.passed_over.push(ServerFailure { server, reason });
+            }
+            Verdict::NoMajority(error) => {
+                self.last = error.to_string();
+                self.no_majority.get_or_insert(error);
+            }
+        }
+        None
+    }
+
+    /// The request is no more under way at a server.
+    fn land(&mut self, server: usize) -> Option<FlightState> {
+        let at = self.flights.iter().position(|flight| flight.server == server)?;
+        Some(self.flights.swap_remove(at).state)
+    }
+
+    /// Every server's failure, when all that may be asked have failed.
+    fn all_failed(&self) -> Option<Vec<ServerFailure>> {
+        let mut servers = self.order.clone();
+        servers.sort_unstable();
+        servers.into_iter().map(|server| self.failures[server].clone()).collect()
+    }
+
+    fn timed_out(&self) -> ClientError {
+        let last = self.flights.first().map_or_else(
+            || self.last.clone(),
+            |flight| format!("{} had not answered yet", self.addresses[flight.server]),
+        );
+        ClientError::TimedOut { timeout: self.rules.timeout, last }
     }
 }
+
+#[cfg(test)]
+mod tests;

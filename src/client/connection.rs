@@ -1,23 +1,27 @@
 //! One connection to one server: requests out, replies back in any order.
 //!
-//! Callers write their own requests: each puts its frame into the outbox and then takes its turn at
-//! the socket with whatever has gathered there, so that requests of many threads leave in one write.
-//! A thread per connection reads, hands each reply to whoever waits for its id, and watches over
+//! A thread per connection dials, greets, reads, hands each reply to whoever asked, and watches over
 //! the connection's life: while an answer is owed and nothing comes, it asks with PING, and after
 //! [`Timing::silence_timeout`](super::Timing::silence_timeout) without a byte it gives up.
 //! An answer may take as long as it likes as long as the server is heard.
+//!
+//! Callers write their own requests: each puts its frame into the outbox and then takes its turn at
+//! the socket with whatever has gathered there, so that requests of many threads leave in one write.
+//! No caller is held up by a server that takes nothing: what cannot be written stays, and is written
+//! by those who wait for its answer.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Timing;
-use super::sync::{Handover, lock};
+use super::sync::lock;
 use super::transport::{self, MessageReader};
-use crate::limits::HELLO_FRAME_BYTES_MAX;
+use crate::limits::{CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
 use crate::types::ClusterId;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
 
@@ -44,175 +48,260 @@ impl Failure {
     }
 }
 
-/// Why a request on a connection has no reply.
-#[derive(Clone, Debug)]
-pub(super) enum CallError {
-    /// The connection could not be made or broke.
-    Broken(Failure),
-    /// The caller's time passed; the connection is fine.
-    DeadlinePassed,
-}
+/// Is told what a request came to, on the connection's thread or the caller's.
+pub(super) type OnReply = Box<dyn FnOnce(Result<Reply, Failure>) + Send>;
 
-/// What a request comes to, on its way to whoever made it.
-type Answer = Handover<Result<Reply, Failure>>;
-
-/// An open connection. Dropping it closes it and ends its thread.
+/// A connection, open or being opened. Dropping it closes it and ends its thread.
 pub(super) struct Connection {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    stream: TcpStream,
+    /// Once the server has greeted.
+    stream: OnceLock<TcpStream>,
     timing: Timing,
     /// Frames to be written; bounded by the requests a client may have under way.
     outbox: Mutex<Vec<u8>>,
-    /// Held while writing to the socket.
-    turn: Mutex<()>,
+    /// What is being written. Held while writing to the socket.
+    turn: Mutex<Unwritten>,
+    /// The socket takes nothing, so that something is left in `turn`.
+    is_stuck: AtomicBool,
     state: Mutex<State>,
 }
 
+#[derive(Default)]
+struct Unwritten {
+    bytes: Vec<u8>,
+    /// How many of them are written.
+    written: usize,
+}
+
 struct State {
-    waiting: HashMap<u64, Arc<Answer>>,
+    waiting: HashMap<u64, OnReply>,
     next_id: u64,
     /// Since when something has been owed without a pause.
     owed_since: Instant,
-    heard: Instant,
+    /// When something last came, the greeting included.
+    heard: Option<Instant>,
     closed: Option<Failure>,
 }
 
 impl Connection {
-    /// Dials, greets and starts the reading thread, all before `deadline`.
+    /// Begins to dial and greet on a thread of the connection's own. `admit` decides whether the
+    /// server is one of this group.
     pub(super) fn open(
         server: SocketAddr,
         timing: Timing,
-        deadline: Instant,
-    ) -> Result<(Connection, Welcome), Failure> {
-        let deadline = deadline.min(Instant::now() + timing.connect_timeout);
-        let io_failure = |error: io::Error| Failure::io(&error);
-        let (stream, mut reader, welcome) = dial(server, HelloRole::Client, deadline)?;
-        stream.set_write_timeout(Some(timing.silence_timeout)).map_err(io_failure)?;
-        // How often the reading thread looks at the clock when nothing comes.
-        let look = (timing.ping_interval / 4).max(Duration::from_millis(1));
-        stream.set_read_timeout(Some(look)).map_err(io_failure)?;
-        reader.set_frame_bytes_max(transport::FRAME_BYTES_MAX);
-
-        let now = Instant::now();
+        admit: impl FnOnce(&Welcome) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<Connection, Failure> {
         let state = State {
             waiting: HashMap::new(),
             next_id: 1,
-            owed_since: now,
-            heard: now,
+            owed_since: Instant::now(),
+            heard: None,
             closed: None,
         };
         let shared = Arc::new(Shared {
-            stream,
+            stream: OnceLock::new(),
             timing,
             outbox: Mutex::default(),
             turn: Mutex::default(),
+            is_stuck: AtomicBool::new(false),
             state: Mutex::new(state),
         });
-        let reading = Arc::clone(&shared);
+        let running = Arc::clone(&shared);
         thread::Builder::new()
             .name(format!("acervo-client-{server}"))
-            .spawn(move || reading.read_until_closed(reader))
+            .spawn(move || running.run(server, admit))
             .map_err(|error| Failure::new(format!("no thread to read with: {error}")))?;
-        Ok((Connection { shared }, welcome))
+        Ok(Connection { shared })
     }
 
     pub(super) fn is_closed(&self) -> bool {
         lock(&self.shared.state).closed.is_some()
     }
 
-    /// Sends a request and waits for its reply until `deadline`. The sending itself may take up to
-    /// the silence time-out longer when the server does not read.
-    pub(super) fn call(&self, body: Request, deadline: Instant) -> Result<Reply, CallError> {
-        let (id, answer) = self.shared.register().map_err(CallError::Broken)?;
-        if let Err(failure) = self.shared.send(&Message::Request { id, body }) {
-            self.shared.close(failure);
-        }
-        match answer.take(deadline) {
-            Some(result) => result.map_err(CallError::Broken),
-            None => {
-                lock(&self.shared.state).waiting.remove(&id);
-                Err(CallError::DeadlinePassed)
+    /// When the server was last heard; never as long as it has not greeted.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        lock(&self.shared.state).heard
+    }
+
+    /// Sends a request, or as much of it as the server takes; see [`Connection::push`]. Returns the
+    /// number by which it can be forgotten, unless the connection has ended already. `on_reply` is called once,
+    /// unless it is forgotten before.
+    pub(super) fn send(&self, body: Request, on_reply: OnReply) -> Option<u64> {
+        let id = {
+            let mut state = lock(&self.shared.state);
+            if let Some(failure) = state.closed.clone() {
+                drop(state);
+                on_reply(Err(failure));
+                return None;
             }
+            if state.waiting.is_empty() {
+                state.owed_since = Instant::now();
+            }
+            let id = state.next_id;
+            state.next_id += 1;
+            state.waiting.insert(id, on_reply);
+            id
+        };
+        self.shared.send(&Message::Request { id, body });
+        Some(id)
+    }
+
+    /// Nobody waits for this reply any more.
+    pub(super) fn forget(&self, id: u64) {
+        let forgotten = lock(&self.shared.state).waiting.remove(&id);
+        drop(forgotten);
+    }
+
+    /// Asks the server whether it is there, if there is a way to ask.
+    pub(super) fn ping(&self) {
+        if self.shared.stream.get().is_some() && !self.is_stuck() {
+            self.shared.send_from_reader(&Message::Ping { nonce: 0 });
         }
+    }
+
+    /// Whether something waits to be written that the server does not take.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.shared.is_stuck.load(Ordering::Relaxed)
+    }
+
+    /// Goes on writing what is left, for [`CLIENT_WRITE_SLICE`] or as long as the server takes it.
+    pub(super) fn push(&self) {
+        self.shared.write_unless_busy();
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // An error means that it is closed already.
-        let _ = self.shared.stream.shutdown(Shutdown::Both);
+        self.shared.close(Failure::new("the client has closed the connection"));
     }
 }
 
 impl Shared {
-    fn register(&self) -> Result<(u64, Arc<Answer>), Failure> {
-        let mut state = lock(&self.state);
-        if let Some(failure) = &state.closed {
-            return Err(failure.clone());
+    /// Queues a frame and sees to it that it is written, as far as the server takes it, by this
+    /// thread or the one before.
+    fn send(&self, message: &Message) {
+        if !self.queue(message) {
+            return;
         }
-        if state.waiting.is_empty() {
-            state.owed_since = Instant::now();
+        let mut turn = lock(&self.turn);
+        // Whoever found the socket stuck has waited for it long enough for all.
+        if !self.is_stuck.load(Ordering::Relaxed) {
+            self.write_outbox(&mut turn);
         }
-        let id = state.next_id;
-        state.next_id += 1;
-        let answer = Arc::new(Answer::new());
-        state.waiting.insert(id, Arc::clone(&answer));
-        Ok((id, answer))
-    }
-
-    /// Queues a frame and sees to it that it is written, by this thread or the one before.
-    fn send(&self, message: &Message) -> Result<(), Failure> {
-        self.queue(message)?;
-        let turn = lock(&self.turn);
-        self.write_outbox()?;
         drop(turn);
         // The reading thread does not wait for its turn: what it queued meanwhile goes now. If
         // someone else has the turn already, that one took the outbox after it was queued.
-        let stranded = !lock(&self.outbox).is_empty();
-        if stranded { self.write_unless_busy() } else { Ok(()) }
+        if !lock(&self.outbox).is_empty() && !self.is_stuck.load(Ordering::Relaxed) {
+            self.write_unless_busy();
+        }
     }
 
     /// As [`Shared::send`], but leaves the writing to whoever has the turn, so that the reading
     /// thread never stands behind a write that the server holds up.
-    fn send_from_reader(&self, message: &Message) -> Result<(), Failure> {
-        self.queue(message)?;
-        self.write_unless_busy()
-    }
-
-    fn queue(&self, message: &Message) -> Result<(), Failure> {
-        transport::encode(message, &mut lock(&self.outbox))
-            .map_err(|error| Failure::new(error.to_string()))
-    }
-
-    fn write_unless_busy(&self) -> Result<(), Failure> {
-        match self.turn.try_lock() {
-            Ok(_turn) => self.write_outbox(),
-            Err(TryLockError::Poisoned(_turn)) => self.write_outbox(),
-            Err(TryLockError::WouldBlock) => Ok(()),
+    fn send_from_reader(&self, message: &Message) {
+        if self.queue(message) {
+            self.write_unless_busy();
         }
     }
 
-    /// Only with the turn.
-    fn write_outbox(&self) -> Result<(), Failure> {
-        let frames = std::mem::take(&mut *lock(&self.outbox));
-        (&self.stream).write_all(&frames).map_err(|error| Failure::io(&error))
+    fn queue(&self, message: &Message) -> bool {
+        let encoded = transport::encode(message, &mut lock(&self.outbox));
+        let failed = encoded.map_err(|error| self.close(Failure::new(error.to_string())));
+        failed.is_ok()
+    }
+
+    fn write_unless_busy(&self) {
+        match self.turn.try_lock() {
+            Ok(mut turn) => self.write_outbox(&mut turn),
+            Err(TryLockError::Poisoned(turn)) => self.write_outbox(&mut turn.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+
+    /// Only with the turn. Before the server has greeted everything stays in the outbox.
+    fn write_outbox(&self, unwritten: &mut Unwritten) {
+        let Some(mut stream) = self.stream.get() else { return };
+        loop {
+            if unwritten.bytes.is_empty() {
+                unwritten.bytes = std::mem::take(&mut *lock(&self.outbox));
+            }
+            let mut was_stuck = false;
+            while unwritten.written < unwritten.bytes.len() {
+                match stream.write(&unwritten.bytes[unwritten.written..]) {
+                    Ok(0) => return self.close(Failure::new("the connection takes nothing more")),
+                    Ok(count) => {
+                        unwritten.written += count;
+                        was_stuck |= self.is_stuck.swap(false, Ordering::Relaxed);
+                    }
+                    Err(error) if is_timeout(&error) => {
+                        return self.is_stuck.store(true, Ordering::Relaxed);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return self.close(Failure::io(&error)),
+                }
+            }
+            *unwritten = Unwritten::default();
+            if !was_stuck {
+                return;
+            }
+            // There is room again, so the server has read. Those who found the socket stuck have left
+            // their frames in the outbox.
+            lock(&self.state).heard = Some(Instant::now());
+        }
     }
 
     /// Gives up the connection: everyone who waits is told, once.
     fn close(&self, mut failure: Failure) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        if let Some(stream) = self.stream.get() {
+            // An error means that it is closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         let mut state = lock(&self.state);
         if state.closed.is_some() {
             return;
         }
-        failure.heard = Some(state.heard);
-        for (_, waiting) in state.waiting.drain() {
-            waiting.give(Err(failure.clone()));
+        failure.heard = state.heard;
+        let waiting = std::mem::take(&mut state.waiting);
+        state.closed = Some(failure.clone());
+        drop(state);
+        waiting.into_values().for_each(|on_reply| on_reply(Err(failure.clone())));
+    }
+
+    /// The connection's whole life, on its own thread.
+    fn run(&self, server: SocketAddr, admit: impl FnOnce(&Welcome) -> Result<(), Failure>) {
+        match self.establish(server, admit) {
+            Ok(reader) => self.read_until_closed(reader),
+            Err(failure) => self.close(failure),
         }
-        state.closed = Some(failure);
+    }
+
+    fn establish(
+        &self,
+        server: SocketAddr,
+        admit: impl FnOnce(&Welcome) -> Result<(), Failure>,
+    ) -> Result<MessageReader, Failure> {
+        let io_failure = |error: io::Error| Failure::io(&error);
+        let deadline = Instant::now() + self.timing.connect_timeout;
+        let (stream, mut reader, welcome) = dial(server, HelloRole::Client, deadline)?;
+        admit(&welcome)?;
+        stream.set_write_timeout(Some(CLIENT_WRITE_SLICE)).map_err(io_failure)?;
+        // How often this thread looks at the clock when nothing comes.
+        let look = (self.timing.ping_interval / 4).max(Duration::from_millis(1));
+        stream.set_read_timeout(Some(look)).map_err(io_failure)?;
+        reader.set_frame_bytes_max(transport::FRAME_BYTES_MAX);
+        let mut state = lock(&self.state);
+        if let Some(failure) = &state.closed {
+            return Err(failure.clone());
+        }
+        state.heard = Some(Instant::now());
+        // Only this thread sets it.
+        let _ = self.stream.set(stream);
+        drop(state);
+        self.write_unless_busy();
+        Ok(reader)
     }
 
     fn read_until_closed(&self, mut reader: MessageReader) {
@@ -225,6 +314,7 @@ impl Shared {
 
     /// Reads until the stream ends or fails.
     fn read(&self, reader: &mut MessageReader) -> Result<(), Failure> {
+        let Some(mut stream) = self.stream.get() else { return Ok(()) };
         let mut asked = Instant::now();
         let mut nonce = 0;
         loop {
@@ -232,9 +322,9 @@ impl Shared {
             while let Some(message) = next_message(reader)? {
                 self.dispatch(message)?;
             }
-            match reader.fill(&mut &self.stream) {
+            match reader.fill(&mut stream) {
                 Ok(0) => return Ok(()),
-                Ok(_) => lock(&self.state).heard = Instant::now(),
+                Ok(_) => lock(&self.state).heard = Some(Instant::now()),
                 Err(error) if is_timeout(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Failure::io(&error)),
@@ -248,7 +338,7 @@ impl Shared {
             if now.duration_since(silent_since.max(asked)) >= self.timing.ping_interval {
                 asked = now;
                 nonce += 1;
-                self.send_from_reader(&Message::Ping { nonce })?;
+                self.send_from_reader(&Message::Ping { nonce });
             }
         }
     }
@@ -256,19 +346,24 @@ impl Shared {
     /// Since when the server has been owing without a sign of life; `None` when it owes nothing.
     fn silent_since(&self) -> Option<Instant> {
         let state = lock(&self.state);
-        (!state.waiting.is_empty()).then(|| state.heard.max(state.owed_since))
+        let heard = state.heard.unwrap_or(state.owed_since);
+        (!state.waiting.is_empty()).then(|| heard.max(state.owed_since))
     }
 
     fn dispatch(&self, message: Message) -> Result<(), Failure> {
         match message {
             Message::Reply { id, body } => {
-                // Unknown when its caller's time passed.
-                if let Some(waiting) = lock(&self.state).waiting.remove(&id) {
-                    waiting.give(Ok(body));
+                let waiting = lock(&self.state).waiting.remove(&id);
+                // Nobody's when its caller waits no more.
+                if let Some(on_reply) = waiting {
+                    on_reply(Ok(body));
                 }
                 Ok(())
             }
-            Message::Ping { nonce } => self.send_from_reader(&Message::Pong { nonce }),
+            Message::Ping { nonce } => {
+                self.send_from_reader(&Message::Pong { nonce });
+                Ok(())
+            }
             Message::Pong { .. } => Ok(()),
             Message::Refused { reason } => Err(refused(&reason)),
             Message::Hello(_)

@@ -5,8 +5,8 @@
 //! time. What it needs: some of the servers' addresses; who leads is no business of a client.
 //!
 //! How it is cut: `transport` reads and writes messages, `connection` is one pipelined connection and
-//! its reading thread, `pool` keeps one a server, `attempts` decides who is asked and how often,
-//! `seen` remembers timestamps, `sequence` numbers the writes; `writes`, `reads` and `rows` are the
+//! its reading thread, `pool` keeps one for each server, `health` knows which servers are worth asking,
+//! `attempts` decides who is asked and how often, `call` does it, `seen` remembers timestamps, `sequence` numbers the writes; `writes`, `reads` and `rows` are the
 //! operations, on them `submit` and [`repl`], the console.
 //!
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
@@ -16,8 +16,10 @@
 //! where they are not the point.
 
 mod attempts;
+mod call;
 pub(crate) mod connection;
 mod error;
+mod health;
 mod pool;
 mod reads;
 pub mod repl;
@@ -38,7 +40,9 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use self::connection::CallError;
+use self::attempts::{Verdict, judge_error, judge_unexpected};
+use self::call::{Retry, Target};
+use self::health::Health;
 use self::pool::Pool;
 use self::seen::Seen;
 use self::sequence::{Gate, Sequencer};
@@ -143,7 +147,11 @@ pub struct Client {
 }
 
 struct Inner {
+    servers: Arc<[SocketAddr]>,
     pool: Pool,
+    /// All times that the health and the attempts are told are since then.
+    started: Instant,
+    health: Arc<Mutex<Health>>,
     timing: Timing,
     request_timeout: Duration,
     gate: Gate,
@@ -171,7 +179,10 @@ pub enum Causality {
 pub struct Timing {
     /// To establish a connection, greeting included.
     pub connect_timeout: Duration,
-    /// How long a server may say nothing, while it owes something, before it is asked with PING.
+    /// How long a server may say nothing, or owe the answer to a read, before another is asked, too. Writes
+    /// wait twice as long, and only as long as nothing at all is heard.
+    pub hedge_delay: Duration,
+    /// How often a server that says nothing while it owes something is asked with PING.
     pub ping_interval: Duration,
     /// And before its connection is given up and the request tried elsewhere.
     pub silence_timeout: Duration,
@@ -183,6 +194,7 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             connect_timeout: limits::CLIENT_CONNECT_TIMEOUT,
+            hedge_delay: limits::CLIENT_HEDGE_DELAY,
             ping_interval: limits::CLIENT_PING_INTERVAL,
             silence_timeout: limits::CLIENT_SILENCE_TIMEOUT,
             reach_timeout: limits::CLIENT_REACH_TIMEOUT,
@@ -257,6 +269,7 @@ impl ClientBuilder {
         };
         self.timing = Timing {
             connect_timeout: cap(timing.connect_timeout),
+            hedge_delay: cap(timing.hedge_delay),
             ping_interval: cap(timing.ping_interval),
             silence_timeout: cap(timing.silence_timeout),
             reach_timeout: cap(timing.reach_timeout),
@@ -300,7 +313,10 @@ impl ClientBuilder {
         };
         let client = self.client.unwrap_or_else(|| ClientId(random.random()));
         let inner = Inner {
-            pool: Pool::new(self.servers, self.timing),
+            pool: Pool::new(&self.servers, self.timing),
+            health: Arc::new(Mutex::new(Health::new(count))),
+            servers: self.servers.into(),
+            started: Instant::now(),
             timing: self.timing,
             request_timeout: self.request_timeout,
             gate: Gate::new(limits::CLIENT_REQUESTS_MAX),
@@ -338,7 +354,7 @@ impl Client {
 
     /// The servers this client knows.
     pub fn servers(&self) -> Vec<SocketAddr> {
-        (0..self.inner.pool.len()).map(|index| self.inner.pool.server(index)).collect()
+        self.inner.servers.to_vec()
     }
 
     /// Asks one server to describe itself. No other server is asked instead.
@@ -347,29 +363,22 @@ impl Client {
     /// [`ClientError::UnknownServer`], [`ClientError::Unreachable`] with that server alone,
     /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
     pub fn status(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
-        let inner = &*self.inner;
-        let index = inner.pool.index_of(server).ok_or(ClientError::UnknownServer(server))?;
-        match inner.pool.call(index, Request::Status, inner.deadline()) {
-            Ok(Reply::StatusOk(status)) => Ok(*status),
-            Ok(Reply::Error(error)) => {
-                let message = crate::text::escape(error.message.as_bytes());
-                Err(ClientError::Unavailable { last: format!("{server}: {message}") })
-            }
-            Ok(_) => Err(ClientError::Unavailable {
-                last: format!("{server}: it answered another question than was asked"),
-            }),
-            Err(CallError::DeadlinePassed) => Err(inner.timed_out("the server had not answered")),
-            Err(CallError::Broken(failure)) => {
-                let servers = vec![ServerFailure { server, reason: failure.reason }];
-                Err(ClientError::Unreachable { servers })
-            }
-        }
+        let index = self.inner.index_of(server).ok_or(ClientError::UnknownServer(server))?;
+        self.inner.status(Target::Server(index), Retry::EachServerOnce(&mut |_| {}))
+    }
+
+    /// Asks any server to describe itself: healthy ones first, until one answers.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`], [`ClientError::TimedOut`].
+    pub fn any_status(&self) -> Result<ServerStatus, ClientError> {
+        self.inner.status(Target::AnyServer, Retry::UntilDeadline)
     }
 
     /// Says who leads, if anybody is known to: writes are sent there first, which saves them a hop. A hint and
     /// no more: when it is wrong, or the server is gone, writes go their usual way.
     pub fn hint_leader(&self, leader: Option<SocketAddr>) {
-        let index = leader.and_then(|server| self.inner.pool.index_of(server));
+        let index = leader.and_then(|server| self.inner.index_of(server));
         self.inner.thought_leader.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
     }
 
@@ -442,6 +451,19 @@ impl Inner {
     fn deadline(&self) -> Instant {
         // The builder keeps the time-out far from overflowing the clock.
         Instant::now() + self.request_timeout
+    }
+
+    fn index_of(&self, server: SocketAddr) -> Option<usize> {
+        self.servers.iter().position(|known| *known == server)
+    }
+
+    fn status(&self, target: Target, retry: Retry<'_>) -> Result<ServerStatus, ClientError> {
+        let build = || (Request::Status, ());
+        self.request(target, self.deadline(), retry, build, |server, (), reply| match reply {
+            Reply::StatusOk(status) => Verdict::Done(*status),
+            Reply::Error(error) => judge_error(server, error),
+            _ => judge_unexpected(),
+        })
     }
 }
 

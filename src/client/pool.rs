@@ -1,14 +1,13 @@
-//! The client's connections: one a server, opened when first needed, kept, opened again when lost.
+//! The client's connections: one for each server, opened when first needed, kept, opened again when lost.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 use super::Timing;
-use super::connection::{CallError, Connection, Failure};
-use super::sync::{lock, wait};
+use super::connection::{Connection, Failure, OnReply};
+use super::sync::lock;
 use crate::types::ClusterId;
-use crate::wire::message::{Reply, Request};
+use crate::wire::message::{Request, Welcome};
 
 /// All of a client's servers.
 pub(super) struct Pool {
@@ -16,110 +15,80 @@ pub(super) struct Pool {
     timing: Timing,
     /// The group of the first server reached. Timestamps of two groups do not compare, so a
     /// server of another one is as good as unreachable.
-    cluster: Mutex<Option<ClusterId>>,
+    cluster: Arc<Mutex<Option<ClusterId>>>,
 }
 
 struct Slot {
     server: SocketAddr,
-    state: Mutex<SlotState>,
-    dialled: Condvar,
+    connection: Mutex<Option<Arc<Connection>>>,
 }
 
-#[derive(Default)]
-struct SlotState {
-    connection: Option<Arc<Connection>>,
-    /// One thread dials for all.
-    dialling: bool,
-    /// Counts finished dials, so that who waited for one knows that it is over …
-    dials: u64,
-    /// … and how the last one failed.
-    failure: Option<Failure>,
+/// A request under way on a connection. Dropping it says that nobody waits for the reply any more.
+pub(super) struct Sent {
+    pub(super) connection: Arc<Connection>,
+    /// The connection was there before the request.
+    pub(super) was_kept: bool,
+    id: Option<u64>,
+}
+
+impl Sent {
+    /// Lets the reply come although nobody waits here.
+    pub(super) fn leave(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.connection.forget(id);
+        }
+    }
 }
 
 impl Pool {
-    pub(super) fn new(servers: Vec<SocketAddr>, timing: Timing) -> Pool {
-        let slot = |server| Slot { server, state: Mutex::default(), dialled: Condvar::new() };
-        Pool { slots: servers.into_iter().map(slot).collect(), timing, cluster: Mutex::default() }
+    pub(super) fn new(servers: &[SocketAddr], timing: Timing) -> Pool {
+        let slot = |server: &SocketAddr| Slot { server: *server, connection: Mutex::default() };
+        Pool { slots: servers.iter().map(slot).collect(), timing, cluster: Arc::default() }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
-    }
-
-    pub(super) fn server(&self, index: usize) -> SocketAddr {
-        self.slots[index].server
-    }
-
-    pub(super) fn index_of(&self, server: SocketAddr) -> Option<usize> {
-        self.slots.iter().position(|slot| slot.server == server)
-    }
-
-    /// One request to one server. A connection that had been kept and turns out to have ended is
-    /// opened once more: idle ones are closed by servers, which says nothing about their health.
-    /// Every request may be sent twice: reads change nothing, writes carry their identity.
-    pub(super) fn call(
+    /// Sends a request on the server's connection, which is opened if there is none. Waits for
+    /// neither: whatever happens is told to `on_reply`.
+    pub(super) fn send(
         &self,
         index: usize,
         body: Request,
-        deadline: Instant,
-    ) -> Result<Reply, CallError> {
-        let (connection, kept) = self.connect(index, deadline)?;
-        let again = kept.then(|| body.clone());
-        match (connection.call(body, deadline), again) {
-            (Err(CallError::Broken(failure)), Some(body)) if failure.ended => {
-                self.connect(index, deadline)?.0.call(body, deadline)
-            }
-            (result, _) => result,
-        }
+        on_reply: OnReply,
+    ) -> Result<Sent, Failure> {
+        let (connection, was_kept) = self.connect(index)?;
+        let id = connection.send(body, on_reply);
+        Ok(Sent { connection, was_kept, id })
     }
 
-    /// The server's connection, and whether it was there already.
-    fn connect(
-        &self,
-        index: usize,
-        deadline: Instant,
-    ) -> Result<(Arc<Connection>, bool), CallError> {
+    /// The server's connection, and whether it was open already.
+    fn connect(&self, index: usize) -> Result<(Arc<Connection>, bool), Failure> {
         let slot = &self.slots[index];
-        let mut state = lock(&slot.state);
-        while state.dialling {
-            let dial = state.dials;
-            let left = deadline.checked_duration_since(Instant::now());
-            state = wait(&slot.dialled, state, left.ok_or(CallError::DeadlinePassed)?);
-            if let (true, Some(failure)) = (state.dials != dial, &state.failure) {
-                return Err(CallError::Broken(failure.clone()));
-            }
+        let mut kept = lock(&slot.connection);
+        if let Some(connection) = kept.as_ref().filter(|known| !known.is_closed()) {
+            return Ok((Arc::clone(connection), connection.heard().is_some()));
         }
-        if let Some(connection) = state.connection.as_ref().filter(|known| !known.is_closed()) {
-            return Ok((Arc::clone(connection), true));
-        }
-        state.dialling = true;
-        drop(state);
-        let result = Connection::open(slot.server, self.timing, deadline)
-            .and_then(|(connection, welcome)| {
-                self.check_cluster(welcome.cluster).map(|()| connection)
-            })
-            .map(Arc::new);
-        let mut state = lock(&slot.state);
-        state.dialling = false;
-        state.dials += 1;
-        state.failure = result.as_ref().err().cloned();
-        state.connection = result.as_ref().ok().cloned();
-        slot.dialled.notify_all();
-        result.map(|connection| (connection, false)).map_err(CallError::Broken)
+        let cluster = Arc::clone(&self.cluster);
+        let admit = move |welcome: &Welcome| check_cluster(&cluster, welcome.cluster);
+        let connection = Arc::new(Connection::open(slot.server, self.timing, admit)?);
+        *kept = Some(Arc::clone(&connection));
+        Ok((connection, false))
     }
+}
 
-    fn check_cluster(&self, cluster: ClusterId) -> Result<(), Failure> {
-        let mut known = lock(&self.cluster);
-        match *known {
-            Some(known) if known != cluster => Err(Failure {
-                reason: format!("it belongs to group {cluster}, the others to {known}"),
-                heard: None,
-                ended: false,
-            }),
-            _ => {
-                *known = Some(cluster);
-                Ok(())
-            }
+fn check_cluster(known: &Mutex<Option<ClusterId>>, cluster: ClusterId) -> Result<(), Failure> {
+    let mut known = lock(known);
+    match *known {
+        Some(known) if known != cluster => {
+            Err(Failure::new(format!("it belongs to group {cluster}, the others to {known}")))
+        }
+        _ => {
+            *known = Some(cluster);
+            Ok(())
         }
     }
 }

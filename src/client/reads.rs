@@ -7,13 +7,13 @@
 //! for, everything up to that version is decided; if it is not, the state as of the mark is the newest
 //! one not past that version. So the answer is the state as of the older of the two.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use super::attempts::{Verdict, judge_error, judge_unexpected};
+use super::call::{Retry, Target};
 use super::error::ClientError;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
@@ -97,8 +97,8 @@ impl Client {
         let (key, linearizable) = (check_key(key.as_ref())?, options.linearizable);
         let Some(at) = options.version() else { return self.inner.get(key, linearizable) };
         let deadline = self.inner.deadline();
-        self.inner.as_of(at, deadline, |at, persistence| {
-            self.inner.get_at(&key, at, linearizable, deadline, persistence)
+        self.inner.as_of(at, deadline, |at, retry| {
+            self.inner.get_at(&key, at, linearizable, deadline, retry)
         })
     }
 }
@@ -118,7 +118,7 @@ pub(super) fn judge_behind<T>(server: SocketAddr) -> Verdict<T> {
 
 impl Inner {
     fn get(&self, key: Bytes, linearizable: bool) -> Result<Got, ClientError> {
-        self.read(key, linearizable, Persistence::Untiring, |server, _, read| match read {
+        self.read(key, linearizable, Retry::UntilDeadline, |server, _, read| match read {
             Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
             Read::Behind { .. } => judge_behind(server),
         })
@@ -129,29 +129,29 @@ impl Inner {
         &self,
         key: Bytes,
         linearizable: bool,
-        persistence: Persistence<'_>,
+        retry: Retry<'_>,
         take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T>,
     ) -> Result<T, ClientError> {
-        let sent = Cell::new(Floors::default());
         let build = || {
-            sent.set(lock(&self.seen).floors(&key));
-            let Floors { key: timestamp, applied: session } = sent.get();
-            let at = Timestamp::ZERO;
-            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
+            let sent = lock(&self.seen).floors(&key);
+            let Floors { key: timestamp, applied: session } = sent;
+            let (key, at) = (key.clone(), Timestamp::ZERO);
+            (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), sent)
         };
-        self.request(self.deadline(), persistence, build, |server, reply| match reply {
+        let (target, deadline) = (Target::AnyServer, self.deadline());
+        self.request(target, deadline, retry, build, |server, sent, reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {
                 let answered = match &value {
                     Some(_) => Answered::Value(timestamp),
                     None => Answered::Missing(as_of),
                 };
-                if !lock(&self.seen).accept(&key, sent.get(), answered) {
+                if !lock(&self.seen).accept(&key, sent, answered) {
                     return Verdict::Again;
                 }
-                take(server, sent.get(), Read::Answer { value, timestamp })
+                take(server, sent, Read::Answer { value, timestamp })
             }
             Reply::TryOtherServerOrLater { timestamp, .. } => {
-                take(server, sent.get(), Read::Behind { timestamp })
+                take(server, sent, Read::Behind { timestamp })
             }
             Reply::Error(error) => judge_error(server, error),
             _ => judge_unexpected(),
@@ -166,14 +166,16 @@ impl Inner {
         at: Timestamp,
         linearizable: bool,
         deadline: Instant,
-        persistence: Persistence<'_>,
+        retry: Retry<'_>,
     ) -> Result<Got, ClientError> {
         let build = || {
             let Floors { key: written, applied } = lock(&self.seen).floors(key);
             let (timestamp, session) = (Timestamp::ZERO, applied.max(written));
-            Request::Get(GetRequest { key: key.clone(), timestamp, session, linearizable, at })
+            let key = key.clone();
+            (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), ())
         };
-        self.request(deadline, persistence, build, |server, reply| match reply {
+        let target = Target::AnyServer;
+        self.request(target, deadline, retry, build, |server, (), reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {
                 if value.is_none() {
                     // Perhaps it was removed only lately: it must not come back.
@@ -187,22 +189,22 @@ impl Inner {
         })
     }
 
-    /// Reads as of `at`, by `read`, which is told as of when and how persistently to ask.
+    /// Reads as of `at`, by `read`, which is told as of when and how long to go on.
     pub(super) fn as_of<T>(
         &self,
         at: Timestamp,
         deadline: Instant,
-        mut read: impl FnMut(Timestamp, Persistence<'_>) -> Result<T, ClientError>,
+        mut read: impl FnMut(Timestamp, Retry<'_>) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
         if at <= lock(&self.seen).session() {
             // Some server has been there, so the others will be.
-            return read(at, Persistence::Untiring);
+            return read(at, Retry::UntilDeadline);
         }
-        match read(at, Persistence::OneRound(&mut |_| {})) {
+        match read(at, Retry::EachServerOnce(&mut |_| {})) {
             Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
             settled => return settled,
         }
         let (mark, _) = self.write_plainly(WriteOp::Mark, deadline)?;
-        read(at.min(mark), Persistence::Untiring)
+        read(at.min(mark), Retry::UntilDeadline)
     }
 }

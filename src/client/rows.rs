@@ -12,7 +12,8 @@ use std::vec;
 
 use bytes::Bytes;
 
-use super::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use super::attempts::{Verdict, judge_error, judge_unexpected};
+use super::call::{Retry, Target};
 use super::error::ClientError;
 use super::reads::{ReadOptions, judge_behind};
 use super::sync::lock;
@@ -157,14 +158,14 @@ impl Rows {
         let options = self.options;
         let page = match (self.moment, options.version()) {
             (Some(moment), _) => {
-                inner.page(&self.wanted, Asked::Next(moment), deadline, Persistence::Untiring)?
+                inner.page(&self.wanted, Asked::Next(moment), deadline, Retry::UntilDeadline)?
             }
             (None, None) => {
                 let asked = Asked::first(options, Timestamp::ZERO);
-                inner.page(&self.wanted, asked, deadline, Persistence::Untiring)?
+                inner.page(&self.wanted, asked, deadline, Retry::UntilDeadline)?
             }
-            (None, Some(at)) => inner.as_of(at, deadline, |at, persistence| {
-                inner.page(&self.wanted, Asked::first(options, at), deadline, persistence)
+            (None, Some(at)) => inner.as_of(at, deadline, |at, retry| {
+                inner.page(&self.wanted, Asked::first(options, at), deadline, retry)
             })?,
         };
         if self.moment.is_none() {
@@ -309,12 +310,12 @@ impl Inner {
         wanted: &Wanted,
         asked: Asked,
         deadline: Instant,
-        persistence: Persistence<'_>,
+        retry: Retry<'_>,
     ) -> Result<Page, ClientError> {
         let (of, from) = wanted.page_of();
         let build = || {
             let (of, rows_max) = (of.clone(), PAGE_ROWS_MAX as u32);
-            Request::Page(match asked {
+            let request = match asked {
                 Asked::First { at, linearizable } => {
                     // No key by itself is meant, so all that was seen counts.
                     let session = lock(&self.seen).session();
@@ -325,9 +326,11 @@ impl Inner {
                     let (at, session) = (from.unwrap_or(at), Timestamp::ZERO);
                     PageRequest { of, at, seen, session, linearizable: false, rows_max }
                 }
-            })
+            };
+            (Request::Page(request), ())
         };
-        self.request(deadline, persistence, build, |server, reply| match reply {
+        let target = Target::AnyServer;
+        self.request(target, deadline, retry, build, |server, (), reply| match reply {
             Reply::PageOk { rows, at, seen, next } => {
                 let fixed = seen > Timestamp::ZERO || next.is_none();
                 match Next::after(&of, at, rows.len(), next).filter(|_| fixed) {

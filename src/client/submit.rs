@@ -6,7 +6,8 @@ use std::thread;
 
 use bytes::Bytes;
 
-use super::attempts::{Persistence, Verdict};
+use super::attempts::Verdict;
+use super::call::Retry;
 use super::error::{ClientError, ServerFailure};
 use super::reads::Read;
 use super::sequence::Gate;
@@ -94,14 +95,14 @@ impl Client {
 
     fn ask(&self, ask: Ask, report: &mut impl FnMut(Event)) -> Result<Event, ClientError> {
         let mut unreachable = |failure: &ServerFailure| report(Event::Unreachable(failure.clone()));
-        let persistence = Persistence::OneRound(&mut unreachable);
+        let retry = Retry::EachServerOnce(&mut unreachable);
         let key = match ask {
             Ask::Put { key, value } => {
-                return self.inner.put(key, value, persistence).map(Event::PutOk);
+                return self.inner.put(key, value, retry).map(Event::PutOk);
             }
             Ask::Get { key } => key,
         };
-        self.inner.read(key, false, persistence, |server, sent, read| {
+        self.inner.read(key, false, retry, |server, sent, read| {
             let client_timestamp = sent.key;
             Verdict::Done(match read {
                 Read::Answer { value, timestamp } => {

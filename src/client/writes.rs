@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::attempts::{Persistence, Verdict, judge_error, judge_unexpected};
+use super::attempts::{Verdict, judge_error, judge_unexpected};
+use super::call::{Retry, Target};
 use super::error::ClientError;
 use super::rows::{Rows, Wanted};
 use super::sync::lock;
@@ -61,7 +62,7 @@ impl Client {
         value: impl AsRef<[u8]>,
     ) -> Result<PutOk, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        self.inner.put(key, value, Persistence::Untiring)
+        self.inner.put(key, value, Retry::UntilDeadline)
     }
 
     /// As [`Client::put`], and tells what the key had before.
@@ -189,10 +190,10 @@ impl Inner {
         &self,
         key: Bytes,
         value: Bytes,
-        persistence: Persistence<'_>,
+        retry: Retry<'_>,
     ) -> Result<PutOk, ClientError> {
         let op = WriteOp::Put { key, value };
-        self.write(op, false, self.deadline(), persistence, |server, reply| match reply {
+        self.write(op, false, self.deadline(), retry, |server, reply| match reply {
             Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
             other => Err(other),
         })
@@ -204,7 +205,7 @@ impl Inner {
         op: WriteOp,
         deadline: Instant,
     ) -> Result<(Timestamp, SocketAddr), ClientError> {
-        self.write(op, false, deadline, Persistence::Untiring, |server, reply| match reply {
+        self.write(op, false, deadline, Retry::UntilDeadline, |server, reply| match reply {
             Reply::WriteOk { timestamp, .. } => Ok((timestamp, (timestamp, server))),
             other => Err(other),
         })
@@ -212,8 +213,8 @@ impl Inner {
 
     /// A write on one key that tells what was before.
     fn write_telling(&self, op: WriteOp) -> Result<(Timestamp, Previous, SocketAddr), ClientError> {
-        let persistence = Persistence::Untiring;
-        self.write(op, true, self.deadline(), persistence, |server, reply| match reply {
+        let retry = Retry::UntilDeadline;
+        self.write(op, true, self.deadline(), retry, |server, reply| match reply {
             Reply::WriteOk { timestamp, previous: Some(previous) } => {
                 Ok((timestamp, (timestamp, previous, server)))
             }
@@ -228,7 +229,7 @@ impl Inner {
         op: WriteOp,
         previous: bool,
         deadline: Instant,
-        persistence: Persistence<'_>,
+        retry: Retry<'_>,
         take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
     ) -> Result<T, ClientError> {
         let ticket = self
@@ -236,9 +237,8 @@ impl Inner {
             .begin(deadline)
             .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
         let write = WriteRequest { request: ticket.request, op, previous };
-        let build = || Request::Write(write.clone());
-        let order = self.order_for_writes();
-        self.request_in(order, deadline, persistence, build, |server, reply| {
+        let build = || (Request::Write(write.clone()), ());
+        self.request(Target::LeaderFirst, deadline, retry, build, |server, (), reply| {
             match take(server, reply) {
                 Ok((timestamp, answer)) => {
                     let mut seen = lock(&self.seen);

@@ -12,7 +12,6 @@ use tonic_health::server::HealthReporter;
 use super::interface::key_value_store_server::SERVICE_NAME;
 use crate::client::Client;
 use crate::limits;
-use crate::wire::message::ServerStatus;
 
 /// The name that stands for the whole gateway.
 const EVERYTHING: &str = "";
@@ -25,8 +24,8 @@ pub(super) async fn watch(reporter: HealthReporter, client: Client) {
     let Ok(asking) = built else { return };
     loop {
         let asking = asking.clone();
-        let answer = tokio::task::spawn_blocking(move || any_status(&asking)).await;
-        let answer = answer.ok().flatten();
+        let answer = tokio::task::spawn_blocking(move || asking.any_status()).await;
+        let answer = answer.ok().and_then(Result::ok);
         let leader = answer.as_ref().and_then(|status| status.leader.as_deref());
         client.hint_leader(leader.and_then(|address| address.parse().ok()));
         let status = match answer {
@@ -47,9 +46,4 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
     for service in [EVERYTHING, SERVICE_NAME] {
         reporter.set_service_status(service, status).await;
     }
-}
-
-/// What the first server to answer says.
-fn any_status(client: &Client) -> Option<ServerStatus> {
-    client.servers().into_iter().find_map(|server| client.status(server).ok())
 }

@@ -1,0 +1,227 @@
+//! Drives the [`Attempts`] of a request: sends what they say, waits for what comes.
+//!
+//! Calls block their caller's thread. Nothing else waits: connections are dialled and read by threads
+//! of their own, and unhealthy servers are probed on the way.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+
+use super::Inner;
+use super::attempts::{Action, Attempts, Rules, Verdict};
+use super::connection::Failure;
+use super::error::{ClientError, ServerFailure};
+use super::health::Health;
+use super::pool::Sent;
+use super::sequence::Gate;
+use super::sync::{Mailbox, lock};
+use crate::limits::{CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE};
+use crate::wire::message::{ErrorCode, Reply, Request};
+
+/// How long a request goes on.
+pub(super) enum Retry<'a> {
+    /// Round after round, until its deadline.
+    UntilDeadline,
+    /// Each server once; whoever could not be reached, is leaving, or says nothing is reported.
+    EachServerOnce(&'a mut dyn FnMut(&ServerFailure)),
+}
+
+/// Whom a request is for.
+#[derive(Clone, Copy)]
+pub(super) enum Target {
+    /// Any server, at random among the healthy ones.
+    AnyServer,
+    /// Likewise, but the one first that is thought to lead, which orders writes by itself.
+    LeaderFirst,
+    /// The server at this place alone.
+    Server(usize),
+}
+
+/// An attempt under way, and what was kept of its request to judge the reply by.
+struct Flight<C> {
+    server: usize,
+    tag: u64,
+    /// `None` when it could not even be sent.
+    sent: Option<Sent>,
+    /// Its connection had ended, and it was sent once more on a new one.
+    resent: bool,
+    context: C,
+}
+
+/// Replies by the tag of their attempt.
+type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
+
+impl Inner {
+    /// Sends what `build` makes until `judge` is content with a reply. `build` is called anew for
+    /// every attempt, so that a retry asks with what is known by then; what it returns beside the
+    /// request is handed to `judge` with that attempt's reply.
+    pub(super) fn request<T, C>(
+        &self,
+        target: Target,
+        deadline: Instant,
+        mut retry: Retry<'_>,
+        mut build: impl FnMut() -> (Request, C),
+        mut judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T>,
+    ) -> Result<T, ClientError> {
+        let _permit = Gate::enter(&self.gate, deadline)
+            .ok_or_else(|| self.timed_out("too many requests of this client are under way"))?;
+        let mut attempts = self.attempts(target, deadline, &retry);
+        let replies: Replies = Arc::new(Mailbox::new());
+        let mut flights: Vec<Flight<C>> = Vec::new();
+        let mut tags = 0;
+        loop {
+            let action = {
+                let heard = |server| {
+                    let flight = flights.iter().find(|flight| flight.server == server)?;
+                    self.since_start(flight.sent.as_ref()?.connection.heard()?)
+                };
+                let (now, mut health, mut random) = self.state();
+                attempts.poll(now, heard, &mut health, &mut random)
+            };
+            for failure in attempts.take_passed_over() {
+                if let Retry::EachServerOnce(report) = &mut retry {
+                    report(&failure);
+                }
+            }
+            match action {
+                Action::GiveUp(error) => return Err(error),
+                Action::Ping(server) => {
+                    let of_server = flights.iter().find(|flight| flight.server == server);
+                    if let Some(sent) = of_server.and_then(|flight| flight.sent.as_ref()) {
+                        sent.connection.ping();
+                    }
+                }
+                Action::Send(server) => {
+                    let (request, context) = build();
+                    tags += 1;
+                    let sent = self.send(server, request, tags, &replies);
+                    flights.push(Flight { server, tag: tags, sent, resent: false, context });
+                }
+                Action::Wait(until) => {
+                    let mut until = self.started + until;
+                    for sent in flights.iter().filter_map(|flight| flight.sent.as_ref()) {
+                        if sent.connection.is_stuck() {
+                            sent.connection.push();
+                            until = until.min(Instant::now() + CLIENT_WRITE_SLICE);
+                        }
+                    }
+                    self.probe();
+                    let Some((tag, result)) = replies.take(until) else { continue };
+                    let Some(at) = flights.iter().position(|flight| flight.tag == tag) else {
+                        continue;
+                    };
+                    let Flight { server, sent, resent, context, .. } = flights.swap_remove(at);
+                    let was_kept = !resent && sent.is_some_and(|sent| sent.was_kept);
+                    match result {
+                        Ok(reply) => {
+                            let verdict = judge(self.servers[server], context, reply);
+                            let (now, mut health, mut random) = self.state();
+                            let (health, random) = (&mut health, &mut random);
+                            let end = attempts.answered(now, server, verdict, health, random);
+                            if let Some(result) = end {
+                                return result;
+                            }
+                        }
+                        // Idle connections are closed by servers, which says nothing about their
+                        // health: the request goes on a new one.
+                        Err(failure) if failure.ended && was_kept => {
+                            let (request, context) = build();
+                            let sent = self.send(server, request, tag, &replies);
+                            flights.push(Flight { server, tag, sent, resent: true, context });
+                        }
+                        Err(failure) => {
+                            let heard = failure.heard.and_then(|at| self.since_start(at));
+                            let (now, mut health, mut random) = self.state();
+                            let (health, random) = (&mut health, &mut random);
+                            attempts.broke(now, server, failure.reason, heard, health, random);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn attempts(&self, target: Target, deadline: Instant, retry: &Retry<'_>) -> Attempts {
+        let hedge = self.timing.hedge_delay;
+        let one_round = matches!(retry, Retry::EachServerOnce(_));
+        let (silence, slow) = match target {
+            _ if one_round => (hedge * CLIENT_CONSOLE_HEDGE_FACTOR, None),
+            Target::LeaderFirst => (hedge * CLIENT_WRITE_HEDGE_FACTOR, None),
+            Target::AnyServer | Target::Server(_) => (hedge, Some(hedge)),
+        };
+        let servers = match target {
+            Target::Server(server) => vec![server],
+            Target::AnyServer | Target::LeaderFirst => (0..self.servers.len()).collect(),
+        };
+        let first = match target {
+            Target::LeaderFirst => Some(self.thought_leader.load(Ordering::Relaxed)),
+            Target::AnyServer | Target::Server(_) => None,
+        };
+        let rules = Rules {
+            one_round,
+            silence,
+            slow,
+            reach: self.timing.reach_timeout,
+            deadline: self.since_start(deadline).unwrap_or_default(),
+            timeout: self.request_timeout,
+        };
+        let now = self.started.elapsed();
+        Attempts::new(
+            rules,
+            Arc::clone(&self.servers),
+            servers,
+            first,
+            now,
+            &mut lock(&self.random),
+        )
+    }
+
+    /// The reply comes by `replies`, and so does the news that there will be none.
+    fn send(&self, server: usize, request: Request, tag: u64, replies: &Replies) -> Option<Sent> {
+        let told = Arc::clone(replies);
+        let on_reply = Box::new(move |result| told.give((tag, result)));
+        let sent = self.pool.send(server, request, on_reply);
+        sent.map_err(|failure| replies.give((tag, Err(failure)))).ok()
+    }
+
+    /// Asks an unhealthy server, if one is due, whether it has a leader to follow by now.
+    fn probe(&self) {
+        let probed = {
+            let (now, mut health, mut random) = self.state();
+            health.take_probe(now, &mut random)
+        };
+        let Some(server) = probed else { return };
+        let health = Arc::clone(&self.health);
+        let on_reply = Box::new(move |result| {
+            let useful = match result {
+                Ok(Reply::StatusOk(status)) => status.leader.is_some(),
+                Ok(Reply::Error(error)) => error.code == ErrorCode::Busy,
+                _ => false,
+            };
+            if useful {
+                lock(&health).answered(server);
+            }
+        });
+        if let Ok(sent) = self.pool.send(server, Request::Status, on_reply) {
+            sent.leave();
+        }
+    }
+
+    /// The time, the servers' health, and the source of randomness.
+    fn state(&self) -> (Duration, MutexGuard<'_, Health>, MutexGuard<'_, StdRng>) {
+        // Always in this order.
+        let (health, random) = (lock(&self.health), lock(&self.random));
+        (self.started.elapsed(), health, random)
+    }
+
+    fn since_start(&self, at: Instant) -> Option<Duration> {
+        at.checked_duration_since(self.started)
+    }
+
+    pub(super) fn timed_out(&self, last: &str) -> ClientError {
+        ClientError::TimedOut { timeout: self.request_timeout, last: last.to_owned() }
+    }
+}

@@ -1,0 +1,115 @@
+//! Which servers are worth asking first, as one client sees it.
+//!
+//! A server that did not answer, or said that it cannot serve, is *unhealthy*: requests go to it only
+//! when no healthy server is left to ask. Meanwhile it is *probed*: one question in the background each
+//! back-off, which grows as long as nothing comes of it, so that nobody's request waits to find out
+//! whether it is back. Any useful answer makes it healthy again.
+//!
+//! A pure state machine: the time and the randomness come from outside.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use crate::limits::{CLIENT_PROBE_BACKOFF_MAX, CLIENT_PROBE_BACKOFF_MIN};
+
+/// The health of all servers of a client, by their place in its list.
+pub(super) struct Health {
+    servers: Vec<Option<Unhealthy>>,
+}
+
+#[derive(Clone, Copy)]
+struct Unhealthy {
+    probe_at: Duration,
+    backoff: Duration,
+}
+
+impl Health {
+    pub(super) fn new(servers: usize) -> Health {
+        Health { servers: vec![None; servers] }
+    }
+
+    pub(super) fn is_healthy(&self, server: usize) -> bool {
+        self.servers[server].is_none()
+    }
+
+    /// The server gave an answer that is of use.
+    pub(super) fn answered(&mut self, server: usize) {
+        self.servers[server] = None;
+    }
+
+    /// The server could not be reached, was silent, or cannot serve. What requests find out about a
+    /// server that is known to be unhealthy changes nothing: only probes lengthen its back-off.
+    pub(super) fn failed(&mut self, now: Duration, server: usize, random: &mut StdRng) {
+        if self.is_healthy(server) {
+            let backoff = CLIENT_PROBE_BACKOFF_MIN;
+            let probe_at = now + jittered(backoff, random);
+            self.servers[server] = Some(Unhealthy { probe_at, backoff });
+        }
+    }
+
+    /// A server to be probed now, if one is due. None is when all are unhealthy, as requests ask
+    /// them all then.
+    pub(super) fn take_probe(&mut self, now: Duration, random: &mut StdRng) -> Option<usize> {
+        if self.servers.iter().all(Option::is_some) {
+            return None;
+        }
+        let is_due = |state: &Option<Unhealthy>| state.is_some_and(|state| state.probe_at <= now);
+        let due = self.servers.iter().position(is_due)?;
+        if let Some(state) = &mut self.servers[due] {
+            state.backoff = (state.backoff * 2).min(CLIENT_PROBE_BACKOFF_MAX);
+            state.probe_at = now + jittered(state.backoff, random);
+        }
+        Some(due)
+    }
+}
+
+/// Between half of it and all of it, so that clients that failed together do not return together.
+pub(super) fn jittered(backoff: Duration, random: &mut StdRng) -> Duration {
+    backoff.mul_f64(random.random_range(0.5..=1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn an_unhealthy_server_is_probed_ever_more_seldom_until_it_answers() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut health = Health::new(3);
+        health.failed(Duration::ZERO, 1, &mut random);
+        assert!(!health.is_healthy(1) && health.is_healthy(0) && health.is_healthy(2));
+        assert_eq!(health.take_probe(Duration::ZERO, &mut random), None);
+
+        let mut probes = Vec::new();
+        for ms in 0..20_000 {
+            let now = Duration::from_millis(ms);
+            // However many requests find it down, it is probed no more often.
+            health.failed(now, 1, &mut random);
+            if let Some(probed) = health.take_probe(now, &mut random) {
+                assert_eq!(probed, 1);
+                probes.push(now);
+            }
+        }
+        assert!(probes[0] <= CLIENT_PROBE_BACKOFF_MIN);
+        let pauses: Vec<_> = probes.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let slack = Duration::from_millis(1);
+        assert!(pauses.iter().all(|pause| *pause <= CLIENT_PROBE_BACKOFF_MAX + slack));
+        let last = pauses.last().unwrap();
+        assert!(*last >= CLIENT_PROBE_BACKOFF_MAX / 2, "{pauses:?}");
+
+        health.answered(1);
+        assert!(health.is_healthy(1));
+        assert_eq!(health.take_probe(Duration::from_secs(99), &mut random), None);
+    }
+
+    #[test]
+    fn nobody_is_probed_while_all_are_unhealthy() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut health = Health::new(1);
+        health.failed(Duration::ZERO, 0, &mut random);
+        assert_eq!(health.take_probe(Duration::from_secs(9), &mut random), None);
+    }
+}
