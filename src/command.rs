@@ -92,6 +92,12 @@ impl WriteOp {
         one.into_iter().chain(pairs).chain(keys.iter().map(|key| (key, None))).chain(bounds)
     }
 
+    /// Bytes of memory that it takes, about: a list of empty values is not as small as it looks.
+    pub fn memory_bytes(&self) -> usize {
+        let element = |bytes: &Bytes| bytes.len() + limits::ELEMENT_OVERHEAD_BYTES;
+        self.pairs().map(|(key, value)| element(key) + value.map_or(0, element)).sum()
+    }
+
     /// Bytes of all its keys and values.
     pub fn bytes(&self) -> usize {
         self.pairs().map(|(key, value)| key.len() + value.map_or(0, Bytes::len)).sum()

@@ -26,6 +26,7 @@
 //! | --- | --- |
 //! | [`types`], [`command`], [`limits`], [`text`] | the shared vocabulary, log entries, every limit, escaping |
 //! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
+//! | [`logging`] | the process's log: it never waits for standard error, and gathers lines that repeat |
 //! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
 //! | [`net`] | the event loop: one thread that owns every socket |
 //! | [`process`] | what a process settles with the system: signals, open files |
@@ -64,6 +65,7 @@ pub mod console;
 #[cfg(feature = "grpc")]
 pub mod gateway;
 pub mod limits;
+pub mod logging;
 pub mod net;
 pub mod node;
 pub mod process;

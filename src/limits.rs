@@ -72,8 +72,9 @@ pub const REQUESTS_MAX: usize = 24 * 1024;
 /// A value up to this length is always read when it is asked for: that many of them, for all
 /// requests that may be under way on a connection, can wait to be sent.
 pub const READ_SMALL_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of longer values that are being read for all clients at once; past it reads wait.
-pub const READ_LARGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What a request holds while it is under way is counted one by one when it is more than this; for all that
+/// may be under way this much is little.
+pub const REQUEST_SMALL_BYTES_MAX: usize = 1024;
 /// The longest reason that is given to someone, or that is believed from someone, when a
 /// connection is refused; the rest is cut off.
 pub const REASON_BYTES_MAX: usize = 512;
@@ -81,9 +82,16 @@ pub const REASON_BYTES_MAX: usize = 512;
 pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
 /// Bytes queued for one client; past it the connection is closed.
 pub const CLIENT_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes held in the queues of all connections that a process has accepted; past it the one that has taken nothing for
-/// longest, of those for which much waits, is closed, and so on until it is less.
-pub const ACCEPTED_SEND_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes that all accepted connections together may make a process hold: unfinished frames, what is queued
+/// for them, and what their requests hold meanwhile; past it those that others have waited for longest are
+/// closed (see `net::budget`). With what is copied on the way, threads, caches and a state machine at work a
+/// process stays below 512 MiB.
+pub const BUDGET_PROCESS_BYTES_MAX: usize = 160 * 1024 * 1024;
+/// The same for all connections from one IP address, so that one machine leaves room for others.
+pub const BUDGET_ORIGIN_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// The same for one connection; past it it is not read until less is held. Room for a queue that is as long
+/// as it may be, and for one request of the longest value.
+pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes queued for one server; past it replication messages to it are dropped (and resent later
 /// by the consensus protocol).
 pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -160,6 +168,19 @@ pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
 /// Bytes of keys and values in those lines; past it likewise.
 pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Log lines waiting to be written to standard error; past it lines are dropped and counted.
+pub const LOG_QUEUE_LINES_MAX: usize = 8 * 1024;
+/// Bytes of those lines; past it likewise.
+pub const LOG_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Lines that one place in the code logs within [`LOG_GATHER_INTERVAL`] as they come: enough to see
+/// what it is about; past it they are counted and told of in one line.
+pub const LOG_LINES_PER_SITE_MAX: u32 = 8;
+/// Lines that were counted are told of this often.
+pub const LOG_GATHER_INTERVAL: Duration = Duration::from_secs(10);
+/// Of the last line that was only counted so much is shown.
+pub const LOG_LINE_SHOWN_BYTES_MAX: usize = 1024;
+/// How long a process that ends waits for its last log lines to be written.
+pub const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests refused with `BUSY` are counted, and their number logged this often at most.
 pub const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A machine's clock that is further behind the newest version is mentioned in the log.
@@ -188,8 +209,11 @@ pub const APPENDS_IN_FLIGHT_MAX: usize = 128;
 pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
-/// Bytes of keys and values in them; past it likewise.
-pub const PENDING_WRITE_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes of memory of their keys and values; past it likewise.
+pub const PENDING_WRITE_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// Memory that each key or value of a decoded request takes besides its bytes: its handle, as many again in a
+/// list that has just grown, and its place on the heap.
+pub const ELEMENT_OVERHEAD_BYTES: usize = 96;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
 /// Questions for the read index that a leader owes one server an answer to; one more is dropped, and asked
@@ -421,11 +445,13 @@ const _: () = {
             + client_frame_bytes_max(VALUE_BYTES_MAX)
             < CLIENT_SEND_BYTES_MAX
     );
-    assert!(client_frame_bytes_max(VALUE_BYTES_MAX) <= READ_LARGE_BYTES_MAX);
-    // What is being read for clients fits, even when all of it is sent at once; and nobody who is alone can be
-    // too much for all.
-    assert!(READ_LARGE_BYTES_MAX < ACCEPTED_SEND_BYTES_MAX);
-    assert!(CLIENT_SEND_BYTES_MAX < ACCEPTED_SEND_BYTES_MAX);
+    assert!(REQUESTS_MAX * REQUEST_SMALL_BYTES_MAX <= 32 * 1024 * 1024);
+    // Nobody who is alone can be too much for all of an origin, nor one origin for all; and the longest
+    // read, which is in memory twice, and the longest request fit what requests of a connection may hold.
+    assert!(BUDGET_CONNECTION_BYTES_MAX < BUDGET_ORIGIN_BYTES_MAX * 3 / 4);
+    assert!(BUDGET_ORIGIN_BYTES_MAX < BUDGET_PROCESS_BYTES_MAX);
+    assert!(CLIENT_SEND_BYTES_MAX < BUDGET_CONNECTION_BYTES_MAX);
+    assert!(2 * (VALUE_BYTES_MAX + KEY_BYTES_MAX) < BUDGET_CONNECTION_BYTES_MAX / 2);
     assert!(REASON_BYTES_MAX <= HELLO_FRAME_BYTES_MAX / 2);
     assert!(REQUESTS_MAX > PENDING_WRITES_MAX);
     assert!(PENDING_WRITE_BYTES_MAX > VALUE_BYTES_MAX + KEY_BYTES_MAX);
@@ -473,10 +499,21 @@ pub const FILES_PER_PEER_MAX: usize = 64 * 1024;
 /// Files of all peers of a registry, each counted as often as it is offered; past it JOIN and UPDATE
 /// are refused.
 pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
-/// Bytes of their names; past it likewise.
-pub const REGISTRY_NAME_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// Files of JOINs whose last part has not come; past it a JOIN is told to come later.
-pub const REGISTRY_STAGED_FILES_MAX: usize = 4 * FILES_PER_PEER_MAX;
+/// Bytes of memory that a registry's index of them takes; past it likewise. So many files with names of 32
+/// bytes fit, and fewer with longer ones.
+pub const REGISTRY_INDEX_BYTES_MAX: usize = 320 * 1024 * 1024;
+/// What a file takes in a registry's index besides the bytes of its name: its place in three ordered maps that
+/// may be half empty, and its name's own place.
+pub const INDEX_FILE_BYTES: usize = 288;
+/// What accepted connections may make a registry hold, in place of
+/// [`BUDGET_PROCESS_BYTES_MAX`]: less, since its index is in memory too. JOINs that are on their way count here;
+/// half of it is for them.
+pub const REGISTRY_BUDGET_PROCESS_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// The same for one IP address.
+pub const REGISTRY_BUDGET_ORIGIN_BYTES_MAX: usize = 112 * 1024 * 1024;
+/// A JOIN or UPDATE of more files than this is a long one: those are done one after the other, apart from the
+/// questions of others, on all threads but one.
+pub const REGISTRY_LONG_FILES_MIN: usize = 128;
 /// Contents a peer may say it is fetching at once; past it further ones are refused.
 pub const FETCHING_PER_PEER_MAX: usize = 64;
 /// Files in one part of a JOIN or in one UPDATE, as a peer sends them.
@@ -547,7 +584,14 @@ pub const REGISTRIES_MAX: usize = SERVERS_MAX;
 pub const SOURCES_REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
 const _: () = {
-    assert!(FILES_PER_PEER_MAX <= REGISTRY_STAGED_FILES_MAX);
+    assert!(REGISTRY_FILES_MAX * (INDEX_FILE_BYTES + 32) <= REGISTRY_INDEX_BYTES_MAX);
+    // The longest JOIN there is may be held for a connection, an origin and all.
+    assert!(
+        FILES_PER_PEER_MAX * (FILE_NAME_BYTES_MAX + ELEMENT_OVERHEAD_BYTES)
+            <= BUDGET_CONNECTION_BYTES_MAX / 2
+    );
+    assert!(BUDGET_CONNECTION_BYTES_MAX < REGISTRY_BUDGET_ORIGIN_BYTES_MAX);
+    assert!(REGISTRY_BUDGET_ORIGIN_BYTES_MAX < REGISTRY_BUDGET_PROCESS_BYTES_MAX);
     assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
     assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
@@ -595,8 +639,9 @@ pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
 pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
 /// Contents one peer watches; one more is denied with `BUSY`.
 pub const WATCHES_PER_PEER_MAX: usize = 16;
-/// Frames that wait for one peer behind a chunk that is sent slowly; past it the connection is closed.
-pub const FRAMES_BEHIND_CHUNK_MAX: usize = 1024;
+/// Bytes of frames that wait for one peer behind a chunk that is sent slowly; past it it is not read until the
+/// chunk is sent.
+pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// Threads that read files for a peer that serves.
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.

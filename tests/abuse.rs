@@ -215,7 +215,7 @@ fn many_clients_that_never_read_cost_a_bounded_memory_and_nobody_else() {
     let value = vec![b'v'; 7 * MIB];
     group.client().put("long", &value).unwrap();
     // Far more than may wait for all together, though for each of them it is no more than for an honest one.
-    assert!(CLIENTS * value.len() > 3 * limits::ACCEPTED_SEND_BYTES_MAX);
+    assert!(CLIENTS * value.len() > 3 * limits::BUDGET_PROCESS_BYTES_MAX);
 
     let before = resident(group.pid(0));
     let asking: Vec<Raw> = (0..CLIENTS)
@@ -234,7 +234,7 @@ fn many_clients_that_never_read_cost_a_bounded_memory_and_nobody_else() {
     assert!(late > 3, "all of them were disconnected");
     // What waits, and as much again for values on their way there, which are in memory several times for
     // a moment, and for what the allocator keeps.
-    let bound = 2 * limits::ACCEPTED_SEND_BYTES_MAX;
+    let bound = 2 * limits::BUDGET_PROCESS_BYTES_MAX;
     let grown = memory(group.pid(0), "VmHWM").saturating_sub(before);
     assert!(grown < bound, "{grown} bytes");
     drop(asking);

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use acervo::net::{
-    Buffer, BufferPool, CloseReason, ConnectionId, EventLoop, Listener, LoopConfig, Net, SendError,
-    SendLimits, Service, WakeHandle,
+    BudgetLimits, Buffer, BufferPool, CloseReason, ConnectionId, EventLoop, Listener, LoopConfig,
+    Net, SendError, SendLimits, Service, WakeHandle,
 };
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -364,8 +364,7 @@ fn a_stalled_reader_is_disconnected() {
 #[test]
 fn too_much_for_all_together_closes_who_has_read_nothing_for_longest() {
     const EACH: usize = 24 << 20;
-    let harness =
-        Harness::start(LoopConfig { accepted_send_bytes_max: EACH + EACH / 2, ..config() });
+    let harness = Harness::start(LoopConfig { budget: budget(EACH + EACH / 2), ..config() });
     // More than the system takes for a connection that nobody reads.
     let (_deaf, deaf_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(deaf_id, vec![0; EACH])));
@@ -373,15 +372,109 @@ fn too_much_for_all_together_closes_who_has_read_nothing_for_longest() {
     harness.ask(move |_, net| assert!(net.send_owned(quiet_id, frame(&[0; 16]))));
     let (_late, late_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(late_id, vec![0; EACH])));
-    harness.expect_closed(deaf_id, "Crowded");
+    harness.expect_closed(deaf_id, "Evicted");
     // The rest fits: nobody else is closed, and there is room for another.
     let (_next, next_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(next_id, vec![0; EACH])));
-    harness.expect_closed(late_id, "Crowded");
+    harness.expect_closed(late_id, "Evicted");
     let (mut other, _) = harness.connect_known();
     assert_echo(&mut other, b"still served");
     let waiting = harness.ask(move |_, net| [quiet_id, next_id].map(|id| net.peer_address(id)));
     assert!(waiting.iter().all(Option::is_some), "{waiting:?}");
+}
+
+/// So much for all, and no limit beside it.
+fn budget(process_bytes_max: usize) -> BudgetLimits {
+    BudgetLimits {
+        connection_bytes_max: process_bytes_max,
+        origin_bytes_max: process_bytes_max,
+        process_bytes_max,
+    }
+}
+
+#[test]
+fn unfinished_frames_are_counted_and_those_that_stand_go() {
+    const MAX: usize = 8 << 20;
+    const EACH: usize = 900_000;
+    let harness = Harness::start(LoopConfig { budget: budget(MAX), ..config() });
+    let mut sender = harness.connect();
+    let cut = frame(&[7; 1 << 20]);
+    // Far more than may be held, none of them ever whole.
+    let floods: Vec<TcpStream> = (0..4 * MAX / EACH)
+        .map(|_| {
+            let mut stream = harness.connect();
+            // It may have been closed by then.
+            let _ = stream.write_all(&cut[..EACH]);
+            // As large, and whole: whoever is done with its frame is not in the way.
+            assert_echo(&mut sender, &cut[4..EACH]);
+            let held = harness.ask(|_, net| net.budget_bytes());
+            assert!(held <= MAX + (1 << 20), "{held} bytes are held");
+            stream
+        })
+        .collect();
+    let evicted = || {
+        let events = harness.events.try_iter();
+        events.filter(|event| matches!(event, Event::Closed(_, why) if why.contains("Evicted")))
+    };
+    assert!(evicted().count() >= floods.len() / 2);
+    drop(floods);
+    harness.wait_until("what they held is given back", |harness| {
+        harness.ask(|_, net| net.budget_bytes()) == 0
+    });
+    assert_echo(&mut sender, b"still served");
+}
+
+#[test]
+fn one_origins_flood_does_not_take_the_room_of_another() {
+    const MAX: usize = 8 << 20;
+    let limits = BudgetLimits { origin_bytes_max: MAX / 2, ..budget(MAX) };
+    let harness = Harness::start(LoopConfig { budget: limits, ..config() });
+    let cut = frame(&[7; 1 << 20]);
+    // Another machine, as far as anybody can tell, with unfinished frames of its own. It was here first.
+    let from = |last: u8| {
+        let socket = rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            None,
+        );
+        let socket = socket.unwrap();
+        rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        rustix::net::connect(&socket, &harness.address).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let _ = stream.write_all(&cut[..900_000]);
+        stream
+    };
+    let slow: Vec<TcpStream> = (0..3).map(|_| from(2)).collect();
+    harness.wait_until("it is counted", |harness| {
+        harness.ask(|_, net| net.budget_bytes()) >= 2_700_000
+    });
+    let floods: Vec<TcpStream> = (0..20).map(|_| from(3)).collect();
+    for stream in slow {
+        let mut rest = stream;
+        rest.set_read_timeout(Some(PATIENCE)).unwrap();
+        rest.write_all(&cut[900_000..]).unwrap();
+        assert!(read_frame(&mut rest).unwrap() == cut[4..]);
+    }
+    drop(floods);
+}
+
+#[test]
+fn what_requests_hold_counts_until_it_is_released() {
+    const MAX: usize = 1 << 20;
+    let harness = Harness::start(LoopConfig { budget: budget(MAX), ..config() });
+    let (stream, id) = harness.connect_known();
+    let (mut other, other_id) = harness.connect_known();
+    let held = harness.ask(move |_, net| {
+        (net.try_hold(id, MAX / 2), net.try_hold(other_id, 1), net.budget_bytes())
+    });
+    assert_eq!(held, (true, false, MAX / 2), "half is for requests");
+    drop(stream);
+    harness.expect_closed(id, "Remote");
+    assert!(!harness.ask(move |_, net| net.try_hold(other_id, 1)), "the request is still there");
+    harness.ask(move |_, net| net.release(id, MAX / 2));
+    assert!(harness.ask(move |_, net| net.try_hold(other_id, 1)));
+    assert_echo(&mut other, b"still served");
 }
 
 #[test]

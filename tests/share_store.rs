@@ -146,7 +146,7 @@ const SMALL: IndexLimits = IndexLimits {
     peers_max: 3,
     files_per_peer_max: 5,
     files_max: 9,
-    name_bytes_max: usize::MAX,
+    bytes_max: usize::MAX,
     fetching_per_peer_max: 2,
 };
 const LONG: Duration = Duration::from_secs(3600);

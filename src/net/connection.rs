@@ -57,15 +57,15 @@ pub enum CloseReason {
         /// The limit.
         max: usize,
     },
-    /// More was queued for all accepted connections than may wait for them together, and this one held much
-    /// of it for longest.
+    /// Accepted connections made this process hold more than they may, and this one much of it for long.
     #[error(
-        "the other side reads too slowly: {held_bytes} bytes are held for it, and for all together more than {max}"
+        "it takes or sends too slowly: {held_bytes} bytes are held for it, and for all together \
+         more than {max}"
     )]
-    Crowded {
+    Evicted {
         /// Bytes that were held for it.
         held_bytes: usize,
-        /// The limit for all together.
+        /// The limit for all together, or for all of its origin.
         max: usize,
     },
 }
@@ -138,14 +138,27 @@ pub(super) struct Connection {
     pub(super) frames_left: bool,
     /// The service wants no frames for now.
     pub(super) paused: bool,
+    /// What it sends would take more memory than it may for now.
+    pub(super) held_back: bool,
     /// Waits for a turn; kept so that it is in the list once.
     pub(super) scheduled: bool,
     /// Waits to be flushed; likewise.
     pub(super) dirty: bool,
 
     pub(super) deframer: Deframer,
-    /// Since when a frame of which some is here has been waited for.
+    /// Since when a frame of which some is here has been waited for, time in which this side does not
+    /// read apart.
     pub(super) frame_since: Option<Instant>,
+    /// Since when the frame of which some is here has taken memory.
+    pub(super) received_since: Option<Instant>,
+    /// What the budget was told of received bytes.
+    pub(super) received_charged: usize,
+    /// What it was told of queued ones.
+    pub(super) queued_charged: usize,
+    /// When the oldest of the queued bytes may have been queued, and how many have been queued ever when
+    /// that was noted. When the other side has taken those, the mark is set anew; so it is never older than
+    /// what waits, and at most as young as half of it.
+    pub(super) queue_mark: Option<(Instant, u64)>,
     /// The bytes that come next are not frames.
     pub(super) raw: Option<RawIncoming>,
     /// Everything ever received.
@@ -176,6 +189,7 @@ impl Connection {
     pub(super) fn wants_read(&self) -> bool {
         self.phase == Phase::Open
             && !self.paused
+            && !self.held_back
             && self.queue.queued_bytes() < self.send_limits.pause_bytes
     }
 
@@ -192,6 +206,17 @@ impl Connection {
             Phase::Flushing => false,
             Phase::Lingering => self.readable,
         }
+    }
+
+    /// Since when the oldest of the queued bytes have been waiting, about.
+    pub(super) fn queued_since(&mut self, now: Instant) -> Option<Instant> {
+        let (queued_ever, taken_ever) = self.queue.ever();
+        if self.queue.is_empty() {
+            self.queue_mark = None;
+        } else if self.queue_mark.is_none_or(|(_, mark)| taken_ever >= mark) {
+            self.queue_mark = Some((now, queued_ever));
+        }
+        self.queue_mark.map(|(since, _)| since)
     }
 
     /// Takes note of what is left over when everything that has come has been handed out.

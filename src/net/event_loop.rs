@@ -10,7 +10,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::accept::{AcceptGate, AcceptStep};
 use super::connection::{CloseReason, Phase};
 use super::connections::{ConnectionId, Origin};
-use super::handle::{Net, Notice};
+use super::handle::{Net, Notice, charge_received};
 use super::listener::Listener;
 use super::service::{LoopConfig, Service};
 use super::wake::{WakeHandle, WakeSource};
@@ -321,6 +321,7 @@ impl EventLoop {
                 frames += 1;
                 if let Some(connection) = self.net.connections.get_mut(id) {
                     connection.frame_since = None;
+                    connection.received_since = Some(self.net.now);
                 }
                 service.on_frame(&mut self.net, id, frame);
             }
@@ -329,6 +330,17 @@ impl EventLoop {
             };
             if !connection.readable || budget == 0 {
                 return Ok(());
+            }
+            // The smallest buffer is everybody's: small frames get through whatever others do.
+            if connection.raw.is_none()
+                && deframer.memory_bytes() >= limits::FRAME_BUFFER_BYTES_MIN
+                && !self.net.budget.may_grow(id)
+            {
+                self.net.hold_back(id);
+                return Ok(());
+            }
+            if deframer.buffered_bytes() == 0 {
+                connection.received_since = Some(self.net.now);
             }
             let spare = match &mut connection.raw {
                 Some(raw) => raw.rest(),
@@ -342,6 +354,7 @@ impl EventLoop {
                         Some(raw) => raw.filled += received,
                         None => deframer.commit(received),
                     }
+                    charge_received(&mut self.net.budget, id, connection, deframer.memory_bytes());
                     budget -= received;
                     connection.received_bytes += received as u64;
                     connection.last_received = self.net.now;
@@ -426,6 +439,8 @@ impl EventLoop {
                 expired.push((id, reason));
             } else if now.saturating_duration_since(connection.last_received) >= quiet {
                 connection.deframer.release_if_empty();
+                let memory_bytes = connection.deframer.memory_bytes();
+                charge_received(&mut self.net.budget, id, connection, memory_bytes);
             }
         }
         for (id, reason) in expired {
@@ -458,7 +473,7 @@ impl EventLoop {
 
     fn flush_dirty(&mut self) {
         // When too much waits, everybody who reads is to have shown it before somebody is closed.
-        let hurried = !self.net.holds_too_much();
+        let hurried = !self.net.budget.is_over();
         let until = hurried.then(|| Instant::now() + self.net.config.stage_time);
         let mut round = self.net.dirty.take_round();
         while let Some(id) = round.next(until) {

@@ -8,12 +8,14 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
+use super::budget::{Budget, Victim};
 use super::buffer::Buffer;
 use super::connection::{CloseReason, Connection, Phase, RawIncoming, SendLimits};
 use super::connections::{ConnectionId, Connections, Origin};
 use super::listener::Listener;
 use super::send_queue::{SegmentPool, SendQueue, Written};
 use super::service::LoopConfig;
+use crate::limits::SEND_SEGMENT_BYTES;
 use crate::wire::frame::Deframer;
 
 /// Why [`Net::try_send`] queued nothing.
@@ -106,8 +108,10 @@ pub struct Net {
     /// The service has left completions behind.
     pub(super) wake_again: bool,
     pub(super) notices: Vec<Notice>,
-    /// Bytes held in the queues of accepted connections, all together.
-    accepted_held_bytes: usize,
+    /// What accepted connections make this process hold.
+    pub(super) budget: Budget,
+    /// Connections that are not read because of it.
+    pub(super) held_back: Vec<ConnectionId>,
     /// The loop is not to sleep past this.
     pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
@@ -119,6 +123,8 @@ pub struct Net {
 impl Net {
     pub(super) fn new(config: LoopConfig, registry: Registry) -> Net {
         Net {
+            budget: Budget::new(config.budget),
+            held_back: Vec::new(),
             config,
             registry,
             listener: None,
@@ -128,7 +134,6 @@ impl Net {
             dirty: Waiting::default(),
             wake_again: false,
             notices: Vec::new(),
-            accepted_held_bytes: 0,
             alarm: None,
             pool: SegmentPool::default(),
             exiting: false,
@@ -364,7 +369,7 @@ impl Net {
             Token(self.connections.next_slot()),
             Interest::READABLE | Interest::WRITABLE,
         )?;
-        Ok(self.connections.insert(Connection {
+        let id = self.connections.insert(Connection {
             stream,
             peer,
             origin,
@@ -378,10 +383,15 @@ impl Net {
             urgent: false,
             frames_left: false,
             paused: false,
+            held_back: false,
             scheduled: false,
             dirty: false,
             deframer: Deframer::default(),
             frame_since: None,
+            received_since: None,
+            received_charged: 0,
+            queued_charged: 0,
+            queue_mark: None,
             raw: None,
             received_bytes: 0,
             frame_cap: self.config.first_frame_bytes_max,
@@ -391,7 +401,11 @@ impl Net {
             idle_timeout: None,
             last_received: self.now,
             last_write_progress: self.now,
-        }))
+        });
+        if origin == Origin::Accepted {
+            self.budget.open(id, peer.ip());
+        }
+        Ok(id)
     }
 
     /// Gives the connection a turn in the next round.
@@ -413,6 +427,16 @@ impl Net {
         }
     }
 
+    /// Reads nothing more from a connection until [`Net::relieve`] finds room for it.
+    pub(super) fn hold_back(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !connection.held_back
+        {
+            connection.held_back = true;
+            self.held_back.push(id);
+        }
+    }
+
     /// Writes what the connection has queued, as far as its socket takes it.
     pub(super) fn flush(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else {
@@ -421,15 +445,11 @@ impl Net {
         connection.dirty = false;
         if connection.wants_write() && connection.writable {
             let wanted_read = connection.wants_read();
-            let held_before = connection.queue.held_bytes();
             let outcome = connection.queue.write_to(
                 &mut connection.stream,
                 self.config.write_budget_bytes,
                 &mut self.pool,
             );
-            if connection.origin == Origin::Accepted {
-                self.accepted_held_bytes -= held_before - connection.queue.held_bytes();
-            }
             let state = match outcome {
                 Ok(flushed) => {
                     if flushed.bytes > 0 {
@@ -449,6 +469,9 @@ impl Net {
                 self.mark_dirty(id);
             }
         }
+        if let Some(connection) = self.connections.get_mut(id) {
+            charge_queued(&mut self.budget, id, connection, self.now);
+        }
         self.linger_if_flushed(id);
     }
 
@@ -457,9 +480,7 @@ impl Net {
         let Some(mut connection) = self.connections.remove(id) else {
             return;
         };
-        if connection.origin == Origin::Accepted {
-            self.accepted_held_bytes -= connection.queue.held_bytes();
-        }
+        self.budget.close(id);
         if let Err(error) = self.registry.deregister(&mut connection.stream) {
             log::debug!("deregistering the connection with {}: {error}", connection.peer);
         }
@@ -479,30 +500,52 @@ impl Net {
         });
     }
 
-    /// Whether more waits for all accepted connections than may.
-    pub(super) fn holds_too_much(&self) -> bool {
-        self.accepted_held_bytes > self.config.accepted_send_bytes_max
-    }
-
-    /// Closes slow readers until what waits for all accepted connections is within its limit. Called when
-    /// everything that sockets would take has been written: who reads has little waiting then.
+    /// Makes room when accepted connections make this process hold more than they may. First goes memory
+    /// that nobody needs, then connections. Called when everything that sockets would take has been
+    /// written: who reads has little waiting then. Afterwards those that were held back for want of room
+    /// go on, as far as there is some.
     pub(super) fn relieve(&mut self) {
-        let max = self.config.accepted_send_bytes_max;
-        while self.holds_too_much() {
-            let Some((id, held_bytes)) = self.slowest_reader() else { return };
-            self.end(id, CloseReason::Crowded { held_bytes, max });
+        if self.budget.is_over() {
+            for (id, connection) in self.connections.iter_mut() {
+                connection.deframer.release_if_empty();
+                connection.received_charged = connection.deframer.memory_bytes();
+                connection.queued_charged = connection.queue.held_bytes();
+                let (received, queued) = (connection.received_charged, connection.queued_charged);
+                // How long they have stood is told only here, where it counts.
+                self.budget.set_received(id, received, connection.received_since);
+                self.budget.set_queued(id, queued, connection.queued_since(self.now));
+            }
+            for Victim { id, bytes, max } in self.budget.victims(self.now) {
+                self.end(id, CloseReason::Evicted { held_bytes: bytes, max });
+            }
+        }
+        for at in (0..self.held_back.len()).rev() {
+            let id = self.held_back[at];
+            if self.budget.may_grow(id) {
+                self.held_back.swap_remove(at);
+                if let Some(connection) = self.connections.get_mut(id) {
+                    connection.held_back = false;
+                    self.schedule(id);
+                }
+            }
         }
     }
 
-    /// Of the accepted connections with the most waiting, or at least half of that, the one that has taken
-    /// nothing for longest. The most alone would hit somebody who has just asked for much and reads it.
-    fn slowest_reader(&mut self) -> Option<(ConnectionId, usize)> {
-        let accepted = self.connections.iter_mut().filter(|(_, c)| c.origin == Origin::Accepted);
-        let held = accepted.map(|(id, c)| (id, c.queue.held_bytes(), c.last_write_progress));
-        let held: Vec<_> = held.filter(|(_, bytes, _)| *bytes > 0).collect();
-        let most = held.iter().map(|(_, bytes, _)| *bytes).max()?;
-        let much = held.into_iter().filter(|(_, bytes, _)| *bytes >= most / 2);
-        much.min_by_key(|(_, _, progress)| *progress).map(|(id, bytes, _)| (id, bytes))
+    /// Counts what a request of this connection is about to hold. `false`: so much more may not be held
+    /// for it, for its origin, or for all; refuse the request with `BUSY`. What was counted is to be
+    /// [released](Net::release), also when the connection has gone meanwhile.
+    pub fn try_hold(&mut self, id: ConnectionId, bytes: usize) -> bool {
+        self.budget.try_hold(id, bytes)
+    }
+
+    /// A request does not hold this any more.
+    pub fn release(&mut self, id: ConnectionId, bytes: usize) {
+        self.budget.release(id, bytes);
+    }
+
+    /// Bytes that accepted connections make this process hold, as far as the budget counts them.
+    pub fn budget_bytes(&self) -> usize {
+        self.budget.bytes()
     }
 
     /// As [`Net::end`], once what is queued has been written.
@@ -519,6 +562,7 @@ impl Net {
                 connection.deframer = Deframer::default();
                 connection.frame_since = None;
                 connection.raw = None;
+                charge_received(&mut self.budget, id, connection, 0);
                 self.mark_dirty(id);
             }
             Phase::Flushing | Phase::Lingering => {}
@@ -558,11 +602,10 @@ impl Net {
         if connection.queue.is_empty() {
             connection.last_write_progress = self.now;
         }
-        let held_before = connection.queue.held_bytes();
         let added = add(&mut connection.queue, connection.send_limits.max_bytes, &mut self.pool);
-        if connection.origin == Origin::Accepted {
-            // What does not fit is taken back: a queue never gets shorter here.
-            self.accepted_held_bytes += connection.queue.held_bytes() - held_before;
+        // Most of what is queued is written before the loop sleeps, and counted only if it is not.
+        if connection.queue.held_bytes() > connection.queued_charged + SEND_SEGMENT_BYTES {
+            charge_queued(&mut self.budget, id, connection, self.now);
         }
         if connection.wants_write() {
             self.mark_dirty(id);
@@ -583,5 +626,27 @@ impl Net {
             }
             None => false,
         }
+    }
+}
+
+/// Tells the budget how much memory holds received bytes of a connection now.
+pub(super) fn charge_received(
+    budget: &mut Budget,
+    id: ConnectionId,
+    connection: &mut Connection,
+    bytes: usize,
+) {
+    if bytes != connection.received_charged {
+        connection.received_charged = bytes;
+        budget.set_received(id, bytes, connection.received_since);
+    }
+}
+
+/// Tells it what holds queued ones.
+fn charge_queued(budget: &mut Budget, id: ConnectionId, connection: &mut Connection, now: Instant) {
+    let bytes = connection.queue.held_bytes();
+    if bytes > 0 || connection.queued_charged > 0 {
+        connection.queued_charged = bytes;
+        budget.set_queued(id, bytes, connection.queued_since(now));
     }
 }

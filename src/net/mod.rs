@@ -38,6 +38,8 @@
 //! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds, silence
 //!   and slowness end that connection with a [`CloseReason`]; errors of accepting pause accepting.
 //!   Only a failure of the readiness system itself ends the loop.
+//! - **What others make this process hold is counted** (`budget`), by connection, by origin and in all;
+//!   past a limit somebody is not read, or has to go.
 //! - **Ids are never confused.** A [`ConnectionId`] names one connection for ever; using it after
 //!   the connection is gone does nothing.
 //! - **Callbacks are never nested.** What a call to [`Net`] brings about, such as the end of a
@@ -50,6 +52,7 @@
 
 mod accept;
 pub mod backoff;
+mod budget;
 mod buffer;
 mod connection;
 mod connections;
@@ -61,6 +64,7 @@ mod send_queue;
 mod service;
 mod wake;
 
+pub use budget::BudgetLimits;
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;

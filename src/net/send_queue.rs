@@ -68,6 +68,13 @@ impl Segment {
             Segment::Lent(bytes) => bytes,
         }
     }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Segment::Frames(bytes) => bytes.capacity(),
+            Segment::Lent(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// Frames in order, gathered into segments so that many small ones make one write.
@@ -79,6 +86,10 @@ pub(super) struct SendQueue {
     segments: VecDeque<Segment>,
     head_written: usize,
     queued: usize,
+    /// Memory of all segments.
+    held: usize,
+    /// Bytes that have been written ever.
+    written: u64,
 }
 
 impl SendQueue {
@@ -87,9 +98,15 @@ impl SendQueue {
         self.queued
     }
 
-    /// Bytes in memory: those waiting, and the written ones of the segment that is being written.
+    /// Bytes of memory: those waiting, the written ones of the segment that is being written, and what
+    /// segments have room for.
     pub(super) fn held_bytes(&self) -> usize {
-        self.queued + self.head_written
+        self.held
+    }
+
+    /// Bytes that have been queued ever, and those of them that have been written.
+    pub(super) fn ever(&self) -> (u64, u64) {
+        (self.written + self.queued as u64, self.written)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -105,7 +122,10 @@ impl SendQueue {
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), usize> {
         let mut segment = match self.segments.pop_back() {
-            Some(Segment::Frames(tail)) if tail.len() < SEND_SEGMENT_BYTES => tail,
+            Some(Segment::Frames(tail)) if tail.len() < SEND_SEGMENT_BYTES => {
+                self.held -= tail.capacity();
+                tail
+            }
             Some(tail) => {
                 self.segments.push_back(tail);
                 pool.take()
@@ -127,7 +147,7 @@ impl SendQueue {
         if segment.is_empty() {
             pool.give(segment);
         } else {
-            self.segments.push_back(Segment::Frames(segment));
+            self.push(Segment::Frames(segment));
         }
         if fits { Ok(()) } else { Err(wanted) }
     }
@@ -147,8 +167,13 @@ impl SendQueue {
             return Err(wanted);
         }
         self.queued = wanted;
-        self.segments.push_back(Segment::Frames(bytes));
+        self.push(Segment::Frames(bytes));
         Ok(())
+    }
+
+    fn push(&mut self, segment: Segment) {
+        self.held += segment.memory_bytes();
+        self.segments.push_back(segment);
     }
 
     /// Appends bytes that stay where they are.
@@ -159,7 +184,7 @@ impl SendQueue {
         }
         if !bytes.is_empty() {
             self.queued = wanted;
-            self.segments.push_back(Segment::Lent(bytes));
+            self.push(Segment::Lent(bytes));
         }
         Ok(())
     }
@@ -209,11 +234,13 @@ impl SendQueue {
     fn advance(&mut self, written: usize, pool: &mut SegmentPool) -> usize {
         let mut lent = 0;
         self.queued = self.queued.saturating_sub(written);
+        self.written += written as u64;
         self.head_written += written;
         while let Some(head) = self.segments.front()
             && self.head_written >= head.bytes().len()
         {
             self.head_written -= head.bytes().len();
+            self.held -= head.memory_bytes();
             match self.segments.pop_front() {
                 Some(Segment::Frames(segment)) => pool.give(segment),
                 Some(Segment::Lent(_)) => lent += 1,
@@ -290,7 +317,8 @@ mod tests {
         }
         assert!(pipe.taken == expected);
         assert_eq!(lent, 2);
-        assert!(queue.segments.is_empty() && queue.head_written == 0);
+        assert!(queue.segments.is_empty() && queue.head_written == 0 && queue.held_bytes() == 0);
+        assert_eq!(queue.ever(), (expected.len() as u64, expected.len() as u64));
     }
 
     #[test]

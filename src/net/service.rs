@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::budget::BudgetLimits;
 use super::buffer::Buffer;
 use super::connection::{CloseReason, SendLimits};
 use super::connections::ConnectionId;
@@ -98,8 +99,8 @@ pub struct LoopConfig {
     pub first_frame_bytes_max: usize,
     /// The send limits of a new connection.
     pub send_limits: SendLimits,
-    /// Bytes that may wait for all accepted connections together; past it slow readers are closed.
-    pub accepted_send_bytes_max: usize,
+    /// What accepted connections may make this process hold.
+    pub budget: BudgetLimits,
     /// How long one stage of an iteration may take before the loop goes on to the next.
     pub stage_time: Duration,
     /// Bytes read from a connection a turn.
@@ -131,7 +132,7 @@ impl Default for LoopConfig {
             dialled_max: limits::DIALLED_CONNECTIONS_MAX,
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),
-            accepted_send_bytes_max: limits::ACCEPTED_SEND_BYTES_MAX,
+            budget: BudgetLimits::default(),
             stage_time: limits::LOOP_STAGE_TIME,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
             write_budget_bytes: limits::WRITE_BUDGET_BYTES,

@@ -74,7 +74,7 @@ impl Writes {
         self.all.len()
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of memory of keys and values.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -88,7 +88,7 @@ impl Writes {
     }
 
     pub fn add(&mut self, pending: Pending) {
-        self.bytes += pending.write.op.bytes();
+        self.bytes += pending.write.op.memory_bytes();
         let key = self.all.insert(pending);
         self.waiting.push_back(key);
     }
@@ -111,7 +111,7 @@ impl Writes {
 
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
-        self.bytes -= pending.write.op.bytes();
+        self.bytes -= pending.write.op.memory_bytes();
         pending
     }
 

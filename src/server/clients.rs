@@ -9,9 +9,12 @@
 //! - [`READ_SMALL_BYTES_MAX`] is always granted. That much for all that a client may have under way
 //!   fits its send queue.
 //! - The longest value there may be is granted as long as the client's queue and grants leave room,
-//!   or when it has nothing else: the usual case.
+//!   or when it has nothing else, and the process's budget allows it: the usual case.
 //! - A worker that finds a longer value than was granted sends the read back with the length. It is
 //!   *held* until that much can be granted.
+//!
+//! What requests themselves hold while they wait, in the core or for a worker, and what was granted, is
+//! counted in the event loop's budget: a request for which there is no room there is refused.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -19,11 +22,40 @@ use std::net::SocketAddr;
 use super::get::ReadRequest;
 use super::work::{Job, ReadJob};
 use crate::limits::{
-    self, CLIENT_SEND_BYTES_PAUSE, READ_LARGE_BYTES_MAX, READ_SMALL_BYTES_MAX,
+    self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
     REQUESTS_PER_CONNECTION_MAX,
 };
-use crate::net::{ConnectionId, ConnectionMap};
+use crate::net::{ConnectionId, ConnectionMap, Net};
 use crate::node::RequestToken;
+
+/// What the event loop knows about the memory of its connections.
+pub(super) trait Room {
+    /// Bytes that wait to be sent to a client.
+    fn queued_bytes(&self, connection: ConnectionId) -> usize;
+    /// Counts what is about to be held for a client, if it may be.
+    fn try_hold(&mut self, connection: ConnectionId, bytes: usize) -> bool;
+    /// It is held no more; the client may have gone.
+    fn release(&mut self, connection: ConnectionId, bytes: usize);
+}
+
+impl Room for Net {
+    fn queued_bytes(&self, connection: ConnectionId) -> usize {
+        Net::queued_bytes(self, connection)
+    }
+
+    fn try_hold(&mut self, connection: ConnectionId, bytes: usize) -> bool {
+        Net::try_hold(self, connection, bytes)
+    }
+
+    fn release(&mut self, connection: ConnectionId, bytes: usize) {
+        Net::release(self, connection, bytes);
+    }
+}
+
+/// A value that is read is in memory twice for a moment: as it is, and in its frame.
+fn read_bytes(granted: usize) -> usize {
+    2 * granted
+}
 
 /// A read of a value longer than was granted.
 #[derive(Debug)]
@@ -53,8 +85,9 @@ pub(super) struct Admission {
     pub client: SocketAddr,
     /// The client has enough under way now: read no more from it.
     pub pause: bool,
-    /// All clients together have too much under way: refuse this one.
-    pub busy: bool,
+    /// Why this one is to be refused with `BUSY`, if it is: all clients together have too much under way, or
+    /// it would take more memory than there is room for.
+    pub busy: Option<&'static str>,
 }
 
 /// All clients of a server.
@@ -67,8 +100,8 @@ pub(super) struct Clients {
     gathered: Vec<Job>,
     /// The longest value there may be.
     value_bytes_max: usize,
-    /// Bytes granted to reads under way of all clients, gone ones included.
-    granted: usize,
+    /// What requests under way hold that is worth counting, those of gone clients included.
+    heavy: HashMap<RequestToken, usize>,
     /// Clients with held reads.
     waiting: VecDeque<ConnectionId>,
 }
@@ -80,7 +113,7 @@ impl Clients {
             under_way: 0,
             gathered: Vec::new(),
             value_bytes_max,
-            granted: 0,
+            heavy: HashMap::new(),
             waiting: VecDeque::new(),
         }
     }
@@ -119,19 +152,44 @@ impl Clients {
         self.all.get(&connection).is_some_and(|client| client.under_way > 0)
     }
 
-    /// Books a request. Every one is booked out by [`Clients::answered`], refused ones included.
-    pub fn begin(&mut self, connection: ConnectionId) -> Option<Admission> {
+    /// Whether the client has a large request of this id under way: another would take its place in the books.
+    pub fn is_in_use(&self, token: RequestToken) -> bool {
+        self.heavy.contains_key(&token)
+    }
+
+    /// Books a request that holds so many bytes. Every one is booked out by [`Clients::answered`], refused
+    /// ones included.
+    pub fn begin(
+        &mut self,
+        room: &mut impl Room,
+        token: RequestToken,
+        bytes: usize,
+    ) -> Option<Admission> {
+        let connection = ConnectionId::from_u64(token.connection);
         let client = self.all.get_mut(&connection)?;
         client.under_way += 1;
         let pause = client.under_way >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
         client.paused |= pause;
         self.under_way += 1;
-        let busy = self.under_way > limits::REQUESTS_MAX;
+        let mut busy = None;
+        if self.under_way > limits::REQUESTS_MAX {
+            busy = Some("too many requests are under way");
+        } else if bytes > REQUEST_SMALL_BYTES_MAX {
+            if room.try_hold(connection, bytes) {
+                self.heavy.insert(token, bytes);
+            } else {
+                busy = Some("requests under way hold all the memory that they may");
+            }
+        }
         Some(Admission { client: client.address, pause, busy })
     }
 
     /// Books an answer. Returns whether the client may be read again.
-    pub fn answered(&mut self, connection: ConnectionId) -> bool {
+    pub fn answered(&mut self, room: &mut impl Room, token: RequestToken) -> bool {
+        let connection = ConnectionId::from_u64(token.connection);
+        if let Some(bytes) = self.heavy.remove(&token) {
+            room.release(connection, bytes);
+        }
         let Some(client) = self.all.get_mut(&connection) else { return false };
         if client.under_way > 0 {
             client.under_way -= 1;
@@ -156,24 +214,25 @@ impl Clients {
         client.parked.remove(&token.request).map(|request| (client.address, request))
     }
 
-    /// A plain read for the workers. `queued` is how many bytes wait for the client already.
+    /// A plain read for the workers.
     pub fn read(
         &mut self,
-        queued: usize,
+        room: &mut impl Room,
         token: RequestToken,
         client: SocketAddr,
         request: ReadRequest,
     ) {
         let connection = ConnectionId::from_u64(token.connection);
-        let large = self.try_grant(connection, queued, self.value_bytes_max);
+        let large = self.try_grant(room, connection, self.value_bytes_max);
         let granted = if large { self.value_bytes_max } else { 0 };
         self.gathered.push(Job::Read(ReadJob { token, client, request, granted }));
     }
 
     /// A worker is done with a read, whatever came of it.
-    pub fn read_done(&mut self, token: RequestToken, granted: usize) {
-        self.granted = self.granted.saturating_sub(granted);
-        if let Some(client) = self.all.get_mut(&ConnectionId::from_u64(token.connection)) {
+    pub fn read_done(&mut self, room: &mut impl Room, token: RequestToken, granted: usize) {
+        let connection = ConnectionId::from_u64(token.connection);
+        room.release(connection, read_bytes(granted));
+        if let Some(client) = self.all.get_mut(&connection) {
             client.granted = client.granted.saturating_sub(granted);
         }
     }
@@ -188,14 +247,12 @@ impl Clients {
         client.held.push_back(Held { read, bytes });
     }
 
-    /// Takes what the workers are to do now, held reads first. `queued` tells how many bytes wait
-    /// for a client.
-    pub fn take_reads(&mut self, queued: impl Fn(ConnectionId) -> usize) -> Vec<Job> {
+    /// Takes what the workers are to do now, held reads first.
+    pub fn take_reads(&mut self, room: &mut impl Room) -> Vec<Job> {
         for _ in 0..self.waiting.len() {
             let Some(connection) = self.waiting.pop_front() else { break };
-            let queued = queued(connection);
             while let Some(bytes) = self.next_held_bytes(connection)
-                && self.try_grant(connection, queued, bytes)
+                && self.try_grant(room, connection, bytes)
             {
                 let client = self.all.get_mut(&connection);
                 if let Some(Held { mut read, .. }) = client.and_then(|c| c.held.pop_front()) {
@@ -214,15 +271,15 @@ impl Clients {
         self.all.get(&connection)?.held.front().map(|held| held.bytes)
     }
 
-    fn try_grant(&mut self, connection: ConnectionId, queued: usize, bytes: usize) -> bool {
+    fn try_grant(&mut self, room: &mut impl Room, connection: ConnectionId, bytes: usize) -> bool {
+        let queued = room.queued_bytes(connection);
         let Some(client) = self.all.get_mut(&connection) else { return false };
         let has_nothing_else = client.granted == 0 && queued == 0;
         let leaves_room = queued + client.granted + bytes <= CLIENT_SEND_BYTES_PAUSE;
-        if !(has_nothing_else || leaves_room) || self.granted + bytes > READ_LARGE_BYTES_MAX {
+        if !(has_nothing_else || leaves_room) || !room.try_hold(connection, read_bytes(bytes)) {
             return false;
         }
         client.granted += bytes;
-        self.granted += bytes;
         true
     }
 }
@@ -262,6 +319,36 @@ mod tests {
         RequestToken { connection: connection.to_u64(), request }
     }
 
+    /// So many bytes wait for every client, and so much may be held for all.
+    struct TestRoom {
+        queued: usize,
+        left: usize,
+    }
+
+    fn roomy() -> TestRoom {
+        TestRoom { queued: 0, left: usize::MAX / 2 }
+    }
+
+    impl Room for TestRoom {
+        fn queued_bytes(&self, _: ConnectionId) -> usize {
+            self.queued
+        }
+
+        fn try_hold(&mut self, _: ConnectionId, bytes: usize) -> bool {
+            let fits = bytes <= self.left;
+            self.left -= if fits { bytes } else { 0 };
+            fits
+        }
+
+        fn release(&mut self, _: ConnectionId, bytes: usize) {
+            self.left += bytes;
+        }
+    }
+
+    fn queued(queued: usize) -> TestRoom {
+        TestRoom { queued, ..roomy() }
+    }
+
     fn grants(jobs: &[Job]) -> Vec<usize> {
         let grant = |job: &Job| match job {
             Job::Read(read) => read.granted,
@@ -275,11 +362,12 @@ mod tests {
         let (mut clients, ids) = with_clients(1);
         for n in 1..=REQUESTS_PER_CONNECTION_MAX {
             let pause = n == REQUESTS_PER_CONNECTION_MAX;
-            let admission = Admission { client: address(), pause, busy: false };
-            assert_eq!(clients.begin(ids[0]), Some(admission));
+            let admission = Admission { client: address(), pause, busy: None };
+            assert_eq!(clients.begin(&mut roomy(), token(ids[0], 1), 0), Some(admission));
         }
         for n in (0..REQUESTS_PER_CONNECTION_MAX).rev() {
-            assert_eq!(clients.answered(ids[0]), n == REQUESTS_PER_CONNECTION_MAX / 2, "{n}");
+            let resume = clients.answered(&mut roomy(), token(ids[0], 1));
+            assert_eq!(resume, n == REQUESTS_PER_CONNECTION_MAX / 2, "{n}");
         }
         assert!(clients.nothing_under_way());
     }
@@ -290,12 +378,14 @@ mod tests {
         let (mut clients, ids) = with_clients((limits::REQUESTS_MAX / each) as u64 + 1);
         let (last, others) = ids.split_last().unwrap();
         for id in others {
-            (0..each).for_each(|_| assert!(!clients.begin(*id).unwrap().busy));
+            for n in 0..each as u64 {
+                assert_eq!(clients.begin(&mut roomy(), token(*id, n), 0).unwrap().busy, None);
+            }
         }
-        assert!(clients.begin(*last).unwrap().busy);
-        assert!(!clients.answered(*last));
+        assert!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy.is_some());
+        assert!(!clients.answered(&mut roomy(), token(*last, 1)));
         clients.remove(others[0]);
-        assert!(!clients.begin(*last).unwrap().busy);
+        assert_eq!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy, None);
         for id in &ids {
             clients.remove(*id);
         }
@@ -317,8 +407,8 @@ mod tests {
     #[test]
     fn long_values_are_granted_as_far_as_the_send_queue_has_room() {
         let (mut clients, ids) = with_clients(1);
-        (0..6).for_each(|n| clients.read(0, token(ids[0], n), address(), request()));
-        let jobs = clients.take_reads(|_| 0);
+        (0..6).for_each(|n| clients.read(&mut roomy(), token(ids[0], n), address(), request()));
+        let jobs = clients.take_reads(&mut roomy());
         assert_eq!(grants(&jobs), [MIB, MIB, MIB, MIB, 0, 0]);
 
         let mut jobs = jobs.into_iter();
@@ -329,44 +419,63 @@ mod tests {
         // The first four are small after all; the last two were not granted and are long.
         for _ in 0..4 {
             let read = next();
-            clients.read_done(read.token, read.granted);
+            clients.read_done(&mut roomy(), read.token, read.granted);
         }
         for _ in 0..2 {
             let read = next();
-            clients.read_done(read.token, read.granted);
+            clients.read_done(&mut roomy(), read.token, read.granted);
             clients.hold(read, 3 * MIB);
         }
-        assert!(clients.take_reads(|_| 2 * MIB).is_empty(), "too much waits to be sent");
-        assert_eq!(grants(&clients.take_reads(|_| 1)), [3 * MIB]);
-        assert!(clients.take_reads(|_| 0).is_empty(), "the first is being read");
-        clients.read_done(token(ids[0], 4), 3 * MIB);
-        assert_eq!(grants(&clients.take_reads(|_| 0)), [3 * MIB]);
+        assert!(clients.take_reads(&mut queued(2 * MIB)).is_empty(), "too much waits to be sent");
+        assert_eq!(grants(&clients.take_reads(&mut queued(1))), [3 * MIB]);
+        assert!(clients.take_reads(&mut roomy()).is_empty(), "the first is being read");
+        clients.read_done(&mut roomy(), token(ids[0], 4), 3 * MIB);
+        assert_eq!(grants(&clients.take_reads(&mut roomy())), [3 * MIB]);
     }
 
     #[test]
     fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
         let (mut clients, ids) = with_clients(1);
-        clients.read(0, token(ids[0], 1), address(), request());
-        let Some(Job::Read(read)) = clients.take_reads(|_| 0).pop() else { panic!("one read") };
-        clients.read_done(read.token, read.granted);
+        clients.read(&mut roomy(), token(ids[0], 1), address(), request());
+        let Some(Job::Read(read)) = clients.take_reads(&mut roomy()).pop() else {
+            panic!("one read")
+        };
+        clients.read_done(&mut roomy(), read.token, read.granted);
         clients.hold(read, 2 * CLIENT_SEND_BYTES_PAUSE);
-        assert!(clients.take_reads(|_| 1).is_empty());
-        assert_eq!(grants(&clients.take_reads(|_| 0)), [2 * CLIENT_SEND_BYTES_PAUSE]);
+        assert!(clients.take_reads(&mut queued(1)).is_empty());
+        assert_eq!(grants(&clients.take_reads(&mut roomy())), [2 * CLIENT_SEND_BYTES_PAUSE]);
     }
 
     #[test]
     fn the_bytes_of_all_clients_are_limited_and_come_back_from_gone_ones() {
-        let count = READ_LARGE_BYTES_MAX / MIB;
+        let count = 3;
+        let mut room = TestRoom { queued: 0, left: count * read_bytes(MIB) };
         let (mut clients, ids) = with_clients(count as u64 + 1);
         for id in &ids {
-            clients.read(0, token(*id, 1), address(), request());
+            clients.read(&mut room, token(*id, 1), address(), request());
         }
-        let mut expected = vec![MIB; count];
-        expected.push(0);
-        assert_eq!(grants(&clients.take_reads(|_| 0)), expected);
+        assert_eq!(grants(&clients.take_reads(&mut room)), [MIB, MIB, MIB, 0]);
         clients.remove(ids[0]);
-        clients.read_done(token(ids[0], 1), MIB);
-        clients.read(0, token(ids[count], 2), address(), request());
-        assert_eq!(grants(&clients.take_reads(|_| 0)), [MIB]);
+        clients.read_done(&mut room, token(ids[0], 1), MIB);
+        clients.read(&mut room, token(ids[count], 2), address(), request());
+        assert_eq!(grants(&clients.take_reads(&mut room)), [MIB]);
+    }
+
+    #[test]
+    fn what_requests_hold_is_counted_until_they_are_answered() {
+        let mut room = TestRoom { queued: 0, left: 2 * MIB };
+        let (mut clients, ids) = with_clients(2);
+        let busy = |admission: Option<Admission>| admission.unwrap().busy.is_some();
+        assert!(!busy(clients.begin(&mut room, token(ids[0], 1), MIB)));
+        assert!(!busy(clients.begin(&mut room, token(ids[0], 2), REQUEST_SMALL_BYTES_MAX)));
+        assert_eq!(room.left, MIB, "what is small is bounded by its number");
+        assert!(clients.is_in_use(token(ids[0], 1)) && !clients.is_in_use(token(ids[0], 2)));
+        assert!(!busy(clients.begin(&mut room, token(ids[1], 1), MIB)));
+        assert!(busy(clients.begin(&mut room, token(ids[1], 2), MIB)));
+        clients.answered(&mut room, token(ids[1], 2));
+        clients.remove(ids[0]);
+        assert_eq!(room.left, 0, "it is with the core, whether its client is there or not");
+        clients.answered(&mut room, token(ids[0], 1));
+        assert_eq!(room.left, MIB);
     }
 }

@@ -45,7 +45,11 @@ impl StoreService {
         let (Some(id), CodecError::TooMany(reason)) = (id, error) else {
             return self.refuse(net, connection, error.to_string());
         };
-        let Some(admission) = self.clients.begin(connection) else { return };
+        let token = RequestToken { connection: connection.to_u64(), request: id };
+        if self.clients.is_in_use(token) {
+            return self.refuse(net, connection, format!("request id {id} is in use"));
+        }
+        let Some(admission) = self.clients.begin(net, token, 0) else { return };
         if admission.pause {
             net.pause_reading(connection);
         }
@@ -54,7 +58,6 @@ impl StoreService {
             message: format!("{reason}: make it several requests"),
             retry_after_ms: 0,
         };
-        let token = RequestToken { connection: connection.to_u64(), request: id };
         self.reply(net, token, Reply::Error(invalid));
     }
 
@@ -65,14 +68,17 @@ impl StoreService {
         id: u64,
         body: Request,
     ) {
-        let Some(admission) = self.clients.begin(connection) else { return };
+        let token = RequestToken { connection: connection.to_u64(), request: id };
+        if self.clients.is_in_use(token) {
+            return self.refuse(net, connection, format!("request id {id} is in use"));
+        }
+        let Some(admission) = self.clients.begin(net, token, body.memory_bytes()) else { return };
         if admission.pause {
             net.pause_reading(connection);
         }
         let client = admission.client;
-        let token = RequestToken { connection: connection.to_u64(), request: id };
-        if admission.busy {
-            return self.reply_busy(net, token, "too many requests are under way");
+        if let Some(what) = admission.busy {
+            return self.reply_busy(net, token, what);
         }
         if self.stopped {
             let refusal = ErrorReply {
@@ -101,7 +107,7 @@ impl StoreService {
             if wanted > node.applied_point().timestamp && wanted <= node.newest_timestamp() {
                 return self.early.hold(net.now(), token, client, read);
             }
-            return self.clients.read(net.queued_bytes(connection), token, client, read);
+            return self.clients.read(net, token, client, read);
         }
         if !self.clients.park(token, read) {
             // Two outstanding requests under one id: the protocol forbids it, and neither could be told
@@ -121,9 +127,9 @@ impl StoreService {
     }
 
     /// Books an answer to a client, and lets it go on asking if it was held back.
-    pub(super) fn answered(&mut self, net: &mut Net, connection: ConnectionId) {
-        if self.clients.answered(connection) {
-            net.resume_reading(connection);
+    pub(super) fn answered(&mut self, net: &mut Net, token: RequestToken) {
+        if self.clients.answered(net, token) {
+            net.resume_reading(ConnectionId::from_u64(token.connection));
         }
     }
 
@@ -164,15 +170,14 @@ impl StoreService {
     }
 
     /// Reads that came early are answered now, whatever is applied.
-    pub(super) fn read_early(&mut self, net: &Net, reads: Vec<EarlyRead>) {
+    pub(super) fn read_early(&mut self, net: &mut Net, reads: Vec<EarlyRead>) {
         for EarlyRead { token, client, request, .. } in reads {
-            let connection = ConnectionId::from_u64(token.connection);
-            self.clients.read(net.queued_bytes(connection), token, client, request);
+            self.clients.read(net, token, client, request);
         }
     }
 
     pub(super) fn submit_reads(&mut self, net: &mut Net) {
-        let mut reads = self.clients.take_reads(|connection| net.queued_bytes(connection));
+        let mut reads = self.clients.take_reads(net);
         while !reads.is_empty() {
             let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
             let batch = std::mem::replace(&mut reads, rest);
@@ -181,7 +186,7 @@ impl StoreService {
             {
                 for job in refused {
                     let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
-                    self.clients.read_done(token, granted);
+                    self.clients.read_done(net, token, granted);
                     self.reply_busy(net, token, "too many reads wait");
                 }
             }

@@ -173,7 +173,7 @@ impl StoreService {
             self.watch.busy();
         }
         self.send(net, connection, &Message::Reply { id: token.request, body });
-        self.answered(net, connection);
+        self.answered(net, token);
     }
 
     // ---- doing what the core wants -----------------------------------------------------------
@@ -193,8 +193,7 @@ impl StoreService {
                 }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.unpark(token) {
-                        let connection = ConnectionId::from_u64(token.connection);
-                        self.clients.read(net.queued_bytes(connection), token, client, request);
+                        self.clients.read(net, token, client, request);
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
@@ -448,12 +447,12 @@ impl Service for StoreService {
             match completion {
                 Completion::Reply { token, granted, frame } => {
                     let connection = ConnectionId::from_u64(token.connection);
-                    self.clients.read_done(token, granted);
+                    self.clients.read_done(net, token, granted);
                     net.send_owned(connection, frame);
-                    self.answered(net, connection);
+                    self.answered(net, token);
                 }
                 Completion::TooLong { read, bytes } => {
-                    self.clients.read_done(read.token, read.granted);
+                    self.clients.read_done(net, read.token, read.granted);
                     self.clients.hold(read, bytes);
                 }
                 Completion::Fetched { fetch, entries } => {

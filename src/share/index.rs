@@ -33,8 +33,8 @@ pub struct IndexLimits {
     pub files_per_peer_max: usize,
     /// Files of all peers.
     pub files_max: usize,
-    /// Bytes of their names.
-    pub name_bytes_max: usize,
+    /// Bytes of memory that they take, their names included.
+    pub bytes_max: usize,
     /// Contents one peer is fetching.
     pub fetching_per_peer_max: usize,
 }
@@ -45,7 +45,7 @@ impl Default for IndexLimits {
             peers_max: limits::REGISTRY_PEERS_MAX,
             files_per_peer_max: limits::FILES_PER_PEER_MAX,
             files_max: limits::REGISTRY_FILES_MAX,
-            name_bytes_max: limits::REGISTRY_NAME_BYTES_MAX,
+            bytes_max: limits::REGISTRY_INDEX_BYTES_MAX,
             fetching_per_peer_max: limits::FETCHING_PER_PEER_MAX,
         }
     }
@@ -112,12 +112,13 @@ pub struct Index {
     peers: BTreeMap<PeerId, Peer>,
     names: BTreeSet<(Name, PeerId)>,
     contents: BTreeMap<(ContentId, PeerId), Holding>,
-    name_bytes: usize,
+    /// What all files take.
+    memory_bytes: usize,
 }
 
 impl Peer {
-    fn name_bytes(&self) -> usize {
-        self.files.keys().map(|name| name_bytes(name)).sum()
+    fn memory_bytes(&self) -> usize {
+        self.files.keys().map(|name| memory_bytes(name)).sum()
     }
 }
 
@@ -156,7 +157,7 @@ impl Index {
             return Err(IndexError::Peers(self.peers.len()));
         }
         let gone = known.map_or(0, |peer| peer.files.len());
-        let gone_bytes = known.map_or(0, Peer::name_bytes);
+        let gone_bytes = known.map_or(0, Peer::memory_bytes);
         self.check_room(gone, gone, gone_bytes, &files)?;
 
         let fetching = self.remove(peer).map(|peer| peer.fetching).unwrap_or_default();
@@ -197,7 +198,7 @@ impl Index {
             .map(|name| Arc::new(name.clone()))
             .filter(|name| known.files.contains_key(name))
             .collect();
-        let gone_bytes = gone.iter().map(|name| name_bytes(name)).sum();
+        let gone_bytes = gone.iter().map(|name| memory_bytes(name)).sum();
         self.check_room(known.files.len(), gone.len(), gone_bytes, &added)?;
 
         gone.into_iter().for_each(|name| self.remove_file(peer, name));
@@ -360,10 +361,10 @@ impl Index {
         if has.saturating_sub(gone) + added.len() > max {
             return Err(IndexError::FilesOfPeer(max));
         }
-        let bytes: usize = added.iter().map(|file| name_bytes(&file.name)).sum();
+        let bytes: usize = added.iter().map(|file| memory_bytes(&file.name)).sum();
         let files = self.names.len().saturating_sub(gone) + added.len();
-        let name_bytes = self.name_bytes.saturating_sub(gone_bytes) + bytes;
-        if files > self.limits.files_max || name_bytes > self.limits.name_bytes_max {
+        let memory_bytes = self.memory_bytes.saturating_sub(gone_bytes) + bytes;
+        if files > self.limits.files_max || memory_bytes > self.limits.bytes_max {
             return Err(IndexError::Files);
         }
         Ok(())
@@ -387,7 +388,7 @@ impl Index {
         let Some(record) = self.peers.get_mut(&peer) else { return };
         record.files.insert(Arc::clone(&name), File { content: file.content, size: file.size });
         record.bytes = record.bytes.saturating_add(file.size);
-        self.name_bytes += name_bytes(&name);
+        self.memory_bytes += memory_bytes(&name);
         let holding = Holding { files: 0, size: file.size };
         let holding = self.contents.entry((file.content, peer)).or_insert(holding);
         holding.files += 1;
@@ -399,7 +400,7 @@ impl Index {
     fn remove_file(&mut self, peer: PeerId, name: Name) {
         let Some(record) = self.peers.get_mut(&peer) else { return };
         let Some(file) = record.files.remove(&name) else { return };
-        self.name_bytes -= name_bytes(&name);
+        self.memory_bytes -= memory_bytes(&name);
         self.names.remove(&(name, peer));
         record.bytes = record.bytes.saturating_sub(file.size);
         let is_fetching = record.fetching.iter().any(|(content, _)| *content == file.content);
@@ -428,8 +429,9 @@ impl Index {
     }
 }
 
-fn name_bytes(name: &FileName) -> usize {
-    name.as_str().len()
+/// What a file takes in the three maps, about.
+fn memory_bytes(name: &FileName) -> usize {
+    limits::INDEX_FILE_BYTES + name.as_str().len()
 }
 
 /// What is listed of one name: the most offered contents first, and no more than are listed at all.

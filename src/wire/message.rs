@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::bounded;
 use crate::command::WriteOp;
+use crate::limits::ELEMENT_OVERHEAD_BYTES;
 use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
 /// Everything that travels, in both directions, on client and on server connections.
@@ -162,6 +163,23 @@ pub enum Request {
     /// Describe yourself.
     #[serde(rename = "STATUS")]
     Status,
+}
+
+impl Request {
+    /// Bytes of memory that it takes, about.
+    pub fn memory_bytes(&self) -> usize {
+        let element = |bytes: &Bytes| bytes.len() + ELEMENT_OVERHEAD_BYTES;
+        match self {
+            Request::Write(write) => write.op.memory_bytes(),
+            Request::Get(request) => element(&request.key),
+            Request::Page(PageRequest { of, .. }) => match of {
+                PageOf::Range { from, to } => element(from) + element(to),
+                PageOf::Keys { keys } => keys.iter().map(element).sum(),
+                PageOf::Versions { key } => element(key),
+            },
+            Request::Status => 0,
+        }
+    }
 }
 
 /// A write, identified so that a retry is applied once.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded;
 use crate::share::names::FileName;
 use crate::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
 
@@ -21,6 +22,7 @@ pub enum RegistryRequest {
         /// Where it serves.
         address: SocketAddr,
         /// Its files, or a part of them.
+        #[serde(deserialize_with = "bounded::files")]
         files: Vec<FileEntry>,
         /// Which part.
         part: u32,
@@ -37,8 +39,10 @@ pub enum RegistryRequest {
     #[serde(rename = "UPDATE")]
     Update {
         /// New or changed.
+        #[serde(deserialize_with = "bounded::files")]
         added: Vec<FileEntry>,
         /// Gone.
+        #[serde(deserialize_with = "bounded::files")]
         removed: Vec<FileName>,
     },
     /// Who has this content, whole or in part, under whatever name?

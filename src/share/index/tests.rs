@@ -22,11 +22,13 @@ fn entry((of, what): (u8, u8)) -> FileEntry {
     FileEntry { name: name(of), size: u64::from(what) * 10, content: content(what) }
 }
 
+const FILE_BYTES: usize = limits::INDEX_FILE_BYTES + "file-0.bin".len();
+
 const SMALL: IndexLimits = IndexLimits {
     peers_max: 3,
     files_per_peer_max: 5,
     files_max: 9,
-    name_bytes_max: 8 * "file-0.bin".len(),
+    bytes_max: 8 * FILE_BYTES,
     fetching_per_peer_max: 2,
 };
 
@@ -82,7 +84,7 @@ impl Model {
         let all = others + kept + raw;
         kept + raw <= SMALL.files_per_peer_max
             && all <= SMALL.files_max
-            && all * "file-0.bin".len() <= SMALL.name_bytes_max
+            && all * FILE_BYTES <= SMALL.bytes_max
     }
 
     fn member(&mut self, member: Member) -> Option<&mut ModelPeer> {
@@ -243,7 +245,7 @@ fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> 
     }
     let count: usize = model.peers.values().map(|peer| peer.files.len()).sum();
     prop_assert_eq!(index.file_count(), count);
-    prop_assert_eq!(index.name_bytes, count * "file-0.bin".len());
+    prop_assert_eq!(index.memory_bytes, count * FILE_BYTES);
     Ok(())
 }
 
@@ -272,7 +274,7 @@ fn the_index_answers_as_lists_that_are_walked_through_would() {
         // Nothing is left behind by those who go.
         index.expire(Duration::MAX, Duration::ZERO);
         prop_assert!(index.contents.is_empty() && index.names.is_empty());
-        prop_assert_eq!(index.name_bytes, 0);
+        prop_assert_eq!(index.memory_bytes, 0);
         Ok(())
     });
     if let Err(failure) = result {

@@ -4,7 +4,9 @@
 //! the parts of a JOIN and hands each whole request to a pool of workers, which ask the [`Directory`]:
 //! an [`Index`](super::index::Index) in memory, or one that is kept in the replicated [`store`]. While a
 //! request of a connection is with the workers nothing more is read from it: so its requests take
-//! effect in order, and one that asks much waits for itself only.
+//! effect in order, and one that asks much waits for itself only. Requests that change many files wait for each
+//! other: one of two threads is always left to questions. What requests hold while they wait is counted in
+//! the event loop's budget, and one for which there is no room is told to come later.
 //!
 //! A peer is in the directory until it leaves, its connection ends, or nothing is heard of it for the
 //! silence time-out. A peer that has been forgotten is told so (`NOT_JOINED`) when it speaks again, and
@@ -31,7 +33,9 @@ use self::service::RegistryService;
 use super::names::FileName;
 use crate::console::{self, Console};
 use crate::limits;
-use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
+use crate::net::{
+    BudgetLimits, EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle,
+};
 use crate::process::files::{self, TooFewFiles};
 use crate::process::watch_signals;
 use crate::text::escape;
@@ -160,6 +164,11 @@ pub fn serve(
         tick_interval: Some(limits::REGISTRY_EXPIRY_INTERVAL),
         accepted_max: room.accepted_max,
         refused_max: room.refused_max,
+        budget: BudgetLimits {
+            origin_bytes_max: limits::REGISTRY_BUDGET_ORIGIN_BYTES_MAX,
+            process_bytes_max: limits::REGISTRY_BUDGET_PROCESS_BYTES_MAX,
+            ..BudgetLimits::default()
+        },
         ..LoopConfig::default()
     };
     let event_loop = EventLoop::new(loop_config, Some(listener))?;
@@ -190,7 +199,7 @@ pub fn serve(
     let pool = pool.map_err(RegistryError::Thread)?;
     started(&wake)?;
     log::info!("the registry listens on {address}");
-    let mut service = RegistryService::new(pool, stop, rand::rng().next_u64());
+    let mut service = RegistryService::new(pool, config.workers, stop, rand::rng().next_u64());
     let ended = event_loop.run(&mut service);
     service.finish();
     if let Some(thread) = console_thread {

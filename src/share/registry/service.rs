@@ -1,5 +1,6 @@
 //! The registry's service on the event loop: greetings, the parts of a JOIN, and who waits for what.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -10,12 +11,13 @@ use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service};
 use crate::share::greeting;
 use crate::share::index::Member;
+use crate::share::names::FileName;
 use crate::share::types::{FileEntry, PeerId};
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{RegistryReply, RegistryRequest};
-use crate::workers::pool::Pool;
+use crate::workers::pool::{Pool, SubmitError};
 
 /// A connection.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ struct Staged {
     address: SocketAddr,
     next_part: u32,
     files: Vec<FileEntry>,
+    /// What the files hold.
+    held: usize,
 }
 
 /// The service.
@@ -42,8 +46,11 @@ pub(super) struct RegistryService {
     pool: Pool<Job, Completion>,
     stop: Receiver<()>,
     guests: ConnectionMap<Guest>,
-    /// Files in all `staged`.
-    staged_files: usize,
+    /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
+    long: VecDeque<Job>,
+    /// Long jobs with the workers, and how many there may be: others' questions find a thread free.
+    long_under_way: usize,
+    long_max: usize,
     /// Sessions are this plus a connection's id: unlike those of other registries, and of this one
     /// before it was restarted.
     first_session: u64,
@@ -54,6 +61,7 @@ pub(super) struct RegistryService {
 impl RegistryService {
     pub fn new(
         pool: Pool<Job, Completion>,
+        workers: usize,
         stop: Receiver<()>,
         first_session: u64,
     ) -> RegistryService {
@@ -61,7 +69,9 @@ impl RegistryService {
             pool,
             stop,
             guests: ConnectionMap::default(),
-            staged_files: 0,
+            long: VecDeque::new(),
+            long_under_way: 0,
+            long_max: workers.saturating_sub(1).max(1),
             first_session,
             expiring: false,
             stopping_since: None,
@@ -99,38 +109,92 @@ impl RegistryService {
     }
 
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
-        let work = match self.work(connection, body) {
+        let bytes = memory_bytes(&body);
+        if !net.try_hold(connection, bytes) {
+            let busy = busy("too many files are on their way to this registry");
+            net.send_owned(connection, frame(id, busy));
+            return;
+        }
+        // What was staged is held already, and is from here on part of the work.
+        let (work, held) = match self.work(net, connection, body, bytes) {
             Ok(Some(work)) => work,
-            Ok(None) => return,
+            Ok(None) => return net.release(connection, bytes),
             Err(reply) => {
                 net.send_owned(connection, frame(id, reply));
                 return;
             }
         };
-        match self.pool.submit(Job::Request { connection, id, work }) {
+        if self.submit(Job::Request { connection, id, work, held }) {
             // Its further requests come when this one is answered.
-            Ok(()) => net.pause_reading(connection),
-            Err(_) => {
-                let busy = busy("too many requests wait at this registry");
-                net.send_owned(connection, frame(id, busy));
+            net.pause_reading(connection);
+        } else {
+            net.release(connection, held);
+            let busy = busy("too many requests wait at this registry");
+            net.send_owned(connection, frame(id, busy));
+        }
+    }
+
+    /// Hands a job to the workers, or has it wait for its turn. `false`: too many wait.
+    fn submit(&mut self, job: Job) -> bool {
+        if !job.is_long() {
+            return self.pool.submit(job).is_ok();
+        }
+        if self.long.len() >= limits::REGISTRY_QUEUE_JOBS_MAX {
+            return false;
+        }
+        self.long.push_back(job);
+        self.submit_long();
+        true
+    }
+
+    fn submit_long(&mut self) {
+        while self.long_under_way < self.long_max
+            && let Some(job) = self.long.pop_front()
+        {
+            match self.pool.submit(job) {
+                Ok(()) => self.long_under_way += 1,
+                Err(SubmitError::Full(job) | SubmitError::Stopped(job)) => {
+                    return self.long.push_front(job);
+                }
             }
         }
     }
 
-    /// What is to be done for a request, or the answer that can be given at once. `None` when the
-    /// connection is gone.
+    fn long_done(&mut self) {
+        self.long_under_way -= 1;
+        self.submit_long();
+    }
+
+    /// What is to be done for a request that holds so many bytes, and what it holds together with the parts
+    /// before it; or the answer that can be given at once, when what is not kept has been released. `None`
+    /// when the connection is gone.
     fn work(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        body: RegistryRequest,
+        held: usize,
+    ) -> Result<Option<(Work, usize)>, RegistryReply> {
+        if let RegistryRequest::Join { peer, address, files, part, last } = body {
+            let staged = Staged { peer, address, next_part: part, files, held };
+            return self.join_part(net, connection, staged, last).map(Some);
+        }
+        let work = self.short_work(connection, body);
+        if work.is_err() {
+            net.release(connection, held);
+        }
+        Ok(work?.map(|work| (work, held)))
+    }
+
+    fn short_work(
         &mut self,
         connection: ConnectionId,
         body: RegistryRequest,
     ) -> Result<Option<Work>, RegistryReply> {
-        let Some(guest) = self.guests.get_mut(&connection) else { return Ok(None) };
+        let Some(guest) = self.guests.get(&connection) else { return Ok(None) };
         let member = || guest.joined.map(|(member, _)| member).ok_or(RegistryReply::NotJoined);
         Ok(Some(match body {
-            RegistryRequest::Join { peer, address, files, part, last } => {
-                let staged = Staged { peer, address, next_part: part, files };
-                return self.join_part(connection, staged, last).map(Some);
-            }
+            RegistryRequest::Join { .. } => return Ok(None),
             RegistryRequest::Search { name } => {
                 let asker = guest.joined.map_or(guest.address, |(_, address)| address);
                 Work::Search { asker, name }
@@ -153,60 +217,52 @@ impl RegistryService {
     /// Adds a part to those that have come; the last makes the whole.
     fn join_part(
         &mut self,
+        net: &mut Net,
         connection: ConnectionId,
-        mut part: Staged,
+        part: Staged,
         last: bool,
-    ) -> Result<Work, RegistryReply> {
+    ) -> Result<(Work, usize), RegistryReply> {
         let Some(guest) = self.guests.get_mut(&connection) else {
+            net.release(connection, part.held);
             return Err(RegistryReply::NotJoined);
         };
         // Whatever becomes of this part, it is not kept twice.
         let before = guest.staged.take();
-        let session = self.first_session.wrapping_add(connection.to_u64());
-        self.staged_files -= before.as_ref().map_or(0, |staged| staged.files.len());
-        if part.address.ip().is_unspecified() {
-            // It listens everywhere: it is reached where it comes from.
-            part.address.set_ip(guest.address.ip());
-        }
-        let whole = match before {
-            _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
-            _ if part.next_part == 0 => part,
-            Some(mut staged)
-                if (staged.peer, staged.address, staged.next_part)
-                    == (part.peer, part.address, part.next_part) =>
-            {
-                staged.files.append(&mut part.files);
-                staged
+        let all_held = part.held + before.as_ref().map_or(0, |staged| staged.held);
+        let whole = match whole(part, before, guest.address) {
+            Ok(whole) => whole,
+            Err(reply) => {
+                net.release(connection, all_held);
+                return Err(reply);
             }
-            _ => return Err(invalid("this part of a JOIN does not follow the one before")),
         };
-        if whole.files.len() > limits::FILES_PER_PEER_MAX {
-            let max = limits::FILES_PER_PEER_MAX;
-            return Err(invalid(&format!("a peer offers at most {max} files: share fewer")));
-        }
+        // The parts before may have been another JOIN's, which was given up.
+        net.release(connection, all_held - whole.held);
         if last {
+            let session = self.first_session.wrapping_add(connection.to_u64());
             let member = Member { peer: whole.peer, session };
-            return Ok(Work::Join { member, address: whole.address, files: whole.files });
+            let work = Work::Join { member, address: whole.address, files: whole.files };
+            return Ok((work, whole.held));
         }
-        if self.staged_files + whole.files.len() > limits::REGISTRY_STAGED_FILES_MAX {
-            return Err(busy("too many peers join at once"));
-        }
-        self.staged_files += whole.files.len();
         guest.staged = Some(Staged { next_part: whole.next_part.saturating_add(1), ..whole });
         Err(RegistryReply::JoinOk)
     }
 
     fn forget(&mut self, member: Member) {
-        if self.pool.submit(Job::Gone(member)).is_err() {
+        if !self.submit(Job::Gone(member)) {
             log::debug!("peer {} is gone; its silence will take it away", member.peer);
         }
     }
 
     fn completed(&mut self, net: &mut Net, completion: Completion) {
         match completion {
-            Completion::Gone => {}
+            Completion::Gone => self.long_done(),
             Completion::Expired => self.expiring = false,
-            Completion::Reply { connection, frame, effect } => {
+            Completion::Reply { connection, frame, effect, held, was_long } => {
+                net.release(connection, held);
+                if was_long {
+                    self.long_done();
+                }
                 let guest = self.guests.get_mut(&connection);
                 match (guest, effect) {
                     (_, Effect::None) => {}
@@ -253,9 +309,9 @@ impl Service for RegistryService {
         }
     }
 
-    fn on_closed(&mut self, _net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
+    fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
         let Some(guest) = self.guests.remove(&connection) else { return };
-        self.staged_files -= guest.staged.map_or(0, |staged| staged.files.len());
+        net.release(connection, guest.staged.map_or(0, |staged| staged.held));
         if let Some((member, address)) = guest.joined {
             log::info!("peer {} at {address} is gone: {reason}", member.peer);
             self.forget(member);
@@ -287,7 +343,10 @@ impl Service for RegistryService {
     }
 
     fn before_sleep(&mut self, net: &mut Net) {
-        if self.stopping_since.is_some() && self.pool.outstanding() == 0 {
+        // Long jobs may have found the workers' queue full of others' questions.
+        self.submit_long();
+        let under_way = self.pool.outstanding() + self.long.len();
+        if self.stopping_since.is_some() && under_way == 0 {
             log::info!("stopping: nothing is under way");
             net.exit();
         }
@@ -312,6 +371,49 @@ impl Service for RegistryService {
 fn encode(message: &Message, out: &mut Vec<u8>) {
     if let Err(error) = codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, out) {
         log::error!("cannot send a message: {error}");
+    }
+}
+
+/// A part of a JOIN together with those that came before it on the same connection, from `from`.
+fn whole(
+    mut part: Staged,
+    before: Option<Staged>,
+    from: SocketAddr,
+) -> Result<Staged, RegistryReply> {
+    if part.address.ip().is_unspecified() {
+        // It listens everywhere: it is reached where it comes from.
+        part.address.set_ip(from.ip());
+    }
+    let whole = match before {
+        _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
+        _ if part.next_part == 0 => part,
+        Some(mut staged)
+            if (staged.peer, staged.address, staged.next_part)
+                == (part.peer, part.address, part.next_part) =>
+        {
+            staged.files.append(&mut part.files);
+            staged.held += part.held;
+            staged
+        }
+        _ => return Err(invalid("this part of a JOIN does not follow the one before")),
+    };
+    if whole.files.len() > limits::FILES_PER_PEER_MAX {
+        let max = limits::FILES_PER_PEER_MAX;
+        return Err(invalid(&format!("a peer offers at most {max} files: share fewer")));
+    }
+    Ok(whole)
+}
+
+/// What a request holds while it is under way, about.
+fn memory_bytes(body: &RegistryRequest) -> usize {
+    let name = |name: &FileName| name.as_str().len() + limits::ELEMENT_OVERHEAD_BYTES;
+    let files = |files: &[FileEntry]| files.iter().map(|file| name(&file.name)).sum::<usize>();
+    match body {
+        RegistryRequest::Join { files: all, .. } => files(all),
+        RegistryRequest::Update { added, removed } => {
+            files(added) + removed.iter().map(name).sum::<usize>()
+        }
+        _ => limits::ELEMENT_OVERHEAD_BYTES,
     }
 }
 

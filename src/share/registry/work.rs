@@ -33,12 +33,34 @@ pub(super) enum Work {
 /// A piece of work.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A request.
-    Request { connection: ConnectionId, id: u64, work: Work },
+    /// A request, which holds so many bytes.
+    Request { connection: ConnectionId, id: u64, work: Work, held: usize },
     /// A member whose connection has ended.
     Gone(Member),
     /// Time passes.
     Expire,
+}
+
+impl Job {
+    /// Whether it may take long: it changes many files.
+    pub fn is_long(&self) -> bool {
+        match self {
+            Job::Request { work, .. } => work.files() > limits::REGISTRY_LONG_FILES_MIN,
+            Job::Gone(_) => true,
+            Job::Expire => false,
+        }
+    }
+}
+
+impl Work {
+    /// Files that come or go.
+    fn files(&self) -> usize {
+        match self {
+            Work::Join { files, .. } => files.len(),
+            Work::Update { added, removed, .. } => added.len() + removed.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// What a request has done to its connection.
@@ -55,8 +77,8 @@ pub(super) enum Effect {
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Completion {
-    /// The answer as a whole frame.
-    Reply { connection: ConnectionId, frame: Vec<u8>, effect: Effect },
+    /// The answer as a whole frame, and what the request held.
+    Reply { connection: ConnectionId, frame: Vec<u8>, effect: Effect, held: usize, was_long: bool },
     /// A member that is gone has been forgotten.
     Gone,
     /// So have those who were silent.
@@ -72,14 +94,16 @@ pub(super) struct RegistryWorker {
 impl RegistryWorker {
     /// Does one job.
     pub fn run(&self, job: Job) -> Completion {
+        let was_long = job.is_long();
         match job {
-            Job::Request { connection, id, work } => {
+            Job::Request { connection, id, work, held } => {
                 let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
                     let retry_after_ms = error.retry_after_ms();
                     let message = error.to_string();
                     (RegistryReply::Error { message, retry_after_ms }, Effect::None)
                 });
-                Completion::Reply { connection, frame: frame(id, reply), effect }
+                let frame = frame(id, reply);
+                Completion::Reply { connection, frame, effect, held, was_long }
             }
             Job::Gone(member) => {
                 if let Err(error) = self.directory.leave(member) {

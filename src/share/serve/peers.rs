@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use crate::limits;
 use crate::share::chunks::ChunkSet;
 use crate::share::types::ContentId;
 
@@ -49,7 +50,6 @@ pub(super) struct Peer {
     pub pieces: VecDeque<bool>,
     /// Frames that may not come between a chunk's pieces.
     pub behind: Vec<u8>,
-    pub frames_behind: usize,
     pub watches: Vec<Watch>,
     /// Since when it has been taking the chunk that it takes now.
     pub taking_since: Option<Instant>,
@@ -65,7 +65,6 @@ impl Peer {
             outgoing: VecDeque::new(),
             pieces: VecDeque::new(),
             behind: Vec::new(),
-            frames_behind: 0,
             watches: Vec::new(),
             taking_since: None,
         }
@@ -80,6 +79,16 @@ impl Peer {
     /// Whether it takes up one of the places.
     pub(super) fn is_uploading(&self) -> bool {
         !self.wanted.is_empty() || self.holds() > 0
+    }
+
+    /// Whether it is to be told of new chunks now. What is not told now is told later.
+    pub(super) fn hears_of_chunks(&self) -> bool {
+        !self.watches.is_empty() && !self.is_crowded()
+    }
+
+    /// Whether so much waits behind the chunk that nothing more is to be asked, or told.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.behind.len() > limits::BEHIND_CHUNK_BYTES_MAX
     }
 
     /// Whether a chunk is sent in part, so that no frame may be.

@@ -206,7 +206,7 @@ impl ShareService {
     /// Tells watchers what is new.
     fn tell_watchers(&mut self, net: &mut Net) {
         let watchers: Vec<ConnectionId> =
-            self.peers.iter().filter(|(_, p)| !p.watches.is_empty()).map(|(id, _)| *id).collect();
+            self.peers.iter().filter(|(_, p)| p.hears_of_chunks()).map(|(id, _)| *id).collect();
         for id in watchers {
             let Some(peer) = self.peers.get_mut(&id) else {
                 continue;
@@ -409,10 +409,8 @@ impl ShareService {
         let mut encoded = Ok(());
         if peer.is_within_chunk() {
             encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, &mut peer.behind);
-            peer.frames_behind += 1;
-            if peer.frames_behind > limits::FRAMES_BEHIND_CHUNK_MAX {
-                log::warn!("{} asks for too much while it takes a chunk", peer.address);
-                net.close(id);
+            if peer.is_crowded() {
+                net.pause_reading(id);
             }
         } else {
             net.send(id, |out| {
@@ -463,9 +461,9 @@ fn send_piece(
     peer.pieces.push_back(is_last);
     if !is_last {
         peer.outgoing.push_front(chunk);
-    } else if peer.frames_behind > 0 {
-        peer.frames_behind = 0;
+    } else if !peer.behind.is_empty() {
         net.send_owned(id, std::mem::take(&mut peer.behind));
+        net.resume_reading(id);
     }
 }
 

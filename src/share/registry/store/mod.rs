@@ -20,8 +20,8 @@
 //! and forgets the peer, which is told so, joins anew, and so puts everything right.
 //!
 //! [`IndexLimits`] hold for all registries together. Each counts what there was when it looked last and
-//! what it took itself since: they may be exceeded by what others took in between. The limit on the
-//! bytes of names is not held: it is there for memory, and these are on a disk.
+//! what it took itself since: they may be exceeded by what others took in between. The limit on
+//! memory is not held: these are on a disk.
 //!
 //! An UPDATE of many files is several writes, and whoever asks in between sees a part of them.
 

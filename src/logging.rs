@@ -1,0 +1,367 @@
+//! The process's log: lines on standard error that never hold up the thread that logs, and that an
+//! outsider cannot multiply.
+//!
+//! Two rules, which hold for every line of every kind of process:
+//!
+//! - **Logging never waits.** A line goes into a bounded queue; one thread writes the queue to standard
+//!   error. While nobody reads standard error (a terminal that is held, a full pipe, a disk that hangs)
+//!   lines are dropped, counted, and the count is logged once lines can be written again.
+//! - **A line that repeats is gathered.** Each place in the code may write [`LOG_LINES_PER_SITE_MAX`]
+//!   lines within [`LOG_GATHER_INTERVAL`]; those beyond are counted, and one line at the end of the
+//!   interval says how many they were and shows the last of them. While it goes on, that one line is all.
+//!   So whoever provokes a warning five thousand times a second does not fill the disk. Lines of the
+//!   levels debug and trace are not gathered: who turns them on wants them all.
+
+use std::collections::HashMap;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use log::{Level, Log, Metadata, Record};
+
+use crate::limits::{
+    LOG_DRAIN_TIMEOUT, LOG_GATHER_INTERVAL, LOG_LINE_SHOWN_BYTES_MAX, LOG_LINES_PER_SITE_MAX,
+    LOG_QUEUE_BYTES_MAX, LOG_QUEUE_LINES_MAX,
+};
+
+/// How often the writing thread looks for gathered lines that are due when nothing is logged.
+const GATHER_LOOK: Duration = Duration::from_secs(1);
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+
+/// Logs to standard error from now on: what `RUST_LOG` says, or else `default_level`. Called once, by
+/// `main`; a second call does nothing.
+///
+/// # Errors
+/// The system refused a thread.
+pub fn start(default_level: &str) -> io::Result<()> {
+    let (lines, queued) = Lines::new(LOG_QUEUE_LINES_MAX);
+    let mut builder = env_logger::Builder::new();
+    // A queue is no terminal to the logger, so whether lines are coloured is decided here.
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if io::stderr().is_terminal() && !plain {
+        builder.write_style(env_logger::WriteStyle::Always);
+    }
+    builder.parse_env(env_logger::Env::default().default_filter_or(default_level));
+    builder.target(env_logger::Target::Pipe(Box::new(lines.clone())));
+    let logger = Logger { inner: builder.build(), gathered: Mutex::default(), lines };
+    if LOGGER.set(logger).is_err() {
+        return Ok(());
+    }
+    let Some(logger) = LOGGER.get() else { return Ok(()) };
+    thread::Builder::new()
+        .name("acervo-log".to_owned())
+        .spawn(move || write_lines(&queued, &logger.lines.shared, &mut io::stderr(), logger))?;
+    log::set_max_level(logger.inner.filter());
+    // Only a second logger could be refused, and there is none.
+    let _ = log::set_logger(logger);
+    Ok(())
+}
+
+/// Writes one line to standard error, behind everything that was logged before.
+pub fn say(line: &str) {
+    match LOGGER.get() {
+        Some(logger) => logger.lines.push(format!("{line}\n").into_bytes()),
+        // Without standard error the exit status has to say it alone.
+        None => drop(writeln!(io::stderr(), "{line}")),
+    }
+}
+
+/// Waits until what was logged is written, but not for ever: standard error may not be read.
+pub fn finish() {
+    if let Some(logger) = LOGGER.get() {
+        logger.lines.drain(LOG_DRAIN_TIMEOUT);
+    }
+}
+
+// ---- the queue and its thread ----------------------------------------------------------------
+
+enum Item {
+    Line(Vec<u8>),
+    /// Everything before this is written when the sender is dropped.
+    Drain(Sender<()>),
+}
+
+/// The sending half of the queue. Clones share it.
+#[derive(Clone)]
+struct Lines {
+    queue: Sender<Item>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Bytes of the lines queued.
+    bytes: AtomicUsize,
+    /// Lines dropped since the log last said so.
+    dropped: AtomicU64,
+}
+
+impl Lines {
+    fn new(lines_max: usize) -> (Lines, Receiver<Item>) {
+        let (queue, queued) = bounded(lines_max);
+        (Lines { queue, shared: Arc::default() }, queued)
+    }
+
+    /// Queues a line or drops it; never waits.
+    fn push(&self, line: Vec<u8>) {
+        let bytes = line.len();
+        let queued = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if queued > LOG_QUEUE_BYTES_MAX || self.queue.try_send(Item::Line(line)).is_err() {
+            self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn drain(&self, timeout: Duration) {
+        let (written, done) = bounded(0);
+        if self.queue.send_timeout(Item::Drain(written), timeout).is_ok() {
+            // Both outcomes mean that there is nothing more to wait for.
+            let _ = done.recv_timeout(timeout);
+        }
+    }
+}
+
+/// The logger formats a record as a whole and writes it with one call, so a call is a line.
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, logger: &Logger) {
+    loop {
+        let item = match queued.recv_timeout(GATHER_LOOK) {
+            Ok(item) => item,
+            Err(RecvTimeoutError::Timeout) => {
+                logger.tell_gathered(Instant::now(), LOG_GATHER_INTERVAL);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        match item {
+            Item::Line(line) => {
+                shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                // A standard error that was closed takes no lines, and there is nowhere to say so.
+                let _ = out.write_all(&line);
+            }
+            Item::Drain(written) => {
+                // Nothing is gathered any more: what was is told now, behind which the end comes.
+                if logger.tell_gathered(Instant::now(), Duration::ZERO) > 0 {
+                    let again = logger.lines.queue.try_send(Item::Drain(written));
+                    debug_assert!(again.is_ok() || queued.is_full());
+                }
+            }
+        }
+        let dropped = shared.dropped.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            log::warn!(
+                "{dropped} log lines were dropped: standard error was not read as fast as they came"
+            );
+        }
+    }
+}
+
+// ---- gathering -------------------------------------------------------------------------------
+
+struct Logger {
+    inner: env_logger::Logger,
+    gathered: Mutex<Gathered>,
+    lines: Lines,
+}
+
+/// A place in the code that logs: its file and line.
+type Site = (&'static str, u32);
+
+/// What each place has logged lately.
+#[derive(Default)]
+struct Gathered {
+    sites: HashMap<Site, Burst>,
+}
+
+#[derive(Debug)]
+struct Burst {
+    since: Instant,
+    level: Level,
+    target: String,
+    /// Lines that were written as they came.
+    written: u32,
+    /// Lines that were not, since the last were told of.
+    withheld: u64,
+    last: String,
+    /// The interval before this one had lines withheld: in this one all are.
+    goes_on: bool,
+}
+
+/// Lines that were withheld in one interval.
+#[derive(Debug, PartialEq, Eq)]
+struct Summary {
+    level: Level,
+    target: String,
+    count: u64,
+    last: String,
+}
+
+impl Gathered {
+    /// Whether a line of `site` is to be written as it is.
+    fn admit(&mut self, site: Site, level: Level, target: &str, now: Instant) -> bool {
+        let burst = self.sites.entry(site).or_insert_with(|| Burst {
+            since: now,
+            level,
+            target: target.to_owned(),
+            written: 0,
+            withheld: 0,
+            last: String::new(),
+            goes_on: false,
+        });
+        burst.level = burst.level.min(level);
+        if burst.goes_on || burst.written >= LOG_LINES_PER_SITE_MAX {
+            burst.withheld += 1;
+            return false;
+        }
+        burst.written += 1;
+        true
+    }
+
+    /// Keeps the text of a line that was not admitted.
+    fn keep(&mut self, site: Site, last: String) {
+        if let Some(burst) = self.sites.get_mut(&site) {
+            burst.last = last;
+        }
+    }
+
+    /// What is to be told of intervals that are over.
+    fn take_due(&mut self, now: Instant, interval: Duration) -> Vec<Summary> {
+        let mut due = Vec::new();
+        self.sites.retain(|_, burst| {
+            if now.saturating_duration_since(burst.since) < interval {
+                return true;
+            }
+            if burst.withheld == 0 {
+                return false;
+            }
+            due.push(Summary {
+                level: burst.level,
+                target: burst.target.clone(),
+                count: burst.withheld,
+                last: std::mem::take(&mut burst.last),
+            });
+            (burst.since, burst.withheld, burst.goes_on) = (now, 0, true);
+            true
+        });
+        due
+    }
+}
+
+impl Logger {
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        // Counts of lines: nothing is ever left half changed that matters.
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs what is due, and says for how many places.
+    fn tell_gathered(&self, now: Instant, interval: Duration) -> usize {
+        let due = self.gathered().take_due(now, interval);
+        for Summary { level, target, count, last } in &due {
+            let seconds = interval.as_secs();
+            let within = if seconds > 0 { format!(" in {seconds} seconds") } else { String::new() };
+            self.inner.log(
+                &Record::builder()
+                    .level(*level)
+                    .target(target)
+                    .args(format_args!("{count} more like this{within}, the last of them: {last}"))
+                    .build(),
+            );
+        }
+        due.len()
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.inner.matches(record) {
+            return;
+        }
+        let site = record.file_static().zip(record.line());
+        if let Some(site) = site.filter(|_| record.level() <= Level::Info) {
+            let now = Instant::now();
+            if !self.gathered().admit(site, record.level(), record.target(), now) {
+                let line = record.args().to_string();
+                let shown = line.floor_char_boundary(LOG_LINE_SHOWN_BYTES_MAX);
+                self.gathered().keep(site, line[..shown].to_owned());
+                return;
+            }
+        }
+        self.inner.log(record);
+    }
+
+    fn flush(&self) {
+        self.lines.drain(LOG_DRAIN_TIMEOUT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SITE: Site = ("a.rs", 1);
+
+    fn admitted(gathered: &mut Gathered, site: Site, count: u32, now: Instant) -> u32 {
+        let admit = |n: &u32| {
+            let admitted = gathered.admit(site, Level::Info, "t", now);
+            if !admitted {
+                gathered.keep(site, format!("line {n}"));
+            }
+            admitted
+        };
+        (0..count).filter(admit).count() as u32
+    }
+
+    #[test]
+    fn a_flood_is_one_line_an_interval_and_others_are_not_touched() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(10));
+        let mut gathered = Gathered::default();
+        assert_eq!(admitted(&mut gathered, SITE, 5_000, start), LOG_LINES_PER_SITE_MAX);
+        assert_eq!(admitted(&mut gathered, ("a.rs", 2), 3, start), 3);
+        assert_eq!(gathered.take_due(start + interval / 2, interval), []);
+        for round in 1..4 {
+            let now = start + round * interval;
+            let due = gathered.take_due(now, interval);
+            let withheld = if round == 1 { 5_000 - LOG_LINES_PER_SITE_MAX } else { 700 };
+            assert_eq!(due.len(), 1);
+            assert_eq!(due[0].count, u64::from(withheld));
+            assert_eq!(admitted(&mut gathered, SITE, 700, now), 0, "it goes on");
+        }
+        assert_eq!(gathered.take_due(start + 4 * interval, interval)[0].last, "line 699");
+        // A quiet interval later it is as if nothing had been.
+        assert_eq!(gathered.take_due(start + 5 * interval, interval), []);
+        assert!(gathered.sites.is_empty());
+        assert_eq!(admitted(&mut gathered, SITE, 3, start + 6 * interval), 3);
+    }
+
+    #[test]
+    fn a_full_queue_drops_counts_and_never_waits() {
+        let (lines, queued) = Lines::new(3);
+        (0..10).for_each(|n| lines.push(vec![n]));
+        assert_eq!(lines.shared.dropped.load(Ordering::Relaxed), 7);
+        assert_eq!(queued.len(), 3);
+        let (lines, queued) = Lines::new(100);
+        (0..8).for_each(|_| lines.push(vec![b'x'; LOG_QUEUE_BYTES_MAX / 4]));
+        assert_eq!((queued.len(), lines.shared.dropped.load(Ordering::Relaxed)), (4, 4));
+        // Nobody takes anything, and this ends all the same.
+        lines.drain(Duration::from_millis(1));
+    }
+}
