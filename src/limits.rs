@@ -112,14 +112,21 @@ pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// after large ones.
 pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
 /// How often a server asks another one, on the connection it dialled, whether it is there.
-pub const PEER_PING_INTERVAL: Duration = Duration::from_secs(1);
-/// Without an answer (or, at the other end, without anything) for this long the connection between
-/// two servers is given up and dialled again.
-pub const PEER_SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const PEER_PING_INTERVAL: Duration = Duration::from_millis(200);
+/// Without an answer for this long, of which the loop was not away, the connection to another server is given up and
+/// dialled again. Consensus notices silence sooner, and by itself; this is so that a connection which the system has
+/// given up trying does not outlast what cut it.
+pub const PEER_SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection from another server on which nothing at all comes for this long is closed. Long, because the server that
+/// dialled it closes it much sooner, and replaces it.
+pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Another server that is dialled is to accept the connection within this time; then it is dialled again. It is an
+/// election time-out: servers further apart cannot follow each other anyway.
+pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_millis(300);
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
 /// Longest wait before dialling a server again.
-pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(500);
+pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(100);
 
 // ---- event loop -----------------------------------------------------------------------------
 
@@ -473,6 +480,9 @@ const _: () = {
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
     assert!(CLIENT_HEDGE_DELAY.as_millis() * 4 < CLIENT_PING_INTERVAL.as_millis());
+    assert!(PEER_SILENCE_TIMEOUT.as_millis() < PEER_IDLE_TIMEOUT.as_millis());
+    assert!(PEER_PING_INTERVAL.as_millis() >= TICK.as_millis());
+    assert!(PEER_DIAL_TIMEOUT.as_millis() >= ELECTION_TICKS as u128 * TICK.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());

@@ -45,7 +45,7 @@ impl Load {
                             count.fetch_add(1, Ordering::Relaxed);
                         }
                         // The group may be without a majority for a while: not acknowledged.
-                        Err(ClientError::NoMajority { .. }) => {}
+                        Err(ClientError::NoMajority { .. } | ClientError::Unconfirmed { .. }) => {}
                         Err(error) => panic!("a write failed: {error}"),
                     }
                 }

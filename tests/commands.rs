@@ -570,8 +570,8 @@ fn status_describes_every_server() {
         json!({"address": names[2], "role": "unreachable", "reason": "connection refused"})
     );
     let table = run(&servers, &["status"]);
-    let last = table.text().lines().last().unwrap();
-    assert_eq!(last.split_once(' ').unwrap().1.trim_start(), "unreachable: connection refused");
+    let row = table.text().lines().find(|line| line.starts_with(&names[2])).unwrap().to_owned();
+    assert_eq!(row.split_once(' ').unwrap().1.trim_start(), "unreachable: connection refused");
 
     assert!(exited_with(group.terminate(1), 0));
     group.kill(0);

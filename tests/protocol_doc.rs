@@ -228,6 +228,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     code: ErrorCode::Busy,
                     message: "busy".to_owned(),
                     retry_after_ms: 50,
+                    effect: Effect::NotDone,
                 }),
             },
         ),

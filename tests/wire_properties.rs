@@ -152,6 +152,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
 fn reply() -> impl Strategy<Value = Reply> {
     let code = prop_oneof![
         Just(ErrorCode::NoMajority),
+        Just(ErrorCode::Unconfirmed),
         Just(ErrorCode::Busy),
         Just(ErrorCode::ShuttingDown),
         Just(ErrorCode::Invalid),
@@ -159,6 +160,7 @@ fn reply() -> impl Strategy<Value = Reply> {
         Just(ErrorCode::Expired),
         Just(ErrorCode::Internal),
     ];
+    let effect = prop_oneof![Just(Effect::NotDone), Just(Effect::MayBeDone), Just(Effect::Done)];
     prop_oneof![
         timestamp().prop_map(|timestamp| Reply::PutOk { timestamp }),
         (timestamp(), option::of((timestamp(), option::of(blob())))).prop_map(
@@ -174,8 +176,8 @@ fn reply() -> impl Strategy<Value = Reply> {
             Reply::TryOtherServerOrLater { timestamp, applied }
         }),
         status().prop_map(|status| Reply::StatusOk(Box::new(status))),
-        (code, text(), any::<u32>()).prop_map(|(code, message, retry_after_ms)| {
-            Reply::Error(ErrorReply { code, message, retry_after_ms })
+        (code, text(), any::<u32>(), effect).prop_map(|(code, message, retry_after_ms, effect)| {
+            Reply::Error(ErrorReply { code, message, retry_after_ms, effect })
         }),
     ]
 }

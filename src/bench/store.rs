@@ -185,6 +185,7 @@ impl Protocol for StoreProtocol {
 fn code(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::NoMajority => "NO_MAJORITY",
+        ErrorCode::Unconfirmed => "UNCONFIRMED",
         ErrorCode::Busy => "BUSY",
         ErrorCode::ShuttingDown => "SHUTTING_DOWN",
         ErrorCode::Invalid => "INVALID",

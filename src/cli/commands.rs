@@ -87,6 +87,7 @@ impl CommandError {
                 ClientError::Unreachable { .. }
                 | ClientError::TimedOut { .. }
                 | ClientError::NoMajority { .. }
+                | ClientError::Unconfirmed { .. }
                 | ClientError::StaleRequest { .. }
                 | ClientError::Expired { .. }
                 | ClientError::Unavailable { .. }

@@ -26,7 +26,7 @@ use rand::seq::SliceRandom;
 use super::error::{ClientError, ServerFailure};
 use super::health::{Health, jittered};
 use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL};
-use crate::wire::message::{ErrorCode, ErrorReply};
+use crate::wire::message::{Effect, ErrorCode, ErrorReply};
 
 /// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,6 +53,15 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
     let message = crate::text::escape(error.message.as_bytes()).to_string();
     match error.code {
         ErrorCode::NoMajority => Verdict::NoMajority(ClientError::NoMajority { server, message }),
+        ErrorCode::Unconfirmed => {
+            let effect = error.effect;
+            let unconfirmed = ClientError::Unconfirmed { server, message, effect };
+            match effect {
+                Effect::Done => Verdict::Fail(unconfirmed),
+                // Another server may reach the majority that confirms it.
+                Effect::NotDone | Effect::MayBeDone => Verdict::NoMajority(unconfirmed),
+            }
+        }
         ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
         ErrorCode::StaleRequest => Verdict::Fail(ClientError::StaleRequest { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),

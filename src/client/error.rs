@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::limits::{
     KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX,
 };
+use crate::wire::message::Effect;
 
 /// Why a client could not be built or a request did not succeed.
 ///
@@ -28,14 +29,23 @@ pub enum ClientError {
         /// What stood in the way last.
         last: String,
     },
-    /// Not enough servers answer to order a write or confirm a linearizable read. A write may
-    /// still take effect.
+    /// Not enough servers answer to order a write or confirm a linearizable read.
     #[error("{server}: {message}")]
     NoMajority {
         /// Who said so.
         server: SocketAddr,
         /// Its sentence.
         message: String,
+    },
+    /// A write was ordered and not confirmed in time: the servers that have it, or a majority, could not be reached.
+    #[error("{server}: {message}")]
+    Unconfirmed {
+        /// Who said so.
+        server: SocketAddr,
+        /// Its sentence.
+        message: String,
+        /// What it knows of the write's effect: never [`Effect::NotDone`].
+        effect: Effect,
     },
     /// A server refused the request for what it is; repeating it will not help.
     #[error("{server}: {message}")]

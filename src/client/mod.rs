@@ -56,6 +56,7 @@ pub use self::reads::ReadOptions;
 pub use self::rows::Rows;
 pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
+pub use crate::wire::message::Effect;
 pub use crate::wire::message::Row;
 
 /// A client of a group of servers.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::sync::{lock, wait};
-use super::{Ask, Causality, Client, ClientError, Event, check_key, check_value};
+use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
 use crate::limits::CLIENT_SILENCE_TIMEOUT;
 use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::server::config::DEFAULT_SERVERS;
@@ -288,6 +288,12 @@ fn explain(error: &ClientError) -> String {
         }
         ClientError::NoMajority { server, message } => {
             format!("sem maioria, diz {server}: {message}")
+        }
+        ClientError::Unconfirmed { server, effect: Effect::Done, .. } => {
+            format!("o PUT teve efeito, diz {server}, mas nem todos os servidores o confirmaram.")
+        }
+        ClientError::Unconfirmed { server, message, .. } => {
+            format!("sem confirmação, diz {server} ({message}); o PUT pode ter tido efeito.")
         }
         ClientError::Unavailable { last } => format!("nenhum servidor pôde atender: {last}"),
         ClientError::KeyEmpty => "A chave não pode ser vazia.".to_owned(),

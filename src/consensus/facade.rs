@@ -188,10 +188,22 @@ impl Consensus {
     pub fn campaign_if_first(&mut self) {
         let newborn = !self.admission.is_admitted() && self.may_campaign();
         if newborn && self.role() == Role::Follower && self.leader().is_none() {
-            let mut hup = RaftPb { from: self.config.node.0, ..RaftPb::default() };
-            hup.set_msg_type(MessageType::MsgHup);
-            let _ = self.raw.raft.step(hup);
+            self.campaign();
         }
+    }
+
+    /// A server that has campaigned in vain does it once more, without waiting for a time-out.
+    pub fn campaign_again(&mut self) {
+        if self.role() == Role::Candidate && self.may_campaign() {
+            self.campaign();
+        }
+    }
+
+    fn campaign(&mut self) {
+        self.raw.raft.election_elapsed = 0;
+        let mut hup = RaftPb { from: self.config.node.0, ..RaftPb::default() };
+        hup.set_msg_type(MessageType::MsgHup);
+        let _ = self.raw.raft.step(hup);
     }
 
     /// Admitted servers campaign; of the others only the named leader of a group that was never

@@ -94,6 +94,7 @@ pub(super) fn status(error: &ClientError) -> Status {
         ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. }
         | ClientError::NoMajority { .. }
+        | ClientError::Unconfirmed { .. }
         | ClientError::Unavailable { .. } => Status::unavailable(message),
         ClientError::Invalid { .. }
         | ClientError::KeyEmpty

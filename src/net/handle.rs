@@ -301,6 +301,14 @@ impl Net {
         self.connections.get(id).map_or(0, |connection| connection.queue.queued_bytes())
     }
 
+    /// How long the other side has taken none of the bytes that wait for it; zero when none wait.
+    pub fn write_stall(&self, id: ConnectionId) -> Duration {
+        let waiting = self.connections.get(id).filter(|connection| !connection.queue.is_empty());
+        waiting.map_or(Duration::ZERO, |connection| {
+            self.now.saturating_duration_since(connection.last_write_progress)
+        })
+    }
+
     /// Closes the connection with [`CloseReason::Deadline`] at `deadline`, or never. A new
     /// connection has the hand-shake's deadline: replace it or take it away when the greeting is
     /// done.

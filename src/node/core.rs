@@ -3,7 +3,7 @@
 //! Inputs only change state; whatever follows from them is worked out in `flush`
 //! (in `progress`), once for a whole bunch of inputs.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,7 +21,11 @@ use crate::command::{Command, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits;
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
-use crate::wire::message::{ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
+use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
+
+/// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
+/// two round trips and two syncs.
+const CAMPAIGN_TURN_TICKS: u64 = 2;
 
 /// When a write is acknowledged (SPEC A3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +106,7 @@ pub struct NodeStatus {
     pub applied: AppliedPoint,
     /// The last index in its log, durable or not.
     pub last_index: LogIndex,
-    /// At the leader: the servers in sync, itself included. Empty elsewhere.
+    /// At the leader: the servers confirmed to be in sync in its term. Empty elsewhere.
     pub in_sync: Vec<NodeId>,
     /// Why this node may not lead; empty when it may.
     pub ineligible: Vec<Ineligible>,
@@ -146,6 +150,13 @@ pub struct Node {
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
+    /// Ticks since the start.
+    pub(super) ticks: u64,
+    /// The tick in which something last came from a peer, or its link came up.
+    pub(super) heard: BTreeMap<NodeId, u64>,
+    /// Without a leader since longer than an election time-out, and with a majority newly in reach: the tick in which
+    /// to ask for votes.
+    pub(super) campaign_at: Option<u64>,
     /// At a leader.
     pub(super) in_sync: Option<InSync>,
     /// At the leader of a newborn group: no write is ordered before every server has taken part, or
@@ -205,6 +216,9 @@ impl Node {
             commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
+            ticks: 0,
+            heard: BTreeMap::new(),
+            campaign_at: None,
             in_sync: None,
             birth_until_us: None,
             eligibility: Eligibility::new(ticks(config.stall_timeout), applied.index),
@@ -225,14 +239,19 @@ impl Node {
             Input::Tick => self.tick(now, out),
             Input::PeerUp { peer, last_index, term } => {
                 self.links.insert(peer);
+                self.heard.insert(peer, self.ticks);
                 self.consensus.peer_up(peer, last_index, term);
                 self.campaign_if_first();
+                self.campaign_soon();
             }
             Input::PeerDown { peer } => {
                 self.links.remove(&peer);
                 self.consensus.peer_down(peer);
             }
-            Input::Peer { from, message } => self.peer_message(now, from, message, out),
+            Input::Peer { from, message } => {
+                self.heard.insert(from, self.ticks);
+                self.peer_message(now, from, message, out);
+            }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
             Input::Persisted { number } => {
@@ -294,11 +313,7 @@ impl Node {
 
     /// Describes the node.
     pub fn status(&self) -> NodeStatus {
-        let mut in_sync: Vec<NodeId> = self.in_sync.iter().flat_map(InSync::members).collect();
-        if self.in_sync.is_some() {
-            in_sync.push(self.config.node);
-            in_sync.sort_unstable();
-        }
+        let in_sync = self.in_sync.iter().flat_map(InSync::members).collect();
         NodeStatus {
             role: self.consensus.role(),
             leader: self.consensus.leader(),
@@ -313,18 +328,27 @@ impl Node {
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
         let now_us = now.monotonic_us;
+        self.ticks += 1;
+        if let Some(in_sync) = &mut self.in_sync {
+            in_sync.tick(self.consensus.commit());
+        }
         self.eligibility.tick();
         self.judge_eligibility(out);
         self.consensus.tick();
         self.chores.tick();
         self.campaign_if_first();
+        if self.campaign_at.is_some_and(|at| at <= self.ticks) {
+            self.campaign_at = None;
+            self.consensus.campaign_again();
+        }
         self.release_delayed(now, out);
 
         let mut expired = self.writes.take_expired(now_us);
         expired.extend(self.writes.take_unanswered(now_us));
         for key in expired {
             let pending = self.writes.remove(key);
-            self.answer(pending.origin, self.no_majority(), out);
+            let reply = self.not_confirmed(pending.effect);
+            self.finish(pending, reply, out);
         }
         self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
         for read in self.reads.take_expired(now_us) {
@@ -374,6 +398,32 @@ impl Node {
         able.max_by_key(|peer| self.consensus.matched(**peer)).copied()
     }
 
+    /// When everybody was cut off from everybody, whoever comes back into reach is not waited for as long as for a
+    /// leader that may only be late. Servers take turns by their numbers, so that the first has won before the next
+    /// asks.
+    fn campaign_soon(&mut self) {
+        if self.has_majority_in_reach() {
+            let before = self.links.range(..self.config.node).count() as u64;
+            self.campaign_at = Some(self.ticks + before * CAMPAIGN_TURN_TICKS);
+        }
+    }
+
+    /// Whether something has come from the peer lately, and its link is up.
+    pub(super) fn is_heard(&self, peer: NodeId) -> bool {
+        let silent_ticks = self.ticks - self.heard.get(&peer).copied().unwrap_or_default();
+        self.links.contains(&peer) && silent_ticks <= limits::ELECTION_TICKS as u64
+    }
+
+    /// Servers that answer, this one included. Only a leader is spoken to by all of them all the time.
+    fn in_reach(&self) -> usize {
+        let leads = self.consensus.role() == Role::Leader;
+        1 + self.links.iter().filter(|peer| !leads || self.is_heard(**peer)).count()
+    }
+
+    pub(super) fn has_majority_in_reach(&self) -> bool {
+        self.in_reach() > self.config.nodes.len() / 2
+    }
+
     fn campaign_if_first(&mut self) {
         if self.links.len() + 1 > self.config.nodes.len() / 2 {
             self.consensus.campaign_if_first();
@@ -419,6 +469,7 @@ impl Node {
             give_up_us: now.monotonic_us
                 + micros(self.config.in_sync_timeout)
                 + 2 * micros(limits::COMMIT_TIMEOUT),
+            effect: Effect::NotDone,
             not_before_us: 0,
             shown_as_leader: false,
             shown_as_forwarder: false,
@@ -450,6 +501,7 @@ impl Node {
             match write.outcome {
                 Some(outcome) if outcome.refused => {
                     let pending = self.writes.remove(key);
+                    // Whichever copy came first, it was refused.
                     let refusal = busy("too many large ranges are being removed");
                     self.answer(pending.origin, refusal, out);
                 }
@@ -458,13 +510,14 @@ impl Node {
                     self.writes.wait_for_stored(key, write.index, stored);
                 }
                 None => {
-                    let pending = self.writes.remove(key);
+                    let mut pending = self.writes.remove(key);
+                    pending.has_at_least(Effect::MayBeDone);
                     let stale = error(
                         ErrorCode::StaleRequest,
                         "this write was answered before and its outcome is forgotten: \
-                         read the key to see what it holds",
+                         it may have taken effect; read the key to see what it holds",
                     );
-                    self.answer(pending.origin, stale, out);
+                    self.finish(pending, stale, out);
                 }
             }
         }
@@ -488,10 +541,23 @@ impl Node {
         }
     }
 
-    pub(super) fn no_majority(&self) -> Reply {
-        let all = self.config.nodes.len();
-        let answering = self.links.len() + 1;
-        let needed = all / 2 + 1;
+    /// Answers a write with what came of it, and an error with what is known of its effect besides: an earlier leader
+    /// may have ordered it.
+    pub(super) fn finish(&self, pending: Pending, mut reply: Reply, out: &mut Vec<Output>) {
+        if let Reply::Error(error) = &mut reply {
+            error.effect = error.effect.max(pending.effect);
+        }
+        self.answer(pending.origin, reply, out);
+    }
+
+    /// How many servers answer, of how many, and how many are needed.
+    fn reach(&self) -> (usize, usize, usize) {
+        (self.in_reach(), self.config.nodes.len(), self.config.nodes.len() / 2 + 1)
+    }
+
+    /// A read was not confirmed in time.
+    fn no_majority(&self) -> Reply {
+        let (answering, all, needed) = self.reach();
         let message = if answering < needed {
             format!(
                 "no majority: {answering} of {all} servers answer and {needed} are needed: \
@@ -503,6 +569,42 @@ impl Node {
             )
         };
         error(ErrorCode::NoMajority, &message)
+    }
+
+    /// A write was not confirmed in time. What is said of its effect is what is known.
+    fn not_confirmed(&self, effect: Effect) -> Reply {
+        let (answering, all, needed) = self.reach();
+        let (code, message) = match effect {
+            Effect::NotDone if answering < needed => (
+                ErrorCode::NoMajority,
+                format!(
+                    "no majority: {answering} of {all} servers answer and {needed} are needed: nothing was done; \
+                     start the others, then try again"
+                ),
+            ),
+            Effect::NotDone => (
+                ErrorCode::NoMajority,
+                format!(
+                    "no leader took the write in time although {answering} of {all} servers answer: \
+                     nothing was done; try again"
+                ),
+            ),
+            Effect::MayBeDone => (
+                ErrorCode::Unconfirmed,
+                format!(
+                    "the write was not confirmed in time, {answering} of {all} servers answer: it may have taken \
+                     effect, or may yet; read the key before you write it again"
+                ),
+            ),
+            Effect::Done => (
+                ErrorCode::Unconfirmed,
+                format!(
+                    "the write is done, a majority has stored it, but not every server in sync is known to have \
+                     ({answering} of {all} servers answer): do not repeat it"
+                ),
+            ),
+        };
+        Reply::Error(ErrorReply { effect, ..ErrorReply::not_done(code, message) })
     }
 }
 
@@ -551,14 +653,13 @@ fn check_write(write: &WriteRequest, value_bytes_max: usize) -> Result<(), Reply
 }
 
 pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
-    Reply::Error(ErrorReply { code, message: message.to_owned(), retry_after_ms: 0 })
+    Reply::Error(ErrorReply::not_done(code, message.to_owned()))
 }
 
 pub(super) fn busy(message: &str) -> Reply {
     Reply::Error(ErrorReply {
-        code: ErrorCode::Busy,
-        message: format!("{message}: try again in a moment"),
         retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
+        ..ErrorReply::not_done(ErrorCode::Busy, format!("{message}: try again in a moment"))
     })
 }
 

@@ -8,7 +8,7 @@ use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Action, Command, WriteOp};
 use crate::limits;
 use crate::types::{AppliedPoint, LogEntry, NodeId};
-use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
+use crate::wire::message::{Effect, PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
 
 impl Node {
     pub(super) fn peer_message(
@@ -28,11 +28,13 @@ impl Node {
                 match reply {
                     Some(reply) => {
                         let pending = self.writes.remove(key);
-                        self.answer(pending.origin, reply, out);
+                        self.finish(pending, reply, out);
                     }
                     None => {
-                        self.writes.get_mut(key).not_before_us =
-                            now.monotonic_us + micros(limits::FORWARD_RETRY);
+                        let pending = self.writes.get_mut(key);
+                        pending.not_before_us = now.monotonic_us + micros(limits::FORWARD_RETRY);
+                        // It may have been proposed there, by a leader that leads no more.
+                        pending.has_at_least(Effect::MayBeDone);
                         self.wait_again(key, now);
                     }
                 }

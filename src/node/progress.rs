@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::certainty::Certainty;
 use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
-use super::in_sync::InSync;
+use super::in_sync::{InSync, Standing};
 use super::writes::{Origin, Stored};
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Action, Command, WriteOp};
@@ -20,7 +20,10 @@ impl Node {
     pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
         self.notice_changes(now, out);
         if self.consensus.role() == Role::Leader {
-            self.propose_waiting(now, out);
+            // What is never proposed can be refused for good.
+            if self.has_majority_in_reach() {
+                self.propose_waiting(now, out);
+            }
             self.do_chores(now);
         } else {
             self.forward_waiting(now, out);
@@ -62,15 +65,15 @@ impl Node {
             out.push(Output::Notice(Notice::LostLeadership));
         }
         if role == Role::Leader && (role_before != Role::Leader || new_reign) {
-            let others = self.config.nodes.iter().copied().filter(|n| *n != self.config.node);
-            let others: Vec<NodeId> = others.collect();
+            // Followers have not spoken to this server so far.
+            self.heard = self.links.iter().map(|peer| (*peer, self.ticks)).collect();
             let timeout_us = micros(self.config.in_sync_timeout);
-            // A newborn group's log holds its leader's first entry and nothing else. Everybody is
-            // expected then, whether its link is up already or not.
-            let newborn = self.consensus.last_index() == 1;
-            let everybody: BTreeSet<NodeId> = others.iter().copied().collect();
-            let expected = if newborn { &everybody } else { &self.links };
-            self.in_sync = Some(InSync::new(timeout_us, &others, expected));
+            // The library has just appended the term's first entry.
+            let first_index = self.consensus.last_index();
+            let (me, nodes) = (self.config.node, &self.config.nodes);
+            self.in_sync = Some(InSync::new(timeout_us, me, nodes, first_index));
+            // A newborn group's log holds its leader's first entry and nothing else.
+            let newborn = first_index == 1;
             self.birth_until_us = newborn.then(|| now.monotonic_us + micros(limits::BIRTH_TIMEOUT));
             out.push(Output::Notice(Notice::BecameLeader { term }));
         } else if role != Role::Leader && (leader, term) != (leader_before, term_before) {
@@ -142,7 +145,7 @@ impl Node {
                 Err(ProposeError::Full) => {
                     for (key, _) in batch {
                         let pending = self.writes.remove(key);
-                        self.answer(pending.origin, busy("too much is being replicated"), out);
+                        self.finish(pending, busy("too much is being replicated"), out);
                     }
                 }
                 Err(ProposeError::HandingOver | ProposeError::NotLeader) => {
@@ -285,24 +288,27 @@ impl Node {
     /// forwarded some of them.
     fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) -> BTreeSet<NodeId> {
         let mut forwarders = BTreeSet::new();
-        let Some(in_sync) = &mut self.in_sync else { return forwarders };
+        let Some(mut in_sync) = self.in_sync.take() else { return forwarders };
         let consensus = &self.consensus;
         in_sync.proposed(consensus.last_index(), now.monotonic_us);
         let mut notices = Vec::new();
         in_sync.update(
             now.monotonic_us,
-            consensus.commit(),
-            |peer| consensus.matched(peer),
+            |server| Standing {
+                stored: consensus.matched(server),
+                heard: server == self.config.node || self.is_heard(server),
+            },
             &mut notices,
         );
+        let stored_by_all = in_sync.stored_by_all();
+        self.in_sync = Some(in_sync);
         out.extend(notices.into_iter().map(Output::Notice));
         // What this leader has proposed and is committed will be applied as it was proposed.
         self.writes.commit(consensus.commit());
         let stored: LogIndex = match self.config.ack {
             // What is settled is committed, and so durable on a majority.
             AckPolicy::Majority => LogIndex::MAX,
-            // This server is always in sync, and not always the quickest.
-            AckPolicy::All => in_sync.stored_by_all().min(consensus.matched(self.config.node)),
+            AckPolicy::All => stored_by_all,
         };
         for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);

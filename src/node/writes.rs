@@ -13,7 +13,7 @@ use slab::Slab;
 
 use super::RequestToken;
 use crate::types::{LogIndex, NodeId, Term, Timestamp};
-use crate::wire::message::{Previous, WriteRequest};
+use crate::wire::message::{Effect, Previous, WriteRequest};
 
 /// Who gets the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +36,20 @@ pub(super) struct Pending {
     /// When to give up whatever happens to it: however often leaders change or forwards are lost,
     /// its client hears something in bounded time.
     pub give_up_us: u64,
+    /// What is known of it apart from the place it is in now: earlier leaders may have proposed it.
+    pub effect: Effect,
     /// Not to be forwarded before.
     pub not_before_us: u64,
     /// The console has shown it as received by the leader, or as forwarded.
     pub shown_as_leader: bool,
     pub shown_as_forwarder: bool,
+}
+
+impl Pending {
+    /// More is known of its effect.
+    pub fn has_at_least(&mut self, effect: Effect) {
+        self.effect = self.effect.max(effect);
+    }
 }
 
 /// What a write is answered once it is stored.
@@ -179,9 +188,15 @@ impl Writes {
     /// Leadership is lost: takes every write whose fate another leader decides now.
     pub fn take_led(&mut self) -> Vec<usize> {
         let proposed = std::mem::take(&mut self.proposed).into_values();
-        let certain = std::mem::take(&mut self.certain).into_values();
-        let settled = std::mem::take(&mut self.settled).into_values();
-        proposed.chain(certain.chain(settled).map(|(key, _)| key)).collect()
+        let certain = std::mem::take(&mut self.certain).into_values().map(|(key, _)| key);
+        let mut led: Vec<usize> = proposed.chain(certain).collect();
+        led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
+        // What is settled is committed and new: no other leader can undo it.
+        for (key, _) in std::mem::take(&mut self.settled).into_values() {
+            self.all[key].has_at_least(Effect::Done);
+            led.push(key);
+        }
+        led
     }
 
     /// The server that writes were forwarded to is not the leader any more, or unreachable.
@@ -197,23 +212,29 @@ impl Writes {
         for (id, _) in &lost {
             self.forwarded.remove(id);
         }
-        lost.into_iter().map(|(_, key)| key).collect()
+        lost.into_iter()
+            .map(|(_, key)| {
+                self.all[key].has_at_least(Effect::MayBeDone);
+                key
+            })
+            .collect()
     }
 
     /// Waiting or proposed writes whose time is up, taken from their places.
     pub fn take_expired(&mut self, now_us: u64) -> Vec<usize> {
-        let all = &self.all;
+        let all = &mut self.all;
         let mut expired: Vec<usize> = Vec::new();
-        let mut is_over = |key: usize| {
+        let mut is_over = |key: usize, effect: Effect| {
             let over = all[key].deadline_us <= now_us;
             if over {
+                all[key].has_at_least(effect);
                 expired.push(key);
             }
             over
         };
-        self.waiting.retain(|key| !is_over(*key));
-        self.proposed.retain(|_, key| !is_over(*key));
-        self.certain.retain(|_, (key, _)| !is_over(*key));
+        self.waiting.retain(|key| !is_over(*key, Effect::NotDone));
+        self.proposed.retain(|_, key| !is_over(*key, Effect::MayBeDone));
+        self.certain.retain(|_, (key, _)| !is_over(*key, Effect::MayBeDone));
         expired
     }
 
@@ -229,6 +250,7 @@ impl Writes {
             !over
         });
         late.sort_unstable();
+        late.iter().for_each(|(_, key)| self.all[*key].has_at_least(Effect::MayBeDone));
         late.into_iter().map(|(_, key)| key).collect()
     }
 }

@@ -107,14 +107,14 @@ fn check_key(key: &[u8]) -> Result<(), ErrorReply> {
 }
 
 fn invalid(message: String) -> ErrorReply {
-    ErrorReply { code: ErrorCode::Invalid, message, retry_after_ms: 0 }
+    ErrorReply::not_done(ErrorCode::Invalid, message)
 }
 
 fn unreadable(error: &ApplyError) -> Answered {
     log::error!("cannot read the store: {error}");
     let message = format!("this server cannot read its store ({error}): ask another one");
     let code = ErrorCode::Internal;
-    let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+    let reply = Reply::Error(ErrorReply::not_done(code, message));
     Answered { reply, shown: None }
 }
 
@@ -145,7 +145,7 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
         Err(PageError::Store(error)) => unreadable(&error),
         Err(error @ PageError::Expired) => {
             let (code, message) = (ErrorCode::Expired, error.to_string());
-            let reply = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+            let reply = Reply::Error(ErrorReply::not_done(code, message));
             Answered { reply, shown: None }
         }
     }

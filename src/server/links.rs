@@ -9,7 +9,7 @@
 //! leader must not count an acknowledgement of a directory that is gone.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::limits;
 use crate::net::ConnectionId;
@@ -22,7 +22,9 @@ use crate::types::NodeId;
 pub(super) enum Outbound {
     /// To be dialled at this time.
     Waiting(Instant),
-    /// Dialled; the greeting is not done.
+    /// Dialled; not connected yet.
+    Dialling(ConnectionId),
+    /// Connected; the greeting is not done.
     Greeting(ConnectionId),
     /// Usable.
     Up(ConnectionId),
@@ -38,10 +40,11 @@ pub(super) struct Link {
     pub inbound: Option<ConnectionId>,
     /// The peer's data directory, as its last greeting named it.
     pub incarnation: Option<u64>,
-    /// When it last answered a ping on the dialled connection, or that came up.
-    pub heard: Instant,
-    /// When to ping it again.
-    pub next_ping: Instant,
+    /// Ticks since the dialled connection last got on: it was dialled, connected, came up, or a ping was answered on
+    /// it. Ticks and not time, since a loop that was away has not listened either.
+    quiet_ticks: u32,
+    /// Ticks until it is pinged again.
+    ping_ticks: u32,
     backoff: Backoff,
     /// The last trouble that was logged, so that it is logged once.
     trouble: Option<String>,
@@ -55,8 +58,8 @@ impl Link {
             outbound: Outbound::Waiting(now),
             inbound: None,
             incarnation: None,
-            heard: now,
-            next_ping: now,
+            quiet_ticks: 0,
+            ping_ticks: 0,
             backoff: Backoff::new(limits::DIAL_BACKOFF_MIN, limits::DIAL_BACKOFF_MAX),
             trouble: None,
         }
@@ -77,13 +80,57 @@ impl Link {
 
     /// Whether this is the connection that was dialled.
     pub fn dialled(&self, connection: ConnectionId) -> bool {
-        matches!(self.outbound, Outbound::Greeting(c) | Outbound::Up(c) if c == connection)
+        match self.outbound {
+            Outbound::Dialling(c) | Outbound::Greeting(c) | Outbound::Up(c) => c == connection,
+            Outbound::Waiting(_) => false,
+        }
+    }
+
+    /// It is being dialled.
+    pub fn dial(&mut self, connection: ConnectionId) {
+        self.outbound = Outbound::Dialling(connection);
+        self.quiet_ticks = 0;
+    }
+
+    /// The dialled connection stands.
+    pub fn connected(&mut self, connection: ConnectionId) {
+        if self.outbound == Outbound::Dialling(connection) {
+            self.outbound = Outbound::Greeting(connection);
+            self.quiet_ticks = 0;
+        }
+    }
+
+    /// The dialled connection got on.
+    pub fn heard(&mut self) {
+        self.quiet_ticks = 0;
+    }
+
+    /// A tick has passed. Returns the dialled connection if it is to be given up, with the reason.
+    pub fn tick(&mut self) -> Option<(ConnectionId, &'static str)> {
+        self.quiet_ticks = self.quiet_ticks.saturating_add(1);
+        let (connection, patience, why) = match self.outbound {
+            Outbound::Waiting(_) => return None,
+            Outbound::Dialling(connection) => {
+                (connection, limits::PEER_DIAL_TIMEOUT, "it cannot be reached")
+            }
+            Outbound::Greeting(connection) => {
+                (connection, limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting")
+            }
+            Outbound::Up(connection) => (connection, limits::PEER_SILENCE_TIMEOUT, "it is silent"),
+        };
+        (self.quiet_ticks >= ticks(patience)).then_some((connection, why))
+    }
+
+    /// Whether a ping is due, which it is not for a while then.
+    pub fn take_ping(&mut self) -> bool {
+        let due = self.ping_ticks == 0;
+        self.ping_ticks = if due { ticks(limits::PEER_PING_INTERVAL) } else { self.ping_ticks } - 1;
+        due
     }
 
     /// The dialled connection is usable.
-    pub fn came_up(&mut self, connection: ConnectionId, now: Instant) {
-        self.heard = now;
-        self.next_ping = now + limits::PEER_PING_INTERVAL;
+    pub fn came_up(&mut self, connection: ConnectionId) {
+        self.quiet_ticks = 0;
         self.outbound = Outbound::Up(connection);
         self.backoff.reset();
         if self.trouble.take().is_some() {
@@ -111,4 +158,8 @@ impl Link {
     pub fn met(&mut self, incarnation: u64) -> bool {
         self.incarnation.replace(incarnation).is_some_and(|known| known != incarnation)
     }
+}
+
+fn ticks(duration: Duration) -> u32 {
+    (duration.as_millis() / limits::TICK.as_millis()) as u32
 }

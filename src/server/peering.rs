@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::links::Outbound;
+use super::links::{Link, Outbound};
 use super::service::{Kind, NO_ROOM, StoreService, encode};
 use crate::limits;
 use crate::net::{ConnectionId, Net};
@@ -65,7 +65,7 @@ impl StoreService {
                 self.connections.insert(connection, Kind::Inbound(node));
                 net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX);
                 // It pings; see `keep_links_alive`.
-                net.set_idle_timeout(connection, Some(limits::PEER_SILENCE_TIMEOUT));
+                net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
             }
             HelloRole::Share => {
                 let reason = "this is a server of a store: a share needs an acervo registry";
@@ -87,8 +87,7 @@ impl StoreService {
         let is_up = self.link_mut(peer).is_some_and(|link| link.up() == Some(connection));
         let trouble = match message {
             Message::Pong { .. } if is_up => {
-                let now = net.now();
-                return self.link_mut(peer).into_iter().for_each(|link| link.heard = now);
+                return self.link_mut(peer).into_iter().for_each(Link::heard);
             }
             Message::Refused { reason } => format!("it refuses this server: {reason}"),
             _ if is_up => "it sent what no server expects".to_owned(),
@@ -102,9 +101,8 @@ impl StoreService {
                 format!("it says it is server {}", welcome.node)
             }
             Message::Welcome(Welcome { incarnation, last_index, term, .. }) => {
-                let now = net.now();
                 let Some(link) = self.link_mut(peer) else { return };
-                link.came_up(connection, now);
+                link.came_up(connection);
                 let outdated = if link.met(incarnation) { link.inbound.take() } else { None };
                 if let Some(old) = outdated {
                     net.close(old);
@@ -135,30 +133,32 @@ impl StoreService {
         for link in &mut self.links {
             if matches!(link.outbound, Outbound::Waiting(due) if due <= now) {
                 let connection = net.dial(link.address);
-                link.outbound = Outbound::Greeting(connection);
+                link.dial(connection);
                 self.connections.insert(connection, Kind::Outbound(link.node));
             }
         }
     }
 
     /// A machine that is gone without a word leaves its connections open. So whoever dialled one
-    /// pings on it; silence ends it on both sides, and it is dialled again.
+    /// pings on it; silence ends it, and it is dialled again. One on which the system retransmits into a hole waits
+    /// longer and longer between two attempts; a new one gets through at once when the hole is mended.
     pub(super) fn keep_links_alive(&mut self, net: &mut Net) {
-        let now = net.now();
         for at in 0..self.links.len() {
             let link = &mut self.links[at];
-            let Some(connection) = link.up() else { continue };
-            if net.queued_bytes(connection) > 0 {
-                // No ping gets through to be answered; the write-stall time-out watches meanwhile.
-                link.heard = now;
+            if let Some(connection) = link.up() {
+                if net.queued_bytes(connection) > 0 && net.write_stall(connection) < limits::TICK {
+                    // The other side takes what is sent; a ping would only come behind it.
+                    link.heard();
+                }
+                if link.take_ping() {
+                    let ping = |out: &mut Vec<u8>| encode(&Message::Ping { nonce: 0 }, out);
+                    // When the queue is full, what is in it keeps the link from being called silent, or does not.
+                    let _ = net.try_send(connection, ping);
+                }
             }
             let peer = link.node;
-            if now.duration_since(link.heard) >= limits::PEER_SILENCE_TIMEOUT {
-                self.give_up_outbound(net, connection, peer, "it is silent");
-            } else if now >= link.next_ping {
-                link.next_ping = now + limits::PEER_PING_INTERVAL;
-                // What was queued above keeps the link from being called silent.
-                let _ = net.try_send(connection, |out| encode(&Message::Ping { nonce: 0 }, out));
+            if let Some((connection, why)) = link.tick() {
+                self.give_up_outbound(net, connection, peer, why);
             }
         }
     }

@@ -53,11 +53,8 @@ impl StoreService {
         if admission.pause {
             net.pause_reading(connection);
         }
-        let invalid = ErrorReply {
-            code: ErrorCode::Invalid,
-            message: format!("{reason}: make it several requests"),
-            retry_after_ms: 0,
-        };
+        let message = format!("{reason}: make it several requests");
+        let invalid = ErrorReply::not_done(ErrorCode::Invalid, message);
         self.reply(net, token, Reply::Error(invalid));
     }
 
@@ -81,11 +78,8 @@ impl StoreService {
             return self.reply_busy(net, token, what);
         }
         if self.stopped {
-            let refusal = ErrorReply {
-                code: ErrorCode::ShuttingDown,
-                message: "this server is stopping: ask another one".to_owned(),
-                retry_after_ms: 0,
-            };
+            let message = "this server is stopping: ask another one".to_owned();
+            let refusal = ErrorReply::not_done(ErrorCode::ShuttingDown, message);
             return self.reply(net, token, Reply::Error(refusal));
         }
         let read = match body {
@@ -118,10 +112,10 @@ impl StoreService {
     }
 
     pub(super) fn reply_busy(&mut self, net: &mut Net, token: RequestToken, what: &str) {
+        let message = format!("{what} at this server: try again in a moment");
         let busy = ErrorReply {
-            code: ErrorCode::Busy,
-            message: format!("{what} at this server: try again in a moment"),
             retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
+            ..ErrorReply::not_done(ErrorCode::Busy, message)
         };
         self.reply(net, token, Reply::Error(busy));
     }

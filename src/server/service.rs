@@ -371,6 +371,7 @@ impl Service for StoreService {
     }
 
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
+        self.links.iter_mut().for_each(|link| link.connected(connection));
         let role = HelloRole::Server { node: self.me, incarnation: self.parts.incarnation };
         let hello = Hello { protocol: PROTOCOL_VERSION, cluster: self.cluster, role };
         let limits = SendLimits {

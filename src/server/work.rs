@@ -129,7 +129,7 @@ impl StoreWorker {
             // with greater limits.
             let message = format!("the value cannot be sent: {error}");
             let code = ErrorCode::Internal;
-            let body = Reply::Error(ErrorReply { code, message, retry_after_ms: 0 });
+            let body = Reply::Error(ErrorReply::not_done(code, message));
             let reply = Message::Reply { id: token.request, body };
             if codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).is_err() {
                 log::error!("cannot even say that a value cannot be sent");

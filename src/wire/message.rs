@@ -361,15 +361,45 @@ pub struct ErrorReply {
     pub message: String,
     /// For `BUSY`: try again after this long; 0 when waiting does not help.
     pub retry_after_ms: u32,
+    /// Of a write: whether it has taken effect, as far as this server knows. A read has none.
+    pub effect: Effect,
+}
+
+impl ErrorReply {
+    /// An error of a request that has had no effect.
+    pub fn not_done(code: ErrorCode, message: String) -> ErrorReply {
+        ErrorReply { code, message, retry_after_ms: 0, effect: Effect::NotDone }
+    }
+}
+
+/// What is known of the effect of a write that was not answered with its version. The later of two outweighs the
+/// earlier.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Effect {
+    /// It has taken none, and will not.
+    #[default]
+    #[serde(rename = "NOT_DONE")]
+    NotDone,
+    /// It may have taken effect, or may yet.
+    #[serde(rename = "MAY_BE_DONE")]
+    MayBeDone,
+    /// It has taken effect: a majority of the servers has stored it.
+    #[serde(rename = "DONE")]
+    Done,
 }
 
 /// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorCode {
-    /// Not enough servers answer to order a write or confirm a read in the time allowed. A write
-    /// that got this answer may still take effect; a retry with the same sequence is safe.
+    /// Not enough servers answer to order a write or confirm a read in the time allowed.
     #[serde(rename = "NO_MAJORITY")]
     NoMajority,
+    /// A write was ordered, or passed on, and not confirmed in the time allowed: its effect is known as little as
+    /// `effect` says. A retry with the same sequence is safe.
+    #[serde(rename = "UNCONFIRMED")]
+    Unconfirmed,
     /// A queue is full; nothing was done.
     #[serde(rename = "BUSY")]
     Busy,

@@ -3,7 +3,7 @@
 //! The checker knows everything: it sees what every replica applies and builds from it the one
 //! history that all must share. Each rule is checked where it can first be broken.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use acervo::command::{Action, Command};
 use acervo::node::AppliedWrite;
@@ -46,6 +46,10 @@ pub struct Checker {
     newest: Timestamp,
     /// Writes whose clients were told a version before any replica had applied them.
     promised: HashMap<(ClientId, u64), Timestamp>,
+    /// Writes whose clients were told that nothing was done, and believed it.
+    not_done: HashSet<(ClientId, u64)>,
+    /// Writes whose clients were told that they are done, though not with which version.
+    done: HashSet<(ClientId, u64)>,
     index_by_timestamp: HashMap<Timestamp, LogIndex>,
     commit: LogIndex,
     /// What the state must be.
@@ -76,6 +80,8 @@ impl Checker {
             entries: Vec::new(),
             newest: Timestamp::ZERO,
             promised: HashMap::new(),
+            not_done: HashSet::new(),
+            done: HashSet::new(),
             index_by_timestamp: HashMap::new(),
             commit: 0,
             model: Model::new(),
@@ -152,6 +158,10 @@ impl Checker {
             ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
             self.newest = *timestamp;
             self.index_by_timestamp.insert(*timestamp, index);
+            if let Action::Write { request, .. } = action {
+                let told = self.not_done.contains(&(request.client, request.sequence));
+                ensure!(!told, "{request:?} was not to be done, and took effect");
+            }
             if let Action::Write { request, .. } = action
                 && let Some(Expected::Outcome(Written { timestamp: applied, .. })) = &expected
                 && applied == timestamp
@@ -205,6 +215,19 @@ impl Checker {
         Ok(())
     }
 
+    /// A client was told that its write is not done, and will not ask again.
+    pub fn not_done(&mut self, client: ClientId, sequence: u64) -> Verdict {
+        let written = self.written(client, sequence).is_some();
+        ensure!(!written, "write {sequence} of {client:?}, said not to be done, is applied");
+        self.not_done.insert((client, sequence));
+        Ok(())
+    }
+
+    /// A client was told that its write is done.
+    pub fn done(&mut self, client: ClientId, sequence: u64) {
+        self.done.insert((client, sequence));
+    }
+
     /// A client was told that its write has become version `timestamp`, applied already or not.
     pub fn answered(&mut self, client: ClientId, sequence: u64, timestamp: Timestamp) -> Verdict {
         let applied = self.written(client, sequence).map(|written| written.timestamp);
@@ -234,6 +257,10 @@ impl Checker {
     /// All is quiet: what clients were told has come true.
     pub fn kept(&self) -> Verdict {
         ensure!(self.promised.is_empty(), "answered, never applied: {:?}", self.promised);
+        for (client, sequence) in &self.done {
+            let written = self.written(*client, *sequence).is_some();
+            ensure!(written, "write {sequence} of {client:?}, said to be done, never was");
+        }
         Ok(())
     }
 

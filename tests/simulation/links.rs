@@ -1,5 +1,6 @@
 //! Servers connecting to each other, speaking, and losing each other.
 
+use acervo::limits;
 use acervo::node::Input;
 use acervo::wire::message::PeerMessage;
 
@@ -67,7 +68,10 @@ impl World {
             return Ok(());
         }
         if !reachable {
-            self.redial(from, to, 500 * MILLISECOND);
+            // An attempt into a hole takes a while to fail.
+            let parted = self.network.parted(from, to);
+            let patience_us = if parted { limits::PEER_DIAL_TIMEOUT.as_micros() as u64 } else { 0 };
+            self.redial(from, to, patience_us + limits::DIAL_BACKOFF_MAX.as_micros() as u64);
             return Ok(());
         }
         link.state = LinkState::Up;
@@ -93,6 +97,14 @@ impl World {
             link.state = LinkState::Broken;
             let session = link.session;
             self.after(notice_us, Event::LinkLost { from, to, session });
+        }
+    }
+
+    /// Nothing is heard on a link.
+    pub fn link_silent(&mut self, from: usize, to: usize, session: u64) {
+        let link = self.network.link(from, to);
+        if link.session == session && link.state == LinkState::Up && self.network.parted(from, to) {
+            self.break_link(from, to, 0);
         }
     }
 

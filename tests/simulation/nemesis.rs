@@ -244,6 +244,13 @@ impl World {
     /// Cuts one direction. The sender does not notice.
     pub fn cut(&mut self, from: usize, to: usize) {
         self.network.link(from, to).blocked = true;
+        // A ping, or its answer, is lost either way.
+        for (from, to) in [(from, to), (to, from)] {
+            let session = self.network.link(from, to).session;
+            let silence_us = limits::PEER_SILENCE_TIMEOUT.as_micros() as u64;
+            let notice_us = self.rng.range(silence_us..=silence_us * 5 / 4);
+            self.after(notice_us, Event::LinkSilent { from, to, session });
+        }
     }
 
     /// Cuts a server off, both ways; at times the connections break as well.

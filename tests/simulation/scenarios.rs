@@ -148,6 +148,9 @@ fn a_group_that_has_acknowledged_a_write_survives_its_first_leader_at_once() {
     }
 }
 
+/// How long an election time-out is, the shortest.
+const ELECTION_US: u64 = limits::ELECTION_TICKS as u64 * limits::TICK.as_micros() as u64;
+
 #[test]
 fn a_dead_follower_delays_writes_once_and_only_briefly() {
     let mut world = group(Setup::calm(4));
@@ -160,8 +163,7 @@ fn a_dead_follower_delays_writes_once_and_only_briefly() {
     world.cut(1, 2);
     let first = put(&mut world, 0, "first");
     let first_us = answered_within(&mut world, first, 10 * SECOND);
-    let timeout_us = limits::IN_SYNC_TIMEOUT_DEFAULT.as_micros() as u64;
-    assert!((timeout_us..timeout_us + 200 * MILLISECOND).contains(&first_us), "{first_us} µs");
+    assert!(first_us < ELECTION_US + 100 * MILLISECOND, "{first_us} µs");
     for _ in 0..10 {
         let next = put(&mut world, 0, "next");
         let next_us = answered_within(&mut world, next, 10 * SECOND);
@@ -502,5 +504,162 @@ fn a_stall_of_every_disk_at_once_deposes_nobody() {
     answered_within(&mut world, write, 2 * stall_us);
     assert_eq!(world.leader(), Some(0));
     assert_eq!(world.checker.terms_led(), 1);
+    close(world);
+}
+
+#[test]
+fn a_follower_that_is_killed_delays_writes_no_longer_than_its_connection_takes_to_break() {
+    for seed in 0..20 {
+        let mut world = group(Setup::calm(40 + seed));
+        run_for(&mut world, SECOND);
+        world.crash(2).unwrap();
+        let write = put(&mut world, 0, "v");
+        let noticed = run_until(&mut world, ELECTION_US + 100 * MILLISECOND, |world| {
+            world.statuses().any(|(_, status)| status.in_sync.len() == 2)
+        });
+        assert!(noticed, "seed {seed}");
+        // A client's own connection may take thirty.
+        assert!(run_until(&mut world, 65 * MILLISECOND, |world| world.ended(write)), "seed {seed}");
+        close(world);
+    }
+}
+
+/// A new leader took whoever it had a link to for being in sync: one that was blank, or frozen.
+#[test]
+fn after_a_change_of_leader_in_sync_is_what_was_confirmed_in_its_term() {
+    let mut world = group(Setup::calm(60));
+    run_for(&mut world, SECOND);
+    // 3 is blank, and its disk hangs: it answers, and can store nothing.
+    world.wipe(2).unwrap();
+    world.start(2).unwrap();
+    world.hang_disk(2, 60 * SECOND, true, true);
+    run_for(&mut world, 300 * MILLISECOND);
+    let write = put(&mut world, 0, "before");
+    answered_within(&mut world, write, SECOND);
+    world.crash(0).unwrap();
+    run_for(&mut world, 200 * MILLISECOND);
+    world.start(0).unwrap();
+    let led = led_by_another(&mut world, 2, 3 * SECOND);
+    let write = put(&mut world, led, "after");
+    let took_us = answered_within(&mut world, write, 3 * SECOND);
+    assert!(took_us < 100 * MILLISECOND, "{took_us} µs");
+    for (server, status) in world.statuses() {
+        assert!(!status.in_sync.iter().any(|node| node.0 == 3), "{server}: {status:?}");
+    }
+    world.mend_disk(2);
+    let returned = run_until(&mut world, 10 * SECOND, |world| {
+        world.statuses().any(|(_, status)| status.in_sync.len() == 3)
+    });
+    assert!(returned, "it is never in sync again");
+    close(world);
+}
+
+/// The leader's own disk was waited for without a bound.
+#[test]
+fn under_ack_all_no_write_waits_without_a_bound_for_the_leaders_own_disk() {
+    // So long a stall is no reason to hand over here.
+    let stall_timeout = Duration::from_secs(100);
+    let mut world = group(Setup { stall_timeout, ..Setup::calm(61) });
+    run_for(&mut world, SECOND);
+    // A client's first write waits to be applied, and that waits for the log.
+    let write = put(&mut world, 0, "first");
+    answered_within(&mut world, write, SECOND);
+    world.hang_disk(0, 60 * SECOND, true, false);
+    let write = put(&mut world, 0, "second");
+    let timeout_us = limits::IN_SYNC_TIMEOUT_DEFAULT.as_micros() as u64;
+    answered_within(&mut world, write, timeout_us + 100 * MILLISECOND);
+    assert!(matches!(world.outcome(write), Some(Outcome::Written(_))));
+    assert_eq!(world.leader(), Some(0));
+    close(world);
+}
+
+/// Answers to heartbeats waited behind the disk, so that slow disks at the followers deposed a leader that was well.
+#[test]
+fn slow_disks_at_the_followers_depose_nobody() {
+    let mut world = group(Setup { ack: AckPolicy::Majority, ..Setup::calm(62) });
+    run_for(&mut world, SECOND);
+    for server in [1, 2] {
+        world.servers[server].sync_us_max = 1500 * MILLISECOND;
+    }
+    for round in 0..10 {
+        let write = put(&mut world, round % 3, "v");
+        answered_within(&mut world, write, 4 * SECOND);
+        assert_eq!(world.operations[write].errors, []);
+    }
+    assert_eq!(world.leader(), Some(0));
+    assert_eq!(world.checker.terms_led(), 1);
+    close(world);
+}
+
+/// Microseconds until writes through each server are answered, from now.
+fn recovery_us(world: &mut World, through: impl Iterator<Item = usize>) -> u64 {
+    let began_us = world.now_us;
+    let writes: Vec<usize> = through.map(|server| put(world, server, "v")).collect();
+    for write in &writes {
+        answered_within(world, *write, 10 * SECOND);
+    }
+    let ended = writes.iter().map(|write| world.operations[*write].ended.as_ref().unwrap().0);
+    ended.max().unwrap() - began_us
+}
+
+fn median(mut times: Vec<u64>) -> u64 {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+#[test]
+fn a_leader_that_is_gone_is_replaced_and_a_cut_heals_within_an_election() {
+    let mut medians = Vec::new();
+    for case in ["killed", "frozen", "cut off", "all cut off"] {
+        let times = (0..40).map(|seed| {
+            let mut world = group(Setup::calm(100 + seed));
+            run_for(&mut world, SECOND);
+            match case {
+                "killed" => world.crash(0).unwrap(),
+                "frozen" => world.pause(0, 20 * SECOND),
+                "cut off" => world.isolate(0),
+                _ => {
+                    (0..3).for_each(|server| world.isolate(server));
+                    run_for(&mut world, 5 * SECOND);
+                    world.heal_partitions();
+                    return recovery_us(&mut world, 0..3);
+                }
+            }
+            recovery_us(&mut world, 1..3)
+        });
+        medians.push((case, median(times.collect())));
+    }
+    for (case, median_us) in &medians {
+        let bound_us = if *case == "all cut off" { 500 } else { 600 } * MILLISECOND;
+        assert!(*median_us <= bound_us, "{case}: {medians:?}");
+    }
+    println!("{medians:?}");
+}
+
+#[test]
+fn a_write_that_nobody_took_is_said_not_to_be_done() {
+    let mut world = group(Setup::calm(63));
+    for server in [1, 2] {
+        world.crash(server).unwrap();
+    }
+    run_for(&mut world, 3 * SECOND);
+    let write = put(&mut world, 0, "v");
+    let refused =
+        run_until(&mut world, 7 * SECOND, |world| !world.operations[write].errors.is_empty());
+    assert!(refused);
+    assert_eq!(world.operations[write].errors[0].1, ErrorCode::NoMajority);
+    close(world);
+}
+
+#[test]
+fn a_write_that_was_passed_on_is_never_said_to_lack_a_majority() {
+    let mut world = group(Setup::calm(64));
+    world.cut(1, 0);
+    world.cut(2, 0);
+    let write = put(&mut world, 0, "v");
+    let refused =
+        run_until(&mut world, 20 * SECOND, |world| !world.operations[write].errors.is_empty());
+    assert!(refused);
+    assert_eq!(world.operations[write].errors[0].1, ErrorCode::Unconfirmed);
     close(world);
 }

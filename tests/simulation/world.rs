@@ -106,6 +106,8 @@ pub enum Event {
     Dial { from: usize, to: usize, life: u64 },
     /// A server learns that its link broke.
     LinkLost { from: usize, to: usize, session: u64 },
+    /// A server gives up a link on which it has heard nothing, if a partition is still in the way.
+    LinkSilent { from: usize, to: usize, session: u64 },
     /// A sync ends.
     Synced { server: usize, life: u64 },
     /// The state machine has applied the piece at hand.
@@ -275,6 +277,10 @@ impl World {
             Event::Deliver { from, to, epoch, frame } => self.deliver(from, to, epoch, &frame),
             Event::Dial { from, to, .. } => self.dial(from, to),
             Event::LinkLost { from, to, session } => self.link_lost(from, to, session),
+            Event::LinkSilent { from, to, session } => {
+                self.link_silent(from, to, session);
+                Ok(())
+            }
             Event::Synced { server, .. } => self.synced(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
             Event::Applied { server, outcomes, upkeep, point, .. } => {
@@ -317,7 +323,7 @@ impl Event {
     fn server(&self) -> Option<usize> {
         match self {
             Event::Deliver { to, .. } => Some(*to),
-            Event::LinkLost { from, .. } => Some(*from),
+            Event::LinkLost { from, .. } | Event::LinkSilent { from, .. } => Some(*from),
             other => other.belongs_to().map(|(server, _)| server),
         }
     }

@@ -193,5 +193,6 @@ pub fn missing(as_of: i64) -> Reply {
 }
 
 pub fn error(code: ErrorCode, message: &str, retry_after_ms: u32) -> Reply {
-    Reply::Error(ErrorReply { code, message: message.to_owned(), retry_after_ms })
+    let reply = ErrorReply::not_done(code, message.to_owned());
+    Reply::Error(ErrorReply { retry_after_ms, ..reply })
 }

@@ -4,7 +4,7 @@
 use acervo::command::WriteOp;
 use acervo::types::{LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{
-    ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, WriteRequest,
+    Effect, ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, WriteRequest,
 };
 use bytes::Bytes;
 
@@ -46,7 +46,9 @@ impl World {
             (Question::Get(_) | Question::Page(_), Reply::TryOtherServerOrLater { .. }) => {
                 self.came_too_early(operation, attempt)
             }
-            (_, Reply::Error(error)) => self.refused(operation, attempt, error.code, read_at),
+            (_, Reply::Error(error)) => {
+                self.refused(operation, attempt, (error.code, error.effect), read_at)
+            }
             (question, reply) => {
                 Err(Violation(format!("{} answers {question:?} with {reply:?}", node_id(server))))
             }
@@ -78,14 +80,48 @@ impl World {
         &mut self,
         operation: usize,
         attempt: usize,
-        code: ErrorCode,
+        (code, effect): (ErrorCode, Effect),
         read_at: LogIndex,
     ) -> Verdict {
         let asked = &mut self.operations[operation];
         asked.errors.push((self.now_us, code));
         let ended = asked.ended.is_some();
         let question = &self.operations[operation].question;
+        if let Question::Write(write) = question {
+            match effect {
+                // Some clients take the first server's word for it.
+                Effect::NotDone
+                    if code == ErrorCode::NoMajority
+                        && !ended
+                        && self.asked_once(operation)
+                        && self.rng.chance(500) =>
+                {
+                    let RequestId { client, sequence, .. } = write.request;
+                    self.checker.not_done(client, sequence)?;
+                    let client = self.operations[operation].client;
+                    self.clients[client].unanswered.remove(&sequence);
+                    self.end(operation, Outcome::Refused(code));
+                    return Ok(());
+                }
+                Effect::Done => {
+                    let RequestId { client, sequence, .. } = write.request;
+                    self.checker.done(client, sequence);
+                }
+                Effect::NotDone | Effect::MayBeDone => {}
+            }
+            let no_majority = code == ErrorCode::NoMajority;
+            ensure!(
+                !no_majority || effect == Effect::NotDone,
+                "NO_MAJORITY of a write that may have taken effect"
+            );
+        }
+        let question = &self.operations[operation].question;
         match (code, question) {
+            (ErrorCode::Unconfirmed, Question::Write(_)) => {
+                ensure!(effect != Effect::NotDone, "unconfirmed, and not done");
+                self.retry_if_current(operation, attempt, 50 * MILLISECOND);
+                return Ok(());
+            }
             (ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown, _) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
@@ -108,6 +144,10 @@ impl World {
         }
         self.end(operation, Outcome::Refused(code));
         Ok(())
+    }
+
+    fn asked_once(&self, operation: usize) -> bool {
+        self.operations[operation].asked == 1
     }
 
     fn retry_if_current(&mut self, operation: usize, attempt: usize, delay_us_max: u64) {

@@ -106,6 +106,8 @@ pub struct Operation {
     pub errors: Vec<(u64, ErrorCode)>,
     /// The attempt that counts now.
     current: Option<usize>,
+    /// How many attempts there were.
+    asked: usize,
     /// The server asked first; the others follow by chance.
     first_server: Option<usize>,
     /// What the client had witnessed of each key when it asked.
@@ -227,6 +229,7 @@ impl World {
             versions: Vec::new(),
             errors: Vec::new(),
             current: None,
+            asked: 0,
             first_server: server,
             witnessed,
             longer: None,
@@ -253,6 +256,7 @@ impl World {
         let token = RequestToken { connection, request: attempt as u64 };
         self.attempts.push(Attempt { operation, server, token });
         self.operations[operation].current = Some(attempt);
+        self.operations[operation].asked += 1;
         let delay_us = self.client_delay_us();
         self.after(delay_us, Event::Arrive { attempt });
         let patience_us = self.clients[client].patience_us;
