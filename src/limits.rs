@@ -239,8 +239,9 @@ pub const APPLY_GATHER: Duration = Duration::from_millis(1);
 pub const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
 /// … and bytes of entries in its memory, likewise.
 pub const APPLY_LAG_BYTES_MAX: usize = LOG_CACHE_BYTES_MAX + 8 * 1024 * 1024;
-/// Bytes of entries a follower holds in memory that are not applied yet; past it replication
-/// messages are dropped (and resent later by the consensus protocol).
+/// Bytes of entries a server holds in memory because they are not applied yet. A leader with more refuses writes with
+/// `BUSY`; a follower with more that are committed drops replication messages (which the consensus protocol
+/// resends later). Else a store that hangs while the log goes on would fill the memory.
 pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Ranges read from disk for late followers and kept until consensus asks for them again.
 pub const FETCHED_RANGES_MAX: usize = 8;
@@ -278,6 +279,57 @@ pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
+/// Bounds of what a node has under way and keeps in memory: the constants of the same names, except in simulations.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeLimits {
+    /// See [`APPEND_BYTES_MAX`].
+    pub append_bytes_max: u64,
+    /// See [`APPENDS_IN_FLIGHT_MAX`].
+    pub appends_in_flight_max: usize,
+    /// See [`UNCOMMITTED_BYTES_MAX`].
+    pub uncommitted_bytes_max: u64,
+    /// See [`UNAPPLIED_BYTES_MAX`].
+    pub unapplied_bytes_max: usize,
+    /// See [`APPLY_BYTES_MAX`].
+    pub apply_bytes_max: u64,
+    /// See [`APPLY_LAG_ENTRIES_MAX`].
+    pub apply_lag_entries_max: u64,
+    /// See [`APPLY_LAG_BYTES_MAX`].
+    pub apply_lag_bytes_max: usize,
+    /// See [`LOG_CACHE_BYTES_MAX`].
+    pub log_cache_bytes_max: usize,
+    /// See [`FETCHED_RANGES_MAX`].
+    pub fetched_ranges_max: usize,
+    /// See [`PENDING_WRITES_MAX`].
+    pub pending_writes_max: usize,
+    /// See [`PENDING_WRITE_BYTES_MAX`].
+    pub pending_write_bytes_max: usize,
+    /// See [`PENDING_READS_MAX`].
+    pub pending_reads_max: usize,
+    /// See [`DELAYED_APPENDS_MAX`].
+    pub delayed_appends_max: usize,
+}
+
+impl Default for NodeLimits {
+    fn default() -> NodeLimits {
+        NodeLimits {
+            append_bytes_max: APPEND_BYTES_MAX,
+            appends_in_flight_max: APPENDS_IN_FLIGHT_MAX,
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+            unapplied_bytes_max: UNAPPLIED_BYTES_MAX,
+            apply_bytes_max: APPLY_BYTES_MAX,
+            apply_lag_entries_max: APPLY_LAG_ENTRIES_MAX,
+            apply_lag_bytes_max: APPLY_LAG_BYTES_MAX,
+            log_cache_bytes_max: LOG_CACHE_BYTES_MAX,
+            fetched_ranges_max: FETCHED_RANGES_MAX,
+            pending_writes_max: PENDING_WRITES_MAX,
+            pending_write_bytes_max: PENDING_WRITE_BYTES_MAX,
+            pending_reads_max: PENDING_READS_MAX,
+            delayed_appends_max: DELAYED_APPENDS_MAX,
+        }
+    }
+}
+
 // ---- snapshots ----------------------------------------------------------------------------
 
 /// Bytes of rows in one piece of a snapshot (one larger row still travels alone).
@@ -286,6 +338,13 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
 pub const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
 /// A transfer that makes no progress for this long is given up, and may begin again.
 pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a transfer to a server has failed, the next one waits this long; twice as long after each further failure …
+pub const SNAPSHOT_RETRY_MIN: Duration = Duration::from_millis(200);
+/// … and at most this long: each attempt costs the leader a checkpoint and a view of its store.
+pub const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(10);
+/// The leader keeps its log for servers that take in a snapshot up to this size; past it the log is cut, and such
+/// a server needs another snapshot. Three minutes of writes at 10 MB/s.
+pub const LOG_HELD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 
 // ---- replicated sessions ------------------------------------------------------------------
 
@@ -472,6 +531,8 @@ const _: () = {
             <= PEER_FRAME_BYTES_MAX
     );
     assert!((VALUE_BYTES_MAX + KEY_BYTES_MAX) as u64 <= LOG_SEGMENT_BYTES / 2);
+    assert!(SNAPSHOT_RETRY_MIN.as_millis() <= SNAPSHOT_RETRY_MAX.as_millis());
+    assert!(LOG_HELD_BYTES_MAX >= 4 * LOG_SEGMENT_BYTES);
     assert!(LOG_GROUP_BYTES_MAX as u64 <= LOG_SEGMENT_BYTES / 4);
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
     // The consensus library counts eight bytes and more for an entry that is not empty.

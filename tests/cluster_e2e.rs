@@ -8,9 +8,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acervo::client::{Client, ClientError};
+use acervo::limits;
 use acervo::types::Timestamp;
 use acervo::wire::message::Role;
 use rustix::process::Signal;
@@ -271,8 +272,23 @@ fn server_whose_data_was_lost_is_brought_back_by_the_others() {
     check_all_there(&group, &acknowledged);
 }
 
+/// How much the store holds at least when a server has to be brought back by a snapshot.
+fn rejoin_store_bytes() -> u64 {
+    let mib = std::env::var("ACERVO_REJOIN_MIB").ok().and_then(|mib| mib.parse().ok());
+    mib.unwrap_or(0) * 1024 * 1024
+}
+
+/// The length of a server's log on its disk.
+fn log_bytes(group: &Group, at: usize) -> u64 {
+    let files = std::fs::read_dir(group.data_dir(at).join("log")).unwrap();
+    // One may be deleted in the meantime.
+    files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum()
+}
+
+/// `ACERVO_REJOIN_MIB=600` makes the store so large that the leader's log would be cut several times while the
+/// snapshot is on its way; without it the store is as large as it takes to have the log cut once.
 #[test]
-fn server_behind_the_log_is_brought_back_by_a_snapshot_while_writes_go_on() {
+fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     let mut group = Group::start(3, &["--console", "off"]);
     let client = group.client();
     client.put("first", "write").unwrap();
@@ -285,19 +301,28 @@ fn server_behind_the_log_is_brought_back_by_a_snapshot_while_writes_go_on() {
     let mut sizes = Vec::new();
     for number in 0.. {
         client.put(format!("big-{number}"), &value).unwrap();
-        if group.log(leader).contains("the log now begins at") {
+        sizes.push(number);
+        let is_cut = group.log(leader).contains("the log now begins at");
+        if is_cut && number * 1024 * 1024 >= rejoin_store_bytes() {
             break;
         }
-        sizes.push(number);
-        assert!(number < 1_000, "the log never shrinks");
+        assert!(number < 10_000, "the log never shrinks");
     }
     let load = Load::start(&client, 2);
     group.start_server(late);
     let address = group.servers[late].address;
-    eventually("the late server is in sync", || {
-        let leader = client.status(group.servers[group.leader()].address).ok()?;
-        leader.in_sync.contains(&address.to_string()).then_some(())
-    });
+    let patience = Instant::now() + PATIENCE + Duration::from_millis(rejoin_store_bytes() >> 13);
+    let mut longest_log_bytes = 0;
+    for number in 0.. {
+        // What makes the log long enough to be cut.
+        client.put(format!("meanwhile-{}", number % 100), &value[..64 * 1024]).unwrap();
+        longest_log_bytes = longest_log_bytes.max(log_bytes(&group, leader));
+        let status = client.status(group.servers[leader].address).unwrap();
+        if status.in_sync.contains(&address.to_string()) {
+            break;
+        }
+        assert!(Instant::now() < patience, "the late server never gets in sync");
+    }
     load.wait_for_more(50);
     let acknowledged = load.finish();
     // It says REPLICATION_OK when the snapshot is durable, a moment before it is in place.
@@ -310,6 +335,14 @@ fn server_behind_the_log_is_brought_back_by_a_snapshot_while_writes_go_on() {
         let got = reader.get(format!("big-{number}")).unwrap();
         assert_eq!(got.value.as_deref(), Some(&value[..]), "big-{number}");
     }
+    let prepared = |at| group.log(at).matches("sending it a snapshot").count();
+    assert_eq!((0..3).map(prepared).sum::<usize>(), 1, "snapshots were prepared");
+    assert!(longest_log_bytes <= limits::LOG_HELD_BYTES_MAX + 2 * limits::LOG_SEGMENT_BYTES);
+    // The log kept for it goes when it has caught up; the last segments stay, one of them just begun.
+    eventually("the leader's log is short again", || {
+        (log_bytes(&group, leader) <= 4 * limits::LOG_SEGMENT_BYTES).then_some(())
+    });
+    println!("the leader's log was {} MiB at its longest", longest_log_bytes >> 20);
     // And it starts again on what it was sent.
     group.kill(late);
     group.start_server(late);

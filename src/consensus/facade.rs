@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
-use raft::{Config, RawNode, SnapshotStatus, StateRole};
+use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
 use super::admission::Admission;
 use super::convert::message_to_raft;
@@ -10,7 +10,7 @@ use super::guard::{self, Known, PeerFault, Verdict};
 use super::log_store::{LogStore, snapshot_at};
 use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
-use crate::limits;
+use crate::limits::{self, NodeLimits};
 use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
@@ -25,6 +25,8 @@ pub struct ConsensusConfig {
     pub first_leader: NodeId,
     /// A fixed election time-out in ticks, for simulations; random when `None`.
     pub election_ticks: Option<usize>,
+    /// Bounds of what is under way.
+    pub limits: NodeLimits,
 }
 
 /// Why consensus cannot start.
@@ -122,8 +124,8 @@ impl Consensus {
             min_election_tick: config.election_ticks.unwrap_or(0),
             max_election_tick: config.election_ticks.map_or(0, |ticks| ticks + 1),
             applied,
-            max_size_per_msg: limits::APPEND_BYTES_MAX,
-            max_inflight_msgs: limits::APPENDS_IN_FLIGHT_MAX,
+            max_size_per_msg: config.limits.append_bytes_max,
+            max_inflight_msgs: config.limits.appends_in_flight_max,
             check_quorum: true,
             pre_vote: true,
             // In raft-rs 0.7.0 batching may append entries to an empty message that names another
@@ -131,11 +133,11 @@ impl Consensus {
             batch_append: false,
             // The core says when: see `tell_commit`.
             skip_bcast_commit: true,
-            max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
-            max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
+            max_uncommitted_size: config.limits.uncommitted_bytes_max,
+            max_committed_size_per_ready: config.limits.apply_bytes_max,
             ..Config::default()
         };
-        let store = LogStore::new(&config.nodes, hard_state, log, applied);
+        let store = LogStore::new(&config.nodes, hard_state, log, applied, config.limits);
         let raw = RawNode::new(&library, store, &logging::logger())?;
         let admission = Admission::new(hard_state.admitted, config.nodes.len());
         Ok(Consensus {
@@ -272,7 +274,7 @@ impl Consensus {
         }
         if let RaftBody::Append { entries, .. } = &message.body
             && !entries.is_empty()
-            && self.raw.store().tail_bytes() > limits::UNAPPLIED_BYTES_MAX
+            && self.has_no_room()
         {
             return Ok(());
         }
@@ -298,6 +300,17 @@ impl Consensus {
         });
         self.admission_unsaved |= born || caught_up;
         Ok(())
+    }
+
+    /// Whether entries are to be dropped, so that memory is bounded. What is committed goes away by itself. What is
+    /// not may need more entries to be committed, so it is dropped only where no correct leader comes:
+    /// each stops proposing when it holds [`limits::UNAPPLIED_BYTES_MAX`] itself.
+    fn has_no_room(&mut self) -> bool {
+        let max = self.config.limits.unapplied_bytes_max;
+        let commit = self.commit();
+        let store = self.raw.mut_store();
+        store.committed_bytes(commit) > max
+            || store.unapplied_bytes() > 2 * max + limits::PEER_FRAME_BYTES_MAX
     }
 
     /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
@@ -364,10 +377,22 @@ impl Consensus {
         self.raw.mut_store().compact(first_index);
     }
 
-    /// A snapshot asked for by [`Effects::snapshots`] has arrived, or will not.
-    pub fn snapshot_sent(&mut self, to: NodeId, complete: bool) {
-        let status = if complete { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raw.report_snapshot(to.0, status);
+    /// A snapshot asked for by [`Effects::snapshots`] is in place at `to`, whose log begins after the index it
+    /// reaches to; or (`None`) will not be.
+    pub fn snapshot_sent(&mut self, to: NodeId, reached: Option<LogIndex>) {
+        let Some(reached) = reached else {
+            return self.raw.report_snapshot(to.0, SnapshotStatus::Failure);
+        };
+        self.raw.report_snapshot(to.0, SnapshotStatus::Finish);
+        // The library goes on from the index it had asked a snapshot of. The one sent is of a later one, and the log
+        // in between may be cut by now, for which the library would ask for another snapshot. A receiver
+        // that has less after all rejects the next message, and says what it has.
+        let last_index = self.last_index();
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(to.0)
+            && progress.state == ProgressState::Probe
+        {
+            progress.next_idx = progress.next_idx.max(reached.min(last_index) + 1);
+        }
     }
 
     /// Takes over a snapshot that `from` has sent. When it is of use, and this is its sender's term,
@@ -479,6 +504,11 @@ impl Consensus {
     /// Bytes of entries in memory: those that are not applied, and some that are.
     pub fn bytes_in_memory(&self) -> usize {
         self.raw.store().tail_bytes()
+    }
+
+    /// Bytes of entries that are not applied, committed or not.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.raw.store().unapplied_bytes()
     }
 
     /// The last index of the log, durable or not.

@@ -19,7 +19,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::RecoveredLog;
 use super::convert::entry_to_raft;
-use crate::limits;
+use crate::limits::NodeLimits;
 use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
 
 /// A note that entries are wanted from disk.
@@ -40,6 +40,12 @@ pub(super) struct LogStore {
     tail_first: LogIndex,
     tail: VecDeque<Entry>,
     tail_bytes: usize,
+    /// Of those, what is not applied.
+    unapplied_bytes: usize,
+    /// Of those again, what is committed, as far as `committed`.
+    committed_bytes: usize,
+    committed: LogIndex,
+    limits: NodeLimits,
     /// Ranges read from disk, oldest first, until consensus has asked for them again.
     fetched: VecDeque<Vec<Entry>>,
     wanted: RefCell<Vec<WantedFetch>>,
@@ -59,8 +65,10 @@ impl LogStore {
         hard_state: HardState,
         log: RecoveredLog,
         applied: LogIndex,
+        limits: NodeLimits,
     ) -> LogStore {
         let tail: VecDeque<Entry> = log.entries.into_iter().map(entry_to_raft).collect();
+        let tail_bytes = tail.iter().map(entry_bytes).sum();
         LogStore {
             hard_state,
             voters: nodes.iter().map(|n| n.0).collect(),
@@ -70,7 +78,11 @@ impl LogStore {
             term_runs: log.term_runs,
             last_index: log.last_index,
             tail_first: log.last_index + 1 - tail.len() as u64,
-            tail_bytes: tail.iter().map(entry_bytes).sum(),
+            tail_bytes,
+            unapplied_bytes: tail_bytes,
+            committed_bytes: 0,
+            committed: applied,
+            limits,
             tail,
             fetched: VecDeque::new(),
             wanted: RefCell::default(),
@@ -91,6 +103,7 @@ impl LogStore {
             }
             self.last_index = entry.index;
             self.tail_bytes += entry_bytes(entry);
+            self.unapplied_bytes += entry_bytes(entry);
             self.tail.push_back(entry.clone());
         }
     }
@@ -102,17 +115,33 @@ impl LogStore {
         while self.last_index >= from && self.last_index >= self.tail_first {
             if let Some(entry) = self.tail.pop_back() {
                 self.tail_bytes -= entry_bytes(&entry);
+                // What is applied is never replaced.
+                self.unapplied_bytes -= entry_bytes(&entry);
+                if self.last_index <= self.committed {
+                    self.committed_bytes -= entry_bytes(&entry);
+                }
             }
             self.last_index -= 1;
         }
+        self.committed = self.committed.min(self.last_index);
         self.fetched.clear();
     }
 
     /// The state machine has applied up to here: bodies of old applied entries beyond the cache's
     /// size are forgotten.
     pub fn applied(&mut self, applied: LogIndex) {
+        let newly_applied = (self.applied + 1).max(self.tail_first)..applied + 1;
+        for index in newly_applied {
+            let entry = self.tail.get((index - self.tail_first) as usize);
+            let bytes = entry.map_or(0, entry_bytes);
+            self.unapplied_bytes -= bytes;
+            if index <= self.committed {
+                self.committed_bytes -= bytes;
+            }
+        }
         self.applied = applied;
-        while self.tail_bytes > limits::LOG_CACHE_BYTES_MAX && self.tail_first <= applied {
+        self.committed = self.committed.max(applied);
+        while self.tail_bytes > self.limits.log_cache_bytes_max && self.tail_first <= applied {
             let Some(entry) = self.tail.pop_front() else { break };
             self.tail_bytes -= entry_bytes(&entry);
             self.tail_first += 1;
@@ -153,12 +182,32 @@ impl LogStore {
         self.tail_first = index + 1;
         self.tail.clear();
         self.tail_bytes = 0;
+        self.unapplied_bytes = 0;
+        (self.committed, self.committed_bytes) = (index, 0);
         self.fetched.clear();
     }
 
     /// Bytes held in memory, about.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes
+    }
+
+    /// Bytes held in memory of entries that are not applied.
+    pub fn unapplied_bytes(&self) -> usize {
+        self.unapplied_bytes
+    }
+
+    /// Bytes held in memory of entries that are committed, up to `commit`, and not applied. Consensus may know
+    /// more to be committed than it has appended here, and that what is here is about to be replaced.
+    pub fn committed_bytes(&mut self, commit: LogIndex) -> usize {
+        let commit = commit.min(self.last_index);
+        let newly_committed = (self.committed + 1).max(self.tail_first)..=commit;
+        for index in newly_committed {
+            let entry = self.tail.get((index - self.tail_first) as usize);
+            self.committed_bytes += entry.map_or(0, entry_bytes);
+        }
+        self.committed = self.committed.max(commit);
+        self.committed_bytes
     }
 
     pub fn set_hard_state(&mut self, hard_state: HardState) {
@@ -191,7 +240,7 @@ impl LogStore {
             && entries.iter().zip(low..).all(|(e, index)| e.index == index)
             && entries.iter().all(|e| self.term_at(e.index) == Some(e.term));
         if fits {
-            if self.fetched.len() == limits::FETCHED_RANGES_MAX {
+            if self.fetched.len() == self.limits.fetched_ranges_max {
                 self.fetched.pop_front();
             }
             self.fetched.push_back(entries.into_iter().map(entry_to_raft).collect());
@@ -297,6 +346,7 @@ pub(super) fn snapshot_at(voters: &[u64], index: LogIndex, term: Term) -> Snapsh
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
     use bytes::Bytes;
 
     fn entry(index: LogIndex, term: Term, bytes: usize) -> Entry {
@@ -305,7 +355,7 @@ mod tests {
 
     fn store() -> LogStore {
         let log = RecoveredLog { first_index: 1, ..RecoveredLog::default() };
-        LogStore::new(&[NodeId(1)], HardState::default(), log, 0)
+        LogStore::new(&[NodeId(1)], HardState::default(), log, 0, NodeLimits::default())
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::writes::{Origin, Pending, Stored, Writes};
 use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState};
 use crate::command::{Command, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
-use crate::limits;
+use crate::limits::{self, NodeLimits};
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
 
@@ -63,6 +63,8 @@ pub struct NodeConfig {
     pub console: bool,
     /// What is done in the background.
     pub upkeep: UpkeepConfig,
+    /// Bounds of what is under way and kept in memory.
+    pub limits: NodeLimits,
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
@@ -195,6 +197,7 @@ impl Node {
             nodes: config.nodes.clone(),
             first_leader: config.first_leader,
             election_ticks: config.election_ticks,
+            limits: config.limits,
         };
         let log = RecoveredLog {
             first_index: recovered.first_index.max(1),
@@ -263,7 +266,7 @@ impl Node {
                 self.applied(outcomes, point, out);
             }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
-            Input::SnapshotSent { to, complete } => self.consensus.snapshot_sent(to, complete),
+            Input::SnapshotSent { to, reached } => self.consensus.snapshot_sent(to, reached),
             Input::SnapshotReceived { from, snapshot } => {
                 if !self.consensus.restore(from, snapshot) {
                     out.push(Output::DiscardSnapshot);
@@ -285,6 +288,11 @@ impl Node {
     /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.consensus.term_at(index)
+    }
+
+    /// At the leader: the last index that `peer` is known to have stored durably.
+    pub fn matched(&self, peer: NodeId) -> LogIndex {
+        self.consensus.matched(peer)
     }
 
     /// When [`Node::flush`] is to be called next even if there is no input: monotonic time, in
@@ -455,10 +463,10 @@ impl Node {
         write: WriteRequest,
     ) -> Result<(), Reply> {
         check_write(&write, self.config.value_bytes_max)?;
-        if self.writes.len() >= limits::PENDING_WRITES_MAX {
+        if self.writes.len() >= self.config.limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
-        if self.writes.bytes() >= limits::PENDING_WRITE_BYTES_MAX {
+        if self.writes.bytes() >= self.config.limits.pending_write_bytes_max {
             return Err(busy("too many bytes are being written at this server"));
         }
         self.writes.add(Pending {
@@ -480,7 +488,7 @@ impl Node {
     fn read(&mut self, now: Now, token: RequestToken, out: &mut Vec<Output>) {
         let refusal = if self.stopping != Stopping::No {
             shutting_down()
-        } else if self.reads.len() >= limits::PENDING_READS_MAX {
+        } else if self.reads.len() >= self.config.limits.pending_reads_max {
             busy("too many linearizable reads are under way at this server")
         } else {
             let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);

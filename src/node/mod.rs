@@ -118,12 +118,12 @@ pub enum Input {
         /// Contiguous from the index asked for; at least one unless reading failed.
         entries: Vec<LogEntry>,
     },
-    /// The snapshot that [`Output::SendSnapshot`] asked for has arrived whole, or will not.
+    /// The snapshot that [`Output::SendSnapshot`] asked for is in place at its receiver, or will not be.
     SnapshotSent {
         /// The server it was for.
         to: NodeId,
-        /// Whether it arrived.
-        complete: bool,
+        /// The index it reaches to; `None` when it is not in place.
+        reached: Option<LogIndex>,
     },
     /// A whole snapshot from another server lies ready beside the store. The answer, in the same
     /// call or flush, is [`Output::InstallSnapshot`] or [`Output::DiscardSnapshot`].

@@ -85,7 +85,7 @@ impl Node {
         if delay_us == 0 || (!holds_writes && self.delayed.is_empty()) {
             return self.step(from, message, out);
         }
-        if self.delayed.len() < limits::DELAYED_APPENDS_MAX {
+        if self.delayed.len() < self.config.limits.delayed_appends_max {
             self.delayed.push_back((now.monotonic_us + delay_us, from, message));
         }
     }

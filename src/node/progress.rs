@@ -106,8 +106,17 @@ impl Node {
         if self.is_being_born(now) {
             return;
         }
+        let limits = self.config.limits;
         let mut waiting = self.writes.take_waiting();
         while !waiting.is_empty() {
+            if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
+                for key in waiting {
+                    let pending = self.writes.remove(key);
+                    let refusal = busy("too much waits to be applied to the leader's store");
+                    self.answer(pending.origin, refusal, out);
+                }
+                return;
+            }
             let mut batch = Vec::new();
             let mut data = Vec::new();
             let mut bytes = 0;
@@ -121,7 +130,7 @@ impl Node {
                 bytes += command.len() as u64;
                 batch.push((key, timestamp));
                 data.push(command);
-                if bytes >= limits::APPEND_BYTES_MAX {
+                if bytes >= limits.append_bytes_max {
                     break;
                 }
             }
@@ -129,8 +138,8 @@ impl Node {
                 Ok(first) => {
                     let term = self.consensus.term();
                     let unapplied = self.consensus.last_index().saturating_sub(self.applied.index);
-                    let lags = unapplied > limits::APPLY_LAG_ENTRIES_MAX
-                        || self.consensus.bytes_in_memory() > limits::APPLY_LAG_BYTES_MAX;
+                    let lags = unapplied > limits.apply_lag_entries_max
+                        || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let write = &self.writes.get_mut(key).write;
                         let certain = self.certainty.proposed(&write.request, index);
@@ -270,7 +279,7 @@ impl Node {
                 fetch: fetch.id,
                 low: fetch.low,
                 high: fetch.high,
-                bytes_max: limits::APPEND_BYTES_MAX,
+                bytes_max: self.config.limits.append_bytes_max,
             });
         }
         if std::mem::take(&mut effects.admitted) {

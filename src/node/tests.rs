@@ -41,6 +41,7 @@ impl Group {
                 replication_delay: Duration::ZERO,
                 console: false,
                 upkeep: UpkeepConfig::new(History::All),
+                limits: limits::NodeLimits::default(),
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()

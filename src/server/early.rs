@@ -7,65 +7,73 @@
 //! [`EARLY_READ_WAIT`](crate::limits::EARLY_READ_WAIT) judged by what is there then. What is not in the log is not
 //! worth waiting for: such a read is judged at once.
 //!
-//! How many wait is bounded by the requests that clients may have under way.
+//! How many wait is bounded by the requests that clients may have under way. This part is bookkeeping without a
+//! clock, which the event loop and the simulator drive alike; `R` is whatever the driver needs to answer a read.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::time::Instant;
 
-use super::get::ReadRequest;
 use crate::limits;
-use crate::node::RequestToken;
 use crate::types::Timestamp;
 
-/// One of them.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct EarlyRead {
-    pub token: RequestToken,
-    pub client: SocketAddr,
-    pub request: ReadRequest,
-    until: Instant,
+/// Reads that wait, by the timestamp that they wait for.
+#[derive(Debug)]
+pub struct EarlyReads<R> {
+    by_timestamp: BTreeMap<Timestamp, Vec<Waiting<R>>>,
 }
 
-/// All of them, by what they wait for.
-#[derive(Debug, Default)]
-pub(super) struct EarlyReads {
-    by_timestamp: BTreeMap<Timestamp, Vec<EarlyRead>>,
+#[derive(Debug)]
+struct Waiting<R> {
+    read: R,
+    until_us: u64,
 }
 
-impl EarlyReads {
+impl<R> Default for EarlyReads<R> {
+    fn default() -> EarlyReads<R> {
+        EarlyReads { by_timestamp: BTreeMap::new() }
+    }
+}
+
+impl<R> EarlyReads<R> {
+    /// Whether no read waits.
     pub fn is_empty(&self) -> bool {
         self.by_timestamp.is_empty()
     }
 
-    /// Lets a read wait, from `now` on.
+    /// Takes in a read that asks for the state at `wanted`, where the state machine stands at `applied` and the
+    /// log reaches to `newest`. Gives it back when it is to be judged at once.
     pub fn hold(
         &mut self,
-        now: Instant,
-        token: RequestToken,
-        client: SocketAddr,
-        request: ReadRequest,
-    ) {
-        let reads = self.by_timestamp.entry(request.wanted()).or_default();
-        reads.push(EarlyRead { token, client, request, until: now + limits::EARLY_READ_WAIT });
+        now_us: u64,
+        wanted: Timestamp,
+        applied: Timestamp,
+        newest: Timestamp,
+        read: R,
+    ) -> Option<R> {
+        if wanted <= applied || wanted > newest {
+            return Some(read);
+        }
+        let until_us = now_us + limits::EARLY_READ_WAIT.as_micros() as u64;
+        self.by_timestamp.entry(wanted).or_default().push(Waiting { read, until_us });
+        None
     }
 
     /// Takes those that the state machine, which has come to `applied`, can answer.
-    pub fn take_reached(&mut self, applied: Timestamp) -> Vec<EarlyRead> {
+    pub fn take_reached(&mut self, applied: Timestamp) -> Vec<R> {
         let mut reached = Vec::new();
         while let Some(first) = self.by_timestamp.first_entry()
             && *first.key() <= applied
         {
-            reached.append(&mut first.remove());
+            reached.extend(first.remove().into_iter().map(|waiting| waiting.read));
         }
         reached
     }
 
     /// Takes those that have waited for long enough.
-    pub fn take_overdue(&mut self, now: Instant) -> Vec<EarlyRead> {
+    pub fn take_overdue(&mut self, now_us: u64) -> Vec<R> {
         let mut overdue = Vec::new();
         self.by_timestamp.retain(|_, reads| {
-            overdue.extend(reads.extract_if(.., |read| read.until <= now));
+            let late = reads.extract_if(.., |waiting| waiting.until_us <= now_us);
+            overdue.extend(late.map(|waiting| waiting.read));
             !reads.is_empty()
         });
         overdue
@@ -75,38 +83,26 @@ impl EarlyReads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::message::GetRequest;
-    use bytes::Bytes;
-
-    fn tokens(reads: &[EarlyRead]) -> Vec<u64> {
-        reads.iter().map(|read| read.token.request).collect()
-    }
 
     #[test]
     fn a_read_is_held_until_its_state_is_reached_or_its_time_is_up() {
-        let start = Instant::now();
+        let wait_us = limits::EARLY_READ_WAIT.as_micros() as u64;
+        let (start_us, later_us) = (1_000, 1_000 + wait_us / 2);
         let mut early = EarlyReads::default();
-        let mut hold = |id: u64, timestamp: i64, session: i64, at| {
-            let request = ReadRequest::Get(GetRequest {
-                key: Bytes::from_static(b"k"),
-                timestamp: Timestamp(timestamp),
-                session: Timestamp(session),
-                linearizable: false,
-                at: Timestamp::ZERO,
-            });
-            let token = RequestToken { connection: 1, request: id };
-            early.hold(at, token, ([127, 0, 0, 1], 9).into(), request);
+        let mut hold = |at_us, wanted, read: u64| {
+            early.hold(at_us, Timestamp(wanted), Timestamp(5), Timestamp(30), read)
         };
-        let later = start + limits::EARLY_READ_WAIT / 2;
-        hold(1, 10, 0, start);
-        hold(2, 0, 20, later);
-        hold(3, 30, 20, start);
-        hold(4, 10, 5, later);
+        assert_eq!(hold(start_us, 5, 7), Some(7), "the state is there");
+        assert_eq!(hold(start_us, 31, 8), Some(8), "the log is not");
+        assert_eq!(hold(start_us, 10, 1), None);
+        assert_eq!(hold(later_us, 20, 2), None);
+        assert_eq!(hold(start_us, 30, 3), None);
+        assert_eq!(hold(later_us, 10, 4), None);
         assert!(early.take_reached(Timestamp(9)).is_empty());
-        assert_eq!(tokens(&early.take_reached(Timestamp(10))), [1, 4]);
-        assert!(early.take_overdue(later).is_empty());
-        assert_eq!(tokens(&early.take_overdue(start + limits::EARLY_READ_WAIT)), [3]);
-        assert_eq!(tokens(&early.take_reached(Timestamp(20))), [2]);
+        assert_eq!(early.take_reached(Timestamp(10)), [1, 4]);
+        assert!(early.take_overdue(later_us).is_empty());
+        assert_eq!(early.take_overdue(start_us + wait_us), [3]);
+        assert_eq!(early.take_reached(Timestamp(20)), [2]);
         assert!(early.is_empty());
     }
 }

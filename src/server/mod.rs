@@ -4,22 +4,23 @@
 //! something breaks. `service` is the wiring at run time; `peering` is its part for other servers,
 //! with `links` the state of each link, and `requests` its part for clients, with `clients` their
 //! books and `get` the rule for reads. `threads` are the two that write, `work` is what the worker
-//! pool does. [`console`] writes the lines on standard output, [`cluster`] runs three servers under one
+//! pool does. [`snapshots`] and [`intake`] decide about snapshots for the loop and for the applier. [`console`] writes the lines on standard output, [`cluster`] runs three servers under one
 //! terminal, `local` three in one process for tests, [`questions`] are what is asked on a keyboard.
 
 mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
-mod early;
+pub mod early;
 pub mod get;
+pub mod intake;
 mod links;
 mod local;
 mod peering;
 pub mod questions;
 mod requests;
 mod service;
-mod snapshots;
+pub mod snapshots;
 mod threads;
 mod watch;
 mod work;
@@ -248,6 +249,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         replication_delay: config.replication_delay,
         console: config.console,
         upkeep: UpkeepConfig::new(config.history),
+        limits: limits::NodeLimits::default(),
         first_question: rand::rng().next_u64() >> 1,
     }
 }

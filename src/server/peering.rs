@@ -66,6 +66,9 @@ impl StoreService {
                 net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX);
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
+                let now_us = self.now(net).monotonic_us;
+                let steps = self.transfers.inbound_up(now_us, node);
+                self.take_steps(net, steps);
             }
             HelloRole::Share => {
                 let reason = "this is a server of a store: a share needs an acervo registry";
@@ -108,6 +111,7 @@ impl StoreService {
                     net.close(old);
                 }
                 net.set_deadline(connection, None);
+                self.transfers.link_up(peer);
                 return self.input(net, Input::PeerUp { peer, last_index, term });
             }
             _ => "it does not answer the greeting".to_owned(),
@@ -180,7 +184,8 @@ impl StoreService {
         link.went_down(now, random, why);
         if was_up {
             self.input(net, Input::PeerDown { peer });
-            let steps = self.transfers.lost(peer);
+            let now_us = self.now(net).monotonic_us;
+            let steps = self.transfers.link_down(now_us, peer);
             self.take_steps(net, steps);
         }
     }

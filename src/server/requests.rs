@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use super::early::EarlyRead;
 use super::get::ReadRequest;
 use super::links::Link;
 use super::service::{Kind, StoreService};
@@ -15,6 +14,13 @@ use crate::types::NodeId;
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
+
+/// A plain read, as it may wait for its state.
+pub(super) struct EarlyRead {
+    token: RequestToken,
+    client: SocketAddr,
+    request: ReadRequest,
+}
 
 impl StoreService {
     pub(super) fn client_message(
@@ -97,11 +103,12 @@ impl StoreService {
             return self.reply(net, token, Reply::Error(refusal));
         }
         if !read.is_linearizable() {
-            let (wanted, node) = (read.wanted(), &self.parts.node);
-            if wanted > node.applied_point().timestamp && wanted <= node.newest_timestamp() {
-                return self.early.hold(net.now(), token, client, read);
-            }
-            return self.clients.read(net, token, client, read);
+            let now_us = self.now(net).monotonic_us;
+            let node = &self.parts.node;
+            let (applied, newest) = (node.applied_point().timestamp, node.newest_timestamp());
+            let early = EarlyRead { token, client, request: read };
+            let at_once = self.early.hold(now_us, early.request.wanted(), applied, newest, early);
+            return self.read_early(net, at_once);
         }
         if !self.clients.park(token, read) {
             // Two outstanding requests under one id: the protocol forbids it, and neither could be told
@@ -163,9 +170,9 @@ impl StoreService {
             .collect()
     }
 
-    /// Reads that came early are answered now, whatever is applied.
-    pub(super) fn read_early(&mut self, net: &mut Net, reads: Vec<EarlyRead>) {
-        for EarlyRead { token, client, request, .. } in reads {
+    /// Plain reads, also those that came early, are answered now, whatever is applied.
+    pub(super) fn read_early(&mut self, net: &mut Net, reads: impl IntoIterator<Item = EarlyRead>) {
+        for EarlyRead { token, client, request } in reads {
             self.clients.read(net, token, client, request);
         }
     }

@@ -15,7 +15,8 @@ use super::config::ServerConfig;
 use super::console::Console;
 use super::early::EarlyReads;
 use super::links::Link;
-use super::snapshots::{SnapshotWork, Step, Transfers};
+use super::requests::EarlyRead;
+use super::snapshots::{Step, TransferLimits, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::watch::{News, Watch};
 use super::work::{Completion, Job};
@@ -24,12 +25,12 @@ use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Serv
 use crate::node::core::Node;
 use crate::node::{Input, Notice, Now, Output, RequestToken};
 use crate::text::sentence;
-use crate::types::{AppliedPoint, ClusterId, NodeId};
+use crate::types::{ClusterId, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
-use crate::workers::pool::Pool;
+use crate::workers::pool::{Pool, SubmitError};
 
 /// What a connection turned out to be.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +72,7 @@ pub(super) struct StoreService {
     pub(super) links: Vec<Link>,
     pub(super) connections: ConnectionMap<Kind>,
     pub(super) clients: Clients,
-    pub(super) early: EarlyReads,
+    pub(super) early: EarlyReads<EarlyRead>,
     pub(super) transfers: Transfers,
     watch: Watch,
     outputs: Vec<Output>,
@@ -99,7 +100,7 @@ impl StoreService {
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
             early: EarlyReads::default(),
-            transfers: Transfers::new(parts.first_transfer),
+            transfers: Transfers::new(parts.first_transfer, TransferLimits::default()),
             watch: Watch::default(),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
@@ -122,7 +123,7 @@ impl StoreService {
     }
 
     /// The time of this iteration.
-    fn now(&mut self, net: &Net) -> Now {
+    pub(super) fn now(&mut self, net: &Net) -> Now {
         if self.now.0 != net.now() {
             self.now = (net.now(), now_at(net.now(), self.started));
         }
@@ -203,13 +204,12 @@ impl StoreService {
                     }
                 }
                 Output::SendSnapshot { to, leader_term } => {
-                    let steps = self.transfers.start(net.now(), to, leader_term);
+                    let now_us = self.now(net).monotonic_us;
+                    let steps = self.transfers.start(now_us, to, leader_term);
                     self.take_steps(net, steps);
                 }
                 Output::InstallSnapshot { number, snapshot, hard_state } => {
-                    let anew = LogWork::BeginAnew { number, snapshot, hard_state };
-                    self.parts.log.push(anew);
-                    let steps = self.transfers.installing();
+                    let steps = self.transfers.installing(number, snapshot, hard_state);
                     self.take_steps(net, steps);
                 }
                 Output::DiscardSnapshot => {
@@ -242,27 +242,20 @@ impl StoreService {
     }
 
     fn report(&mut self, net: &mut Net, report: Report) {
+        let now_us = self.now(net).monotonic_us;
         let steps = match report {
             Report::Done(input) => return self.input(net, input),
-            Report::Checkpointed(index) => return self.parts.log.push(LogWork::Compact(index)),
-            Report::LogBegunAnew { number } => {
-                // The store follows before anything that is committed after it is applied.
-                self.parts.applier.push(ApplierWork::Snapshot(SnapshotWork::Install));
-                return self.input(net, Input::Persisted { number });
-            }
-            Report::SnapshotInstalled { point, upkeep } => {
-                log::info!("the snapshot to log index {} is in place", point.index);
-                self.transfers.installed();
-                return self.input(net, Input::Applied { outcomes: Vec::new(), point, upkeep });
-            }
             Report::Failed(failure) => return self.fail(net, failure),
-            Report::SnapshotPrepared { to, id, source } => {
-                let node = &self.parts.node;
-                self.transfers.prepared(to, id, source, |index| node.term_at(index))
+            Report::Checkpointed(index) => self.transfers.checkpointed(index),
+            Report::Compacted { first_index } => {
+                self.input(net, Input::Compacted { first_index });
+                self.transfers.compacted(now_us, first_index)
             }
-            Report::SnapshotStored { id, stored } => self.transfers.stored(id, stored),
-            Report::SnapshotStaged { id } => self.transfers.staged(id),
-            Report::SnapshotFailed { id, reason } => self.transfers.failed(id, &reason),
+            Report::LogBegunAnew { number } => self.transfers.log_begun(number),
+            Report::Snapshot(report) => {
+                let node = &self.parts.node;
+                self.transfers.report(now_us, report, |index| node.term_at(index))
+            }
         };
         self.take_steps(net, steps);
     }
@@ -273,12 +266,20 @@ impl StoreService {
                 Step::Send { to, message } => self.send_to_peer(net, to, message),
                 Step::Store(work) => self.parts.applier.push(ApplierWork::Snapshot(work)),
                 Step::Tell(input) => self.input(net, input),
-                Step::Read { to, id, source } => {
-                    let job = Job::SnapshotChunk { to, id, source };
-                    // Clients' reads may fill the queue for a moment; the snapshot begins again.
-                    if self.parts.pool.submit(job).is_err() {
-                        let steps = self.transfers.lost(to);
-                        self.take_steps(net, steps);
+                Step::BeginLog { number, snapshot, hard_state } => {
+                    self.parts.log.push(LogWork::BeginAnew { number, snapshot, hard_state });
+                }
+                Step::Compact { durable_index, needed_from } => {
+                    self.parts.log.push(LogWork::Compact { durable_index, needed_from });
+                }
+                Step::Read { to, id, source, bytes_max } => {
+                    let job = Job::SnapshotChunk { to, id, source, bytes_max };
+                    // Clients' reads may fill the queue for a moment.
+                    if let Err(SubmitError::Full(job) | SubmitError::Stopped(job)) =
+                        self.parts.pool.submit(job)
+                        && let Job::SnapshotChunk { source, .. } = job
+                    {
+                        self.transfers.workers_busy(to, id, source);
                     }
                 }
             }
@@ -286,26 +287,12 @@ impl StoreService {
     }
 
     fn peer_message(&mut self, net: &mut Net, from: NodeId, message: PeerMessage) {
-        let now = net.now();
-        let steps = match message {
-            PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
-                let status = self.parts.node.status();
-                let acceptable = status.leader == Some(from)
-                    && status.term == snapshot.leader_term
-                    && status.commit < snapshot.index;
-                let point = AppliedPoint { index: snapshot.index, timestamp, hash };
-                self.transfers.offered(now, from, id, snapshot, point, acceptable)
-            }
-            PeerMessage::SnapshotChunk { id, sequence, data } => {
-                self.transfers.chunk(now, from, id, sequence, data)
-            }
-            PeerMessage::SnapshotEnd { id, chunks } => self.transfers.ended(now, from, id, chunks),
-            PeerMessage::SnapshotAnswer { id, stored, outcome } => {
-                self.transfers.answered(now, from, id, stored, outcome)
-            }
-            message => return self.input(net, Input::Peer { from, message }),
-        };
-        self.take_steps(net, steps);
+        let now_us = self.now(net).monotonic_us;
+        let node = &self.parts.node;
+        match self.transfers.message(now_us, from, message, || node.status()) {
+            Ok(steps) => self.take_steps(net, steps),
+            Err(message) => self.input(net, Input::Peer { from, message }),
+        }
     }
 
     fn tell_news(&mut self, net: &Net) {
@@ -419,7 +406,8 @@ impl Service for StoreService {
                     && link.inbound == Some(connection)
                 {
                     link.inbound = None;
-                    let steps = self.transfers.lost(peer);
+                    let now_us = self.now(net).monotonic_us;
+                    let steps = self.transfers.inbound_down(now_us, peer);
                     self.take_steps(net, steps);
                 }
             }
@@ -460,7 +448,8 @@ impl Service for StoreService {
                     self.input(net, Input::Fetched { fetch, entries });
                 }
                 Completion::SnapshotChunk { to, id, source, chunk } => {
-                    let steps = self.transfers.read(to, id, source, chunk);
+                    let now_us = self.now(net).monotonic_us;
+                    let steps = self.transfers.read(now_us, to, id, source, chunk);
                     self.take_steps(net, steps);
                 }
             }
@@ -480,9 +469,12 @@ impl Service for StoreService {
     fn on_tick(&mut self, net: &mut Net) {
         self.input(net, Input::Tick);
         self.tell_news(net);
-        let overdue = self.early.take_overdue(net.now());
+        let now_us = self.now(net).monotonic_us;
+        let overdue = self.early.take_overdue(now_us);
         self.read_early(net, overdue);
-        let steps = self.transfers.tick(net.now());
+        let now_us = self.now(net).monotonic_us;
+        let node = &self.parts.node;
+        let steps = self.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
         self.take_steps(net, steps);
         self.keep_links_alive(net);
         self.dial_due_links(net);

@@ -1,220 +1,511 @@
 //! Snapshots on their way: to servers that are too far behind for the log, and from the leader.
 //!
 //! The leader's applier pins a consistent view of the store; a worker reads it piece by piece while
-//! writes go on; a few pieces are under way at once. The receiver stores them beside its own store.
-//! When all are there and checked, the core decides whether the snapshot is still of use; then the log
-//! begins anew after it, and it takes the store's place. A transfer that breaks is begun again from
-//! the start when consensus asks for it; nothing of a broken one is kept.
+//! writes go on; a few pieces are under way at once. The receiver stores them beside its own store
+//! ([`Intake`](super::intake::Intake)). When all are there and checked, the core decides whether the
+//! snapshot is still of use; then the log begins anew after it, and it takes the store's place. Only then does
+//! the receiver call it complete.
 //!
-//! This part is bookkeeping without IO: what is to be done comes out as [`Step`]s.
+//! Rules:
+//!
+//! - **A snapshot that was sent is worth having.** From the moment its view is pinned the leader keeps its log
+//!   from there on ([`Transfers::log_needed_from`]), until the receiver has stored everything that is
+//!   committed. Otherwise a store that takes longer to send than the log takes to be cut is sent again and
+//!   again. The log kept so is bounded in bytes by the log's owner, and in time: a receiver that gets no
+//!   further for [`TransferLimits::stall_timeout_us`] loses its claim.
+//! - **Nothing is tried again at once.** Consensus asks for another snapshot with every heartbeat that finds
+//!   the receiver behind the log. Each attempt costs a checkpoint and a view, so attempts to one server are
+//!   spaced: [`TransferLimits::retry_us_min`] after the first failure, twice as long after each further one.
+//! - **A piece that cannot be read just now is read later.** Busy workers delay a transfer and do not break it.
+//! - **A transfer belongs to a term.** It is dropped at both ends when another term begins, since the receiver
+//!   could not use it.
+//!
+//! A transfer that breaks is begun again from the start when consensus asks for it; nothing of a broken one is
+//! kept.
+//!
+//! This part is bookkeeping without IO, clock or randomness: what is to be done comes out as [`Step`]s, which the
+//! event loop and the simulator in `tests/simulation` carry out alike.
 
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use crate::limits;
-use crate::node::Input;
+use crate::node::core::NodeStatus;
+use crate::node::{Input, UpkeepState};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::types::{AppliedPoint, NodeId, SnapshotId, Term};
-use crate::wire::message::{PeerMessage, SnapshotOutcome};
+use crate::types::{AppliedPoint, HardState, LogIndex, NodeId, SnapshotId, Term};
+use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 
-/// Something to be done.
-pub(super) enum Step {
-    /// Send to another server.
-    Send { to: NodeId, message: PeerMessage },
-    /// Work for the applier, which owns the store.
+/// Bounds of transfers: those of [`limits`], except in simulations.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferLimits {
+    /// See [`limits::SNAPSHOT_CHUNK_BYTES`].
+    pub chunk_bytes_max: usize,
+    /// See [`limits::SNAPSHOT_CHUNKS_IN_FLIGHT`].
+    pub chunks_in_flight_max: u64,
+    /// See [`limits::SNAPSHOT_STALL_TIMEOUT`].
+    pub stall_timeout_us: u64,
+    /// See [`limits::SNAPSHOT_RETRY_MIN`].
+    pub retry_us_min: u64,
+    /// See [`limits::SNAPSHOT_RETRY_MAX`].
+    pub retry_us_max: u64,
+}
+
+impl Default for TransferLimits {
+    fn default() -> TransferLimits {
+        TransferLimits {
+            chunk_bytes_max: limits::SNAPSHOT_CHUNK_BYTES,
+            chunks_in_flight_max: limits::SNAPSHOT_CHUNKS_IN_FLIGHT,
+            stall_timeout_us: limits::SNAPSHOT_STALL_TIMEOUT.as_micros() as u64,
+            retry_us_min: limits::SNAPSHOT_RETRY_MIN.as_micros() as u64,
+            retry_us_max: limits::SNAPSHOT_RETRY_MAX.as_micros() as u64,
+        }
+    }
+}
+
+/// An instruction for the driver; they are to be carried out in order.
+#[derive(Debug)]
+pub enum Step {
+    /// Send a message to another server, in order with the earlier ones; when it cannot be sent, close the link.
+    Send {
+        /// The other server.
+        to: NodeId,
+        /// What to send.
+        message: PeerMessage,
+    },
+    /// Hand work to the applier, which owns the store.
     Store(SnapshotWork),
-    /// Read the next piece on a worker, then call [`Transfers::read`].
-    Read { to: NodeId, id: u64, source: SnapshotSource },
-    /// Tell the core.
+    /// Have a worker read the next piece, then call [`Transfers::read`]; when no worker can take it, call
+    /// [`Transfers::workers_busy`].
+    Read {
+        /// The server that it is for.
+        to: NodeId,
+        /// The transfer.
+        id: u64,
+        /// The view to read from.
+        source: SnapshotSource,
+        /// For [`SnapshotSource::next_chunk`].
+        bytes_max: usize,
+    },
+    /// Have the log begun anew after a snapshot, then call [`Transfers::log_begun`].
+    BeginLog {
+        /// The number that stands for it among the log's batches.
+        number: u64,
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// To be made durable with it.
+        hard_state: HardState,
+    },
+    /// Cut the log: the store is durable up to `durable_index`, and the log from `needed_from` on is needed.
+    Compact {
+        /// The index that the newest checkpoint covers.
+        durable_index: LogIndex,
+        /// See [`Transfers::log_needed_from`].
+        needed_from: Option<LogIndex>,
+    },
+    /// Give the core an input.
     Tell(Input),
 }
 
 /// What the applier does about snapshots.
-pub(super) enum SnapshotWork {
-    /// Pin a view of the store; answered by [`Transfers::prepared`].
-    Prepare { to: NodeId, id: u64 },
+#[derive(Debug)]
+pub enum SnapshotWork {
+    /// Pin a view of the store; answered by [`SnapshotReport::Prepared`].
+    Prepare {
+        /// The server that is to get it.
+        to: NodeId,
+        /// The transfer.
+        id: u64,
+    },
     /// Make room for an arriving snapshot.
-    Begin { id: u64, point: AppliedPoint },
-    /// Store a piece; answered by [`Transfers::stored`].
-    Chunk { id: u64, chunk: SnapshotChunk },
-    /// Check it and make it durable; answered by [`Transfers::staged`].
-    Finish { id: u64 },
-    /// Put it in the store's place.
+    Begin {
+        /// The transfer.
+        id: u64,
+        /// The state that it holds.
+        point: AppliedPoint,
+    },
+    /// Store a piece; answered by [`SnapshotReport::Piece`], whatever becomes of it.
+    Chunk {
+        /// The transfer.
+        id: u64,
+        /// The piece.
+        chunk: SnapshotChunk,
+    },
+    /// Check the whole and make it durable; answered by [`SnapshotReport::Staged`].
+    Finish {
+        /// The transfer.
+        id: u64,
+    },
+    /// Put the staged snapshot in the store's place; answered by [`SnapshotReport::Installed`].
     Install,
     /// Throw away whatever has arrived.
     Discard,
 }
 
-/// To another server.
+/// What the applier reports about snapshots.
+#[derive(Debug)]
+pub enum SnapshotReport {
+    /// A view of the store is pinned, and the store is durable up to it.
+    Prepared {
+        /// From [`SnapshotWork::Prepare`].
+        to: NodeId,
+        /// From [`SnapshotWork::Prepare`].
+        id: u64,
+        /// The view.
+        source: SnapshotSource,
+    },
+    /// A piece of a snapshot has left the applier's queue.
+    Piece {
+        /// The transfer.
+        id: u64,
+        /// Pieces of it stored so far, this one included; `None` when the transfer is not the one being taken in
+        /// any more.
+        stored: Option<u64>,
+    },
+    /// An arriving snapshot is whole, checked, and durable beside the store.
+    Staged {
+        /// The transfer.
+        id: u64,
+    },
+    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Piece`] of the piece that failed.
+    Failed {
+        /// The transfer.
+        id: u64,
+        /// Why, in a clause.
+        reason: String,
+    },
+    /// A snapshot has taken the store's place.
+    Installed {
+        /// Where the state machine stands now.
+        point: AppliedPoint,
+        /// What it has left to do in the background.
+        upkeep: UpkeepState,
+    },
+}
+
+/// A transfer to another server.
+#[derive(Debug)]
 struct Outgoing {
     id: u64,
     to: NodeId,
     leader_term: Term,
-    /// The view, while no worker is reading from it.
-    source: Option<SnapshotSource>,
-    sent: u64,
-    stored: u64,
-    ended: bool,
-    progress_at: Instant,
+    stage: Stage,
+    /// When it last got further.
+    progress_us: u64,
 }
 
-/// From another server.
+#[derive(Debug)]
+enum Stage {
+    /// The attempt before failed a short time ago.
+    Waiting { until_us: u64 },
+    /// The applier is pinning a view.
+    Preparing,
+    /// Pieces are on their way.
+    Sending {
+        index: LogIndex,
+        /// The view, while no worker is reading from it.
+        source: Option<SnapshotSource>,
+        sent: u64,
+        stored: u64,
+        ended: bool,
+    },
+}
+
+/// A claim on the leader's log: what a server that was sent a snapshot needs next.
+#[derive(Debug)]
+struct Claim {
+    from: LogIndex,
+    /// All pieces were sent, so that the receiver may have the snapshot even if nobody hears of it.
+    whole: bool,
+    progress_us: u64,
+}
+
+/// Attempts that failed since the last one that succeeded.
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    count: u32,
+    last_us: u64,
+}
+
+/// A transfer from another server.
+#[derive(Debug)]
 struct Incoming {
     id: u64,
     from: NodeId,
     snapshot: SnapshotId,
     received: u64,
+    stored: u64,
     /// Everything has arrived; it is the applier's and the core's turn.
     whole: bool,
-    progress_at: Instant,
+    progress_us: u64,
 }
 
 /// All transfers of a server.
-#[derive(Default)]
-pub(super) struct Transfers {
+#[derive(Debug)]
+pub struct Transfers {
+    limits: TransferLimits,
     outgoing: Vec<Outgoing>,
+    claims: BTreeMap<NodeId, Claim>,
+    failures: BTreeMap<NodeId, Failures>,
     incoming: Option<Incoming>,
+    /// Pieces in the applier's queue, those of transfers that were given up included: they are memory.
+    pieces_queued: u64,
+    /// Servers that can be sent to.
+    linked: BTreeSet<NodeId>,
+    /// The index that this server's newest checkpoint covers.
+    durable_index: LogIndex,
     last_id: u64,
 }
 
 impl Transfers {
     /// `first_id` is random, so that what belongs to an earlier run is not taken for this one's.
-    pub fn new(first_id: u64) -> Transfers {
-        Transfers { last_id: first_id, ..Transfers::default() }
+    pub fn new(first_id: u64, limits: TransferLimits) -> Transfers {
+        Transfers {
+            limits,
+            outgoing: Vec::new(),
+            claims: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            incoming: None,
+            pieces_queued: 0,
+            linked: BTreeSet::new(),
+            durable_index: 0,
+            last_id: first_id,
+        }
+    }
+
+    // ---- the log -----------------------------------------------------------------------------
+
+    /// The first index of the log that a receiver of a snapshot still needs, if one does.
+    pub fn log_needed_from(&self) -> Option<LogIndex> {
+        self.claims.values().map(|claim| claim.from).min()
+    }
+
+    /// The store is durable up to `index`, so that the log before it may go.
+    pub fn checkpointed(&mut self, index: LogIndex) -> Vec<Step> {
+        self.durable_index = self.durable_index.max(index);
+        vec![self.compact()]
+    }
+
+    /// The log before `first_index` is gone, whoever needed it: more was written than is kept.
+    pub fn compacted(&mut self, now_us: u64, first_index: LogIndex) -> Vec<Step> {
+        let overrun = |(_, claim): &(&NodeId, &Claim)| claim.from < first_index;
+        let late: Vec<NodeId> = self.claims.iter().filter(overrun).map(|(peer, _)| *peer).collect();
+        let mut steps = Vec::new();
+        for peer in late {
+            log::warn!(
+                "server {peer} takes in its snapshot so slowly that the log, which is kept for it from index {} on, \
+                 has grown too long and was cut: it needs another snapshot, best while less is written",
+                self.claims.get(&peer).map_or(0, |claim| claim.from)
+            );
+            self.claims.remove(&peer);
+            if self.outgoing.iter().any(|out| out.to == peer) {
+                steps.extend(self.give_up(now_us, peer));
+            }
+        }
+        steps
+    }
+
+    fn compact(&self) -> Step {
+        Step::Compact { durable_index: self.durable_index, needed_from: self.log_needed_from() }
     }
 
     // ---- sending -----------------------------------------------------------------------------
 
     /// The core wants a snapshot sent.
-    pub fn start(&mut self, now: Instant, to: NodeId, leader_term: Term) -> Vec<Step> {
+    pub fn start(&mut self, now_us: u64, to: NodeId, leader_term: Term) -> Vec<Step> {
         self.outgoing.retain(|out| out.to != to);
-        self.last_id += 1;
-        let id = self.last_id;
-        self.outgoing.push(Outgoing {
-            id,
-            to,
-            leader_term,
-            source: None,
-            sent: 0,
-            stored: 0,
-            ended: false,
-            progress_at: now,
+        if !self.linked.contains(&to) {
+            return vec![sent(to, None)];
+        }
+        // One that was complete and did not help: the next attempt would hardly do better at once.
+        if self.claims.get(&to).is_some_and(|claim| claim.whole) {
+            self.note_failure(now_us, to);
+        }
+        let until_us = self.failures.get(&to).map_or(0, |failures| {
+            let doublings = failures.count.saturating_sub(1).min(30);
+            let wait_us = self.limits.retry_us_min.saturating_mul(1 << doublings);
+            failures.last_us.saturating_add(wait_us.min(self.limits.retry_us_max))
         });
-        vec![Step::Store(SnapshotWork::Prepare { to, id })]
+        self.last_id += 1;
+        let stage = Stage::Waiting { until_us };
+        let id = self.last_id;
+        self.outgoing.push(Outgoing { id, to, leader_term, stage, progress_us: now_us });
+        self.prepare_due(now_us)
     }
 
-    /// A view is pinned, or could not be. `term_at` gives the term of the entry it reaches to.
-    pub fn prepared(
+    fn prepare_due(&mut self, now_us: u64) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for out in &mut self.outgoing {
+            if matches!(out.stage, Stage::Waiting { until_us } if until_us <= now_us) {
+                out.stage = Stage::Preparing;
+                out.progress_us = now_us;
+                steps.push(Step::Store(SnapshotWork::Prepare { to: out.to, id: out.id }));
+            }
+        }
+        steps
+    }
+
+    fn prepared(
         &mut self,
+        now_us: u64,
         to: NodeId,
         id: u64,
-        source: Option<SnapshotSource>,
-        term_at: impl Fn(u64) -> Option<Term>,
+        source: SnapshotSource,
+        term_at: impl Fn(LogIndex) -> Option<Term>,
     ) -> Vec<Step> {
-        let Some(out) = self.outgoing.iter().find(|out| out.to == to && out.id == id) else {
+        let Some(out) = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id) else {
             return Vec::new();
         };
-        let point = source.as_ref().map(SnapshotSource::point).unwrap_or_default();
-        let (Some(source), Some(term)) = (source, term_at(point.index)) else {
-            return self.give_up(to);
-        };
-        let snapshot = SnapshotId { leader_term: out.leader_term, index: point.index, term };
-        let AppliedPoint { timestamp, hash, .. } = point;
+        let AppliedPoint { index, timestamp, hash } = source.point();
+        let Some(term) = term_at(index) else { return self.give_up(now_us, to) };
+        let snapshot = SnapshotId { leader_term: out.leader_term, index, term };
+        out.stage = Stage::Sending { index, source: None, sent: 0, stored: 0, ended: false };
+        out.progress_us = now_us;
+        // One that may be in place already keeps its claim until this one is whole.
+        let claim = Claim { from: index + 1, whole: false, progress_us: now_us };
+        let kept = self.claims.entry(to).or_insert(claim);
+        if !kept.whole {
+            *kept = Claim { from: index + 1, whole: false, progress_us: now_us };
+        }
         log::info!(
             "server {to} is further behind than the log reaches: sending it a snapshot of everything to \
-             log index {}",
-            point.index
+             log index {index}"
         );
         let message = PeerMessage::Snapshot { id, snapshot, timestamp, hash };
-        vec![Step::Send { to, message }, Step::Read { to, id, source }]
+        let bytes_max = self.limits.chunk_bytes_max;
+        vec![Step::Send { to, message }, Step::Read { to, id, source, bytes_max }]
     }
 
     /// A worker has read a piece (`Ok(None)`: there are no more), and gives the view back.
     pub fn read(
         &mut self,
+        now_us: u64,
         to: NodeId,
         id: u64,
-        source: SnapshotSource,
+        view: SnapshotSource,
         chunk: Result<Option<SnapshotChunk>, String>,
     ) -> Vec<Step> {
+        let limits = self.limits;
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id) else {
+            return Vec::new();
+        };
+        let Stage::Sending { index, source, sent, ended, .. } = &mut out.stage else {
             return Vec::new();
         };
         match chunk {
             Ok(Some(SnapshotChunk { sequence, data })) => {
-                out.sent = sequence + 1;
-                out.source = Some(source);
+                assert_eq!(sequence, *sent, "pieces are read in order, each once");
+                *sent += 1;
+                *source = Some(view);
                 let message = PeerMessage::SnapshotChunk { id, sequence, data };
                 let mut steps = vec![Step::Send { to, message }];
-                steps.extend(read_on(out));
+                steps.extend(read_on(out, &limits));
                 steps
             }
             Ok(None) => {
-                out.ended = true;
-                let message = PeerMessage::SnapshotEnd { id, chunks: out.sent };
+                *ended = true;
+                let message = PeerMessage::SnapshotEnd { id, chunks: *sent };
+                let from = *index + 1;
+                let claim = Claim { from, whole: true, progress_us: now_us };
+                let claim = self.claims.entry(to).and_modify(|c| c.whole = true).or_insert(claim);
+                claim.progress_us = now_us;
                 vec![Step::Send { to, message }]
             }
             Err(error) => {
                 log::error!("cannot read the snapshot for server {to}: {error}");
-                self.give_up(to)
+                self.give_up(now_us, to)
             }
         }
     }
 
-    /// The receiver tells how it is getting on.
-    pub fn answered(
+    /// No worker could take a [`Step::Read`]: it is tried again with the next tick.
+    pub fn workers_busy(&mut self, to: NodeId, id: u64, view: SnapshotSource) {
+        let out = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id);
+        if let Some(Outgoing { stage: Stage::Sending { source, .. }, .. }) = out {
+            *source = Some(view);
+        }
+    }
+
+    fn answered(
         &mut self,
-        now: Instant,
+        now_us: u64,
         from: NodeId,
         id: u64,
-        stored: u64,
+        pieces: u64,
         outcome: SnapshotOutcome,
     ) -> Vec<Step> {
+        let limits = self.limits;
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == from && out.id == id) else {
+            return Vec::new();
+        };
+        let Stage::Sending { index, sent: sent_pieces, stored, ended, .. } = &mut out.stage else {
             return Vec::new();
         };
         match outcome {
             SnapshotOutcome::Receiving => {
-                out.progress_at = now;
-                out.stored = stored.clamp(out.stored, out.sent);
-                read_on(out).into_iter().collect()
+                out.progress_us = now_us;
+                if let Some(claim) = self.claims.get_mut(&from) {
+                    claim.progress_us = now_us;
+                }
+                *stored = pieces.clamp(*stored, *sent_pieces);
+                read_on(out, &limits).into_iter().collect()
             }
+            // Nobody has in place what was not sent whole.
+            SnapshotOutcome::Complete if !*ended => self.give_up(now_us, from),
             SnapshotOutcome::Complete => {
                 log::info!(
                     "server {from} has the snapshot in place, and gets the log from here on"
                 );
+                let index = *index;
                 self.outgoing.retain(|out| out.to != from);
-                vec![Step::Tell(Input::SnapshotSent { to: from, complete: true })]
+                if let Some(claim) = self.claims.get_mut(&from) {
+                    claim.progress_us = now_us;
+                }
+                vec![sent(from, Some(index))]
             }
             SnapshotOutcome::Failed => {
                 log::info!(
                     "server {from} could not use the snapshot: it gets another if it still needs one"
                 );
-                self.give_up(from)
+                self.give_up(now_us, from)
             }
         }
     }
 
-    fn give_up(&mut self, to: NodeId) -> Vec<Step> {
+    fn note_failure(&mut self, now_us: u64, to: NodeId) {
+        let failures = self.failures.entry(to).or_insert(Failures { count: 0, last_us: now_us });
+        // What failed long ago says nothing about now.
+        if now_us.saturating_sub(failures.last_us) > 2 * self.limits.retry_us_max {
+            failures.count = 0;
+        }
+        failures.count = failures.count.saturating_add(1);
+        failures.last_us = now_us;
+    }
+
+    fn give_up(&mut self, now_us: u64, to: NodeId) -> Vec<Step> {
         self.outgoing.retain(|out| out.to != to);
-        vec![Step::Tell(Input::SnapshotSent { to, complete: false })]
+        self.note_failure(now_us, to);
+        if self.claims.get(&to).is_some_and(|claim| !claim.whole) {
+            self.claims.remove(&to);
+        }
+        vec![sent(to, None)]
     }
 
     // ---- receiving ---------------------------------------------------------------------------
 
-    /// A snapshot is offered; `acceptable` says whether this server follows who offers it.
-    pub fn offered(
+    /// `acceptable` says whether this server follows who offers it, and is behind it.
+    fn offered(
         &mut self,
-        now: Instant,
+        now_us: u64,
         from: NodeId,
         id: u64,
         snapshot: SnapshotId,
         point: AppliedPoint,
         acceptable: bool,
     ) -> Vec<Step> {
-        let busy = self.incoming.as_ref().is_some_and(|incoming| incoming.whole);
-        if !acceptable || busy {
+        let installing = self.incoming.as_ref().is_some_and(|incoming| incoming.whole);
+        if !acceptable || installing || self.pieces_queued > 0 {
             return vec![answer(from, id, 0, SnapshotOutcome::Failed)];
         }
         log::info!("taking in a snapshot from server {from} to log index {}", snapshot.index);
@@ -222,25 +513,36 @@ impl Transfers {
         if self.incoming.is_some() {
             steps.push(Step::Store(SnapshotWork::Discard));
         }
-        self.incoming =
-            Some(Incoming { id, from, snapshot, received: 0, whole: false, progress_at: now });
+        self.incoming = Some(Incoming {
+            id,
+            from,
+            snapshot,
+            received: 0,
+            stored: 0,
+            whole: false,
+            progress_us: now_us,
+        });
         steps.push(Step::Store(SnapshotWork::Begin { id, point }));
         steps
     }
 
-    /// A piece arrives.
-    pub fn chunk(
+    fn chunk(
         &mut self,
-        now: Instant,
+        now_us: u64,
         from: NodeId,
         id: u64,
         sequence: u64,
         data: Bytes,
     ) -> Vec<Step> {
+        let in_flight_max = self.limits.chunks_in_flight_max;
         match &mut self.incoming {
             Some(incoming) if incoming.is(from, id) && incoming.received == sequence => {
+                if self.pieces_queued >= in_flight_max {
+                    return self.refuse("its sender sends more at once than it may");
+                }
+                self.pieces_queued += 1;
                 incoming.received += 1;
-                incoming.progress_at = now;
+                incoming.progress_us = now_us;
                 let chunk = SnapshotChunk { sequence, data };
                 vec![Step::Store(SnapshotWork::Chunk { id, chunk })]
             }
@@ -248,12 +550,11 @@ impl Transfers {
         }
     }
 
-    /// All pieces have been sent.
-    pub fn ended(&mut self, now: Instant, from: NodeId, id: u64, chunks: u64) -> Vec<Step> {
+    fn ended(&mut self, now_us: u64, from: NodeId, id: u64, chunks: u64) -> Vec<Step> {
         match &mut self.incoming {
             Some(incoming) if incoming.is(from, id) && incoming.received == chunks => {
                 incoming.whole = true;
-                incoming.progress_at = now;
+                incoming.progress_us = now_us;
                 vec![Step::Store(SnapshotWork::Finish { id })]
             }
             Some(incoming) if incoming.is(from, id) => self.refuse("pieces are missing"),
@@ -261,68 +562,137 @@ impl Transfers {
         }
     }
 
-    /// The applier has stored this many pieces.
-    pub fn stored(&mut self, id: u64, stored: u64) -> Vec<Step> {
-        match &self.incoming {
-            Some(incoming) if incoming.id == id => {
-                vec![answer(incoming.from, id, stored, SnapshotOutcome::Receiving)]
-            }
-            _ => Vec::new(),
-        }
+    /// The core takes the received snapshot over: the log is to begin anew after it.
+    pub fn installing(
+        &mut self,
+        number: u64,
+        snapshot: SnapshotId,
+        hard_state: HardState,
+    ) -> Vec<Step> {
+        let ours = self.incoming.as_ref().map(|incoming| (incoming.whole, incoming.snapshot));
+        assert_eq!(ours, Some((true, snapshot)), "the core installs what was received");
+        vec![Step::BeginLog { number, snapshot, hard_state }]
     }
 
-    /// The applier has checked the whole and made it durable beside the store.
-    pub fn staged(&mut self, id: u64) -> Vec<Step> {
-        match &self.incoming {
-            Some(Incoming { id: ours, from, snapshot, .. }) if *ours == id => {
-                vec![Step::Tell(Input::SnapshotReceived { from: *from, snapshot: *snapshot })]
-            }
-            _ => vec![Step::Store(SnapshotWork::Discard)],
-        }
+    /// The log has begun anew: the store follows, before anything that is committed after it is applied.
+    pub fn log_begun(&mut self, number: u64) -> Vec<Step> {
+        vec![Step::Store(SnapshotWork::Install), Step::Tell(Input::Persisted { number })]
     }
 
-    /// The applier could not store it.
-    pub fn failed(&mut self, id: u64, reason: &str) -> Vec<Step> {
-        match &self.incoming {
-            Some(incoming) if incoming.id == id => self.refuse(reason),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The core takes it over: the log is to begin anew after it.
-    pub fn installing(&mut self) -> Vec<Step> {
-        let Some(Incoming { from, id, received, .. }) = self.incoming else { return Vec::new() };
-        vec![answer(from, id, received, SnapshotOutcome::Complete)]
-    }
-
-    /// It has taken the store's place.
-    pub fn installed(&mut self) {
-        self.incoming = None;
-    }
-
-    /// The core has no use for it.
+    /// The core has no use for the received snapshot.
     pub fn discarded(&mut self) -> Vec<Step> {
         self.refuse("it is not needed any more")
     }
 
     fn refuse(&mut self, reason: &str) -> Vec<Step> {
-        let Some(Incoming { from, id, received, .. }) = self.incoming.take() else {
+        let Some(Incoming { from, id, stored, .. }) = self.incoming.take() else {
             return Vec::new();
         };
         log::info!("the snapshot from server {from} is thrown away: {reason}");
-        vec![
-            Step::Store(SnapshotWork::Discard),
-            answer(from, id, received, SnapshotOutcome::Failed),
-        ]
+        vec![Step::Store(SnapshotWork::Discard), answer(from, id, stored, SnapshotOutcome::Failed)]
     }
 
     // ---- both --------------------------------------------------------------------------------
 
-    /// The link to a peer is gone, in either direction.
-    pub fn lost(&mut self, peer: NodeId) -> Vec<Step> {
+    /// Takes in a message about snapshots, and gives back any other.
+    ///
+    /// # Errors
+    /// The message, when it is not about snapshots.
+    pub fn message(
+        &mut self,
+        now_us: u64,
+        from: NodeId,
+        message: PeerMessage,
+        status: impl FnOnce() -> NodeStatus,
+    ) -> Result<Vec<Step>, PeerMessage> {
+        Ok(match message {
+            PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
+                let status = status();
+                let acceptable = status.leader == Some(from)
+                    && status.term == snapshot.leader_term
+                    && status.commit < snapshot.index;
+                let point = AppliedPoint { index: snapshot.index, timestamp, hash };
+                self.offered(now_us, from, id, snapshot, point, acceptable)
+            }
+            PeerMessage::SnapshotChunk { id, sequence, data } => {
+                self.chunk(now_us, from, id, sequence, data)
+            }
+            PeerMessage::SnapshotEnd { id, chunks } => self.ended(now_us, from, id, chunks),
+            PeerMessage::SnapshotAnswer { id, stored, outcome } => {
+                self.answered(now_us, from, id, stored, outcome)
+            }
+            other => return Err(other),
+        })
+    }
+
+    /// Takes in what the applier reports. `term_at` gives the term of an entry of this server's log.
+    pub fn report(
+        &mut self,
+        now_us: u64,
+        report: SnapshotReport,
+        term_at: impl Fn(LogIndex) -> Option<Term>,
+    ) -> Vec<Step> {
+        if let SnapshotReport::Piece { .. } = report {
+            assert!(self.pieces_queued > 0, "the applier took a piece that it was not given");
+            self.pieces_queued -= 1;
+        }
+        match (report, &mut self.incoming) {
+            (SnapshotReport::Prepared { to, id, source }, _) => {
+                self.prepared(now_us, to, id, source, term_at)
+            }
+            (SnapshotReport::Piece { id, stored: Some(stored) }, Some(incoming))
+                if incoming.id == id =>
+            {
+                incoming.stored = stored;
+                vec![answer(incoming.from, id, stored, SnapshotOutcome::Receiving)]
+            }
+            (SnapshotReport::Staged { id }, Some(incoming)) if incoming.id == id => {
+                let Incoming { from, snapshot, .. } = *incoming;
+                vec![Step::Tell(Input::SnapshotReceived { from, snapshot })]
+            }
+            (SnapshotReport::Failed { id, reason }, Some(incoming)) if incoming.id == id => {
+                self.refuse(&reason)
+            }
+            (SnapshotReport::Installed { point, upkeep }, incoming) => {
+                log::info!("the snapshot to log index {} is in place", point.index);
+                let told = incoming.take().map(|Incoming { from, id, stored, .. }| {
+                    answer(from, id, stored, SnapshotOutcome::Complete)
+                });
+                let applied = Input::Applied { outcomes: Vec::new(), point, upkeep };
+                [Step::Tell(applied)].into_iter().chain(told).collect()
+            }
+            (SnapshotReport::Staged { .. }, _) => vec![Step::Store(SnapshotWork::Discard)],
+            (SnapshotReport::Piece { .. } | SnapshotReport::Failed { .. }, _) => Vec::new(),
+        }
+    }
+
+    /// The link on which this server sends to `peer` is up.
+    pub fn link_up(&mut self, peer: NodeId) {
+        self.linked.insert(peer);
+    }
+
+    /// The link on which this server sends to `peer` is gone.
+    pub fn link_down(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+        self.linked.remove(&peer);
+        self.broken(now_us, peer)
+    }
+
+    /// `peer` sends on a new link. The old one, if there was one, may not be known to be gone; what was said on it
+    /// last is lost all the same.
+    pub fn inbound_up(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+        self.broken(now_us, peer)
+    }
+
+    /// The link on which `peer` sends to this server is gone.
+    pub fn inbound_down(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+        self.broken(now_us, peer)
+    }
+
+    /// What was under way on a link to or from `peer` is lost.
+    fn broken(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
         let mut steps = Vec::new();
         if self.outgoing.iter().any(|out| out.to == peer) {
-            steps.extend(self.give_up(peer));
+            steps.extend(self.give_up(now_us, peer));
         }
         if self.incoming.as_ref().is_some_and(|i| i.from == peer && !i.whole) {
             steps.extend(self.refuse("its sender is gone"));
@@ -330,17 +700,69 @@ impl Transfers {
         steps
     }
 
-    /// Gives up what makes no progress.
-    pub fn tick(&mut self, now: Instant) -> Vec<Step> {
-        let stalled =
-            |since: Instant| now.saturating_duration_since(since) > limits::SNAPSHOT_STALL_TIMEOUT;
-        let late: Vec<NodeId> =
-            self.outgoing.iter().filter(|out| stalled(out.progress_at)).map(|out| out.to).collect();
-        let mut steps: Vec<Step> = late.into_iter().flat_map(|to| self.give_up(to)).collect();
-        if self.incoming.as_ref().is_some_and(|i| !i.whole && stalled(i.progress_at)) {
-            steps.extend(self.refuse("nothing more comes"));
+    /// Time passes: begins what is due, and gives up what makes no progress or has lost its leader. `matched` is
+    /// how far the leader knows a server's log to reach.
+    pub fn tick(
+        &mut self,
+        now_us: u64,
+        status: &NodeStatus,
+        matched: impl Fn(NodeId) -> LogIndex,
+    ) -> Vec<Step> {
+        let limits = self.limits;
+        let stalled = |since_us: u64| now_us.saturating_sub(since_us) > limits.stall_timeout_us;
+        let leads = status.role == Role::Leader;
+        self.outgoing.retain(|out| leads && out.leader_term == status.term);
+        let mut steps = self.keep_claims(now_us, leads, status.commit, matched);
+        let late = |out: &&Outgoing| {
+            !matches!(out.stage, Stage::Waiting { .. }) && stalled(out.progress_us)
+        };
+        let late: Vec<NodeId> = self.outgoing.iter().filter(late).map(|out| out.to).collect();
+        for to in late {
+            log::info!("server {to} takes in nothing more of its snapshot: giving it up");
+            steps.extend(self.give_up(now_us, to));
+        }
+        steps.extend(self.prepare_due(now_us));
+        steps.extend(self.outgoing.iter_mut().filter_map(|out| read_on(out, &limits)));
+        if let Some(Incoming { from, snapshot, whole: false, progress_us, .. }) = self.incoming {
+            let other_leads = status.leader.is_some_and(|leader| leader != from);
+            if status.term != snapshot.leader_term || other_leads {
+                steps.extend(self.refuse("its sender leads no more"));
+            } else if stalled(progress_us) {
+                steps.extend(self.refuse("nothing more comes"));
+            }
         }
         steps
+    }
+
+    /// Moves the claims on the log along with their servers, and ends those that are met or in vain.
+    fn keep_claims(
+        &mut self,
+        now_us: u64,
+        leads: bool,
+        commit: LogIndex,
+        matched: impl Fn(NodeId) -> LogIndex,
+    ) -> Vec<Step> {
+        let before = self.claims.len();
+        let limits = self.limits;
+        let mut met = Vec::new();
+        self.claims.retain(|peer, claim| {
+            let next = matched(*peer) + 1;
+            if next > claim.from {
+                claim.from = next;
+                claim.progress_us = now_us;
+            }
+            let caught_up = claim.whole && next > commit;
+            if caught_up {
+                met.push(*peer);
+            }
+            let stalled = now_us.saturating_sub(claim.progress_us) > limits.stall_timeout_us;
+            leads && !caught_up && !stalled
+        });
+        for peer in met {
+            self.failures.remove(&peer);
+        }
+        // Nothing else may come for long that would shorten the log.
+        if self.claims.len() < before { vec![self.compact()] } else { Vec::new() }
     }
 }
 
@@ -351,12 +773,17 @@ impl Incoming {
 }
 
 /// The next piece may be read when the view is at hand and not too many are under way.
-fn read_on(out: &mut Outgoing) -> Option<Step> {
-    if out.ended || out.sent - out.stored >= limits::SNAPSHOT_CHUNKS_IN_FLIGHT {
+fn read_on(out: &mut Outgoing, limits: &TransferLimits) -> Option<Step> {
+    let Stage::Sending { source, sent, stored, ended, .. } = &mut out.stage else { return None };
+    if *ended || *sent - *stored >= limits.chunks_in_flight_max {
         return None;
     }
-    let source = out.source.take()?;
-    Some(Step::Read { to: out.to, id: out.id, source })
+    let source = source.take()?;
+    Some(Step::Read { to: out.to, id: out.id, source, bytes_max: limits.chunk_bytes_max })
+}
+
+fn sent(to: NodeId, reached: Option<LogIndex>) -> Step {
+    Step::Tell(Input::SnapshotSent { to, reached })
 }
 
 fn answer(to: NodeId, id: u64, stored: u64, outcome: SnapshotOutcome) -> Step {

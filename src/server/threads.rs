@@ -13,14 +13,16 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::snapshots::SnapshotWork;
+use super::intake::Intake;
+use super::snapshots::{SnapshotReport, SnapshotWork};
 use crate::limits;
 use crate::net::WakeHandle;
-use crate::node::{Input, UpkeepState};
+use crate::node::Input;
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
+use crate::storage::log::compaction::{self, Kept};
 use crate::storage::log::{DiskLog, LogError};
-use crate::storage::snapshot::{DiskStaging, SnapshotSink, SnapshotSource, StagedSnapshot};
-use crate::types::{AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId};
+use crate::storage::snapshot::DiskStaging;
+use crate::types::{HardState, LogBatch, LogEntry, LogIndex, SnapshotId};
 use crate::workers::queue::{self, Receiver, RecvError};
 
 /// What a writing thread reports.
@@ -29,18 +31,12 @@ pub(super) enum Report {
     Done(Input),
     /// The store is durable up to here: the log need not reach further back.
     Checkpointed(LogIndex),
-    /// A view of the store is pinned for server `to`, or could not be.
-    SnapshotPrepared { to: NodeId, id: u64, source: Option<SnapshotSource> },
-    /// This many pieces of an arriving snapshot are stored.
-    SnapshotStored { id: u64, stored: u64 },
-    /// An arriving snapshot is whole, checked, and durable beside the store.
-    SnapshotStaged { id: u64 },
-    /// An arriving snapshot could not be stored.
-    SnapshotFailed { id: u64, reason: String },
+    /// About snapshots.
+    Snapshot(SnapshotReport),
+    /// The log before this index has been deleted.
+    Compacted { first_index: LogIndex },
     /// The log has begun anew; the batch number that stands for it.
     LogBegunAnew { number: u64 },
-    /// A snapshot has taken the store's place.
-    SnapshotInstalled { point: AppliedPoint, upkeep: UpkeepState },
     /// The end: one sentence.
     Failed(String),
 }
@@ -51,8 +47,8 @@ pub(super) enum LogWork {
     Append(LogBatch),
     /// Begin anew after a snapshot.
     BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
-    /// Delete what lies before this index and is not worth keeping.
-    Compact(LogIndex),
+    /// Delete what the store holds durably and no server needs.
+    Compact { durable_index: LogIndex, needed_from: Option<LogIndex> },
 }
 
 /// Work for the applier.
@@ -154,9 +150,9 @@ impl LogThread {
                     self.log.reset(snapshot.index, snapshot.term, hard_state)?;
                     let _ = reports.send(Report::LogBegunAnew { number });
                 }
-                LogWork::Compact(durable_index) => {
+                LogWork::Compact { durable_index, needed_from } => {
                     self.append(reports)?;
-                    self.compact(durable_index, reports)?;
+                    self.compact(durable_index, needed_from, reports)?;
                 }
             }
             if bytes < limits::LOG_GROUP_BYTES_MAX {
@@ -177,14 +173,21 @@ impl LogThread {
     fn compact(
         &mut self,
         durable_index: LogIndex,
+        needed_from: Option<LogIndex>,
         reports: &Sender<Report>,
     ) -> Result<(), LogError> {
         let (before, _) = self.log.reader().bounds();
-        self.log.compact(self.log.recent_from().min(durable_index + 1))?;
+        let first = compaction::first_kept(Kept {
+            durable_index,
+            recent_from: self.log.recent_from(),
+            needed_from,
+            longest_from: self.log.longest_from(),
+        });
+        self.log.compact(first)?;
         let (first_index, _) = self.log.reader().bounds();
         if first_index > before {
             log::info!("the log now begins at index {first_index}");
-            let _ = reports.send(Report::Done(Input::Compacted { first_index }));
+            let _ = reports.send(Report::Compacted { first_index });
         }
         Ok(())
     }
@@ -203,8 +206,8 @@ pub(super) fn applier(
     wake: WakeHandle,
 ) -> io::Result<Writer<ApplierWork>> {
     Writer::start("acervo-apply", move |work: Receiver<ApplierWork>| {
-        let mut thread =
-            ApplierThread { machine, staging, reports, started: Instant::now(), sink: Sink::None };
+        let intake = Intake::new(staging);
+        let mut thread = ApplierThread { machine, intake, reports, started: Instant::now() };
         loop {
             let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
             let received =
@@ -269,19 +272,11 @@ fn gather(
     (entries, answering, None)
 }
 
-/// A snapshot that is arriving.
-enum Sink {
-    None,
-    Open { id: u64, sink: SnapshotSink, stored: u64 },
-    Staged(StagedSnapshot),
-}
-
 struct ApplierThread {
     machine: StateMachine,
-    staging: DiskStaging,
+    intake: Intake<DiskStaging>,
     reports: Sender<Report>,
     started: Instant,
-    sink: Sink,
 }
 
 impl ApplierThread {
@@ -310,57 +305,13 @@ impl ApplierThread {
         Ok(())
     }
 
-    /// Errors of the store end the process; errors of a snapshot end the snapshot.
     fn snapshot(&mut self, work: SnapshotWork) -> Result<(), ApplyError> {
-        match work {
-            SnapshotWork::Prepare { to, id } => {
-                let source = Some(self.machine.begin_snapshot()?);
+        for report in self.intake.handle(&mut self.machine, work)? {
+            if let SnapshotReport::Prepared { .. } = report {
                 self.report(Report::Checkpointed(self.machine.durable_index()));
-                self.report(Report::SnapshotPrepared { to, id, source });
             }
-            SnapshotWork::Begin { id, point } => {
-                // What came before goes first: there is room for one.
-                self.sink = Sink::None;
-                match SnapshotSink::create(self.staging.clone(), point) {
-                    Ok(sink) => self.sink = Sink::Open { id, sink, stored: 0 },
-                    Err(error) => self.refuse(id, error.to_string()),
-                }
-            }
-            SnapshotWork::Chunk { id, chunk } => match &mut self.sink {
-                Sink::Open { id: open, sink, stored } if *open == id => match sink.push(&chunk) {
-                    Ok(()) => {
-                        *stored += 1;
-                        let stored = *stored;
-                        self.report(Report::SnapshotStored { id, stored });
-                    }
-                    Err(error) => self.refuse(id, error.to_string()),
-                },
-                _ => {}
-            },
-            SnapshotWork::Finish { id } => match std::mem::replace(&mut self.sink, Sink::None) {
-                Sink::Open { id: open, sink, .. } if open == id => match sink.finish() {
-                    Ok(staged) => {
-                        self.sink = Sink::Staged(staged);
-                        self.report(Report::SnapshotStaged { id });
-                    }
-                    Err(error) => self.refuse(id, error.to_string()),
-                },
-                other => self.sink = other,
-            },
-            SnapshotWork::Install => {
-                if let Sink::Staged(staged) = std::mem::replace(&mut self.sink, Sink::None) {
-                    let point = self.machine.install(staged)?;
-                    let upkeep = self.machine.upkeep();
-                    self.report(Report::SnapshotInstalled { point, upkeep });
-                }
-            }
-            SnapshotWork::Discard => self.sink = Sink::None,
+            self.report(Report::Snapshot(report));
         }
         Ok(())
-    }
-
-    fn refuse(&mut self, id: u64, reason: String) {
-        self.sink = Sink::None;
-        self.report(Report::SnapshotFailed { id, reason });
     }
 }

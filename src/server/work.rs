@@ -38,7 +38,7 @@ pub(super) enum Job {
     /// Log entries for a late server.
     Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
     /// The next piece of a snapshot for server `to`.
-    SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource },
+    SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource, bytes_max: usize },
 }
 
 /// What came of it.
@@ -79,8 +79,8 @@ impl StoreWorker {
                 });
                 Completion::Fetched { fetch, entries }
             }
-            Job::SnapshotChunk { to, id, mut source } => {
-                let chunk = source.next_chunk(limits::SNAPSHOT_CHUNK_BYTES);
+            Job::SnapshotChunk { to, id, mut source, bytes_max } => {
+                let chunk = source.next_chunk(bytes_max);
                 let chunk = chunk.map_err(|error| error.to_string());
                 Completion::SnapshotChunk { to, id, source, chunk }
             }

@@ -569,7 +569,7 @@ pub enum SnapshotOutcome {
     /// More is welcome.
     #[serde(rename = "RECEIVING")]
     Receiving,
-    /// It is whole, and taken over.
+    /// It is in place of the receiver's store.
     #[serde(rename = "COMPLETE")]
     Complete,
     /// It is of no use, or could not be stored.

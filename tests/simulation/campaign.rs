@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use acervo::command::{History, StateLimits};
+use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
+use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::PageLimits;
 use bytes::Bytes;
 
@@ -37,6 +39,8 @@ struct Report {
     refused: u64,
     terms: u64,
     faults: u64,
+    /// Snapshots that took a store's place.
+    snapshots: u64,
 }
 
 /// Limits that a short run reaches, each often enough.
@@ -64,6 +68,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
         replication_delay[rng.index(servers)] = Duration::from_millis(rng.range(1..=1_000));
     }
     let removal_grace_us = rng.pick(&[100 * MILLISECOND, 2 * SECOND, 60 * SECOND]);
+    let delayed = replication_delay.iter().any(|delay| !delay.is_zero());
     let setup = Setup {
         servers,
         replication_delay,
@@ -82,6 +87,16 @@ fn setup(seed: u64) -> (Setup, Rng) {
         checkpoints: rng.pick(&[5, 50, 500]),
         compactions: rng.pick(&[0, 300, 1_000]),
         fetch_failures: rng.pick(&[0, 100]),
+        piece_us_max: rng.pick(&[500, 5_000, 20_000]),
+        limits: small_limits(&mut rng, delayed),
+        transfers: TransferLimits {
+            chunk_bytes_max: rng.pick(&[100, 2_000, 20_000]),
+            chunks_in_flight_max: rng.pick(&[1, 2, 4]),
+            stall_timeout_us: rng.pick(&[2 * SECOND, 5 * SECOND]),
+            retry_us_min: rng.pick(&[10, 200]) * MILLISECOND,
+            retry_us_max: rng.pick(&[200, 2_000]) * MILLISECOND,
+        },
+        held_entries_max: rng.pick(&[40, 1_000, u64::MAX]),
         state_limits: state_limits(&mut rng, removal_grace_us),
         page_limits: PageLimits {
             rows: rng.pick(&[2, 1000]),
@@ -103,6 +118,31 @@ fn setup(seed: u64) -> (Setup, Rng) {
         ..Setup::calm(seed)
     };
     (setup, rng)
+}
+
+/// Limits that a few clients reach, each drawn for itself.
+fn small_limits(rng: &mut Rng, delayed: bool) -> NodeLimits {
+    // A server that stores late on purpose would catch up by an entry for each of its delays.
+    let append_bytes_max = match rng.pick(&[1, 200, 2_000, limits::APPEND_BYTES_MAX]) {
+        1 | 200 if delayed => 2_000,
+        bytes => bytes,
+    };
+    let appends_in_flight_max = rng.pick(&[1, 2, 16]);
+    NodeLimits {
+        append_bytes_max,
+        appends_in_flight_max: if delayed { 16 } else { appends_in_flight_max },
+        uncommitted_bytes_max: append_bytes_max.max(rng.pick(&[500, 5_000, 1_000_000])),
+        unapplied_bytes_max: rng.pick(&[1, 1_000, 20_000]),
+        apply_bytes_max: rng.pick(&[1, 1_000, 100_000]),
+        apply_lag_entries_max: rng.pick(&[1, 20, 4_096]),
+        apply_lag_bytes_max: rng.pick(&[100, 5_000, 1_000_000]),
+        log_cache_bytes_max: rng.pick(&[1, 1_000, 100_000]),
+        fetched_ranges_max: rng.pick(&[1, 8]),
+        pending_writes_max: rng.pick(&[4, 64]),
+        pending_write_bytes_max: rng.pick(&[500, 100_000]),
+        pending_reads_max: rng.pick(&[4, 64]),
+        delayed_appends_max: rng.pick(&[16, 1_000]),
+    }
 }
 
 fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
@@ -135,6 +175,7 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
         refused: ended(|outcome| matches!(outcome, Outcome::Refused(_))),
         terms: world.checker.terms_led() as u64,
         faults: world.nemesis.struck.values().sum(),
+        snapshots: world.snapshots.1,
     })
 }
 
@@ -269,6 +310,7 @@ fn random_seeds_keep_every_promise() {
                             total.refused += report.refused;
                             total.terms += report.terms;
                             total.faults += report.faults;
+                            total.snapshots += report.snapshots;
                         }
                         Err(reason) => failures.lock().unwrap().push((seed, reason)),
                     }
@@ -290,13 +332,20 @@ fn random_seeds_keep_every_promise() {
     }
     let total = total.into_inner().unwrap();
     println!(
-        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} faults",
-        total.acknowledged, total.read, total.pages, total.refused, total.terms, total.faults
+        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} faults, {} snapshots",
+        total.acknowledged,
+        total.read,
+        total.pages,
+        total.refused,
+        total.terms,
+        total.faults,
+        total.snapshots
     );
     // A campaign in which nothing happens proves nothing.
     assert!(total.acknowledged > seeds * 10 && total.read > seeds && total.faults > seeds);
     assert!(total.pages > seeds * 10 && total.refused > seeds);
     assert!(total.terms > seeds, "no leader was ever replaced");
+    assert!(total.snapshots > seeds / 10, "hardly a snapshot was taken in");
 }
 
 #[test]

@@ -79,17 +79,17 @@ impl Disk {
         true
     }
 
-    /// Ends the running sync: the number of the newest durable batch, and the snapshot's state if the
-    /// log was begun anew.
-    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<Saved>), String> {
+    /// Ends the running sync: the number of the newest durable batch, and if the log was begun anew, the number
+    /// that stands for that and the index it begins after.
+    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<(u64, LogIndex)>), String> {
         let mut newest = None;
         let mut installed = None;
         for _ in 0..std::mem::take(&mut self.syncing) {
             if let Some(write) = self.queue.pop_front() {
                 newest = Some(match &write {
                     Write::Batch(batch) => batch.number,
-                    Write::Snapshot { number, machine, .. } => {
-                        installed = Some(machine.clone());
+                    Write::Snapshot { number, snapshot, .. } => {
+                        installed = Some((*number, snapshot.index));
                         *number
                     }
                 });

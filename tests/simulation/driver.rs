@@ -1,27 +1,34 @@
 //! What the real server's wiring does for its core, done in virtual time: inputs in, outputs
 //! carried out in order, the disk, the state machine, start and stop.
 
-use acervo::limits;
+use acervo::limits::{self, NodeLimits};
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
 use acervo::node::{Input, Notice, Output, RequestToken, UpkeepState};
-use acervo::types::{LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
+use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
+use acervo::storage::log::compaction::{self, Kept};
+use acervo::storage::snapshot::SnapshotSource;
+use acervo::types::{LogBatch, LogEntry, LogIndex, NodeId};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
 use crate::checker::{Verdict, Violation, ensure};
 use crate::machine::{Machine, Saved};
-use crate::network::LinkState;
 use crate::server::{Piece, Process, node_id, position};
-use crate::world::{Event, MILLISECOND, SECOND, World};
+use crate::world::{Event, MILLISECOND, SECOND, Setup, World};
 
 /// An answer may take the commit time-out here, again at a leader that then dies, the in-sync
 /// time-out twice, and this much for the machinery.
 const ANSWER_SLACK_US: u64 = 2 * SECOND;
+/// No client here writes more at once.
+const ENTRY_BYTES_MAX: usize = 4 * 1024;
 
 impl World {
     /// Gives a core one input and carries out what it answers.
     pub fn input(&mut self, server: usize, input: Input) -> Verdict {
         let now = self.now_of(server);
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        if let Input::Applied { point, .. } = &input {
+            process.unapplied = process.unapplied.split_off(&(point.index + 1));
+        }
         if !matches!(input, Input::Tick) {
             self.trace.note(self.now_us, || format!("{} <- {input:?}", server + 1));
         }
@@ -43,11 +50,13 @@ impl World {
         process.flush_due = false;
         let mut outputs = Vec::new();
         process.node.flush(now, &mut outputs);
+        let reached = process.early.take_reached(process.node.applied_point().timestamp);
         if let Some(due_us) = process.node.flush_due_us() {
             let life = self.servers[server].life;
             let delay_us = due_us.saturating_sub(now.monotonic_us) + self.rng.below(MILLISECOND);
             self.after(delay_us, Event::Flush { server, life });
         }
+        reached.into_iter().for_each(|attempt| self.start_get(server, attempt));
         self.carry_out(server, outputs)
     }
 
@@ -66,7 +75,14 @@ impl World {
                 node_id(server)
             );
         }
-        self.input(server, Input::Tick)
+        self.input(server, Input::Tick)?;
+        let now_us = self.now_us;
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        let node = &process.node;
+        let steps = process.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
+        let overdue = process.early.take_overdue(now_us);
+        overdue.into_iter().for_each(|attempt| self.start_get(server, attempt));
+        self.take_steps(server, steps)
     }
 
     fn carry_out(&mut self, server: usize, outputs: Vec<Output>) -> Verdict {
@@ -102,21 +118,18 @@ impl World {
                     self.after(delay_us, Event::Fetched { server, life, fetch, range, bytes_max });
                 }
                 Output::SendSnapshot { to, leader_term } => {
-                    self.send_snapshot(server, to, leader_term)?;
+                    let now_us = self.now_us;
+                    let steps = self.transfers(server, |t| t.start(now_us, to, leader_term));
+                    self.take_steps(server, steps)?;
                 }
                 Output::InstallSnapshot { number, snapshot, hard_state } => {
-                    let state = &mut self.servers[server];
-                    let staged = state.process.as_mut().and_then(|process| process.staged.take());
-                    let Some(machine) = staged else {
-                        return Err(Violation(format!("{} installs nothing", node_id(server))));
-                    };
-                    state.disk.write_snapshot(number, snapshot, hard_state, machine);
-                    self.start_sync(server);
+                    let steps =
+                        self.transfers(server, |t| t.installing(number, snapshot, hard_state));
+                    self.take_steps(server, steps)?;
                 }
                 Output::DiscardSnapshot => {
-                    if let Some(process) = &mut self.servers[server].process {
-                        process.staged = None;
-                    }
+                    let steps = self.transfers(server, Transfers::discarded);
+                    self.take_steps(server, steps)?;
                 }
                 Output::Console(event) => {
                     if let Some(process) = &mut self.servers[server].process {
@@ -204,6 +217,24 @@ impl World {
                 first.index
             );
         }
+        if let Some(process) = &mut self.servers[server].process
+            && let Some(first) = batch.entries.first()
+        {
+            process.unapplied.split_off(&first.index);
+            let bytes = |entry: &LogEntry| (entry.index, entry.data.len() + 64);
+            process.unapplied.extend(batch.entries.iter().map(bytes));
+            let NodeLimits { unapplied_bytes_max, append_bytes_max, .. } = self.setup.limits;
+            let held: usize = process.unapplied.values().sum();
+            // As much may be committed here as is not committed at its leader: each with one message more, and an
+            // entry that is larger than a message may be.
+            let message_bytes = 4 * append_bytes_max as usize + ENTRY_BYTES_MAX;
+            let held_max = 2 * (unapplied_bytes_max + message_bytes);
+            ensure!(
+                held <= held_max,
+                "{} holds {held} bytes that are not applied",
+                node_id(server)
+            );
+        }
         self.servers[server].disk.write(batch);
         self.start_sync(server);
         Ok(())
@@ -220,15 +251,13 @@ impl World {
 
     /// A sync ends.
     pub fn synced(&mut self, server: usize) -> Verdict {
-        let (newest, installed) = self.servers[server].disk.finish_sync()?;
-        if let Some(machine) = installed
+        let (newest, begun) = self.servers[server].disk.finish_sync()?;
+        if let Some((number, index)) = begun
             && let Some(process) = &mut self.servers[server].process
         {
-            process.handed = machine.point().index;
-            process.applying.push_back(Piece::Snapshot(machine));
-            if process.applying.len() == 1 {
-                self.start_apply(server);
-            }
+            process.handed = index;
+            let steps = process.transfers.log_begun(number);
+            self.take_steps(server, steps)?;
         }
         self.start_sync(server);
         match newest {
@@ -283,7 +312,7 @@ impl World {
 
     fn start_apply(&mut self, server: usize) {
         let life = self.servers[server].life;
-        let delay_us = self.rng.range(10..=self.setup.apply_us_max);
+        let delay_us = self.rng.range(10..=self.servers[server].apply_us_max);
         self.after(delay_us, Event::ApplyDone { server, life });
     }
 
@@ -294,6 +323,7 @@ impl World {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
         let mut swept = None;
+        let mut reports = None;
         match process.applying.pop_front() {
             Some(Piece::Entries { entries, .. }) if !self.setup.honest => {
                 outcomes.extend(entries.iter().filter_map(|entry| process.machine.believe(entry)));
@@ -308,9 +338,19 @@ impl World {
                     swept = applied.upkeep.swept.or(swept);
                 }
             }
-            Some(Piece::Snapshot(saved)) => {
-                process.machine = Machine::restore(&saved, self.setup.state_limits)?;
-                self.servers[server].checkpoint = saved;
+            Some(Piece::Snapshot(work)) => {
+                let done = process.machine.snapshot(&mut process.intake, &process.staging, work)?;
+                let durable = |report: &SnapshotReport| {
+                    matches!(
+                        report,
+                        SnapshotReport::Prepared { .. } | SnapshotReport::Installed { .. }
+                    )
+                };
+                let saves = done.iter().any(durable);
+                reports = Some(done);
+                if saves {
+                    self.servers[server].checkpoint = process.machine.save()?;
+                }
             }
             None => {}
         }
@@ -320,72 +360,188 @@ impl World {
         let delay_us = self.rng.range(5..=50);
         let notice_us = (self.now_us + delay_us).max(process.applied_notice_us);
         process.applied_notice_us = notice_us;
-        let more = !process.applying.is_empty();
+        if !process.applying.is_empty() {
+            self.start_apply(server);
+        }
+        let life = self.servers[server].life;
+        if let Some(reports) = reports {
+            for report in reports {
+                self.at(notice_us, Event::SnapshotReport { server, life, report });
+            }
+        } else {
+            self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point });
+        }
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         if self.rng.chance(self.setup.checkpoints) {
-            self.servers[server].checkpoint = process.machine.save()?;
-            if self.rng.chance(self.setup.compactions) {
-                let first_index = (point.index + 1).saturating_sub(self.rng.below(30));
-                if self.servers[server].disk.compact(first_index) {
-                    self.input(server, Input::Compacted { first_index })?;
+            let saved = process.machine.save()?;
+            self.servers[server].checkpoint = saved;
+            self.at(notice_us, Event::Checkpointed { server, life, index: point.index });
+        }
+        Ok(())
+    }
+
+    /// The loop learns up to where the store is durable.
+    pub fn checkpointed(&mut self, server: usize, index: LogIndex) -> Verdict {
+        let steps = self.transfers(server, |t| t.checkpointed(index));
+        self.take_steps(server, steps)
+    }
+
+    // ---- snapshots ----------------------------------------------------------------------------
+
+    /// Lets a server's bookkeeping of snapshots take in what happened.
+    fn transfers(
+        &mut self,
+        server: usize,
+        happened: impl FnOnce(&mut Transfers) -> Vec<Step>,
+    ) -> Vec<Step> {
+        let process = self.servers[server].process.as_mut();
+        process.map_or_else(Vec::new, |process| happened(&mut process.transfers))
+    }
+
+    /// Does what the bookkeeping of snapshots wants done.
+    pub fn take_steps(&mut self, server: usize, steps: Vec<Step>) -> Verdict {
+        for step in steps {
+            let life = self.servers[server].life;
+            self.trace.note(self.now_us, || format!("{} => {step:?}", server + 1));
+            match step {
+                Step::Send { to, message } => {
+                    let to = position(to, self.servers.len())
+                        .ok_or_else(|| Violation(format!("a piece for {to}")))?;
+                    self.send_in_order(server, to, &message)?;
+                }
+                Step::Tell(input) => {
+                    if let Input::SnapshotSent { to, reached: Some(_) } = &input
+                        && let Some(process) = &mut self.servers[server].process
+                    {
+                        process.prepared_us.remove(to);
+                    }
+                    self.input(server, input)?;
+                }
+                Step::Store(work) => self.snapshot_work(server, work)?,
+                Step::Read { to, id, source, bytes_max } => {
+                    if self.servers[server].workers_busy_until_us > self.now_us {
+                        self.transfers(server, |t| {
+                            t.workers_busy(to, id, source);
+                            Vec::new()
+                        });
+                        continue;
+                    }
+                    let delay_us = self.rng.range(50..=self.setup.piece_us_max);
+                    let transfer = id;
+                    let event = Event::Piece { server, life, to, transfer, source, bytes_max };
+                    self.after(delay_us, event);
+                }
+                Step::BeginLog { number, snapshot, hard_state } => {
+                    let state = &mut self.servers[server];
+                    let Some(process) = &mut state.process else { return Ok(()) };
+                    let Some(staged) = process.staging.staged() else {
+                        return Err(Violation(format!("{} installs nothing", node_id(server))));
+                    };
+                    process.unapplied.clear();
+                    let saved = Saved::of(&staged, process.arriving)?;
+                    state.disk.write_snapshot(number, snapshot, hard_state, saved);
+                    self.start_sync(server);
+                }
+                Step::Compact { durable_index, needed_from } => {
+                    self.compact(server, durable_index, needed_from)?;
                 }
             }
         }
-        let life = self.servers[server].life;
-        self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point });
-        if more {
+        Ok(())
+    }
+
+    fn compact(
+        &mut self,
+        server: usize,
+        durable_index: LogIndex,
+        needed_from: Option<LogIndex>,
+    ) -> Verdict {
+        if !self.rng.chance(self.setup.compactions) {
+            return Ok(());
+        }
+        let last_index = self.servers[server].disk.last_index();
+        let first_index = compaction::first_kept(Kept {
+            durable_index,
+            recent_from: (durable_index + 1).saturating_sub(self.rng.below(30)),
+            needed_from,
+            longest_from: (last_index + 1).saturating_sub(self.setup.held_entries_max),
+        });
+        if self.servers[server].disk.compact(first_index) {
+            self.input(server, Input::Compacted { first_index })?;
+            let now_us = self.now_us;
+            let steps = self.transfers(server, |t| t.compacted(now_us, first_index));
+            self.take_steps(server, steps)?;
+        }
+        Ok(())
+    }
+
+    fn snapshot_work(&mut self, server: usize, work: SnapshotWork) -> Verdict {
+        let now_us = self.now_us;
+        let Setup { transfers: TransferLimits { retry_us_min, chunks_in_flight_max, .. }, .. } =
+            self.setup;
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        match &work {
+            SnapshotWork::Prepare { to, .. } => {
+                let before_us = process.prepared_us.insert(*to, now_us);
+                ensure!(
+                    before_us.is_none_or(|before_us| now_us - before_us >= retry_us_min),
+                    "{} prepares snapshots for {to} at {before_us:?} and {now_us} µs",
+                    node_id(server)
+                );
+                self.snapshots.0 += 1;
+            }
+            SnapshotWork::Begin { point, .. } => process.arriving = *point,
+            _ => {}
+        }
+        process.applying.push_back(Piece::Snapshot(work));
+        let is_chunk =
+            |piece: &&Piece| matches!(piece, Piece::Snapshot(SnapshotWork::Chunk { .. }));
+        let waiting = process.applying.iter().filter(is_chunk).count() as u64;
+        ensure!(
+            waiting <= chunks_in_flight_max,
+            "{waiting} pieces of a snapshot wait for the applier of {}",
+            node_id(server)
+        );
+        if process.applying.len() == 1 {
             self.start_apply(server);
         }
         Ok(())
     }
 
-    // ---- snapshots ----------------------------------------------------------------------------
-
-    fn send_snapshot(&mut self, server: usize, to: NodeId, leader_term: Term) -> Verdict {
-        let to = position(to, self.servers.len())
-            .ok_or_else(|| Violation(format!("a snapshot for {to}")))?;
-        let life = self.servers[server].life;
-        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
-        let machine = process.machine.save()?;
-        let index = machine.point().index;
-        let delay_us = self.rng.range(MILLISECOND..=200 * MILLISECOND);
-        let link = self.network.link(server, to);
-        match process.node.term_at(index) {
-            Some(term) if link.state == LinkState::Up && !self.rng.chance(100) => {
-                let (from, epoch) = (server, link.epoch);
-                let snapshot = SnapshotId { leader_term, index, term };
-                self.after(delay_us, Event::SnapshotArrives { from, to, epoch, snapshot, machine });
-            }
-            _ => {
-                self.after(delay_us, Event::SnapshotSent { server, life, to, complete: false });
-            }
-        }
-        Ok(())
+    /// A worker reads a piece of a snapshot.
+    pub fn piece(
+        &mut self,
+        server: usize,
+        to: NodeId,
+        transfer: u64,
+        mut source: SnapshotSource,
+        bytes_max: usize,
+    ) -> Verdict {
+        let failed = self.rng.chance(self.setup.fetch_failures / 50);
+        let chunk = match failed {
+            true => Err("the disk does not answer".to_owned()),
+            false => source.next_chunk(bytes_max).map_err(|error| error.to_string()),
+        };
+        let now_us = self.now_us;
+        let steps = self.transfers(server, |t| t.read(now_us, to, transfer, source, chunk));
+        self.take_steps(server, steps)
     }
 
-    /// A whole snapshot arrives, unless the link broke meanwhile or another is being taken in.
-    pub fn snapshot_arrives(
-        &mut self,
-        from: usize,
-        to: usize,
-        epoch: u64,
-        snapshot: SnapshotId,
-        machine: Saved,
-    ) -> Verdict {
-        let stands = self.network.link(from, to).epoch == epoch;
-        let life = self.servers[from].life;
-        let process = self.servers[to].process.as_mut();
-        let complete = match process.filter(|process| stands && process.staged.is_none()) {
-            Some(process) => {
-                process.staged = Some(machine);
-                true
+    /// The loop learns what the applier did about a snapshot.
+    pub fn snapshot_report(&mut self, server: usize, report: SnapshotReport) -> Verdict {
+        let now_us = self.now_us;
+        match &report {
+            SnapshotReport::Prepared { source, .. } => {
+                let index = source.point().index;
+                self.checkpointed(server, index)?;
             }
-            None => false,
-        };
-        self.after(MILLISECOND, Event::SnapshotSent { server: from, life, to, complete });
-        match complete {
-            true => self.input(to, Input::SnapshotReceived { from: node_id(from), snapshot }),
-            false => Ok(()),
+            SnapshotReport::Installed { .. } => self.snapshots.1 += 1,
+            _ => {}
         }
+        let Some(process) = &mut self.servers[server].process else { return Ok(()) };
+        let node = &process.node;
+        let steps = process.transfers.report(now_us, report, |index| node.term_at(index));
+        self.take_steps(server, steps)
     }
 
     // ---- start and stop -----------------------------------------------------------------------
@@ -412,8 +568,10 @@ impl World {
             replication_delay: self.setup.replication_delay[server],
             console: true,
             upkeep: self.setup.upkeep,
+            limits: self.setup.limits,
             first_question: self.rng.next_u64(),
         };
+        let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
         let state = &mut self.servers[server];
         if let Some(snapshot) = state.disk.snapshot()
             && snapshot.point().index > state.checkpoint.point().index
@@ -430,7 +588,7 @@ impl World {
         let node = Node::new(config, recovered)
             .map_err(|error| Violation(format!("{} cannot start: {error}", node_id(server))))?;
         state.life += 1;
-        state.process = Some(Process::new(node, machine));
+        state.process = Some(Process::new(node, machine, transfers));
         let life = state.life;
         let delay_us = self.rng.range(0..=limits::TICK.as_micros() as u64);
         self.after(delay_us, Event::Tick { server, life });

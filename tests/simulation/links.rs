@@ -26,6 +26,36 @@ impl World {
         Ok(())
     }
 
+    /// Sends a message that the real link delivers in order, or breaks.
+    pub fn send_in_order(&mut self, from: usize, to: usize, message: &PeerMessage) -> Verdict {
+        let frame = rmp_serde::to_vec(message)
+            .map_err(|error| Violation(format!("{message:?} cannot be encoded: {error}")))?;
+        let link = self.network.link(from, to);
+        if link.state == LinkState::Up {
+            let epoch = link.epoch;
+            let at_us = link.append(self.now_us, frame, &mut self.rng);
+            self.at(at_us, Event::Carry { from, to, epoch });
+        }
+        Ok(())
+    }
+
+    /// The next message of a link's stream arrives, unless the link broke; it waits while nothing gets through.
+    pub fn carry(&mut self, from: usize, to: usize, epoch: u64) -> Verdict {
+        let link = self.network.link(from, to);
+        link.stream.retain(|(sent_in, _)| *sent_in == link.epoch);
+        if link.epoch != epoch {
+            return Ok(());
+        }
+        if link.blocked {
+            self.after(20 * MILLISECOND, Event::Carry { from, to, epoch });
+            return Ok(());
+        }
+        match link.stream.pop_front() {
+            Some((_, frame)) => self.deliver(from, to, epoch, &frame),
+            None => Ok(()),
+        }
+    }
+
     /// A message arrives, unless its link broke meanwhile.
     pub fn deliver(&mut self, from: usize, to: usize, epoch: u64, frame: &[u8]) -> Verdict {
         if self.network.link(from, to).epoch != epoch {
@@ -33,7 +63,19 @@ impl World {
         }
         let message = rmp_serde::from_slice(frame)
             .map_err(|error| Violation(format!("a message cannot be decoded: {error}")))?;
-        self.input(to, Input::Peer { from: node_id(from), message })
+        self.peer_message(from, to, message)
+    }
+
+    /// A message is taken in as the real wiring does it.
+    pub fn peer_message(&mut self, from: usize, to: usize, message: PeerMessage) -> Verdict {
+        let now_us = self.now_us;
+        let Some(process) = &mut self.servers[to].process else { return Ok(()) };
+        let node = &process.node;
+        let from = node_id(from);
+        match process.transfers.message(now_us, from, message, || node.status()) {
+            Ok(steps) => self.take_steps(to, steps),
+            Err(message) => self.input(to, Input::Peer { from, message }),
+        }
     }
 
     /// Schedules first attempts to connect to every other server.
@@ -86,7 +128,28 @@ impl World {
         }
         let Some(process) = &self.servers[to].process else { return Ok(()) };
         let (last_index, term) = (process.status.last_index, process.status.term);
+        self.network.link(from, to).heard = true;
+        let now_us = self.now_us;
+        if let Some(process) = &mut self.servers[to].process {
+            let steps = process.transfers.inbound_up(now_us, node_id(from));
+            self.take_steps(to, steps)?;
+        }
+        if let Some(process) = &mut self.servers[from].process {
+            process.transfers.link_up(node_id(to));
+        }
         self.input(from, Input::PeerUp { peer: node_id(to), last_index, term })
+    }
+
+    /// The receiving end of a link learns that it broke, unless it is up again.
+    pub fn inbound_lost(&mut self, from: usize, to: usize) -> Verdict {
+        let link = self.network.link(from, to);
+        if link.state == LinkState::Up || !std::mem::take(&mut link.heard) {
+            return Ok(());
+        }
+        let now_us = self.now_us;
+        let Some(process) = &mut self.servers[to].process else { return Ok(()) };
+        let steps = process.transfers.inbound_down(now_us, node_id(from));
+        self.take_steps(to, steps)
     }
 
     /// Breaks one direction: what is in flight is lost now, the sender learns of it later.
@@ -97,6 +160,8 @@ impl World {
             link.state = LinkState::Broken;
             let session = link.session;
             self.after(notice_us, Event::LinkLost { from, to, session });
+            let notice_us = self.rng.range(100..=notice_us.max(100) * 2);
+            self.after(notice_us, Event::InboundLost { from, to });
         }
     }
 
@@ -116,6 +181,11 @@ impl World {
         }
         link.state = LinkState::Down;
         self.input(from, Input::PeerDown { peer: node_id(to) })?;
+        let now_us = self.now_us;
+        if let Some(process) = &mut self.servers[from].process {
+            let steps = process.transfers.link_down(now_us, node_id(to));
+            self.take_steps(from, steps)?;
+        }
         self.redial(from, to, 100 * MILLISECOND);
         Ok(())
     }
@@ -142,6 +212,7 @@ impl World {
             if in_flight_lost {
                 link.epoch += 1;
             }
+            self.after(notice_us, Event::InboundLost { from: server, to: other });
         }
     }
 }

@@ -5,7 +5,7 @@
 //! pages meet the code that has to stand them (sessions, removals, horizons), and replicas can be
 //! compared by their own state hash and row by row.
 //!
-//! What it leaves out: installing a snapshot chunk by chunk, and engines on disks.
+//! What it leaves out: engines on disks.
 
 use std::ops::ControlFlow;
 use std::rc::Rc;
@@ -13,11 +13,14 @@ use std::sync::Arc;
 
 use acervo::command::{Action, Command, StateLimits, WriteOutcome};
 use acervo::node::{AppliedWrite, UpkeepState};
+use acervo::server::intake::Intake;
+use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
 use acervo::storage::apply::{Applied, StateMachine};
 use acervo::storage::engine::{Direction, Durability, Engine, EngineView, WriteBatch};
 use acervo::storage::keys;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::Store;
+use acervo::storage::snapshot::MemoryStaging;
 use acervo::types::{AppliedPoint, LogEntry};
 use bytes::Bytes;
 
@@ -49,6 +52,12 @@ fn visit(view: &dyn EngineView, mut row: impl FnMut(&[u8], &[u8])) -> Result<(),
 }
 
 impl Saved {
+    /// What `engine` holds, which stands at `point`.
+    pub fn of(engine: &MemoryEngine, point: AppliedPoint) -> Result<Saved, String> {
+        let view = engine.view().map_err(text)?;
+        Ok(Saved { point, rows: Some(view.into()) })
+    }
+
     /// Where it stands.
     pub fn point(&self) -> AppliedPoint {
         self.point
@@ -74,8 +83,25 @@ impl Machine {
     /// Makes everything durable that is applied.
     pub fn save(&mut self) -> Result<Saved, String> {
         self.machine.checkpoint().map_err(text)?;
-        let view = self.engine.view().map_err(text)?;
-        Ok(Saved { point: self.point(), rows: Some(view.into()) })
+        Saved::of(&self.engine, self.point())
+    }
+
+    /// Does the applier's work on snapshots, pieces and all.
+    pub fn snapshot(
+        &mut self,
+        intake: &mut Intake<MemoryStaging>,
+        staging: &MemoryStaging,
+        work: SnapshotWork,
+    ) -> Result<Vec<SnapshotReport>, String> {
+        let reports = intake.handle(&mut self.machine, work).map_err(text)?;
+        if let [SnapshotReport::Installed { point, .. }] = reports.as_slice() {
+            self.engine = staging.promoted().ok_or("nothing was promoted")?;
+            self.believed = None;
+            if self.machine.applied() != *point {
+                return Err(format!("installed {point:?}, stands at {:?}", self.machine.applied()));
+            }
+        }
+        Ok(reports)
     }
 
     /// Where this replica stands.

@@ -30,6 +30,10 @@ pub enum Fault {
     SlowDisks,
     /// One disk hangs: under the log, under the store, or under both.
     HungDisk,
+    /// One store takes long for everything it is to apply.
+    SlowStore,
+    /// The workers of one server take no job.
+    BusyWorkers,
     /// One wall clock jumps.
     ClockJump,
     /// One data directory is lost.
@@ -42,7 +46,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 16] = [
         Fault::Crash,
         Fault::CrashTwo,
         Fault::Pause,
@@ -53,6 +57,8 @@ impl Fault {
         Fault::SlowDisk,
         Fault::SlowDisks,
         Fault::HungDisk,
+        Fault::SlowStore,
+        Fault::BusyWorkers,
         Fault::ClockJump,
         Fault::Wipe,
         Fault::Stop,
@@ -67,7 +73,7 @@ pub enum Mend {
     Partition,
     /// The links behave again.
     Network,
-    /// The disk is quick again.
+    /// The disk, and the store on it, is quick again.
     Disk { server: usize },
 }
 
@@ -161,6 +167,17 @@ impl World {
                 let duration_us = self.rng.range(100 * MILLISECOND..=8 * SECOND);
                 let (log, store) = self.rng.pick(&[(true, true), (true, false), (false, true)]);
                 self.hang_disk(victim, duration_us, log, store);
+                Ok(())
+            }
+            Fault::SlowStore => {
+                self.servers[victim].apply_us_max = self.rng.range(5 * MILLISECOND..=SECOND);
+                let duration_us = self.rng.range(100 * MILLISECOND..=4 * SECOND);
+                self.after(duration_us, Event::Mend(Mend::Disk { server: victim }));
+                Ok(())
+            }
+            Fault::BusyWorkers => {
+                let duration_us = self.rng.range(10 * MILLISECOND..=2 * SECOND);
+                self.servers[victim].workers_busy_until_us = self.now_us + duration_us;
                 Ok(())
             }
             Fault::ClockJump => {
@@ -290,9 +307,14 @@ impl World {
         match mend {
             Mend::Partition => self.heal_partitions(),
             Mend::Network => self.set_quality(self.setup.quality),
-            Mend::Disk { server } => self.servers[server].sync_us_max = self.setup.sync_us_max,
+            Mend::Disk { server } => self.quicken_disk(server),
         }
         Ok(())
+    }
+
+    fn quicken_disk(&mut self, server: usize) {
+        self.servers[server].sync_us_max = self.setup.sync_us_max;
+        self.servers[server].apply_us_max = self.setup.apply_us_max;
     }
 
     /// Everyone reaches everyone again.
@@ -308,7 +330,8 @@ impl World {
         self.set_quality(self.setup.quality);
         for server in 0..self.servers.len() {
             self.mend_disk(server);
-            self.servers[server].sync_us_max = self.setup.sync_us_max;
+            self.quicken_disk(server);
+            self.servers[server].workers_busy_until_us = 0;
             self.after(MILLISECOND, Event::Start { server });
         }
         Ok(())

@@ -3,6 +3,8 @@
 //! A link belongs to the server that dialled it and sends on it. Breaking it loses everything in
 //! flight at once; the sender learns of it later, and what it sends meanwhile is lost too.
 
+use std::collections::VecDeque;
+
 use crate::rng::Rng;
 
 /// What a link is, to its sender.
@@ -53,7 +55,12 @@ pub struct Link {
     pub dialling: bool,
     /// Its habits.
     pub quality: Quality,
+    /// What must not be lost while the link stands, in order: epoch and frame of each. The carrying resends.
+    pub stream: VecDeque<(u64, Vec<u8>)>,
+    /// Whether the receiver takes the link for usable.
+    pub heard: bool,
     last_delivery_us: u64,
+    last_stream_us: u64,
 }
 
 /// Every link of the group.
@@ -73,7 +80,10 @@ impl Network {
             blocked: false,
             dialling: false,
             quality,
+            stream: VecDeque::new(),
+            heard: false,
             last_delivery_us: 0,
+            last_stream_us: 0,
         };
         Network { links: (0..servers * servers).map(|_| link()).collect(), servers }
     }
@@ -95,6 +105,14 @@ impl Network {
 }
 
 impl Link {
+    /// When a frame that is appended to the stream now arrives, at the earliest.
+    pub fn append(&mut self, now_us: u64, frame: Vec<u8>, rng: &mut Rng) -> u64 {
+        self.stream.push_back((self.epoch, frame));
+        let delay_us = rng.range(self.quality.delay_us.0..=self.quality.delay_us.1);
+        self.last_stream_us = self.last_stream_us.max(now_us + delay_us);
+        self.last_stream_us
+    }
+
     /// When a message sent now arrives: never, once or twice.
     pub fn deliveries(&mut self, now_us: u64, rng: &mut Rng) -> Vec<u64> {
         if self.state != LinkState::Up || self.blocked || rng.chance(self.quality.loss) {

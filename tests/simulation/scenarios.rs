@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use acervo::limits;
+use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{ConsoleEvent, Input, Notice};
+use acervo::server::snapshots::TransferLimits;
 use acervo::wire::message::{ErrorCode, Role};
 use bytes::Bytes;
 
@@ -377,6 +378,128 @@ fn a_follower_far_behind_is_caught_up_from_disk() {
     world.crash(0).unwrap();
     world.start(0).unwrap();
     world.start(2).unwrap();
+    close(world);
+}
+
+/// A group whose third server has lost its directory and is behind the log, which is cut at every chance.
+fn group_with_a_blank_server(setup: Setup) -> World {
+    let mut world = group(Setup { checkpoints: 1_000, compactions: 1_000, ..setup });
+    world.crash(2).unwrap();
+    for round in 0..20 {
+        let batch: Vec<usize> = (0..10)
+            .map(|n| world.put(0, Some(0), &format!("k{}", 10 * round + n), &"v".repeat(100)))
+            .collect();
+        for write in batch {
+            answered_within(&mut world, write, 5 * SECOND);
+        }
+    }
+    world.wipe(2).unwrap();
+    assert!(world.servers[0].disk.entry(1).is_none(), "the log was never cut");
+    world
+}
+
+/// Starts the blank server and goes on writing until it has all there is.
+fn rejoin_while_writes_go_on(world: &mut World) {
+    world.start(2).unwrap();
+    let began_us = world.now_us;
+    loop {
+        let key = format!("m{}", world.operations.len() % 100);
+        let write = world.put(0, Some(0), &key, "meanwhile");
+        answered_within(world, write, 5 * SECOND);
+        run_for(world, 2 * MILLISECOND);
+        let in_sync = world.statuses().any(|(_, status)| status.in_sync.len() == 3);
+        if in_sync && world.servers[2].disk.hard_state().admitted {
+            return;
+        }
+        assert!(world.now_us - began_us < 60 * SECOND, "it never rejoins");
+    }
+}
+
+/// Twenty pieces a second: the transfer takes seconds, in which hundreds of writes come and go.
+fn slow_transfer(seed: u64) -> Setup {
+    let transfers = TransferLimits { chunk_bytes_max: 500, ..TransferLimits::default() };
+    Setup { piece_us_max: 100 * MILLISECOND, transfers, ..Setup::calm(seed) }
+}
+
+#[test]
+fn a_blank_server_needs_one_snapshot_while_writes_go_on_and_the_log_is_cut() {
+    for seed in 20..25 {
+        let mut world = group_with_a_blank_server(slow_transfer(seed));
+        rejoin_while_writes_go_on(&mut world);
+        assert_eq!(world.snapshots, (1, 1), "seed {seed}: prepared and installed");
+        // Once the receiver has caught up the log is as short as before.
+        run_for(&mut world, SECOND);
+        let last_write = put(&mut world, 0, "last");
+        answered_within(&mut world, last_write, SECOND);
+        run_for(&mut world, SECOND);
+        let disk = &world.servers[0].disk;
+        assert!(disk.entry(disk.last_index().saturating_sub(100)).is_none(), "seed {seed}");
+        close(world);
+    }
+}
+
+#[test]
+fn busy_workers_delay_a_snapshot_and_do_not_break_it() {
+    let mut world = group_with_a_blank_server(slow_transfer(30));
+    world.start(2).unwrap();
+    let begun = run_until(&mut world, 10 * SECOND, |world| world.snapshots.0 == 1);
+    assert!(begun, "no snapshot is prepared");
+    for _ in 0..5 {
+        world.servers[0].workers_busy_until_us = world.now_us + 200 * MILLISECOND;
+        run_for(&mut world, 300 * MILLISECOND);
+    }
+    rejoin_while_writes_go_on(&mut world);
+    assert_eq!(world.snapshots, (1, 1), "prepared and installed");
+    close(world);
+}
+
+/// A log that may not grow any longer is cut before the receiver has it all: it is sent snapshots at a bounded rate,
+/// until writes pause for long enough.
+#[test]
+fn a_receiver_that_is_too_slow_for_the_log_that_may_be_kept_gets_there_when_writes_pause() {
+    let mut world = group_with_a_blank_server(Setup { held_entries_max: 60, ..slow_transfer(31) });
+    world.start(2).unwrap();
+    for _ in 0..5_000 {
+        let key = format!("m{}", world.operations.len() % 100);
+        let write = world.put(0, Some(0), &key, "meanwhile");
+        answered_within(&mut world, write, 5 * SECOND);
+        run_for(&mut world, 2 * MILLISECOND);
+    }
+    let (prepared, _) = world.snapshots;
+    assert!((2..20).contains(&prepared), "{prepared} snapshots were prepared");
+    let caught_up =
+        run_until(&mut world, 60 * SECOND, |world| world.servers[2].disk.hard_state().admitted);
+    assert!(caught_up, "it never rejoins");
+    close(world);
+}
+
+/// Committed entries are kept in memory until they are applied. A leader whose store hung took ever more of them.
+#[test]
+fn a_leader_whose_store_hangs_refuses_writes_before_its_memory_is_full() {
+    let limits = NodeLimits { unapplied_bytes_max: 20_000, ..NodeLimits::default() };
+    let mut world = group(Setup { ack: AckPolicy::Majority, limits, ..Setup::calm(32) });
+    world.servers[0].apply_us_max = 100_000 * SECOND;
+    let value = "v".repeat(1_000);
+    let mut writes = Vec::new();
+    for n in 0..60 {
+        writes.push(world.put(0, Some(0), &format!("k{n}"), &value));
+        run_for(&mut world, 10 * MILLISECOND);
+    }
+    let busy = |world: &World, writes: &[usize]| {
+        let errors = |write: &&usize| {
+            world.operations[**write].errors.iter().any(|(_, code)| *code == ErrorCode::Busy)
+        };
+        writes.iter().filter(errors).count()
+    };
+    // The simulation's rule on what is held has seen all of them.
+    assert!(busy(&world, &writes[..15]) == 0, "the first ones fit");
+    assert!(busy(&world, &writes) > 30, "{} of 60 were refused", busy(&world, &writes));
+    let commit = world.statuses().next().unwrap().1.commit;
+    assert!((15..25).contains(&commit), "{commit} entries are committed");
+    // What its applier was handed is lost with the process, and applied by the next.
+    world.crash(0).unwrap();
+    world.servers[0].apply_us_max = 200;
+    world.start(0).unwrap();
     close(world);
 }
 

@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acervo::node::core::{Node, NodeStatus};
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
-use acervo::types::{LogEntry, LogIndex, NodeId};
+use acervo::server::early::EarlyReads;
+use acervo::server::intake::Intake;
+use acervo::server::snapshots::{SnapshotWork, Transfers};
+use acervo::storage::snapshot::MemoryStaging;
+use acervo::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
 
 use crate::disk::Disk;
 use crate::machine::{Machine, Saved};
@@ -34,6 +38,10 @@ pub struct Server {
     pub clock_offset_us: i64,
     /// Longest sync.
     pub sync_us_max: u64,
+    /// Longest application of one piece of the log.
+    pub apply_us_max: u64,
+    /// Until then the workers take no job.
+    pub workers_busy_until_us: u64,
     /// Until then nothing happens here.
     pub paused_until_us: u64,
     /// Until then no sync of the log ends, and nothing is read from it.
@@ -53,8 +61,8 @@ pub enum Piece {
         /// Somebody may wait for what keys had before.
         answering: bool,
     },
-    /// A snapshot that takes the state's place.
-    Snapshot(Saved),
+    /// Work on a snapshot.
+    Snapshot(SnapshotWork),
 }
 
 /// All that is volatile.
@@ -67,12 +75,24 @@ pub struct Process {
     pub machine: Machine,
     /// Handed over and not yet applied, piece by piece.
     pub applying: VecDeque<Piece>,
-    /// A snapshot that has arrived and that the core has not decided about.
-    pub staged: Option<Saved>,
+    /// The loop's side of snapshots: the real one.
+    pub transfers: Transfers,
+    /// The applier's side of snapshots: the real one.
+    pub intake: Intake<MemoryStaging>,
+    /// Where the intake builds stores.
+    pub staging: MemoryStaging,
+    /// The state that the snapshot being taken in holds.
+    pub arriving: AppliedPoint,
+    /// When a view was last pinned for each server, until one has arrived there.
+    pub prepared_us: BTreeMap<NodeId, u64>,
     /// The last index handed over for application.
     pub handed: LogIndex,
     /// When the last `Applied` reaches the core, so that they stay in order.
     pub applied_notice_us: u64,
+    /// Bytes of the entries that this process has taken in and that are not applied, by index.
+    pub unapplied: BTreeMap<LogIndex, usize>,
+    /// Attempts to read what is in the log and not in the state.
+    pub early: EarlyReads<usize>,
     /// Whether a flush is scheduled.
     pub flush_due: bool,
     /// What the core owes an answer, and since when.
@@ -87,7 +107,8 @@ pub struct Process {
 
 impl Process {
     /// A process that has just started.
-    pub fn new(node: Node, machine: Machine) -> Process {
+    pub fn new(node: Node, machine: Machine, transfers: Transfers) -> Process {
+        let staging = MemoryStaging::new();
         let status = node.status();
         let handed = machine.point().index;
         Process {
@@ -95,9 +116,15 @@ impl Process {
             status,
             machine,
             applying: VecDeque::new(),
-            staged: None,
+            transfers,
+            intake: Intake::new(staging.clone()),
+            staging,
+            arriving: AppliedPoint::default(),
+            prepared_us: BTreeMap::new(),
             handed,
             applied_notice_us: 0,
+            unapplied: BTreeMap::new(),
+            early: EarlyReads::default(),
             flush_due: false,
             owed: BTreeMap::new(),
             open_attempts: BTreeSet::new(),

@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use acervo::command::{History, StateLimits};
-use acervo::limits;
+use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
+use acervo::server::snapshots::{SnapshotReport, TransferLimits};
 use acervo::storage::reads::PageLimits;
-use acervo::types::{AppliedPoint, LogIndex, SnapshotId};
+use acervo::storage::snapshot::SnapshotSource;
+use acervo::types::{AppliedPoint, LogIndex, NodeId};
 use acervo::wire::message::Reply;
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
-use crate::machine::Saved;
 use crate::nemesis::{Mend, Nemesis};
 use crate::network::{Network, Quality};
 use crate::rng::Rng;
@@ -58,6 +59,14 @@ pub struct Setup {
     pub compactions: u64,
     /// Reads of the log from disk that fail, of a thousand.
     pub fetch_failures: u64,
+    /// Longest reading of one piece of a snapshot.
+    pub piece_us_max: u64,
+    /// Bounds of every core.
+    pub limits: NodeLimits,
+    /// Bounds of transfers of snapshots.
+    pub transfers: TransferLimits,
+    /// Entries of the log that are kept for servers that are being sent a snapshot.
+    pub held_entries_max: u64,
     /// What is done in the background.
     pub upkeep: UpkeepConfig,
     /// What the state machine goes by.
@@ -86,6 +95,10 @@ impl Setup {
             checkpoints: 50,
             compactions: 0,
             fetch_failures: 0,
+            piece_us_max: 5 * MILLISECOND,
+            limits: NodeLimits::default(),
+            transfers: TransferLimits::default(),
+            held_entries_max: u64::MAX,
             upkeep: UpkeepConfig::new(History::All),
             state_limits: StateLimits::default(),
             page_limits: PageLimits::default(),
@@ -120,12 +133,25 @@ pub enum Event {
         upkeep: UpkeepState,
         point: AppliedPoint,
     },
+    /// The loop learns up to where the store is durable.
+    Checkpointed { server: usize, life: u64, index: LogIndex },
+    /// The loop learns what the applier did about a snapshot.
+    SnapshotReport { server: usize, life: u64, report: SnapshotReport },
     /// Log entries have been read from disk.
     Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
-    /// A snapshot arrives, if the connection it travels on still stands.
-    SnapshotArrives { from: usize, to: usize, epoch: u64, snapshot: SnapshotId, machine: Saved },
-    /// Its sender learns what became of it.
-    SnapshotSent { server: usize, life: u64, to: usize, complete: bool },
+    /// The next message of a link's stream arrives.
+    Carry { from: usize, to: usize, epoch: u64 },
+    /// The receiving end of a link learns that it broke.
+    InboundLost { from: usize, to: usize },
+    /// A worker reads a piece of a snapshot.
+    Piece {
+        server: usize,
+        life: u64,
+        to: NodeId,
+        transfer: u64,
+        source: SnapshotSource,
+        bytes_max: usize,
+    },
     /// A client's request arrives at its server.
     Arrive { attempt: usize },
     /// A worker answers a read.
@@ -174,6 +200,8 @@ pub struct World {
     pub nemesis: Nemesis,
     /// What servers said on disconnecting a peer: (accuser, accused, reason).
     pub accusations: Vec<(usize, usize, String)>,
+    /// Views that were pinned to be sent, and snapshots that took a store's place.
+    pub snapshots: (u64, u64),
     queue: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
 }
@@ -185,6 +213,7 @@ impl World {
         servers.resize_with(setup.servers, Server::default);
         for server in &mut servers {
             server.sync_us_max = setup.sync_us_max;
+            server.apply_us_max = setup.apply_us_max;
         }
         let mut world = World {
             now_us: 0,
@@ -197,6 +226,7 @@ impl World {
             checker: Checker::new(node_id(setup.first_leader), setup.state_limits.removal_grace_us),
             nemesis: Nemesis::default(),
             accusations: Vec::new(),
+            snapshots: (0, 0),
             queue: BTreeMap::new(),
             scheduled: 0,
             servers,
@@ -289,11 +319,12 @@ impl World {
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)
             }
-            Event::SnapshotArrives { from, to, epoch, snapshot, machine } => {
-                self.snapshot_arrives(from, to, epoch, snapshot, machine)
-            }
-            Event::SnapshotSent { server, to, complete, .. } => {
-                self.input(server, Input::SnapshotSent { to: node_id(to), complete })
+            Event::Checkpointed { server, index, .. } => self.checkpointed(server, index),
+            Event::SnapshotReport { server, report, .. } => self.snapshot_report(server, report),
+            Event::Carry { from, to, epoch } => self.carry(from, to, epoch),
+            Event::InboundLost { from, to } => self.inbound_lost(from, to),
+            Event::Piece { server, to, transfer, source, bytes_max, .. } => {
+                self.piece(server, to, transfer, source, bytes_max)
             }
             Event::Arrive { attempt } => self.arrive(attempt),
             Event::Get { server, attempt, .. } => self.get(server, attempt),
@@ -322,7 +353,9 @@ impl Event {
     /// The server at which it happens, if at one: a pause delays it.
     fn server(&self) -> Option<usize> {
         match self {
-            Event::Deliver { to, .. } => Some(*to),
+            Event::Deliver { to, .. } | Event::Carry { to, .. } | Event::InboundLost { to, .. } => {
+                Some(*to)
+            }
             Event::LinkLost { from, .. } | Event::LinkSilent { from, .. } => Some(*from),
             other => other.belongs_to().map(|(server, _)| server),
         }
@@ -349,7 +382,9 @@ impl Event {
             | Event::ApplyDone { server, life }
             | Event::Applied { server, life, .. }
             | Event::Fetched { server, life, .. }
-            | Event::SnapshotSent { server, life, .. }
+            | Event::Piece { server, life, .. }
+            | Event::SnapshotReport { server, life, .. }
+            | Event::Checkpointed { server, life, .. }
             | Event::Get { server, life, .. }
             | Event::StopOverdue { server, life } => Some((server, life)),
             _ => None,

@@ -22,6 +22,7 @@
 //! What it leaves out: deciding what is no longer needed, reusing old segments, and repairing
 //! damage, which is found, named and refused.
 
+pub mod compaction;
 mod format;
 mod index;
 mod reader;
@@ -62,6 +63,8 @@ pub struct LogOptions {
     pub zero_fill_bytes: u64,
     /// A frame is ended when its payload passes this.
     pub group_bytes_max: usize,
+    /// The log is kept this long, about, for servers that are being sent a snapshot.
+    pub held_bytes_max: u64,
     /// A random number, drawn anew for each opening: it keeps clients from planting in a value what
     /// recovery would take for a frame. Its quality matters to nothing else.
     pub salt: u64,
@@ -75,6 +78,7 @@ impl Default for LogOptions {
             segment_bytes: limits::LOG_SEGMENT_BYTES,
             zero_fill_bytes: limits::LOG_ZERO_FILL_BYTES,
             group_bytes_max: limits::LOG_GROUP_BYTES_MAX,
+            held_bytes_max: limits::LOG_HELD_BYTES_MAX,
             salt: 0,
         }
     }
@@ -310,6 +314,13 @@ impl DiskLog {
     pub fn recent_from(&self) -> LogIndex {
         let before_tail = self.segments.len().saturating_sub(2);
         self.segments.get(before_tail).map_or(FIRST_INDEX, |span| span.first_index)
+    }
+
+    /// Where the log would begin if it were as long as it may become for servers that are being sent a snapshot.
+    pub fn longest_from(&self) -> LogIndex {
+        let segments_max = (self.options.held_bytes_max / self.options.segment_bytes.max(1)).max(2);
+        let oldest = self.segments.len().saturating_sub(segments_max as usize);
+        self.segments.get(oldest).map_or(FIRST_INDEX, |span| span.first_index)
     }
 
     /// Empties the log: it then starts after entry `index`, whose term is `term`, with this hard

@@ -151,6 +151,11 @@ impl MemoryStaging {
         self.with(|stores| stores.promoted.clone())
     }
 
+    /// The store that is complete and waits to take the place of the one in use.
+    pub fn staged(&self) -> Option<Arc<MemoryEngine>> {
+        self.with(|stores| stores.staged.clone())
+    }
+
     /// Whether a store is under construction.
     pub fn is_building(&self) -> bool {
         self.with(|stores| stores.partial.is_some())

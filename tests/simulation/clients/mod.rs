@@ -340,7 +340,12 @@ impl World {
                     process.owed.insert(token, self.now_us);
                     self.input(server, Input::Read { token })?;
                 } else {
-                    self.start_get(server, attempt);
+                    let node = &process.node;
+                    let (applied, newest) =
+                        (node.applied_point().timestamp, node.newest_timestamp());
+                    let (now_us, wanted) = (self.now_us, read.wanted());
+                    let at_once = process.early.hold(now_us, wanted, applied, newest, attempt);
+                    at_once.into_iter().for_each(|attempt| self.start_get(server, attempt));
                 }
                 Ok(())
             }

@@ -1,0 +1,104 @@
+//! The applier's side of snapshots: it pins views of the store, stores what arrives, and installs it.
+//!
+//! Errors of the store itself end the process; errors of an arriving snapshot end the snapshot.
+
+use super::snapshots::{SnapshotReport, SnapshotWork};
+use crate::storage::apply::{ApplyError, StateMachine};
+use crate::storage::snapshot::{SnapshotSink, StagedSnapshot, StagingArea};
+
+/// A snapshot that is arriving.
+enum Arriving {
+    Nothing,
+    Open { id: u64, sink: SnapshotSink, stored: u64 },
+    Staged(StagedSnapshot),
+}
+
+/// What the applier keeps of an arriving snapshot: one at a time, in a staging area.
+pub struct Intake<A> {
+    staging: A,
+    arriving: Arriving,
+}
+
+impl<A: StagingArea + Clone + 'static> Intake<A> {
+    /// An intake in which nothing is arriving.
+    pub fn new(staging: A) -> Intake<A> {
+        Intake { staging, arriving: Arriving::Nothing }
+    }
+
+    /// Does one piece of work on the state machine's thread, and gives what is to be reported.
+    ///
+    /// # Errors
+    /// The store failed: the process cannot go on.
+    pub fn handle(
+        &mut self,
+        machine: &mut StateMachine,
+        work: SnapshotWork,
+    ) -> Result<Vec<SnapshotReport>, ApplyError> {
+        Ok(match work {
+            SnapshotWork::Prepare { to, id } => {
+                let source = machine.begin_snapshot()?;
+                vec![SnapshotReport::Prepared { to, id, source }]
+            }
+            SnapshotWork::Begin { id, point } => {
+                // What came before goes first: there is room for one.
+                self.arriving = Arriving::Nothing;
+                match SnapshotSink::create(self.staging.clone(), point) {
+                    Ok(sink) => {
+                        self.arriving = Arriving::Open { id, sink, stored: 0 };
+                        Vec::new()
+                    }
+                    Err(error) => vec![self.refuse(id, error.to_string())],
+                }
+            }
+            SnapshotWork::Chunk { id, chunk } => match &mut self.arriving {
+                Arriving::Open { id: open, sink, stored } if *open == id => {
+                    match sink.push(&chunk) {
+                        Ok(()) => {
+                            *stored += 1;
+                            vec![SnapshotReport::Piece { id, stored: Some(*stored) }]
+                        }
+                        Err(error) => {
+                            let taken = SnapshotReport::Piece { id, stored: None };
+                            vec![taken, self.refuse(id, error.to_string())]
+                        }
+                    }
+                }
+                _ => vec![SnapshotReport::Piece { id, stored: None }],
+            },
+            SnapshotWork::Finish { id } => {
+                match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
+                    Arriving::Open { id: open, sink, .. } if open == id => match sink.finish() {
+                        Ok(staged) => {
+                            self.arriving = Arriving::Staged(staged);
+                            vec![SnapshotReport::Staged { id }]
+                        }
+                        Err(error) => vec![self.refuse(id, error.to_string())],
+                    },
+                    other => {
+                        self.arriving = other;
+                        Vec::new()
+                    }
+                }
+            }
+            SnapshotWork::Install => {
+                match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
+                    Arriving::Staged(staged) => {
+                        let point = machine.install(staged)?;
+                        let upkeep = machine.upkeep();
+                        vec![SnapshotReport::Installed { point, upkeep }]
+                    }
+                    _ => Vec::new(),
+                }
+            }
+            SnapshotWork::Discard => {
+                self.arriving = Arriving::Nothing;
+                Vec::new()
+            }
+        })
+    }
+
+    fn refuse(&mut self, id: u64, reason: String) -> SnapshotReport {
+        self.arriving = Arriving::Nothing;
+        SnapshotReport::Failed { id, reason }
+    }
+}
