@@ -25,6 +25,8 @@ pub struct ConsensusConfig {
     pub first_leader: NodeId,
     /// A fixed election time-out in ticks, for simulations; random when `None`.
     pub election_ticks: Option<usize>,
+    /// Bytes proposed and not yet committed; past it a proposal is refused, unless there are none.
+    pub uncommitted_bytes_max: u64,
 }
 
 /// Why consensus cannot start.
@@ -131,7 +133,7 @@ impl Consensus {
             batch_append: false,
             // The core says when: see `tell_commit`.
             skip_bcast_commit: true,
-            max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
+            max_uncommitted_size: config.uncommitted_bytes_max,
             max_committed_size_per_ready: limits::APPLY_BYTES_MAX,
             ..Config::default()
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::core::{AckPolicy, Node, NodeConfig, Recovered};
+use super::core::{AckPolicy, Node, NodeConfig, NodeLimits, Recovered};
 use super::upkeep::UpkeepConfig;
 use super::*;
 use crate::command::{Action, Command, History, WriteOp};
@@ -40,6 +40,7 @@ impl Group {
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
+                limits: NodeLimits::default(),
                 upkeep: UpkeepConfig::new(History::All),
                 first_question: id.0 * 1000,
             };
@@ -93,6 +94,7 @@ impl Group {
         for output in out {
             match output {
                 Output::Send { to, message } => {
+                    let message = CheckedMessage::new(message).unwrap();
                     self.inbox.push_back((to.0 as usize - 1, Input::Peer { from, message }));
                 }
                 Output::Persist(batch) => {
@@ -150,7 +152,7 @@ impl Group {
         let request = RequestId { client: ClientId(at as u64), sequence, answered_below: 1 };
         let client = ([127, 0, 0, 1], 9).into();
         let previous = !matches!(op, WriteOp::Put { .. });
-        let write = WriteRequest { request, op, previous };
+        let write = EncodedWrite::new(request, op, previous);
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
     }
@@ -261,7 +263,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     ];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
-        let write = WriteRequest { request, op, previous: false };
+        let write = EncodedWrite::new(request, op, false);
         let client = ([127, 0, 0, 1], 9).into();
         group.inbox.push_back((0, Input::Write { token, client, write }));
         group.settle();

@@ -11,6 +11,7 @@ mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
+mod decoding;
 mod early;
 pub mod get;
 mod links;
@@ -32,13 +33,14 @@ use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
+use self::decoding::Decoders;
 pub use self::local::LocalGroup;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
 use crate::console::ConsoleThread;
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
-use crate::node::core::{Node, NodeConfig, NodeError};
+use crate::node::core::{Node, NodeConfig, NodeError, NodeLimits};
 use crate::node::upkeep::UpkeepConfig;
 use crate::process::files::Room;
 pub use crate::process::files::TooFewFiles;
@@ -154,6 +156,7 @@ impl Server {
             tick_interval: Some(limits::TICK),
             accepted_max: room.accepted_max,
             refused_max: room.refused_max,
+            large_frame_bytes: Some(limits::LARGE_FRAME_BYTES),
             ..LoopConfig::default()
         };
         let event_loop = EventLoop::new(loop_config, Some(listener))?;
@@ -202,6 +205,7 @@ impl Server {
             node,
             console,
             pool: pool.map_err(ServerError::Thread)?,
+            decoders: Decoders::start(&wake).map_err(ServerError::Thread)?,
             log: log.map_err(ServerError::Thread)?,
             applier: applier.map_err(ServerError::Thread)?,
             reports,
@@ -247,6 +251,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         value_bytes_max: config.value_bytes_max,
         replication_delay: config.replication_delay,
         console: config.console,
+        limits: NodeLimits::default(),
         upkeep: UpkeepConfig::new(config.history),
         first_question: rand::rng().next_u64() >> 1,
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use acervo::command::{History, StateLimits};
-use acervo::node::core::AckPolicy;
+use acervo::limits;
+use acervo::node::core::{AckPolicy, NodeLimits};
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::storage::reads::PageLimits;
 use bytes::Bytes;
@@ -87,6 +88,12 @@ fn setup(seed: u64) -> (Setup, Rng) {
             rows: rng.pick(&[2, 1000]),
             bytes: rng.pick(&[1, 30, 1000]),
             visits: rng.pick(&[1, 3, 10, 1000]),
+        },
+        limits: NodeLimits {
+            forward_bytes_max: rng.pick(&[1, 20, limits::FORWARD_BYTES_MAX]),
+            uncommitted_bytes_max: rng.pick(&[1, 500, limits::UNCOMMITTED_BYTES_MAX]),
+            propose_bytes_max: rng.pick(&[1, 500, limits::PROPOSE_BYTES_MAX]),
+            propose_writes_max: rng.pick(&[1, 3, limits::PROPOSE_WRITES_MAX]),
         },
         upkeep: UpkeepConfig {
             history: rng.pick(&[

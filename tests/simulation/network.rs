@@ -3,6 +3,8 @@
 //! A link belongs to the server that dialled it and sends on it. Breaking it loses everything in
 //! flight at once; the sender learns of it later, and what it sends meanwhile is lost too.
 
+use acervo::wire::message::Channel;
+
 use crate::rng::Rng;
 
 /// What a link is, to its sender.
@@ -53,7 +55,8 @@ pub struct Link {
     pub dialling: bool,
     /// Its habits.
     pub quality: Quality,
-    last_delivery_us: u64,
+    /// Of each of its two connections: what is sent on one may overtake what is sent on the other.
+    last_delivery_us: [u64; 2],
 }
 
 /// Every link of the group.
@@ -73,7 +76,7 @@ impl Network {
             blocked: false,
             dialling: false,
             quality,
-            last_delivery_us: 0,
+            last_delivery_us: [0; 2],
         };
         Network { links: (0..servers * servers).map(|_| link()).collect(), servers }
     }
@@ -95,8 +98,8 @@ impl Network {
 }
 
 impl Link {
-    /// When a message sent now arrives: never, once or twice.
-    pub fn deliveries(&mut self, now_us: u64, rng: &mut Rng) -> Vec<u64> {
+    /// When a message sent now on one of its connections arrives: never, once or twice.
+    pub fn deliveries(&mut self, channel: Channel, now_us: u64, rng: &mut Rng) -> Vec<u64> {
         if self.state != LinkState::Up || self.blocked || rng.chance(self.quality.loss) {
             return Vec::new();
         }
@@ -109,8 +112,9 @@ impl Link {
             }
             let mut at_us = now_us + delay_us;
             if self.quality.ordered {
-                at_us = at_us.max(self.last_delivery_us);
-                self.last_delivery_us = at_us;
+                let last_us = &mut self.last_delivery_us[channel as usize];
+                at_us = at_us.max(*last_us);
+                *last_us = at_us;
             }
             times.push(at_us);
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use acervo::command::{History, StateLimits};
 use acervo::limits;
-use acervo::node::core::AckPolicy;
+use acervo::node::core::{AckPolicy, NodeLimits};
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
 use acervo::storage::reads::PageLimits;
@@ -64,6 +64,8 @@ pub struct Setup {
     pub state_limits: StateLimits,
     /// How much of a long read a server answers at once.
     pub page_limits: PageLimits,
+    /// What bounds the work that a server has under way.
+    pub limits: NodeLimits,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
     pub honest: bool,
@@ -89,6 +91,7 @@ impl Setup {
             upkeep: UpkeepConfig::new(History::All),
             state_limits: StateLimits::default(),
             page_limits: PageLimits::default(),
+            limits: NodeLimits::default(),
             honest: true,
         }
     }
