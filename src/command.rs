@@ -4,8 +4,9 @@
 //! MessagePack. The timestamp stands apart so that a follower can learn the newest one in its log
 //! without decoding the rest. Empty data is not a command but a new leader's no-op.
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use bytes::{Bytes, BytesMut};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::bounded;
 use crate::limits;
@@ -266,6 +267,166 @@ impl Command {
     }
 }
 
+/// Which operation a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpKind {
+    /// [`WriteOp::Put`].
+    Put,
+    /// [`WriteOp::PutAll`].
+    PutAll,
+    /// [`WriteOp::Del`].
+    Del,
+    /// [`WriteOp::DelAll`].
+    DelAll,
+    /// [`WriteOp::DelRange`].
+    DelRange,
+    /// [`WriteOp::Trim`].
+    Trim,
+    /// [`WriteOp::Mark`].
+    Mark,
+}
+
+/// What has to be known of an operation to judge it and to answer it, without its keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpShape {
+    /// Which operation it is.
+    pub kind: OpKind,
+    /// Keys named.
+    pub keys: usize,
+    /// Bytes of all keys and values.
+    pub bytes: usize,
+    /// The length of the shortest key; 0 without keys.
+    pub key_bytes_min: usize,
+    /// The length of the longest key; 0 without keys.
+    pub key_bytes_max: usize,
+    /// The length of the longest value; 0 without values.
+    pub value_bytes_max: usize,
+}
+
+impl OpShape {
+    fn of(op: &WriteOp) -> OpShape {
+        let kind = match op {
+            WriteOp::Put { .. } => OpKind::Put,
+            WriteOp::PutAll { .. } => OpKind::PutAll,
+            WriteOp::Del { .. } => OpKind::Del,
+            WriteOp::DelAll { .. } => OpKind::DelAll,
+            WriteOp::DelRange { .. } => OpKind::DelRange,
+            WriteOp::Trim { .. } => OpKind::Trim,
+            WriteOp::Mark => OpKind::Mark,
+        };
+        let key_bytes = || op.pairs().map(|(key, _)| key.len());
+        OpShape {
+            kind,
+            keys: op.pairs().count(),
+            bytes: op.bytes(),
+            key_bytes_min: key_bytes().min().unwrap_or(0),
+            key_bytes_max: key_bytes().max().unwrap_or(0),
+            value_bytes_max: op
+                .pairs()
+                .filter_map(|(_, value)| value)
+                .map(Bytes::len)
+                .max()
+                .unwrap_or(0),
+        }
+    }
+}
+
+/// A client's write as a log entry's data, encoded once, where it was decoded: what passes it on, orders it or
+/// lets it wait touches none of its keys and values, of which there may be a hundred thousand.
+///
+/// Between servers it travels as these bytes, whose timestamp then has no meaning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedWrite {
+    /// Who asks, and which of its writes this is.
+    pub request: RequestId,
+    /// Whoever answers tells what the key had before.
+    pub previous: bool,
+    /// What it is.
+    pub shape: OpShape,
+    data: Bytes,
+}
+
+impl EncodedWrite {
+    /// Encodes a write. Takes as long as the write is.
+    pub fn new(request: RequestId, op: WriteOp, previous: bool) -> EncodedWrite {
+        let shape = OpShape::of(&op);
+        let action = Action::Write { request, op, previous };
+        let data = Command { timestamp: Timestamp::ZERO, action }.encode();
+        EncodedWrite { request, previous, shape, data }
+    }
+
+    /// Takes what another server has encoded, if it is a write. Takes as long as the write is.
+    ///
+    /// # Errors
+    /// Anything else; one sentence.
+    pub fn from_data(data: Bytes) -> Result<EncodedWrite, String> {
+        match Command::decode(&data) {
+            Ok(Some(Command { action: Action::Write { request, op, previous }, .. })) => {
+                Ok(EncodedWrite { request, previous, shape: OpShape::of(&op), data })
+            }
+            Ok(_) => Err("a write is expected, and this is another command".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Gives it its place in the order: the entry's data. The bytes are copied only when an earlier stamping
+    /// is still in use.
+    pub fn stamp(&mut self, timestamp: Timestamp) -> Bytes {
+        let data = std::mem::take(&mut self.data);
+        let mut data = data.try_into_mut().unwrap_or_else(|in_use| BytesMut::from(&in_use[..]));
+        // Nothing shorter was encoded, and nothing shorter is a command.
+        data[..TIMESTAMP_BYTES].copy_from_slice(&timestamp.0.to_be_bytes());
+        self.data = data.freeze();
+        self.data.clone()
+    }
+
+    /// Bytes of memory that it takes, about.
+    pub fn memory_bytes(&self) -> usize {
+        self.data.len() + limits::ELEMENT_OVERHEAD_BYTES
+    }
+
+    /// Its bytes, for whoever sends it.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+}
+
+impl Serialize for EncodedWrite {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.data.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for EncodedWrite {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<EncodedWrite, D::Error> {
+        EncodedWrite::from_data(Bytes::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// A PUT among the commands, for consoles; keys and values are lent.
+#[derive(Deserialize)]
+enum PutCommand<'a> {
+    #[serde(rename = "WRITE")]
+    Write(RequestId, #[serde(borrow)] PutOp<'a>, bool),
+}
+
+#[derive(Deserialize)]
+enum PutOp<'a> {
+    #[serde(rename = "PUT")]
+    Put(&'a [u8], &'a [u8]),
+}
+
+impl Command {
+    /// Of a PUT: its timestamp, key and value, which are parts of `data` and not copied. `None` for everything
+    /// else, of which no more is read than what it is.
+    pub fn put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
+        let timestamp = Command::peek_timestamp(data)?;
+        let put: PutCommand<'_> = rmp_serde::from_slice(&data[TIMESTAMP_BYTES..]).ok()?;
+        let PutCommand::Write(_request, PutOp::Put(key, value), _previous) = put;
+        Some((timestamp, data.slice_ref(key), data.slice_ref(value)))
+    }
+}
+
 /// The result of applying a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteOutcome {
@@ -294,6 +455,62 @@ mod tests {
         let data = command.encode();
         assert_eq!(Command::peek_timestamp(&data), Some(command.timestamp));
         assert_eq!(Command::decode(&data).unwrap(), Some(command));
+    }
+
+    #[test]
+    fn an_encoded_write_is_the_command_it_becomes() {
+        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let pair = |key: &'static [u8], value: &'static [u8]| {
+            (Bytes::from_static(key), Bytes::from_static(value))
+        };
+        let pairs = vec![pair(b"a", b"long value"), pair(b"key", b"")];
+        let op = WriteOp::PutAll { pairs };
+        let mut write = EncodedWrite::new(request, op.clone(), false);
+        let shape = OpShape {
+            kind: OpKind::PutAll,
+            keys: 2,
+            bytes: 14,
+            key_bytes_min: 1,
+            key_bytes_max: 3,
+            value_bytes_max: 10,
+        };
+        assert_eq!(write.shape, shape);
+        let stamped = write.stamp(Timestamp(5));
+        assert_eq!(stamped, Command::write(Timestamp(5), request, op).encode());
+        let again = write.stamp(Timestamp(6));
+        assert_eq!(Command::peek_timestamp(&stamped), Some(Timestamp(5)), "it is in the log");
+        assert_eq!(Command::peek_timestamp(&again), Some(Timestamp(6)));
+
+        let travelled = rmp_serde::to_vec(&write).unwrap();
+        assert_eq!(rmp_serde::from_slice::<EncodedWrite>(&travelled).unwrap(), write);
+        for other in [Bytes::new(), Bytes::from_static(b"12345678\xc1")] {
+            let travelled = rmp_serde::to_vec(&other).unwrap();
+            assert!(rmp_serde::from_slice::<EncodedWrite>(&travelled).is_err());
+        }
+    }
+
+    /// A leader stamps where the bytes lie: eight megabytes are not copied for a timestamp.
+    #[test]
+    fn the_first_stamp_copies_nothing() {
+        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: vec![7; 1000].into() };
+        let mut write = EncodedWrite::new(request, op, false);
+        let place = write.data().as_ptr();
+        assert_eq!(write.stamp(Timestamp(5)).as_ptr(), place);
+    }
+
+    #[test]
+    fn a_put_is_shown_from_where_it_lies_and_nothing_else_is_a_put() {
+        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let op = WriteOp::Put { key: key.clone(), value: value.clone() };
+        let data = Command::write(Timestamp(5), request, op).encode();
+        assert_eq!(Command::put_of(&data), Some((Timestamp(5), key.clone(), value.clone())));
+        let others = [WriteOp::Mark, WriteOp::PutAll { pairs: vec![(key, value)] }];
+        for op in others {
+            assert_eq!(Command::put_of(&Command::write(Timestamp(5), request, op).encode()), None);
+        }
+        assert_eq!(Command::put_of(&Bytes::new()), None);
     }
 
     #[test]

@@ -59,9 +59,9 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// they are. So clients cannot keep the group's own servers out.
 pub const CONNECTIONS_SPARE: usize = 256;
 /// Files that a server keeps free of connections: its log, its store, what it dials, refusals.
-pub const FILES_RESERVED: usize = 32;
+pub const FILES_RESERVED: usize = 48;
 /// With room for fewer connections than this a server does not start.
-pub const CONNECTIONS_MIN: usize = 2 * SERVERS_MAX;
+pub const CONNECTIONS_MIN: usize = 3 * SERVERS_MAX;
 /// Bytes read from one connection before the others get their turn.
 pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 /// Requests of one client connection under way at once; past it the loop stops reading from that
@@ -92,9 +92,14 @@ pub const BUDGET_ORIGIN_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// The same for one connection; past it it is not read until less is held. Room for a queue that is as long
 /// as it may be, and for one request of the longest value.
 pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes queued for one server; past it replication messages to it are dropped (and resent later
-/// by the consensus protocol).
-pub const PEER_SEND_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes queued for one server on the connection for what may be long; past it replication messages to it are
+/// dropped (and resent later by the consensus protocol). What is under way to a server is bounded by
+/// [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog of very long entries.
+pub const PEER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Bytes queued for one server on the connection for what must not wait; past it likewise.
+pub const PEER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
+/// On a server connection for what must not wait a longer frame closes the connection.
+pub const PEER_CONTROL_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// From accept (or dial) to a whole greeting; then the connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// From a frame's first byte to its last, the time in which this side does not read apart; then the connection
@@ -136,6 +141,12 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(100);
 pub const LOOP_STAGE_TIME: Duration = Duration::from_millis(2);
 /// Frames taken from one connection before the others get their turn.
 pub const FRAMES_PER_TURN_MAX: usize = 256;
+/// A frame at least this long is decoded on a thread of its own kind and not on the event loop.
+pub const LARGE_FRAME_BYTES: usize = 64 * 1024;
+/// A large frame is received in pieces of at most this length.
+pub const LARGE_FRAME_PIECE_BYTES: usize = 256 * 1024;
+/// Bytes of one entry or value that are at least this many are not copied into the frame they go out in.
+pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 /// Connections an event loop has dialled and holds at once; one more fails to be dialled.
 pub const DIALLED_CONNECTIONS_MAX: usize = 256;
 /// Connections over the cap that are being told so at once; one more is closed without a word.
@@ -207,13 +218,22 @@ pub const ELECTION_TICKS: usize = 15;
 /// message of its own; others hear of it in the next replication message.
 pub const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
-pub const APPEND_BYTES_MAX: u64 = 512 * 1024;
+pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 /// Entries of one replication message; a longer list ends the connection.
 pub const APPEND_ENTRIES_MAX: usize = 64 * 1024;
 /// Replication messages to one server that are not yet answered.
-pub const APPENDS_IN_FLIGHT_MAX: usize = 128;
-/// Bytes proposed and not yet committed; past it writes are refused with `BUSY`.
-pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub const APPENDS_IN_FLIGHT_MAX: usize = 32;
+/// Bytes proposed and not yet committed; past it writes wait, in order. It is a second's work of a slow disk:
+/// what is proposed last is still committed in time.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Bytes of keys and values that a server has forwarded to the leader and has no answer about; past it writes
+/// wait, in order. One is always forwarded, however long it is. So a leader is not buried in what all servers
+/// have for it, and a new one gets no more than this of each.
+pub const FORWARD_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of entries proposed at once, and then …
+pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// … or so many writes: the rest waits until the event loop has looked at its sockets.
+pub const PROPOSE_WRITES_MAX: usize = 2048;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 /// Bytes of memory of their keys and values; past it likewise.
@@ -308,6 +328,12 @@ pub struct NodeLimits {
     pub pending_reads_max: usize,
     /// See [`DELAYED_APPENDS_MAX`].
     pub delayed_appends_max: usize,
+    /// See [`FORWARD_BYTES_MAX`].
+    pub forward_bytes_max: usize,
+    /// See [`PROPOSE_BYTES_MAX`].
+    pub propose_bytes_max: usize,
+    /// See [`PROPOSE_WRITES_MAX`].
+    pub propose_writes_max: usize,
 }
 
 impl Default for NodeLimits {
@@ -326,6 +352,9 @@ impl Default for NodeLimits {
             pending_write_bytes_max: PENDING_WRITE_BYTES_MAX,
             pending_reads_max: PENDING_READS_MAX,
             delayed_appends_max: DELAYED_APPENDS_MAX,
+            forward_bytes_max: FORWARD_BYTES_MAX,
+            propose_bytes_max: PROPOSE_BYTES_MAX,
+            propose_writes_max: PROPOSE_WRITES_MAX,
         }
     }
 }
@@ -503,6 +532,8 @@ const _: () = {
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
     assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());
     assert!(FRAME_BUFFER_BYTES_MIN <= FRAME_BUFFER_BYTES_KEEP);
+    assert!(FRAME_BUFFER_BYTES_KEEP <= LARGE_FRAME_PIECE_BYTES);
+    assert!(HELLO_FRAME_BYTES_MAX < LARGE_FRAME_BYTES);
     // Whatever a client reads, its answers fit its queue: what waits when it stops being read, a
     // small answer to everything under way, and the one large answer that is always allowed.
     assert!(
@@ -535,6 +566,14 @@ const _: () = {
     assert!(LOG_HELD_BYTES_MAX >= 4 * LOG_SEGMENT_BYTES);
     assert!(LOG_GROUP_BYTES_MAX as u64 <= LOG_SEGMENT_BYTES / 4);
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+    // What is usually under way to a server fits its queue, in front of the longest frame.
+    assert!(
+        APPENDS_IN_FLIGHT_MAX * APPEND_BYTES_MAX as usize
+            + FORWARD_BYTES_MAX
+            + PEER_FRAME_BYTES_MAX
+            <= PEER_SEND_BYTES_MAX
+    );
+    assert!(PEER_CONTROL_FRAME_BYTES_MAX < LARGE_FRAME_BYTES);
     // The consensus library counts eight bytes and more for an entry that is not empty.
     assert!(APPEND_ENTRIES_MAX * 8 >= APPEND_BYTES_MAX as usize);
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);

@@ -10,17 +10,18 @@
 mod support;
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acervo::cli::commands::exit_status;
 use acervo::client::Client;
+use acervo::command::WriteOp;
 use acervo::limits;
-use acervo::types::{ClusterId, LogEntry, NodeId, Timestamp};
+use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::message::{
-    ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody, RaftMessage,
-    Reply, Request, Role, ServerStatus, Welcome,
+    Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
+    RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,
 };
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -96,7 +97,7 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
         raw.send(&message);
         assert_eq!(raw.refusal(), client_says);
     }
-    let nobody = HelloRole::Server { node: NodeId(2), incarnation: 1 };
+    let nobody = HelloRole::Server { node: NodeId(2), incarnation: 1, channel: Channel::Control };
     let first_messages = [
         (Message::Ping { nonce: 1 }, "the first message must be HELLO".to_owned()),
         (
@@ -585,11 +586,7 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
 fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
     let (_group, address, witness) = one_server();
     let mut raw = Raw::client(address);
-    let pairs = 1_900_000_u32;
-    let head = b"\x81\xa7REQUEST\x92\x07\x81\xa5WRITE\x93\x93\x01\x01\x01\x81\xa7PUT_ALL\x91\xdd";
-    let mut body = [&head[..], &pairs.to_be_bytes()].concat();
-    body.extend_from_slice(&[0x92, 0xc4, 0, 0xc4, 0].repeat(pairs as usize));
-    body.push(0xc2);
+    let body = too_many_pairs();
     for _ in 0..3 {
         raw.bytes(&frame(&body));
         match raw.receive() {
@@ -603,6 +600,127 @@ fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
     }
     raw.assert_alive();
     witness.finish();
+}
+
+/// One attacker: frames of nine and a half megabytes of empty pairs, which are refused, or writes on 125,000
+/// keys, which are not, each with a short write behind it.
+fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
+    let mut raw = Raw::client(address);
+    let refused = too_many_pairs();
+    for round in 0..rounds {
+        if number.is_multiple_of(2) {
+            raw.bytes(&frame(&refused));
+            match raw.receive() {
+                Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
+                    // Or there was no memory for it.
+                    let expected = [ErrorCode::Invalid, ErrorCode::Busy];
+                    assert!(expected.contains(&error.code), "{}", error.message);
+                }
+                other => panic!("no error but {other:?}"),
+            }
+            continue;
+        }
+        let pair = |key: u32| (Bytes::from(format!("{number}-{key}")), Bytes::from_static(b"v"));
+        let all = WriteOp::PutAll { pairs: (0..125_000).map(pair).collect() };
+        let (key, value) = (Bytes::from(format!("{number}-1")), Bytes::from_static(b"after"));
+        let mut made = [Timestamp::ZERO; 2];
+        let ops = [all, WriteOp::Put { key, value }];
+        for (id, op) in (0..).zip(ops) {
+            let sequence = 2 * round + id + 1;
+            let client = ClientId(1_000 + number);
+            let request = RequestId { client, sequence, answered_below: 2 * round + 1 };
+            let body = Request::Write(WriteRequest { request, op, previous: false });
+            raw.send(&Message::Request { id, body });
+        }
+        for _ in &[0, 1] {
+            match raw.receive() {
+                Some(Message::Reply {
+                    id,
+                    body: Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. },
+                }) => made[id as usize] = timestamp,
+                other => panic!("not written but {other:?}"),
+            }
+        }
+        assert!(Timestamp::ZERO < made[0] && made[0] < made[1], "in the order sent: {made:?}");
+    }
+}
+
+/// A request of 1.9 million empty pairs, as a frame's body.
+fn too_many_pairs() -> Vec<u8> {
+    let pairs = 1_900_000_u32;
+    let head = b"\x81\xa7REQUEST\x92\x07\x81\xa5WRITE\x93\x93\x01\x01\x01\x81\xa7PUT_ALL\x91\xdd";
+    let mut body = [&head[..], &pairs.to_be_bytes()].concat();
+    body.extend_from_slice(&[0x92, 0xc4, 0, 0xc4, 0].repeat(pairs as usize));
+    body.push(0xc2);
+    body
+}
+
+#[test]
+fn eight_clients_with_large_frames_hold_up_nobody_and_change_no_leader() {
+    let group = Group::start(3, &["--console", "off"]);
+    let address = group.addresses()[0];
+    let witness = Witness::start(group.client());
+    let before = status(address);
+    std::thread::scope(|scope| {
+        let attackers: Vec<_> = (0..8)
+            .map(|number| scope.spawn(move || attack_with_large_frames(address, number, 1)))
+            .collect();
+        while !attackers.iter().all(|attacker| attacker.is_finished()) {
+            witness.goes_on();
+        }
+    });
+    witness.finish();
+    let after = status(address);
+    assert_eq!((after.term, after.role), (before.term, Role::Leader));
+}
+
+/// Not a test but a measurement, for a quiet machine: what eight such attackers cost another client, and the
+/// event loops. `ACERVO_MEASURE=1 cargo test --release --test abuse measure_ -- --nocapture`
+#[test]
+fn measure_what_large_frames_cost_others() {
+    if std::env::var_os("ACERVO_MEASURE").is_none() {
+        return;
+    }
+    let group = Group::start(3, &["--console", "off"]);
+    let address = group.addresses()[0];
+    let client = group.client();
+    client.put("measure", "warm").unwrap();
+    // Nobody; frames that are refused; writes that are not.
+    for (kind, attackers) in
+        [("no attackers", 0..0), ("refused frames", 0..8), ("long writes", 0..8)]
+    {
+        let term = status(address).term;
+        let mut latencies = Vec::new();
+        std::thread::scope(|scope| {
+            let (odd, rounds) = if kind == "long writes" { (1, 3) } else { (0, 50) };
+            let attack = |number: u64| attack_with_large_frames(address, 2 * number + odd, rounds);
+            let attackers: Vec<_> =
+                attackers.map(|number| scope.spawn(move || attack(number))).collect();
+            let until = Instant::now() + Duration::from_secs(5);
+            let attacked = || attackers.iter().any(|attacker| !attacker.is_finished());
+            while attacked() || (attackers.is_empty() && Instant::now() < until) {
+                let began = Instant::now();
+                client.put("measure", "value").unwrap();
+                client.get("measure").unwrap();
+                latencies.push(began.elapsed());
+            }
+        });
+        latencies.sort_unstable();
+        let at = |part: usize| latencies[(latencies.len() * part / 1000).min(latencies.len() - 1)];
+        println!(
+            "{kind}: {} puts and gets, p50 {:?}, p99 {:?}, p999 {:?}, most {:?}; terms gone by: {}",
+            latencies.len(),
+            at(500),
+            at(990),
+            at(999),
+            at(1000),
+            status(address).term - term
+        );
+        for server in group.addresses() {
+            let status = status(server);
+            println!("  {server} {:?}: longest stall {} us", status.role, status.longest_stall_us);
+        }
+    }
 }
 
 #[test]
@@ -623,11 +741,13 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
         (refused, r"it refuses this server: go\x0aaway"),
     ];
     // Accepts until the leader dials, which is server 1 whatever the other one does.
-    let accept = || loop {
+    let accept_of = |wanted: Channel| loop {
         let mut raw = Raw::over(third.accept().unwrap().0);
         match raw.receive() {
-            Some(Message::Hello(Hello { role: HelloRole::Server { node, .. }, .. })) => {
-                if node == NodeId(1) {
+            Some(Message::Hello(Hello {
+                role: HelloRole::Server { node, channel, .. }, ..
+            })) => {
+                if node == NodeId(1) && channel == wanted {
                     return raw;
                 }
             }
@@ -636,6 +756,7 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
             other => panic!("no greeting but {other:?}"),
         }
     };
+    let accept = || accept_of(Channel::Control);
     for (answer, said) in answers {
         let mut raw = accept();
         raw.send(&answer);
@@ -655,6 +776,8 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
     // One that greets well and is silent ever after.
     let mut silent = accept();
     silent.send(&welcome(cluster, 3));
+    let mut other = accept_of(Channel::Bulk);
+    other.send(&welcome(cluster, 3));
     let mut pings = 0;
     while let Some(message) = silent.receive() {
         pings += u32::from(matches!(message, Message::Ping { .. }));

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use acervo::command::WriteOp;
+use acervo::command::{EncodedWrite, WriteOp};
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::share::names::FileName;
 use acervo::share::types::{ContentId, FileEntry, PeerId};
@@ -239,7 +239,11 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Hello(Hello {
                 protocol: PROTOCOL_VERSION,
                 cluster: ClusterId(0x7bf6_1c00_d1ce_f00d),
-                role: HelloRole::Server { node: NodeId(1), incarnation: 0x05ca_1e00_0000_0001 },
+                role: HelloRole::Server {
+                    node: NodeId(1),
+                    incarnation: 0x05ca_1e00_0000_0001,
+                    channel: Channel::Bulk,
+                },
             }),
         ),
         (
@@ -247,7 +251,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Peer(PeerMessage::Forward {
                 id: 9,
                 client: "127.0.0.1:50000".parse().expect("an address"),
-                write: put,
+                write: EncodedWrite::new(put.request, put.op, put.previous),
             }),
         ),
         (

@@ -11,7 +11,7 @@ use acervo::share::names::FileName;
 use acervo::share::types::{ContentId, FileEntry, PeerId};
 use acervo::types::{ClusterId, NodeId};
 use acervo::wire::codec;
-use acervo::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION};
+use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
 use acervo::wire::share::{RegistryReply, RegistryRequest, Source};
 use support::share::{Registry, noise, write};
 use support::{PATIENCE, eventually, exited_with};
@@ -407,7 +407,11 @@ fn whoever_breaks_the_protocol_loses_the_connection_and_nobody_else() {
         (frame(&Message::Ping { nonce: 1 }), "begins with HELLO"),
         (frame(&hello(HelloRole::Client)), "a store needs an acervo server"),
         (
-            frame(&hello(HelloRole::Server { node: NodeId(1), incarnation: 1 })),
+            frame(&hello(HelloRole::Server {
+                node: NodeId(1),
+                incarnation: 1,
+                channel: Channel::Control,
+            })),
             "a store needs an acervo server",
         ),
         (

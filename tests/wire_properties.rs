@@ -6,7 +6,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use acervo::command::WriteOp;
+use acervo::command::{EncodedWrite, WriteOp};
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
 use acervo::share::names::FileName;
 use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
@@ -231,8 +231,10 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
         (node(), node(), any::<u64>(), raft_body()).prop_map(|(from, to, term, body)| {
             PeerMessage::Raft(RaftMessage { from, to, term, body })
         }),
-        (any::<u64>(), address(), write_request())
-            .prop_map(|(id, client, write)| PeerMessage::Forward { id, client, write }),
+        (any::<u64>(), address(), write_request()).prop_map(|(id, client, write)| {
+            let write = EncodedWrite::new(write.request, write.op, write.previous);
+            PeerMessage::Forward { id, client, write }
+        }),
         (any::<u64>(), option::of(reply()))
             .prop_map(|(id, reply)| PeerMessage::Forwarded { id, reply }),
         any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
@@ -372,8 +374,9 @@ fn message() -> impl Strategy<Value = Message> {
     let role = prop_oneof![
         Just(HelloRole::Client),
         Just(HelloRole::Share),
-        (node(), any::<u64>())
-            .prop_map(|(node, incarnation)| HelloRole::Server { node, incarnation }),
+        (node(), any::<u64>(), 0..2usize).prop_map(|(node, incarnation, channel)| {
+            HelloRole::Server { node, incarnation, channel: Channel::ALL[channel] }
+        }),
     ];
     prop_oneof![
         (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {

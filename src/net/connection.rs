@@ -140,6 +140,8 @@ pub(super) struct Connection {
     pub(super) paused: bool,
     /// What it sends would take more memory than it may for now.
     pub(super) held_back: bool,
+    /// The service works on a frame elsewhere, and wants the next one when it has done with that.
+    pub(super) held: bool,
     /// Waits for a turn; kept so that it is in the list once.
     pub(super) scheduled: bool,
     /// Waits to be flushed; likewise.
@@ -190,6 +192,7 @@ impl Connection {
         self.phase == Phase::Open
             && !self.paused
             && !self.held_back
+            && !self.held
             && self.queue.queued_bytes() < self.send_limits.pause_bytes
     }
 

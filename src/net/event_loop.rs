@@ -317,6 +317,17 @@ impl EventLoop {
                     }
                     _ => return Ok(()),
                 }
+                if let Some(pieces) = deframer.take_large()? {
+                    frames += 1;
+                    if let Some(connection) = self.net.connections.get_mut(id) {
+                        connection.frame_since = None;
+                        connection.received_since = Some(self.net.now);
+                        let left = deframer.memory_bytes();
+                        charge_received(&mut self.net.budget, id, connection, left);
+                    }
+                    service.on_large_frame(&mut self.net, id, pieces);
+                    continue;
+                }
                 let Some(frame) = deframer.next_frame()? else { break };
                 frames += 1;
                 if let Some(connection) = self.net.connections.get_mut(id) {
@@ -412,11 +423,12 @@ impl EventLoop {
             return;
         };
         let now = self.net.now;
-        for _ in 0..limits::TICKS_CATCH_UP_MAX {
+        for caught_up in 0..limits::TICKS_CATCH_UP_MAX {
             if now < self.next_tick {
                 return;
             }
             self.next_tick += interval;
+            self.net.tick_is_late = caught_up > 0;
             service.on_tick(&mut self.net);
         }
         if now >= self.next_tick {

@@ -105,6 +105,8 @@ pub struct Net {
     pub(super) ready: Waiting,
     /// Connections with something to write.
     pub(super) dirty: Waiting,
+    /// The tick that is being told is not the first of this iteration.
+    pub(super) tick_is_late: bool,
     /// The service has left completions behind.
     pub(super) wake_again: bool,
     pub(super) notices: Vec<Notice>,
@@ -132,6 +134,7 @@ impl Net {
             now: Instant::now(),
             ready: Waiting::default(),
             dirty: Waiting::default(),
+            tick_is_late: false,
             wake_again: false,
             notices: Vec::new(),
             alarm: None,
@@ -186,6 +189,25 @@ impl Net {
         }
     }
 
+    /// As [`Net::send`], for frames in pieces that stay where they are and are not copied.
+    pub fn send_pieces(&mut self, id: ConnectionId, pieces: Vec<Bytes>) -> bool {
+        let sent = self.queue(id, |queue, max, _| queue.append_pieces(max, pieces));
+        self.close_if_full(id, sent)
+    }
+
+    /// As [`Net::send_pieces`], but a full queue only refuses.
+    pub fn try_send_pieces(
+        &mut self,
+        id: ConnectionId,
+        pieces: Vec<Bytes>,
+    ) -> Result<(), SendError> {
+        match self.queue(id, |queue, max, _| queue.append_pieces(max, pieces)) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) => Err(SendError::Full),
+            None => Err(SendError::Gone),
+        }
+    }
+
     /// As [`Net::send`], for bytes that are not a frame but follow one that announces them. They are
     /// never copied, and dropped as soon as the system has them all, of which
     /// [`Service::on_raw_sent`](super::Service::on_raw_sent) tells.
@@ -221,6 +243,12 @@ impl Net {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.urgent = true;
         }
+    }
+
+    /// In [`Service::on_tick`](super::Service::on_tick): whether this tick only makes up for time in which the
+    /// loop was away, another one having been told in this iteration.
+    pub fn tick_is_late(&self) -> bool {
+        self.tick_is_late
     }
 
     /// Has [`Service::on_wake`](super::Service::on_wake) called in the next iteration again, before which the
@@ -286,12 +314,31 @@ impl Net {
         }
     }
 
+    /// As [`Net::pause_reading`], and independent of it: until the frame that was handed out last, which is worked
+    /// on elsewhere, is done with.
+    pub fn hold_frames(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.held = true;
+        }
+    }
+
+    /// Undoes [`Net::hold_frames`].
+    pub fn release_frames(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && std::mem::take(&mut connection.held)
+        {
+            connection.frames_left = true;
+            self.schedule(id);
+        }
+    }
+
     /// Undoes [`Net::pause_reading`].
     pub fn resume_reading(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id)
             && connection.paused
         {
             connection.paused = false;
+            connection.frames_left = true;
             self.schedule(id);
         }
     }
@@ -377,6 +424,10 @@ impl Net {
             Token(self.connections.next_slot()),
             Interest::READABLE | Interest::WRITABLE,
         )?;
+        let mut deframer = Deframer::default();
+        if let Some(large_from) = self.config.large_frame_bytes {
+            deframer.set_large_from(large_from);
+        }
         let id = self.connections.insert(Connection {
             stream,
             peer,
@@ -392,9 +443,10 @@ impl Net {
             frames_left: false,
             paused: false,
             held_back: false,
+            held: false,
             scheduled: false,
             dirty: false,
-            deframer: Deframer::default(),
+            deframer,
             frame_since: None,
             received_since: None,
             received_charged: 0,

@@ -57,22 +57,24 @@ pub(super) struct Flushed {
 enum Segment {
     /// Frames, in memory that is used again.
     Frames(Vec<u8>),
-    /// Bytes that somebody else holds.
+    /// Bytes that somebody else holds and is told of when they are written.
     Lent(Bytes),
+    /// Bytes that somebody else may hold as well.
+    Shared(Bytes),
 }
 
 impl Segment {
     fn bytes(&self) -> &[u8] {
         match self {
             Segment::Frames(bytes) => bytes,
-            Segment::Lent(bytes) => bytes,
+            Segment::Lent(bytes) | Segment::Shared(bytes) => bytes,
         }
     }
 
     fn memory_bytes(&self) -> usize {
         match self {
             Segment::Frames(bytes) => bytes.capacity(),
-            Segment::Lent(bytes) => bytes.len(),
+            Segment::Lent(bytes) | Segment::Shared(bytes) => bytes.len(),
         }
     }
 }
@@ -189,6 +191,22 @@ impl SendQueue {
         Ok(())
     }
 
+    /// Appends frames in pieces that stay where they are: all of them or none.
+    pub(super) fn append_pieces(
+        &mut self,
+        bytes_max: usize,
+        pieces: Vec<Bytes>,
+    ) -> Result<(), usize> {
+        let wanted = self.queued + pieces.iter().map(Bytes::len).sum::<usize>();
+        if wanted > bytes_max {
+            return Err(wanted);
+        }
+        self.queued = wanted;
+        let pieces = pieces.into_iter().filter(|piece| !piece.is_empty());
+        pieces.for_each(|piece| self.push(Segment::Shared(piece)));
+        Ok(())
+    }
+
     /// Writes until nothing is left, the socket blocks, or about `budget` bytes are written.
     pub(super) fn write_to(
         &mut self,
@@ -244,7 +262,7 @@ impl SendQueue {
             match self.segments.pop_front() {
                 Some(Segment::Frames(segment)) => pool.give(segment),
                 Some(Segment::Lent(_)) => lent += 1,
-                None => {}
+                Some(Segment::Shared(_)) | None => {}
             }
         }
         lent
@@ -329,6 +347,8 @@ mod tests {
         assert_eq!(queue.append(10, &mut pool, |out| out.extend_from_slice(b"abc")), Err(11));
         assert_eq!(queue.append_owned(10, &mut pool, vec![0; SEND_SEGMENT_BYTES]), Err(65_544));
         assert_eq!(queue.append_lent(10, Bytes::from_static(b"abc")), Err(11));
+        let pieces = [&b"a"[..], b"", b"bc"].map(Bytes::from_static).to_vec();
+        assert_eq!(queue.append_pieces(10, pieces), Err(11), "all or none");
         queue.append_owned(10, &mut pool, b"90".to_vec()).unwrap();
         let mut pipe = Pipe { taken: Vec::new(), room: 99, step: 99 };
         queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();

@@ -34,6 +34,13 @@ pub trait Service {
     /// A whole frame came; `frame` is its body, at least one byte.
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]);
 
+    /// A whole frame came that is at least [`LoopConfig::large_frame_bytes`] long; its body, in pieces. To
+    /// decode it on another thread and keep the order of the connection's frames, pause reading until that is
+    /// done.
+    fn on_large_frame(&mut self, net: &mut Net, connection: ConnectionId, pieces: Vec<Vec<u8>>) {
+        self.on_frame(net, connection, &pieces.concat());
+    }
+
     /// The raw bytes that [`Net::receive_raw`] asked for have come.
     fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
         let _ = (net, connection, buffer);
@@ -101,6 +108,8 @@ pub struct LoopConfig {
     pub send_limits: SendLimits,
     /// What accepted connections may make this process hold.
     pub budget: BudgetLimits,
+    /// Frames at least this long are handed over by [`Service::on_large_frame`]; none is when absent.
+    pub large_frame_bytes: Option<usize>,
     /// How long one stage of an iteration may take before the loop goes on to the next.
     pub stage_time: Duration,
     /// Bytes read from a connection a turn.
@@ -133,6 +142,7 @@ impl Default for LoopConfig {
             first_frame_bytes_max: limits::HELLO_FRAME_BYTES_MAX,
             send_limits: SendLimits::default(),
             budget: BudgetLimits::default(),
+            large_frame_bytes: None,
             stage_time: limits::LOOP_STAGE_TIME,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
             write_budget_bytes: limits::WRITE_BUDGET_BYTES,

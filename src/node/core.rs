@@ -17,11 +17,11 @@ use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
 use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState};
-use crate::command::{Command, WriteOutcome};
+use crate::command::{Command, EncodedWrite, OpShape, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
 use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
-use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role, WriteRequest};
+use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role};
 
 /// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
 /// two round trips and two syncs.
@@ -145,6 +145,10 @@ pub struct Node {
     pub(super) effects: Effects,
     pub(super) clock: HybridClock,
     pub(super) writes: Writes,
+    /// Waiting writes were left for the next flush, only so that this one did not take too long.
+    pub(super) propose_more: bool,
+    /// The commit index as of the last flush.
+    pub(super) flushed_commit: LogIndex,
     /// At a leader, for its reign.
     pub(super) certainty: Certainty,
     /// At a leader, for its reign.
@@ -215,6 +219,8 @@ impl Node {
             effects: Effects::default(),
             clock,
             writes,
+            propose_more: false,
+            flushed_commit: 0,
             certainty: Certainty::default(),
             commit_news: CommitNews::default(),
             reads,
@@ -240,6 +246,11 @@ impl Node {
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => self.tick(now, out),
+            Input::LateTick => {
+                if self.consensus.role() == Role::Leader {
+                    self.consensus.tick();
+                }
+            }
             Input::PeerUp { peer, last_index, term } => {
                 self.links.insert(peer);
                 self.heard.insert(peer, self.ticks);
@@ -253,7 +264,7 @@ impl Node {
             }
             Input::Peer { from, message } => {
                 self.heard.insert(from, self.ticks);
-                self.peer_message(now, from, message, out);
+                self.peer_message(now, from, message.into_inner(), out);
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
@@ -299,9 +310,15 @@ impl Node {
     /// microseconds.
     pub fn flush_due_us(&self) -> Option<u64> {
         match self.consensus.role() {
+            Role::Leader if self.propose_more => Some(0),
             Role::Leader => self.commit_news.next_us(&self.links, self.consensus.commit()),
             Role::Follower | Role::Candidate => None,
         }
+    }
+
+    /// How many writes are in other servers' hands, and the bytes of their keys and values.
+    pub fn forwarded(&self) -> (usize, usize) {
+        self.writes.forwarded()
     }
 
     /// Where the state machine stands.
@@ -355,7 +372,13 @@ impl Node {
         expired.extend(self.writes.take_unanswered(now_us));
         for key in expired {
             let pending = self.writes.remove(key);
-            let reply = self.not_confirmed(pending.effect);
+            // Nothing was done of a write whose turn did not come while others were being carried out.
+            let led = self.consensus.leader().is_some();
+            let reply = if led && pending.effect == Effect::NotDone {
+                busy("more is being written than the group can take")
+            } else {
+                self.not_confirmed(pending.effect)
+            };
             self.finish(pending, reply, out);
         }
         self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
@@ -443,7 +466,7 @@ impl Node {
         now: Now,
         token: RequestToken,
         client: SocketAddr,
-        write: WriteRequest,
+        write: EncodedWrite,
         out: &mut Vec<Output>,
     ) {
         let reply = |reply| Output::Reply { token, reply };
@@ -460,7 +483,7 @@ impl Node {
         now: Now,
         origin: Origin,
         client: SocketAddr,
-        write: WriteRequest,
+        write: EncodedWrite,
     ) -> Result<(), Reply> {
         check_write(&write, self.config.value_bytes_max)?;
         if self.writes.len() >= self.config.limits.pending_writes_max {
@@ -616,30 +639,24 @@ impl Node {
     }
 }
 
-fn check_write(write: &WriteRequest, value_bytes_max: usize) -> Result<(), Reply> {
+fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply> {
     let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
-    let mut keys = 0;
-    for (key, value) in write.op.pairs() {
-        keys += 1;
-        let key_bytes = key.len();
-        if key_bytes == 0 {
-            return invalid("the key is empty: give it at least one byte");
-        }
-        if key_bytes > limits::KEY_BYTES_MAX {
-            return invalid(&format!(
-                "the key has {key_bytes} bytes and at most {} are allowed: use a shorter one",
-                limits::KEY_BYTES_MAX
-            ));
-        }
-        if let Some(value) = value
-            && value.len() > value_bytes_max
-        {
-            return invalid(&format!(
-                "the value has {} bytes and at most {value_bytes_max} are allowed: \
-                 split it, or start the servers with a greater --max-value",
-                value.len()
-            ));
-        }
+    let OpShape { keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest, .. } =
+        write.shape;
+    if keys > 0 && key_bytes_min == 0 {
+        return invalid("the key is empty: give it at least one byte");
+    }
+    if key_bytes_max > limits::KEY_BYTES_MAX {
+        return invalid(&format!(
+            "the key has {key_bytes_max} bytes and at most {} are allowed: use a shorter one",
+            limits::KEY_BYTES_MAX
+        ));
+    }
+    if longest > value_bytes_max {
+        return invalid(&format!(
+            "the value has {longest} bytes and at most {value_bytes_max} are allowed: \
+             split it, or start the servers with a greater --max-value"
+        ));
     }
     if keys > limits::TRANSACTION_KEYS_MAX {
         return invalid(&format!(
@@ -647,10 +664,9 @@ fn check_write(write: &WriteRequest, value_bytes_max: usize) -> Result<(), Reply
             limits::TRANSACTION_KEYS_MAX
         ));
     }
-    if write.op.bytes() > limits::TRANSACTION_BYTES_MAX {
+    if bytes > limits::TRANSACTION_BYTES_MAX {
         return invalid(&format!(
-            "the write has {} bytes and at most {} can be written at once: make it several writes",
-            write.op.bytes(),
+            "the write has {bytes} bytes and at most {} can be written at once: make it several writes",
             limits::TRANSACTION_BYTES_MAX
         ));
     }

@@ -31,11 +31,11 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use self::eligibility::Ineligible;
-use crate::command::WriteOutcome;
+use crate::command::{Command, EncodedWrite, WriteOutcome};
 use crate::types::{
     AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
 };
-use crate::wire::message::{PeerMessage, Previous, Reply, WriteRequest};
+use crate::wire::message::{PeerMessage, Previous, RaftBody, RaftMessage, Reply};
 
 /// The time, from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,8 +59,12 @@ pub struct RequestToken {
 /// What happens to a node.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// One tick of the election clock ([`limits::TICK`](crate::limits::TICK) of real time).
+    /// One tick of the election clock ([`limits::TICK`](crate::limits::TICK) of real time). A driver that was
+    /// away first hands over what has come meanwhile.
     Tick,
+    /// A further tick for time in which the driver was away. A leader owes its heartbeats by the time that has
+    /// passed; but nobody may campaign because of time in which it could not have heard a leader.
+    LateTick,
     /// The link on which this node sends to `peer` is ready. From now on nothing may reach this
     /// node that an earlier incarnation of the peer's data directory sent.
     PeerUp {
@@ -81,7 +85,7 @@ pub enum Input {
         /// Whose connection it came on.
         from: NodeId,
         /// What it says.
-        message: PeerMessage,
+        message: CheckedMessage,
     },
     /// A client of this server wants a write.
     Write {
@@ -90,7 +94,7 @@ pub enum Input {
         /// The client's own address.
         client: SocketAddr,
         /// The write.
-        write: WriteRequest,
+        write: EncodedWrite,
     },
     /// A client of this server wants a linearizable read; the driver keeps what it was about.
     Read {
@@ -148,6 +152,45 @@ pub enum Input {
     },
     /// Stop: refuse new writes, let the pending ones finish, hand the leadership over.
     Stop,
+}
+
+/// A message from another server that holds nothing which a state machine would stop at. Checking it takes as
+/// long as the message is, and needs nothing of the node: a driver does it where it decodes.
+#[derive(Clone, Debug)]
+pub struct CheckedMessage(PeerMessage);
+
+impl CheckedMessage {
+    /// Checks a message.
+    ///
+    /// # Errors
+    /// Why the link that it came on is to be closed; one sentence.
+    pub fn new(message: PeerMessage) -> Result<CheckedMessage, String> {
+        // What is stored here is applied one day, by a state machine that stops at what it does not
+        // understand.
+        if let PeerMessage::Raft(RaftMessage { body: RaftBody::Append { entries, .. }, .. }) =
+            &message
+            && entries.iter().any(|entry| Command::decode(&entry.data).is_err())
+        {
+            return Err("a REPLICATION holds an entry that is no command".to_owned());
+        }
+        Ok(CheckedMessage(message))
+    }
+
+    /// Whether it is the driver's own business: a part of a snapshot's transfer.
+    pub fn is_about_a_snapshot(&self) -> bool {
+        matches!(
+            self.0,
+            PeerMessage::Snapshot { .. }
+                | PeerMessage::SnapshotChunk { .. }
+                | PeerMessage::SnapshotEnd { .. }
+                | PeerMessage::SnapshotAnswer { .. }
+        )
+    }
+
+    /// The message.
+    pub fn into_inner(self) -> PeerMessage {
+        self.0
+    }
 }
 
 /// What a state machine has left to do in the background.

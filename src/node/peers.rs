@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use super::core::{Node, Stopping, micros};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
-use crate::command::{Action, Command, WriteOp};
+use crate::command::{Command, EncodedWrite};
 use crate::limits;
 use crate::types::{AppliedPoint, LogEntry, NodeId};
-use crate::wire::message::{Effect, PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
+use crate::wire::message::{Effect, PeerMessage, RaftBody, RaftMessage, Reply, Role};
 
 impl Node {
     pub(super) fn peer_message(
@@ -73,12 +73,6 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(from, message, out);
         };
-        // What is stored here is applied one day, by a state machine that stops at what it does not
-        // understand.
-        if entries.iter().any(|entry| Command::decode(&entry.data).is_err()) {
-            let reason = "a REPLICATION holds an entry that is no command".to_owned();
-            return out.push(Output::Disconnect { peer: from, reason });
-        }
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
         let holds_writes = entries.iter().any(|e| !e.data.is_empty());
@@ -129,11 +123,7 @@ impl Node {
                 continue;
             }
             self.shown_index = entry.index;
-            if let Ok(Some(Command {
-                timestamp,
-                action: Action::Write { op: WriteOp::Put { key, value }, .. },
-            })) = Command::decode(&entry.data)
-            {
+            if let Some((timestamp, key, value)) = Command::put_of(&entry.data) {
                 out.push(Output::Console(ConsoleEvent::Replication { key, value, timestamp }));
             }
         }
@@ -145,7 +135,7 @@ impl Node {
         from: NodeId,
         id: u64,
         client: SocketAddr,
-        write: WriteRequest,
+        write: EncodedWrite,
         out: &mut Vec<Output>,
     ) {
         if self.consensus.role() != Role::Leader || self.stopping != Stopping::No {

@@ -8,11 +8,11 @@ use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::{InSync, Standing};
 use super::writes::{Origin, Stored};
 use super::{ConsoleEvent, Notice, Now, Output};
-use crate::command::{Action, Command, WriteOp};
+use crate::command::{Action, Command, EncodedWrite, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
-use crate::wire::message::{PeerMessage, RaftBody, Reply, Role, WriteRequest};
+use crate::wire::message::{PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
@@ -30,6 +30,10 @@ impl Node {
         }
         self.start_reads(now, out);
         self.run_consensus(now, out);
+        // What was committed has made room, which the library counts only now.
+        let commit = self.consensus.commit();
+        self.propose_more |= commit > self.flushed_commit && self.writes.has_waiting();
+        self.flushed_commit = commit;
         let answered = self.answer_stored(now, out);
         self.tell_commit(&answered, now, out);
         for read in self.reads.take_ready(self.applied.index) {
@@ -103,11 +107,13 @@ impl Node {
     }
 
     fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.propose_more = false;
         if self.is_being_born(now) {
             return;
         }
         let limits = self.config.limits;
         let mut waiting = self.writes.take_waiting();
+        let mut proposed = (0, 0);
         while !waiting.is_empty() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
                 for key in waiting {
@@ -117,16 +123,18 @@ impl Node {
                 }
                 return;
             }
+            if proposed.0 >= limits.propose_writes_max || proposed.1 >= limits.propose_bytes_max {
+                self.propose_more = true;
+                break;
+            }
             let mut batch = Vec::new();
             let mut data = Vec::new();
             let mut bytes = 0;
             while let Some(key) = waiting.pop_front() {
-                self.show_put(key, out);
                 let timestamp = self.clock.next(now.wall_us);
-                let write = &self.writes.get_mut(key).write;
-                let WriteRequest { request, op, previous } = write.clone();
-                let action = Action::Write { request, op, previous };
-                let command = Command { timestamp, action }.encode();
+                let pending = self.writes.get_mut(key);
+                let command = pending.write.stamp(timestamp);
+                self.show_put(key, out);
                 bytes += command.len() as u64;
                 batch.push((key, timestamp));
                 data.push(command);
@@ -136,12 +144,14 @@ impl Node {
             }
             match self.consensus.propose(data) {
                 Ok(first) => {
+                    proposed = (proposed.0 + batch.len(), proposed.1 + bytes as usize);
                     let term = self.consensus.term();
                     let unapplied = self.consensus.last_index().saturating_sub(self.applied.index);
                     let lags = unapplied > limits.apply_lag_entries_max
                         || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
-                        let write = &self.writes.get_mut(key).write;
+                        let pending = self.writes.get_mut(key);
+                        let write = &pending.write;
                         let certain = self.certainty.proposed(&write.request, index);
                         if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
@@ -151,17 +161,15 @@ impl Node {
                         }
                     }
                 }
-                Err(ProposeError::Full) => {
-                    for (key, _) in batch {
-                        let pending = self.writes.remove(key);
-                        self.finish(pending, busy("too much is being replicated"), out);
-                    }
-                }
-                Err(ProposeError::HandingOver | ProposeError::NotLeader) => {
-                    batch.into_iter().for_each(|(key, _)| self.writes.wait(key));
+                // They wait, in order, until something is committed. How much may wait is bounded, and for
+                // how long.
+                Err(ProposeError::Full | ProposeError::HandingOver | ProposeError::NotLeader) => {
+                    batch.into_iter().rev().for_each(|(key, _)| waiting.push_front(key));
+                    break;
                 }
             }
         }
+        self.writes.wait_first(waiting);
     }
 
     fn do_chores(&mut self, now: Now) {
@@ -180,11 +188,11 @@ impl Node {
 
     fn show_put(&mut self, key: usize, out: &mut Vec<Output>) {
         let pending = self.writes.get_mut(key);
-        if let WriteOp::Put { key, value } = &pending.write.op
-            && self.config.console
+        if self.config.console
             && !std::mem::replace(&mut pending.shown_as_leader, true)
+            && let Some((_, key, value)) = Command::put_of(pending.write.data())
         {
-            let (client, key, value) = (pending.client, key.clone(), value.clone());
+            let client = pending.client;
             out.push(Output::Console(ConsoleEvent::Put { client, key, value }));
         }
     }
@@ -194,6 +202,7 @@ impl Node {
             return;
         }
         let leader = self.consensus.leader().filter(|l| self.links.contains(l));
+        let mut budget_spent = false;
         for key in self.writes.take_waiting() {
             let pending = self.writes.get_mut(key);
             // Only clients' writes are forwarded, or two servers that each take the other for the
@@ -208,11 +217,17 @@ impl Node {
                 self.writes.wait(key);
                 continue;
             };
-            if let WriteOp::Put { key, value } = &pending.write.op
-                && self.config.console
+            if budget_spent || !self.writes.may_forward(key, self.config.limits.forward_bytes_max) {
+                // In order, or a long one would wait for ever.
+                budget_spent = true;
+                self.writes.wait(key);
+                continue;
+            }
+            let pending = self.writes.get_mut(key);
+            if self.config.console
                 && !std::mem::replace(&mut pending.shown_as_forwarder, true)
+                && let Some((_, key, value)) = Command::put_of(pending.write.data())
             {
-                let (key, value) = (key.clone(), value.clone());
                 out.push(Output::Console(ConsoleEvent::Forwarding { key, value }));
             }
             // From here on the leader watches the time; this is for when it never answers.
@@ -321,12 +336,12 @@ impl Node {
         };
         for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
-            let reply = match pending.write.op {
-                WriteOp::Put { .. } if !pending.write.previous => Reply::PutOk { timestamp },
+            let reply = match pending.write.shape.kind {
+                OpKind::Put if !pending.write.previous => Reply::PutOk { timestamp },
                 _ => Reply::WriteOk { timestamp, previous },
             };
-            if let WriteOp::Put { key, .. } = pending.write.op
-                && self.config.console
+            if self.config.console
+                && let Some((_, key, _)) = Command::put_of(pending.write.data())
             {
                 let client = pending.client;
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
@@ -378,11 +393,11 @@ impl Node {
 
 /// Whether there is nothing to learn from applying a write that is new. What a key had before is known
 /// only then, and whether a range can be removed.
-fn says_its_timestamp_only(write: &WriteRequest) -> bool {
-    match &write.op {
-        WriteOp::Put { .. } | WriteOp::Del { .. } | WriteOp::Trim { .. } => !write.previous,
-        WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::Mark => true,
-        WriteOp::DelRange { .. } => false,
+fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
+    match write.shape.kind {
+        OpKind::Put | OpKind::Del | OpKind::Trim => !write.previous,
+        OpKind::PutAll | OpKind::DelAll | OpKind::Mark => true,
+        OpKind::DelRange => false,
     }
 }
 

@@ -94,6 +94,7 @@ impl Group {
         for output in out {
             match output {
                 Output::Send { to, message } => {
+                    let message = CheckedMessage::new(message).unwrap();
                     self.inbox.push_back((to.0 as usize - 1, Input::Peer { from, message }));
                 }
                 Output::Persist(batch) => {
@@ -151,7 +152,7 @@ impl Group {
         let request = RequestId { client: ClientId(at as u64), sequence, answered_below: 1 };
         let client = ([127, 0, 0, 1], 9).into();
         let previous = !matches!(op, WriteOp::Put { .. });
-        let write = WriteRequest { request, op, previous };
+        let write = EncodedWrite::new(request, op, previous);
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
     }
@@ -262,7 +263,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     ];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
-        let write = WriteRequest { request, op, previous: false };
+        let write = EncodedWrite::new(request, op, false);
         let client = ([127, 0, 0, 1], 9).into();
         group.inbox.push_back((0, Input::Write { token, client, write }));
         group.settle();

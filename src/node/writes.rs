@@ -12,8 +12,9 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::RequestToken;
+use crate::command::EncodedWrite;
 use crate::types::{LogIndex, NodeId, Term, Timestamp};
-use crate::wire::message::{Effect, Previous, WriteRequest};
+use crate::wire::message::{Effect, Previous};
 
 /// Who gets the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub(super) struct Pending {
     pub origin: Origin,
     /// The client's own address.
     pub client: SocketAddr,
-    pub write: WriteRequest,
+    pub write: EncodedWrite,
     /// When to give up, unless it is committed or in another server's hands.
     pub deadline_us: u64,
     /// When to give up whatever happens to it: however often leaders change or forwards are lost,
@@ -69,6 +70,8 @@ pub(super) struct Writes {
     certain: BTreeMap<LogIndex, (usize, Stored)>,
     settled: BTreeMap<LogIndex, (usize, Stored)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
+    /// Bytes of keys and values in them.
+    forwarded_bytes: usize,
     last_forward: u64,
     bytes: usize,
 }
@@ -97,7 +100,7 @@ impl Writes {
     }
 
     pub fn add(&mut self, pending: Pending) {
-        self.bytes += pending.write.op.memory_bytes();
+        self.bytes += pending.write.memory_bytes();
         let key = self.all.insert(pending);
         self.waiting.push_back(key);
     }
@@ -111,6 +114,12 @@ impl Writes {
         self.waiting.push_back(key);
     }
 
+    /// Puts back what [`Writes::take_waiting`] gave and was not placed, before everything that waits.
+    pub fn wait_first(&mut self, mut keys: VecDeque<usize>) {
+        keys.append(&mut self.waiting);
+        self.waiting = keys;
+    }
+
     /// # Panics
     /// Panics on a key that is not under way: keys come from this container's own places, each of
     /// which holds a key only as long as the write exists.
@@ -120,7 +129,7 @@ impl Writes {
 
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
-        self.bytes -= pending.write.op.memory_bytes();
+        self.bytes -= pending.write.memory_bytes();
         pending
     }
 
@@ -148,8 +157,21 @@ impl Writes {
         !self.proposed.is_empty()
     }
 
+    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of them may be. One
+    /// may always be there, however long it is.
+    pub fn may_forward(&self, key: usize, bytes_max: usize) -> bool {
+        let bytes = self.all[key].write.shape.bytes;
+        self.forwarded.is_empty() || self.forwarded_bytes + bytes <= bytes_max
+    }
+
+    /// Writes in another server's hands, and the bytes of their keys and values.
+    pub fn forwarded(&self) -> (usize, usize) {
+        (self.forwarded.len(), self.forwarded_bytes)
+    }
+
     /// Puts a write in another server's hands; returns the forward's number.
     pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
+        self.forwarded_bytes += self.all[key].write.shape.bytes;
         self.last_forward = self.last_forward.wrapping_add(1);
         self.forwarded.insert(self.last_forward, (key, to));
         self.last_forward
@@ -158,7 +180,12 @@ impl Writes {
     /// The forward is answered by `from`.
     pub fn take_forwarded(&mut self, id: u64, from: NodeId) -> Option<usize> {
         match self.forwarded.get(&id) {
-            Some((_, to)) if *to == from => self.forwarded.remove(&id).map(|(key, _)| key),
+            Some((key, to)) if *to == from => {
+                let key = *key;
+                self.forwarded_bytes -= self.all[key].write.shape.bytes;
+                self.forwarded.remove(&id);
+                Some(key)
+            }
             _ => None,
         }
     }
@@ -209,7 +236,8 @@ impl Writes {
             .collect();
         // A hash map's order is not the same in every run; the numbers' is.
         lost.sort_unstable();
-        for (id, _) in &lost {
+        for (id, key) in &lost {
+            self.forwarded_bytes -= self.all[*key].write.shape.bytes;
             self.forwarded.remove(id);
         }
         lost.into_iter()
@@ -249,6 +277,8 @@ impl Writes {
             }
             !over
         });
+        self.forwarded_bytes -=
+            late.iter().map(|(_, key)| all[*key].write.shape.bytes).sum::<usize>();
         late.sort_unstable();
         late.iter().for_each(|(_, key)| self.all[*key].has_at_least(Effect::MayBeDone));
         late.into_iter().map(|(_, key)| key).collect()

@@ -1,8 +1,12 @@
 //! The links to the other servers of the group.
 //!
-//! Each server dials every other one and sends on the connection it dialled; what comes back on it
-//! is only the greeting. So a pair of servers has two connections, and nobody has to decide which
-//! of two simultaneous dials survives.
+//! Each server dials every other one and sends on the connections it dialled; what comes back on them
+//! is only the greeting. So nobody has to decide which of two simultaneous dials survives.
+//!
+//! A link is two connections: one for what must not wait, one for what may be long (see
+//! [`Channel`]). Megabytes of entries under way to a server, in queues here and there and in those of the two
+//! systems, do not hold back the heartbeat that keeps it from calling an election. The two come up and go
+//! down together.
 //!
 //! A peer's *incarnation* names its data directory. When a new one shows up, in a greeting of either
 //! direction, whatever is still on its way from the old one is cut off before it can be read: a
@@ -16,18 +20,74 @@ use crate::net::ConnectionId;
 use crate::net::backoff::Backoff;
 use crate::text::sentence;
 use crate::types::NodeId;
+use crate::wire::message::Channel;
 
-/// Where the connection that this server dials stands.
+/// Where a connection that this server dials stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Not connected yet.
+    Dialling,
+    /// Connected; the greeting is not done.
+    Greeting,
+    /// Usable, once the other one is.
+    Welcomed,
+}
+
+/// One of the two connections that this server dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub connection: ConnectionId,
+    stage: Stage,
+    /// Ticks since it last got on: it was dialled, connected, came up, or a ping was answered on it. Ticks and not
+    /// time, since a loop that was away has not listened either.
+    quiet_ticks: u32,
+}
+
+impl Line {
+    fn reach(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.quiet_ticks = 0;
+    }
+
+    /// It stands.
+    pub fn connected(&mut self) {
+        self.reach(Stage::Greeting);
+    }
+
+    /// The greeting is done.
+    pub fn welcomed(&mut self) {
+        self.reach(Stage::Welcomed);
+    }
+
+    /// It got on.
+    pub fn heard(&mut self) {
+        self.quiet_ticks = 0;
+    }
+
+    /// Whether the greeting is done.
+    pub fn is_welcomed(&self) -> bool {
+        self.stage == Stage::Welcomed
+    }
+
+    /// A tick has passed. Returns why it is to be given up, if it is.
+    fn tick(&mut self) -> Option<&'static str> {
+        self.quiet_ticks = self.quiet_ticks.saturating_add(1);
+        let (patience, why) = match self.stage {
+            Stage::Dialling => (limits::PEER_DIAL_TIMEOUT, "it cannot be reached"),
+            Stage::Greeting => (limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting"),
+            Stage::Welcomed => (limits::PEER_SILENCE_TIMEOUT, "it is silent"),
+        };
+        (self.quiet_ticks >= ticks(patience)).then_some(why)
+    }
+}
+
+/// Where the connections that this server dials stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outbound {
     /// To be dialled at this time.
     Waiting(Instant),
-    /// Dialled; not connected yet.
-    Dialling(ConnectionId),
-    /// Connected; the greeting is not done.
-    Greeting(ConnectionId),
-    /// Usable.
-    Up(ConnectionId),
+    /// Dialled, one for each [`Channel`]; usable once both are welcomed.
+    Dialled([Line; 2]),
 }
 
 /// One other server.
@@ -36,13 +96,10 @@ pub(super) struct Link {
     pub node: NodeId,
     pub address: SocketAddr,
     pub outbound: Outbound,
-    /// The connection on which it sends to us.
-    pub inbound: Option<ConnectionId>,
+    /// The connections on which it sends to us, one for each [`Channel`].
+    pub inbound: [Option<ConnectionId>; 2],
     /// The peer's data directory, as its last greeting named it.
     pub incarnation: Option<u64>,
-    /// Ticks since the dialled connection last got on: it was dialled, connected, came up, or a ping was answered on
-    /// it. Ticks and not time, since a loop that was away has not listened either.
-    quiet_ticks: u32,
     /// Ticks until it is pinged again.
     ping_ticks: u32,
     backoff: Backoff,
@@ -56,69 +113,71 @@ impl Link {
             node,
             address,
             outbound: Outbound::Waiting(now),
-            inbound: None,
+            inbound: [None; 2],
             incarnation: None,
-            quiet_ticks: 0,
             ping_ticks: 0,
             backoff: Backoff::new(limits::DIAL_BACKOFF_MIN, limits::DIAL_BACKOFF_MAX),
             trouble: None,
         }
     }
 
-    /// The usable connection.
-    pub fn up(&self) -> Option<ConnectionId> {
-        match self.outbound {
-            Outbound::Up(connection) => Some(connection),
+    /// They are being dialled.
+    pub fn dial(&mut self, connections: [ConnectionId; 2]) {
+        let line = |connection| Line { connection, stage: Stage::Dialling, quiet_ticks: 0 };
+        self.outbound = Outbound::Dialled(connections.map(line));
+    }
+
+    /// The connections that were dialled.
+    pub fn lines(&mut self) -> &mut [Line] {
+        match &mut self.outbound {
+            Outbound::Dialled(lines) => lines,
+            Outbound::Waiting(_) => &mut [],
+        }
+    }
+
+    /// Whether both connections can be used.
+    pub fn is_up(&self) -> bool {
+        matches!(&self.outbound, Outbound::Dialled(lines) if lines.iter().all(Line::is_welcomed))
+    }
+
+    /// The connection to send on, when the link is up.
+    pub fn up(&self, channel: Channel) -> Option<ConnectionId> {
+        match &self.outbound {
+            Outbound::Dialled(lines) if self.is_up() => Some(lines[channel as usize].connection),
             _ => None,
         }
     }
 
-    /// Usable connections from and to it.
-    pub fn connections(&self) -> u32 {
-        u32::from(self.up().is_some()) + u32::from(self.inbound.is_some())
+    /// Links from and to it that can be used.
+    pub fn usable(&self) -> u32 {
+        u32::from(self.is_up()) + u32::from(self.inbound.iter().all(Option::is_some))
     }
 
-    /// Whether this is the connection that was dialled.
-    pub fn dialled(&self, connection: ConnectionId) -> bool {
-        match self.outbound {
-            Outbound::Dialling(c) | Outbound::Greeting(c) | Outbound::Up(c) => c == connection,
-            Outbound::Waiting(_) => false,
-        }
+    /// What a connection that was dialled is for.
+    pub fn channel_of(&mut self, connection: ConnectionId) -> Option<Channel> {
+        let at = self.lines().iter().position(|line| line.connection == connection)?;
+        Some(Channel::ALL[at])
     }
 
-    /// It is being dialled.
-    pub fn dial(&mut self, connection: ConnectionId) {
-        self.outbound = Outbound::Dialling(connection);
-        self.quiet_ticks = 0;
+    /// The state of a connection that was dialled.
+    pub fn line_mut(&mut self, connection: ConnectionId) -> Option<&mut Line> {
+        self.lines().iter_mut().find(|line| line.connection == connection)
     }
 
-    /// The dialled connection stands.
-    pub fn connected(&mut self, connection: ConnectionId) {
-        if self.outbound == Outbound::Dialling(connection) {
-            self.outbound = Outbound::Greeting(connection);
-            self.quiet_ticks = 0;
-        }
+    /// The connections on which it sends to us; they are to be closed.
+    pub fn take_inbound(&mut self) -> impl Iterator<Item = ConnectionId> + use<> {
+        std::mem::take(&mut self.inbound).into_iter().flatten()
     }
 
-    /// The dialled connection got on.
-    pub fn heard(&mut self) {
-        self.quiet_ticks = 0;
-    }
-
-    /// A tick has passed. Returns the dialled connection if it is to be given up, with the reason.
+    /// A tick has passed. Returns a dialled connection that is to be given up, and the link with it, with the reason.
     pub fn tick(&mut self) -> Option<(ConnectionId, &'static str)> {
-        self.quiet_ticks = self.quiet_ticks.saturating_add(1);
-        let (connection, patience, why) = match self.outbound {
-            Outbound::Waiting(_) => return None,
-            Outbound::Dialling(connection) => {
-                (connection, limits::PEER_DIAL_TIMEOUT, "it cannot be reached")
+        let mut given_up = None;
+        for line in self.lines() {
+            if let Some(why) = line.tick() {
+                given_up = Some((line.connection, why));
             }
-            Outbound::Greeting(connection) => {
-                (connection, limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting")
-            }
-            Outbound::Up(connection) => (connection, limits::PEER_SILENCE_TIMEOUT, "it is silent"),
-        };
-        (self.quiet_ticks >= ticks(patience)).then_some((connection, why))
+        }
+        given_up
     }
 
     /// Whether a ping is due, which it is not for a while then.
@@ -128,17 +187,15 @@ impl Link {
         due
     }
 
-    /// The dialled connection is usable.
-    pub fn came_up(&mut self, connection: ConnectionId) {
-        self.quiet_ticks = 0;
-        self.outbound = Outbound::Up(connection);
+    /// The link is usable.
+    pub fn came_up(&mut self) {
         self.backoff.reset();
         if self.trouble.take().is_some() {
             log::info!("server {} at {} answers again", self.node, self.address);
         }
     }
 
-    /// The dialled connection is gone: dial again a little later.
+    /// The dialled connections are gone: dial again a little later.
     pub fn went_down(&mut self, now: Instant, random: u64, why: &str) {
         self.outbound = Outbound::Waiting(now + self.backoff.next_wait(random));
         // The other side may have had its say in it.

@@ -11,6 +11,7 @@ mod clients;
 pub mod cluster;
 pub mod config;
 pub mod console;
+mod decoding;
 pub mod early;
 pub mod get;
 pub mod intake;
@@ -33,6 +34,7 @@ use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
+use self::decoding::Decoders;
 pub use self::local::LocalGroup;
 use self::service::{Parts, StoreService};
 use self::work::StoreWorker;
@@ -155,6 +157,7 @@ impl Server {
             tick_interval: Some(limits::TICK),
             accepted_max: room.accepted_max,
             refused_max: room.refused_max,
+            large_frame_bytes: Some(limits::LARGE_FRAME_BYTES),
             ..LoopConfig::default()
         };
         let event_loop = EventLoop::new(loop_config, Some(listener))?;
@@ -203,6 +206,7 @@ impl Server {
             node,
             console,
             pool: pool.map_err(ServerError::Thread)?,
+            decoders: Decoders::start(&wake).map_err(ServerError::Thread)?,
             log: log.map_err(ServerError::Thread)?,
             applier: applier.map_err(ServerError::Thread)?,
             reports,

@@ -2,18 +2,18 @@
 
 use rand::Rng;
 
-use super::links::{Link, Outbound};
-use super::service::{Kind, NO_ROOM, StoreService, encode};
+use super::links::Outbound;
+use super::service::{Kind, NO_HELLO, NO_ROOM, StoreService, encode};
 use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::Input;
 use crate::types::NodeId;
-use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
+use crate::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 
 impl StoreService {
     pub(super) fn greeting(&mut self, net: &mut Net, connection: ConnectionId, message: Message) {
         let Message::Hello(Hello { protocol, cluster, role }) = message else {
-            return self.refuse(net, connection, "the first message must be HELLO".into());
+            return self.refuse(net, connection, NO_HELLO.into());
         };
         if protocol != PROTOCOL_VERSION {
             let reason = format!(
@@ -52,18 +52,26 @@ impl StoreService {
                 net.set_frame_cap(connection, cap);
                 net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
             }
-            HelloRole::Server { node, incarnation } => {
+            HelloRole::Server { node, incarnation, channel } => {
                 let Some(link) = self.link_mut(node) else {
                     let reason = format!("server {node} is not another server of this group");
                     return self.refuse(net, connection, reason);
                 };
-                let replaced = link.inbound.replace(connection);
-                let outdated = if link.met(incarnation) { link.up() } else { None };
-                for old in replaced.into_iter().chain(outdated) {
-                    net.close(old);
+                let mut outdated = Vec::new();
+                if link.met(incarnation) {
+                    outdated.extend(link.take_inbound());
+                    outdated.extend(link.lines().iter().map(|line| line.connection));
                 }
+                outdated.extend(link.inbound[channel as usize].replace(connection));
+                outdated.into_iter().for_each(|old| net.close(old));
                 self.connections.insert(connection, Kind::Inbound(node));
-                net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX);
+                match channel {
+                    Channel::Control => {
+                        net.set_frame_cap(connection, limits::PEER_CONTROL_FRAME_BYTES_MAX);
+                        net.set_urgent(connection);
+                    }
+                    Channel::Bulk => net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX),
+                }
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
                 let now_us = self.now(net).monotonic_us;
@@ -87,13 +95,12 @@ impl StoreService {
         peer: NodeId,
         message: Message,
     ) {
-        let is_up = self.link_mut(peer).is_some_and(|link| link.up() == Some(connection));
+        let Some(link) = self.link_mut(peer) else { return };
+        let Some(line) = link.line_mut(connection) else { return };
         let trouble = match message {
-            Message::Pong { .. } if is_up => {
-                return self.link_mut(peer).into_iter().for_each(Link::heard);
-            }
+            Message::Pong { .. } if line.is_welcomed() => return line.heard(),
             Message::Refused { reason } => format!("it refuses this server: {reason}"),
-            _ if is_up => "it sent what no server expects".to_owned(),
+            _ if line.is_welcomed() => return self.unexpected_of_peer(net, connection, peer),
             Message::Welcome(welcome) if welcome.protocol != PROTOCOL_VERSION => {
                 format!("it speaks protocol version {}", welcome.protocol)
             }
@@ -103,20 +110,51 @@ impl StoreService {
             Message::Welcome(welcome) if welcome.node != peer => {
                 format!("it says it is server {}", welcome.node)
             }
-            Message::Welcome(Welcome { incarnation, last_index, term, .. }) => {
-                let Some(link) = self.link_mut(peer) else { return };
-                link.came_up(connection);
-                let outdated = if link.met(incarnation) { link.inbound.take() } else { None };
-                if let Some(old) = outdated {
-                    net.close(old);
-                }
-                net.set_deadline(connection, None);
-                self.transfers.link_up(peer);
-                return self.input(net, Input::PeerUp { peer, last_index, term });
+            Message::Welcome(welcome) => {
+                return self.welcomed(net, connection, peer, &welcome);
             }
             _ => "it does not answer the greeting".to_owned(),
         };
         self.give_up_outbound(net, connection, peer, &trouble);
+    }
+
+    /// A server has sent on a connection of ours what is no answer to anything.
+    pub(super) fn unexpected_of_peer(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        peer: NodeId,
+    ) {
+        self.give_up_outbound(net, connection, peer, "it sent what no server expects");
+    }
+
+    /// A connection that this server dialled is greeted well; with the second one the link is up.
+    fn welcomed(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        peer: NodeId,
+        welcome: &Welcome,
+    ) {
+        let Welcome { incarnation, last_index, term, .. } = *welcome;
+        let Some(link) = self.link_mut(peer) else { return };
+        if link.met(incarnation) {
+            link.take_inbound().for_each(|old| net.close(old));
+            if link.lines().iter().any(|line| line.is_welcomed()) {
+                // By the one before.
+                let why = "its data directory was replaced meanwhile";
+                return self.give_up_outbound(net, connection, peer, why);
+            }
+        }
+        if let Some(line) = link.line_mut(connection) {
+            line.welcomed();
+        }
+        net.set_deadline(connection, None);
+        if link.is_up() {
+            link.came_up();
+            self.transfers.link_up(peer);
+            self.input(net, Input::PeerUp { peer, last_index, term });
+        }
     }
 
     /// Closes a connection that this server dialled.
@@ -136,9 +174,11 @@ impl StoreService {
         let now = net.now();
         for link in &mut self.links {
             if matches!(link.outbound, Outbound::Waiting(due) if due <= now) {
-                let connection = net.dial(link.address);
-                link.dial(connection);
-                self.connections.insert(connection, Kind::Outbound(link.node));
+                let connections = Channel::ALL.map(|_| net.dial(link.address));
+                link.dial(connections);
+                for connection in connections {
+                    self.connections.insert(connection, Kind::Outbound(link.node));
+                }
             }
         }
     }
@@ -149,12 +189,14 @@ impl StoreService {
     pub(super) fn keep_links_alive(&mut self, net: &mut Net) {
         for at in 0..self.links.len() {
             let link = &mut self.links[at];
-            if let Some(connection) = link.up() {
+            let pings = link.is_up() && link.take_ping();
+            for line in link.lines().iter_mut().filter(|line| line.is_welcomed()) {
+                let connection = line.connection;
                 if net.queued_bytes(connection) > 0 && net.write_stall(connection) < limits::TICK {
                     // The other side takes what is sent; a ping would only come behind it.
-                    link.heard();
+                    line.heard();
                 }
-                if link.take_ping() {
+                if pings {
                     let ping = |out: &mut Vec<u8>| encode(&Message::Ping { nonce: 0 }, out);
                     // When the queue is full, what is in it keeps the link from being called silent, or does not.
                     let _ = net.try_send(connection, ping);
@@ -177,11 +219,16 @@ impl StoreService {
         let random = rand::rng().next_u64();
         let now = net.now();
         let Some(link) = self.link_mut(peer) else { return };
-        if !link.dialled(connection) {
+        if link.line_mut(connection).is_none() {
             return;
         }
-        let was_up = link.up().is_some();
+        let was_up = link.is_up();
+        let lines: Vec<_> = link.lines().iter().map(|line| line.connection).collect();
         link.went_down(now, random, why);
+        for other in lines.into_iter().filter(|line| *line != connection) {
+            self.connections.remove(&other);
+            net.close(other);
+        }
         if was_up {
             self.input(net, Input::PeerDown { peer });
             let now_us = self.now(net).monotonic_us;

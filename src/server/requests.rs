@@ -2,16 +2,18 @@
 
 use std::net::SocketAddr;
 
+use super::decoding::Undecodable;
 use super::get::ReadRequest;
 use super::links::Link;
-use super::service::{Kind, StoreService};
+use super::service::{Kind, NOT_OF_A_CLIENT, StoreService};
 use super::work::{Job, ReadJob};
+use crate::command::EncodedWrite;
 use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, RequestToken};
 use crate::types::NodeId;
-use crate::wire::codec::{self, CodecError};
+use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
 
@@ -33,7 +35,7 @@ impl StoreService {
             Message::Request { id, body } => self.request(net, connection, id, body),
             Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
             Message::Pong { .. } => {}
-            _ => self.refuse(net, connection, "a client sends REQUEST and PING only".into()),
+            _ => self.refuse(net, connection, NOT_OF_A_CLIENT.into()),
         }
     }
 
@@ -43,25 +45,70 @@ impl StoreService {
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        frame: &[u8],
-        error: &CodecError,
+        Undecodable { reason, request }: Undecodable,
     ) {
-        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
-        let id = codec::request_id(frame).filter(|_| is_client);
-        let (Some(id), CodecError::TooMany(reason)) = (id, error) else {
-            return self.refuse(net, connection, error.to_string());
-        };
+        let Some(id) = request else { return self.refuse(net, connection, reason) };
+        // Somebody without a greeting has no books to put it in.
+        let Some((token, _)) = self.admit(net, connection, id, 0) else { return };
+        let invalid =
+            ErrorReply::not_done(ErrorCode::Invalid, format!("{reason}: make it several requests"));
+        self.reply(net, token, Reply::Error(invalid));
+    }
+
+    /// Books a request that holds so many bytes; `None` when it is refused already.
+    fn admit(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        id: u64,
+        memory_bytes: usize,
+    ) -> Option<(RequestToken, SocketAddr)> {
         let token = RequestToken { connection: connection.to_u64(), request: id };
         if self.clients.is_in_use(token) {
-            return self.refuse(net, connection, format!("request id {id} is in use"));
+            self.refuse(net, connection, format!("request id {id} is in use"));
+            return None;
         }
-        let Some(admission) = self.clients.begin(net, token, 0) else { return };
+        let admission = self.clients.begin(net, token, memory_bytes)?;
         if admission.pause {
             net.pause_reading(connection);
         }
-        let message = format!("{reason}: make it several requests");
-        let invalid = ErrorReply::not_done(ErrorCode::Invalid, message);
-        self.reply(net, token, Reply::Error(invalid));
+        if let Some(what) = admission.busy {
+            self.reply_busy(net, token, what);
+            return None;
+        }
+        if self.stopped {
+            let message = "this server is stopping: ask another one".to_owned();
+            let refusal = ErrorReply::not_done(ErrorCode::ShuttingDown, message);
+            self.reply(net, token, Reply::Error(refusal));
+            return None;
+        }
+        Some((token, admission.client))
+    }
+
+    /// There is no memory for a large frame, or nobody to decode it.
+    pub(super) fn refuse_large(&mut self, net: &mut Net, connection: ConnectionId, head: &[u8]) {
+        let what = "requests under way hold all the memory that they may";
+        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
+        let Some(id) = codec::request_id(head).filter(|_| is_client) else {
+            return self.refuse(net, connection, format!("{what}: try again later"));
+        };
+        if let Some((token, _)) = self.admit(net, connection, id, 0) {
+            self.reply_busy(net, token, what);
+        }
+    }
+
+    /// A client wants a write.
+    pub(super) fn write_request(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        id: u64,
+        write: EncodedWrite,
+    ) {
+        let memory_bytes = write.memory_bytes();
+        if let Some((token, client)) = self.admit(net, connection, id, memory_bytes) {
+            self.input(net, Input::Write { token, client, write });
+        }
     }
 
     pub(super) fn request(
@@ -71,27 +118,11 @@ impl StoreService {
         id: u64,
         body: Request,
     ) {
-        let token = RequestToken { connection: connection.to_u64(), request: id };
-        if self.clients.is_in_use(token) {
-            return self.refuse(net, connection, format!("request id {id} is in use"));
-        }
-        let Some(admission) = self.clients.begin(net, token, body.memory_bytes()) else { return };
-        if admission.pause {
-            net.pause_reading(connection);
-        }
-        let client = admission.client;
-        if let Some(what) = admission.busy {
-            return self.reply_busy(net, token, what);
-        }
-        if self.stopped {
-            let message = "this server is stopping: ask another one".to_owned();
-            let refusal = ErrorReply::not_done(ErrorCode::ShuttingDown, message);
-            return self.reply(net, token, Reply::Error(refusal));
-        }
+        let memory_bytes = body.memory_bytes();
+        let Some((token, client)) = self.admit(net, connection, id, memory_bytes) else { return };
         let read = match body {
-            Request::Write(write) => {
-                return self.input(net, Input::Write { token, client, write });
-            }
+            // Encoded where it was decoded.
+            Request::Write(_) => return,
             Request::Status => {
                 let status = Reply::StatusOk(Box::new(self.status(net)));
                 return self.reply(net, token, status);
@@ -154,7 +185,7 @@ impl StoreService {
             last_index: status.last_index,
             in_sync: status.in_sync.into_iter().map(address).collect(),
             client_connections: self.clients.len() as u32,
-            server_connections: self.links.iter().map(Link::connections).sum(),
+            server_connections: self.links.iter().map(Link::usable).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -13,6 +13,7 @@ use crossbeam_channel::Receiver;
 use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::Console;
+use super::decoding::{Decoded, Decoders, Incoming, Undecodable, decode};
 use super::early::EarlyReads;
 use super::links::Link;
 use super::requests::EarlyRead;
@@ -23,12 +24,12 @@ use super::work::{Completion, Job};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
-use crate::node::{Input, Notice, Now, Output, RequestToken};
+use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
 use crate::text::sentence;
 use crate::types::{ClusterId, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
+    Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
 use crate::workers::pool::{Pool, SubmitError};
 
@@ -54,6 +55,7 @@ pub(super) struct Parts {
     pub node: Node,
     pub console: Console,
     pub pool: Pool<Job, Completion>,
+    pub decoders: Decoders,
     pub log: Writer<LogWork>,
     pub applier: Writer<ApplierWork>,
     /// Where the numbers of snapshot transfers start; random.
@@ -113,7 +115,8 @@ impl StoreService {
 
     /// Ends the threads in order; the error is what broke, if anything did.
     pub fn finish(self) -> Result<(), String> {
-        let Parts { log, applier, pool, .. } = self.parts;
+        let Parts { log, applier, pool, decoders, .. } = self.parts;
+        decoders.finish();
         if let Err(panicked) = pool.shut_down() {
             log::error!("{panicked}");
         }
@@ -156,15 +159,28 @@ impl StoreService {
     }
 
     fn send_to_peer(&mut self, net: &mut Net, to: NodeId, message: PeerMessage) {
-        let Some(connection) = self.link_mut(to).and_then(|link| link.up()) else { return };
+        let channel = Channel::of(&message);
+        let Some(connection) = self.link_mut(to).and_then(|link| link.up(channel)) else { return };
         let resent_by_protocol = matches!(message, PeerMessage::Raft(_));
         let message = Message::Peer(message);
-        if resent_by_protocol {
-            // A full queue drops it, as a lossy network would.
-            let _ = net.try_send(connection, |out| encode(&message, out));
-        } else {
-            // A full queue closes the link, so that the other side knows that something is lost.
-            net.send(connection, |out| encode(&message, out));
+        // A full queue drops what the protocol sends again, as a lossy network would, and closes the link where
+        // the other side must know that something is lost.
+        if message.shared_parts().is_empty() {
+            if resent_by_protocol {
+                let _ = net.try_send(connection, |out| encode(&message, out));
+            } else {
+                net.send(connection, |out| encode(&message, out));
+            }
+            return;
+        }
+        match codec::encode_shared(&message, limits::PEER_FRAME_BYTES_MAX) {
+            Ok(pieces) if resent_by_protocol => {
+                let _ = net.try_send_pieces(connection, pieces);
+            }
+            Ok(pieces) => {
+                net.send_pieces(connection, pieces);
+            }
+            Err(error) => log::error!("cannot send a message: {error}"),
         }
     }
 
@@ -227,11 +243,7 @@ impl StoreService {
                 }
                 Output::Disconnect { peer, reason } => {
                     // More than one message may have been wrong before this was carried out.
-                    let inbound = self.link_mut(peer).and_then(|link| link.inbound.take());
-                    if let Some(connection) = inbound {
-                        log::warn!("closing the link from server {peer}: {reason}");
-                        self.refuse(net, connection, reason);
-                    }
+                    self.disconnect(net, peer, &reason);
                 }
                 Output::Stopped => self.stopped = true,
             }
@@ -239,6 +251,64 @@ impl StoreService {
         // Answers above may have made the core speak again; the capacity is kept.
         outputs.append(&mut self.outputs);
         self.outputs = outputs;
+    }
+
+    /// Closes the link on which a server has sent what no server sends.
+    fn disconnect(&mut self, net: &mut Net, peer: NodeId, reason: &str) {
+        let inbound: Vec<_> =
+            self.link_mut(peer).into_iter().flat_map(Link::take_inbound).collect();
+        if !inbound.is_empty() {
+            log::warn!("closing the link from server {peer}: {reason}");
+        }
+        for connection in inbound {
+            self.refuse(net, connection, reason.to_owned());
+        }
+    }
+
+    /// A frame is decoded: hands what it says to whom it concerns.
+    fn incoming(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        incoming: Result<Incoming, Undecodable>,
+    ) {
+        let Some(kind) = self.connections.get(&connection).copied() else { return };
+        let incoming = match (incoming, kind) {
+            (Ok(incoming), _) => incoming,
+            (Err(error), Kind::Outbound(peer)) => {
+                return self.give_up_outbound(net, connection, peer, &error.reason);
+            }
+            (Err(error), Kind::Inbound(peer)) => {
+                return self.disconnect(net, peer, &error.reason);
+            }
+            (Err(error), Kind::Client | Kind::Unknown) => {
+                return self.undecodable(net, connection, error);
+            }
+        };
+        match (kind, incoming) {
+            (Kind::Unknown, Incoming::Message(message)) => self.greeting(net, connection, message),
+            (Kind::Unknown, _) => self.refuse(net, connection, NO_HELLO.into()),
+            (Kind::Client, Incoming::Write { id, write }) => {
+                self.write_request(net, connection, id, write);
+            }
+            (Kind::Client, Incoming::Message(message)) => {
+                self.client_message(net, connection, message);
+            }
+            (Kind::Client, Incoming::Peer(_)) => {
+                self.refuse(net, connection, NOT_OF_A_CLIENT.into());
+            }
+            (Kind::Inbound(from), Incoming::Peer(message)) => self.peer_message(net, from, message),
+            (Kind::Inbound(_), Incoming::Message(Message::Ping { nonce })) => {
+                self.send(net, connection, &Message::Pong { nonce });
+            }
+            (Kind::Inbound(_), _) => {
+                self.refuse(net, connection, "a server sends PEER and PING only".into());
+            }
+            (Kind::Outbound(peer), Incoming::Message(message)) => {
+                self.answer_of_peer(net, connection, peer, message);
+            }
+            (Kind::Outbound(peer), _) => self.unexpected_of_peer(net, connection, peer),
+        }
     }
 
     fn report(&mut self, net: &mut Net, report: Report) {
@@ -286,7 +356,7 @@ impl StoreService {
         }
     }
 
-    fn peer_message(&mut self, net: &mut Net, from: NodeId, message: PeerMessage) {
+    fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
         let now_us = self.now(net).monotonic_us;
         let node = &self.parts.node;
         match self.transfers.message(now_us, from, message, || node.status()) {
@@ -336,6 +406,12 @@ fn refused(reason: String) -> Vec<u8> {
     frame
 }
 
+/// What someone is told who does not begin with a greeting.
+pub(super) const NO_HELLO: &str = "the first message must be HELLO";
+
+/// What a client is told that speaks like somebody else.
+pub(super) const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
+
 /// What someone over the limit on connections is told.
 pub(super) const NO_ROOM: &str = "this server has no room for another connection: try again later";
 
@@ -358,14 +434,24 @@ impl Service for StoreService {
     }
 
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
-        self.links.iter_mut().for_each(|link| link.connected(connection));
-        let role = HelloRole::Server { node: self.me, incarnation: self.parts.incarnation };
-        let hello = Hello { protocol: PROTOCOL_VERSION, cluster: self.cluster, role };
-        let limits = SendLimits {
-            pause_bytes: limits::PEER_SEND_BYTES_MAX,
-            max_bytes: limits::PEER_SEND_BYTES_MAX,
+        let Some(Kind::Outbound(peer)) = self.connections.get(&connection).copied() else { return };
+        let Some(channel) = self.link_mut(peer).and_then(|link| link.channel_of(connection)) else {
+            return;
         };
-        net.set_send_limits(connection, limits);
+        if let Some(line) = self.link_mut(peer).and_then(|link| link.line_mut(connection)) {
+            line.connected();
+        }
+        let (node, incarnation) = (self.me, self.parts.incarnation);
+        let role = HelloRole::Server { node, incarnation, channel };
+        let hello = Hello { protocol: PROTOCOL_VERSION, cluster: self.cluster, role };
+        let max_bytes = match channel {
+            Channel::Control => limits::PEER_CONTROL_SEND_BYTES_MAX,
+            Channel::Bulk => limits::PEER_SEND_BYTES_MAX,
+        };
+        net.set_send_limits(connection, SendLimits { pause_bytes: max_bytes, max_bytes });
+        if channel == Channel::Control {
+            net.set_urgent(connection);
+        }
         self.send(net, connection, &Message::Hello(hello));
     }
 
@@ -376,23 +462,23 @@ impl Service for StoreService {
     }
 
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
-        let Some(kind) = self.connections.get(&connection).copied() else { return };
-        let message = match (codec::decode(frame), kind) {
-            (Ok(message), _) => message,
-            (Err(error), Kind::Outbound(peer)) => {
-                return self.give_up_outbound(net, connection, peer, &error.to_string());
+        self.incoming(net, connection, decode(frame));
+    }
+
+    fn on_large_frame(&mut self, net: &mut Net, connection: ConnectionId, pieces: Vec<Vec<u8>>) {
+        let of_server = matches!(self.connections.get(&connection), Some(Kind::Inbound(_)));
+        // What another server sends has its limits on that side, and is never refused because of what clients
+        // of the same machine hold.
+        let held = if of_server { 0 } else { pieces.iter().map(Vec::len).sum() };
+        if held > 0 && !net.try_hold(connection, held) {
+            return self.refuse_large(net, connection, &pieces[0]);
+        }
+        match self.parts.decoders.submit(of_server, connection, pieces, held) {
+            Ok(()) => net.hold_frames(connection),
+            Err(pieces) => {
+                net.release(connection, held);
+                self.refuse_large(net, connection, &pieces[0]);
             }
-            (Err(error), _) => return self.undecodable(net, connection, frame, &error),
-        };
-        match kind {
-            Kind::Unknown => self.greeting(net, connection, message),
-            Kind::Client => self.client_message(net, connection, message),
-            Kind::Inbound(from) => match message {
-                Message::Peer(message) => self.peer_message(net, from, message),
-                Message::Ping { nonce } => self.send(net, connection, &Message::Pong { nonce }),
-                _ => self.refuse(net, connection, "a server sends PEER and PING only".into()),
-            },
-            Kind::Outbound(peer) => self.answer_of_peer(net, connection, peer, message),
         }
     }
 
@@ -403,9 +489,9 @@ impl Service for StoreService {
             }
             Some(Kind::Inbound(peer)) => {
                 if let Some(link) = self.link_mut(peer)
-                    && link.inbound == Some(connection)
+                    && let Some(gone) = link.inbound.iter_mut().find(|c| **c == Some(connection))
                 {
-                    link.inbound = None;
+                    *gone = None;
                     let now_us = self.now(net).monotonic_us;
                     let steps = self.transfers.inbound_down(now_us, peer);
                     self.take_steps(net, steps);
@@ -458,6 +544,16 @@ impl Service for StoreService {
                 break;
             }
         }
+        while let Some(Decoded { connection, incoming, held }) = self.parts.decoders.collect() {
+            net.release(connection, held);
+            // Before what was sent behind it.
+            self.incoming(net, connection, incoming);
+            net.release_frames(connection);
+            if Instant::now() >= until {
+                net.wake_again();
+                break;
+            }
+        }
         if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {
             log::info!("stopping: no new requests are taken");
             self.stopping_since = Some(net.now());
@@ -467,6 +563,9 @@ impl Service for StoreService {
     }
 
     fn on_tick(&mut self, net: &mut Net) {
+        if net.tick_is_late() {
+            return self.input(net, Input::LateTick);
+        }
         self.input(net, Input::Tick);
         self.tell_news(net);
         let now_us = self.now(net).monotonic_us;

@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::limits;
+use crate::node::CheckedMessage;
 use crate::node::core::NodeStatus;
 use crate::node::{Input, UpkeepState};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
@@ -602,10 +603,13 @@ impl Transfers {
         &mut self,
         now_us: u64,
         from: NodeId,
-        message: PeerMessage,
+        message: CheckedMessage,
         status: impl FnOnce() -> NodeStatus,
-    ) -> Result<Vec<Step>, PeerMessage> {
-        Ok(match message {
+    ) -> Result<Vec<Step>, CheckedMessage> {
+        if !message.is_about_a_snapshot() {
+            return Err(message);
+        }
+        Ok(match message.into_inner() {
             PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
                 let status = status();
                 let acceptable = status.leader == Some(from)
@@ -621,7 +625,7 @@ impl Transfers {
             PeerMessage::SnapshotAnswer { id, stored, outcome } => {
                 self.answered(now_us, from, id, stored, outcome)
             }
-            other => return Err(other),
+            other => unreachable!("{other:?} is about no snapshot"),
         })
     }
 

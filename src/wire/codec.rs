@@ -5,6 +5,10 @@
 //! transient mebibyte of list elements, whatever the announcement), and a body must hold exactly
 //! one message.
 
+use std::collections::VecDeque;
+use std::io;
+
+use bytes::Bytes;
 use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 
@@ -46,6 +50,69 @@ pub fn encode(message: &Message, cap: usize, out: &mut Vec<u8>) -> Result<(), Co
         out.truncate(frame_start);
     }
     result
+}
+
+/// As [`encode`], with the long parts of the message left where they are: the frame is all of these pieces in a
+/// row. The parts of one message to several servers are the same bytes for all of them.
+pub fn encode_shared(message: &Message, cap: usize) -> Result<Vec<Bytes>, CodecError> {
+    let mut frame = Pieces { shared: message.shared_parts().into(), ..Pieces::default() };
+    frame.copied.resize(FRAME_HEADER_BYTES, 0);
+    rmp_serde::encode::write(&mut frame, message)?;
+    let bytes = frame.bytes;
+    let cap = cap.min(u32::MAX as usize);
+    if bytes > cap {
+        return Err(CodecError::TooLong { bytes, cap });
+    }
+    frame.cut();
+    let mut pieces = frame.pieces;
+    // The first piece begins with the room for the length, and the check above keeps that within 32 bits.
+    if let Some(first) = pieces.first_mut() {
+        let mut with_length = first.to_vec();
+        with_length[..FRAME_HEADER_BYTES].copy_from_slice(&(bytes as u32).to_be_bytes());
+        *first = with_length.into();
+    }
+    Ok(pieces)
+}
+
+/// What is encoded into it, in pieces.
+#[derive(Default)]
+struct Pieces<'a> {
+    /// Parts that are still to come and are not to be copied.
+    shared: VecDeque<&'a Bytes>,
+    pieces: Vec<Bytes>,
+    copied: Vec<u8>,
+    /// Of all pieces, without the header.
+    bytes: usize,
+}
+
+impl Pieces<'_> {
+    fn cut(&mut self) {
+        if !self.copied.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.copied).into());
+        }
+    }
+}
+
+impl io::Write for Pieces<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes += bytes.len();
+        // The encoder writes a byte string whole, from where it lies.
+        let is_shared =
+            |part: &&Bytes| part.as_ptr() == bytes.as_ptr() && part.len() == bytes.len();
+        match self.shared.front().copied().filter(is_shared) {
+            Some(part) => {
+                self.shared.pop_front();
+                self.cut();
+                self.pieces.push(part.clone());
+            }
+            None => self.copied.extend_from_slice(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn encode_at(

@@ -13,14 +13,19 @@
 //!    accepted length reserves nothing by itself: the buffer at most doubles when it is full of
 //!    bytes that did arrive. So memory is within twice what the other side has really sent, or the
 //!    small size every connection starts with.
-//! 4. A byte is moved at most once: when the free space behind an incomplete frame is not enough
+//!    A *large* frame, if the owner has said from which length on one is ([`Deframer::set_large_from`]),
+//!    is received in pieces of its own and handed over as it lies there: it is never moved as a whole,
+//!    and what the owner does with it can be done elsewhere.
+//! 4. A byte of any other frame is moved at most once: when the free space behind an incomplete frame is not enough
 //!    for the rest of it, that one frame goes to the front, where it stays until it is whole.
 //! 5. A violation stays: after an error the same error comes again, whatever arrives.
 //!
 //! There is no IO here. The owner reads from its socket into [`Deframer::spare`], says how much
 //! with [`Deframer::commit`], and takes frames with [`Deframer::next_frame`] until there is none.
 
-use crate::limits::{FRAME_BUFFER_BYTES_KEEP, FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES};
+use crate::limits::{
+    FRAME_BUFFER_BYTES_KEEP, FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, LARGE_FRAME_PIECE_BYTES,
+};
 
 /// Why a stream is not a sequence of acceptable frames. The connection cannot be saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +47,38 @@ pub enum FrameError {
 /// of large frames keeps its buffer; one large frame among small ones does not.
 const SMALL_REFILLS_BEFORE_SHRINK: u32 = 16;
 
+/// A large frame that is being received.
+#[derive(Debug, Default)]
+struct Large {
+    /// Its body so far; all but the last piece are full.
+    pieces: Vec<Vec<u8>>,
+    /// Bytes of the last piece that were received.
+    filled: usize,
+    received: usize,
+    /// Bytes still to come.
+    missing: usize,
+}
+
+impl Large {
+    fn spare(&mut self) -> &mut [u8] {
+        if self.pieces.last().is_none_or(|last| last.len() == self.filled) {
+            // Within twice what was received, as a buffer is.
+            let room = self.received.clamp(FRAME_BUFFER_BYTES_KEEP, LARGE_FRAME_PIECE_BYTES);
+            self.pieces.push(vec![0; room.min(self.missing.max(1))]);
+            self.filled = 0;
+        }
+        let last = self.pieces.len() - 1;
+        &mut self.pieces[last][self.filled..]
+    }
+
+    fn commit(&mut self, received: usize) {
+        let received = received.min(self.missing);
+        self.filled += received;
+        self.received += received;
+        self.missing -= received;
+    }
+}
+
 /// An incremental deframer. See the module for the format and the invariants.
 #[derive(Debug, Default)]
 pub struct Deframer {
@@ -50,6 +87,9 @@ pub struct Deframer {
     start: usize,
     end: usize,
     cap: usize,
+    /// Frames with bodies at least this long are large; none is when absent.
+    large_from: Option<usize>,
+    large: Option<Large>,
     /// The furthest `end` since the buffer was last empty.
     high_water: usize,
     small_refills: u32,
@@ -67,8 +107,38 @@ impl Deframer {
         self.cap = cap;
     }
 
+    /// Has frames with bodies of at least `bytes` handed out by [`Deframer::take_large`].
+    pub fn set_large_from(&mut self, bytes: usize) {
+        self.large_from = Some(bytes);
+    }
+
+    /// Takes the next frame's body, in pieces, when that is a large frame and it is whole. To be called before
+    /// [`Deframer::next_frame`].
+    pub fn take_large(&mut self) -> Result<Option<Vec<Vec<u8>>>, FrameError> {
+        if self.large.is_none()
+            && let Some(large_from) = self.large_from
+            && let Some(total) = self.head_frame_bytes()?
+            && total - FRAME_HEADER_BYTES >= large_from
+        {
+            let body = total - FRAME_HEADER_BYTES;
+            let from = self.start + FRAME_HEADER_BYTES;
+            let here = body.min(self.end - from);
+            let first = self.buffer[from..from + here].to_vec();
+            self.start = from + here;
+            let pieces = if here > 0 { vec![first] } else { Vec::new() };
+            self.large = Some(Large { pieces, filled: here, received: here, missing: body - here });
+        }
+        match self.large.take_if(|large| large.missing == 0) {
+            Some(large) => Ok(Some(large.pieces)),
+            None => Ok(None),
+        }
+    }
+
     /// Takes the next whole frame's body, or `None` when more bytes are needed first.
     pub fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
+        if self.large.is_some() {
+            return Ok(None);
+        }
         let Some(total) = self.head_frame_bytes()? else {
             return Ok(None);
         };
@@ -83,6 +153,9 @@ impl Deframer {
     /// Space to read into, never empty. Call it when [`Deframer::next_frame`] has no more to give;
     /// otherwise the buffer grows past what invariant 3 promises.
     pub fn spare(&mut self) -> &mut [u8] {
+        if let Some(ref mut large) = self.large {
+            return large.spare();
+        }
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -112,6 +185,9 @@ impl Deframer {
     /// Says that the first `received` bytes of the last [`Deframer::spare`] were filled. More than
     /// the space there was counts as all of it.
     pub fn commit(&mut self, received: usize) {
+        if let Some(large) = &mut self.large {
+            return large.commit(received);
+        }
         self.end = (self.end + received).min(self.buffer.len());
         self.high_water = self.high_water.max(self.end);
     }
@@ -138,18 +214,19 @@ impl Deframer {
 
     /// Bytes received and not handed out.
     pub fn buffered_bytes(&self) -> usize {
-        self.end - self.start
+        self.end - self.start + self.large.as_ref().map_or(0, |large| large.received)
     }
 
     /// Bytes of memory held.
     pub fn memory_bytes(&self) -> usize {
-        self.buffer.capacity()
+        let pieces = self.large.iter().flat_map(|large| &large.pieces);
+        self.buffer.capacity() + pieces.map(Vec::capacity).sum::<usize>()
     }
 
     /// Gives the memory back when nothing is buffered, so that an idle connection costs none.
     pub fn release_if_empty(&mut self) {
-        if self.start == self.end {
-            *self = Deframer::new(self.cap);
+        if self.start == self.end && self.large.is_none() {
+            *self = Deframer { large_from: self.large_from, ..Deframer::new(self.cap) };
         }
     }
 
@@ -246,6 +323,46 @@ mod tests {
             assert!(deframer.next_frame().unwrap().is_some());
             assert_eq!(deframer.memory_bytes(), large.len());
         }
+    }
+
+    /// A large frame between small ones, in steps of any size: the same bytes come out, in order, and its
+    /// memory is within twice what was received of it and no piece is longer than a piece may be.
+    #[test]
+    fn a_large_frame_is_handed_over_in_the_pieces_it_came_in() {
+        let large: Vec<u8> = (0..900_001_u32).map(|n| (n % 251) as u8).collect();
+        let bytes = [frame(b"before"), frame(&large), frame(b"after")].concat();
+        for step in [1_000, 65_536, 300_007, bytes.len()] {
+            let mut deframer = Deframer::new(1 << 20);
+            deframer.set_large_from(70_000);
+            let (mut found, mut received) = (Vec::new(), 0);
+            while found.len() < 3 {
+                if let Some(pieces) = deframer.take_large().unwrap() {
+                    let most = pieces.iter().map(Vec::len).max().unwrap();
+                    assert!(most <= LARGE_FRAME_PIECE_BYTES, "{most}");
+                    found.push(pieces.concat());
+                } else if let Some(frame) = deframer.next_frame().unwrap() {
+                    found.push(frame.to_vec());
+                } else {
+                    let spare = deframer.spare();
+                    let taken = spare.len().min(step).min(bytes.len() - received);
+                    spare[..taken].copy_from_slice(&bytes[received..received + taken]);
+                    deframer.commit(taken);
+                    received += taken;
+                    let most = 2 * received + FRAME_BUFFER_BYTES_KEEP + FRAME_BUFFER_BYTES_MIN;
+                    assert!(deframer.memory_bytes() <= most);
+                }
+            }
+            assert!(found == [b"before".to_vec(), large.clone(), b"after".to_vec()], "{step}");
+            assert_eq!(deframer.buffered_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn a_large_frame_that_announces_too_much_is_an_error() {
+        let mut deframer = Deframer::new(100);
+        deframer.set_large_from(50);
+        deframer.push(&[0, 0, 0, 101]);
+        assert_eq!(deframer.take_large(), Err(FrameError::TooLong { announced: 101, cap: 100 }));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::bounded;
-use crate::command::WriteOp;
-use crate::limits::ELEMENT_OVERHEAD_BYTES;
+use crate::command::{EncodedWrite, WriteOp};
+use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
 use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
 /// Everything that travels, in both directions, on client and on server connections.
@@ -96,6 +96,23 @@ pub enum Message {
     },
 }
 
+impl Message {
+    /// Parts of the message that are long enough not to be copied into its frame, in the order in which they
+    /// are encoded.
+    pub fn shared_parts(&self) -> Vec<&Bytes> {
+        let parts: Vec<&Bytes> = match self {
+            Message::Peer(PeerMessage::Raft(RaftMessage {
+                body: RaftBody::Append { entries, .. },
+                ..
+            })) => entries.iter().map(|entry| &entry.data).collect(),
+            Message::Peer(PeerMessage::Forward { write, .. }) => vec![write.data()],
+            Message::Peer(PeerMessage::SnapshotChunk { data, .. }) => vec![data],
+            _ => Vec::new(),
+        };
+        parts.into_iter().filter(|part| part.len() >= SHARED_BYTES_MIN).collect()
+    }
+}
+
 /// The protocol version this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
@@ -124,10 +141,48 @@ pub enum HelloRole {
         /// Drawn when its data directory was created. A new one under an old node number means
         /// the directory was lost; what still comes in from the old one is not to be believed.
         incarnation: u64,
+        /// Which of the two connections of the link this is to be.
+        channel: Channel,
     },
     /// A peer of a share, or somebody who looks for files, to a registry or to another peer.
     #[serde(rename = "SHARE")]
     Share,
+}
+
+/// What one of the two connections of a link between servers carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Channel {
+    /// What is short and must not wait: heartbeats, votes, acknowledgements, read indices.
+    #[serde(rename = "CONTROL")]
+    Control,
+    /// What may be long: entries, clients' writes passed on and their answers, snapshots. In the order in which
+    /// it was sent.
+    #[serde(rename = "BULK")]
+    Bulk,
+}
+
+impl Channel {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Channel; 2] = [Channel::Control, Channel::Bulk];
+
+    /// The connection on which a message is sent. Receivers take any message on either.
+    pub fn of(message: &PeerMessage) -> Channel {
+        match message {
+            // A REPLICATION without entries, too, must not overtake those that it counts on. An answer to a
+            // client comes behind the entry it is about, which the client may want to read next.
+            PeerMessage::Raft(RaftMessage { body: RaftBody::Append { .. }, .. })
+            | PeerMessage::Forward { .. }
+            | PeerMessage::Forwarded { .. }
+            | PeerMessage::Snapshot { .. }
+            | PeerMessage::SnapshotChunk { .. }
+            | PeerMessage::SnapshotEnd { .. } => Channel::Bulk,
+            PeerMessage::Raft(_)
+            | PeerMessage::ReadIndex { .. }
+            | PeerMessage::ReadIndexOk { .. }
+            | PeerMessage::SnapshotAnswer { .. }
+            | PeerMessage::StateHash { .. } => Channel::Control,
+        }
+    }
 }
 
 /// Accepts a connection.
@@ -488,8 +543,8 @@ pub enum PeerMessage {
         id: u64,
         /// The client's own address.
         client: SocketAddr,
-        /// The write.
-        write: WriteRequest,
+        /// The write, as the log is to have it.
+        write: EncodedWrite,
     },
     /// The leader's answer to a `FORWARD`.
     #[serde(rename = "FORWARDED")]

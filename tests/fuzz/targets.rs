@@ -182,6 +182,7 @@ fn small_log() -> LogOptions {
         segment_bytes: 6 * 1024,
         zero_fill_bytes: 1024,
         group_bytes_max: 400,
+        held_bytes_max: 64 * 1024,
         salt: 7,
     }
 }

@@ -131,7 +131,7 @@ fn small_limits(rng: &mut Rng, delayed: bool) -> NodeLimits {
     NodeLimits {
         append_bytes_max,
         appends_in_flight_max: if delayed { 16 } else { appends_in_flight_max },
-        uncommitted_bytes_max: append_bytes_max.max(rng.pick(&[500, 5_000, 1_000_000])),
+        uncommitted_bytes_max: rng.pick(&[1, 500, limits::UNCOMMITTED_BYTES_MAX]),
         unapplied_bytes_max: rng.pick(&[1, 1_000, 20_000]),
         apply_bytes_max: rng.pick(&[1, 1_000, 100_000]),
         apply_lag_entries_max: rng.pick(&[1, 20, 4_096]),
@@ -142,6 +142,9 @@ fn small_limits(rng: &mut Rng, delayed: bool) -> NodeLimits {
         pending_write_bytes_max: rng.pick(&[500, 100_000]),
         pending_reads_max: rng.pick(&[4, 64]),
         delayed_appends_max: rng.pick(&[16, 1_000]),
+        forward_bytes_max: rng.pick(&[1, 20, limits::FORWARD_BYTES_MAX]),
+        propose_bytes_max: rng.pick(&[1, 500, limits::PROPOSE_BYTES_MAX]),
+        propose_writes_max: rng.pick(&[1, 3, limits::PROPOSE_WRITES_MAX]),
     }
 }
 

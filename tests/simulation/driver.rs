@@ -29,7 +29,7 @@ impl World {
         if let Input::Applied { point, .. } = &input {
             process.unapplied = process.unapplied.split_off(&(point.index + 1));
         }
-        if !matches!(input, Input::Tick) {
+        if !matches!(input, Input::Tick | Input::LateTick) {
             self.trace.note(self.now_us, || format!("{} <- {input:?}", server + 1));
         }
         let mut outputs = Vec::new();
@@ -82,7 +82,9 @@ impl World {
         let steps = process.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
         let overdue = process.early.take_overdue(now_us);
         overdue.into_iter().for_each(|attempt| self.start_get(server, attempt));
-        self.take_steps(server, steps)
+        self.take_steps(server, steps)?;
+        // Its driver was away for a moment.
+        if self.rng.chance(10) { self.input(server, Input::LateTick) } else { Ok(()) }
     }
 
     fn carry_out(&mut self, server: usize, outputs: Vec<Output>) -> Verdict {
@@ -136,18 +138,7 @@ impl World {
                         process.console.push(event);
                     }
                 }
-                Output::Disconnect { peer, reason } => {
-                    let peer = position(peer, self.servers.len())
-                        .ok_or_else(|| Violation(format!("disconnects {peer}: {reason}")))?;
-                    ensure!(
-                        !self.setup.honest,
-                        "{} accuses honest {}: {reason}",
-                        node_id(server),
-                        node_id(peer)
-                    );
-                    self.accusations.push((server, peer, reason));
-                    self.reset_links(server, peer);
-                }
+                Output::Disconnect { peer, reason } => self.disconnect(server, peer, reason)?,
                 Output::Notice(notice) => {
                     let diverged = matches!(notice, Notice::Diverged { .. });
                     ensure!(!diverged || !self.setup.honest, "{}: {notice}", node_id(server));
@@ -161,10 +152,32 @@ impl World {
         Ok(())
     }
 
+    /// A server closes its links with one that has sent what no server sends.
+    pub fn disconnect(&mut self, server: usize, peer: NodeId, reason: String) -> Verdict {
+        let peer = position(peer, self.servers.len())
+            .ok_or_else(|| Violation(format!("disconnects {peer}: {reason}")))?;
+        ensure!(
+            !self.setup.honest,
+            "{} accuses honest {}: {reason}",
+            node_id(server),
+            node_id(peer)
+        );
+        self.accusations.push((server, peer, reason));
+        self.reset_links(server, peer);
+        Ok(())
+    }
+
     /// Takes the core's account of itself and checks what must hold of it.
     fn observe(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         process.status = process.node.status();
+        let (writes, bytes) = process.node.forwarded();
+        let bytes_max = self.setup.limits.forward_bytes_max;
+        ensure!(
+            writes <= 1 || bytes <= bytes_max,
+            "{} has forwarded {writes} writes of {bytes} bytes, and may {bytes_max}",
+            node_id(server)
+        );
         if !self.setup.honest {
             return Ok(());
         }

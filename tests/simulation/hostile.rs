@@ -6,10 +6,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use acervo::command::{Command, WriteOp};
-use acervo::node::Input;
+use acervo::command::{Command, EncodedWrite, WriteOp};
+use acervo::node::{CheckedMessage, Input};
 use acervo::types::{ClientId, LogEntry, NodeId, RequestId, Timestamp};
-use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role, WriteRequest};
+use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role};
 use bytes::Bytes;
 
 use crate::campaign::{describe, make_peace};
@@ -45,7 +45,10 @@ fn attack(world: &mut World, victim: usize, message: PeerMessage) -> Verdict {
     // As it would come from the wire.
     let frame = rmp_serde::to_vec(&message).map_err(|error| Violation(error.to_string()))?;
     let message = rmp_serde::from_slice(&frame).map_err(|error| Violation(error.to_string()))?;
-    world.input(victim, Input::Peer { from: node_id(ATTACKER), message })
+    match CheckedMessage::new(message) {
+        Ok(message) => world.input(victim, Input::Peer { from: node_id(ATTACKER), message }),
+        Err(reason) => world.disconnect(victim, node_id(ATTACKER), reason),
+    }
 }
 
 fn raft(victim: usize, term: u64, body: RaftBody) -> PeerMessage {
@@ -144,15 +147,15 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         4 => PeerMessage::Forward {
             id,
             client: ([127, 0, 0, 1], 1).into(),
-            write: WriteRequest {
-                request: RequestId {
+            write: EncodedWrite::new(
+                RequestId {
                     client: ClientId(rng.below(3)),
                     sequence: number(rng, 5),
                     answered_below: number(rng, 5),
                 },
-                op: WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
-                previous: rng.chance(500),
-            },
+                WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
+                rng.chance(500),
+            ),
         },
         _ => PeerMessage::Raft(message),
     }

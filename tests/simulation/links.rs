@@ -1,8 +1,8 @@
 //! Servers connecting to each other, speaking, and losing each other.
 
 use acervo::limits;
-use acervo::node::Input;
-use acervo::wire::message::PeerMessage;
+use acervo::node::{CheckedMessage, Input};
+use acervo::wire::message::{Channel, PeerMessage};
 
 use crate::checker::{Verdict, Violation};
 use crate::network::LinkState;
@@ -14,7 +14,7 @@ impl World {
     pub fn send(&mut self, from: usize, to: usize, message: &PeerMessage) -> Verdict {
         let link = self.network.link(from, to);
         let epoch = link.epoch;
-        let times = link.deliveries(self.now_us, &mut self.rng);
+        let times = link.deliveries(Channel::of(message), self.now_us, &mut self.rng);
         if times.is_empty() {
             return Ok(());
         }
@@ -63,11 +63,14 @@ impl World {
         }
         let message = rmp_serde::from_slice(frame)
             .map_err(|error| Violation(format!("a message cannot be decoded: {error}")))?;
-        self.peer_message(from, to, message)
+        match CheckedMessage::new(message) {
+            Ok(message) => self.peer_message(from, to, message),
+            Err(reason) => self.disconnect(to, node_id(from), reason),
+        }
     }
 
     /// A message is taken in as the real wiring does it.
-    pub fn peer_message(&mut self, from: usize, to: usize, message: PeerMessage) -> Verdict {
+    pub fn peer_message(&mut self, from: usize, to: usize, message: CheckedMessage) -> Verdict {
         let now_us = self.now_us;
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let node = &process.node;

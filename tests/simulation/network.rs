@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use acervo::wire::message::Channel;
+
 use crate::rng::Rng;
 
 /// What a link is, to its sender.
@@ -59,7 +61,8 @@ pub struct Link {
     pub stream: VecDeque<(u64, Vec<u8>)>,
     /// Whether the receiver takes the link for usable.
     pub heard: bool,
-    last_delivery_us: u64,
+    /// Of each of its two connections: what is sent on one may overtake what is sent on the other.
+    last_delivery_us: [u64; 2],
     last_stream_us: u64,
 }
 
@@ -82,7 +85,7 @@ impl Network {
             quality,
             stream: VecDeque::new(),
             heard: false,
-            last_delivery_us: 0,
+            last_delivery_us: [0; 2],
             last_stream_us: 0,
         };
         Network { links: (0..servers * servers).map(|_| link()).collect(), servers }
@@ -113,8 +116,8 @@ impl Link {
         self.last_stream_us
     }
 
-    /// When a message sent now arrives: never, once or twice.
-    pub fn deliveries(&mut self, now_us: u64, rng: &mut Rng) -> Vec<u64> {
+    /// When a message sent now on one of its connections arrives: never, once or twice.
+    pub fn deliveries(&mut self, channel: Channel, now_us: u64, rng: &mut Rng) -> Vec<u64> {
         if self.state != LinkState::Up || self.blocked || rng.chance(self.quality.loss) {
             return Vec::new();
         }
@@ -127,8 +130,9 @@ impl Link {
             }
             let mut at_us = now_us + delay_us;
             if self.quality.ordered {
-                at_us = at_us.max(self.last_delivery_us);
-                self.last_delivery_us = at_us;
+                let last_us = &mut self.last_delivery_us[channel as usize];
+                at_us = at_us.max(*last_us);
+                *last_us = at_us;
             }
             times.push(at_us);
         }

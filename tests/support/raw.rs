@@ -12,7 +12,7 @@ use acervo::limits;
 use acervo::types::{ClientId, ClusterId, NodeId, RequestId, Timestamp};
 use acervo::wire::codec;
 use acervo::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
+    Channel, ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
     ServerStatus, WriteRequest,
 };
 use bytes::Bytes;
@@ -89,7 +89,8 @@ impl Raw {
     /// Dials and greets as server number 3 of the group.
     pub fn third_server(address: SocketAddr, cluster: ClusterId) -> Raw {
         let mut raw = Raw::dial(address);
-        raw.send(&hello(HelloRole::Server { node: NodeId(3), incarnation: 9 }, cluster));
+        let (node, channel) = (NodeId(3), Channel::Bulk);
+        raw.send(&hello(HelloRole::Server { node, incarnation: 9, channel }, cluster));
         assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
         raw
     }

@@ -10,7 +10,7 @@ mod wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use acervo::command::WriteOp;
+use acervo::command::{EncodedWrite, WriteOp};
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
@@ -330,6 +330,8 @@ impl World {
             Question::Write(write) => {
                 process.owed.insert(token, self.now_us);
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
+                let WriteRequest { request, op, previous } = write;
+                let write = EncodedWrite::new(request, op, previous);
                 self.input(server, Input::Write { token, client: address, write })
             }
             Question::Get(_) | Question::Page(_) => {

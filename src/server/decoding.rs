@@ -1,0 +1,127 @@
+//! From frames to what they say: on the event loop when they are short, on a thread when they are long.
+//!
+//! Decoding a frame, checking it and encoding a write for the log take as long as the frame is: tens of
+//! milliseconds for a write on a hundred thousand keys, in which no heartbeat would be sent or heard. So a frame
+//! of [`LARGE_FRAME_BYTES`](crate::limits::LARGE_FRAME_BYTES) or more goes to a thread, and the loop gets back
+//! something that costs it nothing to pass on or to drop. Until then the connection hands out no further frame:
+//! what was sent behind it is taken in behind it.
+//!
+//! Frames of other servers have a thread of their own, so that no client's keep replication waiting.
+
+use std::io;
+
+use crate::command::EncodedWrite;
+use crate::limits;
+use crate::net::{ConnectionId, WakeHandle};
+use crate::node::CheckedMessage;
+use crate::text::sentence;
+use crate::wire::codec::{self, CodecError};
+use crate::wire::message::{Message, Request, WriteRequest};
+use crate::workers::pool::{Pool, SubmitError};
+
+/// What a frame says.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// A client's write, encoded for the log.
+    Write { id: u64, write: EncodedWrite },
+    /// What another server says, checked.
+    Peer(CheckedMessage),
+    /// Anything else.
+    Message(Message),
+}
+
+/// Why a frame says nothing.
+#[derive(Debug)]
+pub(super) struct Undecodable {
+    /// One sentence, no longer than a reason may be.
+    pub reason: String,
+    /// It is a request, under this id, that only breaks a limit: it can be answered.
+    pub request: Option<u64>,
+}
+
+/// Decodes a frame's body, and does with what it holds all that takes as long as it is.
+pub(super) fn decode(body: &[u8]) -> Result<Incoming, Undecodable> {
+    match codec::decode(body) {
+        Ok(Message::Request { id, body: Request::Write(write) }) => {
+            let WriteRequest { request, op, previous } = write;
+            Ok(Incoming::Write { id, write: EncodedWrite::new(request, op, previous) })
+        }
+        Ok(Message::Peer(message)) => CheckedMessage::new(message)
+            .map(Incoming::Peer)
+            .map_err(|reason| Undecodable { reason, request: None }),
+        Ok(message) => Ok(Incoming::Message(message)),
+        Err(error) => {
+            let only_too_long = matches!(error, CodecError::TooMany(_));
+            let request = if only_too_long { codec::request_id(body) } else { None };
+            Err(Undecodable { reason: sentence(&error.to_string()), request })
+        }
+    }
+}
+
+/// A large frame to decode.
+struct Job {
+    connection: ConnectionId,
+    pieces: Vec<Vec<u8>>,
+    /// What the budget counts for it.
+    held: usize,
+}
+
+/// What came of it.
+pub(super) struct Decoded {
+    pub connection: ConnectionId,
+    pub incoming: Result<Incoming, Undecodable>,
+    /// To be released.
+    pub held: usize,
+}
+
+/// The threads that decode large frames.
+pub(super) struct Decoders {
+    clients: Pool<Job, Decoded>,
+    servers: Pool<Job, Decoded>,
+}
+
+impl Decoders {
+    /// Starts them.
+    pub fn start(wake: &WakeHandle) -> io::Result<Decoders> {
+        let start = |name| {
+            let wake = wake.clone();
+            let wake = move || wake.wake();
+            Pool::start(name, 1, limits::WORKER_QUEUE_JOBS_MAX, wake, |_| {
+                |Job { connection, pieces, held }: Job| {
+                    let body = pieces.concat();
+                    drop(pieces);
+                    Decoded { connection, incoming: decode(&body), held }
+                }
+            })
+        };
+        Ok(Decoders { clients: start("acervo-decode")?, servers: start("acervo-peers")? })
+    }
+
+    /// Has a frame decoded. It comes back when too much waits for that.
+    pub fn submit(
+        &mut self,
+        of_server: bool,
+        connection: ConnectionId,
+        pieces: Vec<Vec<u8>>,
+        held: usize,
+    ) -> Result<(), Vec<Vec<u8>>> {
+        let pool = if of_server { &mut self.servers } else { &mut self.clients };
+        pool.submit(Job { connection, pieces, held }).map_err(|refused| match refused {
+            SubmitError::Full(job) | SubmitError::Stopped(job) => job.pieces,
+        })
+    }
+
+    /// A decoded frame, if there is one; other servers' first.
+    pub fn collect(&mut self) -> Option<Decoded> {
+        self.servers.collect().or_else(|| self.clients.collect())
+    }
+
+    /// Ends the threads.
+    pub fn finish(self) {
+        for pool in [self.clients, self.servers] {
+            if let Err(panicked) = pool.shut_down() {
+                log::error!("{panicked}");
+            }
+        }
+    }
+}
