@@ -13,7 +13,7 @@
 //! - A failed write or sync is final: nothing is written after it, nothing is retried.
 //! - Damage is found by checksums, named, and refused; only a torn tail, which nobody was
 //!   promised, is cut off.
-//! - `redb` is named in [`disk`] and nowhere else.
+//! - `redb` is named in [`disk`] and in the file below it, `checked_file`, and nowhere else.
 //!
 //! A server that is too far behind for the other servers' logs takes in a [`snapshot`], which replaces
 //! log and store together; [`open`] finishes or undoes that when a crash cuts it short.
@@ -23,6 +23,7 @@
 
 pub mod apply;
 mod changes;
+mod checked_file;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
