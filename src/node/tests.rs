@@ -41,6 +41,7 @@ impl Group {
                 replication_delay: Duration::ZERO,
                 console: false,
                 upkeep: UpkeepConfig::new(History::All),
+                state_hash_every: limits::STATE_HASH_EVERY,
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()

@@ -9,6 +9,7 @@ use super::service::{Kind, StoreService};
 use super::work::{Job, ReadJob};
 use crate::limits;
 use crate::net::{ConnectionId, Net};
+use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, RequestToken};
 use crate::types::NodeId;
@@ -96,6 +97,9 @@ impl StoreService {
         if let Err(refusal) = read.check() {
             return self.reply(net, token, Reply::Error(refusal));
         }
+        if let Some(distrust) = self.distrust() {
+            return self.reply(net, token, not_to_be_read(distrust));
+        }
         if !read.is_linearizable() {
             let (wanted, node) = (read.wanted(), &self.parts.node);
             if wanted > node.applied_point().timestamp && wanted <= node.newest_timestamp() {
@@ -125,6 +129,12 @@ impl StoreService {
         if self.clients.answered(net, token) {
             net.resume_reading(ConnectionId::from_u64(token.connection));
         }
+    }
+
+    /// Why this server is not to be read, if so.
+    fn distrust(&self) -> Option<Distrust> {
+        let refuted = self.restart.map(|_| Distrust::Refuted);
+        refuted.or_else(|| self.parts.node.distrust())
     }
 
     pub(super) fn status(&self, net: &Net) -> ServerStatus {
@@ -157,10 +167,9 @@ impl StoreService {
 
     /// What is wrong here, for whoever asks for the status.
     fn warnings(&self, ineligible: &[Ineligible]) -> Vec<String> {
-        ineligible
-            .iter()
-            .map(|reason| format!("it leaves it to others to lead: {reason}"))
-            .collect()
+        let ineligible =
+            ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
+        self.distrust().iter().map(Distrust::to_string).chain(ineligible).collect()
     }
 
     /// Reads that came early are answered now, whatever is applied.

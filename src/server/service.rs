@@ -15,6 +15,7 @@ use super::config::ServerConfig;
 use super::console::Console;
 use super::early::EarlyReads;
 use super::links::Link;
+use super::scrub::Scrubber;
 use super::snapshots::{SnapshotWork, Step, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::watch::{News, Watch};
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     pub pool: Pool<Job, Completion>,
     pub log: Writer<LogWork>,
     pub applier: Writer<ApplierWork>,
+    pub scrubber: Scrubber,
     /// Where the numbers of snapshot transfers start; random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
@@ -83,6 +85,28 @@ pub(super) struct StoreService {
     pub(super) stopped: bool,
     /// Why the loop ended, when something broke.
     failure: Option<String>,
+    /// Whoever runs this server wants it to end, and not to start again.
+    stop_asked: bool,
+    /// This server hands over, and then starts again without what cannot be trusted.
+    pub(super) restart: Option<Restart>,
+}
+
+/// How a server ended that did not break.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// It was asked to end, and is not to start again.
+    pub stop_asked: bool,
+    /// What is to be set aside before the next start.
+    pub restart: Option<Restart>,
+}
+
+/// What a server starts again without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Restart {
+    /// The log is kept, and the store is rebuilt.
+    WithoutStore,
+    /// Blank.
+    WithoutAnything,
 }
 
 impl StoreService {
@@ -106,19 +130,24 @@ impl StoreService {
             stopping_since: None,
             stopped: false,
             failure: None,
+            stop_asked: false,
+            restart: None,
             parts,
         }
     }
 
-    /// Ends the threads in order; the error is what broke, if anything did.
-    pub fn finish(self) -> Result<(), String> {
-        let Parts { log, applier, pool, .. } = self.parts;
+    /// Ends the threads in order: whether to start again, and how. The error is what broke, if anything
+    /// did.
+    pub fn finish(self) -> Result<Ended, String> {
+        let Parts { log, applier, pool, scrubber, .. } = self.parts;
+        scrubber.finish();
         if let Err(panicked) = pool.shut_down() {
             log::error!("{panicked}");
         }
         log.finish();
         applier.finish();
-        self.failure.map_or(Ok(()), Err)
+        let ended = Ended { stop_asked: self.stop_asked, restart: self.restart };
+        self.failure.map_or(Ok(ended), Err)
     }
 
     /// The time of this iteration.
@@ -219,8 +248,11 @@ impl StoreService {
                 Output::Console(event) => self.parts.console.show(event),
                 Output::Notice(notice) => {
                     let level = match notice {
-                        Notice::Diverged { .. } => log::Level::Error,
-                        Notice::OutOfSync { .. } => log::Level::Warn,
+                        Notice::Diverged { .. }
+                        | Notice::Disputed { .. }
+                        | Notice::LogContradicted { .. }
+                        | Notice::LogRefuted { .. } => log::Level::Error,
+                        Notice::OutOfSync { .. } | Notice::PeerDiverged { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
                     log::log!(level, "{notice}");
@@ -233,6 +265,8 @@ impl StoreService {
                         self.refuse(net, connection, reason);
                     }
                 }
+                Output::RebuildStore => self.restart(net, Restart::WithoutStore),
+                Output::BeginAnew => self.restart(net, Restart::WithoutAnything),
                 Output::Stopped => self.stopped = true,
             }
         }
@@ -254,6 +288,12 @@ impl StoreService {
                 log::info!("the snapshot to log index {} is in place", point.index);
                 self.transfers.installed();
                 return self.input(net, Input::Applied { outcomes: Vec::new(), point, upkeep });
+            }
+            Report::StoreDamaged(found) => {
+                return self.damaged(net, &found, Restart::WithoutStore);
+            }
+            Report::LogDamaged(found) => {
+                return self.damaged(net, &found, Restart::WithoutAnything);
             }
             Report::Failed(failure) => return self.fail(net, failure),
             Report::SnapshotPrepared { to, id, source } => {
@@ -289,10 +329,7 @@ impl StoreService {
         let now = net.now();
         let steps = match message {
             PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
-                let status = self.parts.node.status();
-                let acceptable = status.leader == Some(from)
-                    && status.term == snapshot.leader_term
-                    && status.commit < snapshot.index;
+                let acceptable = self.parts.node.wants_snapshot(from, snapshot);
                 let point = AppliedPoint { index: snapshot.index, timestamp, hash };
                 self.transfers.offered(now, from, id, snapshot, point, acceptable)
             }
@@ -326,6 +363,32 @@ impl StoreService {
                 ),
             }
         }
+    }
+
+    /// Damage was found. Whoever meets it next reports it again; it is said once.
+    fn damaged(&mut self, net: &mut Net, found: &str, restart: Restart) {
+        if self.parts.config.servers.len() == 1 {
+            // Nobody has what is missing. It stays as it is for whoever can save something.
+            return self.fail(net, found.to_owned());
+        }
+        if self.restart < Some(restart) {
+            let what = match restart {
+                Restart::WithoutStore => "rebuilds its store from the log or the others",
+                Restart::WithoutAnything => {
+                    "starts as a blank one, which the others bring up to date"
+                }
+            };
+            log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");
+        }
+        self.restart(net, restart);
+    }
+
+    fn restart(&mut self, net: &mut Net, restart: Restart) {
+        if self.restart.is_none() {
+            net.stop_accepting();
+            self.input(net, Input::HandOver);
+        }
+        self.restart = self.restart.max(Some(restart));
     }
 
     fn fail(&mut self, net: &mut Net, failure: String) {
@@ -471,6 +534,7 @@ impl Service for StoreService {
         }
         if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {
             log::info!("stopping: no new requests are taken");
+            self.stop_asked = true;
             self.stopping_since = Some(net.now());
             net.stop_accepting();
             self.input(net, Input::Stop);
@@ -514,7 +578,7 @@ impl Service for StoreService {
         }
         self.submit_reads(net);
         // Whoever has asked already, plain reads included, gets an answer first.
-        if self.stopped && self.clients.nothing_under_way() {
+        if self.stopped && (self.restart.is_some() || self.clients.nothing_under_way()) {
             log::info!("stopping: nothing is under way");
             net.exit();
         }

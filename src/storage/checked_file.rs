@@ -460,7 +460,8 @@ mod tests {
             .truncate(false)
             .open(path)
             .unwrap();
-        let file = CheckedFile::open(Arc::new(file), Damage::default()).map_err(|e| e.to_string())?;
+        let file =
+            CheckedFile::open(Arc::new(file), Damage::default()).map_err(|e| e.to_string())?;
         Ok(Backend(Arc::new(file)))
     }
 
