@@ -68,7 +68,7 @@ fn reads_right(group: &Group, at: usize, round: usize) {
 
 fn is_whole(group: &Group, at: usize) -> Option<()> {
     let status = group.client().status(group.servers[at].address).ok()?;
-    status.troubles.is_empty().then_some(())
+    status.warnings.is_empty().then_some(())
 }
 
 fn wait_until_durable(group: &Group) {
@@ -170,7 +170,7 @@ fn a_server_whose_log_contradicts_the_group_is_refuted_once_and_starts_blank() {
     eventually("it starts blank and catches up", || {
         let client = group.client();
         let status = client.status(group.servers[0].address).ok()?;
-        let same = status.role == Role::Follower && status.troubles.is_empty();
+        let same = status.role == Role::Follower && status.warnings.is_empty();
         let got = at_0.get("after").ok()?;
         (same && got.value.is_some()).then_some(())
     });
