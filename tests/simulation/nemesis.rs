@@ -46,7 +46,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 16] = [
         Fault::Crash,
         Fault::CrashTwo,
         Fault::Pause,
