@@ -405,6 +405,14 @@ pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
 pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// … or this long after the first of them.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+/// How fast the store is read again in the background, to find what rots: a few per cent of what a disk
+/// can do. A store of 10 GiB is read in half an hour.
+pub const SCRUB_BYTES_PER_SECOND: usize = 8 * 1024 * 1024;
+/// Read at once, between two pauses: a millisecond of a disk's time. A single larger row is read at once.
+pub const SCRUB_PIECE_BYTES: usize = 256 * 1024;
+/// From the end of one pass over the store to the beginning of the next. A bit rots once in months; what
+/// matters is that it is found before a second server's copy rots, too.
+pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_hours(24);
 /// The engine's page cache.
 pub const ENGINE_CACHE_BYTES: usize = 24 * 1024 * 1024;
 /// The page cache of an engine that takes in a snapshot beside the one in use.

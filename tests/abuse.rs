@@ -527,7 +527,12 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
     let address = group.addresses()[leader];
     let standing = status(address);
     assert_eq!(standing.role, Role::Leader);
-    let body = RaftBody::AppendReply { index: u64::MAX, commit: 0, reject_hint: None };
+    let body = RaftBody::AppendReply {
+        index: u64::MAX,
+        commit: 0,
+        reject_hint: None,
+        snapshot_wanted: None,
+    };
     let to = NodeId(leader as u64 + 1);
     let message = |from, body| {
         Message::Peer(PeerMessage::Raft(RaftMessage { from, to, term: standing.term, body }))

@@ -16,7 +16,7 @@ use acervo::storage::engine::Engine;
 use acervo::storage::files::Directory;
 use acervo::storage::log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::{Storage, assemble};
+use acervo::storage::{Redundancy, Storage, assemble};
 use acervo::types::{
     ClientId, HardState, LogBatch, LogEntry, LogIndex, RequestId, Term, Timestamp,
 };
@@ -511,7 +511,8 @@ fn replay_agrees(seed: u64, rounds: usize, mut reopen: impl FnMut() -> Arc<dyn E
     let mut index = 0;
     for _ in 0..rounds {
         let (log, found) = open(&disk, &options()).unwrap();
-        let Storage { mut log, mut machine, recovered } = assemble(log, found, reopen()).unwrap();
+        let Storage { mut log, mut machine, recovered } =
+            assemble(log, found, reopen(), Redundancy::Alone).unwrap();
         assert_eq!(recovered.last_index, index);
         machine.apply(&recovered.entries).unwrap();
         assert_eq!(machine.applied(), steady.applied(), "replay gives the same state");

@@ -18,7 +18,7 @@ use acervo::storage::files::Directory;
 use acervo::storage::log::LogOptions;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::snapshot::{SnapshotChunk, SnapshotSink};
-use acervo::storage::{self, Storage, StorageError};
+use acervo::storage::{self, Redundancy, Storage, StorageError};
 use acervo::types::{
     AppliedPoint, ClientId, ClusterId, HardState, LogBatch, LogEntry, LogIndex, NodeId, RequestId,
     Timestamp,
@@ -51,7 +51,7 @@ fn data_dir(disk: &SimDisk) -> Result<DataDir, Box<dyn Error>> {
 }
 
 fn open(disk: &SimDisk) -> Result<Storage, Box<dyn Error>> {
-    Ok(storage::open(&data_dir(disk)?, options())?)
+    Ok(storage::open(&mut data_dir(disk)?, options(), Redundancy::Alone)?)
 }
 
 /// What the right states are, and one of them as a snapshot.
@@ -107,8 +107,9 @@ fn live(
     expected: &Expected,
     promised: &mut Promised,
 ) -> Result<(), Box<dyn Error>> {
-    let data_dir = data_dir(disk)?;
-    let Storage { mut log, mut machine, .. } = storage::open(&data_dir, options())?;
+    let mut data_dir = data_dir(disk)?;
+    let Storage { mut log, mut machine, .. } =
+        storage::open(&mut data_dir, options(), Redundancy::Alone)?;
     log.append(&[entries(1, plan.applied)])?;
     promised.last_index = plan.applied;
     machine.apply(&entries(1, plan.checkpoint).entries)?;
@@ -199,16 +200,16 @@ fn a_blank_server_stopped_at_any_moment_starts_again() {
 #[test]
 fn a_staged_snapshot_that_does_not_fit_the_log_is_not_adopted() {
     let disk = SimDisk::new();
-    let data_dir = data_dir(&disk).unwrap();
+    let mut data_dir = data_dir(&disk).unwrap();
     {
-        let mut log = storage::open(&data_dir, options()).unwrap().log;
+        let mut log = storage::open(&mut data_dir, options(), Redundancy::Alone).unwrap().log;
         log.reset(SNAPSHOT, 1, HardState::default()).unwrap();
     }
     let expected = Expected::new(SNAPSHOT - 1);
     let mut sink = SnapshotSink::create(data_dir.staging(), expected.point(SNAPSHOT - 1)).unwrap();
     expected.chunks.iter().for_each(|chunk| sink.push(chunk).unwrap());
     drop(sink.finish().unwrap());
-    let Err(error) = storage::open(&data_dir, options()) else {
+    let Err(error) = storage::open(&mut data_dir, options(), Redundancy::Alone) else {
         panic!("opened without its store")
     };
     assert!(matches!(error, StorageError::StoreLost { first: 301, applied: 0 }), "{error}");

@@ -434,5 +434,5 @@ fn a_file_that_is_no_store_and_one_in_use_are_typed_errors() {
     let other = dir.path().join("other");
     std::fs::write(&other, "not a store ".repeat(1000)).unwrap();
     let error = DiskEngine::open(&other, CACHE_BYTES).unwrap_err();
-    assert!(matches!(error, EngineError::Open { .. }), "{error}");
+    assert!(matches!(error, EngineError::Damaged { .. }), "{error}");
 }

@@ -23,7 +23,7 @@ use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{ServeOptions, Server};
 use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
 use acervo::types::{ClusterId, NodeId, Timestamp};
-use acervo::wire::message::{HelloRole, Message, PageOf, PageRequest, Reply, Request};
+use acervo::wire::message::{Channel, HelloRole, Message, PageOf, PageRequest, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -119,7 +119,7 @@ fn somebody_who_says_it_is_a_server_gets_no_more_room() {
     let witness = Witness::start(group.client());
     let address = group.addresses()[0];
     let cluster = support::raw::status(address).cluster;
-    let role = HelloRole::Server { node: NodeId(3), incarnation: 7 };
+    let role = HelloRole::Server { node: NodeId(3), incarnation: 7, channel: Channel::Bulk };
     let bytes = unfinished(limits::PEER_FRAME_BYTES_MAX, sized(8, 16) * MIB - 1);
     // Each takes the place of the one before.
     let held: Vec<TcpStream> = (0..sized(8, 100))

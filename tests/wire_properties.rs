@@ -197,8 +197,13 @@ fn raft_body() -> impl Strategy<Value = RaftBody> {
                 entries
             }
         ),
-        (any::<[u64; 2]>(), any::<Option<(u64, u64)>>()).prop_map(
-            |([index, commit], reject_hint)| RaftBody::AppendReply { index, commit, reject_hint }
+        (any::<[u64; 2]>(), any::<Option<(u64, u64)>>(), any::<Option<u64>>()).prop_map(
+            |([index, commit], reject_hint, snapshot_wanted)| RaftBody::AppendReply {
+                index,
+                commit,
+                reject_hint,
+                snapshot_wanted
+            }
         ),
         (any::<u64>(), blob())
             .prop_map(|(commit, context)| RaftBody::Heartbeat { commit, context }),
@@ -240,6 +245,9 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
         any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
         any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
         any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
+        any::<u64>().prop_map(|index| PeerMessage::LogTerm { index }),
+        (any::<u64>(), any::<Option<u64>>())
+            .prop_map(|(index, term)| PeerMessage::LogTermOk { index, term }),
         (any::<[u64; 5]>(), any::<i64>()).prop_map(|([id, leader_term, index, term, hash], at)| {
             let snapshot = SnapshotId { leader_term, index, term };
             PeerMessage::Snapshot { id, snapshot, timestamp: Timestamp(at), hash }

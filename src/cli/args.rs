@@ -165,6 +165,9 @@ pub struct TuningArgs {
     /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
     #[arg(long, value_name = "all|TIME|N", default_value = "all", value_parser = parse_history)]
     pub history: History,
+    /// How long to rest between two checks of the whole store for damage, which run in the background
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
+    pub scrub_interval: Duration,
     /// Threads that answer requests [default: one a processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -443,6 +446,7 @@ impl ServerArgs {
             in_sync_timeout: self.tuning.in_sync_timeout,
             replication_delay: self.replication_delay,
             history: self.tuning.history,
+            scrub_interval: self.tuning.scrub_interval,
             value_bytes_max: self.tuning.max_value,
             console: self.tuning.console == Switch::On,
             sync: self.tuning.sync == Switch::On,
@@ -493,6 +497,7 @@ impl TuningArgs {
             format!("--sync={}", self.sync.name()),
             format!("--max-value={}", self.max_value),
             format!("--history={}", print_history(self.history)),
+            format!("--scrub-interval={}us", self.scrub_interval.as_micros()),
         ];
         flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
         flags.into_iter().map(OsString::from).collect()
@@ -529,6 +534,7 @@ mod tests {
         assert_eq!(config.ack, AckPolicy::All);
         assert_eq!(config.in_sync_timeout, limits::IN_SYNC_TIMEOUT_DEFAULT);
         assert_eq!(config.value_bytes_max, limits::VALUE_BYTES_MAX_DEFAULT);
+        assert_eq!(config.scrub_interval, limits::SCRUB_INTERVAL_DEFAULT);
         assert!(config.console && config.sync && !config.stop_on_stdin_end);
     }
 
@@ -541,6 +547,7 @@ mod tests {
             "--sync=off",
             "--max-value=64KiB",
             "--history=24h",
+            "--scrub-interval=1h",
             "--workers=3",
         ];
         let passed = server(&given).unwrap().tuning.flags();
@@ -553,6 +560,7 @@ mod tests {
                 "--sync=off",
                 "--max-value=65536",
                 "--history=86400000000us",
+                "--scrub-interval=3600000000us",
                 "--workers=3"
             ]
         );

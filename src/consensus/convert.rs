@@ -34,7 +34,7 @@ pub(super) fn message_to_raft(message: RaftMessage) -> RaftPb {
             pb.commit = commit;
             pb.set_entries(entries.into_iter().map(entry_to_raft).collect());
         }
-        RaftBody::AppendReply { index, commit, reject_hint } => {
+        RaftBody::AppendReply { index, commit, reject_hint, snapshot_wanted } => {
             pb.set_msg_type(MessageType::MsgAppendResponse);
             pb.index = index;
             pb.commit = commit;
@@ -42,6 +42,7 @@ pub(super) fn message_to_raft(message: RaftMessage) -> RaftPb {
                 pb.reject = true;
                 pb.reject_hint = hint;
                 pb.log_term = term;
+                pb.request_snapshot = snapshot_wanted.unwrap_or(raft::INVALID_INDEX);
             }
         }
         RaftBody::Heartbeat { commit, context } => {
@@ -96,6 +97,7 @@ pub(super) fn message_from_raft(mut pb: RaftPb) -> Option<RaftMessage> {
             index: pb.index,
             commit: pb.commit,
             reject_hint: pb.reject.then_some((pb.reject_hint, pb.log_term)),
+            snapshot_wanted: Some(pb.request_snapshot).filter(|i| *i != raft::INVALID_INDEX),
         },
         MessageType::MsgHeartbeat => {
             RaftBody::Heartbeat { commit: pb.commit, context: pb.take_context() }

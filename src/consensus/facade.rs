@@ -105,6 +105,8 @@ pub struct Consensus {
     applied: LogIndex,
     /// Whether this server may lead; see `node::eligibility`.
     may_lead: bool,
+    /// The store is lost and waits for a snapshot. Log, term and vote are sound.
+    store_lost: bool,
 }
 
 impl Consensus {
@@ -149,6 +151,7 @@ impl Consensus {
             admission_unsaved: false,
             applied,
             may_lead: true,
+            store_lost: false,
         })
     }
 
@@ -160,6 +163,28 @@ impl Consensus {
             // Time passes all the same: as long as the library takes a leader for alive, by this count, it grants
             // nobody else a vote.
             self.raw.raft.election_elapsed += 1;
+        }
+        self.request_snapshot();
+    }
+
+    /// Says whether this server's store is lost, so that it needs a snapshot though its log is whole.
+    pub fn set_store_lost(&mut self, lost: bool) {
+        self.store_lost = lost;
+    }
+
+    /// Asks the leader for a snapshot, if the store is lost and it has not been asked in this term. The
+    /// library repeats the question with every answer to the leader, and stores nothing meanwhile.
+    fn request_snapshot(&mut self) {
+        let raft = &self.raw.raft;
+        let possible = self.store_lost
+            && !self.pipeline.is_installing()
+            && self.leader().is_some()
+            && self.role() == Role::Follower
+            && raft.pending_request_snapshot == raft::INVALID_INDEX
+            // The library drops the question otherwise: first the entries of this term must come.
+            && self.term_at(self.last_index()) == Some(self.term());
+        if possible {
+            let _ = self.raw.request_snapshot();
         }
     }
 
@@ -364,9 +389,10 @@ impl Consensus {
 
     /// The state machine has applied up to `index`, which was handed out before.
     pub fn applied(&mut self, index: LogIndex) {
+        // A snapshot for a lost store may be of the very point that was applied before.
+        self.pipeline.installed(index);
         if index > self.applied {
             self.applied = index;
-            self.pipeline.installed(index);
             self.raw.advance_apply_to(index);
             self.raw.mut_store().applied(index);
         }
@@ -402,7 +428,7 @@ impl Consensus {
         let of_use = leader_term == self.term()
             && self.leader().is_none_or(|leader| leader == from)
             && self.role() != Role::Leader
-            && index > self.commit()
+            && self.needs_snapshot(index)
             && term <= leader_term
             && self.admission.may_follow(leader_term)
             && self.pipeline.can_install();
@@ -421,6 +447,17 @@ impl Consensus {
             self.pipeline.expect_snapshot(snapshot);
         }
         taken
+    }
+
+    /// Whether a snapshot that reaches to `index` is of use: it has more than is committed here, or as
+    /// much while the store is lost.
+    pub fn needs_snapshot(&self, index: LogIndex) -> bool {
+        index > self.commit() || (index == self.commit() && self.store_lost)
+    }
+
+    /// Whether a snapshot has taken the log's place and not yet the store's.
+    pub fn is_installing(&self) -> bool {
+        self.pipeline.is_installing()
     }
 
     /// The term at an index, as far as it is known.

@@ -116,12 +116,18 @@ pub(super) fn check(
                 *commit = 0;
             }
         }
-        RaftBody::AppendReply { index, reject_hint, .. } => {
+        RaftBody::AppendReply { index, reject_hint, snapshot_wanted, .. } => {
             let too_much =
                 PeerFault::AcknowledgesTooMuch { index: *index, last_index: known.last_index };
             if let Some((hint, _)) = reject_hint {
                 // The library adds to the hint; real logs never come near.
                 if *hint > u64::MAX / 2 {
+                    return Err(too_much);
+                }
+                // It asks in the term of its last entry, which this leader sent then. What lies further
+                // would never be reached, and nothing else would be sent to it.
+                let beyond = snapshot_wanted.is_some_and(|index| index > known.last_index);
+                if same_term && known.role == Role::Leader && beyond {
                     return Err(too_much);
                 }
             } else if same_term && known.role == Role::Leader && *index > known.last_index {

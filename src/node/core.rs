@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::certainty::Certainty;
 use super::clock::HybridClock;
 use super::commit_news::CommitNews;
+use super::disputes::{Contradiction, StateHashes};
 use super::eligibility::{Departure, Eligibility, Ineligible};
-use super::hashes::StateHashes;
 use super::in_sync::InSync;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
@@ -20,7 +20,9 @@ use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState}
 use crate::command::{Command, EncodedWrite, OpShape, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
-use crate::types::{AppliedPoint, HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use crate::types::{
+    AppliedPoint, HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
+};
 use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role};
 
 /// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
@@ -65,6 +67,9 @@ pub struct NodeConfig {
     pub upkeep: UpkeepConfig,
     /// Bounds of what is under way and kept in memory.
     pub limits: NodeLimits,
+    /// Replicas compare states every so many entries; the same at all. [`limits::STATE_HASH_EVERY`](crate::limits)
+    /// except in simulations.
+    pub state_hash_every: LogIndex,
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
@@ -91,6 +96,9 @@ pub struct Recovered {
     pub applied: AppliedPoint,
     /// What it has left to do in the background.
     pub upkeep: UpkeepState,
+    /// The store is lost and the log is not. `applied` is then a point that was committed, and stands for no
+    /// state: nothing is applied before a snapshot has been put in place.
+    pub store_lost: bool,
 }
 
 /// What a node says of itself.
@@ -112,6 +120,35 @@ pub struct NodeStatus {
     pub in_sync: Vec<NodeId>,
     /// Why this node may not lead; empty when it may.
     pub ineligible: Vec<Ineligible>,
+    /// Why it serves no reads, if so.
+    pub distrust: Option<Distrust>,
+}
+
+/// Why a node does not trust its own state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distrust {
+    /// It has none: it waits for a snapshot.
+    StoreLost,
+    /// Others hold another one, or contradict the log, and it is not known who is right.
+    Disputed,
+    /// It is wrong, and is about to be thrown away.
+    Refuted,
+}
+
+impl std::fmt::Display for Distrust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Distrust::StoreLost => {
+                "its store is lost or was damaged and is being rebuilt from the others: it serves no reads"
+            }
+            Distrust::Disputed => {
+                "its state or its log contradicts another server's and no majority has decided: it serves no reads"
+            }
+            Distrust::Refuted => {
+                "its data contradicts the majority's and is being thrown away: it serves no reads"
+            }
+        })
+    }
 }
 
 /// Why a node cannot start.
@@ -131,6 +168,8 @@ pub(super) enum Stopping {
     No,
     /// Finishing what is under way.
     Draining,
+    /// Finishing nothing.
+    Leaving,
     /// Waiting for another server to lead.
     HandingOver {
         until_us: u64,
@@ -171,6 +210,14 @@ pub struct Node {
     pub(super) eligibility: Eligibility,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
+    /// Entries that contradict this node's log, while it is not known who is right.
+    pub(super) contradiction: Option<Contradiction>,
+    /// It was said, once in this run.
+    pub(super) contradiction_said: bool,
+    /// Nothing is applied before a snapshot has been put in place.
+    pub(super) store_lost: bool,
+    /// The state or the log is known to be wrong; said once.
+    pub(super) refuted: bool,
     pub(super) chores: Chores,
     /// Role, leader and term as of the last flush.
     pub(super) standing: (Role, Option<NodeId>, Term),
@@ -210,7 +257,13 @@ impl Node {
             last_index,
             entries,
         };
-        let consensus = Consensus::new(setup, hard_state, log, applied.index)?;
+        let mut consensus = Consensus::new(setup, hard_state, log, applied.index)?;
+        let mut eligibility = Eligibility::new(ticks(config.stall_timeout), applied.index);
+        if recovered.store_lost {
+            eligibility.set(Ineligible::StoreDamaged, true);
+            consensus.set_may_lead(false);
+            consensus.set_store_lost(true);
+        }
         let writes = Writes::new(config.first_question);
         let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
@@ -230,9 +283,13 @@ impl Node {
             campaign_at: None,
             in_sync: None,
             birth_until_us: None,
-            eligibility: Eligibility::new(ticks(config.stall_timeout), applied.index),
+            eligibility,
             applied,
-            hashes: StateHashes::default(),
+            hashes: StateHashes::new(config.node, config.nodes.len()),
+            contradiction: None,
+            contradiction_said: false,
+            store_lost: recovered.store_lost,
+            refuted: false,
             chores: Chores::new(config.upkeep, recovered.upkeep),
             standing,
             stopping: Stopping::No,
@@ -261,6 +318,7 @@ impl Node {
             Input::PeerDown { peer } => {
                 self.links.remove(&peer);
                 self.consensus.peer_down(peer);
+                self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
             Input::Peer { from, message } => {
                 self.heard.insert(from, self.ticks);
@@ -274,7 +332,7 @@ impl Node {
             }
             Input::Applied { outcomes, point, upkeep } => {
                 self.chores.applied(point.index, upkeep, now.monotonic_us);
-                self.applied(outcomes, point, out);
+                self.applied(now, outcomes, point, out);
             }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
             Input::SnapshotSent { to, reached } => self.consensus.snapshot_sent(to, reached),
@@ -291,6 +349,11 @@ impl Node {
             Input::Stop => {
                 if self.stopping == Stopping::No {
                     self.stopping = Stopping::Draining;
+                }
+            }
+            Input::HandOver => {
+                if matches!(self.stopping, Stopping::No | Stopping::Draining) {
+                    self.stopping = Stopping::Leaving;
                 }
             }
         }
@@ -321,6 +384,26 @@ impl Node {
         self.writes.forwarded()
     }
 
+    /// Why this node's state is not to be read, if so.
+    pub fn distrust(&self) -> Option<Distrust> {
+        if self.refuted {
+            Some(Distrust::Refuted)
+        } else if self.store_lost {
+            Some(Distrust::StoreLost)
+        } else if self.hashes.is_disputed() || self.contradiction.is_some() {
+            Some(Distrust::Disputed)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a snapshot that `from` offers is of use.
+    pub fn wants_snapshot(&self, from: NodeId, snapshot: SnapshotId) -> bool {
+        self.consensus.leader() == Some(from)
+            && self.consensus.term() == snapshot.leader_term
+            && self.consensus.needs_snapshot(snapshot.index)
+    }
+
     /// Where the state machine stands.
     pub fn applied_point(&self) -> AppliedPoint {
         self.applied
@@ -348,6 +431,7 @@ impl Node {
             last_index: self.consensus.last_index(),
             in_sync,
             ineligible: self.eligibility.reasons().iter().copied().collect(),
+            distrust: self.distrust(),
         }
     }
 
@@ -367,6 +451,7 @@ impl Node {
             self.consensus.campaign_again();
         }
         self.release_delayed(now, out);
+        self.settle_disputes(now, out);
 
         let mut expired = self.writes.take_expired(now_us);
         expired.extend(self.writes.take_unanswered(now_us));
@@ -511,6 +596,8 @@ impl Node {
     fn read(&mut self, now: Now, token: RequestToken, out: &mut Vec<Output>) {
         let refusal = if self.stopping != Stopping::No {
             shutting_down()
+        } else if let Some(distrust) = self.distrust() {
+            not_to_be_read(distrust)
         } else if self.reads.len() >= self.config.limits.pending_reads_max {
             busy("too many linearizable reads are under way at this server")
         } else {
@@ -520,10 +607,22 @@ impl Node {
         out.push(Output::Reply { token, reply: refusal });
     }
 
-    fn applied(&mut self, outcomes: Vec<AppliedWrite>, point: AppliedPoint, out: &mut Vec<Output>) {
+    fn applied(
+        &mut self,
+        now: Now,
+        outcomes: Vec<AppliedWrite>,
+        point: AppliedPoint,
+        out: &mut Vec<Output>,
+    ) {
         self.applied = point;
         self.eligibility.applied(point.index);
         self.consensus.applied(point.index);
+        if self.store_lost && !self.consensus.is_installing() {
+            self.store_lost = false;
+            self.consensus.set_store_lost(false);
+            self.eligibility.set(Ineligible::StoreDamaged, false);
+            out.push(Output::Notice(Notice::StoreRebuilt));
+        }
         self.clock.observe(point.timestamp);
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
@@ -552,8 +651,8 @@ impl Node {
                 }
             }
         }
-        if point.index.is_multiple_of(limits::STATE_HASH_EVERY) {
-            self.share_state_hash(point, out);
+        if point.index.is_multiple_of(self.config.state_hash_every) {
+            self.share_state_hash(now, point, out);
         }
     }
 
@@ -689,6 +788,11 @@ pub(super) fn busy(message: &str) -> Reply {
 
 pub(super) fn shutting_down() -> Reply {
     error(ErrorCode::ShuttingDown, "this server is stopping: ask another one")
+}
+
+/// Refuses a read: another server answers it.
+pub fn not_to_be_read(distrust: Distrust) -> Reply {
+    error(ErrorCode::Internal, &format!("this server cannot be read ({distrust}): ask another one"))
 }
 
 /// A limit as the core counts time.

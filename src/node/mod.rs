@@ -15,8 +15,8 @@ mod certainty;
 mod clock;
 mod commit_news;
 pub mod core;
+mod disputes;
 pub mod eligibility;
-mod hashes;
 mod in_sync;
 mod peers;
 mod progress;
@@ -152,6 +152,9 @@ pub enum Input {
     },
     /// Stop: refuse new writes, let the pending ones finish, hand the leadership over.
     Stop,
+    /// Stop without finishing anything, as what it would take cannot be trusted: refuse new writes, hand
+    /// the leadership over.
+    HandOver,
 }
 
 /// A message from another server that holds nothing which a state machine would stop at. Checking it takes as
@@ -298,7 +301,13 @@ pub enum Output {
         /// One sentence.
         reason: String,
     },
-    /// After [`Input::Stop`]: nothing is pending and nobody waits for this node to lead.
+    /// The state of this server cannot be trusted, and its log can: hand over and start again with the
+    /// log and without a store ([`core::Recovered::store_lost`]).
+    RebuildStore,
+    /// The log of this server cannot be trusted: hand over and start again as a blank server.
+    BeginAnew,
+    /// After [`Input::Stop`] or [`Input::HandOver`]: nothing is pending and nobody waits for this node to
+    /// lead.
     Stopped,
 }
 
@@ -341,13 +350,39 @@ pub enum Notice {
     },
     /// This node's data directory was blank; it is up to date now and takes part in elections.
     Admitted,
-    /// Two replicas hold different states at the same index. This must never happen.
+    /// A majority of the group holds one state and this server another: it is to be rebuilt.
     Diverged {
+        /// Where.
+        index: LogIndex,
+    },
+    /// A majority of the group, this server included, holds one state and `peer` another.
+    PeerDiverged {
         /// The other replica.
         peer: NodeId,
         /// Where.
         index: LogIndex,
     },
+    /// Replicas hold different states, and no majority holds the same one, as far as is known.
+    Disputed {
+        /// Where.
+        index: LogIndex,
+    },
+    /// The dispute is over: a majority holds the same state as this server.
+    Undisputed,
+    /// Another server sent an entry that contradicts one that is committed here.
+    LogContradicted {
+        /// Who sent it.
+        peer: NodeId,
+        /// Which entry.
+        index: LogIndex,
+    },
+    /// A majority of the group holds another entry than this server there: its log is to be thrown away.
+    LogRefuted {
+        /// Which entry.
+        index: LogIndex,
+    },
+    /// The lost store has been rebuilt from a snapshot: this server serves reads again.
+    StoreRebuilt,
 }
 
 impl std::fmt::Display for Notice {
@@ -388,11 +423,41 @@ impl std::fmt::Display for Notice {
             Notice::Admitted => {
                 write!(f, "this server is up to date and takes part in elections")
             }
-            Notice::Diverged { peer, index } => write!(
+            Notice::Diverged { index } => write!(
                 f,
-                "server {peer} holds another state than this one at log index {index}: \
-                 stop one of them, remove its data directory and start it again"
+                "the state of this server differs from that of the majority at log index {index}: it serves no \
+                 reads and rebuilds its store from the others"
             ),
+            Notice::PeerDiverged { peer, index } => write!(
+                f,
+                "server {peer} holds another state than the majority at log index {index}: it rebuilds its store \
+                 by itself"
+            ),
+            Notice::Disputed { index } => write!(
+                f,
+                "servers hold different states at log index {index} and no majority holds the same: none of them \
+                 serves reads before the others are up and have decided; if they never will be, keep one data \
+                 directory and start the other servers on empty ones"
+            ),
+            Notice::Undisputed => {
+                write!(f, "a majority holds the same state as this server: it serves reads again")
+            }
+            Notice::LogContradicted { peer, index } => write!(
+                f,
+                "server {peer} sent another entry than the one that is committed here at log index {index}: this \
+                 server serves no reads before the others have said which one is theirs"
+            ),
+            Notice::LogRefuted { index } => write!(
+                f,
+                "the log of this server contradicts that of the majority at log index {index}: it sets its data \
+                 aside and starts as a blank server"
+            ),
+            Notice::StoreRebuilt => {
+                write!(
+                    f,
+                    "the store has been rebuilt from the others: this server serves reads again"
+                )
+            }
         }
     }
 }

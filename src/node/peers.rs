@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 
 use super::core::{Node, Stopping, micros};
+use super::disputes::{Contradiction, HashVerdict};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Command, EncodedWrite};
+use crate::consensus::PeerFault;
 use crate::limits;
-use crate::types::{AppliedPoint, LogEntry, NodeId};
+use crate::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
 use crate::wire::message::{Effect, PeerMessage, RaftBody, RaftMessage, Reply, Role};
 
 impl Node {
@@ -56,10 +58,19 @@ impl Node {
             | PeerMessage::SnapshotEnd { .. }
             | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::StateHash { index, hash } => {
-                if self.hashes.compare(from, index, hash) {
-                    out.push(Output::Notice(Notice::Diverged { peer: from, index }));
+                // What is further than this log cannot be compared soon, and must not crowd out the rest.
+                if index <= self.consensus.last_index() {
+                    let verdict = self.hashes.note(from, index, hash, now.monotonic_us);
+                    self.take_verdict(verdict, index, out);
                 }
             }
+            PeerMessage::LogTerm { index } => {
+                let committed = index <= self.consensus.commit() && !self.refuted;
+                let term = self.consensus.term_at(index).filter(|_| committed);
+                let message = PeerMessage::LogTermOk { index, term };
+                out.push(Output::Send { to: from, message });
+            }
+            PeerMessage::LogTermOk { index, term } => self.heard_log_term(from, index, term, out),
         }
     }
 
@@ -71,13 +82,13 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let RaftBody::Append { entries, .. } = &message.body else {
-            return self.step(from, message, out);
+            return self.step(now, from, message, out);
         };
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
         let holds_writes = entries.iter().any(|e| !e.data.is_empty());
         if delay_us == 0 || (!holds_writes && self.delayed.is_empty()) {
-            return self.step(from, message, out);
+            return self.step(now, from, message, out);
         }
         if self.delayed.len() < self.config.limits.delayed_appends_max {
             self.delayed.push_back((now.monotonic_us + delay_us, from, message));
@@ -89,11 +100,12 @@ impl Node {
         while let Some((_, from, message)) =
             self.delayed.pop_front_if(|(due_us, ..)| *due_us <= now.monotonic_us)
         {
-            self.step(from, message, out);
+            self.step(now, from, message, out);
         }
     }
 
-    fn step(&mut self, from: NodeId, message: RaftMessage, out: &mut Vec<Output>) {
+    fn step(&mut self, now: Now, from: NodeId, message: RaftMessage, out: &mut Vec<Output>) {
+        let is_append = matches!(message.body, RaftBody::Append { .. });
         let newest = match &message.body {
             RaftBody::Append { entries, .. } => {
                 entries.iter().rev().find_map(|e| Command::peek_timestamp(&e.data))
@@ -102,10 +114,18 @@ impl Node {
         };
         match self.consensus.step(from, message) {
             Ok(()) => {
+                // Whoever contradicted this log leads no more.
+                if is_append {
+                    self.contradiction.take_if(|contradiction| contradiction.peer != from);
+                }
                 // Whoever leads next stamps its writes later than anything replicated here.
                 if let Some(timestamp) = newest {
                     self.clock.observe(timestamp);
                 }
+            }
+            // Its link is needed to learn who is right.
+            Err(PeerFault::ContradictsCommitted { index }) => {
+                self.contradicted(now, from, index, out)
             }
             Err(fault) => {
                 out.push(Output::Disconnect { peer: from, reason: fault.to_string() });
@@ -158,14 +178,86 @@ impl Node {
     }
 
     /// Our state stands at an index where all replicas compare.
-    pub(super) fn share_state_hash(&mut self, point: AppliedPoint, out: &mut Vec<Output>) {
+    pub(super) fn share_state_hash(
+        &mut self,
+        now: Now,
+        point: AppliedPoint,
+        out: &mut Vec<Output>,
+    ) {
         let AppliedPoint { index, hash, .. } = point;
-        for peer in self.hashes.record(index, hash) {
-            out.push(Output::Notice(Notice::Diverged { peer, index }));
-        }
+        let verdict = self.hashes.note(self.config.node, index, hash, now.monotonic_us);
+        self.take_verdict(verdict, index, out);
         for peer in &self.links {
             let message = PeerMessage::StateHash { index, hash };
             out.push(Output::Send { to: *peer, message });
+        }
+    }
+
+    fn take_verdict(&mut self, verdict: HashVerdict, index: LogIndex, out: &mut Vec<Output>) {
+        match verdict {
+            HashVerdict::Nothing => {}
+            HashVerdict::OthersDiffer(peers) => {
+                for peer in peers {
+                    out.push(Output::Notice(Notice::PeerDiverged { peer, index }));
+                }
+            }
+            HashVerdict::Undisputed => out.push(Output::Notice(Notice::Undisputed)),
+            HashVerdict::WeDiffer if !self.refuted => {
+                self.refuted = true;
+                out.push(Output::Notice(Notice::Diverged { index }));
+                out.push(Output::RebuildStore);
+            }
+            HashVerdict::WeDiffer => {}
+        }
+    }
+
+    /// `from` has sent an entry that contradicts one that is committed here. One of the two logs is wrong;
+    /// one server's word against another's does not tell which, so all others are asked.
+    fn contradicted(&mut self, now: Now, from: NodeId, index: LogIndex, out: &mut Vec<Output>) {
+        if self.refuted {
+            return;
+        }
+        let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
+        if !known {
+            self.contradiction = Some(Contradiction::new(from, index));
+            if !std::mem::replace(&mut self.contradiction_said, true) {
+                out.push(Output::Notice(Notice::LogContradicted { peer: from, index }));
+            }
+        }
+        let Some(contradiction) = &mut self.contradiction else { return };
+        if contradiction.is_question_due(now.monotonic_us) {
+            for peer in &self.links {
+                out.push(Output::Send { to: *peer, message: PeerMessage::LogTerm { index } });
+            }
+        }
+    }
+
+    fn heard_log_term(
+        &mut self,
+        from: NodeId,
+        index: LogIndex,
+        term: Option<u64>,
+        out: &mut Vec<Output>,
+    ) {
+        let ours = self.consensus.term_at(index);
+        let committed = index <= self.consensus.commit();
+        let Some(contradiction) = self.contradiction.as_mut().filter(|known| known.index == index)
+        else {
+            return;
+        };
+        let (Some(term), Some(ours), true) = (term, ours, committed) else { return };
+        let others = contradiction.heard(from, term != ours);
+        if others > self.config.nodes.len() / 2 && !self.refuted {
+            self.refuted = true;
+            out.push(Output::Notice(Notice::LogRefuted { index }));
+            out.push(Output::BeginAnew);
+        }
+    }
+
+    /// A dispute that lasts is said once.
+    pub(super) fn settle_disputes(&mut self, now: Now, out: &mut Vec<Output>) {
+        if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
+            out.push(Output::Notice(Notice::Disputed { index }));
         }
     }
 }

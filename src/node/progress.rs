@@ -281,13 +281,15 @@ impl Node {
             out.push(Output::InstallSnapshot { number, snapshot, hard_state });
         }
         out.extend(rest.into_iter().map(Output::Persist));
-        for (to, leader_term) in effects.snapshots.drain(..) {
-            out.push(Output::SendSnapshot { to, leader_term });
-        }
+        let snapshots: Vec<_> = effects.snapshots.drain(..).collect();
         let answering = self.consensus.role() == Role::Leader;
-        for entries in split_at_hashes(std::mem::take(&mut effects.committed)) {
-            entries.last().into_iter().for_each(|last| self.eligibility.apply(last.index));
-            out.push(Output::Apply { entries, answering });
+        let committed = std::mem::take(&mut effects.committed);
+        // A lost store takes nothing before its snapshot, which holds all that is committed until then.
+        if !self.store_lost {
+            for entries in split_at_hashes(committed, self.config.state_hash_every) {
+                entries.last().into_iter().for_each(|last| self.eligibility.apply(last.index));
+                out.push(Output::Apply { entries, answering });
+            }
         }
         for fetch in effects.fetches.drain(..) {
             out.push(Output::Fetch {
@@ -300,7 +302,16 @@ impl Node {
         if std::mem::take(&mut effects.admitted) {
             out.push(Output::Notice(Notice::Admitted));
         }
-        for (round, index) in std::mem::take(&mut effects.reads) {
+        let trusted = self.distrust().is_none();
+        for (to, leader_term) in snapshots {
+            if trusted {
+                out.push(Output::SendSnapshot { to, leader_term });
+            } else {
+                // What is in doubt is not passed on. It is asked for again.
+                self.consensus.snapshot_sent(to, None);
+            }
+        }
+        for (round, index) in std::mem::take(&mut self.effects.reads) {
             for (to, id) in self.reads.confirm(round, index) {
                 let message = PeerMessage::ReadIndexOk { id, index };
                 out.push(Output::Send { to, message });
@@ -369,7 +380,12 @@ impl Node {
     }
 
     fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.stopping == Stopping::Draining && self.writes.is_empty() && self.reads.is_empty() {
+        let done = match self.stopping {
+            Stopping::Draining => self.writes.is_empty() && self.reads.is_empty(),
+            Stopping::Leaving => true,
+            Stopping::No | Stopping::HandingOver { .. } | Stopping::Done => false,
+        };
+        if done {
             let until_us = now.monotonic_us + micros(limits::HANDOVER_TIMEOUT);
             self.stopping = Stopping::HandingOver { until_us };
             let successor = self.links.iter().max_by_key(|peer| self.consensus.matched(**peer));
@@ -403,11 +419,10 @@ fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
 
 /// Cuts committed entries so that no piece reaches past an index where replicas compare states: the
 /// state machine reports its hash at the end of each piece.
-fn split_at_hashes(mut entries: Vec<LogEntry>) -> Vec<Vec<LogEntry>> {
+fn split_at_hashes(mut entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
     let mut pieces = Vec::new();
     while let Some(first) = entries.first().map(|e| e.index) {
-        let to_boundary = (limits::STATE_HASH_EVERY - first % limits::STATE_HASH_EVERY)
-            % limits::STATE_HASH_EVERY;
+        let to_boundary = (every - first % every) % every;
         let take = (to_boundary as usize + 1).min(entries.len());
         let rest = entries.split_off(take);
         pieces.push(std::mem::replace(&mut entries, rest));
@@ -421,9 +436,9 @@ mod tests {
 
     #[test]
     fn pieces_end_where_replicas_compare() {
-        let every = limits::STATE_HASH_EVERY;
+        let every = 16;
         let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::new() };
-        let pieces = split_at_hashes((every - 1..2 * every + 2).map(entry).collect());
+        let pieces = split_at_hashes((every - 1..2 * every + 2).map(entry).collect(), every);
         let ends: Vec<u64> = pieces.iter().map(|p| p[p.len() - 1].index).collect();
         assert_eq!(ends, [every, 2 * every, 2 * every + 1]);
         assert_eq!(pieces.iter().map(Vec::len).sum::<usize>() as u64, every + 3);

@@ -42,6 +42,7 @@ impl Group {
                 console: false,
                 upkeep: UpkeepConfig::new(History::All),
                 limits: limits::NodeLimits::default(),
+                state_hash_every: limits::STATE_HASH_EVERY,
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()

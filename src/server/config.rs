@@ -111,6 +111,8 @@ pub struct ServerConfig {
     pub replication_delay: Duration,
     /// What is kept of what newer versions have replaced.
     pub history: History,
+    /// From the end of one check of the whole store to the beginning of the next.
+    pub scrub_interval: Duration,
     /// The most bytes a value may have.
     pub value_bytes_max: usize,
     /// Whether console lines are written.
@@ -181,6 +183,7 @@ mod tests {
             in_sync_timeout: Duration::from_secs(2),
             replication_delay: Duration::ZERO,
             history: History::All,
+            scrub_interval: crate::limits::SCRUB_INTERVAL_DEFAULT,
             value_bytes_max: 1024,
             console: true,
             sync: true,

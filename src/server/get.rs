@@ -11,6 +11,7 @@ use crate::limits;
 use crate::node::GetAnswer;
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
+use crate::text::escape;
 use crate::types::Timestamp;
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
@@ -90,6 +91,8 @@ pub struct Answered {
     /// For the console: the version this server has, 0 for none, and what was answered. `None` when
     /// the store could not be read.
     pub shown: Option<(Timestamp, GetAnswer)>,
+    /// The store is not what was written: what was found, and where.
+    pub damage: Option<String>,
 }
 
 /// Refuses a key that cannot exist.
@@ -110,12 +113,27 @@ fn invalid(message: String) -> ErrorReply {
     ErrorReply::not_done(ErrorCode::Invalid, message)
 }
 
-fn unreadable(error: &ApplyError) -> Answered {
-    log::error!("cannot read the store: {error}");
+fn unreadable(what: impl FnOnce() -> String, error: &ApplyError) -> Answered {
+    let damage = error.is_damage().then(|| format!("reading {} found that {error}", what()));
+    if damage.is_none() {
+        log::error!("cannot read the store: {error}");
+    }
     let message = format!("this server cannot read its store ({error}): ask another one");
     let code = ErrorCode::Internal;
     let reply = Reply::Error(ErrorReply::not_done(code, message));
-    Answered { reply, shown: None }
+    Answered { reply, shown: None, damage }
+}
+
+/// Names what a page shows, for the log.
+fn describe(of: &PageOf) -> String {
+    match of {
+        PageOf::Range { from, to } => format!("the keys from {} to {}", escape(from), escape(to)),
+        PageOf::Keys { keys } => match &keys[..] {
+            [key] => format!("key {}", escape(key)),
+            keys => format!("{} keys", keys.len()),
+        },
+        PageOf::Versions { key } => format!("the versions of key {}", escape(key)),
+    }
 }
 
 /// Everything up to here is in what is read from now on. A page says what state it shows, and where there is
@@ -132,7 +150,7 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     if low < *session || low < *at || low < *seen {
         let timestamp = Timestamp::ZERO;
         let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
-        return Answered { reply, shown: None };
+        return Answered { reply, shown: None, damage: None };
     }
     let strict = *seen > Timestamp::ZERO;
     let seen = if strict { *seen } else { low };
@@ -140,13 +158,13 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     let most = PageLimits { rows: (*rows_max as usize).clamp(1, most.rows), ..most };
     match store.page(of, Sight { at, seen, strict }, most) {
         Ok(Page { rows, next }) => {
-            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None }
+            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None, damage: None }
         }
-        Err(PageError::Store(error)) => unreadable(&error),
+        Err(PageError::Store(error)) => unreadable(|| describe(of), &error),
         Err(error @ PageError::Expired) => {
             let (code, message) = (ErrorCode::Expired, error.to_string());
             let reply = Reply::Error(ErrorReply::not_done(code, message));
-            Answered { reply, shown: None }
+            Answered { reply, shown: None, damage: None }
         }
     }
 }
@@ -158,7 +176,7 @@ pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     let at = if newest { Timestamp(i64::MAX) } else { request.at };
     let found = match store.get_at(&request.key, at) {
         Ok(found) => found,
-        Err(error) => return unreadable(&error),
+        Err(error) => return unreadable(|| format!("key {}", escape(&request.key)), &error),
     };
     let high = store.applying_timestamp().max(low);
     judge(request, low, found, high)
@@ -182,6 +200,7 @@ fn judge(
         return Answered {
             reply: Reply::TryOtherServerOrLater { timestamp: key_timestamp, applied: low },
             shown: Some((key_timestamp, GetAnswer::TryOtherServerOrLater)),
+            damage: None,
         };
     }
     let value = found.map(|(_, value)| value);
@@ -189,6 +208,7 @@ fn judge(
     Answered {
         reply: Reply::GetOk { value, timestamp: key_timestamp, as_of: high },
         shown: Some((key_timestamp, shown)),
+        damage: None,
     }
 }
 

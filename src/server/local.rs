@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::config::{ServerConfig, data_dir_under};
-use super::{Server, ServerError, Stopper};
+use super::{Server, ServerError, Stopper, serve};
 use crate::command::History;
 use crate::limits;
 use crate::net::Listener;
@@ -108,11 +108,12 @@ impl Drop for LocalGroup {
 impl Member {
     fn start(config: ServerConfig, listener: Listener) -> Result<Member, ServerError> {
         let address = config.listen;
-        let server = Server::open(config, listener, files::room()?)?;
-        let stopper = server.stopper();
+        let (room, stopper) = (files::room()?, Stopper::new());
+        let server = Server::open(config.clone(), listener, room, stopper.clone())?;
+        let serving = stopper.clone();
         let thread = thread::Builder::new()
             .name(format!("acervo-{}", address.port()))
-            .spawn(move || server.run())
+            .spawn(move || serve(server, config, room, &serving))
             .map_err(ServerError::Thread)?;
         Ok(Member { address, stopper, thread })
     }
@@ -133,6 +134,7 @@ fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) -> ServerConf
         in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
         replication_delay: Duration::ZERO,
         history: History::All,
+        scrub_interval: limits::SCRUB_INTERVAL_DEFAULT,
         value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
         console: false,
         sync: true,

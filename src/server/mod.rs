@@ -20,6 +20,7 @@ mod local;
 mod peering;
 pub mod questions;
 mod requests;
+mod scrub;
 mod service;
 pub mod snapshots;
 mod threads;
@@ -27,16 +28,18 @@ mod watch;
 mod work;
 
 use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rand::Rng;
 
 use self::config::ServerConfig;
 use self::console::Console;
 use self::decoding::Decoders;
 pub use self::local::LocalGroup;
-use self::service::{Parts, StoreService};
+use self::scrub::Scrubber;
+use self::service::{Ended, Parts, Restart, StoreService};
 use self::work::StoreWorker;
 use crate::console::ConsoleThread;
 use crate::limits;
@@ -47,7 +50,7 @@ use crate::process::files::Room;
 pub use crate::process::files::TooFewFiles;
 use crate::process::{files, watch_signals};
 use crate::storage::log::LogOptions;
-use crate::storage::{self, StorageError, datadir::DataDir, datadir::DataDirError};
+use crate::storage::{self, Redundancy, StorageError, datadir::DataDir, datadir::DataDirError};
 use crate::types::NodeId;
 use crate::workers::pool::Pool;
 
@@ -99,14 +102,31 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     let room = files::room()?;
     // The port first: a second server started by mistake says so, whatever its directory.
     let listener = Listener::bind(config.listen)?;
-    let stop_on_stdin_end = config.stop_on_stdin_end;
-    let server = Server::open(config, listener, room)?;
-    let Stopper { stop, wake } = server.stopper();
-    watch_signals(stop.clone(), wake.clone()).map_err(ServerError::Signals)?;
-    if stop_on_stdin_end {
-        watch_stdin(stop, wake)?;
+    let stopper = Stopper::new();
+    let server = Server::open(config.clone(), listener, room, stopper.clone())?;
+    {
+        let stopper = stopper.clone();
+        watch_signals(move || stopper.stop()).map_err(ServerError::Signals)?;
     }
-    server.run()
+    if config.stop_on_stdin_end {
+        watch_stdin(stopper.clone())?;
+    }
+    serve(server, config, room, &stopper)
+}
+
+/// Serves until the server is asked to stop. When its data turned out not to be trusted, it starts again
+/// without it, on the same address.
+fn serve(
+    mut server: Server,
+    config: ServerConfig,
+    room: Room,
+    stopper: &Stopper,
+) -> Result<(), ServerError> {
+    while server.run()? {
+        let listener = Listener::bind(config.listen)?;
+        server = Server::open(config.clone(), listener, room, stopper.clone())?;
+    }
+    Ok(())
 }
 
 /// A server that is set up: its threads run, and its event loop does not yet.
@@ -114,33 +134,56 @@ struct Server {
     event_loop: EventLoop,
     service: StoreService,
     console: Option<ConsoleThread>,
-    stopper: Stopper,
     /// Held for its lock, for as long as anything writes in it.
     data_dir: DataDir,
 }
 
-/// Asks a server to stop, from any thread.
+/// Asks a server to stop, from any thread, also while it starts again.
 #[derive(Clone, Debug)]
 struct Stopper {
     stop: Sender<()>,
-    wake: WakeHandle,
+    stopped: Receiver<()>,
+    /// The event loop that runs, or ran last.
+    wake: Arc<Mutex<Option<WakeHandle>>>,
 }
 
 impl Stopper {
+    fn new() -> Stopper {
+        let (stop, stopped) = bounded(1);
+        Stopper { stop, stopped, wake: Arc::default() }
+    }
+
     fn stop(&self) {
         // A stop that was asked for already needs no second word.
         let _ = self.stop.try_send(());
-        self.wake.wake();
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+            wake.wake();
+        }
+    }
+
+    /// Another event loop is the one to wake. It looks at once, for a word that came in between.
+    fn wakes(&self, wake: WakeHandle) {
+        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        self.wake();
     }
 }
 
 impl Server {
     /// Sets a server up on a bound address, which is the configuration's.
-    fn open(config: ServerConfig, listener: Listener, room: Room) -> Result<Server, ServerError> {
+    fn open(
+        config: ServerConfig,
+        listener: Listener,
+        room: Room,
+        stopper: Stopper,
+    ) -> Result<Server, ServerError> {
         let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
         let first_leader =
             config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
-        let data_dir =
+        let mut data_dir =
             DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
         if !data_dir.is_new() {
             log::info!(
@@ -150,7 +193,17 @@ impl Server {
         }
         let options =
             LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
-        let storage = storage::open(&data_dir, options)?;
+        let redundancy = match config.servers.len() {
+            1 => Redundancy::Alone,
+            _ => Redundancy::Replicated,
+        };
+        let storage = storage::open(&mut data_dir, options, redundancy)?;
+        if storage.recovered.store_lost {
+            log::warn!(
+                "the store is lost or was damaged: this server votes, serves no reads, and waits for a \
+                 snapshot of everything from the leader"
+            );
+        }
         let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;
 
         let loop_config = LoopConfig {
@@ -168,7 +221,10 @@ impl Server {
         } else {
             (Console::off(), None)
         };
+        // As many reports as pieces of work, which the writers' queues bound.
+        let (reports_in, reports) = unbounded();
         let worker = StoreWorker {
+            reports: reports_in.clone(),
             store: storage.machine.store(),
             log: storage.log.reader(),
             console: console.clone(),
@@ -187,12 +243,14 @@ impl Server {
                 move |job| worker.run(job)
             },
         );
-        // As many reports as pieces of work, which the writers' queues bound.
-        let (reports_in, reports) = unbounded();
+        let store = storage.machine.store();
+        let scrubber =
+            Scrubber::start(store, config.scrub_interval, reports_in.clone(), wake.clone());
         let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
         let staging = data_dir.staging();
         let applier = threads::applier(storage.machine, staging, reports_in, wake.clone());
-        let (stop_in, stop) = bounded(1);
+        let decoders = Decoders::start(&wake).map_err(ServerError::Thread)?;
+        stopper.wakes(wake);
         log::info!(
             "server {me} of {} listens on {}, data in {}",
             config.servers.len(),
@@ -206,37 +264,39 @@ impl Server {
             node,
             console,
             pool: pool.map_err(ServerError::Thread)?,
-            decoders: Decoders::start(&wake).map_err(ServerError::Thread)?,
+            decoders,
             log: log.map_err(ServerError::Thread)?,
             applier: applier.map_err(ServerError::Thread)?,
+            scrubber: scrubber.map_err(ServerError::Thread)?,
             reports,
-            stop,
+            stop: stopper.stopped,
             config,
         };
         Ok(Server {
             event_loop,
             service: StoreService::new(parts, me),
             console: console_thread,
-            stopper: Stopper { stop: stop_in, wake },
             data_dir,
         })
     }
 
-    fn stopper(&self) -> Stopper {
-        self.stopper.clone()
-    }
-
-    /// Serves until it is asked to stop, or until something breaks.
-    fn run(self) -> Result<(), ServerError> {
-        let Server { event_loop, mut service, console, data_dir, stopper: _ } = self;
+    /// Serves until it is asked to stop, or until something breaks, or until what it has cannot be
+    /// trusted: that is then set aside. Whether it is to start again.
+    fn run(self) -> Result<bool, ServerError> {
+        let Server { event_loop, mut service, console, mut data_dir } = self;
         let ended = event_loop.run(&mut service);
         let finished = service.finish();
         if let Some(thread) = console {
             thread.join();
         }
-        drop(data_dir);
         ended?;
-        finished.map_err(ServerError::Broken)
+        let Ended { stop_asked, restart } = finished.map_err(ServerError::Broken)?;
+        match restart {
+            None => return Ok(false),
+            Some(Restart::WithoutStore) => data_dir.set_store_aside()?,
+            Some(Restart::WithoutAnything) => data_dir.begin_anew()?,
+        }
+        Ok(!stop_asked)
     }
 }
 
@@ -254,16 +314,16 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         console: config.console,
         upkeep: UpkeepConfig::new(config.history),
         limits: limits::NodeLimits::default(),
+        state_hash_every: limits::STATE_HASH_EVERY,
         first_question: rand::rng().next_u64() >> 1,
     }
 }
 
-fn watch_stdin(stop: Sender<()>, wake: WakeHandle) -> Result<(), ServerError> {
+fn watch_stdin(stopper: Stopper) -> Result<(), ServerError> {
     let watch = move || {
         let mut scratch = [0; 256];
         while matches!(io::stdin().read(&mut scratch), Ok(1..)) {}
-        let _ = stop.try_send(());
-        wake.wake();
+        stopper.stop();
     };
     thread::Builder::new().name("acervo-stdin".into()).spawn(watch).map_err(ServerError::Thread)?;
     Ok(())

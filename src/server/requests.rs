@@ -10,6 +10,7 @@ use super::work::{Job, ReadJob};
 use crate::command::EncodedWrite;
 use crate::limits;
 use crate::net::{ConnectionId, Net};
+use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, RequestToken};
 use crate::types::NodeId;
@@ -133,6 +134,9 @@ impl StoreService {
         if let Err(refusal) = read.check() {
             return self.reply(net, token, Reply::Error(refusal));
         }
+        if let Some(distrust) = self.distrust() {
+            return self.reply(net, token, not_to_be_read(distrust));
+        }
         if !read.is_linearizable() {
             let now_us = self.now(net).monotonic_us;
             let node = &self.parts.node;
@@ -165,6 +169,12 @@ impl StoreService {
         }
     }
 
+    /// Why this server is not to be read, if so.
+    fn distrust(&self) -> Option<Distrust> {
+        let refuted = self.restart.map(|_| Distrust::Refuted);
+        refuted.or_else(|| self.parts.node.distrust())
+    }
+
     pub(super) fn status(&self, net: &Net) -> ServerStatus {
         let status = self.parts.node.status();
         let config = &self.parts.config;
@@ -195,10 +205,9 @@ impl StoreService {
 
     /// What is wrong here, for whoever asks for the status.
     fn warnings(&self, ineligible: &[Ineligible]) -> Vec<String> {
-        ineligible
-            .iter()
-            .map(|reason| format!("it leaves it to others to lead: {reason}"))
-            .collect()
+        let ineligible =
+            ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
+        self.distrust().iter().map(Distrust::to_string).chain(ineligible).collect()
     }
 
     /// Plain reads, also those that came early, are answered now, whatever is applied.

@@ -17,6 +17,7 @@ use super::decoding::{Decoded, Decoders, Incoming, Undecodable, decode};
 use super::early::EarlyReads;
 use super::links::Link;
 use super::requests::EarlyRead;
+use super::scrub::Scrubber;
 use super::snapshots::{Step, TransferLimits, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::watch::{News, Watch};
@@ -58,6 +59,7 @@ pub(super) struct Parts {
     pub decoders: Decoders,
     pub log: Writer<LogWork>,
     pub applier: Writer<ApplierWork>,
+    pub scrubber: Scrubber,
     /// Where the numbers of snapshot transfers start; random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
@@ -86,6 +88,28 @@ pub(super) struct StoreService {
     pub(super) stopped: bool,
     /// Why the loop ended, when something broke.
     failure: Option<String>,
+    /// Whoever runs this server wants it to end, and not to start again.
+    stop_asked: bool,
+    /// This server hands over, and then starts again without what cannot be trusted.
+    pub(super) restart: Option<Restart>,
+}
+
+/// How a server ended that did not break.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// It was asked to end, and is not to start again.
+    pub stop_asked: bool,
+    /// What is to be set aside before the next start.
+    pub restart: Option<Restart>,
+}
+
+/// What a server starts again without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Restart {
+    /// The log is kept, and the store is rebuilt.
+    WithoutStore,
+    /// Blank.
+    WithoutAnything,
 }
 
 impl StoreService {
@@ -109,20 +133,25 @@ impl StoreService {
             stopping_since: None,
             stopped: false,
             failure: None,
+            stop_asked: false,
+            restart: None,
             parts,
         }
     }
 
-    /// Ends the threads in order; the error is what broke, if anything did.
-    pub fn finish(self) -> Result<(), String> {
-        let Parts { log, applier, pool, decoders, .. } = self.parts;
+    /// Ends the threads in order: whether to start again, and how. The error is what broke, if anything
+    /// did.
+    pub fn finish(self) -> Result<Ended, String> {
+        let Parts { log, applier, pool, decoders, scrubber, .. } = self.parts;
         decoders.finish();
+        scrubber.finish();
         if let Err(panicked) = pool.shut_down() {
             log::error!("{panicked}");
         }
         log.finish();
         applier.finish();
-        self.failure.map_or(Ok(()), Err)
+        let ended = Ended { stop_asked: self.stop_asked, restart: self.restart };
+        self.failure.map_or(Ok(ended), Err)
     }
 
     /// The time of this iteration.
@@ -235,8 +264,11 @@ impl StoreService {
                 Output::Console(event) => self.parts.console.show(event),
                 Output::Notice(notice) => {
                     let level = match notice {
-                        Notice::Diverged { .. } => log::Level::Error,
-                        Notice::OutOfSync { .. } => log::Level::Warn,
+                        Notice::Diverged { .. }
+                        | Notice::Disputed { .. }
+                        | Notice::LogContradicted { .. }
+                        | Notice::LogRefuted { .. } => log::Level::Error,
+                        Notice::OutOfSync { .. } | Notice::PeerDiverged { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
                     log::log!(level, "{notice}");
@@ -245,6 +277,8 @@ impl StoreService {
                     // More than one message may have been wrong before this was carried out.
                     self.disconnect(net, peer, &reason);
                 }
+                Output::RebuildStore => self.restart(net, Restart::WithoutStore),
+                Output::BeginAnew => self.restart(net, Restart::WithoutAnything),
                 Output::Stopped => self.stopped = true,
             }
         }
@@ -315,6 +349,12 @@ impl StoreService {
         let now_us = self.now(net).monotonic_us;
         let steps = match report {
             Report::Done(input) => return self.input(net, input),
+            Report::StoreDamaged(found) => {
+                return self.damaged(net, &found, Restart::WithoutStore);
+            }
+            Report::LogDamaged(found) => {
+                return self.damaged(net, &found, Restart::WithoutAnything);
+            }
             Report::Failed(failure) => return self.fail(net, failure),
             Report::Checkpointed(index) => self.transfers.checkpointed(index),
             Report::Compacted { first_index } => {
@@ -359,7 +399,8 @@ impl StoreService {
     fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
         let now_us = self.now(net).monotonic_us;
         let node = &self.parts.node;
-        match self.transfers.message(now_us, from, message, || node.status()) {
+        let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
+        match self.transfers.message(now_us, from, message, wanted) {
             Ok(steps) => self.take_steps(net, steps),
             Err(message) => self.input(net, Input::Peer { from, message }),
         }
@@ -383,6 +424,32 @@ impl StoreService {
                 ),
             }
         }
+    }
+
+    /// Damage was found. Whoever meets it next reports it again; it is said once.
+    fn damaged(&mut self, net: &mut Net, found: &str, restart: Restart) {
+        if self.parts.config.servers.len() == 1 {
+            // Nobody has what is missing. It stays as it is for whoever can save something.
+            return self.fail(net, found.to_owned());
+        }
+        if self.restart < Some(restart) {
+            let what = match restart {
+                Restart::WithoutStore => "rebuilds its store from the log or the others",
+                Restart::WithoutAnything => {
+                    "starts as a blank one, which the others bring up to date"
+                }
+            };
+            log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");
+        }
+        self.restart(net, restart);
+    }
+
+    fn restart(&mut self, net: &mut Net, restart: Restart) {
+        if self.restart.is_none() {
+            net.stop_accepting();
+            self.input(net, Input::HandOver);
+        }
+        self.restart = self.restart.max(Some(restart));
     }
 
     fn fail(&mut self, net: &mut Net, failure: String) {
@@ -556,6 +623,7 @@ impl Service for StoreService {
         }
         if self.stopping_since.is_none() && self.parts.stop.try_recv().is_ok() {
             log::info!("stopping: no new requests are taken");
+            self.stop_asked = true;
             self.stopping_since = Some(net.now());
             net.stop_accepting();
             self.input(net, Input::Stop);
@@ -605,7 +673,7 @@ impl Service for StoreService {
         }
         self.submit_reads(net);
         // Whoever has asked already, plain reads included, gets an answer first.
-        if self.stopped && self.clients.nothing_under_way() {
+        if self.stopped && (self.restart.is_some() || self.clients.nothing_under_way()) {
             log::info!("stopping: nothing is under way");
             net.exit();
         }

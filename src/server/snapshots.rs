@@ -604,17 +604,14 @@ impl Transfers {
         now_us: u64,
         from: NodeId,
         message: CheckedMessage,
-        status: impl FnOnce() -> NodeStatus,
+        wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
     ) -> Result<Vec<Step>, CheckedMessage> {
         if !message.is_about_a_snapshot() {
             return Err(message);
         }
         Ok(match message.into_inner() {
             PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
-                let status = status();
-                let acceptable = status.leader == Some(from)
-                    && status.term == snapshot.leader_term
-                    && status.commit < snapshot.index;
+                let acceptable = wanted(from, snapshot);
                 let point = AppliedPoint { index: snapshot.index, timestamp, hash };
                 self.offered(now_us, from, id, snapshot, point, acceptable)
             }

@@ -5,7 +5,8 @@
 //! were, the event loop would wait, which is back-pressure and not loss.
 //!
 //! A failure of either ends the process: what a failed sync left on the disk is unknown, and so is
-//! a state machine that could not apply.
+//! a state machine that could not apply. A damaged store ends only the applier: the server hands over and
+//! starts again without its store.
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -37,6 +38,10 @@ pub(super) enum Report {
     Compacted { first_index: LogIndex },
     /// The log has begun anew; the batch number that stands for it.
     LogBegunAnew { number: u64 },
+    /// The store is not what was written: one sentence. Nothing is applied any more.
+    StoreDamaged(String),
+    /// The log is not what was written: one sentence.
+    LogDamaged(String),
     /// The end: one sentence.
     Failed(String),
 }
@@ -224,7 +229,9 @@ pub(super) fn applier(
                 Ok(ApplierWork::Snapshot(work)) => thread.snapshot(work),
                 Err(RecvError::Timeout) => Ok(()),
                 Err(RecvError::Disconnected) => {
-                    if let Err(error) = thread.machine.checkpoint() {
+                    if let Err(error) = thread.machine.checkpoint()
+                        && !error.is_damage()
+                    {
                         log::error!(
                             "the last checkpoint failed, the log will be replayed: {error}"
                         );
@@ -236,7 +243,10 @@ pub(super) fn applier(
             let failed = done.is_err();
             if let Err(error) = done {
                 // The receiver is gone only when the process ends anyway.
-                let _ = thread.reports.send(Report::Failed(error.to_string()));
+                let _ = thread.reports.send(match error.is_damage() {
+                    true => Report::StoreDamaged(format!("applying the log failed: {error}")),
+                    false => Report::Failed(error.to_string()),
+                });
             }
             wake.wake();
             if failed {

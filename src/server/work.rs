@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use crossbeam_channel::Sender;
 
 use super::clients::value_bytes_granted;
 use super::console::Console;
 use super::get::{ReadRequest, answer_get, answer_page};
+use super::threads::Report;
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
 use crate::storage::log::LogReader;
@@ -65,6 +67,8 @@ pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
     pub console: Console,
+    /// For what must not wait for whoever asked: damage.
+    pub reports: Sender<Report>,
 }
 
 impl StoreWorker {
@@ -74,17 +78,32 @@ impl StoreWorker {
             Job::Read(read) => self.read(read),
             Job::Fetch { fetch, low, high, bytes_max } => {
                 let entries = self.log.read(low, high, bytes_max).unwrap_or_else(|error| {
-                    log::error!("cannot read log entries {low} to {high}: {error}");
+                    if error.is_damage() {
+                        self.report(Report::LogDamaged(error.to_string()));
+                    } else {
+                        log::error!("cannot read log entries {low} to {high}: {error}");
+                    }
                     Vec::new()
                 });
                 Completion::Fetched { fetch, entries }
             }
             Job::SnapshotChunk { to, id, mut source, bytes_max } => {
                 let chunk = source.next_chunk(bytes_max);
+                if let Err(error) = &chunk
+                    && error.is_damage()
+                {
+                    let found = format!("reading a snapshot for server {to} found that {error}");
+                    self.report(Report::StoreDamaged(found));
+                }
                 let chunk = chunk.map_err(|error| error.to_string());
                 Completion::SnapshotChunk { to, id, source, chunk }
             }
         }
+    }
+
+    // Lost only when the event loop has ended. The completion that follows wakes it.
+    fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
     }
 
     fn read(&self, read: ReadJob) -> Completion {
@@ -97,6 +116,9 @@ impl StoreWorker {
                 answer_page(&self.store, request, most)
             }
         };
+        if let Some(damage) = answered.damage {
+            self.report(Report::StoreDamaged(damage));
+        }
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),
             Reply::PageOk { rows, .. } => rows

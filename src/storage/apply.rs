@@ -79,10 +79,7 @@ pub enum ApplyError {
         last: Timestamp,
     },
     /// A row cannot be read.
-    #[error(
-        "the store is damaged ({0} cannot be read): move this server's data directory away and \
-         start it on an empty one, so that the group can bring it up to date"
-    )]
+    #[error("the store is damaged: {0} cannot be read")]
     Damaged(&'static str),
     /// Another release wrote the rows.
     #[error(
@@ -101,6 +98,13 @@ pub enum ApplyError {
     /// An earlier call failed half-way.
     #[error("the state machine stopped after a failure: start the server again")]
     Poisoned,
+}
+
+impl ApplyError {
+    /// Whether the store is not what was written, so that it has to be rebuilt.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, ApplyError::Damaged(_) | ApplyError::Engine(EngineError::Damaged { .. }))
+    }
 }
 
 /// What readers on other threads and the apply thread share.
@@ -132,8 +136,7 @@ impl Shared {
         // Asked before and after: of a view taken while the last removal leaves, or while the first
         // comes, one of the two tells.
         let before = self.pending();
-        let engine = self.engine.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let view = engine.view()?;
+        let view = self.engine().view()?;
         let after = self.pending();
         let keys = before.keys || after.keys;
         Ok((view, Pending { keys, ranges: before.ranges || after.ranges }))
@@ -141,6 +144,10 @@ impl Shared {
 
     pub(super) fn limits(&self) -> &StateLimits {
         &self.limits
+    }
+
+    pub(super) fn engine(&self) -> Arc<dyn Engine> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn applied(&self) -> AppliedPoint {

@@ -26,6 +26,9 @@ const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
 const SNAPSHOT_STAGED: &str = "snapshot.redb";
 /// What `mkfs` leaves at the root of a file system, which may be mounted as the data directory.
 const LOST_AND_FOUND: &str = "lost+found";
+/// What was found to be damaged or wrong, until this server has been rebuilt.
+const STORE_SET_ASIDE: &str = "store.damaged";
+const LOG_SET_ASIDE: &str = "log.damaged";
 const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: usize = 4096;
 
@@ -121,6 +124,9 @@ pub struct DataDir {
     path: PathBuf,
     is_new: bool,
     incarnation: u64,
+    identity: Identity,
+    /// For the next time that this directory becomes a new one.
+    next_incarnation: u64,
     /// Held for its lock.
     _lock: Arc<dyn DiskFile>,
 }
@@ -191,8 +197,83 @@ impl DataDir {
                 write_identity(&*directory, wanted)?;
             }
         }
-        let Identity { incarnation, .. } = found.unwrap_or(wanted);
-        Ok(DataDir { directory, path, is_new: found.is_none(), incarnation, _lock: lock })
+        let identity = found.unwrap_or(wanted);
+        let is_new = found.is_none();
+        Ok(DataDir {
+            directory,
+            path,
+            is_new,
+            incarnation: identity.incarnation,
+            identity,
+            next_incarnation: incarnation.wrapping_add(u64::from(is_new)),
+            _lock: lock,
+        })
+    }
+
+    /// Moves the engine's file out of the way, so that a new one is made. It is kept until the store has
+    /// been rebuilt; what was set aside before it goes. Nothing may have the file open.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`].
+    pub fn set_store_aside(&self) -> Result<(), DataDirError> {
+        let moved = self.directory.rename(STORE, STORE_SET_ASIDE);
+        self.moved(STORE, moved)
+    }
+
+    /// Makes this the directory of a server that has nothing, under a new incarnation: log and store are
+    /// moved out of the way, and kept until it has been brought up to date. When this is cut short, the
+    /// next start finds a store that is ahead of its log, and does it again. Nothing in the directory may
+    /// be open.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`].
+    pub fn begin_anew(&mut self) -> Result<(), DataDirError> {
+        // First, so that nobody takes the blank server for the one that had all that.
+        let identity = Identity { incarnation: self.next_incarnation, ..self.identity };
+        write_identity(&*self.directory, identity)?;
+        self.next_incarnation = self.next_incarnation.wrapping_add(1);
+        (self.identity, self.incarnation) = (identity, identity.incarnation);
+        let emptied = self.empty_log_set_aside();
+        let moved = emptied.and_then(|()| self.directory.rename(LOG, LOG_SET_ASIDE));
+        self.moved(LOG, moved)?;
+        self.set_store_aside()
+    }
+
+    /// Removes what was set aside.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`].
+    pub fn remove_set_aside(&self) -> Result<(), DataDirError> {
+        let store = self.directory.path(STORE_SET_ASIDE);
+        files::remove_if_present(&*self.directory, STORE_SET_ASIDE)
+            .map_err(io_error("remove", &store))?;
+        let log = self.directory.path(LOG_SET_ASIDE);
+        self.empty_log_set_aside().map_err(io_error("empty", &log))
+    }
+
+    fn moved(&self, name: &str, moved: io::Result<()>) -> Result<(), DataDirError> {
+        let path = self.directory.path(name);
+        match moved {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            moved => {
+                moved.and_then(|()| self.directory.sync()).map_err(io_error("set aside", &path))
+            }
+        }
+    }
+
+    /// The directory itself stays: a rename takes its place.
+    fn empty_log_set_aside(&self) -> io::Result<()> {
+        if !self.directory.list()?.iter().any(|name| name == LOG_SET_ASIDE) {
+            return Ok(());
+        }
+        let log = self.directory.directory(LOG_SET_ASIDE)?;
+        for name in log.list()? {
+            files::remove_if_present(&*log, &name)?;
+        }
+        log.sync()
     }
 
     /// The random number the directory was created with.
@@ -232,7 +313,8 @@ impl DataDir {
 
     /// Where a snapshot is taken in and takes the store's place.
     pub fn staging(&self) -> DiskStaging {
-        DiskStaging::new(self.directory.clone(), SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE)
+        let names = [SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE, STORE_SET_ASIDE];
+        DiskStaging::new(self.directory.clone(), names)
     }
 }
 

@@ -4,25 +4,28 @@
 //! saves the allocator's state, so that opening after a crash takes a millisecond, whatever the
 //! size.
 //!
+//! It stands on a [`CheckedFile`](super::checked_file): a damaged page is an error, and never seen by
+//! the engine. After the first one everything fails with [`EngineError::Damaged`].
+//!
 //! Closing is crash-only: whether the process is killed or the engine is dropped, the file stands
 //! at the last durable batch. redb by itself would make pending lazy commits durable on a clean
 //! close; the state machine, whose sessions are only written with a durable batch, needs the two
 //! endings to be the same. So on drop the file is first shut to further writes.
 
 use std::ffi::OsStr;
-use std::fmt::{self, Display};
+use std::fmt;
 use std::io;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use redb::{
-    Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition, TableError,
-};
+use redb::{Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
 
-use super::engine::{Direction, Durability, Engine, EngineError, EngineView, Visitor, WriteBatch};
+use super::checked_file::{Backend, CheckedFile, Damage};
+use super::engine::{
+    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+};
 use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::keys::RowRange;
 
@@ -32,14 +35,51 @@ const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
 /// A redb file.
 pub struct DiskEngine {
     file: Arc<OpenFile>,
-    /// For whoever reads that it cannot be written.
-    path: String,
 }
 
 /// Kept by the engine and by its views.
 struct OpenFile {
     database: Database,
-    shut: Arc<AtomicBool>,
+    checked: Arc<CheckedFile>,
+    faults: Faults,
+}
+
+/// Tells what an error of the engine comes to.
+struct Faults {
+    /// For whoever reads of it.
+    path: String,
+    damage: Damage,
+}
+
+impl Faults {
+    /// `other` says what it is when the file is not damaged.
+    fn judge(
+        &self,
+        error: impl Into<redb::Error>,
+        other: impl FnOnce(String, String) -> EngineError,
+    ) -> EngineError {
+        let error = error.into();
+        let path = self.path.clone();
+        match (self.damage.get(), &error) {
+            (Some(detail), _) => EngineError::Damaged { path, detail: detail.clone() },
+            (None, redb::Error::Corrupted(detail)) => {
+                EngineError::Damaged { path, detail: detail.clone() }
+            }
+            (None, error) => other(path, error.to_string()),
+        }
+    }
+
+    fn open(&self, error: impl Into<redb::Error>) -> EngineError {
+        self.judge(error, |path, detail| EngineError::Open { path, detail })
+    }
+
+    fn read(&self, error: impl Into<redb::Error>) -> EngineError {
+        self.judge(error, |_, detail| EngineError::Read(detail))
+    }
+
+    fn write(&self, error: impl Into<redb::Error>) -> EngineError {
+        self.judge(error, |path, detail| EngineError::File { action: "write", path, detail })
+    }
 }
 
 impl DiskEngine {
@@ -63,8 +103,8 @@ impl DiskEngine {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Open`]: the file cannot be opened, is in use, or is not such a file.
-    /// [`EngineError::File`]: it cannot be written.
+    /// [`EngineError::Open`]: the file cannot be opened, or is in use. [`EngineError::Damaged`]: it is
+    /// not what was written. [`EngineError::File`]: it cannot be written.
     pub fn open_on(
         directory: &dyn Directory,
         name: &str,
@@ -111,40 +151,44 @@ impl DiskEngine {
         if !file.try_lock().map_err(|error| failed(&error))? {
             return Err(failed(&"it is in use"));
         }
-        let shut = Arc::new(AtomicBool::new(false));
-        let backend = FileBackend { file, shut: shut.clone() };
+        let faults = Faults { path: path.display().to_string(), damage: Damage::default() };
+        let checked = CheckedFile::open(file, faults.damage.clone());
+        let checked = Arc::new(checked.map_err(|error| faults.open(redb::Error::Io(error)))?);
         let database = Database::builder()
             .set_cache_size(cache_bytes)
-            .create_with_backend(backend)
-            .map_err(|error| failed(&error))?;
-        let engine = DiskEngine {
-            file: Arc::new(OpenFile { database, shut }),
-            path: path.display().to_string(),
-        };
+            .create_with_backend(Backend(checked.clone()))
+            .map_err(|error| faults.open(error))?;
+        let engine = DiskEngine { file: Arc::new(OpenFile { database, checked, faults }) };
         // Reads expect the table.
         engine.write(&WriteBatch::default(), Durability::Durable)?;
         Ok(engine)
     }
+}
 
+impl OpenFile {
     fn table(&self) -> Result<ReadOnlyTable<Row, Row>, EngineError> {
-        let transaction = self.file.database.begin_read().map_err(read)?;
-        transaction.open_table(ROWS).map_err(read)
+        self.check_sound()?;
+        let transaction = self.database.begin_read().map_err(|error| self.faults.read(error))?;
+        transaction.open_table(ROWS).map_err(|error| self.faults.read(error))
+    }
+
+    /// What is in the engine's cache is right also when the file is not; but no answer is to depend on
+    /// what happens to be there.
+    fn check_sound(&self) -> Result<(), EngineError> {
+        let Some(detail) = self.faults.damage.get() else { return Ok(()) };
+        Err(EngineError::Damaged { path: self.faults.path.clone(), detail: detail.clone() })
     }
 }
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        self.shut.store(true, Ordering::Release);
+        self.checked.shut();
     }
-}
-
-fn read(error: impl Display) -> EngineError {
-    EngineError::Read(error.to_string())
 }
 
 impl Engine for DiskEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.table()?.get(key).map_err(read)?;
+        let value = self.file.table()?.get(key).map_err(|error| self.file.faults.read(error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(value.value())))
     }
 
@@ -154,41 +198,48 @@ impl Engine for DiskEngine {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
-        scan(&self.table()?, range, direction, visit)
+        scan(&self.file, &self.file.table()?, range, direction, visit)
     }
 
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
-        Ok(Box::new(DiskView { table: self.table()?, _file: self.file.clone() }))
+        Ok(Box::new(DiskView { table: self.file.table()?, file: self.file.clone() }))
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
-        let failed = |detail: &dyn Display| EngineError::File {
-            action: "write",
-            path: self.path.clone(),
-            detail: detail.to_string(),
-        };
-        let mut transaction = self.file.database.begin_write().map_err(|error| failed(&error))?;
+        self.file.check_sound()?;
+        let faults = &self.file.faults;
+        let mut transaction =
+            self.file.database.begin_write().map_err(|error| faults.write(error))?;
         match durability {
             Durability::Lazy => {
                 transaction
                     .set_durability(redb::Durability::None)
-                    .map_err(|error| failed(&error))?;
+                    .map_err(|error| faults.write(error))?;
             }
             Durability::Durable => transaction.set_quick_repair(true),
         }
         {
             let table = transaction.open_table(ROWS);
-            let mut table = table.map_err(|error: TableError| failed(&error))?;
+            let mut table = table.map_err(|error| faults.write(error))?;
             for (key, value) in batch.rows() {
                 match value {
                     Some(value) => {
-                        table.insert(&key[..], &value[..]).map_err(|error| failed(&error))?
+                        table.insert(&key[..], &value[..]).map_err(|error| faults.write(error))?
                     }
-                    None => table.remove(&key[..]).map_err(|error| failed(&error))?,
+                    None => table.remove(&key[..]).map_err(|error| faults.write(error))?,
                 };
             }
         }
-        transaction.commit().map_err(|error| failed(&error))
+        transaction.commit().map_err(|error| faults.write(error))
+    }
+
+    fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
+        self.file.check_sound()?;
+        let checked = &self.file.checked;
+        let failed = |error| self.file.faults.read(redb::Error::Io(error));
+        checked.verify(from_block, blocks).map_err(failed)?;
+        let next = from_block.saturating_add(blocks);
+        Ok(Scrubbed { next_block: (next < checked.blocks()).then_some(next) })
     }
 }
 
@@ -196,7 +247,7 @@ impl Engine for DiskEngine {
 struct DiskView {
     table: ReadOnlyTable<Row, Row>,
     /// Open for as long as it is read, also when the engine is gone.
-    _file: Arc<OpenFile>,
+    file: Arc<OpenFile>,
 }
 
 impl EngineView for DiskView {
@@ -206,11 +257,13 @@ impl EngineView for DiskView {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
-        scan(&self.table, range, direction, visit)
+        self.file.check_sound()?;
+        scan(&self.file, &self.table, range, direction, visit)
     }
 }
 
 fn scan(
+    file: &OpenFile,
     table: &ReadOnlyTable<Row, Row>,
     range: &RowRange,
     direction: Direction,
@@ -220,14 +273,14 @@ fn scan(
         return Ok(());
     }
     let bounds = (Bound::Included(&range.start[..]), Bound::Excluded(&range.end[..]));
-    let mut rows = table.range::<&[u8]>(bounds).map_err(read)?;
+    let mut rows = table.range::<&[u8]>(bounds).map_err(|error| file.faults.read(error))?;
     loop {
         let row = match direction {
             Direction::Forward => rows.next(),
             Direction::Reverse => rows.next_back(),
         };
         let Some(row) = row else { return Ok(()) };
-        let (key, value) = row.map_err(read)?;
+        let (key, value) = row.map_err(|error| file.faults.read(error))?;
         if visit(key.value(), value.value()).is_break() {
             return Ok(());
         }
@@ -239,59 +292,9 @@ fn unfinished(name: &str) -> String {
     format!("{name}.new")
 }
 
-fn open_failed(path: &Path) -> impl Fn(&dyn Display) -> EngineError {
+fn open_failed(path: &Path) -> impl Fn(&dyn fmt::Display) -> EngineError {
     let path = path.display().to_string();
     move |detail| EngineError::Open { path: path.clone(), detail: detail.to_string() }
-}
-
-/// The engine's file, which can be shut to writes; reading goes on. It is locked before the engine
-/// gets it, so the engine's own locks are left out.
-struct FileBackend {
-    file: Arc<dyn DiskFile>,
-    shut: Arc<AtomicBool>,
-}
-
-impl FileBackend {
-    fn check_open(&self) -> io::Result<()> {
-        if self.shut.load(Ordering::Acquire) {
-            return Err(io::Error::other("the store is closed"));
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for FileBackend {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileBackend").finish_non_exhaustive()
-    }
-}
-
-impl StorageBackend for FileBackend {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len_bytes()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        if self.file.read_at(out, offset)? < out.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.check_open()?;
-        self.file.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.check_open()?;
-        self.file.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check_open()?;
-        self.file.write_all_at(data, offset)
-    }
 }
 
 impl fmt::Debug for DiskEngine {

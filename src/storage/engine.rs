@@ -72,8 +72,8 @@ impl WriteBatch {
 pub enum EngineError {
     /// The engine's file could not be opened.
     #[error(
-        "cannot open the store {path}: {detail}; check the file and the room on its disk, and start \
-         the server again"
+        "cannot open the store {path}: {detail}; see what the system says of the file, and start the \
+         server again"
     )]
     Open {
         /// The file.
@@ -98,6 +98,21 @@ pub enum EngineError {
     /// The engine could not read.
     #[error("cannot read the store: {0}")]
     Read(String),
+    /// What is in the engine's file is not what was written. Everything fails with this from now on.
+    #[error("the store {path} is damaged: {detail}")]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What, and where.
+        detail: String,
+    },
+}
+
+/// How far a check of the engine's file has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scrubbed {
+    /// Where it goes on; `None` at the end of the file.
+    pub next_block: Option<u64>,
 }
 
 /// Called for each row with key and value, until it breaks.
@@ -139,6 +154,14 @@ pub trait Engine: Send + Sync {
     ///
     /// [`EngineError::File`]; after it the engine should be written to no more.
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
+
+    /// Reads a piece of the engine's file again, past every cache of the engine, and checks what is known
+    /// of it. What was neither read nor written through this engine is not known: a scan comes first.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`].
+    fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError>;
 }
 
 /// The rows of one moment, however long it is kept and whatever is written meanwhile. It keeps what

@@ -12,17 +12,19 @@
 //! - What was acknowledged is in the log; what is in the store is in the log or before its start.
 //! - A failed write or sync is final: nothing is written after it, nothing is retried.
 //! - Damage is found by checksums, named, and refused; only a torn tail, which nobody was
-//!   promised, is cut off.
-//! - `redb` is named in [`disk`] and nowhere else.
+//!   promised, is cut off. Where there are other servers, what is damaged is set aside: without its
+//!   store a server starts as one that waits for a snapshot, without its log as a blank one.
+//! - `redb` is named in [`disk`] and in the file below it, `checked_file`, and nowhere else.
 //!
 //! A server that is too far behind for the other servers' logs takes in a [`snapshot`], which replaces
 //! log and store together; [`open`] finishes or undoes that when a crash cuts it short.
 //!
-//! What it leaves out: choosing when to write, sync, checkpoint and compact (the drivers do), carrying
-//! snapshots between servers, and repair of damage.
+//! What it leaves out: choosing when to write, sync, checkpoint and compact (the drivers do), and carrying
+//! snapshots between servers.
 
 pub mod apply;
 mod changes;
+mod checked_file;
 pub mod datadir;
 pub mod disk;
 pub mod engine;
@@ -44,11 +46,11 @@ use std::sync::Arc;
 use crate::command::StateLimits;
 use crate::limits;
 use crate::node::core::Recovered;
-use crate::types::{LogEntry, LogIndex};
+use crate::types::{AppliedPoint, LogEntry, LogIndex};
 use apply::{ApplyError, StateMachine};
-use datadir::DataDir;
+use datadir::{DataDir, DataDirError};
 use disk::DiskEngine;
-use engine::Engine;
+use engine::{Engine, EngineError};
 use log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use snapshot::{DiskStaging, StagingArea};
 
@@ -61,12 +63,11 @@ pub enum StorageError {
     /// The store.
     #[error(transparent)]
     State(#[from] ApplyError),
+    /// What is damaged could not be set aside.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     /// The store is ahead of the log: entries that were acknowledged are gone.
-    #[error(
-        "the log ends at entry {last} and the store has applied {applied}: the log was lost; move \
-         this server's data directory away and start it on an empty one, so that the group can \
-         bring it up to date"
-    )]
+    #[error("the log ends at entry {last} and the store has applied {applied}: the log was lost")]
     LogLost {
         /// The log's last index.
         last: LogIndex,
@@ -75,9 +76,7 @@ pub enum StorageError {
     },
     /// The store is behind the log's first entry: it was lost.
     #[error(
-        "the log starts at entry {first} and the store has applied {applied}: the store was lost; \
-         move this server's data directory away and start it on an empty one, so that the group \
-         can bring it up to date"
+        "the log starts at entry {first} and the store has applied {applied}: the store was lost"
     )]
     StoreLost {
         /// The log's first index.
@@ -85,6 +84,29 @@ pub enum StorageError {
         /// The store's applied index.
         applied: LogIndex,
     },
+}
+
+impl StorageError {
+    fn is_lost_or_damaged_log(&self) -> bool {
+        match self {
+            StorageError::LogLost { .. } => true,
+            StorageError::Log(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+
+    fn is_damaged_store(&self) -> bool {
+        matches!(self, StorageError::State(error) if error.is_damage())
+    }
+}
+
+/// Whether what is lost can come from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redundancy {
+    /// This server is the whole group: what is damaged is refused, and left as it is.
+    Alone,
+    /// There are others.
+    Replicated,
 }
 
 /// A server's storage, open.
@@ -100,10 +122,46 @@ pub struct Storage {
 /// Opens the log and the store of a data directory and brings them together. A staged snapshot takes
 /// the store's place when the log starts after what the store holds, and is removed otherwise.
 ///
+/// In a group of more than one, a damaged store is set aside, and the log stays: [`Recovered::store_lost`]
+/// unless the log reaches back to the beginning. When the log is damaged, or shorter than what was
+/// applied, everything is set aside and the server begins anew, blank.
+///
 /// # Errors
 ///
 /// Each part's own, and a [`StorageError`] when log and store do not meet.
-pub fn open(data_dir: &DataDir, options: LogOptions) -> Result<Storage, StorageError> {
+pub fn open(
+    data_dir: &mut DataDir,
+    options: LogOptions,
+    redundancy: Redundancy,
+) -> Result<Storage, StorageError> {
+    // Whichever is found first, each can be set aside once.
+    for _ in 0..2 {
+        match open_what_is_there(data_dir, options.clone(), redundancy) {
+            Err(error) if redundancy == Redundancy::Alone => return Err(error),
+            Err(error) if error.is_damaged_store() => {
+                ::log::error!(
+                    "{error}; it is set aside, and rebuilt from the log or the other servers"
+                );
+                data_dir.set_store_aside()?;
+            }
+            Err(error) if error.is_lost_or_damaged_log() => {
+                ::log::error!(
+                    "{error}; log and store are set aside, and this server starts as a blank one, which the \
+                     others bring up to date"
+                );
+                data_dir.begin_anew()?;
+            }
+            other => return other,
+        }
+    }
+    open_what_is_there(data_dir, options, redundancy)
+}
+
+fn open_what_is_there(
+    data_dir: &DataDir,
+    options: LogOptions,
+    redundancy: Redundancy,
+) -> Result<Storage, StorageError> {
     let log_dir = data_dir
         .directory()
         .directory(data_dir.log_name())
@@ -112,7 +170,12 @@ pub fn open(data_dir: &DataDir, options: LogOptions) -> Result<Storage, StorageE
     let staging = data_dir.staging();
     let engine = staging.open_store().map_err(ApplyError::from)?;
     let engine = settle_snapshot(&staging, engine, &found)?;
-    assemble(log, found, engine)
+    let storage = assemble(log, found, engine, redundancy)?;
+    let Recovered { store_lost, hard_state, .. } = &storage.recovered;
+    if !store_lost && hard_state.admitted {
+        data_dir.remove_set_aside()?;
+    }
+    Ok(storage)
 }
 
 /// The log tells how far the installation of a snapshot had come: it was reset for one exactly when it
@@ -125,7 +188,7 @@ fn settle_snapshot(
     staging.remove_partial()?;
     let applied = apply::stored_point(&store)?.index;
     if applied + 1 < found.first_index
-        && let Some(staged) = staging.open_staged()?
+        && let Some(staged) = open_staged(staging)?
         && let staged_index = apply::stored_point(&staged)?.index
         && (found.first_index - 1..=found.last_index).contains(&staged_index)
     {
@@ -135,6 +198,17 @@ fn settle_snapshot(
     }
     staging.remove_staged()?;
     Ok(Arc::new(store))
+}
+
+/// A staged snapshot that is damaged is as good as none.
+fn open_staged(staging: &DiskStaging) -> Result<Option<DiskEngine>, ApplyError> {
+    match staging.open_staged() {
+        Err(error @ EngineError::Damaged { .. }) => {
+            ::log::warn!("a snapshot that was to be installed is thrown away: {error}");
+            Ok(None)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 /// Brings an open log and an engine together: checks that they meet, and reads the entries that
@@ -147,14 +221,22 @@ pub fn assemble(
     log: DiskLog,
     found: RecoveredLog,
     engine: Arc<dyn Engine>,
+    redundancy: Redundancy,
 ) -> Result<Storage, StorageError> {
     let machine = StateMachine::open(engine, StateLimits::default())?;
-    let applied = machine.applied();
+    let mut applied = machine.applied();
     if applied.index > found.last_index {
         return Err(StorageError::LogLost { last: found.last_index, applied: applied.index });
     }
-    if applied.index + 1 < found.first_index {
-        return Err(StorageError::StoreLost { first: found.first_index, applied: applied.index });
+    let store_lost = applied.index + 1 < found.first_index;
+    if store_lost {
+        if redundancy == Redundancy::Alone {
+            let (first, applied) = (found.first_index, applied.index);
+            return Err(StorageError::StoreLost { first, applied });
+        }
+        // The entries up to here are in the snapshot to come.
+        let index = found.hard_state.commit.clamp(found.first_index - 1, found.last_index);
+        applied = AppliedPoint { index, ..AppliedPoint::default() };
     }
     let entries = read_after(&log, applied.index, found.last_index)?;
     let mut hard_state = found.hard_state;
@@ -169,6 +251,7 @@ pub fn assemble(
         entries,
         applied,
         upkeep: machine.upkeep(),
+        store_lost,
     };
     Ok(Storage { log, machine, recovered })
 }
@@ -216,8 +299,8 @@ mod tests {
         let entries: Vec<LogEntry> = (1..=9).map(put).collect();
         let hard_state = HardState { term: 1, vote: 1, commit: 2, admitted: true };
         let before = {
-            let data_dir = data_dir(&dir);
-            let mut storage = open(&data_dir, options()).unwrap();
+            let mut data_dir = data_dir(&dir);
+            let mut storage = open(&mut data_dir, options(), Redundancy::Alone).unwrap();
             assert_eq!(storage.recovered.last_index, 0);
             let batch =
                 LogBatch { number: 1, hard_state: Some(hard_state), entries: entries.clone() };
@@ -227,8 +310,8 @@ mod tests {
             storage.machine.apply(&entries[5..7]).unwrap();
             storage.machine.applied()
         };
-        let data_dir = data_dir(&dir);
-        let mut storage = open(&data_dir, options()).unwrap();
+        let mut data_dir = data_dir(&dir);
+        let mut storage = open(&mut data_dir, options(), Redundancy::Alone).unwrap();
         assert_eq!(storage.recovered.applied.index, 5);
         assert_eq!(storage.recovered.entries, entries[5..]);
         assert_eq!(storage.recovered.hard_state, HardState { commit: 5, ..hard_state });
@@ -240,19 +323,104 @@ mod tests {
     fn a_lost_log_is_refused() {
         let dir = TempDir::new().unwrap();
         {
-            let data_dir = data_dir(&dir);
-            let mut storage = open(&data_dir, options()).unwrap();
+            let mut data_dir = data_dir(&dir);
+            let mut storage = open(&mut data_dir, options(), Redundancy::Alone).unwrap();
             let entries = vec![put(1), put(2)];
             storage.machine.apply(&entries).unwrap();
             storage.machine.checkpoint().unwrap();
             storage.log.append(&[LogBatch { entries, ..LogBatch::default() }]).unwrap();
         }
-        let data_dir = data_dir(&dir);
+        let mut data_dir = data_dir(&dir);
         std::fs::remove_dir_all(data_dir.log_dir()).unwrap();
-        let error = match open(&data_dir, options()) {
+        let error = match open(&mut data_dir, options(), Redundancy::Alone) {
             Ok(_) => panic!("opened without its log"),
             Err(error) => error,
         };
         assert!(matches!(error, StorageError::LogLost { last: 0, applied: 2 }), "{error}");
+        let incarnation = data_dir.incarnation();
+        let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+        assert_eq!(storage.recovered.last_index, 0, "it begins anew");
+        assert!(!storage.recovered.hard_state.admitted && !storage.recovered.store_lost);
+        assert_ne!(
+            data_dir.incarnation(),
+            incarnation,
+            "the others must tell it from the former one"
+        );
+    }
+
+    fn rot(path: &std::path::Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[5_000..].iter_mut().for_each(|byte| *byte ^= 1);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    /// A server with nine entries of which the store has applied seven; the log begins with `first`.
+    fn storage_from(dir: &TempDir, first: LogIndex) {
+        let entries: Vec<LogEntry> = (1..=9).map(put).collect();
+        let hard_state = HardState { term: 1, vote: 1, commit: 8, admitted: true };
+        let mut data_dir = data_dir(dir);
+        let mut storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+        storage.machine.apply(&entries[..7]).unwrap();
+        storage.machine.checkpoint().unwrap();
+        if first > 1 {
+            storage.log.reset(first - 1, 1, hard_state).unwrap();
+        }
+        let entries = entries[first as usize - 1..].to_vec();
+        let batch = LogBatch { number: 1, hard_state: Some(hard_state), entries };
+        storage.log.append(&[batch]).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_store_comes_back_from_a_log_that_has_everything() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 1);
+        let mut data_dir = data_dir(&dir);
+        rot(&data_dir.store_file());
+        let error = open(&mut data_dir, options(), Redundancy::Alone).map(drop).unwrap_err();
+        assert!(error.is_damaged_store(), "{error}");
+        let storage = open(&mut data_dir, options(), Redundancy::Replicated).unwrap();
+        assert!(!storage.recovered.store_lost);
+        assert_eq!((storage.recovered.applied.index, storage.recovered.entries.len()), (0, 9));
+    }
+
+    #[test]
+    fn a_damaged_store_is_waited_for_and_log_term_and_vote_stay() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 4);
+        let mut data_dir = data_dir(&dir);
+        rot(&data_dir.store_file());
+        let incarnation = data_dir.incarnation();
+        for _ in 0..2 {
+            let Recovered { store_lost, hard_state, applied, entries, last_index, .. } =
+                open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
+            assert!(store_lost && hard_state.admitted);
+            assert_eq!((hard_state.term, hard_state.vote, last_index), (1, 1, 9));
+            assert_eq!((applied.index, entries.len()), (8, 1));
+            assert!(dir.path().join("store.damaged").exists(), "kept until it is rebuilt");
+        }
+        assert_eq!(data_dir.incarnation(), incarnation);
+        let error = open(&mut data_dir, options(), Redundancy::Alone).map(drop).unwrap_err();
+        assert!(matches!(error, StorageError::StoreLost { first: 4, applied: 0 }), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_log_makes_a_blank_server() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 4);
+        let mut data_dir = data_dir(&dir);
+        let segments = std::fs::read_dir(data_dir.log_dir()).unwrap();
+        let segments: Vec<_> = segments.map(|entry| entry.unwrap().path()).collect();
+        for segment in &segments {
+            std::fs::write(segment, b"rotten".repeat(100)).unwrap();
+        }
+        assert!(open(&mut data_dir, options(), Redundancy::Alone).is_err());
+        let Recovered { store_lost, hard_state, applied, last_index, .. } =
+            open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
+        assert_eq!((store_lost, hard_state), (false, HardState::default()));
+        assert_eq!((applied.index, last_index), (0, 0));
+        assert!(
+            dir.path().join("log.damaged").exists(),
+            "kept until the others have brought it up"
+        );
     }
 }

@@ -1,10 +1,13 @@
 //! Reading the store, from any thread, while it is written.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::apply::{ApplyError, Shared};
+use super::engine::Direction;
+use super::keys::{self, RowRange};
 use super::rows::ViewRows;
 use super::upkeep::Horizon;
 pub use super::versions::PageLimits;
@@ -111,6 +114,36 @@ impl Store {
                 Ok(Page { rows, next: next.map(PageNext::At) })
             }
         }
+    }
+
+    /// Reads rows from `from` on, about `bytes_max` of them, so that every page they lie in is checked;
+    /// where to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`].
+    pub fn scrub_rows(&self, from: &Bytes, bytes_max: usize) -> Result<Option<Bytes>, ApplyError> {
+        let (view, _) = self.shared.view()?;
+        let range = RowRange { start: from.clone(), end: keys::all().end };
+        let (mut bytes, mut next) = (0, None);
+        view.scan(&range, Direction::Forward, &mut |key, value| {
+            if bytes >= bytes_max {
+                next = Some(Bytes::copy_from_slice(key));
+                return ControlFlow::Break(());
+            }
+            bytes += key.len() + value.len();
+            ControlFlow::Continue(())
+        })?;
+        Ok(next)
+    }
+
+    /// Reads blocks of the engine's file again that were read or written before; where to go on.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`].
+    pub fn scrub_blocks(&self, from: u64, blocks: u64) -> Result<Option<u64>, ApplyError> {
+        Ok(self.shared.engine().scrub(from, blocks)?.next_block)
     }
 
     /// A lower bound of the state that any later read sees: set after a batch became visible.

@@ -180,6 +180,8 @@ impl Channel {
             | PeerMessage::ReadIndex { .. }
             | PeerMessage::ReadIndexOk { .. }
             | PeerMessage::SnapshotAnswer { .. }
+            | PeerMessage::LogTerm { .. }
+            | PeerMessage::LogTermOk { .. }
             | PeerMessage::StateHash { .. } => Channel::Control,
         }
     }
@@ -616,6 +618,21 @@ pub enum PeerMessage {
         /// The hash.
         hash: u64,
     },
+    /// Asks for the term of a committed entry. A server that was sent an entry that contradicts one of
+    /// its own asks all others, to learn whose log is wrong.
+    #[serde(rename = "LOG_TERM")]
+    LogTerm {
+        /// The entry.
+        index: LogIndex,
+    },
+    /// The answer.
+    #[serde(rename = "LOG_TERM_OK")]
+    LogTermOk {
+        /// The entry.
+        index: LogIndex,
+        /// Its term; `None` when it is not committed here, or not in the log any more.
+        term: Option<Term>,
+    },
 }
 
 /// What becomes of a snapshot at its receiver.
@@ -670,6 +687,9 @@ pub enum RaftBody {
         commit: LogIndex,
         /// Set when refused: where the logs may still agree (index, term).
         reject_hint: Option<(LogIndex, Term)>,
+        /// Set in a refusal by a server whose store is lost: it needs a snapshot that reaches to this index
+        /// or further, although its log is whole.
+        snapshot_wanted: Option<LogIndex>,
     },
     /// The leader lives.
     #[serde(rename = "HEARTBEAT")]

@@ -103,6 +103,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
             bytes: rng.pick(&[1, 30, 1000]),
             visits: rng.pick(&[1, 3, 10, 1000]),
         },
+        state_hash_every: rng.pick(&[3, 20, limits::STATE_HASH_EVERY]),
         upkeep: UpkeepConfig {
             history: rng.pick(&[
                 History::All,
@@ -222,6 +223,10 @@ pub fn make_peace(world: &mut World) -> Verdict {
             && world.statuses().count() == world.servers.len()
     })?;
     ensure!(converged, "the servers do not converge, or owe answers: {}", standing(world));
+    let whole = world.run_until(PEACE_US_MAX, |world| {
+        world.servers.iter().all(|server| !server.store_lost && !server.rotten)
+    })?;
+    ensure!(whole, "a server does not get its state back: {}", standing(world));
     world.checker.kept()?;
     let mut rows_at = BTreeMap::new();
     for (server, state) in world.servers.iter_mut().enumerate() {

@@ -216,6 +216,20 @@ impl Disk {
         entries
     }
 
+    /// The state is lost, with that of a snapshot that took the place of the log's beginning. Whether
+    /// the log goes back to the beginning, so that it has everything.
+    pub fn lose_state(&mut self) -> bool {
+        self.snapshot = None;
+        self.base.0 == 0
+    }
+
+    /// What a server finds that starts with its log and without a state.
+    pub fn recover_without_state(&self) -> Recovered {
+        let index = self.hard_state.commit.clamp(self.base.0, self.last_index());
+        let applied = AppliedPoint { index, ..AppliedPoint::default() };
+        Recovered { store_lost: true, ..self.recover(applied, UpkeepState::default()) }
+    }
+
     /// What a server that starts finds, given the state machine's last checkpoint.
     pub fn recover(&self, applied: AppliedPoint, upkeep: UpkeepState) -> Recovered {
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
@@ -237,6 +251,7 @@ impl Disk {
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
             upkeep,
+            store_lost: false,
         }
     }
 }

@@ -7,11 +7,12 @@ use acervo::node::{Input, Notice, Output, RequestToken, UpkeepState};
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
 use acervo::storage::log::compaction::{self, Kept};
 use acervo::storage::snapshot::SnapshotSource;
-use acervo::types::{LogBatch, LogEntry, LogIndex, NodeId};
+use acervo::types::{AppliedPoint, LogBatch, LogEntry, LogIndex, NodeId};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
 use crate::checker::{Verdict, Violation, ensure};
 use crate::machine::{Machine, Saved};
+use crate::nemesis::Fault;
 use crate::server::{Piece, Process, node_id, position};
 use crate::world::{Event, MILLISECOND, SECOND, Setup, World};
 
@@ -140,11 +141,28 @@ impl World {
                 }
                 Output::Disconnect { peer, reason } => self.disconnect(server, peer, reason)?,
                 Output::Notice(notice) => {
-                    let diverged = matches!(notice, Notice::Diverged { .. });
-                    ensure!(!diverged || !self.setup.honest, "{}: {notice}", node_id(server));
+                    let contradicts = matches!(
+                        notice,
+                        Notice::Diverged { .. }
+                            | Notice::PeerDiverged { .. }
+                            | Notice::Disputed { .. }
+                            | Notice::LogContradicted { .. }
+                            | Notice::LogRefuted { .. }
+                    );
+                    let planted = self.nemesis.struck.contains_key(&Fault::Diverge);
+                    ensure!(
+                        !contradicts || planted || !self.setup.honest,
+                        "{}: {notice}",
+                        node_id(server)
+                    );
                     if let Some(process) = &mut self.servers[server].process {
                         process.notices.push(notice);
                     }
+                }
+                Output::RebuildStore => self.rot(server)?,
+                Output::BeginAnew => {
+                    // Whoever is honest has no such log here.
+                    ensure!(!self.setup.honest, "{} throws its log away", node_id(server));
                 }
                 Output::Stopped => return self.exit(server),
             }
@@ -353,16 +371,20 @@ impl World {
             }
             Some(Piece::Snapshot(work)) => {
                 let done = process.machine.snapshot(&mut process.intake, &process.staging, work)?;
+                let installed =
+                    |report: &SnapshotReport| matches!(report, SnapshotReport::Installed { .. });
                 let durable = |report: &SnapshotReport| {
-                    matches!(
-                        report,
-                        SnapshotReport::Prepared { .. } | SnapshotReport::Installed { .. }
-                    )
+                    installed(report) || matches!(report, SnapshotReport::Prepared { .. })
                 };
-                let saves = done.iter().any(durable);
+                let (saves, replaced) = (done.iter().any(durable), done.iter().any(installed));
                 reports = Some(done);
-                if saves {
-                    self.servers[server].checkpoint = process.machine.save()?;
+                if replaced {
+                    process.skew = 0;
+                    self.servers[server].store_lost = false;
+                }
+                if saves && let Some(process) = &mut self.servers[server].process {
+                    let saved = process.machine.save()?;
+                    self.servers[server].checkpoint = saved;
                 }
             }
             None => {}
@@ -370,6 +392,7 @@ impl World {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let upkeep = UpkeepState { swept, ..process.machine.upkeep() };
         let point = process.machine.point();
+        let told = AppliedPoint { hash: point.hash ^ process.skew, ..point };
         let delay_us = self.rng.range(5..=50);
         let notice_us = (self.now_us + delay_us).max(process.applied_notice_us);
         process.applied_notice_us = notice_us;
@@ -382,7 +405,7 @@ impl World {
                 self.at(notice_us, Event::SnapshotReport { server, life, report });
             }
         } else {
-            self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point });
+            self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point: told });
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         if self.rng.chance(self.setup.checkpoints) {
@@ -582,6 +605,7 @@ impl World {
             console: true,
             upkeep: self.setup.upkeep,
             limits: self.setup.limits,
+            state_hash_every: self.setup.state_hash_every,
             first_question: self.rng.next_u64(),
         };
         let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
@@ -589,10 +613,16 @@ impl World {
         if let Some(snapshot) = state.disk.snapshot()
             && snapshot.point().index > state.checkpoint.point().index
         {
+            // The installation of a snapshot that a crash interrupted is finished.
             state.checkpoint = snapshot.clone();
+            state.store_lost = false;
         }
         let machine = Machine::restore(&state.checkpoint, self.setup.state_limits)?;
-        let recovered = state.disk.recover(machine.point(), machine.upkeep());
+        let recovered = match state.store_lost {
+            true => state.disk.recover_without_state(),
+            false => state.disk.recover(machine.point(), machine.upkeep()),
+        };
+        let handed = recovered.applied.index;
         self.trace.note(self.now_us, || {
             let Recovered { hard_state, last_index, applied, .. } = &recovered;
             let applied = applied.index;
@@ -601,7 +631,7 @@ impl World {
         let node = Node::new(config, recovered)
             .map_err(|error| Violation(format!("{} cannot start: {error}", node_id(server))))?;
         state.life += 1;
-        state.process = Some(Process::new(node, machine, transfers));
+        state.process = Some(Process { handed, ..Process::new(node, machine, transfers) });
         let life = state.life;
         let delay_us = self.rng.range(0..=limits::TICK.as_micros() as u64);
         self.after(delay_us, Event::Tick { server, life });
@@ -628,7 +658,30 @@ impl World {
         self.servers[server].disk.wipe();
         self.servers[server].incarnation += 1;
         self.servers[server].checkpoint = Default::default();
+        (self.servers[server].store_lost, self.servers[server].rotten) = (false, false);
         Ok(())
+    }
+
+    /// Something in a server's state is found to be damaged while it runs: it hands over and starts
+    /// again without it.
+    pub fn rot(&mut self, server: usize) -> Verdict {
+        self.trace.note(self.now_us, || format!("the state of {} is damaged", server + 1));
+        if self.servers[server].process.is_none() {
+            self.lose_state(server);
+            return Ok(());
+        }
+        let life = self.servers[server].life;
+        self.servers[server].rotten = true;
+        let grace_us = limits::HANDOVER_TIMEOUT.as_micros() as u64 + SECOND;
+        self.after(grace_us, Event::StopOverdue { server, life });
+        self.input(server, Input::HandOver)
+    }
+
+    fn lose_state(&mut self, server: usize) {
+        let state = &mut self.servers[server];
+        state.rotten = false;
+        state.checkpoint = Saved::default();
+        state.store_lost = !state.disk.lose_state();
     }
 
     /// Asks a server to stop.
@@ -650,7 +703,7 @@ impl World {
         self.trace.note(self.now_us, || format!("{} exits", server + 1));
         let state = &mut self.servers[server];
         state.disk.close()?;
-        if let Some(process) = &mut state.process {
+        if let Some(process) = state.process.as_mut().filter(|_| !state.store_lost) {
             state.checkpoint = process.machine.save()?;
         }
         self.depart(server);
@@ -664,6 +717,9 @@ impl World {
         state.life += 1;
         state.paused_until_us = 0;
         let attempts = state.process.take().map(|process| process.open_attempts);
+        if state.rotten {
+            self.lose_state(server);
+        }
         for attempt in attempts.unwrap_or_default() {
             let delay_us = self.rng.range(50..=5 * MILLISECOND);
             self.after(delay_us, Event::Abandon { attempt });

@@ -104,6 +104,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
             index: previous_index,
             commit: any_index,
             reject_hint: rng.chance(500).then(|| (any_index, number(rng, term_near))),
+            snapshot_wanted: rng.chance(200).then_some(any_index),
         },
         3 => RaftBody::Heartbeat { commit: any_index, context },
         4 => RaftBody::HeartbeatReply { commit: any_index, context },
@@ -136,7 +137,9 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         message.to = NodeId(rng.below(5));
     }
     let id = rng.below(40);
-    match rng.below(20) {
+    match rng.below(22) {
+        20 => PeerMessage::LogTerm { index: any_index },
+        21 => PeerMessage::LogTermOk { index: any_index, term: rng.chance(700).then_some(id) },
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
         2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
@@ -312,7 +315,16 @@ fn an_acknowledgement_beyond_the_log_is_refused() {
         play(|world, victim| {
             let (term, last_index, _) = standing(world, victim);
             let index = last_index + 100;
-            raft(victim, term, RaftBody::AppendReply { index, commit: index, reject_hint: None })
+            raft(
+                victim,
+                term,
+                RaftBody::AppendReply {
+                    index,
+                    commit: index,
+                    reject_hint: None,
+                    snapshot_wanted: None,
+                },
+            )
         }) > 0
     );
 }

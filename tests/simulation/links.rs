@@ -75,7 +75,8 @@ impl World {
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let node = &process.node;
         let from = node_id(from);
-        match process.transfers.message(now_us, from, message, || node.status()) {
+        let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
+        match process.transfers.message(now_us, from, message, wanted) {
             Ok(steps) => self.take_steps(to, steps),
             Err(message) => self.input(to, Input::Peer { from, message }),
         }

@@ -38,6 +38,10 @@ pub enum Fault {
     ClockJump,
     /// One data directory is lost.
     Wipe,
+    /// The state of one server is damaged, and its log is not.
+    Rot,
+    /// One server's state differs from the others'.
+    Diverge,
     /// One server is asked to stop.
     Stop,
     /// A client's connection breaks.
@@ -46,7 +50,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 18] = [
         Fault::Crash,
         Fault::CrashTwo,
         Fault::Pause,
@@ -61,6 +65,8 @@ impl Fault {
         Fault::BusyWorkers,
         Fault::ClockJump,
         Fault::Wipe,
+        Fault::Rot,
+        Fault::Diverge,
         Fault::Stop,
         Fault::ClientReset,
     ];
@@ -191,6 +197,15 @@ impl World {
                 Ok(())
             }
             Fault::Wipe => self.wipe_if_allowed(victim),
+            Fault::Rot => self.rot_if_allowed(victim),
+            Fault::Diverge => {
+                let others_agree = (0..self.servers.len())
+                    .all(|at| at == victim || self.skew(at).is_some_and(|skew| skew == 0));
+                if others_agree && let Some(process) = &mut self.servers[victim].process {
+                    process.skew = self.rng.next_u64() | 1;
+                }
+                Ok(())
+            }
             Fault::Stop => self.stop(victim),
             Fault::ClientReset => {
                 let client = self.rng.index(self.clients.len());
@@ -245,17 +260,34 @@ impl World {
     /// A directory may be lost when the others are whole: members in good standing, which hold
     /// everything that was ever acknowledged by a majority.
     fn wipe_if_allowed(&mut self, server: usize) -> Verdict {
-        let others_whole = self
-            .servers
-            .iter()
-            .enumerate()
-            .all(|(at, other)| at == server || other.disk.hard_state().admitted);
-        if others_whole {
+        if self.others_are_whole(server) {
             self.wipe(server)?;
             let down_us = self.rng.range(20 * MILLISECOND..=SECOND);
             self.after(down_us, Event::Start { server });
         }
         Ok(())
+    }
+
+    /// A state may be damaged under the same condition. It is found at a start, or while the server runs.
+    fn rot_if_allowed(&mut self, server: usize) -> Verdict {
+        if !self.others_are_whole(server) {
+            return Ok(());
+        }
+        if self.rng.chance(500) {
+            self.crash_for_a_while(server)?;
+        }
+        self.rot(server)
+    }
+
+    fn others_are_whole(&self, server: usize) -> bool {
+        self.servers.iter().enumerate().all(|(at, other)| {
+            let whole = other.disk.hard_state().admitted && !other.store_lost && !other.rotten;
+            at == server || whole
+        })
+    }
+
+    fn skew(&self, server: usize) -> Option<u64> {
+        self.servers[server].process.as_ref().map(|process| process.skew)
     }
 
     /// Cuts one direction. The sender does not notice.

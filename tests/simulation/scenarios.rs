@@ -786,3 +786,102 @@ fn a_write_that_was_passed_on_is_never_said_to_lack_a_majority() {
     assert_eq!(world.operations[write].errors[0].1, ErrorCode::Unconfirmed);
     close(world);
 }
+
+#[test]
+fn a_leader_whose_state_is_damaged_hands_over_and_gets_it_back() {
+    for seed in 40..46 {
+        let mut world =
+            group(Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(seed) });
+        for number in 0..60 {
+            let write = put(&mut world, 0, &number.to_string());
+            answered_within(&mut world, write, 5 * SECOND);
+        }
+        world.rot(0).unwrap();
+        let began_us = world.now_us;
+        let handed_over = run_until(&mut world, 5 * SECOND, |world| {
+            world.leader().is_some_and(|leader| leader != 0)
+        });
+        assert!(handed_over, "seed {seed}: nobody takes over");
+        assert!(world.now_us - began_us < 200 * MILLISECOND, "seed {seed}: nobody had to time out");
+        let lost = run_until(&mut world, 5 * SECOND, |world| world.servers[0].store_lost);
+        assert!(lost, "seed {seed}: the log was to be too short");
+        let rebuilt = run_until(&mut world, 20 * SECOND, |world| {
+            let process = world.servers[0].process.as_ref();
+            process.is_some_and(|process| process.notices.contains(&Notice::StoreRebuilt))
+        });
+        assert!(rebuilt, "seed {seed}: it does not get its state back");
+        close(world);
+    }
+}
+
+/// No other server's log goes back far enough, and nobody writes: the snapshot is of the very point that
+/// is committed everywhere.
+#[test]
+fn a_damaged_state_comes_back_in_an_idle_group() {
+    let mut world = group(Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(47) });
+    for number in 0..60 {
+        let write = put(&mut world, 1, &number.to_string());
+        answered_within(&mut world, write, 5 * SECOND);
+    }
+    run_for(&mut world, SECOND);
+    world.crash(2).unwrap();
+    world.rot(2).unwrap();
+    assert!(world.servers[2].store_lost);
+    world.start(2).unwrap();
+    let rebuilt = run_until(&mut world, 20 * SECOND, |world| !world.servers[2].store_lost);
+    assert!(rebuilt);
+    close(world);
+}
+
+#[test]
+fn a_server_without_its_state_votes_and_neither_leads_nor_answers_reads() {
+    let mut world = group(Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(48) });
+    for number in 0..60 {
+        let write = put(&mut world, 0, &number.to_string());
+        answered_within(&mut world, write, 5 * SECOND);
+    }
+    run_for(&mut world, SECOND);
+    // The other two are away, so nobody can send it anything.
+    for server in [0, 1, 2] {
+        world.crash(server).unwrap();
+    }
+    world.rot(2).unwrap();
+    world.start(2).unwrap();
+    let read = world.read(0, Some(2), Bytes::from_static(b"k"), false);
+    run_for(&mut world, SECOND);
+    assert!(world.operations[read].errors.iter().any(|(_, code)| *code == ErrorCode::Internal));
+    // With its vote the one that has a state is elected, though it might have campaigned first.
+    world.start(0).unwrap();
+    let led = run_until(&mut world, 10 * SECOND, |world| world.leader().is_some());
+    assert!(led && world.leader() == Some(0));
+    answered_within(&mut world, read, 10 * SECOND);
+    close(world);
+}
+
+#[test]
+fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_leads() {
+    for (victim, seed) in [(0, 50), (1, 51), (2, 52)] {
+        let mut world =
+            group(Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(seed) });
+        for number in 0..30 {
+            let write = put(&mut world, 0, &number.to_string());
+            answered_within(&mut world, write, 5 * SECOND);
+        }
+        world.nemesis.struck.insert(Fault::Diverge, 1);
+        world.servers[victim].process.as_mut().unwrap().skew = 1;
+        let life = world.servers[victim].life;
+        for number in 0..30 {
+            let write = put(&mut world, 1, &number.to_string());
+            answered_within(&mut world, write, 10 * SECOND);
+        }
+        let restarted = run_until(&mut world, 10 * SECOND, |world| {
+            world.servers[victim].life > life && world.servers[victim].process.is_some()
+        });
+        assert!(restarted, "it goes on with another state than the others");
+        let rebuilt = run_until(&mut world, 20 * SECOND, |world| {
+            !world.servers[victim].store_lost && world.servers[victim].process.is_some()
+        });
+        assert!(rebuilt);
+        close(world);
+    }
+}

@@ -30,6 +30,10 @@ pub struct Server {
     pub disk: Disk,
     /// Survives: the state machine at its last durable commit.
     pub checkpoint: Saved,
+    /// Survives: there is no state, and what the log holds does not make one.
+    pub store_lost: bool,
+    /// Something in the state is damaged: it is lost when the process ends.
+    pub rotten: bool,
     /// Survives: names the data directory.
     pub incarnation: u64,
     /// Counts starts and stops; events of an earlier life are void.
@@ -73,6 +77,8 @@ pub struct Process {
     pub status: NodeStatus,
     /// The state machine.
     pub machine: Machine,
+    /// What its hashes differ by from those of its real state.
+    pub skew: u64,
     /// Handed over and not yet applied, piece by piece.
     pub applying: VecDeque<Piece>,
     /// The loop's side of snapshots: the real one.
@@ -115,6 +121,7 @@ impl Process {
             node,
             status,
             machine,
+            skew: 0,
             applying: VecDeque::new(),
             transfers,
             intake: Intake::new(staging.clone()),

@@ -73,6 +73,8 @@ pub struct Setup {
     pub state_limits: StateLimits,
     /// How much of a long read a server answers at once.
     pub page_limits: PageLimits,
+    /// Replicas compare their states every so many entries.
+    pub state_hash_every: LogIndex,
     /// Whether the servers only ever hear from honest ones: then none may be disconnected, and
     /// every rule is checked.
     pub honest: bool,
@@ -102,6 +104,7 @@ impl Setup {
             upkeep: UpkeepConfig::new(History::All),
             state_limits: StateLimits::default(),
             page_limits: PageLimits::default(),
+            state_hash_every: 8,
             honest: true,
         }
     }

@@ -140,7 +140,13 @@ pub fn run(config: &RegistryConfig, directory: Arc<dyn Directory>) -> Result<(),
     let listener = Listener::bind(config.listen)?;
     let (stop_in, stop) = bounded(1);
     let watch = |wake: &WakeHandle| {
-        watch_signals(stop_in.clone(), wake.clone()).map_err(RegistryError::Signals)
+        let (stop, wake) = (stop_in.clone(), wake.clone());
+        let stop = move || {
+            // A stop that was asked for already needs no second word.
+            let _ = stop.try_send(());
+            wake.wake();
+        };
+        watch_signals(stop).map_err(RegistryError::Signals)
     };
     serve(config, directory, listener, io::stdout(), stop, watch)
 }

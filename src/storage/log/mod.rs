@@ -101,11 +101,7 @@ pub enum LogError {
         source: io::Error,
     },
     /// What is on the disk is not what was written.
-    #[error(
-        "log file {} is damaged at byte {offset} ({detail}): move this server's data directory \
-         away and start it on an empty one, so that the group can bring it up to date",
-        path.display()
-    )]
+    #[error("log file {} is damaged at byte {offset}: {detail}", path.display())]
     Corrupt {
         /// The segment file.
         path: PathBuf,
@@ -115,13 +111,13 @@ pub enum LogError {
         detail: &'static str,
     },
     /// A segment between two others is gone.
-    #[error("log file {} is missing: put it back, or start on an empty data directory", path.display())]
+    #[error("log file {} is missing", path.display())]
     MissingSegment {
         /// The absent file.
         path: PathBuf,
     },
     /// A file holds another segment than its name says.
-    #[error("log file {} holds segment {found}: give the files their own names back", path.display())]
+    #[error("log file {} holds segment {found}", path.display())]
     WrongSegment {
         /// The file.
         path: PathBuf,
@@ -169,6 +165,12 @@ pub enum LogError {
 }
 
 impl LogError {
+    /// Whether the log is not what was written.
+    pub fn is_damage(&self) -> bool {
+        use LogError::{Corrupt, MissingSegment, WrongSegment};
+        matches!(self, Corrupt { .. } | MissingSegment { .. } | WrongSegment { .. })
+    }
+
     fn io(action: &'static str, path: &Path, source: io::Error) -> LogError {
         LogError::Io { action, path: path.to_path_buf(), source }
     }

@@ -46,17 +46,17 @@ pub struct DiskStaging {
     partial: &'static str,
     staged: &'static str,
     store: &'static str,
+    store_set_aside: &'static str,
 }
 
 impl DiskStaging {
-    /// `directory` holds all three files.
+    /// `directory` holds the files: the one under construction, the staged one, the one in use, and one
+    /// that was set aside as damaged.
     pub(in crate::storage) fn new(
         directory: Arc<dyn Directory>,
-        partial: &'static str,
-        staged: &'static str,
-        store: &'static str,
+        [partial, staged, store, store_set_aside]: [&'static str; 4],
     ) -> DiskStaging {
-        DiskStaging { directory, partial, staged, store }
+        DiskStaging { directory, partial, staged, store, store_set_aside }
     }
 
     /// Opens the store in use; a blank one is created when there is none.
@@ -117,7 +117,12 @@ impl StagingArea for DiskStaging {
 
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.rename(self.staged, self.store)?;
-        Ok(Arc::new(self.open_store()?))
+        let engine = self.open_store()?;
+        // What the store took the place of is not missed any more.
+        if let Err(error) = self.remove(self.store_set_aside) {
+            log::warn!("a damaged store is left until the next start: {error}");
+        }
+        Ok(Arc::new(engine))
     }
 
     fn abandon(&self) {

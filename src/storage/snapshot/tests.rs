@@ -9,7 +9,9 @@ use crate::command::{Command, StateLimits, WriteOp};
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::DiskEngine;
-use crate::storage::engine::{Direction, Durability, Engine, EngineView, Visitor, WriteBatch};
+use crate::storage::engine::{
+    Direction, Durability, Engine, EngineView, Scrubbed, Visitor, WriteBatch,
+};
 use crate::storage::keys::{self, RowRange};
 use crate::storage::memory::MemoryEngine;
 use crate::types::{AppliedPoint, ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
@@ -304,6 +306,10 @@ impl Engine for Full {
             path: "store".to_owned(),
             detail: "no space left on device".to_owned(),
         })
+    }
+
+    fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
+        self.0.scrub(from_block, blocks)
     }
 }
 

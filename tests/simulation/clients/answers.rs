@@ -126,6 +126,11 @@ impl World {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
+            // A server that does not trust its own state: another one answers.
+            (ErrorCode::Internal, Question::Get(_) | Question::Page(_)) => {
+                self.retry_if_current(operation, attempt, 50 * MILLISECOND);
+                return Ok(());
+            }
             // A late duplicate of a write that was answered long ago may well be stale.
             (ErrorCode::StaleRequest, _) if ended => return Ok(()),
             (ErrorCode::StaleRequest, Question::Write(write)) => {

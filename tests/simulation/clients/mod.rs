@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::command::{EncodedWrite, WriteOp};
+use acervo::node::core::not_to_be_read;
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
@@ -338,6 +339,8 @@ impl World {
                 let Some(read) = question.read() else { return Ok(()) };
                 if let Err(refusal) = read.check() {
                     self.reply(server, attempt, Reply::Error(refusal), 0);
+                } else if let Some(distrust) = process.node.distrust() {
+                    self.reply(server, attempt, not_to_be_read(distrust), 0);
                 } else if read.is_linearizable() {
                     process.owed.insert(token, self.now_us);
                     self.input(server, Input::Read { token })?;

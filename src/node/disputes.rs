@@ -1,0 +1,203 @@
+//! Who is wrong when two servers contradict each other: in their states, or in their logs.
+//!
+//! Every replica hashes its state at the same indices and tells the others. At equal index the states are
+//! equal; where they are not, applying was not deterministic, or a machine erred. A server that is sent an
+//! entry that contradicts one that is committed at it asks all others for the term of theirs.
+//!
+//! The rule is the same for both: **a server is wrong when more than half of the group agree on something
+//! else.** Then it throws away what was refuted and takes the others'. As long as no majority agrees, nobody
+//! guesses: those who know of the contradiction serve no reads and pass no snapshots on, and go on to
+//! vote, to store, and to lead, because only the log brings the servers that are missing to where they can
+//! decide. One server's word alone never makes another throw anything away.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::types::{LogIndex, NodeId};
+
+/// Indices whose hashes are remembered: a replica that lags further behind is compared at a later one.
+const REMEMBERED_MAX: usize = 32;
+/// A dispute is said when it has lasted so long; the third server's word is usually a moment away.
+const DISPUTE_SAID_AFTER_US: u64 = 2_000_000;
+/// The others are asked again for the term of an entry after this long.
+const QUESTION_INTERVAL_US: u64 = 500_000;
+
+/// What a hash that was noted means for this server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum HashVerdict {
+    /// Nothing new.
+    Nothing,
+    /// A majority agrees with this server, and these do not; each is named once.
+    OthersDiffer(Vec<NodeId>),
+    /// A majority agrees with this server, which was not known before.
+    Undisputed,
+    /// A majority agrees on another state than this server's.
+    WeDiffer,
+}
+
+/// The states' hashes at this server and at others.
+#[derive(Debug)]
+pub(super) struct StateHashes {
+    me: NodeId,
+    nodes: usize,
+    /// By index, the oldest first.
+    known: VecDeque<(LogIndex, BTreeMap<NodeId, u64>)>,
+    dispute: Option<Dispute>,
+    named: BTreeSet<NodeId>,
+}
+
+#[derive(Debug)]
+struct Dispute {
+    index: LogIndex,
+    since_us: u64,
+    said: bool,
+}
+
+impl StateHashes {
+    pub fn new(me: NodeId, nodes: usize) -> StateHashes {
+        StateHashes { me, nodes, known: VecDeque::new(), dispute: None, named: BTreeSet::new() }
+    }
+
+    /// Takes a hash of the state of `server`, which may be this one, at `index`.
+    pub fn note(&mut self, server: NodeId, index: LogIndex, hash: u64, now_us: u64) -> HashVerdict {
+        let at = self.known.partition_point(|(known, _)| *known < index);
+        if self.known.get(at).is_none_or(|(known, _)| *known != index) {
+            if at == 0 && self.known.len() == REMEMBERED_MAX {
+                return HashVerdict::Nothing;
+            }
+            self.known.insert(at, (index, BTreeMap::new()));
+        }
+        let hashes = &mut self.known[at].1;
+        hashes.insert(server, hash);
+        let verdict = hashes.get(&self.me).map(|ours| {
+            let others = hashes.iter().filter(|(_, hash)| *hash != ours);
+            let differing: Vec<NodeId> = others.clone().map(|(peer, _)| *peer).collect();
+            let votes = |wanted: u64| hashes.values().filter(|hash| **hash == wanted).count();
+            let refuted = others.clone().any(|(_, hash)| votes(*hash) > self.nodes / 2);
+            (differing, refuted, votes(*ours) > self.nodes / 2)
+        });
+        if self.known.len() > REMEMBERED_MAX {
+            self.known.pop_front();
+        }
+        match verdict {
+            Some((_, true, _)) => HashVerdict::WeDiffer,
+            Some((differing, _, true)) => {
+                let said = self.dispute.take().is_some_and(|dispute| dispute.said);
+                let new: Vec<_> =
+                    differing.into_iter().filter(|peer| self.named.insert(*peer)).collect();
+                match (new.is_empty(), said) {
+                    (false, _) => HashVerdict::OthersDiffer(new),
+                    (true, true) => HashVerdict::Undisputed,
+                    (true, false) => HashVerdict::Nothing,
+                }
+            }
+            Some((differing, ..)) if !differing.is_empty() => {
+                self.dispute.get_or_insert(Dispute { index, since_us: now_us, said: false });
+                HashVerdict::Nothing
+            }
+            _ => HashVerdict::Nothing,
+        }
+    }
+
+    /// Whether replicas contradict each other and no majority is known to agree.
+    pub fn is_disputed(&self) -> bool {
+        self.dispute.is_some()
+    }
+
+    /// A dispute that has lasted, once.
+    pub fn lasting_dispute(&mut self, now_us: u64) -> Option<LogIndex> {
+        let dispute = self.dispute.as_mut()?;
+        let lasts = now_us.saturating_sub(dispute.since_us) >= DISPUTE_SAID_AFTER_US;
+        (lasts && !std::mem::replace(&mut dispute.said, true)).then_some(dispute.index)
+    }
+}
+
+/// An entry of another server that contradicts one that is committed here.
+#[derive(Debug)]
+pub(super) struct Contradiction {
+    pub peer: NodeId,
+    pub index: LogIndex,
+    asked_us: Option<u64>,
+    /// Whether the others hold another entry there than this server.
+    answers: BTreeMap<NodeId, bool>,
+}
+
+impl Contradiction {
+    pub fn new(peer: NodeId, index: LogIndex) -> Contradiction {
+        Contradiction { peer, index, asked_us: None, answers: BTreeMap::new() }
+    }
+
+    /// Whether the others are to be asked now; they are then taken as asked.
+    pub fn is_question_due(&mut self, now_us: u64) -> bool {
+        let due = self.asked_us.is_none_or(|at| now_us.saturating_sub(at) >= QUESTION_INTERVAL_US);
+        if due {
+            self.asked_us = Some(now_us);
+        }
+        due
+    }
+
+    /// An answer; how many others hold another entry than this server.
+    pub fn heard(&mut self, from: NodeId, differs: bool) -> usize {
+        self.answers.insert(from, differs);
+        self.answers.values().filter(|differs| **differs).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: NodeId = NodeId(2);
+    const B: NodeId = NodeId(3);
+
+    fn hashes() -> StateHashes {
+        StateHashes::new(NodeId(1), 3)
+    }
+
+    #[test]
+    fn a_difference_is_noticed_whoever_comes_first_and_the_minority_is_wrong() {
+        for order in [[1, 2, 3], [2, 3, 1], [3, 1, 2], [2, 1, 3]] {
+            let mut hashes = hashes();
+            let mut last = HashVerdict::Nothing;
+            for node in order {
+                last = hashes.note(NodeId(node), 10, if node == 1 { 1 } else { 2 }, 0);
+            }
+            assert_eq!(last, HashVerdict::WeDiffer, "{order:?}");
+        }
+        let mut hashes = hashes();
+        hashes.note(NodeId(1), 10, 1, 0);
+        assert_eq!(hashes.note(A, 10, 2, 0), HashVerdict::Nothing);
+        assert!(hashes.is_disputed(), "one against one");
+        assert_eq!(hashes.note(B, 10, 1, 0), HashVerdict::OthersDiffer(vec![A]));
+        assert!(!hashes.is_disputed());
+        hashes.note(NodeId(1), 20, 1, 0);
+        hashes.note(B, 20, 1, 0);
+        assert_eq!(hashes.note(A, 20, 2, 0), HashVerdict::Nothing, "it was named");
+    }
+
+    #[test]
+    fn where_no_majority_agrees_nobody_guesses_until_one_does() {
+        let mut hashes = hashes();
+        for (server, hash) in [(NodeId(1), 1), (A, 2), (B, 3)] {
+            assert_eq!(hashes.note(server, 10, hash, 0), HashVerdict::Nothing);
+        }
+        assert!(hashes.is_disputed());
+        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US - 1), None);
+        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), Some(10));
+        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), None, "it is said once");
+        hashes.note(NodeId(1), 20, 1, 0);
+        assert_eq!(hashes.note(B, 20, 1, 0), HashVerdict::Undisputed);
+        assert!(!hashes.is_disputed());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_one_servers_word_refutes_nobody() {
+        let mut hashes = hashes();
+        for index in 0..1_000 {
+            hashes.note(A, index, 7, 0);
+            hashes.note(A, index, 8, 0);
+        }
+        assert_eq!(hashes.known.len(), REMEMBERED_MAX);
+        assert_eq!(hashes.note(NodeId(1), 999, 1, 0), HashVerdict::Nothing);
+        assert_eq!(hashes.note(A, 0, 7, 0), HashVerdict::Nothing, "long past");
+    }
+}

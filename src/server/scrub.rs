@@ -1,0 +1,110 @@
+//! Reading the whole store again in the background, so that what rots is found while the other servers
+//! can still replace it.
+//!
+//! A pass reads every row, and so every page that is not in the engine's cache; then every block of the
+//! file that is known, and so what is below the cache, too. It goes at [`limits::SCRUB_BYTES_PER_SECOND`].
+
+use std::io;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::threads::Report;
+use crate::limits;
+use crate::net::WakeHandle;
+use crate::storage::apply::ApplyError;
+use crate::storage::reads::Store;
+
+/// The engine's blocks have 4 KiB.
+const BLOCK_BYTES: usize = 4096;
+
+/// The thread that scrubs.
+pub(super) struct Scrubber {
+    stop: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// Told to stop, or damage was found.
+struct Over;
+
+struct Pass<'a> {
+    store: &'a Store,
+    stop: &'a Receiver<()>,
+}
+
+impl Scrubber {
+    /// Starts it; passes begin `interval` apart, the first one at once.
+    pub fn start(
+        store: Store,
+        interval: Duration,
+        reports: Sender<Report>,
+        wake: WakeHandle,
+    ) -> io::Result<Scrubber> {
+        let (stop, stopped) = bounded(0);
+        let run = move || {
+            let pass = Pass { store: &store, stop: &stopped };
+            while let Ok(passed) = pass.run() {
+                if let Err(error) = passed {
+                    if error.is_damage() {
+                        let found = format!("checking the whole store found that {error}");
+                        let _ = reports.send(Report::StoreDamaged(found));
+                        wake.wake();
+                    } else {
+                        log::warn!("the store cannot be checked: {error}");
+                    }
+                    return;
+                }
+                if pass.wait(interval).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("acervo-scrub".into()).spawn(run)?;
+        Ok(Scrubber { stop, thread })
+    }
+
+    /// Ends it, and waits for it.
+    pub fn finish(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            log::error!("the thread that checks the store panicked");
+        }
+    }
+}
+
+impl Pass<'_> {
+    fn run(&self) -> Result<Result<(), ApplyError>, Over> {
+        let mut next = Some(Bytes::new());
+        while let Some(from) = next {
+            match self.store.scrub_rows(&from, limits::SCRUB_PIECE_BYTES) {
+                Ok(rest) => next = rest,
+                Err(error) => return Ok(Err(error)),
+            }
+            self.pause()?;
+        }
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let blocks = (limits::SCRUB_PIECE_BYTES / BLOCK_BYTES) as u64;
+            match self.store.scrub_blocks(from, blocks) {
+                Ok(rest) => next = rest,
+                Err(error) => return Ok(Err(error)),
+            }
+            self.pause()?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn pause(&self) -> Result<(), Over> {
+        let pieces_per_second = limits::SCRUB_BYTES_PER_SECOND / limits::SCRUB_PIECE_BYTES;
+        self.wait(Duration::from_secs(1) / pieces_per_second as u32)
+    }
+
+    fn wait(&self, time: Duration) -> Result<(), Over> {
+        match self.stop.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Over),
+        }
+    }
+}

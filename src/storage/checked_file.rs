@@ -1,0 +1,552 @@
+//! A file of which every block carries a checksum that is verified whenever the block is read: what
+//! the engine stands on, so that it never sees a byte that is not what was written.
+//!
+//! The engine trusts its file. A bit that rots in a value would be served as true, one in an inner
+//! page hides keys, and some damaged pages make it panic. Checksums of rows would find the first of
+//! these three only. So the check stands below the engine, and covers every page of every kind.
+//!
+//! ```text
+//! file   := group*                         the last group may be shorter
+//! group  := checksums | block * 1024       4 KiB each
+//! checksums := u32 * 1024, little-endian   CRC-32 of a block's number and its bytes; 0: never written
+//! block 0 := header (320 bytes) | length u64 | CRC-32 of both | unused
+//! ```
+//!
+//! A block's number is part of what is summed, so that a block in another one's place is found too.
+//! The engine sees the blocks as one file without the checksums.
+//!
+//! What a power cut may do. The engine never overwrites a block that its last durable commit refers to,
+//! and syncs what a commit refers to before it writes the header. Checksums are written with the sync
+//! after their blocks. So every block that the durable header refers to was synced together with its
+//! checksum; of blocks written since, nobody asks. The header is written in place: its checksum stands
+//! in the same sector, which a disk writes whole. Were it torn nevertheless, the store would be called
+//! damaged and be rebuilt, which is safe. With the header stands the length that the file had then,
+//! because the engine believes a file that was cut short at the boundary of a region.
+//!
+//! The first damage found is kept, and every later call fails: what else is wrong is not known.
+//!
+//! What it leaves out: repair, and damage in memory.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use redb::StorageBackend;
+
+use super::files::DiskFile;
+
+/// The engine's page, and the unit that is summed.
+const BLOCK_BYTES: u64 = 4096;
+/// Blocks whose checksums fill one block.
+const GROUP_BLOCKS: u64 = BLOCK_BYTES / 4;
+const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
+/// What the engine writes at the start of its file, at once and in place.
+const HEADER_BYTES: usize = 320;
+/// With the length and the checksum.
+const HEADER_SECTOR_BYTES: usize = HEADER_BYTES + 8 + 4;
+
+/// Checksums of a group, as they are on the disk or will be after the next sync.
+struct Group {
+    sums: Box<[u32; GROUP_BLOCKS as usize]>,
+    /// Blocks that this process has written, or read and found right. Only these can be judged without
+    /// the engine: another block may have been written and not synced before a crash, and be unused.
+    known: Box<[bool; GROUP_BLOCKS as usize]>,
+    unwritten: bool,
+}
+
+struct State {
+    /// Read when they are first needed; four bytes for each block of the file.
+    groups: Vec<Option<Group>>,
+    /// As the engine sees it.
+    len: u64,
+    header: [u8; HEADER_BYTES],
+}
+
+/// Why a file is damaged: one clause, with the place. Set once.
+pub(super) type Damage = Arc<OnceLock<String>>;
+
+/// The file below an engine. It can be shut to writes, after which reading and unlocking go on.
+pub(super) struct CheckedFile {
+    file: Arc<dyn DiskFile>,
+    state: RwLock<State>,
+    shut: AtomicBool,
+    damage: Damage,
+}
+
+/// A handle that the engine owns.
+#[derive(Debug)]
+pub(super) struct Backend(pub Arc<CheckedFile>);
+
+/// Where the engine's byte `offset` stands in the file.
+fn place(offset: u64) -> u64 {
+    let group = offset / GROUP_BYTES;
+    (group + 1) * BLOCK_BYTES + offset
+}
+
+fn sums_place(group: u64) -> u64 {
+    group * (GROUP_BYTES + BLOCK_BYTES)
+}
+
+fn file_len(len: u64) -> u64 {
+    len + len.div_ceil(GROUP_BYTES) * BLOCK_BYTES
+}
+
+/// The length that the engine sees in a file of this length; `None` when no such file was ever made.
+fn engine_len(file_len: u64) -> Option<u64> {
+    let (groups, rest) =
+        (file_len / (GROUP_BYTES + BLOCK_BYTES), file_len % (GROUP_BYTES + BLOCK_BYTES));
+    let whole = groups * GROUP_BYTES;
+    match rest {
+        0 => Some(whole),
+        _ if rest > BLOCK_BYTES && rest.is_multiple_of(BLOCK_BYTES) => {
+            Some(whole + rest - BLOCK_BYTES)
+        }
+        _ => None,
+    }
+}
+
+fn block_sum(block: u64, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&block.to_le_bytes());
+    hasher.update(bytes);
+    // Zero stands for a block that was never written.
+    hasher.finalize().max(1)
+}
+
+impl CheckedFile {
+    /// Takes over an open file, which may be empty, and which nobody else has open: it is locked, so the
+    /// engine's own locks are left out.
+    pub fn open(file: Arc<dyn DiskFile>, damage: Damage) -> io::Result<CheckedFile> {
+        let found = file.len_bytes()?;
+        let state = State { groups: Vec::new(), len: 0, header: [0; HEADER_BYTES] };
+        let state = RwLock::new(state);
+        let checked = CheckedFile { file, state, shut: AtomicBool::new(false), damage };
+        let Some(len) = engine_len(found) else {
+            return Err(checked.damaged(format!("no store is {found} bytes long")));
+        };
+        checked.write_state().set_len(len);
+        if len > 0 {
+            let (header, len_then) = checked.read_header()?;
+            if len < len_then {
+                let detail = format!("of at least {len_then} bytes it has {len} left");
+                return Err(checked.damaged(detail));
+            }
+            checked.write_state().header = header;
+        }
+        Ok(checked)
+    }
+
+    /// Refuses writes from now on.
+    pub fn shut(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
+    /// Blocks of the file.
+    pub fn blocks(&self) -> u64 {
+        self.read_state().len / BLOCK_BYTES
+    }
+
+    /// Reads `count` blocks from `first` on again and holds them against their checksums, as far as they
+    /// can be judged. The blocks of the checksums are compared as well.
+    pub fn verify(&self, first: u64, count: u64) -> io::Result<()> {
+        self.check_sound()?;
+        // Kept while the file is read, so that nothing is written meanwhile.
+        let state = self.read_state();
+        let end = first.saturating_add(count).min(state.len / BLOCK_BYTES);
+        if first == 0 && end > 0 {
+            self.read_header()?;
+        }
+        let mut block = first.max(1);
+        while block < end {
+            let group = block / GROUP_BLOCKS;
+            let until = end.min((group + 1) * GROUP_BLOCKS);
+            if let Some(loaded) = state.groups.get(group as usize).and_then(Option::as_ref) {
+                self.verify_group(loaded, group, block..until)?;
+            }
+            block = until;
+        }
+        Ok(())
+    }
+
+    fn verify_group(&self, group: &Group, at: u64, blocks: std::ops::Range<u64>) -> io::Result<()> {
+        let stored = if group.unwritten { None } else { Some(self.read_sums(at)?) };
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        for block in blocks {
+            let within = (block % GROUP_BLOCKS) as usize;
+            if !group.known[within] {
+                continue;
+            }
+            self.read_at(&mut bytes, place(block * BLOCK_BYTES), block)?;
+            let sum = group.sums[within];
+            if block_sum(block, &bytes) != sum {
+                return Err(self.damaged_block(block));
+            }
+            if stored.as_ref().is_some_and(|stored| stored[within] != sum) {
+                return Err(self.damaged(format!("the checksum of block {block} has changed")));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_state(&self) -> RwLockReadGuard<'_, State> {
+        // Nothing under the lock can panic half-way.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_state(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_sound(&self) -> io::Result<()> {
+        self.damage.get().map_or(Ok(()), |detail| Err(io::Error::other(detail.clone())))
+    }
+
+    fn check_open(&self) -> io::Result<()> {
+        self.check_sound()?;
+        if self.shut.load(Ordering::Acquire) {
+            return Err(io::Error::other("the store is closed"));
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, detail: String) -> io::Error {
+        io::Error::other(self.damage.get_or_init(|| detail).clone())
+    }
+
+    fn damaged_block(&self, block: u64) -> io::Error {
+        let at = place(block * BLOCK_BYTES);
+        self.damaged(format!("the block at byte {at} does not match its checksum"))
+    }
+
+    /// What cannot be read is as good as damaged: it is not there for those who ask.
+    fn read_at(&self, out: &mut [u8], at: u64, block: u64) -> io::Result<()> {
+        match self.file.read_at(out, at) {
+            Ok(read) if read == out.len() => Ok(()),
+            Ok(_) => Err(self.damaged(format!("block {block} lies behind the end of the file"))),
+            Err(error) => {
+                Err(self.damaged(format!("block {block} at byte {at} cannot be read: {error}")))
+            }
+        }
+    }
+
+    fn read_header(&self) -> io::Result<([u8; HEADER_BYTES], u64)> {
+        let mut sector = [0; HEADER_SECTOR_BYTES];
+        self.read_at(&mut sector, place(0), 0)?;
+        let Some((summed, sum)) = sector.split_last_chunk::<4>() else {
+            return Err(self.damaged_block(0));
+        };
+        let (Some(header), Some(len)) = (summed.first_chunk(), summed.last_chunk()) else {
+            return Err(self.damaged_block(0));
+        };
+        if block_sum(0, summed) != u32::from_le_bytes(*sum) {
+            return Err(self.damaged_block(0));
+        }
+        Ok((*header, u64::from_le_bytes(*len)))
+    }
+
+    fn write_header(&self, state: &mut State, header: [u8; HEADER_BYTES]) -> io::Result<()> {
+        let mut sector = Vec::with_capacity(HEADER_SECTOR_BYTES);
+        sector.extend_from_slice(&header);
+        sector.extend_from_slice(&state.len.to_le_bytes());
+        sector.extend_from_slice(&block_sum(0, &sector).to_le_bytes());
+        state.header = header;
+        self.file.write_all_at(&sector, place(0))
+    }
+
+    fn read_sums(&self, group: u64) -> io::Result<Box<[u32; GROUP_BLOCKS as usize]>> {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        self.read_at(&mut bytes, sums_place(group), group * GROUP_BLOCKS)?;
+        let mut sums = Box::new([0; GROUP_BLOCKS as usize]);
+        for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *sum = u32::from_le_bytes(*bytes);
+        }
+        Ok(sums)
+    }
+
+    /// Holds blocks that were just read against their checksums.
+    fn check_blocks(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        let blocks = || (first..).zip(bytes.chunks_exact(BLOCK_BYTES as usize));
+        let all_known = {
+            let state = self.read_state();
+            let mut all_known = true;
+            for (block, bytes) in blocks() {
+                match state.known_sum(block) {
+                    Some(sum) if block_sum(block, bytes) == sum => {}
+                    Some(_) => return Err(self.damaged_block(block)),
+                    None => all_known = false,
+                }
+            }
+            all_known
+        };
+        if all_known {
+            return Ok(());
+        }
+        // The first time in this process that one of them is read.
+        let mut state = self.write_state();
+        for (block, bytes) in blocks() {
+            let group = self.loaded(&mut state, block / GROUP_BLOCKS)?;
+            let within = (block % GROUP_BLOCKS) as usize;
+            if block_sum(block, bytes) != group.sums[within] {
+                return Err(self.damaged_block(block));
+            }
+            group.known[within] = true;
+        }
+        Ok(())
+    }
+
+    fn loaded<'a>(&self, state: &'a mut State, group: u64) -> io::Result<&'a mut Group> {
+        let at = group as usize;
+        if at >= state.groups.len() {
+            let block = group * GROUP_BLOCKS;
+            return Err(self.damaged(format!("block {block} lies behind the end of the file")));
+        }
+        let slot = &mut state.groups[at];
+        if slot.is_none() {
+            let sums = self.read_sums(group)?;
+            let known = Box::new([false; GROUP_BLOCKS as usize]);
+            *slot = Some(Group { sums, known, unwritten: false });
+        }
+        slot.as_mut().ok_or_else(|| io::Error::other("a group of checksums is not there"))
+    }
+}
+
+impl State {
+    fn set_len(&mut self, len: u64) {
+        self.len = len;
+        self.groups.resize_with(len.div_ceil(GROUP_BYTES) as usize, || None);
+        let blocks_left = len % GROUP_BYTES / BLOCK_BYTES;
+        if blocks_left > 0
+            && let Some(Some(last)) = self.groups.last_mut()
+        {
+            // What lies behind the end is never written until it is written again.
+            last.sums[blocks_left as usize..].fill(0);
+            last.known[blocks_left as usize..].fill(false);
+            last.unwritten = true;
+        }
+    }
+
+    fn known_sum(&self, block: u64) -> Option<u32> {
+        let group = self.groups.get((block / GROUP_BLOCKS) as usize)?.as_ref()?;
+        let within = (block % GROUP_BLOCKS) as usize;
+        group.known[within].then_some(group.sums[within])
+    }
+}
+
+/// Cuts a range of the engine's bytes where groups end: (offset, length).
+fn runs(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset + len as u64;
+    let mut next = offset;
+    std::iter::from_fn(move || {
+        let from = next;
+        next = end.min((from / GROUP_BYTES + 1) * GROUP_BYTES);
+        (from < end).then_some((from, (next - from) as usize))
+    })
+}
+
+fn is_whole_blocks(offset: u64, len: usize) -> bool {
+    offset > 0 && offset.is_multiple_of(BLOCK_BYTES) && (len as u64).is_multiple_of(BLOCK_BYTES)
+}
+
+fn not_in_blocks(offset: u64, len: usize) -> io::Error {
+    io::Error::other(format!("the engine asks for {len} bytes at {offset}, which are not blocks"))
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.check_sound()?;
+        Ok(self.0.read_state().len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let file = &self.0;
+        file.check_sound()?;
+        if offset == 0 && out.len() <= HEADER_BYTES {
+            let (header, _) = file.read_header()?;
+            out.copy_from_slice(&header[..out.len()]);
+            return Ok(());
+        }
+        if !is_whole_blocks(offset, out.len()) {
+            return Err(not_in_blocks(offset, out.len()));
+        }
+        let mut rest = &mut *out;
+        for (offset, len) in runs(offset, rest.len()) {
+            let (run, behind) = rest.split_at_mut(len);
+            file.read_at(run, place(offset), offset / BLOCK_BYTES)?;
+            rest = behind;
+        }
+        file.check_blocks(offset / BLOCK_BYTES, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let file = &self.0;
+        file.check_open()?;
+        let mut state = file.write_state();
+        let shorter = len < state.len;
+        if shorter {
+            // The header on the disk must not ask for more than there is.
+            state.len = len;
+            let header = state.header;
+            file.write_header(&mut state, header)?;
+            file.file.sync_data()?;
+        }
+        file.file.set_len(file_len(len))?;
+        state.set_len(len);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let file = &self.0;
+        file.check_open()?;
+        {
+            let mut state = file.write_state();
+            for (at, group) in state.groups.iter_mut().enumerate() {
+                let Some(group) = group.as_mut().filter(|group| group.unwritten) else { continue };
+                let bytes: Vec<u8> = group.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+                file.file.write_all_at(&bytes, sums_place(at as u64))?;
+                group.unwritten = false;
+            }
+        }
+        file.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let file = &self.0;
+        file.check_open()?;
+        if offset == 0
+            && let Ok(header) = data.try_into()
+        {
+            return file.write_header(&mut file.write_state(), header);
+        }
+        if !is_whole_blocks(offset, data.len()) {
+            return Err(not_in_blocks(offset, data.len()));
+        }
+        let first = offset / BLOCK_BYTES;
+        let blocks = data.chunks_exact(BLOCK_BYTES as usize);
+        let sums: Vec<u32> =
+            (first..).zip(blocks).map(|(block, bytes)| block_sum(block, bytes)).collect();
+        let mut state = file.write_state();
+        let mut rest = data;
+        for (offset, len) in runs(offset, data.len()) {
+            let (run, behind) = rest.split_at(len);
+            file.loaded(&mut state, offset / GROUP_BYTES)?;
+            file.file.write_all_at(run, place(offset))?;
+            rest = behind;
+        }
+        for (block, sum) in (first..).zip(sums) {
+            let group = file.loaded(&mut state, block / GROUP_BLOCKS)?;
+            let within = (block % GROUP_BLOCKS) as usize;
+            (group.sums[within], group.known[within]) = (sum, true);
+            group.unwritten = true;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for CheckedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckedFile").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &std::path::Path) -> Result<Backend, String> {
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .unwrap();
+        let file =
+            CheckedFile::open(Arc::new(file), Damage::default()).map_err(|e| e.to_string())?;
+        Ok(Backend(Arc::new(file)))
+    }
+
+    fn bytes(block: u64, salt: u8) -> Vec<u8> {
+        (0..BLOCK_BYTES).map(|at| (at as u8) ^ (block as u8) ^ salt).collect()
+    }
+
+    #[test]
+    fn lengths_come_back_and_others_are_none() {
+        for blocks in [0, 1, 2, 1023, 1024, 1025, 2048, 2049, 5000] {
+            let len = blocks * BLOCK_BYTES;
+            assert_eq!(engine_len(file_len(len)), Some(len));
+            assert_eq!(engine_len(file_len(len) + 1), None);
+        }
+        assert_eq!(engine_len(BLOCK_BYTES), None, "checksums of nothing");
+    }
+
+    #[test]
+    fn what_is_written_is_read_across_groups_and_after_opening_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("file");
+        let file = open(&path).unwrap();
+        let len = (GROUP_BLOCKS + 9) * BLOCK_BYTES;
+        file.set_len(len).unwrap();
+        let header = [7; HEADER_BYTES];
+        file.write(0, &header).unwrap();
+        let from = GROUP_BLOCKS - 3;
+        let data: Vec<u8> = (from..from + 8).flat_map(|block| bytes(block, 1)).collect();
+        file.write(from * BLOCK_BYTES, &data).unwrap();
+        file.sync_data().unwrap();
+        for file in [file, open(&path).unwrap()] {
+            assert_eq!(file.len().unwrap(), len);
+            let (mut found, mut found_header) = (vec![0; data.len()], [0; HEADER_BYTES]);
+            file.read(from * BLOCK_BYTES, &mut found).unwrap();
+            file.read(0, &mut found_header).unwrap();
+            assert_eq!((found, found_header), (data.clone(), header));
+            file.0.verify(0, u64::MAX).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_block_in_anothers_place_and_one_never_written_are_damage() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("file");
+        let mut found = vec![0; BLOCK_BYTES as usize];
+        for damage in [true, false] {
+            let file = open(&path).unwrap();
+            file.set_len(8 * BLOCK_BYTES).unwrap();
+            file.write(0, &[7; HEADER_BYTES]).unwrap();
+            file.write(BLOCK_BYTES, &bytes(1, 0)).unwrap();
+            file.write(2 * BLOCK_BYTES, &bytes(2, 0)).unwrap();
+            file.sync_data().unwrap();
+            if damage {
+                file.0.file.write_all_at(&bytes(2, 0), place(BLOCK_BYTES)).unwrap();
+                assert!(file.0.verify(0, u64::MAX).is_err());
+                assert!(
+                    file.read(2 * BLOCK_BYTES, &mut found).is_err(),
+                    "the first damage is kept"
+                );
+            } else {
+                assert!(file.read(3 * BLOCK_BYTES, &mut found).is_err());
+            }
+            let error = open(&path).unwrap().read(BLOCK_BYTES, &mut found);
+            assert_eq!(error.is_err(), damage);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_made_shorter_and_longer_again_has_new_blocks_behind() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("file");
+        let file = open(&path).unwrap();
+        file.set_len(8 * BLOCK_BYTES).unwrap();
+        file.write(0, &[7; HEADER_BYTES]).unwrap();
+        file.write(5 * BLOCK_BYTES, &bytes(5, 0)).unwrap();
+        file.sync_data().unwrap();
+        file.set_len(4 * BLOCK_BYTES).unwrap();
+        file.set_len(8 * BLOCK_BYTES).unwrap();
+        file.0.verify(0, u64::MAX).unwrap();
+        file.write(6 * BLOCK_BYTES, &bytes(6, 0)).unwrap();
+        file.sync_data().unwrap();
+        file.0.verify(0, u64::MAX).unwrap();
+        open(&path).unwrap();
+        // Shorter than it said of itself last.
+        file.0.file.set_len(file_len(3 * BLOCK_BYTES)).unwrap();
+        assert!(open(&path).unwrap_err().contains("bytes it has"));
+    }
+}
