@@ -48,8 +48,10 @@ impl StoreService {
         connection: ConnectionId,
         Undecodable { reason, request }: Undecodable,
     ) {
-        let Some(id) = request else { return self.refuse(net, connection, reason) };
-        // Somebody without a greeting has no books to put it in.
+        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
+        let Some(id) = request.filter(|_| is_client) else {
+            return self.refuse(net, connection, reason);
+        };
         let Some((token, _)) = self.admit(net, connection, id, 0) else { return };
         let invalid =
             ErrorReply::not_done(ErrorCode::Invalid, format!("{reason}: make it several requests"));
