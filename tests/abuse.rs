@@ -698,7 +698,8 @@ fn measure_what_large_frames_cost_others() {
         let mut latencies = Vec::new();
         std::thread::scope(|scope| {
             let (odd, rounds) = if kind == "long writes" { (1, 3) } else { (0, 50) };
-            let attack = |number: u64| attack_with_large_frames(address, 2 * number + odd, rounds);
+            let attack =
+                move |number: u64| attack_with_large_frames(address, 2 * number + odd, rounds);
             let attackers: Vec<_> =
                 attackers.map(|number| scope.spawn(move || attack(number))).collect();
             let until = Instant::now() + Duration::from_secs(5);

@@ -397,13 +397,14 @@ impl StoreService {
     }
 
     fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
+        if !message.is_about_a_snapshot() {
+            return self.input(net, Input::Peer { from, message });
+        }
         let now_us = self.now(net).monotonic_us;
         let node = &self.parts.node;
         let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
-        match self.transfers.message(now_us, from, message, wanted) {
-            Ok(steps) => self.take_steps(net, steps),
-            Err(message) => self.input(net, Input::Peer { from, message }),
-        }
+        let steps = self.transfers.message(now_us, from, message, wanted);
+        self.take_steps(net, steps);
     }
 
     fn tell_news(&mut self, net: &Net) {

@@ -595,21 +595,16 @@ impl Transfers {
 
     // ---- both --------------------------------------------------------------------------------
 
-    /// Takes in a message about snapshots, and gives back any other.
-    ///
-    /// # Errors
-    /// The message, when it is not about snapshots.
+    /// Takes in a message about snapshots ([`CheckedMessage::is_about_a_snapshot`]); `wanted` says whether one that is
+    /// offered is of use.
     pub fn message(
         &mut self,
         now_us: u64,
         from: NodeId,
         message: CheckedMessage,
         wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
-    ) -> Result<Vec<Step>, CheckedMessage> {
-        if !message.is_about_a_snapshot() {
-            return Err(message);
-        }
-        Ok(match message.into_inner() {
+    ) -> Vec<Step> {
+        match message.into_inner() {
             PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
                 let acceptable = wanted(from, snapshot);
                 let point = AppliedPoint { index: snapshot.index, timestamp, hash };
@@ -623,7 +618,7 @@ impl Transfers {
                 self.answered(now_us, from, id, stored, outcome)
             }
             other => unreachable!("{other:?} is about no snapshot"),
-        })
+        }
     }
 
     /// Takes in what the applier reports. `term_at` gives the term of an entry of this server's log.

@@ -44,6 +44,9 @@ pub struct Disk {
     covered: BTreeMap<LogIndex, LogEntry>,
 }
 
+/// What a sync made durable: the last batch, and a log begun anew (its number and the index it begins after).
+type Synced = (Option<u64>, Option<(u64, LogIndex)>);
+
 impl Disk {
     /// Takes a batch to make durable.
     pub fn write(&mut self, batch: LogBatch) {
@@ -81,7 +84,7 @@ impl Disk {
 
     /// Ends the running sync: the number of the newest durable batch, and if the log was begun anew, the number
     /// that stands for that and the index it begins after.
-    pub fn finish_sync(&mut self) -> Result<(Option<u64>, Option<(u64, LogIndex)>), String> {
+    pub fn finish_sync(&mut self) -> Result<Synced, String> {
         let mut newest = None;
         let mut installed = None;
         for _ in 0..std::mem::take(&mut self.syncing) {

@@ -71,15 +71,15 @@ impl World {
 
     /// A message is taken in as the real wiring does it.
     pub fn peer_message(&mut self, from: usize, to: usize, message: CheckedMessage) -> Verdict {
-        let now_us = self.now_us;
+        let (now_us, from) = (self.now_us, node_id(from));
+        if !message.is_about_a_snapshot() {
+            return self.input(to, Input::Peer { from, message });
+        }
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let node = &process.node;
-        let from = node_id(from);
         let wanted = |from, snapshot| node.wants_snapshot(from, snapshot);
-        match process.transfers.message(now_us, from, message, wanted) {
-            Ok(steps) => self.take_steps(to, steps),
-            Err(message) => self.input(to, Input::Peer { from, message }),
-        }
+        let steps = process.transfers.message(now_us, from, message, wanted);
+        self.take_steps(to, steps)
     }
 
     /// Schedules first attempts to connect to every other server.
