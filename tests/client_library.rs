@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
 use acervo::types::{ClientId, RequestId, Timestamp};
-use acervo::wire::message::{ErrorCode, GetRequest, Message, Reply, Request};
+use acervo::wire::message::{Effect, ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
 use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
 
 /// Seeds under which a client of two servers is certain to have started with each of them.
@@ -472,7 +472,7 @@ fn no_thread_is_given_a_value_older_than_one_another_thread_was_given() {
 fn with_no_server_reachable_each_is_named_with_the_reason() {
     let servers = [nobody(), nobody()];
     let client = client_of(servers).timing(brisk()).build().unwrap();
-    let Err(ClientError::Unreachable { servers: failures }) = client.get("k") else {
+    let Err(ClientError::Unreachable { servers: failures, .. }) = client.get("k") else {
         panic!("reached somebody")
     };
     let listed: Vec<_> = failures.iter().map(|failure| failure.server).collect();
@@ -485,7 +485,7 @@ fn a_request_ends_within_its_time_and_says_what_stood_in_the_way() {
     let behind = FakeServer::start(|id, _, link| link.reply(id, try_other(1)));
     let timeout = Duration::from_millis(100);
     let client = client_of([behind.address]).request_timeout(timeout).build().unwrap();
-    let Err(ClientError::TimedOut { timeout: told, last }) = client.get("k") else {
+    let Err(ClientError::TimedOut { timeout: told, last, effect: None }) = client.get("k") else {
         panic!("an answer came")
     };
     assert_eq!(told, timeout);
@@ -528,8 +528,10 @@ fn status_is_asked_of_the_server_named() {
     let down = nobody();
     let client = client_of([server.address, down]).build().unwrap();
     let last = format!("{}: full", server.address);
-    assert_eq!(client.status(server.address), Err(ClientError::Unavailable { last }));
-    let Err(ClientError::Unreachable { servers }) = client.status(down) else { panic!("reached") };
+    assert_eq!(client.status(server.address), Err(ClientError::Unavailable { last, effect: None }));
+    let Err(ClientError::Unreachable { servers, .. }) = client.status(down) else {
+        panic!("reached")
+    };
     assert_eq!(servers.len(), 1);
     let stranger = nobody();
     assert_eq!(client.status(stranger), Err(ClientError::UnknownServer(stranger)));
@@ -591,4 +593,44 @@ fn a_submitted_request_goes_past_servers_that_cannot_be_reached_and_names_them()
         ),
         "{events:?}"
     );
+}
+
+/// "No majority" was said of writes that had taken effect.
+#[test]
+fn an_error_of_a_write_says_what_is_known_of_its_effect() {
+    let timeout = Duration::from_millis(200);
+    let effect = |servers: Vec<SocketAddr>| {
+        let client = client_of(servers).request_timeout(timeout).timing(brisk()).build().unwrap();
+        let error = client.put("k", "v").unwrap_err();
+        (error.effect(), error)
+    };
+    let answering = |code, effect| {
+        FakeServer::start(move |id, _, link| {
+            let reply = ErrorReply::not_done(code, "1 of 3".to_owned());
+            link.reply(id, Reply::Error(ErrorReply { effect, ..reply }));
+        })
+    };
+    let mute = || FakeServer::start(|_, _, _| {});
+
+    let (known, error) = effect(vec![nobody(), nobody()]);
+    assert_eq!(known, Effect::NotDone, "{error}");
+    assert!(error.to_string().ends_with("Nothing was written"), "{error}");
+    let refusing = answering(ErrorCode::NoMajority, Effect::NotDone);
+    let (known, error) = effect(vec![refusing.address]);
+    assert_eq!(known, Effect::NotDone, "{error}");
+    assert!(matches!(error, ClientError::NoMajority { .. }), "{error}");
+    let silent = mute();
+    let (known, error) = effect(vec![silent.address]);
+    assert_eq!(known, Effect::MayBeDone, "{error}");
+    // One server has it, perhaps; that the other knows of no majority does not change that.
+    let (known, error) = effect(vec![silent.address, refusing.address]);
+    if silent.requests().len() > 1 {
+        assert_eq!(known, Effect::MayBeDone, "{error}");
+        assert!(!error.to_string().contains("majority"), "{error}");
+    }
+    for effect_told in [Effect::MayBeDone, Effect::Done] {
+        let server = answering(ErrorCode::Unconfirmed, effect_told);
+        let (known, error) = effect(vec![server.address]);
+        assert_eq!(known, effect_told, "{error}");
+    }
 }

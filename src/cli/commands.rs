@@ -88,6 +88,7 @@ impl CommandError {
                 | ClientError::TimedOut { .. }
                 | ClientError::NoMajority { .. }
                 | ClientError::Unconfirmed { .. }
+                | ClientError::PreviousUnread { .. }
                 | ClientError::StaleRequest { .. }
                 | ClientError::Expired { .. }
                 | ClientError::Unavailable { .. }

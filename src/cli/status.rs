@@ -57,7 +57,9 @@ pub(super) fn ask_all(client: &Client) -> Vec<Row> {
 /// Of one server only the reason is news: its address stands in front of it.
 fn reason(error: ClientError) -> String {
     match error {
-        ClientError::Unreachable { mut servers } if servers.len() == 1 => servers.remove(0).reason,
+        ClientError::Unreachable { mut servers, .. } if servers.len() == 1 => {
+            servers.remove(0).reason
+        }
         other => other.to_string(),
     }
 }

@@ -215,7 +215,7 @@ impl Attempts {
         if self.heard + self.rules.reach <= now
             && let Some(servers) = self.all_failed()
         {
-            return Action::GiveUp(ClientError::Unreachable { servers });
+            return Action::GiveUp(ClientError::Unreachable { servers, effect: None });
         }
         if self.is_waiting() {
             return self.wait(None);
@@ -336,8 +336,8 @@ impl Attempts {
             }
             let last = self.last.clone();
             return Action::GiveUp(match self.all_failed() {
-                Some(servers) => ClientError::Unreachable { servers },
-                None => ClientError::Unavailable { last },
+                Some(servers) => ClientError::Unreachable { servers, effect: None },
+                None => ClientError::Unavailable { last, effect: None },
             });
         }
         if heard || self.flights.len() == self.order.len() {
@@ -427,7 +427,7 @@ impl Attempts {
             || self.last.clone(),
             |flight| format!("{} had not answered yet", self.addresses[flight.server]),
         );
-        ClientError::TimedOut { timeout: self.rules.timeout, last }
+        ClientError::TimedOut { timeout: self.rules.timeout, last, effect: None }
     }
 }
 

@@ -19,7 +19,7 @@ use super::pool::Sent;
 use super::sequence::Gate;
 use super::sync::{Mailbox, lock};
 use crate::limits::{CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE};
-use crate::wire::message::{ErrorCode, Reply, Request};
+use crate::wire::message::{Effect, ErrorCode, Reply, Request};
 
 /// How long a request goes on.
 pub(super) enum Retry<'a> {
@@ -51,6 +51,13 @@ struct Flight<C> {
     context: C,
 }
 
+/// More is known of a write's effect; of a read there is nothing to know.
+fn raise(known: &mut Option<Effect>, effect: Effect) {
+    if let Some(known) = known {
+        *known = effect.max(*known);
+    }
+}
+
 /// Replies by the tag of their attempt.
 type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
 
@@ -72,6 +79,8 @@ impl Inner {
         let replies: Replies = Arc::new(Mailbox::new());
         let mut flights: Vec<Flight<C>> = Vec::new();
         let mut tags = 0;
+        // Of a write: what is known of the effect of those attempts that have ended.
+        let mut effect = None;
         loop {
             let action = {
                 let heard = |server| {
@@ -87,7 +96,16 @@ impl Inner {
                 }
             }
             match action {
-                Action::GiveUp(error) => return Err(error),
+                Action::GiveUp(error) => {
+                    // Whoever still owes an answer may have it.
+                    let sent = |flight: &Flight<C>| {
+                        flight.sent.as_ref().is_some_and(|sent| sent.connection.heard().is_some())
+                    };
+                    if flights.iter().any(sent) {
+                        raise(&mut effect, Effect::MayBeDone);
+                    }
+                    return Err(error.of_write(effect));
+                }
                 Action::Ping(server) => {
                     let of_server = flights.iter().find(|flight| flight.server == server);
                     if let Some(sent) = of_server.and_then(|flight| flight.sent.as_ref()) {
@@ -96,6 +114,9 @@ impl Inner {
                 }
                 Action::Send(server) => {
                     let (request, context) = build();
+                    if matches!(request, Request::Write(_)) {
+                        effect.get_or_insert(Effect::NotDone);
+                    }
                     tags += 1;
                     let sent = self.send(server, request, tags, &replies);
                     flights.push(Flight { server, tag: tags, sent, resent: false, context });
@@ -115,6 +136,14 @@ impl Inner {
                     };
                     let Flight { server, sent, resent, context, .. } = flights.swap_remove(at);
                     let was_kept = !resent && sent.is_some_and(|sent| sent.was_kept);
+                    match &result {
+                        Ok(Reply::Error(error)) => raise(&mut effect, error.effect),
+                        // Nothing is sent before the server has answered the greeting.
+                        Err(failure) if failure.heard.is_some() => {
+                            raise(&mut effect, Effect::MayBeDone);
+                        }
+                        _ => {}
+                    }
                     match result {
                         Ok(reply) => {
                             let verdict = judge(self.servers[server], context, reply);
@@ -122,7 +151,7 @@ impl Inner {
                             let (health, random) = (&mut health, &mut random);
                             let end = attempts.answered(now, server, verdict, health, random);
                             if let Some(result) = end {
-                                return result;
+                                return result.map_err(|error| error.of_write(effect));
                             }
                         }
                         // Idle connections are closed by servers, which says nothing about their
@@ -222,6 +251,6 @@ impl Inner {
     }
 
     pub(super) fn timed_out(&self, last: &str) -> ClientError {
-        ClientError::TimedOut { timeout: self.request_timeout, last: last.to_owned() }
+        ClientError::TimedOut { timeout: self.request_timeout, last: last.to_owned(), effect: None }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::limits::{
     KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX,
 };
+use crate::types::Timestamp;
 use crate::wire::message::Effect;
 
 /// Why a client could not be built or a request did not succeed.
@@ -16,18 +17,22 @@ use crate::wire::message::Effect;
 pub enum ClientError {
     /// No server of the list could be reached for as long as
     /// [`Timing::reach_timeout`](super::Timing::reach_timeout).
-    #[error("no server could be reached ({})", list(servers))]
+    #[error("no server could be reached ({}){}", list(servers), known(*effect))]
     Unreachable {
         /// Each server and why.
         servers: Vec<ServerFailure>,
+        /// What is known of a write's effect; `None` for a read.
+        effect: Option<Effect>,
     },
-    /// The request's whole time passed. A write may still take effect.
-    #[error("no answer within {timeout:?}; last: {last}. A write may still take effect")]
+    /// The request's whole time passed.
+    #[error("no answer within {timeout:?}; last: {last}{}", known(*effect))]
     TimedOut {
         /// The time it had.
         timeout: Duration,
         /// What stood in the way last.
         last: String,
+        /// What is known of a write's effect; `None` for a read.
+        effect: Option<Effect>,
     },
     /// Not enough servers answer to order a write or confirm a linearizable read.
     #[error("{server}: {message}")]
@@ -75,10 +80,22 @@ pub enum ClientError {
     /// Every server meant was asked once and at least one answered that it cannot serve now. Only
     /// [`Client::submit`](super::Client::submit) and [`Client::status`](super::Client::status) give
     /// up this early.
-    #[error("no server could serve the request now; last: {last}")]
+    #[error("no server could serve the request now; last: {last}{}", known(*effect))]
     Unavailable {
         /// What stood in the way last.
         last: String,
+        /// What is known of a write's effect; `None` for a read.
+        effect: Option<Effect>,
+    },
+    /// The write is done, but what it replaced or removed, which was asked for as well, could not be read.
+    #[error(
+        "the write is done, with version {timestamp}; what was there before could not be read: {why}"
+    )]
+    PreviousUnread {
+        /// The write's version.
+        timestamp: Timestamp,
+        /// Why.
+        why: Box<ClientError>,
     },
     /// Keys have at least one byte.
     #[error("a key cannot be empty")]
@@ -120,6 +137,54 @@ pub struct ServerFailure {
     pub server: SocketAddr,
     /// What happened, in a few words.
     pub reason: String,
+}
+
+impl ClientError {
+    /// What is known of the effect of a write that ended with this error. Of a read it is [`Effect::NotDone`].
+    pub fn effect(&self) -> Effect {
+        match self {
+            ClientError::TimedOut { effect, .. }
+            | ClientError::Unreachable { effect, .. }
+            | ClientError::Unavailable { effect, .. } => effect.unwrap_or_default(),
+            ClientError::Unconfirmed { effect, .. } => *effect,
+            ClientError::StaleRequest { .. } => Effect::MayBeDone,
+            ClientError::PreviousUnread { .. } => Effect::Done,
+            _ => Effect::NotDone,
+        }
+    }
+
+    /// The same of a write, all of whose attempts together have had this effect as far as is known; of a read, `None`.
+    pub(super) fn of_write(mut self, known: Option<Effect>) -> ClientError {
+        match &mut self {
+            ClientError::TimedOut { effect, .. }
+            | ClientError::Unreachable { effect, .. }
+            | ClientError::Unavailable { effect, .. } => *effect = known,
+            ClientError::Unconfirmed { effect, .. } => {
+                *effect = known.unwrap_or_default().max(*effect)
+            }
+            // One server's word of its own attempt is not all that there is to know.
+            ClientError::NoMajority { server, .. } => {
+                if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
+                    let message = "another attempt was not answered: the write may have taken effect; read the \
+                                   key before you write it again"
+                        .to_owned();
+                    return ClientError::Unconfirmed { server: *server, message, effect };
+                }
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
+/// What a sentence says of a write's effect.
+fn known(effect: Option<Effect>) -> &'static str {
+    match effect {
+        None => "",
+        Some(Effect::NotDone) => ". Nothing was written",
+        Some(Effect::MayBeDone) => ". The write may have taken effect",
+        Some(Effect::Done) => ". The write has taken effect",
+    }
 }
 
 fn list(servers: &[ServerFailure]) -> String {

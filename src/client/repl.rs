@@ -283,8 +283,13 @@ fn explain(error: &ClientError) -> String {
         ClientError::Unreachable { .. } => {
             "nenhum servidor pôde ser alcançado; tente mais tarde.".to_owned()
         }
-        ClientError::TimedOut { timeout, last } => {
-            format!("sem resposta em {timeout:?} ({last}); um PUT ainda pode ter efeito.")
+        ClientError::TimedOut { timeout, last, effect } => {
+            let known = match effect {
+                None | Some(Effect::NotDone) => "nada foi gravado",
+                Some(Effect::MayBeDone) => "o PUT pode ter tido efeito",
+                Some(Effect::Done) => "o PUT teve efeito",
+            };
+            format!("sem resposta em {timeout:?} ({last}); {known}.")
         }
         ClientError::NoMajority { server, message } => {
             format!("sem maioria, diz {server}: {message}")
@@ -295,7 +300,7 @@ fn explain(error: &ClientError) -> String {
         ClientError::Unconfirmed { server, message, .. } => {
             format!("sem confirmação, diz {server} ({message}); o PUT pode ter tido efeito.")
         }
-        ClientError::Unavailable { last } => format!("nenhum servidor pôde atender: {last}"),
+        ClientError::Unavailable { last, .. } => format!("nenhum servidor pôde atender: {last}"),
         ClientError::KeyEmpty => "A chave não pode ser vazia.".to_owned(),
         ClientError::KeyTooLong(length) => {
             format!("Uma chave de {length} bytes é longa demais.")

@@ -53,9 +53,8 @@ impl Client {
     /// Stores a new newest version of a key, durably.
     ///
     /// # Errors
-    /// Any [`ClientError`] of a request. After [`ClientError::TimedOut`],
-    /// [`ClientError::NoMajority`], [`ClientError::Unreachable`] and [`ClientError::StaleRequest`] the
-    /// write may still have taken, or yet take, effect.
+    /// Any [`ClientError`] of a request; [`ClientError::effect`] says whether the write has taken effect, as far as
+    /// that is known.
     pub fn put(
         &self,
         key: impl AsRef<[u8]>,
@@ -69,7 +68,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::put`]. A previous value longer than [`limits::READ_SMALL_BYTES_MAX`] is read after the
-    /// write, so that any other error, too, may come when the write is done.
+    /// write: [`ClientError::PreviousUnread`] when that fails.
     pub fn replace(
         &self,
         key: impl AsRef<[u8]>,
@@ -158,6 +157,7 @@ impl Client {
 
     fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
         let (timestamp, previous, server) = self.inner.write_telling(op)?;
+        let at = timestamp;
         let previous = match previous {
             Previous { timestamp: Timestamp::ZERO, .. } => None,
             Previous { timestamp, value: Some(value) } => Some(Version { timestamp, value }),
@@ -166,7 +166,8 @@ impl Client {
                 let before = Rows::before(self, Wanted::keys(vec![key]), timestamp).next();
                 let version =
                     |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
-                before.transpose()?.and_then(version)
+                let why = |why| ClientError::PreviousUnread { timestamp: at, why: Box::new(why) };
+                before.transpose().map_err(why)?.and_then(version)
             }
         };
         Ok(Written { timestamp, previous, server })

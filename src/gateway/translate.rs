@@ -95,6 +95,7 @@ pub(super) fn status(error: &ClientError) -> Status {
         | ClientError::TimedOut { .. }
         | ClientError::NoMajority { .. }
         | ClientError::Unconfirmed { .. }
+        | ClientError::PreviousUnread { .. }
         | ClientError::Unavailable { .. } => Status::unavailable(message),
         ClientError::Invalid { .. }
         | ClientError::KeyEmpty

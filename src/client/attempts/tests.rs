@@ -308,7 +308,9 @@ fn with_no_server_reachable_it_ends_after_the_reach_timeout() {
     for servers in [[Refuse, Refuse, Refuse], [Refuse, Freeze, Refuse], [Freeze; 3]] {
         for_seeds(&servers, |world| {
             let end = world.call(read());
-            let Err(ClientError::Unreachable { servers }) = &end.result else { panic!("{end:?}") };
+            let Err(ClientError::Unreachable { servers, .. }) = &end.result else {
+                panic!("{end:?}")
+            };
             assert_eq!(servers.len(), 3);
             let time = CLIENT_REACH_TIMEOUT.max(CLIENT_SILENCE_TIMEOUT) + 3 * CLIENT_HEDGE_DELAY;
             assert!((CLIENT_REACH_TIMEOUT..=time).contains(&end.took), "{end:?}");
