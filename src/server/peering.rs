@@ -59,6 +59,7 @@ impl StoreService {
                 };
                 let replaced = link.inbound.replace(connection);
                 let outdated = if link.met(incarnation) { link.up() } else { None };
+                let was_replaced = replaced.is_some();
                 for old in replaced.into_iter().chain(outdated) {
                     net.close(old);
                 }
@@ -66,9 +67,11 @@ impl StoreService {
                 net.set_frame_cap(connection, limits::PEER_FRAME_BYTES_MAX);
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
-                let now_us = self.now(net).monotonic_us;
-                let steps = self.transfers.inbound_up(now_us, node);
-                self.take_steps(net, steps);
+                if was_replaced {
+                    let now_us = self.now(net).monotonic_us;
+                    let steps = self.transfers.inbound_down(now_us, node);
+                    self.take_steps(net, steps);
+                }
             }
             HelloRole::Share => {
                 let reason = "this is a server of a store: a share needs an acervo registry";
