@@ -62,7 +62,9 @@ impl StoreService {
                     outdated.extend(link.take_inbound());
                     outdated.extend(link.lines().iter().map(|line| line.connection));
                 }
-                outdated.extend(link.inbound[channel as usize].replace(connection));
+                let replaced = link.inbound[channel as usize].replace(connection);
+                let was_replaced = replaced.is_some();
+                outdated.extend(replaced);
                 outdated.into_iter().for_each(|old| net.close(old));
                 self.connections.insert(connection, Kind::Inbound(node));
                 match channel {
@@ -74,9 +76,11 @@ impl StoreService {
                 }
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
-                let now_us = self.now(net).monotonic_us;
-                let steps = self.transfers.inbound_up(now_us, node);
-                self.take_steps(net, steps);
+                if was_replaced {
+                    let now_us = self.now(net).monotonic_us;
+                    let steps = self.transfers.inbound_down(now_us, node);
+                    self.take_steps(net, steps);
+                }
             }
             HelloRole::Share => {
                 let reason = "this is a server of a store: a share needs an acervo registry";

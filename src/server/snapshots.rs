@@ -673,13 +673,8 @@ impl Transfers {
         self.broken(now_us, peer)
     }
 
-    /// `peer` sends on a new link. The old one, if there was one, may not be known to be gone; what was said on it
-    /// last is lost all the same.
-    pub fn inbound_up(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
-        self.broken(now_us, peer)
-    }
-
-    /// The link on which `peer` sends to this server is gone.
+    /// The link on which `peer` sends to this server is gone, or another has taken its place before that was noticed:
+    /// what was said on it last is lost all the same.
     pub fn inbound_down(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
         self.broken(now_us, peer)
     }

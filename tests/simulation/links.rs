@@ -132,10 +132,10 @@ impl World {
         }
         let Some(process) = &self.servers[to].process else { return Ok(()) };
         let (last_index, term) = (process.status.last_index, process.status.term);
-        self.network.link(from, to).heard = true;
+        let was_replaced = std::mem::replace(&mut self.network.link(from, to).heard, true);
         let now_us = self.now_us;
-        if let Some(process) = &mut self.servers[to].process {
-            let steps = process.transfers.inbound_up(now_us, node_id(from));
+        if let Some(process) = self.servers[to].process.as_mut().filter(|_| was_replaced) {
+            let steps = process.transfers.inbound_down(now_us, node_id(from));
             self.take_steps(to, steps)?;
         }
         if let Some(process) = &mut self.servers[from].process {

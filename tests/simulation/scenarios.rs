@@ -608,8 +608,9 @@ fn a_leader_that_may_not_lead_steps_down_though_nobody_can_take_over() {
     assert_eq!(world.leader(), Some(0));
     let reason = Ineligible::StoreDamaged;
     world.input(0, Input::Eligibility { reason, holds: true }).unwrap();
-    run_for(&mut world, 100 * MILLISECOND);
-    assert_eq!(world.leader(), None);
+    // It tries whoever it has a link to first, and a broken one may be noticed late.
+    let left = run_until(&mut world, 5 * SECOND, |world| world.leader().is_none());
+    assert!(left, "it leads on");
     world.input(0, Input::Eligibility { reason, holds: false }).unwrap();
     close(world);
 }
