@@ -237,7 +237,7 @@ pub const PROPOSE_WRITES_MAX: usize = 2048;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 /// Bytes of memory of their keys and values; past it likewise.
-pub const PENDING_WRITE_BYTES_MAX: usize = 96 * 1024 * 1024;
+pub const PENDING_WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Memory that each key or value of a decoded request takes besides its bytes: its handle, as many again in a
 /// list that has just grown, and its place on the heap.
 pub const ELEMENT_OVERHEAD_BYTES: usize = 96;

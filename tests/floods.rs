@@ -11,6 +11,7 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +23,7 @@ use acervo::share::names::FileName;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{ServeOptions, Server};
 use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
-use acervo::types::{ClusterId, NodeId, Timestamp};
+use acervo::types::{ClientId, ClusterId, NodeId, Timestamp};
 use acervo::wire::message::{Channel, HelloRole, Message, PageOf, PageRequest, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
@@ -200,6 +201,43 @@ fn answers_that_nobody_reads_take_no_more_than_the_budget() {
     witness.goes_on();
     peak(group.pid(0), "answers that nobody reads");
     drop(asking);
+    witness.finish();
+}
+
+#[test]
+fn more_large_writes_than_a_group_can_take_are_refused_before_they_drown_it() {
+    let group = Group::start(3, &["--console", "off"]);
+    let witness = Witness::start(group.client());
+    let leader = group.addresses()[group.leader()];
+    let value = vec![b'v'; MIB];
+    let mut raws: Vec<Raw> = (0..sized(16, 100))
+        .map(|n| {
+            let mut raw = Raw::client(leader);
+            let frames = (1..=sized(8, 6) as u64).map(|id| {
+                let mut body = put(id, b"k", value.clone());
+                if let Request::Write(write) = &mut body {
+                    write.request.client = ClientId(1_000 + n as u64);
+                }
+                frame_of(&Message::Request { id, body })
+            });
+            pour(&mut raw.stream, &frames.collect::<Vec<_>>().concat());
+            raw
+        })
+        .collect();
+    witness.goes_on();
+    // Each that was not closed is answered: done, or not now.
+    for raw in &mut raws {
+        for _ in 0..sized(8, 6) {
+            match raw.receive() {
+                Some(Message::Reply { .. }) => {}
+                None => break,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    for at in 0..3 {
+        peak(group.pid(at), "large writes");
+    }
     witness.finish();
 }
 
@@ -383,13 +421,9 @@ impl Catalog for Sparse {
     fn changed(&self, _: &Offer) {}
 }
 
-#[test]
-fn questions_behind_a_chunk_that_is_sent_slowly_are_answered_when_there_is_room() {
-    const QUESTIONS: u64 = 1_000;
-    let here = std::process::id();
-    let before = resident(here);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("sparse");
+/// Serves a [`Sparse`] file in this process.
+fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (Server, ContentId) {
+    let path = folder.join("sparse");
     let size = (limits::HASHES_PER_FRAME_MAX * CHUNK_BYTES) as u64;
     std::fs::File::create(&path).unwrap().set_len(size).unwrap();
     let hashes = vec![ChunkHash([7; 32]); limits::HASHES_PER_FRAME_MAX];
@@ -397,18 +431,55 @@ fn questions_behind_a_chunk_that_is_sent_slowly_are_answered_when_there_is_room(
     let content = manifest.content();
     let offer = Offer {
         manifest: Arc::new(manifest),
-        folder: Arc::new(folder.path().to_owned()),
+        folder: Arc::new(folder.to_owned()),
         file: "sparse".to_owned(),
         stamp: Some(FileStamp::of(&std::fs::metadata(&path).unwrap())),
         available: Available::Whole,
     };
-    let options = ServeOptions {
-        catalogs: vec![Arc::new(Sparse(offer))],
-        limit_bytes_per_s: Some(CHUNK_BYTES as u64),
-        ..ServeOptions::default()
-    };
-    let server =
-        Server::start(Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap(), options).unwrap();
+    let catalogs: Vec<Arc<dyn Catalog>> = vec![Arc::new(Sparse(offer))];
+    let options = ServeOptions { catalogs, limit_bytes_per_s, ..ServeOptions::default() };
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (Server::start(listener, options).unwrap(), content)
+}
+
+#[test]
+fn answers_of_a_peer_that_nobody_takes_stay_within_the_budget() {
+    allow_many_files();
+    let here = std::process::id();
+    let before = resident(here);
+    let folder = tempfile::tempdir().unwrap();
+    let (server, content) = sharing_sparsely(folder.path(), None);
+    // Each asks for five megabytes of hashes, and reads none.
+    let deaf: Vec<Raw> = (0..sized(150, limits::SHARE_CONNECTIONS_MAX - 1))
+        .map(|_| {
+            let mut raw = greeted(server.address());
+            let body = PeerRequest::Hashes { content, first: 0 };
+            let ask = |id: u64| frame_of(&Message::Share { id, body: body.clone() });
+            pour(&mut raw.stream, &(0..60).map(ask).collect::<Vec<_>>().concat());
+            raw
+        })
+        .collect();
+    let mut honest = greeted(server.address());
+    honest.send(&Message::Share { id: 1, body: PeerRequest::Hashes { content, first: 0 } });
+    assert!(matches!(
+        honest.receive(),
+        Some(Message::ShareReply { id: 1, body: PeerReply::Hashes { .. } })
+    ));
+    let grown = resident(here).saturating_sub(before);
+    println!("answers of a peer that nobody takes: {} MiB", grown / MIB);
+    // Other tests of this process have memory of their own.
+    assert!(grown < 2 * limits::BUDGET_PROCESS_BYTES_MAX, "{} MiB", grown / MIB);
+    drop(deaf);
+    drop(server);
+}
+
+#[test]
+fn questions_behind_a_chunk_that_is_sent_slowly_are_answered_when_there_is_room() {
+    const QUESTIONS: u64 = 1_000;
+    let here = std::process::id();
+    let before = resident(here);
+    let folder = tempfile::tempdir().unwrap();
+    let (server, content) = sharing_sparsely(folder.path(), Some(CHUNK_BYTES as u64));
     let mut raw = greeted(server.address());
     let ask = |id: u64, body: PeerRequest| frame_of(&Message::Share { id, body });
     raw.bytes(&ask(0, PeerRequest::Chunk { content, index: 0 }));

@@ -136,8 +136,14 @@ impl Clients {
 
     /// Forgets a client that is gone, and what waited for it. What the core and the workers are
     /// doing for it comes back and finds nobody.
-    pub fn remove(&mut self, connection: ConnectionId) -> Option<SocketAddr> {
+    pub fn remove(&mut self, room: &mut impl Room, connection: ConnectionId) -> Option<SocketAddr> {
         let client = self.all.remove(&connection)?;
+        // Reads that waited here are answered no more.
+        let parked = client.parked.into_keys();
+        let waited = parked.chain(client.held.iter().map(|held| held.read.token.request));
+        for request in waited {
+            self.forget(room, RequestToken { connection: connection.to_u64(), request });
+        }
         self.under_way -= client.under_way;
         Some(client.address)
     }
@@ -187,9 +193,7 @@ impl Clients {
     /// Books an answer. Returns whether the client may be read again.
     pub fn answered(&mut self, room: &mut impl Room, token: RequestToken) -> bool {
         let connection = ConnectionId::from_u64(token.connection);
-        if let Some(bytes) = self.heavy.remove(&token) {
-            room.release(connection, bytes);
-        }
+        self.forget(room, token);
         let Some(client) = self.all.get_mut(&connection) else { return false };
         if client.under_way > 0 {
             client.under_way -= 1;
@@ -198,6 +202,13 @@ impl Clients {
         let resume = client.paused && client.under_way <= REQUESTS_PER_CONNECTION_MAX / 2;
         client.paused &= !resume;
         resume
+    }
+
+    /// A request holds nothing any more.
+    fn forget(&mut self, room: &mut impl Room, token: RequestToken) {
+        if let Some(bytes) = self.heavy.remove(&token) {
+            room.release(ConnectionId::from_u64(token.connection), bytes);
+        }
     }
 
     /// Keeps a linearizable read until the core has confirmed it. `false`: the client has one under
@@ -238,9 +249,11 @@ impl Clients {
     }
 
     /// A value is longer than was granted: its read waits until `bytes` can be.
-    pub fn hold(&mut self, read: ReadJob, bytes: usize) {
+    pub fn hold(&mut self, room: &mut impl Room, read: ReadJob, bytes: usize) {
         let connection = ConnectionId::from_u64(read.token.connection);
-        let Some(client) = self.all.get_mut(&connection) else { return };
+        let Some(client) = self.all.get_mut(&connection) else {
+            return self.forget(room, read.token);
+        };
         if client.held.is_empty() {
             self.waiting.push_back(connection);
         }
@@ -384,10 +397,10 @@ mod tests {
         }
         assert!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy.is_some());
         assert!(!clients.answered(&mut roomy(), token(*last, 1)));
-        clients.remove(others[0]);
+        clients.remove(&mut roomy(), others[0]);
         assert_eq!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy, None);
         for id in &ids {
-            clients.remove(*id);
+            clients.remove(&mut roomy(), *id);
         }
         assert!(clients.nothing_under_way());
     }
@@ -400,7 +413,7 @@ mod tests {
         assert!(clients.park(token(ids[0], 2), request()));
         assert_eq!(clients.unpark(token(ids[0], 1)), Some((address(), request())));
         assert_eq!(clients.unpark(token(ids[0], 1)), None);
-        clients.remove(ids[0]);
+        clients.remove(&mut roomy(), ids[0]);
         assert_eq!(clients.unpark(token(ids[0], 2)), None);
     }
 
@@ -424,7 +437,7 @@ mod tests {
         for _ in 0..2 {
             let read = next();
             clients.read_done(&mut roomy(), read.token, read.granted);
-            clients.hold(read, 3 * MIB);
+            clients.hold(&mut roomy(), read, 3 * MIB);
         }
         assert!(clients.take_reads(&mut queued(2 * MIB)).is_empty(), "too much waits to be sent");
         assert_eq!(grants(&clients.take_reads(&mut queued(1))), [3 * MIB]);
@@ -441,7 +454,7 @@ mod tests {
             panic!("one read")
         };
         clients.read_done(&mut roomy(), read.token, read.granted);
-        clients.hold(read, 2 * CLIENT_SEND_BYTES_PAUSE);
+        clients.hold(&mut roomy(), read, 2 * CLIENT_SEND_BYTES_PAUSE);
         assert!(clients.take_reads(&mut queued(1)).is_empty());
         assert_eq!(grants(&clients.take_reads(&mut roomy())), [2 * CLIENT_SEND_BYTES_PAUSE]);
     }
@@ -455,7 +468,7 @@ mod tests {
             clients.read(&mut room, token(*id, 1), address(), request());
         }
         assert_eq!(grants(&clients.take_reads(&mut room)), [MIB, MIB, MIB, 0]);
-        clients.remove(ids[0]);
+        clients.remove(&mut room, ids[0]);
         clients.read_done(&mut room, token(ids[0], 1), MIB);
         clients.read(&mut room, token(ids[count], 2), address(), request());
         assert_eq!(grants(&clients.take_reads(&mut room)), [MIB]);
@@ -473,9 +486,30 @@ mod tests {
         assert!(!busy(clients.begin(&mut room, token(ids[1], 1), MIB)));
         assert!(busy(clients.begin(&mut room, token(ids[1], 2), MIB)));
         clients.answered(&mut room, token(ids[1], 2));
-        clients.remove(ids[0]);
+        clients.remove(&mut room, ids[0]);
         assert_eq!(room.left, 0, "it is with the core, whether its client is there or not");
         clients.answered(&mut room, token(ids[0], 1));
         assert_eq!(room.left, MIB);
+    }
+    #[test]
+    fn what_reads_hold_that_waited_here_goes_with_their_client() {
+        let mut room = TestRoom { queued: 0, left: 9 * MIB };
+        let (mut clients, ids) = with_clients(2);
+        for (n, id) in (1..).zip([ids[0], ids[0], ids[1]]) {
+            clients.begin(&mut room, token(id, n), MIB);
+        }
+        assert!(clients.park(token(ids[0], 1), request()));
+        let held = |n, id| {
+            let (token, client, request) = (token(id, n), address(), request());
+            ReadJob { token, client, request, granted: 0 }
+        };
+        clients.hold(&mut room, held(2, ids[0]), MIB);
+        assert_eq!(room.left, 6 * MIB);
+        clients.remove(&mut room, ids[0]);
+        assert_eq!(room.left, 8 * MIB);
+        // The worker comes back when nobody is there any more.
+        clients.remove(&mut room, ids[1]);
+        clients.hold(&mut room, held(3, ids[1]), MIB);
+        assert_eq!(room.left, 9 * MIB);
     }
 }

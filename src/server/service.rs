@@ -566,7 +566,7 @@ impl Service for StoreService {
                 }
             }
             Some(Kind::Client) => {
-                if let Some(address) = self.clients.remove(connection) {
+                if let Some(address) = self.clients.remove(net, connection) {
                     let level =
                         if reason.is_ordinary() { log::Level::Debug } else { log::Level::Info };
                     log::log!(level, "client {address} is disconnected: {reason}");
@@ -596,7 +596,7 @@ impl Service for StoreService {
                 }
                 Completion::TooLong { read, bytes } => {
                     self.clients.read_done(net, read.token, read.granted);
-                    self.clients.hold(read, bytes);
+                    self.clients.hold(net, read, bytes);
                 }
                 Completion::Fetched { fetch, entries } => {
                     self.input(net, Input::Fetched { fetch, entries });
