@@ -284,8 +284,9 @@ impl Node {
         let snapshots: Vec<_> = effects.snapshots.drain(..).collect();
         let answering = self.consensus.role() == Role::Leader;
         let committed = std::mem::take(&mut effects.committed);
-        // A lost store takes nothing before its snapshot, which holds all that is committed until then.
-        if !self.store_lost {
+        // A lost store takes nothing before its snapshot, which holds all that is committed until then. What
+        // is handed out once the snapshot is being installed follows it.
+        if !self.store_lost || self.consensus.is_installing() {
             for entries in split_at_hashes(committed, self.config.state_hash_every) {
                 entries.last().into_iter().for_each(|last| self.eligibility.apply(last.index));
                 out.push(Output::Apply { entries, answering });

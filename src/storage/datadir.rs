@@ -205,7 +205,8 @@ impl DataDir {
             is_new,
             incarnation: identity.incarnation,
             identity,
-            next_incarnation: incarnation.wrapping_add(u64::from(is_new)),
+            next_incarnation: incarnation
+                .wrapping_add(u64::from(incarnation == identity.incarnation)),
             _lock: lock,
         })
     }
