@@ -57,15 +57,15 @@ impl StoreService {
                     let reason = format!("server {node} is not another server of this group");
                     return self.refuse(net, connection, reason);
                 };
+                let mut replaced = Vec::new();
                 let mut outdated = Vec::new();
                 if link.met(incarnation) {
-                    outdated.extend(link.take_inbound());
+                    replaced.extend(link.take_inbound());
                     outdated.extend(link.lines().iter().map(|line| line.connection));
                 }
-                let replaced = link.inbound[channel as usize].replace(connection);
-                let was_replaced = replaced.is_some();
-                outdated.extend(replaced);
-                outdated.into_iter().for_each(|old| net.close(old));
+                replaced.extend(link.inbound[channel as usize].replace(connection));
+                let was_replaced = !replaced.is_empty();
+                replaced.into_iter().chain(outdated).for_each(|old| net.close(old));
                 self.connections.insert(connection, Kind::Inbound(node));
                 match channel {
                     Channel::Control => {
