@@ -1,8 +1,8 @@
 //! What a log entry says: the replicated commands and their encoding.
 //!
-//! Layout of an entry's data: the timestamp as eight big-endian bytes, then the command as
-//! MessagePack. The timestamp stands apart so that a follower can learn the newest one in its log
-//! without decoding the rest. Empty data is not a command but a new leader's no-op.
+//! Layout of an entry's data: the timestamp and the time of the log's clock as eight big-endian bytes each, then
+//! the command as MessagePack. The timestamp stands apart so that a follower can learn the newest one in its
+//! log without decoding the rest. Empty data is not a command but a new leader's no-op.
 
 use bytes::{Bytes, BytesMut};
 use serde::de::Error as _;
@@ -170,8 +170,8 @@ pub enum Upkeep {
     /// Take what was removed off the disk, a piece of it.
     #[serde(rename = "PURGE")]
     Purge {
-        /// Of removals up to here.
-        before: Timestamp,
+        /// Of removals up to this time of the log's clock.
+        before_us: u64,
         /// Rows taken off the disk in this piece, at least 1.
         rows_max: u32,
     },
@@ -180,8 +180,9 @@ pub enum Upkeep {
     Sweep {
         /// What is kept.
         history: History,
-        /// As of when: a version that the rule keeps at this time or later is not touched.
-        as_of: Timestamp,
+        /// As of which time of the log's clock: a version that the rule keeps at this time or later is not
+        /// touched.
+        as_of_us: u64,
         /// The piece begins at the first key not less than this.
         from: Bytes,
         /// Rows looked at in this piece, about; at least one key is, or one row removed.
@@ -212,6 +213,8 @@ pub enum Action {
 pub struct Command {
     /// Assigned by the leader; the version that this write makes.
     pub timestamp: Timestamp,
+    /// The time of the log's own clock, in microseconds, by which things grow old.
+    pub clock_us: u64,
     /// What to do.
     pub action: Action,
 }
@@ -219,7 +222,7 @@ pub struct Command {
 /// Why an entry could not be read as a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// Fewer bytes than a timestamp.
+    /// Fewer bytes than a timestamp and a time.
     #[error("log entry of {0} bytes is too short to be a command")]
     TooShort(usize),
     /// The MessagePack body is not a command.
@@ -227,12 +230,12 @@ pub enum CommandError {
     Body(#[from] rmp_serde::decode::Error),
 }
 
-const TIMESTAMP_BYTES: usize = 8;
+const TIME_BYTES: usize = 8;
 
 impl Command {
-    /// A client's write, from which nobody wants to know what was before.
+    /// A client's write at the beginning of the log's clock, from which nobody wants to know what was before.
     pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
-        Command { timestamp, action: Action::Write { request, op, previous: false } }
+        Command { timestamp, clock_us: 0, action: Action::Write { request, op, previous: false } }
     }
 
     /// Encodes the command as a log entry's data.
@@ -243,6 +246,7 @@ impl Command {
         };
         let mut data = Vec::with_capacity(96 + bytes);
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());
+        data.extend_from_slice(&self.clock_us.to_be_bytes());
         // Writing MessagePack into a growing vector cannot fail: the types hold no maps with
         // unknown length and no IO is involved.
         rmp_serde::encode::write(&mut data, &self.action).expect("encoding a command into memory");
@@ -254,16 +258,17 @@ impl Command {
         if data.is_empty() {
             return Ok(None);
         }
-        let Some((head, body)) = data.split_first_chunk::<TIMESTAMP_BYTES>() else {
-            return Err(CommandError::TooShort(data.len()));
-        };
+        let too_short = || CommandError::TooShort(data.len());
+        let (head, rest) = data.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
+        let (clock, body) = rest.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
         let action = rmp_serde::from_slice(body)?;
-        Ok(Some(Command { timestamp: Timestamp(i64::from_be_bytes(*head)), action }))
+        let timestamp = Timestamp(i64::from_be_bytes(*head));
+        Ok(Some(Command { timestamp, clock_us: u64::from_be_bytes(*clock), action }))
     }
 
     /// The timestamp of an entry, without decoding the rest; `None` for a no-op or garbage.
     pub fn peek_timestamp(data: &[u8]) -> Option<Timestamp> {
-        data.first_chunk::<TIMESTAMP_BYTES>().map(|head| Timestamp(i64::from_be_bytes(*head)))
+        data.first_chunk::<TIME_BYTES>().map(|head| Timestamp(i64::from_be_bytes(*head)))
     }
 }
 
@@ -351,7 +356,7 @@ impl EncodedWrite {
     pub fn new(request: RequestId, op: WriteOp, previous: bool) -> EncodedWrite {
         let shape = OpShape::of(&op);
         let action = Action::Write { request, op, previous };
-        let data = Command { timestamp: Timestamp::ZERO, action }.encode();
+        let data = Command { timestamp: Timestamp::ZERO, clock_us: 0, action }.encode();
         EncodedWrite { request, previous, shape, data }
     }
 
@@ -371,11 +376,13 @@ impl EncodedWrite {
 
     /// Gives it its place in the order: the entry's data. The bytes are copied only when an earlier stamping
     /// is still in use.
-    pub fn stamp(&mut self, timestamp: Timestamp) -> Bytes {
+    pub fn stamp(&mut self, timestamp: Timestamp, clock_us: u64) -> Bytes {
         let data = std::mem::take(&mut self.data);
         let mut data = data.try_into_mut().unwrap_or_else(|in_use| BytesMut::from(&in_use[..]));
         // Nothing shorter was encoded, and nothing shorter is a command.
-        data[..TIMESTAMP_BYTES].copy_from_slice(&timestamp.0.to_be_bytes());
+        let (head, rest) = data.split_at_mut(TIME_BYTES);
+        head.copy_from_slice(&timestamp.0.to_be_bytes());
+        rest[..TIME_BYTES].copy_from_slice(&clock_us.to_be_bytes());
         self.data = data.freeze();
         self.data.clone()
     }
@@ -421,7 +428,7 @@ impl Command {
     /// else, of which no more is read than what it is.
     pub fn put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
         let timestamp = Command::peek_timestamp(data)?;
-        let put: PutCommand<'_> = rmp_serde::from_slice(&data[TIMESTAMP_BYTES..]).ok()?;
+        let put: PutCommand<'_> = rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
         let PutCommand::Write(_request, PutOp::Put(key, value), _previous) = put;
         Some((timestamp, data.slice_ref(key), data.slice_ref(value)))
     }
@@ -446,6 +453,7 @@ mod tests {
     fn a_command_survives_encoding() {
         let command = Command {
             timestamp: Timestamp(1_700_000_000_000_000),
+            clock_us: u64::MAX - 5,
             action: Action::Write {
                 request: RequestId { client: ClientId(u64::MAX), sequence: 7, answered_below: 3 },
                 op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
@@ -475,9 +483,9 @@ mod tests {
             value_bytes_max: 10,
         };
         assert_eq!(write.shape, shape);
-        let stamped = write.stamp(Timestamp(5));
+        let stamped = write.stamp(Timestamp(5), 0);
         assert_eq!(stamped, Command::write(Timestamp(5), request, op).encode());
-        let again = write.stamp(Timestamp(6));
+        let again = write.stamp(Timestamp(6), 0);
         assert_eq!(Command::peek_timestamp(&stamped), Some(Timestamp(5)), "it is in the log");
         assert_eq!(Command::peek_timestamp(&again), Some(Timestamp(6)));
 
@@ -496,7 +504,7 @@ mod tests {
         let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: vec![7; 1000].into() };
         let mut write = EncodedWrite::new(request, op, false);
         let place = write.data().as_ptr();
-        assert_eq!(write.stamp(Timestamp(5)).as_ptr(), place);
+        assert_eq!(write.stamp(Timestamp(5), 0).as_ptr(), place);
     }
 
     #[test]
@@ -517,7 +525,7 @@ mod tests {
     fn a_noop_is_no_command_and_garbage_is_an_error() {
         assert_eq!(Command::decode(b"").unwrap(), None);
         assert!(Command::decode(b"short").is_err());
-        assert!(Command::decode(b"12345678\xc1").is_err());
+        assert!(Command::decode(b"1234567812345678\xc1").is_err());
         assert_eq!(Command::peek_timestamp(b"short"), None);
     }
 }

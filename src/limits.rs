@@ -203,6 +203,8 @@ pub const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 pub const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A machine's clock that is further behind the newest version is mentioned in the log.
 pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
+/// How often servers tell each other what their clocks say.
+pub const CLOCK_TOLD_INTERVAL: Duration = Duration::from_secs(1);
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 
@@ -375,19 +377,22 @@ pub const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(10);
 /// a server needs another snapshot. Three minutes of writes at 10 MB/s.
 pub const LOG_HELD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 
+/// The log's own clock, by which removals, versions and sessions grow old, runs no further than this at once, however
+/// far a machine's clock leaps. Longer than a busy event loop is away.
+pub const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
+
 // ---- replicated sessions ------------------------------------------------------------------
 
-/// A client unheard of for this long is forgotten, by a clock that runs while clients write.
-pub const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
-/// Between two writes that clock runs no further than this, however far the log's own time leaps.
-pub const SESSION_CLOCK_STEP_MAX: Duration = Duration::from_secs(10);
+/// A client unheard of for this long is forgotten, by the log's own clock. No request is
+/// retried for so long.
+pub const SESSION_EXPIRY: Duration = Duration::from_secs(25 * 3600);
 /// Clients remembered; past it the one unheard of for longest is forgotten.
 pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
 /// fewer writes under way than this.
 pub const SESSION_REPLIES_MAX: usize = 2048;
-/// Replies remembered for all clients together; past it the clients unheard of for longest are
-/// forgotten.
+/// Replies remembered for all clients together; past it those of the clients unheard of for longest are
+/// forgotten, and their retries refused.
 pub const SESSION_REPLIES_TOTAL_MAX: usize = 256 * 1024;
 
 // ---- disk ---------------------------------------------------------------------------------
@@ -535,6 +540,11 @@ const _: () = {
     assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
     assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());
     assert!(CLIENT_REQUESTS_MAX < SESSION_REPLIES_MAX);
+    // A session outlives every request, and whatever of it may still be under way between servers.
+    assert!(
+        CLIENT_REQUEST_TIMEOUT_MAX.as_secs() + 4 * COMMIT_TIMEOUT.as_secs()
+            < SESSION_EXPIRY.as_secs()
+    );
     assert!(SESSION_REPLIES_MAX < SESSION_REPLIES_TOTAL_MAX);
     assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());

@@ -494,8 +494,11 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
     } else {
         WriteOp::Del { key }
     };
+    // Each client begins with its first write; without a session nothing else is applied.
+    let first = (timestamp <= 3).then_some(timestamp as u64);
+    let (client, sequence) = first.map_or((rng.random_range(1..4), sequence), |client| (client, 1));
     let request = RequestId {
-        client: ClientId(rng.random_range(1..4)),
+        client: ClientId(client),
         sequence,
         answered_below: if rng.random_bool(0.1) { sequence / 2 } else { 0 },
     };
@@ -520,7 +523,7 @@ fn replay_agrees(seed: u64, rounds: usize, mut reopen: impl FnMut() -> Arc<dyn E
             let mut entries = Vec::new();
             for _ in 0..rng.random_range(1..10) {
                 index += 1;
-                let is_noop = rng.random_bool(0.1);
+                let is_noop = index > 3 && rng.random_bool(0.1);
                 let command = random_command(&mut rng, index as i64);
                 let data = if is_noop { Bytes::new() } else { command.encode() };
                 entries.push(LogEntry { term: 1, index, data });

@@ -165,7 +165,8 @@ impl World {
 
     fn push(&mut self, action: Action) -> i64 {
         self.last += 10;
-        let data = Command { timestamp: Timestamp(self.last), action }.encode();
+        let data = Command { timestamp: Timestamp(self.last), clock_us: self.last as u64, action }
+            .encode();
         self.log.push(LogEntry { term: 1, index: self.log.len() as u64 + 1, data });
         self.last
     }
@@ -184,7 +185,7 @@ impl World {
         let answers = self.memory.1.apply_answering(entries).unwrap();
         assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
         assert_eq!(self.memory.1.applied(), self.disk.applied());
-        self.next = answers.upkeep.swept.and_then(|swept| swept.next);
+        self.next = answers.upkeep.swept.into_iter().next().and_then(|swept| swept.next);
         for answer in answers.writes {
             let outcome = answer.outcome.unwrap();
             let before = outcome.timestamp.0 - 1;
@@ -199,11 +200,11 @@ impl World {
     /// One piece of work in the background; where the next begins.
     fn upkeep(&mut self, upkeep: Upkeep) -> Option<Bytes> {
         let last = self.model.now();
-        if let Upkeep::Purge { before, .. } = &upkeep {
-            self.model.purged = self.model.purged.max(before.0);
+        if let Upkeep::Purge { before_us, .. } = &upkeep {
+            self.model.purged = self.model.purged.max(*before_us as i64);
         }
-        if let Upkeep::Sweep { as_of, .. } = &upkeep {
-            self.model.swept = self.model.swept.max(as_of.0);
+        if let Upkeep::Sweep { as_of_us, .. } = &upkeep {
+            self.model.swept = self.model.swept.max(*as_of_us as i64);
         }
         let at = self.push(Action::Upkeep(upkeep));
         self.model.moments.push((at, last));
@@ -416,21 +417,21 @@ proptest! {
                     prop_assert_eq!(machine.applied(), world.disk.applied());
                 }
                 Step::Purge { age, rows_max, pieces } => {
-                    let before = Timestamp(world.last - age);
+                    let before_us = (world.last - age).max(0) as u64;
                     for _ in 0..pieces {
-                        world.upkeep(Upkeep::Purge { before, rows_max });
+                        world.upkeep(Upkeep::Purge { before_us, rows_max });
                         world.check_newest(&keys);
                     }
                 }
                 Step::Sweep { age, history, rows_max, pieces } => {
-                    let as_of = Timestamp(world.last - age);
+                    let as_of_us = (world.last - age).max(0) as u64;
                     let mut from = Bytes::new();
                     for _ in 0..pieces {
-                        let sweep = Upkeep::Sweep { history, as_of, from, rows_max };
+                        let sweep = Upkeep::Sweep { history, as_of_us, from, rows_max };
                         let Some(next) = world.upkeep(sweep) else { break };
                         from = next;
                         world.check_newest(&keys);
-                        world.check(&keys, as_of.0 - 5, world.last, page_of(100));
+                        world.check(&keys, as_of_us as i64 - 5, world.last, page_of(100));
                     }
                 }
                 Step::Check { at, seen, most } => {
@@ -469,8 +470,8 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     // A read that began before goes on until the purge reaches it; readers of the newest state see no
     // difference while it goes on.
     let mut pieces = 0;
-    while world.disk.upkeep().oldest_removal.is_some() {
-        world.upkeep(Upkeep::Purge { before: Timestamp(world.last), rows_max: ROWS_MAX });
+    while world.disk.upkeep().oldest_removal_us.is_some() {
+        world.upkeep(Upkeep::Purge { before_us: world.last as u64, rows_max: ROWS_MAX });
         world.check(&ends, world.last, world.last, page_of(100));
         pieces += 1;
         assert!(pieces < 100, "the purge does not come to its end");
@@ -529,12 +530,13 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     let history = History::Versions { count: kept as u32 };
     let (mut from, mut pieces) = (Bytes::new(), 0);
     loop {
-        let as_of = Timestamp(world.last);
-        world.push(Action::Upkeep(Upkeep::Sweep { history, as_of, from, rows_max: ROWS_MAX }));
+        let as_of_us = world.last as u64;
+        let sweep = Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX };
+        world.push(Action::Upkeep(sweep));
         let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
         pieces += 1;
         assert!(pieces < 50, "the sweep does not come to its end");
-        match applied.upkeep.swept.unwrap().next {
+        match applied.upkeep.swept[0].next.clone() {
             Some(next) => from = next,
             None => break,
         }
@@ -577,8 +579,8 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
     world.last += 2 * limits::REMOVAL_GRACE.as_micros() as i64;
     let history = History::Versions { count: 2 };
-    let (as_of, from) = (Timestamp(world.last), Bytes::new());
-    world.upkeep(Upkeep::Sweep { history, as_of, from, rows_max: ROWS_MAX });
+    let (as_of_us, from) = (world.last as u64, Bytes::new());
+    world.upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX });
 
     let mut shown = first.rows;
     let second = page(&world, &keys[2], past).unwrap();

@@ -190,6 +190,7 @@ fn code(code: ErrorCode) -> &'static str {
         ErrorCode::ShuttingDown => "SHUTTING_DOWN",
         ErrorCode::Invalid => "INVALID",
         ErrorCode::StaleRequest => "STALE_REQUEST",
+        ErrorCode::UnknownSession => "UNKNOWN_SESSION",
         ErrorCode::Expired => "EXPIRED",
         ErrorCode::Internal => "INTERNAL",
     }

@@ -63,7 +63,9 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
             }
         }
         ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
-        ErrorCode::StaleRequest => Verdict::Fail(ClientError::StaleRequest { server, message }),
+        ErrorCode::StaleRequest | ErrorCode::UnknownSession => {
+            Verdict::Fail(ClientError::StaleRequest { server, message })
+        }
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
         ErrorCode::Busy => {
             let after = Duration::from_millis(u64::from(error.retry_after_ms));

@@ -29,6 +29,16 @@ pub(super) enum Retry<'a> {
     EachServerOnce(&'a mut dyn FnMut(&ServerFailure)),
 }
 
+impl Retry<'_> {
+    /// The same for another request.
+    pub(super) fn again(&mut self) -> Retry<'_> {
+        match self {
+            Retry::UntilDeadline => Retry::UntilDeadline,
+            Retry::EachServerOnce(report) => Retry::EachServerOnce(&mut **report),
+        }
+    }
+}
+
 /// Whom a request is for.
 #[derive(Clone, Copy)]
 pub(super) enum Target {

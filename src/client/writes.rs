@@ -1,5 +1,6 @@
 //! Writes: on one key, on many at once, and what the keys had before.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use super::{Client, Inner, PutOk, check_key, check_value};
 use crate::command::WriteOp;
 use crate::limits;
 use crate::types::Timestamp;
-use crate::wire::message::{Previous, Reply, Request, Row, WriteRequest};
+use crate::wire::message::{ErrorCode, Previous, Reply, Request, Row, WriteRequest};
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,34 +234,59 @@ impl Inner {
         retry: Retry<'_>,
         take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
     ) -> Result<T, ClientError> {
-        let ticket = self
-            .sequencer
-            .begin(deadline)
-            .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
-        let write = WriteRequest { request: ticket.request, op, previous };
-        let build = || (Request::Write(write.clone()), ());
-        self.request(Target::LeaderFirst, deadline, retry, build, |server, (), reply| {
-            match take(server, reply) {
+        let mut retry = retry;
+        let mut renewed = false;
+        loop {
+            let ticket = self
+                .sequencer
+                .begin(deadline)
+                .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
+            let write = WriteRequest { request: ticket.request, op: op.clone(), previous };
+            // Attempts of which nobody has said that they came to nothing.
+            let open_attempts = Cell::new(0);
+            let is_unknown = Cell::new(false);
+            let build = || {
+                open_attempts.set(open_attempts.get() + 1);
+                (Request::Write(write.clone()), ())
+            };
+            let judge = |server, (), reply| match take(server, reply) {
                 Ok((timestamp, answer)) => {
-                    let mut seen = lock(&self.seen);
-                    match &write.op {
-                        WriteOp::Put { key, .. } | WriteOp::Del { key } => {
-                            seen.wrote(key, timestamp)
-                        }
-                        // It makes no version of its key.
-                        WriteOp::Trim { key } => seen.absent(key, timestamp),
-                        WriteOp::PutAll { .. }
-                        | WriteOp::DelAll { .. }
-                        | WriteOp::DelRange { .. } => {
-                            seen.saw(timestamp);
-                        }
-                        WriteOp::Mark => seen.raise_session(timestamp),
-                    }
+                    self.saw_written(&write.op, timestamp);
                     Verdict::Done(answer)
                 }
-                Err(Reply::Error(error)) => judge_error(server, error),
+                Err(Reply::Error(error)) => {
+                    is_unknown.set(error.code == ErrorCode::UnknownSession);
+                    if matches!(error.code, ErrorCode::Busy | ErrorCode::UnknownSession) {
+                        open_attempts.set(open_attempts.get() - 1);
+                    }
+                    judge_error(server, error)
+                }
                 Err(_) => judge_unexpected(),
+            };
+            let result = self.request(Target::LeaderFirst, deadline, retry.again(), build, judge);
+            if result.is_ok() {
+                ticket.answered();
+            } else if is_unknown.get() {
+                ticket.forgotten();
+                // It was never applied under this identity, so it is safe under another.
+                if open_attempts.get() == 0 && !std::mem::replace(&mut renewed, true) {
+                    continue;
+                }
             }
-        })
+            return result;
+        }
+    }
+
+    fn saw_written(&self, op: &WriteOp, timestamp: Timestamp) {
+        let mut seen = lock(&self.seen);
+        match op {
+            WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
+            // It makes no version of its key.
+            WriteOp::Trim { key } => seen.absent(key, timestamp),
+            WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
+                seen.saw(timestamp);
+            }
+            WriteOp::Mark => seen.raise_session(timestamp),
+        }
     }
 }

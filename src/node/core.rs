@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::certainty::Certainty;
-use super::clock::HybridClock;
+use super::clock::{HybridClock, LogTime};
+use super::clocks::PeerClocks;
 use super::commit_news::CommitNews;
 use super::disputes::{Contradiction, StateHashes};
 use super::eligibility::{Departure, Eligibility, Ineligible};
@@ -17,13 +18,13 @@ use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
 use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState};
-use crate::command::{Command, EncodedWrite, OpShape, WriteOutcome};
+use crate::command::{Command, EncodedWrite, OpShape, StateLimits, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
 use crate::types::{
     AppliedPoint, HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
 };
-use crate::wire::message::{Effect, ErrorCode, ErrorReply, RaftMessage, Reply, Role};
+use crate::wire::message::{Effect, ErrorCode, ErrorReply, PeerMessage, RaftMessage, Reply, Role};
 
 /// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
 /// two round trips and two syncs.
@@ -70,6 +71,8 @@ pub struct NodeConfig {
     /// Replicas compare states every so many entries; the same at all. [`limits::STATE_HASH_EVERY`](crate::limits)
     /// except in simulations.
     pub state_hash_every: LogIndex,
+    /// What the state machine goes by.
+    pub state_limits: StateLimits,
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
@@ -183,6 +186,8 @@ pub struct Node {
     pub(super) consensus: Consensus,
     pub(super) effects: Effects,
     pub(super) clock: HybridClock,
+    pub(super) log_time: LogTime,
+    pub(super) peer_clocks: PeerClocks,
     pub(super) writes: Writes,
     /// Waiting writes were left for the next flush, only so that this one did not take too long.
     pub(super) propose_more: bool,
@@ -271,10 +276,12 @@ impl Node {
             consensus,
             effects: Effects::default(),
             clock,
+            log_time: LogTime::new(recovered.upkeep.clock_us),
+            peer_clocks: PeerClocks::default(),
             writes,
             propose_more: false,
             flushed_commit: 0,
-            certainty: Certainty::default(),
+            certainty: Certainty::new(config.state_limits),
             commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
@@ -301,6 +308,7 @@ impl Node {
 
     /// Takes one input. Cheap: what follows from it is worked out by [`Node::flush`].
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
+        self.log_time.pass(now.monotonic_us);
         match input {
             Input::Tick => self.tick(now, out),
             Input::LateTick => {
@@ -317,6 +325,7 @@ impl Node {
             }
             Input::PeerDown { peer } => {
                 self.links.remove(&peer);
+                self.peer_clocks.lost(peer);
                 self.consensus.peer_down(peer);
                 self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
@@ -331,6 +340,7 @@ impl Node {
                 self.consensus.persisted(number, &mut self.effects);
             }
             Input::Applied { outcomes, point, upkeep } => {
+                self.log_time.observe(upkeep.clock_us);
                 self.chores.applied(point.index, upkeep, now.monotonic_us);
                 self.applied(now, outcomes, point, out);
             }
@@ -419,6 +429,14 @@ impl Node {
         self.writes.awaits_application() || self.reads.awaits_application()
     }
 
+    /// At a leader, how far the other servers' clocks are ahead of its own, when that is far.
+    pub fn clock_apart_us(&self) -> Option<i64> {
+        match self.consensus.role() {
+            Role::Leader => self.peer_clocks.apart_us(),
+            Role::Follower | Role::Candidate => None,
+        }
+    }
+
     /// Describes the node.
     pub fn status(&self) -> NodeStatus {
         let in_sync = self.in_sync.iter().flat_map(InSync::members).collect();
@@ -445,6 +463,7 @@ impl Node {
         self.judge_eligibility(out);
         self.consensus.tick();
         self.chores.tick();
+        self.compare_clocks(now, out);
         self.campaign_if_first();
         if self.campaign_at.is_some_and(|at| at <= self.ticks) {
             self.campaign_at = None;
@@ -540,6 +559,19 @@ impl Node {
         self.in_reach() > self.config.nodes.len() / 2
     }
 
+    fn compare_clocks(&mut self, now: Now, out: &mut Vec<Output>) {
+        if self.peer_clocks.is_due(now.monotonic_us) {
+            let message = PeerMessage::Clock { wall_us: now.wall_us };
+            let tell = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
+            out.extend(self.links.iter().map(tell));
+        }
+        if self.consensus.role() == Role::Leader
+            && let Some(ahead_us) = self.peer_clocks.news()
+        {
+            out.push(Output::Notice(Notice::ClockApart { ahead_us }));
+        }
+    }
+
     fn campaign_if_first(&mut self) {
         if self.links.len() + 1 > self.config.nodes.len() / 2 {
             self.consensus.campaign_if_first();
@@ -586,6 +618,7 @@ impl Node {
                 + micros(self.config.in_sync_timeout)
                 + 2 * micros(limits::COMMIT_TIMEOUT),
             effect: Effect::NotDone,
+            resent: false,
             not_before_us: 0,
             shown_as_leader: false,
             shown_as_forwarder: false,
@@ -639,6 +672,11 @@ impl Node {
                     let stored = Stored { timestamp, previous: write.previous };
                     self.writes.wait_for_stored(key, write.index, stored);
                 }
+                None if write.is_of_unknown_session() => {
+                    let pending = self.writes.remove(key);
+                    let reply = Node::unknown_session(pending.resent);
+                    self.finish(pending, reply, out);
+                }
                 None => {
                     let mut pending = self.writes.remove(key);
                     pending.has_at_least(Effect::MayBeDone);
@@ -661,7 +699,20 @@ impl Node {
         let pending = self.writes.get_mut(key);
         let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
         pending.deadline_us = deadline_us.min(pending.give_up_us);
+        pending.resent = true;
         self.writes.wait(key);
+    }
+
+    /// What a write is answered that came to nothing in a session that is not known. Only of one that was handed
+    /// on once it is known that it was not applied before.
+    pub(super) fn unknown_session(resent: bool) -> Reply {
+        let message = "what this client wrote before is forgotten, and so is whether this write was applied: \
+                       read the key to see what it holds";
+        let (code, effect) = match resent {
+            true => (ErrorCode::StaleRequest, Effect::MayBeDone),
+            false => (ErrorCode::UnknownSession, Effect::NotDone),
+        };
+        Reply::Error(ErrorReply { code, message: message.to_owned(), retry_after_ms: 0, effect })
     }
 
     pub(super) fn answer(&self, origin: Origin, reply: Reply, out: &mut Vec<Output>) {

@@ -13,6 +13,7 @@
 
 mod certainty;
 mod clock;
+mod clocks;
 mod commit_news;
 pub mod core;
 mod disputes;
@@ -199,17 +200,26 @@ impl CheckedMessage {
 /// What a state machine has left to do in the background.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpkeepState {
-    /// The time of the oldest removal that is not off the disk yet.
-    pub oldest_removal: Option<Timestamp>,
-    /// What the last sweep came to, if entries with one were just applied.
-    pub swept: Option<Swept>,
+    /// The time of the log's clock.
+    pub clock_us: u64,
+    /// By when the oldest removal was done that is not off the disk yet, by the log's clock.
+    pub oldest_removal_us: Option<u64>,
+    /// The time of the first version that was stored by the entries just applied, or by those after the
+    /// beginning of a sweep among them. 0 where that is not known.
+    pub put_us: Option<u64>,
+    /// What the pieces of sweeps came to among the entries just applied.
+    pub swept: Vec<Swept>,
 }
 
 /// A piece of a sweep.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swept {
+    /// Where it began.
+    pub from: Bytes,
     /// Where the next piece begins; `None` when the whole store is done.
     pub next: Option<Bytes>,
+    /// When there will be something to remove in this piece, by the log's clock, as things are.
+    pub due_us: Option<u64>,
 }
 
 /// One applied command.
@@ -220,12 +230,20 @@ pub struct AppliedWrite {
     /// Its term.
     pub term: Term,
     /// What came of it: the first application's outcome, also for a retry. `None` when its
-    /// session had already forgotten this sequence.
+    /// session had already forgotten this sequence, or there is none.
     pub outcome: Option<WriteOutcome>,
     /// What its key had just before, if that was asked for.
     pub previous: Option<Previous>,
-    /// The greatest sequence that its client's session has met by now: applied or ruled out.
+    /// The greatest sequence that its client's session has met by now: applied or ruled out. 0 when the
+    /// client has no session.
     pub newest_sequence: u64,
+}
+
+impl AppliedWrite {
+    /// Whether it was refused because it is not its client's first, and the others are not known.
+    pub fn is_of_unknown_session(&self) -> bool {
+        self.newest_sequence == 0
+    }
 }
 
 /// What a node wants done.
@@ -348,6 +366,11 @@ pub enum Notice {
         /// What it was.
         reason: Ineligible,
     },
+    /// At the leader: its clock is far from the other servers'.
+    ClockApart {
+        /// How far theirs are ahead.
+        ahead_us: i64,
+    },
     /// This node's data directory was blank; it is up to date now and takes part in elections.
     Admitted,
     /// A majority of the group holds one state and this server another: it is to be rebuilt.
@@ -385,6 +408,16 @@ pub enum Notice {
     StoreRebuilt,
 }
 
+/// What it means that the other servers' clocks are so far ahead of the leader's.
+pub fn clock_apart(ahead_us: i64) -> String {
+    let seconds = ahead_us.unsigned_abs() / 1_000_000;
+    let direction = if ahead_us < 0 { "ahead of" } else { "behind" };
+    format!(
+        "this server leads, and its clock is {seconds} s {direction} the other servers' clocks: versions get \
+         wrong times; set the clock, or synchronize it by NTP"
+    )
+}
+
 impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -420,6 +453,7 @@ impl std::fmt::Display for Notice {
             Notice::MayLeadAgain { reason: Ineligible::StoreDamaged } => {
                 write!(f, "the store is whole again: this server may lead")
             }
+            Notice::ClockApart { ahead_us } => f.write_str(&clock_apart(*ahead_us)),
             Notice::Admitted => {
                 write!(f, "this server is up to date and takes part in elections")
             }

@@ -10,7 +10,9 @@ use crate::command::{Command, EncodedWrite};
 use crate::consensus::PeerFault;
 use crate::limits;
 use crate::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
-use crate::wire::message::{Effect, PeerMessage, RaftBody, RaftMessage, Reply, Role};
+use crate::wire::message::{
+    Effect, ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
+};
 
 impl Node {
     pub(super) fn peer_message(
@@ -30,6 +32,14 @@ impl Node {
                 match reply {
                     Some(reply) => {
                         let pending = self.writes.remove(key);
+                        let is_unknown = matches!(
+                            &reply,
+                            Reply::Error(ErrorReply { code: ErrorCode::UnknownSession, .. })
+                        );
+                        let reply = match is_unknown {
+                            true => Node::unknown_session(pending.resent),
+                            false => reply,
+                        };
                         self.finish(pending, reply, out);
                     }
                     None => {
@@ -57,6 +67,7 @@ impl Node {
             | PeerMessage::SnapshotChunk { .. }
             | PeerMessage::SnapshotEnd { .. }
             | PeerMessage::SnapshotAnswer { .. } => {}
+            PeerMessage::Clock { wall_us } => self.peer_clocks.heard(from, wall_us, now.wall_us),
             PeerMessage::StateHash { index, hash } => {
                 // What is further than this log cannot be compared soon, and must not crowd out the rest.
                 if index <= self.consensus.last_index() {

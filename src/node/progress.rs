@@ -54,7 +54,7 @@ impl Node {
             self.in_sync = None;
             self.birth_until_us = None;
             self.chores.lost_leadership();
-            self.certainty = Certainty::default();
+            self.certainty = Certainty::new(self.config.state_limits);
             self.commit_news = CommitNews::default();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
@@ -112,6 +112,7 @@ impl Node {
             return;
         }
         let limits = self.config.limits;
+        let clock_us = self.log_time.now_us();
         let mut waiting = self.writes.take_waiting();
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
@@ -133,7 +134,7 @@ impl Node {
             while let Some(key) = waiting.pop_front() {
                 let timestamp = self.clock.next(now.wall_us);
                 let pending = self.writes.get_mut(key);
-                let command = pending.write.stamp(timestamp);
+                let command = pending.write.stamp(timestamp, clock_us);
                 self.show_put(key, out);
                 bytes += command.len() as u64;
                 batch.push((key, timestamp));
@@ -152,7 +153,7 @@ impl Node {
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let pending = self.writes.get_mut(key);
                         let write = &pending.write;
-                        let certain = self.certainty.proposed(&write.request, index);
+                        let certain = self.certainty.proposed(&write.request, index, clock_us);
                         if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
                             self.writes.propose_certain(key, index, stored);
@@ -176,10 +177,10 @@ impl Node {
         if self.stopping != Stopping::No || self.is_being_born(now) {
             return;
         }
-        let clock = self.clock.newest(now.wall_us);
-        let Some(upkeep) = self.chores.next(clock, now.monotonic_us) else { return };
+        let clock_us = self.log_time.now_us();
+        let Some(upkeep) = self.chores.next(clock_us, now.monotonic_us) else { return };
         let timestamp = self.clock.next(now.wall_us);
-        let command = Command { timestamp, action: Action::Upkeep(upkeep) };
+        let command = Command { timestamp, clock_us, action: Action::Upkeep(upkeep) };
         // Refused, it is tried again with the next tick.
         if let Ok(index) = self.consensus.propose(vec![command.encode()]) {
             self.chores.proposed(index);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::core::{AckPolicy, Node, NodeConfig, Recovered};
 use super::upkeep::UpkeepConfig;
 use super::*;
-use crate::command::{Action, Command, History, WriteOp};
+use crate::command::{Action, Command, History, StateLimits, WriteOp};
 use crate::limits;
 use crate::types::{ClientId, RequestId};
 use crate::wire::message::Role;
@@ -43,6 +43,7 @@ impl Group {
                 upkeep: UpkeepConfig::new(History::All),
                 limits: limits::NodeLimits::default(),
                 state_hash_every: limits::STATE_HASH_EVERY,
+                state_limits: StateLimits::default(),
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()

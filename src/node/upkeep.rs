@@ -9,7 +9,7 @@ use super::UpkeepState;
 use super::core::micros;
 use crate::command::{History, Upkeep};
 use crate::limits;
-use crate::types::{LogIndex, Timestamp};
+use crate::types::LogIndex;
 
 /// How a node is to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,17 +40,18 @@ impl UpkeepConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Sweep {
-    /// The next one begins then.
-    Pausing { until_us: u64 },
-    /// The next piece begins there.
-    At(Bytes),
+    /// Nothing is to be removed before the log's clock says `due_us`, or at all; and the next sweep does not
+    /// begin before `until_us`.
+    Resting { until_us: u64, due_us: Option<u64> },
+    /// The next piece begins there. Of the pieces before, something will be due then.
+    At { from: Bytes, due_us: Option<u64> },
 }
 
 /// What this node knows of what is to be done, and does of it when it leads.
 #[derive(Debug)]
 pub(super) struct Chores {
     config: UpkeepConfig,
-    oldest_removal: Option<Timestamp>,
+    oldest_removal_us: Option<u64>,
     sweep: Sweep,
     /// Proposed here and not applied yet.
     under_way: Option<LogIndex>,
@@ -62,8 +63,9 @@ impl Chores {
     pub fn new(config: UpkeepConfig, state: UpkeepState) -> Chores {
         Chores {
             config,
-            oldest_removal: state.oldest_removal,
-            sweep: Sweep::Pausing { until_us: 0 },
+            oldest_removal_us: state.oldest_removal_us,
+            // What an earlier run knew is forgotten.
+            sweep: Sweep::Resting { until_us: 0, due_us: Some(0) },
             under_way: None,
             due: false,
         }
@@ -75,12 +77,24 @@ impl Chores {
 
     /// The state machine stands at `index`.
     pub fn applied(&mut self, index: LogIndex, state: UpkeepState, now_us: u64) {
-        self.oldest_removal = state.oldest_removal;
-        if let Some(swept) = state.swept {
-            self.sweep = match swept.next {
-                Some(next) => Sweep::At(next),
-                None => Sweep::Pausing { until_us: now_us + self.config.sweep_pause_us },
+        self.oldest_removal_us = state.oldest_removal_us;
+        for swept in state.swept {
+            let before = match &self.sweep {
+                _ if swept.from.is_empty() => None,
+                Sweep::At { from, due_us } if *from == swept.from => *due_us,
+                // Left over from another leader, and no part of what is going on.
+                Sweep::At { .. } | Sweep::Resting { .. } => continue,
             };
+            let due_us = before.into_iter().chain(swept.due_us).min();
+            self.sweep = match swept.next {
+                Some(from) => Sweep::At { from, due_us },
+                None => Sweep::Resting { until_us: now_us + self.config.sweep_pause_us, due_us },
+            };
+        }
+        // What is stored may replace something.
+        if let Some(put_us) = state.put_us {
+            let (Sweep::Resting { due_us, .. } | Sweep::At { due_us, .. }) = &mut self.sweep;
+            *due_us = due_us.map_or(Some(put_us), |due_us| Some(due_us.min(put_us)));
         }
         if self.under_way.is_some_and(|proposed| proposed <= index) {
             self.under_way = None;
@@ -92,30 +106,32 @@ impl Chores {
         self.under_way = None;
     }
 
-    /// What to propose now, if anything. `clock` is the time of the log.
-    pub fn next(&mut self, clock: Timestamp, now_us: u64) -> Option<Upkeep> {
+    /// What to propose now, if anything. `clock_us` is the time of the log's clock.
+    pub fn next(&mut self, clock_us: u64, now_us: u64) -> Option<Upkeep> {
         if !std::mem::take(&mut self.due) || self.under_way.is_some() {
             return None;
         }
-        let ago = |age_us: u64| {
-            Timestamp(clock.0.saturating_sub_unsigned(age_us.max(self.config.removal_grace_us)))
-        };
-        let before = ago(0);
-        if self.oldest_removal.is_some_and(|oldest| oldest <= before) {
-            return Some(Upkeep::Purge { before, rows_max: self.config.rows_max });
+        let UpkeepConfig { history, rows_max, removal_grace_us, .. } = self.config;
+        let before_us = clock_us.checked_sub(removal_grace_us)?;
+        if self.oldest_removal_us.is_some_and(|oldest_us| oldest_us <= before_us) {
+            return Some(Upkeep::Purge { before_us, rows_max });
         }
-        let history = self.config.history;
-        let as_of = match history {
+        let as_of_us = match history {
             History::All => return None,
-            History::For { age_us } => ago(age_us),
-            History::Versions { .. } => before,
+            History::For { age_us } => clock_us.checked_sub(age_us.max(removal_grace_us))?,
+            History::Versions { .. } => before_us,
         };
         let from = match &self.sweep {
-            Sweep::Pausing { until_us } if now_us < *until_us => return None,
-            Sweep::Pausing { .. } => Bytes::new(),
-            Sweep::At(from) => from.clone(),
+            Sweep::Resting { until_us, due_us } => {
+                let is_due = due_us.is_some_and(|due_us| due_us <= as_of_us);
+                if !is_due || now_us < *until_us {
+                    return None;
+                }
+                Bytes::new()
+            }
+            Sweep::At { from, .. } => from.clone(),
         };
-        Some(Upkeep::Sweep { history, as_of, from, rows_max: self.config.rows_max })
+        Some(Upkeep::Sweep { history, as_of_us, from, rows_max })
     }
 
     /// It was proposed, as the entry at `index`.
@@ -132,77 +148,91 @@ mod tests {
     const GRACE: u64 = 60_000_000;
     const ROWS: u32 = limits::UPKEEP_ROWS_MAX as u32;
 
-    fn chores(history: History, oldest_removal: Option<i64>) -> Chores {
-        let oldest_removal = oldest_removal.map(Timestamp);
-        let state = UpkeepState { oldest_removal, swept: None };
+    fn chores(history: History, oldest_removal_us: Option<u64>) -> Chores {
+        let state = UpkeepState { oldest_removal_us, ..UpkeepState::default() };
         let mut chores = Chores::new(UpkeepConfig::new(history), state);
         chores.tick();
         chores
     }
 
-    fn at(us: u64) -> Timestamp {
-        Timestamp(us as i64)
-    }
-
     #[test]
     fn what_was_removed_leaves_when_its_grace_is_over() {
         let mut chores = chores(History::All, Some(1_000));
-        assert_eq!(chores.next(at(GRACE + 999), 0), None);
+        assert_eq!(chores.next(GRACE + 999, 0), None);
         chores.tick();
-        let purge = Upkeep::Purge { before: Timestamp(1_000), rows_max: ROWS };
-        assert_eq!(chores.next(at(GRACE + 1_000), 0), Some(purge));
+        let purge = Upkeep::Purge { before_us: 1_000, rows_max: ROWS };
+        assert_eq!(chores.next(GRACE + 1_000, 0), Some(purge));
     }
 
     #[test]
     fn one_piece_is_under_way_and_one_begins_with_a_tick() {
         let mut chores = chores(History::All, Some(1));
-        let now = at(10 * GRACE);
-        assert!(chores.next(now, 0).is_some());
+        let now_us = 10 * GRACE;
+        assert!(chores.next(now_us, 0).is_some());
         chores.proposed(7);
-        assert_eq!(chores.next(now, 0), None);
+        assert_eq!(chores.next(now_us, 0), None);
         chores.tick();
-        assert_eq!(chores.next(now, 0), None, "it is not applied yet");
-        let left = UpkeepState { oldest_removal: Some(Timestamp(1)), swept: None };
+        assert_eq!(chores.next(now_us, 0), None, "it is not applied yet");
+        let left = UpkeepState { oldest_removal_us: Some(1), ..UpkeepState::default() };
         chores.applied(6, left.clone(), 0);
         chores.tick();
-        assert_eq!(chores.next(now, 0), None);
+        assert_eq!(chores.next(now_us, 0), None);
         chores.applied(7, left, 0);
         chores.tick();
-        assert!(chores.next(now, 0).is_some());
+        assert!(chores.next(now_us, 0).is_some());
         chores.applied(8, UpkeepState::default(), 0);
         chores.tick();
-        assert_eq!(chores.next(now, 0), None, "nothing is left");
+        assert_eq!(chores.next(now_us, 0), None, "nothing is left");
+    }
+
+    fn swept(from: &'static str, next: Option<&'static str>, due_us: Option<u64>) -> UpkeepState {
+        let swept = vec![Swept { from: from.into(), next: next.map(Bytes::from), due_us }];
+        UpkeepState { swept, ..UpkeepState::default() }
     }
 
     #[test]
-    fn a_sweep_goes_through_the_store_and_pauses() {
-        let mut chores = chores(History::For { age_us: 2 * GRACE }, None);
-        let sweep = |from: &'static str| {
-            let (history, as_of) = (History::For { age_us: 2 * GRACE }, at(3 * GRACE));
-            Some(Upkeep::Sweep { history, as_of, from: Bytes::from(from), rows_max: ROWS })
+    fn a_sweep_goes_through_the_store_and_rests_until_something_is_due() {
+        let history = History::For { age_us: 2 * GRACE };
+        let mut chores = chores(history, None);
+        let sweep = |from: &'static str, as_of_us| {
+            let from = Bytes::from(from);
+            Some(Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS })
         };
-        assert_eq!(chores.next(at(5 * GRACE), 0), sweep(""));
-        let swept = |next: Option<&'static str>| UpkeepState {
-            oldest_removal: None,
-            swept: Some(Swept { next: next.map(Bytes::from) }),
-        };
-        chores.applied(1, swept(Some("k")), 0);
+        assert_eq!(chores.next(5 * GRACE, 0), sweep("", 3 * GRACE));
+        chores.applied(1, swept("", Some("k"), Some(4 * GRACE)), 0);
+        chores.applied(1, swept("x", Some("y"), Some(0)), 0);
         chores.tick();
-        assert_eq!(chores.next(at(5 * GRACE), 0), sweep("k"));
-        chores.applied(2, swept(None), 100);
+        assert_eq!(chores.next(5 * GRACE, 0), sweep("k", 3 * GRACE));
+        chores.applied(2, swept("k", None, Some(5 * GRACE)), 100);
         let pause_us = micros(limits::SWEEP_PAUSE);
-        for (now_us, expected) in [(99 + pause_us, None), (100 + pause_us, sweep(""))] {
+        let cases = [
+            (6 * GRACE - 1, 100 + pause_us, None),
+            (6 * GRACE, 99 + pause_us, None),
+            (6 * GRACE, 100 + pause_us, sweep("", 4 * GRACE)),
+        ];
+        for (clock_us, now_us, expected) in cases {
             chores.tick();
-            assert_eq!(chores.next(at(5 * GRACE), now_us), expected);
+            assert_eq!(chores.next(clock_us, now_us), expected);
         }
     }
 
     #[test]
-    fn history_by_number_is_judged_past_the_grace() {
+    fn where_nothing_is_due_nothing_is_written_until_something_is_stored() {
         let history = History::Versions { count: 3 };
         let mut chores = chores(history, None);
-        let as_of = at(GRACE);
-        let expected = Upkeep::Sweep { history, as_of, from: Bytes::new(), rows_max: ROWS };
-        assert_eq!(chores.next(at(2 * GRACE), 0), Some(expected));
+        assert!(chores.next(2 * GRACE, 0).is_some());
+        chores.applied(1, swept("", None, None), 0);
+        for round in 1..100 {
+            chores.tick();
+            assert_eq!(chores.next(round * 1_000 * GRACE, round * GRACE), None);
+        }
+        let put_us = Some(200_000 * GRACE);
+        chores.applied(2, UpkeepState { put_us, ..UpkeepState::default() }, 0);
+        chores.tick();
+        assert_eq!(chores.next(200_001 * GRACE - 1, u64::MAX), None);
+        chores.tick();
+        let as_of_us = 200_000 * GRACE;
+        let expected = Upkeep::Sweep { history, as_of_us, from: Bytes::new(), rows_max: ROWS };
+        assert_eq!(chores.next(200_001 * GRACE, u64::MAX), Some(expected));
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Pending {
     pub give_up_us: u64,
     /// What is known of it apart from the place it is in now: earlier leaders may have proposed it.
     pub effect: Effect,
+    /// It has been proposed or forwarded before, and may have been applied though nobody has said so.
+    pub resent: bool,
     /// Not to be forwarded before.
     pub not_before_us: u64,
     /// The console has shown it as received by the leader, or as forwarded.

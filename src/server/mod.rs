@@ -41,6 +41,7 @@ pub use self::local::LocalGroup;
 use self::scrub::Scrubber;
 use self::service::{Ended, Parts, Restart, StoreService};
 use self::work::StoreWorker;
+use crate::command::StateLimits;
 use crate::console::ConsoleThread;
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
@@ -315,6 +316,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         upkeep: UpkeepConfig::new(config.history),
         limits: limits::NodeLimits::default(),
         state_hash_every: limits::STATE_HASH_EVERY,
+        state_limits: StateLimits::default(),
         first_question: rand::rng().next_u64() >> 1,
     }
 }

@@ -12,7 +12,7 @@ use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
-use crate::node::{Input, RequestToken};
+use crate::node::{Input, RequestToken, clock_apart};
 use crate::types::NodeId;
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
@@ -209,7 +209,8 @@ impl StoreService {
     fn warnings(&self, ineligible: &[Ineligible]) -> Vec<String> {
         let ineligible =
             ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
-        self.distrust().iter().map(Distrust::to_string).chain(ineligible).collect()
+        let clock = self.parts.node.clock_apart_us().map(clock_apart);
+        self.distrust().iter().map(Distrust::to_string).chain(ineligible).chain(clock).collect()
     }
 
     /// Plain reads, also those that came early, are answered now, whatever is applied.

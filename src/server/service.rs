@@ -268,7 +268,9 @@ impl StoreService {
                         | Notice::Disputed { .. }
                         | Notice::LogContradicted { .. }
                         | Notice::LogRefuted { .. } => log::Level::Error,
-                        Notice::OutOfSync { .. } | Notice::PeerDiverged { .. } => log::Level::Warn,
+                        Notice::OutOfSync { .. }
+                        | Notice::PeerDiverged { .. }
+                        | Notice::ClockApart { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
                     log::log!(level, "{notice}");

@@ -1,7 +1,7 @@
 //! The state machine: committed entries in, outcomes out, the same on every replica.
 //!
-//! Apply is deterministic. It reads no clock: a version's timestamp is the command's, and sessions
-//! expire by the timestamps of the log. The same log gives the same rows, the same outcomes and
+//! Apply is deterministic. It reads no clock: a version's timestamp is the command's, and things grow old by
+//! the log's clock, which stands in the commands. The same log gives the same rows, the same outcomes and
 //! the same hash.
 //!
 //! Every [`apply`](StateMachine::apply) is one lazy engine batch. A
@@ -26,6 +26,7 @@ use bytes::{Buf, BufMut, Bytes};
 use super::changes::Changes;
 use super::engine::{Durability, Engine, EngineError, EngineView, WriteBatch};
 use super::hash::StateHash;
+use super::log_clock::{LogClock, Marks};
 use super::reads::Store;
 use super::rows::{Rows, ViewRows};
 use super::sessions::{Admission, Sessions};
@@ -40,10 +41,11 @@ use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
 use crate::wire::message::Previous;
 
 /// The layout of the rows this build writes and reads.
-pub const STATE_FORMAT_VERSION: u32 = 2;
+pub const STATE_FORMAT_VERSION: u32 = 3;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
+const META_CLOCK: &str = "clock";
 const POINT_BYTES: usize = 24;
 
 /// Why the state machine stopped. All of these are final for the process.
@@ -114,6 +116,8 @@ pub(super) struct Shared {
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
     limits: StateLimits,
+    /// When timestamps were given out, by the log's clock.
+    marks: RwLock<Arc<Marks>>,
     /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
     /// with one becomes visible, and cleared after the batch with which the last one left.
     removals: [AtomicBool; 2],
@@ -150,6 +154,17 @@ impl Shared {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed stays.
+    pub(super) fn looks_far_back(&self, at: Timestamp, seen: Timestamp) -> bool {
+        let marks = self.marks.read().unwrap_or_else(PoisonError::into_inner).clone();
+        marks.are_apart(at, seen, self.limits.removal_grace_us)
+    }
+
+    fn set_marks(&self, clock: &LogClock) {
+        let marks = Arc::new(clock.marks().clone());
+        *self.marks.write().unwrap_or_else(PoisonError::into_inner) = marks;
+    }
+
     pub(super) fn applied(&self) -> AppliedPoint {
         *self.applied.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,6 +190,7 @@ pub struct StateMachine {
     engine: Arc<dyn Engine>,
     sessions: Sessions,
     point: AppliedPoint,
+    clock: LogClock,
     durable_index: LogIndex,
     /// What was applied since the last checkpoint.
     lazy_entries: u64,
@@ -197,12 +213,14 @@ impl StateMachine {
     pub fn open(engine: Arc<dyn Engine>, limits: StateLimits) -> Result<StateMachine, ApplyError> {
         let point = stored_point(&*engine)?;
         let sessions = Sessions::load(&*engine, limits)?;
+        let clock = stored_clock(&*engine, point.timestamp, limits)?;
         let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
         let shared = Shared {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
             limits,
+            marks: RwLock::new(Arc::new(clock.marks().clone())),
             removals: [AtomicBool::new(pending.keys), AtomicBool::new(pending.ranges)],
         };
         Ok(StateMachine {
@@ -210,6 +228,7 @@ impl StateMachine {
             engine,
             sessions,
             point,
+            clock,
             durable_index: point.index,
             lazy_entries: 0,
             lazy_bytes: 0,
@@ -237,7 +256,12 @@ impl StateMachine {
 
     /// What is left to do in the background.
     pub fn upkeep(&self) -> UpkeepState {
-        UpkeepState { oldest_removal: self.oldest_removal, swept: None }
+        UpkeepState {
+            clock_us: self.clock.now_us(),
+            oldest_removal_us: self.oldest_removal.map(|oldest| self.clock.when(oldest)),
+            put_us: Some(0),
+            swept: Vec::new(),
+        }
     }
 
     /// Applies entries, in order, as one atomic batch.
@@ -268,6 +292,8 @@ impl StateMachine {
         let mut applied = Applied::default();
         let view = self.engine.view()?;
         let mut point = self.point;
+        let mut clock = self.clock.clone();
+        let mut is_marked = false;
         let mut changes = Changes::new(&*view, StateHash(point.hash));
         let mut removals_touched = false;
         for entry in entries {
@@ -280,7 +306,7 @@ impl StateMachine {
             point.index = entry.index;
             self.lazy_entries += 1;
             self.lazy_bytes += entry.data.len() as u64;
-            let Some(Command { timestamp, action }) = command else { continue };
+            let Some(Command { timestamp, clock_us, action }) = command else { continue };
             if timestamp <= point.timestamp {
                 return Err(ApplyError::TimestampOrder {
                     index: entry.index,
@@ -289,28 +315,49 @@ impl StateMachine {
                 });
             }
             point.timestamp = timestamp;
-            removals_touched |= !matches!(
+            let now_us = clock.now_us().max(clock_us);
+            let is_put = matches!(
                 action,
                 Action::Write { op: WriteOp::Put { .. } | WriteOp::PutAll { .. }, .. }
             );
+            removals_touched |= !is_put;
+            if is_put {
+                applied.upkeep.put_us.get_or_insert(now_us);
+            }
             match action {
                 Action::Write { request, op, previous } => {
                     let wanted = answering && previous;
-                    let (outcome, previous) =
-                        self.apply_write(timestamp, &request, &op, wanted, &mut changes)?;
+                    let (outcome, previous, newest_sequence) =
+                        match self.sessions.admit(&request, timestamp, now_us, &mut changes.hash) {
+                            Admission::UnknownSession => (None, None, 0),
+                            admission => {
+                                let admitted = (timestamp, &request, admission);
+                                let (outcome, previous) =
+                                    self.apply_write(admitted, &op, wanted, &mut changes)?;
+                                let newest = self.sessions.newest_sequence(request.client);
+                                (outcome, previous, newest)
+                            }
+                        };
                     let (index, term) = (entry.index, entry.term);
-                    let newest_sequence = self.sessions.newest_sequence(request.client);
                     let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
                     applied.writes.push(write);
                 }
-                Action::Upkeep(Upkeep::Purge { before, rows_max }) => {
+                Action::Upkeep(Upkeep::Purge { before_us, rows_max }) => {
+                    let before = clock.reached(before_us);
                     upkeep::purge(&mut changes, before, rows_max)?;
                 }
-                Action::Upkeep(Upkeep::Sweep { history, as_of, from, rows_max }) => {
-                    let next = upkeep::sweep(&mut changes, history, as_of, &from, rows_max)?;
-                    applied.upkeep.swept = Some(Swept { next });
+                Action::Upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max }) => {
+                    let as_of = clock.reached(as_of_us);
+                    let piece = upkeep::sweep(&mut changes, history, as_of, &from, rows_max)?;
+                    let due_us = piece.due.map(|due| clock.when(due));
+                    if from.is_empty() {
+                        // What was stored before the sweep began, it sees.
+                        applied.upkeep.put_us = None;
+                    }
+                    applied.upkeep.swept.push(Swept { from, next: piece.next, due_us });
                 }
             }
+            is_marked |= clock.advance(clock_us, timestamp);
         }
         if !entries.is_empty() {
             if removals_touched {
@@ -324,25 +371,29 @@ impl StateMachine {
                 keys: before.keys || self.pending.keys,
                 ranges: before.ranges || self.pending.ranges,
             });
+            if is_marked {
+                self.shared.set_marks(&clock);
+            }
             self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             self.engine.write(&batch, Durability::Lazy)?;
             self.point = point;
+            self.clock = clock;
             *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             self.shared.set_pending(self.pending);
         }
-        applied.upkeep.oldest_removal = self.oldest_removal;
+        let UpkeepState { clock_us, oldest_removal_us, .. } = self.upkeep();
+        applied.upkeep = UpkeepState { clock_us, oldest_removal_us, ..applied.upkeep };
         Ok(applied)
     }
 
     fn apply_write(
         &mut self,
-        timestamp: Timestamp,
-        request: &RequestId,
+        (timestamp, request, admission): (Timestamp, &RequestId, Admission),
         op: &WriteOp,
         previous: bool,
         changes: &mut Changes<'_>,
     ) -> Result<(Option<WriteOutcome>, Option<Previous>), ApplyError> {
-        match self.sessions.admit(request, timestamp, &mut changes.hash) {
+        match admission {
             Admission::Repeated(timestamp) => {
                 let outcome = WriteOutcome { timestamp, refused: false };
                 let Some(key) = op.key().filter(|_| previous) else {
@@ -351,15 +402,14 @@ impl StateMachine {
                 // As the first application found it, unless that is off the disk by now.
                 let before = Timestamp(timestamp.0 - 1);
                 let rows = changes.rows();
-                let grace_us = self.shared.limits.removal_grace_us;
-                if Horizon::read(&rows)?.is_past(before, before, grace_us) {
+                if Horizon::read(&rows)?.is_past(before, before, false) {
                     return Ok((None, None));
                 }
                 let pending = Pending { keys: true, ranges: true };
                 let found = Reader::new(&rows, before, before, pending)?.get(key)?;
                 return Ok((Some(outcome), Some(answer_previous(found))));
             }
-            Admission::Forgotten => return Ok((None, None)),
+            Admission::Forgotten | Admission::UnknownSession => return Ok((None, None)),
             Admission::New => {}
         }
         let previous = match op.key() {
@@ -437,6 +487,7 @@ impl StateMachine {
             machine.sessions.save(&mut batch);
             batch.put(keys::meta(META_FORMAT), STATE_FORMAT_VERSION.to_le_bytes().to_vec().into());
             batch.put(keys::meta(META_APPLIED), encode_point(&machine.point));
+            batch.put(keys::meta(META_CLOCK), machine.clock.encode());
             machine.engine.write(&batch, Durability::Durable)?;
             machine.sessions.saved();
             machine.durable_index = machine.point.index;
@@ -475,11 +526,13 @@ impl StateMachine {
                 return Err(ApplyError::Damaged("the applied index of a snapshot"));
             }
             machine.sessions = Sessions::load(&*engine, machine.shared.limits)?;
+            machine.clock = stored_clock(&*engine, point.timestamp, machine.shared.limits)?;
             let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
             let unknown = Pending { keys: true, ranges: true };
             machine.shared.set_pending(unknown);
             // In the same order as around a batch.
             let shared = &machine.shared;
+            shared.set_marks(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
@@ -550,9 +603,24 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
         return Some(MetaRow::Applied(decode_point(value.try_into().ok()?)));
     }
     let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
+    let clock = LogClock::decode(value, Timestamp::ZERO, 0);
+    let known = known || (row == keys::meta(META_CLOCK) && clock.is_some());
     let is_time = row == keys::meta(META_PURGED) || row == keys::meta(META_SWEPT);
     let known = known || (is_time && upkeep::decode_time(value).is_some());
     known.then_some(MetaRow::Other)
+}
+
+/// The log's clock as of the last checkpoint.
+fn stored_clock(
+    engine: &dyn Engine,
+    timestamp: Timestamp,
+    limits: StateLimits,
+) -> Result<LogClock, ApplyError> {
+    let grace_us = limits.removal_grace_us;
+    let Some(stored) = engine.get(&keys::meta(META_CLOCK))? else {
+        return Ok(LogClock::new(grace_us));
+    };
+    LogClock::decode(&stored, timestamp, grace_us).ok_or(ApplyError::Damaged("the log's clock"))
 }
 
 fn read_meta<const N: usize>(

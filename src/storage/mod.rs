@@ -32,6 +32,7 @@ pub mod files;
 mod hash;
 pub mod keys;
 pub mod log;
+mod log_clock;
 pub mod memory;
 pub mod reads;
 mod removals;

@@ -96,8 +96,8 @@ impl Store {
         if strict {
             // Of a key's versions those swept are past the history kept, and not missing.
             let at = if matches!(of, PageOf::Versions { .. }) { seen } else { at };
-            let grace_us = self.shared.limits().removal_grace_us;
-            if Horizon::read(&rows)?.is_past(at, seen, grace_us) {
+            let far_back = self.shared.looks_far_back(at, seen);
+            if Horizon::read(&rows)?.is_past(at, seen, far_back) {
                 return Err(PageError::Expired);
             }
         }

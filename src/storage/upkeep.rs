@@ -45,13 +45,12 @@ pub(super) struct Horizon {
 impl Horizon {
     /// Whether some of what a read as of `at`, seen from `seen`, should show may be gone.
     ///
-    /// A read that looked further back than `grace_us` when it began may have begun where history was
-    /// swept already. It shows what is left, as after a trim: what it shows is right, and
-    /// what the history does not keep is not found. A read that began closer to its time showed
-    /// everything at first, and is not to show less later.
-    pub fn is_past(self, at: Timestamp, seen: Timestamp, grace_us: u64) -> bool {
-        let began_whole = at.0 >= seen.0.saturating_sub_unsigned(grace_us);
-        seen < self.purged || (began_whole && at < self.swept)
+    /// A read that looked `far_back` when it began, further than what is removed stays, may have begun where
+    /// history was swept already. It shows what is left, as after a trim: what it shows is right, and what the
+    /// history does not keep is not found. A read that began closer to its time showed everything at first,
+    /// and is not to show less later.
+    pub fn is_past(self, at: Timestamp, seen: Timestamp, far_back: bool) -> bool {
+        seen < self.purged || (!far_back && at < self.swept)
     }
 
     pub fn read(rows: &dyn Rows) -> Result<Horizon, ApplyError> {
@@ -198,8 +197,15 @@ fn purge_range(
     Ok(())
 }
 
-/// Removes versions past the history that is kept, in the piece of the store that begins at `from`;
-/// where the next piece begins, if this was not the last.
+/// What a piece of a sweep came to.
+pub(super) struct SweptPiece {
+    /// Where the next piece begins, if this was not the last.
+    pub next: Option<Bytes>,
+    /// The first version after `as_of` as of which there is something to remove in this piece.
+    pub due: Option<Timestamp>,
+}
+
+/// Removes versions past the history that is kept, in the piece of the store that begins at `from`.
 ///
 /// The oldest versions of a key go first: whenever a piece ends, the key's newest versions are left without
 /// a gap, and a read as of any time finds the right one or none.
@@ -209,9 +215,10 @@ pub(super) fn sweep(
     as_of: Timestamp,
     from: &[u8],
     rows_max: u32,
-) -> Result<Option<Bytes>, ApplyError> {
+) -> Result<SweptPiece, ApplyError> {
+    let mut piece = SweptPiece { next: None, due: None };
     let kept = match history {
-        History::All => return Ok(None),
+        History::All => return Ok(piece),
         History::For { .. } => 1,
         History::Versions { count } => count.max(1) as usize,
     };
@@ -219,16 +226,48 @@ pub(super) fn sweep(
     let mut from = Bytes::copy_from_slice(from);
     loop {
         let Some((row, _)) = changes.rows().first(&keys::versions_from(&from))? else {
-            return Ok(None);
+            return Ok(piece);
         };
-        let (mut key, _) =
+        let (mut key, newest) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
         if budget == 0 || !sweep_key(changes, &key, kept, as_of, &mut budget)? {
-            return Ok(Some(key.into()));
+            piece.next = Some(key.into());
+            return Ok(piece);
+        }
+        if newest > as_of {
+            let due = next_due(&changes.rows(), &key, kept, as_of, &mut budget)?;
+            piece.due = piece.due.into_iter().chain(due).min();
         }
         key.push(0);
         from = key.into();
     }
+}
+
+/// The first version of a key after `as_of` that makes an older one too many.
+fn next_due(
+    rows: &dyn Rows,
+    key: &[u8],
+    kept: usize,
+    as_of: Timestamp,
+    budget: &mut usize,
+) -> Result<Option<Timestamp>, ApplyError> {
+    // No more than are kept are left up to `as_of`, and marks, which are not versions to keep or remove.
+    let (mut seen, mut due) = (0, None);
+    let mut visited = 0;
+    rows.scan(&keys::versions(key), Direction::Reverse, &mut |row, stored| {
+        visited += 1;
+        if !matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed)) {
+            seen += 1;
+        }
+        let Ok(timestamp) = keys::version_timestamp(row) else { return ControlFlow::Break(()) };
+        if timestamp > as_of && seen > 0 && visited > kept {
+            due = Some(timestamp);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    *budget = budget.saturating_sub(visited);
+    Ok(due)
 }
 
 /// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`. `false`: there are

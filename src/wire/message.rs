@@ -182,6 +182,7 @@ impl Channel {
             | PeerMessage::SnapshotAnswer { .. }
             | PeerMessage::LogTerm { .. }
             | PeerMessage::LogTermOk { .. }
+            | PeerMessage::Clock { .. }
             | PeerMessage::StateHash { .. } => Channel::Control,
         }
     }
@@ -469,6 +470,10 @@ pub enum ErrorCode {
     /// The write's sequence was declared answered before, so its outcome is forgotten.
     #[serde(rename = "STALE_REQUEST")]
     StaleRequest,
+    /// The write is not its client's first, and the server knows none of the others: it was not applied, and may
+    /// have been before. A client that has sent it only once begins anew as another client.
+    #[serde(rename = "UNKNOWN_SESSION")]
+    UnknownSession,
     /// What a later page was to show has been taken off the disk: the read, or the one before that page,
     /// took too long. Begin it again.
     #[serde(rename = "EXPIRED")]
@@ -609,6 +614,12 @@ pub enum PeerMessage {
         stored: u64,
         /// Whether to go on.
         outcome: SnapshotOutcome,
+    },
+    /// What the sender's clock says, for comparison.
+    #[serde(rename = "CLOCK")]
+    Clock {
+        /// Microseconds since the Unix epoch.
+        wall_us: i64,
     },
     /// A replica's state hash, for comparison.
     #[serde(rename = "STATE_HASH")]

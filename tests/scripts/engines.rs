@@ -58,7 +58,7 @@ impl Machine {
         self.last += self.step_us;
         let request = RequestId { client: ClientId(1), sequence: self.entries, answered_below: 0 };
         let action = Action::Write { request, op, previous: true };
-        let data = Command { timestamp: Timestamp(self.last), action }.encode();
+        let data = Command { timestamp: Timestamp(self.last), clock_us: 0, action }.encode();
         let entry = LogEntry { term: 1, index: self.entries, data };
         let mut applied = self.machine.apply_answering(&[entry]).unwrap();
         let write = applied.writes.pop().expect("one entry is one write");

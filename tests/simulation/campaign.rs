@@ -44,7 +44,8 @@ struct Report {
 }
 
 /// Limits that a short run reaches, each often enough.
-fn state_limits(rng: &mut Rng, removal_grace_us: u64) -> StateLimits {
+fn state_limits(rng: &mut Rng, removal_grace_us: u64, short_sessions: bool) -> StateLimits {
+    let default = StateLimits::default();
     StateLimits {
         removal_scan_rows_max: rng.pick(&[0, 1, 4, 1024]),
         // One range too many is refused until the grace of another is over.
@@ -54,7 +55,20 @@ fn state_limits(rng: &mut Rng, removal_grace_us: u64) -> StateLimits {
         },
         versions_stepped_max: rng.pick(&[0, 1, 2, 8]),
         removal_grace_us,
-        ..StateLimits::default()
+        session_expiry_us: match short_sessions {
+            true => rng.pick(&[SECOND, 5 * SECOND, default.session_expiry_us]),
+            false => default.session_expiry_us,
+        },
+        sessions_max: match short_sessions {
+            true => rng.pick(&[2, 3, 5, default.sessions_max]),
+            false => default.sessions_max,
+        },
+        session_replies_max: rng.pick(&[
+            4,
+            default.session_replies_max,
+            default.session_replies_max,
+        ]),
+        session_replies_total_max: rng.pick(&[9, default.session_replies_total_max]),
     }
 }
 
@@ -69,6 +83,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
     }
     let removal_grace_us = rng.pick(&[100 * MILLISECOND, 2 * SECOND, 60 * SECOND]);
     let delayed = replication_delay.iter().any(|delay| !delay.is_zero());
+    let short_sessions = rng.chance(300);
     let setup = Setup {
         servers,
         replication_delay,
@@ -76,9 +91,9 @@ fn setup(seed: u64) -> (Setup, Rng) {
         ack: rng.pick(&[AckPolicy::All, AckPolicy::Majority]),
         in_sync_timeout: Duration::from_millis(rng.pick(&[100, 500, 2000])),
         quality: Quality {
-            loss: rng.pick(&[0, 0, 10]),
-            duplication: rng.pick(&[0, 0, 10]),
-            straggling: rng.pick(&[0, 10]),
+            loss: if short_sessions { 0 } else { rng.pick(&[0, 0, 10]) },
+            duplication: if short_sessions { 0 } else { rng.pick(&[0, 0, 10]) },
+            straggling: if short_sessions { 0 } else { rng.pick(&[0, 10]) },
             delay_us: rng.pick(&[(50, 300), (100, 5_000)]),
             ordered,
         },
@@ -97,7 +112,8 @@ fn setup(seed: u64) -> (Setup, Rng) {
             retry_us_max: rng.pick(&[200, 2_000]) * MILLISECOND,
         },
         held_entries_max: rng.pick(&[40, 1_000, u64::MAX]),
-        state_limits: state_limits(&mut rng, removal_grace_us),
+        state_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
+        opens_sessions: short_sessions,
         page_limits: PageLimits {
             rows: rng.pick(&[2, 1000]),
             bytes: rng.pick(&[1, 30, 1000]),
@@ -154,10 +170,6 @@ fn run(seed: u64, trace: Trace) -> Result<Report, Violation> {
     let mut world = World::new(setup, trace);
     // Each seed has its own mix: a fault that is always there hides what others would show.
     let faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| rng.chance(450)).collect();
-    if faults.contains(&Fault::ClockJump) {
-        // The log's time stands still while it is ahead of its leader's clock, and so do removals.
-        world.setup.state_limits.range_removals_max = 64;
-    }
     for _ in 0..rng.range(2..=4) {
         let memory = rng.pick(&[Memory::Session, Memory::PerKey]);
         let patience_us = rng.range(SECOND..=9 * SECOND);
@@ -207,14 +219,12 @@ pub fn make_peace(world: &mut World) -> Verdict {
 
     // Upkeep goes on in peace, so that the log never ends for long.
     let last = world.checker.last_index();
-    // The log's time stands still while it is ahead of its leader's clock, and so do removals.
-    let timely = !world.nemesis.struck.contains_key(&Fault::ClockJump)
-        && world.setup.upkeep.removal_grace_us < PEACE_US_MAX / 2;
+    let timely = world.setup.upkeep.removal_grace_us < PEACE_US_MAX / 2;
     let converged = world.run_until(PEACE_US_MAX, |world| {
         let servers = world.servers.iter();
         world.checker.kept().is_ok()
             && servers.filter_map(|server| server.process.as_ref()).all(|process| {
-                let removals_left = process.machine.upkeep().oldest_removal.is_some();
+                let removals_left = process.machine.upkeep().oldest_removal_us.is_some();
                 process.machine.point().index >= last
                     && process.status.applied.index >= last
                     && process.owed.is_empty()

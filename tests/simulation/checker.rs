@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use acervo::command::{Action, Command};
+use acervo::command::{Action, Command, StateLimits};
 use acervo::node::AppliedWrite;
 use acervo::types::{AppliedPoint, ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
 use acervo::wire::message::WriteRequest;
@@ -56,8 +56,8 @@ pub struct Checker {
     pub model: Model,
     /// What was seen as of old versions.
     pub looked: Looked,
-    /// How long what is removed stays readable for those who began before.
-    pub removal_grace_us: u64,
+    /// What the state machines go by.
+    pub limits: StateLimits,
 }
 
 /// An entry of the one history.
@@ -73,7 +73,7 @@ struct Entry {
 
 impl Checker {
     /// An empty history; `first_leader` must lead first.
-    pub fn new(first_leader: NodeId, removal_grace_us: u64) -> Checker {
+    pub fn new(first_leader: NodeId, limits: StateLimits) -> Checker {
         Checker {
             first_leader,
             leaders: BTreeMap::new(),
@@ -84,9 +84,9 @@ impl Checker {
             done: HashSet::new(),
             index_by_timestamp: HashMap::new(),
             commit: 0,
-            model: Model::new(),
+            model: Model::new(limits),
             looked: Looked::default(),
-            removal_grace_us,
+            limits,
         }
     }
 
@@ -153,7 +153,7 @@ impl Checker {
     fn take(&mut self, entry: &LogEntry, refused: bool) -> Verdict {
         let command = Command::decode(&entry.data).map_err(|error| error.to_string())?;
         let expected = self.model.apply(command.as_ref(), refused);
-        if let Some(Command { timestamp, action }) = &command {
+        if let Some(Command { timestamp, action, .. }) = &command {
             let (newest, index) = (self.newest, entry.index);
             ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
             self.newest = *timestamp;
@@ -233,8 +233,9 @@ impl Checker {
         let applied = self.written(client, sequence).map(|written| written.timestamp);
         let known = applied
             .unwrap_or_else(|| *self.promised.entry((client, sequence)).or_insert(timestamp));
+        // A first write that comes again when its session is over cannot be told from another client's.
         ensure!(
-            known == timestamp,
+            known == timestamp || (sequence == 1 && self.limits != StateLimits::default()),
             "write {sequence} of {client:?} answered with version {timestamp}, it is {known}"
         );
         Ok(())
@@ -247,8 +248,15 @@ impl Checker {
         let moment = self.model.moment(self.last_index());
         let gone = moment.purged.max(moment.swept);
         let expired = written.is_some_and(|written| written.timestamp <= gone);
+        let replies_max =
+            self.limits.session_replies_total_max.min(self.limits.session_replies_max);
+        let default = StateLimits::default();
+        // Its session, or what that remembered, may have ended while servers handed it on.
+        let is_lost = replies_max < default.session_replies_max
+            || self.limits.sessions_max < default.sessions_max
+            || self.limits.session_expiry_us < default.session_expiry_us;
         ensure!(
-            write.previous && expired,
+            (write.previous && expired) || is_lost,
             "{write:?} was refused as answered before; it became {written:?}"
         );
         Ok(())
@@ -293,8 +301,17 @@ fn came_to(
     ensure!((write.index, write.term) == (index, term), "{write:?} stands for {index}/{term}");
     let written = match expected {
         Expected::Forgotten => {
-            ensure!(write.outcome.is_none(), "{write:?} should have been forgotten");
+            let forgotten = write.outcome.is_none() && !write.is_of_unknown_session();
+            ensure!(forgotten, "{write:?} should have been forgotten");
             return Ok(());
+        }
+        Expected::UnknownSession => {
+            let unknown = write.outcome.is_none() && write.is_of_unknown_session();
+            ensure!(unknown, "{write:?} is of a client without a session");
+            return Ok(());
+        }
+        Expected::Twice(before) => {
+            return Err(Violation(format!("{write:?} was applied before: {before:?}")));
         }
         Expected::Refused => {
             let refused = write.outcome.is_some_and(|outcome| outcome.refused);

@@ -353,8 +353,8 @@ impl World {
         let one_by_one = self.rng.chance(500);
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
-        let mut swept = None;
         let mut reports = None;
+        let mut news = None;
         match process.applying.pop_front() {
             Some(Piece::Entries { entries, .. }) if !self.setup.honest => {
                 outcomes.extend(entries.iter().filter_map(|entry| process.machine.believe(entry)));
@@ -366,7 +366,7 @@ impl World {
                     let point = process.machine.point();
                     self.checker.applied(batch, &applied.writes, answering, point)?;
                     outcomes.extend(applied.writes);
-                    swept = applied.upkeep.swept.or(swept);
+                    news = Some(later(news, applied.upkeep));
                 }
             }
             Some(Piece::Snapshot(work)) => {
@@ -390,7 +390,7 @@ impl World {
             None => {}
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
-        let upkeep = UpkeepState { swept, ..process.machine.upkeep() };
+        let upkeep = news.unwrap_or_else(|| process.machine.upkeep());
         let point = process.machine.point();
         let told = AppliedPoint { hash: point.hash ^ process.skew, ..point };
         let delay_us = self.rng.range(5..=50);
@@ -606,6 +606,7 @@ impl World {
             upkeep: self.setup.upkeep,
             limits: self.setup.limits,
             state_hash_every: self.setup.state_hash_every,
+            state_limits: self.setup.state_limits,
             first_question: self.rng.next_u64(),
         };
         let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
@@ -740,4 +741,14 @@ impl World {
         let servers = self.servers.iter().enumerate();
         servers.filter_map(|(at, server)| Some((at, &server.process.as_ref()?.status)))
     }
+}
+
+/// What two pieces came to, applied one after the other.
+fn later(before: Option<UpkeepState>, mut after: UpkeepState) -> UpkeepState {
+    let Some(before) = before else { return after };
+    if !after.swept.iter().any(|swept| swept.from.is_empty()) {
+        after.put_us = before.put_us.or(after.put_us);
+    }
+    after.swept.splice(..0, before.swept);
+    after
 }

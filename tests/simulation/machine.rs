@@ -133,7 +133,7 @@ impl Machine {
     pub fn believe(&mut self, entry: &LogEntry) -> Option<AppliedWrite> {
         let point = self.believed.get_or_insert(self.machine.applied());
         point.index = entry.index;
-        let Command { timestamp, action } = Command::decode(&entry.data).ok()??;
+        let Command { timestamp, action, .. } = Command::decode(&entry.data).ok()??;
         point.timestamp = timestamp;
         let Action::Write { request, .. } = action else { return None };
         Some(AppliedWrite {

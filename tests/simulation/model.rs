@@ -5,10 +5,10 @@
 //! Nothing ever leaves the disk here. Of what upkeep may have taken away it only keeps the time up to
 //! which: what lies past it must still be answered exactly.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use acervo::command::{Action, Command, Upkeep, WriteOp};
+use acervo::command::{Action, Command, StateLimits, Upkeep, WriteOp};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{PageOf, Previous, Row};
 use bytes::Bytes;
@@ -21,6 +21,8 @@ type Versions = BTreeMap<Timestamp, Bytes>;
 pub struct Moment {
     /// Of the last command.
     pub timestamp: Timestamp,
+    /// The log's clock.
+    pub clock_us: u64,
     /// What was removed up to here may be off the disk.
     pub purged: Timestamp,
     /// What versions before this were replaced by later ones up to it may be gone.
@@ -48,8 +50,81 @@ pub enum Expected {
     OutcomeOrExpired(Written),
     /// Its client had declared it answered.
     Forgotten,
+    /// Not its client's first, and nothing is known of the others.
+    UnknownSession,
+    /// A server would apply it a second time.
+    Twice(Written),
     /// It was not carried out: too many long ranges are being removed.
     Refused,
+}
+
+/// What is remembered of a client.
+#[derive(Clone, Debug)]
+struct Session {
+    client: ClientId,
+    heard_us: u64,
+    answered_below: u64,
+    replies: BTreeSet<u64>,
+}
+
+/// All of them, the one heard of last at the end.
+struct Sessions {
+    limits: StateLimits,
+    all: Vec<Session>,
+}
+
+impl Sessions {
+    fn new(limits: StateLimits) -> Sessions {
+        Sessions { limits, all: Vec::new() }
+    }
+
+    /// The session of a client that may write; `None` when it is not known and should be.
+    fn admit(&mut self, request: &RequestId, now_us: u64) -> Option<&Session> {
+        let expiry_us = self.limits.session_expiry_us;
+        let lives = |session: &Session| session.heard_us + expiry_us >= now_us;
+        let known = self.all.iter().find(|session| session.client == request.client);
+        if request.sequence > 1 && !known.is_some_and(lives) {
+            return None;
+        }
+        self.all.retain(lives);
+        let at = self.all.iter().position(|session| session.client == request.client);
+        let (client, replies) = (request.client, BTreeSet::new());
+        let unknown = Session { client, heard_us: now_us, answered_below: 0, replies };
+        let mut session = at.map_or(unknown, |at| self.all.remove(at));
+        session.heard_us = now_us;
+        session.forget_below(request.answered_below);
+        self.all.push(session);
+        let excess = self.all.len().saturating_sub(self.limits.sessions_max as usize);
+        self.all.drain(..excess);
+        self.all.last()
+    }
+
+    /// The client heard of last was answered.
+    fn record(&mut self, request: &RequestId) {
+        let Some(session) = self.all.last_mut() else { return };
+        session.replies.insert(request.sequence);
+        if session.replies.len() > self.limits.session_replies_max as usize
+            && let Some(oldest) = session.replies.first().copied()
+        {
+            session.forget_below(oldest + 1);
+        }
+        for at in 0..self.all.len() {
+            let total: usize = self.all.iter().map(|session| session.replies.len()).sum();
+            if total <= self.limits.session_replies_total_max as usize {
+                break;
+            }
+            if let Some(newest) = self.all[at].replies.last().copied() {
+                self.all[at].forget_below(newest + 1);
+            }
+        }
+    }
+}
+
+impl Session {
+    fn forget_below(&mut self, below: u64) {
+        self.answered_below = self.answered_below.max(below);
+        self.replies.retain(|sequence| *sequence >= self.answered_below);
+    }
 }
 
 /// The whole history.
@@ -57,7 +132,7 @@ pub struct Model {
     /// After each index; at 0 the empty store.
     moments: Vec<Moment>,
     writes: HashMap<(ClientId, u64), Written>,
-    answered_below: HashMap<ClientId, u64>,
+    sessions: Sessions,
     /// When the newest state of each key changed: in log order, with the version or deletion.
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
 }
@@ -118,11 +193,11 @@ impl Moment {
 
 impl Model {
     /// Nothing has happened.
-    pub fn new() -> Model {
+    pub fn new(limits: StateLimits) -> Model {
         Model {
             moments: vec![Moment::default()],
             writes: HashMap::new(),
-            answered_below: HashMap::new(),
+            sessions: Sessions::new(limits),
             changes: BTreeMap::new(),
         }
     }
@@ -132,14 +207,15 @@ impl Model {
     pub fn apply(&mut self, command: Option<&Command>, refused: bool) -> Option<Expected> {
         let mut moment = self.moments.last().cloned().unwrap_or_default();
         let mut expected = None;
-        if let Some(Command { timestamp, action }) = command {
+        if let Some(Command { timestamp, clock_us, action }) = command {
             moment.timestamp = *timestamp;
+            moment.clock_us = moment.clock_us.max(*clock_us);
             match action {
-                Action::Upkeep(Upkeep::Purge { before, .. }) => {
-                    moment.purged = moment.purged.max(*before);
+                Action::Upkeep(Upkeep::Purge { before_us, .. }) => {
+                    moment.purged = moment.purged.max(self.reached(*before_us));
                 }
-                Action::Upkeep(Upkeep::Sweep { as_of, .. }) => {
-                    moment.swept = moment.swept.max(*as_of);
+                Action::Upkeep(Upkeep::Sweep { as_of_us, .. }) => {
+                    moment.swept = moment.swept.max(self.reached(*as_of_us));
                 }
                 Action::Write { request, op, previous } => {
                     expected = Some(self.write(&mut moment, request, op, *previous, refused));
@@ -158,13 +234,19 @@ impl Model {
         previous: bool,
         refused: bool,
     ) -> Expected {
-        let answered_below = self.answered_below.entry(request.client).or_default();
-        *answered_below = request.answered_below.max(*answered_below);
-        if request.sequence < *answered_below {
-            return Expected::Forgotten;
-        }
         let name = (request.client, request.sequence);
-        if let Some(written) = self.writes.get(&name).cloned() {
+        let written = self.writes.get(&name).cloned();
+        let is_new = match self.sessions.admit(request, moment.clock_us) {
+            None => return Expected::UnknownSession,
+            Some(session) if request.sequence < session.answered_below => {
+                return Expected::Forgotten;
+            }
+            Some(session) => !session.replies.contains(&request.sequence),
+        };
+        if let Some(written) = written.filter(|_| !is_new || request.sequence > 1) {
+            if is_new {
+                return Expected::Twice(written);
+            }
             let before = Timestamp(written.timestamp.0 - 1);
             let gone = before < moment.purged || before < moment.swept;
             return match previous && op.key().is_some() && gone {
@@ -175,6 +257,7 @@ impl Model {
         if refused && matches!(op, WriteOp::DelRange { .. }) {
             return Expected::Refused;
         }
+        self.sessions.record(request);
         let now = moment.timestamp;
         let newest = op.key().filter(|_| previous).map(|key| moment.get(key, now));
         let previous = newest.map(|Row { timestamp, value, .. }| Previous { timestamp, value });
@@ -192,7 +275,8 @@ impl Model {
         }
         moment.change(now, op);
         let written = Written { timestamp: now, previous, keys };
-        self.writes.insert(name, written.clone());
+        // A client's opening MARK that comes again when its session is over counts as it did first.
+        self.writes.entry(name).or_insert_with(|| written.clone());
         Expected::Outcome(written)
     }
 
@@ -205,6 +289,12 @@ impl Model {
     pub fn seen_from(&self, seen: Timestamp) -> &Moment {
         let after = self.moments.partition_point(|moment| moment.timestamp <= seen);
         &self.moments[after.max(1) - 1]
+    }
+
+    /// The last timestamp that was given out until the log's clock said so.
+    fn reached(&self, clock_us: u64) -> Timestamp {
+        let after = self.moments.partition_point(|moment| moment.clock_us <= clock_us);
+        after.checked_sub(1).map_or(Timestamp::ZERO, |last| self.moments[last].timestamp)
     }
 
     /// The last index.

@@ -112,7 +112,9 @@ impl Checker {
         }
         let swept = now.swept;
         // It looked back so far when it began that some may have been swept before.
-        let partial = at < swept && (first || at.0 < seen.0 - self.removal_grace_us as i64);
+        let passed_us = |at| self.model.seen_from(at).clock_us;
+        let looked_back_us = passed_us(seen) - passed_us(at);
+        let partial = at < swept && (first || looked_back_us > self.limits.removal_grace_us);
         let fits = match &page.of {
             PageOf::Range { .. } if partial => rows.iter().all(|row| expected.contains(row)),
             PageOf::Keys { .. } if partial => {

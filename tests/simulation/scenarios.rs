@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use acervo::command::{History, WriteOp};
 use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::eligibility::Ineligible;
+use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{ConsoleEvent, Input, Notice};
 use acervo::server::snapshots::TransferLimits;
-use acervo::wire::message::{ErrorCode, Role};
+use acervo::storage::reads::{PageLimits, Sight};
+use acervo::types::Timestamp;
+use acervo::wire::message::{ErrorCode, PageOf, Role};
 use bytes::Bytes;
 
 use crate::campaign::make_peace;
@@ -885,4 +889,93 @@ fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_le
         assert!(rebuilt);
         close(world);
     }
+}
+
+const HOUR: u64 = 3600 * SECOND;
+
+/// The versions of "k" that server `at` has.
+fn versions(world: &World, at: usize) -> usize {
+    let store = world.servers[at].process.as_ref().unwrap().machine.store();
+    let end = Timestamp(i64::MAX);
+    let of = PageOf::Versions { key: Bytes::from_static(b"k") };
+    let sight = Sight { at: end, seen: end, strict: false };
+    store.page(&of, sight, PageLimits::default()).unwrap().rows.len()
+}
+
+/// A leap of the leader's clock by two hours once made versions that were seconds old older than an hour, and put
+/// removals off for two hours afterwards.
+#[test]
+fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
+    let history = History::For { age_us: HOUR };
+    let mut world = group(Setup { upkeep: UpkeepConfig::new(history), ..Setup::calm(71) });
+    for value in ["one", "two", "three"] {
+        let written = put(&mut world, 0, value);
+        answered_within(&mut world, written, SECOND);
+    }
+    let leader = world.leader().unwrap();
+    world.servers[leader].clock_offset_us = 2 * HOUR as i64;
+    let written = put(&mut world, 0, "four");
+    answered_within(&mut world, written, SECOND);
+    run_for(&mut world, 30 * SECOND);
+    assert_eq!(versions(&world, leader), 4);
+
+    // Back again, the timestamps stand still for two hours, and what is removed leaves all the same.
+    world.servers[leader].clock_offset_us = 0;
+    let removed = world.write(0, Some(leader), WriteOp::Del { key: Bytes::from_static(b"k") });
+    answered_within(&mut world, removed, SECOND);
+    let pending = |world: &World| {
+        let servers = world.servers.iter().filter_map(|server| server.process.as_ref());
+        servers.filter(|process| process.machine.upkeep().oldest_removal_us.is_some()).count()
+    };
+    run_for(&mut world, 30 * SECOND);
+    assert_eq!(pending(&world), 3, "not before its grace is over");
+    assert!(run_until(&mut world, 60 * SECOND, |world| pending(world) == 0));
+    close(world);
+}
+
+/// Sweeps went through the whole store every ten seconds, for ever.
+#[test]
+fn an_idle_group_writes_nothing() {
+    let history = History::For { age_us: 90 * SECOND };
+    let mut world = group(Setup { upkeep: UpkeepConfig::new(history), ..Setup::calm(72) });
+    for value in ["one", "two", "three"] {
+        let written = put(&mut world, 0, value);
+        answered_within(&mut world, written, SECOND);
+    }
+    let leader = world.leader().unwrap();
+    // It is looked through once, and then when the first and the second are old enough.
+    assert!(run_until(&mut world, 200 * SECOND, |world| versions(world, leader) == 1));
+    run_for(&mut world, 30 * SECOND);
+    let last_index = world.checker.last_index();
+    assert!(last_index < 20, "{last_index} entries");
+    run_for(&mut world, 600 * SECOND);
+    assert_eq!(world.checker.last_index(), last_index);
+    close(world);
+}
+
+#[test]
+fn a_leader_whose_clock_is_far_from_the_others_says_so() {
+    let mut world = group(Setup::calm(73));
+    let said = |world: &World| {
+        let servers = world.servers.iter().filter_map(|server| server.process.as_ref());
+        let is_apart = |notice: &&Notice| matches!(notice, Notice::ClockApart { .. });
+        servers.flat_map(|process| process.notices.iter()).filter(is_apart).count()
+    };
+    let leader = world.leader().unwrap();
+    let follower = (leader + 1) % 3;
+    world.servers[follower].clock_offset_us = HOUR as i64;
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(said(&world), 0, "the leader's own clock is right");
+    world.servers[follower].clock_offset_us = 0;
+    world.servers[leader].clock_offset_us = -(HOUR as i64);
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(said(&world), 1, "once");
+    let apart = |world: &World| {
+        world.servers[leader].process.as_ref().and_then(|process| process.node.clock_apart_us())
+    };
+    assert!(apart(&world).is_some_and(|ahead_us| ahead_us > (HOUR - SECOND) as i64));
+    world.servers[leader].clock_offset_us = 0;
+    run_for(&mut world, 10 * SECOND);
+    assert_eq!(apart(&world), None);
+    close(world);
 }

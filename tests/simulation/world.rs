@@ -71,6 +71,8 @@ pub struct Setup {
     pub upkeep: UpkeepConfig,
     /// What the state machine goes by.
     pub state_limits: StateLimits,
+    /// Whether clients begin with a write that changes nothing.
+    pub opens_sessions: bool,
     /// How much of a long read a server answers at once.
     pub page_limits: PageLimits,
     /// Replicas compare their states every so many entries.
@@ -103,6 +105,7 @@ impl Setup {
             held_entries_max: u64::MAX,
             upkeep: UpkeepConfig::new(History::All),
             state_limits: StateLimits::default(),
+            opens_sessions: false,
             page_limits: PageLimits::default(),
             state_hash_every: 8,
             honest: true,
@@ -226,7 +229,7 @@ impl World {
             clients: Vec::new(),
             operations: Vec::new(),
             attempts: Vec::new(),
-            checker: Checker::new(node_id(setup.first_leader), setup.state_limits.removal_grace_us),
+            checker: Checker::new(node_id(setup.first_leader), setup.state_limits),
             nemesis: Nemesis::default(),
             accusations: Vec::new(),
             snapshots: (0, 0),

@@ -30,7 +30,7 @@ impl Script {
         let request = RequestId { client: ClientId(7), sequence, answered_below: 1 };
         let timestamp = Timestamp(self.next_timestamp());
         let action = Action::Write { request, op, previous: true };
-        self.push(Command { timestamp, action }.encode());
+        self.push(Command { timestamp, clock_us: 0, action }.encode());
     }
 
     fn put(&mut self, key: &'static str, value: &'static str) {
@@ -139,10 +139,10 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     assert_eq!(refusals.last(), Some(&true));
     assert!(value(&machine, "000000").is_some(), "nothing of it was done");
 
-    while machine.upkeep().oldest_removal.is_some() {
-        let purge = Upkeep::Purge { before: Timestamp(i64::MAX), rows_max: 1024 };
+    while machine.upkeep().oldest_removal_us.is_some() {
+        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 1024 };
         let timestamp = Timestamp(script.next_timestamp());
-        script.push(Command { timestamp, action: Action::Upkeep(purge) }.encode());
+        script.push(Command { timestamp, clock_us: 0, action: Action::Upkeep(purge) }.encode());
         machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
     }
     script
@@ -249,6 +249,14 @@ proptest! {
         let mut script = Script::default();
         let mut model: BTreeMap<Bytes, (Timestamp, Bytes)> = BTreeMap::new();
         let mut seen: BTreeMap<(u64, u64), WriteOutcome> = BTreeMap::new();
+        // What is not a client's first write needs a session.
+        for client in 1..4 {
+            let request = RequestId { client: ClientId(client), sequence: 0, answered_below: 0 };
+            let timestamp = Timestamp(script.next_timestamp());
+            script.push(Command::write(timestamp, request, WriteOp::Mark).encode());
+            let entry = &script.entries[script.entries.len() - 1..];
+            prop_assert_eq!(steady.apply(entry).unwrap(), crashing.apply(entry).unwrap());
+        }
         for step in steps {
             let (op, client, sequence) = match step {
                 Step::Crash => {

@@ -86,8 +86,8 @@ impl World {
         let asked = &mut self.operations[operation];
         asked.errors.push((self.now_us, code));
         let ended = asked.ended.is_some();
-        let question = &self.operations[operation].question;
-        if let Question::Write(write) = question {
+        let question = self.operations[operation].question.clone();
+        if let Question::Write(write) = &question {
             match effect {
                 // Some clients take the first server's word for it.
                 Effect::NotDone
@@ -99,7 +99,7 @@ impl World {
                     let RequestId { client, sequence, .. } = write.request;
                     self.checker.not_done(client, sequence)?;
                     let client = self.operations[operation].client;
-                    self.clients[client].unanswered.remove(&sequence);
+                    self.wrote(client, write.request, false);
                     self.end(operation, Outcome::Refused(code));
                     return Ok(());
                 }
@@ -115,8 +115,7 @@ impl World {
                 "NO_MAJORITY of a write that may have taken effect"
             );
         }
-        let question = &self.operations[operation].question;
-        match (code, question) {
+        match (code, &question) {
             (ErrorCode::Unconfirmed, Question::Write(_)) => {
                 ensure!(effect != Effect::NotDone, "unconfirmed, and not done");
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
@@ -136,16 +135,34 @@ impl World {
             (ErrorCode::StaleRequest, Question::Write(write)) => {
                 self.checker.forgotten(write)?;
             }
+            (ErrorCode::UnknownSession, _) if ended => return Ok(()),
+            (ErrorCode::UnknownSession, Question::Write(write)) => {
+                let request = write.request;
+                ensure!(request.sequence > 1, "the first write was refused: {write:?}");
+                let client = self.operations[operation].client;
+                self.begin_anew(client, request.client);
+                let asked = &mut self.operations[operation];
+                if asked.sent == 1 && !asked.renewed {
+                    let applied = self.checker.written(request.client, request.sequence);
+                    ensure!(applied.is_none(), "{write:?} was refused as unknown: {applied:?}");
+                    let asked = &mut self.operations[operation];
+                    (asked.sent, asked.renewed) = (0, true);
+                    if let Question::Write(write) = &mut asked.question {
+                        write.request.sequence = 0;
+                    }
+                    self.retry_later(operation, 20 * MILLISECOND);
+                    return Ok(());
+                }
+            }
             (ErrorCode::Expired, Question::Page(page)) => self.checker.expired(page, read_at)?,
             (ErrorCode::Invalid, question) if question.is_invalid() => {}
             (_, question) => {
                 return Err(Violation(format!("{question:?} was refused with {code:?}")));
             }
         }
-        if let Question::Write(write) = question {
-            let sequence = write.request.sequence;
-            let client = self.operations[operation].client;
-            self.clients[client].unanswered.remove(&sequence);
+        if let Question::Write(write) = &question {
+            let (request, client) = (write.request, self.operations[operation].client);
+            self.wrote(client, request, false);
         }
         self.end(operation, Outcome::Refused(code));
         Ok(())
@@ -184,8 +201,8 @@ impl World {
         };
         if self.end(operation, Outcome::Written(timestamp)) {
             let asked = self.operations[operation].client;
+            self.wrote(asked, write.request, true);
             let state = &mut self.clients[asked];
-            state.unanswered.remove(&sequence);
             state.session = state.session.max(timestamp);
             for key in &keys {
                 state.learn(key, timestamp, timestamp);
@@ -350,6 +367,10 @@ impl World {
     fn finish_unchecked(&mut self, operation: usize, attempt: usize, reply: Reply) -> Verdict {
         match reply {
             Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
+                if let Question::Write(write) = &self.operations[operation].question {
+                    let (request, client) = (write.request, self.operations[operation].client);
+                    self.wrote(client, request, true);
+                }
                 self.end(operation, Outcome::Written(timestamp));
             }
             Reply::GetOk { value, .. } => {

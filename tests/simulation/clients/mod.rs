@@ -45,6 +45,10 @@ pub struct Client {
     pub under_way: usize,
     /// How long it waits for one server.
     pub patience_us: u64,
+    /// A write of this identity is answered.
+    known: bool,
+    /// Writes it has thought of, under any identity.
+    writes_begun: u64,
     next_sequence: u64,
     unanswered: BTreeSet<u64>,
     seen: BTreeMap<Bytes, Timestamp>,
@@ -103,6 +107,10 @@ pub struct Operation {
     pub ended: Option<(u64, Outcome)>,
     /// For a read of the newest state, the versions it really saw, deletions included.
     pub versions: Vec<(Bytes, Timestamp)>,
+    /// How often it was sent under its identity, if it is a write.
+    sent: usize,
+    /// It was sent under another identity before.
+    renewed: bool,
     /// Errors on the way, and when.
     pub errors: Vec<(u64, ErrorCode)>,
     /// The attempt that counts now.
@@ -153,6 +161,8 @@ impl World {
             pipeline,
             under_way: 0,
             patience_us,
+            known: false,
+            writes_begun: 0,
             next_sequence: 1,
             unanswered: BTreeSet::new(),
             seen: BTreeMap::new(),
@@ -178,11 +188,9 @@ impl World {
         previous: bool,
     ) -> usize {
         let state = &mut self.clients[client];
-        let sequence = state.next_sequence;
-        state.next_sequence += 1;
-        state.unanswered.insert(sequence);
-        let answered_below = *state.unanswered.first().unwrap_or(&sequence);
-        let request = RequestId { client: state.id, sequence, answered_below };
+        state.writes_begun += 1;
+        // Its number is drawn when it is sent.
+        let request = RequestId { client: state.id, sequence: 0, answered_below: 0 };
         self.begin(client, server, Question::Write(WriteRequest { request, op, previous }))
     }
 
@@ -228,6 +236,8 @@ impl World {
             began_us: self.now_us,
             ended: None,
             versions: Vec::new(),
+            sent: 0,
+            renewed: false,
             errors: Vec::new(),
             current: None,
             asked: 0,
@@ -245,6 +255,10 @@ impl World {
             return;
         }
         let (client, current, first_server) = (asked.client, asked.current, asked.first_server);
+        if !self.is_numbered(operation) {
+            self.after(5 * MILLISECOND, Event::Retry { operation });
+            return;
+        }
         let server = match (current, first_server) {
             (None, Some(first)) => first,
             (None, None) => self.rng.index(self.servers.len()),
@@ -262,6 +276,59 @@ impl World {
         self.after(delay_us, Event::Arrive { attempt });
         let patience_us = self.clients[client].patience_us;
         self.after(patience_us, Event::Abandon { attempt });
+    }
+
+    /// Numbers a write that is sent for the first time. False when it has to wait, since its client's first
+    /// write goes alone.
+    fn is_numbered(&mut self, operation: usize) -> bool {
+        let asked = &mut self.operations[operation];
+        let state = &mut self.clients[asked.client];
+        let Question::Write(write) = &mut asked.question else { return true };
+        asked.sent += 1;
+        if write.request.sequence > 0 {
+            return true;
+        }
+        if !state.known && !state.unanswered.is_empty() {
+            asked.sent -= 1;
+            return false;
+        }
+        // Where sessions are short, a first write that changes something may be taken for new twice.
+        if !state.known && self.setup.opens_sessions && !matches!(write.op, WriteOp::Mark) {
+            asked.sent -= 1;
+            let client = asked.client;
+            self.write(client, None, WriteOp::Mark);
+            return false;
+        }
+        let sequence = state.next_sequence;
+        state.next_sequence += 1;
+        state.unanswered.insert(sequence);
+        let answered_below = *state.unanswered.first().unwrap_or(&sequence);
+        write.request = RequestId { client: state.id, sequence, answered_below };
+        true
+    }
+
+    /// The servers do not know this client: it is another one from now on.
+    fn begin_anew(&mut self, client: usize, id: ClientId) {
+        let fresh = ClientId(self.rng.next_u64());
+        let state = &mut self.clients[client];
+        if state.id == id {
+            state.id = fresh;
+            (state.known, state.next_sequence) = (false, 1);
+            state.unanswered.clear();
+        }
+    }
+
+    /// A write under this identity is over.
+    fn wrote(&mut self, client: usize, request: RequestId, known: bool) {
+        let state = &mut self.clients[client];
+        if state.id != request.client {
+            return;
+        }
+        state.unanswered.remove(&request.sequence);
+        state.known |= known;
+        if !state.known {
+            self.begin_anew(client, request.client);
+        }
     }
 
     fn client_delay_us(&mut self) -> u64 {
@@ -397,7 +464,10 @@ impl World {
         let mut spans = Vec::new();
         for operation in &self.operations {
             let began_us = operation.began_us;
-            let ended_us = operation.ended.as_ref().map(|(at_us, _)| *at_us);
+            // What was refused may have taken effect before, and a copy of it may yet.
+            let ended = operation.ended.as_ref();
+            let ended = ended.filter(|(_, outcome)| !matches!(outcome, Outcome::Refused(_)));
+            let ended_us = ended.map(|(at_us, _)| *at_us);
             let mut span = |key: Option<&Bytes>, version: Timestamp, write: bool| {
                 spans.push(Span { key: key.cloned(), began_us, ended_us, version, write });
             };

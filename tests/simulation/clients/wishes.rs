@@ -58,7 +58,7 @@ impl World {
         let value = |part: usize, id: u64| {
             Bytes::from(format!("{client}/{id}{}", ["", "b", "c", "d"][part]))
         };
-        let id = self.clients[client].next_sequence;
+        let id = self.clients[client].writes_begun + 1;
         match self.rng.below(100) {
             0..45 => WriteOp::Put { key: self.any_key(KEYS_WRITTEN), value: value(0, id) },
             45..65 => {
