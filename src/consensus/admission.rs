@@ -15,7 +15,8 @@
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
 //!    acknowledged. Granting such a vote admits the voter, winning it admits the leader.
 //! 2. **Catching up.** It has heard the terms of a majority of *other* servers since it started, and
-//!    has then caught up with the commit index of a leader whose term is not below them. Whatever
+//!    has then caught up with the commit index of a leader whose term is not below them, as far as an entry of that
+//!    leader's own term: before one is committed, the leader itself does not know all that is. Whatever
 //!    its former self helped to commit was stored by one of those servers too, so that leader has
 //!    it.
 //!
@@ -73,8 +74,8 @@ impl Admission {
     }
 
     /// A leader's REPLICATION was taken in; `commit` is the leader's, `ours` is what is committed
-    /// here now. Returns whether this server is newly admitted.
-    pub fn followed(&mut self, term: Term, commit: LogIndex, ours: LogIndex) -> bool {
+    /// here now, if the entry there is of the leader's term. Returns whether this server is newly admitted.
+    pub fn followed(&mut self, term: Term, commit: LogIndex, ours: Option<LogIndex>) -> bool {
         if self.admitted {
             return false;
         }
@@ -85,7 +86,7 @@ impl Admission {
             self.target = Some((term, commit));
         }
         match self.target {
-            Some((_, index)) if ours >= index => self.admit(),
+            Some((_, index)) if ours.is_some_and(|ours| ours >= index) => self.admit(),
             _ => false,
         }
     }
@@ -99,13 +100,14 @@ mod tests {
     fn a_blank_server_is_admitted_when_it_has_caught_up_with_what_most_others_know() {
         let mut rule = Admission::new(false, 3);
         rule.heard(NodeId(2), 5);
-        assert!(!rule.followed(5, 10, 10), "one other of two is not enough");
+        assert!(!rule.followed(5, 10, Some(10)), "one other of two is not enough");
         rule.heard(NodeId(3), 5);
-        assert!(!rule.followed(5, 12, 10), "not caught up");
-        assert!(!rule.followed(5, 20, 11), "the first target stands, and is not reached");
-        assert!(rule.followed(5, 30, 12));
+        assert!(!rule.followed(5, 12, Some(10)), "not caught up");
+        assert!(!rule.followed(5, 20, Some(11)), "the first target stands, and is not reached");
+        assert!(!rule.followed(5, 30, None), "the leader may not know yet what is committed");
+        assert!(rule.followed(5, 30, Some(12)));
         assert!(rule.is_admitted());
-        assert!(!rule.followed(5, 30, 30), "once");
+        assert!(!rule.followed(5, 30, Some(30)), "once");
     }
 
     #[test]
@@ -114,8 +116,8 @@ mod tests {
         rule.heard(NodeId(2), 5);
         rule.heard(NodeId(3), 7);
         assert!(!rule.may_follow(5));
-        assert!(!rule.followed(5, 0, 0));
+        assert!(!rule.followed(5, 0, Some(0)));
         assert!(rule.may_follow(7));
-        assert!(rule.followed(7, 3, 3));
+        assert!(rule.followed(7, 3, Some(3)));
     }
 }

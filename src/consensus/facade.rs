@@ -321,7 +321,7 @@ impl Consensus {
         let born = is_real_vote && self.raw.raft.vote == link.0 && self.admission.admit();
         let caught_up = followed.is_some_and(|(term, commit)| {
             term == self.raw.raft.term
-                && self.admission.followed(term, commit, self.raw.raft.raft_log.committed)
+                && self.admission.followed(term, commit, self.decided_in(term))
         });
         self.admission_unsaved |= born || caught_up;
         Ok(())
@@ -336,6 +336,12 @@ impl Consensus {
         let store = self.raw.mut_store();
         store.committed_bytes(commit) > max
             || store.unapplied_bytes() > 2 * max + limits::PEER_FRAME_BYTES_MAX
+    }
+
+    /// The commit index, if the entry there is of this term.
+    fn decided_in(&self, term: Term) -> Option<LogIndex> {
+        let commit = self.commit();
+        (self.term_at(commit) == Some(term)).then_some(commit)
     }
 
     /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).

@@ -90,6 +90,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
         first_leader: rng.index(servers),
         ack: rng.pick(&[AckPolicy::All, AckPolicy::Majority]),
         in_sync_timeout: Duration::from_millis(rng.pick(&[100, 500, 2000])),
+        stall_timeout: Duration::from_millis(rng.pick(&[200, 600, 2000])),
         quality: Quality {
             loss: if short_sessions { 0 } else { rng.pick(&[0, 0, 10]) },
             duplication: if short_sessions { 0 } else { rng.pick(&[0, 0, 10]) },
