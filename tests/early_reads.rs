@@ -9,6 +9,7 @@ use acervo::limits;
 use acervo::types::Timestamp;
 use acervo::wire::message::{GetRequest, Message, Reply, Request};
 use bytes::Bytes;
+use rustix::process::Signal;
 use support::raw::{Raw, frame_of, get, one_server, put, status};
 use support::{Group, eventually};
 
@@ -64,14 +65,14 @@ fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
 #[test]
 fn a_read_of_what_is_never_committed_waits_a_moment_and_is_refused_then() {
     // One worker, so that reads are answered in the order in which they are given to it.
-    let mut group = Group::start(3, &["--console", "off", "--workers", "1"]);
+    let group = Group::start(3, &["--console", "off", "--workers", "1"]);
     let client = group.client();
     client.put("k", "old").unwrap();
     let leader = group.leader();
     let address = group.addresses()[leader];
     let known = status(address);
     for at in (0..3).filter(|at| *at != leader) {
-        group.kill(at);
+        group.signal(at, Signal::STOP);
     }
     // It gets into the leader's log and no further.
     let mut writer = Raw::client(address);

@@ -3,6 +3,7 @@
 //! Inputs only change state; whatever follows from them is worked out in `flush`
 //! (in `progress`), once for a whole bunch of inputs.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -409,9 +410,14 @@ impl Node {
 
     /// Whether a snapshot that `from` offers is of use.
     pub fn wants_snapshot(&self, from: NodeId, snapshot: SnapshotId) -> bool {
-        self.consensus.leader() == Some(from)
-            && self.consensus.term() == snapshot.leader_term
-            && self.consensus.needs_snapshot(snapshot.index)
+        // The offer may come before the first word of a new leader, which travels on another connection. Whether
+        // this node follows its sender is asked again when the snapshot is to be put in place.
+        let follows = match snapshot.leader_term.cmp(&self.consensus.term()) {
+            Ordering::Less => false,
+            Ordering::Equal => self.consensus.leader().is_none_or(|leader| leader == from),
+            Ordering::Greater => true,
+        };
+        follows && self.consensus.needs_snapshot(snapshot.index)
     }
 
     /// Where the state machine stands.

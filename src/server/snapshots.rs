@@ -315,6 +315,10 @@ impl Transfers {
 
     /// The core wants a snapshot sent.
     pub fn start(&mut self, now_us: u64, to: NodeId, leader_term: Term) -> Vec<Step> {
+        if self.outgoing.iter().any(|out| out.to == to && out.leader_term == leader_term) {
+            // Asked for twice, as by a receiver whose answers were under way when the first was begun.
+            return Vec::new();
+        }
         self.outgoing.retain(|out| out.to != to);
         if !self.linked.contains(&to) {
             return vec![sent(to, None)];

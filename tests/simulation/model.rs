@@ -132,6 +132,8 @@ pub struct Model {
     /// After each index; at 0 the empty store.
     moments: Vec<Moment>,
     writes: HashMap<(ClientId, u64), Written>,
+    /// What a repeat is answered: for an opening MARK that counted anew, its last application.
+    repeats: HashMap<(ClientId, u64), Written>,
     sessions: Sessions,
     /// When the newest state of each key changed: in log order, with the version or deletion.
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
@@ -197,6 +199,7 @@ impl Model {
         Model {
             moments: vec![Moment::default()],
             writes: HashMap::new(),
+            repeats: HashMap::new(),
             sessions: Sessions::new(limits),
             changes: BTreeMap::new(),
         }
@@ -247,6 +250,7 @@ impl Model {
             if is_new {
                 return Expected::Twice(written);
             }
+            let written = self.repeats.get(&name).cloned().unwrap_or(written);
             let before = Timestamp(written.timestamp.0 - 1);
             let gone = before < moment.purged || before < moment.swept;
             return match previous && op.key().is_some() && gone {
@@ -277,6 +281,7 @@ impl Model {
         let written = Written { timestamp: now, previous, keys };
         // A client's opening MARK that comes again when its session is over counts as it did first.
         self.writes.entry(name).or_insert_with(|| written.clone());
+        self.repeats.insert(name, written.clone());
         Expected::Outcome(written)
     }
 

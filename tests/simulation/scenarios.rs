@@ -482,6 +482,9 @@ fn a_receiver_that_is_too_slow_for_the_log_that_may_be_kept_gets_there_when_writ
 fn a_leader_whose_store_hangs_refuses_writes_before_its_memory_is_full() {
     let limits = NodeLimits { unapplied_bytes_max: 20_000, ..NodeLimits::default() };
     let mut world = group(Setup { ack: AckPolicy::Majority, limits, ..Setup::calm(32) });
+    // A client's session is open once its first write has been applied.
+    let first = world.put(0, Some(0), "first", "v");
+    answered_within(&mut world, first, SECOND);
     world.servers[0].apply_us_max = 100_000 * SECOND;
     let value = "v".repeat(1_000);
     let mut writes = Vec::new();
