@@ -50,11 +50,12 @@ impl Admission {
         !std::mem::replace(&mut self.admitted, true)
     }
 
-    /// Another server's term, from its greeting or any message of this run.
+    /// Another server's term, from its greeting or any message of this run. The latest counts: a term
+    /// never falls, so if it is less than before, what was said before was not the server's word. (It may
+    /// also be older than what overtook it. That is as good: any word since the start will do.)
     pub fn heard(&mut self, node: NodeId, term: Term) {
         if !self.admitted {
-            let known = self.reported.entry(node).or_insert(term);
-            *known = term.max(*known);
+            self.reported.insert(node, term);
         }
     }
 

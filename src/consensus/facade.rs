@@ -103,6 +103,8 @@ pub struct Consensus {
     /// The admission is to be made durable.
     admission_unsaved: bool,
     applied: LogIndex,
+    /// By how much others may raise this server's term now; see [`guard`].
+    term_credit: u64,
     /// Whether this server may lead; see `node::eligibility`.
     may_lead: bool,
     /// The store is lost and waits for a snapshot. Log, term and vote are sound.
@@ -150,6 +152,7 @@ impl Consensus {
             admission,
             admission_unsaved: false,
             applied,
+            term_credit: limits::TERM_CREDIT_AT_START,
             may_lead: true,
             store_lost: false,
         })
@@ -157,6 +160,7 @@ impl Consensus {
 
     /// One tick of the election clock.
     pub fn tick(&mut self) {
+        self.term_credit = self.term_credit.saturating_add(limits::TERM_CREDIT_PER_TICK);
         if self.role() == Role::Leader || self.may_campaign() {
             self.raw.tick();
         } else {
@@ -265,7 +269,9 @@ impl Consensus {
         let known = Known {
             me: self.config.node,
             term: self.term(),
+            term_credit: self.term_credit,
             role: self.role(),
+            is_rehearsing: self.raw.raft.state == StateRole::PreCandidate,
             leader: self.leader(),
             commit: self.commit(),
             last_index: self.last_index(),
@@ -308,8 +314,14 @@ impl Consensus {
             RaftBody::Append { commit, .. } => Some((message.term, *commit)),
             _ => None,
         };
+        if self.contradicts_acknowledgement(&message) {
+            return Ok(());
+        }
+        let term_before = self.term();
         // Errors only say that the message was of no use.
         let _ = self.raw.step(message_to_raft(message));
+        // The guard has seen to it that the credit suffices.
+        self.term_credit = self.term_credit.saturating_sub(self.term() - term_before);
 
         // raft-rs 0.7.0 may let a follower's next index fall to its match index (fixed upstream as
         // number 557), after which it would send what is there already, for ever.
@@ -336,6 +348,26 @@ impl Consensus {
         let store = self.raw.mut_store();
         store.committed_bytes(commit) > max
             || store.unapplied_bytes() > 2 * max + limits::PEER_FRAME_BYTES_MAX
+    }
+
+    /// At the leader: a server lacks what was acknowledged in its name. Answers of one server come in
+    /// order, so somebody has lied, and what it has is found out anew; the library would take the
+    /// refusal for an old one and never send what is missing.
+    fn contradicts_acknowledgement(&mut self, message: &RaftMessage) -> bool {
+        let RaftBody::AppendReply { index, reject_hint: Some((hint, _)), .. } = message.body else {
+            return false;
+        };
+        if self.role() != Role::Leader || message.term != self.term() {
+            return false;
+        }
+        let Some(progress) = self.raw.raft.mut_prs().get_mut(message.from.0) else { return false };
+        let lacks_it = index <= progress.matched && hint < progress.matched;
+        if lacks_it {
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = hint + 1;
+        }
+        lacks_it
     }
 
     /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
