@@ -9,7 +9,8 @@
 //!
 //! It is admitted, for ever, in one of two ways:
 //!
-//! 1. **The group's birth.** The named first leader campaigns with an empty log, unless it hears of
+//! 1. **The group's birth.** The first leader (the one named to all servers; of several, the lowest that
+//!    is up) campaigns with an empty log, unless it hears of
 //!    a term that it does not remember asking for (its directory was lost), and a blank server
 //!    grants it. This is safe because the first leader sends no entry before the first one is
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
