@@ -433,7 +433,14 @@ impl Consensus {
     /// order, so somebody has lied, and what it has is found out anew; the library would take the
     /// refusal for an old one and never send what is missing.
     fn contradicts_acknowledgement(&mut self, message: &RaftMessage) -> bool {
-        let RaftBody::AppendReply { index, reject_hint: Some((hint, _)), .. } = message.body else {
+        // Who asks for a snapshot has lost its store, not its log.
+        let RaftBody::AppendReply {
+            index,
+            reject_hint: Some((hint, _)),
+            snapshot_wanted: None,
+            ..
+        } = message.body
+        else {
             return false;
         };
         if self.role() != Role::Leader || message.term != self.term() {

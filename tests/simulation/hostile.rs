@@ -380,7 +380,12 @@ fn forgeries(term: u64, last_index: u64) -> Vec<(&'static str, u64, RaftBody)> {
         commit_term: 0,
         transfer,
     };
-    let acknowledged = |index, reject_hint| RaftBody::AppendReply { index, commit: 0, reject_hint };
+    let acknowledged = |index, reject_hint| RaftBody::AppendReply {
+        index,
+        commit: 0,
+        reject_hint,
+        snapshot_wanted: None,
+    };
     let heartbeat_reply = RaftBody::HeartbeatReply { commit: 0, context: Bytes::new() };
     let heartbeat = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
     let append = RaftBody::Append {
