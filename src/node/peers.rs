@@ -95,7 +95,7 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(now, from, message, out);
         };
-        let newest = self.clock.newest(now.wall_us).0;
+        let newest = now.wall_us.max(self.clock.last().0);
         let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
         let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
         if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
