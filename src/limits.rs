@@ -293,9 +293,17 @@ pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
 pub const BIRTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Terms a peer may be ahead of this server in one step; more is not an election but an attack,
-/// and would exhaust the 64-bit term.
-pub const TERM_LEAP_MAX: u64 = 1 << 32;
+/// By how much other servers may raise this server's term with each tick of its run, in all; what is not
+/// used is kept. No election needs that many, and the 64-bit term lasts for a hundred years of it. Every
+/// server can follow wherever another was led, since all are given the same.
+pub const TERM_CREDIT_PER_TICK: u64 = 1 << 26;
+/// And when it starts: so that a server that was away for long can follow at once.
+pub const TERM_CREDIT_AT_START: u64 = 1 << 32;
+/// Greater terms are no servers' but a forger's.
+pub const TERM_MAX: u64 = u64::MAX / 2;
+/// A replicated timestamp may be this far ahead of this machine's clock, and of the log. A machine without
+/// a clock of its own starts in 1970; and order would end with the greatest timestamp there can be.
+pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// How long a stopping server waits for the console's last lines to be written.
 pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.

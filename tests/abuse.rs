@@ -737,7 +737,15 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
     let welcome = |cluster, node| {
         let node = NodeId(node);
         let (protocol, incarnation) = (PROTOCOL_VERSION, 9);
-        Message::Welcome(Welcome { protocol, cluster, node, incarnation, last_index: 0, term: 0 })
+        Message::Welcome(Welcome {
+            protocol,
+            cluster,
+            node,
+            incarnation,
+            last_index: 0,
+            term: 0,
+            first_leader: None,
+        })
     };
     let refused = Message::Refused { reason: "go\naway".into() };
     let answers = [

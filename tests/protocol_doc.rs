@@ -118,6 +118,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                 incarnation: 0x05ca_1e00_0000_0003,
                 last_index: 41,
                 term: 3,
+                first_leader: None,
             }),
         ),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),

@@ -392,17 +392,18 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {
             Message::Hello(Hello { protocol, cluster: ClusterId(cluster), role })
         }),
-        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>()).prop_map(
-            |(protocol, cluster, node, [incarnation, last_index, term])| Message::Welcome(
-                Welcome {
+        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>(), option::of(node())).prop_map(
+            |(protocol, cluster, node, [incarnation, last_index, term], first_leader)| {
+                Message::Welcome(Welcome {
                     protocol,
                     cluster: ClusterId(cluster),
                     node,
                     incarnation,
                     last_index,
-                    term
-                }
-            )
+                    term,
+                    first_leader,
+                })
+            }
         ),
         text().prop_map(|reason| Message::Refused { reason }),
         (any::<u64>(), request()).prop_map(|(id, body)| Message::Request { id, body }),

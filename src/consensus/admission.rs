@@ -9,7 +9,8 @@
 //!
 //! It is admitted, for ever, in one of two ways:
 //!
-//! 1. **The group's birth.** The named first leader campaigns with an empty log, unless it hears of
+//! 1. **The group's birth.** The first leader (the one named to all servers; of several, the lowest that
+//!    is up) campaigns with an empty log, unless it hears of
 //!    a term that it does not remember asking for (its directory was lost), and a blank server
 //!    grants it. This is safe because the first leader sends no entry before the first one is
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
@@ -51,11 +52,12 @@ impl Admission {
         !std::mem::replace(&mut self.admitted, true)
     }
 
-    /// Another server's term, from its greeting or any message of this run.
+    /// Another server's term, from its greeting or any message of this run. The latest counts: a term
+    /// never falls, so if it is less than before, what was said before was not the server's word. (It may
+    /// also be older than what overtook it. That is as good: any word since the start will do.)
     pub fn heard(&mut self, node: NodeId, term: Term) {
         if !self.admitted {
-            let known = self.reported.entry(node).or_insert(term);
-            *known = term.max(*known);
+            self.reported.insert(node, term);
         }
     }
 

@@ -1,5 +1,7 @@
 //! The facade: everything the node core may know of consensus.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
@@ -27,6 +29,45 @@ pub struct ConsensusConfig {
     pub election_ticks: Option<usize>,
     /// Bounds of what is under way.
     pub limits: NodeLimits,
+}
+
+/// Why no leader can be elected although enough servers are up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoLeader {
+    /// The group has not begun, and who is to lead first has never been up.
+    NotBegun {
+        /// Who that is.
+        first_leader: NodeId,
+    },
+    /// Too many data directories are blank, and what those held that were lost is not known.
+    Blank {
+        /// Servers that are up with a blank directory.
+        blank: usize,
+        /// Servers that are up with their own.
+        full: usize,
+        /// How many of the latter an election takes.
+        needed: usize,
+    },
+}
+
+impl NoLeader {
+    /// What it means and what to do; `name` names a server.
+    pub fn sentence(self, name: impl Fn(NodeId) -> String) -> String {
+        match self {
+            NoLeader::NotBegun { first_leader } => {
+                let first = name(first_leader);
+                format!(
+                    "the group has not begun, because it begins with {first}, which has not been up: \
+                     start that one, or start the others again with --leader naming one that is up"
+                )
+            }
+            NoLeader::Blank { blank, full, needed } => format!(
+                "no leader can be elected, because {blank} of the servers that are up have blank data \
+                 directories and {full} their own, of which {needed} are needed: start servers \
+                 with the data directories that they had"
+            ),
+        }
+    }
 }
 
 /// Why consensus cannot start.
@@ -103,6 +144,11 @@ pub struct Consensus {
     /// The admission is to be made durable.
     admission_unsaved: bool,
     applied: LogIndex,
+    /// The servers this one can send to, and whom each was told leads first if it was blank when its
+    /// link came up.
+    links: BTreeMap<NodeId, Option<NodeId>>,
+    /// By how much others may raise this server's term now; see [`guard`].
+    term_credit: u64,
     /// Whether this server may lead; see `node::eligibility`.
     may_lead: bool,
     /// The store is lost and waits for a snapshot. Log, term and vote are sound.
@@ -150,6 +196,8 @@ impl Consensus {
             admission,
             admission_unsaved: false,
             applied,
+            links: BTreeMap::new(),
+            term_credit: limits::TERM_CREDIT_AT_START,
             may_lead: true,
             store_lost: false,
         })
@@ -157,6 +205,7 @@ impl Consensus {
 
     /// One tick of the election clock.
     pub fn tick(&mut self) {
+        self.term_credit = self.term_credit.saturating_add(limits::TERM_CREDIT_PER_TICK);
         if self.role() == Role::Leader || self.may_campaign() {
             self.raw.tick();
         } else {
@@ -242,7 +291,7 @@ impl Consensus {
             return false;
         }
         self.admission.is_admitted()
-            || (self.config.node == self.config.first_leader
+            || (self.config.node == self.first_leader()
                 && self.last_index() == 0
                 && self.admission.is_newborn(self.last_term_asked_for()))
     }
@@ -252,10 +301,44 @@ impl Consensus {
         if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
+    /// Who is to lead first in a group that is blank: the lowest of those that servers were told, as
+    /// far as they are up. So servers that were told different ones agree, and nobody waits for one
+    /// that is down when another was named, too.
+    fn first_leader(&self) -> NodeId {
+        let told = self.config.first_leader;
+        let named = self.links.values().flatten().chain([&told]).copied();
+        let is_up = |node: &NodeId| *node == self.config.node || self.links.contains_key(node);
+        named.filter(is_up).min().unwrap_or(told)
+    }
+
+    /// Whom this server was told leads first, as long as it has never taken part in the group.
+    pub fn told_first_leader(&self) -> Option<NodeId> {
+        (!self.admission.is_admitted()).then_some(self.config.first_leader)
+    }
+
+    /// Why no leader can be elected although enough servers are up, if that is so.
+    pub fn no_leader(&self) -> Option<NoLeader> {
+        let needed = self.config.nodes.len() / 2 + 1;
+        let up = self.links.len() + 1;
+        if self.leader().is_some() || up < needed {
+            return None;
+        }
+        let is_blank = !self.admission.is_admitted();
+        let blank = self.links.values().flatten().count() + usize::from(is_blank);
+        let first = self.first_leader();
+        let first_is_up = first == self.config.node || self.links.contains_key(&first);
+        match up - blank {
+            0 if first_is_up => None,
+            0 => Some(NoLeader::NotBegun { first_leader: first }),
+            full if full < needed => Some(NoLeader::Blank { blank, full, needed }),
+            _ => None,
+        }
+    }
+
     /// Whether a server that is not admitted may still grant this vote.
     fn is_birth(&self, message: &RaftMessage) -> bool {
         matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
-            && message.from == self.config.first_leader
+            && message.from == self.first_leader()
             && self.last_index() == 0
     }
 
@@ -265,7 +348,9 @@ impl Consensus {
         let known = Known {
             me: self.config.node,
             term: self.term(),
+            term_credit: self.term_credit,
             role: self.role(),
+            is_rehearsing: self.raw.raft.state == StateRole::PreCandidate,
             leader: self.leader(),
             commit: self.commit(),
             last_index: self.last_index(),
@@ -308,8 +393,14 @@ impl Consensus {
             RaftBody::Append { commit, .. } => Some((message.term, *commit)),
             _ => None,
         };
+        if self.contradicts_acknowledgement(&message) {
+            return Ok(());
+        }
+        let term_before = self.term();
         // Errors only say that the message was of no use.
         let _ = self.raw.step(message_to_raft(message));
+        // The guard has seen to it that the credit suffices.
+        self.term_credit = self.term_credit.saturating_sub(self.term() - term_before);
 
         // raft-rs 0.7.0 may let a follower's next index fall to its match index (fixed upstream as
         // number 557), after which it would send what is there already, for ever.
@@ -344,8 +435,42 @@ impl Consensus {
         (self.term_at(commit) == Some(term)).then_some(commit)
     }
 
+    /// At the leader: a server lacks what was acknowledged in its name. Answers of one server come in
+    /// order, so somebody has lied, and what it has is found out anew; the library would take the
+    /// refusal for an old one and never send what is missing.
+    fn contradicts_acknowledgement(&mut self, message: &RaftMessage) -> bool {
+        // Who asks for a snapshot has lost its store, not its log.
+        let RaftBody::AppendReply {
+            index,
+            reject_hint: Some((hint, _)),
+            snapshot_wanted: None,
+            ..
+        } = message.body
+        else {
+            return false;
+        };
+        if self.role() != Role::Leader || message.term != self.term() {
+            return false;
+        }
+        let Some(progress) = self.raw.raft.mut_prs().get_mut(message.from.0) else { return false };
+        let lacks_it = index <= progress.matched && hint < progress.matched;
+        if lacks_it {
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = hint + 1;
+        }
+        lacks_it
+    }
+
     /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
-    pub fn peer_up(&mut self, peer: NodeId, last_index: LogIndex, term: Term) {
+    pub fn peer_up(
+        &mut self,
+        peer: NodeId,
+        last_index: LogIndex,
+        term: Term,
+        first_leader: Option<NodeId>,
+    ) {
+        self.links.insert(peer, first_leader);
         self.admission.heard(peer, term);
         if self.role() != Role::Leader {
             return;
@@ -362,6 +487,7 @@ impl Consensus {
 
     /// The link to a peer broke: what was sent last may be lost.
     pub fn peer_down(&mut self, peer: NodeId) {
+        self.links.remove(&peer);
         if self.role() == Role::Leader {
             self.raw.report_unreachable(peer.0);
         }

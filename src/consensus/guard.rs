@@ -4,6 +4,14 @@
 //! A server may be broken, wiped or hostile, so every message is held against what is known before
 //! it is stepped. A message that no correct server sends is a [`PeerFault`]: the connection closes.
 //! One that a correct server may send late is merely ignored.
+//!
+//! A greater term deposes whoever leads, so what raises a term is held short:
+//!
+//! - An answer does so only if this server asks: a leader may be told that it is deposed, and who
+//!   rehearses a vote that it is behind. The library's other answers never carry a greater term.
+//! - What claims a leadership or asks for a vote does so only within the [`Known::term_credit`],
+//!   which grows with time. Beyond it is ignored for now, not refused for ever: whoever was led to a
+//!   term far ahead is followed as soon as the credit reaches there.
 
 use crate::limits;
 use crate::types::{LogIndex, NodeId, Term};
@@ -20,13 +28,11 @@ pub enum PeerFault {
         /// The receiver it names.
         to: NodeId,
     },
-    /// The term cannot be reached by elections.
-    #[error("term {term} is too far ahead of ours ({ours})")]
-    TermLeap {
+    /// No election ever reaches such a term.
+    #[error("there is no term {term}")]
+    NoSuchTerm {
         /// The message's.
         term: Term,
-        /// This server's.
-        ours: Term,
     },
     /// Entries do not follow one another.
     #[error("the entries of a REPLICATION after index {previous_index} do not follow one another")]
@@ -62,7 +68,11 @@ pub enum PeerFault {
 pub(super) struct Known<'a> {
     pub me: NodeId,
     pub term: Term,
+    /// By how much others may raise the term now.
+    pub term_credit: u64,
     pub role: Role,
+    /// It asks whether it would be voted for.
+    pub is_rehearsing: bool,
     pub leader: Option<NodeId>,
     pub commit: LogIndex,
     pub last_index: LogIndex,
@@ -94,13 +104,16 @@ pub(super) fn check(
     if term == 0 {
         return Ok(Verdict::Ignore);
     }
-    if term > known.term.saturating_add(limits::TERM_LEAP_MAX) {
-        return Err(PeerFault::TermLeap { term, ours: known.term });
+    if term > limits::TERM_MAX {
+        return Err(PeerFault::NoSuchTerm { term });
     }
     // The library takes nothing from an older term; what a deposed leader had in its log may well
     // contradict what was committed since.
     if term < known.term {
         return Ok(Verdict::Step(message));
+    }
+    if term > known.term && !may_raise_term(known, term, &message.body) {
+        return Ok(Verdict::Ignore);
     }
     let same_term = term == known.term;
     match &mut message.body {
@@ -152,6 +165,28 @@ pub(super) fn check(
         | RaftBody::Vote { .. } => {}
     }
     Ok(Verdict::Step(message))
+}
+
+/// Whether a message of a greater term is to be taken, which makes the term this server's unless it
+/// is about a rehearsal.
+fn may_raise_term(known: &Known<'_>, term: Term, body: &RaftBody) -> bool {
+    let in_credit = term - known.term <= known.term_credit;
+    match body {
+        RaftBody::Append { .. } | RaftBody::Heartbeat { .. } => in_credit,
+        RaftBody::Vote { pre, .. } => *pre || in_credit,
+        // To a leader that has been deposed and does not know it.
+        RaftBody::AppendReply { index: 0, reject_hint: None, .. } => {
+            known.role == Role::Leader && in_credit
+        }
+        RaftBody::VoteReply { pre: true, reject: true, .. } => known.is_rehearsing && in_credit,
+        RaftBody::VoteReply { pre: true, reject: false, .. } => {
+            known.is_rehearsing && term == known.term + 1
+        }
+        RaftBody::AppendReply { .. }
+        | RaftBody::VoteReply { pre: false, .. }
+        | RaftBody::HeartbeatReply { .. }
+        | RaftBody::TimeoutNow => false,
+    }
 }
 
 fn check_leadership(known: &Known<'_>, from: NodeId, term: Term) -> Result<(), PeerFault> {

@@ -22,6 +22,8 @@ mod log_store;
 mod logging;
 mod ready;
 
-pub use facade::{Consensus, ConsensusConfig, ConsensusError, ProposeError, RecoveredLog};
+pub use facade::{
+    Consensus, ConsensusConfig, ConsensusError, NoLeader, ProposeError, RecoveredLog,
+};
 pub use guard::PeerFault;
 pub use ready::{Effects, FetchRequest, InstallRequest};

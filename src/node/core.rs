@@ -18,7 +18,9 @@ use super::in_sync::InSync;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
-use super::{AppliedWrite, Input, Notice, Now, Output, RequestToken, UpkeepState};
+use super::{
+    AppliedWrite, Input, NoLeader, Notice, Now, Output, RequestToken, UpkeepState, by_place,
+};
 use crate::command::{Command, EncodedWrite, OpShape, StateLimits, WriteOutcome};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
@@ -126,6 +128,10 @@ pub struct NodeStatus {
     pub ineligible: Vec<Ineligible>,
     /// Why it serves no reads, if so.
     pub distrust: Option<Distrust>,
+    /// Whom it was told leads first, as long as its data directory is blank.
+    pub first_leader: Option<NodeId>,
+    /// Why no leader can be elected although enough servers are up, if that is so.
+    pub no_leader: Option<NoLeader>,
 }
 
 /// Why a node does not trust its own state.
@@ -228,6 +234,10 @@ pub struct Node {
     /// Role, leader and term as of the last flush.
     pub(super) standing: (Role, Option<NodeId>, Term),
     pub(super) stopping: Stopping,
+    /// Since when no leader can be elected although enough servers are up …
+    no_leader_since_us: Option<u64>,
+    /// … and the reason that was said last.
+    no_leader_said: Option<NoLeader>,
     /// Replication held back by `--replication-delay`: (due, link, message), in order.
     pub(super) delayed: VecDeque<(u64, NodeId, RaftMessage)>,
     /// The highest index whose replication the console has shown.
@@ -301,6 +311,8 @@ impl Node {
             chores: Chores::new(config.upkeep, recovered.upkeep),
             standing,
             stopping: Stopping::No,
+            no_leader_since_us: None,
+            no_leader_said: None,
             delayed: VecDeque::new(),
             shown_index: last_index,
             config,
@@ -317,10 +329,10 @@ impl Node {
                     self.consensus.tick();
                 }
             }
-            Input::PeerUp { peer, last_index, term } => {
+            Input::PeerUp { peer, last_index, term, first_leader } => {
                 self.links.insert(peer);
                 self.heard.insert(peer, self.ticks);
-                self.consensus.peer_up(peer, last_index, term);
+                self.consensus.peer_up(peer, last_index, term, first_leader);
                 self.campaign_if_first();
                 self.campaign_soon();
             }
@@ -454,6 +466,8 @@ impl Node {
             applied: self.applied,
             last_index: self.consensus.last_index(),
             in_sync,
+            first_leader: self.consensus.told_first_leader(),
+            no_leader: self.consensus.no_leader(),
             ineligible: self.eligibility.reasons().iter().copied().collect(),
             distrust: self.distrust(),
         }
@@ -475,6 +489,7 @@ impl Node {
             self.campaign_at = None;
             self.consensus.campaign_again();
         }
+        self.say_why_nobody_leads(now, out);
         self.release_delayed(now, out);
         self.settle_disputes(now, out);
 
@@ -494,6 +509,22 @@ impl Node {
         self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
         for read in self.reads.take_expired(now_us) {
             out.push(Output::Reply { token: read.token, reply: self.no_majority() });
+        }
+    }
+
+    /// Once, when it has been so for longer than elections take.
+    fn say_why_nobody_leads(&mut self, now: Now, out: &mut Vec<Output>) {
+        let reason = self.consensus.no_leader();
+        match (reason, self.no_leader_since_us) {
+            (None, _) => (self.no_leader_since_us, self.no_leader_said) = (None, None),
+            (Some(_), None) => self.no_leader_since_us = Some(now.monotonic_us),
+            (Some(reason), Some(since_us)) => {
+                let is_late = now.monotonic_us - since_us >= micros(limits::BIRTH_TIMEOUT);
+                if is_late && self.no_leader_said != Some(reason) {
+                    self.no_leader_said = Some(reason);
+                    out.push(Output::Notice(Notice::NoLeader { reason }));
+                }
+            }
         }
     }
 
@@ -745,7 +776,9 @@ impl Node {
     /// A read was not confirmed in time.
     fn no_majority(&self) -> Reply {
         let (answering, all, needed) = self.reach();
-        let message = if answering < needed {
+        let message = if let Some(reason) = self.consensus.no_leader() {
+            format!("no majority: {}", reason.sentence(by_place))
+        } else if answering < needed {
             format!(
                 "no majority: {answering} of {all} servers answer and {needed} are needed: \
                  start the others, then try again"
@@ -761,6 +794,10 @@ impl Node {
     /// A write was not confirmed in time. What is said of its effect is what is known.
     fn not_confirmed(&self, effect: Effect) -> Reply {
         let (answering, all, needed) = self.reach();
+        if let (Effect::NotDone, Some(reason)) = (effect, self.consensus.no_leader()) {
+            let message = format!("nothing was done: {}", reason.sentence(by_place));
+            return Reply::Error(ErrorReply::not_done(ErrorCode::NoMajority, message));
+        }
         let (code, message) = match effect {
             Effect::NotDone if answering < needed => (
                 ErrorCode::NoMajority,

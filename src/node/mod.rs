@@ -38,6 +38,8 @@ use crate::types::{
 };
 use crate::wire::message::{PeerMessage, Previous, RaftBody, RaftMessage, Reply};
 
+pub use crate::consensus::NoLeader;
+
 /// The time, from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
@@ -75,6 +77,8 @@ pub enum Input {
         last_index: LogIndex,
         /// Its term, from its greeting.
         term: Term,
+        /// Whom it was told leads first, if its data directory is blank.
+        first_leader: Option<NodeId>,
     },
     /// That link is gone.
     PeerDown {
@@ -361,6 +365,11 @@ pub enum Notice {
         /// Why.
         reason: Ineligible,
     },
+    /// No leader can be elected although enough servers are up.
+    NoLeader {
+        /// Why not.
+        reason: NoLeader,
+    },
     /// A reason why this node may not lead holds no more.
     MayLeadAgain {
         /// What it was.
@@ -454,6 +463,7 @@ impl std::fmt::Display for Notice {
                 write!(f, "the store is whole again: this server may lead")
             }
             Notice::ClockApart { ahead_us } => f.write_str(&clock_apart(*ahead_us)),
+            Notice::NoLeader { reason } => f.write_str(&reason.sentence(by_place)),
             Notice::Admitted => {
                 write!(f, "this server is up to date and takes part in elections")
             }
@@ -557,4 +567,9 @@ pub enum GetAnswer {
     Null,
     /// `TRY_OTHER_SERVER_OR_LATER`.
     TryOtherServerOrLater,
+}
+
+/// Names a server where its address is not known.
+fn by_place(node: NodeId) -> String {
+    format!("the server at place {node} of the group's list")
 }

@@ -95,6 +95,13 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(now, from, message, out);
         };
+        let newest = now.wall_us.max(self.clock.last().0);
+        let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
+        let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
+        if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
+            let reason = "a REPLICATION holds a timestamp more than 100 years ahead".to_owned();
+            return out.push(Output::Disconnect { peer: from, reason });
+        }
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
         let holds_writes = entries.iter().any(|e| !e.data.is_empty());

@@ -27,12 +27,17 @@ struct Group {
 
 impl Group {
     fn new(size: u64, ack: AckPolicy) -> Group {
-        let ids: Vec<NodeId> = (1..=size).map(NodeId).collect();
+        Group::told(&vec![size; size as usize], size as usize, ack)
+    }
+
+    /// A group whose servers are told different first leaders, and the first so many of them up.
+    fn told(first_leaders: &[u64], up: usize, ack: AckPolicy) -> Group {
+        let ids: Vec<NodeId> = (1..=first_leaders.len() as u64).map(NodeId).collect();
         let node = |id: &NodeId| {
             let config = NodeConfig {
                 node: *id,
                 nodes: ids.clone(),
-                first_leader: NodeId(size),
+                first_leader: NodeId(first_leaders[id.0 as usize - 1]),
                 ack,
                 in_sync_timeout: Duration::from_secs(2),
                 stall_timeout: limits::STALL_TIMEOUT,
@@ -49,7 +54,7 @@ impl Group {
             Node::new(config, Recovered::default()).unwrap()
         };
         let mut group = Group {
-            nodes: ids.iter().map(node).collect(),
+            nodes: ids[..up].iter().map(node).collect(),
             inbox: VecDeque::new(),
             replies: HashMap::new(),
             ready_reads: Vec::new(),
@@ -57,9 +62,12 @@ impl Group {
             withheld: None,
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
-        for at in 0..ids.len() {
-            for peer in ids.iter().filter(|p| **p != ids[at]) {
-                group.inbox.push_back((at, Input::PeerUp { peer: *peer, last_index: 0, term: 0 }));
+        for at in 0..up {
+            for peer in ids[..up].iter().filter(|p| **p != ids[at]) {
+                let first_leader = Some(NodeId(first_leaders[peer.0 as usize - 1]));
+                let (last_index, term) = (0, 0);
+                let greeted = Input::PeerUp { peer: *peer, last_index, term, first_leader };
+                group.inbox.push_back((at, greeted));
             }
         }
         group.settle();
@@ -96,8 +104,11 @@ impl Group {
         for output in out {
             match output {
                 Output::Send { to, message } => {
-                    let message = CheckedMessage::new(message).unwrap();
-                    self.inbox.push_back((to.0 as usize - 1, Input::Peer { from, message }));
+                    let to = to.0 as usize - 1;
+                    if to < self.nodes.len() {
+                        let message = CheckedMessage::new(message).unwrap();
+                        self.inbox.push_back((to, Input::Peer { from, message }));
+                    }
                 }
                 Output::Persist(batch) => {
                     self.inbox.push_back((at, Input::Persisted { number: batch.number }));
@@ -273,4 +284,35 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
         assert_eq!(error.code, crate::wire::message::ErrorCode::Invalid, "{}", error.message);
     }
     assert_eq!(group.applied[0].timestamp, Timestamp::ZERO);
+}
+
+#[test]
+fn servers_that_are_told_different_first_leaders_agree_on_the_lowest_that_is_up() {
+    let cases = [
+        (&[1, 2, 3][..], 3, Some(1)),
+        (&[2, 1, 1], 3, Some(1)),
+        (&[3, 3, 2], 3, Some(2)),
+        (&[2, 3, 3], 2, Some(2)),
+        (&[3, 3, 3], 2, None),
+    ];
+    for (told, up, leads) in cases {
+        let mut group = Group::told(told, up, AckPolicy::Majority);
+        (0..100).for_each(|_| group.tick());
+        for node in &group.nodes {
+            let status = node.status();
+            assert_eq!(status.leader, leads.map(NodeId), "told {told:?}");
+            let waits = NoLeader::NotBegun { first_leader: NodeId(3) };
+            assert_eq!(status.no_leader, leads.is_none().then_some(waits), "told {told:?}");
+        }
+    }
+}
+
+#[test]
+fn who_is_waited_for_is_named_in_the_error_of_a_write() {
+    let mut group = Group::told(&[3, 3, 3], 2, AckPolicy::Majority);
+    let token = group.put(0, 1);
+    (0..300).for_each(|_| group.tick());
+    let Some(Reply::Error(error)) = group.replies.get(&token) else { panic!("no error") };
+    assert!(error.message.contains("begins with the server at place 3"), "{}", error.message);
+    assert!(error.message.contains("--leader"), "{}", error.message);
 }

@@ -186,12 +186,6 @@ impl Server {
             config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
         let mut data_dir =
             DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
-        if !data_dir.is_new() {
-            log::info!(
-                "restarting on {}: --leader is ignored, the group elects by itself",
-                config.data_dir.display()
-            );
-        }
         let options =
             LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
         let redundancy = match config.servers.len() {
@@ -203,6 +197,13 @@ impl Server {
             log::warn!(
                 "the store is lost or was damaged: this server votes, serves no reads, and waits for a \
                  snapshot of everything from the leader"
+            );
+        }
+        // A directory that has never taken part in the group still needs to know.
+        if storage.recovered.hard_state.admitted {
+            log::info!(
+                "restarting on {}: --leader is ignored, the group elects by itself",
+                config.data_dir.display()
             );
         }
         let node = Node::new(node_config(&config, me, first_leader), storage.recovered)?;

@@ -38,6 +38,7 @@ impl StoreService {
             incarnation: self.parts.incarnation,
             last_index: status.last_index,
             term: status.term,
+            first_leader: status.first_leader,
         });
         match role {
             HelloRole::Client => {
@@ -140,7 +141,7 @@ impl StoreService {
         peer: NodeId,
         welcome: &Welcome,
     ) {
-        let Welcome { incarnation, last_index, term, .. } = *welcome;
+        let Welcome { incarnation, last_index, term, first_leader, .. } = *welcome;
         let Some(link) = self.link_mut(peer) else { return };
         if link.met(incarnation) {
             link.take_inbound().for_each(|old| net.close(old));
@@ -157,7 +158,24 @@ impl StoreService {
         if link.is_up() {
             link.came_up();
             self.transfers.link_up(peer);
-            self.input(net, Input::PeerUp { peer, last_index, term });
+            self.compare_first_leaders(peer, first_leader);
+            self.input(net, Input::PeerUp { peer, last_index, term, first_leader });
+        }
+    }
+
+    /// Says so when a group that has not begun was told different first leaders.
+    fn compare_first_leaders(&self, peer: NodeId, theirs: Option<NodeId>) {
+        let ours = self.parts.node.status().first_leader;
+        if let (Some(ours), Some(theirs)) = (ours, theirs)
+            && ours != theirs
+        {
+            log::warn!(
+                "this server was started with --leader {} and {} with --leader {}: the one of them \
+                 that is up and comes first in the group's list leads first",
+                self.address(ours),
+                self.address(peer),
+                self.address(theirs)
+            );
         }
     }
 

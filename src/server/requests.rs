@@ -12,7 +12,7 @@ use crate::limits;
 use crate::net::{ConnectionId, Net};
 use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
-use crate::node::{Input, RequestToken, clock_apart};
+use crate::node::{Input, NoLeader, RequestToken, clock_apart};
 use crate::types::NodeId;
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
@@ -180,10 +180,7 @@ impl StoreService {
     pub(super) fn status(&self, net: &Net) -> ServerStatus {
         let status = self.parts.node.status();
         let config = &self.parts.config;
-        let address = |node: NodeId| {
-            let at = config.servers.get(node.0 as usize - 1);
-            at.map_or_else(|| node.to_string(), SocketAddr::to_string)
-        };
+        let address = |node| self.address(node);
         ServerStatus {
             address: config.listen.to_string(),
             node: self.me,
@@ -201,16 +198,25 @@ impl StoreService {
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            warnings: self.warnings(&status.ineligible),
+            warnings: self.warnings(&status.ineligible, status.no_leader),
         }
     }
 
     /// What is wrong here, for whoever asks for the status.
-    fn warnings(&self, ineligible: &[Ineligible]) -> Vec<String> {
+    fn warnings(&self, ineligible: &[Ineligible], no_leader: Option<NoLeader>) -> Vec<String> {
         let ineligible =
             ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
+        let no_leader = no_leader.map(|reason| reason.sentence(|node| self.address(node)));
+        let distrust = self.distrust().map(|distrust| distrust.to_string());
         let clock = self.parts.node.clock_apart_us().map(clock_apart);
-        self.distrust().iter().map(Distrust::to_string).chain(ineligible).chain(clock).collect()
+        distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader).collect()
+    }
+
+    /// The address of a server of the group.
+    pub(super) fn address(&self, node: NodeId) -> String {
+        let at = (node.0 as usize).checked_sub(1);
+        let at = at.and_then(|at| self.parts.config.servers.get(at));
+        at.map_or_else(|| node.to_string(), SocketAddr::to_string)
     }
 
     /// Plain reads, also those that came early, are answered now, whatever is applied.

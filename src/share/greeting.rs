@@ -20,6 +20,7 @@ pub fn welcome() -> Message {
         incarnation: 0,
         last_index: 0,
         term: 0,
+        first_leader: None,
     })
 }
 

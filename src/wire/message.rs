@@ -204,6 +204,9 @@ pub struct Welcome {
     pub last_index: LogIndex,
     /// The answering server's term.
     pub term: Term,
+    /// Whom the answering server was told leads first, as long as its data directory is blank; `None`
+    /// once it has taken part in the group.
+    pub first_leader: Option<NodeId>,
 }
 
 /// What a client can ask.

@@ -71,7 +71,9 @@ fn number(rng: &mut Rng, near: u64) -> u64 {
 fn command(rng: &mut Rng) -> Command {
     let request = RequestId { client: ClientId(1), sequence: 1 + rng.below(9), answered_below: 1 };
     let op = WriteOp::Del { key: Bytes::from_static(b"k") };
-    Command::write(Timestamp(rng.next_u64() as i64), request, op)
+    // Now and then beyond what any clock says.
+    let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 50) as i64 };
+    Command::write(Timestamp(timestamp), request, op)
 }
 
 fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
@@ -364,4 +366,126 @@ fn answers_to_questions_that_nobody_asked_are_ignored() {
         let reply = Some(Reply::PutOk { timestamp: Default::default() });
         PeerMessage::Forwarded { id: 1, reply }
     });
+}
+
+/// What a server says that nobody asked, or in a term far ahead, as the forger has it of this victim.
+fn forgeries(term: u64, last_index: u64) -> Vec<(&'static str, u64, RaftBody)> {
+    let ahead = term + (1 << 32);
+    let reply = |pre, reject| RaftBody::VoteReply { pre, reject, commit: 0, commit_term: 0 };
+    let vote = |pre, transfer| RaftBody::Vote {
+        pre,
+        last_index: last_index + 100,
+        last_term: term,
+        commit: 0,
+        commit_term: 0,
+        transfer,
+    };
+    let acknowledged = |index, reject_hint| RaftBody::AppendReply {
+        index,
+        commit: 0,
+        reject_hint,
+        snapshot_wanted: None,
+    };
+    let heartbeat_reply = RaftBody::HeartbeatReply { commit: 0, context: Bytes::new() };
+    let heartbeat = RaftBody::Heartbeat { commit: 0, context: Bytes::new() };
+    let append = RaftBody::Append {
+        previous_index: last_index + 100,
+        previous_term: term,
+        commit: 0,
+        entries: Vec::new(),
+    };
+    vec![
+        ("HEARTBEAT_OK", ahead, heartbeat_reply),
+        ("REPLICATION_OK of a later term", ahead, acknowledged(0, None)),
+        ("refusal of a later term", ahead, acknowledged(last_index, Some((0, 0)))),
+        ("REPLICATION_OK for what it was never sent", term, acknowledged(last_index, None)),
+        ("granted vote", ahead, reply(false, false)),
+        ("refused vote", ahead, reply(false, true)),
+        ("granted rehearsal", ahead, reply(true, false)),
+        ("refused rehearsal", ahead, reply(true, true)),
+        ("HEARTBEAT of a later term", ahead, heartbeat),
+        ("REPLICATION of a later term", ahead, append),
+        ("vote request", ahead, vote(false, false)),
+        ("vote request of a hand-over", ahead, vote(false, true)),
+        ("rehearsal", ahead, vote(true, false)),
+        ("order to campaign", ahead, RaftBody::TimeoutNow),
+    ]
+}
+
+/// The forger plays its trick on one server, leaves, and the true server takes its place again.
+fn forger_leaves(seed: u64, trick: usize, victims: &[usize]) -> Verdict {
+    let mut world = besieged(Setup::calm(seed))?;
+    let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+    for round in 0..20 {
+        world.put(client, None, "k", &format!("under attack {round}"));
+        for victim in victims.iter().copied() {
+            let (term, last_index, _) = standing(&world, victim);
+            let (_, term, body) = forgeries(term, last_index).swap_remove(trick);
+            world.setup.honest = false;
+            attack(&mut world, victim, raft(victim, term, body))?;
+            world.flush(victim)?;
+            world.setup.honest = true;
+        }
+        world.run_for(50 * MILLISECOND)?;
+    }
+    world.accusations.clear();
+    world.start(ATTACKER)?;
+    make_peace(&mut world)?;
+    // Nothing of it was written down to come back.
+    for server in 0..world.servers.len() {
+        world.crash(server)?;
+        world.start(server)?;
+        world.run_for(2 * SECOND)?;
+    }
+    make_peace(&mut world)?;
+    let accusations = std::mem::take(&mut world.accusations);
+    ensure!(accusations.is_empty(), "true servers are accused: {accusations:?}");
+    Ok(())
+}
+
+#[test]
+fn nothing_a_forger_does_outlasts_its_leaving() {
+    for (trick, (name, ..)) in forgeries(1, 1).into_iter().enumerate() {
+        for (seed, victims) in [(1, &[0][..]), (2, &[1]), (3, &[0, 1])] {
+            forger_leaves(seed, trick, victims).unwrap_or_else(|Violation(reason)| {
+                panic!("{name} to {victims:?} (seed {seed}): {reason}")
+            });
+        }
+    }
+}
+
+#[test]
+fn answers_to_nothing_raise_no_term() {
+    let mut world = besieged(Setup::calm(1)).unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+    for victim in [0, 1] {
+        let (term, last_index, role) = standing(&world, victim);
+        for (name, later, body) in forgeries(term, last_index) {
+            let is_answer =
+                matches!(body, RaftBody::HeartbeatReply { .. } | RaftBody::VoteReply { .. })
+                    || (role != Role::Leader && matches!(body, RaftBody::AppendReply { .. }));
+            if is_answer {
+                let message = raft(victim, later, body);
+                attack(&mut world, victim, message)
+                    .unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+                world.flush(victim).unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+                assert_eq!(standing(&world, victim).0, term, "{name} raised the term");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
+    assert!(
+        play(|world, victim| {
+            let (term, last, _) = standing(world, victim);
+            let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+            let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+            let data = Command::write(Timestamp(i64::MAX), request, op).encode();
+            let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
+            let body =
+                RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+            raft(victim, term + 1, body)
+        }) > 0
+    );
 }

@@ -132,6 +132,7 @@ impl World {
         }
         let Some(process) = &self.servers[to].process else { return Ok(()) };
         let (last_index, term) = (process.status.last_index, process.status.term);
+        let first_leader = process.status.first_leader;
         let was_replaced = std::mem::replace(&mut self.network.link(from, to).heard, true);
         let now_us = self.now_us;
         if let Some(process) = self.servers[to].process.as_mut().filter(|_| was_replaced) {
@@ -141,7 +142,7 @@ impl World {
         if let Some(process) = &mut self.servers[from].process {
             process.transfers.link_up(node_id(to));
         }
-        self.input(from, Input::PeerUp { peer: node_id(to), last_index, term })
+        self.input(from, Input::PeerUp { peer: node_id(to), last_index, term, first_leader })
     }
 
     /// The receiving end of a link learns that it broke, unless it is up again.

@@ -133,6 +133,7 @@ impl Shared {
                         incarnation: 1,
                         last_index: 0,
                         term: 1,
+                        first_leader: None,
                     }));
                 }
                 Message::Request { id, body } => {
