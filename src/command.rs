@@ -18,7 +18,7 @@ pub enum WriteOp {
     /// Store a new newest version of a key.
     #[serde(rename = "PUT")]
     Put {
-        /// The key: 1 byte to [`limits::KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX).
+        /// The key: 1 byte to [`limits::KEY_BYTES_MAX`].
         key: Bytes,
         /// The value; may be empty.
         value: Bytes,

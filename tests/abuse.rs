@@ -456,7 +456,7 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
         ),
         (
             |_, _| (u64::MAX, RaftBody::Heartbeat { commit: 0, context: Bytes::new() }),
-            Some("is too far ahead of ours"),
+            Some("there is no term"),
         ),
         (
             |_, _| {
@@ -465,7 +465,7 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
                     RaftBody::VoteReply { pre: true, reject: false, commit: 0, commit_term: 0 },
                 )
             },
-            Some("is too far ahead of ours"),
+            Some("there is no term"),
         ),
         (
             |s, _| {
@@ -772,11 +772,14 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
     };
     let accept = || accept_of(Channel::Control);
     for (answer, said) in answers {
-        let mut raw = accept();
-        raw.send(&answer);
-        assert_eq!(raw.receive(), None, "the connection is given up");
         let said = format!("no link to server 3 at {address}: {said}");
-        eventually("the log says so", || group.log(0).contains(&said).then_some(()));
+        eventually("the log says so", || {
+            // One that was dialled a while ago may have been given up before it is answered.
+            let mut raw = accept();
+            raw.send(&answer);
+            assert_eq!(raw.receive(), None, "the connection is given up");
+            group.log(0).contains(&said).then_some(())
+        });
     }
 
     // One that greets well, and then forgets that it was asked nothing.

@@ -4,7 +4,7 @@
 //! saves the allocator's state, so that opening after a crash takes a millisecond, whatever the
 //! size.
 //!
-//! It stands on a [`CheckedFile`](super::checked_file): a damaged page is an error, and never seen by
+//! It stands on a `storage::checked_file`: a damaged page is an error, and never seen by
 //! the engine. After the first one everything fails with [`EngineError::Damaged`].
 //!
 //! Closing is crash-only: whether the process is killed or the engine is dropped, the file stands
