@@ -92,7 +92,7 @@ fn store(criterion: &mut Criterion) {
                 || random_batch(&mut next, size, &mut rng),
                 |entries| {
                     black_box(machine.apply(&entries).expect("applied"));
-                    if machine.needs_checkpoint(0) {
+                    if machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES) {
                         machine.checkpoint().expect("durable");
                     }
                 },

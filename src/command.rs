@@ -291,6 +291,13 @@ pub enum OpKind {
     Mark,
 }
 
+impl OpKind {
+    /// Whether it puts values into the store, for which there must be room on the disks.
+    pub fn adds_data(self) -> bool {
+        matches!(self, OpKind::Put | OpKind::PutAll)
+    }
+}
+
 /// What has to be known of an operation to judge it and to answer it, without its keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpShape {

@@ -308,6 +308,9 @@ pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 36
 pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How long a stopping server waits for its threads, which may wait for a disk that does not answer. What they would
+/// still have written was promised to nobody, or is in the log.
+pub const STOP_DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bounds of what a node has under way and keeps in memory: the constants of the same names, except in simulations.
 #[derive(Clone, Copy, Debug)]
@@ -412,6 +415,20 @@ pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 pub const LOG_ZERO_FILL_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes of log batches written before one sync.
 pub const LOG_GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a server keeps of its disk for the end: less on a small disk, an eighth of it. As much again is to be
+/// free besides, or writes that add to the store are refused.
+pub const DISK_RESERVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// On a small disk log segments are smaller, since whole ones are deleted: this part of the disk …
+pub const LOG_SEGMENT_DISK_PART: u64 = 32;
+/// … but no less than this.
+pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
+/// While there is little room the engine makes a durable commit after so many bytes of entries, so that the log
+/// behind it can be deleted.
+pub const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
+/// How often a server looks how much room there is on its disk, and whether its data directory is still there.
+pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// A server whose disk is full says so to the others again after so many ticks.
+pub const DISK_FULL_TOLD_TICKS: u32 = 50;
 /// The engine makes a durable commit at least every so many applied entries …
 pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
 /// … or so many bytes of them …

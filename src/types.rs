@@ -137,3 +137,24 @@ pub struct SnapshotId {
     /// The term of that entry.
     pub term: Term,
 }
+
+/// How much room there is on the disk of a server's data directory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DiskSpace {
+    /// Enough.
+    #[default]
+    Ample,
+    /// Time to make some.
+    Low,
+    /// What adds to the store is refused.
+    Full,
+    /// Most of the reserve is used up: nothing more is taken from other servers.
+    Exhausted,
+}
+
+impl DiskSpace {
+    /// Whether what adds to the store is to be refused.
+    pub fn is_full(self) -> bool {
+        self >= DiskSpace::Full
+    }
+}

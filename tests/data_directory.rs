@@ -101,3 +101,34 @@ fn the_root_of_a_new_file_system_can_be_the_data_directory() {
     group.start_server(0);
     group.client().put("key", "again").unwrap();
 }
+
+#[test]
+fn a_server_whose_data_directory_is_removed_or_replaced_stops_and_says_so() {
+    type Loss = fn(&Path, &Path);
+    let losses: [(&str, Loss); 3] = [
+        ("removed", |path, _| fs::remove_dir_all(path).unwrap()),
+        ("emptied", |path, _| {
+            for entry in fs::read_dir(path).unwrap() {
+                let entry = entry.unwrap();
+                match entry.file_type().unwrap().is_dir() {
+                    true => fs::remove_dir_all(entry.path()).unwrap(),
+                    false => fs::remove_file(entry.path()).unwrap(),
+                }
+            }
+        }),
+        ("replaced", |path, aside| {
+            fs::rename(path, aside).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+    ];
+    for (loss, lose) in losses {
+        let mut group = Group::start(1, &["--console", "off"]);
+        group.client().put("key", "value").unwrap();
+        lose(&group.data_dir(0), &group.dir.path().join("aside"));
+        assert!(exited_with(group.wait(0), i32::from(exit_status::FAILED)), "{loss}");
+        let log = group.log(0);
+        let last = log.lines().last().unwrap();
+        assert!(last.contains("was removed or replaced"), "{loss}: {last}");
+        assert!(last.contains(&group.data_dir(0).display().to_string()), "{loss}: {last}");
+    }
+}

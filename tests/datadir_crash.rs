@@ -8,6 +8,7 @@
 #[path = "support/log_disk.rs"]
 mod log_disk;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ use acervo::storage::memory::MemoryEngine;
 use acervo::storage::snapshot::{SnapshotChunk, SnapshotSink};
 use acervo::storage::{self, Redundancy, Storage, StorageError};
 use acervo::types::{
-    AppliedPoint, ClientId, ClusterId, HardState, LogBatch, LogEntry, LogIndex, NodeId, RequestId,
-    Timestamp,
+    AppliedPoint, ClientId, ClusterId, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId,
+    RequestId, Timestamp,
 };
 use bytes::Bytes;
 use log_disk::{Faults, SimDisk};
@@ -151,7 +152,9 @@ fn check(disk: &SimDisk, plan: Plan, expected: &Expected, promised: Promised, mo
     }
     assert_eq!(recovered.applied, expected.point(recovered.applied.index), "{moment}");
     let mut left = disk.list().unwrap();
-    left.retain(|name| !["IDENTITY", "LOCK", "log", "store.redb"].contains(&name.as_str()));
+    left.retain(|name| {
+        !["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"].contains(&name.as_str())
+    });
     assert!(left.is_empty(), "{moment}: {left:?} are left");
 
     machine.apply(&recovered.entries).unwrap();
@@ -185,6 +188,90 @@ fn check_every_moment(plan: Plan) {
         disk.power_cycle(&mut rng);
         check(&disk, plan, &expected, promised, &format!("no power at operation {operation}"));
     }
+}
+
+/// Entries with values of some length.
+fn large(first: LogIndex, last: LogIndex) -> LogBatch {
+    let put = |index: LogIndex| {
+        let op = WriteOp::Put {
+            key: Bytes::from(format!("large {index}")),
+            value: Bytes::from(vec![b'v'; 16 * 1024]),
+        };
+        command(index, op)
+    };
+    LogBatch { entries: (first..=last).map(put).collect(), ..LogBatch::default() }
+}
+
+fn command(index: LogIndex, op: WriteOp) -> LogEntry {
+    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
+}
+
+#[test]
+fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
+    const DISK_BYTES: usize = 8 * 1024 * 1024;
+    let disk = SimDisk::new();
+    let full_at = |bytes| Faults { disk_bytes_max: Some(bytes), ..Faults::default() };
+    disk.set_faults(full_at(DISK_BYTES));
+    let mut data_dir = self::data_dir(&disk).unwrap();
+    let Storage { mut log, mut machine, .. } =
+        storage::open(&mut data_dir, options(), Redundancy::Alone).unwrap();
+    assert_eq!(data_dir.reserve().space(), DiskSpace::Ample);
+    let mut last = 0;
+    let mut seen = BTreeSet::new();
+    while !data_dir.reserve().look().unwrap().is_full() {
+        last += 1;
+        log.append(&[large(last, last)]).unwrap();
+        machine.apply(&large(last, last).entries).unwrap();
+        machine.checkpoint().unwrap();
+        log.compact(last).unwrap();
+        seen.insert(data_dir.reserve().space());
+        assert!(last < 1000, "never full");
+    }
+    assert!(seen.contains(&DiskSpace::Low), "no warning came: {seen:?}");
+
+    // Others take what is left. Removing goes on, and so does a start.
+    let used_bytes = DISK_BYTES - disk.space().unwrap().free_bytes as usize;
+    disk.set_faults(full_at(used_bytes));
+    for index in last + 1..=last + 5 {
+        let op = WriteOp::Del { key: Bytes::from(format!("large {}", index - last)) };
+        let entry = command(index, op);
+        log.append(&[LogBatch { entries: vec![entry.clone()], ..LogBatch::default() }]).unwrap();
+        machine.apply(&[entry]).unwrap();
+        machine.checkpoint().unwrap();
+    }
+    last += 5;
+    assert!(data_dir.reserve().look().unwrap().is_full());
+    drop((log, machine, data_dir));
+    let mut data_dir = self::data_dir(&disk).unwrap();
+    let Storage { mut log, mut machine, recovered } =
+        storage::open(&mut data_dir, options(), Redundancy::Alone).unwrap();
+    assert_eq!((recovered.last_index, recovered.applied.index), (last, last));
+    assert!(data_dir.reserve().space().is_full());
+
+    // With nothing left of the reserve a write waits; it goes on when there is room.
+    let waiting = std::thread::spawn(move || {
+        for index in last + 1..=last + 100 {
+            log.append(&[large(index, index)]).unwrap();
+            machine.apply(&large(index, index).entries).unwrap();
+        }
+        (log, machine)
+    });
+    while data_dir.reserve().space() != DiskSpace::Exhausted {
+        std::thread::yield_now();
+        data_dir.reserve().look().unwrap();
+    }
+    assert!(!waiting.is_finished());
+    disk.set_faults(full_at(4 * DISK_BYTES));
+    let (mut log, _machine) = waiting.join().unwrap();
+    while data_dir.reserve().look().unwrap() > DiskSpace::Low {}
+
+    // What would wait fails once the server stops.
+    disk.set_faults(full_at(0));
+    data_dir.reserve().close();
+    let last = log.reader().bounds().1;
+    let failed = (1..=100).find_map(|more| log.append(&[large(last + more, last + more)]).err());
+    assert!(failed.is_some_and(|error| error.to_string().contains("no storage space")));
 }
 
 #[test]

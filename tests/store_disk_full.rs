@@ -1,29 +1,27 @@
-//! The disk of the *store* is full, while the log has room: the server has acknowledged writes that it
-//! cannot apply. It says so in a sentence and stops, says so again when it is started before there is
-//! room, and has every acknowledged write once there is.
+//! A disk fills up, first by what is written and then to the last byte by something else. Writes are refused
+//! before it is full, a warning has come before that, and reads, removals and restarts go on throughout.
 //!
-//! The small disk is a tmpfs in a mount namespace of its own, with the log's folder bound into it from the
-//! real one. Where mounting is not permitted, the test says so and limits the size of the server's files
-//! instead (`ulimit -f`), to more than a log file ever has: the store then fails in the same place, with another
-//! error of the system.
+//! The small disk is a tmpfs in a mount namespace of its own. Where mounting is not permitted the test says so
+//! and ends: `datadir_crash` fills a simulated disk, and `node` refuses, everywhere.
 
 mod support;
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use acervo::cli::commands::exit_status;
-use acervo::client::Client;
-use rustix::process::Signal;
-use support::{Group, PATIENCE, exited_with};
+use acervo::client::{Client, ClientError};
+use support::{Group, eventually, exited_with};
 
-const MIB: usize = 1024 * 1024;
+const KIB: usize = 1024;
+/// What something else has put on the disk, and removes in the end.
+const BALLAST: &str = "32m";
 
-/// A namespace in which the data directory is on a small disk that something else has nearly filled; it
-/// lives as long as the process that holds it.
+/// A namespace in which the first server's data directory is on a small disk; it lives as long as the process that
+/// holds it.
 struct SmallDisk {
     holder: Child,
-    ballast: String,
+    /// Where the disk is, for what is not the server's.
+    disk: String,
 }
 
 impl SmallDisk {
@@ -31,14 +29,14 @@ impl SmallDisk {
     fn mount(group: &Group) -> Option<SmallDisk> {
         let (data, disk) = (group.data_dir(0), group.dir.path().join("disk"));
         std::fs::create_dir(&disk).unwrap();
-        let script = "mount -t tmpfs -o size=96m,mode=700 none \"$2\" \
-                      && mkdir \"$2/log\" && mount --bind \"$1/log\" \"$2/log\" \
-                      && cp \"$1/IDENTITY\" \"$1/store.redb\" \"$2/\" \
-                      && head -c 80m /dev/zero > \"$2/ballast\" \
-                      && mount --rbind \"$2\" \"$1\" && echo mounted && exec cat";
+        std::fs::create_dir(&data).unwrap();
+        let script = "mount -t tmpfs -o size=128m,mode=700 none \"$2\" && mkdir \"$2/data\" \
+                      && mount --bind \"$2/data\" \"$1\" && head -c \"$3\" /dev/zero > \"$2/ballast\" \
+                      && echo mounted && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
             .args([&data, &disk])
+            .arg(BALLAST)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -50,21 +48,23 @@ impl SmallDisk {
             holder.wait().unwrap();
             return None;
         }
-        Some(SmallDisk { holder, ballast: data.join("ballast").display().to_string() })
+        Some(SmallDisk { holder, disk: disk.display().to_string() })
     }
 
     /// What a process in the namespace is started with.
-    fn wrapper(&self) -> [String; 6] {
+    fn wrapper(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         ["nsenter", "--target", &holder, "--mount", "--user", "--preserve-credentials"]
             .map(str::to_owned)
+            .to_vec()
     }
 
-    fn make_room(&self) {
+    /// Runs a script on the disk; whether it succeeded.
+    fn run(&self, script: &str) -> bool {
         let wrapper = self.wrapper();
-        let mut remove = Command::new(&wrapper[0]);
-        remove.args(&wrapper[1..]).args(["rm", &self.ballast]);
-        assert!(remove.status().unwrap().success());
+        let mut command = Command::new(&wrapper[0]);
+        command.args(&wrapper[1..]).args(["sh", "-c", &format!("cd \"$0\" && {script}")]);
+        command.arg(&self.disk).stderr(Stdio::null()).status().unwrap().success()
     }
 }
 
@@ -76,65 +76,67 @@ impl Drop for SmallDisk {
     }
 }
 
+fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8], at: usize) {
+    let refused = client.put("more", "data").unwrap_err();
+    assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
+    assert!(refused.to_string().contains("make room on it"), "{refused}");
+    let got = client.get_linearizable(&keys[at + 1]).unwrap();
+    assert!(got.value.as_deref() == Some(value), "{} was acknowledged", keys[at + 1]);
+    client.del(&keys[at]).unwrap();
+    assert_eq!(client.get_linearizable(&keys[at]).unwrap().value, None);
+    client.trim(&keys[at + 1]).unwrap();
+}
+
 #[test]
-fn a_server_whose_store_has_no_room_loses_nothing_and_comes_back_when_there_is_room() {
-    let mut group = Group::start(1, &["--console", "off"]);
-    group.client().put("first", "write").unwrap();
-    assert!(exited_with(group.terminate(0), 0));
-    let disk = SmallDisk::mount(&group);
-    let wrapper = disk.as_ref().map_or_else(Vec::new, |disk| disk.wrapper().to_vec());
+fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
+    let mut group = Group::prepare(1, &["--console", "off"]);
+    let Some(disk) = SmallDisk::mount(&group) else {
+        println!("mounting is not permitted here: nothing was tried");
+        return;
+    };
+    let wrapper = disk.wrapper();
     let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-    let (preparation, detail) = match &disk {
-        Some(_) => ("true", "No space left on device"),
-        None => {
-            println!("mounting is not permitted here: the size of files is limited instead");
-            // Blocks of half a kibibyte or of one, as the shell likes: 68 MiB or 136.
-            ("trap '' XFSZ && ulimit -S -f 139264", "File too large")
+    group.start_server_from_shell(0, &wrapper, "true");
+    let client = group.client();
+    let value = vec![b'v'; 100 * KIB];
+    let mut keys = Vec::new();
+    let refused = loop {
+        let key = format!("key-{}", keys.len());
+        match client.put(&key, &value) {
+            Ok(_) => keys.push(key),
+            Err(refused) => break refused,
+        }
+        assert!(keys.len() < 2000, "the disk is never full");
+        if keys.len() == 180 {
+            // Less than half of the disk is left, and more than is kept.
+            eventually("a warning", || group.log(0).contains("is getting full").then_some(()));
         }
     };
+    println!("refused after {} values: {refused}", keys.len());
+    assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
+    assert!(keys.len() > 50);
+    let log = group.log(0);
+    let warning = log.find("is getting full").expect("a warning came before");
+    assert!(warning < log.find("is nearly full").unwrap(), "{log}");
+    assert_only_adding_is_refused(&client, &keys, &value, 0);
+    let status = client.status(group.servers[0].address).unwrap();
+    assert!(status.warnings.iter().any(|warning| warning.contains("nearly full")), "{status:?}");
 
-    // The log has room for more than the store: so it is the store that ends it.
-    let value = vec![b'v'; MIB / 4];
-    let client = Client::builder(group.addresses()).request_timeout(PATIENCE).build().unwrap();
-    let mut acknowledged = Vec::new();
-    let store = group.data_dir(0).join("store.redb").display().to_string();
-    for life in 1..=2 {
-        group.start_server_from_shell(0, &wrapper, preparation);
-        // The second time nothing has been done about it. What is replayed takes a little less room than
-        // what is written one by one, so that even then it may work for a moment.
-        let said = |log: String| log.lines().filter(|line| line.starts_with("acervo: ")).count();
-        while said(group.log(0)) < life {
-            let key = format!("key-{}", acknowledged.len());
-            if client.put(&key, &value).is_ok() {
-                acknowledged.push(key);
-            }
-            assert!(acknowledged.len() < 1000, "the disk is never full");
-        }
-        assert!(exited_with(group.wait(0), i32::from(exit_status::FAILED)), "life {life}");
-        let log = group.log(0);
-        let last = log.lines().last().unwrap();
-        println!("{last}");
-        assert!(last.starts_with("acervo: "), "life {life}: {last}");
-        for part in [&store, detail, "make room", "start the server again"] {
-            assert!(last.contains(part), "life {life}, '{part}': {last}");
-        }
-    }
-    assert!(!acknowledged.is_empty());
+    // Something else takes what is left, to the last byte.
+    assert!(!disk.run("cat /dev/zero > rest"));
+    assert_only_adding_is_refused(&client, &keys, &value, 2);
+    group.kill(0);
+    disk.run("cat /dev/zero >> rest");
+    group.start_server_from_shell(0, &wrapper, "true");
+    assert_only_adding_is_refused(&client, &keys, &value, 4);
+    assert!(exited_with(group.terminate(0), 0));
+    group.start_server_from_shell(0, &wrapper, "true");
+    assert_only_adding_is_refused(&client, &keys, &value, 6);
 
-    match &disk {
-        Some(disk) => {
-            disk.make_room();
-            group.start_server_from_shell(0, &wrapper, "true");
-        }
-        None => group.start_server(0),
-    }
-    // It waits until the server has replayed up to what was seen.
-    let client = group.client().with_session(&client.session_token()).unwrap();
-    for key in &acknowledged {
+    assert!(disk.run("rm ballast rest"));
+    eventually("writes are taken again", || client.put("more", "data").ok());
+    for key in &keys[7..] {
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
     }
-    client.put("first", "again").unwrap();
-    group.signal(0, Signal::TERM);
-    assert!(exited_with(group.wait(0), 0));
 }

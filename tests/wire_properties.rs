@@ -250,6 +250,7 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
         (any::<u64>(), any::<Option<u64>>())
             .prop_map(|(index, term)| PeerMessage::LogTermOk { index, term }),
         any::<i64>().prop_map(|wall_us| PeerMessage::Clock { wall_us }),
+        any::<bool>().prop_map(|full| PeerMessage::Disk { full }),
         (any::<[u64; 5]>(), any::<i64>()).prop_map(|([id, leader_term, index, term, hash], at)| {
             let snapshot = SnapshotId { leader_term, index, term };
             PeerMessage::Snapshot { id, snapshot, timestamp: Timestamp(at), hash }

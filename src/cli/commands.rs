@@ -91,6 +91,7 @@ impl CommandError {
                 | ClientError::PreviousUnread { .. }
                 | ClientError::StaleRequest { .. }
                 | ClientError::Expired { .. }
+                | ClientError::DiskFull { .. }
                 | ClientError::Unavailable { .. }
                 | ClientError::Thread(_) => exit_status::UNAVAILABLE,
             },

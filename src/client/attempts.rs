@@ -66,6 +66,7 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
         ErrorCode::StaleRequest | ErrorCode::UnknownSession => {
             Verdict::Fail(ClientError::StaleRequest { server, message })
         }
+        ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
         ErrorCode::Busy => {
             let after = Duration::from_millis(u64::from(error.retry_after_ms));

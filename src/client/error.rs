@@ -77,6 +77,14 @@ pub enum ClientError {
         /// Its sentence.
         message: String,
     },
+    /// A disk of the group is nearly full, so the write was refused. Removals and reads go on.
+    #[error("{server}: {message}")]
+    DiskFull {
+        /// Who said so.
+        server: SocketAddr,
+        /// Its sentence.
+        message: String,
+    },
     /// Every server meant was asked once and at least one answered that it cannot serve now. Only
     /// [`Client::submit`](super::Client::submit) and [`Client::status`](super::Client::status) give
     /// up this early.

@@ -101,6 +101,7 @@ pub(super) fn status(error: &ClientError) -> Status {
         | ClientError::KeyEmpty
         | ClientError::KeyTooLong(_)
         | ClientError::ValueTooLong(_) => Status::invalid_argument(message),
+        ClientError::DiskFull { .. } => Status::resource_exhausted(message),
         ClientError::Expired { .. } | ClientError::StaleRequest { .. } => Status::aborted(message),
         ClientError::TooManyKeys(_) | ClientError::TooManyBytes(_) | ClientError::Thread(_) => {
             Status::resource_exhausted(message)

@@ -12,6 +12,7 @@ use super::certainty::Certainty;
 use super::clock::{HybridClock, LogTime};
 use super::clocks::PeerClocks;
 use super::commit_news::CommitNews;
+use super::disk_space::Disks;
 use super::disputes::{Contradiction, StateHashes};
 use super::eligibility::{Departure, Eligibility, Ineligible};
 use super::in_sync::InSync;
@@ -220,6 +221,7 @@ pub struct Node {
     /// before this time.
     pub(super) birth_until_us: Option<u64>,
     pub(super) eligibility: Eligibility,
+    pub(super) disks: Disks,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
     /// Entries that contradict this node's log, while it is not known who is right.
@@ -301,6 +303,7 @@ impl Node {
             campaign_at: None,
             in_sync: None,
             birth_until_us: None,
+            disks: Disks::default(),
             eligibility,
             applied,
             hashes: StateHashes::new(config.node, config.nodes.len()),
@@ -339,6 +342,7 @@ impl Node {
             Input::PeerDown { peer } => {
                 self.links.remove(&peer);
                 self.peer_clocks.lost(peer);
+                self.forget_disk_of(peer);
                 self.consensus.peer_down(peer);
                 self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
@@ -348,6 +352,7 @@ impl Node {
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
+            Input::DiskSpace(space) => self.disk_space(space, out),
             Input::Persisted { number } => {
                 self.eligibility.persisted(number);
                 self.consensus.persisted(number, &mut self.effects);
@@ -484,6 +489,7 @@ impl Node {
         self.consensus.tick();
         self.chores.tick();
         self.compare_clocks(now, out);
+        self.repeat_disk(out);
         self.campaign_if_first();
         if self.campaign_at.is_some_and(|at| at <= self.ticks) {
             self.campaign_at = None;

@@ -16,6 +16,7 @@ mod clock;
 mod clocks;
 mod commit_news;
 pub mod core;
+mod disk_space;
 mod disputes;
 pub mod eligibility;
 mod in_sync;
@@ -34,7 +35,8 @@ use bytes::Bytes;
 use self::eligibility::Ineligible;
 use crate::command::{Command, EncodedWrite, WriteOutcome};
 use crate::types::{
-    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
+    AppliedPoint, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term,
+    Timestamp,
 };
 use crate::wire::message::{PeerMessage, Previous, RaftBody, RaftMessage, Reply};
 
@@ -106,6 +108,8 @@ pub enum Input {
         /// For [`Output::ReadReady`] or [`Output::Reply`] (on failure).
         token: RequestToken,
     },
+    /// How much room there is on this server's disk, when that changes.
+    DiskSpace(DiskSpace),
     /// Log batches up to `number` are durable.
     Persisted {
         /// From [`LogBatch::number`].

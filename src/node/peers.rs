@@ -68,6 +68,7 @@ impl Node {
             | PeerMessage::SnapshotEnd { .. }
             | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::Clock { wall_us } => self.peer_clocks.heard(from, wall_us, now.wall_us),
+            PeerMessage::Disk { full } => self.disk_of_peer(from, full),
             PeerMessage::StateHash { index, hash } => {
                 // What is further than this log cannot be compared soon, and must not crowd out the rest.
                 if index <= self.consensus.last_index() {
@@ -123,6 +124,9 @@ impl Node {
     }
 
     fn step(&mut self, now: Now, from: NodeId, message: RaftMessage, out: &mut Vec<Output>) {
+        if self.has_no_room_for(&message) {
+            return;
+        }
         let is_append = matches!(message.body, RaftBody::Append { .. });
         let newest = match &message.body {
             RaftBody::Append { entries, .. } => {

@@ -6,13 +6,13 @@ use super::certainty::Certainty;
 use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::{InSync, Standing};
-use super::writes::{Origin, Stored};
+use super::writes::{Origin, Pending, Stored};
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Action, Command, EncodedWrite, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
-use crate::wire::message::{PeerMessage, RaftBody, Reply, Role};
+use crate::wire::message::{Effect, PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
@@ -132,6 +132,15 @@ impl Node {
             let mut data = Vec::new();
             let mut bytes = 0;
             while let Some(key) = waiting.pop_front() {
+                let Pending { effect, write, .. } = self.writes.get_mut(key);
+                if *effect == Effect::NotDone
+                    && write.shape.kind.adds_data()
+                    && let Err(refusal) = self.check_room()
+                {
+                    let pending = self.writes.remove(key);
+                    self.answer(pending.origin, refusal, out);
+                    continue;
+                }
                 let timestamp = self.clock.next(now.wall_us);
                 let pending = self.writes.get_mut(key);
                 let command = pending.write.stamp(timestamp, clock_us);
@@ -142,6 +151,9 @@ impl Node {
                 if bytes >= limits.append_bytes_max {
                     break;
                 }
+            }
+            if batch.is_empty() {
+                break;
             }
             match self.consensus.propose(data) {
                 Ok(first) => {

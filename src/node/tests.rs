@@ -11,8 +11,8 @@ use super::upkeep::UpkeepConfig;
 use super::*;
 use crate::command::{Action, Command, History, StateLimits, WriteOp};
 use crate::limits;
-use crate::types::{ClientId, RequestId};
-use crate::wire::message::Role;
+use crate::types::{ClientId, DiskSpace, RequestId};
+use crate::wire::message::{ErrorCode, Role};
 
 struct Group {
     nodes: Vec<Node>,
@@ -315,4 +315,66 @@ fn who_is_waited_for_is_named_in_the_error_of_a_write() {
     let Some(Reply::Error(error)) = group.replies.get(&token) else { panic!("no error") };
     assert!(error.message.contains("begins with the server at place 3"), "{}", error.message);
     assert!(error.message.contains("--leader"), "{}", error.message);
+}
+
+#[test]
+fn what_adds_to_the_store_is_refused_while_no_majority_has_room_and_removals_never() {
+    let refused = |group: &mut Group, at: usize, request: u64| {
+        let put = group.put(at, request);
+        let del = WriteOp::Del { key: Bytes::from_static(b"k") };
+        let del = group.write(at, request + 1, request + 1, del);
+        group.settle();
+        assert!(matches!(group.replies[&del], Reply::WriteOk { .. }), "{:?}", group.replies[&del]);
+        match &group.replies[&put] {
+            Reply::PutOk { .. } => None,
+            Reply::Error(error) if error.code == ErrorCode::DiskFull => Some(error.message.clone()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let full = |group: &mut Group, at, space| {
+        group.inbox.push_back((at, Input::DiskSpace(space)));
+        group.settle();
+    };
+    assert_eq!(refused(&mut group, 0, 1), None);
+    full(&mut group, 0, DiskSpace::Full);
+    assert_eq!(refused(&mut group, 0, 3), None, "two of three have room");
+    full(&mut group, 1, DiskSpace::Full);
+    let why = refused(&mut group, 0, 5).unwrap();
+    assert!(why.contains("the disk of server 1 and of server 2 is nearly full"), "{why}");
+    full(&mut group, 0, DiskSpace::Low);
+    assert_eq!(refused(&mut group, 1, 1), None);
+    full(&mut group, 2, DiskSpace::Full);
+    assert!(refused(&mut group, 1, 3).unwrap().contains("the disk of server 3 is"));
+    full(&mut group, 2, DiskSpace::Ample);
+    assert_eq!(refused(&mut group, 1, 5), None);
+
+    // A server that comes up later, or has lost the news, hears of it.
+    let peer = NodeId(1);
+    full(&mut group, 0, DiskSpace::Full);
+    group.inbox.push_back((2, Input::PeerDown { peer }));
+    group.inbox.push_back((2, Input::PeerUp { peer, last_index: 0, term: 0, first_leader: None }));
+    group.settle();
+    assert_eq!(refused(&mut group, 1, 7), None, "not known yet");
+    (0..limits::DISK_FULL_TOLD_TICKS).for_each(|_| group.tick());
+    assert!(refused(&mut group, 1, 9).is_some());
+}
+
+#[test]
+fn a_follower_without_room_takes_no_entries_and_catches_up_when_there_is_some() {
+    let mut group = Group::new(3, AckPolicy::Majority);
+    group.tick();
+    group.inbox.push_back((0, Input::DiskSpace(DiskSpace::Exhausted)));
+    group.settle();
+    let before = group.nodes[0].status().last_index;
+    let put = group.put(2, 1);
+    (0..10).for_each(|_| group.tick());
+    assert!(matches!(group.replies[&put], Reply::PutOk { .. }));
+    assert_eq!(group.nodes[0].status().last_index, before);
+    assert_eq!(group.nodes[0].status().role, Role::Follower);
+    group.inbox.push_back((0, Input::DiskSpace(DiskSpace::Low)));
+    (0..10).for_each(|_| group.tick());
+    assert!(group.nodes[0].status().last_index > before);
+    assert_eq!(group.applied[0], group.applied[2]);
 }

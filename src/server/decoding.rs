@@ -9,6 +9,7 @@
 //! Frames of other servers have a thread of their own, so that no client's keep replication waiting.
 
 use std::io;
+use std::time::Instant;
 
 use crate::command::EncodedWrite;
 use crate::limits;
@@ -116,10 +117,10 @@ impl Decoders {
         self.servers.collect().or_else(|| self.clients.collect())
     }
 
-    /// Ends the threads.
-    pub fn finish(self) {
+    /// Ends the threads, which wait for no disk.
+    pub fn finish(self, deadline: Instant) {
         for pool in [self.clients, self.servers] {
-            if let Err(panicked) = pool.shut_down() {
+            if let Err(panicked) = pool.shut_down(deadline) {
                 log::error!("{panicked}");
             }
         }

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod config;
 pub mod console;
 mod decoding;
+mod disk_watch;
 pub mod early;
 pub mod get;
 pub mod intake;
@@ -186,8 +187,12 @@ impl Server {
             config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
         let mut data_dir =
             DataDir::open(&config.data_dir, config.cluster_id(), me, rand::rng().next_u64())?;
-        let options =
-            LogOptions { sync: config.sync, salt: rand::rng().next_u64(), ..LogOptions::default() };
+        let options = LogOptions {
+            sync: config.sync,
+            salt: rand::rng().next_u64(),
+            segment_bytes: data_dir.log_segment_bytes(),
+            ..LogOptions::default()
+        };
         let redundancy = match config.servers.len() {
             1 => Redundancy::Alone,
             _ => Redundancy::Replicated,
@@ -248,9 +253,18 @@ impl Server {
         let store = storage.machine.store();
         let scrubber =
             Scrubber::start(store, config.scrub_interval, reports_in.clone(), wake.clone());
-        let log = threads::log_writer(storage.log, reports_in.clone(), wake.clone());
+        let reserve = data_dir.reserve().clone();
+        let log =
+            threads::log_writer(storage.log, reserve.clone(), reports_in.clone(), wake.clone());
         let staging = data_dir.staging();
-        let applier = threads::applier(storage.machine, staging, reports_in, wake.clone());
+        let applier = threads::applier(
+            storage.machine,
+            staging,
+            reserve.clone(),
+            reports_in.clone(),
+            wake.clone(),
+        );
+        let disk_watch = disk_watch::start(&data_dir, reports_in, wake.clone());
         let decoders = Decoders::start(&wake).map_err(ServerError::Thread)?;
         stopper.wakes(wake);
         log::info!(
@@ -270,6 +284,8 @@ impl Server {
             log: log.map_err(ServerError::Thread)?,
             applier: applier.map_err(ServerError::Thread)?,
             scrubber: scrubber.map_err(ServerError::Thread)?,
+            reserve,
+            disk_watch: disk_watch.map_err(ServerError::Thread)?,
             reports,
             stop: stopper.stopped,
             config,

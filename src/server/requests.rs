@@ -13,7 +13,7 @@ use crate::net::{ConnectionId, Net};
 use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, NoLeader, RequestToken, clock_apart};
-use crate::types::NodeId;
+use crate::types::{DiskSpace, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
@@ -204,12 +204,20 @@ impl StoreService {
 
     /// What is wrong here, for whoever asks for the status.
     fn warnings(&self, ineligible: &[Ineligible], no_leader: Option<NoLeader>) -> Vec<String> {
+        let disk = match self.disk_space {
+            DiskSpace::Ample => None,
+            DiskSpace::Low => Some("its disk is getting full: make room before writes are refused"),
+            DiskSpace::Full | DiskSpace::Exhausted => {
+                Some("its disk is nearly full: make room on it, or remove or trim keys")
+            }
+        };
         let ineligible =
             ineligible.iter().map(|reason| format!("it leaves it to others to lead: {reason}"));
         let no_leader = no_leader.map(|reason| reason.sentence(|node| self.address(node)));
         let distrust = self.distrust().map(|distrust| distrust.to_string());
         let clock = self.parts.node.clock_apart_us().map(clock_apart);
-        distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader).collect()
+        let disk = disk.map(str::to_owned);
+        distrust.into_iter().chain(ineligible).chain(clock).chain(no_leader).chain(disk).collect()
     }
 
     /// The address of a server of the group.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -24,6 +24,8 @@ const BLOCK_BYTES: usize = 4096;
 pub(super) struct Scrubber {
     stop: Sender<()>,
     thread: JoinHandle<()>,
+    /// Disconnected when the thread ends.
+    ended: Receiver<()>,
 }
 
 /// Told to stop, or damage was found.
@@ -43,7 +45,9 @@ impl Scrubber {
         wake: WakeHandle,
     ) -> io::Result<Scrubber> {
         let (stop, stopped) = bounded(0);
+        let (end, ended) = bounded(0);
         let run = move || {
+            let _end: Sender<()> = end;
             let pass = Pass { store: &store, stop: &stopped };
             while let Ok(passed) = pass.run() {
                 if let Err(error) = passed {
@@ -62,15 +66,20 @@ impl Scrubber {
             }
         };
         let thread = thread::Builder::new().name("acervo-scrub".into()).spawn(run)?;
-        Ok(Scrubber { stop, thread })
+        Ok(Scrubber { stop, thread, ended })
     }
 
-    /// Ends it, and waits for it.
-    pub fn finish(self) {
+    /// Ends it, and waits for it until `deadline`. Whether it has ended.
+    #[must_use]
+    pub fn finish(self, deadline: Instant) -> bool {
         drop(self.stop);
+        if self.ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
         if self.thread.join().is_err() {
             log::error!("the thread that checks the store panicked");
         }
+        true
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
@@ -14,6 +15,7 @@ use super::clients::Clients;
 use super::config::ServerConfig;
 use super::console::Console;
 use super::decoding::{Decoded, Decoders, Incoming, Undecodable, decode};
+use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
 use super::links::Link;
 use super::requests::EarlyRead;
@@ -26,13 +28,14 @@ use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
 use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
+use crate::storage::reserve::DiskReserve;
 use crate::text::sentence;
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, DiskSpace, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,
 };
-use crate::workers::pool::{Pool, SubmitError};
+use crate::workers::pool::{Pool, ShutDownError, SubmitError};
 
 /// What a connection turned out to be.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,8 @@ pub(super) struct Parts {
     pub log: Writer<LogWork>,
     pub applier: Writer<ApplierWork>,
     pub scrubber: Scrubber,
+    pub reserve: Arc<DiskReserve>,
+    pub disk_watch: DiskWatch,
     /// Where the numbers of snapshot transfers start; random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
@@ -86,6 +91,8 @@ pub(super) struct StoreService {
     stopping_since: Option<Instant>,
     /// The core has stopped: no request is taken any more.
     pub(super) stopped: bool,
+    /// As it was last reported.
+    pub(super) disk_space: DiskSpace,
     /// Why the loop ended, when something broke.
     failure: Option<String>,
     /// Whoever runs this server wants it to end, and not to start again.
@@ -132,6 +139,7 @@ impl StoreService {
             now: (now, now_at(now, now)),
             stopping_since: None,
             stopped: false,
+            disk_space: DiskSpace::Ample,
             failure: None,
             stop_asked: false,
             restart: None,
@@ -142,15 +150,33 @@ impl StoreService {
     /// Ends the threads in order: whether to start again, and how. The error is what broke, if anything
     /// did.
     pub fn finish(self) -> Result<Ended, String> {
-        let Parts { log, applier, pool, decoders, scrubber, .. } = self.parts;
-        decoders.finish();
-        scrubber.finish();
-        if let Err(panicked) = pool.shut_down() {
-            log::error!("{panicked}");
+        let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, .. } = self.parts;
+        drop(disk_watch);
+        // What waits for room on a full disk ends.
+        reserve.close();
+        let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
+        decoders.finish(deadline);
+        let scrubber_ended = scrubber.finish(deadline);
+        let pool_ended = match pool.shut_down(deadline) {
+            Err(ShutDownError::Late) => false,
+            Err(panicked) => {
+                log::error!("{panicked}");
+                true
+            }
+            Ok(_) => true,
+        };
+        let log_ended = log.finish(deadline);
+        let applier_ended = applier.finish(deadline);
+        let all_ended = scrubber_ended && pool_ended && log_ended && applier_ended;
+        if !all_ended {
+            log::error!(
+                "the disk does not answer: stopping without what was not written yet, which nobody was promised or \
+                 the log holds"
+            );
         }
-        log.finish();
-        applier.finish();
-        let ended = Ended { stop_asked: self.stop_asked, restart: self.restart };
+        // Files that a thread still has open are not set aside, nor opened again by this process.
+        let restart = self.restart.filter(|_| all_ended);
+        let ended = Ended { stop_asked: self.stop_asked || !all_ended, restart };
         self.failure.map_or(Ok(ended), Err)
     }
 
@@ -357,6 +383,7 @@ impl StoreService {
             Report::LogDamaged(found) => {
                 return self.damaged(net, &found, Restart::WithoutAnything);
             }
+            Report::DiskSpace(space) => return self.disk_space(net, space),
             Report::Failed(failure) => return self.fail(net, failure),
             Report::Checkpointed(index) => self.transfers.checkpointed(index),
             Report::Compacted { first_index } => {
@@ -453,6 +480,28 @@ impl StoreService {
             self.input(net, Input::HandOver);
         }
         self.restart = self.restart.max(Some(restart));
+    }
+
+    fn disk_space(&mut self, net: &Net, space: DiskSpace) {
+        let before = std::mem::replace(&mut self.disk_space, space);
+        let path = self.parts.config.data_dir.display();
+        match space {
+            DiskSpace::Ample => log::info!("there is room on the disk of {path} again"),
+            DiskSpace::Low if before.is_full() => {
+                log::warn!(
+                    "there is some room on the disk of {path} again: writes are taken; make more"
+                );
+            }
+            DiskSpace::Low => log::warn!(
+                "the disk of {path} is getting full: make room on it, or remove or trim keys, before writes are \
+                 refused"
+            ),
+            DiskSpace::Full | DiskSpace::Exhausted => log::error!(
+                "the disk of {path} is nearly full: writes are refused and removals are not; make room on it, or \
+                 remove or trim keys"
+            ),
+        }
+        self.input(net, Input::DiskSpace(space));
     }
 
     fn fail(&mut self, net: &mut Net, failure: String) {

@@ -9,10 +9,11 @@
 //! starts again without its store.
 
 use std::io;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::intake::Intake;
 use super::snapshots::{SnapshotReport, SnapshotWork};
@@ -22,8 +23,9 @@ use crate::node::Input;
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
 use crate::storage::log::compaction::{self, Kept};
 use crate::storage::log::{DiskLog, LogError};
+use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
-use crate::types::{HardState, LogBatch, LogEntry, LogIndex, SnapshotId};
+use crate::types::{DiskSpace, HardState, LogBatch, LogEntry, LogIndex, SnapshotId};
 use crate::workers::queue::{self, Receiver, RecvError};
 
 /// What a writing thread reports.
@@ -42,6 +44,8 @@ pub(super) enum Report {
     StoreDamaged(String),
     /// The log is not what was written: one sentence.
     LogDamaged(String),
+    /// How much room there is on the disk has changed.
+    DiskSpace(DiskSpace),
     /// The end: one sentence.
     Failed(String),
 }
@@ -66,8 +70,10 @@ pub(super) enum ApplierWork {
 
 /// A writing thread and its queue.
 pub(super) struct Writer<T> {
-    queue: Option<queue::Sender<T>>,
-    thread: Option<JoinHandle<()>>,
+    queue: queue::Sender<T>,
+    thread: JoinHandle<()>,
+    /// Disconnected when the thread ends.
+    ended: crossbeam_channel::Receiver<()>,
 }
 
 impl<T: Send + 'static> Writer<T> {
@@ -76,44 +82,50 @@ impl<T: Send + 'static> Writer<T> {
         run: impl FnOnce(Receiver<T>) + Send + 'static,
     ) -> std::io::Result<Writer<T>> {
         let (queue, work) = queue::bounded(limits::WRITER_QUEUE_MAX);
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || run(work))?;
-        Ok(Writer { queue: Some(queue), thread: Some(thread) })
+        let (end, ended) = crossbeam_channel::bounded(0);
+        let run = move || {
+            let _end: Sender<()> = end;
+            run(work);
+        };
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        Ok(Writer { queue, thread, ended })
     }
 
     /// Hands over work.
     pub fn push(&self, work: T) {
-        if let Some(queue) = &self.queue {
-            // Fails only when the thread has reported its failure and ended.
-            let _ = queue.send(work);
-        }
+        // Fails only when the thread has reported its failure and ended.
+        let _ = self.queue.send(work);
     }
 
     /// Somebody waits for what was handed over.
     pub fn hurry(&self) {
-        if let Some(queue) = &self.queue {
-            queue.hurry();
-        }
+        self.queue.hurry();
     }
 
-    /// Lets the thread finish what it has, and waits for it.
-    pub fn finish(mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+    /// Lets the thread finish what it has, and waits for it until `deadline`. Whether it has ended.
+    #[must_use]
+    pub fn finish(self, deadline: Instant) -> bool {
+        let Writer { queue, thread, ended } = self;
+        drop(queue);
+        if ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
+        if thread.join().is_err() {
             log::error!("a writing thread panicked");
         }
+        true
     }
 }
 
 /// Starts the log writer: everything that has queued up becomes durable with one sync.
 pub(super) fn log_writer(
     log: DiskLog,
+    reserve: Arc<DiskReserve>,
     reports: Sender<Report>,
     wake: WakeHandle,
 ) -> io::Result<Writer<LogWork>> {
     Writer::start("acervo-log", move |work| {
-        let mut thread = LogThread { log, batches: Vec::new() };
+        let mut thread = LogThread { log, reserve, batches: Vec::new() };
         while let Ok(first) = work.recv() {
             let outcome = thread.group(first, &work, &reports);
             let failed = outcome.is_err();
@@ -131,6 +143,7 @@ pub(super) fn log_writer(
 
 struct LogThread {
     log: DiskLog,
+    reserve: Arc<DiskReserve>,
     batches: Vec<LogBatch>,
 }
 
@@ -182,9 +195,14 @@ impl LogThread {
         reports: &Sender<Report>,
     ) -> Result<(), LogError> {
         let (before, _) = self.log.reader().bounds();
+        // Where there is little room nothing is kept for servers that are a little late.
+        let recent_from = match self.reserve.space() {
+            DiskSpace::Ample => self.log.recent_from(),
+            DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => LogIndex::MAX,
+        };
         let first = compaction::first_kept(Kept {
             durable_index,
-            recent_from: self.log.recent_from(),
+            recent_from,
             needed_from,
             longest_from: self.log.longest_from(),
         });
@@ -207,12 +225,14 @@ fn entries_bytes(entries: &[LogEntry]) -> usize {
 pub(super) fn applier(
     machine: StateMachine,
     staging: DiskStaging,
+    reserve: Arc<DiskReserve>,
     reports: Sender<Report>,
     wake: WakeHandle,
 ) -> io::Result<Writer<ApplierWork>> {
     Writer::start("acervo-apply", move |work: Receiver<ApplierWork>| {
         let intake = Intake::new(staging);
-        let mut thread = ApplierThread { machine, intake, reports, started: Instant::now() };
+        let mut thread =
+            ApplierThread { machine, intake, reserve, reports, started: Instant::now() };
         loop {
             let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
             let received =
@@ -285,6 +305,7 @@ fn gather(
 struct ApplierThread {
     machine: StateMachine,
     intake: Intake<DiskStaging>,
+    reserve: Arc<DiskReserve>,
     reports: Sender<Report>,
     started: Instant,
 }
@@ -308,7 +329,12 @@ impl ApplierThread {
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), ApplyError> {
-        if self.machine.needs_checkpoint(self.started.elapsed().as_micros() as u64) {
+        let bytes_max = match self.reserve.space() {
+            DiskSpace::Ample => limits::CHECKPOINT_BYTES,
+            DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => limits::CHECKPOINT_BYTES_LOW,
+        };
+        let now_us = self.started.elapsed().as_micros() as u64;
+        if self.machine.needs_checkpoint(now_us, bytes_max) {
             self.machine.checkpoint()?;
             self.report(Report::Checkpointed(self.machine.durable_index()));
         }
@@ -323,5 +349,137 @@ impl ApplierThread {
             self.report(Report::Snapshot(report));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::net::{EventLoop, LoopConfig};
+    use crate::storage::datadir::DataDir;
+    use crate::storage::files::{Directory, DiskFile, RealDirectory, Space};
+    use crate::storage::log::LogOptions;
+    use crate::types::{ClusterId, NodeId};
+
+    /// A directory on a disk that answers no sync any more once it hangs.
+    #[derive(Clone)]
+    struct Hanging {
+        directory: Arc<dyn Directory>,
+        /// Filled until it hangs; what waits for it then waits for ever.
+        healthy: crossbeam_channel::Receiver<()>,
+    }
+
+    struct HangingFile {
+        file: Arc<dyn DiskFile>,
+        disk: Hanging,
+    }
+
+    impl Hanging {
+        fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+            Arc::new(HangingFile { file, disk: self.clone() })
+        }
+    }
+
+    impl Directory for Hanging {
+        fn list(&self) -> io::Result<Vec<String>> {
+            self.directory.list()
+        }
+
+        fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.file(self.directory.create(name)?))
+        }
+
+        fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+            Ok(self.file(self.directory.open(name)?))
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.directory.remove(name)
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.directory.rename(from, to)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.directory.sync()
+        }
+
+        fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+            self.directory.directory(name)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.directory.path(name)
+        }
+
+        fn space(&self) -> io::Result<Space> {
+            self.directory.space()
+        }
+
+        fn is_in_place(&self, names: &[&str]) -> io::Result<bool> {
+            self.directory.is_in_place(names)
+        }
+    }
+
+    impl DiskFile for HangingFile {
+        fn len_bytes(&self) -> io::Result<u64> {
+            self.file.len_bytes()
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.file.read_at(buffer, offset)
+        }
+
+        fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            self.file.write_all_at(bytes, offset)
+        }
+
+        fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+            self.file.set_len(len_bytes)
+        }
+
+        fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+            self.file.allocate(len_bytes)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            let _ = self.disk.healthy.recv();
+            self.file.sync_data()
+        }
+
+        fn try_lock(&self) -> io::Result<bool> {
+            self.file.try_lock()
+        }
+    }
+
+    #[test]
+    fn a_writer_whose_disk_hangs_is_not_waited_for_and_one_that_is_well_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = DataDir::open(&dir.path().join("data"), ClusterId(1), NodeId(1), 7).unwrap();
+        let event_loop = EventLoop::new(LoopConfig::default(), None).unwrap();
+        let (health, healthy) = crossbeam_channel::unbounded();
+        let directory = Arc::new(RealDirectory::open(&dir.path().join("log")).unwrap());
+        (0..100).for_each(|_| health.send(()).unwrap());
+        let disk = Arc::new(Hanging { directory, healthy: healthy.clone() });
+        for hangs in [false, true] {
+            let (log, _) = DiskLog::open_on(disk.clone(), LogOptions::default()).unwrap();
+            let (reports, reported) = crossbeam_channel::unbounded();
+            let reserve = data_dir.reserve().clone();
+            let writer = log_writer(log, reserve, reports, event_loop.wake_handle()).unwrap();
+            if hangs {
+                healthy.try_iter().for_each(drop);
+            }
+            let hard_state = Some(HardState { term: 1 + u64::from(hangs), ..HardState::default() });
+            writer.push(LogWork::Append(LogBatch { number: 1, hard_state, ..LogBatch::default() }));
+            let patience = if hangs { Duration::from_millis(50) } else { Duration::from_secs(60) };
+            assert_eq!(writer.finish(Instant::now() + patience), !hangs);
+            assert_eq!(reported.try_iter().count(), usize::from(!hangs));
+        }
+        // Lets the thread that was given up end.
+        drop(health);
     }
 }

@@ -462,14 +462,14 @@ impl StateMachine {
 
     /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the last
     /// one or by the time: the interval begins with the first call that finds something to save.
-    /// `now_us` is monotonic, in microseconds.
-    pub fn needs_checkpoint(&mut self, now_us: u64) -> bool {
+    /// `now_us` is monotonic, in microseconds; `bytes_max` is normally [`limits::CHECKPOINT_BYTES`].
+    pub fn needs_checkpoint(&mut self, now_us: u64, bytes_max: u64) -> bool {
         if self.lazy_entries == 0 {
             return false;
         }
         let since_us = *self.lazy_since_us.get_or_insert(now_us);
         self.lazy_entries >= limits::CHECKPOINT_ENTRIES
-            || self.lazy_bytes >= limits::CHECKPOINT_BYTES
+            || self.lazy_bytes >= bytes_max
             || now_us.saturating_sub(since_us) >= limits::CHECKPOINT_INTERVAL.as_micros() as u64
     }
 

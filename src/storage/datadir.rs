@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{self, Directory, DiskFile, RealDirectory};
+use super::reserve::{DiskReserve, ReservedDirectory};
 use super::snapshot::DiskStaging;
+use crate::limits;
 use crate::types::{ClusterId, NodeId};
 
 /// The layout of the directory this build writes, and the newest it reads.
@@ -121,6 +123,7 @@ pub enum DataDirError {
 /// An open data directory, locked until dropped.
 pub struct DataDir {
     directory: Arc<dyn Directory>,
+    reserve: Arc<DiskReserve>,
     path: PathBuf,
     is_new: bool,
     incarnation: u64,
@@ -134,6 +137,27 @@ pub struct DataDir {
 impl fmt::Debug for DataDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DataDir").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// A data directory that may be removed while it is in use.
+pub struct Presence {
+    directory: Arc<dyn Directory>,
+}
+
+impl Presence {
+    /// Whether the directory is still where it was opened, with what tells whose it is.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when it cannot say.
+    pub fn is_in_place(&self) -> io::Result<bool> {
+        self.directory.is_in_place(&[LOCK, IDENTITY])
+    }
+
+    /// Where it was.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path("")
     }
 }
 
@@ -199,8 +223,16 @@ impl DataDir {
         }
         let identity = found.unwrap_or(wanted);
         let is_new = found.is_none();
+        let open_reserve = || {
+            // Created here already: it may be on a disk of its own, whose room counts, too.
+            let log = directory.directory(LOG)?;
+            DiskReserve::open(directory.clone(), log)
+        };
+        let reserve = Arc::new(open_reserve().map_err(io_error("keep a reserve in", &path))?);
+        let directory = Arc::new(ReservedDirectory { inner: directory, reserve: reserve.clone() });
         Ok(DataDir {
             directory,
+            reserve,
             path,
             is_new,
             incarnation: identity.incarnation,
@@ -295,6 +327,23 @@ impl DataDir {
     /// The files of the directory.
     pub(super) fn directory(&self) -> &Arc<dyn Directory> {
         &self.directory
+    }
+
+    /// What is kept of the disk for the end.
+    pub fn reserve(&self) -> &Arc<DiskReserve> {
+        &self.reserve
+    }
+
+    /// How large log segments are to be on this disk.
+    pub fn log_segment_bytes(&self) -> u64 {
+        let total_bytes = self.directory.space().map_or(u64::MAX, |space| space.total_bytes);
+        let part_bytes = total_bytes / limits::LOG_SEGMENT_DISK_PART;
+        part_bytes.clamp(limits::LOG_SEGMENT_BYTES_MIN, limits::LOG_SEGMENT_BYTES)
+    }
+
+    /// For whoever looks from time to time whether the directory is still there; it does not hold the lock.
+    pub fn presence(&self) -> Presence {
+        Presence { directory: self.directory.clone() }
     }
 
     /// Where the Raft log lives, below the directory.
@@ -536,7 +585,7 @@ mod tests {
         assert!(matches!(open(dir.path()), Err(DataDirError::NewerFormat { version: 2, .. })));
 
         fs::remove_file(&name).unwrap();
-        fs::create_dir(dir.path().join(LOG)).unwrap();
+        // The log tells that there was one.
         assert!(matches!(open(dir.path()), Err(DataDirError::DamagedIdentity { .. })));
     }
 

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 /// Read, write and search for the owner alone.
@@ -22,6 +22,8 @@ const DIRECTORY_MODE: Mode = Mode::RWXU;
 /// Read and write for the owner alone.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const PERMISSION_BITS: u32 = 0o7777;
+/// Where the file system cannot allocate, zeroes are written in pieces of this size.
+const ZEROES_BYTES: usize = 64 * 1024;
 
 /// One directory of files.
 pub trait Directory: Send + Sync {
@@ -40,8 +42,21 @@ pub trait Directory: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// A directory below this one; it is created, durably, when it does not exist.
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>>;
+    /// The room on the file system that the directory is on.
+    fn space(&self) -> io::Result<Space>;
+    /// Whether the directory's path still leads to it, and these names are in it.
+    fn is_in_place(&self, names: &[&str]) -> io::Result<bool>;
     /// Where a file is, or the directory itself when `name` is empty, for error messages.
     fn path(&self, name: &str) -> PathBuf;
+}
+
+/// The room on a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write.
+    pub free_bytes: u64,
+    /// The size of it all.
+    pub total_bytes: u64,
 }
 
 /// One open file, addressed by position.
@@ -54,6 +69,8 @@ pub trait DiskFile: Send + Sync {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Cuts the file, or grows it with zeroes.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Takes the room for this many bytes from the file's beginning on; what is new reads as zeroes.
+    fn allocate(&self, len_bytes: u64) -> io::Result<()>;
     /// Returns when everything written, and the length, is durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Locks the file until it is closed; `false` when another opening of it holds the lock.
@@ -194,6 +211,30 @@ impl Directory for RealDirectory {
         Ok(Arc::new(directory))
     }
 
+    fn space(&self) -> io::Result<Space> {
+        let found = rustix::fs::fstatvfs(&self.fd)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Space { free_bytes: bytes(found.f_bavail), total_bytes: bytes(found.f_blocks) })
+    }
+
+    fn is_in_place(&self, names: &[&str]) -> io::Result<bool> {
+        let held = rustix::fs::fstat(&self.fd)?;
+        let found = match rustix::fs::stat(&self.path) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(false),
+            found => found?,
+        };
+        if (held.st_dev, held.st_ino) != (found.st_dev, found.st_ino) {
+            return Ok(false);
+        }
+        for name in names {
+            match rustix::fs::statat(&self.fd, *name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => return Ok(false),
+                found => _ = found?,
+            }
+        }
+        Ok(true)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         // The directory itself without a slash at its end.
         if name.is_empty() { self.path.clone() } else { self.path.join(name) }
@@ -224,6 +265,23 @@ impl DiskFile for File {
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
         File::set_len(self, len_bytes)
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, len_bytes) {
+            Err(Errno::OPNOTSUPP) => {
+                let old_bytes = self.len_bytes()?;
+                let zeroes = vec![0; ZEROES_BYTES];
+                let mut offset = old_bytes;
+                while offset < len_bytes {
+                    let piece_bytes = (len_bytes - offset).min(ZEROES_BYTES as u64);
+                    DiskFile::write_all_at(self, &zeroes[..piece_bytes as usize], offset)?;
+                    offset += piece_bytes;
+                }
+                Ok(())
+            }
+            allocated => Ok(allocated?),
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -36,6 +36,7 @@ mod log_clock;
 pub mod memory;
 pub mod reads;
 mod removals;
+pub mod reserve;
 mod rows;
 mod sessions;
 pub mod snapshot;
@@ -331,8 +332,10 @@ mod tests {
             storage.machine.checkpoint().unwrap();
             storage.log.append(&[LogBatch { entries, ..LogBatch::default() }]).unwrap();
         }
-        let mut data_dir = data_dir(&dir);
-        std::fs::remove_dir_all(data_dir.log_dir()).unwrap();
+        let lost = self::data_dir(&dir);
+        std::fs::remove_dir_all(lost.log_dir()).unwrap();
+        drop(lost);
+        let mut data_dir = self::data_dir(&dir);
         let error = match open(&mut data_dir, options(), Redundancy::Alone) {
             Ok(_) => panic!("opened without its log"),
             Err(error) => error,

@@ -183,6 +183,7 @@ impl Channel {
             | PeerMessage::LogTerm { .. }
             | PeerMessage::LogTermOk { .. }
             | PeerMessage::Clock { .. }
+            | PeerMessage::Disk { .. }
             | PeerMessage::StateHash { .. } => Channel::Control,
         }
     }
@@ -481,6 +482,9 @@ pub enum ErrorCode {
     /// took too long. Begin it again.
     #[serde(rename = "EXPIRED")]
     Expired,
+    /// A disk of the group is nearly full; this request did nothing. Removals and reads go on.
+    #[serde(rename = "DISK_FULL")]
+    DiskFull,
     /// The server could not read its own store; ask another.
     #[serde(rename = "INTERNAL")]
     Internal,
@@ -623,6 +627,12 @@ pub enum PeerMessage {
     Clock {
         /// Microseconds since the Unix epoch.
         wall_us: i64,
+    },
+    /// Whether the sender's disk is full, so that the leader can refuse what adds to the store.
+    #[serde(rename = "DISK")]
+    Disk {
+        /// It is: said when it begins, from time to time while it lasts, and when it ends.
+        full: bool,
     },
     /// A replica's state hash, for comparison.
     #[serde(rename = "STATE_HASH")]

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crossbeam_channel as channel;
 
@@ -46,10 +47,16 @@ pub enum SubmitError<T> {
     Stopped(T),
 }
 
-/// A worker panicked, where panics unwind.
+/// Why a pool was not shut down as it should be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("worker thread {0} panicked")]
-pub struct WorkerPanicked(String);
+pub enum ShutDownError {
+    /// A worker panicked, where panics unwind.
+    #[error("worker thread {0} panicked")]
+    Panicked(String),
+    /// A worker still does its job.
+    #[error("a worker thread did not end in time")]
+    Late,
+}
 
 /// What travels to a worker.
 enum Work<J> {
@@ -141,22 +148,27 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     }
 
     /// Lets the workers finish everything submitted, ends them, and gives the completions that were
-    /// not collected.
-    pub fn shut_down(self) -> Result<Vec<C>, WorkerPanicked> {
+    /// not collected. Workers that have not ended by `deadline` are left alone.
+    pub fn shut_down(self, deadline: Instant) -> Result<Vec<C>, ShutDownError> {
         let Pool { jobs, completions, threads, .. } = self;
         // Workers end when the queue is empty and nobody can fill it any more.
         drop(jobs);
+        let mut rest = Vec::new();
+        loop {
+            match completions.recv_deadline(deadline) {
+                Ok(completion) => rest.push(completion),
+                Err(channel::RecvTimeoutError::Disconnected) => break,
+                Err(channel::RecvTimeoutError::Timeout) => return Err(ShutDownError::Late),
+            }
+        }
         let mut panicked = None;
         for thread in threads {
             let name = thread.thread().name().unwrap_or_default().to_owned();
             if thread.join().is_err() {
-                panicked.get_or_insert(WorkerPanicked(name));
+                panicked.get_or_insert(ShutDownError::Panicked(name));
             }
         }
-        match panicked {
-            Some(panicked) => Err(panicked),
-            None => Ok(completions.try_iter().collect()),
-        }
+        panicked.map_or(Ok(rest), Err)
     }
 
     fn send(&mut self, work: Work<J>, count: usize) -> Result<(), Work<J>> {
@@ -202,10 +214,15 @@ fn run<J, C>(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
     use crossbeam_channel::{Receiver, Sender, bounded};
     use std::sync::{Arc, Mutex};
-    use std::time::Duration;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -259,7 +276,7 @@ mod tests {
         for _ in 0..3 {
             permits.send(()).unwrap();
         }
-        assert_eq!(pool.shut_down(), Ok(vec![4, 6, 8]));
+        assert_eq!(pool.shut_down(soon()), Ok(vec![4, 6, 8]));
     }
 
     #[test]
@@ -267,7 +284,7 @@ mod tests {
         let mut pool = Pool::start("p", 2, 100, || {}, |_| |job: u32| job + 1).unwrap();
         pool.submit_batch((0..60).collect()).unwrap();
         pool.submit_batch((60..100).collect()).unwrap();
-        let mut results = pool.shut_down().unwrap();
+        let mut results = pool.shut_down(soon()).unwrap();
         results.sort_unstable();
         assert_eq!(results, (1..=100).collect::<Vec<_>>());
     }
@@ -293,7 +310,7 @@ mod tests {
         pool.submit_batch(vec![1, 2]).unwrap();
         pool.submit(3).unwrap();
         pool.submit_batch(Vec::new()).unwrap();
-        pool.shut_down().unwrap();
+        pool.shut_down(soon()).unwrap();
         assert_eq!(
             *record.lock().unwrap(),
             ["begin on reader-0", "job 1", "job 2", "end", "begin on reader-0", "job 3", "end"]
@@ -320,6 +337,14 @@ mod tests {
             std::thread::yield_now();
         };
         assert!(matches!(refusal, SubmitError::Stopped(1)), "{refusal:?}");
-        assert_eq!(pool.shut_down(), Err(WorkerPanicked("fragile-0".to_owned())));
+        assert_eq!(pool.shut_down(soon()), Err(ShutDownError::Panicked("fragile-0".to_owned())));
+    }
+
+    #[test]
+    fn a_worker_that_hangs_is_not_waited_for() {
+        let (mut pool, started, gate) = gated(1, 4);
+        pool.submit(1).unwrap();
+        assert_eq!(pool.shut_down(Instant::now()), Err(ShutDownError::Late));
+        drop((started, gate));
     }
 }

@@ -13,7 +13,7 @@ use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
-use acervo::storage::files::{Directory, DiskFile};
+use acervo::storage::files::{Directory, DiskFile, Space};
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageLimits, Sight};
@@ -338,6 +338,14 @@ impl Directory for RamDisk {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space { free_bytes: 1 << 40, total_bytes: 1 << 20 })
+    }
+
+    fn is_in_place(&self, _: &[&str]) -> io::Result<bool> {
+        Ok(true)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(name)
     }
@@ -386,6 +394,10 @@ impl DiskFile for RamFile {
 
     fn sync_data(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.set_len(len_bytes)
     }
 
     fn try_lock(&self) -> io::Result<bool> {

@@ -139,9 +139,10 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         message.to = NodeId(rng.below(5));
     }
     let id = rng.below(40);
-    match rng.below(22) {
+    match rng.below(23) {
         20 => PeerMessage::LogTerm { index: any_index },
         21 => PeerMessage::LogTermOk { index: any_index, term: rng.chance(700).then_some(id) },
+        22 => PeerMessage::Disk { full: rng.chance(500) },
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
         2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },

@@ -1,16 +1,17 @@
 //! A simulated disk: it keeps apart what was written from what is durable, and loses, tears and refuses
 //! writes on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use acervo::storage::files::{Directory, DiskFile};
+use acervo::storage::files::{Directory, DiskFile, Space};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
 const SECTOR_BYTES: usize = 512;
+const BLOCK_BYTES: usize = 4096;
 
 /// A directory of a disk. Clones are the same one.
 #[derive(Clone, Default)]
@@ -48,6 +49,8 @@ pub struct Faults {
     pub fail_sync: Option<u64>,
     /// No file grows past this many bytes.
     pub file_bytes_max: Option<usize>,
+    /// All files together take no more than this, counted in blocks that were written to.
+    pub disk_bytes_max: Option<usize>,
 }
 
 #[derive(Clone, Default)]
@@ -55,12 +58,15 @@ struct Content {
     visible: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Change>,
+    /// Those that take room on the disk.
+    blocks: BTreeSet<usize>,
 }
 
 #[derive(Clone)]
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     SetLen(usize),
+    Allocate(usize),
 }
 
 #[derive(Clone)]
@@ -188,6 +194,7 @@ impl Change {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Change::SetLen(len) => bytes.resize(*len, 0),
+            Change::Allocate(len) => bytes.resize(bytes.len().max(*len), 0),
             Change::Write { offset, bytes: new } => {
                 let end = offset + new.len();
                 if bytes.len() < end {
@@ -231,6 +238,11 @@ impl State {
         self.stopped |= self.faults.power_loss_at_sync == Some(self.syncs);
         self.check_running()?;
         Ok(self.faults.fail_sync != Some(self.syncs))
+    }
+
+    fn used_bytes(&self) -> usize {
+        let named: BTreeSet<usize> = self.names.values().copied().collect();
+        named.into_iter().map(|file| self.files[file].blocks.len() * BLOCK_BYTES).sum()
     }
 
     fn change_names(&mut self, change: NameChange) {
@@ -313,6 +325,23 @@ impl Directory for SimDisk {
         }))
     }
 
+    fn space(&self) -> io::Result<Space> {
+        let state = self.state();
+        state.check_running()?;
+        // Small, so that its reserve is.
+        let total_bytes = state.faults.disk_bytes_max.map_or(1 << 16, |max| max as u64);
+        let free_bytes = match state.faults.disk_bytes_max {
+            Some(max) => max.saturating_sub(state.used_bytes()) as u64,
+            None => 1 << 40,
+        };
+        Ok(Space { free_bytes, total_bytes })
+    }
+
+    fn is_in_place(&self, names: &[&str]) -> io::Result<bool> {
+        let state = self.state();
+        Ok(names.iter().all(|name| state.names.contains_key(&self.full(name))))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         PathBuf::from("/sim").join(self.full(name))
     }
@@ -332,8 +361,25 @@ impl SimFile {
     }
 
     fn change(&self, change: Change) -> io::Result<()> {
-        self.disk.state().count_operation()?;
+        let mut state = self.disk.state();
+        state.count_operation()?;
+        let (used_bytes, disk_bytes_max) = (state.used_bytes(), state.faults.disk_bytes_max);
+        drop(state);
         self.with(|file, faults| {
+            let mut blocks = file.blocks.clone();
+            match &change {
+                Change::SetLen(len) => _ = blocks.split_off(&len.div_ceil(BLOCK_BYTES)),
+                Change::Allocate(len) => blocks.extend(0..len.div_ceil(BLOCK_BYTES)),
+                Change::Write { offset, bytes } => {
+                    let end = (offset + bytes.len()).div_ceil(BLOCK_BYTES);
+                    blocks.extend(offset / BLOCK_BYTES..end);
+                }
+            }
+            let more_bytes = blocks.len().saturating_sub(file.blocks.len()) * BLOCK_BYTES;
+            if more_bytes > 0 && disk_bytes_max.is_some_and(|max| used_bytes + more_bytes > max) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            file.blocks = blocks;
             if let (Change::Write { offset, bytes }, Some(max)) = (&change, faults.file_bytes_max)
                 && offset + bytes.len() > max
             {
@@ -379,6 +425,10 @@ impl DiskFile for SimFile {
             changes.iter().for_each(|change| change.apply(&mut file.durable));
             Ok(())
         })
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.change(Change::Allocate(len_bytes as usize))
     }
 
     /// A process that was killed holds no lock.

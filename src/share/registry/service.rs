@@ -80,7 +80,7 @@ impl RegistryService {
 
     /// Ends the workers.
     pub fn finish(self) {
-        if let Err(panicked) = self.pool.shut_down() {
+        if let Err(panicked) = self.pool.shut_down(Instant::now() + limits::STOP_DISK_TIMEOUT) {
             log::error!("{panicked}");
         }
     }

@@ -180,30 +180,30 @@ fn what_cannot_be_applied_is_a_typed_error_and_final() {
 fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
     let (_, mut machine) = machine();
     let interval_us = limits::CHECKPOINT_INTERVAL.as_micros() as u64;
-    assert!(!machine.needs_checkpoint(u64::MAX), "nothing to save");
+    assert!(!machine.needs_checkpoint(u64::MAX, limits::CHECKPOINT_BYTES), "nothing to save");
     let noop = |index| LogEntry { term: 1, index, data: Bytes::new() };
     machine.apply(&[noop(1)]).unwrap();
-    assert!(!machine.needs_checkpoint(5), "the interval begins here");
-    assert!(!machine.needs_checkpoint(4 + interval_us));
-    assert!(machine.needs_checkpoint(5 + interval_us));
+    assert!(!machine.needs_checkpoint(5, limits::CHECKPOINT_BYTES), "the interval begins here");
+    assert!(!machine.needs_checkpoint(4 + interval_us, limits::CHECKPOINT_BYTES));
+    assert!(machine.needs_checkpoint(5 + interval_us, limits::CHECKPOINT_BYTES));
     machine.checkpoint().unwrap();
     assert_eq!(machine.durable_index(), 1);
-    assert!(!machine.needs_checkpoint(u64::MAX));
+    assert!(!machine.needs_checkpoint(u64::MAX, limits::CHECKPOINT_BYTES));
 
     let (_, mut machine) = self::machine();
     let many: Vec<_> = (1..=limits::CHECKPOINT_ENTRIES).map(noop).collect();
     let (last, most) = many.split_last().unwrap();
     machine.apply(most).unwrap();
-    assert!(!machine.needs_checkpoint(0));
+    assert!(!machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
     machine.apply(std::slice::from_ref(last)).unwrap();
-    assert!(machine.needs_checkpoint(0));
+    assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
 
     let (_, mut machine) = self::machine();
     let value = Bytes::from(vec![0; limits::CHECKPOINT_BYTES as usize]);
     let mut script = Script::default();
     script.write(WriteOp::Put { key: Bytes::from("k"), value });
     machine.apply(&script.entries).unwrap();
-    assert!(machine.needs_checkpoint(0));
+    assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
 }
 
 #[test]

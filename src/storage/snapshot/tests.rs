@@ -258,15 +258,15 @@ fn on_disk_a_snapshot_takes_the_stores_place_under_its_readers() {
     cancelled.push(&first).unwrap();
     assert!(files(&dir).contains(&"snapshot.partial".to_owned()));
     drop(cancelled);
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"]);
 
     let mut all = vec![first];
     all.extend(chunks(source, 1000));
     let staged = take_in(data_dir.staging(), point, &all).unwrap();
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "snapshot.redb", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "snapshot.redb", "store.redb"]);
     assert_eq!(reader.applied().index, 3);
     receiver.install(staged).unwrap();
-    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "store.redb"]);
+    assert_eq!(files(&dir), ["IDENTITY", "LOCK", "RESERVE", "log", "store.redb"]);
     assert_eq!(reader.applied(), point);
     let newest = reader.get(b"key 19").unwrap();
     assert_eq!(newest, Some((Timestamp(5000), Bytes::from("value 500"))));

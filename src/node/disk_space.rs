@@ -1,0 +1,93 @@
+//! Writes while disks are full.
+//!
+//! A server whose disk is nearly full says so to the others. The leader refuses what would add to the
+//! store when its own disk is full, or when servers with room are no majority any more. Reads, removals
+//! and what cleans the disk in the background go on: they make the room, and servers keep a reserve for
+//! them (`storage::reserve`).
+//!
+//! A full follower among others that have room is no worse than one that is down: it takes what comes
+//! until half of its reserve is gone, and then no more entries until there is room again.
+
+use std::collections::BTreeSet;
+
+use super::Output;
+use super::core::{Node, error};
+use crate::limits;
+use crate::types::{DiskSpace, NodeId};
+use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Reply};
+
+/// What is known of the disks of the group.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    pub own: DiskSpace,
+    /// Other servers that have said that theirs are full.
+    full: BTreeSet<NodeId>,
+    ticks_since_told: u32,
+}
+
+impl Node {
+    /// This server's own disk.
+    pub(super) fn disk_space(&mut self, space: DiskSpace, out: &mut Vec<Output>) {
+        let was_full = self.disks.own.is_full();
+        self.disks.own = space;
+        if space.is_full() != was_full {
+            self.tell_disk(out);
+        }
+    }
+
+    /// Another server's disk.
+    pub(super) fn disk_of_peer(&mut self, from: NodeId, full: bool) {
+        if full {
+            self.disks.full.insert(from);
+        } else {
+            self.disks.full.remove(&from);
+        }
+    }
+
+    /// Nothing is known of a server that is out of reach.
+    pub(super) fn forget_disk_of(&mut self, peer: NodeId) {
+        self.disks.full.remove(&peer);
+    }
+
+    /// A server that comes up later hears of a full disk, too.
+    pub(super) fn repeat_disk(&mut self, out: &mut Vec<Output>) {
+        self.disks.ticks_since_told += 1;
+        if self.disks.own.is_full() && self.disks.ticks_since_told >= limits::DISK_FULL_TOLD_TICKS {
+            self.tell_disk(out);
+        }
+    }
+
+    fn tell_disk(&mut self, out: &mut Vec<Output>) {
+        self.disks.ticks_since_told = 0;
+        let full = self.disks.own.is_full();
+        for to in &self.links {
+            out.push(Output::Send { to: *to, message: PeerMessage::Disk { full } });
+        }
+    }
+
+    /// At a leader: whether there is room in the group for more data.
+    pub(super) fn check_room(&self) -> Result<(), Reply> {
+        let with_room = self.links.difference(&self.disks.full).count();
+        let full: Vec<String> = if self.disks.own.is_full() {
+            vec![self.config.node.to_string()]
+        } else if !self.disks.full.is_empty() && with_room < self.config.nodes.len() / 2 {
+            self.disks.full.iter().map(NodeId::to_string).collect()
+        } else {
+            return Ok(());
+        };
+        Err(error(
+            ErrorCode::DiskFull,
+            &format!(
+                "the write was refused: the disk of server {} is nearly full: make room on it, or remove or \
+                 trim keys and wait a minute or two; reading and removing go on",
+                full.join(" and of server ")
+            ),
+        ))
+    }
+
+    /// Whether a message is to be left alone for want of room; its sender sends it again.
+    pub(super) fn has_no_room_for(&self, message: &RaftMessage) -> bool {
+        self.disks.own == DiskSpace::Exhausted
+            && matches!(&message.body, RaftBody::Append { entries, .. } if !entries.is_empty())
+    }
+}

@@ -1,0 +1,80 @@
+//! Watches the disk on a thread of its own, which a disk that hangs may hold up: how much room there is,
+//! and whether the data directory is still where it was.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::threads::Report;
+use crate::limits;
+use crate::net::WakeHandle;
+use crate::storage::datadir::{DataDir, Presence};
+use crate::storage::reserve::DiskReserve;
+use crate::types::DiskSpace;
+
+/// Ends the watch when it is dropped.
+pub(super) struct DiskWatch {
+    _stop: Sender<()>,
+}
+
+/// Starts the watch. It reports how much room there is when that changes, and the end of the directory.
+pub(super) fn start(
+    data_dir: &DataDir,
+    reports: Sender<Report>,
+    wake: WakeHandle,
+) -> io::Result<DiskWatch> {
+    let (stop, stopped) = bounded(0);
+    // Not the directory itself, whose lock must not last as long as a thread that hangs.
+    let (presence, reserve) = (data_dir.presence(), data_dir.reserve().clone());
+    let watch = move || look_on(&presence, &reserve, &stopped, &reports, &wake);
+    thread::Builder::new().name("acervo-disk".into()).spawn(watch)?;
+    Ok(DiskWatch { _stop: stop })
+}
+
+fn look_on(
+    presence: &Presence,
+    reserve: &Arc<DiskReserve>,
+    stopped: &Receiver<()>,
+    reports: &Sender<Report>,
+    wake: &WakeHandle,
+) {
+    let mut reported = DiskSpace::Ample;
+    let mut failing = false;
+    loop {
+        // What is sent here is lost only when the event loop has ended.
+        match presence.is_in_place() {
+            Ok(false) => {
+                let path = presence.path();
+                let gone = format!(
+                    "the data directory {} was removed or replaced while this server used it: put it \
+                     back, or start this server on an empty one, so that the group can bring it up to date",
+                    path.display()
+                );
+                let _ = reports.send(Report::Failed(gone));
+                wake.wake();
+                return;
+            }
+            Ok(true) => {}
+            Err(error) => log::debug!("cannot look for the data directory: {error}"),
+        }
+        match reserve.look() {
+            Ok(space) => {
+                failing = false;
+                if space != reported {
+                    reported = space;
+                    let _ = reports.send(Report::DiskSpace(space));
+                    wake.wake();
+                }
+            }
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                log::warn!("cannot ask for the room on the disk: {error}");
+            }
+            Err(_) => {}
+        }
+        if stopped.recv_timeout(limits::DISK_LOOK_INTERVAL) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Room on the disk, and what is kept of it for the end.
+//!
+//! A server that has no room left could not even log the removal that makes some. So a data directory holds
+//! a *reserve*: a file of allocated bytes that stand for nothing. A write that finds the disk full takes
+//! some of them back and is tried again. Well before, the server refuses what would add to the store, and
+//! warns ([`DiskSpace`]). What is left without a reserve waits for room rather than fail: a failed write
+//! would end the server, and it would not start again before there is room.
+//!
+//! Only writes are tried again, which put the same bytes in the same place. A sync is not: what a failed
+//! one leaves on the disk is unknown, whatever the reason.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::files::{Directory, DiskFile, Space};
+use crate::limits;
+use crate::types::DiskSpace;
+
+const RESERVE: &str = "RESERVE";
+/// A write gets back this part of the reserve at a time.
+const PIECES: u64 = 16;
+/// How often a write without a reserve is tried again.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// The reserve of a data directory.
+pub struct DiskReserve {
+    /// The data directory, and the log's, which may be on another file system.
+    directories: [Arc<dyn Directory>; 2],
+    file: Arc<dyn DiskFile>,
+    /// The reserve when it is whole; also the free room below which the disk counts as full.
+    whole_bytes: u64,
+    state: Mutex<State>,
+    /// For writes that wait: the server stops.
+    closing: Condvar,
+    closed: AtomicBool,
+}
+
+struct State {
+    /// Allocated now.
+    held_bytes: u64,
+    space: DiskSpace,
+    /// That a write waits has been logged.
+    told: bool,
+}
+
+impl DiskReserve {
+    /// Finds the reserve of a directory, or creates it. A disk without room for one is no error.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub(super) fn open(
+        directory: Arc<dyn Directory>,
+        log: Arc<dyn Directory>,
+    ) -> io::Result<DiskReserve> {
+        let Space { total_bytes, .. } = directory.space()?;
+        let file = match directory.create(RESERVE) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                directory.open(RESERVE)?
+            }
+            created => created?,
+        };
+        let whole_bytes = limits::DISK_RESERVE_BYTES_MAX.min(total_bytes / 8).max(1);
+        let mut held_bytes = file.len_bytes()?;
+        if held_bytes > whole_bytes {
+            file.set_len(whole_bytes)?;
+            held_bytes = whole_bytes;
+        }
+        let state = State { held_bytes, space: DiskSpace::Ample, told: false };
+        let reserve = DiskReserve {
+            directories: [directory, log],
+            file,
+            whole_bytes,
+            state: Mutex::new(state),
+            closing: Condvar::new(),
+            closed: AtomicBool::new(false),
+        };
+        reserve.look()?;
+        Ok(reserve)
+    }
+
+    /// How much room there was when it was last looked at.
+    pub fn space(&self) -> DiskSpace {
+        self.state().space
+    }
+
+    /// Looks at the disk, and makes the reserve whole again if there is room for it.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn look(&self) -> io::Result<DiskSpace> {
+        let mut free_bytes = u64::MAX;
+        for directory in &self.directories {
+            free_bytes = free_bytes.min(directory.space()?.free_bytes);
+        }
+        let mut state = self.state();
+        let missing_bytes = self.whole_bytes - state.held_bytes;
+        let spare_bytes = free_bytes.saturating_sub(self.whole_bytes).min(missing_bytes);
+        if spare_bytes > 0 && self.file.allocate(state.held_bytes + spare_bytes).is_ok() {
+            state.held_bytes += spare_bytes;
+            free_bytes -= spare_bytes;
+        }
+        state.space = self.judge(state.held_bytes, free_bytes, state.space);
+        state.told &= state.space == DiskSpace::Exhausted;
+        Ok(state.space)
+    }
+
+    fn judge(&self, held_bytes: u64, free_bytes: u64, before: DiskSpace) -> DiskSpace {
+        let whole_bytes = self.whole_bytes;
+        // Once full it stays so until there is somewhat more, lest every write change it.
+        let margin_bytes = if before >= DiskSpace::Full { whole_bytes / 4 } else { 0 };
+        if held_bytes <= whole_bytes / 2 {
+            DiskSpace::Exhausted
+        } else if held_bytes < whole_bytes || free_bytes < whole_bytes + margin_bytes {
+            DiskSpace::Full
+        } else if free_bytes < 4 * whole_bytes {
+            DiskSpace::Low
+        } else {
+            DiskSpace::Ample
+        }
+    }
+
+    /// After a write that found the disk full: `Ok` when it is to be tried again.
+    fn make_room(&self, full: io::Error, path: &dyn Fn() -> PathBuf) -> io::Result<()> {
+        let mut state = self.state();
+        state.space = state.space.max(DiskSpace::Full);
+        if state.held_bytes > 0 {
+            let piece_bytes = (self.whole_bytes / PIECES).max(1);
+            let left_bytes = state.held_bytes.saturating_sub(piece_bytes);
+            self.file.set_len(left_bytes)?;
+            state.held_bytes = left_bytes;
+            return Ok(());
+        }
+        state.space = DiskSpace::Exhausted;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(full);
+        }
+        if !std::mem::replace(&mut state.told, true) {
+            log::error!("cannot write {}: {full}; waiting until there is room", path().display());
+        }
+        drop(self.closing.wait_timeout(state, WAIT));
+        Ok(())
+    }
+
+    /// Writes that wait for room, and those to come, fail.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.closing.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Each step leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A directory whose writes take from the reserve when the disk is full.
+pub(super) struct ReservedDirectory {
+    pub(super) inner: Arc<dyn Directory>,
+    pub(super) reserve: Arc<DiskReserve>,
+}
+
+struct ReservedFile {
+    inner: Arc<dyn DiskFile>,
+    reserve: Arc<DiskReserve>,
+    path: PathBuf,
+}
+
+fn with_room<T>(
+    reserve: &DiskReserve,
+    path: &dyn Fn() -> PathBuf,
+    step: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    loop {
+        match step() {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                ) =>
+            {
+                reserve.make_room(error, path)?;
+            }
+            done => return done,
+        }
+    }
+}
+
+impl ReservedDirectory {
+    fn file(&self, name: &str, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        let path = self.inner.path(name);
+        Arc::new(ReservedFile { inner, reserve: self.reserve.clone(), path })
+    }
+
+    fn with_room<T>(&self, name: &str, step: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        with_room(&self.reserve, &|| self.inner.path(name), step)
+    }
+}
+
+impl Directory for ReservedDirectory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.inner.list()
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.file(name, self.with_room(name, || self.inner.create(name))?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(self.file(name, self.inner.open(name)?))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.inner.remove(name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.with_room(to, || self.inner.rename(from, to))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
+        let inner = self.with_room(name, || self.inner.directory(name))?;
+        Ok(Arc::new(ReservedDirectory { inner, reserve: self.reserve.clone() }))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.inner.path(name)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.inner.space()
+    }
+
+    fn is_in_place(&self, names: &[&str]) -> io::Result<bool> {
+        self.inner.is_in_place(names)
+    }
+}
+
+impl DiskFile for ReservedFile {
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.inner.len_bytes()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let path = || self.path.clone();
+        with_room(&self.reserve, &path, || self.inner.write_all_at(bytes, offset))
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        let path = || self.path.clone();
+        with_room(&self.reserve, &path, || self.inner.set_len(len_bytes))
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.inner.allocate(len_bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data()
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.inner.try_lock()
+    }
+}
