@@ -426,9 +426,12 @@ pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
 /// behind it can be deleted.
 pub const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
 /// How often a server looks how much room there is on its disk, and whether its data directory is still there.
-pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A server whose disk is full says so to the others again after so many ticks.
 pub const DISK_FULL_TOLD_TICKS: u32 = 50;
+/// A leader whose disk is full hands over to a server with room. When that fails it leads on, and tries again after so
+/// many ticks: each attempt that fails delays removals by about an election time-out.
+pub const DISK_HANDOVER_AGAIN_TICKS: u64 = 500;
 /// The engine makes a durable commit at least every so many applied entries …
 pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
 /// … or so many bytes of them …

@@ -5,7 +5,8 @@
 //! A clock that jumps cannot be had on a real process: that rule is held by
 //! `a_clock_an_hour_behind_does_not_take_a_new_leaders_versions_back` in `tests/simulation/`. Data
 //! directories of other nodes or formats are refused in `tests/cluster_e2e.rs` and by the tests of
-//! `storage::datadir`; syncs that fail, and power that goes, in `tests/crash.rs`.
+//! `storage::datadir`; syncs that fail, and power that goes, in `tests/crash.rs`. Full disks are in
+//! `tests/store_disk_full.rs`.
 
 mod support;
 
@@ -846,51 +847,6 @@ fn a_server_that_cannot_write_stops_and_has_acknowledged_nothing_it_does_not_hav
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
     }
-}
-
-#[test]
-fn a_full_disk_stops_that_server_and_the_others_go_on() {
-    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "500ms"]);
-    let dir = group.data_dir(2);
-    std::fs::create_dir(&dir).unwrap();
-    // A small disk of its own, where this is permitted.
-    let unshare = ["unshare", "--mount", "--map-root-user"];
-    let mount = format!("mount -t tmpfs -o size=12m,mode=700 none '{}'", dir.display());
-    let permitted = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .args(["sh", "-c", &mount])
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    group.start_server(0);
-    group.start_server(1);
-    if permitted {
-        group.start_server_from_shell(2, &unshare, &mount);
-    } else {
-        group.start_server_from_shell(2, &[], "trap '' XFSZ && ulimit -f 20000");
-    }
-    let value = vec![b'v'; 256 * 1024];
-    let client = group.client();
-    let log = group.log_path(2);
-    let broken = || {
-        let log = std::fs::read_to_string(&log).unwrap_or_default();
-        log.contains("acervo: this server stopped because it could not go on safely")
-    };
-    let acknowledged = fill(&client, &value, broken);
-    let status = group.wait(2);
-    assert!(exited_with(status, i32::from(exit_status::FAILED)), "{status}");
-    let said = if permitted { "No space left on device" } else { "File too large" };
-    assert!(group.log(2).contains(said), "{}", group.log(2));
-
-    let witness = Witness::start(Client::builder(group.addresses()[..2].to_vec()).build().unwrap());
-    for at in 0..2 {
-        let client = group.client_of(at);
-        for key in &acknowledged {
-            let found = eventually("it is applied here too", || client.get(key).unwrap().value);
-            assert!(found == value, "{key} at server {at}");
-        }
-    }
-    witness.finish();
 }
 
 #[test]

@@ -13,11 +13,9 @@ use acervo::client::{Client, ClientError};
 use support::{Group, eventually, exited_with};
 
 const KIB: usize = 1024;
-/// What something else has put on the disk, and removes in the end.
-const BALLAST: &str = "32m";
 
-/// A namespace in which the first server's data directory is on a small disk; it lives as long as the process that
-/// holds it.
+/// A namespace in which a server's data directory is on a small disk, of which something else has taken a quarter. It
+/// lives as long as the process that holds it.
 struct SmallDisk {
     holder: Child,
     /// Where the disk is, for what is not the server's.
@@ -25,18 +23,18 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None` where mounting is not permitted.
-    fn mount(group: &Group) -> Option<SmallDisk> {
-        let (data, disk) = (group.data_dir(0), group.dir.path().join("disk"));
+    /// For server `at`; `None` where mounting is not permitted.
+    fn mount(group: &Group, at: usize, size_mib: usize) -> Option<SmallDisk> {
+        let (data, disk) = (group.data_dir(at), group.dir.path().join(format!("disk-{at}")));
         std::fs::create_dir(&disk).unwrap();
         std::fs::create_dir(&data).unwrap();
-        let script = "mount -t tmpfs -o size=128m,mode=700 none \"$2\" && mkdir \"$2/data\" \
+        let script = "mount -t tmpfs -o size=\"$4\",mode=700 none \"$2\" && mkdir \"$2/data\" \
                       && mount --bind \"$2/data\" \"$1\" && head -c \"$3\" /dev/zero > \"$2/ballast\" \
                       && echo mounted && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
             .args([&data, &disk])
-            .arg(BALLAST)
+            .args([format!("{}m", size_mib / 4), format!("{size_mib}m")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -76,6 +74,31 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Starts a server on its small disk.
+fn start(group: &mut Group, at: usize, disk: &SmallDisk) {
+    let wrapper = disk.wrapper();
+    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+    group.start_server_from_shell(at, &wrapper, "true");
+}
+
+fn mounting_is_not_permitted() {
+    println!("mounting is not permitted here: nothing was tried");
+}
+
+/// Puts long values until one is refused: the keys of the others.
+fn fill(client: &Client, value: &[u8], mut each: impl FnMut(usize)) -> (Vec<String>, ClientError) {
+    let mut keys = Vec::new();
+    loop {
+        let key = format!("key-{}", keys.len());
+        match client.put(&key, value) {
+            Ok(_) => keys.push(key),
+            Err(refused) => return (keys, refused),
+        }
+        assert!(keys.len() < 2000, "the disk is never full");
+        each(keys.len());
+    }
+}
+
 fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8], at: usize) {
     let refused = client.put("more", "data").unwrap_err();
     assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
@@ -90,28 +113,18 @@ fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8],
 #[test]
 fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
     let mut group = Group::prepare(1, &["--console", "off"]);
-    let Some(disk) = SmallDisk::mount(&group) else {
-        println!("mounting is not permitted here: nothing was tried");
-        return;
+    let Some(disk) = SmallDisk::mount(&group, 0, 128) else {
+        return mounting_is_not_permitted();
     };
-    let wrapper = disk.wrapper();
-    let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-    group.start_server_from_shell(0, &wrapper, "true");
+    start(&mut group, 0, &disk);
     let client = group.client();
     let value = vec![b'v'; 100 * KIB];
-    let mut keys = Vec::new();
-    let refused = loop {
-        let key = format!("key-{}", keys.len());
-        match client.put(&key, &value) {
-            Ok(_) => keys.push(key),
-            Err(refused) => break refused,
-        }
-        assert!(keys.len() < 2000, "the disk is never full");
-        if keys.len() == 180 {
+    let (keys, refused) = fill(&client, &value, |count| {
+        if count == 180 {
             // Less than half of the disk is left, and more than is kept.
             eventually("a warning", || group.log(0).contains("is getting full").then_some(()));
         }
-    };
+    });
     println!("refused after {} values: {refused}", keys.len());
     assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
     assert!(keys.len() > 50);
@@ -127,10 +140,10 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
     assert_only_adding_is_refused(&client, &keys, &value, 2);
     group.kill(0);
     disk.run("cat /dev/zero >> rest");
-    group.start_server_from_shell(0, &wrapper, "true");
+    start(&mut group, 0, &disk);
     assert_only_adding_is_refused(&client, &keys, &value, 4);
     assert!(exited_with(group.terminate(0), 0));
-    group.start_server_from_shell(0, &wrapper, "true");
+    start(&mut group, 0, &disk);
     assert_only_adding_is_refused(&client, &keys, &value, 6);
 
     assert!(disk.run("rm ballast rest"));
@@ -139,4 +152,85 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
     }
+}
+
+#[test]
+fn three_full_disks_keep_what_they_have_and_take_more_when_there_is_room() {
+    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "500ms"]);
+    let mut disks = Vec::new();
+    for at in 0..3 {
+        let Some(disk) = SmallDisk::mount(&group, at, 96) else {
+            return mounting_is_not_permitted();
+        };
+        disks.push(disk);
+    }
+    (0..3).for_each(|at| start(&mut group, at, &disks[at]));
+    let client = group.client();
+    let value = vec![b'v'; 100 * KIB];
+    let (keys, refused) = fill(&client, &value, |_| {});
+    assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
+    println!("refused after {} values: {refused}", keys.len());
+    assert!(keys.len() > 50);
+    assert_only_adding_is_refused(&client, &keys, &value, 0);
+
+    // To the last byte, and then nobody stops in peace.
+    assert!(disks.iter().all(|disk| !disk.run("cat /dev/zero > rest")));
+    assert_only_adding_is_refused(&client, &keys, &value, 2);
+    (0..3).for_each(|at| group.kill(at));
+    disks.iter().for_each(|disk| _ = disk.run("cat /dev/zero >> rest"));
+    (0..3).for_each(|at| start(&mut group, at, &disks[at]));
+    assert_only_adding_is_refused(&client, &keys, &value, 4);
+
+    assert!(disks.iter().all(|disk| disk.run("rm ballast rest")));
+    eventually("writes are taken again", || client.put("more", "data").ok());
+    for at in 0..3 {
+        let one = group.client_of(at);
+        for key in &keys[5..] {
+            let found = eventually("it is applied here too", || one.get(key).unwrap().value);
+            assert!(found == value, "{key} at server {at}");
+        }
+    }
+}
+
+#[test]
+fn a_leader_with_a_full_disk_hands_over_goes_on_and_catches_up_when_there_is_room() {
+    let mut group = Group::prepare(3, &["--console", "off", "--in-sync-timeout", "500ms"]);
+    let Some(disk) = SmallDisk::mount(&group, 0, 64) else {
+        return mounting_is_not_permitted();
+    };
+    start(&mut group, 0, &disk);
+    group.start_server(1);
+    group.start_server(2);
+    assert_eq!(group.leader(), 0);
+    let client = group.client();
+    let value = vec![b'v'; 100 * KIB];
+    // More than fits this disk: nothing is refused, since a majority has room.
+    let keys: Vec<String> = (0..900).map(|number| format!("key-{number}")).collect();
+    let (first, second) = keys.split_at(800);
+    first.iter().for_each(|key| _ = client.put(key, &value).unwrap());
+    assert_ne!(group.leader(), 0);
+    let full = group.servers[0].address;
+    let warnings = |client: &Client| client.status(full).unwrap().warnings;
+    assert!(warnings(&client).iter().any(|warning| warning.contains("nearly full")));
+    assert!(group.client_of(0).get(&keys[0]).unwrap().value.as_deref() == Some(&value[..]));
+
+    disk.run("cat /dev/zero > rest");
+    second.iter().for_each(|key| _ = client.put(key, &value).unwrap());
+    group.kill(0);
+    disk.run("cat /dev/zero >> rest");
+    start(&mut group, 0, &disk);
+    let old = eventually("it serves what it has", || group.client_of(0).get(&keys[0]).ok());
+    assert!(old.value.as_deref() == Some(&value[..]));
+    assert!(warnings(&client).iter().any(|warning| warning.contains("nearly full")));
+    client.put("more", "data").unwrap();
+    assert!(group.is_running(0), "{}", group.log(0));
+
+    // Somebody enlarges the disk.
+    assert!(disk.run("rm ballast rest && mount -o remount,size=1g ."));
+    let one = group.client_of(0);
+    for key in &keys {
+        let found = eventually("it catches up", || one.get(key).unwrap().value);
+        assert!(found == value, "{key}");
+    }
+    eventually("it warns no more", || warnings(&client).is_empty().then_some(()));
 }

@@ -335,6 +335,7 @@ impl Node {
             Input::PeerUp { peer, last_index, term, first_leader } => {
                 self.links.insert(peer);
                 self.heard.insert(peer, self.ticks);
+                self.tell_disk_to(peer, out);
                 self.consensus.peer_up(peer, last_index, term, first_leader);
                 self.campaign_if_first();
                 self.campaign_soon();
@@ -543,10 +544,20 @@ impl Node {
             };
             out.push(Output::Notice(notice));
         }
+        let full = self.disks.own.is_full();
+        // Who was asked to take over because this disk is full, and has not, may be able to later.
+        if self.eligibility.reasons().is_empty()
+            && (!full || self.ticks.is_multiple_of(limits::DISK_HANDOVER_AGAIN_TICKS))
+        {
+            self.eligibility.tried.clear();
+        }
         // A group of one has nobody else: its server leads as well as it can.
         let alone = self.config.nodes.len() == 1;
         self.consensus.set_may_lead(alone || self.eligibility.reasons().is_empty());
-        let departure = self.eligibility.departure();
+        let departure = match self.eligibility.departure() {
+            Departure::Stay if full => Departure::IfSomebodyCan,
+            departure => departure,
+        };
         if alone || self.consensus.role() != Role::Leader || departure == Departure::Stay {
             return;
         }
@@ -564,8 +575,10 @@ impl Node {
     }
 
     /// The follower to hand over to, of those not tried yet. It has stored what is committed; and more than this node
-    /// has, if it is this node's log that is stalled, or its own may be stalled as well.
-    fn successor(&self) -> Option<NodeId> {
+    /// has, if it is this node's log that is stalled, or its own may be stalled as well. One whose disk is full is
+    /// the last choice, and none for a leader that leaves because its own is.
+    pub(super) fn successor(&self) -> Option<NodeId> {
+        let only_with_room = self.eligibility.departure() == Departure::Stay;
         let mut needed = self.consensus.commit();
         if self.eligibility.reasons().contains(&Ineligible::LogStalled) {
             let own = self.consensus.matched(self.config.node);
@@ -573,7 +586,9 @@ impl Node {
         }
         let untried = self.links.iter().filter(|peer| !self.eligibility.tried.contains(peer));
         let able = untried.filter(|peer| self.consensus.matched(**peer) >= needed);
-        able.max_by_key(|peer| self.consensus.matched(**peer)).copied()
+        able.filter(|peer| !only_with_room || self.has_room(**peer))
+            .max_by_key(|peer| (self.has_room(**peer), self.consensus.matched(**peer)))
+            .copied()
     }
 
     /// When everybody was cut off from everybody, whoever comes back into reach is not waited for as long as for a

@@ -5,6 +5,10 @@
 //! and what cleans the disk in the background go on: they make the room, and servers keep a reserve for
 //! them (`storage::reserve`).
 //!
+//! A leader whose disk is full hands over to a server that has room, and until that has taken over
+//! the writes wait. A full disk keeps nobody from leading, though: when all are full, somebody has
+//! to lead the removals.
+//!
 //! A full follower among others that have room is no worse than one that is down: it takes what comes
 //! until half of its reserve is gone, and then no more entries until there is room again.
 
@@ -49,12 +53,29 @@ impl Node {
         self.disks.full.remove(&peer);
     }
 
-    /// A server that comes up later hears of a full disk, too.
+    /// Again from time to time: what is said once may be lost.
     pub(super) fn repeat_disk(&mut self, out: &mut Vec<Output>) {
         self.disks.ticks_since_told += 1;
         if self.disks.own.is_full() && self.disks.ticks_since_told >= limits::DISK_FULL_TOLD_TICKS {
             self.tell_disk(out);
         }
+    }
+
+    /// A server that has just come into reach.
+    pub(super) fn tell_disk_to(&self, to: NodeId, out: &mut Vec<Output>) {
+        if self.disks.own.is_full() {
+            out.push(Output::Send { to, message: PeerMessage::Disk { full: true } });
+        }
+    }
+
+    /// Whether the disk of another server is not known to be full.
+    pub(super) fn has_room(&self, peer: NodeId) -> bool {
+        !self.disks.full.contains(&peer)
+    }
+
+    /// At a leader whose disk is full: somebody who has room leads soon.
+    pub(super) fn waits_for_a_leader_with_room(&self) -> bool {
+        self.disks.own.is_full() && (self.consensus.is_handing_over() || self.successor().is_some())
     }
 
     fn tell_disk(&mut self, out: &mut Vec<Output>) {
@@ -67,14 +88,14 @@ impl Node {
 
     /// At a leader: whether there is room in the group for more data.
     pub(super) fn check_room(&self) -> Result<(), Reply> {
-        let with_room = self.links.difference(&self.disks.full).count();
-        let full: Vec<String> = if self.disks.own.is_full() {
-            vec![self.config.node.to_string()]
-        } else if !self.disks.full.is_empty() && with_room < self.config.nodes.len() / 2 {
-            self.disks.full.iter().map(NodeId::to_string).collect()
-        } else {
+        let with_room = self.links.iter().filter(|peer| self.has_room(**peer)).count();
+        let too_few = !self.disks.full.is_empty() && with_room < self.config.nodes.len() / 2;
+        if !self.disks.own.is_full() && !too_few {
             return Ok(());
-        };
+        }
+        let mut full = self.disks.full.clone();
+        full.extend(self.disks.own.is_full().then_some(self.config.node));
+        let full: Vec<String> = full.iter().map(NodeId::to_string).collect();
         Err(error(
             ErrorCode::DiskFull,
             &format!(

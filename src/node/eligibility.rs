@@ -168,9 +168,6 @@ impl Eligibility {
                 news.push((reason, holds));
             }
         }
-        if self.reasons.is_empty() {
-            self.tried.clear();
-        }
         news
     }
 

@@ -108,7 +108,7 @@ impl Node {
 
     fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
         self.propose_more = false;
-        if self.is_being_born(now) {
+        if self.is_being_born(now) || self.waits_for_a_leader_with_room() {
             return;
         }
         let limits = self.config.limits;
@@ -402,7 +402,11 @@ impl Node {
         if done {
             let until_us = now.monotonic_us + micros(limits::HANDOVER_TIMEOUT);
             self.stopping = Stopping::HandingOver { until_us };
-            let successor = self.links.iter().max_by_key(|peer| self.consensus.matched(**peer));
+            let commit = self.consensus.commit();
+            let successor = self.links.iter().max_by_key(|peer| {
+                let matched = self.consensus.matched(**peer);
+                (matched >= commit && self.has_room(**peer), matched)
+            });
             if self.consensus.role() == Role::Leader
                 && let Some(successor) = successor
             {

@@ -12,7 +12,7 @@ use super::*;
 use crate::command::{Action, Command, History, StateLimits, WriteOp};
 use crate::limits;
 use crate::types::{ClientId, DiskSpace, RequestId};
-use crate::wire::message::{ErrorCode, Role};
+use crate::wire::message::{Effect, ErrorCode, Role};
 
 struct Group {
     nodes: Vec<Node>,
@@ -317,48 +317,84 @@ fn who_is_waited_for_is_named_in_the_error_of_a_write() {
     assert!(error.message.contains("--leader"), "{}", error.message);
 }
 
+/// Tells a server how much room there is on its disk.
+fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
+    group.inbox.push_back((at, Input::DiskSpace(space)));
+    group.settle();
+}
+
+/// A put and a removal through server `at`: why the put was refused, if it was. The removal never is.
+fn refused(group: &mut Group, at: usize, request: u64) -> Option<String> {
+    let put = group.put(at, request);
+    let del = WriteOp::Del { key: Bytes::from_static(b"k") };
+    let del = group.write(at, request + 1, request + 1, del);
+    (0..10).for_each(|_| group.tick());
+    assert!(matches!(group.replies[&del], Reply::WriteOk { .. }), "{:?}", group.replies[&del]);
+    match &group.replies[&put] {
+        Reply::PutOk { .. } => None,
+        Reply::Error(error) if error.code == ErrorCode::DiskFull => {
+            assert_eq!(error.effect, Effect::NotDone);
+            Some(error.message.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn what_adds_to_the_store_is_refused_while_no_majority_has_room_and_removals_never() {
-    let refused = |group: &mut Group, at: usize, request: u64| {
-        let put = group.put(at, request);
-        let del = WriteOp::Del { key: Bytes::from_static(b"k") };
-        let del = group.write(at, request + 1, request + 1, del);
-        group.settle();
-        assert!(matches!(group.replies[&del], Reply::WriteOk { .. }), "{:?}", group.replies[&del]);
-        match &group.replies[&put] {
-            Reply::PutOk { .. } => None,
-            Reply::Error(error) if error.code == ErrorCode::DiskFull => Some(error.message.clone()),
-            other => panic!("{other:?}"),
-        }
-    };
     let mut group = Group::new(3, AckPolicy::All);
     group.tick();
-    let full = |group: &mut Group, at, space| {
-        group.inbox.push_back((at, Input::DiskSpace(space)));
-        group.settle();
-    };
     assert_eq!(refused(&mut group, 0, 1), None);
-    full(&mut group, 0, DiskSpace::Full);
-    assert_eq!(refused(&mut group, 0, 3), None, "two of three have room");
-    full(&mut group, 1, DiskSpace::Full);
-    let why = refused(&mut group, 0, 5).unwrap();
+    let (leader, others) = (2, [0, 1]);
+    others.into_iter().for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
+    let why = refused(&mut group, 0, 3).unwrap();
     assert!(why.contains("the disk of server 1 and of server 2 is nearly full"), "{why}");
-    full(&mut group, 0, DiskSpace::Low);
+    disk_is(&mut group, 0, DiskSpace::Low);
     assert_eq!(refused(&mut group, 1, 1), None);
-    full(&mut group, 2, DiskSpace::Full);
-    assert!(refused(&mut group, 1, 3).unwrap().contains("the disk of server 3 is"));
-    full(&mut group, 2, DiskSpace::Ample);
-    assert_eq!(refused(&mut group, 1, 5), None);
+    assert_eq!(group.nodes[leader].status().role, Role::Leader);
+    (0..3).for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
+    assert!(
+        refused(&mut group, 1, 3).unwrap().contains("server 1 and of server 2 and of server 3")
+    );
+    disk_is(&mut group, leader, DiskSpace::Ample);
+    assert!(refused(&mut group, 1, 5).is_some());
+    (0..3).for_each(|at| disk_is(&mut group, at, DiskSpace::Ample));
+    assert_eq!(refused(&mut group, 1, 7), None);
 
-    // A server that comes up later, or has lost the news, hears of it.
-    let peer = NodeId(1);
-    full(&mut group, 0, DiskSpace::Full);
-    group.inbox.push_back((2, Input::PeerDown { peer }));
-    group.inbox.push_back((2, Input::PeerUp { peer, last_index: 0, term: 0, first_leader: None }));
+    // A server that comes into reach later hears of it, too.
+    others.into_iter().for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
+    for peer in [NodeId(1), NodeId(2)] {
+        let up = Input::PeerUp { peer, last_index: 0, term: 0, first_leader: None };
+        let came = Input::PeerUp { peer: NodeId(3), last_index: 0, term: 0, first_leader: None };
+        group.inbox.push_back((leader, Input::PeerDown { peer }));
+        group.inbox.push_back((leader, up));
+        group.inbox.push_back((peer.0 as usize - 1, came));
+    }
     group.settle();
-    assert_eq!(refused(&mut group, 1, 7), None, "not known yet");
-    (0..limits::DISK_FULL_TOLD_TICKS).for_each(|_| group.tick());
     assert!(refused(&mut group, 1, 9).is_some());
+}
+
+#[test]
+fn a_leader_without_room_hands_over_to_a_server_with_room_and_nothing_is_refused_meanwhile() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    assert_eq!(group.nodes[2].status().role, Role::Leader);
+    disk_is(&mut group, 1, DiskSpace::Full);
+    disk_is(&mut group, 2, DiskSpace::Full);
+    assert!(refused(&mut group, 2, 1).is_some(), "only one of three has room");
+    assert_eq!(group.nodes[0].status().role, Role::Leader);
+
+    disk_is(&mut group, 1, DiskSpace::Ample);
+    disk_is(&mut group, 0, DiskSpace::Full);
+    assert_eq!(refused(&mut group, 1, 1), None);
+    assert_eq!(group.nodes[1].status().role, Role::Leader);
+
+    // Where nobody has room, the leader leads the removals.
+    disk_is(&mut group, 1, DiskSpace::Exhausted);
+    let term = group.nodes[1].status().term;
+    (0..2 * limits::DISK_HANDOVER_AGAIN_TICKS).for_each(|_| group.tick());
+    assert!(refused(&mut group, 1, 3).is_some());
+    assert_eq!(group.nodes[1].status().term, term);
 }
 
 #[test]

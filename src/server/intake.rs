@@ -91,7 +91,12 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                 }
             }
             SnapshotWork::Discard => {
-                self.arriving = Arriving::Nothing;
+                // The log does not rely on it, or it would be installed.
+                if let Arriving::Staged(staged) =
+                    std::mem::replace(&mut self.arriving, Arriving::Nothing)
+                {
+                    staged.discard();
+                }
                 Vec::new()
             }
         })

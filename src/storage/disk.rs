@@ -32,6 +32,15 @@ use super::keys::RowRange;
 type Row = &'static [u8];
 const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
 
+/// What a new file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is the store.
+    Use,
+    /// A store is built in it. It can be done without, and fails on a full disk.
+    Staging,
+}
+
 /// A redb file.
 pub struct DiskEngine {
     file: Arc<OpenFile>,
@@ -95,7 +104,7 @@ impl DiskEngine {
             return Err(failed(&"it is not the name of a file"));
         };
         let directory = RealDirectory::open(parent).map_err(|error| failed(&error))?;
-        DiskEngine::open_on(&directory, name, cache_bytes)
+        DiskEngine::open_on(&directory, name, cache_bytes, Purpose::Use)
     }
 
     /// Opens a file of a directory, creating it when it does not exist. A new one gets its name when
@@ -109,6 +118,7 @@ impl DiskEngine {
         directory: &dyn Directory,
         name: &str,
         cache_bytes: usize,
+        purpose: Purpose,
     ) -> Result<DiskEngine, EngineError> {
         let path = directory.path(name);
         let failed = open_failed(&path);
@@ -121,7 +131,10 @@ impl DiskEngine {
         }
         let unfinished = unfinished(name);
         let file = files::remove_if_present(directory, &unfinished)
-            .and_then(|()| directory.create(&unfinished))
+            .and_then(|()| match purpose {
+                Purpose::Use => directory.create(&unfinished),
+                Purpose::Staging => directory.create_expendable(&unfinished),
+            })
             .map_err(|error| failed(&error))?;
         let engine = DiskEngine::on_file(file, &path, cache_bytes)?;
         directory

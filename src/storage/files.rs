@@ -32,6 +32,11 @@ pub trait Directory: Send + Sync {
     /// Creates a file that must not exist yet, for reading and writing. It is sure to survive a
     /// power loss only after [`sync`](Directory::sync).
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates a file that can be done without, until [`DiskFile::keep`]: on a disk that is getting full its
+    /// writes fail, where those of other files take from what is kept for the end.
+    fn create_expendable(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.create(name)
+    }
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Removes a file.
@@ -71,6 +76,8 @@ pub trait DiskFile: Send + Sync {
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
     /// Takes the room for this many bytes from the file's beginning on; what is new reads as zeroes.
     fn allocate(&self, len_bytes: u64) -> io::Result<()>;
+    /// From now on the file cannot be done without.
+    fn keep(&self) {}
     /// Returns when everything written, and the length, is durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Locks the file until it is closed; `false` when another opening of it holds the lock.

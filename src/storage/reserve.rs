@@ -44,6 +44,8 @@ struct State {
     space: DiskSpace,
     /// That a write waits has been logged.
     told: bool,
+    /// The file system holds no reserve, for a reason other than its room.
+    refused: bool,
 }
 
 impl DiskReserve {
@@ -69,7 +71,7 @@ impl DiskReserve {
             file.set_len(whole_bytes)?;
             held_bytes = whole_bytes;
         }
-        let state = State { held_bytes, space: DiskSpace::Ample, told: false };
+        let state = State { held_bytes, space: DiskSpace::Ample, told: false, refused: false };
         let reserve = DiskReserve {
             directories: [directory, log],
             file,
@@ -100,11 +102,26 @@ impl DiskReserve {
         let mut state = self.state();
         let missing_bytes = self.whole_bytes - state.held_bytes;
         let spare_bytes = free_bytes.saturating_sub(self.whole_bytes).min(missing_bytes);
-        if spare_bytes > 0 && self.file.allocate(state.held_bytes + spare_bytes).is_ok() {
-            state.held_bytes += spare_bytes;
-            free_bytes -= spare_bytes;
+        if spare_bytes > 0 && !state.refused {
+            match self.file.allocate(state.held_bytes + spare_bytes) {
+                Ok(()) => {
+                    state.held_bytes += spare_bytes;
+                    free_bytes -= spare_bytes;
+                }
+                Err(error) if is_full(&error) => {}
+                Err(error) => {
+                    log::warn!("this server does without a reserve on its disk: {error}");
+                    state.refused = true;
+                }
+            }
         }
-        state.space = self.judge(state.held_bytes, free_bytes, state.space);
+        let mut held_bytes = state.held_bytes;
+        if state.refused {
+            // What is free stands for it.
+            held_bytes += free_bytes.min(self.whole_bytes - held_bytes);
+            free_bytes -= held_bytes - state.held_bytes;
+        }
+        state.space = self.judge(held_bytes, free_bytes, state.space);
         state.told &= state.space == DiskSpace::Exhausted;
         Ok(state.space)
     }
@@ -146,6 +163,15 @@ impl DiskReserve {
         Ok(())
     }
 
+    /// Fails when what can be done without is to be written although the reserve is no longer whole.
+    fn check_whole(&self) -> io::Result<()> {
+        let state = self.state();
+        match state.refused || state.held_bytes >= self.whole_bytes {
+            true => Ok(()),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
     /// Writes that wait for room, and those to come, fail.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -168,6 +194,12 @@ struct ReservedFile {
     inner: Arc<dyn DiskFile>,
     reserve: Arc<DiskReserve>,
     path: PathBuf,
+    /// It can be done without: its writes fail on a full disk, and leave the reserve alone.
+    expendable: AtomicBool,
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn with_room<T>(
@@ -177,23 +209,27 @@ fn with_room<T>(
 ) -> io::Result<T> {
     loop {
         match step() {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                ) =>
-            {
-                reserve.make_room(error, path)?;
-            }
+            Err(error) if is_full(&error) => reserve.make_room(error, path)?,
             done => return done,
         }
     }
 }
 
+impl ReservedFile {
+    fn with_room<T>(&self, step: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        if self.expendable.load(Ordering::Acquire) {
+            self.reserve.check_whole()?;
+            return step();
+        }
+        with_room(&self.reserve, &|| self.path.clone(), step)
+    }
+}
+
 impl ReservedDirectory {
-    fn file(&self, name: &str, inner: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+    fn file(&self, name: &str, inner: Arc<dyn DiskFile>, expendable: bool) -> Arc<dyn DiskFile> {
         let path = self.inner.path(name);
-        Arc::new(ReservedFile { inner, reserve: self.reserve.clone(), path })
+        let expendable = AtomicBool::new(expendable);
+        Arc::new(ReservedFile { inner, reserve: self.reserve.clone(), path, expendable })
     }
 
     fn with_room<T>(&self, name: &str, step: impl Fn() -> io::Result<T>) -> io::Result<T> {
@@ -207,11 +243,16 @@ impl Directory for ReservedDirectory {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.file(name, self.with_room(name, || self.inner.create(name))?))
+        Ok(self.file(name, self.with_room(name, || self.inner.create(name))?, false))
+    }
+
+    fn create_expendable(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.reserve.check_whole()?;
+        Ok(self.file(name, self.inner.create(name)?, true))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.file(name, self.inner.open(name)?))
+        Ok(self.file(name, self.inner.open(name)?, false))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -254,17 +295,19 @@ impl DiskFile for ReservedFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let path = || self.path.clone();
-        with_room(&self.reserve, &path, || self.inner.write_all_at(bytes, offset))
+        self.with_room(|| self.inner.write_all_at(bytes, offset))
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        let path = || self.path.clone();
-        with_room(&self.reserve, &path, || self.inner.set_len(len_bytes))
+        self.with_room(|| self.inner.set_len(len_bytes))
     }
 
     fn allocate(&self, len_bytes: u64) -> io::Result<()> {
         self.inner.allocate(len_bytes)
+    }
+
+    fn keep(&self) {
+        self.expendable.store(false, Ordering::Release);
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,6 +1,8 @@
 //! What goes wrong: faults at random moments, each seed with its own mix, and their end.
 
 use acervo::limits;
+use acervo::node::Input;
+use acervo::types::DiskSpace;
 use std::collections::BTreeMap;
 
 use crate::checker::Verdict;
@@ -46,11 +48,13 @@ pub enum Fault {
     Stop,
     /// A client's connection breaks.
     ClientReset,
+    /// One disk, or every disk, gets full.
+    FullDisk,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 18] = [
+    pub const ALL: [Fault; 19] = [
         Fault::Crash,
         Fault::CrashTwo,
         Fault::Pause,
@@ -69,6 +73,7 @@ impl Fault {
         Fault::Diverge,
         Fault::Stop,
         Fault::ClientReset,
+        Fault::FullDisk,
     ];
 }
 
@@ -81,6 +86,8 @@ pub enum Mend {
     Network,
     /// The disk, and the store on it, is quick again.
     Disk { server: usize },
+    /// There is room on every disk.
+    Room,
 }
 
 /// What goes wrong in one seed.
@@ -212,7 +219,25 @@ impl World {
                 self.reset_connection(client, victim);
                 Ok(())
             }
+            Fault::FullDisk => {
+                let duration_us = self.rng.range(100 * MILLISECOND..=4 * SECOND);
+                self.after(duration_us, Event::Mend(Mend::Room));
+                if self.rng.chance(300) {
+                    return self.disks_are(DiskSpace::Full);
+                }
+                let space = self.rng.pick(&[DiskSpace::Full, DiskSpace::Exhausted]);
+                self.disk_is(victim, space)
+            }
         }
+    }
+
+    /// Tells a server how much room there is on its disk. One that is started anew believes that there is enough.
+    pub fn disk_is(&mut self, server: usize, space: DiskSpace) -> Verdict {
+        self.input(server, Input::DiskSpace(space))
+    }
+
+    fn disks_are(&mut self, space: DiskSpace) -> Verdict {
+        (0..self.servers.len()).try_for_each(|server| self.disk_is(server, space))
     }
 
     /// A disk does not answer for a while.
@@ -346,6 +371,7 @@ impl World {
             Mend::Partition => self.heal_partitions(),
             Mend::Network => self.set_quality(self.setup.quality),
             Mend::Disk { server } => self.quicken_disk(server),
+            Mend::Room => self.disks_are(DiskSpace::Ample)?,
         }
         Ok(())
     }
@@ -366,6 +392,7 @@ impl World {
         self.nemesis.faults.clear();
         self.heal_partitions();
         self.set_quality(self.setup.quality);
+        self.disks_are(DiskSpace::Ample)?;
         for server in 0..self.servers.len() {
             self.mend_disk(server);
             self.quicken_disk(server);

@@ -183,6 +183,11 @@ impl StagedSnapshot {
         self.point
     }
 
+    /// Removes it: it is of no use any more.
+    pub fn discard(self) {
+        self.staging.discard();
+    }
+
     /// Makes it the store in use.
     pub(in crate::storage) fn promote(self) -> Result<Arc<dyn Engine>, EngineError> {
         self.staging.promote()

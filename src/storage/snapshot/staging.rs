@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::limits;
-use crate::storage::disk::DiskEngine;
+use crate::storage::disk::{DiskEngine, Purpose};
 use crate::storage::engine::{Engine, EngineError};
 use crate::storage::files::Directory;
 use crate::storage::memory::MemoryEngine;
@@ -36,6 +36,9 @@ pub trait StagingArea: Send {
 
     /// Removes what is under construction, if it can; the next start will if this cannot.
     fn abandon(&self);
+
+    /// Removes the staged store likewise: it is not to take the place of the one in use.
+    fn discard(&self);
 }
 
 /// Staging in a data directory: one file under construction, one staged, one in use. Only their
@@ -61,7 +64,8 @@ impl DiskStaging {
 
     /// Opens the store in use; a blank one is created when there is none.
     pub(in crate::storage) fn open_store(&self) -> Result<DiskEngine, EngineError> {
-        DiskEngine::open_on(&*self.directory, self.store, limits::ENGINE_CACHE_BYTES)
+        let cache_bytes = limits::ENGINE_CACHE_BYTES;
+        DiskEngine::open_on(&*self.directory, self.store, cache_bytes, Purpose::Use)
     }
 
     /// Opens the staged store, if there is one.
@@ -69,7 +73,8 @@ impl DiskStaging {
         match self.directory.open(self.staged) {
             Ok(_) => {
                 let cache_bytes = limits::STAGING_CACHE_BYTES;
-                DiskEngine::open_on(&*self.directory, self.staged, cache_bytes).map(Some)
+                let (directory, name) = (&*self.directory, self.staged);
+                DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging).map(Some)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed("open", self.staged)(error)),
@@ -108,7 +113,8 @@ impl StagingArea for DiskStaging {
     fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.remove_partial()?;
         let cache_bytes = limits::STAGING_CACHE_BYTES;
-        Ok(Arc::new(DiskEngine::open_on(&*self.directory, self.partial, cache_bytes)?))
+        let (directory, name) = (&*self.directory, self.partial);
+        Ok(Arc::new(DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging)?))
     }
 
     fn complete(&self) -> Result<(), EngineError> {
@@ -128,6 +134,12 @@ impl StagingArea for DiskStaging {
     fn abandon(&self) {
         if let Err(error) = self.remove_partial() {
             log::warn!("an unfinished snapshot is left until the next start: {error}");
+        }
+    }
+
+    fn discard(&self) {
+        if let Err(error) = self.remove_staged() {
+            log::warn!("a snapshot of no use is left until the next start: {error}");
         }
     }
 }
@@ -197,5 +209,9 @@ impl StagingArea for MemoryStaging {
 
     fn abandon(&self) {
         self.with(|stores| stores.partial = None);
+    }
+
+    fn discard(&self) {
+        self.with(|stores| stores.staged = None);
     }
 }

@@ -334,6 +334,10 @@ impl StagingArea for FullStaging {
     fn abandon(&self) {
         self.0.abandon();
     }
+
+    fn discard(&self) {
+        self.0.discard();
+    }
 }
 
 #[test]

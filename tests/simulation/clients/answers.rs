@@ -91,7 +91,7 @@ impl World {
             match effect {
                 // Some clients take the first server's word for it.
                 Effect::NotDone
-                    if code == ErrorCode::NoMajority
+                    if matches!(code, ErrorCode::NoMajority | ErrorCode::DiskFull)
                         && !ended
                         && self.asked_once(operation)
                         && self.rng.chance(500) =>
@@ -109,6 +109,10 @@ impl World {
                 }
                 Effect::NotDone | Effect::MayBeDone => {}
             }
+            if code == ErrorCode::DiskFull {
+                let adds = matches!(write.op, WriteOp::Put { .. } | WriteOp::PutAll { .. });
+                ensure!(adds, "refused for want of room: {write:?}");
+            }
             let no_majority = code == ErrorCode::NoMajority;
             ensure!(
                 !no_majority || effect == Effect::NotDone,
@@ -121,7 +125,8 @@ impl World {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
-            (ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown, _) => {
+            (ErrorCode::DiskFull, Question::Write(_))
+            | (ErrorCode::NoMajority | ErrorCode::Busy | ErrorCode::ShuttingDown, _) => {
                 self.retry_if_current(operation, attempt, 50 * MILLISECOND);
                 return Ok(());
             }
