@@ -522,6 +522,10 @@ pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 16 * 1024;
 pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And without an answer for this long it is closed.
 pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection that the gateway has ended waits for its client to end it too: some round
+/// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does not
+/// make a stop look like one that left calls without an answer.
+pub const GATEWAY_LINGER: Duration = Duration::from_secs(1);
 /// How often a gateway looks whether a server answers, for the health service.
 pub const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 /// The default of the whole time a gateway gives its servers for one request; a call's own deadline may

@@ -7,7 +7,7 @@
 //!   error. While nobody reads standard error (a terminal that is held, a full pipe, a disk that hangs)
 //!   lines are dropped, counted, and the count is logged once lines can be written again.
 //! - **A line that repeats is gathered.** Each place in the code may write [`LOG_LINES_PER_SITE_MAX`]
-//!   lines within [`LOG_GATHER_INTERVAL`]; those beyond are counted, and one line at the end of the
+//!   lines of one level and target within [`LOG_GATHER_INTERVAL`]; those beyond are counted, and one line at the end of the
 //!   interval says how many they were and shows the last of them. While it goes on, that one line is all.
 //!   So whoever provokes a warning five thousand times a second does not fill the disk. Lines of the
 //!   levels debug and trace are not gathered: who turns them on wants them all.
@@ -179,8 +179,15 @@ struct Logger {
     lines: Lines,
 }
 
-/// A place in the code that logs: its file and line.
-type Site = (&'static str, u32);
+/// A place in the code that logs, and what it logs there: many warnings of one place must not hide an error
+/// of the same place, nor those of one target another's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Site {
+    file: &'static str,
+    line: u32,
+    level: Level,
+    target: String,
+}
 
 /// What each place has logged lately.
 #[derive(Default)]
@@ -191,8 +198,6 @@ struct Gathered {
 #[derive(Debug)]
 struct Burst {
     since: Instant,
-    level: Level,
-    target: String,
     /// Lines that were written as they came.
     written: u32,
     /// Lines that were not, since the last were told of.
@@ -213,17 +218,14 @@ struct Summary {
 
 impl Gathered {
     /// Whether a line of `site` is to be written as it is.
-    fn admit(&mut self, site: Site, level: Level, target: &str, now: Instant) -> bool {
-        let burst = self.sites.entry(site).or_insert_with(|| Burst {
+    fn admit(&mut self, site: &Site, now: Instant) -> bool {
+        let burst = self.sites.entry(site.clone()).or_insert_with(|| Burst {
             since: now,
-            level,
-            target: target.to_owned(),
             written: 0,
             withheld: 0,
             last: String::new(),
             goes_on: false,
         });
-        burst.level = burst.level.min(level);
         if burst.goes_on || burst.written >= LOG_LINES_PER_SITE_MAX {
             burst.withheld += 1;
             return false;
@@ -233,8 +235,8 @@ impl Gathered {
     }
 
     /// Keeps the text of a line that was not admitted.
-    fn keep(&mut self, site: Site, last: String) {
-        if let Some(burst) = self.sites.get_mut(&site) {
+    fn keep(&mut self, site: &Site, last: String) {
+        if let Some(burst) = self.sites.get_mut(site) {
             burst.last = last;
         }
     }
@@ -242,7 +244,7 @@ impl Gathered {
     /// What is to be told of intervals that are over.
     fn take_due(&mut self, now: Instant, interval: Duration) -> Vec<Summary> {
         let mut due = Vec::new();
-        self.sites.retain(|_, burst| {
+        self.sites.retain(|site, burst| {
             if now.saturating_duration_since(burst.since) < interval {
                 return true;
             }
@@ -250,8 +252,8 @@ impl Gathered {
                 return false;
             }
             due.push(Summary {
-                level: burst.level,
-                target: burst.target.clone(),
+                level: site.level,
+                target: site.target.clone(),
                 count: burst.withheld,
                 last: std::mem::take(&mut burst.last),
             });
@@ -295,13 +297,15 @@ impl Log for Logger {
         if !self.inner.matches(record) {
             return;
         }
-        let site = record.file_static().zip(record.line());
-        if let Some(site) = site.filter(|_| record.level() <= Level::Info) {
-            let now = Instant::now();
-            if !self.gathered().admit(site, record.level(), record.target(), now) {
+        let level = record.level();
+        if let Some((file, line)) = record.file_static().zip(record.line())
+            && level <= Level::Info
+        {
+            let site = Site { file, line, level, target: record.target().to_owned() };
+            if !self.gathered().admit(&site, Instant::now()) {
                 let line = record.args().to_string();
                 let shown = line.floor_char_boundary(LOG_LINE_SHOWN_BYTES_MAX);
-                self.gathered().keep(site, line[..shown].to_owned());
+                self.gathered().keep(&site, line[..shown].to_owned());
                 return;
             }
         }
@@ -317,11 +321,13 @@ impl Log for Logger {
 mod tests {
     use super::*;
 
-    const SITE: Site = ("a.rs", 1);
+    fn site(line: u32, level: Level, target: &str) -> Site {
+        Site { file: "a.rs", line, level, target: target.to_owned() }
+    }
 
-    fn admitted(gathered: &mut Gathered, site: Site, count: u32, now: Instant) -> u32 {
+    fn admitted(gathered: &mut Gathered, site: &Site, count: u32, now: Instant) -> u32 {
         let admit = |n: &u32| {
-            let admitted = gathered.admit(site, Level::Info, "t", now);
+            let admitted = gathered.admit(site, now);
             if !admitted {
                 gathered.keep(site, format!("line {n}"));
             }
@@ -334,8 +340,12 @@ mod tests {
     fn a_flood_is_one_line_an_interval_and_others_are_not_touched() {
         let (start, interval) = (Instant::now(), Duration::from_secs(10));
         let mut gathered = Gathered::default();
-        assert_eq!(admitted(&mut gathered, SITE, 5_000, start), LOG_LINES_PER_SITE_MAX);
-        assert_eq!(admitted(&mut gathered, ("a.rs", 2), 3, start), 3);
+        let flooding = site(1, Level::Info, "t");
+        assert_eq!(admitted(&mut gathered, &flooding, 5_000, start), LOG_LINES_PER_SITE_MAX);
+        // Another place, a graver line of the same place, and another target of it.
+        assert_eq!(admitted(&mut gathered, &site(2, Level::Info, "t"), 3, start), 3);
+        assert_eq!(admitted(&mut gathered, &site(1, Level::Error, "t"), 1, start), 1);
+        assert_eq!(admitted(&mut gathered, &site(1, Level::Info, "u"), 1, start), 1);
         assert_eq!(gathered.take_due(start + interval / 2, interval), []);
         for round in 1..4 {
             let now = start + round * interval;
@@ -343,13 +353,13 @@ mod tests {
             let withheld = if round == 1 { 5_000 - LOG_LINES_PER_SITE_MAX } else { 700 };
             assert_eq!(due.len(), 1);
             assert_eq!(due[0].count, u64::from(withheld));
-            assert_eq!(admitted(&mut gathered, SITE, 700, now), 0, "it goes on");
+            assert_eq!(admitted(&mut gathered, &flooding, 700, now), 0, "it goes on");
         }
         assert_eq!(gathered.take_due(start + 4 * interval, interval)[0].last, "line 699");
         // A quiet interval later it is as if nothing had been.
         assert_eq!(gathered.take_due(start + 5 * interval, interval), []);
         assert!(gathered.sites.is_empty());
-        assert_eq!(admitted(&mut gathered, SITE, 3, start + 6 * interval), 3);
+        assert_eq!(admitted(&mut gathered, &flooding, 3, start + 6 * interval), 3);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
+use acervo::command::WriteOp;
 use acervo::types::{ClientId, RequestId, Timestamp};
 use acervo::wire::message::{Effect, ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
 use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
@@ -637,4 +638,57 @@ fn an_error_of_a_write_says_what_is_known_of_its_effect() {
         let (known, error) = effect(vec![server.address]);
         assert_eq!(known, effect_told, "{error}");
     }
+}
+
+/// "Nothing was written" was said of a write that waited for the server's greeting, and left when it came.
+#[test]
+fn a_write_that_was_given_up_before_the_server_greeted_is_never_sent() {
+    let late = TcpListener::bind("127.0.0.1:0").unwrap();
+    let behind = FakeServer::start(|id, _, link| link.reply(id, put_ok(5)));
+    let patient =
+        Timing { connect_timeout: PATIENCE, reach_timeout: PATIENCE, ..Timing::default() };
+    let client = client_of([late.local_addr().unwrap()]).timing(patient);
+    let client = client.request_timeout(Duration::from_millis(100)).build().unwrap();
+    let error = client.put("k", "given up").unwrap_err();
+    assert_eq!(error.effect(), Effect::NotDone, "{error}");
+
+    // Now it greets, on the connection that has waited for it all the time.
+    let (to_client, _) = late.accept().unwrap();
+    let to_server = TcpStream::connect(behind.address).unwrap();
+    let relay = |mut from: TcpStream, mut to: TcpStream| {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        })
+    };
+    relay(to_client.try_clone().unwrap(), to_server.try_clone().unwrap());
+    relay(to_server, to_client);
+    while client.put("k", "wanted").is_err() {}
+    let values = behind.requests().into_iter().map(|request| match request {
+        Request::Write(write) => write.op,
+        other => panic!("{other:?}"),
+    });
+    let wanted = WriteOp::Put { key: "k".into(), value: "wanted".into() };
+    assert!(values.collect::<Vec<_>>().iter().all(|sent| *sent == wanted));
+}
+
+/// A server that refuses a write for what it is knows nothing of the copy that another one took.
+#[test]
+fn a_refusal_of_one_server_does_not_hide_what_another_may_have_done() {
+    let mut taken = 0;
+    for seed in SEEDS {
+        let breaking = FakeServer::start(|_, _, link| close(link));
+        let refusing = FakeServer::start(|id, _, link| {
+            link.reply(id, error(ErrorCode::Invalid, "the value is too long", 0));
+        });
+        let servers = [breaking.address, refusing.address];
+        let client = client_of(servers).seed(seed).build().unwrap();
+        let error = client.put("k", "v").unwrap_err();
+        let took = !writes(&breaking).is_empty();
+        let known = if took { Effect::MayBeDone } else { Effect::NotDone };
+        assert_eq!(error.effect(), known, "{error}");
+        assert!(error.to_string().contains("the value is too long"), "{error}");
+        taken += usize::from(took);
+    }
+    assert!(taken > 0);
 }

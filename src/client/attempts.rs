@@ -388,7 +388,7 @@ impl Attempts {
         self.land(server);
         match &verdict {
             Verdict::Gone(_) | Verdict::NoMajority(_) => health.failed(now, server, random),
-            _ => health.answered(server),
+            _ => health.answered(now, server),
         }
         match verdict {
             Verdict::Done(answer) => return Some(Ok(answer)),

@@ -68,6 +68,15 @@ fn raise(known: &mut Option<Effect>, effect: Effect) {
     }
 }
 
+/// The call ends without waiting for these. Whoever was sent one of them may still carry it out.
+fn withdraw_all<C>(flights: Vec<Flight<C>>, known: &mut Option<Effect>) {
+    for sent in flights.into_iter().filter_map(|flight| flight.sent) {
+        if sent.withdraw() {
+            raise(known, Effect::MayBeDone);
+        }
+    }
+}
+
 /// Replies by the tag of their attempt.
 type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
 
@@ -107,13 +116,7 @@ impl Inner {
             }
             match action {
                 Action::GiveUp(error) => {
-                    // Whoever still owes an answer may have it.
-                    let sent = |flight: &Flight<C>| {
-                        flight.sent.as_ref().is_some_and(|sent| sent.connection.heard().is_some())
-                    };
-                    if flights.iter().any(sent) {
-                        raise(&mut effect, Effect::MayBeDone);
-                    }
+                    withdraw_all(flights, &mut effect);
                     return Err(error.of_write(effect));
                 }
                 Action::Ping(server) => {
@@ -161,7 +164,10 @@ impl Inner {
                             let (health, random) = (&mut health, &mut random);
                             let end = attempts.answered(now, server, verdict, health, random);
                             if let Some(result) = end {
-                                return result.map_err(|error| error.of_write(effect));
+                                return result.map_err(|error| {
+                                    withdraw_all(flights, &mut effect);
+                                    error.of_write(effect)
+                                });
                             }
                         }
                         // Idle connections are closed by servers, which says nothing about their
@@ -234,6 +240,7 @@ impl Inner {
         };
         let Some(server) = probed else { return };
         let health = Arc::clone(&self.health);
+        let started = self.started;
         let on_reply = Box::new(move |result| {
             let useful = match result {
                 Ok(Reply::StatusOk(status)) => status.leader.is_some(),
@@ -241,7 +248,7 @@ impl Inner {
                 _ => false,
             };
             if useful {
-                lock(&health).answered(server);
+                lock(&health).answered(started.elapsed(), server);
             }
         });
         if let Ok(sent) = self.pool.send(server, Request::Status, on_reply) {

@@ -81,8 +81,11 @@ struct State {
     next_id: u64,
     /// Since when something has been owed without a pause.
     owed_since: Instant,
-    /// When something last came, the greeting included.
+    /// When something last came, the greeting included. Until then nothing but the greeting has left.
     heard: Option<Instant>,
+    /// Frames of requests made before the server has greeted, by the requests' numbers, so that one whose caller
+    /// has given up does not leave after all.
+    early: Vec<(u64, Vec<u8>)>,
     closed: Option<Failure>,
 }
 
@@ -99,6 +102,7 @@ impl Connection {
             next_id: 1,
             owed_since: Instant::now(),
             heard: None,
+            early: Vec::new(),
             closed: None,
         };
         let shared = Arc::new(Shared {
@@ -143,16 +147,32 @@ impl Connection {
             let id = state.next_id;
             state.next_id += 1;
             state.waiting.insert(id, on_reply);
+            if state.heard.is_none() {
+                let mut frame = Vec::new();
+                let encoded = transport::encode(&Message::Request { id, body }, &mut frame);
+                state.early.push((id, frame));
+                drop(state);
+                if let Err(error) = encoded {
+                    self.shared.close(Failure::new(error.to_string()));
+                }
+                return Some(id);
+            }
             id
         };
         self.shared.send(&Message::Request { id, body });
         Some(id)
     }
 
-    /// Nobody waits for this reply any more.
-    pub(super) fn forget(&self, id: u64) {
-        let forgotten = lock(&self.shared.state).waiting.remove(&id);
+    /// Nobody waits for this reply any more. Returns whether the request may have reached the server: what was
+    /// not sent by now never is.
+    pub(super) fn forget(&self, id: u64) -> bool {
+        let mut state = lock(&self.shared.state);
+        let forgotten = state.waiting.remove(&id);
+        state.early.retain(|(early, _)| *early != id);
+        let may_have_left = state.heard.is_some();
+        drop(state);
         drop(forgotten);
+        may_have_left
     }
 
     /// Asks the server whether it is there, if there is a way to ask.
@@ -221,7 +241,7 @@ impl Shared {
         }
     }
 
-    /// Only with the turn. Before the server has greeted everything stays in the outbox.
+    /// Only with the turn. Before the server has greeted there is nothing to write on.
     fn write_outbox(&self, unwritten: &mut Unwritten) {
         let Some(mut stream) = self.stream.get() else { return };
         loop {
@@ -265,6 +285,7 @@ impl Shared {
         }
         failure.heard = state.heard;
         let waiting = std::mem::take(&mut state.waiting);
+        state.early.clear();
         state.closed = Some(failure.clone());
         drop(state);
         waiting.into_values().for_each(|on_reply| on_reply(Err(failure.clone())));
@@ -296,7 +317,11 @@ impl Shared {
         if let Some(failure) = &state.closed {
             return Err(failure.clone());
         }
+        // All under one lock: a request has either left or can still be taken back.
         state.heard = Some(Instant::now());
+        for (_, frame) in std::mem::take(&mut state.early) {
+            lock(&self.outbox).extend_from_slice(&frame);
+        }
         // Only this thread sets it.
         let _ = self.stream.set(stream);
         drop(state);

@@ -171,11 +171,13 @@ impl ClientError {
                 *effect = known.unwrap_or_default().max(*effect)
             }
             // One server's word of its own attempt is not all that there is to know.
-            ClientError::NoMajority { server, .. } => {
+            ClientError::NoMajority { server, message }
+            | ClientError::Invalid { server, message } => {
                 if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
-                    let message = "another attempt was not answered: the write may have taken effect; read the \
-                                   key before you write it again"
-                        .to_owned();
+                    let message = format!(
+                        "{message}; but another attempt was not answered: the write may have taken effect; read the \
+                         key before you write it again"
+                    );
                     return ClientError::Unconfirmed { server: *server, message, effect };
                 }
             }

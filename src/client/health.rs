@@ -3,7 +3,8 @@
 //! A server that did not answer, or said that it cannot serve, is *unhealthy*: requests go to it only
 //! when no healthy server is left to ask. Meanwhile it is *probed*: one question in the background each
 //! back-off, which grows as long as nothing comes of it, so that nobody's request waits to find out
-//! whether it is back. Any useful answer makes it healthy again.
+//! whether it is back. Any useful answer makes it healthy again. One that fails again soon afterwards, as
+//! one does that answers probes and refuses reads, has its back-off go on where it was.
 //!
 //! A pure state machine: the time and the randomness come from outside.
 
@@ -16,53 +17,72 @@ use crate::limits::{CLIENT_PROBE_BACKOFF_MAX, CLIENT_PROBE_BACKOFF_MIN};
 
 /// The health of all servers of a client, by their place in its list.
 pub(super) struct Health {
-    servers: Vec<Option<Unhealthy>>,
+    servers: Vec<State>,
 }
 
 #[derive(Clone, Copy)]
-struct Unhealthy {
-    probe_at: Duration,
-    backoff: Duration,
+enum State {
+    /// `relapse` is what the back-off goes on from if the server fails before the time given.
+    Healthy {
+        relapse: Option<(Duration, Duration)>,
+    },
+    Unhealthy {
+        probe_at: Duration,
+        backoff: Duration,
+    },
 }
 
 impl Health {
     pub(super) fn new(servers: usize) -> Health {
-        Health { servers: vec![None; servers] }
+        Health { servers: vec![State::Healthy { relapse: None }; servers] }
     }
 
     pub(super) fn is_healthy(&self, server: usize) -> bool {
-        self.servers[server].is_none()
+        matches!(self.servers[server], State::Healthy { .. })
     }
 
     /// The server gave an answer that is of use.
-    pub(super) fn answered(&mut self, server: usize) {
-        self.servers[server] = None;
+    pub(super) fn answered(&mut self, now: Duration, server: usize) {
+        if let State::Unhealthy { backoff, .. } = self.servers[server] {
+            let relapse = Some((now + 2 * backoff, backoff));
+            self.servers[server] = State::Healthy { relapse };
+        }
     }
 
     /// The server could not be reached, was silent, or cannot serve. What requests find out about a
     /// server that is known to be unhealthy changes nothing: only probes lengthen its back-off.
     pub(super) fn failed(&mut self, now: Duration, server: usize, random: &mut StdRng) {
-        if self.is_healthy(server) {
-            let backoff = CLIENT_PROBE_BACKOFF_MIN;
+        if let State::Healthy { relapse } = self.servers[server] {
+            let backoff = match relapse {
+                Some((until, backoff)) if now < until => longer(backoff),
+                _ => CLIENT_PROBE_BACKOFF_MIN,
+            };
             let probe_at = now + jittered(backoff, random);
-            self.servers[server] = Some(Unhealthy { probe_at, backoff });
+            self.servers[server] = State::Unhealthy { probe_at, backoff };
         }
     }
 
     /// A server to be probed now, if one is due. None is when all are unhealthy, as requests ask
     /// them all then.
     pub(super) fn take_probe(&mut self, now: Duration, random: &mut StdRng) -> Option<usize> {
-        if self.servers.iter().all(Option::is_some) {
+        if !(0..self.servers.len()).any(|server| self.is_healthy(server)) {
             return None;
         }
-        let is_due = |state: &Option<Unhealthy>| state.is_some_and(|state| state.probe_at <= now);
-        let due = self.servers.iter().position(is_due)?;
-        if let Some(state) = &mut self.servers[due] {
-            state.backoff = (state.backoff * 2).min(CLIENT_PROBE_BACKOFF_MAX);
-            state.probe_at = now + jittered(state.backoff, random);
+        for (server, state) in self.servers.iter_mut().enumerate() {
+            if let State::Unhealthy { probe_at, backoff } = state
+                && *probe_at <= now
+            {
+                *backoff = longer(*backoff);
+                *probe_at = now + jittered(*backoff, random);
+                return Some(server);
+            }
         }
-        Some(due)
+        None
     }
+}
+
+fn longer(backoff: Duration) -> Duration {
+    (backoff * 2).min(CLIENT_PROBE_BACKOFF_MAX)
 }
 
 /// Between half of it and all of it, so that clients that failed together do not return together.
@@ -100,9 +120,34 @@ mod tests {
         let last = pauses.last().unwrap();
         assert!(*last >= CLIENT_PROBE_BACKOFF_MAX / 2, "{pauses:?}");
 
-        health.answered(1);
+        health.answered(Duration::from_secs(20), 1);
         assert!(health.is_healthy(1));
         assert_eq!(health.take_probe(Duration::from_secs(99), &mut random), None);
+    }
+
+    #[test]
+    fn a_server_that_answers_probes_and_refuses_requests_is_left_alone_ever_longer() {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut health = Health::new(2);
+        let mut refused = Vec::new();
+        for ms in 0..60_000 {
+            let now = Duration::from_millis(ms);
+            if health.is_healthy(1) {
+                health.failed(now, 1, &mut random);
+                refused.push(ms);
+            }
+            if health.take_probe(now, &mut random) == Some(1) {
+                health.answered(now, 1);
+            }
+        }
+        let most = 60_000 / (CLIENT_PROBE_BACKOFF_MAX.as_millis() as usize / 2) + 10;
+        assert!(refused.len() <= most, "{refused:?}");
+
+        // It was well for longer than it had been away: what fails next begins from the start.
+        let later = Duration::from_secs(600);
+        health.answered(Duration::from_secs(60), 1);
+        health.failed(later, 1, &mut random);
+        assert_eq!(health.take_probe(later + CLIENT_PROBE_BACKOFF_MIN, &mut random), Some(1));
     }
 
     #[test]

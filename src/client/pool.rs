@@ -36,6 +36,11 @@ impl Sent {
     pub(super) fn leave(mut self) {
         self.id = None;
     }
+
+    /// Gives the request up. Returns whether it may have reached the server; if not, it never will.
+    pub(super) fn withdraw(mut self) -> bool {
+        self.id.take().is_some_and(|id| self.connection.forget(id))
+    }
 }
 
 impl Drop for Sent {

@@ -15,7 +15,7 @@ use super::{Client, Inner, PutOk, check_key, check_value};
 use crate::command::WriteOp;
 use crate::limits;
 use crate::types::Timestamp;
-use crate::wire::message::{ErrorCode, Previous, Reply, Request, Row, WriteRequest};
+use crate::wire::message::{Effect, ErrorCode, Previous, Reply, Request, Row, WriteRequest};
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,7 +256,8 @@ impl Inner {
                 }
                 Err(Reply::Error(error)) => {
                     is_unknown.set(error.code == ErrorCode::UnknownSession);
-                    if matches!(error.code, ErrorCode::Busy | ErrorCode::UnknownSession) {
+                    // Whoever says that this attempt came to nothing.
+                    if error.effect == Effect::NotDone {
                         open_attempts.set(open_attempts.get() - 1);
                     }
                     judge_error(server, error)

@@ -4,7 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::stream::{self, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +20,8 @@ pub(super) struct Connection {
     stream: TcpStream,
     /// Runs until the first byte has come.
     handshake: Option<Pin<Box<Sleep>>>,
+    /// Runs from our half's end until the client has ended its own half.
+    lingering: Option<Pin<Box<Sleep>>>,
     _room: OwnedSemaphorePermit,
 }
 
@@ -53,7 +55,7 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Connection {
             continue;
         }
         let handshake = Some(Box::pin(sleep(limits::HANDSHAKE_TIMEOUT)));
-        return Connection { stream, handshake, _room: permit };
+        return Connection { stream, handshake, lingering: None, _room: permit };
     }
 }
 
@@ -110,7 +112,29 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
+    /// Ends our half and reads on until the client has ended its own, or for
+    /// [`limits::GATEWAY_LINGER`]. A socket that is closed with unread bytes resets its connection,
+    /// and a reset takes from the client what it had received and not read yet: the end of a stream.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let Connection { stream, lingering, .. } = &mut *self;
+        let lingering = match lingering {
+            Some(lingering) => lingering,
+            None => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                lingering.insert(Box::pin(sleep(limits::GATEWAY_LINGER)))
+            }
+        };
+        // Before anything is read, so that a client that goes on sending does not put it off.
+        if lingering.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut discarded = [0; 1024];
+        loop {
+            let mut buffer = ReadBuf::new(&mut discarded);
+            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }

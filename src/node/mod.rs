@@ -431,6 +431,30 @@ pub fn clock_apart(ahead_us: i64) -> String {
     )
 }
 
+impl Notice {
+    /// The log target of its kind: many lines of one target are gathered into one, and what is said once must
+    /// not be among them.
+    pub fn target(&self) -> &'static str {
+        match self {
+            Notice::BecameLeader { .. }
+            | Notice::LostLeadership
+            | Notice::Following { .. }
+            | Notice::MayNotLead { .. }
+            | Notice::MayLeadAgain { .. } => "acervo::leadership",
+            Notice::NoLeader { .. } => "acervo::no_leader",
+            Notice::OutOfSync { .. } | Notice::InSync { .. } => "acervo::in_sync",
+            Notice::ClockApart { .. } => "acervo::clock",
+            Notice::Admitted => "acervo::admission",
+            Notice::Diverged { .. } => "acervo::diverged",
+            Notice::PeerDiverged { .. } => "acervo::peer_diverged",
+            Notice::Disputed { .. } | Notice::Undisputed => "acervo::dispute",
+            Notice::LogContradicted { .. } => "acervo::log_contradicted",
+            Notice::LogRefuted { .. } => "acervo::log_refuted",
+            Notice::StoreRebuilt => "acervo::store_rebuilt",
+        }
+    }
+}
+
 impl std::fmt::Display for Notice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -299,7 +299,8 @@ impl StoreService {
                         | Notice::ClockApart { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
-                    log::log!(level, "{notice}");
+                    // A target a kind, so that many of one kind are gathered without hiding another.
+                    log::log!(target: notice.target(), level, "{notice}");
                 }
                 Output::Disconnect { peer, reason } => {
                     // More than one message may have been wrong before this was carried out.

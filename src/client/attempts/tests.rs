@@ -167,7 +167,7 @@ impl World {
         if let Some(server) = self.health.take_probe(self.now, &mut self.random)
             && matches!(self.servers[server], Answer(_) | Behind)
         {
-            self.health.answered(server);
+            self.health.answered(self.now, server);
         }
     }
 }
