@@ -22,12 +22,13 @@ pub(super) enum Job {
     Finish { part: Arc<Part> },
 }
 
-/// What came of it.
+/// What came of it. A buffer comes back in here, and is free when the completion has been collected: it is what
+/// bounds the jobs outstanding, so it must not be free any sooner than a job's place in the pool is.
 pub(super) enum Done {
     /// A chunk was good and is stored, or was not good, or could not be stored.
-    Stored { source: SourceId, index: u64, outcome: io::Result<bool> },
+    Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<bool> },
     /// Of `count` chunks these are good.
-    Checked { count: u64, good: Vec<u64> },
+    Checked { count: u64, buffer: Buffer, good: Vec<u64> },
     /// It has, or cannot.
     Allocated(io::Result<bool>),
     /// The file is there.
@@ -43,7 +44,7 @@ pub(super) fn work(job: Job) -> Done {
             } else {
                 Ok(false)
             };
-            Done::Stored { source, index, outcome }
+            Done::Stored { source, index, buffer, outcome }
         }
         Job::Check { first, count, mut buffer, manifest, part } => {
             let good = (first..first + count).filter(|index| {
@@ -56,9 +57,50 @@ pub(super) fn work(job: Job) -> Done {
                     }
                 }
             });
-            Done::Checked { count, good: good.collect() }
+            let good = good.collect();
+            Done::Checked { count, buffer, good }
         }
         Job::Allocate { part } => Done::Allocated(part.allocate()),
         Job::Finish { part } => Done::Finished(part.finish()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::CHUNK_BYTES;
+    use crate::net::BufferPool;
+    use crate::share::names::FileName;
+    use crate::workers::pool::Pool;
+
+    /// A worker gave the buffer back before the loop had collected the completion, so that a loop that
+    /// collected late received another chunk and found no place for its job: 2 of 40 downloads failed.
+    #[test]
+    fn a_loop_that_collects_late_never_has_more_chunks_than_places_for_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = vec![7; 3 * CHUNK_BYTES];
+        let manifest = Arc::new(Manifest::of_bytes(&bytes).unwrap());
+        let (content, size) = (manifest.content(), manifest.size());
+        let name = FileName::new("film.mkv").unwrap();
+        let part = Part::open(folder.path(), &name, content, size).unwrap().unwrap();
+        let part = Arc::new(part);
+        // As small as they may be: one buffer, and so one place.
+        let buffers = BufferPool::new(CHUNK_BYTES, 1);
+        let (woken, wakes) = std::sync::mpsc::channel();
+        let wake = move || woken.send(()).unwrap();
+        let mut workers = Pool::start("store", 1, 1, wake, |_| work).unwrap();
+        for index in 0..3 {
+            let mut buffer = buffers.take(CHUNK_BYTES).unwrap();
+            buffer.as_mut().fill(7);
+            let (manifest, part) = (Arc::clone(&manifest), Arc::clone(&part));
+            let job = Job::Store { source: SourceId(0), index, buffer, manifest, part };
+            assert!(workers.submit(job).is_ok(), "chunk {index} has a buffer and no place");
+            // It is done, and not collected yet.
+            wakes.recv().unwrap();
+            assert!(buffers.take(CHUNK_BYTES).is_none());
+            let Some(Done::Stored { outcome: Ok(true), .. }) = workers.collect() else {
+                panic!("chunk {index} was not stored");
+            };
+        }
     }
 }

@@ -134,8 +134,8 @@ impl Driver {
     // ---- chunks -----------------------------------------------------------------------------
 
     pub(super) fn submit(&mut self, net: &mut Net, job: Job) {
-        if self.workers.submit(job).is_err() {
-            let reason = "its worker threads are gone".to_owned();
+        if let Err(refused) = self.workers.submit(job) {
+            let reason = refused.to_string();
             let error = FetchError::Internal { name: self.options.name.clone(), reason };
             self.end(net, Err(error));
         }
@@ -143,8 +143,12 @@ impl Driver {
 
     pub(super) fn done(&mut self, net: &mut Net, done: Done) {
         match done {
-            Done::Checked { count, good } => self.checked(net, count, &good),
-            Done::Stored { source, index, outcome: Ok(good) } => {
+            Done::Checked { count, buffer, good } => {
+                drop(buffer);
+                self.checked(net, count, &good);
+            }
+            Done::Stored { source, index, buffer, outcome: Ok(good) } => {
+                drop(buffer);
                 if good {
                     self.stored.insert(index);
                 }
