@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 
 use super::clients::value_bytes_granted;
 use super::console::Console;
-use super::get::{ReadRequest, answer_get, answer_page};
+use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::threads::Report;
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
@@ -67,7 +67,7 @@ pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
     pub console: Console,
-    /// For what must not wait for whoever asked: damage.
+    /// For what must not wait for whoever asked: the store or the log cannot be read.
     pub reports: Sender<Report>,
 }
 
@@ -89,11 +89,9 @@ impl StoreWorker {
             }
             Job::SnapshotChunk { to, id, mut source, bytes_max } => {
                 let chunk = source.next_chunk(bytes_max);
-                if let Err(error) = &chunk
-                    && error.is_damage()
-                {
-                    let found = format!("reading a snapshot for server {to} found that {error}");
-                    self.report(Report::StoreDamaged(found));
+                if let Err(error) = &chunk {
+                    let what = || format!("reading a snapshot for server {to}");
+                    self.report(StoreFault::of(error, what).into());
                 }
                 let chunk = chunk.map_err(|error| error.to_string());
                 Completion::SnapshotChunk { to, id, source, chunk }
@@ -116,8 +114,8 @@ impl StoreWorker {
                 answer_page(&self.store, request, most)
             }
         };
-        if let Some(damage) = answered.damage {
-            self.report(Report::StoreDamaged(damage));
+        if let Some(fault) = answered.fault {
+            self.report(fault.into());
         }
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),
