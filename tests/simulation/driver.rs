@@ -663,6 +663,14 @@ impl World {
         Ok(())
     }
 
+    /// Log and store of a server that is down are lost, or are found damaged at its start: it knows that it
+    /// had some.
+    pub fn lose_data(&mut self, server: usize) -> Verdict {
+        self.wipe(server)?;
+        self.servers[server].disk.lose();
+        Ok(())
+    }
+
     /// Something in a server's state is found to be damaged while it runs: it hands over and starts
     /// again without it.
     pub fn rot(&mut self, server: usize) -> Verdict {
