@@ -754,7 +754,7 @@ impl World {
 /// What two pieces came to, applied one after the other.
 fn later(before: Option<UpkeepState>, mut after: UpkeepState) -> UpkeepState {
     let Some(before) = before else { return after };
-    if !after.swept.iter().any(|swept| swept.from.is_empty()) {
+    if !after.swept.iter().any(|swept| swept.from.is_start()) {
         after.put_us = before.put_us.or(after.put_us);
     }
     after.swept.splice(..0, before.swept);
