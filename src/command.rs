@@ -174,6 +174,8 @@ pub enum Upkeep {
         before_us: u64,
         /// Rows taken off the disk in this piece, at least 1.
         rows_max: u32,
+        /// Bytes read for it, about: values are, for the state's hash. One row may have more.
+        bytes_max: u64,
     },
     /// Remove versions past the history that is kept, in a piece of the store.
     #[serde(rename = "SWEEP")]
@@ -183,11 +185,41 @@ pub enum Upkeep {
         /// As of which time of the log's clock: a version that the rule keeps at this time or later is not
         /// touched.
         as_of_us: u64,
-        /// The piece begins at the first key not less than this.
-        from: Bytes,
-        /// Rows looked at in this piece, about; at least one key is, or one row removed.
+        /// Where the piece begins.
+        from: SweepFrom,
+        /// Rows looked at in this piece, about; at least one key is, or one row of it.
         rows_max: u32,
+        /// Bytes read in this piece, about; one row may have more.
+        bytes_max: u64,
     },
+}
+
+/// Where a piece of a sweep begins. The first one begins at the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepFrom {
+    /// At the first key not less than this.
+    pub key: Bytes,
+    /// How far earlier pieces have come with that key.
+    pub within: Option<SweepWithin>,
+}
+
+/// How far a sweep has come with the versions of a key, from the newest on. What removals take away meanwhile
+/// are the oldest ones, so it stays true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepWithin {
+    /// The key is judged as of this time, whatever the clock says when the next piece begins.
+    pub as_of: Timestamp,
+    /// So many versions up to then are found and stay.
+    pub kept: u32,
+    /// The oldest of those.
+    pub oldest_kept: Timestamp,
+}
+
+impl SweepFrom {
+    /// Whether a sweep begins here.
+    pub fn is_start(&self) -> bool {
+        self.key.is_empty()
+    }
 }
 
 /// What an entry asks the state machine to do.

@@ -38,6 +38,9 @@ pub const RANGE_REMOVALS_MAX: usize = 64;
 pub const REMOVAL_GRACE: Duration = Duration::from_secs(60);
 /// Rows taken off the disk, or looked at by a sweep, in one log entry.
 pub const UPKEEP_ROWS_MAX: usize = 1024;
+/// Bytes read in one log entry for that, about. All replicas read them at the same index, from a disk that may be
+/// slow, while writes wait; and memory holds one value of them at a time.
+pub const UPKEEP_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The most versions of a key that `--history` may keep by number.
 pub const HISTORY_VERSIONS_MAX: u32 = 10_000;
 /// A sweep of the whole store for old versions begins this long after the one before.

@@ -1,6 +1,7 @@
 //! A server is killed, and its machine loses power, before every single thing that it does to its disk:
 //! while its data directory is created, while it starts for the first time, and while it takes in a
-//! snapshot. Each time it starts again with all that it had made durable, and goes on.
+//! snapshot. Each time it starts again with all that it had made durable, and goes on. So also while what
+//! is damaged is set aside: then nothing of what was damaged is ever lost before the server is whole again.
 //!
 //! Every random run prints its seed, and `ACERVO_SEED=n` replays it.
 
@@ -282,6 +283,180 @@ fn a_lagging_server_stopped_at_any_moment_starts_again() {
 #[test]
 fn a_blank_server_stopped_at_any_moment_starts_again() {
     check_every_moment(Plan { applied: 0, checkpoint: 0 });
+}
+
+/// What is found damaged, or gone, when a server of a group starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Damage {
+    Store,
+    Log,
+    Both,
+    /// The log's files are not there any more.
+    LogLost,
+}
+
+/// A server that has taken in a snapshot, and what is damaged of it.
+fn damaged(damage: Damage) -> SimDisk {
+    let disk = SimDisk::new();
+    let mut promised = Promised::default();
+    live(&disk, Plan { applied: 8, checkpoint: 5 }, &Expected::new(SNAPSHOT), &mut promised)
+        .unwrap();
+    // A store that a clean end has left.
+    drop(open(&disk).unwrap());
+    if matches!(damage, Damage::Store | Damage::Both) {
+        disk.flip("store.redb", 4096 + 17, 3);
+    }
+    let names = disk.files().into_iter().map(|(name, _)| name);
+    for name in names.filter(|name| name.starts_with("log/")) {
+        match damage {
+            Damage::Store => {}
+            Damage::Log | Damage::Both => disk.flip(&name, 30, 3),
+            Damage::LogLost => disk.remove(&name).unwrap(),
+        }
+    }
+    disk.directory("log").unwrap().sync().unwrap();
+    disk.sync().unwrap();
+    disk
+}
+
+fn open_in_a_group(disk: &SimDisk) -> Result<Storage, Box<dyn Error>> {
+    Ok(storage::open(&mut data_dir(disk)?, options(), Redundancy::Replicated)?)
+}
+
+/// Whether some file whose name begins so holds this text.
+fn is_on(disk: &SimDisk, name: &str, text: &str) -> bool {
+    let holds = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    disk.files().iter().any(|(found, bytes)| found.starts_with(name) && holds(bytes))
+}
+
+fn check_rebuilding(disk: &SimDisk, damage: Damage, moment: &str) {
+    for round in 0..3 {
+        let storage = open_in_a_group(disk).unwrap_or_else(|error| panic!("{moment}: {error}"));
+        let recovered = storage.recovered;
+        let log_is_sound = damage == Damage::Store;
+        assert_eq!(recovered.store_lost, log_is_sound, "{moment}");
+        assert_eq!(recovered.data_lost, !log_is_sound, "{moment}: who founds a group?");
+        assert_eq!(recovered.hard_state.admitted, log_is_sound, "{moment}");
+        assert_eq!(recovered.last_index, if log_is_sound { LAST } else { 0 }, "{moment}");
+        assert!(is_on(disk, "store", "value 290"), "{moment}, start {round}: the store is lost");
+        assert!(
+            damage == Damage::LogLost || is_on(disk, "log", "value 302"),
+            "{moment}, start {round}: the log is lost"
+        );
+        drop((storage.log, storage.machine));
+        // The disk fails on: the blank store is damaged, too.
+        disk.flip("store.redb", 4096 + 17, 3);
+    }
+}
+
+fn check_every_moment_of_rebuilding(damage: Damage) {
+    let seed = std::env::var("ACERVO_SEED")
+        .map_or_else(|_| rand::random(), |seed| seed.parse().expect("ACERVO_SEED is a number"));
+    println!("replay with ACERVO_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let damaged = damaged(damage);
+    for operation in 1.. {
+        let disk = damaged.copy();
+        disk.set_faults(Faults { stop_at_operation: Some(operation), ..Faults::default() });
+        if open_in_a_group(&disk).is_ok() {
+            assert!(operation > 10, "{damage:?}: only {operation} moments");
+            return check_rebuilding(&damaged, damage, &format!("{damage:?}"));
+        }
+        let cut = disk.copy();
+        cut.restart();
+        let moment = format!("{damage:?}, killed before operation {operation}");
+        check_rebuilding(&cut, damage, &moment);
+        disk.power_cycle(&mut rng);
+        let moment = format!("{damage:?}, no power at operation {operation}");
+        check_rebuilding(&disk, damage, &moment);
+    }
+}
+
+#[test]
+fn a_damaged_store_outlasts_every_moment_of_its_rebuilding() {
+    check_every_moment_of_rebuilding(Damage::Store);
+}
+
+#[test]
+fn a_damaged_log_and_its_store_outlast_every_moment_of_a_new_beginning() {
+    check_every_moment_of_rebuilding(Damage::Log);
+    check_every_moment_of_rebuilding(Damage::Both);
+}
+
+#[test]
+fn the_store_of_a_lost_log_outlasts_every_moment_of_a_new_beginning() {
+    check_every_moment_of_rebuilding(Damage::LogLost);
+}
+
+/// A disk that damages whatever is put on it does not fill up, and nothing is thrown away for that.
+#[test]
+fn too_many_damaged_stores_are_refused() {
+    let disk = damaged(Damage::Store);
+    let refused = (0..20).find_map(|_| {
+        let opened = open_in_a_group(&disk).map(drop);
+        if opened.is_ok() {
+            disk.flip("store.redb", 4096 + 17, 3);
+        }
+        opened.err()
+    });
+    let error = refused.expect("there is a limit").to_string();
+    assert!(error.contains("was found damaged 8 times"), "{error}");
+    assert!(is_on(&disk, "store.damaged", "value 290"));
+}
+
+#[test]
+fn what_was_set_aside_goes_when_the_server_is_whole_and_its_log_is_not_taken_for_anothers() {
+    let disk = damaged(Damage::Log);
+    {
+        let Storage { mut log, recovered, .. } = open_in_a_group(&disk).unwrap();
+        assert!(recovered.data_lost);
+        let hard_state = HardState { term: 3, vote: 1, commit: 2, admitted: true };
+        let batch = LogBatch { hard_state: Some(hard_state), ..entries(1, 2) };
+        log.append(&[batch]).unwrap();
+    }
+    for _ in 0..2 {
+        assert!(!open_in_a_group(&disk).unwrap().recovered.data_lost);
+        assert!(!disk.list().unwrap().iter().any(|name| name.contains("damaged")));
+    }
+    // Nothing is left but the word that there was something.
+    for name in disk.list().unwrap() {
+        match name.as_str() {
+            "log" => {
+                let log = disk.directory("log").unwrap();
+                log.list().unwrap().iter().for_each(|name| log.remove(name).unwrap());
+            }
+            "store.redb" => disk.remove(&name).unwrap(),
+            _ => {}
+        }
+    }
+    let alone = open(&disk).map(drop).unwrap_err().to_string();
+    assert!(alone.contains("both were lost"), "{alone}");
+    assert!(open_in_a_group(&disk).unwrap().recovered.data_lost);
+}
+
+/// A storage that cannot be read for a moment has not changed what is on it.
+#[test]
+fn a_read_that_fails_ends_the_start_and_sets_nothing_aside() {
+    let whole = damaged(Damage::Store);
+    whole.flip("store.redb", 4096 + 17, 3);
+    whole.set_faults(Faults::default());
+    let recovered = open_in_a_group(&whole).unwrap().recovered;
+    let reads = whole.reads();
+    assert!(!recovered.store_lost && reads > 5, "{reads} reads");
+    for read in 1..=reads {
+        let disk = whole.copy();
+        disk.set_faults(Faults { fail_read: Some(read), ..Faults::default() });
+        if let Err(error) = open_in_a_group(&disk).map(drop) {
+            let error = error.to_string();
+            assert!(error.contains("the disk failed to read"), "read {read}: {error}");
+        }
+        let left = disk.list().unwrap();
+        assert!(!left.iter().any(|name| name.contains("damaged")), "read {read}: {left:?}");
+        disk.restart();
+        let again = open_in_a_group(&disk).unwrap().recovered;
+        assert_eq!(again.applied, recovered.applied, "read {read}");
+        assert_eq!((again.store_lost, again.last_index), (false, LAST), "read {read}");
+    }
 }
 
 #[test]

@@ -8,12 +8,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use acervo::command::{Action, Command, History, StateLimits, Upkeep, WriteOp};
+use acervo::command::{Action, Command, History, StateLimits, SweepFrom, Upkeep, WriteOp};
 use acervo::limits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
-use acervo::storage::engine::Engine;
+use acervo::storage::engine::{
+    Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+};
+use acervo::storage::keys::RowRange;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageError, PageLimits, Sight, Store};
 use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
@@ -23,6 +27,7 @@ use proptest::prelude::*;
 
 /// As much as this release does in one piece.
 const ROWS_MAX: u32 = limits::UPKEEP_ROWS_MAX as u32;
+const BYTES_MAX: u64 = limits::UPKEEP_BYTES_MAX;
 
 fn page_of(rows: usize) -> PageLimits {
     PageLimits { rows, ..PageLimits::default() }
@@ -141,7 +146,7 @@ struct World {
     last: i64,
     sequence: u64,
     /// Where the sweep goes on that was applied last, if it does.
-    next: Option<Bytes>,
+    next: Option<SweepFrom>,
 }
 
 impl World {
@@ -198,7 +203,7 @@ impl World {
     }
 
     /// One piece of work in the background; where the next begins.
-    fn upkeep(&mut self, upkeep: Upkeep) -> Option<Bytes> {
+    fn upkeep(&mut self, upkeep: Upkeep) -> Option<SweepFrom> {
         let last = self.model.now();
         if let Upkeep::Purge { before_us, .. } = &upkeep {
             self.model.purged = self.model.purged.max(*before_us as i64);
@@ -308,13 +313,13 @@ enum Step {
     /// A piece, or so many, with a look at everything after each.
     Purge {
         age: i64,
-        rows_max: u32,
+        piece: (u32, u64),
         pieces: usize,
     },
     Sweep {
         age: i64,
         history: History,
-        rows_max: u32,
+        piece: (u32, u64),
         pieces: usize,
     },
     Check {
@@ -364,6 +369,7 @@ fn page_limits() -> impl Strategy<Value = PageLimits> {
 
 fn step() -> impl Strategy<Value = Step> {
     let rows_max = prop_oneof![0..6u32, Just(ROWS_MAX)];
+    let piece = (rows_max, prop_oneof![0..12u64, Just(BYTES_MAX)]);
     let history = prop_oneof![
         Just(History::For { age_us: 1 }),
         (1..4u32).prop_map(|count| History::Versions { count }),
@@ -373,10 +379,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Settle),
         1 => Just(Step::Crash),
         1 => Just(Step::Checkpoint),
-        2 => (0..200i64, rows_max.clone(), 1..20usize)
-            .prop_map(|(age, rows_max, pieces)| Step::Purge { age, rows_max, pieces }),
-        2 => (0..400i64, history, rows_max, 1..20usize).prop_map(
-            |(age, history, rows_max, pieces)| Step::Sweep { age, history, rows_max, pieces }
+        2 => (0..200i64, piece.clone(), 1..20usize)
+            .prop_map(|(age, piece, pieces)| Step::Purge { age, piece, pieces }),
+        2 => (0..400i64, history, piece, 1..20usize).prop_map(
+            |(age, history, piece, pieces)| Step::Sweep { age, history, piece, pieces }
         ),
         6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), page_limits()).prop_map(
             |(at, seen, most)| Step::Check {
@@ -416,18 +422,19 @@ proptest! {
                     machine.apply(&world.log[kept..]).unwrap();
                     prop_assert_eq!(machine.applied(), world.disk.applied());
                 }
-                Step::Purge { age, rows_max, pieces } => {
+                Step::Purge { age, piece: (rows_max, bytes_max), pieces } => {
                     let before_us = (world.last - age).max(0) as u64;
                     for _ in 0..pieces {
-                        world.upkeep(Upkeep::Purge { before_us, rows_max });
+                        world.upkeep(Upkeep::Purge { before_us, rows_max, bytes_max });
                         world.check_newest(&keys);
                     }
                 }
-                Step::Sweep { age, history, rows_max, pieces } => {
+                Step::Sweep { age, history, piece: (rows_max, bytes_max), pieces } => {
                     let as_of_us = (world.last - age).max(0) as u64;
-                    let mut from = Bytes::new();
+                    let mut from = SweepFrom::default();
                     for _ in 0..pieces {
-                        let sweep = Upkeep::Sweep { history, as_of_us, from, rows_max };
+                        let sweep =
+                            Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max };
                         let Some(next) = world.upkeep(sweep) else { break };
                         from = next;
                         world.check_newest(&keys);
@@ -471,7 +478,11 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     // difference while it goes on.
     let mut pieces = 0;
     while world.disk.upkeep().oldest_removal_us.is_some() {
-        world.upkeep(Upkeep::Purge { before_us: world.last as u64, rows_max: ROWS_MAX });
+        world.upkeep(Upkeep::Purge {
+            before_us: world.last as u64,
+            rows_max: ROWS_MAX,
+            bytes_max: BYTES_MAX,
+        });
         world.check(&ends, world.last, world.last, page_of(100));
         pieces += 1;
         assert!(pieces < 100, "the purge does not come to its end");
@@ -528,10 +539,11 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     world.settle();
     let kept = 2 * limits::UPKEEP_ROWS_MAX + 5;
     let history = History::Versions { count: kept as u32 };
-    let (mut from, mut pieces) = (Bytes::new(), 0);
+    let (mut from, mut pieces) = (SweepFrom::default(), 0);
     loop {
         let as_of_us = world.last as u64;
-        let sweep = Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX };
+        let sweep =
+            Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX, bytes_max: BYTES_MAX };
         world.push(Action::Upkeep(sweep));
         let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
         pieces += 1;
@@ -581,8 +593,14 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     // The log's clock moves with what is written.
     world.write(&WriteOp::Mark);
     let history = History::Versions { count: 2 };
-    let (as_of_us, from) = (world.last as u64, Bytes::new());
-    world.upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX });
+    let (as_of_us, from) = (world.last as u64, SweepFrom::default());
+    world.upkeep(Upkeep::Sweep {
+        history,
+        as_of_us,
+        from,
+        rows_max: ROWS_MAX,
+        bytes_max: BYTES_MAX,
+    });
 
     let mut shown = first.rows;
     let second = page(&world, &keys[2], past).unwrap();
@@ -595,4 +613,145 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert_eq!(shown.into_iter().map(found).collect::<Vec<_>>(), kept.collect::<Vec<_>>());
     let whole = page(&world, &keys[2], began);
     assert!(matches!(whole, Err(PageError::Expired)), "what began whole does not go on in part");
+}
+
+/// An engine that counts the bytes of the values that are read.
+#[derive(Default)]
+struct Counting {
+    engine: MemoryEngine,
+    bytes: Arc<AtomicU64>,
+}
+
+struct CountingView {
+    view: Box<dyn EngineView>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl EngineView for CountingView {
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.view.scan(range, direction, &mut |key, value| {
+            self.bytes.fetch_add(value.len() as u64, Ordering::Relaxed);
+            visit(key, value)
+        })
+    }
+}
+
+impl Engine for Counting {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.engine.get(key)
+    }
+
+    fn scan(
+        &self,
+        range: &RowRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<(), EngineError> {
+        self.view()?.scan(range, direction, visit)
+    }
+
+    fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
+        Ok(Box::new(CountingView { view: self.engine.view()?, bytes: self.bytes.clone() }))
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+        self.engine.write(batch, durability)
+    }
+
+    fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
+        self.engine.scrub(from_block, blocks)
+    }
+}
+
+/// Pieces were bounded in rows alone, so one could read a gigabyte of large values, at the same index on every
+/// replica.
+#[test]
+fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
+    const VALUE_BYTES: usize = 10_000;
+    const BYTES_MAX: u64 = 50_000;
+    let (hot, others) = (Bytes::from("hot"), 5u8..9);
+    let put = |key: Bytes| WriteOp::Put { key, value: vec![7; VALUE_BYTES].into() };
+    let other = |number: u8| Bytes::from(vec![b'o', number]);
+    let removals: [&[WriteOp]; 4] = [
+        &[WriteOp::Del { key: hot.clone() }],
+        &[WriteOp::Trim { key: hot.clone() }],
+        &[WriteOp::DelRange { from: Bytes::from("a"), to: Bytes::from("z") }],
+        &[],
+    ];
+    let histories = [
+        History::For { age_us: 1 },
+        History::Versions { count: 1 },
+        History::Versions { count: 23 },
+        History::Versions { count: 60 },
+        History::Versions { count: 100 },
+    ];
+    for (removal, history) in removals.iter().flat_map(|r| histories.map(|history| (r, history))) {
+        let engine = Arc::new(Counting::default());
+        let bytes = engine.bytes.clone();
+        let limits =
+            StateLimits { removal_scan_rows_max: 1, removal_grace_us: 0, ..StateLimits::default() };
+        let mut machine = StateMachine::open(engine, limits).unwrap();
+        let (mut index, mut clock_us) = (0, 0);
+        let mut apply = |action| {
+            (index, clock_us) = (index + 1, clock_us + 10);
+            let data =
+                Command { timestamp: Timestamp(clock_us), clock_us: clock_us as u64, action };
+            let entry = LogEntry { term: 1, index, data: data.encode() };
+            bytes.store(0, Ordering::Relaxed);
+            let applied = machine.apply(&[entry]).unwrap();
+            (applied, bytes.load(Ordering::Relaxed), clock_us as u64)
+        };
+        let mut sequence = 0;
+        let mut write = |op| {
+            sequence += 1;
+            let request = RequestId { client: ClientId(1), sequence, answered_below: sequence };
+            Action::Write { request, op, previous: false }
+        };
+        (0..60).for_each(|_| drop(apply(write(put(hot.clone())))));
+        others.clone().for_each(|number| drop(apply(write(put(other(number))))));
+        removal.iter().for_each(|op| drop(apply(write(op.clone()))));
+        others.clone().for_each(|number| drop(apply(write(put(other(number))))));
+        let before_us = apply(write(put(hot.clone()))).2;
+
+        let check = |read: u64, what: &str| {
+            let most = BYTES_MAX + 4 * VALUE_BYTES as u64;
+            assert!(read <= most, "{what} of {removal:?}, {history:?}: {read} bytes at once");
+        };
+        let (rows_max, bytes_max) = (1_000, BYTES_MAX);
+        let mut pieces = 0;
+        loop {
+            let purge = Upkeep::Purge { before_us, rows_max, bytes_max };
+            let (applied, read, _) = apply(Action::Upkeep(purge));
+            check(read, "a purge");
+            pieces += 1;
+            assert!(pieces < 100, "the purge comes to no end");
+            if applied.upkeep.oldest_removal_us.is_none() {
+                break;
+            }
+        }
+        let mut next = Some(SweepFrom::default());
+        while let Some(from) = next {
+            let sweep = Upkeep::Sweep { history, as_of_us: before_us, from, rows_max, bytes_max };
+            let (applied, read, _) = apply(Action::Upkeep(sweep));
+            check(read, "a sweep");
+            pieces += 1;
+            assert!(pieces < 200, "the sweep comes to no end");
+            next = applied.upkeep.swept[0].next.clone();
+        }
+        let end = Timestamp(i64::MAX);
+        let sight = Sight { at: end, seen: end, strict: false };
+        let of = PageOf::Versions { key: hot.clone() };
+        let left = pages(&machine.store(), of, sight, page_of(1_000)).unwrap().len();
+        let stays = match (removal.first(), history) {
+            (Some(WriteOp::Trim { .. }), History::Versions { count: 2.. }) => 2,
+            (Some(_), _) | (None, History::For { .. } | History::All) => 1,
+            (None, History::Versions { count }) => count.min(61) as usize,
+        };
+        assert_eq!(left, stays, "{removal:?}, {history:?}");
+    }
 }

@@ -63,8 +63,8 @@ impl NoLeader {
             }
             NoLeader::Blank { blank, full, needed } => format!(
                 "no leader can be elected, because {blank} of the servers that are up have blank data \
-                 directories and {full} their own, of which {needed} are needed: start servers \
-                 with the data directories that they had"
+                 directories, or lost what was in them, and {full} their own, of which {needed} are needed: \
+                 start servers with the data directories that they had"
             ),
         }
     }
@@ -153,6 +153,8 @@ pub struct Consensus {
     may_lead: bool,
     /// The store is lost and waits for a snapshot. Log, term and vote are sound.
     store_lost: bool,
+    /// This server had data and lost all of them.
+    data_lost: bool,
 }
 
 impl Consensus {
@@ -200,6 +202,7 @@ impl Consensus {
             term_credit: limits::TERM_CREDIT_AT_START,
             may_lead: true,
             store_lost: false,
+            data_lost: false,
         })
     }
 
@@ -214,6 +217,11 @@ impl Consensus {
             self.raw.raft.election_elapsed += 1;
         }
         self.request_snapshot();
+    }
+
+    /// Says that this server is blank because it lost what it had: the group was born long ago.
+    pub fn set_data_lost(&mut self) {
+        self.data_lost = true;
     }
 
     /// Says whether this server's store is lost, so that it needs a snapshot though its log is whole.
@@ -291,7 +299,8 @@ impl Consensus {
             return false;
         }
         self.admission.is_admitted()
-            || (self.config.node == self.first_leader()
+            || (!self.data_lost
+                && self.config.node == self.first_leader()
                 && self.last_index() == 0
                 && self.admission.is_newborn(self.last_term_asked_for()))
     }
@@ -328,8 +337,8 @@ impl Consensus {
         let first = self.first_leader();
         let first_is_up = first == self.config.node || self.links.contains_key(&first);
         match up - blank {
-            0 if first_is_up => None,
-            0 => Some(NoLeader::NotBegun { first_leader: first }),
+            0 if first_is_up && !self.data_lost => None,
+            0 if !self.data_lost => Some(NoLeader::NotBegun { first_leader: first }),
             full if full < needed => Some(NoLeader::Blank { blank, full, needed }),
             _ => None,
         }
@@ -337,7 +346,8 @@ impl Consensus {
 
     /// Whether a server that is not admitted may still grant this vote.
     fn is_birth(&self, message: &RaftMessage) -> bool {
-        matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
+        !self.data_lost
+            && matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
             && message.from == self.first_leader()
             && self.last_index() == 0
     }

@@ -106,6 +106,8 @@ pub struct Recovered {
     /// The store is lost and the log is not. `applied` is then a point that was committed, and stands for no
     /// state: nothing is applied before a snapshot has been put in place.
     pub store_lost: bool,
+    /// Everything is blank, and was not: what this server had is lost. It takes no part in founding a group.
+    pub data_lost: bool,
 }
 
 /// What a node says of itself.
@@ -277,6 +279,9 @@ impl Node {
         };
         let mut consensus = Consensus::new(setup, hard_state, log, applied.index)?;
         let mut eligibility = Eligibility::new(ticks(config.stall_timeout), applied.index);
+        if recovered.data_lost {
+            consensus.set_data_lost();
+        }
         if recovered.store_lost {
             eligibility.set(Ineligible::StoreDamaged, true);
             consensus.set_may_lead(false);

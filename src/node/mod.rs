@@ -30,10 +30,8 @@ mod writes;
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-
 use self::eligibility::Ineligible;
-use crate::command::{Command, EncodedWrite, WriteOutcome};
+use crate::command::{Command, EncodedWrite, SweepFrom, WriteOutcome};
 use crate::types::{
     AppliedPoint, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term,
     Timestamp,
@@ -223,9 +221,9 @@ pub struct UpkeepState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Swept {
     /// Where it began.
-    pub from: Bytes,
+    pub from: SweepFrom,
     /// Where the next piece begins; `None` when the whole store is done.
-    pub next: Option<Bytes>,
+    pub next: Option<SweepFrom>,
     /// When there will be something to remove in this piece, by the log's clock, as things are.
     pub due_us: Option<u64>,
 }

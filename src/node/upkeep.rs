@@ -3,11 +3,9 @@
 //! One piece is under way at a time, and at most one begins with every tick: it is background work, and
 //! what is proposed at a leader that falls is simply proposed again by the next one.
 
-use bytes::Bytes;
-
 use super::UpkeepState;
 use super::core::micros;
-use crate::command::{History, Upkeep};
+use crate::command::{History, SweepFrom, Upkeep};
 use crate::limits;
 use crate::types::LogIndex;
 
@@ -24,6 +22,8 @@ pub struct UpkeepConfig {
     pub sweep_pause_us: u64,
     /// Rows in one piece; [`limits::UPKEEP_ROWS_MAX`] except in simulations.
     pub rows_max: u32,
+    /// Bytes read in one piece; [`limits::UPKEEP_BYTES_MAX`] except in simulations.
+    pub bytes_max: u64,
 }
 
 impl UpkeepConfig {
@@ -34,6 +34,7 @@ impl UpkeepConfig {
             removal_grace_us: micros(limits::REMOVAL_GRACE),
             sweep_pause_us: micros(limits::SWEEP_PAUSE),
             rows_max: limits::UPKEEP_ROWS_MAX as u32,
+            bytes_max: limits::UPKEEP_BYTES_MAX,
         }
     }
 }
@@ -44,7 +45,7 @@ enum Sweep {
     /// begin before `until_us`.
     Resting { until_us: u64, due_us: Option<u64> },
     /// The next piece begins there. Of the pieces before, something will be due then.
-    At { from: Bytes, due_us: Option<u64> },
+    At { from: SweepFrom, due_us: Option<u64> },
 }
 
 /// What this node knows of what is to be done, and does of it when it leads.
@@ -80,7 +81,7 @@ impl Chores {
         self.oldest_removal_us = state.oldest_removal_us;
         for swept in state.swept {
             let before = match &self.sweep {
-                _ if swept.from.is_empty() => None,
+                _ if swept.from.is_start() => None,
                 Sweep::At { from, due_us } if *from == swept.from => *due_us,
                 // Left over from another leader, and no part of what is going on.
                 Sweep::At { .. } | Sweep::Resting { .. } => continue,
@@ -111,10 +112,10 @@ impl Chores {
         if !std::mem::take(&mut self.due) || self.under_way.is_some() {
             return None;
         }
-        let UpkeepConfig { history, rows_max, removal_grace_us, .. } = self.config;
+        let UpkeepConfig { history, rows_max, bytes_max, removal_grace_us, .. } = self.config;
         let before_us = clock_us.checked_sub(removal_grace_us)?;
         if self.oldest_removal_us.is_some_and(|oldest_us| oldest_us <= before_us) {
-            return Some(Upkeep::Purge { before_us, rows_max });
+            return Some(Upkeep::Purge { before_us, rows_max, bytes_max });
         }
         let as_of_us = match history {
             History::All => return None,
@@ -127,11 +128,11 @@ impl Chores {
                 if !is_due || now_us < *until_us {
                     return None;
                 }
-                Bytes::new()
+                SweepFrom::default()
             }
             Sweep::At { from, .. } => from.clone(),
         };
-        Some(Upkeep::Sweep { history, as_of_us, from, rows_max })
+        Some(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max })
     }
 
     /// It was proposed, as the entry at `index`.
@@ -146,7 +147,20 @@ mod tests {
     use crate::node::Swept;
 
     const GRACE: u64 = 60_000_000;
-    const ROWS: u32 = limits::UPKEEP_ROWS_MAX as u32;
+
+    fn purge(before_us: u64) -> Option<Upkeep> {
+        let (rows_max, bytes_max) = (limits::UPKEEP_ROWS_MAX as u32, limits::UPKEEP_BYTES_MAX);
+        Some(Upkeep::Purge { before_us, rows_max, bytes_max })
+    }
+
+    fn at(key: &'static str) -> SweepFrom {
+        SweepFrom { key: key.into(), within: None }
+    }
+
+    fn sweep(history: History, from: &'static str, as_of_us: u64) -> Option<Upkeep> {
+        let (rows_max, bytes_max) = (limits::UPKEEP_ROWS_MAX as u32, limits::UPKEEP_BYTES_MAX);
+        Some(Upkeep::Sweep { history, as_of_us, from: at(from), rows_max, bytes_max })
+    }
 
     fn chores(history: History, oldest_removal_us: Option<u64>) -> Chores {
         let state = UpkeepState { oldest_removal_us, ..UpkeepState::default() };
@@ -160,8 +174,7 @@ mod tests {
         let mut chores = chores(History::All, Some(1_000));
         assert_eq!(chores.next(GRACE + 999, 0), None);
         chores.tick();
-        let purge = Upkeep::Purge { before_us: 1_000, rows_max: ROWS };
-        assert_eq!(chores.next(GRACE + 1_000, 0), Some(purge));
+        assert_eq!(chores.next(GRACE + 1_000, 0), purge(1_000));
     }
 
     #[test]
@@ -186,7 +199,7 @@ mod tests {
     }
 
     fn swept(from: &'static str, next: Option<&'static str>, due_us: Option<u64>) -> UpkeepState {
-        let swept = vec![Swept { from: from.into(), next: next.map(Bytes::from), due_us }];
+        let swept = vec![Swept { from: at(from), next: next.map(at), due_us }];
         UpkeepState { swept, ..UpkeepState::default() }
     }
 
@@ -194,10 +207,7 @@ mod tests {
     fn a_sweep_goes_through_the_store_and_rests_until_something_is_due() {
         let history = History::For { age_us: 2 * GRACE };
         let mut chores = chores(history, None);
-        let sweep = |from: &'static str, as_of_us| {
-            let from = Bytes::from(from);
-            Some(Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS })
-        };
+        let sweep = |from, as_of_us| sweep(history, from, as_of_us);
         assert_eq!(chores.next(5 * GRACE, 0), sweep("", 3 * GRACE));
         chores.applied(1, swept("", Some("k"), Some(4 * GRACE)), 0);
         chores.applied(1, swept("x", Some("y"), Some(0)), 0);
@@ -231,8 +241,7 @@ mod tests {
         chores.tick();
         assert_eq!(chores.next(200_001 * GRACE - 1, u64::MAX), None);
         chores.tick();
-        let as_of_us = 200_000 * GRACE;
-        let expected = Upkeep::Sweep { history, as_of_us, from: Bytes::new(), rows_max: ROWS };
-        assert_eq!(chores.next(200_001 * GRACE, u64::MAX), Some(expected));
+        let expected = sweep(history, "", 200_000 * GRACE);
+        assert_eq!(chores.next(200_001 * GRACE, u64::MAX), expected);
     }
 }

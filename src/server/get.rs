@@ -91,8 +91,27 @@ pub struct Answered {
     /// For the console: the version this server has, 0 for none, and what was answered. `None` when
     /// the store could not be read.
     pub shown: Option<(Timestamp, GetAnswer)>,
-    /// The store is not what was written: what was found, and where.
-    pub damage: Option<String>,
+    /// Why the store could not be read.
+    pub fault: Option<StoreFault>,
+}
+
+/// Why a store cannot be read any more, as a sentence.
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoreFault {
+    /// It is not what was written: it has to be rebuilt.
+    Damage(String),
+    /// The disk refused: what is on it may be sound, and the next start finds out.
+    Failure(String),
+}
+
+impl StoreFault {
+    /// What an error comes to that was met while doing `what`.
+    pub(super) fn of(error: &ApplyError, what: impl FnOnce() -> String) -> StoreFault {
+        match error.is_damage() {
+            true => StoreFault::Damage(format!("{} found that {error}", what())),
+            false => StoreFault::Failure(error.to_string()),
+        }
+    }
 }
 
 /// Refuses a key that cannot exist.
@@ -114,14 +133,11 @@ fn invalid(message: String) -> ErrorReply {
 }
 
 fn unreadable(what: impl FnOnce() -> String, error: &ApplyError) -> Answered {
-    let damage = error.is_damage().then(|| format!("reading {} found that {error}", what()));
-    if damage.is_none() {
-        log::error!("cannot read the store: {error}");
-    }
+    let fault = StoreFault::of(error, || format!("reading {}", what()));
     let message = format!("this server cannot read its store ({error}): ask another one");
     let code = ErrorCode::Internal;
     let reply = Reply::Error(ErrorReply::not_done(code, message));
-    Answered { reply, shown: None, damage }
+    Answered { reply, shown: None, fault: Some(fault) }
 }
 
 /// Names what a page shows, for the log.
@@ -150,7 +166,7 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     if low < *session || low < *at || low < *seen {
         let timestamp = Timestamp::ZERO;
         let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
-        return Answered { reply, shown: None, damage: None };
+        return Answered { reply, shown: None, fault: None };
     }
     let strict = *seen > Timestamp::ZERO;
     let seen = if strict { *seen } else { low };
@@ -158,13 +174,13 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     let most = PageLimits { rows: (*rows_max as usize).clamp(1, most.rows), ..most };
     match store.page(of, Sight { at, seen, strict }, most) {
         Ok(Page { rows, next }) => {
-            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None, damage: None }
+            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
         }
         Err(PageError::Store(error)) => unreadable(|| describe(of), &error),
         Err(error @ PageError::Expired) => {
             let (code, message) = (ErrorCode::Expired, error.to_string());
             let reply = Reply::Error(ErrorReply::not_done(code, message));
-            Answered { reply, shown: None, damage: None }
+            Answered { reply, shown: None, fault: None }
         }
     }
 }
@@ -200,7 +216,7 @@ fn judge(
         return Answered {
             reply: Reply::TryOtherServerOrLater { timestamp: key_timestamp, applied: low },
             shown: Some((key_timestamp, GetAnswer::TryOtherServerOrLater)),
-            damage: None,
+            fault: None,
         };
     }
     let value = found.map(|(_, value)| value);
@@ -208,7 +224,7 @@ fn judge(
     Answered {
         reply: Reply::GetOk { value, timestamp: key_timestamp, as_of: high },
         shown: Some((key_timestamp, shown)),
-        damage: None,
+        fault: None,
     }
 }
 

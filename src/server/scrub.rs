@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
+use super::get::StoreFault;
 use super::threads::Report;
 use crate::limits;
 use crate::net::WakeHandle;
@@ -51,13 +52,9 @@ impl Scrubber {
             let pass = Pass { store: &store, stop: &stopped };
             while let Ok(passed) = pass.run() {
                 if let Err(error) = passed {
-                    if error.is_damage() {
-                        let found = format!("checking the whole store found that {error}");
-                        let _ = reports.send(Report::StoreDamaged(found));
-                        wake.wake();
-                    } else {
-                        log::warn!("the store cannot be checked: {error}");
-                    }
+                    let fault = StoreFault::of(&error, || "checking the whole store".to_owned());
+                    let _ = reports.send(fault.into());
+                    wake.wake();
                     return;
                 }
                 if pass.wait(interval).is_err() {

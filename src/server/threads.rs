@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
+use super::get::StoreFault;
 use super::intake::Intake;
 use super::snapshots::{SnapshotReport, SnapshotWork};
 use crate::limits;
@@ -48,6 +49,15 @@ pub(super) enum Report {
     DiskSpace(DiskSpace),
     /// The end: one sentence.
     Failed(String),
+}
+
+impl From<StoreFault> for Report {
+    fn from(fault: StoreFault) -> Report {
+        match fault {
+            StoreFault::Damage(found) => Report::StoreDamaged(found),
+            StoreFault::Failure(failure) => Report::Failed(failure),
+        }
+    }
 }
 
 /// Work for the log writer.
@@ -263,10 +273,8 @@ pub(super) fn applier(
             let failed = done.is_err();
             if let Err(error) = done {
                 // The receiver is gone only when the process ends anyway.
-                let _ = thread.reports.send(match error.is_damage() {
-                    true => Report::StoreDamaged(format!("applying the log failed: {error}")),
-                    false => Report::Failed(error.to_string()),
-                });
+                let fault = StoreFault::of(&error, || "applying the log".to_owned());
+                let _ = thread.reports.send(fault.into());
             }
             wake.wake();
             if failed {

@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 
 use super::clients::value_bytes_granted;
 use super::console::Console;
-use super::get::{ReadRequest, answer_get, answer_page};
+use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::threads::Report;
 use crate::limits;
 use crate::node::{ConsoleEvent, RequestToken};
@@ -67,7 +67,7 @@ pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
     pub console: Console,
-    /// For what must not wait for whoever asked: damage.
+    /// For what must not wait for whoever asked: the store or the log cannot be read.
     pub reports: Sender<Report>,
 }
 
@@ -89,11 +89,9 @@ impl StoreWorker {
             }
             Job::SnapshotChunk { to, id, mut source, bytes_max } => {
                 let chunk = source.next_chunk(bytes_max);
-                if let Err(error) = &chunk
-                    && error.is_damage()
-                {
-                    let found = format!("reading a snapshot for server {to} found that {error}");
-                    self.report(Report::StoreDamaged(found));
+                if let Err(error) = &chunk {
+                    let what = || format!("reading a snapshot for server {to}");
+                    self.report(StoreFault::of(error, what).into());
                 }
                 let chunk = chunk.map_err(|error| error.to_string());
                 Completion::SnapshotChunk { to, id, source, chunk }
@@ -116,8 +114,8 @@ impl StoreWorker {
                 answer_page(&self.store, request, most)
             }
         };
-        if let Some(damage) = answered.damage {
-            self.report(Report::StoreDamaged(damage));
+        if let Some(fault) = answered.fault {
+            self.report(fault.into());
         }
         let value_bytes = match &answered.reply {
             Reply::GetOk { value: Some(value), .. } => value.len(),
@@ -158,5 +156,115 @@ impl StoreWorker {
             }
         }
         Completion::Reply { token, granted, frame }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::*;
+    use crate::command::StateLimits;
+    use crate::storage::apply::StateMachine;
+    use crate::storage::engine::{
+        Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
+    };
+    use crate::storage::keys::RowRange;
+    use crate::storage::log::{DiskLog, LogOptions};
+    use crate::storage::memory::MemoryEngine;
+    use crate::types::Timestamp;
+    use crate::wire::message::GetRequest;
+
+    const SOUND: u8 = 0;
+    const AWAY: u8 = 1;
+    const DAMAGED: u8 = 2;
+
+    /// An engine whose file cannot be read, or is damaged, from some time on.
+    #[derive(Default)]
+    struct Failing {
+        engine: MemoryEngine,
+        state: AtomicU8,
+    }
+
+    impl Failing {
+        fn check(&self) -> Result<(), EngineError> {
+            match self.state.load(Ordering::Relaxed) {
+                AWAY => Err(EngineError::Read("the disk is away".to_owned())),
+                DAMAGED => {
+                    let (path, detail) = ("store".to_owned(), "a bit has changed".to_owned());
+                    Err(EngineError::Damaged { path, detail })
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Engine for Failing {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+            self.check()?;
+            self.engine.get(key)
+        }
+
+        fn scan(
+            &self,
+            range: &RowRange,
+            direction: Direction,
+            visit: &mut Visitor<'_>,
+        ) -> Result<(), EngineError> {
+            self.check()?;
+            self.engine.scan(range, direction, visit)
+        }
+
+        fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
+            self.check()?;
+            self.engine.view()
+        }
+
+        fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
+            self.engine.write(batch, durability)
+        }
+
+        fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
+            self.engine.scrub(from_block, blocks)
+        }
+    }
+
+    #[test]
+    fn a_read_that_the_disk_refuses_ends_the_server_and_is_not_reported_as_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _) = DiskLog::open(dir.path(), LogOptions::default()).unwrap();
+        let engine = Arc::new(Failing::default());
+        let machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
+        let (reports, reported) = crossbeam_channel::unbounded();
+        let (store, log) = (machine.store(), log.reader());
+        let worker = StoreWorker { store, log, console: Console::off(), reports };
+        for state in [SOUND, AWAY, DAMAGED] {
+            engine.state.store(state, Ordering::Relaxed);
+            let request = GetRequest {
+                key: Bytes::from_static(b"k"),
+                timestamp: Timestamp::ZERO,
+                session: Timestamp::ZERO,
+                linearizable: false,
+                at: Timestamp::ZERO,
+            };
+            worker.run(Job::Read(ReadJob {
+                token: RequestToken { connection: 1, request: 1 },
+                client: ([127, 0, 0, 1], 1).into(),
+                request: ReadRequest::Get(request),
+                granted: 1000,
+            }));
+            match (state, reported.try_iter().next()) {
+                (SOUND, None) => {}
+                (AWAY, Some(Report::Failed(failure))) => {
+                    assert!(failure.contains("the disk is away"), "{failure}");
+                    assert!(failure.contains("start the server again"), "{failure}");
+                }
+                (DAMAGED, Some(Report::StoreDamaged(found))) => {
+                    assert!(found.contains("a bit has changed"), "{found}");
+                }
+                (state, report) => panic!("in state {state} a report: {}", report.is_some()),
+            }
+        }
     }
 }

@@ -31,7 +31,7 @@ use super::reads::Store;
 use super::rows::{Rows, ViewRows};
 use super::sessions::{Admission, Sessions};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::upkeep::{self, Horizon, META_PURGED, META_SWEPT};
+use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
 use crate::command::{Action, Command, CommandError, StateLimits, Upkeep, WriteOp, WriteOutcome};
@@ -342,15 +342,16 @@ impl StateMachine {
                     let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
                     applied.writes.push(write);
                 }
-                Action::Upkeep(Upkeep::Purge { before_us, rows_max }) => {
+                Action::Upkeep(Upkeep::Purge { before_us, rows_max, bytes_max }) => {
                     let before = clock.reached(before_us);
-                    upkeep::purge(&mut changes, before, rows_max)?;
+                    upkeep::purge(&mut changes, before, Budget::new(rows_max, bytes_max))?;
                 }
-                Action::Upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max }) => {
+                Action::Upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max }) => {
                     let as_of = clock.reached(as_of_us);
-                    let piece = upkeep::sweep(&mut changes, history, as_of, &from, rows_max)?;
+                    let budget = Budget::new(rows_max, bytes_max);
+                    let piece = upkeep::sweep(&mut changes, history, as_of, &from, budget)?;
                     let due_us = piece.due.map(|due| clock.when(due));
-                    if from.is_empty() {
+                    if from.is_start() {
                         // What was stored before the sweep began, it sees.
                         applied.upkeep.put_us = None;
                     }

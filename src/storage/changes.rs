@@ -32,7 +32,13 @@ impl<'a> Changes<'a> {
 
     /// Removes a row that is there, with this value.
     pub fn delete(&mut self, row: Bytes, value: &[u8]) {
-        self.hash.subtract(state_row_hash(&row, value));
+        let hash = state_row_hash(&row, value);
+        self.delete_hashed(row, hash);
+    }
+
+    /// Removes a row that is there, of which this is the [`state_row_hash`].
+    pub fn delete_hashed(&mut self, row: Bytes, hash: u64) {
+        self.hash.subtract(hash);
         self.batch.delete(row);
     }
 

@@ -23,7 +23,8 @@
 //! damaged and be rebuilt, which is safe. With the header stands the length that the file had then,
 //! because the engine believes a file that was cut short at the boundary of a region.
 //!
-//! The first damage found is kept, and every later call fails: what else is wrong is not known.
+//! The first damage found is kept, and every later call fails: what else is wrong is not known. A read that
+//! the system refuses is no damage, but an error like any other of the disk.
 //!
 //! What it leaves out: repair, and damage in memory.
 
@@ -218,13 +219,15 @@ impl CheckedFile {
         self.damaged(format!("the block at byte {at} does not match its checksum"))
     }
 
-    /// What cannot be read is as good as damaged: it is not there for those who ask.
+    /// What cannot be read is not damaged: the storage may be away for a moment, from all servers at once,
+    /// and what is on it be sound.
     fn read_at(&self, out: &mut [u8], at: u64, block: u64) -> io::Result<()> {
         match self.file.read_at(out, at) {
             Ok(read) if read == out.len() => Ok(()),
             Ok(_) => Err(self.damaged(format!("block {block} lies behind the end of the file"))),
             Err(error) => {
-                Err(self.damaged(format!("block {block} at byte {at} cannot be read: {error}")))
+                let detail = format!("block {block} at byte {at} cannot be read: {error}");
+                Err(io::Error::new(error.kind(), detail))
             }
         }
     }

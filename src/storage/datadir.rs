@@ -1,8 +1,11 @@
 //! The data directory and its guard: one process, one server, one group.
 //!
 //! `LOCK` is locked for as long as the [`DataDir`] lives, so that two processes never write the same
-//! files. `IDENTITY` says whose directory it is. A directory that is not this server's is refused
+//! files. `IDENTITY` says whose directory it is, and whether its server was ever admitted to the group:
+//! a blank log then means that what it had is lost. A directory that is not this server's is refused
 //! before anything in it is touched.
+//!
+//! What is damaged is set aside (`set_aside`) until the server has been rebuilt.
 
 use std::fmt;
 use std::fs;
@@ -12,6 +15,7 @@ use std::sync::Arc;
 
 use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::reserve::{DiskReserve, ReservedDirectory};
+use super::set_aside::{self, SET_ASIDE_MAX};
 use super::snapshot::DiskStaging;
 use crate::limits;
 use crate::types::{ClusterId, NodeId};
@@ -28,9 +32,6 @@ const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
 const SNAPSHOT_STAGED: &str = "snapshot.redb";
 /// What `mkfs` leaves at the root of a file system, which may be mounted as the data directory.
 const LOST_AND_FOUND: &str = "lost+found";
-/// What was found to be damaged or wrong, until this server has been rebuilt.
-const STORE_SET_ASIDE: &str = "store.damaged";
-const LOG_SET_ASIDE: &str = "log.damaged";
 const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: usize = 4096;
 
@@ -108,6 +109,16 @@ pub enum DataDirError {
         /// Its format.
         version: u32,
     },
+    /// Too much is set aside.
+    #[error(
+        "{} was found damaged {SET_ASIDE_MAX} times before it was rebuilt: check the disk, then move the data \
+         directory away and start on an empty one, so that the group can bring this server up to date",
+        path.display()
+    )]
+    TooMuchSetAside {
+        /// What was to be set aside once more.
+        path: PathBuf,
+    },
     /// Its identity cannot be read.
     #[error(
         "{} is damaged: move the data directory away and start on an empty one, so that the group \
@@ -168,6 +179,8 @@ struct Identity {
     node: NodeId,
     /// Tells this directory from one that the same server had before and lost.
     incarnation: u64,
+    /// The server was once admitted to its group, as far as a start has found.
+    admitted: bool,
 }
 
 /// Why an `IDENTITY` could not be read.
@@ -212,7 +225,7 @@ impl DataDir {
     ) -> Result<DataDir, DataDirError> {
         let path = directory.path("");
         let lock = lock(&*directory)?;
-        let wanted = Identity { cluster, node, incarnation };
+        let wanted = Identity { cluster, node, incarnation, admitted: false };
         let found = read_identity(&*directory)?;
         match found {
             Some(found) => check(&path, found, wanted)?,
@@ -244,14 +257,13 @@ impl DataDir {
     }
 
     /// Moves the engine's file out of the way, so that a new one is made. It is kept until the store has
-    /// been rebuilt; what was set aside before it goes. Nothing may have the file open.
+    /// been rebuilt. Nothing may have the file open.
     ///
     /// # Errors
     ///
-    /// [`DataDirError::Io`].
+    /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
     pub fn set_store_aside(&self) -> Result<(), DataDirError> {
-        let moved = self.directory.rename(STORE, STORE_SET_ASIDE);
-        self.moved(STORE, moved)
+        self.moved(STORE, set_aside::set_store_aside(&*self.directory, STORE))
     }
 
     /// Makes this the directory of a server that has nothing, under a new incarnation: log and store are
@@ -261,52 +273,51 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// [`DataDirError::Io`].
+    /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
     pub fn begin_anew(&mut self) -> Result<(), DataDirError> {
-        // First, so that nobody takes the blank server for the one that had all that.
-        let identity = Identity { incarnation: self.next_incarnation, ..self.identity };
-        write_identity(&*self.directory, identity)?;
+        // First, so that nobody takes the blank server for the one that had all that, or for one that
+        // never had anything.
+        let incarnation = self.next_incarnation;
+        self.change_identity(Identity { incarnation, admitted: true, ..self.identity })?;
         self.next_incarnation = self.next_incarnation.wrapping_add(1);
-        (self.identity, self.incarnation) = (identity, identity.incarnation);
-        let emptied = self.empty_log_set_aside();
-        let moved = emptied.and_then(|()| self.directory.rename(LOG, LOG_SET_ASIDE));
-        self.moved(LOG, moved)?;
+        self.incarnation = incarnation;
+        self.moved(LOG, set_aside::set_log_aside(&*self.directory, LOG))?;
         self.set_store_aside()
     }
 
-    /// Removes what was set aside.
+    /// Whether a server has been admitted to its group on this directory, as far as a start has found. One that
+    /// has and whose log says nothing of it has lost what it had.
+    pub fn was_admitted(&self) -> bool {
+        self.identity.admitted
+    }
+
+    /// The server was found to be admitted to its group, and to need nothing from the others: notes it, and
+    /// removes what was set aside.
     ///
     /// # Errors
     ///
     /// [`DataDirError::Io`].
-    pub fn remove_set_aside(&self) -> Result<(), DataDirError> {
-        let store = self.directory.path(STORE_SET_ASIDE);
-        files::remove_if_present(&*self.directory, STORE_SET_ASIDE)
-            .map_err(io_error("remove", &store))?;
-        let log = self.directory.path(LOG_SET_ASIDE);
-        self.empty_log_set_aside().map_err(io_error("empty", &log))
+    pub(super) fn is_whole(&mut self) -> Result<(), DataDirError> {
+        if !self.identity.admitted {
+            self.change_identity(Identity { admitted: true, ..self.identity })?;
+        }
+        let removed = set_aside::remove_all(&*self.directory);
+        removed.map_err(io_error("remove what was set aside in", &self.path))
     }
 
-    fn moved(&self, name: &str, moved: io::Result<()>) -> Result<(), DataDirError> {
+    fn change_identity(&mut self, identity: Identity) -> Result<(), DataDirError> {
+        write_identity(&*self.directory, identity)?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    fn moved(&self, name: &str, moved: io::Result<bool>) -> Result<(), DataDirError> {
         let path = self.directory.path(name);
         match moved {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            moved => {
-                moved.and_then(|()| self.directory.sync()).map_err(io_error("set aside", &path))
-            }
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DataDirError::TooMuchSetAside { path }),
+            Err(error) => Err(io_error("set aside", &path)(error)),
         }
-    }
-
-    /// The directory itself stays: a rename takes its place.
-    fn empty_log_set_aside(&self) -> io::Result<()> {
-        if !self.directory.list()?.iter().any(|name| name == LOG_SET_ASIDE) {
-            return Ok(());
-        }
-        let log = self.directory.directory(LOG_SET_ASIDE)?;
-        for name in log.list()? {
-            files::remove_if_present(&*log, &name)?;
-        }
-        log.sync()
     }
 
     /// The random number the directory was created with.
@@ -363,8 +374,7 @@ impl DataDir {
 
     /// Where a snapshot is taken in and takes the store's place.
     pub fn staging(&self) -> DiskStaging {
-        let names = [SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE, STORE_SET_ASIDE];
-        DiskStaging::new(self.directory.clone(), names)
+        DiskStaging::new(self.directory.clone(), [SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE])
     }
 }
 
@@ -473,10 +483,11 @@ fn write_identity(directory: &dyn Directory, identity: Identity) -> Result<(), D
 
 impl Identity {
     fn encode(&self) -> String {
-        let Identity { cluster, node, incarnation } = self;
+        let Identity { cluster, node, incarnation, admitted } = self;
         let version = DIRECTORY_FORMAT_VERSION;
         let body = format!(
-            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n"
+            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n\
+             admitted {admitted}\n"
         );
         let check = crc32fast::hash(body.as_bytes());
         format!("{body}check {check:08x}\n")
@@ -502,9 +513,11 @@ impl Identity {
         let cluster = field("cluster ").and_then(|id| u64::from_str_radix(id, 16).ok());
         let node = field("node ").and_then(|id| id.parse().ok());
         let incarnation = field("incarnation ").and_then(|id| u64::from_str_radix(id, 16).ok());
-        match (cluster, node, incarnation) {
-            (Some(cluster), Some(node), Some(incarnation)) => {
-                Ok(Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation })
+        let admitted = field("admitted ").and_then(|flag| flag.parse().ok());
+        match (cluster, node, incarnation, admitted) {
+            (Some(cluster), Some(node), Some(incarnation), Some(admitted)) => {
+                let cluster = ClusterId(cluster);
+                Ok(Identity { cluster, node: NodeId(node), incarnation, admitted })
             }
             _ => Err(IdentityError::Damaged),
         }

@@ -95,8 +95,8 @@ pub enum EngineError {
         /// Why.
         detail: String,
     },
-    /// The engine could not read.
-    #[error("cannot read the store: {0}")]
+    /// The engine could not read. That need not be damage: the storage may have been away.
+    #[error("cannot read the store: {0}; check the disk, and start the server again")]
     Read(String),
     /// What is in the engine's file is not what was written. Everything fails with this from now on.
     #[error("the store {path} is damaged: {detail}")]

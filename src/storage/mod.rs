@@ -39,10 +39,12 @@ mod removals;
 pub mod reserve;
 mod rows;
 mod sessions;
+mod set_aside;
 pub mod snapshot;
 mod upkeep;
 mod versions;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::command::StateLimits;
@@ -52,7 +54,7 @@ use crate::types::{AppliedPoint, LogEntry, LogIndex};
 use apply::{ApplyError, StateMachine};
 use datadir::{DataDir, DataDirError};
 use disk::DiskEngine;
-use engine::{Engine, EngineError};
+use engine::Engine;
 use log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use snapshot::{DiskStaging, StagingArea};
 
@@ -85,6 +87,12 @@ pub enum StorageError {
         first: LogIndex,
         /// The store's applied index.
         applied: LogIndex,
+    },
+    /// Log and store are blank in the directory of a server that had both.
+    #[error("{} holds neither the log nor the store that this server had: both were lost", path.display())]
+    AllLost {
+        /// The data directory.
+        path: PathBuf,
     },
 }
 
@@ -160,7 +168,7 @@ pub fn open(
 }
 
 fn open_what_is_there(
-    data_dir: &DataDir,
+    data_dir: &mut DataDir,
     options: LogOptions,
     redundancy: Redundancy,
 ) -> Result<Storage, StorageError> {
@@ -172,10 +180,14 @@ fn open_what_is_there(
     let staging = data_dir.staging();
     let engine = staging.open_store().map_err(ApplyError::from)?;
     let engine = settle_snapshot(&staging, engine, &found)?;
-    let storage = assemble(log, found, engine, redundancy)?;
-    let Recovered { store_lost, hard_state, .. } = &storage.recovered;
-    if !store_lost && hard_state.admitted {
-        data_dir.remove_set_aside()?;
+    let mut storage = assemble(log, found, engine, redundancy)?;
+    let Recovered { store_lost, hard_state, data_lost, .. } = &mut storage.recovered;
+    *data_lost = data_dir.was_admitted() && !hard_state.admitted;
+    if *data_lost && redundancy == Redundancy::Alone {
+        return Err(StorageError::AllLost { path: data_dir.path().to_path_buf() });
+    }
+    if !*store_lost && hard_state.admitted {
+        data_dir.is_whole()?;
     }
     Ok(storage)
 }
@@ -190,8 +202,7 @@ fn settle_snapshot(
     staging.remove_partial()?;
     let applied = apply::stored_point(&store)?.index;
     if applied + 1 < found.first_index
-        && let Some(staged) = open_staged(staging)?
-        && let staged_index = apply::stored_point(&staged)?.index
+        && let Some((staged, staged_index)) = open_staged(staging)?
         && (found.first_index - 1..=found.last_index).contains(&staged_index)
     {
         ::log::warn!("finishing the installation of a snapshot of entry {staged_index}");
@@ -202,14 +213,19 @@ fn settle_snapshot(
     Ok(Arc::new(store))
 }
 
-/// A staged snapshot that is damaged is as good as none.
-fn open_staged(staging: &DiskStaging) -> Result<Option<DiskEngine>, ApplyError> {
-    match staging.open_staged() {
-        Err(error @ EngineError::Damaged { .. }) => {
+/// The staged snapshot and its index. One that is damaged is as good as none, whenever that shows.
+fn open_staged(staging: &DiskStaging) -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
+    let open = || -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
+        let Some(staged) = staging.open_staged()? else { return Ok(None) };
+        let index = apply::stored_point(&staged)?.index;
+        Ok(Some((staged, index)))
+    };
+    match open() {
+        Err(error) if error.is_damage() => {
             ::log::warn!("a snapshot that was to be installed is thrown away: {error}");
             Ok(None)
         }
-        opened => Ok(opened?),
+        opened => opened,
     }
 }
 
@@ -254,6 +270,8 @@ pub fn assemble(
         applied,
         upkeep: machine.upkeep(),
         store_lost,
+        // The data directory knows.
+        data_lost: false,
     };
     Ok(Storage { log, machine, recovered })
 }
@@ -426,5 +444,27 @@ mod tests {
             dir.path().join("log.damaged").exists(),
             "kept until the others have brought it up"
         );
+    }
+
+    /// It opens, and only what is read in it shows that it is damaged; and so it was at every start.
+    #[test]
+    fn a_staged_snapshot_that_cannot_be_read_is_as_good_as_none() {
+        let dir = TempDir::new().unwrap();
+        storage_from(&dir, 4);
+        let mut data_dir = data_dir(&dir);
+        std::fs::remove_file(data_dir.store_file()).unwrap();
+        let staged = dir.path().join("snapshot.redb");
+        {
+            let engine = DiskEngine::open(&staged, limits::STAGING_CACHE_BYTES).unwrap();
+            let mut batch = engine::WriteBatch::default();
+            batch.put(keys::meta("applied"), Bytes::from_static(b"rotten"));
+            engine.write(&batch, engine::Durability::Durable).unwrap();
+        }
+        for _ in 0..2 {
+            let recovered =
+                open(&mut data_dir, options(), Redundancy::Replicated).unwrap().recovered;
+            assert!(recovered.store_lost && recovered.hard_state.admitted);
+            assert!(!staged.exists());
+        }
     }
 }

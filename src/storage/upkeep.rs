@@ -12,6 +12,11 @@
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
 //! one finds what it would have found.
 //!
+//! Both must read what they remove, since the state's hash is that of keys and values. So a piece is bounded in
+//! bytes as in rows ([`Budget`]), all that it looks at included: as much is read at the same index on every
+//! replica, while writes wait. A key may have more versions than one piece may look at; the next piece then
+//! goes on within it.
+//!
 //! How far either has come is noted, so that a later page of a read that is too old says so instead of
 //! showing less than there was.
 
@@ -20,13 +25,13 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::apply::ApplyError;
-use super::changes::Changes;
+use super::changes::{Changes, state_row_hash};
 use super::engine::Direction;
 use super::keys;
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
-use crate::command::History;
+use crate::command::{History, SweepFrom, SweepWithin};
 use crate::types::Timestamp;
 
 /// The fact about the store that says up to when removals are off the disk.
@@ -77,32 +82,62 @@ fn advance(changes: &mut Changes<'_>, name: &str, from: Timestamp, to: Timestamp
     }
 }
 
-/// Takes a piece of what was removed up to `before` off the disk: at most `rows_max` rows, and at least
-/// one.
+/// What one piece may still do. It can always do one thing, so that pieces come to an end.
+pub(super) struct Budget {
+    rows: u32,
+    bytes: u64,
+    /// Something was done.
+    begun: bool,
+}
+
+impl Budget {
+    /// Of a whole piece.
+    pub fn new(rows: u32, bytes: u64) -> Budget {
+        Budget { rows, bytes, begun: false }
+    }
+
+    fn allows_more(&self) -> bool {
+        !self.begun || (self.rows > 0 && self.bytes > 0)
+    }
+
+    /// A row of so many bytes was dealt with.
+    fn take(&mut self, bytes: usize) {
+        self.begun = true;
+        self.rows = self.rows.saturating_sub(1);
+        self.look(bytes);
+    }
+
+    /// So many bytes were read, to see what is to be done.
+    fn look(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+}
+
+/// Takes a piece of what was removed up to `before` off the disk: at least one row.
 pub(super) fn purge(
     changes: &mut Changes<'_>,
     before: Timestamp,
-    rows_max: u32,
+    mut budget: Budget,
 ) -> Result<(), ApplyError> {
     let purged = Horizon::read(&changes.rows())?.purged;
     let mut reached = purged;
-    let mut budget = (rows_max as usize).max(1);
+    let most = budget.rows.max(1) as usize;
     let mut queued = Vec::new();
     changes.rows().visit(&keys::queue(), &mut |row, _| {
         queued.push(Bytes::copy_from_slice(row));
-        if queued.len() < budget { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if queued.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     // Oldest first: when a removal is at hand, what older ones of its key reached has gone.
     for row in queued {
         let (at, key) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
-        if at > before || budget == 0 {
+        if at > before || !budget.allows_more() {
             break;
         }
         reached = reached.max(at);
         purge_key(changes, &row, at, key, &mut budget)?;
     }
     for range in removals::ranges(&changes.rows())? {
-        if range.at > before || budget == 0 {
+        if range.at > before || !budget.allows_more() {
             break;
         }
         reached = reached.max(range.at);
@@ -112,28 +147,48 @@ pub(super) fn purge(
     Ok(())
 }
 
-type StoredRow = (Bytes, Bytes);
+/// A row that is to go, and its hash. Its value was let go as soon as it was hashed.
+type HashedRow = (Bytes, u64);
+
+fn hashed(row: &[u8], stored: &[u8]) -> HashedRow {
+    (Bytes::copy_from_slice(row), state_row_hash(row, stored))
+}
+
+/// The first row of a range, which is looked at.
+fn first_row(
+    rows: &dyn Rows,
+    range: &keys::RowRange,
+    budget: &mut Budget,
+) -> Result<Option<Bytes>, ApplyError> {
+    let mut found = None;
+    rows.visit(range, &mut |row, stored| {
+        budget.look(stored.len());
+        found = Some(Bytes::copy_from_slice(row));
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
 
 /// Removes the versions of a key up to `last`, as many as the budget allows. `false`: there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
     last: Timestamp,
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
-    let mut gone: Vec<StoredRow> = Vec::new();
+    let mut gone: Vec<HashedRow> = Vec::new();
     let mut complete = true;
     changes.rows().visit(&keys::versions_up_to(key, last), &mut |row, stored| {
-        complete = gone.len() < *budget;
+        complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
         }
-        gone.push((Bytes::copy_from_slice(row), Bytes::copy_from_slice(stored)));
+        budget.take(stored.len());
+        gone.push(hashed(row, stored));
         ControlFlow::Continue(())
     })?;
-    *budget -= gone.len();
-    for (row, stored) in gone {
-        changes.delete(row, &stored);
+    for (row, hash) in gone {
+        changes.delete_hashed(row, hash);
     }
     Ok(complete)
 }
@@ -145,7 +200,7 @@ fn purge_key(
     queued: &Bytes,
     at: Timestamp,
     key: &[u8],
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let removal_row = keys::removal(key, at);
     let stored =
@@ -163,7 +218,7 @@ fn purge_key(
     }
     changes.delete(removal_row, &removal);
     changes.delete(queued.clone(), &[]);
-    *budget = budget.saturating_sub(1);
+    budget.take(0);
     Ok(())
 }
 
@@ -172,20 +227,20 @@ fn purge_key(
 fn purge_range(
     changes: &mut Changes<'_>,
     range: RangeRemoval,
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let stored = range.encode();
     let mut from = range.from.clone();
     let next = loop {
-        let first = changes.rows().first(&keys::versions_between(&from, &range.to))?;
-        let Some((row, _)) = first else { break None };
+        let versions = keys::versions_between(&from, &range.to);
+        let Some(row) = first_row(&changes.rows(), &versions, budget)? else { break None };
         let (mut key, _) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        if *budget == 0 || !remove_versions(changes, &key, range.at, budget)? {
+        if !budget.allows_more() || !remove_versions(changes, &key, range.at, budget)? {
             break Some(key);
         }
         // Looking at it counts, also where there is nothing to remove.
-        *budget = budget.saturating_sub(1);
+        budget.take(0);
         key.push(0);
         from = key.into();
     };
@@ -200,8 +255,8 @@ fn purge_range(
 /// What a piece of a sweep came to.
 pub(super) struct SweptPiece {
     /// Where the next piece begins, if this was not the last.
-    pub next: Option<Bytes>,
-    /// The first version after `as_of` as of which there is something to remove in this piece.
+    pub next: Option<SweepFrom>,
+    /// A time after `as_of` before which there is nothing to remove in this piece, as things are.
     pub due: Option<Timestamp>,
 }
 
@@ -213,112 +268,130 @@ pub(super) fn sweep(
     changes: &mut Changes<'_>,
     history: History,
     as_of: Timestamp,
-    from: &[u8],
-    rows_max: u32,
+    from: &SweepFrom,
+    mut budget: Budget,
 ) -> Result<SweptPiece, ApplyError> {
     let mut piece = SweptPiece { next: None, due: None };
     let kept = match history {
         History::All => return Ok(piece),
         History::For { .. } => 1,
-        History::Versions { count } => count.max(1) as usize,
+        History::Versions { count } => count.max(1),
     };
-    let mut budget = (rows_max as usize).max(1);
-    let mut from = Bytes::copy_from_slice(from);
+    let mut from = from.clone();
     loop {
-        let Some((row, _)) = changes.rows().first(&keys::versions_from(&from))? else {
+        let versions = keys::versions_from(&from.key);
+        let Some(row) = first_row(&changes.rows(), &versions, &mut budget)? else {
             return Ok(piece);
         };
         let (mut key, newest) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        if budget == 0 || !sweep_key(changes, &key, kept, as_of, &mut budget)? {
-            piece.next = Some(key.into());
+        let mut within = from.within.take().filter(|_| from.key[..] == key);
+        let as_of = within.map_or(as_of, |within| within.as_of);
+        if !budget.allows_more()
+            || !sweep_key(changes, &key, kept, as_of, &mut within, &mut budget)?
+        {
+            piece.next = Some(SweepFrom { key: key.into(), within });
             return Ok(piece);
         }
         if newest > as_of {
-            let due = next_due(&changes.rows(), &key, kept, as_of, &mut budget)?;
+            let found = within.map_or(0, |within| within.kept);
+            let due = next_due(&changes.rows(), &key, kept - found.min(kept), as_of, &mut budget)?;
             piece.due = piece.due.into_iter().chain(due).min();
         }
         key.push(0);
-        from = key.into();
+        from = SweepFrom { key: key.into(), within: None };
     }
 }
 
-/// The first version of a key after `as_of` that makes an older one too many.
+/// A version of a key after `as_of` before which no other is too many, when so many more are to be kept. Of
+/// those after `as_of` it is the first or the second one: to look further costs more than a sweep that
+/// finds nothing.
 fn next_due(
     rows: &dyn Rows,
     key: &[u8],
-    kept: usize,
+    missing: u32,
     as_of: Timestamp,
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<Option<Timestamp>, ApplyError> {
-    // No more than are kept are left up to `as_of`, and marks, which are not versions to keep or remove.
-    let (mut seen, mut due) = (0, None);
-    let mut visited = 0;
-    rows.scan(&keys::versions(key), Direction::Reverse, &mut |row, stored| {
-        visited += 1;
-        if !matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed)) {
-            seen += 1;
+    let range = keys::RowRange {
+        start: keys::versions(key).start,
+        end: keys::versions_up_to(key, as_of).start,
+    };
+    let mut passed_over = missing.min(1);
+    let mut due = None;
+    rows.scan(&range, Direction::Reverse, &mut |row, stored| {
+        budget.look(stored.len());
+        if passed_over > 0 {
+            passed_over -= 1;
+            return ControlFlow::Continue(());
         }
-        let Ok(timestamp) = keys::version_timestamp(row) else { return ControlFlow::Break(()) };
-        if timestamp > as_of && seen > 0 && visited > kept {
-            due = Some(timestamp);
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
+        due = keys::version_timestamp(row).ok();
+        ControlFlow::Break(())
     })?;
-    *budget = budget.saturating_sub(visited);
     Ok(due)
 }
 
-/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`. `false`: there are
-/// more.
+/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`. `within` is how far it has
+/// come with that. `false`: there are more.
 fn sweep_key(
     changes: &mut Changes<'_>,
     key: &[u8],
-    kept: usize,
+    kept: u32,
     as_of: Timestamp,
-    budget: &mut usize,
+    within: &mut Option<SweepWithin>,
+    budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
-    let mut range = keys::versions_up_to(key, as_of);
-    let mut seen = 0;
-    let mut excess = None;
-    changes.rows().visit(&range, &mut |row, _| {
-        seen += 1;
-        if seen <= kept {
-            return ControlFlow::Continue(());
+    let older = |within: &Option<SweepWithin>| match within {
+        None => keys::versions_up_to(key, as_of),
+        Some(within) => {
+            keys::versions_up_to(key, Timestamp(within.oldest_kept.0.saturating_sub(1)))
         }
-        excess = Some(Bytes::copy_from_slice(row));
-        ControlFlow::Break(())
-    })?;
-    let Some(excess) = excess else {
-        *budget = budget.saturating_sub(seen.max(1));
-        return Ok(true);
     };
-    range.start = excess;
-    let mut gone: Vec<StoredRow> = Vec::new();
+    let found = |within: &Option<SweepWithin>| within.map_or(0, |within| within.kept);
     let mut complete = true;
-    // What is kept is looked at in each piece anew, and leaves the budget for what goes as it is.
-    let mut left = *budget;
-    changes.rows().scan(&range, Direction::Reverse, &mut |row, stored| {
+    if found(within) < kept {
+        let range = older(within);
+        changes.rows().visit(&range, &mut |row, stored| {
+            complete = budget.allows_more();
+            let Ok(oldest_kept) = keys::version_timestamp(row) else {
+                return ControlFlow::Break(());
+            };
+            if !complete {
+                return ControlFlow::Break(());
+            }
+            budget.take(stored.len());
+            *within = Some(SweepWithin { as_of, kept: found(within) + 1, oldest_kept });
+            match found(within) < kept {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        })?;
+        if !complete || found(within) < kept {
+            // There are not more, and so none too many; but looking counts, also where there are none.
+            budget.take(0);
+            return Ok(complete);
+        }
+    }
+    let mut gone: Vec<HashedRow> = Vec::new();
+    changes.rows().scan(&older(within), Direction::Reverse, &mut |row, stored| {
         // A mark leaves with the removal that it belongs to.
         if matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed)) {
             return ControlFlow::Continue(());
         }
-        complete = left > 0;
+        complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
         }
-        left -= 1;
-        gone.push((Bytes::copy_from_slice(row), Bytes::copy_from_slice(stored)));
+        budget.take(stored.len());
+        gone.push(hashed(row, stored));
         ControlFlow::Continue(())
     })?;
-    *budget = left.saturating_sub(seen);
     if !gone.is_empty() {
         let swept = Horizon::read(&changes.rows())?.swept;
         advance(changes, META_SWEPT, swept, as_of);
     }
-    for (row, stored) in gone {
-        changes.delete(row, &stored);
+    for (row, hash) in gone {
+        changes.delete_hashed(row, hash);
     }
     Ok(complete)
 }

@@ -132,6 +132,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
             removal_grace_us,
             sweep_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
             rows_max: rng.pick(&[1, 2, 3, 5, 1024]),
+            bytes_max: rng.pick(&[0, 10, 100, limits::UPKEEP_BYTES_MAX]),
         },
         ..Setup::calm(seed)
     };

@@ -40,6 +40,8 @@ pub struct Disk {
     lost: Vec<BTreeMap<LogIndex, LogEntry>>,
     /// Up to here the state held everything, when a data directory was lost.
     lost_base: LogIndex,
+    /// What was here was lost, and the server knows.
+    data_lost: bool,
     /// Entries that were compacted away, or replaced by a snapshot.
     covered: BTreeMap<LogIndex, LogEntry>,
 }
@@ -136,6 +138,12 @@ impl Disk {
         lost.push(std::mem::take(&mut self.log));
         let lost_base = self.lost_base.max(self.base.0);
         *self = Disk { lost, lost_base, ..Disk::default() };
+    }
+
+    /// What is in the data directory is lost and set aside: the directory itself tells that there was something.
+    pub fn lose(&mut self) {
+        self.wipe();
+        self.data_lost = true;
     }
 
     fn store(&mut self, write: Write, entries_max: usize) -> Result<(), String> {
@@ -255,6 +263,7 @@ impl Disk {
             applied,
             upkeep,
             store_lost: false,
+            data_lost: self.data_lost && !hard_state.admitted,
         }
     }
 }

@@ -663,6 +663,14 @@ impl World {
         Ok(())
     }
 
+    /// Log and store of a server that is down are lost, or are found damaged at its start: it knows that it
+    /// had some.
+    pub fn lose_data(&mut self, server: usize) -> Verdict {
+        self.wipe(server)?;
+        self.servers[server].disk.lose();
+        Ok(())
+    }
+
     /// Something in a server's state is found to be damaged while it runs: it hands over and starts
     /// again without it.
     pub fn rot(&mut self, server: usize) -> Verdict {
@@ -746,7 +754,7 @@ impl World {
 /// What two pieces came to, applied one after the other.
 fn later(before: Option<UpkeepState>, mut after: UpkeepState) -> UpkeepState {
     let Some(before) = before else { return after };
-    if !after.swept.iter().any(|swept| swept.from.is_empty()) {
+    if !after.swept.iter().any(|swept| swept.from.is_start()) {
         after.put_us = before.put_us.or(after.put_us);
     }
     after.swept.splice(..0, before.swept);

@@ -286,7 +286,10 @@ impl World {
     /// everything that was ever acknowledged by a majority.
     fn wipe_if_allowed(&mut self, server: usize) -> Verdict {
         if self.others_are_whole(server) {
-            self.wipe(server)?;
+            match self.rng.chance(500) {
+                true => self.wipe(server)?,
+                false => self.lose_data(server)?,
+            }
             let down_us = self.rng.range(20 * MILLISECOND..=SECOND);
             self.after(down_us, Event::Start { server });
         }

@@ -7,7 +7,7 @@ use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::eligibility::Ineligible;
 use acervo::node::upkeep::UpkeepConfig;
-use acervo::node::{ConsoleEvent, Input, Notice};
+use acervo::node::{ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::{PageLimits, Sight};
 use acervo::types::Timestamp;
@@ -895,6 +895,56 @@ fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_le
             !world.servers[victim].store_lost && world.servers[victim].process.is_some()
         });
         assert!(rebuilt);
+        close(world);
+    }
+}
+
+/// Both had everything once and know it, so nobody takes the group for a new one; the third one may still
+/// have what was acknowledged.
+#[test]
+fn two_servers_that_lost_what_they_had_found_no_new_group() {
+    for seed in 80..84 {
+        let mut world = group(Setup::calm(seed));
+        let write = put(&mut world, 0, "v");
+        answered_within(&mut world, write, 5 * SECOND);
+        run_for(&mut world, SECOND);
+        for server in 0..3 {
+            world.crash(server).unwrap();
+        }
+        for server in [0, 1] {
+            world.lose_data(server).unwrap();
+            world.start(server).unwrap();
+        }
+        let led = run_until(&mut world, 10 * SECOND, |world| world.leader().is_some());
+        assert!(!led, "seed {seed}: a new group is born, and serves without what was acknowledged");
+        let said = |world: &World, at: usize| {
+            let process = world.servers[at].process.as_ref().unwrap();
+            process.notices.iter().any(|notice| {
+                matches!(notice, Notice::NoLeader { reason: NoLeader::Blank { full: 0, .. } })
+            })
+        };
+        assert!(said(&world, 0) && said(&world, 1), "seed {seed}: nobody says why");
+        world.start(2).unwrap();
+        let led = run_until(&mut world, 10 * SECOND, |world| world.leader().is_some());
+        assert!(!led, "seed {seed}: one of three decides");
+        assert!(world.servers[2].disk.last_index() >= 2, "seed {seed}: the last copy is there");
+    }
+}
+
+/// One is brought up to date by the others, also the one that was to lead first.
+#[test]
+fn a_server_that_lost_what_it_had_is_admitted_when_it_has_caught_up() {
+    for lost in 0..3 {
+        let mut world = group(Setup::calm(90 + lost as u64));
+        let write = put(&mut world, 0, "v");
+        answered_within(&mut world, write, 5 * SECOND);
+        run_for(&mut world, SECOND);
+        world.lose_data(lost).unwrap();
+        world.start(lost).unwrap();
+        let admitted = run_until(&mut world, 10 * SECOND, |world| {
+            world.servers[lost].disk.hard_state().admitted
+        });
+        assert!(admitted);
         close(world);
     }
 }

@@ -33,6 +33,7 @@ struct State {
     renaming: Vec<NameChange>,
     operations: u64,
     syncs: u64,
+    reads: u64,
     faults: Faults,
     stopped: bool,
 }
@@ -47,6 +48,8 @@ pub struct Faults {
     pub power_loss_at_sync: Option<u64>,
     /// This sync fails, and the operating system forgets what it should have written.
     pub fail_sync: Option<u64>,
+    /// This read, counted from 1, fails, and no other.
+    pub fail_read: Option<u64>,
     /// No file grows past this many bytes.
     pub file_bytes_max: Option<usize>,
     /// All files together take no more than this, counted in blocks that were written to.
@@ -74,6 +77,7 @@ enum NameChange {
     Create(String, usize),
     Remove(String),
     Rename(String, String),
+    RenameDirectory(String, String),
 }
 
 impl SimDisk {
@@ -85,7 +89,12 @@ impl SimDisk {
     pub fn set_faults(&self, faults: Faults) {
         let mut state = self.state();
         state.faults = faults;
-        (state.syncs, state.operations) = (0, 0);
+        (state.syncs, state.operations, state.reads) = (0, 0, 0);
+    }
+
+    /// How many reads there were since the faults were set.
+    pub fn reads(&self) -> u64 {
+        self.state().reads
     }
 
     /// How many syncs there were since the faults were set.
@@ -175,19 +184,48 @@ impl NameChange {
                     names.insert(to.clone(), file);
                 }
             }
+            NameChange::RenameDirectory(from, to) => {
+                let moved: Vec<String> =
+                    names.keys().filter(|name| is_below(name, from)).cloned().collect();
+                for name in moved {
+                    if let Some(file) = names.remove(&name) {
+                        names.insert(format!("{to}{}", &name[from.len()..]), file);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The directory that its file is in has another name now.
+    fn moved(self, from: &str, to: &str) -> NameChange {
+        let moved = |name: String| match is_below(&name, from) {
+            true => format!("{to}{}", &name[from.len()..]),
+            false => name,
+        };
+        match self {
+            NameChange::Create(name, file) => NameChange::Create(moved(name), file),
+            NameChange::Remove(name) => NameChange::Remove(moved(name)),
+            NameChange::Rename(from, to) => NameChange::Rename(moved(from), moved(to)),
+            other @ NameChange::RenameDirectory(..) => other,
         }
     }
 
     /// Whether it is about the directory whose names begin so.
     fn is_in(&self, prefix: &str) -> bool {
-        let (NameChange::Create(name, _) | NameChange::Remove(name) | NameChange::Rename(name, _)) =
-            self;
+        let (NameChange::Create(name, _)
+        | NameChange::Remove(name)
+        | NameChange::Rename(name, _)
+        | NameChange::RenameDirectory(name, _)) = self;
         is_in(name, prefix)
     }
 }
 
 fn is_in(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| !rest.contains('/'))
+}
+
+fn is_below(name: &str, directory: &str) -> bool {
+    name.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
 }
 
 impl Change {
@@ -296,8 +334,17 @@ impl Directory for SimDisk {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
+        let (from, to) = (self.full(from), self.full(to));
+        let change = if state.names.contains_key(&from) {
+            NameChange::Rename(from, to)
+        } else if state.names.keys().any(|name| is_below(name, &from)) {
+            assert!(!state.names.keys().any(|name| is_below(name, &to)), "{to} is not empty");
+            NameChange::RenameDirectory(from, to)
+        } else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         state.count_operation()?;
-        state.change_names(NameChange::Rename(self.full(from), self.full(to)));
+        state.change_names(change);
         Ok(())
     }
 
@@ -307,13 +354,18 @@ impl Directory for SimDisk {
             return Err(io::Error::other("the disk failed"));
         }
         let State { durable_names, renaming, .. } = &mut *state;
-        renaming.retain(|change| {
-            let synced = change.is_in(&self.prefix);
-            if synced {
-                change.apply(durable_names);
+        let mut unsynced: Vec<NameChange> = Vec::new();
+        for change in std::mem::take(renaming) {
+            if !change.is_in(&self.prefix) {
+                unsynced.push(change);
+                continue;
             }
-            !synced
-        });
+            change.apply(durable_names);
+            if let NameChange::RenameDirectory(from, to) = change {
+                unsynced = unsynced.into_iter().map(|earlier| earlier.moved(&from, &to)).collect();
+            }
+        }
+        *renaming = unsynced;
         Ok(())
     }
 
@@ -398,6 +450,13 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        {
+            let mut state = self.disk.state();
+            state.reads += 1;
+            if state.faults.fail_read == Some(state.reads) {
+                return Err(io::Error::other("the disk failed to read"));
+            }
+        }
         self.with(|file, _| {
             let rest = file.visible.get(offset as usize..).unwrap_or_default();
             let len = rest.len().min(buffer.len());

@@ -140,7 +140,7 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     assert!(value(&machine, "000000").is_some(), "nothing of it was done");
 
     while machine.upkeep().oldest_removal_us.is_some() {
-        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 1024 };
+        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 1024, bytes_max: u64::MAX };
         let timestamp = Timestamp(script.next_timestamp());
         script.push(Command { timestamp, clock_us: 0, action: Action::Upkeep(purge) }.encode());
         machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();

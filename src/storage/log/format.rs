@@ -4,12 +4,19 @@
 //! segment  := segment header, padded with zeroes to 4096 bytes; frames; zeroes
 //! header   := magic 8 | version u32 | segment u64 | starts afresh u8 | first index u64
 //!             | previous term u64 | first batch u64 | marker u64
-//!             | term u64 | vote u64 | commit u64 | admitted u8 | crc u32
+//!             | term u64 | vote u64 | commit u64 | admitted u8; zeroes to byte 508 | crc u32
 //! frame    := marker u64 | segment u64 | batch u64 | payload bytes u32 | records u32
-//!             | payload crc u32 | header crc u32; payload; zeroes to a multiple of 8
+//!             | zero sectors u32 | payload crc u32 | header crc u32; payload; zeroes to a multiple of 8
 //! payload  := records
 //! record   := body bytes u32 | crc u32 | kind u8 | term u64 | index u64; body
 //! ```
+//!
+//! Magic, version and checksum of a segment's header have the same place in all formats, so that damage is told
+//! from a newer format.
+//!
+//! A disk writes sectors of 512 bytes, each whole or not at all, over zeroes. So of a frame whose write was cut
+//! short some sector is zero that should not be, which *zero sectors* tells: how many parts of sectors
+//! behind the frame's header are zero as written.
 //!
 //! A frame is the unit of atomicity: it counts whole or not at all. An entry's body is its data; a
 //! hard state's is `vote u64 | commit u64 | admitted u8`, its term stands in the record's header.
@@ -27,11 +34,14 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// The space the segment header takes: one page, so that the first frame begins a fresh one.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 4096;
-pub(super) const FRAME_HEADER_BYTES: usize = 40;
+pub(super) const FRAME_HEADER_BYTES: usize = 44;
 pub(super) const RECORD_HEADER_BYTES: usize = 25;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"ACERVLOG";
-const SEGMENT_FIELDS_BYTES: usize = 8 + 4 + 5 * 8 + 1 + 3 * 8 + 1;
+/// What a disk writes whole or not at all, at least.
+const SECTOR_BYTES: usize = 512;
+/// Of the segment header, what is summed: its first sector without the checksum. Nothing else of it is used.
+const SEGMENT_SUMMED_BYTES: usize = SECTOR_BYTES - 4;
 const FRAME_ALIGN_BYTES: u64 = 8;
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
@@ -82,24 +92,30 @@ impl SegmentHeader {
         out.put_u64_le(self.hard_state.vote);
         out.put_u64_le(self.hard_state.commit);
         out.put_u8(u8::from(self.hard_state.admitted));
+        out.resize(SEGMENT_SUMMED_BYTES, 0);
         let crc = crc32fast::hash(&out);
         out.put_u32_le(crc);
         out.resize(SEGMENT_HEADER_BYTES, 0);
         out
     }
 
+    /// Whether these are what is left of a header whose write was cut short: nothing of what matters.
+    pub fn is_unwritten(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> bool {
+        is_zero(&bytes[..SECTOR_BYTES])
+    }
+
     pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, SegmentHeaderError> {
-        // Every read below is within the first SEGMENT_FIELDS_BYTES + 4 bytes.
-        let (fields, mut crc) = bytes.split_at(SEGMENT_FIELDS_BYTES);
+        // Every read below is within the first sector.
+        let (fields, mut crc) = bytes.split_at(SEGMENT_SUMMED_BYTES);
+        if crc32fast::hash(fields) != crc.get_u32_le() {
+            return Err(SegmentHeaderError::Damaged);
+        }
         let Some(mut fields_left) = fields.strip_prefix(&SEGMENT_MAGIC) else {
             return Err(SegmentHeaderError::Damaged);
         };
         let version = fields_left.get_u32_le();
         if version > FORMAT_VERSION {
             return Err(SegmentHeaderError::Newer(version));
-        }
-        if crc32fast::hash(fields) != crc.get_u32_le() {
-            return Err(SegmentHeaderError::Damaged);
         }
         Ok(SegmentHeader {
             segment: fields_left.get_u64_le(),
@@ -137,6 +153,7 @@ pub(super) struct FrameHeader {
     pub batch: u64,
     pub payload_bytes: u32,
     pub records: u32,
+    pub zero_sectors: u32,
     pub payload_crc: u32,
 }
 
@@ -149,6 +166,7 @@ impl FrameHeader {
         fields.put_u64_le(self.batch);
         fields.put_u32_le(self.payload_bytes);
         fields.put_u32_le(self.records);
+        fields.put_u32_le(self.zero_sectors);
         fields.put_u32_le(self.payload_crc);
         let crc = crc32fast::hash(&out[..FRAME_HEADER_BYTES - 4]);
         out[FRAME_HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
@@ -165,6 +183,7 @@ impl FrameHeader {
             batch: left.get_u64_le(),
             payload_bytes: left.get_u32_le(),
             records: left.get_u32_le(),
+            zero_sectors: left.get_u32_le(),
             payload_crc: left.get_u32_le(),
         };
         let good = header.marker == of.marker
@@ -172,6 +191,25 @@ impl FrameHeader {
             && crc32fast::hash(fields) == crc.get_u32_le();
         good.then_some(header)
     }
+
+    /// Whether bytes that are not the head of a frame are what is left of one at `offset` whose write was cut short:
+    /// a sector's part of them was not written. As written none is zero, since one begins with the marker
+    /// and another one ends with the checksum.
+    pub fn is_torn(bytes: &[u8; FRAME_HEADER_BYTES], offset: u64) -> bool {
+        zero_sectors(bytes, offset) > 0
+    }
+}
+
+/// How many of the parts into which sectors divide bytes that lie at `offset` are zero.
+pub(super) fn zero_sectors(bytes: &[u8], offset: u64) -> u32 {
+    let first = SECTOR_BYTES - (offset % SECTOR_BYTES as u64) as usize;
+    let (first, rest) = bytes.split_at(first.min(bytes.len()));
+    let parts = std::iter::once(first).chain(rest.chunks(SECTOR_BYTES));
+    parts.filter(|part| !part.is_empty() && is_zero(part)).count() as u32
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// Where the frame after one ends: frames begin at multiples of eight bytes.
@@ -229,21 +267,23 @@ impl FrameBuilder {
         self.records += 1;
     }
 
-    /// Completes the frame and returns its bytes and the length of its payload.
-    pub fn finish(&mut self, segment: &SegmentHeader, batch: u64) -> (&[u8], u64) {
+    /// Completes the frame for its place at `offset` and returns its bytes and the length of its payload.
+    pub fn finish(&mut self, segment: &SegmentHeader, batch: u64, offset: u64) -> (&[u8], u64) {
         let payload_bytes = self.payload_bytes();
+        let padded = self.bytes.len().next_multiple_of(FRAME_STEP_BYTES);
         let payload_crc = crc32fast::hash(&self.bytes[FRAME_HEADER_BYTES..]);
+        self.bytes.resize(padded, 0);
+        let behind_header = offset + FRAME_HEADER_BYTES as u64;
         let header = FrameHeader {
             marker: segment.marker,
             segment: segment.segment,
             batch,
             payload_bytes: payload_bytes as u32,
             records: self.records,
+            zero_sectors: zero_sectors(&self.bytes[FRAME_HEADER_BYTES..], behind_header),
             payload_crc,
         };
         self.bytes[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
-        let padded = self.bytes.len().next_multiple_of(FRAME_STEP_BYTES);
-        self.bytes.resize(padded, 0);
         (&self.bytes, payload_bytes as u64)
     }
 }
@@ -363,10 +403,11 @@ mod tests {
     fn a_segment_header_survives_encoding_and_any_flipped_bit_is_noticed() {
         let encoded = segment().encode();
         assert_eq!(SegmentHeader::decode(&array(&encoded)), Ok(segment()));
-        for bit in 0..(SEGMENT_FIELDS_BYTES + 4) * 8 {
+        for bit in 0..SECTOR_BYTES * 8 {
             let mut damaged = encoded.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(SegmentHeader::decode(&array(&damaged)).is_err(), "bit {bit}");
+            let decoded = SegmentHeader::decode(&array(&damaged));
+            assert_eq!(decoded, Err(SegmentHeaderError::Damaged), "bit {bit}");
         }
     }
 
@@ -384,6 +425,8 @@ mod tests {
     fn a_newer_format_is_told_from_damage() {
         let mut newer = segment().encode();
         newer[8] = 2;
+        let crc = crc32fast::hash(&newer[..SEGMENT_SUMMED_BYTES]);
+        newer[SEGMENT_SUMMED_BYTES..SECTOR_BYTES].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(SegmentHeader::decode(&array(&newer)), Err(SegmentHeaderError::Newer(2)));
     }
 
@@ -395,7 +438,7 @@ mod tests {
         frame.clear();
         frame.put_hard_state(&hard_state);
         frame.put_entry(&entry);
-        let (bytes, payload_bytes) = frame.finish(&segment(), 41);
+        let (bytes, payload_bytes) = frame.finish(&segment(), 41, 4096);
         let bytes = bytes.to_vec();
 
         let check = |bytes: &[u8]| -> Option<Vec<LogEntry>> {
@@ -427,5 +470,16 @@ mod tests {
     fn zeroes_are_not_a_frame() {
         let header = SegmentHeader { marker: 0, segment: 0, ..segment() };
         assert_eq!(FrameHeader::decode(&[0; FRAME_HEADER_BYTES], &header), None);
+    }
+
+    #[test]
+    fn parts_of_sectors_are_counted_by_where_they_lie() {
+        assert_eq!(zero_sectors(&[], 0), 0);
+        assert_eq!(zero_sectors(&[0; 1024], 0), 2);
+        assert_eq!(zero_sectors(&[0; 1024], 512 - 8), 3);
+        let mut bytes = [0; 1024];
+        bytes[8] = 1;
+        assert_eq!((zero_sectors(&bytes, 512 - 8), zero_sectors(&bytes, 512 - 9)), (2, 2));
+        assert_eq!((zero_sectors(&bytes, 0), zero_sectors(&bytes[..8], 0)), (1, 1));
     }
 }

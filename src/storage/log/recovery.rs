@@ -1,10 +1,11 @@
 //! Reading the whole log at start: what it holds, and where it ends.
 //!
-//! Every frame is synced before the next is written, so a crash can damage the last one only.
-//! Hence the rule: a bad frame with nothing valid behind it is a *torn tail*, was never
-//! acknowledged, and is cut off; a bad frame with a valid later one behind it, or in any segment but
-//! the last, is *corruption*, and the log refuses to open. (A bit that flips in the very last frame
-//! looks like a torn tail; the other servers have that frame.)
+//! Every frame is synced before the next is written, so a crash can damage the last one only, and it does so
+//! by leaving out sectors, which then are zero, or by ending the file. Hence the rule: a bad frame that was cut
+//! short in this way, with nothing valid behind it, is a *torn tail*, was never acknowledged, and is cut
+//! off. Any other bad frame is *corruption*, and the log refuses to open: the frame may have been acknowledged,
+//! and hold a vote or a write that only a bare majority has. (A sector that is lost from the last frame long after
+//! it was written looks like a torn tail.)
 //!
 //! The log begins at the newest segment that *starts afresh*, or else at the oldest there is. What
 //! is left of a log before a fresh start is removed unread.
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use super::format::{
     FRAME_HEADER_BYTES, FRAME_STEP_BYTES, FrameHeader, Record, SEGMENT_HEADER_BYTES, SegmentHeader,
-    SegmentHeaderError, next_frame, records,
+    SegmentHeaderError, next_frame, records, zero_sectors,
 };
 use super::index::PositionIndex;
 use super::segment::{self, SegmentWriter, Span, file_name, parse_file_name};
@@ -40,6 +41,14 @@ struct Replay {
     terms: TermRuns,
     index: PositionIndex,
     next_batch: u64,
+}
+
+/// What is found where a frame may be.
+enum Frame {
+    /// It was taken in.
+    Whole { payload_end: u64 },
+    /// Zeroes, or a bad one: `cut_short` when its write may have ended half-way.
+    Bad { cut_short: bool },
 }
 
 /// A segment that was read to its end.
@@ -150,10 +159,9 @@ fn read_header(
     segment: u64,
     is_last: bool,
 ) -> Result<Option<SegmentHeader>, LogError> {
-    let header = match window.array::<SEGMENT_HEADER_BYTES>(0)? {
-        Some(bytes) => SegmentHeader::decode(&bytes),
-        None => Err(SegmentHeaderError::Damaged),
-    };
+    let bytes = window.array::<SEGMENT_HEADER_BYTES>(0)?;
+    let header = bytes.as_ref().map_or(Err(SegmentHeaderError::Damaged), SegmentHeader::decode);
+    let is_unwritten = bytes.as_ref().is_none_or(SegmentHeader::is_unwritten);
     match header {
         Ok(header) if header.segment == segment && !header.is_plausible() => {
             Err(window.corrupt(0, "the segment header names entries that no log has"))
@@ -166,7 +174,7 @@ fn read_header(
             Err(LogError::NewerFormat { path: window.path.clone(), version })
         }
         Err(SegmentHeaderError::Damaged)
-            if is_last && window.is_zero_from(SEGMENT_HEADER_BYTES as u64)? =>
+            if is_last && is_unwritten && window.is_zero_from(SEGMENT_HEADER_BYTES as u64)? =>
         {
             Ok(None)
         }
@@ -263,47 +271,57 @@ impl Replay {
             torn: false,
             len_bytes,
         };
-        while let Some(payload_end) = self.take_frame(window, &header, scanned.end, len_bytes)? {
-            scanned.last_frame = scanned.end;
-            scanned.end = next_frame(payload_end);
-        }
+        let cut_short = loop {
+            match self.take_frame(window, &header, scanned.end, len_bytes)? {
+                Frame::Whole { payload_end } => {
+                    scanned.last_frame = scanned.end;
+                    scanned.end = next_frame(payload_end);
+                }
+                Frame::Bad { cut_short } => break cut_short,
+            }
+        };
         scanned.torn = !window.is_zero_from(scanned.end)?;
-        if scanned.torn && (!is_last || self.later_frame(window, &header, scanned.end)?) {
+        let harmless = is_last && cut_short;
+        if scanned.torn && (!harmless || self.later_frame(window, &header, scanned.end)?) {
             return Err(window.corrupt(scanned.end, "a batch does not match its checksum"));
         }
         Ok(scanned)
     }
 
-    /// Takes in the frame at `offset` and returns where its payload ends; `None` when there is no
-    /// whole frame.
+    /// Takes in the frame at `offset`, if a whole one is there.
     fn take_frame(
         &mut self,
         window: &mut Window,
         segment: &SegmentHeader,
         offset: u64,
         len_bytes: u64,
-    ) -> Result<Option<u64>, LogError> {
-        let header = window.array(offset)?.and_then(|bytes| FrameHeader::decode(&bytes, segment));
-        let Some(header) = header else { return Ok(None) };
+    ) -> Result<Frame, LogError> {
+        let Some(bytes) = window.array(offset)? else { return Ok(Frame::Bad { cut_short: true }) };
+        let Some(header) = FrameHeader::decode(&bytes, segment) else {
+            return Ok(Frame::Bad { cut_short: FrameHeader::is_torn(&bytes, offset) });
+        };
         if header.batch != self.next_batch {
             return Err(window.corrupt(offset, "a batch is not the one that should follow"));
         }
         let payload_start = offset + FRAME_HEADER_BYTES as u64;
         let payload_end = payload_start + u64::from(header.payload_bytes);
-        if next_frame(payload_end) > len_bytes {
-            return Ok(None);
+        let end = next_frame(payload_end);
+        if end > len_bytes {
+            return Ok(Frame::Bad { cut_short: true });
         }
         // At most the rest of the file, as just checked.
-        let payload = window.bytes(payload_start, header.payload_bytes as usize)?;
+        let padded = window.bytes(payload_start, (end - payload_start) as usize)?;
+        let payload = padded.get(..header.payload_bytes as usize).unwrap_or(padded);
         if crc32fast::hash(payload) != header.payload_crc {
-            return Ok(None);
+            let cut_short = zero_sectors(padded, payload_start) > header.zero_sectors;
+            return Ok(Frame::Bad { cut_short });
         }
         let Some(entries) = self.take_records(payload, header.records) else {
             return Err(window.corrupt(offset, "a batch holds records that do not belong together"));
         };
         self.index.add_frame(segment.segment, offset, payload_end, &entries);
         self.next_batch += 1;
-        Ok(Some(payload_end))
+        Ok(Frame::Whole { payload_end })
     }
 
     /// Takes in a frame's records and returns the entries' indexes and positions within the frame;

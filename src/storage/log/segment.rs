@@ -118,8 +118,8 @@ impl SegmentWriter {
         frame: &mut FrameBuilder,
         batch: u64,
     ) -> Result<Placed, LogError> {
-        let (bytes, payload_bytes) = frame.finish(&self.header, batch);
         let offset = self.position;
+        let (bytes, payload_bytes) = frame.finish(&self.header, batch, offset);
         let end = offset + bytes.len() as u64;
         self.fill(options, end)?;
         self.write_at(bytes, offset)?;

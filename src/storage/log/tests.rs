@@ -158,6 +158,8 @@ fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
         let path = dir.join(segment::file_name(2));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[8] = 9;
+        let crc = crc32fast::hash(&bytes[..508]);
+        bytes[508..512].copy_from_slice(&crc.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
     });
     assert!(matches!(error, LogError::NewerFormat { version: 9, .. }), "{error}");
@@ -178,14 +180,16 @@ fn open_with_planted_frames(salt: u64) -> Result<RecoveredLog, LogError> {
     let dir = TempDir::new().unwrap();
     let (mut log, _) = open(&dir, options(salt));
     log.append(&[batch(vec![entry(1, 1)])]).unwrap();
-    // Frames begin at multiples of eight; the value begins one short of one.
-    let data = Bytes::from([&[0; 7], &forged[format::SEGMENT_HEADER_BYTES..]].concat());
+    // Frames begin at multiples of eight, and the value somewhere in between.
+    let before = format::FRAME_HEADER_BYTES + format::RECORD_HEADER_BYTES;
+    let short = vec![0; before.next_multiple_of(format::FRAME_STEP_BYTES) - before];
+    let data = Bytes::from([&short, &forged[format::SEGMENT_HEADER_BYTES..]].concat());
     log.append(&[batch(vec![LogEntry { term: 1, index: 2, data }])]).unwrap();
     drop(log);
     let path = dir.path().join(segment::file_name(1));
     let mut bytes = std::fs::read(&path).unwrap();
     let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    bytes[last] ^= 1;
+    bytes[last / 512 * 512..=last].fill(0);
     std::fs::write(&path, bytes).unwrap();
     DiskLog::open(dir.path(), options(salt)).map(|(_, recovered)| recovered)
 }

@@ -8,6 +8,7 @@ use crate::storage::disk::{DiskEngine, Purpose};
 use crate::storage::engine::{Engine, EngineError};
 use crate::storage::files::Directory;
 use crate::storage::memory::MemoryEngine;
+use crate::storage::set_aside;
 
 /// A place for one store *under construction*, which becomes the *staged* one once it is complete,
 /// and then the store in use.
@@ -49,17 +50,15 @@ pub struct DiskStaging {
     partial: &'static str,
     staged: &'static str,
     store: &'static str,
-    store_set_aside: &'static str,
 }
 
 impl DiskStaging {
-    /// `directory` holds the files: the one under construction, the staged one, the one in use, and one
-    /// that was set aside as damaged.
+    /// `directory` holds the files: the one under construction, the staged one, the one in use.
     pub(in crate::storage) fn new(
         directory: Arc<dyn Directory>,
-        [partial, staged, store, store_set_aside]: [&'static str; 4],
+        [partial, staged, store]: [&'static str; 3],
     ) -> DiskStaging {
-        DiskStaging { directory, partial, staged, store, store_set_aside }
+        DiskStaging { directory, partial, staged, store }
     }
 
     /// Opens the store in use; a blank one is created when there is none.
@@ -124,8 +123,7 @@ impl StagingArea for DiskStaging {
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.rename(self.staged, self.store)?;
         let engine = self.open_store()?;
-        // What the store took the place of is not missed any more.
-        if let Err(error) = self.remove(self.store_set_aside) {
+        if let Err(error) = set_aside::store_rebuilt(&*self.directory) {
             log::warn!("a damaged store is left until the next start: {error}");
         }
         Ok(Arc::new(engine))
