@@ -428,6 +428,35 @@ pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
 /// While there is little room the engine makes a durable commit after so many bytes of entries, so that the log
 /// behind it can be deleted.
 pub const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
+/// A store that has little to do is looked at this often: one that takes a quarter more of the disk than it holds is
+/// copied into a smaller file …
+pub const SHRINK_INTERVAL_DEFAULT: Duration = Duration::from_secs(20);
+/// … unless more entries than these were applied meanwhile, when it is not idle.
+pub const SHRINK_ENTRIES_MAX: u64 = 128;
+/// The copy pauses after each step, and whatever has come meanwhile has its turn.
+pub const SHRINK_STEP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Bounds of the work of making a store smaller.
+#[derive(Clone, Copy, Debug)]
+pub struct ShrinkLimits {
+    /// What a store may take besides, since less is not worth a copy.
+    pub slack_bytes: u64,
+    /// The copy is made in steps of so many bytes of rows: a few milliseconds each.
+    pub step_bytes: usize,
+    /// It is made durable after so many bytes, so that little of it is in memory.
+    pub sync_bytes: usize,
+}
+
+impl Default for ShrinkLimits {
+    fn default() -> ShrinkLimits {
+        ShrinkLimits {
+            slack_bytes: 2 * 1024 * 1024,
+            step_bytes: 256 * 1024,
+            sync_bytes: 4 * 1024 * 1024,
+        }
+    }
+}
+
 /// How often a server looks how much room there is on its disk, and whether its data directory is still there.
 pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A server whose disk is full says so to the others again after so many ticks.

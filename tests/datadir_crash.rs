@@ -14,6 +14,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use acervo::command::{Command, StateLimits, WriteOp};
+use acervo::limits::ShrinkLimits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
 use acervo::storage::files::Directory;
@@ -130,9 +131,23 @@ fn live(
     log.append(&[entries(SNAPSHOT + 1, LAST)])?;
     promised.last_index = LAST;
     machine.install(staged)?;
-    machine.apply(&entries(SNAPSHOT + 1, LAST - 1).entries)?;
+    machine.apply(&entries(SNAPSHOT + 1, LAST - 2).entries)?;
+    machine.checkpoint()?;
+    promised.checkpoint = LAST - 2;
+
+    // The store is copied into a smaller file, and written to meanwhile. A copy that fails is given up, and the disk
+    // that has stopped is noticed by what is written next.
+    let limits = ShrinkLimits { slack_bytes: 0, step_bytes: 1000, sync_bytes: 3000 };
+    let steps = (0..3).take_while(|_| machine.shrink(&limits).is_ok_and(|more| more)).count();
+    machine.apply(&entries(LAST - 1, LAST - 1).entries)?;
     machine.checkpoint()?;
     promised.checkpoint = LAST - 1;
+    assert_eq!(steps, 3, "it is not copied");
+    let more = (0..1000).take_while(|_| machine.shrink(&limits).is_ok_and(|more| more)).count();
+    assert!((5..1000).contains(&more) || disk.space().is_err(), "{more} steps");
+    machine.apply(&entries(LAST, LAST).entries)?;
+    machine.checkpoint()?;
+    promised.checkpoint = LAST;
     Ok(())
 }
 
@@ -179,6 +194,7 @@ fn check_every_moment(plan: Plan) {
         let disk = SimDisk::new();
         disk.set_faults(Faults { stop_at_operation: Some(operation), ..Faults::default() });
         let mut promised = Promised::default();
+        assert!(operation < 10_000, "it never gets through");
         if live(&disk, plan, &expected, &mut promised).is_ok() {
             assert!(promised.reset && operation > 100, "only {operation} moments");
             return;

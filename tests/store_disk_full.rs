@@ -1,12 +1,15 @@
 //! A disk fills up, first by what is written and then to the last byte by something else. Writes are refused
 //! before it is full, a warning has come before that, and reads, removals and restarts go on throughout.
 //!
+//! An idle store gives back what it does not need of a disk, full or not.
+//!
 //! The small disk is a tmpfs in a mount namespace of its own. Where mounting is not permitted the test says so
 //! and ends: `datadir_crash` fills a simulated disk, and `node` refuses, everywhere.
 
 mod support;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 
 use acervo::client::{Client, ClientError};
@@ -152,6 +155,42 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");
     }
+}
+
+/// What a server's store takes of the disk.
+fn store_bytes(group: &Group, at: usize) -> u64 {
+    let file = group.data_dir(at).join("store.redb");
+    std::fs::metadata(file).unwrap().blocks() * 512
+}
+
+#[test]
+fn an_idle_store_gives_back_what_it_does_not_need_and_holds_what_it_held() {
+    let flags = ["--console", "off", "--shrink-interval", "100ms"];
+    let mut group = Group::start(1, &flags);
+    let client = group.client();
+    // In no order: pages are half empty.
+    let key = |i: u32| format!("{:08x}", i.wrapping_mul(0x9E37_79B1));
+    let value = |i: u32| i.to_string().repeat(20);
+    for first in (0..60_000).step_by(1000) {
+        let pairs = (first..first + 1000).map(|i| (key(i), value(i)));
+        client.put_all(pairs).unwrap();
+    }
+    let after = 60_000 * 185 * 13 / 10;
+    eventually("the store is copied", || (store_bytes(&group, 0) < after).then_some(()));
+    let check = |client: &Client| {
+        for i in (0..60_000).step_by(977) {
+            let found = client.get_linearizable(key(i)).unwrap().value;
+            assert!(found.as_deref() == Some(value(i).as_bytes()), "{}", key(i));
+        }
+    };
+    check(&client);
+    client.put("more", "data").unwrap();
+    group.kill(0);
+    group.start_server(0);
+    check(&client);
+    assert_eq!(client.get("more").unwrap().value.as_deref(), Some(&b"data"[..]));
+    let copy = group.data_dir(0).join("store.redb.copy");
+    eventually("no copy is left", || (!copy.exists()).then_some(()));
 }
 
 #[test]

@@ -168,6 +168,9 @@ pub struct TuningArgs {
     /// How long to rest between two checks of the whole store for damage, which run in the background
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     pub scrub_interval: Duration,
+    /// How often an idle store is looked at, and copied into a smaller file if it takes too much of the disk
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    pub shrink_interval: Duration,
     /// Threads that answer requests [default: one a processor]
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -447,6 +450,7 @@ impl ServerArgs {
             replication_delay: self.replication_delay,
             history: self.tuning.history,
             scrub_interval: self.tuning.scrub_interval,
+            shrink_interval: self.tuning.shrink_interval,
             value_bytes_max: self.tuning.max_value,
             console: self.tuning.console == Switch::On,
             sync: self.tuning.sync == Switch::On,
@@ -498,6 +502,7 @@ impl TuningArgs {
             format!("--max-value={}", self.max_value),
             format!("--history={}", print_history(self.history)),
             format!("--scrub-interval={}us", self.scrub_interval.as_micros()),
+            format!("--shrink-interval={}us", self.shrink_interval.as_micros()),
         ];
         flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
         flags.into_iter().map(OsString::from).collect()
@@ -535,6 +540,7 @@ mod tests {
         assert_eq!(config.in_sync_timeout, limits::IN_SYNC_TIMEOUT_DEFAULT);
         assert_eq!(config.value_bytes_max, limits::VALUE_BYTES_MAX_DEFAULT);
         assert_eq!(config.scrub_interval, limits::SCRUB_INTERVAL_DEFAULT);
+        assert_eq!(config.shrink_interval, limits::SHRINK_INTERVAL_DEFAULT);
         assert!(config.console && config.sync && !config.stop_on_stdin_end);
     }
 

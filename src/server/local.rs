@@ -135,6 +135,7 @@ fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) -> ServerConf
         replication_delay: Duration::ZERO,
         history: History::All,
         scrub_interval: limits::SCRUB_INTERVAL_DEFAULT,
+        shrink_interval: limits::SHRINK_INTERVAL_DEFAULT,
         value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
         console: false,
         sync: true,

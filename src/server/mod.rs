@@ -261,6 +261,7 @@ impl Server {
             storage.machine,
             staging,
             reserve.clone(),
+            config.shrink_interval,
             reports_in.clone(),
             wake.clone(),
         );

@@ -11,14 +11,14 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
 
 use super::get::StoreFault;
 use super::intake::Intake;
 use super::snapshots::{SnapshotReport, SnapshotWork};
-use crate::limits;
+use crate::limits::{self, ShrinkLimits};
 use crate::net::WakeHandle;
 use crate::node::Input;
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
@@ -236,17 +236,27 @@ pub(super) fn applier(
     machine: StateMachine,
     staging: DiskStaging,
     reserve: Arc<DiskReserve>,
+    shrink_interval: Duration,
     reports: Sender<Report>,
     wake: WakeHandle,
 ) -> io::Result<Writer<ApplierWork>> {
     Writer::start("acervo-apply", move |work: Receiver<ApplierWork>| {
         let intake = Intake::new(staging);
+        let now = Instant::now();
+        let shrinking =
+            Shrinking { interval: shrink_interval, active: false, looked: now, entries: 0 };
         let mut thread =
-            ApplierThread { machine, intake, reserve, reports, started: Instant::now() };
+            ApplierThread { machine, intake, reserve, reports, started: now, shrinking };
+        thread.reserve.set_reusable(thread.machine.reusable_bytes());
         loop {
             let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
-            let received =
-                if unsaved { work.recv_timeout(limits::CHECKPOINT_INTERVAL) } else { work.recv() };
+            let wait = match () {
+                () if thread.shrinking.active => limits::SHRINK_STEP_PAUSE,
+                () if unsaved => limits::CHECKPOINT_INTERVAL.min(shrink_interval),
+                () => shrink_interval,
+            };
+            let received = work.recv_timeout(wait);
+            let idle = matches!(received, Err(RecvError::Timeout));
             let done = match received {
                 Ok(ApplierWork::Apply { entries, answering }) => {
                     work.linger(limits::APPLY_GATHER);
@@ -270,6 +280,7 @@ pub(super) fn applier(
                 }
             };
             let done = done.and_then(|()| thread.checkpoint_if_due());
+            let done = done.and_then(|()| thread.shrink_if_due(idle));
             let failed = done.is_err();
             if let Err(error) = done {
                 // The receiver is gone only when the process ends anyway.
@@ -316,6 +327,16 @@ struct ApplierThread {
     reserve: Arc<DiskReserve>,
     reports: Sender<Report>,
     started: Instant,
+    shrinking: Shrinking,
+}
+
+/// Whether the store is being copied into a smaller file, and when to look whether it should be.
+struct Shrinking {
+    interval: Duration,
+    active: bool,
+    looked: Instant,
+    /// Applied since.
+    entries: u64,
 }
 
 impl ApplierThread {
@@ -331,6 +352,7 @@ impl ApplierThread {
             self.machine.apply(entries)
         };
         let Applied { writes: outcomes, upkeep } = applied?;
+        self.shrinking.entries += entries.len() as u64;
         let point = self.machine.applied();
         self.report(Report::Done(Input::Applied { outcomes, point, upkeep }));
         Ok(())
@@ -345,6 +367,28 @@ impl ApplierThread {
         if self.machine.needs_checkpoint(now_us, bytes_max) {
             self.machine.checkpoint()?;
             self.report(Report::Checkpointed(self.machine.durable_index()));
+            self.reserve.set_reusable(self.machine.reusable_bytes());
+        }
+        Ok(())
+    }
+
+    /// A step when nothing else has come; what comes goes first. A copy that does not get done while much
+    /// is written is given up, since it makes every write dearer.
+    fn shrink_if_due(&mut self, idle: bool) -> Result<(), ApplyError> {
+        let shrinking = &mut self.shrinking;
+        if shrinking.looked.elapsed() >= shrinking.interval {
+            let is_quiet = shrinking.entries <= limits::SHRINK_ENTRIES_MAX;
+            (shrinking.looked, shrinking.entries) = (Instant::now(), 0);
+            if shrinking.active && !is_quiet {
+                self.machine.stop_shrinking();
+            }
+            shrinking.active = is_quiet;
+        }
+        if shrinking.active && idle {
+            shrinking.active = self.machine.shrink(&ShrinkLimits::default())?;
+            if !shrinking.active {
+                self.reserve.set_reusable(self.machine.reusable_bytes());
+            }
         }
         Ok(())
     }
@@ -363,7 +407,6 @@ impl ApplierThread {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use super::*;
     use crate::net::{EventLoop, LoopConfig};

@@ -35,7 +35,7 @@ use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
 use crate::command::{Action, Command, CommandError, StateLimits, Upkeep, WriteOp, WriteOutcome};
-use crate::limits;
+use crate::limits::{self, ShrinkLimits};
 use crate::node::{AppliedWrite, Swept, UpkeepState};
 use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
 use crate::wire::message::Previous;
@@ -472,6 +472,25 @@ impl StateMachine {
         self.lazy_entries >= limits::CHECKPOINT_ENTRIES
             || self.lazy_bytes >= bytes_max
             || now_us.saturating_sub(since_us) >= limits::CHECKPOINT_INTERVAL.as_micros() as u64
+    }
+
+    /// Gives room back to the disk, one bounded step; whether there is more to do.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Engine`]; then every later call fails with [`ApplyError::Poisoned`].
+    pub fn shrink(&mut self, limits: &ShrinkLimits) -> Result<bool, ApplyError> {
+        self.guarded(|machine| Ok(machine.engine.shrink(limits)?))
+    }
+
+    /// Gives up what [`shrink`](StateMachine::shrink) has begun.
+    pub fn stop_shrinking(&self) {
+        self.engine.stop_shrinking();
+    }
+
+    /// About how much can be applied before the store takes more of the disk.
+    pub fn reusable_bytes(&self) -> u64 {
+        self.engine.reusable_bytes()
     }
 
     /// Makes everything applied so far durable, sessions included.

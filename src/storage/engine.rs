@@ -7,6 +7,7 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 
 use super::keys::RowRange;
+use crate::limits::ShrinkLimits;
 
 /// When a batch must be on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +163,26 @@ pub trait Engine: Send + Sync {
     ///
     /// [`EngineError::Damaged`].
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError>;
+
+    /// Gives room back to the disk, a bounded step at a time, on the thread that writes; whether there is more
+    /// to do. Reading and writing go on in between, and what the engine holds stays as it is. When there is no
+    /// room on the disk for that, nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Damaged`]; [`EngineError::File`] when it is not known what a crash would find.
+    fn shrink(&self, limits: &ShrinkLimits) -> Result<bool, EngineError> {
+        let _ = limits;
+        Ok(false)
+    }
+
+    /// Gives up what [`shrink`](Engine::shrink) has begun: there is too much else to do.
+    fn stop_shrinking(&self) {}
+
+    /// About how much can be written before the engine's file takes more of the disk.
+    fn reusable_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// The rows of one moment, however long it is kept and whatever is written meanwhile. It keeps what

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +68,10 @@ pub struct Space {
 pub trait DiskFile: Send + Sync {
     /// The file's length in bytes.
     fn len_bytes(&self) -> io::Result<u64>;
+    /// What the file takes of the disk, which is less than its length when it has holes.
+    fn used_bytes(&self) -> io::Result<u64> {
+        self.len_bytes()
+    }
     /// Reads at most `buffer.len()` bytes from `offset`; fewer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`, growing the file as needed.
@@ -251,6 +255,11 @@ impl Directory for RealDirectory {
 impl DiskFile for File {
     fn len_bytes(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn used_bytes(&self) -> io::Result<u64> {
+        // In blocks of 512 bytes, whatever the file system's own are.
+        Ok(MetadataExt::blocks(&self.metadata()?).saturating_mul(512))
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

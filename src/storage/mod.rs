@@ -34,6 +34,7 @@ pub mod keys;
 pub mod log;
 mod log_clock;
 pub mod memory;
+mod pieces;
 pub mod reads;
 mod removals;
 pub mod reserve;

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct DiskReserve {
     file: Arc<dyn DiskFile>,
     /// The reserve when it is whole; also the free room below which the disk counts as full.
     whole_bytes: u64,
+    /// What the store can take in without taking more of the disk.
+    reusable_bytes: AtomicU64,
     state: Mutex<State>,
     /// For writes that wait: the server stops.
     closing: Condvar,
@@ -76,6 +78,7 @@ impl DiskReserve {
             directories: [directory, log],
             file,
             whole_bytes,
+            reusable_bytes: AtomicU64::new(0),
             state: Mutex::new(state),
             closing: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -101,7 +104,8 @@ impl DiskReserve {
         }
         let mut state = self.state();
         let missing_bytes = self.whole_bytes - state.held_bytes;
-        let spare_bytes = free_bytes.saturating_sub(self.whole_bytes).min(missing_bytes);
+        // The reserve comes before free room. A little is left free, so that not every write takes from it.
+        let spare_bytes = free_bytes.saturating_sub(self.whole_bytes / 4).min(missing_bytes);
         if spare_bytes > 0 && !state.refused {
             match self.file.allocate(state.held_bytes + spare_bytes) {
                 Ok(()) => {
@@ -130,15 +134,29 @@ impl DiskReserve {
         let whole_bytes = self.whole_bytes;
         // Once full it stays so until there is somewhat more, lest every write change it.
         let margin_bytes = if before >= DiskSpace::Full { whole_bytes / 4 } else { 0 };
+        let reusable_bytes = self.reusable_bytes.load(Ordering::Relaxed);
+        // Beside the reserve, also where that is not whole.
+        let room_bytes =
+            (held_bytes + free_bytes).saturating_add(reusable_bytes).saturating_sub(whole_bytes);
         if held_bytes <= whole_bytes / 2 {
             DiskSpace::Exhausted
-        } else if held_bytes < whole_bytes || free_bytes < whole_bytes + margin_bytes {
+        } else if !self.is_enough(held_bytes) || room_bytes < whole_bytes + margin_bytes {
             DiskSpace::Full
-        } else if free_bytes < 4 * whole_bytes {
+        } else if room_bytes < 4 * whole_bytes {
             DiskSpace::Low
         } else {
             DiskSpace::Ample
         }
+    }
+
+    /// What the store can take in without taking more of the disk. It may be an estimate: what it is wrong by comes
+    /// out of the reserve, which is then too small to take writes.
+    pub fn set_reusable(&self, bytes: u64) {
+        self.reusable_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    fn is_enough(&self, held_bytes: u64) -> bool {
+        held_bytes >= self.whole_bytes / 4 * 3
     }
 
     /// After a write that found the disk full: `Ok` when it is to be tried again.
@@ -163,10 +181,10 @@ impl DiskReserve {
         Ok(())
     }
 
-    /// Fails when what can be done without is to be written although the reserve is no longer whole.
-    fn check_whole(&self) -> io::Result<()> {
+    /// Fails when what can be done without is to be written although the reserve is needed.
+    fn check_enough(&self) -> io::Result<()> {
         let state = self.state();
-        match state.refused || state.held_bytes >= self.whole_bytes {
+        match state.refused || self.is_enough(state.held_bytes) {
             true => Ok(()),
             false => Err(io::ErrorKind::StorageFull.into()),
         }
@@ -218,7 +236,7 @@ fn with_room<T>(
 impl ReservedFile {
     fn with_room<T>(&self, step: impl Fn() -> io::Result<T>) -> io::Result<T> {
         if self.expendable.load(Ordering::Acquire) {
-            self.reserve.check_whole()?;
+            self.reserve.check_enough()?;
             return step();
         }
         with_room(&self.reserve, &|| self.path.clone(), step)
@@ -247,7 +265,7 @@ impl Directory for ReservedDirectory {
     }
 
     fn create_expendable(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.reserve.check_whole()?;
+        self.reserve.check_enough()?;
         Ok(self.file(name, self.inner.create(name)?, true))
     }
 
@@ -288,6 +306,10 @@ impl Directory for ReservedDirectory {
 impl DiskFile for ReservedFile {
     fn len_bytes(&self) -> io::Result<u64> {
         self.inner.len_bytes()
+    }
+
+    fn used_bytes(&self) -> io::Result<u64> {
+        self.inner.used_bytes()
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

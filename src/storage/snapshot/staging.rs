@@ -64,7 +64,7 @@ impl DiskStaging {
     /// Opens the store in use; a blank one is created when there is none.
     pub(in crate::storage) fn open_store(&self) -> Result<DiskEngine, EngineError> {
         let cache_bytes = limits::ENGINE_CACHE_BYTES;
-        DiskEngine::open_on(&*self.directory, self.store, cache_bytes, Purpose::Use)
+        DiskEngine::open_on(self.directory.clone(), self.store, cache_bytes, Purpose::Use)
     }
 
     /// Opens the staged store, if there is one.
@@ -72,7 +72,7 @@ impl DiskStaging {
         match self.directory.open(self.staged) {
             Ok(_) => {
                 let cache_bytes = limits::STAGING_CACHE_BYTES;
-                let (directory, name) = (&*self.directory, self.staged);
+                let (directory, name) = (self.directory.clone(), self.staged);
                 DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging).map(Some)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -112,7 +112,7 @@ impl StagingArea for DiskStaging {
     fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
         self.remove_partial()?;
         let cache_bytes = limits::STAGING_CACHE_BYTES;
-        let (directory, name) = (&*self.directory, self.partial);
+        let (directory, name) = (self.directory.clone(), self.partial);
         Ok(Arc::new(DiskEngine::open_on(directory, name, cache_bytes, Purpose::Staging)?))
     }
 

@@ -1,0 +1,162 @@
+//! How long values are cut up.
+//!
+//! The engine gives a row that does not fit a page one of its own, whose size is a power of two: a value of
+//! 66,000 bytes takes 131,072. And of rows that fill more than half of a page each takes a whole one. So a
+//! long value is cut into pieces that fill large pages, then pages, and what is left into small pieces, of
+//! which some fit one page.
+
+/// The engine's pages, and the large ones that are used here.
+const PAGE_BYTES: usize = 4096;
+const LARGE_PAGE_BYTES: usize = 64 * 1024;
+/// What the engine adds to a row that has a page for itself is less than this.
+const PAGE_OVERHEAD_BYTES: usize = 48;
+/// Bytes of a piece, by size.
+const PIECE_BYTES: [usize; SIZES] =
+    [LARGE_PAGE_BYTES - PAGE_OVERHEAD_BYTES, PAGE_BYTES - PAGE_OVERHEAD_BYTES, SMALL_BYTES];
+/// Four of them fit a page, with what the engine adds.
+const SMALL_BYTES: usize = 1000;
+/// A row up to this length, with its key, is left whole: four of them fit a page. Of longer ones, three would take
+/// a third more than they hold.
+const ROW_BYTES_MAX: usize = 990;
+
+/// How many sizes pieces have.
+pub(super) const SIZES: usize = 3;
+
+const SHORT: u8 = 0;
+const LONG: u8 = 1;
+const NUMBER_BITS: u32 = 16;
+
+/// A row's value as it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored<'a> {
+    /// Itself.
+    Short(&'a [u8]),
+    /// In pieces.
+    Long {
+        /// The number that its pieces are under.
+        id: u64,
+        /// Its length.
+        len: usize,
+    },
+}
+
+/// A piece of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    /// Which of the sizes it has.
+    pub size: usize,
+    /// From 0.
+    pub number: u64,
+    /// Where it begins in the value.
+    pub start: usize,
+    /// And ends.
+    pub end: usize,
+}
+
+/// Whether a value is cut up.
+pub(super) fn is_long(key_bytes: usize, value_bytes: usize) -> bool {
+    // A long key fills its row anyway; a piece is to be worth one.
+    key_bytes + value_bytes > ROW_BYTES_MAX && value_bytes > ROW_BYTES_MAX / 2
+}
+
+/// The pieces of a value of `len` bytes, in order.
+pub(super) fn layout(len: usize) -> impl Iterator<Item = Piece> {
+    let (mut start, mut number) = (0, 0);
+    std::iter::from_fn(move || {
+        let left = len - start;
+        let whole = PIECE_BYTES[..SIZES - 1].iter().position(|bytes| left >= *bytes);
+        let (size, bytes) = match whole {
+            Some(size) => (size, PIECE_BYTES[size]),
+            // Small pieces of one length leave less of a page empty than a full one and a rest.
+            None => (SIZES - 1, left.div_ceil(left.div_ceil(SMALL_BYTES).max(1))),
+        };
+        let piece = Piece { size, number, start, end: start + bytes };
+        (start, number) = (piece.end, number + 1);
+        (left > 0).then_some(piece)
+    })
+}
+
+/// The key of a piece.
+pub(super) fn key(id: u64, number: u64) -> u64 {
+    id << NUMBER_BITS | number
+}
+
+/// The value that a piece belongs to.
+pub(super) fn id_of(key: u64) -> u64 {
+    key >> NUMBER_BITS
+}
+
+/// Writes to `stored` what is stored for a value that is left whole.
+pub(super) fn encode_short(value: &[u8], stored: &mut Vec<u8>) {
+    stored.clear();
+    stored.push(SHORT);
+    stored.extend_from_slice(value);
+}
+
+/// What is stored for a value in pieces.
+pub(super) fn encode_long(id: u64, len: usize) -> Vec<u8> {
+    let mut stored = vec![LONG];
+    stored.extend_from_slice(&id.to_be_bytes());
+    stored.extend_from_slice(&(len as u64).to_be_bytes());
+    stored
+}
+
+impl<'a> Stored<'a> {
+    /// `None` for what was never stored so.
+    pub fn decode(stored: &'a [u8]) -> Option<Stored<'a>> {
+        match stored.split_first()? {
+            (&SHORT, value) => Some(Stored::Short(value)),
+            (&LONG, rest) => {
+                let (id, len) = rest.split_first_chunk::<8>()?;
+                let len = u64::from_be_bytes(len.try_into().ok()?);
+                let len = usize::try_from(len).ok().filter(|len| *len <= u32::MAX as usize)?;
+                Some(Stored::Long { id: u64::from_be_bytes(*id), len })
+            }
+            _ => None,
+        }
+    }
+
+    /// The number of its pieces, if it has any, and its length.
+    pub fn kept(self) -> (Option<u64>, usize) {
+        match self {
+            Stored::Short(value) => (None, value.len()),
+            Stored::Long { id, len } => (Some(id), len),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_in_order_without_gaps_and_few() {
+        for len in (1..200_000).step_by(37).chain([8 * 1024 * 1024]) {
+            let pieces: Vec<Piece> = layout(len).collect();
+            assert_eq!(pieces[0].start, 0);
+            assert_eq!(pieces[pieces.len() - 1].end, len);
+            for (number, piece) in pieces.iter().enumerate() {
+                assert_eq!(piece.number, number as u64);
+                assert!(piece.start < piece.end);
+            }
+            assert!(pieces.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert!(pieces.windows(2).all(|pair| pair[0].size <= pair[1].size));
+            assert!(pieces.len() <= len / PIECE_BYTES[0] + 16 + 5, "{len}: {}", pieces.len());
+        }
+        assert_eq!(layout(0).count(), 0);
+    }
+
+    #[test]
+    fn what_is_stored_is_read_back() {
+        let mut stored = Vec::new();
+        for value in [&b"value"[..], b""] {
+            encode_short(value, &mut stored);
+            assert_eq!(Stored::decode(&stored), Some(Stored::Short(value)));
+        }
+        assert_eq!(Stored::decode(&encode_long(7, 9999)), Some(Stored::Long { id: 7, len: 9999 }));
+        for damaged in [&b""[..], b"\x02", b"\x01short", &[LONG; 17], &[LONG; 18]] {
+            assert_eq!(Stored::decode(damaged), None);
+        }
+        assert_eq!(id_of(key(7, 3)), 7);
+    }
+}
