@@ -245,7 +245,8 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
             .prop_map(|(id, reply)| PeerMessage::Forwarded { id, reply }),
         any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
         any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
-        any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
+        (any::<[u64; 2]>(), any::<bool>())
+            .prop_map(|([index, hash], asks)| PeerMessage::StateHash { index, hash, asks }),
         any::<u64>().prop_map(|index| PeerMessage::LogTerm { index }),
         (any::<u64>(), any::<Option<u64>>())
             .prop_map(|(index, term)| PeerMessage::LogTermOk { index, term }),

@@ -230,18 +230,39 @@ impl Consensus {
     }
 
     /// Asks the leader for a snapshot, if the store is lost and it has not been asked in this term. The
-    /// library repeats the question with every answer to the leader, and stores nothing meanwhile.
+    /// library repeats the question with every answer to the leader, and stores and acknowledges nothing meanwhile. So
+    /// the question waits until all that is stored here is committed: otherwise a leader that needs this server's
+    /// acknowledgement to commit up to where the snapshot must reach could never send one.
     fn request_snapshot(&mut self) {
-        let raft = &self.raw.raft;
-        let possible = self.store_lost
+        let possible = self.is_log_long_enough()
+            && self.raw.raft.pending_request_snapshot == raft::INVALID_INDEX
+            && self.commit() == self.last_index();
+        if possible {
+            let _ = self.raw.request_snapshot();
+        }
+    }
+
+    /// Whether the store is lost and the log reaches into the leader's term, which the library demands of a server that
+    /// asks for a snapshot. No further entries are stored then, so that the commit index reaches the end of the log.
+    fn is_log_long_enough(&self) -> bool {
+        self.store_lost
             && !self.pipeline.is_installing()
             && self.leader().is_some()
             && self.role() == Role::Follower
-            && raft.pending_request_snapshot == raft::INVALID_INDEX
-            // The library drops the question otherwise: first the entries of this term must come.
-            && self.term_at(self.last_index()) == Some(self.term());
-        if possible {
-            let _ = self.raw.request_snapshot();
+            && self.term_at(self.last_index()) == Some(self.term())
+    }
+
+    /// Committed entries up to `index` were handed out and are not applied, because the store is lost and the snapshot
+    /// that it waits for holds them.
+    pub fn skipped(&mut self, index: LogIndex) {
+        self.advance_applied(index);
+    }
+
+    fn advance_applied(&mut self, index: LogIndex) {
+        if index > self.applied {
+            self.applied = index;
+            self.raw.advance_apply_to(index);
+            self.raw.mut_store().applied(index);
         }
     }
 
@@ -367,7 +388,7 @@ impl Consensus {
             term_at: &|index| log.term(index).ok().filter(|term| *term > 0),
             all_durable: self.pipeline.is_idle(),
         };
-        let Verdict::Step(message) = guard::check(&known, link, message)? else {
+        let Verdict::Step(mut message) = guard::check(&known, link, message)? else {
             return Ok(());
         };
         // Rehearsals carry the term asked for, which their sender does not have.
@@ -392,11 +413,19 @@ impl Consensus {
         if matches!(message.body, RaftBody::TimeoutNow) && !self.may_campaign() {
             return Ok(());
         }
-        if let RaftBody::Append { entries, .. } = &message.body
-            && !entries.is_empty()
-            && self.has_no_room()
-        {
-            return Ok(());
+        if let RaftBody::Append { entries, .. } = &mut message.body {
+            if message.term == self.term() && self.is_log_long_enough() {
+                let last_index = self.last_index();
+                entries.retain(|entry| entry.index <= last_index);
+            }
+            if !entries.is_empty() && self.has_no_room() {
+                return Ok(());
+            }
+        }
+        if message.term > self.term() && !rehearsal {
+            // The library would ask the next leader for a snapshot before it has stored anything of its term, which
+            // that leader may need to commit up to there.
+            self.raw.raft.pending_request_snapshot = raft::INVALID_INDEX;
         }
         let is_real_vote = matches!(message.body, RaftBody::Vote { pre: false, .. });
         let followed = match &message.body {
@@ -533,11 +562,7 @@ impl Consensus {
     pub fn applied(&mut self, index: LogIndex) {
         // A snapshot for a lost store may be of the very point that was applied before.
         self.pipeline.installed(index);
-        if index > self.applied {
-            self.applied = index;
-            self.raw.advance_apply_to(index);
-            self.raw.mut_store().applied(index);
-        }
+        self.advance_applied(index);
     }
 
     /// The log before `first_index` is gone.
@@ -571,6 +596,8 @@ impl Consensus {
             && self.leader().is_none_or(|leader| leader == from)
             && self.role() != Role::Leader
             && self.needs_snapshot(index)
+            // What is stored here may have been acknowledged; the library would drop it.
+            && (!self.store_lost || index >= self.last_index())
             && term <= leader_term
             && self.admission.may_follow(leader_term)
             && self.pipeline.can_install();

@@ -210,6 +210,8 @@ pub struct Node {
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
+    /// Peers whose link to this node broke and from which nothing has come since: an answer of theirs would be lost.
+    pub(super) unheard: BTreeSet<NodeId>,
     /// Ticks since the start.
     pub(super) ticks: u64,
     /// The tick in which something last came from a peer, or its link came up.
@@ -226,6 +228,10 @@ pub struct Node {
     pub(super) disks: Disks,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
+    /// Indices that were handed out for application and at which replicas compare their states.
+    pub(super) compared_at: BTreeSet<LogIndex>,
+    /// At a leader: when it last appended an entry for which replicas compare their states.
+    pub(super) compared_anew_us: u64,
     /// Entries that contradict this node's log, while it is not known who is right.
     pub(super) contradiction: Option<Contradiction>,
     /// It was said, once in this run.
@@ -303,6 +309,7 @@ impl Node {
             commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
+            unheard: BTreeSet::new(),
             ticks: 0,
             heard: BTreeMap::new(),
             campaign_at: None,
@@ -312,6 +319,8 @@ impl Node {
             eligibility,
             applied,
             hashes: StateHashes::new(config.node, config.nodes.len()),
+            compared_at: BTreeSet::new(),
+            compared_anew_us: 0,
             contradiction: None,
             contradiction_said: false,
             store_lost: recovered.store_lost,
@@ -347,13 +356,19 @@ impl Node {
             }
             Input::PeerDown { peer } => {
                 self.links.remove(&peer);
+                self.take_back_forwarded(peer, now);
                 self.peer_clocks.lost(peer);
                 self.forget_disk_of(peer);
                 self.consensus.peer_down(peer);
                 self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
+            Input::InboundDown { peer } => {
+                self.unheard.insert(peer);
+                self.take_back_forwarded(peer, now);
+            }
             Input::Peer { from, message } => {
                 self.heard.insert(from, self.ticks);
+                self.unheard.remove(&from);
                 self.peer_message(now, from, message.into_inner(), out);
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
@@ -752,8 +767,18 @@ impl Node {
                 }
             }
         }
-        if point.index.is_multiple_of(self.config.state_hash_every) {
+        let is_compared = self.compared_at.contains(&point.index);
+        self.compared_at = self.compared_at.split_off(&(point.index + 1));
+        if is_compared {
             self.share_state_hash(now, point, out);
+        }
+    }
+
+    /// The link to or from `peer` broke: writes that were passed on to it, or what it answered, may be lost, so they
+    /// are passed on again.
+    fn take_back_forwarded(&mut self, peer: NodeId, now: Now) {
+        for key in self.writes.take_forwarded(|to| to == peer) {
+            self.wait_again(key, now);
         }
     }
 

@@ -9,6 +9,10 @@
 //! guesses: those who know of the contradiction serve no reads and pass no snapshots on, and go on to
 //! vote, to store, and to lead, because only the log brings the servers that are missing to where they can
 //! decide. One server's word alone never makes another throw anything away.
+//!
+//! A word may be lost with a link, or with the process that was to say it. So a server that knows of a contradiction
+//! between states repeats its own hash and asks for the others'. Where they do not know theirs any more, the leader
+//! appends an entry without data, after which everybody compares again: an idle group decides, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -18,8 +22,8 @@ use crate::types::{LogIndex, NodeId};
 const REMEMBERED_MAX: usize = 32;
 /// A dispute is said when it has lasted so long; the third server's word is usually a moment away.
 const DISPUTE_SAID_AFTER_US: u64 = 2_000_000;
-/// The others are asked again for the term of an entry after this long.
-const QUESTION_INTERVAL_US: u64 = 500_000;
+/// The others are asked again, for the term of an entry or for the hash of a state, after this long.
+pub(super) const QUESTION_INTERVAL_US: u64 = 500_000;
 
 /// What a hash that was noted means for this server.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,7 +52,10 @@ pub(super) struct StateHashes {
 #[derive(Debug)]
 struct Dispute {
     index: LogIndex,
+    /// This server's hash there.
+    hash: u64,
     since_us: u64,
+    asked_us: u64,
     said: bool,
 }
 
@@ -68,6 +75,7 @@ impl StateHashes {
         }
         let hashes = &mut self.known[at].1;
         hashes.insert(server, hash);
+        let ours = hashes.get(&self.me).copied().unwrap_or_default();
         let verdict = hashes.get(&self.me).map(|ours| {
             let others = hashes.iter().filter(|(_, hash)| *hash != ours);
             let differing: Vec<NodeId> = others.clone().map(|(peer, _)| *peer).collect();
@@ -91,7 +99,10 @@ impl StateHashes {
                 }
             }
             Some((differing, ..)) if !differing.is_empty() => {
-                self.dispute.get_or_insert(Dispute { index, since_us: now_us, said: false });
+                // The others' words are usually a moment away.
+                let (since_us, asked_us) = (now_us, now_us);
+                let dispute = Dispute { index, hash: ours, since_us, asked_us, said: false };
+                self.dispute.get_or_insert(dispute);
                 HashVerdict::Nothing
             }
             _ => HashVerdict::Nothing,
@@ -101,6 +112,23 @@ impl StateHashes {
     /// Whether replicas contradict each other and no majority is known to agree.
     pub fn is_disputed(&self) -> bool {
         self.dispute.is_some()
+    }
+
+    /// This server's hash at `index`, if it is remembered.
+    pub fn ours(&self, index: LogIndex) -> Option<u64> {
+        let at = self.known.binary_search_by_key(&index, |(known, _)| *known).ok()?;
+        self.known[at].1.get(&self.me).copied()
+    }
+
+    /// What the others are to be asked about now, as there is a dispute: an index and this server's hash there. They
+    /// are then taken as asked.
+    pub fn take_question(&mut self, now_us: u64) -> Option<(LogIndex, u64)> {
+        let dispute = self.dispute.as_mut()?;
+        if now_us.saturating_sub(dispute.asked_us) < QUESTION_INTERVAL_US {
+            return None;
+        }
+        dispute.asked_us = now_us;
+        Some((dispute.index, dispute.hash))
     }
 
     /// A dispute that has lasted, once.

@@ -85,6 +85,12 @@ pub enum Input {
         /// The other server.
         peer: NodeId,
     },
+    /// The link on which `peer` sends to this node broke, or another has taken its place: what was under way on it
+    /// is lost.
+    InboundDown {
+        /// The other server.
+        peer: NodeId,
+    },
     /// A message from another server, as decoded from the network: not trusted.
     Peer {
         /// Whose connection it came on.
@@ -417,6 +423,12 @@ pub enum Notice {
     },
     /// The lost store has been rebuilt from a snapshot: this server serves reads again.
     StoreRebuilt,
+}
+
+/// Whether replicas compare their states after an entry: after every so many, and after each without data, as every
+/// term's first entry is and those that a leader appends for this.
+pub fn compares_states(entry: &LogEntry, every: LogIndex) -> bool {
+    entry.data.is_empty() || entry.index.is_multiple_of(every)
 }
 
 /// What it means that the other servers' clocks are so far ahead of the leader's.

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+
 use super::core::{Node, Stopping, micros};
-use super::disputes::{Contradiction, HashVerdict};
+use super::disputes::{Contradiction, HashVerdict, QUESTION_INTERVAL_US};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Command, EncodedWrite};
@@ -28,7 +30,7 @@ impl Node {
                 self.forwarded_to_us(now, from, id, client, write, out);
             }
             PeerMessage::Forwarded { id, reply } => {
-                let Some(key) = self.writes.take_forwarded(id, from) else { return };
+                let Some(key) = self.writes.take_answered(id, from) else { return };
                 match reply {
                     Some(reply) => {
                         let pending = self.writes.remove(key);
@@ -69,7 +71,16 @@ impl Node {
             | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::Clock { wall_us } => self.peer_clocks.heard(from, wall_us, now.wall_us),
             PeerMessage::Disk { full } => self.disk_of_peer(from, full),
-            PeerMessage::StateHash { index, hash } => {
+            PeerMessage::StateHash { index, hash, asks } => {
+                if asks {
+                    match self.hashes.ours(index) {
+                        Some(hash) => {
+                            let message = PeerMessage::StateHash { index, hash, asks: false };
+                            out.push(Output::Send { to: from, message });
+                        }
+                        None => self.compare_anew(now),
+                    }
+                }
                 // What is further than this log cannot be compared soon, and must not crowd out the rest.
                 if index <= self.consensus.last_index() {
                     let verdict = self.hashes.note(from, index, hash, now.monotonic_us);
@@ -209,9 +220,24 @@ impl Node {
         let AppliedPoint { index, hash, .. } = point;
         let verdict = self.hashes.note(self.config.node, index, hash, now.monotonic_us);
         self.take_verdict(verdict, index, out);
+        self.tell_state_hash(index, hash, false, out);
+    }
+
+    fn tell_state_hash(&self, index: LogIndex, hash: u64, asks: bool, out: &mut Vec<Output>) {
         for peer in &self.links {
-            let message = PeerMessage::StateHash { index, hash };
+            let message = PeerMessage::StateHash { index, hash, asks };
             out.push(Output::Send { to: *peer, message });
+        }
+    }
+
+    /// At the leader: all replicas are to compare their states again, as they do after an entry without data.
+    fn compare_anew(&mut self, now: Now) {
+        let since_us = now.monotonic_us.saturating_sub(self.compared_anew_us);
+        if self.consensus.role() == Role::Leader && since_us >= QUESTION_INTERVAL_US {
+            // One that is refused now is asked for again.
+            if self.consensus.propose(vec![Bytes::new()]).is_ok() {
+                self.compared_anew_us = now.monotonic_us;
+            }
         }
     }
 
@@ -276,8 +302,12 @@ impl Node {
         }
     }
 
-    /// A dispute that lasts is said once.
+    /// A dispute that lasts is said once, and the others are asked until a majority has decided.
     pub(super) fn settle_disputes(&mut self, now: Now, out: &mut Vec<Output>) {
+        if let Some((index, hash)) = self.hashes.take_question(now.monotonic_us) {
+            self.tell_state_hash(index, hash, true, out);
+            self.compare_anew(now);
+        }
         if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
             out.push(Output::Notice(Notice::Disputed { index }));
         }

@@ -7,7 +7,7 @@ use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::{InSync, Standing};
 use super::writes::{Origin, Pending, Stored};
-use super::{ConsoleEvent, Notice, Now, Output};
+use super::{ConsoleEvent, Notice, Now, Output, compares_states};
 use crate::command::{Action, Command, EncodedWrite, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
@@ -20,11 +20,13 @@ impl Node {
     pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
         self.notice_changes(now, out);
         if self.consensus.role() == Role::Leader {
+            // Before the writes, which may take all the room there is as often as there is any, and may wait for just
+            // this. One piece at a time, so that it does not keep them waiting.
+            self.do_chores(now);
             // What is never proposed can be refused for good.
             if self.has_majority_in_reach() {
                 self.propose_waiting(now, out);
             }
-            self.do_chores(now);
         } else {
             self.forward_waiting(now, out);
         }
@@ -83,9 +85,8 @@ impl Node {
         } else if role != Role::Leader && (leader, term) != (leader_before, term_before) {
             out.push(Output::Notice(Notice::Following { leader, term }));
         }
-        // Answers that were on their way from a server we lost, or that leads no more, are lost.
-        let leader_in_reach = leader.filter(|l| self.links.contains(l));
-        for key in self.writes.take_forwarded_except(leader_in_reach) {
+        // What was passed on to a server that leads no more is for the next leader to decide.
+        for key in self.writes.take_forwarded(|to| Some(to) != leader) {
             self.wait_again(key, now);
         }
         if leader != leader_before {
@@ -193,9 +194,9 @@ impl Node {
         let Some(upkeep) = self.chores.next(clock_us, now.monotonic_us) else { return };
         let timestamp = self.clock.next(now.wall_us);
         let command = Command { timestamp, clock_us, action: Action::Upkeep(upkeep) };
-        // Refused, it is tried again with the next tick.
-        if let Ok(index) = self.consensus.propose(vec![command.encode()]) {
-            self.chores.proposed(index);
+        match self.consensus.propose(vec![command.encode()]) {
+            Ok(index) => self.chores.proposed(index),
+            Err(_) => self.chores.refused(),
         }
     }
 
@@ -214,7 +215,9 @@ impl Node {
         if !self.writes.has_waiting() {
             return;
         }
-        let leader = self.consensus.leader().filter(|l| self.links.contains(l));
+        // Its answer must have a way back: one that comes before its link is up again would be lost.
+        let reachable = |l: &NodeId| self.links.contains(l) && !self.unheard.contains(l);
+        let leader = self.consensus.leader().filter(reachable);
         let mut budget_spent = false;
         for key in self.writes.take_waiting() {
             let pending = self.writes.get_mut(key);
@@ -301,9 +304,16 @@ impl Node {
         // is handed out once the snapshot is being installed follows it.
         if !self.store_lost || self.consensus.is_installing() {
             for entries in split_at_hashes(committed, self.config.state_hash_every) {
-                entries.last().into_iter().for_each(|last| self.eligibility.apply(last.index));
+                if let Some(last) = entries.last() {
+                    self.eligibility.apply(last.index);
+                    if compares_states(last, self.config.state_hash_every) {
+                        self.compared_at.insert(last.index);
+                    }
+                }
                 out.push(Output::Apply { entries, answering });
             }
+        } else if let Some(last) = committed.last() {
+            self.consensus.skipped(last.index);
         }
         for fetch in effects.fetches.drain(..) {
             out.push(Output::Fetch {
@@ -437,13 +447,18 @@ fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
 
 /// Cuts committed entries so that no piece reaches past an index where replicas compare states: the
 /// state machine reports its hash at the end of each piece.
-fn split_at_hashes(mut entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
+fn split_at_hashes(entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
     let mut pieces = Vec::new();
-    while let Some(first) = entries.first().map(|e| e.index) {
-        let to_boundary = (every - first % every) % every;
-        let take = (to_boundary as usize + 1).min(entries.len());
-        let rest = entries.split_off(take);
-        pieces.push(std::mem::replace(&mut entries, rest));
+    let mut piece = Vec::new();
+    for entry in entries {
+        let is_compared = compares_states(&entry, every);
+        piece.push(entry);
+        if is_compared {
+            pieces.push(std::mem::take(&mut piece));
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
     }
     pieces
 }
@@ -455,10 +470,12 @@ mod tests {
     #[test]
     fn pieces_end_where_replicas_compare() {
         let every = 16;
-        let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::new() };
-        let pieces = split_at_hashes((every - 1..2 * every + 2).map(entry).collect(), every);
+        let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::from_static(b"write") };
+        let mut entries: Vec<LogEntry> = (every - 1..2 * every + 2).map(entry).collect();
+        entries[4].data = bytes::Bytes::new();
+        let pieces = split_at_hashes(entries, every);
         let ends: Vec<u64> = pieces.iter().map(|p| p[p.len() - 1].index).collect();
-        assert_eq!(ends, [every, 2 * every, 2 * every + 1]);
+        assert_eq!(ends, [every, every + 3, 2 * every, 2 * every + 1]);
         assert_eq!(pieces.iter().map(Vec::len).sum::<usize>() as u64, every + 3);
     }
 }

@@ -135,6 +135,11 @@ impl Chores {
         Some(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max })
     }
 
+    /// There was no room for it: it is to be proposed as soon as there is.
+    pub fn refused(&mut self) {
+        self.due = true;
+    }
+
     /// It was proposed, as the entry at `index`.
     pub fn proposed(&mut self, index: LogIndex) {
         self.under_way = Some(index);
@@ -196,6 +201,15 @@ mod tests {
         chores.applied(8, UpkeepState::default(), 0);
         chores.tick();
         assert_eq!(chores.next(now_us, 0), None, "nothing is left");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_tried_again_at_once() {
+        let mut chores = chores(History::All, Some(1));
+        assert!(chores.next(2 * GRACE, 0).is_some());
+        assert_eq!(chores.next(2 * GRACE, 0), None);
+        chores.refused();
+        assert!(chores.next(2 * GRACE, 0).is_some());
     }
 
     fn swept(from: &'static str, next: Option<&'static str>, due_us: Option<u64>) -> UpkeepState {

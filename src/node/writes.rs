@@ -180,7 +180,7 @@ impl Writes {
     }
 
     /// The forward is answered by `from`.
-    pub fn take_forwarded(&mut self, id: u64, from: NodeId) -> Option<usize> {
+    pub fn take_answered(&mut self, id: u64, from: NodeId) -> Option<usize> {
         match self.forwarded.get(&id) {
             Some((key, to)) if *to == from => {
                 let key = *key;
@@ -228,26 +228,18 @@ impl Writes {
         led
     }
 
-    /// The server that writes were forwarded to is not the leader any more, or unreachable.
-    pub fn take_forwarded_except(&mut self, leader: Option<NodeId>) -> Vec<usize> {
-        let mut lost: Vec<(u64, usize)> = self
-            .forwarded
-            .iter()
-            .filter(|(_, (_, to))| Some(*to) != leader)
-            .map(|(id, (key, _))| (*id, *key))
-            .collect();
+    /// Takes back what was forwarded to servers that are `lost`: what becomes of it there is not known.
+    pub fn take_forwarded(&mut self, lost: impl Fn(NodeId) -> bool) -> Vec<usize> {
+        let forwarded = self.forwarded.iter().filter(|(_, (_, to))| lost(*to));
+        let mut taken: Vec<(u64, usize)> = forwarded.map(|(id, (key, _))| (*id, *key)).collect();
         // A hash map's order is not the same in every run; the numbers' is.
-        lost.sort_unstable();
-        for (id, key) in &lost {
+        taken.sort_unstable();
+        for (id, key) in &taken {
             self.forwarded_bytes -= self.all[*key].write.shape.bytes;
             self.forwarded.remove(id);
+            self.all[*key].has_at_least(Effect::MayBeDone);
         }
-        lost.into_iter()
-            .map(|(_, key)| {
-                self.all[key].has_at_least(Effect::MayBeDone);
-                key
-            })
-            .collect()
+        taken.into_iter().map(|(_, key)| key).collect()
     }
 
     /// Waiting or proposed writes whose time is up, taken from their places.

@@ -78,9 +78,7 @@ impl StoreService {
                 // It pings; see `keep_links_alive`.
                 net.set_idle_timeout(connection, Some(limits::PEER_IDLE_TIMEOUT));
                 if was_replaced {
-                    let now_us = self.now(net).monotonic_us;
-                    let steps = self.transfers.inbound_down(now_us, node);
-                    self.take_steps(net, steps);
+                    self.inbound_down(net, node);
                 }
             }
             HelloRole::Share => {
@@ -90,6 +88,14 @@ impl StoreService {
         }
         net.set_deadline(connection, None);
         self.send(net, connection, &welcome);
+    }
+
+    /// What another server said last on its link to this one may be lost.
+    pub(super) fn inbound_down(&mut self, net: &mut Net, peer: NodeId) {
+        self.input(net, Input::InboundDown { peer });
+        let now_us = self.now(net).monotonic_us;
+        let steps = self.transfers.inbound_down(now_us, peer);
+        self.take_steps(net, steps);
     }
 
     /// What comes back on a connection that this server dialled: the greeting's answer, then pongs.

@@ -612,9 +612,7 @@ impl Service for StoreService {
                     && let Some(gone) = link.inbound.iter_mut().find(|c| **c == Some(connection))
                 {
                     *gone = None;
-                    let now_us = self.now(net).monotonic_us;
-                    let steps = self.transfers.inbound_down(now_us, peer);
-                    self.take_steps(net, steps);
+                    self.inbound_down(net, peer);
                 }
             }
             Some(Kind::Client) => {

@@ -26,13 +26,14 @@
 //! This part is bookkeeping without IO, clock or randomness: what is to be done comes out as [`Step`]s, which the
 //! event loop and the simulator in `tests/simulation` carry out alike.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
 use crate::limits;
 use crate::node::CheckedMessage;
-use crate::node::core::NodeStatus;
+use crate::node::core::{Distrust, NodeStatus};
 use crate::node::{Input, UpkeepState};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{AppliedPoint, HardState, LogIndex, NodeId, SnapshotId, Term};
@@ -254,6 +255,8 @@ pub struct Transfers {
     pieces_queued: u64,
     /// Servers that can be sent to.
     linked: BTreeSet<NodeId>,
+    /// Servers hold different states and it is not known who is right.
+    disputed: bool,
     /// The index that this server's newest checkpoint covers.
     durable_index: LogIndex,
     last_id: u64,
@@ -270,6 +273,7 @@ impl Transfers {
             incoming: None,
             pieces_queued: 0,
             linked: BTreeSet::new(),
+            disputed: false,
             durable_index: 0,
             last_id: first_id,
         }
@@ -277,9 +281,12 @@ impl Transfers {
 
     // ---- the log -----------------------------------------------------------------------------
 
-    /// The first index of the log that a receiver of a snapshot still needs, if one does.
+    /// The first index of the log that a receiver of a snapshot still needs, if one does; or the very first, while it
+    /// is not known whose state is right: servers that lag behind can decide that when they have come so far, and are
+    /// sent no snapshot until then.
     pub fn log_needed_from(&self) -> Option<LogIndex> {
-        self.claims.values().map(|claim| claim.from).min()
+        let disputed = self.disputed.then_some(1);
+        self.claims.values().map(|claim| claim.from).chain(disputed).min()
     }
 
     /// The store is durable up to `index`, so that the log before it may go.
@@ -706,6 +713,7 @@ impl Transfers {
         let limits = self.limits;
         let stalled = |since_us: u64| now_us.saturating_sub(since_us) > limits.stall_timeout_us;
         let leads = status.role == Role::Leader;
+        self.disputed = status.distrust == Some(Distrust::Disputed);
         self.outgoing.retain(|out| leads && out.leader_term == status.term);
         let mut steps = self.keep_claims(now_us, leads, status.commit, matched);
         let late = |out: &&Outgoing| {
@@ -719,8 +727,13 @@ impl Transfers {
         steps.extend(self.prepare_due(now_us));
         steps.extend(self.outgoing.iter_mut().filter_map(|out| read_on(out, &limits)));
         if let Some(Incoming { from, snapshot, whole: false, progress_us, .. }) = self.incoming {
-            let other_leads = status.leader.is_some_and(|leader| leader != from);
-            if status.term != snapshot.leader_term || other_leads {
+            // This server may not have heard of its sender's term yet, which is said on another connection.
+            let other_leads = match snapshot.leader_term.cmp(&status.term) {
+                Ordering::Less => true,
+                Ordering::Equal => status.leader.is_some_and(|leader| leader != from),
+                Ordering::Greater => false,
+            };
+            if other_leads {
                 steps.extend(self.refuse("its sender leads no more"));
             } else if stalled(progress_us) {
                 steps.extend(self.refuse("nothing more comes"));

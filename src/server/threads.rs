@@ -20,7 +20,7 @@ use super::intake::Intake;
 use super::snapshots::{SnapshotReport, SnapshotWork};
 use crate::limits::{self, ShrinkLimits};
 use crate::net::WakeHandle;
-use crate::node::Input;
+use crate::node::{Input, compares_states};
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
 use crate::storage::log::compaction::{self, Kept};
 use crate::storage::log::{DiskLog, LogError};
@@ -305,7 +305,7 @@ fn gather(
 ) -> (Vec<LogEntry>, bool, Option<SnapshotWork>) {
     let mut bytes = entries_bytes(&entries);
     let compared = |entries: &[LogEntry]| {
-        entries.last().is_some_and(|last| last.index.is_multiple_of(limits::STATE_HASH_EVERY))
+        entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY))
     };
     while bytes < limits::APPLY_BYTES_MAX as usize && !compared(&entries) {
         match work.try_recv() {

@@ -641,6 +641,8 @@ pub enum PeerMessage {
         index: LogIndex,
         /// The hash.
         hash: u64,
+        /// Whether the receiver is to say its own, because the sender knows of a contradiction and not who is right.
+        asks: bool,
     },
     /// Asks for the term of a committed entry. A server that was sent an entry that contradicts one of
     /// its own asks all others, to learn whose log is wrong.

@@ -187,6 +187,11 @@ impl Disk {
         self.log.last_key_value().map_or(self.base.0, |(index, _)| *index)
     }
 
+    /// The log begins after this index.
+    pub fn begins_after(&self) -> LogIndex {
+        self.base.0
+    }
+
     /// The durable entry at `index`.
     pub fn entry(&self, index: LogIndex) -> Option<&LogEntry> {
         self.log.get(&index)

@@ -492,7 +492,9 @@ impl World {
         durable_index: LogIndex,
         needed_from: Option<LogIndex>,
     ) -> Verdict {
-        if !self.rng.chance(self.setup.compactions) {
+        // A server whose state is wrong and one that is behind the log would be two without a state: nobody could
+        // decide.
+        if !self.rng.chance(self.setup.compactions) || self.somebody_is_wrong() {
             return Ok(());
         }
         let last_index = self.servers[server].disk.last_index();

@@ -145,7 +145,9 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         22 => PeerMessage::Disk { full: rng.chance(500) },
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
-        2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
+        2 => {
+            PeerMessage::StateHash { index: any_index, hash: rng.next_u64(), asks: rng.chance(500) }
+        }
         3 => PeerMessage::Forwarded {
             id,
             reply: rng.chance(500).then_some(Reply::PutOk { timestamp: Default::default() }),

@@ -134,10 +134,8 @@ impl World {
         let (last_index, term) = (process.status.last_index, process.status.term);
         let first_leader = process.status.first_leader;
         let was_replaced = std::mem::replace(&mut self.network.link(from, to).heard, true);
-        let now_us = self.now_us;
-        if let Some(process) = self.servers[to].process.as_mut().filter(|_| was_replaced) {
-            let steps = process.transfers.inbound_down(now_us, node_id(from));
-            self.take_steps(to, steps)?;
+        if was_replaced {
+            self.inbound_down(from, to)?;
         }
         if let Some(process) = &mut self.servers[from].process {
             process.transfers.link_up(node_id(to));
@@ -151,9 +149,15 @@ impl World {
         if link.state == LinkState::Up || !std::mem::take(&mut link.heard) {
             return Ok(());
         }
+        self.inbound_down(from, to)
+    }
+
+    fn inbound_down(&mut self, from: usize, to: usize) -> Verdict {
+        let peer = node_id(from);
+        self.input(to, Input::InboundDown { peer })?;
         let now_us = self.now_us;
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
-        let steps = process.transfers.inbound_down(now_us, node_id(from));
+        let steps = process.transfers.inbound_down(now_us, peer);
         self.take_steps(to, steps)
     }
 
@@ -197,10 +201,14 @@ impl World {
 
     /// Closes both directions between two servers, as an accusation does.
     pub fn reset_links(&mut self, a: usize, b: usize) {
-        for (from, to) in [(a, b), (b, a)] {
-            let notice_us = self.rng.range(100..=5 * MILLISECOND);
-            self.break_link(from, to, notice_us);
-        }
+        self.reset_link(a, b);
+        self.reset_link(b, a);
+    }
+
+    /// The connection on which one server sends to another breaks.
+    pub fn reset_link(&mut self, from: usize, to: usize) {
+        let notice_us = self.rng.range(100..=5 * MILLISECOND);
+        self.break_link(from, to, notice_us);
     }
 
     /// A process is gone, and its connections with it. What it had sent may still arrive.

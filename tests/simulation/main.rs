@@ -43,6 +43,15 @@
 //! | REPLICATION_OK does not wait for the disk | 100 of 100 seeds |
 //! | every failed write is said not to be done | a scenario |
 //! | silence and broken links leave the set in sync as it is | two scenarios |
+//! | what was passed on is not passed on again when the link of its answer breaks | a scenario |
+//!
+//! And of damage, by a scenario each:
+//!
+//! | bug |
+//! | --- |
+//! | a server without its store asks for a snapshot of what is not committed |
+//! | what cannot be applied without a state fills the room for what is not applied |
+//! | in an idle group nobody compares states again |
 //!
 //! What it leaves out: sockets and real disks, which have tests of their own.
 

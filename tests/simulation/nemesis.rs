@@ -206,9 +206,10 @@ impl World {
             Fault::Wipe => self.wipe_if_allowed(victim),
             Fault::Rot => self.rot_if_allowed(victim),
             Fault::Diverge => {
-                let others_agree = (0..self.servers.len())
-                    .all(|at| at == victim || self.skew(at).is_some_and(|skew| skew == 0));
-                if others_agree && let Some(process) = &mut self.servers[victim].process {
+                if self.others_are_whole(victim)
+                    && self.logs_meet()
+                    && let Some(process) = &mut self.servers[victim].process
+                {
                     process.skew = self.rng.next_u64() | 1;
                 }
                 Ok(())
@@ -307,15 +308,25 @@ impl World {
         self.rot(server)
     }
 
-    fn others_are_whole(&self, server: usize) -> bool {
-        self.servers.iter().enumerate().all(|(at, other)| {
-            let whole = other.disk.hard_state().admitted && !other.store_lost && !other.rotten;
-            at == server || whole
-        })
+    /// Whether a server's state differs from the others', found out or not.
+    pub fn somebody_is_wrong(&self) -> bool {
+        let mut processes = self.servers.iter().filter_map(|server| server.process.as_ref());
+        processes.any(|process| process.skew != 0)
     }
 
-    fn skew(&self, server: usize) -> Option<u64> {
-        self.servers[server].process.as_ref().map(|process| process.skew)
+    /// Whether every server's log reaches to where the others' begin, so that all can compare their states.
+    fn logs_meet(&self) -> bool {
+        let ends = self.servers.iter().map(|server| server.disk.last_index());
+        let begins = self.servers.iter().map(|server| server.disk.begins_after());
+        ends.min() >= begins.max()
+    }
+
+    fn others_are_whole(&self, server: usize) -> bool {
+        self.servers.iter().enumerate().all(|(at, other)| {
+            let agrees = other.process.as_ref().is_none_or(|process| process.skew == 0);
+            let whole = other.disk.hard_state().admitted && !other.store_lost && !other.rotten;
+            at == server || (whole && agrees)
+        })
     }
 
     /// Cuts one direction. The sender does not notice.
