@@ -419,7 +419,9 @@ impl Node {
             Some(Distrust::Refuted)
         } else if self.store_lost {
             Some(Distrust::StoreLost)
-        } else if self.hashes.is_disputed() || self.contradiction.is_some() {
+        } else if self.hashes.is_disputed()
+            || self.contradiction.as_ref().is_some_and(Contradiction::is_open)
+        {
             Some(Distrust::Disputed)
         } else {
             None
