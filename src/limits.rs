@@ -56,10 +56,11 @@ pub const FRAME_HEADER_BYTES: usize = 4;
 pub const HELLO_FRAME_BYTES_MAX: usize = 1024;
 /// On a server connection a longer frame closes the connection.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Clients connected to a server at once; one more is told `REFUSED` and closed.
+/// Clients connected to a server at once. One more gets the place of one from the address that has the most, if its
+/// own has fewer (`net::crowd`); else it is told `REFUSED` and closed.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Connections a server holds beyond those: other servers', and ones that have not said yet what
-/// they are. So clients cannot keep the group's own servers out.
+/// they are, of which the oldest gives way. So clients cannot keep the group's own servers out.
 pub const CONNECTIONS_SPARE: usize = 256;
 /// Files that a server keeps free of connections: its log, its store, what it dials, refusals.
 pub const FILES_RESERVED: usize = 48;
@@ -182,8 +183,8 @@ pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
 pub const EARLY_READ_WAIT: Duration = Duration::from_millis(40);
 /// Reads that one worker is handed at once.
 pub const READS_PER_BATCH_MAX: usize = 64;
-/// Pieces of work waiting for the log writer or the applier. Consensus limits what is under way to
-/// less; were it ever full, the event loop would wait.
+/// Pieces of work waiting for the log writer or the applier. Consensus limits the bytes that are under way, and
+/// what waits is joined to long pieces: a hundredth of this is enough for them, and the rest for work on snapshots.
 pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
 /// Console lines waiting to be written; past it lines are dropped and the loss is logged.
 pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
@@ -285,7 +286,7 @@ pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 /// follower before it drops it from the in-sync set, and leaves time for the next leader before
 /// `COMMIT_TIMEOUT`.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A linearizable read's index is asked for again after this long.
+/// A linearizable read's index is asked for again when nobody was asked for this long. An answer may take longer.
 pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
 /// Replicas compare state hashes every so many entries.
 pub const STATE_HASH_EVERY: u64 = 4096;

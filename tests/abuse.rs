@@ -11,7 +11,7 @@
 mod support;
 
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -329,6 +329,12 @@ fn a_flood_of_connections_meets_a_sentence_even_with_few_files() {
     let flood: Vec<Raw> = (0..200).map(|_| Raw::dial(address)).collect();
     witness.goes_on();
     accepted.iter_mut().for_each(Raw::assert_alive);
+    // Places that are taken by one address, whether it greets or not, keep nobody else out.
+    let mut other = Raw::dial_from(Ipv4Addr::new(127, 0, 0, 2), address);
+    other.send(&hello(HelloRole::Client, ClusterId(0)));
+    assert!(matches!(other.receive(), Some(Message::Welcome(_))));
+    other.assert_alive();
+    drop(other);
     drop(flood);
     drop(accepted);
     eventually("there is room again", || {

@@ -1,7 +1,7 @@
 //! The event loop over real sockets, with a small service whose callbacks are reported to the test.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -165,6 +165,15 @@ impl Harness {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream
+    }
+
+    /// The same, from another address of this machine.
+    fn connect_known_from(&self, ip: Ipv4Addr) -> (TcpStream, ConnectionId) {
+        let stream = dial_from(ip, self.address);
+        match self.next_event() {
+            Event::Accepted(id) => (stream, id),
+            other => panic!("expected a new connection, got {other:?}"),
+        }
     }
 
     /// Connects and learns the id the loop gave the connection.
@@ -708,11 +717,66 @@ fn frames_buffered_behind_a_pause_come_after_the_resume() {
     harness.expect_closed(id, "Remote");
 }
 
+fn dial_from(ip: Ipv4Addr, address: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    connect(&socket, &address).unwrap();
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+#[test]
+fn whoever_has_not_greeted_gives_way_to_whoever_comes() {
+    let harness = Harness::start(LoopConfig { accepted_max: 7, ..config() });
+    let (mut greeted, greeted_id) = harness.connect_known();
+    harness.ask(move |_, net| net.greeted(greeted_id));
+    let (mut server, _) = harness.connect_known_from(Ipv4Addr::new(127, 0, 0, 2));
+    let mut silent: Vec<_> = (0..5).map(|_| harness.connect_known()).collect();
+    for _ in 0..20 {
+        let (mut oldest, oldest_id) = silent.remove(0);
+        silent.push(harness.connect_known());
+        harness.expect_closed(oldest_id, "Displaced");
+        assert_end(&mut oldest);
+    }
+    assert_echo(&mut server, b"I was only slow");
+    assert_echo(&mut greeted, b"still served");
+}
+
+#[test]
+fn an_address_that_has_most_places_makes_room_for_others_and_not_for_itself() {
+    let harness = Harness::start(LoopConfig { accepted_max: 4, ..config() });
+    let settled = |(mut stream, id): (TcpStream, ConnectionId)| {
+        harness.ask(move |_, net| net.greeted(id));
+        assert_echo(&mut stream, b"hello");
+        (stream, id)
+    };
+    let mut many: Vec<_> = (0..4).map(|_| settled(harness.connect_known())).collect();
+    assert_echo(&mut many[0].0, b"not the one that was silent for longest");
+    let mut more = harness.connect();
+    assert_eq!(read_frame(&mut more).unwrap(), b"no room");
+    let few = Ipv4Addr::new(127, 0, 0, 2);
+    let mut others = Vec::new();
+    for gone in [1, 1] {
+        let (mut stream, id) = many.remove(gone);
+        others.push(settled(harness.connect_known_from(few)));
+        harness.expect_closed(id, "Displaced");
+        assert_end(&mut stream);
+    }
+    let mut more = dial_from(few, harness.address);
+    assert_eq!(read_frame(&mut more).unwrap(), b"no room");
+    for (stream, _) in many.iter_mut().chain(&mut others) {
+        assert_echo(stream, b"still served");
+    }
+}
+
 #[test]
 fn one_connection_too_many_is_told_so() {
     let harness = Harness::start(LoopConfig { accepted_max: 2, ..config() });
     let (mut first, first_id) = harness.connect_known();
     let (second, second_id) = harness.connect_known();
+    harness.ask(move |_, net| [first_id, second_id].map(|id| net.greeted(id)));
     let mut third = harness.connect();
     // Unread input must not turn the refusal into a reset.
     third.write_all(&frame(b"hello, I am the third")).unwrap();
@@ -731,7 +795,7 @@ fn one_connection_too_many_is_told_so() {
 fn silence_instead_of_a_greeting_ends_at_the_deadline() {
     let harness = Harness::start(config());
     let (mut greeted, greeted_id) = harness.connect_known();
-    harness.ask(move |_, net| net.set_deadline(greeted_id, None));
+    harness.ask(move |_, net| net.greeted(greeted_id));
     let (mut silent, silent_id) = harness.connect_known();
     harness.ask(move |_, net| net.set_deadline(silent_id, Some(net.now())));
     harness.expect_closed(silent_id, "Deadline");
@@ -757,7 +821,7 @@ fn an_idle_connection_is_asked_about_and_then_closed() {
     let (mut stream, id) = harness.connect_known();
     assert_echo(&mut stream, b"hello");
     harness.ask(move |_, net| {
-        net.set_deadline(id, None);
+        net.greeted(id);
         net.set_idle_timeout(id, Some(Duration::from_millis(20)));
     });
     harness.expect_closed(id, "Idle");

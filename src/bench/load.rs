@@ -334,7 +334,7 @@ impl Service for Load<'_> {
         if self.protocol.greeting(&mut self.frame) {
             net.send(connection, |out| out.extend_from_slice(&self.frame));
         } else {
-            net.set_deadline(connection, None);
+            net.greeted(connection);
             self.line_up(net, client, target);
         }
     }
@@ -348,7 +348,7 @@ impl Service for Load<'_> {
         if !self.clients[client].lines[target].up {
             match self.protocol.welcomed(frame) {
                 Ok(()) => {
-                    net.set_deadline(connection, None);
+                    net.greeted(connection);
                     self.line_up(net, client, target);
                 }
                 Err(reason) => {

@@ -9,10 +9,13 @@
 //!
 //! It is admitted, for ever, in one of two ways:
 //!
-//! 1. **The group's birth.** The first leader (the one named to all servers; of several, the lowest that
-//!    is up) campaigns with an empty log, unless it hears of
+//! 1. **The group's birth.** The founder campaigns with an empty log, unless it hears of
 //!    a term that it does not remember asking for (its directory was lost), and a blank server
-//!    grants it. This is safe because the first leader sends no entry before the first one is
+//!    grants it. The founder is whoever a majority of the group's servers was told leads first. When they
+//!    were told so many different ones that there is no such majority, it is the lowest of those named, as
+//!    soon as every server is up, is blank, and has said whom it was told. Either way it follows from what the servers
+//!    were told alone, and not from who is up: nobody else ever founds the group, also when
+//!    another server's directory is lost. This is safe because the founder sends no entry before the first one is
 //!    durable at itself: if its log is empty, nobody ever stored anything and nothing was ever
 //!    acknowledged. Granting such a vote admits the voter, winning it admits the leader.
 //! 2. **Catching up.** It has heard the terms of a majority of *other* servers since it started, and

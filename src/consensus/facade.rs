@@ -39,6 +39,15 @@ pub enum NoLeader {
         /// Who that is.
         first_leader: NodeId,
     },
+    /// The group has not begun, no majority of its servers was told the same first leader, and not all are up.
+    ToldDifferently {
+        /// One of those named.
+        one: NodeId,
+        /// Another.
+        another: NodeId,
+        /// A server that is not up.
+        missing: NodeId,
+    },
     /// Too many data directories are blank, and what those held that were lost is not known.
     Blank {
         /// Servers that are up with a blank directory.
@@ -61,6 +70,13 @@ impl NoLeader {
                      start that one, or start the others again with --leader naming one that is up"
                 )
             }
+            NoLeader::ToldDifferently { one, another, missing } => format!(
+                "the group has not begun, because its servers were told different first leaders ({} \
+                 and {}) and {} is not up: start every server, or start all again with the same --leader",
+                name(one),
+                name(another),
+                name(missing)
+            ),
             NoLeader::Blank { blank, full, needed } => format!(
                 "no leader can be elected, because {blank} of the servers that are up have blank data \
                  directories, or lost what was in them, and {full} their own, of which {needed} are needed: \
@@ -321,9 +337,14 @@ impl Consensus {
         }
         self.admission.is_admitted()
             || (!self.data_lost
-                && self.config.node == self.first_leader()
+                && self.is_founder()
                 && self.last_index() == 0
                 && self.admission.is_newborn(self.last_term_asked_for()))
+    }
+
+    /// Who has asked for votes before was the founder then, and is for ever.
+    fn is_founder(&self) -> bool {
+        self.last_term_asked_for() > 0 || self.first_leader() == Some(self.config.node)
     }
 
     /// The term in which this server last asked for votes; 0 when it does not remember any.
@@ -331,19 +352,27 @@ impl Consensus {
         if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
-    /// Who is to lead first in a group that is blank: the lowest of those that servers were told, as
-    /// far as they are up. So servers that were told different ones agree, and nobody waits for one
-    /// that is down when another was named, too.
-    fn first_leader(&self) -> NodeId {
-        let told = self.config.first_leader;
-        let named = self.links.values().flatten().chain([&told]).copied();
-        let is_up = |node: &NodeId| *node == self.config.node || self.links.contains_key(node);
-        named.filter(is_up).min().unwrap_or(told)
+    /// Who founds a group that is blank: the one that a majority of its servers was told; if there is none, and every
+    /// server is up and blank, the lowest of those named. That is the same server whoever is up, so that nobody else
+    /// ever has: see `admission`.
+    fn first_leader(&self) -> Option<NodeId> {
+        let names = self.names();
+        let told_by = |name: NodeId| names.iter().filter(|told| **told == name).count();
+        let agreed = names.iter().find(|name| told_by(**name) > self.config.nodes.len() / 2);
+        let all_are_blank = names.len() == self.config.nodes.len();
+        agreed.or(names.iter().min().filter(|_| all_are_blank)).copied()
     }
 
-    /// Whom this server was told leads first, as long as it has never taken part in the group.
+    /// Whom each of the servers that are up and blank was told, this one first.
+    fn names(&self) -> Vec<NodeId> {
+        let others = self.links.values().flatten().copied();
+        self.told_first_leader().into_iter().chain(others).collect()
+    }
+
+    /// Whom this server was told leads first, as long as it has not taken part in the group or stored anything.
     pub fn told_first_leader(&self) -> Option<NodeId> {
-        (!self.admission.is_admitted()).then_some(self.config.first_leader)
+        let is_blank = !self.admission.is_admitted() || self.last_index() == 0;
+        is_blank.then_some(self.config.first_leader)
     }
 
     /// Why no leader can be elected although enough servers are up, if that is so.
@@ -353,14 +382,26 @@ impl Consensus {
         if self.leader().is_some() || up < needed {
             return None;
         }
-        let is_blank = !self.admission.is_admitted();
-        let blank = self.links.values().flatten().count() + usize::from(is_blank);
-        let first = self.first_leader();
-        let first_is_up = first == self.config.node || self.links.contains_key(&first);
-        match up - blank {
-            0 if first_is_up && !self.data_lost => None,
-            0 if !self.data_lost => Some(NoLeader::NotBegun { first_leader: first }),
-            full if full < needed => Some(NoLeader::Blank { blank, full, needed }),
+        let names = self.names();
+        let is_up = |node: &NodeId| *node == self.config.node || self.links.contains_key(node);
+        match (up - names.len(), self.first_leader()) {
+            (full, _) if self.data_lost && full < needed => {
+                Some(NoLeader::Blank { blank: names.len(), full, needed })
+            }
+            (0, Some(first)) if is_up(&first) => None,
+            (0, Some(first_leader)) => Some(NoLeader::NotBegun { first_leader }),
+            (0, None) => {
+                let missing = self.config.nodes.iter().copied().find(|node| !is_up(node))?;
+                match (names.iter().min(), names.iter().max()) {
+                    (Some(&one), Some(&another)) if one != another => {
+                        Some(NoLeader::ToldDifferently { one, another, missing })
+                    }
+                    _ => None,
+                }
+            }
+            (full, _) if full < needed => {
+                Some(NoLeader::Blank { blank: names.len(), full, needed })
+            }
             _ => None,
         }
     }
@@ -369,7 +410,9 @@ impl Consensus {
     fn is_birth(&self, message: &RaftMessage) -> bool {
         !self.data_lost
             && matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
-            && message.from == self.first_leader()
+            // Links may not all be up yet, and who asks has seen to the rest.
+            && (message.from == self.config.first_leader
+                || self.first_leader() == Some(message.from))
             && self.last_index() == 0
     }
 

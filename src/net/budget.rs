@@ -121,7 +121,7 @@ fn low_water(max: usize) -> usize {
     max - max / 4
 }
 
-fn origin_of(ip: IpAddr) -> IpAddr {
+pub(super) fn origin_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => {

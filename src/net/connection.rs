@@ -57,6 +57,9 @@ pub enum CloseReason {
         /// The limit.
         max: usize,
     },
+    /// No place was left, and another connection got this one's.
+    #[error("its place was needed: most connections come from its address, or it has not greeted")]
+    Displaced,
     /// Accepted connections made this process hold more than they may, and this one much of it for long.
     #[error(
         "it takes or sends too slowly: {held_bytes} bytes are held for it, and for all together \

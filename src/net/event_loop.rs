@@ -158,8 +158,9 @@ impl EventLoop {
             let accepted = listener.inner.accept().and_then(|(stream, peer)| {
                 disable_nagle(&stream);
                 let net = &mut self.net;
-                if net.connections.count(Origin::Accepted) < net.config.accepted_max {
-                    self.full = false;
+                let was_full = net.connections.count(Origin::Accepted) >= net.config.accepted_max;
+                if net.make_room(peer.ip()) {
+                    self.full &= was_full;
                     return net.adopt(stream, peer, Origin::Accepted, Phase::Open);
                 }
                 if !std::mem::replace(&mut self.full, true) {

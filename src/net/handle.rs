@@ -1,7 +1,7 @@
 //! What a service can do: the handle it gets with every call.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use super::budget::{Budget, Victim};
 use super::buffer::Buffer;
 use super::connection::{CloseReason, Connection, Phase, RawIncoming, SendLimits};
 use super::connections::{ConnectionId, Connections, Origin};
+use super::crowd::Crowd;
 use super::listener::Listener;
 use super::send_queue::{SegmentPool, SendQueue, Written};
 use super::service::LoopConfig;
@@ -112,6 +113,8 @@ pub struct Net {
     pub(super) notices: Vec<Notice>,
     /// What accepted connections make this process hold.
     pub(super) budget: Budget,
+    /// Those of them that may have to make room.
+    pub(super) crowd: Crowd,
     /// Connections that are not read because of it.
     pub(super) held_back: Vec<ConnectionId>,
     /// The loop is not to sleep past this.
@@ -126,6 +129,7 @@ impl Net {
     pub(super) fn new(config: LoopConfig, registry: Registry) -> Net {
         Net {
             budget: Budget::new(config.budget),
+            crowd: Crowd::default(),
             held_back: Vec::new(),
             config,
             registry,
@@ -357,12 +361,46 @@ impl Net {
     }
 
     /// Closes the connection with [`CloseReason::Deadline`] at `deadline`, or never. A new
-    /// connection has the hand-shake's deadline: replace it or take it away when the greeting is
-    /// done.
+    /// connection has the hand-shake's deadline: replace it, or take it away when it has [greeted](Net::greeted).
     pub fn set_deadline(&mut self, id: ConnectionId, deadline: Option<Instant>) {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.deadline = deadline;
         }
+    }
+
+    /// The greeting is done: the connection has no deadline any more, and does not give way to newcomers.
+    pub fn greeted(&mut self, id: ConnectionId) {
+        self.set_deadline(id, None);
+        self.crowd.settled(id);
+    }
+
+    /// Whoever comes, this connection never makes room.
+    pub fn protect(&mut self, id: ConnectionId) {
+        self.crowd.forget(id);
+    }
+
+    /// Closes a connection that has greeted, in favour of one from `ip`: the one silent for longest, from the
+    /// address that has the most. `false`: that one does not have more than `ip` would.
+    pub fn displace(&mut self, ip: IpAddr) -> bool {
+        let silent_since = |id: &ConnectionId| Some(self.connections.get(*id)?.last_received);
+        let victim = self.crowd.settled_to_go(ip).min_by_key(silent_since);
+        if let Some(victim) = victim {
+            self.end(victim, CloseReason::Displaced);
+        }
+        victim.is_some()
+    }
+
+    /// Makes room for a connection from `ip` that is to be accepted, if there is none.
+    pub(super) fn make_room(&mut self, ip: IpAddr) -> bool {
+        if self.connections.count(Origin::Accepted) < self.config.accepted_max {
+            return true;
+        }
+        match self.crowd.newcomer_to_go() {
+            Some(newcomer) => self.end(newcomer, CloseReason::Displaced),
+            None if !self.displace(ip) => return false,
+            None => {}
+        }
+        true
     }
 
     /// Asks [`Service::on_idle`](super::Service::on_idle) about the connection when nothing has
@@ -464,6 +502,7 @@ impl Net {
         });
         if origin == Origin::Accepted {
             self.budget.open(id, peer.ip());
+            self.crowd.came(id, peer.ip());
         }
         Ok(id)
     }
@@ -541,6 +580,7 @@ impl Net {
             return;
         };
         self.budget.close(id);
+        self.crowd.forget(id);
         if let Err(error) = self.registry.deregister(&mut connection.stream) {
             log::debug!("deregistering the connection with {}: {error}", connection.peer);
         }
@@ -623,6 +663,7 @@ impl Net {
                 connection.frame_since = None;
                 connection.raw = None;
                 charge_received(&mut self.budget, id, connection, 0);
+                self.crowd.leaves(id);
                 self.mark_dirty(id);
             }
             Phase::Flushing | Phase::Lingering => {}

@@ -38,6 +38,8 @@
 //! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds, silence
 //!   and slowness end that connection with a [`CloseReason`]; errors of accepting pause accepting.
 //!   Only a failure of the readiness system itself ends the loop.
+//! - **Places are shared** (`crowd`): when all are taken, whoever has not greeted gives way to whoever comes, and an
+//!   origin that has many to one that has few.
 //! - **What others make this process hold is counted** (`budget`), by connection, by origin and in all;
 //!   past a limit somebody is not read, or has to go.
 //! - **Ids are never confused.** A [`ConnectionId`] names one connection for ever; using it after
@@ -56,6 +58,7 @@ mod budget;
 mod buffer;
 mod connection;
 mod connections;
+mod crowd;
 mod event_loop;
 mod handle;
 mod listener;

@@ -131,7 +131,7 @@ pub struct NodeStatus {
     pub ineligible: Vec<Ineligible>,
     /// Why it serves no reads, if so.
     pub distrust: Option<Distrust>,
-    /// Whom it was told leads first, as long as its data directory is blank.
+    /// Whom it was told leads first, as long as it has not taken part in the group or stored anything.
     pub first_leader: Option<NodeId>,
     /// Why no leader can be elected although enough servers are up, if that is so.
     pub no_leader: Option<NoLeader>,
@@ -439,7 +439,9 @@ impl Node {
             Some(Distrust::Refuted)
         } else if self.store_lost {
             Some(Distrust::StoreLost)
-        } else if self.hashes.is_disputed() || self.contradiction.is_some() {
+        } else if self.hashes.is_disputed()
+            || self.contradiction.as_ref().is_some_and(Contradiction::is_open)
+        {
             Some(Distrust::Disputed)
         } else {
             None
@@ -533,7 +535,7 @@ impl Node {
             };
             self.finish(pending, reply, out);
         }
-        self.reads.retry(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
+        self.reads.ask_again(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
         for read in self.reads.take_expired(now_us) {
             out.push(Output::Reply { token: read.token, reply: self.no_majority() });
         }
@@ -565,8 +567,10 @@ impl Node {
             out.push(Output::Notice(notice));
         }
         let full = self.disks.own.is_full();
+        let stops = matches!(self.stopping, Stopping::HandingOver { .. });
         // Who was asked to take over because this disk is full, and has not, may be able to later.
         if self.eligibility.reasons().is_empty()
+            && !stops
             && (!full || self.ticks.is_multiple_of(limits::DISK_HANDOVER_AGAIN_TICKS))
         {
             self.eligibility.tried.clear();
@@ -584,21 +588,25 @@ impl Node {
         if self.consensus.is_handing_over() {
             return;
         }
-        match self.successor() {
-            Some(successor) => {
-                self.eligibility.tried.insert(successor);
-                self.consensus.transfer_leadership(successor);
-            }
-            None if departure == Departure::Leave => self.consensus.step_down(),
-            None => {}
+        let only_with_room = self.eligibility.departure() == Departure::Stay;
+        if !self.hand_over_to_the_next(only_with_room) && departure == Departure::Leave {
+            self.consensus.step_down();
         }
+    }
+
+    /// Begins to hand over to a follower that was not tried yet: one that may not lead does not say so. False when
+    /// there is none.
+    pub(super) fn hand_over_to_the_next(&mut self, only_with_room: bool) -> bool {
+        let Some(successor) = self.successor(only_with_room) else { return false };
+        self.eligibility.tried.insert(successor);
+        self.consensus.transfer_leadership(successor);
+        true
     }
 
     /// The follower to hand over to, of those not tried yet. It has stored what is committed; and more than this node
     /// has, if it is this node's log that is stalled, or its own may be stalled as well. One whose disk is full is
     /// the last choice, and none for a leader that leaves because its own is.
-    pub(super) fn successor(&self) -> Option<NodeId> {
-        let only_with_room = self.eligibility.departure() == Departure::Stay;
+    pub(super) fn successor(&self, only_with_room: bool) -> Option<NodeId> {
         let mut needed = self.consensus.commit();
         if self.eligibility.reasons().contains(&Ineligible::LogStalled) {
             let own = self.consensus.matched(self.config.node);

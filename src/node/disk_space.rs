@@ -75,7 +75,8 @@ impl Node {
 
     /// At a leader whose disk is full: somebody who has room leads soon.
     pub(super) fn waits_for_a_leader_with_room(&self) -> bool {
-        self.disks.own.is_full() && (self.consensus.is_handing_over() || self.successor().is_some())
+        self.disks.own.is_full()
+            && (self.consensus.is_handing_over() || self.successor(true).is_some())
     }
 
     fn tell_disk(&mut self, out: &mut Vec<Output>) {

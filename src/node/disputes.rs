@@ -5,8 +5,8 @@
 //! entry that contradicts one that is committed at it asks all others for the term of theirs.
 //!
 //! The rule is the same for both: **a server is wrong when more than half of the group agree on something
-//! else.** Then it throws away what was refuted and takes the others'. As long as no majority agrees, nobody
-//! guesses: those who know of the contradiction serve no reads and pass no snapshots on, and go on to
+//! else, and right when more than half, itself included, agree with it.** In the first case it throws away
+//! what was refuted and takes the others'. As long as no majority agrees, nobody guesses: those who know of the contradiction serve no reads and pass no snapshots on, and go on to
 //! vote, to store, and to lead, because only the log brings the servers that are missing to where they can
 //! decide. One server's word alone never makes another throw anything away.
 //!
@@ -140,33 +140,83 @@ impl StateHashes {
 }
 
 /// An entry of another server that contradicts one that is committed here.
+///
+/// The others are asked for the terms of two entries: the one in question, and the one that this server's commit index
+/// stood at. Logs that agree at an index agree before it, so the second acquits this server as well, where the
+/// others have cut their logs behind the first.
 #[derive(Debug)]
 pub(super) struct Contradiction {
     pub peer: NodeId,
     pub index: LogIndex,
+    commit: LogIndex,
     asked_us: Option<u64>,
-    /// Whether the others hold another entry there than this server.
+    /// Answers to the last question: whether the others hold what this server does.
     answers: BTreeMap<NodeId, bool>,
+    acquitted: bool,
+}
+
+/// What the answers so far say of this server's log.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum LogVerdict {
+    /// Too few have answered.
+    Open,
+    /// A majority, this server included, holds the same.
+    Acquitted,
+    /// A majority holds another entry.
+    Refuted,
 }
 
 impl Contradiction {
-    pub fn new(peer: NodeId, index: LogIndex) -> Contradiction {
-        Contradiction { peer, index, asked_us: None, answers: BTreeMap::new() }
+    /// `before` is the one that this one replaces: the others are not asked more often for there being many.
+    pub fn new(
+        peer: NodeId,
+        index: LogIndex,
+        commit: LogIndex,
+        before: Option<Contradiction>,
+    ) -> Contradiction {
+        let asked_us = before.and_then(|before| before.asked_us);
+        let answers = BTreeMap::new();
+        Contradiction { peer, index, commit, asked_us, answers, acquitted: false }
     }
 
-    /// Whether the others are to be asked now; they are then taken as asked.
-    pub fn is_question_due(&mut self, now_us: u64) -> bool {
-        let due = self.asked_us.is_none_or(|at| now_us.saturating_sub(at) >= QUESTION_INTERVAL_US);
-        if due {
-            self.asked_us = Some(now_us);
+    /// Whether it is not known who is right. An acquittal lasts until a majority says otherwise, or the same entry
+    /// would put this server in doubt each time that it is sent.
+    pub fn is_open(&self) -> bool {
+        !self.acquitted
+    }
+
+    /// The indices to ask all others about now, if it is time to; they are then taken as asked.
+    pub fn take_question(&mut self, now_us: u64) -> Vec<LogIndex> {
+        if self.asked_us.is_some_and(|at| now_us.saturating_sub(at) < QUESTION_INTERVAL_US) {
+            return Vec::new();
         }
-        due
+        self.asked_us = Some(now_us);
+        self.answers.clear();
+        let mut indices = vec![self.index, self.commit];
+        indices.dedup();
+        indices
     }
 
-    /// An answer; how many others hold another entry than this server.
-    pub fn heard(&mut self, from: NodeId, differs: bool) -> usize {
-        self.answers.insert(from, differs);
-        self.answers.values().filter(|differs| **differs).count()
+    /// Takes another server's answer about the entry at `index`, which this server has committed: in a group of
+    /// `nodes`.
+    pub fn heard(
+        &mut self,
+        from: NodeId,
+        index: LogIndex,
+        agrees: bool,
+        nodes: usize,
+    ) -> LogVerdict {
+        if index == self.index {
+            self.answers.insert(from, agrees);
+        } else if index == self.commit && agrees {
+            self.answers.entry(from).or_insert(true);
+        }
+        let agreeing = self.answers.values().filter(|agrees| **agrees).count();
+        if self.answers.len() - agreeing > nodes / 2 {
+            return LogVerdict::Refuted;
+        }
+        self.acquitted |= agreeing + 1 > nodes / 2;
+        if self.acquitted { LogVerdict::Acquitted } else { LogVerdict::Open }
     }
 }
 
@@ -227,5 +277,24 @@ mod tests {
         assert_eq!(hashes.known.len(), REMEMBERED_MAX);
         assert_eq!(hashes.note(NodeId(1), 999, 1, 0), HashVerdict::Nothing);
         assert_eq!(hashes.note(A, 0, 7, 0), HashVerdict::Nothing, "long past");
+    }
+
+    #[test]
+    fn a_log_that_a_majority_agrees_with_is_acquitted_though_the_others_have_cut_theirs() {
+        let mut found = Contradiction::new(A, 3, 9, None);
+        assert_eq!(found.take_question(0), [3, 9]);
+        assert!(found.take_question(QUESTION_INTERVAL_US - 1).is_empty());
+        assert_eq!(found.heard(B, 9, false, 3), LogVerdict::Open, "they may part after the third");
+        assert_eq!(found.heard(B, 9, true, 3), LogVerdict::Acquitted);
+        assert!(!found.is_open());
+        // Sent again, it is looked into again, and puts nothing in doubt meanwhile.
+        assert_eq!(found.take_question(QUESTION_INTERVAL_US), [3, 9]);
+        assert!(!found.is_open());
+        assert_eq!(found.heard(A, 3, false, 3), LogVerdict::Acquitted);
+        assert_eq!(found.heard(B, 3, false, 3), LogVerdict::Refuted);
+        // A new one is asked about when it is time to.
+        let mut next = Contradiction::new(B, 4, 4, Some(found));
+        assert!(next.is_open() && next.take_question(QUESTION_INTERVAL_US).is_empty());
+        assert_eq!(next.take_question(2 * QUESTION_INTERVAL_US), [4]);
     }
 }

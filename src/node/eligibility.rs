@@ -99,7 +99,7 @@ pub(super) struct Eligibility {
     damaged: bool,
     /// As of the last look.
     reasons: BTreeSet<Ineligible>,
-    /// Followers that this leader has tried to hand over to since it may not lead.
+    /// Followers that this leader has tried to hand over to since it may not lead, or since it stops.
     pub tried: BTreeSet<NodeId>,
 }
 

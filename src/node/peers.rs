@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::core::{Node, Stopping, micros};
-use super::disputes::{Contradiction, HashVerdict, QUESTION_INTERVAL_US};
+use super::disputes::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_US};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Command, EncodedWrite};
@@ -265,18 +265,23 @@ impl Node {
         if self.refuted {
             return;
         }
-        let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
-        if !known {
-            self.contradiction = Some(Contradiction::new(from, index));
+        let known = self.contradiction.as_ref();
+        if known.is_none_or(|known| !known.is_open() && known.index != index) {
+            let (commit, before) = (self.consensus.commit(), self.contradiction.take());
+            self.contradiction = Some(Contradiction::new(from, index, commit, before));
             if !std::mem::replace(&mut self.contradiction_said, true) {
                 out.push(Output::Notice(Notice::LogContradicted { peer: from, index }));
             }
         }
+        self.ask_log_terms(now, out);
+    }
+
+    fn ask_log_terms(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(contradiction) = &mut self.contradiction else { return };
-        if contradiction.is_question_due(now.monotonic_us) {
-            for peer in &self.links {
-                out.push(Output::Send { to: *peer, message: PeerMessage::LogTerm { index } });
-            }
+        for index in contradiction.take_question(now.monotonic_us) {
+            let ask =
+                |to: &NodeId| Output::Send { to: *to, message: PeerMessage::LogTerm { index } };
+            out.extend(self.links.iter().map(ask));
         }
     }
 
@@ -288,16 +293,13 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let ours = self.consensus.term_at(index);
-        let committed = index <= self.consensus.commit();
-        let Some(contradiction) = self.contradiction.as_mut().filter(|known| known.index == index)
-        else {
-            return;
-        };
+        let committed = index <= self.consensus.commit() && !self.refuted;
+        let Some(contradiction) = &mut self.contradiction else { return };
         let (Some(term), Some(ours), true) = (term, ours, committed) else { return };
-        let others = contradiction.heard(from, term != ours);
-        if others > self.config.nodes.len() / 2 && !self.refuted {
+        let nodes = self.config.nodes.len();
+        if contradiction.heard(from, index, term == ours, nodes) == LogVerdict::Refuted {
             self.refuted = true;
-            out.push(Output::Notice(Notice::LogRefuted { index }));
+            out.push(Output::Notice(Notice::LogRefuted { index: contradiction.index }));
             out.push(Output::BeginAnew);
         }
     }
@@ -310,6 +312,9 @@ impl Node {
         }
         if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
             out.push(Output::Notice(Notice::Disputed { index }));
+        }
+        if self.contradiction.as_ref().is_some_and(Contradiction::is_open) {
+            self.ask_log_terms(now, out);
         }
     }
 }

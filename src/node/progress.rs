@@ -1,6 +1,6 @@
 //! What follows from the inputs: `flush`, once for a bunch of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::certainty::Certainty;
 use super::commit_news::CommitNews;
@@ -90,7 +90,7 @@ impl Node {
             self.wait_again(key, now);
         }
         if leader != leader_before {
-            self.reads.retry(u64::MAX);
+            self.reads.ask_again(u64::MAX);
         }
     }
 
@@ -118,12 +118,18 @@ impl Node {
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
-                for key in waiting {
+                // What was proposed or passed on before may be in the log already, and is no more to store for it. It
+                // waits for room, or until its time is over.
+                let (kept, refused): (VecDeque<usize>, VecDeque<usize>) = waiting
+                    .into_iter()
+                    .partition(|key| self.writes.get_mut(*key).effect > Effect::NotDone);
+                for key in refused {
                     let pending = self.writes.remove(key);
                     let refusal = busy("too much waits to be applied to the leader's store");
-                    self.answer(pending.origin, refusal, out);
+                    self.finish(pending, refusal, out);
                 }
-                return;
+                waiting = kept;
+                break;
             }
             if proposed.0 >= limits.propose_writes_max || proposed.1 >= limits.propose_bytes_max {
                 self.propose_more = true;
@@ -256,18 +262,18 @@ impl Node {
     }
 
     fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.reads.has_waiting() {
+        if !self.reads.is_question_due() {
             return;
         }
         if self.consensus.role() == Role::Leader {
-            let round = self.reads.start(now.monotonic_us);
-            // A leader that has committed nothing in its term does not know the commit index yet;
-            // the round is tried again a little later.
-            self.consensus.read_index(round);
+            let question = self.reads.ask(now.monotonic_us);
+            // A leader that has committed nothing in its term does not know the commit index yet; it is
+            // asked again a little later.
+            self.consensus.read_index(question);
         } else if let Some(leader) = self.consensus.leader()
             && self.links.contains(&leader)
         {
-            let id = self.reads.start(now.monotonic_us);
+            let id = self.reads.ask(now.monotonic_us);
             let message = PeerMessage::ReadIndex { id };
             out.push(Output::Send { to: leader, message });
         }
@@ -335,8 +341,8 @@ impl Node {
                 self.consensus.snapshot_sent(to, None);
             }
         }
-        for (round, index) in std::mem::take(&mut self.effects.reads) {
-            for (to, id) in self.reads.confirm(round, index) {
+        for (question, index) in std::mem::take(&mut self.effects.reads) {
+            for (to, id) in self.reads.confirm(question, index) {
                 let message = PeerMessage::ReadIndexOk { id, index };
                 out.push(Output::Send { to, message });
             }
@@ -412,19 +418,16 @@ impl Node {
         if done {
             let until_us = now.monotonic_us + micros(limits::HANDOVER_TIMEOUT);
             self.stopping = Stopping::HandingOver { until_us };
-            let commit = self.consensus.commit();
-            let successor = self.links.iter().max_by_key(|peer| {
-                let matched = self.consensus.matched(**peer);
-                (matched >= commit && self.has_room(**peer), matched)
-            });
-            if self.consensus.role() == Role::Leader
-                && let Some(successor) = successor
-            {
-                self.consensus.transfer_leadership(*successor);
-                self.run_consensus(now, out);
-            }
+            self.eligibility.tried.clear();
         }
         if let Stopping::HandingOver { until_us } = self.stopping {
+            if self.consensus.role() == Role::Leader && !self.consensus.is_handing_over() {
+                if !self.hand_over_to_the_next(false) {
+                    // Whoever could not take over may be able to by now.
+                    self.eligibility.tried.clear();
+                }
+                self.run_consensus(now, out);
+            }
             let alone = self.links.is_empty();
             let free = self.consensus.role() != Role::Leader || alone;
             if free || now.monotonic_us >= until_us {

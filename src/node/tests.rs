@@ -22,6 +22,8 @@ struct Group {
     applied: Vec<AppliedPoint>,
     /// Where news of what is applied goes instead of the inbox, when set.
     withheld: Option<Vec<(usize, Input)>>,
+    /// What servers send to each other is lost.
+    cut: bool,
     now: Now,
 }
 
@@ -32,6 +34,15 @@ impl Group {
 
     /// A group whose servers are told different first leaders, and the first so many of them up.
     fn told(first_leaders: &[u64], up: usize, ack: AckPolicy) -> Group {
+        Group::within(limits::NodeLimits::default(), first_leaders, up, ack)
+    }
+
+    fn within(
+        limits: limits::NodeLimits,
+        first_leaders: &[u64],
+        up: usize,
+        ack: AckPolicy,
+    ) -> Group {
         let ids: Vec<NodeId> = (1..=first_leaders.len() as u64).map(NodeId).collect();
         let node = |id: &NodeId| {
             let config = NodeConfig {
@@ -40,14 +51,14 @@ impl Group {
                 first_leader: NodeId(first_leaders[id.0 as usize - 1]),
                 ack,
                 in_sync_timeout: Duration::from_secs(2),
-                stall_timeout: limits::STALL_TIMEOUT,
+                stall_timeout: crate::limits::STALL_TIMEOUT,
                 election_ticks: Some(15 + id.0 as usize),
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
                 upkeep: UpkeepConfig::new(History::All),
-                limits: limits::NodeLimits::default(),
-                state_hash_every: limits::STATE_HASH_EVERY,
+                limits,
+                state_hash_every: crate::limits::STATE_HASH_EVERY,
                 state_limits: StateLimits::default(),
                 first_question: id.0 * 1000,
             };
@@ -60,6 +71,7 @@ impl Group {
             ready_reads: Vec::new(),
             applied: vec![AppliedPoint::default(); ids.len()],
             withheld: None,
+            cut: false,
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
         for at in 0..up {
@@ -92,10 +104,12 @@ impl Group {
     }
 
     fn tick(&mut self) {
+        self.tick_of(0..self.nodes.len());
+    }
+
+    fn tick_of(&mut self, nodes: std::ops::Range<usize>) {
         self.now.monotonic_us += 20_000;
-        for at in 0..self.nodes.len() {
-            self.inbox.push_back((at, Input::Tick));
-        }
+        self.inbox.extend(nodes.map(|at| (at, Input::Tick)));
         self.settle();
     }
 
@@ -105,7 +119,7 @@ impl Group {
             match output {
                 Output::Send { to, message } => {
                     let to = to.0 as usize - 1;
-                    if to < self.nodes.len() {
+                    if to < self.nodes.len() && !self.cut {
                         let message = CheckedMessage::new(message).unwrap();
                         self.inbox.push_back((to, Input::Peer { from, message }));
                     }
@@ -287,34 +301,75 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
 }
 
 #[test]
-fn servers_that_are_told_different_first_leaders_agree_on_the_lowest_that_is_up() {
+fn servers_that_are_told_different_first_leaders_agree_on_one_whoever_is_up() {
+    let waits_for = |node| NoLeader::NotBegun { first_leader: NodeId(node) };
+    let differ = |one, another| NoLeader::ToldDifferently {
+        one: NodeId(one),
+        another: NodeId(another),
+        missing: NodeId(3),
+    };
     let cases = [
-        (&[1, 2, 3][..], 3, Some(1)),
-        (&[2, 1, 1], 3, Some(1)),
-        (&[3, 3, 2], 3, Some(2)),
-        (&[2, 3, 3], 2, Some(2)),
-        (&[3, 3, 3], 2, None),
+        (&[1, 2, 3][..], 3, Ok(1)),
+        (&[2, 1, 1], 3, Ok(1)),
+        (&[3, 3, 2], 3, Ok(3)),
+        (&[2, 2, 1], 2, Ok(2)),
+        (&[2, 3, 3], 2, Err(differ(2, 3))),
+        (&[1, 2, 1], 2, Err(differ(1, 2))),
+        (&[3, 3, 3], 2, Err(waits_for(3))),
     ];
     for (told, up, leads) in cases {
         let mut group = Group::told(told, up, AckPolicy::Majority);
         (0..100).for_each(|_| group.tick());
         for node in &group.nodes {
             let status = node.status();
-            assert_eq!(status.leader, leads.map(NodeId), "told {told:?}");
-            let waits = NoLeader::NotBegun { first_leader: NodeId(3) };
-            assert_eq!(status.no_leader, leads.is_none().then_some(waits), "told {told:?}");
+            assert_eq!(status.leader, leads.ok().map(NodeId), "told {told:?}");
+            assert_eq!(status.no_leader, leads.err(), "told {told:?}");
         }
     }
 }
 
 #[test]
 fn who_is_waited_for_is_named_in_the_error_of_a_write() {
-    let mut group = Group::told(&[3, 3, 3], 2, AckPolicy::Majority);
-    let token = group.put(0, 1);
-    (0..300).for_each(|_| group.tick());
-    let Some(Reply::Error(error)) = group.replies.get(&token) else { panic!("no error") };
-    assert!(error.message.contains("begins with the server at place 3"), "{}", error.message);
-    assert!(error.message.contains("--leader"), "{}", error.message);
+    for (told, waits_for) in [
+        (&[3, 3, 3], "begins with the server at place 3"),
+        (&[1, 2, 2], "and the server at place 3 of the group's list is not up"),
+    ] {
+        let mut group = Group::told(told, 2, AckPolicy::Majority);
+        let token = group.put(0, 1);
+        (0..300).for_each(|_| group.tick());
+        let Some(Reply::Error(error)) = group.replies.get(&token) else { panic!("no error") };
+        assert!(error.message.contains(waits_for), "{}", error.message);
+        assert!(error.message.contains("--leader"), "{}", error.message);
+    }
+}
+
+/// A leader proposes a write, loses the leadership and wins it back with the write in its log. Because its store was
+/// behind it said that nothing had been done.
+#[test]
+fn a_write_that_an_earlier_leadership_proposed_is_never_said_not_to_be_done() {
+    let limits = limits::NodeLimits { unapplied_bytes_max: 1, ..Default::default() };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    group.cut = true;
+    let write = group.put(2, 1);
+    let led = |group: &Group| group.nodes[2].status().role == Role::Leader;
+    (0..100).find(|_| {
+        group.tick();
+        !led(&group)
+    });
+    assert!(!led(&group), "it does not notice that it is alone");
+    // The others have given up on it too.
+    (0..20).for_each(|_| group.tick());
+    assert!(!group.replies.contains_key(&write), "its time was over too soon");
+    group.cut = false;
+    let led_again = (0..100).any(|_| {
+        group.tick_of(2..3);
+        led(&group)
+    });
+    assert!(led_again && group.nodes[2].status().term > 1);
+    (0..10).for_each(|_| group.tick());
+    let reply = group.replies.get(&write);
+    assert!(matches!(reply, Some(Reply::PutOk { .. })), "{reply:?}");
 }
 
 /// Tells a server how much room there is on its disk.

@@ -43,7 +43,8 @@ impl StoreService {
         match role {
             HelloRole::Client => {
                 let Some(address) = net.peer_address(connection) else { return };
-                if self.clients.len() >= self.parts.clients_max {
+                let is_full = self.clients.len() >= self.parts.clients_max;
+                if is_full && !net.displace(address.ip()) {
                     return self.refuse(net, connection, NO_ROOM.into());
                 }
                 self.connections.insert(connection, Kind::Client);
@@ -86,7 +87,10 @@ impl StoreService {
                 return self.refuse(net, connection, reason.into());
             }
         }
-        net.set_deadline(connection, None);
+        net.greeted(connection);
+        if let Some(Kind::Inbound(_)) = self.connections.get(&connection) {
+            net.protect(connection);
+        }
         self.send(net, connection, &welcome);
     }
 
@@ -160,7 +164,7 @@ impl StoreService {
         if let Some(line) = link.line_mut(connection) {
             line.welcomed();
         }
-        net.set_deadline(connection, None);
+        net.greeted(connection);
         if link.is_up() {
             link.came_up();
             self.transfers.link_up(peer);
@@ -176,8 +180,9 @@ impl StoreService {
             && ours != theirs
         {
             log::warn!(
-                "this server was started with --leader {} and {} with --leader {}: the one of them \
-                 that is up and comes first in the group's list leads first",
+                "this server was started with --leader {} and {} with --leader {}: the one that most \
+                 servers were told leads first; if there is none such, the first of them in the group's list, when \
+                 every server is up",
                 self.address(ours),
                 self.address(peer),
                 self.address(theirs)

@@ -259,9 +259,9 @@ impl StoreService {
                     self.clients.unpark(token);
                     self.reply(net, token, reply);
                 }
-                Output::Persist(batch) => self.parts.log.push(LogWork::Append(batch)),
+                Output::Persist(batch) => self.parts.log.push(LogWork::append(batch)),
                 Output::Apply { entries, answering } => {
-                    self.parts.applier.push(ApplierWork::Apply { entries, answering });
+                    self.parts.applier.push(ApplierWork::apply(entries, answering));
                 }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.unpark(token) {

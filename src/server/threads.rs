@@ -1,8 +1,9 @@
 //! The two threads that write: one for the log, one for the store.
 //!
 //! Both take work in order from a bounded queue and report on a channel, with a wake of the event
-//! loop. The bounds are never met in practice, because consensus limits what is under way; if one
-//! were, the event loop would wait, which is back-pressure and not loss.
+//! loop. A disk may hang for as long as it likes: the loop never waits for it. Consensus limits the bytes that are
+//! under way and not their pieces, of which there is one for each small write; so what waits is joined to longer
+//! pieces, of which there are few ([`limits::WRITER_QUEUE_MAX`] is never met).
 //!
 //! A failure of either ends the process: what a failed sync left on the disk is unknown, and so is
 //! a state machine that could not apply. A damaged store ends only the applier: the server hands over and
@@ -60,22 +61,105 @@ impl From<StoreFault> for Report {
     }
 }
 
+/// Work that may be done together with what was handed over before it.
+pub(super) trait Join: Sized {
+    /// Adds what comes next, or gives it back where the two are not to be done as one.
+    fn join(&mut self, next: Self) -> Option<Self>;
+}
+
 /// Work for the log writer.
 pub(super) enum LogWork {
-    /// Make durable.
-    Append(LogBatch),
+    /// Make durable; the bytes of the entries.
+    Append(LogBatch, usize),
     /// Begin anew after a snapshot.
     BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
     /// Delete what the store holds durably and no server needs.
     Compact { durable_index: LogIndex, needed_from: Option<LogIndex> },
 }
 
+impl LogWork {
+    pub fn append(batch: LogBatch) -> LogWork {
+        let bytes = entries_bytes(&batch.entries);
+        LogWork::Append(batch, bytes)
+    }
+}
+
+impl Join for LogWork {
+    /// Batches are joined as far as their entries follow one another, to no more than a group that is made durable
+    /// at once.
+    fn join(&mut self, next: LogWork) -> Option<LogWork> {
+        match (self, next) {
+            (LogWork::Append(batch, bytes), LogWork::Append(more, more_bytes)) => {
+                let (last, first) = (batch.entries.last(), more.entries.first());
+                let follows = match (last, first) {
+                    (Some(last), Some(first)) => first.index == last.index + 1,
+                    _ => true,
+                };
+                if !follows || *bytes + more_bytes > limits::LOG_GROUP_BYTES_MAX {
+                    return Some(LogWork::Append(more, more_bytes));
+                }
+                let LogBatch { number, hard_state, entries } = more;
+                batch.number = number;
+                batch.hard_state = hard_state.or(batch.hard_state);
+                batch.entries.extend(entries);
+                *bytes += more_bytes;
+                None
+            }
+            (_, next) => Some(next),
+        }
+    }
+}
+
 /// Work for the applier.
 pub(super) enum ApplierWork {
     /// Apply committed entries.
-    Apply { entries: Vec<LogEntry>, answering: bool },
+    Apply(Piece),
     /// Something about snapshots.
     Snapshot(SnapshotWork),
+}
+
+/// Committed entries that are applied together.
+pub(super) struct Piece {
+    entries: Vec<LogEntry>,
+    bytes: usize,
+    answering: bool,
+}
+
+impl Piece {
+    /// One batch of the engine is cheaper than many. But a piece ends where replicas compare states, since the hash is
+    /// that of its end.
+    fn has_room(&self) -> bool {
+        let compared = self
+            .entries
+            .last()
+            .is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
+        self.bytes < limits::APPLY_BYTES_MAX as usize && !compared
+    }
+
+    fn extend(&mut self, more: Piece) {
+        self.entries.extend(more.entries);
+        self.bytes += more.bytes;
+        self.answering |= more.answering;
+    }
+}
+
+impl ApplierWork {
+    pub fn apply(entries: Vec<LogEntry>, answering: bool) -> ApplierWork {
+        let bytes = entries_bytes(&entries);
+        ApplierWork::Apply(Piece { entries, bytes, answering })
+    }
+}
+
+impl Join for ApplierWork {
+    fn join(&mut self, next: ApplierWork) -> Option<ApplierWork> {
+        match (self, next) {
+            (ApplierWork::Apply(piece), ApplierWork::Apply(more)) if piece.has_room() => {
+                piece.extend(more);
+                None
+            }
+            (_, next) => Some(next),
+        }
+    }
 }
 
 /// A writing thread and its queue.
@@ -86,7 +170,7 @@ pub(super) struct Writer<T> {
     ended: crossbeam_channel::Receiver<()>,
 }
 
-impl<T: Send + 'static> Writer<T> {
+impl<T: Join + Send + 'static> Writer<T> {
     fn start(
         name: &str,
         run: impl FnOnce(Receiver<T>) + Send + 'static,
@@ -101,10 +185,15 @@ impl<T: Send + 'static> Writer<T> {
         Ok(Writer { queue, thread, ended })
     }
 
-    /// Hands over work.
+    /// Hands over work, without ever waiting.
+    ///
+    /// # Panics
+    /// Panics when the queue is full, since work must not be lost: see the module for why it is not.
     pub fn push(&self, work: T) {
-        // Fails only when the thread has reported its failure and ended.
-        let _ = self.queue.send(work);
+        // Without a receiver the thread has reported its failure and ended.
+        if let Err((_, true)) = self.queue.try_join(work, T::join) {
+            panic!("{} pieces of work wait for a writing thread", limits::WRITER_QUEUE_MAX);
+        }
     }
 
     /// Somebody waits for what was handed over.
@@ -169,8 +258,8 @@ impl LogThread {
         let mut next = Some(first);
         while let Some(item) = next.take() {
             match item {
-                LogWork::Append(batch) => {
-                    bytes += entries_bytes(&batch.entries);
+                LogWork::Append(batch, batch_bytes) => {
+                    bytes += batch_bytes;
                     self.batches.push(batch);
                 }
                 LogWork::BeginAnew { number, snapshot, hard_state } => {
@@ -258,10 +347,10 @@ pub(super) fn applier(
             let received = work.recv_timeout(wait);
             let idle = matches!(received, Err(RecvError::Timeout));
             let done = match received {
-                Ok(ApplierWork::Apply { entries, answering }) => {
+                Ok(ApplierWork::Apply(mut piece)) => {
                     work.linger(limits::APPLY_GATHER);
-                    let (entries, answering, next) = gather(entries, answering, &work);
-                    thread.apply(&entries, answering).and_then(|()| match next {
+                    let next = gather(&mut piece, &work);
+                    thread.apply(&piece.entries, piece.answering).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
                         None => Ok(()),
                     })
@@ -295,30 +384,15 @@ pub(super) fn applier(
     })
 }
 
-/// Joins pieces of the log that have gathered, for one batch of the engine is cheaper than many;
-/// but not past an index where replicas compare states, since the hash is that of the batch's end.
-/// What else the queue held comes back too.
-fn gather(
-    mut entries: Vec<LogEntry>,
-    mut answering: bool,
-    work: &Receiver<ApplierWork>,
-) -> (Vec<LogEntry>, bool, Option<SnapshotWork>) {
-    let mut bytes = entries_bytes(&entries);
-    let compared = |entries: &[LogEntry]| {
-        entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY))
-    };
-    while bytes < limits::APPLY_BYTES_MAX as usize && !compared(&entries) {
-        match work.try_recv() {
-            Some(ApplierWork::Apply { entries: more, answering: more_answering }) => {
-                bytes += entries_bytes(&more);
-                entries.extend(more);
-                answering |= more_answering;
-            }
-            Some(ApplierWork::Snapshot(work)) => return (entries, answering, Some(work)),
-            None => break,
+/// Adds the pieces that have gathered behind this one, and gives back what else came.
+fn gather(piece: &mut Piece, work: &Receiver<ApplierWork>) -> Option<SnapshotWork> {
+    while piece.has_room() {
+        match work.try_recv()? {
+            ApplierWork::Apply(more) => piece.extend(more),
+            ApplierWork::Snapshot(work) => return Some(work),
         }
     }
-    (entries, answering, None)
+    None
 }
 
 struct ApplierThread {
@@ -407,6 +481,8 @@ impl ApplierThread {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
+
+    use bytes::Bytes;
 
     use super::*;
     use crate::net::{EventLoop, LoopConfig};
@@ -525,12 +601,76 @@ mod tests {
                 healthy.try_iter().for_each(drop);
             }
             let hard_state = Some(HardState { term: 1 + u64::from(hangs), ..HardState::default() });
-            writer.push(LogWork::Append(LogBatch { number: 1, hard_state, ..LogBatch::default() }));
+            writer.push(LogWork::append(LogBatch { number: 1, hard_state, ..LogBatch::default() }));
             let patience = if hangs { Duration::from_millis(50) } else { Duration::from_secs(60) };
             assert_eq!(writer.finish(Instant::now() + patience), !hangs);
             assert_eq!(reported.try_iter().count(), usize::from(!hangs));
         }
         // Lets the thread that was given up end.
         drop(health);
+    }
+
+    /// A writer whose disk hangs: nothing is taken from its queue.
+    fn hung<T>() -> (Writer<T>, Receiver<T>) {
+        let (queue, work) = queue::bounded(limits::WRITER_QUEUE_MAX);
+        let (thread, (_, ended)) = (thread::spawn(|| {}), crossbeam_channel::bounded(0));
+        (Writer { queue, thread, ended }, work)
+    }
+
+    fn entry(index: LogIndex) -> LogEntry {
+        LogEntry { term: 1, index, data: Bytes::from_static(&[7; 100]) }
+    }
+
+    /// As many entries of a hundred bytes as may be committed and not applied, each in a piece of its own.
+    const ENTRIES: LogIndex = (limits::UNAPPLIED_BYTES_MAX / 164) as LogIndex;
+
+    #[test]
+    fn an_engine_that_hangs_holds_up_nobody_who_hands_small_writes_over() {
+        let (writer, work) = hung();
+        for index in 1..=ENTRIES {
+            writer.push(ApplierWork::apply(vec![entry(index)], index == ENTRIES));
+        }
+        let (mut pieces, mut applied, mut answering) = (0, 0, false);
+        while let Some(ApplierWork::Apply(piece)) = work.try_recv() {
+            assert_eq!(piece.entries[0].index, applied + 1);
+            let last = piece.entries.len() - 1;
+            for entry in &piece.entries[..last] {
+                assert!(!entry.index.is_multiple_of(limits::STATE_HASH_EVERY));
+            }
+            assert!(piece.bytes < 2 * limits::APPLY_BYTES_MAX as usize);
+            pieces += 1;
+            applied = piece.entries[last].index;
+            answering |= piece.answering;
+        }
+        assert_eq!((applied, answering), (ENTRIES, true));
+        assert!(pieces < limits::WRITER_QUEUE_MAX / 100, "{pieces} pieces");
+    }
+
+    #[test]
+    fn a_log_that_hangs_holds_up_nobody_and_nothing_is_replaced_that_should_not_be() {
+        let (writer, work) = hung();
+        let hard_state = |term| Some(HardState { term, ..HardState::default() });
+        let batch = |number, hard_state, entries| {
+            writer.push(LogWork::append(LogBatch { number, hard_state, entries }));
+        };
+        for index in 1..=ENTRIES {
+            let term = (index % 1000 == 0).then_some(index / 1000);
+            batch(index, term.and_then(hard_state), vec![entry(index)]);
+        }
+        batch(ENTRIES + 1, hard_state(1_000_000), Vec::new());
+        // From here on the log is another one.
+        batch(ENTRIES + 2, None, vec![entry(ENTRIES - 5)]);
+        let mut batches = Vec::new();
+        while let Some(LogWork::Append(batch, bytes)) = work.try_recv() {
+            assert!(bytes <= limits::LOG_GROUP_BYTES_MAX);
+            batches.push(batch);
+        }
+        assert!(batches.len() < limits::WRITER_QUEUE_MAX / 100, "{} batches", batches.len());
+        let replacing = batches.pop().unwrap();
+        assert_eq!((replacing.number, replacing.entries.len()), (ENTRIES + 2, 1));
+        let last = batches.last().unwrap();
+        assert_eq!((last.number, last.hard_state), (ENTRIES + 1, hard_state(1_000_000)));
+        let indices: Vec<_> = batches.iter().flat_map(|b| &b.entries).map(|e| e.index).collect();
+        assert_eq!(indices, (1..=ENTRIES).collect::<Vec<_>>());
     }
 }

@@ -5,7 +5,8 @@
 //! several times, and sleep in between. This one is a list under a lock with a condition, and tells
 //! nobody who does not wait.
 //!
-//! It also lets a receiver [`linger`](Receiver::linger), for work that is cheaper in batches.
+//! A sender never waits: the event loop is one. It also lets a receiver [`linger`](Receiver::linger), for work that is
+//! cheaper in batches, and a sender join what it sends to what waits already.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,8 +27,6 @@ struct Shared<T> {
     state: Mutex<State<T>>,
     /// For receivers: there is an item, or no sender any more.
     filled: Condvar,
-    /// For a sender: there is room, or no receiver any more.
-    emptied: Condvar,
     /// For a lingering receiver: it is hurried, or there is no sender any more.
     hurried: Condvar,
     items_max: usize,
@@ -39,8 +38,6 @@ struct State<T> {
     receivers: usize,
     /// Receivers that wait for an item.
     waiting_receivers: usize,
-    /// Senders that wait for room.
-    waiting_senders: usize,
     lingering: bool,
     /// Somebody waits for what is in the queue, or for what a lingering receiver has taken.
     hurry: bool,
@@ -60,14 +57,12 @@ pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
         senders: 1,
         receivers: 1,
         waiting_receivers: 0,
-        waiting_senders: 0,
         lingering: false,
         hurry: false,
     };
     let shared = Arc::new(Shared {
         state: Mutex::new(state),
         filled: Condvar::new(),
-        emptied: Condvar::new(),
         hurried: Condvar::new(),
         items_max,
     });
@@ -80,18 +75,27 @@ pub struct Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Puts an item at the end, waiting for room. It comes back when there is no receiver.
+    /// Joins an item to the last one that waits, if there is one and `join` takes it; puts it at the end otherwise, as
+    /// [`Sender::try_send`] does. `join` runs under the queue's lock.
     ///
     /// # Errors
-    /// The item.
-    pub fn send(&self, item: T) -> Result<(), T> {
+    /// The item, and whether there is a receiver.
+    pub fn try_join(
+        &self,
+        item: T,
+        join: impl FnOnce(&mut T, T) -> Option<T>,
+    ) -> Result<(), (T, bool)> {
         let mut state = self.shared.state();
-        while state.items.len() >= self.shared.items_max && state.receivers > 0 {
-            state.waiting_senders += 1;
-            state = self.shared.emptied.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.waiting_senders -= 1;
+        let item = match state.items.back_mut() {
+            Some(last) => join(last, item),
+            None => Some(item),
+        };
+        let Some(item) = item else { return Ok(()) };
+        let has_receiver = state.receivers > 0;
+        if state.items.len() >= self.shared.items_max {
+            return Err((item, has_receiver));
         }
-        self.put(state, item)
+        self.put(state, item).map_err(|item| (item, has_receiver))
     }
 
     /// Puts an item at the end. It comes back when there is no room or no receiver.
@@ -168,13 +172,13 @@ impl<T> Receiver<T> {
 
     /// Takes the first item, if there is one.
     pub fn try_recv(&self) -> Option<T> {
-        self.take(&mut self.shared.state())
+        self.shared.state().items.pop_front()
     }
 
     fn recv_until(&self, deadline: Option<Instant>) -> Result<T, RecvError> {
         let mut state = self.shared.state();
         loop {
-            if let Some(item) = self.take(&mut state) {
+            if let Some(item) = state.items.pop_front() {
                 return Ok(item);
             }
             if state.senders == 0 {
@@ -188,14 +192,6 @@ impl<T> Receiver<T> {
             state = wait(&self.shared.filled, state, left);
             state.waiting_receivers -= 1;
         }
-    }
-
-    fn take(&self, state: &mut State<T>) -> Option<T> {
-        let item = state.items.pop_front()?;
-        if state.waiting_senders > 0 {
-            self.shared.emptied.notify_one();
-        }
-        Some(item)
     }
 
     /// Waits while others send, without being woken by each item, until `time` has passed, or
@@ -226,10 +222,7 @@ impl<T> Clone for Receiver<T> {
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
-        state.receivers -= 1;
-        drop(state);
-        self.shared.emptied.notify_all();
+        self.shared.state().receivers -= 1;
     }
 }
 
@@ -252,13 +245,21 @@ mod tests {
     /// Longer than any test may take.
     const FOREVER: Duration = Duration::from_secs(3600);
 
+    fn send_all(sender: &Sender<u32>, items: std::ops::Range<u32>) {
+        for item in items {
+            while sender.try_send(item).is_err() {
+                thread::yield_now();
+            }
+        }
+    }
+
     #[test]
     fn items_come_in_order_and_the_end_after_the_last() {
         let (sender, receiver) = bounded(2);
-        let sending = thread::spawn(move || (0..1000).try_for_each(|item| sender.send(item)));
+        let sending = thread::spawn(move || send_all(&sender, 0..1000));
         let received: Vec<u32> = std::iter::from_fn(|| receiver.recv().ok()).collect();
         assert_eq!(received, (0..1000).collect::<Vec<_>>());
-        assert_eq!(sending.join().unwrap(), Ok(()));
+        sending.join().unwrap();
         assert_eq!(receiver.recv_timeout(FOREVER), Err(RecvError::Disconnected));
         assert_eq!(receiver.try_recv(), None);
     }
@@ -274,7 +275,7 @@ mod tests {
                 })
             })
             .collect();
-        (0..1000).try_for_each(|item| sender.send(item)).unwrap();
+        send_all(&sender, 0..1000);
         drop(sender);
         let mut received: Vec<u32> =
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
@@ -289,10 +290,27 @@ mod tests {
         assert_eq!(sender.try_send(2), Err(2));
         assert_eq!(receiver.recv_timeout(FOREVER), Ok(1));
         assert_eq!(receiver.recv_timeout(Duration::ZERO), Err(RecvError::Timeout));
-        assert_eq!(sender.send(3), Ok(()));
-        let waiting = thread::spawn(move || sender.send(4));
+        assert_eq!(sender.try_send(3), Ok(()));
+        assert_eq!(sender.try_join(4, |_, item| Some(item)), Err((4, true)));
         drop(receiver);
-        assert_eq!(waiting.join().unwrap(), Err(4));
+        assert_eq!(sender.try_send(5), Err(5));
+        assert_eq!(sender.try_join(6, |_, item| Some(item)), Err((6, false)));
+    }
+
+    #[test]
+    fn items_are_joined_to_the_last_that_waits() {
+        let (sender, receiver) = bounded(2);
+        let join = |last: &mut u32, item: u32| {
+            let fits = *last + item <= 5;
+            *last += if fits { item } else { 0 };
+            (!fits).then_some(item)
+        };
+        for item in [1, 4, 3, 2] {
+            assert_eq!(sender.try_join(item, join), Ok(()));
+        }
+        assert_eq!(sender.try_join(1, join), Err((1, true)));
+        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(5), Some(5)));
+        assert_eq!(receiver.try_recv(), None);
     }
 
     #[test]
@@ -301,22 +319,22 @@ mod tests {
         sender.hurry();
         receiver.linger(Duration::ZERO);
 
-        sender.send(1).unwrap();
+        sender.try_send(1).unwrap();
         sender.hurry();
         receiver.linger(FOREVER);
         assert_eq!(receiver.try_recv(), Some(1));
 
         let (reached, reach) = bounded(1);
         let lingering = thread::spawn(move || {
-            reached.send(()).unwrap();
+            reached.try_send(()).unwrap();
             receiver.linger(FOREVER);
             let received = receiver.try_recv();
-            reached.send(()).unwrap();
+            reached.try_send(()).unwrap();
             receiver.linger(FOREVER);
             received
         });
         reach.recv_timeout(FOREVER).unwrap();
-        sender.send(2).unwrap();
+        sender.try_send(2).unwrap();
         // It may not linger yet; then it is told that it need not.
         sender.hurry();
         reach.recv_timeout(FOREVER).unwrap();

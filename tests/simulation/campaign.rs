@@ -136,7 +136,22 @@ fn setup(seed: u64) -> (Setup, Rng) {
         },
         ..Setup::calm(seed)
     };
-    (setup, rng)
+    (tell_differently(setup), rng)
+}
+
+/// In some seeds the servers are told different first leaders. Who founds the group follows from that alone.
+fn tell_differently(setup: Setup) -> Setup {
+    let mut rng = Rng::new(setup.seed ^ 0x746f_6c64);
+    let servers = setup.servers;
+    if !rng.chance(200) {
+        return setup;
+    }
+    let told: Vec<usize> = (0..servers).map(|_| rng.index(servers)).collect();
+    let told_by = |name: usize| told.iter().filter(|told| **told == name).count();
+    let of_most = (0..servers).find(|name| 2 * told_by(*name) > servers);
+    let lowest = told.iter().min().copied();
+    let first_leader = of_most.or(lowest).unwrap_or(setup.first_leader);
+    Setup { told, first_leader, ..setup }
 }
 
 /// Limits that a few clients reach, each drawn for itself.

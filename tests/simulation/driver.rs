@@ -254,11 +254,13 @@ impl World {
             process.unapplied.split_off(&first.index);
             let bytes = |entry: &LogEntry| (entry.index, entry.data.len() + 64);
             process.unapplied.extend(batch.entries.iter().map(bytes));
-            let NodeLimits { unapplied_bytes_max, append_bytes_max, .. } = self.setup.limits;
+            let NodeLimits { unapplied_bytes_max, append_bytes_max, appends_in_flight_max, .. } =
+                self.setup.limits;
             let held: usize = process.unapplied.values().sum();
-            // As much may be committed here as is not committed at its leader: each with one message more, and an
-            // entry that is larger than a message may be.
-            let message_bytes = 4 * append_bytes_max as usize + ENTRY_BYTES_MAX;
+            // As much may be committed here as is not committed at its leader: each with what may arrive between two
+            // flushes more, and an entry that is larger than a message may be.
+            let messages = appends_in_flight_max.max(4);
+            let message_bytes = messages * append_bytes_max as usize + ENTRY_BYTES_MAX;
             let held_max = 2 * (unapplied_bytes_max + message_bytes);
             ensure!(
                 held <= held_max,
@@ -597,7 +599,9 @@ impl World {
         let config = NodeConfig {
             node: node_id(server),
             nodes: (0..self.setup.servers).map(node_id).collect(),
-            first_leader: node_id(self.setup.first_leader),
+            first_leader: node_id(
+                self.setup.told.get(server).copied().unwrap_or(self.setup.first_leader),
+            ),
             ack: self.setup.ack,
             in_sync_timeout: self.setup.in_sync_timeout,
             stall_timeout: self.setup.stall_timeout,

@@ -23,11 +23,9 @@ use crate::world::{MILLISECOND, SECOND, Setup, World};
 /// The server whose place the attacker takes.
 const ATTACKER: usize = 2;
 
-/// A group of which two servers are left, with some writes in their logs.
-fn besieged(setup: Setup) -> Result<World, Violation> {
-    let honest = setup.honest;
-    // The attack itself is no honest server's; the rules are checked again once it is over.
-    let mut world = World::new(Setup { honest: true, ..setup }, Trace::default());
+/// A group with some writes in its log.
+fn whole(setup: Setup) -> Result<World, Violation> {
+    let mut world = World::new(setup, Trace::default());
     let client = world.add_client(Memory::Session, 16, 10 * SECOND);
     let writes: Vec<usize> =
         (0..10).map(|n| world.put(client, None, "k", &n.to_string())).collect();
@@ -36,18 +34,31 @@ fn besieged(setup: Setup) -> Result<World, Violation> {
             && world.servers.iter().all(|server| server.disk.hard_state().admitted)
     })?;
     ensure!(done, "the group does not come up");
+    Ok(world)
+}
+
+/// A group of which two servers are left, with some writes in their logs.
+fn besieged(setup: Setup) -> Result<World, Violation> {
+    let honest = setup.honest;
+    // The attack itself is no honest server's; the rules are checked again once it is over.
+    let mut world = whole(Setup { honest: true, ..setup })?;
     world.crash(ATTACKER)?;
     world.setup.honest = honest;
     Ok(world)
 }
 
 fn attack(world: &mut World, victim: usize, message: PeerMessage) -> Verdict {
+    attack_as(world, ATTACKER, victim, message)
+}
+
+/// The attacker speaks in the name of any server.
+fn attack_as(world: &mut World, name: usize, victim: usize, message: PeerMessage) -> Verdict {
     // As it would come from the wire.
     let frame = rmp_serde::to_vec(&message).map_err(|error| Violation(error.to_string()))?;
     let message = rmp_serde::from_slice(&frame).map_err(|error| Violation(error.to_string()))?;
     match CheckedMessage::new(message) {
-        Ok(message) => world.input(victim, Input::Peer { from: node_id(ATTACKER), message }),
-        Err(reason) => world.disconnect(victim, node_id(ATTACKER), reason),
+        Ok(message) => world.input(victim, Input::Peer { from: node_id(name), message }),
+        Err(reason) => world.disconnect(victim, node_id(name), reason),
     }
 }
 
@@ -397,7 +408,14 @@ fn forgeries(term: u64, last_index: u64) -> Vec<(&'static str, u64, RaftBody)> {
         commit: 0,
         entries: Vec::new(),
     };
+    let other_first = RaftBody::Append {
+        previous_index: 0,
+        previous_term: 0,
+        commit: 0,
+        entries: vec![LogEntry { term: term + 1, index: 1, data: Bytes::new() }],
+    };
     vec![
+        ("REPLICATION that contradicts a committed entry", term + 1, other_first),
         ("HEARTBEAT_OK", ahead, heartbeat_reply),
         ("REPLICATION_OK of a later term", ahead, acknowledged(0, None)),
         ("refusal of a later term", ahead, acknowledged(last_index, Some((0, 0)))),
@@ -452,6 +470,46 @@ fn nothing_a_forger_does_outlasts_its_leaving() {
         for (seed, victims) in [(1, &[0][..]), (2, &[1]), (3, &[0, 1])] {
             forger_leaves(seed, trick, victims).unwrap_or_else(|Violation(reason)| {
                 panic!("{name} to {victims:?} (seed {seed}): {reason}")
+            });
+        }
+    }
+}
+
+/// The forger speaks as a server that is up, on a connection of its own, and leaves without anybody losing a link;
+/// nobody writes meanwhile.
+fn forger_speaks_beside(seed: u64, trick: usize, name: usize, victim: usize) -> Verdict {
+    let mut world = whole(Setup::calm(seed))?;
+    world.run_for(SECOND)?;
+    for _ in 0..3 {
+        let (term, last_index, _) = standing(&world, victim);
+        let (_, term, body) = forgeries(term, last_index).swap_remove(trick);
+        let (from, to) = (node_id(name), node_id(victim));
+        let message = PeerMessage::Raft(RaftMessage { from, to, term, body });
+        world.setup.honest = false;
+        attack_as(&mut world, name, victim, message)?;
+        world.flush(victim)?;
+        world.setup.honest = true;
+        world.run_for(10 * MILLISECOND)?;
+    }
+    world.run_for(2 * SECOND)?;
+    let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+    for server in 0..world.servers.len() {
+        for linearizable in [false, true] {
+            let read = world.read(client, Some(server), Bytes::from_static(b"k"), linearizable);
+            let ended = world.run_until(SECOND, |world| world.ended(read))?;
+            let errors = &world.operations[read].errors;
+            ensure!(ended && errors.is_empty(), "a read at {} met {errors:?}", node_id(server));
+        }
+    }
+    make_peace(&mut world)
+}
+
+#[test]
+fn nothing_a_forger_says_beside_a_server_that_is_up_outlasts_its_leaving() {
+    for (trick, (said, ..)) in forgeries(1, 1).into_iter().enumerate() {
+        for (name, victim) in [(0, 1), (1, 0), (1, 2), (2, 1)] {
+            forger_speaks_beside(1, trick, name, victim).unwrap_or_else(|Violation(reason)| {
+                panic!("{said} as {} to {}: {reason}", node_id(name), node_id(victim))
             });
         }
     }

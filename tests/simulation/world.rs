@@ -39,6 +39,8 @@ pub struct Setup {
     pub servers: usize,
     /// Who is to lead first, by position.
     pub first_leader: usize,
+    /// Whom each server was told leads first, where that is not the same for all.
+    pub told: Vec<usize>,
     /// The acknowledgement rule.
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed.
@@ -89,6 +91,7 @@ impl Setup {
             seed,
             servers: 3,
             first_leader: 0,
+            told: Vec::new(),
             ack: AckPolicy::All,
             in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
             stall_timeout: limits::STALL_TIMEOUT,

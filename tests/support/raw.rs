@@ -1,7 +1,7 @@
 //! Connections whose bytes are made by hand, and a well-behaved client beside them.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -70,6 +70,15 @@ pub struct Raw {
 impl Raw {
     pub fn dial(address: SocketAddr) -> Raw {
         Raw::over(TcpStream::connect(address).unwrap())
+    }
+
+    /// From another address of this machine.
+    pub fn dial_from(ip: Ipv4Addr, address: SocketAddr) -> Raw {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+        connect(&socket, &address).unwrap();
+        Raw::over(TcpStream::from(socket))
     }
 
     pub fn over(stream: TcpStream) -> Raw {

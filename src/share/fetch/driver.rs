@@ -226,7 +226,7 @@ impl Driver {
                 link.greeted = true;
                 link.lost.clear();
                 if let Some(connection) = link.connection {
-                    net.set_deadline(connection, None);
+                    net.greeted(connection);
                 }
                 self.swarm.connected(source, self.elapsed(net));
                 let body = PeerRequest::Watch { content: self.options.content };

@@ -104,7 +104,7 @@ impl RegistryService {
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
-        net.set_deadline(connection, None);
+        net.greeted(connection);
         net.send(connection, |out| encode(&greeting::welcome(), out));
     }
 

@@ -120,7 +120,7 @@ impl ShareService {
             return;
         };
         peer.greeted = true;
-        net.set_deadline(id, None);
+        net.greeted(id);
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
         self.say(net, id, &greeting::welcome());

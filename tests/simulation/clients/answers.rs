@@ -91,10 +91,7 @@ impl World {
             match effect {
                 // Some clients take the first server's word for it.
                 Effect::NotDone
-                    if matches!(code, ErrorCode::NoMajority | ErrorCode::DiskFull)
-                        && !ended
-                        && self.asked_once(operation)
-                        && self.rng.chance(500) =>
+                    if !ended && self.asked_once(operation) && self.gives_up_after(code) =>
                 {
                     let RequestId { client, sequence, .. } = write.request;
                     self.checker.not_done(client, sequence)?;
@@ -171,6 +168,14 @@ impl World {
         }
         self.end(operation, Outcome::Refused(code));
         Ok(())
+    }
+
+    fn gives_up_after(&mut self, code: ErrorCode) -> bool {
+        match code {
+            ErrorCode::NoMajority | ErrorCode::DiskFull => self.rng.chance(500),
+            ErrorCode::Busy | ErrorCode::ShuttingDown => self.rng.chance(200),
+            _ => false,
+        }
     }
 
     fn asked_once(&self, operation: usize) -> bool {

@@ -1,0 +1,181 @@
+//! Who gives its place up when there is none left.
+//!
+//! Places are few, so whoever takes many of them, or takes one and does nothing, must not keep others out. Accepted
+//! connections are of three kinds:
+//!
+//! - *Newcomers* have not greeted yet, or are being closed. Someone who means it greets within a round trip. So
+//!   when all places are taken the oldest newcomer goes, of the origin that has the most of them; a flood shortens
+//!   the time in which to greet, and never leaves a server or a client without a place.
+//! - *Settled* ones have greeted. One of them goes only where another origin would otherwise have at least two fewer
+//!   than the origin with the most: of that one, the connection that has been silent for longest. An origin never
+//!   makes room for more of its own.
+//! - *Protected* ones, the group's own servers, never go, and are not known here.
+//!
+//! An origin is an IP as the budget counts it. There are no sockets and no clock here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::budget::origin_of;
+use super::connections::ConnectionId;
+use super::map::ConnectionMap;
+
+/// Origins with no more newcomers than this are alike: a server dials another with two connections at once.
+const NEWCOMERS_FAIR: usize = 4;
+
+/// Connections by their origin, in the order in which they came.
+#[derive(Debug, Default)]
+struct Group {
+    origins: HashMap<IpAddr, BTreeMap<u64, ConnectionId>>,
+    by_size: BTreeSet<(usize, IpAddr)>,
+    by_age: BTreeMap<u64, ConnectionId>,
+    members: ConnectionMap<(IpAddr, u64)>,
+    last: u64,
+}
+
+impl Group {
+    fn insert(&mut self, id: ConnectionId, origin: IpAddr) {
+        self.last += 1;
+        self.members.insert(id, (origin, self.last));
+        self.by_age.insert(self.last, id);
+        let members = self.origins.entry(origin).or_default();
+        self.by_size.remove(&(members.len(), origin));
+        members.insert(self.last, id);
+        self.by_size.insert((members.len(), origin));
+    }
+
+    fn remove(&mut self, id: ConnectionId) -> Option<IpAddr> {
+        let (origin, number) = self.members.remove(&id)?;
+        self.by_age.remove(&number);
+        if let Some(members) = self.origins.get_mut(&origin) {
+            self.by_size.remove(&(members.len(), origin));
+            members.remove(&number);
+            match members.len() {
+                0 => drop(self.origins.remove(&origin)),
+                left => drop(self.by_size.insert((left, origin))),
+            }
+        }
+        Some(origin)
+    }
+
+    /// The origin with the most, and how many.
+    fn largest(&self) -> Option<(usize, IpAddr)> {
+        self.by_size.last().copied()
+    }
+
+    fn size_of(&self, origin: IpAddr) -> usize {
+        self.origins.get(&origin).map_or(0, BTreeMap::len)
+    }
+
+    fn of(&self, origin: IpAddr) -> impl Iterator<Item = ConnectionId> {
+        self.origins.get(&origin).into_iter().flat_map(|members| members.values().copied())
+    }
+}
+
+/// Accepted connections that may have to go.
+#[derive(Debug, Default)]
+pub(super) struct Crowd {
+    newcomers: Group,
+    settled: Group,
+}
+
+impl Crowd {
+    /// A connection is accepted.
+    pub(super) fn came(&mut self, id: ConnectionId, ip: IpAddr) {
+        self.newcomers.insert(id, origin_of(ip));
+    }
+
+    /// It has greeted.
+    pub(super) fn settled(&mut self, id: ConnectionId) {
+        if let Some(origin) = self.newcomers.remove(id) {
+            self.settled.insert(id, origin);
+        }
+    }
+
+    /// It is being closed, and only its last words are still to be written.
+    pub(super) fn leaves(&mut self, id: ConnectionId) {
+        if let Some(origin) = self.settled.remove(id) {
+            self.newcomers.insert(id, origin);
+        }
+    }
+
+    /// It is gone, or it is never to go.
+    pub(super) fn forget(&mut self, id: ConnectionId) {
+        if self.newcomers.remove(id).is_none() {
+            self.settled.remove(id);
+        }
+    }
+
+    /// The newcomer whose place another gets.
+    pub(super) fn newcomer_to_go(&self) -> Option<ConnectionId> {
+        let (most, origin) = self.newcomers.largest()?;
+        match most > NEWCOMERS_FAIR {
+            true => self.newcomers.of(origin).next(),
+            false => self.newcomers.by_age.values().next().copied(),
+        }
+    }
+
+    /// Settled connections of which one is to make room for one from `ip`.
+    pub(super) fn settled_to_go(&self, ip: IpAddr) -> impl Iterator<Item = ConnectionId> {
+        let own = self.settled.size_of(origin_of(ip));
+        let largest = self.settled.largest().filter(|(most, _)| *most > own + 1);
+        largest.into_iter().flat_map(|(_, origin)| self.settled.of(origin))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u64) -> ConnectionId {
+        ConnectionId::from_u64(number)
+    }
+
+    fn ip(number: u8) -> IpAddr {
+        [10, 0, 0, number].into()
+    }
+
+    #[test]
+    fn the_oldest_newcomer_of_whoever_has_the_most_goes() {
+        let mut crowd = Crowd::default();
+        assert_eq!(crowd.newcomer_to_go(), None);
+        // A server's two, and then a flood from elsewhere.
+        crowd.came(id(1), ip(9));
+        crowd.came(id(2), ip(9));
+        (10..30).for_each(|number| crowd.came(id(number), ip(1)));
+        for number in 10..26 {
+            assert_eq!(crowd.newcomer_to_go(), Some(id(number)));
+            crowd.forget(id(number));
+        }
+        assert_eq!(crowd.newcomer_to_go(), Some(id(1)), "four are no more than anybody's");
+        crowd.settled(id(1));
+        crowd.forget(id(2));
+        assert_eq!(crowd.newcomer_to_go(), Some(id(26)));
+        (26..30).for_each(|number| crowd.settled(id(number)));
+        assert_eq!(crowd.newcomer_to_go(), None);
+        crowd.leaves(id(27));
+        assert_eq!(crowd.newcomer_to_go(), Some(id(27)), "only its last words keep it");
+    }
+
+    #[test]
+    fn settled_ones_make_room_for_other_origins_until_nobody_has_more() {
+        let mut crowd = Crowd::default();
+        (0..6).for_each(|number| crowd.came(id(number), ip(1)));
+        (0..6).for_each(|number| crowd.settled(id(number)));
+        let to_go = |crowd: &Crowd, from| crowd.settled_to_go(ip(from)).collect::<Vec<_>>();
+        assert!(to_go(&crowd, 1).is_empty(), "not for more of its own");
+        for (gone, came) in [(0, 10), (1, 11), (2, 12)] {
+            assert_eq!(to_go(&crowd, 2)[0], id(gone));
+            crowd.forget(id(gone));
+            crowd.came(id(came), ip(2));
+            crowd.settled(id(came));
+        }
+        assert!(to_go(&crowd, 2).is_empty(), "three each");
+        assert_eq!(to_go(&crowd, 3).len(), 3);
+        // A protected one is never named.
+        crowd.came(id(20), ip(1));
+        crowd.settled(id(20));
+        crowd.forget(id(20));
+        assert!(!to_go(&crowd, 3).contains(&id(20)));
+    }
+}
