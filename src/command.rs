@@ -62,6 +62,12 @@ pub enum WriteOp {
     /// Change nothing: only take a timestamp, after which no write can have an older one.
     #[serde(rename = "MARK")]
     Mark,
+    /// Change what the group keeps of what newer versions have replaced.
+    #[serde(rename = "SET_HISTORY")]
+    SetHistory {
+        /// What is kept from now on.
+        history: History,
+    },
 }
 
 impl WriteOp {
@@ -72,7 +78,8 @@ impl WriteOp {
             WriteOp::PutAll { .. }
             | WriteOp::DelAll { .. }
             | WriteOp::DelRange { .. }
-            | WriteOp::Mark => None,
+            | WriteOp::Mark
+            | WriteOp::SetHistory { .. } => None,
         }
     }
 
@@ -86,7 +93,7 @@ impl WriteOp {
             WriteOp::PutAll { pairs } => (None, &pairs[..], &[][..], None),
             WriteOp::DelAll { keys } => (None, &[][..], &keys[..], None),
             WriteOp::DelRange { from, to } => (None, &[][..], &[][..], Some([from, to])),
-            WriteOp::Mark => (None, &[][..], &[][..], None),
+            WriteOp::Mark | WriteOp::SetHistory { .. } => (None, &[][..], &[][..], None),
         };
         let pairs = pairs.iter().map(|(key, value)| (key, Some(value)));
         let bounds = bounds.into_iter().flatten().map(|key| (key, None));
@@ -126,6 +133,39 @@ pub enum History {
     },
 }
 
+impl History {
+    /// Whether there is such a history: something is kept of it, and a number that is not absurd.
+    pub fn can_be_kept(self) -> bool {
+        match self {
+            History::All => true,
+            History::For { age_us } => (1..=i64::MAX as u64).contains(&age_us),
+            History::Versions { count } => (1..=limits::HISTORY_VERSIONS_MAX).contains(&count),
+        }
+    }
+}
+
+/// As the command line reads it: `all`, `24h`, `10`.
+impl std::fmt::Display for History {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [(u64, &str); 5] = [
+            (86_400_000_000, "d"),
+            (3_600_000_000, "h"),
+            (60_000_000, "m"),
+            (1_000_000, "s"),
+            (1_000, "ms"),
+        ];
+        match self {
+            History::All => f.write_str("all"),
+            History::For { age_us } => {
+                let whole = |unit: &&(u64, &str)| *age_us > 0 && age_us.is_multiple_of(unit.0);
+                let (unit_us, name) = UNITS.iter().find(whole).copied().unwrap_or((1, "us"));
+                write!(f, "{}{name}", age_us / unit_us)
+            }
+            History::Versions { count } => write!(f, "{count}"),
+        }
+    }
+}
+
 /// The limits on which the result of applying an entry depends: replicas with different ones would diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateLimits {
@@ -160,6 +200,95 @@ impl Default for StateLimits {
             session_replies_max: limits::SESSION_REPLIES_MAX as u32,
             session_replies_total_max: limits::SESSION_REPLIES_TOTAL_MAX as u32,
         }
+    }
+}
+
+/// What a group goes by. It stands in the log before the first write, so that no replica applies an entry by what
+/// its own release has compiled in: a release with other limits can take part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRules {
+    /// The limits; those of the release that founded the group.
+    pub limits: StateLimits,
+    /// What is kept of what newer versions have replaced.
+    pub history: History,
+}
+
+/// What entries may be in the log, and how they are applied: a number that rises with every release that changes
+/// that. A group uses what its own level holds and no more, and its level rises when every server knows the next
+/// one. A release that does not know the group's level cannot take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeatureLevel {
+    /// The number. Every group begins at [`FeatureLevel::FIRST`].
+    pub level: u32,
+    /// A release that knows it, for those that do not.
+    pub release: Version,
+}
+
+/// A release's version: major, minor and patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version(pub u16, pub u16, pub u16);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+impl FeatureLevel {
+    /// The level that every release knows and at which every group begins.
+    pub const FIRST: FeatureLevel = FeatureLevel { level: 1, release: Version(0, 1, 0) };
+
+    /// The newest level that this release knows.
+    pub const NEWEST: FeatureLevel = FeatureLevel {
+        level: 1,
+        release: Version(
+            decimal(env!("CARGO_PKG_VERSION_MAJOR")),
+            decimal(env!("CARGO_PKG_VERSION_MINOR")),
+            decimal(env!("CARGO_PKG_VERSION_PATCH")),
+        ),
+    };
+
+    /// What there is to say when this is the group's level and a release knows no more than `known`: the end
+    /// of a sentence.
+    pub fn unknown_to(self, known: FeatureLevel) -> String {
+        format!(
+            "the group is at feature level {}, and this release ({}) knows levels up to {}: \
+             run release {} or a newer one",
+            self.level, known.release, known.level, self.release
+        )
+    }
+}
+
+/// Reads a number of the build's own environment.
+const fn decimal(digits: &str) -> u16 {
+    let (digits, mut value, mut at) = (digits.as_bytes(), 0, 0);
+    while at < digits.len() {
+        value = value * 10 + (digits[at] - b'0') as u16;
+        at += 1;
+    }
+    value
+}
+
+/// What a release has compiled in that replicas could differ by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The newest feature level that it knows.
+    pub level: FeatureLevel,
+    /// The limits that it gives a group that it founds.
+    pub limits: StateLimits,
+}
+
+impl Default for Release {
+    /// This release.
+    fn default() -> Release {
+        StateLimits::default().into()
+    }
+}
+
+impl From<StateLimits> for Release {
+    /// This release with other limits.
+    fn from(limits: StateLimits) -> Release {
+        Release { level: FeatureLevel::NEWEST, limits }
     }
 }
 
@@ -238,6 +367,13 @@ pub enum Action {
     /// The leader's own.
     #[serde(rename = "UPKEEP")]
     Upkeep(Upkeep),
+    /// The group goes by this from here on, unless it has rules already.
+    #[serde(rename = "RULES")]
+    Rules(GroupRules),
+    /// The group is at this level from here on, unless it is further already. This action keeps its form in all
+    /// releases, so that those that do not know the level can tell.
+    #[serde(rename = "LEVEL")]
+    Level(FeatureLevel),
 }
 
 /// An entry as the log keeps it: ordered and stamped.
@@ -274,7 +410,7 @@ impl Command {
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {
             Action::Write { op, .. } => op.bytes(),
-            Action::Upkeep(_) => 0,
+            Action::Upkeep(_) | Action::Rules(_) | Action::Level(_) => 0,
         };
         let mut data = Vec::with_capacity(96 + bytes);
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());
@@ -296,6 +432,12 @@ impl Command {
         let action = rmp_serde::from_slice(body)?;
         let timestamp = Timestamp(i64::from_be_bytes(*head));
         Ok(Some(Command { timestamp, clock_us: u64::from_be_bytes(*clock), action }))
+    }
+
+    /// The time of the log's clock in an entry, without decoding the rest; `None` for a no-op or garbage.
+    pub fn peek_clock_us(data: &[u8]) -> Option<u64> {
+        let clock = data.get(TIME_BYTES..)?.first_chunk::<TIME_BYTES>()?;
+        Some(u64::from_be_bytes(*clock))
     }
 
     /// The timestamp of an entry, without decoding the rest; `None` for a no-op or garbage.
@@ -321,6 +463,8 @@ pub enum OpKind {
     Trim,
     /// [`WriteOp::Mark`].
     Mark,
+    /// [`WriteOp::SetHistory`].
+    SetHistory(History),
 }
 
 impl OpKind {
@@ -357,6 +501,7 @@ impl OpShape {
             WriteOp::DelRange { .. } => OpKind::DelRange,
             WriteOp::Trim { .. } => OpKind::Trim,
             WriteOp::Mark => OpKind::Mark,
+            WriteOp::SetHistory { history } => OpKind::SetHistory(*history),
         };
         let key_bytes = || op.pairs().map(|(key, _)| key.len());
         OpShape {

@@ -207,8 +207,11 @@ pub const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 pub const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A machine's clock that is further behind the newest version is mentioned in the log.
 pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
-/// How often servers tell each other what their clocks say.
-pub const CLOCK_TOLD_INTERVAL: Duration = Duration::from_secs(1);
+/// The group's feature level rises when every server has told for this long that it knows the next one: ten times
+/// as long as it takes a server to put right what somebody else has said in its name.
+pub const LEVEL_SETTLED: Duration = Duration::from_secs(10);
+/// How often servers tell each other what their clocks say, and what their releases know.
+pub const ABOUT_INTERVAL: Duration = Duration::from_secs(1);
 /// The retry hint that goes with `BUSY`.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 
@@ -305,7 +308,8 @@ pub const TERM_CREDIT_PER_TICK: u64 = 1 << 26;
 pub const TERM_CREDIT_AT_START: u64 = 1 << 32;
 /// Greater terms are no servers' but a forger's.
 pub const TERM_MAX: u64 = u64::MAX / 2;
-/// A replicated timestamp may be this far ahead of this machine's clock, and of the log. A machine without
+/// A replicated timestamp may be this far ahead of this machine's clock, and of the log, and so may a time of the
+/// log's clock be of the log. A machine without
 /// a clock of its own starts in 1970; and order would end with the greatest timestamp there can be.
 pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// How long a stopping server waits for the console's last lines to be written.

@@ -76,6 +76,7 @@ fn main() -> ExitCode {
         Command::DelRange(args) => one_shot(commands::del_range(&args, out)),
         Command::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
         Command::Trim(args) => one_shot(commands::trim(&args, out)),
+        Command::SetHistory(args) => one_shot(commands::set_history(&args, out)),
         Command::Status(args) => one_shot(commands::status(&args, out)),
         Command::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]

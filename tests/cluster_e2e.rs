@@ -6,11 +6,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acervo::client::{Client, ClientError};
+use acervo::command::History;
 use acervo::limits;
 use acervo::types::Timestamp;
 use acervo::wire::message::Role;
@@ -184,6 +186,42 @@ fn any_server_takes_writes_and_reads_and_deletes() {
     let empty = client.put("empty", "").unwrap();
     let got = client.get("empty").unwrap();
     assert_eq!((got.value.as_deref(), got.timestamp), (Some(&b""[..]), empty.timestamp));
+}
+
+/// The history once was that of whichever server led.
+#[test]
+fn the_history_is_the_groups_over_restarts_and_changes_of_leader() {
+    let mut group = Group::start(3, &["--console", "off", "--history", "24h"]);
+    let client = group.client();
+    client.put("k", "v").unwrap();
+    let all_keep = |group: &Group, history: History| {
+        let client = group.client();
+        eventually("every server goes by the group's history", || {
+            let keeps =
+                |at: SocketAddr| client.status(at).is_ok_and(|s| s.history == Some(history));
+            group.addresses().into_iter().all(keeps).then_some(())
+        });
+    };
+    all_keep(&group, History::For { age_us: 24 * 3_600_000_000 });
+    let history = History::Versions { count: 10 };
+    client.set_history(history).unwrap();
+    all_keep(&group, history);
+    let leader = group.leader();
+    group.kill(leader);
+    client.put("k", "w").unwrap();
+    assert_ne!(group.leader(), leader);
+    group.start_server(leader);
+    all_keep(&group, history);
+    let log = group.log(leader);
+    assert!(log.contains("--history 1d is ignored, the group keeps a history of 10: "), "{log}");
+    for at in 0..3 {
+        group.kill(at);
+    }
+    for at in 0..3 {
+        group.start_server(at);
+    }
+    client.put("k", "x").unwrap();
+    all_keep(&group, history);
 }
 
 #[test]

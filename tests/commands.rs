@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{ACERVO, Group, exited_with, free_addresses};
+use support::{ACERVO, Group, eventually, exited_with, free_addresses};
 
 /// What a command left behind.
 struct Ran {
@@ -428,7 +428,7 @@ fn a_session_is_handed_from_one_process_to_another() {
 #[test]
 fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     let nobody = free_addresses(1)[0].to_string();
-    let usages: [&[&str]; 17] = [
+    let usages: [&[&str]; 20] = [
         &["put", "k"],
         &["get"],
         &["get", ""],
@@ -446,6 +446,9 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
         &["trim", ""],
         &["get", "k", "--at", "yesterday"],
         &["history", "k", "--at", "1969-12-31T23:59:59Z"],
+        &["set-history"],
+        &["set-history", "0"],
+        &["set-history", "soon"],
     ];
     for arguments in usages {
         let ran = run(&nobody, arguments);
@@ -455,7 +458,7 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
     for servers in ["127.0.0.1", "127.0.0.1:0", &format!("{nobody},{nobody}")] {
         assert_eq!(run(servers, &["get", "k"]).status, 2, "{servers}");
     }
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &["put", "k", "v"],
         &["get", "k"],
         &["get", "k", "--at", "10m ago"],
@@ -468,6 +471,7 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
         &["delall", "k"],
         &["trim", "k"],
         &["history", "k"],
+        &["set-history", "24h"],
     ];
     for arguments in commands {
         let ran = run(&nobody, &[arguments, &["--timeout", "200ms"]].concat());
@@ -475,6 +479,25 @@ fn what_is_used_wrongly_exits_2_and_what_is_not_there_exits_3() {
         assert!(ran.err.contains(&nobody), "{}", ran.err);
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
     }
+}
+
+#[test]
+fn the_history_is_changed_for_the_whole_group() {
+    let group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    let written = run(&servers, &["put", "k", "v"]).version();
+    let set = run(&servers, &["set-history", "24h"]).version();
+    assert!(set > written);
+    let status = eventually("every server has heard of it", || {
+        let status = run(&servers, &["status", "--format", "json"]).json();
+        let servers = status["servers"].as_array().unwrap().clone();
+        servers.iter().all(|server| server["history"] == json!("1d")).then_some(servers)
+    });
+    assert_eq!(status.len(), 3);
+    let told = done(&servers, &["status"]);
+    assert!(told.contains("\nthe group keeps a history of 1d\n"), "{told}");
+    let object = run(&servers, &["set-history", "all", "--format", "json"]).json();
+    assert!(object["version"].as_i64().unwrap() > set);
 }
 
 #[test]
@@ -489,13 +512,14 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
     group.kill(2);
     // Each takes as long as a server waits for a majority.
     std::thread::scope(|scope| {
-        let in_need: [&[&str]; 9] = [
+        let in_need: [&[&str]; 10] = [
             &["put", "k", "w"],
             &["putall", "k=w"],
             &["del", "k"],
             &["delall", "k"],
             &["delrange", "a", "z"],
             &["trim", "k"],
+            &["set-history", "1"],
             &["get", "k", "--linearizable"],
             &["getrange", "a", "z", "--linearizable"],
             // Nobody can tell whether that is past.
@@ -550,6 +574,7 @@ fn status_describes_every_server() {
         assert_eq!(server["term"], leader["term"]);
         assert_eq!(server["cluster"], leader["cluster"]);
         assert_eq!(server["version"], json!(env!("CARGO_PKG_VERSION")));
+        assert_eq!((&server["level"], &server["history"]), (&json!(1), &json!("all")));
         for field in [
             "commit",
             "applied",

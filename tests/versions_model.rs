@@ -69,7 +69,7 @@ impl Model {
                     *versions = BTreeMap::from([(newest, value)]);
                 }
             }
-            WriteOp::Mark => {}
+            WriteOp::Mark | WriteOp::SetHistory { .. } => {}
         }
         self.moments.push((at, state));
     }

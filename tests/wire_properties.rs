@@ -6,7 +6,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use acervo::command::{EncodedWrite, WriteOp};
+use acervo::command::{EncodedWrite, History, WriteOp};
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
 use acervo::share::names::FileName;
 use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
@@ -69,6 +69,9 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
         (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
         blob().prop_map(|key| WriteOp::Trim { key }),
         Just(WriteOp::Mark),
+        any::<u64>().prop_filter_map("a history", |number| {
+            history(number).map(|history| WriteOp::SetHistory { history })
+        }),
     ];
     (any::<[u64; 3]>(), op, any::<bool>()).prop_map(
         |([client, sequence, answered_below], op, previous)| WriteRequest {
@@ -146,6 +149,8 @@ fn status() -> impl Strategy<Value = ServerStatus> {
             server_connections: connections[1],
             uptime_ms: numbers[6],
             longest_stall_us: numbers[7],
+            level: numbers[6] as u32,
+            history: history(numbers[5]),
         })
 }
 
@@ -232,6 +237,15 @@ fn raft_body() -> impl Strategy<Value = RaftBody> {
     ]
 }
 
+fn history(number: u64) -> Option<History> {
+    Some(match number % 4 {
+        0 => return None,
+        1 => History::All,
+        2 => History::For { age_us: number },
+        _ => History::Versions { count: number as u32 },
+    })
+}
+
 fn peer_message() -> impl Strategy<Value = PeerMessage> {
     prop_oneof![
         (node(), node(), any::<u64>(), raft_body()).prop_map(|(from, to, term, body)| {
@@ -245,12 +259,15 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
             .prop_map(|(id, reply)| PeerMessage::Forwarded { id, reply }),
         any::<u64>().prop_map(|id| PeerMessage::ReadIndex { id }),
         any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::ReadIndexOk { id, index }),
-        (any::<[u64; 2]>(), any::<bool>())
-            .prop_map(|([index, hash], asks)| PeerMessage::StateHash { index, hash, asks }),
-        any::<u64>().prop_map(|index| PeerMessage::LogTerm { index }),
+        any::<[u64; 2]>().prop_map(|[index, hash]| PeerMessage::StateHash { index, hash }),
+        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::StateHashAt { id, index }),
         (any::<u64>(), any::<Option<u64>>())
-            .prop_map(|(index, term)| PeerMessage::LogTermOk { index, term }),
-        any::<i64>().prop_map(|wall_us| PeerMessage::Clock { wall_us }),
+            .prop_map(|(id, hash)| PeerMessage::StateHashOk { id, hash }),
+        any::<[u64; 2]>().prop_map(|[id, index]| PeerMessage::LogTerm { id, index }),
+        (any::<u64>(), any::<Option<u64>>())
+            .prop_map(|(id, term)| PeerMessage::LogTermOk { id, term }),
+        (any::<i64>(), any::<u32>())
+            .prop_map(|(wall_us, level)| PeerMessage::About { wall_us, level }),
         any::<bool>().prop_map(|full| PeerMessage::Disk { full }),
         (any::<[u64; 5]>(), any::<i64>()).prop_map(|([id, leader_term, index, term, hash], at)| {
             let snapshot = SnapshotId { leader_term, index, term };

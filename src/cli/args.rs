@@ -13,7 +13,7 @@ use super::key_args::{
     PutArgs, TrimArgs,
 };
 use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
-use super::units::{parse_duration, parse_history, parse_size, print_history};
+use super::units::{parse_duration, parse_history, parse_size};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
 use crate::command::History;
@@ -86,6 +86,8 @@ pub enum Command {
     DelAll(DelAllArgs),
     /// Delete every version of a key but the newest, and print that version
     Trim(TrimArgs),
+    /// Change how long the group keeps old versions, and print the version of the change
+    SetHistory(SetHistoryArgs),
     /// Describe every server of the group
     Status(StatusArgs),
     /// Measure a running group: writes or reads of many clients
@@ -162,9 +164,10 @@ pub struct TuningArgs {
     /// The most bytes a value may have, such as 64KiB or 1MiB
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
     pub max_value: usize,
-    /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
-    #[arg(long, value_name = "all|TIME|N", default_value = "all", value_parser = parse_history)]
-    pub history: History,
+    /// What a new group keeps of what newer versions have replaced: all, a time such as 24h, or a number of
+    /// versions; of a group that has begun it changes nothing, 'acervo set-history' does [default: all]
+    #[arg(long, value_name = "all|TIME|N", value_parser = parse_history)]
+    pub history: Option<History>,
     /// How long to rest between two checks of the whole store for damage, which run in the background
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     pub scrub_interval: Duration,
@@ -238,6 +241,22 @@ Examples:
 
 Exit status 3 when no server answers.")]
 pub struct StatusArgs {
+    /// Shared.
+    #[command(flatten)]
+    pub request: RequestArgs,
+}
+
+/// `acervo set-history`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo set-history 24h
+  acervo set-history 10      ten versions of each key
+  acervo set-history all")]
+pub struct SetHistoryArgs {
+    /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
+    #[arg(value_name = "all|TIME|N", value_parser = parse_history)]
+    pub history: History,
     /// Shared.
     #[command(flatten)]
     pub request: RequestArgs,
@@ -500,10 +519,10 @@ impl TuningArgs {
             format!("--console={}", self.console.name()),
             format!("--sync={}", self.sync.name()),
             format!("--max-value={}", self.max_value),
-            format!("--history={}", print_history(self.history)),
             format!("--scrub-interval={}us", self.scrub_interval.as_micros()),
             format!("--shrink-interval={}us", self.shrink_interval.as_micros()),
         ];
+        flags.extend(self.history.map(|history| format!("--history={history}")));
         flags.extend(self.workers.map(|workers| format!("--workers={workers}")));
         flags.into_iter().map(OsString::from).collect()
     }
@@ -565,8 +584,8 @@ mod tests {
                 "--console=off",
                 "--sync=off",
                 "--max-value=65536",
-                "--history=86400000000us",
                 "--scrub-interval=3600000000us",
+                "--history=1d",
                 "--workers=3"
             ]
         );

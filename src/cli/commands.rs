@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
 
-use super::args::{Format, RequestArgs, StatusArgs};
+use super::args::{Format, RequestArgs, SetHistoryArgs, StatusArgs};
 use super::at::AtError;
 use super::input::{Input, InputError};
 use super::key_args::{
@@ -262,6 +262,20 @@ pub fn del_all(
     let client = key_client(&args.shared)?;
     let keys = Input::new(stdin, args.shared.escaped).keys(&args.keys)?;
     print_written(&args.shared, &client, client.del_all(keys)?, out)
+}
+
+/// `acervo set-history`.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn set_history(args: &SetHistoryArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let version = client(&args.request, None)?.set_history(args.history)?;
+    match args.request.format {
+        Format::Text => writeln!(out, "{version}"),
+        Format::Json => print_json(out, &serde_json::json!({ "version": version.0 })),
+    }
+    .map_err(CommandError::Output)?;
+    Ok(Outcome::Done)
 }
 
 /// `acervo trim`.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::client::{Client, ClientError};
+use crate::command::History;
 use crate::limits::STATUS_GRACE;
 use crate::text::escape;
 use crate::wire::message::{Role, ServerStatus};
@@ -132,7 +133,10 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         let warnings = row.status.iter().flat_map(|status| &status.warnings);
         warnings.map(|warning| format!("{}: {}", row.server, escape(warning.as_bytes())))
     });
-    let sentences: Vec<String> = warnings.chain(verdict(rows, leader)).collect();
+    let mut histories = statuses().filter_map(|status| status.history);
+    let history = histories.find(|history| *history != History::All);
+    let history = history.map(|history| format!("the group keeps a history of {history}"));
+    let sentences: Vec<String> = warnings.chain(verdict(rows, leader)).chain(history).collect();
     if !sentences.is_empty() {
         writeln!(out, "\n{}", sentences.join("\n"))?;
     }
@@ -204,6 +208,8 @@ enum ServerJson<'a> {
         uptime_ms: u64,
         longest_stall_us: u64,
         version: &'a str,
+        level: u32,
+        history: Option<String>,
         warnings: &'a [String],
     },
     Unreachable {
@@ -238,6 +244,8 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             uptime_ms: status.uptime_ms,
             longest_stall_us: status.longest_stall_us,
             version: &status.version,
+            level: status.level,
+            history: status.history.map(|history| history.to_string()),
             warnings: &status.warnings,
         },
         Err(reason) => ServerJson::Unreachable { address, role: "unreachable", reason },
@@ -268,6 +276,8 @@ mod tests {
             uptime_ms: 3_725_999,
             longest_stall_us: 2_345,
             version: "0.1.0".to_owned(),
+            level: 1,
+            history: None,
             warnings: if at == 1 { vec!["its disk is slow".to_owned()] } else { Vec::new() },
         };
         let answers = [

@@ -46,25 +46,14 @@ pub fn parse_history(text: &str) -> Result<History, UnitError> {
     match unit {
         "" => {
             let count = u32::try_from(number).map_err(|_| wrong())?;
-            let sensible = (1..=HISTORY_VERSIONS_MAX).contains(&count);
-            sensible.then_some(History::Versions { count }).ok_or_else(wrong)
+            Some(History::Versions { count }).filter(|history| history.can_be_kept())
         }
         unit => {
             let age_us = number.checked_mul(unit_us(unit).ok_or_else(wrong)?);
-            // What is far longer than anything has been kept is as good as all.
-            let age_us = age_us.filter(|age_us| i64::try_from(*age_us).is_ok() && number > 0);
-            Ok(History::For { age_us: age_us.ok_or_else(wrong)? })
+            age_us.map(|age_us| History::For { age_us }).filter(|history| history.can_be_kept())
         }
     }
-}
-
-/// A history as [`parse_history`] reads it.
-pub fn print_history(history: History) -> String {
-    match history {
-        History::All => "all".to_owned(),
-        History::For { age_us } => format!("{age_us}us"),
-        History::Versions { count } => count.to_string(),
-    }
+    .ok_or_else(wrong)
 }
 
 fn unit_us(unit: &str) -> Option<u64> {

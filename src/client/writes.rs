@@ -12,7 +12,7 @@ use super::error::ClientError;
 use super::rows::{Rows, Wanted};
 use super::sync::lock;
 use super::{Client, Inner, PutOk, check_key, check_value};
-use crate::command::WriteOp;
+use crate::command::{History, WriteOp};
 use crate::limits;
 use crate::types::Timestamp;
 use crate::wire::message::{Effect, ErrorCode, Previous, Reply, Request, Row, WriteRequest};
@@ -156,6 +156,17 @@ impl Client {
         self.write_many(WriteOp::DelRange { from, to }, wanted)
     }
 
+    /// Changes what the group keeps of what newer versions have replaced, from now on: `--history` of its
+    /// servers counts only when it is founded. The write's timestamp.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn set_history(&self, history: History) -> Result<Timestamp, ClientError> {
+        let op = WriteOp::SetHistory { history };
+        let (timestamp, _) = self.inner.write_plainly(op, self.inner.deadline())?;
+        Ok(timestamp)
+    }
+
     fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
         let (timestamp, previous, server) = self.inner.write_telling(op)?;
         let at = timestamp;
@@ -287,7 +298,7 @@ impl Inner {
             WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
                 seen.saw(timestamp);
             }
-            WriteOp::Mark => seen.raise_session(timestamp),
+            WriteOp::Mark | WriteOp::SetHistory { .. } => seen.raise_session(timestamp),
         }
     }
 }

@@ -35,7 +35,8 @@ use crate::types::{ClientId, LogIndex, RequestId};
 /// What a leader knows of its clients' sequences, in one reign.
 #[derive(Debug, Default)]
 pub(super) struct Certainty {
-    limits: StateLimits,
+    /// `None` when they are not known: then nothing is certain.
+    limits: Option<StateLimits>,
     clients: HashMap<ClientId, Known>,
 }
 
@@ -52,8 +53,8 @@ struct Known {
 }
 
 impl Certainty {
-    /// Nothing is known, of a state machine that goes by these limits.
-    pub fn new(limits: StateLimits) -> Certainty {
+    /// Nothing is known of the clients of state machines that go by these limits, if those are.
+    pub fn new(limits: Option<StateLimits>) -> Certainty {
         Certainty { limits, clients: HashMap::new() }
     }
 
@@ -69,8 +70,10 @@ impl Certainty {
         let unknown = Known { since: index, last: (index, clock_us), newest: 0, complete: false };
         let known = self.clients.entry(request.client).or_insert(unknown);
         let (last, last_us) = known.last;
-        let stands = index - last <= u64::from(self.limits.sessions_max)
-            && clock_us.saturating_sub(last_us) <= self.limits.session_expiry_us;
+        let stands = self.limits.is_some_and(|limits| {
+            index - last <= u64::from(limits.sessions_max)
+                && clock_us.saturating_sub(last_us) <= limits.session_expiry_us
+        });
         if !stands {
             (known.since, known.complete) = (index, false);
         }
@@ -108,7 +111,7 @@ mod tests {
     #[test]
     fn where_the_session_may_be_gone_nothing_is_certain() {
         let limits = StateLimits { sessions_max: 10, session_expiry_us: 100, ..Default::default() };
-        let mut certainty = Certainty::new(limits);
+        let mut certainty = Certainty::new(Some(limits));
         let mut sequence = 0;
         let mut certain_at = |index, at| {
             sequence += 1;
@@ -132,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_client_is_unknown_until_one_of_its_commands_is_applied() {
-        let mut certainty = Certainty::new(StateLimits::default());
+        let mut certainty = Certainty::new(Some(StateLimits::default()));
         assert!(!propose(&mut certainty, &request(1, 5), 10));
         assert!(!propose(&mut certainty, &request(1, 6), 11));
         certainty.applied(ClientId(1), 10, 5);
@@ -144,7 +147,7 @@ mod tests {
 
     #[test]
     fn what_came_before_the_reign_counts() {
-        let mut certainty = Certainty::new(StateLimits::default());
+        let mut certainty = Certainty::new(Some(StateLimits::default()));
         assert!(!propose(&mut certainty, &request(1, 5), 10));
         certainty.applied(ClientId(1), 10, 8);
         assert!(!propose(&mut certainty, &request(1, 8), 11), "an earlier leader had it");
@@ -153,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_is_applied_before_the_account_began_completes_nothing() {
-        let mut certainty = Certainty::new(StateLimits::default());
+        let mut certainty = Certainty::new(Some(StateLimits::default()));
         propose(&mut certainty, &request(1, 5), 10);
         propose(&mut certainty, &request(1, 9), 11);
         for other in 2..=limits::CERTAIN_CLIENTS_MAX as u64 + 1 {

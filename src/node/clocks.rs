@@ -33,7 +33,7 @@ impl PeerClocks {
 
     /// Whether the others are to be told the time now.
     pub fn is_due(&mut self, now_us: u64) -> bool {
-        let interval_us = micros(limits::CLOCK_TOLD_INTERVAL);
+        let interval_us = micros(limits::ABOUT_INTERVAL);
         let due = self.told_us.is_none_or(|told_us| now_us.saturating_sub(told_us) >= interval_us);
         if due {
             self.told_us = Some(now_us);
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn the_time_is_told_at_intervals() {
         let mut clocks = PeerClocks::default();
-        let interval_us = micros(limits::CLOCK_TOLD_INTERVAL);
+        let interval_us = micros(limits::ABOUT_INTERVAL);
         let told = [7, 8, 6 + interval_us, 7 + interval_us].map(|now_us| clocks.is_due(now_us));
         assert_eq!(told, [true, false, false, true]);
     }

@@ -16,13 +16,17 @@ use super::disk_space::Disks;
 use super::disputes::{Contradiction, StateHashes};
 use super::eligibility::{Departure, Eligibility, Ineligible};
 use super::in_sync::InSync;
+use super::levels::PeerLevels;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
 use super::{
     AppliedWrite, Input, NoLeader, Notice, Now, Output, RequestToken, UpkeepState, by_place,
 };
-use crate::command::{Command, EncodedWrite, OpShape, StateLimits, WriteOutcome};
+use crate::command::{
+    Command, EncodedWrite, FeatureLevel, GroupRules, History, OpKind, OpShape, Release,
+    StateLimits, WriteOutcome,
+};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
 use crate::types::{
@@ -75,8 +79,11 @@ pub struct NodeConfig {
     /// Replicas compare states every so many entries; the same at all. [`limits::STATE_HASH_EVERY`](crate::limits)
     /// except in simulations.
     pub state_hash_every: LogIndex,
-    /// What the state machine goes by.
-    pub state_limits: StateLimits,
+    /// What this node's release has compiled in.
+    pub release: Release,
+    /// How long every server is to have told that it knows a feature level before the group's rises to it;
+    /// [`limits::LEVEL_SETTLED`](crate::limits) except in simulations.
+    pub level_settled: Duration,
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
@@ -135,6 +142,10 @@ pub struct NodeStatus {
     pub first_leader: Option<NodeId>,
     /// Why no leader can be elected although enough servers are up, if that is so.
     pub no_leader: Option<NoLeader>,
+    /// The group's feature level, as far as this node has applied the log.
+    pub level: u32,
+    /// What the group keeps of what newer versions have replaced, when it has settled on anything.
+    pub history: Option<History>,
 }
 
 /// Why a node does not trust its own state.
@@ -236,11 +247,25 @@ pub struct Node {
     pub(super) contradiction: Option<Contradiction>,
     /// It was said, once in this run.
     pub(super) contradiction_said: bool,
+    /// When the others were last asked about any.
+    pub(super) contradiction_asked_us: Option<u64>,
+    /// The number of the next question about states and logs.
+    pub(super) next_question: u64,
     /// Nothing is applied before a snapshot has been put in place.
     pub(super) store_lost: bool,
     /// The state or the log is known to be wrong; said once.
     pub(super) refuted: bool,
     pub(super) chores: Chores,
+    /// What the group goes by.
+    pub(super) rules: Option<GroupRules>,
+    /// Rules were proposed in this term, by this node.
+    pub(super) rules_proposed: bool,
+    /// The group's feature level.
+    pub(super) level: u32,
+    /// The highest that was proposed in this term, by this node.
+    pub(super) level_proposed: u32,
+    /// At a leader, for its term.
+    pub(super) peer_levels: PeerLevels,
     /// Role, leader and term as of the last flush.
     pub(super) standing: (Role, Option<NodeId>, Term),
     pub(super) stopping: Stopping,
@@ -296,7 +321,7 @@ impl Node {
         let writes = Writes::new(config.first_question);
         let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
-        Ok(Node {
+        let mut node = Node {
             consensus,
             effects: Effects::default(),
             clock,
@@ -305,7 +330,7 @@ impl Node {
             writes,
             propose_more: false,
             flushed_commit: 0,
-            certainty: Certainty::new(config.state_limits),
+            certainty: Certainty::new(recovered.upkeep.rules.map(|rules| rules.limits)),
             commit_news: CommitNews::default(),
             reads,
             links: BTreeSet::new(),
@@ -318,13 +343,20 @@ impl Node {
             disks: Disks::default(),
             eligibility,
             applied,
-            hashes: StateHashes::new(config.node, config.nodes.len()),
+            hashes: StateHashes::new(config.nodes.len()),
             compared_at: BTreeSet::new(),
             compared_anew_us: 0,
             contradiction: None,
             contradiction_said: false,
+            contradiction_asked_us: None,
+            next_question: config.first_question,
             store_lost: recovered.store_lost,
             refuted: false,
+            rules: recovered.upkeep.rules,
+            rules_proposed: false,
+            level: recovered.upkeep.level.max(FeatureLevel::FIRST.level),
+            level_proposed: 0,
+            peer_levels: PeerLevels::default(),
             chores: Chores::new(config.upkeep, recovered.upkeep),
             standing,
             stopping: Stopping::No,
@@ -333,7 +365,9 @@ impl Node {
             delayed: VecDeque::new(),
             shown_index: last_index,
             config,
-        })
+        };
+        node.set_chores();
+        Ok(node)
     }
 
     /// Takes one input. Cheap: what follows from it is worked out by [`Node::flush`].
@@ -359,6 +393,7 @@ impl Node {
                 self.take_back_forwarded(peer, now);
                 self.peer_clocks.lost(peer);
                 self.forget_disk_of(peer);
+                self.peer_levels.lost(peer);
                 self.consensus.peer_down(peer);
                 self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
@@ -369,7 +404,15 @@ impl Node {
             Input::Peer { from, message } => {
                 self.heard.insert(from, self.ticks);
                 self.unheard.remove(&from);
-                self.peer_message(now, from, message.into_inner(), out);
+                if let Some(level) = message.level
+                    && level.level > self.config.release.level.level
+                {
+                    // Not stored, or this release would not start again.
+                    let reason = level.unknown_to(self.config.release.level);
+                    out.push(Output::Disconnect { peer: from, reason });
+                } else {
+                    self.peer_message(now, from, message.into_inner(), out);
+                }
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
@@ -380,7 +423,10 @@ impl Node {
             }
             Input::Applied { outcomes, point, upkeep } => {
                 self.log_time.observe(upkeep.clock_us);
+                let (level, rules) = (upkeep.level, upkeep.rules);
                 self.chores.applied(point.index, upkeep, now.monotonic_us);
+                // After the sweeps among what was applied: they were not by rules that came later.
+                self.take_rules(level, rules, out);
                 self.applied(now, outcomes, point, out);
             }
             Input::Fetched { fetch, entries } => self.consensus.fetched(fetch, entries),
@@ -406,6 +452,34 @@ impl Node {
                 }
             }
         }
+    }
+
+    fn take_rules(&mut self, level: u32, rules: Option<GroupRules>, out: &mut Vec<Output>) {
+        if level > self.level {
+            self.level = level;
+            out.push(Output::Notice(Notice::LevelRaised { level }));
+        }
+        let Some(GroupRules { history, .. }) = rules else { return };
+        let limits_before = self.group_limits();
+        let before = std::mem::replace(&mut self.rules, rules);
+        if before.is_none_or(|before| before.history != history) {
+            out.push(Output::Notice(Notice::History { history }));
+        }
+        if self.group_limits() != limits_before {
+            self.certainty = Certainty::new(self.group_limits());
+        }
+        self.set_chores();
+    }
+
+    fn set_chores(&mut self) {
+        if let Some(GroupRules { limits, history }) = self.rules {
+            self.chores.set_rules(limits.removal_grace_us, history);
+        }
+    }
+
+    /// The limits that the group's state machines go by, when they are known.
+    pub(super) fn group_limits(&self) -> Option<StateLimits> {
+        self.rules.map(|rules| rules.limits)
     }
 
     /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
@@ -440,7 +514,7 @@ impl Node {
         } else if self.store_lost {
             Some(Distrust::StoreLost)
         } else if self.hashes.is_disputed()
-            || self.contradiction.as_ref().is_some_and(Contradiction::is_open)
+            || self.contradiction.as_ref().is_some_and(Contradiction::is_confirmed)
         {
             Some(Distrust::Disputed)
         } else {
@@ -496,6 +570,8 @@ impl Node {
             in_sync,
             first_leader: self.consensus.told_first_leader(),
             no_leader: self.consensus.no_leader(),
+            level: self.level,
+            history: self.rules.map(|rules| rules.history),
             ineligible: self.eligibility.reasons().iter().copied().collect(),
             distrust: self.distrust(),
         }
@@ -647,7 +723,8 @@ impl Node {
 
     fn compare_clocks(&mut self, now: Now, out: &mut Vec<Output>) {
         if self.peer_clocks.is_due(now.monotonic_us) {
-            let message = PeerMessage::Clock { wall_us: now.wall_us };
+            let level = self.config.release.level.level;
+            let message = PeerMessage::About { wall_us: now.wall_us, level };
             let tell = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
             out.extend(self.links.iter().map(tell));
         }
@@ -893,7 +970,7 @@ impl Node {
 
 fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply> {
     let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
-    let OpShape { keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest, .. } =
+    let OpShape { kind, keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest } =
         write.shape;
     if keys > 0 && key_bytes_min == 0 {
         return invalid("the key is empty: give it at least one byte");
@@ -920,6 +997,14 @@ fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply
         return invalid(&format!(
             "the write has {bytes} bytes and at most {} can be written at once: make it several writes",
             limits::TRANSACTION_BYTES_MAX
+        ));
+    }
+    if let OpKind::SetHistory(history) = kind
+        && !history.can_be_kept()
+    {
+        return invalid(&format!(
+            "a history of {history} cannot be kept: keep all, a time that is not zero, or 1 to {} versions of a key",
+            limits::HISTORY_VERSIONS_MAX
         ));
     }
     if write.request.sequence == 0 || write.request.answered_below > write.request.sequence {

@@ -1,18 +1,23 @@
 //! Who is wrong when two servers contradict each other: in their states, or in their logs.
 //!
 //! Every replica hashes its state at the same indices and tells the others. At equal index the states are
-//! equal; where they are not, applying was not deterministic, or a machine erred. A server that is sent an
-//! entry that contradicts one that is committed at it asks all others for the term of theirs.
+//! equal; where they are not, applying was not deterministic, or a machine erred. And a server may be sent an
+//! entry that contradicts one that is committed at it.
 //!
-//! The rule is the same for both: **a server is wrong when more than half of the group agree on something
-//! else, and right when more than half, itself included, agree with it.** In the first case it throws away
-//! what was refuted and takes the others'. As long as no majority agrees, nobody guesses: those who know of the contradiction serve no reads and pass no snapshots on, and go on to
+//! **What comes unasked only raises a question**: anybody could have sent it in another server's name. So a
+//! server that is told of another state, or is sent such an entry, asks all others, on the connections that it
+//! dialled itself, and only their answers count, which echo the question's number. A number is drawn by nobody
+//! else and told to nobody else, so that answers cannot be forged by who sees neither.
+//!
+//! The rule is the same for both: **a server is wrong when more than half of the group answer something
+//! else.** Then it throws away what was refuted and takes the others'. As long as no majority agrees, nobody
+//! guesses: those who were answered otherwise serve no reads and pass no snapshots on, and go on to
 //! vote, to store, and to lead, because only the log brings the servers that are missing to where they can
 //! decide. One server's word alone never makes another throw anything away.
 //!
-//! A word may be lost with a link, or with the process that was to say it. So a server that knows of a contradiction
-//! between states repeats its own hash and asks for the others'. Where they do not know theirs any more, the leader
-//! appends an entry without data, after which everybody compares again: an idle group decides, too.
+//! An answer may be lost with a link, or with the process that was to give it, so questions are asked again until
+//! it is known who is right. Where the others do not remember their hashes any more, the leader appends an entry
+//! without data, after which everybody compares again: an idle group decides, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,10 +27,11 @@ use crate::types::{LogIndex, NodeId};
 const REMEMBERED_MAX: usize = 32;
 /// A dispute is said when it has lasted so long; the third server's word is usually a moment away.
 const DISPUTE_SAID_AFTER_US: u64 = 2_000_000;
-/// The others are asked again, for the term of an entry or for the hash of a state, after this long.
+/// The others are asked again, for a hash or for the term of an entry, after this long; not sooner either, however
+/// much comes that raises questions.
 pub(super) const QUESTION_INTERVAL_US: u64 = 500_000;
 
-/// What a hash that was noted means for this server.
+/// What an answer means for this server.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HashVerdict {
     /// Nothing new.
@@ -38,97 +44,153 @@ pub(super) enum HashVerdict {
     WeDiffer,
 }
 
-/// The states' hashes at this server and at others.
+/// The hashes of states at this server, and what others say of theirs.
 #[derive(Debug)]
 pub(super) struct StateHashes {
-    me: NodeId,
     nodes: usize,
     /// By index, the oldest first.
-    known: VecDeque<(LogIndex, BTreeMap<NodeId, u64>)>,
+    known: VecDeque<(LogIndex, Known)>,
+    /// A server has said unasked that it holds another state than this one, and no majority has agreed with this
+    /// server since.
+    suspected: bool,
+    question: Option<HashQuestion>,
     dispute: Option<Dispute>,
     named: BTreeSet<NodeId>,
+}
+
+/// What is known of the states at an index.
+#[derive(Debug, Default)]
+struct Known {
+    ours: Option<u64>,
+    /// What others have said unasked.
+    told: BTreeMap<NodeId, u64>,
+}
+
+#[derive(Debug)]
+struct HashQuestion {
+    id: u64,
+    index: LogIndex,
+    ours: u64,
+    asked_us: u64,
+    answers: BTreeMap<NodeId, u64>,
 }
 
 #[derive(Debug)]
 struct Dispute {
     index: LogIndex,
-    /// This server's hash there.
-    hash: u64,
     since_us: u64,
-    asked_us: u64,
     said: bool,
 }
 
 impl StateHashes {
-    pub fn new(me: NodeId, nodes: usize) -> StateHashes {
-        StateHashes { me, nodes, known: VecDeque::new(), dispute: None, named: BTreeSet::new() }
+    pub fn new(nodes: usize) -> StateHashes {
+        StateHashes {
+            nodes,
+            known: VecDeque::new(),
+            suspected: false,
+            question: None,
+            dispute: None,
+            named: BTreeSet::new(),
+        }
     }
 
-    /// Takes a hash of the state of `server`, which may be this one, at `index`.
-    pub fn note(&mut self, server: NodeId, index: LogIndex, hash: u64, now_us: u64) -> HashVerdict {
+    /// This server's state at `index` has this hash.
+    pub fn note_ours(&mut self, index: LogIndex, hash: u64) {
+        if let Some(known) = self.known_at(index) {
+            known.ours = Some(hash);
+            self.suspected |= known.told.values().any(|told| *told != hash);
+        }
+        self.forget_oldest();
+    }
+
+    /// A server says unasked that its state at `index` has this hash.
+    pub fn told(&mut self, peer: NodeId, index: LogIndex, hash: u64) {
+        if let Some(known) = self.known_at(index) {
+            known.told.insert(peer, hash);
+            self.suspected |= known.ours.is_some_and(|ours| ours != hash);
+        }
+        self.forget_oldest();
+    }
+
+    /// What is known at an index, unless it is long past.
+    fn known_at(&mut self, index: LogIndex) -> Option<&mut Known> {
         let at = self.known.partition_point(|(known, _)| *known < index);
         if self.known.get(at).is_none_or(|(known, _)| *known != index) {
             if at == 0 && self.known.len() == REMEMBERED_MAX {
-                return HashVerdict::Nothing;
+                return None;
             }
-            self.known.insert(at, (index, BTreeMap::new()));
+            self.known.insert(at, (index, Known::default()));
         }
-        let hashes = &mut self.known[at].1;
-        hashes.insert(server, hash);
-        let ours = hashes.get(&self.me).copied().unwrap_or_default();
-        let verdict = hashes.get(&self.me).map(|ours| {
-            let others = hashes.iter().filter(|(_, hash)| *hash != ours);
-            let differing: Vec<NodeId> = others.clone().map(|(peer, _)| *peer).collect();
-            let votes = |wanted: u64| hashes.values().filter(|hash| **hash == wanted).count();
-            let refuted = others.clone().any(|(_, hash)| votes(*hash) > self.nodes / 2);
-            (differing, refuted, votes(*ours) > self.nodes / 2)
-        });
+        self.known.get_mut(at).map(|(_, known)| known)
+    }
+
+    fn forget_oldest(&mut self) {
         if self.known.len() > REMEMBERED_MAX {
             self.known.pop_front();
         }
-        match verdict {
-            Some((_, true, _)) => HashVerdict::WeDiffer,
-            Some((differing, _, true)) => {
-                let said = self.dispute.take().is_some_and(|dispute| dispute.said);
-                let new: Vec<_> =
-                    differing.into_iter().filter(|peer| self.named.insert(*peer)).collect();
-                match (new.is_empty(), said) {
-                    (false, _) => HashVerdict::OthersDiffer(new),
-                    (true, true) => HashVerdict::Undisputed,
-                    (true, false) => HashVerdict::Nothing,
-                }
-            }
-            Some((differing, ..)) if !differing.is_empty() => {
-                // The others' words are usually a moment away.
-                let (since_us, asked_us) = (now_us, now_us);
-                let dispute = Dispute { index, hash: ours, since_us, asked_us, said: false };
-                self.dispute.get_or_insert(dispute);
-                HashVerdict::Nothing
-            }
-            _ => HashVerdict::Nothing,
+    }
+
+    /// This server's hash at an index, for whoever asks.
+    pub fn ours(&self, index: LogIndex) -> Option<u64> {
+        let at = self.known.binary_search_by_key(&index, |(known, _)| *known).ok()?;
+        self.known[at].1.ours
+    }
+
+    /// The index for whose hash the others are to be asked now, with this number, if for any.
+    pub fn question_due(&mut self, id: u64, now_us: u64) -> Option<LogIndex> {
+        let waits = self.question.as_ref().is_some_and(|question| {
+            now_us.saturating_sub(question.asked_us) < QUESTION_INTERVAL_US
+        });
+        if waits || !(self.suspected || self.dispute.is_some()) {
+            return None;
         }
+        // Those who have told their hash there have come so far, and can answer.
+        let ours =
+            self.known.iter().filter_map(|(index, known)| Some((*index, known, known.ours?)));
+        let (index, _, ours) = ours.max_by_key(|(index, known, _)| (known.told.len(), *index))?;
+        let answers = BTreeMap::new();
+        self.question = Some(HashQuestion { id, index, ours, asked_us: now_us, answers });
+        Some(index)
+    }
+
+    /// The answer of a server that was asked, unless it is to another question.
+    pub fn answered(&mut self, peer: NodeId, id: u64, hash: u64, now_us: u64) -> HashVerdict {
+        let Some(question) = self.question.as_mut().filter(|question| question.id == id) else {
+            return HashVerdict::Nothing;
+        };
+        question.answers.insert(peer, hash);
+        let (index, ours) = (question.index, question.ours);
+        let votes = |wanted: u64| question.answers.values().filter(|hash| **hash == wanted).count();
+        let majority = self.nodes / 2 + 1;
+        let mut others = question.answers.iter().filter(|(_, hash)| **hash != ours);
+        if others.clone().any(|(_, hash)| votes(*hash) >= majority) {
+            return HashVerdict::WeDiffer;
+        }
+        if 1 + votes(ours) >= majority {
+            self.suspected = false;
+            let said = self.dispute.take().is_some_and(|dispute| dispute.said);
+            let new: Vec<_> =
+                others.map(|(peer, _)| *peer).filter(|peer| self.named.insert(*peer)).collect();
+            return match (new.is_empty(), said) {
+                (false, _) => HashVerdict::OthersDiffer(new),
+                (true, true) => HashVerdict::Undisputed,
+                (true, false) => HashVerdict::Nothing,
+            };
+        }
+        if others.next().is_some() {
+            self.dispute.get_or_insert(Dispute { index, since_us: now_us, said: false });
+        }
+        HashVerdict::Nothing
+    }
+
+    /// The index that the others were last asked about.
+    pub fn asked_index(&self) -> Option<LogIndex> {
+        self.question.as_ref().map(|question| question.index)
     }
 
     /// Whether replicas contradict each other and no majority is known to agree.
     pub fn is_disputed(&self) -> bool {
         self.dispute.is_some()
-    }
-
-    /// This server's hash at `index`, if it is remembered.
-    pub fn ours(&self, index: LogIndex) -> Option<u64> {
-        let at = self.known.binary_search_by_key(&index, |(known, _)| *known).ok()?;
-        self.known[at].1.get(&self.me).copied()
-    }
-
-    /// What the others are to be asked about now, as there is a dispute: an index and this server's hash there. They
-    /// are then taken as asked.
-    pub fn take_question(&mut self, now_us: u64) -> Option<(LogIndex, u64)> {
-        let dispute = self.dispute.as_mut()?;
-        if now_us.saturating_sub(dispute.asked_us) < QUESTION_INTERVAL_US {
-            return None;
-        }
-        dispute.asked_us = now_us;
-        Some((dispute.index, dispute.hash))
     }
 
     /// A dispute that has lasted, once.
@@ -140,83 +202,61 @@ impl StateHashes {
 }
 
 /// An entry of another server that contradicts one that is committed here.
-///
-/// The others are asked for the terms of two entries: the one in question, and the one that this server's commit index
-/// stood at. Logs that agree at an index agree before it, so the second acquits this server as well, where the
-/// others have cut their logs behind the first.
 #[derive(Debug)]
 pub(super) struct Contradiction {
     pub peer: NodeId,
     pub index: LogIndex,
-    commit: LogIndex,
-    asked_us: Option<u64>,
-    /// Answers to the last question: whether the others hold what this server does.
+    /// The last question's number.
+    id: Option<u64>,
+    /// Whether those who were asked hold another entry there than this server.
     answers: BTreeMap<NodeId, bool>,
-    acquitted: bool,
 }
 
-/// What the answers so far say of this server's log.
+/// What the answers about a contradiction say.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LogVerdict {
-    /// Too few have answered.
+    /// It is not known yet who is right.
     Open,
-    /// A majority, this server included, holds the same.
-    Acquitted,
-    /// A majority holds another entry.
+    /// More than half of the group hold this server's entry.
+    Upheld,
+    /// More than half of the group hold another one.
     Refuted,
 }
 
 impl Contradiction {
-    /// `before` is the one that this one replaces: the others are not asked more often for there being many.
-    pub fn new(
-        peer: NodeId,
-        index: LogIndex,
-        commit: LogIndex,
-        before: Option<Contradiction>,
-    ) -> Contradiction {
-        let asked_us = before.and_then(|before| before.asked_us);
-        let answers = BTreeMap::new();
-        Contradiction { peer, index, commit, asked_us, answers, acquitted: false }
+    pub fn new(peer: NodeId, index: LogIndex) -> Contradiction {
+        Contradiction { peer, index, id: None, answers: BTreeMap::new() }
     }
 
-    /// Whether it is not known who is right. An acquittal lasts until a majority says otherwise, or the same entry
-    /// would put this server in doubt each time that it is sent.
-    pub fn is_open(&self) -> bool {
-        !self.acquitted
+    /// Whether the others are to be asked now, with this number. `asked_us` is when any were asked last about any
+    /// entry; they are then taken as asked.
+    pub fn is_question_due(&mut self, id: u64, asked_us: &mut Option<u64>, now_us: u64) -> bool {
+        let due = asked_us.is_none_or(|at| now_us.saturating_sub(at) >= QUESTION_INTERVAL_US);
+        if due {
+            *asked_us = Some(now_us);
+            self.id = Some(id);
+        }
+        due
     }
 
-    /// The indices to ask all others about now, if it is time to; they are then taken as asked.
-    pub fn take_question(&mut self, now_us: u64) -> Vec<LogIndex> {
-        if self.asked_us.is_some_and(|at| now_us.saturating_sub(at) < QUESTION_INTERVAL_US) {
-            return Vec::new();
-        }
-        self.asked_us = Some(now_us);
-        self.answers.clear();
-        let mut indices = vec![self.index, self.commit];
-        indices.dedup();
-        indices
+    /// Whether a server that was asked does hold another entry than this one.
+    pub fn is_confirmed(&self) -> bool {
+        self.answers.values().any(|differs| *differs)
     }
 
-    /// Takes another server's answer about the entry at `index`, which this server has committed: in a group of
-    /// `nodes`.
-    pub fn heard(
-        &mut self,
-        from: NodeId,
-        index: LogIndex,
-        agrees: bool,
-        nodes: usize,
-    ) -> LogVerdict {
-        if index == self.index {
-            self.answers.insert(from, agrees);
-        } else if index == self.commit && agrees {
-            self.answers.entry(from).or_insert(true);
+    /// An answer, in a group of `nodes` servers.
+    pub fn answered(&mut self, peer: NodeId, id: u64, differs: bool, nodes: usize) -> LogVerdict {
+        if self.id != Some(id) {
+            return LogVerdict::Open;
         }
-        let agreeing = self.answers.values().filter(|agrees| **agrees).count();
-        if self.answers.len() - agreeing > nodes / 2 {
-            return LogVerdict::Refuted;
+        self.answers.insert(peer, differs);
+        let differ = self.answers.values().filter(|differs| **differs).count();
+        let agree = 1 + self.answers.len() - differ;
+        match nodes / 2 {
+            half if differ > half => LogVerdict::Refuted,
+            half if agree > half => LogVerdict::Upheld,
+            _ => LogVerdict::Open,
         }
-        self.acquitted |= agreeing + 1 > nodes / 2;
-        if self.acquitted { LogVerdict::Acquitted } else { LogVerdict::Open }
     }
 }
 
@@ -226,75 +266,119 @@ mod tests {
 
     const A: NodeId = NodeId(2);
     const B: NodeId = NodeId(3);
+    const LATER: u64 = QUESTION_INTERVAL_US;
 
-    fn hashes() -> StateHashes {
-        StateHashes::new(NodeId(1), 3)
+    /// Of a group of three, at one of which the state has hash 1 at index 10 and A has told another one.
+    fn suspicious() -> StateHashes {
+        let mut hashes = StateHashes::new(3);
+        hashes.note_ours(10, 1);
+        assert_eq!(hashes.question_due(70, 0), None, "there is nothing to ask");
+        hashes.told(A, 10, 2);
+        assert_eq!(hashes.question_due(71, 0), Some(10));
+        hashes
     }
 
     #[test]
-    fn a_difference_is_noticed_whoever_comes_first_and_the_minority_is_wrong() {
-        for order in [[1, 2, 3], [2, 3, 1], [3, 1, 2], [2, 1, 3]] {
-            let mut hashes = hashes();
-            let mut last = HashVerdict::Nothing;
-            for node in order {
-                last = hashes.note(NodeId(node), 10, if node == 1 { 1 } else { 2 }, 0);
+    fn what_comes_unasked_refutes_nobody_and_stops_nothing() {
+        let mut hashes = StateHashes::new(3);
+        for (order, early) in [([A, B], true), ([B, A], false)] {
+            if early {
+                hashes.note_ours(10, 1);
             }
-            assert_eq!(last, HashVerdict::WeDiffer, "{order:?}");
+            for peer in order {
+                hashes.told(peer, 10, 2);
+                assert_eq!(hashes.answered(peer, 0, 2, 0), HashVerdict::Nothing, "nobody asked");
+            }
+            hashes.note_ours(10, 1);
+            assert!(!hashes.is_disputed());
         }
-        let mut hashes = hashes();
-        hashes.note(NodeId(1), 10, 1, 0);
-        assert_eq!(hashes.note(A, 10, 2, 0), HashVerdict::Nothing);
-        assert!(hashes.is_disputed(), "one against one");
-        assert_eq!(hashes.note(B, 10, 1, 0), HashVerdict::OthersDiffer(vec![A]));
+    }
+
+    #[test]
+    fn a_difference_is_noticed_whoever_tells_first_and_the_minority_is_wrong() {
+        for ours_first in [false, true] {
+            let mut hashes = StateHashes::new(3);
+            if ours_first {
+                hashes.note_ours(10, 1);
+            }
+            hashes.told(B, 10, 2);
+            assert_eq!(hashes.question_due(5, 0), ours_first.then_some(10));
+            hashes.note_ours(10, 1);
+            hashes.question_due(5, 0);
+            assert_eq!(hashes.answered(B, 4, 2, 0), HashVerdict::Nothing, "another question's");
+            assert_eq!(hashes.answered(B, 5, 2, 0), HashVerdict::Nothing);
+            assert!(hashes.is_disputed(), "one against one");
+            assert_eq!(hashes.answered(B, 5, 2, 0), HashVerdict::Nothing, "once more");
+            assert_eq!(hashes.answered(A, 5, 2, 0), HashVerdict::WeDiffer);
+        }
+        let mut hashes = suspicious();
+        hashes.answered(A, 71, 2, 0);
+        assert!(hashes.is_disputed());
+        assert_eq!(hashes.answered(B, 71, 1, 0), HashVerdict::OthersDiffer(vec![A]));
         assert!(!hashes.is_disputed());
-        hashes.note(NodeId(1), 20, 1, 0);
-        hashes.note(B, 20, 1, 0);
-        assert_eq!(hashes.note(A, 20, 2, 0), HashVerdict::Nothing, "it was named");
+        hashes.note_ours(20, 1);
+        hashes.told(A, 20, 2);
+        assert_eq!(hashes.question_due(72, LATER), Some(20));
+        hashes.answered(B, 72, 1, LATER);
+        assert_eq!(hashes.answered(A, 72, 2, LATER), HashVerdict::Nothing, "it was named");
+    }
+
+    /// It was once enough for a server to serve no reads until the next comparison, which may never come.
+    #[test]
+    fn a_forged_hash_is_forgotten_when_its_server_is_asked() {
+        let mut hashes = suspicious();
+        assert_eq!(hashes.answered(A, 71, 1, 0), HashVerdict::Nothing);
+        assert!(!hashes.is_disputed());
+        assert_eq!(hashes.question_due(72, 9 * LATER), None);
     }
 
     #[test]
     fn where_no_majority_agrees_nobody_guesses_until_one_does() {
-        let mut hashes = hashes();
-        for (server, hash) in [(NodeId(1), 1), (A, 2), (B, 3)] {
-            assert_eq!(hashes.note(server, 10, hash, 0), HashVerdict::Nothing);
+        let mut hashes = suspicious();
+        for (server, hash) in [(A, 2), (B, 3)] {
+            assert_eq!(hashes.answered(server, 71, hash, 0), HashVerdict::Nothing);
         }
         assert!(hashes.is_disputed());
         assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US - 1), None);
         assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), Some(10));
         assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), None, "it is said once");
-        hashes.note(NodeId(1), 20, 1, 0);
-        assert_eq!(hashes.note(B, 20, 1, 0), HashVerdict::Undisputed);
+        hashes.note_ours(20, 1);
+        hashes.told(B, 20, 1);
+        assert_eq!(hashes.question_due(72, LATER - 1), None, "it was asked a moment ago");
+        assert_eq!(hashes.question_due(72, LATER), Some(20), "where most can answer");
+        assert_eq!(hashes.answered(B, 72, 1, LATER), HashVerdict::Undisputed);
         assert!(!hashes.is_disputed());
+        assert_eq!(hashes.question_due(73, 9 * LATER), None);
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_one_servers_word_refutes_nobody() {
-        let mut hashes = hashes();
+        let mut hashes = StateHashes::new(3);
         for index in 0..1_000 {
-            hashes.note(A, index, 7, 0);
-            hashes.note(A, index, 8, 0);
+            hashes.told(A, index, 7);
+            hashes.told(A, index, 8);
         }
         assert_eq!(hashes.known.len(), REMEMBERED_MAX);
-        assert_eq!(hashes.note(NodeId(1), 999, 1, 0), HashVerdict::Nothing);
-        assert_eq!(hashes.note(A, 0, 7, 0), HashVerdict::Nothing, "long past");
+        hashes.note_ours(999, 1);
+        hashes.told(A, 0, 7);
+        assert_eq!(hashes.question_due(1, 0), Some(999), "the others are long past");
+        assert_eq!((hashes.ours(999), hashes.ours(998)), (Some(1), None));
+        assert_eq!(hashes.answered(A, 1, 8, 0), HashVerdict::Nothing);
     }
 
     #[test]
-    fn a_log_that_a_majority_agrees_with_is_acquitted_though_the_others_have_cut_theirs() {
-        let mut found = Contradiction::new(A, 3, 9, None);
-        assert_eq!(found.take_question(0), [3, 9]);
-        assert!(found.take_question(QUESTION_INTERVAL_US - 1).is_empty());
-        assert_eq!(found.heard(B, 9, false, 3), LogVerdict::Open, "they may part after the third");
-        assert_eq!(found.heard(B, 9, true, 3), LogVerdict::Acquitted);
-        assert!(!found.is_open());
-        // Sent again, it is looked into again, and puts nothing in doubt meanwhile.
-        assert_eq!(found.take_question(QUESTION_INTERVAL_US), [3, 9]);
-        assert!(!found.is_open());
-        assert_eq!(found.heard(A, 3, false, 3), LogVerdict::Acquitted);
-        assert_eq!(found.heard(B, 3, false, 3), LogVerdict::Refuted);
-        // A new one is asked about when it is time to.
-        let mut next = Contradiction::new(B, 4, 4, Some(found));
-        assert!(next.is_open() && next.take_question(QUESTION_INTERVAL_US).is_empty());
-        assert_eq!(next.take_question(2 * QUESTION_INTERVAL_US), [4]);
+    fn a_contradiction_is_settled_by_those_who_were_asked() {
+        let (mut asked_us, mut contradiction) = (None, Contradiction::new(A, 9));
+        for peer in [A, B] {
+            assert_eq!(contradiction.answered(peer, 7, true, 3), LogVerdict::Open, "not asked");
+        }
+        assert!(contradiction.is_question_due(7, &mut asked_us, 100));
+        assert!(!contradiction.is_question_due(8, &mut asked_us, 99 + LATER));
+        assert!(!Contradiction::new(B, 10).is_question_due(8, &mut asked_us, 99 + LATER));
+        assert_eq!(contradiction.answered(A, 7, true, 3), LogVerdict::Open);
+        assert!(contradiction.is_confirmed());
+        assert_eq!(contradiction.answered(B, 7, true, 3), LogVerdict::Refuted);
+        assert_eq!(contradiction.answered(B, 7, false, 3), LogVerdict::Upheld);
+        assert_eq!(contradiction.answered(B, 7, false, 5), LogVerdict::Open);
     }
 }

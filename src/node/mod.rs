@@ -20,6 +20,7 @@ mod disk_space;
 mod disputes;
 pub mod eligibility;
 mod in_sync;
+mod levels;
 mod peers;
 mod progress;
 mod reads;
@@ -31,7 +32,9 @@ mod writes;
 use std::net::SocketAddr;
 
 use self::eligibility::Ineligible;
-use crate::command::{Command, EncodedWrite, SweepFrom, WriteOutcome};
+use crate::command::{
+    Action, Command, EncodedWrite, FeatureLevel, GroupRules, History, SweepFrom, WriteOutcome,
+};
 use crate::types::{
     AppliedPoint, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term,
     Timestamp,
@@ -173,7 +176,11 @@ pub enum Input {
 /// A message from another server that holds nothing which a state machine would stop at. Checking it takes as
 /// long as the message is, and needs nothing of the node: a driver does it where it decodes.
 #[derive(Clone, Debug)]
-pub struct CheckedMessage(PeerMessage);
+pub struct CheckedMessage {
+    message: PeerMessage,
+    /// The highest level that it raises the group to.
+    level: Option<FeatureLevel>,
+}
 
 impl CheckedMessage {
     /// Checks a message.
@@ -181,21 +188,28 @@ impl CheckedMessage {
     /// # Errors
     /// Why the link that it came on is to be closed; one sentence.
     pub fn new(message: PeerMessage) -> Result<CheckedMessage, String> {
-        // What is stored here is applied one day, by a state machine that stops at what it does not
-        // understand.
+        let mut level: Option<FeatureLevel> = None;
         if let PeerMessage::Raft(RaftMessage { body: RaftBody::Append { entries, .. }, .. }) =
             &message
-            && entries.iter().any(|entry| Command::decode(&entry.data).is_err())
         {
-            return Err("a REPLICATION holds an entry that is no command".to_owned());
+            for entry in entries {
+                // What is stored here is applied one day, by a state machine that stops at what it does not
+                // understand.
+                let Ok(command) = Command::decode(&entry.data) else {
+                    return Err("a REPLICATION holds an entry that is no command".to_owned());
+                };
+                if let Some(Command { action: Action::Level(raised), .. }) = command {
+                    level = level.filter(|level| level.level > raised.level).or(Some(raised));
+                }
+            }
         }
-        Ok(CheckedMessage(message))
+        Ok(CheckedMessage { message, level })
     }
 
     /// Whether it is the driver's own business: a part of a snapshot's transfer.
     pub fn is_about_a_snapshot(&self) -> bool {
         matches!(
-            self.0,
+            self.message,
             PeerMessage::Snapshot { .. }
                 | PeerMessage::SnapshotChunk { .. }
                 | PeerMessage::SnapshotEnd { .. }
@@ -205,7 +219,7 @@ impl CheckedMessage {
 
     /// The message.
     pub fn into_inner(self) -> PeerMessage {
-        self.0
+        self.message
     }
 }
 
@@ -221,6 +235,10 @@ pub struct UpkeepState {
     pub put_us: Option<u64>,
     /// What the pieces of sweeps came to among the entries just applied.
     pub swept: Vec<Swept>,
+    /// The group's feature level.
+    pub level: u32,
+    /// What the group goes by; `None` when it has not settled on anything.
+    pub rules: Option<GroupRules>,
 }
 
 /// A piece of a sweep.
@@ -388,6 +406,16 @@ pub enum Notice {
         /// How far theirs are ahead.
         ahead_us: i64,
     },
+    /// What the group keeps of what newer versions have replaced, when it becomes known, and when it changes.
+    History {
+        /// What is kept.
+        history: History,
+    },
+    /// The group uses from here on what this level holds.
+    LevelRaised {
+        /// The level.
+        level: u32,
+    },
     /// This node's data directory was blank; it is up to date now and takes part in elections.
     Admitted,
     /// A majority of the group holds one state and this server another: it is to be rebuilt.
@@ -455,6 +483,7 @@ impl Notice {
             Notice::OutOfSync { .. } | Notice::InSync { .. } => "acervo::in_sync",
             Notice::ClockApart { .. } => "acervo::clock",
             Notice::Admitted => "acervo::admission",
+            Notice::History { .. } | Notice::LevelRaised { .. } => "acervo::rules",
             Notice::Diverged { .. } => "acervo::diverged",
             Notice::PeerDiverged { .. } => "acervo::peer_diverged",
             Notice::Disputed { .. } | Notice::Undisputed => "acervo::dispute",
@@ -533,6 +562,17 @@ impl std::fmt::Display for Notice {
                 f,
                 "the log of this server contradicts that of the majority at log index {index}: it sets its data \
                  aside and starts as a blank server"
+            ),
+            Notice::History { history } => {
+                write!(
+                    f,
+                    "the group keeps a history of {history}: 'acervo set-history' changes that"
+                )
+            }
+            Notice::LevelRaised { level } => write!(
+                f,
+                "every server knows feature level {level}, and the group uses it: no release that does not \
+                 know it can take part any more"
             ),
             Notice::StoreRebuilt => {
                 write!(

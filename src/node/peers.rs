@@ -69,31 +69,39 @@ impl Node {
             | PeerMessage::SnapshotChunk { .. }
             | PeerMessage::SnapshotEnd { .. }
             | PeerMessage::SnapshotAnswer { .. } => {}
-            PeerMessage::Clock { wall_us } => self.peer_clocks.heard(from, wall_us, now.wall_us),
+            PeerMessage::About { wall_us, level } => {
+                self.peer_clocks.heard(from, wall_us, now.wall_us);
+                self.peer_levels.heard(from, level, now.monotonic_us);
+            }
             PeerMessage::Disk { full } => self.disk_of_peer(from, full),
-            PeerMessage::StateHash { index, hash, asks } => {
-                if asks {
-                    match self.hashes.ours(index) {
-                        Some(hash) => {
-                            let message = PeerMessage::StateHash { index, hash, asks: false };
-                            out.push(Output::Send { to: from, message });
-                        }
-                        None => self.compare_anew(now),
-                    }
-                }
+            PeerMessage::StateHash { index, hash } => {
                 // What is further than this log cannot be compared soon, and must not crowd out the rest.
                 if index <= self.consensus.last_index() {
-                    let verdict = self.hashes.note(from, index, hash, now.monotonic_us);
-                    self.take_verdict(verdict, index, out);
+                    self.hashes.told(from, index, hash);
+                    self.ask_about_states(now, out);
                 }
             }
-            PeerMessage::LogTerm { index } => {
-                let committed = index <= self.consensus.commit() && !self.refuted;
-                let term = self.consensus.term_at(index).filter(|_| committed);
-                let message = PeerMessage::LogTermOk { index, term };
+            PeerMessage::StateHashAt { id, index } => {
+                let hash = self.hashes.ours(index).filter(|_| !self.refuted);
+                if hash.is_none() {
+                    self.compare_anew(now);
+                }
+                let message = PeerMessage::StateHashOk { id, hash };
                 out.push(Output::Send { to: from, message });
             }
-            PeerMessage::LogTermOk { index, term } => self.heard_log_term(from, index, term, out),
+            PeerMessage::StateHashOk { id, hash } => {
+                if let Some(hash) = hash {
+                    let verdict = self.hashes.answered(from, id, hash, now.monotonic_us);
+                    self.take_verdict(verdict, out);
+                }
+            }
+            PeerMessage::LogTerm { id, index } => {
+                let committed = index <= self.consensus.commit() && !self.refuted;
+                let term = self.consensus.term_at(index).filter(|_| committed);
+                let message = PeerMessage::LogTermOk { id, term };
+                out.push(Output::Send { to: from, message });
+            }
+            PeerMessage::LogTermOk { id, term } => self.heard_log_term(from, id, term, out),
         }
     }
 
@@ -110,8 +118,18 @@ impl Node {
         let newest = now.wall_us.max(self.clock.last().0);
         let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
         let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
-        if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
-            let reason = "a REPLICATION holds a timestamp more than 100 years ahead".to_owned();
+        let clocks = entries.iter().filter_map(|entry| Command::peek_clock_us(&entry.data));
+        // No group is that old, and a blank server takes in the age of its group at once.
+        let oldest_us = self.log_time.now_us().saturating_add(micros(limits::TIMESTAMP_LEAP_MAX));
+        let ahead = if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
+            "a timestamp"
+        } else if clocks.max().is_some_and(|clock_us| clock_us > oldest_us) {
+            "a time of the log's clock"
+        } else {
+            ""
+        };
+        if !ahead.is_empty() {
+            let reason = format!("a REPLICATION holds {ahead} more than 100 years ahead");
             return out.push(Output::Disconnect { peer: from, reason });
         }
         self.show_replication(entries, out);
@@ -218,14 +236,10 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let AppliedPoint { index, hash, .. } = point;
-        let verdict = self.hashes.note(self.config.node, index, hash, now.monotonic_us);
-        self.take_verdict(verdict, index, out);
-        self.tell_state_hash(index, hash, false, out);
-    }
-
-    fn tell_state_hash(&self, index: LogIndex, hash: u64, asks: bool, out: &mut Vec<Output>) {
+        self.hashes.note_ours(index, hash);
+        self.ask_about_states(now, out);
         for peer in &self.links {
-            let message = PeerMessage::StateHash { index, hash, asks };
+            let message = PeerMessage::StateHash { index, hash };
             out.push(Output::Send { to: *peer, message });
         }
     }
@@ -241,7 +255,26 @@ impl Node {
         }
     }
 
-    fn take_verdict(&mut self, verdict: HashVerdict, index: LogIndex, out: &mut Vec<Output>) {
+    /// Asks the others for the hash of their states, when it is said that one is not this server's.
+    fn ask_about_states(&mut self, now: Now, out: &mut Vec<Output>) {
+        if let Some(index) = self.hashes.question_due(self.next_question, now.monotonic_us) {
+            let message = PeerMessage::StateHashAt { id: self.take_question(), index };
+            let ask = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
+            out.extend(self.links.iter().map(ask));
+            if self.hashes.is_disputed() {
+                self.compare_anew(now);
+            }
+        }
+    }
+
+    fn take_question(&mut self) -> u64 {
+        let id = self.next_question;
+        self.next_question = id.wrapping_add(1);
+        id
+    }
+
+    fn take_verdict(&mut self, verdict: HashVerdict, out: &mut Vec<Output>) {
+        let Some(index) = self.hashes.asked_index() else { return };
         match verdict {
             HashVerdict::Nothing => {}
             HashVerdict::OthersDiffer(peers) => {
@@ -259,61 +292,64 @@ impl Node {
         }
     }
 
-    /// `from` has sent an entry that contradicts one that is committed here. One of the two logs is wrong;
-    /// one server's word against another's does not tell which, so all others are asked.
+    /// `from` has sent an entry that contradicts one that is committed here, or somebody in its name. One of two
+    /// logs may be wrong; one server's word against another's does not tell which, so all others are asked.
     fn contradicted(&mut self, now: Now, from: NodeId, index: LogIndex, out: &mut Vec<Output>) {
         if self.refuted {
             return;
         }
-        let known = self.contradiction.as_ref();
-        if known.is_none_or(|known| !known.is_open() && known.index != index) {
-            let (commit, before) = (self.consensus.commit(), self.contradiction.take());
-            self.contradiction = Some(Contradiction::new(from, index, commit, before));
-            if !std::mem::replace(&mut self.contradiction_said, true) {
-                out.push(Output::Notice(Notice::LogContradicted { peer: from, index }));
-            }
+        let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
+        if !known {
+            self.contradiction = Some(Contradiction::new(from, index));
         }
         self.ask_log_terms(now, out);
     }
 
     fn ask_log_terms(&mut self, now: Now, out: &mut Vec<Output>) {
         let Some(contradiction) = &mut self.contradiction else { return };
-        for index in contradiction.take_question(now.monotonic_us) {
-            let ask =
-                |to: &NodeId| Output::Send { to: *to, message: PeerMessage::LogTerm { index } };
+        let index = contradiction.index;
+        let (id, asked_us) = (self.next_question, &mut self.contradiction_asked_us);
+        if contradiction.is_question_due(id, asked_us, now.monotonic_us) {
+            let message = PeerMessage::LogTerm { id: self.take_question(), index };
+            let ask = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
             out.extend(self.links.iter().map(ask));
         }
     }
 
-    fn heard_log_term(
-        &mut self,
-        from: NodeId,
-        index: LogIndex,
-        term: Option<u64>,
-        out: &mut Vec<Output>,
-    ) {
-        let ours = self.consensus.term_at(index);
-        let committed = index <= self.consensus.commit() && !self.refuted;
+    fn heard_log_term(&mut self, from: NodeId, id: u64, term: Option<u64>, out: &mut Vec<Output>) {
         let Some(contradiction) = &mut self.contradiction else { return };
-        let (Some(term), Some(ours), true) = (term, ours, committed) else { return };
-        let nodes = self.config.nodes.len();
-        if contradiction.heard(from, index, term == ours, nodes) == LogVerdict::Refuted {
-            self.refuted = true;
-            out.push(Output::Notice(Notice::LogRefuted { index: contradiction.index }));
-            out.push(Output::BeginAnew);
+        let (peer, index) = (contradiction.peer, contradiction.index);
+        let (Some(term), Some(ours)) = (term, self.consensus.term_at(index)) else { return };
+        let verdict = contradiction.answered(from, id, term != ours, self.config.nodes.len());
+        let confirmed = contradiction.is_confirmed();
+        match verdict {
+            LogVerdict::Refuted if !self.refuted => {
+                self.refuted = true;
+                out.push(Output::Notice(Notice::LogRefuted { index }));
+                out.push(Output::BeginAnew);
+            }
+            LogVerdict::Upheld => {
+                self.contradiction = None;
+                let reason = format!(
+                    "a REPLICATION contradicts the entry at index {index} that a majority has committed"
+                );
+                out.push(Output::Disconnect { peer, reason });
+            }
+            LogVerdict::Open | LogVerdict::Refuted => {
+                if confirmed && !std::mem::replace(&mut self.contradiction_said, true) {
+                    out.push(Output::Notice(Notice::LogContradicted { peer, index }));
+                }
+            }
         }
     }
 
-    /// A dispute that lasts is said once, and the others are asked until a majority has decided.
+    /// What is in doubt is asked for again, and a dispute that lasts is said once.
     pub(super) fn settle_disputes(&mut self, now: Now, out: &mut Vec<Output>) {
-        if let Some((index, hash)) = self.hashes.take_question(now.monotonic_us) {
-            self.tell_state_hash(index, hash, true, out);
-            self.compare_anew(now);
-        }
+        self.ask_about_states(now, out);
         if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
             out.push(Output::Notice(Notice::Disputed { index }));
         }
-        if self.contradiction.as_ref().is_some_and(Contradiction::is_open) {
+        if self.contradiction.is_some() {
             self.ask_log_terms(now, out);
         }
     }

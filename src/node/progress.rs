@@ -6,9 +6,10 @@ use super::certainty::Certainty;
 use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros};
 use super::in_sync::{InSync, Standing};
+use super::levels::PeerLevels;
 use super::writes::{Origin, Pending, Stored};
 use super::{ConsoleEvent, Notice, Now, Output, compares_states};
-use crate::command::{Action, Command, EncodedWrite, OpKind};
+use crate::command::{Action, Command, EncodedWrite, FeatureLevel, GroupRules, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
 use crate::types::{LogEntry, LogIndex, NodeId};
@@ -56,7 +57,8 @@ impl Node {
             self.in_sync = None;
             self.birth_until_us = None;
             self.chores.lost_leadership();
-            self.certainty = Certainty::new(self.config.state_limits);
+            self.certainty = Certainty::new(self.group_limits());
+            (self.rules_proposed, self.level_proposed) = (false, 0);
             self.commit_news = CommitNews::default();
             self.reads.forget_servers();
             for key in self.writes.take_led() {
@@ -71,6 +73,7 @@ impl Node {
             out.push(Output::Notice(Notice::LostLeadership));
         }
         if role == Role::Leader && (role_before != Role::Leader || new_reign) {
+            self.peer_levels = PeerLevels::default();
             // Followers have not spoken to this server so far.
             self.heard = self.links.iter().map(|peer| (*peer, self.ticks)).collect();
             let timeout_us = micros(self.config.in_sync_timeout);
@@ -110,6 +113,9 @@ impl Node {
     fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
         self.propose_more = false;
         if self.is_being_born(now) || self.waits_for_a_leader_with_room() {
+            return;
+        }
+        if !self.has_rules(now) {
             return;
         }
         let limits = self.config.limits;
@@ -192,17 +198,55 @@ impl Node {
         self.writes.wait_first(waiting);
     }
 
-    fn do_chores(&mut self, now: Now) {
-        if self.stopping != Stopping::No || self.is_being_born(now) {
+    /// Whether the group's rules stand in the log: they come before the first write. Where they do not, this
+    /// leader proposes those of its own release.
+    fn has_rules(&mut self, now: Now) -> bool {
+        if self.rules.is_some() || self.rules_proposed {
+            return true;
+        }
+        let limits = self.config.release.limits;
+        let rules = GroupRules { limits, history: self.config.upkeep.history };
+        // Refused, it is tried again with the next flush, and what waits goes on waiting.
+        self.rules_proposed = self.propose_own(Action::Rules(rules), now).is_some();
+        self.rules_proposed
+    }
+
+    /// Proposes a higher feature level once every server knows it.
+    fn raise_level(&mut self, now: Now) {
+        let own = self.config.release.level;
+        if own.level <= self.level.max(self.level_proposed) {
             return;
         }
+        let others = self.config.nodes.iter().copied().filter(|node| *node != self.config.node);
+        let settled_us = micros(self.config.level_settled);
+        let known = self.peer_levels.known_to_all(others, own.level, now.monotonic_us, settled_us);
+        if let Some(level) = known
+            && level > self.level.max(self.level_proposed)
+        {
+            let raised = FeatureLevel { level, release: own.release };
+            if self.propose_own(Action::Level(raised), now).is_some() {
+                self.level_proposed = level;
+            }
+        }
+    }
+
+    /// Proposes what no client has asked for; its index, unless it was refused.
+    fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
+        let timestamp = self.clock.next(now.wall_us);
+        let command = Command { timestamp, clock_us: self.log_time.now_us(), action };
+        self.consensus.propose(vec![command.encode()]).ok()
+    }
+
+    fn do_chores(&mut self, now: Now) {
+        if self.stopping != Stopping::No || self.is_being_born(now) || !self.has_rules(now) {
+            return;
+        }
+        self.raise_level(now);
         let clock_us = self.log_time.now_us();
         let Some(upkeep) = self.chores.next(clock_us, now.monotonic_us) else { return };
-        let timestamp = self.clock.next(now.wall_us);
-        let command = Command { timestamp, clock_us, action: Action::Upkeep(upkeep) };
-        match self.consensus.propose(vec![command.encode()]) {
-            Ok(index) => self.chores.proposed(index),
-            Err(_) => self.chores.refused(),
+        match self.propose_own(Action::Upkeep(upkeep), now) {
+            Some(index) => self.chores.proposed(index),
+            None => self.chores.refused(),
         }
     }
 
@@ -443,7 +487,7 @@ impl Node {
 fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
     match write.shape.kind {
         OpKind::Put | OpKind::Del | OpKind::Trim => !write.previous,
-        OpKind::PutAll | OpKind::DelAll | OpKind::Mark => true,
+        OpKind::PutAll | OpKind::DelAll | OpKind::Mark | OpKind::SetHistory(_) => true,
         OpKind::DelRange => false,
     }
 }

@@ -9,10 +9,16 @@ use bytes::Bytes;
 use super::core::{AckPolicy, Node, NodeConfig, Recovered};
 use super::upkeep::UpkeepConfig;
 use super::*;
-use crate::command::{Action, Command, History, StateLimits, WriteOp};
+use crate::command::{Action, Command, GroupRules, History, Release, StateLimits, WriteOp};
 use crate::limits;
 use crate::types::{ClientId, DiskSpace, RequestId};
 use crate::wire::message::{Effect, ErrorCode, Role};
+
+/// What a state machine has to say that has applied its group's rules.
+fn upkeep() -> UpkeepState {
+    let rules = Some(GroupRules { limits: StateLimits::default(), history: History::All });
+    UpkeepState { rules, ..UpkeepState::default() }
+}
 
 struct Group {
     nodes: Vec<Node>,
@@ -24,6 +30,8 @@ struct Group {
     withheld: Option<Vec<(usize, Input)>>,
     /// What servers send to each other is lost.
     cut: bool,
+    /// Where reasons to disconnect a server go; nobody is to give any when it is not set.
+    accusations: Option<Vec<String>>,
     now: Now,
 }
 
@@ -58,8 +66,9 @@ impl Group {
                 console: false,
                 upkeep: UpkeepConfig::new(History::All),
                 limits,
-                state_hash_every: crate::limits::STATE_HASH_EVERY,
-                state_limits: StateLimits::default(),
+                state_hash_every: 4,
+                release: Release::default(),
+                level_settled: limits::LEVEL_SETTLED,
                 first_question: id.0 * 1000,
             };
             Node::new(config, Recovered::default()).unwrap()
@@ -72,6 +81,7 @@ impl Group {
             applied: vec![AppliedPoint::default(); ids.len()],
             withheld: None,
             cut: false,
+            accusations: None,
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
         for at in 0..up {
@@ -150,8 +160,7 @@ impl Group {
                         }
                     }
                     let point = *point;
-                    let news =
-                        (at, Input::Applied { outcomes, point, upkeep: UpkeepState::default() });
+                    let news = (at, Input::Applied { outcomes, point, upkeep: upkeep() });
                     match &mut self.withheld {
                         Some(withheld) => withheld.push(news),
                         None => self.inbox.push_back(news),
@@ -161,7 +170,10 @@ impl Group {
                     assert!(self.replies.insert(token, reply).is_none(), "one answer a request");
                 }
                 Output::ReadReady { token } => self.ready_reads.push(token),
-                Output::Disconnect { reason, .. } => panic!("{reason}"),
+                Output::Disconnect { reason, .. } => match &mut self.accusations {
+                    Some(accusations) => accusations.push(reason),
+                    None => panic!("{reason}"),
+                },
                 Output::Notice(_) | Output::Stopped => {}
                 other => panic!("unexpected {other:?}"),
             }
@@ -281,13 +293,19 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
         key: Bytes::copy_from_slice(key),
         value: Bytes::copy_from_slice(value),
     };
+    let set = |history| WriteOp::SetHistory { history };
     let bad = [
         (request(1), put(b"", b"v")),
         (request(1), put(&vec![b'k'; limits::KEY_BYTES_MAX + 1], b"v")),
         (request(1), put(b"k", &[0; 101])),
         (request(0), put(b"k", b"v")),
         (RequestId { answered_below: 3, ..request(2) }, put(b"k", b"v")),
+        (request(1), set(History::Versions { count: 0 })),
+        (request(1), set(History::Versions { count: limits::HISTORY_VERSIONS_MAX + 1 })),
+        (request(1), set(History::For { age_us: 0 })),
+        (request(1), set(History::For { age_us: 1 << 63 })),
     ];
+    let before = group.applied[0];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
         let write = EncodedWrite::new(request, op, false);
@@ -297,7 +315,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
         let Reply::Error(error) = &group.replies[&token] else { panic!("case {at} was taken") };
         assert_eq!(error.code, crate::wire::message::ErrorCode::Invalid, "{}", error.message);
     }
-    assert_eq!(group.applied[0].timestamp, Timestamp::ZERO);
+    assert_eq!(group.applied[0], before);
 }
 
 #[test]
@@ -468,4 +486,72 @@ fn a_follower_without_room_takes_no_entries_and_catches_up_when_there_is_some() 
     (0..10).for_each(|_| group.tick());
     assert!(group.nodes[0].status().last_index > before);
     assert_eq!(group.applied[0], group.applied[2]);
+}
+
+/// Says it to the first server in another's name.
+fn forge(group: &mut Group, from: u64, message: PeerMessage) {
+    let message = CheckedMessage::new(message).unwrap();
+    group.inbox.push_back((0, Input::Peer { from: NodeId(from), message }));
+}
+
+/// Two forged messages once made a server throw its state away, or its log, and one made it serve no reads.
+#[test]
+fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
+    let mut group = Group::new(3, AckPolicy::All);
+    (1..=9).for_each(|request| {
+        group.put(0, request);
+        group.settle();
+    });
+    group.accusations = Some(Vec::new());
+    let term = group.nodes[0].status().term;
+    for from in [2, 3] {
+        forge(&mut group, from, PeerMessage::StateHash { index: 4, hash: 7 });
+        let entry = LogEntry { term: term + 1, index: 2, data: Bytes::new() };
+        let body = RaftBody::Append {
+            previous_index: 1,
+            previous_term: group.nodes[0].term_at(1).unwrap(),
+            commit: 0,
+            entries: vec![entry],
+        };
+        let (to, term) = (NodeId(1), term + 1);
+        let raft = RaftMessage { from: NodeId(from), to, term, body };
+        forge(&mut group, from, PeerMessage::Raft(raft));
+    }
+    // As who does not see the questions would guess.
+    for (from, id) in [2, 3].into_iter().flat_map(|from| (0..9).map(move |id| (from, id))) {
+        forge(&mut group, from, PeerMessage::StateHashOk { id, hash: Some(7) });
+        forge(&mut group, from, PeerMessage::LogTermOk { id, term: Some(term + 1) });
+    }
+    // Nothing that throws something away was asked for, or this would have panicked.
+    group.settle();
+    let accusations = group.accusations.take().unwrap();
+    assert!(accusations.iter().any(|reason| reason.contains("index 2 that a majority")));
+    assert_eq!(group.nodes[0].status().distrust, None);
+    (0..50).for_each(|_| group.tick());
+    assert_eq!(group.nodes[0].status().distrust, None);
+}
+
+#[test]
+fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.put(0, 1);
+    group.settle();
+    let last_index = |group: &Group| group.nodes[2].status().last_index;
+    let before = last_index(&group);
+    for node in &mut group.nodes {
+        node.config.release.level.level = 2;
+    }
+    // The last server is played by somebody who says otherwise now and then.
+    let settled = limits::LEVEL_SETTLED.as_millis() as u64 / 20;
+    for round in 0..4 * settled {
+        if round % (settled / 2) == 0 {
+            let message = PeerMessage::About { wall_us: 0, level: 1 };
+            let message = CheckedMessage::new(message).unwrap();
+            group.inbox.push_back((2, Input::Peer { from: NodeId(1), message }));
+        }
+        group.tick();
+    }
+    assert_eq!(last_index(&group), before);
+    (0..2 * settled).for_each(|_| group.tick());
+    assert_eq!(last_index(&group), before + 1, "once");
 }

@@ -12,7 +12,7 @@ use crate::types::LogIndex;
 /// How a node is to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpkeepConfig {
-    /// What is kept of what newer versions have replaced.
+    /// What is kept of what newer versions have replaced, in a group that has not settled on anything.
     pub history: History,
     /// How long what was removed stays readable for those who began before;
     /// [`limits::REMOVAL_GRACE`] except in simulations.
@@ -69,6 +69,14 @@ impl Chores {
             sweep: Sweep::Resting { until_us: 0, due_us: Some(0) },
             under_way: None,
             due: false,
+        }
+    }
+
+    /// What the group goes by. With another history there may be something to remove anywhere.
+    pub fn set_rules(&mut self, removal_grace_us: u64, history: History) {
+        self.config.removal_grace_us = removal_grace_us;
+        if std::mem::replace(&mut self.config.history, history) != history {
+            self.sweep = Sweep::Resting { until_us: 0, due_us: Some(0) };
         }
     }
 
@@ -238,6 +246,20 @@ mod tests {
             chores.tick();
             assert_eq!(chores.next(clock_us, now_us), expected);
         }
+    }
+
+    #[test]
+    fn another_history_is_looked_for_from_the_beginning() {
+        let mut chores = chores(History::All, None);
+        assert_eq!(chores.next(9 * GRACE, 0), None);
+        let history = History::Versions { count: 3 };
+        chores.set_rules(2 * GRACE, history);
+        chores.tick();
+        assert_eq!(chores.next(9 * GRACE, 0), sweep(history, "", 7 * GRACE));
+        chores.applied(1, swept("", None, None), 0);
+        chores.set_rules(2 * GRACE, history);
+        chores.tick();
+        assert_eq!(chores.next(9 * GRACE, u64::MAX), None, "it is the same");
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub struct ServerConfig {
     /// Store what is replicated here this much late (SPEC A7); zero normally.
     pub replication_delay: Duration,
     /// What is kept of what newer versions have replaced.
-    pub history: History,
+    pub history: Option<History>,
     /// From the end of one check of the whole store to the beginning of the next.
     pub scrub_interval: Duration,
     /// How often an idle store is looked at for room that it can give back.
@@ -184,7 +184,7 @@ mod tests {
             ack: AckPolicy::All,
             in_sync_timeout: Duration::from_secs(2),
             replication_delay: Duration::ZERO,
-            history: History::All,
+            history: None,
             scrub_interval: crate::limits::SCRUB_INTERVAL_DEFAULT,
             shrink_interval: crate::limits::SHRINK_INTERVAL_DEFAULT,
             value_bytes_max: 1024,

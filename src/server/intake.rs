@@ -44,6 +44,7 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                 self.arriving = Arriving::Nothing;
                 match SnapshotSink::create(self.staging.clone(), point) {
                     Ok(sink) => {
+                        let sink = sink.knowing(machine.known_level());
                         self.arriving = Arriving::Open { id, sink, stored: 0 };
                         Vec::new()
                     }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use super::config::{ServerConfig, data_dir_under};
 use super::{Server, ServerError, Stopper, serve};
-use crate::command::History;
 use crate::limits;
 use crate::net::Listener;
 use crate::node::core::AckPolicy;
@@ -133,7 +132,7 @@ fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) -> ServerConf
         ack: AckPolicy::All,
         in_sync_timeout: limits::IN_SYNC_TIMEOUT_DEFAULT,
         replication_delay: Duration::ZERO,
-        history: History::All,
+        history: None,
         scrub_interval: limits::SCRUB_INTERVAL_DEFAULT,
         shrink_interval: limits::SHRINK_INTERVAL_DEFAULT,
         value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,

@@ -42,7 +42,7 @@ pub use self::local::LocalGroup;
 use self::scrub::Scrubber;
 use self::service::{Ended, Parts, Restart, StoreService};
 use self::work::StoreWorker;
-use crate::command::StateLimits;
+use crate::command::{History, Release};
 use crate::console::ConsoleThread;
 use crate::limits;
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
@@ -331,12 +331,25 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         value_bytes_max: config.value_bytes_max,
         replication_delay: config.replication_delay,
         console: config.console,
-        upkeep: UpkeepConfig::new(config.history),
+        upkeep: UpkeepConfig::new(config.history.unwrap_or_default()),
         limits: limits::NodeLimits::default(),
         state_hash_every: limits::STATE_HASH_EVERY,
-        state_limits: StateLimits::default(),
+        release: Release::default(),
+        level_settled: limits::LEVEL_SETTLED,
         first_question: rand::rng().next_u64() >> 1,
     }
+}
+
+/// Of a server that was told another history than its group keeps. Whether there was something to say.
+fn say_which_history_counts(config: &ServerConfig, group: History) -> bool {
+    let differs = config.history.filter(|own| *own != group);
+    if let Some(own) = differs {
+        log::warn!(
+            "--history {own} is ignored, the group keeps a history of {group}: change it with \
+             'acervo set-history'"
+        );
+    }
+    differs.is_some()
 }
 
 fn watch_stdin(stopper: Stopper) -> Result<(), ServerError> {

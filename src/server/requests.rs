@@ -198,6 +198,8 @@ impl StoreService {
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            level: status.level,
+            history: status.history,
             warnings: self.warnings(&status.ineligible, status.no_leader),
         }
     }

@@ -19,11 +19,13 @@ use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
 use super::links::Link;
 use super::requests::EarlyRead;
+use super::say_which_history_counts;
 use super::scrub::Scrubber;
 use super::snapshots::{Step, TransferLimits, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::watch::{News, Watch};
 use super::work::{Completion, Job};
+use crate::command::History;
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
@@ -93,6 +95,8 @@ pub(super) struct StoreService {
     pub(super) stopped: bool,
     /// As it was last reported.
     pub(super) disk_space: DiskSpace,
+    /// It was said that `--history` is not what the group keeps.
+    history_compared: bool,
     /// Why the loop ended, when something broke.
     failure: Option<String>,
     /// Whoever runs this server wants it to end, and not to start again.
@@ -125,6 +129,9 @@ impl StoreService {
         let others =
             parts.config.servers.iter().enumerate().map(|(i, a)| (NodeId(i as u64 + 1), *a));
         let links = others.filter(|(node, _)| *node != me).map(|(n, a)| Link::new(n, a, now));
+        let group = parts.node.status().history;
+        let history_compared =
+            group.is_some_and(|group| say_which_history_counts(&parts.config, group));
         StoreService {
             me,
             cluster: parts.config.cluster_id(),
@@ -140,6 +147,7 @@ impl StoreService {
             stopping_since: None,
             stopped: false,
             disk_space: DiskSpace::Ample,
+            history_compared,
             failure: None,
             stop_asked: false,
             restart: None,
@@ -301,6 +309,9 @@ impl StoreService {
                     };
                     // A target a kind, so that many of one kind are gathered without hiding another.
                     log::log!(target: notice.target(), level, "{notice}");
+                    if let Notice::History { history } = notice {
+                        self.compare_history(history);
+                    }
                 }
                 Output::Disconnect { peer, reason } => {
                     // More than one message may have been wrong before this was carried out.
@@ -314,6 +325,13 @@ impl StoreService {
         // Answers above may have made the core speak again; the capacity is kept.
         outputs.append(&mut self.outputs);
         self.outputs = outputs;
+    }
+
+    /// Says once that `--history` is not what the group keeps.
+    fn compare_history(&mut self, group: History) {
+        if !self.history_compared {
+            self.history_compared = say_which_history_counts(&self.parts.config, group);
+        }
     }
 
     /// Closes the link on which a server has sent what no server sends.

@@ -129,10 +129,8 @@ impl Piece {
     /// One batch of the engine is cheaper than many. But a piece ends where replicas compare states, since the hash is
     /// that of its end.
     fn has_room(&self) -> bool {
-        let compared = self
-            .entries
-            .last()
-            .is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
+        let compared =
+            self.entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
         self.bytes < limits::APPLY_BYTES_MAX as usize && !compared
     }
 

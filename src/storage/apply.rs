@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::{Buf, BufMut, Bytes};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::changes::Changes;
 use super::engine::{Durability, Engine, EngineError, EngineView, WriteBatch};
@@ -34,7 +36,10 @@ use super::snapshot::{SnapshotSource, StagedSnapshot};
 use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
-use crate::command::{Action, Command, CommandError, StateLimits, Upkeep, WriteOp, WriteOutcome};
+use crate::command::{
+    Action, Command, CommandError, FeatureLevel, GroupRules, Release, StateLimits, Upkeep, WriteOp,
+    WriteOutcome,
+};
 use crate::limits::{self, ShrinkLimits};
 use crate::node::{AppliedWrite, Swept, UpkeepState};
 use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
@@ -46,6 +51,8 @@ pub const STATE_FORMAT_VERSION: u32 = 3;
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
 const META_CLOCK: &str = "clock";
+const META_RULES: &str = "rules";
+const META_LEVEL: &str = "level";
 const POINT_BYTES: usize = 24;
 
 /// Why the state machine stopped. All of these are final for the process.
@@ -61,6 +68,14 @@ pub enum ApplyError {
         index: LogIndex,
         /// What is wrong with it.
         source: CommandError,
+    },
+    /// The group has been brought to a feature level that this release does not know.
+    #[error("{}", level.unknown_to(*known))]
+    UnknownLevel {
+        /// The group's.
+        level: FeatureLevel,
+        /// This release's.
+        known: FeatureLevel,
     },
     /// An entry is not the next one.
     #[error("log entry {found} was to be applied where entry {expected} should follow")]
@@ -115,7 +130,7 @@ pub(super) struct Shared {
     engine: RwLock<Arc<dyn Engine>>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
-    limits: StateLimits,
+    limits: RwLock<StateLimits>,
     /// When timestamps were given out, by the log's clock.
     marks: RwLock<Arc<Marks>>,
     /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
@@ -146,8 +161,12 @@ impl Shared {
         Ok((view, Pending { keys, ranges: before.ranges || after.ranges }))
     }
 
-    pub(super) fn limits(&self) -> &StateLimits {
-        &self.limits
+    pub(super) fn limits(&self) -> StateLimits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_limits(&self, limits: StateLimits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     pub(super) fn engine(&self) -> Arc<dyn Engine> {
@@ -157,7 +176,7 @@ impl Shared {
     /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed stays.
     pub(super) fn looks_far_back(&self, at: Timestamp, seen: Timestamp) -> bool {
         let marks = self.marks.read().unwrap_or_else(PoisonError::into_inner).clone();
-        marks.are_apart(at, seen, self.limits.removal_grace_us)
+        marks.are_apart(at, seen, self.limits().removal_grace_us)
     }
 
     fn set_marks(&self, clock: &LogClock) {
@@ -191,6 +210,11 @@ pub struct StateMachine {
     sessions: Sessions,
     point: AppliedPoint,
     clock: LogClock,
+    /// The newest feature level that this release knows.
+    known_level: FeatureLevel,
+    level: FeatureLevel,
+    /// What the group goes by; `None` before anything was written.
+    rules: Option<GroupRules>,
     durable_index: LogIndex,
     /// What was applied since the last checkpoint.
     lazy_entries: u64,
@@ -205,13 +229,21 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Opens the state that the engine's last durable batch left.
+    /// Opens the state that the engine's last durable batch left. The limits of `release` count where the group
+    /// has settled on none.
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`].
-    pub fn open(engine: Arc<dyn Engine>, limits: StateLimits) -> Result<StateMachine, ApplyError> {
+    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`], [`ApplyError::UnknownLevel`].
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        release: impl Into<Release>,
+    ) -> Result<StateMachine, ApplyError> {
+        let Release { level: known_level, limits } = release.into();
+        let level = stored_level(&*engine, known_level)?;
         let point = stored_point(&*engine)?;
+        let rules = stored_rules(&*engine)?;
+        let limits = rules.map_or(limits, |rules| rules.limits);
         let sessions = Sessions::load(&*engine, limits)?;
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
         let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
@@ -219,7 +251,7 @@ impl StateMachine {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
-            limits,
+            limits: RwLock::new(limits),
             marks: RwLock::new(Arc::new(clock.marks().clone())),
             removals: [AtomicBool::new(pending.keys), AtomicBool::new(pending.ranges)],
         };
@@ -229,6 +261,9 @@ impl StateMachine {
             sessions,
             point,
             clock,
+            known_level,
+            level,
+            rules,
             durable_index: point.index,
             lazy_entries: 0,
             lazy_bytes: 0,
@@ -254,6 +289,11 @@ impl StateMachine {
         self.durable_index
     }
 
+    /// The newest feature level that this release knows.
+    pub fn known_level(&self) -> FeatureLevel {
+        self.known_level
+    }
+
     /// What is left to do in the background.
     pub fn upkeep(&self) -> UpkeepState {
         UpkeepState {
@@ -261,6 +301,8 @@ impl StateMachine {
             oldest_removal_us: self.oldest_removal.map(|oldest| self.clock.when(oldest)),
             put_us: Some(0),
             swept: Vec::new(),
+            level: self.level.level,
+            rules: self.rules,
         }
     }
 
@@ -346,6 +388,9 @@ impl StateMachine {
                     let before = clock.reached(before_us);
                     upkeep::purge(&mut changes, before, Budget::new(rows_max, bytes_max))?;
                 }
+                // Proposed before the history was changed: it would remove what is to be kept now.
+                Action::Upkeep(Upkeep::Sweep { history, .. })
+                    if self.rules.is_some_and(|rules| rules.history != history) => {}
                 Action::Upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max }) => {
                     let as_of = clock.reached(as_of_us);
                     let budget = Budget::new(rows_max, bytes_max);
@@ -356,6 +401,27 @@ impl StateMachine {
                         applied.upkeep.put_us = None;
                     }
                     applied.upkeep.swept.push(Swept { from, next: piece.next, due_us });
+                }
+                Action::Rules(rules) => {
+                    if self.rules.is_none() {
+                        changes.put(keys::meta(META_RULES), encode_fact(&rules));
+                        self.rules = Some(rules);
+                        self.sessions.set_limits(rules.limits);
+                        clock.set_grace(rules.limits.removal_grace_us);
+                        self.shared.set_limits(rules.limits);
+                    }
+                }
+                Action::Level(level) if level.level > self.known_level.level => {
+                    return Err(ApplyError::UnknownLevel { level, known: self.known_level });
+                }
+                Action::Level(level) => {
+                    if self.level.level < level.level {
+                        if self.level != FeatureLevel::FIRST {
+                            changes.delete(keys::meta(META_LEVEL), &encode_fact(&self.level));
+                        }
+                        changes.put(keys::meta(META_LEVEL), encode_fact(&level));
+                        self.level = level;
+                    }
                 }
             }
             is_marked |= clock.advance(clock_us, timestamp);
@@ -382,8 +448,9 @@ impl StateMachine {
             *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             self.shared.set_pending(self.pending);
         }
-        let UpkeepState { clock_us, oldest_removal_us, .. } = self.upkeep();
-        applied.upkeep = UpkeepState { clock_us, oldest_removal_us, ..applied.upkeep };
+        let UpkeepState { clock_us, oldest_removal_us, level, rules, .. } = self.upkeep();
+        applied.upkeep =
+            UpkeepState { clock_us, oldest_removal_us, level, rules, ..applied.upkeep };
         Ok(applied)
     }
 
@@ -430,7 +497,7 @@ impl StateMachine {
 
     /// `false`: it was refused, and nothing was done.
     fn carry_out(
-        &self,
+        &mut self,
         timestamp: Timestamp,
         op: &WriteOp,
         changes: &mut Changes<'_>,
@@ -453,10 +520,20 @@ impl StateMachine {
                 }
             }
             WriteOp::DelRange { from, to } => {
-                return removals::delete_range(changes, timestamp, from, to, &self.shared.limits);
+                return removals::delete_range(changes, timestamp, from, to, &self.shared.limits());
             }
             WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
             WriteOp::Mark => {}
+            WriteOp::SetHistory { history } => {
+                // The group's rules come before every write, but in tests.
+                if let Some(rules) = &self.rules {
+                    changes.delete(keys::meta(META_RULES), &encode_fact(rules));
+                }
+                let limits = self.shared.limits();
+                let rules = GroupRules { limits, history: *history };
+                changes.put(keys::meta(META_RULES), encode_fact(&rules));
+                self.rules = Some(rules);
+            }
         }
         Ok(true)
     }
@@ -541,12 +618,17 @@ impl StateMachine {
         }
         self.guarded(|machine| {
             let engine = staged.promote()?;
+            machine.level = stored_level(&*engine, machine.known_level)?;
             let point = stored_point(&*engine)?;
             if point != found {
                 return Err(ApplyError::Damaged("the applied index of a snapshot"));
             }
-            machine.sessions = Sessions::load(&*engine, machine.shared.limits)?;
-            machine.clock = stored_clock(&*engine, point.timestamp, machine.shared.limits)?;
+            machine.rules = stored_rules(&*engine)?;
+            let own = machine.shared.limits();
+            let limits = machine.rules.map_or(own, |rules| rules.limits);
+            machine.shared.set_limits(limits);
+            machine.sessions = Sessions::load(&*engine, limits)?;
+            machine.clock = stored_clock(&*engine, point.timestamp, limits)?;
             let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
             let unknown = Pending { keys: true, ranges: true };
             machine.shared.set_pending(unknown);
@@ -613,6 +695,10 @@ pub(super) fn stored_point(engine: &dyn Engine) -> Result<AppliedPoint, ApplyErr
 pub(super) enum MetaRow {
     /// Where the state stands.
     Applied(AppliedPoint),
+    /// The group's feature level, which the state's hash covers, too.
+    Level(FeatureLevel),
+    /// The group's rules, which the state's hash covers, too.
+    Rules,
     /// Something else that this release knows.
     Other,
 }
@@ -622,12 +708,48 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_APPLIED) {
         return Some(MetaRow::Applied(decode_point(value.try_into().ok()?)));
     }
+    if row == keys::meta(META_LEVEL) {
+        return decode_fact(value).map(MetaRow::Level);
+    }
+    if row == keys::meta(META_RULES) {
+        return decode_fact::<GroupRules>(value).map(|_| MetaRow::Rules);
+    }
     let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
     let clock = LogClock::decode(value, Timestamp::ZERO, 0);
     let known = known || (row == keys::meta(META_CLOCK) && clock.is_some());
     let is_time = row == keys::meta(META_PURGED) || row == keys::meta(META_SWEPT);
     let known = known || (is_time && upkeep::decode_time(value).is_some());
     known.then_some(MetaRow::Other)
+}
+
+/// The group's rules or its level, as MessagePack.
+fn encode_fact(fact: &impl Serialize) -> Bytes {
+    // Numbers only: there is nothing that could fail.
+    rmp_serde::to_vec(fact).expect("encoding numbers into memory").into()
+}
+
+fn decode_fact<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
+    rmp_serde::from_slice(value).ok()
+}
+
+fn stored_rules(engine: &dyn Engine) -> Result<Option<GroupRules>, ApplyError> {
+    let Some(stored) = engine.get(&keys::meta(META_RULES))? else { return Ok(None) };
+    let rules = decode_fact(&stored).ok_or(ApplyError::Damaged("what the group goes by"))?;
+    Ok(Some(rules))
+}
+
+/// The group's feature level, if it is one of those up to `known`. Asked before anything else: of a level that is
+/// not known nothing else need be readable.
+fn stored_level(engine: &dyn Engine, known: FeatureLevel) -> Result<FeatureLevel, ApplyError> {
+    let Some(stored) = engine.get(&keys::meta(META_LEVEL))? else {
+        return Ok(FeatureLevel::FIRST);
+    };
+    let level: FeatureLevel =
+        decode_fact(&stored).ok_or(ApplyError::Damaged("the group's feature level"))?;
+    if level.level > known.level {
+        return Err(ApplyError::UnknownLevel { level, known });
+    }
+    Ok(level)
 }
 
 /// The log's clock as of the last checkpoint.

@@ -74,6 +74,11 @@ impl LogClock {
         LogClock { now_us: 0, timestamp: Timestamp::ZERO, marks }
     }
 
+    /// There are marks for ages of `grace_us` and more from here on.
+    pub fn set_grace(&mut self, grace_us: u64) {
+        self.marks.spacing_us = grace_us / 16;
+    }
+
     pub fn now_us(&self) -> u64 {
         self.now_us
     }

@@ -80,6 +80,11 @@ impl Sessions {
         }
     }
 
+    /// Goes by these limits from here on.
+    pub fn set_limits(&mut self, limits: StateLimits) {
+        self.limits = limits;
+    }
+
     /// Reads the sessions of the last checkpoint.
     pub fn load(engine: &dyn Engine, limits: StateLimits) -> Result<Sessions, ApplyError> {
         let mut sessions = Sessions::new(limits);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::bounded;
-use crate::command::{EncodedWrite, WriteOp};
+use crate::command::{EncodedWrite, History, WriteOp};
 use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
 use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
 
@@ -182,9 +182,11 @@ impl Channel {
             | PeerMessage::SnapshotAnswer { .. }
             | PeerMessage::LogTerm { .. }
             | PeerMessage::LogTermOk { .. }
-            | PeerMessage::Clock { .. }
+            | PeerMessage::About { .. }
             | PeerMessage::Disk { .. }
-            | PeerMessage::StateHash { .. } => Channel::Control,
+            | PeerMessage::StateHash { .. }
+            | PeerMessage::StateHashAt { .. }
+            | PeerMessage::StateHashOk { .. } => Channel::Control,
         }
     }
 }
@@ -526,6 +528,10 @@ pub struct ServerStatus {
     pub longest_stall_us: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
+    /// The group's feature level.
+    pub level: u32,
+    /// What the group keeps of what newer versions have replaced; nil when it has written nothing yet.
+    pub history: Option<History>,
     /// What is wrong at this server and what to do about it, a sentence each; empty when all is well.
     pub warnings: Vec<String>,
 }
@@ -622,11 +628,13 @@ pub enum PeerMessage {
         /// Whether to go on.
         outcome: SnapshotOutcome,
     },
-    /// What the sender's clock says, for comparison.
-    #[serde(rename = "CLOCK")]
-    Clock {
-        /// Microseconds since the Unix epoch.
+    /// What a server says of itself, about once a second.
+    #[serde(rename = "ABOUT")]
+    About {
+        /// What its clock says, for comparison: microseconds since the Unix epoch.
         wall_us: i64,
+        /// The newest feature level that its release knows.
+        level: u32,
     },
     /// Whether the sender's disk is full, so that the leader can refuse what adds to the store.
     #[serde(rename = "DISK")]
@@ -634,28 +642,45 @@ pub enum PeerMessage {
         /// It is: said when it begins, from time to time while it lasts, and when it ends.
         full: bool,
     },
-    /// A replica's state hash, for comparison.
+    /// A replica's state hash, for comparison. Where it is not the receiver's, that one asks.
     #[serde(rename = "STATE_HASH")]
     StateHash {
         /// The applied index the hash belongs to.
         index: LogIndex,
         /// The hash.
         hash: u64,
-        /// Whether the receiver is to say its own, because the sender knows of a contradiction and not who is right.
-        asks: bool,
+    },
+    /// Asks for a replica's state hash at an index. A server that was told of another one than its own asks all
+    /// others, to learn whose state is wrong.
+    #[serde(rename = "STATE_HASH_AT")]
+    StateHashAt {
+        /// Chosen by the asking server, echoed.
+        id: u64,
+        /// The applied index.
+        index: LogIndex,
+    },
+    /// Answers `STATE_HASH_AT`.
+    #[serde(rename = "STATE_HASH_OK")]
+    StateHashOk {
+        /// From the request.
+        id: u64,
+        /// The hash; `None` when it is not remembered, or the server does not trust its own.
+        hash: Option<u64>,
     },
     /// Asks for the term of a committed entry. A server that was sent an entry that contradicts one of
     /// its own asks all others, to learn whose log is wrong.
     #[serde(rename = "LOG_TERM")]
     LogTerm {
+        /// Chosen by the asking server, echoed.
+        id: u64,
         /// The entry.
         index: LogIndex,
     },
-    /// The answer.
+    /// Answers `LOG_TERM`.
     #[serde(rename = "LOG_TERM_OK")]
     LogTermOk {
-        /// The entry.
-        index: LogIndex,
+        /// From the request.
+        id: u64,
         /// Its term; `None` when it is not committed here, or not in the log any more.
         term: Option<Term>,
     },

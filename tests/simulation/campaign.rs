@@ -114,6 +114,9 @@ fn setup(seed: u64) -> (Setup, Rng) {
         },
         held_entries_max: rng.pick(&[40, 1_000, u64::MAX]),
         state_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
+        other_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
+        newest_level: rng.pick(&[1, 2, 3]),
+        level_settled_us: rng.pick(&[100 * MILLISECOND, SECOND, 4 * SECOND]),
         opens_sessions: short_sessions,
         page_limits: PageLimits {
             rows: rng.pick(&[2, 1000]),
@@ -263,6 +266,12 @@ pub fn make_peace(world: &mut World) -> Verdict {
         world.servers.iter().all(|server| !server.store_lost && !server.rotten)
     })?;
     ensure!(whole, "a server does not get its state back: {}", standing(world));
+    // All servers tell what they know, so the level rises to what the oldest release knows.
+    let known = world.servers.iter().map(|server| 1 + server.upgrades).min().unwrap_or(1);
+    let raised = world.run_until(PEACE_US_MAX, |world| {
+        world.statuses().all(|(_, status)| status.level == known)
+    })?;
+    ensure!(raised, "the level does not rise to {known}: {}", standing(world));
     world.checker.kept()?;
     let mut rows_at = BTreeMap::new();
     for (server, state) in world.servers.iter_mut().enumerate() {

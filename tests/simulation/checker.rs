@@ -157,6 +157,9 @@ impl Checker {
             let (newest, index) = (self.newest, entry.index);
             ensure!(*timestamp > newest, "timestamp {timestamp} after {newest} at index {index}");
             self.newest = *timestamp;
+            if let Action::Rules(rules) = action {
+                self.limits = self.model.rules().map_or(rules.limits, |rules| rules.limits);
+            }
             self.index_by_timestamp.insert(*timestamp, index);
             if let Action::Write { request, .. } = action {
                 let told = self.not_done.contains(&(request.client, request.sequence));

@@ -1,6 +1,9 @@
 //! What the real server's wiring does for its core, done in virtual time: inputs in, outputs
 //! carried out in order, the disk, the state machine, start and stop.
 
+use std::time::Duration;
+
+use acervo::command::{FeatureLevel, Release, Version};
 use acervo::limits::{self, NodeLimits};
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
 use acervo::node::{Input, Notice, Output, RequestToken, UpkeepState};
@@ -175,7 +178,7 @@ impl World {
         let peer = position(peer, self.servers.len())
             .ok_or_else(|| Violation(format!("disconnects {peer}: {reason}")))?;
         ensure!(
-            !self.setup.honest,
+            !self.setup.honest || self.setup.outdated == Some(server),
             "{} accuses honest {}: {reason}",
             node_id(server),
             node_id(peer)
@@ -596,6 +599,7 @@ impl World {
         let election_ticks = limits::ELECTION_TICKS
             + spread * ((server + self.setup.seed as usize) % self.setup.servers)
             + self.rng.index(spread);
+        let release = self.release_of(server);
         let config = NodeConfig {
             node: node_id(server),
             nodes: (0..self.setup.servers).map(node_id).collect(),
@@ -612,7 +616,8 @@ impl World {
             upkeep: self.setup.upkeep,
             limits: self.setup.limits,
             state_hash_every: self.setup.state_hash_every,
-            state_limits: self.setup.state_limits,
+            release,
+            level_settled: Duration::from_micros(self.setup.level_settled_us),
             first_question: self.rng.next_u64(),
         };
         let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
@@ -624,7 +629,7 @@ impl World {
             state.checkpoint = snapshot.clone();
             state.store_lost = false;
         }
-        let machine = Machine::restore(&state.checkpoint, self.setup.state_limits)?;
+        let machine = Machine::restore(&state.checkpoint, release)?;
         let recovered = match state.store_lost {
             true => state.disk.recover_without_state(),
             false => state.disk.recover(machine.point(), machine.upkeep()),
@@ -644,6 +649,17 @@ impl World {
         self.after(delay_us, Event::Tick { server, life });
         self.dial_everyone(server);
         Ok(())
+    }
+
+    /// The release that a server starts with: the one it had, or now and then a newer one.
+    fn release_of(&mut self, server: usize) -> Release {
+        let may_upgrade = 1 + self.servers[server].upgrades < self.setup.newest_level;
+        if may_upgrade && self.rng.chance(400) {
+            self.servers[server].upgrades += 1;
+        }
+        let level = 1 + self.servers[server].upgrades;
+        let level = FeatureLevel { level, release: Version(0, level as u16, 0) };
+        Release { level, limits: self.setup.limits_of(server) }
     }
 
     /// Kill -9, or a power cut: the process and everything unsynced is gone.

@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use acervo::command::{Command, EncodedWrite, WriteOp};
+use acervo::command::{Action, Command, EncodedWrite, FeatureLevel, Version, WriteOp};
 use acervo::node::{CheckedMessage, Input};
 use acervo::types::{ClientId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role};
@@ -150,10 +150,13 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         message.to = NodeId(rng.below(5));
     }
     let id = rng.below(40);
-    match rng.below(23) {
-        20 => PeerMessage::LogTerm { index: any_index },
-        21 => PeerMessage::LogTermOk { index: any_index, term: rng.chance(700).then_some(id) },
-        22 => PeerMessage::Disk { full: rng.chance(500) },
+    match rng.below(26) {
+        20 => PeerMessage::LogTerm { id, index: any_index },
+        21 => PeerMessage::LogTermOk { id, term: rng.chance(700).then_some(id) },
+        22 => PeerMessage::About { wall_us: rng.next_u64() as i64, level: number(rng, 1) as u32 },
+        23 => PeerMessage::StateHashAt { id, index: any_index },
+        24 => PeerMessage::StateHashOk { id, hash: rng.chance(700).then(|| rng.next_u64()) },
+        25 => PeerMessage::Disk { full: rng.chance(500) },
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
         2 => {
@@ -549,4 +552,67 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
             raft(victim, term + 1, body)
         }) > 0
     );
+}
+
+/// It would stand still for ever, and nothing would grow old any more.
+#[test]
+fn a_replicated_time_of_the_logs_clock_that_would_end_all_ageing_is_refused() {
+    let accused = play(|world, victim| {
+        let (term, last, _) = standing(world, victim);
+        let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+        let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+        let timestamp = Timestamp(world.now_of(victim).wall_us);
+        let clock_us = i64::MAX as u64;
+        let command = Command { clock_us, ..Command::write(timestamp, request, op) };
+        let entries = vec![LogEntry { term: term + 1, index: last + 1, data: command.encode() }];
+        let body =
+            RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+        raft(victim, term + 1, body)
+    });
+    assert!(accused > 0);
+}
+
+/// It cannot be stored: a server that knows no such level would never start again.
+#[test]
+fn a_level_that_nobody_knows_is_refused() {
+    let accused = play(|world, victim| {
+        let (term, last, _) = standing(world, victim);
+        let timestamp = Timestamp(world.now_of(victim).wall_us);
+        let level = FeatureLevel { level: 99, release: Version(99, 0, 0) };
+        let command = Command { timestamp, clock_us: 0, action: Action::Level(level) };
+        let entries = vec![LogEntry { term: term + 1, index: last + 1, data: command.encode() }];
+        let body =
+            RaftBody::Append { previous_index: last, previous_term: term, commit: 0, entries };
+        raft(victim, term + 1, body)
+    });
+    assert!(accused > 0);
+}
+
+/// The forger says of one server's state, in both others' names, what it is not, and leaves; nothing is written
+/// any more that would be compared.
+#[test]
+fn forged_hashes_keep_no_server_from_being_read() {
+    let run = || -> Verdict {
+        for victim in 0..3 {
+            let mut world = besieged(Setup::calm(7))?;
+            world.start(ATTACKER)?;
+            world.run_for(2 * SECOND)?;
+            let index = world.checker.last_index() / 8 * 8;
+            ensure!(index > 0, "too little was written");
+            for from in (0..3).filter(|from| *from != victim) {
+                let message = PeerMessage::StateHash { index, hash: 5 };
+                let message = CheckedMessage::new(message).map_err(Violation)?;
+                world.input(victim, Input::Peer { from: node_id(from), message })?;
+            }
+            for _ in 0..50 {
+                world.run_for(20 * MILLISECOND)?;
+                let process = world.servers[victim].process.as_ref();
+                let distrust = process.map(|process| process.status.distrust);
+                ensure!(distrust == Some(None), "{victim} believes it: {distrust:?}");
+            }
+            make_peace(&mut world)?;
+        }
+        Ok(())
+    };
+    run().unwrap_or_else(|Violation(reason)| panic!("{reason}"));
 }

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use acervo::command::{Action, Command, StateLimits, WriteOutcome};
+use acervo::command::{Action, Command, Release, WriteOutcome};
 use acervo::node::{AppliedWrite, UpkeepState};
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
@@ -66,7 +66,7 @@ impl Saved {
 
 impl Machine {
     /// Opens what was saved.
-    pub fn restore(saved: &Saved, limits: StateLimits) -> Result<Machine, String> {
+    pub fn restore(saved: &Saved, release: Release) -> Result<Machine, String> {
         let mut batch = WriteBatch::default();
         if let Some(view) = &saved.rows {
             visit(&**view, |key, value| {
@@ -75,7 +75,7 @@ impl Machine {
         }
         let engine = Arc::new(MemoryEngine::new());
         engine.write(&batch, Durability::Durable).map_err(text)?;
-        let machine = StateMachine::open(engine.clone(), limits).map_err(text)?;
+        let machine = StateMachine::open(engine.clone(), release).map_err(text)?;
         let believed = (machine.applied() != saved.point).then_some(saved.point);
         Ok(Machine { engine, machine, believed })
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use acervo::command::{Action, Command, StateLimits, Upkeep, WriteOp};
+use acervo::command::{Action, Command, GroupRules, StateLimits, Upkeep, WriteOp};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{PageOf, Previous, Row};
 use bytes::Bytes;
@@ -135,6 +135,7 @@ pub struct Model {
     /// What a repeat is answered: for an opening MARK that counted anew, its last application.
     repeats: HashMap<(ClientId, u64), Written>,
     sessions: Sessions,
+    rules: Option<GroupRules>,
     /// When the newest state of each key changed: in log order, with the version or deletion.
     changes: BTreeMap<Bytes, Vec<(LogIndex, Timestamp)>>,
 }
@@ -188,7 +189,7 @@ impl Moment {
                     *versions = Rc::new(newest.into_iter().collect());
                 }
             }
-            WriteOp::Mark => {}
+            WriteOp::Mark | WriteOp::SetHistory { .. } => {}
         }
     }
 }
@@ -201,6 +202,7 @@ impl Model {
             writes: HashMap::new(),
             repeats: HashMap::new(),
             sessions: Sessions::new(limits),
+            rules: None,
             changes: BTreeMap::new(),
         }
     }
@@ -220,6 +222,13 @@ impl Model {
                 Action::Upkeep(Upkeep::Sweep { as_of_us, .. }) => {
                     moment.swept = moment.swept.max(self.reached(*as_of_us));
                 }
+                Action::Rules(rules) => {
+                    if self.rules.is_none() {
+                        self.rules = Some(*rules);
+                        self.sessions.limits = rules.limits;
+                    }
+                }
+                Action::Level(_) => {}
                 Action::Write { request, op, previous } => {
                     expected = Some(self.write(&mut moment, request, op, *previous, refused));
                 }
@@ -266,7 +275,7 @@ impl Model {
         let newest = op.key().filter(|_| previous).map(|key| moment.get(key, now));
         let previous = newest.map(|Row { timestamp, value, .. }| Previous { timestamp, value });
         let keys: Vec<Bytes> = match op {
-            WriteOp::Trim { .. } | WriteOp::Mark => Vec::new(),
+            WriteOp::Trim { .. } | WriteOp::Mark | WriteOp::SetHistory { .. } => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
             WriteOp::DelRange { from, to } => {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
@@ -300,6 +309,11 @@ impl Model {
     fn reached(&self, clock_us: u64) -> Timestamp {
         let after = self.moments.partition_point(|moment| moment.clock_us <= clock_us);
         after.checked_sub(1).map_or(Timestamp::ZERO, |last| self.moments[last].timestamp)
+    }
+
+    /// What the group goes by.
+    pub fn rules(&self) -> Option<GroupRules> {
+        self.rules
     }
 
     /// The last index.

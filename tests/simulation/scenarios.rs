@@ -1164,6 +1164,96 @@ fn a_server_that_lost_what_it_had_is_admitted_when_it_has_caught_up() {
     }
 }
 
+fn levels(world: &World) -> Vec<u32> {
+    world.statuses().map(|(_, status)| status.level).collect()
+}
+
+#[test]
+fn the_level_rises_when_every_server_knows_it_and_a_release_that_does_not_cannot_come_back() {
+    // By the log, and by snapshots.
+    for (compactions, seed) in [(0, 81), (1_000, 82)] {
+        let checkpoints = compactions.max(50);
+        let mut world = group(Setup { compactions, checkpoints, ..Setup::calm(seed) });
+        let write = |world: &mut World, number: u64| {
+            let written = put(world, 0, &number.to_string());
+            answered_within(world, written, 10 * SECOND);
+        };
+        for server in [2, 0, 1] {
+            run_for(&mut world, 5 * SECOND);
+            assert_eq!(levels(&world), [1, 1, 1], "before {server} is brought up to date");
+            world.crash(server).unwrap();
+            world.servers[server].upgrades = 1;
+            world.start(server).unwrap();
+            write(&mut world, server as u64);
+        }
+        assert!(run_until(&mut world, 10 * SECOND, |world| levels(world) == [2, 2, 2]));
+        (10..60).for_each(|number| write(&mut world, number));
+
+        // One that is set up anew, with the release of before.
+        world.wipe(2).unwrap();
+        world.servers[2].upgrades = 0;
+        world.setup.outdated = Some(2);
+        world.start(2).unwrap();
+        (60..90).for_each(|number| write(&mut world, number));
+        run_for(&mut world, 10 * SECOND);
+        let status = &world.servers[2].process.as_ref().expect("it did not fall over").status;
+        assert!(status.level == 1 && status.applied.index < 20, "{status:?}");
+        let told = |(at, _, reason): &(usize, usize, String)| {
+            *at == 2 && reason.contains("level 2") && reason.contains("run release 0.2.0 or")
+        };
+        let accusations = std::mem::take(&mut world.accusations);
+        assert!(compactions > 0 || !accusations.is_empty());
+        assert!(accusations.iter().all(told), "{accusations:?}");
+        world.crash(2).unwrap();
+        world.servers[2].upgrades = 1;
+        world.setup.outdated = None;
+        world.start(2).unwrap();
+        close(world);
+    }
+}
+
+#[test]
+fn one_server_that_is_down_or_does_not_know_it_holds_the_level_back() {
+    let mut world = group(Setup::calm(83));
+    for server in [0, 1] {
+        world.crash(server).unwrap();
+        world.servers[server].upgrades = 2;
+        world.start(server).unwrap();
+        run_for(&mut world, 2 * SECOND);
+    }
+    run_for(&mut world, 20 * SECOND);
+    assert_eq!(levels(&world), [1, 1, 1]);
+    world.crash(2).unwrap();
+    run_for(&mut world, 20 * SECOND);
+    assert_eq!(levels(&world), [1, 1], "one that is down may not know it");
+    world.servers[2].upgrades = 1;
+    world.start(2).unwrap();
+    assert!(run_until(&mut world, 10 * SECOND, |world| levels(world) == [2, 2, 2]));
+    close(world);
+}
+
+#[test]
+fn the_history_is_the_groups_whoever_leads_and_however_servers_were_started() {
+    let mut world = group(Setup { upkeep: UpkeepConfig::new(History::All), ..Setup::calm(84) });
+    for value in ["one", "two", "three"] {
+        let written = put(&mut world, 0, value);
+        answered_within(&mut world, written, SECOND);
+    }
+    let history = History::Versions { count: 2 };
+    let set = world.write(0, Some(2), WriteOp::SetHistory { history });
+    answered_within(&mut world, set, SECOND);
+    run_for(&mut world, SECOND);
+    let kept = |world: &World| world.statuses().all(|(_, status)| status.history == Some(history));
+    assert!(kept(&world));
+    let leader = world.leader().unwrap();
+    world.crash(leader).unwrap();
+    assert!(run_until(&mut world, 10 * SECOND, |world| world.leader().is_some()));
+    world.start(leader).unwrap();
+    assert!(run_until(&mut world, 200 * SECOND, |world| versions(world, leader) == 2));
+    assert!(kept(&world));
+    close(world);
+}
+
 const HOUR: u64 = 3600 * SECOND;
 
 /// The versions of "k" that server `at` has.

@@ -34,6 +34,8 @@ pub struct Server {
     pub store_lost: bool,
     /// Something in the state is damaged: it is lost when the process ends.
     pub rotten: bool,
+    /// Survives: by how much the level that its release knows is above the first.
+    pub upgrades: u32,
     /// Survives: names the data directory.
     pub incarnation: u64,
     /// Counts starts and stops; events of an earlier life are void.

@@ -71,8 +71,16 @@ pub struct Setup {
     pub held_entries_max: u64,
     /// What is done in the background.
     pub upkeep: UpkeepConfig,
-    /// What the state machine goes by.
+    /// What the release goes by that servers run.
     pub state_limits: StateLimits,
+    /// The same of the release that every second server runs.
+    pub other_limits: StateLimits,
+    /// The newest feature level of any release: a server that starts may run a newer release than before.
+    pub newest_level: u32,
+    /// A server whose release is too old for its group.
+    pub outdated: Option<usize>,
+    /// How long all servers are to have told that they know a level before the group's rises.
+    pub level_settled_us: u64,
     /// Whether clients begin with a write that changes nothing.
     pub opens_sessions: bool,
     /// How much of a long read a server answers at once.
@@ -85,6 +93,11 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// What the release of a server goes by.
+    pub fn limits_of(&self, server: usize) -> StateLimits {
+        if server.is_multiple_of(2) { self.state_limits } else { self.other_limits }
+    }
+
     /// Three servers on a good day.
     pub fn calm(seed: u64) -> Setup {
         Setup {
@@ -108,6 +121,10 @@ impl Setup {
             held_entries_max: u64::MAX,
             upkeep: UpkeepConfig::new(History::All),
             state_limits: StateLimits::default(),
+            other_limits: StateLimits::default(),
+            newest_level: 1,
+            outdated: None,
+            level_settled_us: SECOND,
             opens_sessions: false,
             page_limits: PageLimits::default(),
             state_hash_every: 8,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::super::memory::MemoryEngine;
 use super::*;
+use crate::command::{History, Version};
 use crate::types::ClientId;
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -13,6 +14,12 @@ struct Script {
 }
 
 impl Script {
+    /// The next entry is no client's.
+    fn act(&mut self, action: Action) {
+        let timestamp = Timestamp(self.next_timestamp());
+        self.push(Command { timestamp, clock_us: 0, action }.encode());
+    }
+
     fn push(&mut self, data: Bytes) {
         self.entries.push(LogEntry { term: 1, index: self.entries.len() as u64 + 1, data });
     }
@@ -96,7 +103,9 @@ fn a_noop_advances_the_index_and_nothing_else() {
     script.push(Bytes::new());
     assert_eq!(machine.apply(&script.entries[..1]).unwrap().writes.len(), 1);
     let before = machine.applied();
-    assert_eq!(machine.apply(&script.entries[1..]).unwrap(), Applied::default());
+    let upkeep = UpkeepState { level: 1, ..UpkeepState::default() };
+    let nothing = Applied { upkeep, ..Applied::default() };
+    assert_eq!(machine.apply(&script.entries[1..]).unwrap(), nothing);
     assert_eq!(machine.applied(), AppliedPoint { index: 2, ..before });
     assert_eq!(machine.store().applied(), machine.applied());
     assert_eq!(machine.store().applying_timestamp(), before.timestamp);
@@ -116,6 +125,134 @@ fn a_repeated_write_changes_no_version() {
         outcomes.writes.iter().map(|write| write.outcome.unwrap().timestamp.0).collect();
     assert_eq!(timestamps, [10, 10, 30, 10]);
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
+}
+
+/// What a release has compiled in counts only until the group has settled on something, and comes back with it.
+#[test]
+fn replicas_of_other_releases_go_by_the_groups_rules() {
+    let engines = [Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new())];
+    let own = [StateLimits::default(), StateLimits { sessions_max: 1, ..Default::default() }];
+    let limits = StateLimits { sessions_max: 2, ..Default::default() };
+    let rules = GroupRules { limits, history: History::All };
+    let mut script = Script::default();
+    script.act(Action::Rules(rules));
+    script.act(Action::Rules(GroupRules { limits: own[1], history: History::All }));
+    for client in 1..=3 {
+        let request = RequestId { client: ClientId(client), sequence: 1, answered_below: 1 };
+        let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::new() };
+        let timestamp = Timestamp(script.next_timestamp());
+        script.push(Command::write(timestamp, request, op).encode());
+    }
+    let known = |machine: &mut StateMachine, entry: &LogEntry| {
+        let applied = machine.apply(std::slice::from_ref(entry)).unwrap();
+        assert_eq!(applied.upkeep.rules, Some(rules));
+        !applied.writes[0].is_of_unknown_session()
+    };
+    let mut states = Vec::new();
+    for (engine, own) in engines.iter().zip(own) {
+        let mut machine = StateMachine::open(engine.clone(), own).unwrap();
+        machine.apply(&script.entries).unwrap();
+        machine.checkpoint().unwrap();
+        let mut machine = StateMachine::open(engine.clone(), own).unwrap();
+        for (client, remembered) in [(2, true), (1, false)] {
+            let request = RequestId { client: ClientId(client), sequence: 2, answered_below: 1 };
+            let timestamp = Timestamp(machine.applied().timestamp.0 + 1);
+            let data = Command::write(timestamp, request, WriteOp::Mark).encode();
+            let entry = LogEntry { term: 1, index: machine.applied().index + 1, data };
+            assert_eq!(known(&mut machine, &entry), remembered, "of client {client}");
+        }
+        states.push(machine.applied());
+    }
+    assert_eq!(states[0], states[1]);
+}
+
+/// A piece of a sweep that was under way when the history was changed removes nothing that is to be kept.
+#[test]
+fn no_sweep_by_an_old_rule_follows_a_new_one() {
+    let (_, mut machine) = machine();
+    let mut script = Script::default();
+    (0..4).for_each(|_| script.put("k", "v"));
+    script.write(WriteOp::SetHistory { history: History::Versions { count: 3 } });
+    for (count, left) in [(1, 4), (3, 3)] {
+        let sweep = Upkeep::Sweep {
+            history: History::Versions { count },
+            as_of_us: u64::MAX,
+            from: SweepFrom::default(),
+            rows_max: 100,
+            bytes_max: u64::MAX,
+        };
+        script.act(Action::Upkeep(sweep));
+        machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
+        let seen = Timestamp(i64::MAX);
+        let sight = crate::storage::reads::Sight { at: seen, seen, strict: false };
+        let of = crate::wire::message::PageOf::Versions { key: Bytes::from("k") };
+        let page = machine.store().page(&of, sight, Default::default()).unwrap();
+        assert_eq!(page.rows.len(), left);
+    }
+}
+
+fn level(level: u32) -> FeatureLevel {
+    FeatureLevel { level, release: Version(0, level as u16, 7) }
+}
+
+fn release(known: u32) -> Release {
+    Release { level: level(known), ..Release::default() }
+}
+
+#[test]
+fn a_level_that_a_release_does_not_know_stops_it_and_harms_nothing() {
+    let engine = Arc::new(MemoryEngine::new());
+    let mut machine = StateMachine::open(engine.clone(), release(3)).unwrap();
+    let mut script = Script::default();
+    script.put("k", "v");
+    let of_first = machine.apply(&script.entries).unwrap().upkeep.level;
+    assert_eq!(of_first, FeatureLevel::FIRST.level);
+    for raised in [3, 2] {
+        script.act(Action::Level(level(raised)));
+    }
+    let applied = machine.apply(&script.entries[1..]).unwrap();
+    assert_eq!(applied.upkeep.level, 3, "it never falls");
+    let told = "the group is at feature level 3, and this release (0.2.7) knows levels up to 2: \
+                run release 0.3.7 or a newer one";
+
+    let mut older = StateMachine::open(Arc::new(MemoryEngine::new()), release(2)).unwrap();
+    older.apply(&script.entries[..1]).unwrap();
+    let before = older.applied();
+    assert_eq!(older.apply(&script.entries[1..]).unwrap_err().to_string(), told);
+    assert_eq!(older.store().applied(), before);
+
+    machine.checkpoint().unwrap();
+    drop(machine);
+    for _ in 0..2 {
+        let opened =
+            StateMachine::open(engine.clone(), release(2)).map(|machine| machine.applied());
+        assert_eq!(opened.unwrap_err().to_string(), told, "the release before was run again");
+    }
+    let machine = StateMachine::open(engine, release(4)).unwrap();
+    assert_eq!(machine.upkeep().level, 3);
+}
+
+/// Replicas that go by different rules are found out before the rules have shown.
+#[test]
+fn the_hash_covers_rules_and_level() {
+    let mut hashes = std::collections::BTreeSet::new();
+    let rules = |count| {
+        let history = History::Versions { count };
+        Action::Rules(GroupRules { limits: StateLimits::default(), history })
+    };
+    let set = |count| WriteOp::SetHistory { history: History::Versions { count } };
+    for (founded, raised) in [(rules(1), 2), (rules(2), 2), (rules(1), 3)] {
+        let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), release(3)).unwrap();
+        let mut script = Script::default();
+        script.act(founded);
+        script.act(Action::Level(level(raised)));
+        machine.apply(&script.entries).unwrap();
+        hashes.insert(machine.applied().hash);
+        script.write_as(1, set(7));
+        machine.apply(&script.entries[2..]).unwrap();
+        hashes.insert(machine.applied().hash);
+    }
+    assert_eq!(hashes.len(), 5, "two differ by what was set later, and then no more");
 }
 
 /// A refusal was once remembered as the outcome of its request: every retry of it was refused again, for

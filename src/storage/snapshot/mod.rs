@@ -29,6 +29,7 @@ pub use staging::{DiskStaging, MemoryStaging, StagingArea};
 use bytes::Bytes;
 
 use super::engine::EngineError;
+use crate::command::FeatureLevel;
 
 /// A piece of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,14 @@ pub enum SnapshotError {
         sequence: u64,
         /// What is wrong with it.
         detail: &'static str,
+    },
+    /// It is the state of a group at a level that this release does not know. Nothing was changed.
+    #[error("{}", level.unknown_to(*known))]
+    UnknownLevel {
+        /// The group's.
+        level: FeatureLevel,
+        /// This release's.
+        known: FeatureLevel,
     },
     /// The rows are not those of the announced state.
     #[error("a snapshot of entry {index} arrived incomplete or altered: its state hash differs")]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::chunk;
 use super::{SnapshotChunk, SnapshotError, StagingArea};
+use crate::command::FeatureLevel;
 use crate::limits;
 use crate::storage::apply::{self, ApplyError, MetaRow};
 use crate::storage::changes::state_row_hash;
@@ -22,6 +23,8 @@ pub struct SnapshotSink {
     /// `None` after a failure.
     engine: Option<Arc<dyn Engine>>,
     point: AppliedPoint,
+    /// The newest level that this release knows.
+    known: FeatureLevel,
     next_sequence: u64,
     received: Received,
     unsynced_bytes: u64,
@@ -33,6 +36,7 @@ struct Received {
     last_key: Bytes,
     hash: StateHash,
     point: AppliedPoint,
+    level: Option<FeatureLevel>,
 }
 
 /// A complete snapshot beside the store, durable. It stays there when this is dropped: the log may
@@ -58,10 +62,18 @@ impl SnapshotSink {
             staging: Some(Box::new(staging)),
             engine: Some(engine),
             point,
+            known: FeatureLevel::NEWEST,
             next_sequence: 0,
             received: Received::default(),
             unsynced_bytes: 0,
         })
+    }
+
+    /// The same for a release that knows another level.
+    #[must_use]
+    pub fn knowing(mut self, known: FeatureLevel) -> SnapshotSink {
+        self.known = known;
+        self
     }
 
     /// Takes in the next chunk. It writes to the disk: not for the event loop.
@@ -85,7 +97,12 @@ impl SnapshotSink {
         for row in rows {
             let malformed = |detail| SnapshotError::Malformed { sequence, detail };
             let (key, value) = row.ok_or(malformed("a row is cut short"))?;
-            received.take(&key, &value).map_err(malformed)?;
+            let taken = received.take(&key, &value);
+            // Of such a group other rows need not be readable, either.
+            if let Some(level) = received.level.filter(|level| level.level > self.known.level) {
+                return Err(SnapshotError::UnknownLevel { level, known: self.known });
+            }
+            taken.map_err(malformed)?;
             batch.put(key, value);
         }
         self.unsynced_bytes += chunk.data.len() as u64;
@@ -156,6 +173,11 @@ impl Received {
             }
             Some(KeySpace::Meta) => match apply::decode_meta(key, value) {
                 Some(MetaRow::Applied(point)) => self.point = point,
+                Some(MetaRow::Level(level)) => {
+                    self.level = Some(level);
+                    self.hash.add(state_row_hash(key, value));
+                }
+                Some(MetaRow::Rules) => self.hash.add(state_row_hash(key, value)),
                 Some(MetaRow::Other) => {}
                 None => return Err("a fact about the store cannot be read"),
             },

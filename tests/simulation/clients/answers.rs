@@ -202,7 +202,7 @@ impl World {
         let expected = written.and_then(|written| written.previous.clone());
         ensure!(previous == expected, "{write:?} was told {previous:?}, applied as {written:?}");
         let keys = match (&write.op, written) {
-            (WriteOp::Trim { .. } | WriteOp::Mark, _) => Vec::new(),
+            (WriteOp::Trim { .. } | WriteOp::Mark | WriteOp::SetHistory { .. }, _) => Vec::new(),
             (WriteOp::DelRange { .. }, written) => {
                 let keys = written.map(|written| written.keys.clone());
                 keys.ok_or_else(|| Violation(format!("{write:?} was answered, not applied")))?

@@ -1,6 +1,6 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
-use acervo::command::WriteOp;
+use acervo::command::{History, WriteOp};
 use acervo::types::Timestamp;
 use acervo::wire::message::{GetRequest, PageOf, PageRequest};
 use bytes::Bytes;
@@ -72,8 +72,19 @@ impl World {
                 WriteOp::DelRange { from, to }
             }
             86..96 => WriteOp::Trim { key: self.any_key(KEYS) },
-            _ => WriteOp::Mark,
+            96..99 => WriteOp::Mark,
+            _ => WriteOp::SetHistory { history: self.any_history() },
         }
+    }
+
+    fn any_history(&mut self) -> History {
+        self.rng.pick(&[
+            History::All,
+            History::For { age_us: 500 * MILLISECOND },
+            History::For { age_us: 4000 * MILLISECOND },
+            History::Versions { count: 1 },
+            History::Versions { count: 3 },
+        ])
     }
 
     /// A version that was, one that this client knows, or one that may still be to come.
