@@ -554,6 +554,7 @@ mod tests {
             "--max-value=64KiB",
             "--history=24h",
             "--scrub-interval=1h",
+            "--shrink-interval=5s",
             "--workers=3",
         ];
         let passed = server(&given).unwrap().tuning.flags();
@@ -567,6 +568,7 @@ mod tests {
                 "--max-value=65536",
                 "--history=86400000000us",
                 "--scrub-interval=3600000000us",
+                "--shrink-interval=5000000us",
                 "--workers=3"
             ]
         );
