@@ -573,6 +573,7 @@ mod tests {
             "--max-value=64KiB",
             "--history=24h",
             "--scrub-interval=1h",
+            "--shrink-interval=5s",
             "--workers=3",
         ];
         let passed = server(&given).unwrap().tuning.flags();
@@ -585,6 +586,7 @@ mod tests {
                 "--sync=off",
                 "--max-value=65536",
                 "--scrub-interval=3600000000us",
+                "--shrink-interval=5000000us",
                 "--history=1d",
                 "--workers=3"
             ]

@@ -159,9 +159,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         25 => PeerMessage::Disk { full: rng.chance(500) },
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
-        2 => {
-            PeerMessage::StateHash { index: any_index, hash: rng.next_u64(), asks: rng.chance(500) }
-        }
+        2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
         3 => PeerMessage::Forwarded {
             id,
             reply: rng.chance(500).then_some(Reply::PutOk { timestamp: Default::default() }),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::memory::MemoryEngine;
 use super::*;
-use crate::command::{History, Version};
+use crate::command::{History, SweepFrom, Version};
 use crate::types::ClientId;
 
 /// A log under construction: one write after another, each with its own sequence.
