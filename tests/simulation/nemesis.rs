@@ -314,9 +314,10 @@ impl World {
         processes.any(|process| process.skew != 0)
     }
 
-    /// Whether every server's log reaches to where the others' begin, so that all can compare their states.
+    /// Whether what every server knows to be committed reaches to where the others' logs begin, so that all can compare
+    /// their states.
     fn logs_meet(&self) -> bool {
-        let ends = self.servers.iter().map(|server| server.disk.last_index());
+        let ends = self.servers.iter().map(|server| server.disk.hard_state().commit);
         let begins = self.servers.iter().map(|server| server.disk.begins_after());
         ends.min() >= begins.max()
     }
