@@ -210,6 +210,9 @@ pub(super) struct Contradiction {
     id: Option<u64>,
     /// Whether those who were asked hold another entry there than this server.
     answers: BTreeMap<NodeId, bool>,
+    /// A majority has upheld this server's entry. That lasts until a majority says otherwise, or the same entry would
+    /// put this server in doubt each time that it is sent.
+    upheld: bool,
 }
 
 /// What the answers about a contradiction say.
@@ -225,7 +228,7 @@ pub(super) enum LogVerdict {
 
 impl Contradiction {
     pub fn new(peer: NodeId, index: LogIndex) -> Contradiction {
-        Contradiction { peer, index, id: None, answers: BTreeMap::new() }
+        Contradiction { peer, index, id: None, answers: BTreeMap::new(), upheld: false }
     }
 
     /// Whether the others are to be asked now, with this number. `asked_us` is when any were asked last about any
@@ -239,9 +242,14 @@ impl Contradiction {
         due
     }
 
-    /// Whether a server that was asked does hold another entry than this one.
+    /// Whether a server that was asked does hold another entry than this one, and no majority holds this one's.
     pub fn is_confirmed(&self) -> bool {
-        self.answers.values().any(|differs| *differs)
+        !self.upheld && self.answers.values().any(|differs| *differs)
+    }
+
+    /// Whether it is known that this server is right.
+    pub fn is_upheld(&self) -> bool {
+        self.upheld
     }
 
     /// An answer, in a group of `nodes` servers.
@@ -254,7 +262,10 @@ impl Contradiction {
         let agree = 1 + self.answers.len() - differ;
         match nodes / 2 {
             half if differ > half => LogVerdict::Refuted,
-            half if agree > half => LogVerdict::Upheld,
+            half if agree > half => {
+                self.upheld = true;
+                LogVerdict::Upheld
+            }
             _ => LogVerdict::Open,
         }
     }

@@ -322,24 +322,12 @@ impl Node {
         let (Some(term), Some(ours)) = (term, self.consensus.term_at(index)) else { return };
         let verdict = contradiction.answered(from, id, term != ours, self.config.nodes.len());
         let confirmed = contradiction.is_confirmed();
-        match verdict {
-            LogVerdict::Refuted if !self.refuted => {
-                self.refuted = true;
-                out.push(Output::Notice(Notice::LogRefuted { index }));
-                out.push(Output::BeginAnew);
-            }
-            LogVerdict::Upheld => {
-                self.contradiction = None;
-                let reason = format!(
-                    "a REPLICATION contradicts the entry at index {index} that a majority has committed"
-                );
-                out.push(Output::Disconnect { peer, reason });
-            }
-            LogVerdict::Open | LogVerdict::Refuted => {
-                if confirmed && !std::mem::replace(&mut self.contradiction_said, true) {
-                    out.push(Output::Notice(Notice::LogContradicted { peer, index }));
-                }
-            }
+        if verdict == LogVerdict::Refuted && !self.refuted {
+            self.refuted = true;
+            out.push(Output::Notice(Notice::LogRefuted { index }));
+            out.push(Output::BeginAnew);
+        } else if confirmed && !std::mem::replace(&mut self.contradiction_said, true) {
+            out.push(Output::Notice(Notice::LogContradicted { peer, index }));
         }
     }
 
@@ -349,7 +337,7 @@ impl Node {
         if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
             out.push(Output::Notice(Notice::Disputed { index }));
         }
-        if self.contradiction.is_some() {
+        if self.contradiction.as_ref().is_some_and(|found| !found.is_upheld()) {
             self.ask_log_terms(now, out);
         }
     }
