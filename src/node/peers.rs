@@ -115,7 +115,8 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(now, from, message, out);
         };
-        let newest = now.wall_us.max(self.clock.last().0);
+        // Not the newest stamp seen: what is not committed must not carry the bound further with every message.
+        let newest = now.wall_us.max(self.applied.timestamp.0);
         let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
         let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
         let clocks = entries.iter().filter_map(|entry| Command::peek_clock_us(&entry.data));
@@ -157,20 +158,26 @@ impl Node {
             return;
         }
         let is_append = matches!(message.body, RaftBody::Append { .. });
+        let stamped = |entry: &LogEntry| {
+            Some((entry.index, entry.term, Command::peek_timestamp(&entry.data)?))
+        };
         let newest = match &message.body {
-            RaftBody::Append { entries, .. } => {
-                entries.iter().rev().find_map(|e| Command::peek_timestamp(&e.data))
-            }
+            RaftBody::Append { entries, .. } => entries.iter().rev().find_map(stamped),
             _ => None,
         };
+        let newest =
+            newest.filter(|(index, term, _)| self.consensus.term_at(*index) != Some(*term));
         match self.consensus.step(from, message) {
             Ok(()) => {
                 // Whoever contradicted this log leads no more.
                 if is_append {
                     self.contradiction.take_if(|contradiction| contradiction.peer != from);
                 }
-                // Whoever leads next stamps its writes later than anything replicated here.
-                if let Some(timestamp) = newest {
+                // Whoever leads next stamps its writes later than anything replicated here. What was not
+                // taken, as of a term that is over, may hold any stamp.
+                if let Some((index, term, timestamp)) = newest
+                    && self.consensus.term_at(index) == Some(term)
+                {
                     self.clock.observe(timestamp);
                 }
             }
