@@ -289,6 +289,12 @@ fn a_standard_error_that_nobody_reads_keeps_nobody_waiting() {
     let witness = Witness::start(group.client());
     eventually("the pipe is full", || {
         witness.goes_on();
+        for _ in 0..50 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(&frame(b"\xc1")).unwrap();
+            // The refusal, and the end.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
         is_full(&server).then_some(())
     });
     (0..5).for_each(|_| witness.goes_on());
