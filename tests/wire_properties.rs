@@ -725,7 +725,7 @@ fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let request = |body: &[u8]| [&opening("REQUEST")[..1 + 8], &[0x92, 7], body].concat();
     let write = |op: &str| {
         let op = [&opening(op)[..], &[0x91]].concat();
-        request(&[&opening("WRITE")[..], &[0x93, 0x93, 1, 1, 1], &op].concat())
+        request(&[&opening("WRITE")[..], &[0x93, 0x94, 1, 1, 1, 1], &op].concat())
     };
     let keys = [&opening("PAGE")[..], &[0x96], &opening("KEYS"), &[0x91]].concat();
     let append = [
