@@ -2,7 +2,7 @@
 
 use acervo::command::WriteOp;
 use acervo::limits::{VALUE_BYTES_MAX_DEFAULT, client_frame_bytes_max};
-use acervo::types::{ClientId, RequestId};
+use acervo::types::{ClientId, RequestId, Timestamp};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::{Message, Request, WriteRequest};
@@ -20,6 +20,7 @@ fn put(value_bytes: usize) -> Message {
                 client: ClientId(0x1234_5678_9abc_def0),
                 sequence: 1_000,
                 answered_below: 990,
+                begun: Timestamp::ZERO,
             },
             op: WriteOp::Put {
                 key: Bytes::from_static(b"a key of usual length"),

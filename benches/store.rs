@@ -47,7 +47,12 @@ fn deep_key(number: u64) -> Bytes {
 }
 
 fn put(index: LogIndex, key: Bytes) -> LogEntry {
-    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    let request = RequestId {
+        client: ClientId(1),
+        sequence: index,
+        answered_below: index,
+        begun: Timestamp::ZERO,
+    };
     let op = WriteOp::Put { key, value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
     let timestamp = Timestamp(index as i64);
     LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
@@ -133,7 +138,12 @@ fn snapshot(criterion: &mut Criterion) {
             .expect("a state");
     let value = Bytes::from(vec![b'v'; 1000]);
     let mut write = |index| {
-        let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: index,
+            answered_below: index,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Put { key: key(index), value: value.clone() };
         let command = Command::write(Timestamp(index as i64), request, op);
         LogEntry { term: 1, index, data: command.encode() }

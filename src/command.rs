@@ -639,7 +639,12 @@ mod tests {
             timestamp: Timestamp(1_700_000_000_000_000),
             clock_us: u64::MAX - 5,
             action: Action::Write {
-                request: RequestId { client: ClientId(u64::MAX), sequence: 7, answered_below: 3 },
+                request: RequestId {
+                    client: ClientId(u64::MAX),
+                    sequence: 7,
+                    answered_below: 3,
+                    begun: Timestamp::ZERO,
+                },
                 op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
                 previous: true,
             },
@@ -651,7 +656,12 @@ mod tests {
 
     #[test]
     fn an_encoded_write_is_the_command_it_becomes() {
-        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(9),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let pair = |key: &'static [u8], value: &'static [u8]| {
             (Bytes::from_static(key), Bytes::from_static(value))
         };
@@ -684,7 +694,12 @@ mod tests {
     /// A leader stamps where the bytes lie: eight megabytes are not copied for a timestamp.
     #[test]
     fn the_first_stamp_copies_nothing() {
-        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(9),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: vec![7; 1000].into() };
         let mut write = EncodedWrite::new(request, op, false);
         let place = write.data().as_ptr();
@@ -693,7 +708,12 @@ mod tests {
 
     #[test]
     fn a_put_is_shown_from_where_it_lies_and_nothing_else_is_a_put() {
-        let request = RequestId { client: ClientId(9), sequence: 2, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(9),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
         let op = WriteOp::Put { key: key.clone(), value: value.clone() };
         let data = Command::write(Timestamp(5), request, op).encode();

@@ -405,7 +405,8 @@ pub const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
 /// A client unheard of for this long is forgotten, by the log's own clock. No request is
 /// retried for so long.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(25 * 3600);
-/// Clients remembered; past it the one unheard of for longest is forgotten.
+/// Clients remembered; past it the one unheard of for longest is forgotten. More than can be connected at once, so that
+/// none of those is forgotten while it only waits its turn, nor refused as forgotten when it has just been greeted.
 pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
 /// fewer writes under way than this.
@@ -615,6 +616,7 @@ const _: () = {
             < SESSION_EXPIRY.as_secs()
     );
     assert!(SESSION_REPLIES_MAX < SESSION_REPLIES_TOTAL_MAX);
+    assert!(SERVERS_MAX * CONNECTIONS_MAX < SESSIONS_MAX);
     assert!(READ_BUDGET_BYTES >= FRAME_BUFFER_BYTES_KEEP);
     assert!(SWEEP_INTERVAL.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
     assert!(DIAL_BACKOFF_MIN.as_millis() <= DIAL_BACKOFF_MAX.as_millis());

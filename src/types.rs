@@ -69,6 +69,9 @@ pub struct RequestId {
     /// Every sequence below this one has been answered and will never be retried: the replicated
     /// session forgets its reply. Always ≤ `sequence`.
     pub answered_below: u64,
+    /// A timestamp that a server of the group had applied before the client wrote for the first time: the same with
+    /// all its writes. It tells a new client, whose writes are new, from one whose session has been dropped.
+    pub begun: Timestamp,
 }
 
 /// Raft's election epoch.

@@ -640,7 +640,12 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
         let requests = (0..).zip(ops).map(|(id, op)| {
             let sequence = 2 * round + id + 1;
             let client = ClientId(1_000 + number);
-            let request = RequestId { client, sequence, answered_below: 2 * round + 1 };
+            let request = RequestId {
+                client,
+                sequence,
+                answered_below: 2 * round + 1,
+                begun: Timestamp::ZERO,
+            };
             let body = Request::Write(WriteRequest { request, op, previous: false });
             Message::Request { id, body }
         });
@@ -760,6 +765,7 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
             last_index: 0,
             term: 0,
             first_leader: None,
+            applied_timestamp: Timestamp::ZERO,
         })
     };
     let refused = Message::Refused { reason: "go\naway".into() };

@@ -94,7 +94,11 @@ fn a_retried_write_keeps_its_identity_on_another_server() {
         let client = client_of([breaking.address, good.address]).seed(seed).build().unwrap();
         let done = client.put("k", "v").unwrap();
         assert_eq!((done.timestamp, done.server), (Timestamp(5), good.address));
-        let identity = RequestId { client: ClientId(42), sequence: 1, answered_below: 1 };
+        // Whichever server greeted first has said when it begins.
+        let begun = writes(&good)[0].begun;
+        assert!([breaking.shared.applied(), good.shared.applied()].contains(&begun));
+        let (client, sequence, answered_below) = (ClientId(42), 1, 1);
+        let identity = RequestId { client, sequence, answered_below, begun };
         assert_eq!(writes(&good), [identity]);
         assert!(writes(&breaking).iter().all(|sent| *sent == identity));
         broken_attempts += writes(&breaking).len();
@@ -187,12 +191,40 @@ fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
     let expected = ClientError::StaleRequest { server: server_address, message };
     assert_eq!(client.put("stale", "v"), Err(expected));
     assert_eq!(server.requests().len(), 3);
-    // No server has said that it knows this client: after each failure it begins anew under another name, so that
-    // no later write rests on a session that may not be there.
-    let writes = writes(&server);
-    assert!(writes.iter().all(|write| (write.sequence, write.answered_below) == (1, 1)));
-    let clients: BTreeSet<u64> = writes.iter().map(|write| write.client.0).collect();
-    assert_eq!(clients.len(), 3);
+    // What came to nothing is not sent again, and what is sent later does not rest on it.
+    let numbers = |write: &RequestId| (write.sequence, write.answered_below);
+    let numbers: Vec<_> = writes(&server).iter().map(numbers).collect();
+    assert_eq!(numbers, [(1, 1), (2, 2), (3, 3)]);
+}
+
+/// The group may have forgotten a client that has not written for long.
+#[test]
+fn a_forgotten_client_begins_anew_with_what_it_is_told_unless_its_write_may_have_been_applied() {
+    let forgetting = |effect| {
+        FakeServer::start(move |id, request, link| {
+            let Request::Write(write) = request else { panic!("{request:?}") };
+            let known = write.request.begun == Timestamp(70_000);
+            let unknown = ErrorReply::not_done(ErrorCode::UnknownSession, "who?".to_owned());
+            let unknown = ErrorReply { effect, begin_anew_at: Timestamp(70_000), ..unknown };
+            link.reply(id, if known { put_ok(80_000) } else { Reply::Error(unknown) });
+        })
+    };
+    let server = forgetting(Effect::NotDone);
+    let client = client_of([server.address]).build().unwrap();
+    assert_eq!(client.put("k", "v").unwrap().timestamp, Timestamp(80_000));
+    client.put("k", "v").unwrap();
+    let sent = writes(&server);
+    assert_eq!((sent[0].client, sent[0].begun), (ClientId(42), server.shared.applied()));
+    assert_ne!(sent[1].client, ClientId(42));
+    let begun = Timestamp(70_000);
+    let anew = RequestId { client: sent[1].client, sequence: 1, answered_below: 1, begun };
+    assert_eq!(sent[1..], [anew, RequestId { sequence: 2, answered_below: 2, ..anew }]);
+
+    let server = forgetting(Effect::MayBeDone);
+    let client = client_of([server.address]).build().unwrap();
+    let error = client.put("k", "v").unwrap_err();
+    assert_eq!((error.effect(), writes(&server).len()), (Effect::MayBeDone, 1), "{error}");
+    client.put("k", "v").unwrap();
 }
 
 #[test]

@@ -542,6 +542,7 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
         client: ClientId(client),
         sequence,
         answered_below: if rng.random_bool(0.1) { sequence / 2 } else { 0 },
+        begun: Timestamp::ZERO,
     };
     Command::write(Timestamp(timestamp), request, op)
 }

@@ -35,7 +35,12 @@ const SNAPSHOT: LogIndex = 300;
 const LAST: LogIndex = SNAPSHOT + 3;
 
 fn put(index: LogIndex) -> LogEntry {
-    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    let request = RequestId {
+        client: ClientId(1),
+        sequence: index,
+        answered_below: index,
+        begun: Timestamp::ZERO,
+    };
     let key = Bytes::from(format!("key {}", index % 50));
     let op = WriteOp::Put { key, value: Bytes::from(format!("value {index}")) };
     LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
@@ -220,7 +225,12 @@ fn large(first: LogIndex, last: LogIndex) -> LogBatch {
 }
 
 fn command(index: LogIndex, op: WriteOp) -> LogEntry {
-    let request = RequestId { client: ClientId(1), sequence: index, answered_below: index };
+    let request = RequestId {
+        client: ClientId(1),
+        sequence: index,
+        answered_below: index,
+        begun: Timestamp::ZERO,
+    };
     LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
 }
 

@@ -18,12 +18,16 @@ use bytes::Bytes;
 
 const DOCUMENT: &str = include_str!("../docs/PROTOCOL.md");
 
+/// What the server of the examples says when it greets, and what their client begins with.
+const BEGUN: Timestamp = Timestamp(1_699_999_999_000_000);
+
 /// What the document says each example is.
 fn examples() -> Vec<(&'static str, Message)> {
     let request = |sequence, answered_below| RequestId {
         client: ClientId(0x0123_4567_89ab_cdef),
         sequence,
         answered_below,
+        begun: BEGUN,
     };
     let put = WriteRequest {
         request: request(1, 1),
@@ -119,6 +123,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                 last_index: 41,
                 term: 3,
                 first_leader: None,
+                applied_timestamp: BEGUN,
             }),
         ),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
@@ -230,6 +235,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     message: "busy".to_owned(),
                     retry_after_ms: 50,
                     effect: Effect::NotDone,
+                    begin_anew_at: Timestamp::ZERO,
                 }),
             },
         ),

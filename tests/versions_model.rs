@@ -178,7 +178,12 @@ impl World {
 
     fn write(&mut self, op: &WriteOp) {
         self.sequence += 1;
-        let request = RequestId { client: ClientId(1), sequence: self.sequence, answered_below: 0 };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: self.sequence,
+            answered_below: 0,
+            begun: Timestamp::ZERO,
+        };
         let at = self.push(Action::Write { request, op: op.clone(), previous: true });
         self.model.apply(at, op);
     }
@@ -518,8 +523,12 @@ fn too_many_long_ranges_at_once_are_refused() {
             world.settle();
         }
     }
-    let request =
-        RequestId { client: ClientId(1), sequence: world.sequence + 1, answered_below: 0 };
+    let request = RequestId {
+        client: ClientId(1),
+        sequence: world.sequence + 1,
+        answered_below: 0,
+        begun: Timestamp::ZERO,
+    };
     world.push(Action::Write { request, op: all, previous: false });
     let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
     assert!(applied.writes[0].outcome.unwrap().refused);
@@ -709,7 +718,12 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         let mut sequence = 0;
         let mut write = |op| {
             sequence += 1;
-            let request = RequestId { client: ClientId(1), sequence, answered_below: sequence };
+            let request = RequestId {
+                client: ClientId(1),
+                sequence,
+                answered_below: sequence,
+                begun: Timestamp::ZERO,
+            };
             Action::Write { request, op, previous: false }
         };
         (0..60).for_each(|_| drop(apply(write(put(hot.clone())))));

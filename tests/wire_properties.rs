@@ -73,9 +73,9 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
             history(number).map(|history| WriteOp::SetHistory { history })
         }),
     ];
-    (any::<[u64; 3]>(), op, any::<bool>()).prop_map(
-        |([client, sequence, answered_below], op, previous)| WriteRequest {
-            request: RequestId { client: ClientId(client), sequence, answered_below },
+    (any::<[u64; 3]>(), timestamp(), op, any::<bool>()).prop_map(
+        |([client, sequence, answered_below], begun, op, previous)| WriteRequest {
+            request: RequestId { client: ClientId(client), sequence, answered_below, begun },
             op,
             previous,
         },
@@ -182,9 +182,11 @@ fn reply() -> impl Strategy<Value = Reply> {
             Reply::TryOtherServerOrLater { timestamp, applied }
         }),
         status().prop_map(|status| Reply::StatusOk(Box::new(status))),
-        (code, text(), any::<u32>(), effect).prop_map(|(code, message, retry_after_ms, effect)| {
-            Reply::Error(ErrorReply { code, message, retry_after_ms, effect })
-        }),
+        (code, text(), any::<u32>(), effect, timestamp()).prop_map(
+            |(code, message, retry_after_ms, effect, begin_anew_at)| {
+                Reply::Error(ErrorReply { code, message, retry_after_ms, effect, begin_anew_at })
+            }
+        ),
     ]
 }
 
@@ -411,8 +413,9 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u32>(), any::<u64>(), role).prop_map(|(protocol, cluster, role)| {
             Message::Hello(Hello { protocol, cluster: ClusterId(cluster), role })
         }),
-        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>(), option::of(node())).prop_map(
-            |(protocol, cluster, node, [incarnation, last_index, term], first_leader)| {
+        (any::<u32>(), any::<u64>(), node(), any::<[u64; 3]>(), option::of(node()), timestamp())
+            .prop_map(|(protocol, cluster, node, numbers, first_leader, applied_timestamp)| {
+                let [incarnation, last_index, term] = numbers;
                 Message::Welcome(Welcome {
                     protocol,
                     cluster: ClusterId(cluster),
@@ -421,9 +424,9 @@ fn message() -> impl Strategy<Value = Message> {
                     last_index,
                     term,
                     first_leader,
+                    applied_timestamp,
                 })
-            }
-        ),
+            }),
         text().prop_map(|reason| Message::Refused { reason }),
         (any::<u64>(), request()).prop_map(|(id, body)| Message::Request { id, body }),
         (any::<u64>(), reply()).prop_map(|(id, body)| Message::Reply { id, body }),
@@ -722,7 +725,7 @@ fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let request = |body: &[u8]| [&opening("REQUEST")[..1 + 8], &[0x92, 7], body].concat();
     let write = |op: &str| {
         let op = [&opening(op)[..], &[0x91]].concat();
-        request(&[&opening("WRITE")[..], &[0x93, 0x93, 1, 1, 1], &op].concat())
+        request(&[&opening("WRITE")[..], &[0x93, 0x94, 1, 1, 1, 1], &op].concat())
     };
     let keys = [&opening("PAGE")[..], &[0x96], &opening("KEYS"), &[0x91]].concat();
     let append = [

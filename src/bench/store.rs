@@ -44,6 +44,8 @@ pub struct StoreProtocol {
     first_client: u64,
     /// The last request number of each.
     sequences: Vec<u64>,
+    /// The greatest timestamp that a server had applied when it was greeted.
+    begun: Timestamp,
 }
 
 impl StoreProtocol {
@@ -65,6 +67,7 @@ impl StoreProtocol {
             value: letters.collect(),
             first_client: random.random(),
             sequences: vec![0; clients],
+            begun: Timestamp::ZERO,
         }
     }
 
@@ -95,6 +98,7 @@ impl StoreProtocol {
                     sequence,
                     // One request at a time, never repeated.
                     answered_below: sequence,
+                    begun: self.begun,
                 },
                 op: WriteOp::Put { key, value: self.value.clone() },
                 previous: false,
@@ -139,7 +143,10 @@ impl Protocol for StoreProtocol {
 
     fn welcomed(&mut self, frame: &[u8]) -> Result<(), String> {
         match codec::decode(frame) {
-            Ok(Message::Welcome(_)) => Ok(()),
+            Ok(Message::Welcome(welcome)) => {
+                self.begun = self.begun.max(welcome.applied_timestamp);
+                Ok(())
+            }
             Ok(Message::Refused { reason }) => {
                 Err(crate::text::escape(reason.as_bytes()).to_string())
             }

@@ -22,7 +22,7 @@ use super::Timing;
 use super::sync::lock;
 use super::transport::{self, MessageReader};
 use crate::limits::{CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
-use crate::types::ClusterId;
+use crate::types::{ClusterId, Timestamp};
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
 
 /// Why a connection could not be made or is no more.
@@ -60,6 +60,7 @@ struct Shared {
     /// Once the server has greeted.
     stream: OnceLock<TcpStream>,
     timing: Timing,
+    met: Met,
     /// Frames to be written; bounded by the requests a client may have under way.
     outbox: Mutex<Vec<u8>>,
     /// What is being written. Held while writing to the socket.
@@ -67,6 +68,28 @@ struct Shared {
     /// The socket takes nothing, so that something is left in `turn`.
     is_stuck: AtomicBool,
     state: Mutex<State>,
+}
+
+/// When a client met its group: the timestamp of the last write that the first server that it reached had applied.
+/// Shared by all its connections, since a write must be sent with the same time to whichever server.
+#[derive(Clone, Default)]
+pub(super) struct Met(Arc<OnceLock<Timestamp>>);
+
+impl Met {
+    /// A server of the group has greeted.
+    pub(super) fn greeted(&self, welcome: &Welcome) {
+        self.0.get_or_init(|| welcome.applied_timestamp);
+    }
+
+    /// Writes of the client's first identity may be made before any server was reached, so this is filled in when
+    /// they leave. Later identities have begun with another time, which is not 0.
+    fn complete(&self, request: &mut Request) {
+        if let (Request::Write(write), Some(met)) = (request, self.0.get())
+            && write.request.begun == Timestamp::ZERO
+        {
+            write.request.begun = *met;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -83,9 +106,9 @@ struct State {
     owed_since: Instant,
     /// When something last came, the greeting included. Until then nothing but the greeting has left.
     heard: Option<Instant>,
-    /// Frames of requests made before the server has greeted, by the requests' numbers, so that one whose caller
-    /// has given up does not leave after all.
-    early: Vec<(u64, Vec<u8>)>,
+    /// Requests made before the server has greeted, by their numbers, so that one whose caller has given up does not
+    /// leave after all.
+    early: Vec<(u64, Request)>,
     closed: Option<Failure>,
 }
 
@@ -95,6 +118,7 @@ impl Connection {
     pub(super) fn open(
         server: SocketAddr,
         timing: Timing,
+        met: Met,
         admit: impl FnOnce(&Welcome) -> Result<(), Failure> + Send + 'static,
     ) -> Result<Connection, Failure> {
         let state = State {
@@ -108,6 +132,7 @@ impl Connection {
         let shared = Arc::new(Shared {
             stream: OnceLock::new(),
             timing,
+            met,
             outbox: Mutex::default(),
             turn: Mutex::default(),
             is_stuck: AtomicBool::new(false),
@@ -133,7 +158,7 @@ impl Connection {
     /// Sends a request, or as much of it as the server takes; see [`Connection::push`]. Returns the
     /// number by which it can be forgotten, unless the connection has ended already. `on_reply` is called once,
     /// unless it is forgotten before.
-    pub(super) fn send(&self, body: Request, on_reply: OnReply) -> Option<u64> {
+    pub(super) fn send(&self, mut body: Request, on_reply: OnReply) -> Option<u64> {
         let id = {
             let mut state = lock(&self.shared.state);
             if let Some(failure) = state.closed.clone() {
@@ -148,17 +173,12 @@ impl Connection {
             state.next_id += 1;
             state.waiting.insert(id, on_reply);
             if state.heard.is_none() {
-                let mut frame = Vec::new();
-                let encoded = transport::encode(&Message::Request { id, body }, &mut frame);
-                state.early.push((id, frame));
-                drop(state);
-                if let Err(error) = encoded {
-                    self.shared.close(Failure::new(error.to_string()));
-                }
+                state.early.push((id, body));
                 return Some(id);
             }
             id
         };
+        self.shared.met.complete(&mut body);
         self.shared.send(&Message::Request { id, body });
         Some(id)
     }
@@ -318,10 +338,12 @@ impl Shared {
             return Err(failure.clone());
         }
         // All under one lock: a request has either left or can still be taken back.
-        state.heard = Some(Instant::now());
-        for (_, frame) in std::mem::take(&mut state.early) {
-            lock(&self.outbox).extend_from_slice(&frame);
+        for (id, mut body) in std::mem::take(&mut state.early) {
+            self.met.complete(&mut body);
+            transport::encode(&Message::Request { id, body }, &mut lock(&self.outbox))
+                .map_err(|error| Failure::new(error.to_string()))?;
         }
+        state.heard = Some(Instant::now());
         // Only this thread sets it.
         let _ = self.stream.set(stream);
         drop(state);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::Timing;
-use super::connection::{Connection, Failure, OnReply};
+use super::connection::{Connection, Failure, Met, OnReply};
 use super::sync::lock;
 use crate::types::ClusterId;
 use crate::wire::message::{Request, Welcome};
@@ -16,6 +16,7 @@ pub(super) struct Pool {
     /// The group of the first server reached. Timestamps of two groups do not compare, so a
     /// server of another one is as good as unreachable.
     cluster: Arc<Mutex<Option<ClusterId>>>,
+    met: Met,
 }
 
 struct Slot {
@@ -54,7 +55,8 @@ impl Drop for Sent {
 impl Pool {
     pub(super) fn new(servers: &[SocketAddr], timing: Timing) -> Pool {
         let slot = |server: &SocketAddr| Slot { server: *server, connection: Mutex::default() };
-        Pool { slots: servers.iter().map(slot).collect(), timing, cluster: Arc::default() }
+        let slots = servers.iter().map(slot).collect();
+        Pool { slots, timing, cluster: Arc::default(), met: Met::default() }
     }
 
     /// Sends a request on the server's connection, which is opened if there is none. Waits for
@@ -78,8 +80,14 @@ impl Pool {
             return Ok((Arc::clone(connection), connection.heard().is_some()));
         }
         let cluster = Arc::clone(&self.cluster);
-        let admit = move |welcome: &Welcome| check_cluster(&cluster, welcome.cluster);
-        let connection = Arc::new(Connection::open(slot.server, self.timing, admit)?);
+        let met = self.met.clone();
+        let admit = move |welcome: &Welcome| {
+            check_cluster(&cluster, welcome.cluster)?;
+            met.greeted(welcome);
+            Ok(())
+        };
+        let connection = Connection::open(slot.server, self.timing, self.met.clone(), admit)?;
+        let connection = Arc::new(connection);
         *kept = Some(Arc::clone(&connection));
         Ok((connection, false))
     }

@@ -4,16 +4,16 @@
 //! and its reply. They may forget what lies below `answered_below`, so the invariant here is: every
 //! sequence below the number handed out is finished, and none of them will be sent again.
 //!
-//! Servers refuse a write of a client that they do not know unless it is its first, since it may be the retry
-//! of one that was applied. So a client's first write is under way alone until it is answered; when it is
-//! not, or when the servers have forgotten the client, the next write is the first of another one.
+//! Servers forget a client that has not written for long. From then on they refuse its writes, which may be retries
+//! of what they have forgotten, and know them by the time when the client has begun. So when a write is refused
+//! like that, the next one is the first of another client, which begins with the time that came with the refusal.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
 use super::sync::lock;
-use crate::types::{ClientId, RequestId};
+use crate::types::{ClientId, RequestId, Timestamp};
 
 /// Lets at most so many through at once; one more waits.
 pub(super) struct Gate {
@@ -68,8 +68,9 @@ pub(super) struct Sequencer {
 
 struct State {
     client: ClientId,
-    /// The client's first write is answered.
-    known: bool,
+    /// [`RequestId::begun`] of all its writes. Of the first client 0, which stands for what the first server said
+    /// that was reached: see [`Met`](super::connection::Met).
+    begun: Timestamp,
     next: u64,
     unfinished: BTreeSet<u64>,
 }
@@ -83,8 +84,8 @@ pub(super) struct Ticket<'a> {
 
 impl Sequencer {
     pub(super) fn new(client: ClientId, window: u64) -> Sequencer {
-        let state = State { client, known: false, next: 1, unfinished: BTreeSet::new() };
-        Sequencer { window, state: Mutex::new(state), finished: Condvar::new() }
+        let state = Mutex::new(State::begin(client, Timestamp::ZERO));
+        Sequencer { window, state, finished: Condvar::new() }
     }
 
     /// Begins a write, waiting until `deadline` for the window to have room.
@@ -93,11 +94,11 @@ impl Sequencer {
         loop {
             let sequence = state.next;
             let oldest = state.unfinished.first().copied().unwrap_or(sequence);
-            let alone = state.known || state.unfinished.is_empty();
-            if sequence - oldest < self.window && alone {
+            if sequence - oldest < self.window {
                 state.next += 1;
                 state.unfinished.insert(sequence);
-                let request = RequestId { client: state.client, sequence, answered_below: oldest };
+                let State { client, begun, .. } = *state;
+                let request = RequestId { client, sequence, answered_below: oldest, begun };
                 return Some(Ticket { sequencer: self, request });
             }
             let left = deadline.checked_duration_since(Instant::now())?;
@@ -107,29 +108,22 @@ impl Sequencer {
 }
 
 impl Ticket<'_> {
-    /// The write is answered: the servers know this client.
-    pub(super) fn answered(&self) {
+    /// The servers do not know this client (any more): writes from here on are those of another one, which begins
+    /// with what they have said.
+    pub(super) fn forgotten(&self, begun: Timestamp) {
         let mut state = lock(&self.sequencer.state);
         if state.client == self.request.client {
-            state.known = true;
-        }
-    }
-
-    /// The servers do not know this client (any more).
-    pub(super) fn forgotten(&self) {
-        let mut state = lock(&self.sequencer.state);
-        if state.client == self.request.client {
-            state.begin_anew();
+            // As random as the last one; the factor is odd, so that none comes back soon.
+            let ClientId(last) = state.client;
+            let next = last.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x632b_e5ab);
+            *state = State::begin(ClientId(next), begun);
         }
     }
 }
 
 impl State {
-    fn begin_anew(&mut self) {
-        // As random as the last one; the factor is odd, so that none comes back soon.
-        let ClientId(last) = self.client;
-        let client = ClientId(last.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x632b_e5ab));
-        *self = State { client, known: false, next: 1, unfinished: BTreeSet::new() };
+    fn begin(client: ClientId, begun: Timestamp) -> State {
+        State { client, begun, next: 1, unfinished: BTreeSet::new() }
     }
 }
 
@@ -138,9 +132,6 @@ impl Drop for Ticket<'_> {
         let mut state = lock(&self.sequencer.state);
         if state.client == self.request.client {
             state.unfinished.remove(&self.request.sequence);
-            if !state.known {
-                state.begin_anew();
-            }
         }
         drop(state);
         self.sequencer.finished.notify_all();
@@ -160,53 +151,48 @@ mod tests {
         (ticket.request.sequence, ticket.request.answered_below)
     }
 
-    fn opened(sequencer: &Sequencer) {
-        sequencer.begin(soon()).unwrap().answered();
-    }
-
     #[test]
-    fn the_first_write_goes_alone_and_is_the_first_of_another_client_when_it_fails() {
+    fn a_forgotten_client_begins_anew_once() {
         let sequencer = Sequencer::new(ClientId(9), 100);
-        let first = sequencer.begin(soon()).unwrap();
-        assert_eq!(first.request.client, ClientId(9));
-        assert!(sequencer.begin(Instant::now()).is_none());
-        drop(first);
-        let first = sequencer.begin(soon()).unwrap();
-        assert_ne!(first.request.client, ClientId(9));
-        assert_eq!(numbers(&first), (1, 1));
-        first.answered();
-        let second = sequencer.begin(soon()).unwrap();
-        assert_eq!((second.request.client, numbers(&second)), (first.request.client, (2, 1)));
-        second.forgotten();
-        second.forgotten();
-        let anew = sequencer.begin(soon()).unwrap();
-        assert_ne!(anew.request.client, first.request.client);
-        assert_eq!(numbers(&anew), (1, 1));
+        let begin = || sequencer.begin(soon()).unwrap();
+        let (first, second) = (begin(), begin());
+        assert_eq!((first.request.client, numbers(&first)), (ClientId(9), (1, 1)));
+        assert_eq!((second.request.client, numbers(&second)), (ClientId(9), (2, 1)));
+        assert_eq!(second.request.begun, Timestamp::ZERO);
+        second.forgotten(Timestamp(70));
+        first.forgotten(Timestamp(80));
+        let anew = begin();
+        assert_ne!(anew.request.client, ClientId(9));
+        assert_eq!((anew.request.begun, numbers(&anew)), (Timestamp(70), (1, 1)));
         drop((first, second));
-        assert!(sequencer.begin(Instant::now()).is_none(), "the old ones do not count");
+        let next = begin();
+        assert_eq!(next.request.client, anew.request.client);
+        assert_eq!(
+            (next.request.begun, numbers(&next)),
+            (Timestamp(70), (2, 1)),
+            "the old ones do not count"
+        );
     }
 
     #[test]
     fn answered_below_is_the_oldest_unfinished() {
         let sequencer = Sequencer::new(ClientId(9), 100);
-        opened(&sequencer);
         let first = sequencer.begin(soon()).unwrap();
         let second = sequencer.begin(soon()).unwrap();
-        assert_eq!((numbers(&first), numbers(&second)), ((2, 2), (3, 2)));
+        assert_eq!((numbers(&first), numbers(&second)), ((1, 1), (2, 1)));
         drop(second);
         let third = sequencer.begin(soon()).unwrap();
-        assert_eq!(numbers(&third), (4, 2));
+        assert_eq!(numbers(&third), (3, 1));
         drop(first);
         let fourth = sequencer.begin(soon()).unwrap();
-        assert_eq!(numbers(&fourth), (5, 4));
+        assert_eq!(numbers(&fourth), (4, 3));
         drop((third, fourth));
-        assert_eq!(numbers(&sequencer.begin(soon()).unwrap()), (6, 6));
+        assert_eq!(numbers(&sequencer.begin(soon()).unwrap()), (5, 5));
     }
 
     #[test]
     fn the_window_keeps_the_oldest_write_within_reach() {
         let sequencer = Sequencer::new(ClientId(9), 3);
-        opened(&sequencer);
         let oldest = sequencer.begin(soon()).unwrap();
         for _ in 0..2 {
             drop(sequencer.begin(soon()).unwrap());
@@ -215,7 +201,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| sequencer.begin(soon()).map(|ticket| numbers(&ticket)));
             drop(oldest);
-            assert_eq!(waiting.join().unwrap(), Some((5, 5)));
+            assert_eq!(waiting.join().unwrap(), Some((4, 4)));
         });
     }
 

@@ -255,7 +255,7 @@ impl Inner {
             let write = WriteRequest { request: ticket.request, op: op.clone(), previous };
             // Attempts of which nobody has said that they came to nothing.
             let open_attempts = Cell::new(0);
-            let is_unknown = Cell::new(false);
+            let begin_anew_at = Cell::new(None);
             let build = || {
                 open_attempts.set(open_attempts.get() + 1);
                 (Request::Write(write.clone()), ())
@@ -266,7 +266,8 @@ impl Inner {
                     Verdict::Done(answer)
                 }
                 Err(Reply::Error(error)) => {
-                    is_unknown.set(error.code == ErrorCode::UnknownSession);
+                    let is_unknown = error.code == ErrorCode::UnknownSession;
+                    begin_anew_at.set(is_unknown.then_some(error.begin_anew_at));
                     // Whoever says that this attempt came to nothing.
                     if error.effect == Effect::NotDone {
                         open_attempts.set(open_attempts.get() - 1);
@@ -276,10 +277,8 @@ impl Inner {
                 Err(_) => judge_unexpected(),
             };
             let result = self.request(Target::LeaderFirst, deadline, retry.again(), build, judge);
-            if result.is_ok() {
-                ticket.answered();
-            } else if is_unknown.get() {
-                ticket.forgotten();
+            if let (Err(_), Some(begun)) = (&result, begin_anew_at.get()) {
+                ticket.forgotten(begun);
                 // It was never applied under this identity, so it is safe under another.
                 if open_attempts.get() == 0 && !std::mem::replace(&mut renewed, true) {
                     continue;

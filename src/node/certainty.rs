@@ -99,9 +99,10 @@ impl Certainty {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Timestamp;
 
     fn request(client: u64, sequence: u64) -> RequestId {
-        RequestId { client: ClientId(client), sequence, answered_below: 0 }
+        RequestId { client: ClientId(client), sequence, answered_below: 0, begun: Timestamp::ZERO }
     }
 
     fn propose(certainty: &mut Certainty, request: &RequestId, index: LogIndex) -> bool {

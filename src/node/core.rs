@@ -837,7 +837,7 @@ impl Node {
                 }
                 None if write.is_of_unknown_session() => {
                     let pending = self.writes.remove(key);
-                    let reply = Node::unknown_session(pending.resent);
+                    let reply = Node::unknown_session(pending.resent, point.timestamp);
                     self.finish(pending, reply, out);
                 }
                 None => {
@@ -877,15 +877,17 @@ impl Node {
     }
 
     /// What a write is answered that came to nothing in a session that is not known. Only of one that was handed
-    /// on once it is known that it was not applied before.
-    pub(super) fn unknown_session(resent: bool) -> Reply {
+    /// on once it is known that it was not applied before. Its client begins anew with `applied`, the timestamp of
+    /// the last write applied: that is not before the last command of any session that was dropped.
+    pub(super) fn unknown_session(resent: bool, applied: Timestamp) -> Reply {
         let message = "what this client wrote before is forgotten, and so is whether this write was applied: \
                        read the key to see what it holds";
-        let (code, effect) = match resent {
-            true => (ErrorCode::StaleRequest, Effect::MayBeDone),
-            false => (ErrorCode::UnknownSession, Effect::NotDone),
+        let (code, effect, begin_anew_at) = match resent {
+            true => (ErrorCode::StaleRequest, Effect::MayBeDone, Timestamp::ZERO),
+            false => (ErrorCode::UnknownSession, Effect::NotDone, applied),
         };
-        Reply::Error(ErrorReply { code, message: message.to_owned(), retry_after_ms: 0, effect })
+        let message = message.to_owned();
+        Reply::Error(ErrorReply { code, message, retry_after_ms: 0, effect, begin_anew_at })
     }
 
     pub(super) fn answer(&self, origin: Origin, reply: Reply, out: &mut Vec<Output>) {

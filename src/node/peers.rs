@@ -34,13 +34,13 @@ impl Node {
                 match reply {
                     Some(reply) => {
                         let pending = self.writes.remove(key);
-                        let is_unknown = matches!(
-                            &reply,
-                            Reply::Error(ErrorReply { code: ErrorCode::UnknownSession, .. })
-                        );
-                        let reply = match is_unknown {
-                            true => Node::unknown_session(pending.resent),
-                            false => reply,
+                        let reply = match reply {
+                            Reply::Error(ErrorReply {
+                                code: ErrorCode::UnknownSession,
+                                begin_anew_at,
+                                ..
+                            }) => Node::unknown_session(pending.resent, begin_anew_at),
+                            other => other,
                         };
                         self.finish(pending, reply, out);
                     }

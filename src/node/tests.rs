@@ -11,7 +11,7 @@ use super::upkeep::UpkeepConfig;
 use super::*;
 use crate::command::{Action, Command, GroupRules, History, Release, StateLimits, WriteOp};
 use crate::limits;
-use crate::types::{ClientId, DiskSpace, RequestId};
+use crate::types::{ClientId, DiskSpace, RequestId, Timestamp};
 use crate::wire::message::{Effect, ErrorCode, Role};
 
 /// What a state machine has to say that has applied its group's rules.
@@ -188,7 +188,12 @@ impl Group {
     /// Each server has one client, whose write number `sequence` this is.
     fn write(&mut self, at: usize, request: u64, sequence: u64, op: WriteOp) -> RequestToken {
         let token = RequestToken { connection: at as u64, request };
-        let request = RequestId { client: ClientId(at as u64), sequence, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(at as u64),
+            sequence,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let client = ([127, 0, 0, 1], 9).into();
         let previous = !matches!(op, WriteOp::Put { .. });
         let write = EncodedWrite::new(request, op, previous);
@@ -288,7 +293,12 @@ fn a_stopping_leader_hands_over_and_its_follower_serves() {
 fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     let mut group = Group::new(1, AckPolicy::All);
     group.tick();
-    let request = |sequence| RequestId { client: ClientId(1), sequence, answered_below: 1 };
+    let request = |sequence| RequestId {
+        client: ClientId(1),
+        sequence,
+        answered_below: 1,
+        begun: Timestamp::ZERO,
+    };
     let put = |key: &[u8], value: &[u8]| WriteOp::Put {
         key: Bytes::copy_from_slice(key),
         value: Bytes::copy_from_slice(value),

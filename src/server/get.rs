@@ -296,7 +296,12 @@ mod tests {
         let (nothing, seen) = page(Timestamp::ZERO, &machine);
         assert_eq!(nothing, None);
         assert_eq!(page(seen, &machine), (None, seen), "also where nothing was written yet");
-        let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 1,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::new() };
         let data = Command::write(Timestamp(2), request, op).encode();
         machine.apply(&[LogEntry { term: 1, index: 1, data }]).unwrap();

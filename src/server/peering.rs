@@ -39,6 +39,7 @@ impl StoreService {
             last_index: status.last_index,
             term: status.term,
             first_leader: status.first_leader,
+            applied_timestamp: self.parts.node.applied_point().timestamp,
         });
         match role {
             HelloRole::Client => {

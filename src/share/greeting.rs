@@ -1,7 +1,7 @@
 //! How connections of a share begin, and frames made of messages.
 
 use crate::limits::{HELLO_FRAME_BYTES_MAX, SHARE_FRAME_BYTES_MAX};
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, NodeId, Timestamp};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 
@@ -21,6 +21,7 @@ pub fn welcome() -> Message {
         last_index: 0,
         term: 0,
         first_leader: None,
+        applied_timestamp: Timestamp::ZERO,
     })
 }
 

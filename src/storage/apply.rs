@@ -31,7 +31,7 @@ use super::hash::StateHash;
 use super::log_clock::{LogClock, Marks};
 use super::reads::Store;
 use super::rows::{Rows, ViewRows};
-use super::sessions::{Admission, Sessions};
+use super::sessions::{Admission, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
 use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
@@ -46,7 +46,7 @@ use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
 use crate::wire::message::Previous;
 
 /// The layout of the rows this build writes and reads.
-pub const STATE_FORMAT_VERSION: u32 = 3;
+pub const STATE_FORMAT_VERSION: u32 = 4;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -699,6 +699,8 @@ pub(super) enum MetaRow {
     Level(FeatureLevel),
     /// The group's rules, which the state's hash covers, too.
     Rules,
+    /// Since when every client that writes has a session, which the state's hash covers, too.
+    KnownSince(Timestamp),
     /// Something else that this release knows.
     Other,
 }
@@ -713,6 +715,9 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     }
     if row == keys::meta(META_RULES) {
         return decode_fact::<GroupRules>(value).map(|_| MetaRow::Rules);
+    }
+    if row == keys::meta(META_KNOWN_SINCE) {
+        return decode_known_since(value).map(MetaRow::KnownSince);
     }
     let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
     let clock = LogClock::decode(value, Timestamp::ZERO, 0);

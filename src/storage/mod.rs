@@ -300,7 +300,12 @@ mod tests {
     use crate::types::{ClientId, ClusterId, HardState, LogBatch, NodeId, RequestId, Timestamp};
 
     fn put(index: LogIndex) -> LogEntry {
-        let request = RequestId { client: ClientId(1), sequence: index, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: index,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::from(index.to_string()) };
         let timestamp = Timestamp(index as i64);
         LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }

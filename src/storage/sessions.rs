@@ -10,12 +10,16 @@
 //! after a crash the engine stands at its last checkpoint, and the log from there on brings them
 //! back.
 //!
-//! What is forgotten is never applied again: a client begins with sequence 1, and a later sequence of a
-//! client without a session is refused ([`Admission::UnknownSession`]), since it may be the retry of a write
-//! that was applied. Sessions end after [`StateLimits::session_expiry_us`], which is longer than any request
-//! lives, or when [`StateLimits::sessions_max`] other clients were heard of later. What is not covered is
-//! the *first* write of a client, retried after so many others were heard of meanwhile: it cannot be told
-//! from that of a new client.
+//! What is forgotten is never applied again. Sessions end after [`StateLimits::session_expiry_us`], or when
+//! [`StateLimits::sessions_max`] other clients were heard of later; how late the last command of any of those
+//! was is remembered ([`Sessions::known_since`]). Every write says since when its client has known the group
+//! ([`RequestId::begun`]), a timestamp smaller than that of any command of the client. So a client without a
+//! session that began at `known_since` or later has never had one, and all of its writes are new. Any other is
+//! refused ([`Admission::UnknownSession`]): its write may have been applied in a session that was dropped. That
+//! holds for a late copy of a client's first write, too, however late it is.
+//!
+//! A new client is not locked out by others: sessions are dropped in the order of their last commands, so
+//! `known_since` stays behind the log by [`StateLimits::sessions_max`] clients or by the expiry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{Bound, ControlFlow};
@@ -38,7 +42,7 @@ pub(super) enum Admission {
     Repeated(Timestamp),
     /// Declared answered before: its timestamp, if it had one, is forgotten.
     Forgotten,
-    /// Not its client's first command, and nothing is known of the others: it may have been applied.
+    /// Its client has no session, and may have had one: it may have been applied.
     UnknownSession,
 }
 
@@ -66,6 +70,9 @@ pub(super) struct Sessions {
     replies: usize,
     /// Clients heard of up to here have no replies left. Only spares looking at them again.
     emptied: (Timestamp, ClientId),
+    /// When the client of the session that was dropped last was last heard of: every client that began at this
+    /// time or later and has written has a session. 0 as long as none was dropped.
+    known_since: Timestamp,
 }
 
 impl Sessions {
@@ -77,6 +84,7 @@ impl Sessions {
             dirty: BTreeSet::new(),
             replies: 0,
             emptied: (Timestamp::ZERO, ClientId(0)),
+            known_since: Timestamp::ZERO,
         }
     }
 
@@ -88,6 +96,10 @@ impl Sessions {
     /// Reads the sessions of the last checkpoint.
     pub fn load(engine: &dyn Engine, limits: StateLimits) -> Result<Sessions, ApplyError> {
         let mut sessions = Sessions::new(limits);
+        if let Some(stored) = engine.get(&keys::meta(META_KNOWN_SINCE))? {
+            let known_since = decode_known_since(&stored);
+            sessions.known_since = known_since.ok_or(ApplyError::Damaged("the sessions"))?;
+        }
         let mut damaged = false;
         engine.scan(&keys::sessions(), Direction::Forward, &mut |row, value| match (
             keys::decode_session(row),
@@ -116,11 +128,10 @@ impl Sessions {
         now_us: u64,
         hash: &mut StateHash,
     ) -> Admission {
-        let expiry_us = self.limits.session_expiry_us;
-        let session = self.clients.get(&request.client);
-        let is_known =
-            session.is_some_and(|session| session.heard_us.saturating_add(expiry_us) >= now_us);
-        if request.sequence > 1 && !is_known {
+        self.expire(now_us, hash);
+        // No server of this group can have told a client of the time of this command or a later one.
+        let has_begun_since = self.known_since <= request.begun && request.begun < now;
+        if !self.clients.contains_key(&request.client) && !has_begun_since {
             return Admission::UnknownSession;
         }
         self.hear(request.client, now, now_us, hash);
@@ -175,9 +186,8 @@ impl Sessions {
         self.dirty.insert(client);
     }
 
-    /// Makes `client` the one heard of last, creating its session, and drops those that expired or
-    /// are too many.
-    fn hear(&mut self, client: ClientId, now: Timestamp, now_us: u64, hash: &mut StateHash) {
+    /// Drops the sessions whose clients were not heard of for too long.
+    fn expire(&mut self, now_us: u64, hash: &mut StateHash) {
         let expiry_us = self.limits.session_expiry_us;
         while let Some(&(heard, oldest)) = self.by_heard.first()
             && let Some(session) = self.clients.get(&oldest)
@@ -185,6 +195,10 @@ impl Sessions {
         {
             self.forget_client(heard, oldest, hash);
         }
+    }
+
+    /// Makes `client` the one heard of last, creating its session, and drops those that are too many.
+    fn hear(&mut self, client: ClientId, now: Timestamp, now_us: u64, hash: &mut StateHash) {
         let session = self.clients.entry(client).or_default();
         if self.by_heard.remove(&(session.heard, client)) {
             hash.subtract(session.head_hash(client));
@@ -211,10 +225,20 @@ impl Sessions {
             }
         }
         self.dirty.insert(client);
+        // Sessions are dropped in the order in which their clients were heard of.
+        if self.known_since != Timestamp::ZERO {
+            hash.subtract(known_since_hash(self.known_since));
+        }
+        self.known_since = heard;
+        hash.add(known_since_hash(heard));
     }
 
     /// Adds the changes since the last checkpoint to its batch.
     pub fn save(&self, batch: &mut WriteBatch) {
+        if self.known_since != Timestamp::ZERO {
+            let known_since = self.known_since.0.to_le_bytes().to_vec();
+            batch.put(keys::meta(META_KNOWN_SINCE), known_since.into());
+        }
         for client in &self.dirty {
             let row = keys::session(*client);
             match self.clients.get(client) {
@@ -230,9 +254,10 @@ impl Sessions {
     }
 }
 
-/// What keeps the two kinds of facts about a session apart in the state hash.
+/// What keeps the kinds of facts about sessions apart in the state hash.
 const HASH_HEAD: u64 = 1;
 const HASH_REPLY: u64 = 2;
+const HASH_KNOWN_SINCE: u64 = 3;
 
 const HEAD_BYTES: usize = 24;
 const REPLY_BYTES: usize = 16;
@@ -303,6 +328,19 @@ pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Opti
     Some(())
 }
 
+/// The row of the time since when every client that writes has a session.
+pub(super) const META_KNOWN_SINCE: &str = "known-since";
+
+/// Reads the value of the row [`META_KNOWN_SINCE`]; `None` when it cannot be read.
+pub(super) fn decode_known_since(value: &[u8]) -> Option<Timestamp> {
+    value.try_into().ok().map(|bytes| Timestamp(i64::from_le_bytes(bytes)))
+}
+
+/// Its part in the hash of a state.
+pub(super) fn known_since_hash(known_since: Timestamp) -> u64 {
+    words_hash(HASH_KNOWN_SINCE, &[known_since.0 as u64])
+}
+
 fn reply_hash(client: ClientId, sequence: u64, timestamp: Timestamp) -> u64 {
     words_hash(HASH_REPLY, &[client.0, sequence, timestamp.0 as u64])
 }
@@ -314,7 +352,7 @@ mod tests {
     use crate::limits;
 
     fn request(client: u64, sequence: u64, answered_below: u64) -> RequestId {
-        RequestId { client: ClientId(client), sequence, answered_below }
+        RequestId { client: ClientId(client), sequence, answered_below, begun: Timestamp::ZERO }
     }
 
     /// Applies a command the way the state machine does; what is answered.
@@ -347,6 +385,9 @@ mod tests {
                 hash.add(reply_hash(*client, *sequence, *timestamp));
             }
         }
+        if sessions.known_since != Timestamp::ZERO {
+            hash.add(known_since_hash(sessions.known_since));
+        }
         hash
     }
 
@@ -378,40 +419,61 @@ mod tests {
         assert_eq!(hash, hash_from_scratch(&sessions));
         assert_eq!(apply(&mut sessions, &mut hash, request(1, 2, 1), now + 2), None);
         assert_eq!(sessions.clients.len(), 2, "nothing is remembered of what is refused");
-        let again = apply(&mut sessions, &mut hash, request(1, 1, 1), now + 2);
-        assert_eq!(again, Some(Timestamp(now + 2)));
+        assert_eq!(hash, hash_from_scratch(&sessions));
     }
 
-    /// A retry of a write whose session is gone was applied a second time.
+    /// A retry of a write whose session is gone was applied a second time, and so was a late copy of a client's
+    /// first write, after which the client was known again and the retries of its other writes were, too.
     #[test]
-    fn what_is_not_the_first_write_of_an_unknown_client_is_refused() {
+    fn nothing_of_a_client_that_was_forgotten_is_applied_again() {
         let (mut sessions, mut hash) = none();
-        let admit = |sessions: &mut Sessions, hash: &mut StateHash, sequence, now: i64| {
-            let admission =
-                sessions.admit(&request(1, sequence, 1), Timestamp(now), now as u64, hash);
+        let mut admit = |request: RequestId, now: i64| {
+            let admission = sessions.admit(&request, Timestamp(now), now as u64, &mut hash);
             if admission == Admission::New {
-                sessions.record(&request(1, sequence, 1), Timestamp(now), hash);
+                sessions.record(&request, Timestamp(now), &mut hash);
             }
+            assert_eq!(hash, hash_from_scratch(&sessions));
             admission
         };
-        assert_eq!(admit(&mut sessions, &mut hash, 2, 1), Admission::UnknownSession);
-        assert_eq!(hash, StateHash::default());
-        assert_eq!(admit(&mut sessions, &mut hash, 1, 2), Admission::New);
-        assert_eq!(admit(&mut sessions, &mut hash, 2, 3), Admission::New);
-        assert_eq!(admit(&mut sessions, &mut hash, 2, 4), Admission::Repeated(Timestamp(3)));
-        let late = 5 + EXPIRY;
-        assert_eq!(admit(&mut sessions, &mut hash, 2, late), Admission::UnknownSession);
-        assert_eq!(hash, hash_from_scratch(&sessions));
+        let begun = |client, begun| RequestId { begun: Timestamp(begun), ..request(client, 1, 1) };
+        assert_eq!(admit(request(1, 2, 1), 1), Admission::New, "in whatever order they come");
+        assert_eq!(admit(request(1, 1, 1), 2), Admission::New);
+        assert_eq!(admit(request(1, 2, 1), 3), Admission::Repeated(Timestamp(1)));
+        let late = 4 + EXPIRY;
+        assert_eq!(admit(request(1, 1, 1), late), Admission::UnknownSession);
+        assert_eq!(admit(request(1, 2, 1), late + 1), Admission::UnknownSession);
+        assert_eq!(admit(begun(2, 2), late + 2), Admission::UnknownSession);
+        assert_eq!(admit(begun(2, 3), late + 3), Admission::New, "nobody forgotten began so late");
+        let untold = begun(3, late + 4);
+        assert_eq!(admit(untold, late + 4), Admission::UnknownSession, "no server said so");
+    }
+
+    /// However many there are, a client that has just begun is not refused.
+    #[test]
+    fn a_steady_stream_of_new_clients_is_served() {
+        let limits = StateLimits { sessions_max: 10, ..Default::default() };
+        let mut sessions = Sessions::new(limits);
+        let mut hash = StateHash::default();
+        for client in 1..100 {
+            // Ten others write between its greeting and its first write.
+            let begun = Timestamp((client - 10).max(0));
+            let request = RequestId { begun, ..request(client as u64, 1, 1) };
+            let admission = sessions.admit(&request, Timestamp(client), client as u64, &mut hash);
+            assert_eq!(admission, Admission::New, "of {client}");
+        }
+        let request = RequestId { begun: Timestamp(88), ..request(100, 1, 1) };
+        let admission = sessions.admit(&request, Timestamp(100), 100, &mut hash);
+        assert_eq!(admission, Admission::UnknownSession, "eleven have written since");
     }
 
     #[test]
     fn too_many_clients_push_out_the_one_unheard_of_for_longest() {
         let (mut sessions, mut hash) = none();
         for client in 0..limits::SESSIONS_MAX as u64 {
-            apply(&mut sessions, &mut hash, request(client, 1, 1), client as i64);
+            apply(&mut sessions, &mut hash, request(client, 1, 1), client as i64 + 1);
         }
-        let now = limits::SESSIONS_MAX as i64;
-        assert_eq!(apply(&mut sessions, &mut hash, request(0, 1, 1), now), Some(Timestamp(0)));
+        let now = limits::SESSIONS_MAX as i64 + 1;
+        assert_eq!(apply(&mut sessions, &mut hash, request(0, 1, 1), now), Some(Timestamp(1)));
         apply(&mut sessions, &mut hash, request(u64::MAX, 1, 1), now + 1);
         assert_eq!(sessions.clients.len(), limits::SESSIONS_MAX);
         assert!(!sessions.clients.contains_key(&ClientId(1)));
@@ -489,16 +551,17 @@ mod tests {
         let (mut other, mut other_hash) = (loaded, hash);
         // Whoever was restarted forgets the same clients at the same time.
         let now = 1_000_000 + EXPIRY;
-        apply(&mut sessions, &mut hash, request(9, 1, 1), now);
-        apply(&mut other, &mut other_hash, request(9, 1, 1), now);
+        let fresh = RequestId { begun: Timestamp(now - 1), ..request(9, 1, 1) };
+        apply(&mut sessions, &mut hash, fresh, now);
+        apply(&mut other, &mut other_hash, fresh, now);
         assert_eq!((&other.clients, other_hash), (&sessions.clients, hash));
         let mut batch = WriteBatch::default();
         sessions.save(&mut batch);
         engine.write(&batch, super::super::engine::Durability::Durable).unwrap();
-        assert_eq!(
-            Sessions::load(&engine, StateLimits::default()).unwrap().clients,
-            sessions.clients
-        );
+        let loaded = Sessions::load(&engine, StateLimits::default()).unwrap();
+        assert_eq!(loaded.clients, sessions.clients);
+        assert_eq!((loaded.known_since, sessions.known_since), (Timestamp(44), Timestamp(44)));
+        assert_eq!(hash, hash_from_scratch(&loaded));
         assert_eq!(sessions.clients.len(), 1, "the expired ones left the engine too");
     }
 

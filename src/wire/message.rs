@@ -210,6 +210,8 @@ pub struct Welcome {
     /// Whom the answering server was told leads first, as long as its data directory is blank; `None`
     /// once it has taken part in the group.
     pub first_leader: Option<NodeId>,
+    /// The timestamp of the last write that the answering server has applied: with it a client begins.
+    pub applied_timestamp: Timestamp,
 }
 
 /// What a client can ask.
@@ -427,12 +429,15 @@ pub struct ErrorReply {
     pub retry_after_ms: u32,
     /// Of a write: whether it has taken effect, as far as this server knows. A read has none.
     pub effect: Effect,
+    /// For `UNKNOWN_SESSION`: the timestamp with which the client begins anew; 0 with everything else.
+    pub begin_anew_at: Timestamp,
 }
 
 impl ErrorReply {
     /// An error of a request that has had no effect.
     pub fn not_done(code: ErrorCode, message: String) -> ErrorReply {
-        ErrorReply { code, message, retry_after_ms: 0, effect: Effect::NotDone }
+        let (retry_after_ms, begin_anew_at) = (0, Timestamp::ZERO);
+        ErrorReply { code, message, retry_after_ms, effect: Effect::NotDone, begin_anew_at }
     }
 }
 
@@ -476,8 +481,8 @@ pub enum ErrorCode {
     /// The write's sequence was declared answered before, so its outcome is forgotten.
     #[serde(rename = "STALE_REQUEST")]
     StaleRequest,
-    /// The write is not its client's first, and the server knows none of the others: it was not applied, and may
-    /// have been before. A client that has sent it only once begins anew as another client.
+    /// The group knows no session of the client, and may have dropped one: the write was not applied, and may have
+    /// been before. A client that has sent it only once begins anew as another client.
     #[serde(rename = "UNKNOWN_SESSION")]
     UnknownSession,
     /// What a later page was to show has been taken off the disk: the read, or the one before that page,

@@ -546,7 +546,8 @@ fn put(timestamp: i64, key: &'static [u8], value: &'static [u8]) -> Command {
 
 fn write(timestamp: i64, op: WriteOp) -> Command {
     let sequence = u64::try_from(timestamp).unwrap_or(1).max(1);
-    let request = RequestId { client: ClientId(9), sequence, answered_below: 1 };
+    let request =
+        RequestId { client: ClientId(9), sequence, answered_below: 1, begun: Timestamp::ZERO };
     Command::write(Timestamp(timestamp), request, op)
 }
 

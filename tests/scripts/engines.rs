@@ -56,7 +56,12 @@ impl Machine {
     fn write(&mut self, op: WriteOp) -> (i64, Option<(Bytes, i64)>) {
         self.entries += 1;
         self.last += self.step_us;
-        let request = RequestId { client: ClientId(1), sequence: self.entries, answered_below: 0 };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: self.entries,
+            answered_below: 0,
+            begun: Timestamp::ZERO,
+        };
         let action = Action::Write { request, op, previous: true };
         let data = Command { timestamp: Timestamp(self.last), clock_us: 0, action }.encode();
         let entry = LogEntry { term: 1, index: self.entries, data };

@@ -117,7 +117,8 @@ fn setup(seed: u64) -> (Setup, Rng) {
         other_limits: state_limits(&mut rng, removal_grace_us, short_sessions),
         newest_level: rng.pick(&[1, 2, 3]),
         level_settled_us: rng.pick(&[100 * MILLISECOND, SECOND, 4 * SECOND]),
-        opens_sessions: short_sessions,
+        short_sessions,
+        late_copies: rng.pick(&[0, 20, 200]),
         page_limits: PageLimits {
             rows: rng.pick(&[2, 1000]),
             bytes: rng.pick(&[1, 30, 1000]),

@@ -236,9 +236,8 @@ impl Checker {
         let applied = self.written(client, sequence).map(|written| written.timestamp);
         let known = applied
             .unwrap_or_else(|| *self.promised.entry((client, sequence)).or_insert(timestamp));
-        // A first write that comes again when its session is over cannot be told from another client's.
         ensure!(
-            known == timestamp || (sequence == 1 && self.limits != StateLimits::default()),
+            known == timestamp,
             "write {sequence} of {client:?} answered with version {timestamp}, it is {known}"
         );
         Ok(())

@@ -80,7 +80,12 @@ fn number(rng: &mut Rng, near: u64) -> u64 {
 /// A well-formed command of the attacker's own. (What does not decode is for the state machine to
 /// refuse; the core carries it unread.)
 fn command(rng: &mut Rng) -> Command {
-    let request = RequestId { client: ClientId(1), sequence: 1 + rng.below(9), answered_below: 1 };
+    let request = RequestId {
+        client: ClientId(1),
+        sequence: 1 + rng.below(9),
+        answered_below: 1,
+        begun: Timestamp::ZERO,
+    };
     let op = WriteOp::Del { key: Bytes::from_static(b"k") };
     // Now and then beyond what any clock says.
     let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 50) as i64 };
@@ -172,6 +177,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                     client: ClientId(rng.below(3)),
                     sequence: number(rng, 5),
                     answered_below: number(rng, 5),
+                    begun: Timestamp(number(rng, 5) as i64),
                 },
                 WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
                 rng.chance(500),
@@ -541,7 +547,12 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
     assert!(
         play(|world, victim| {
             let (term, last, _) = standing(world, victim);
-            let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+            let request = RequestId {
+                client: ClientId(1),
+                sequence: 1,
+                answered_below: 1,
+                begun: Timestamp::ZERO,
+            };
             let op = WriteOp::Del { key: Bytes::from_static(b"k") };
             let data = Command::write(Timestamp(i64::MAX), request, op).encode();
             let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
@@ -557,7 +568,12 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
 fn a_replicated_time_of_the_logs_clock_that_would_end_all_ageing_is_refused() {
     let accused = play(|world, victim| {
         let (term, last, _) = standing(world, victim);
-        let request = RequestId { client: ClientId(1), sequence: 1, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(1),
+            sequence: 1,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Del { key: Bytes::from_static(b"k") };
         let timestamp = Timestamp(world.now_of(victim).wall_us);
         let clock_us = i64::MAX as u64;

@@ -25,6 +25,7 @@
 //! | later pages show the newest state instead of the first page's | 912 |
 //! | TRIM removes the newest version too, on one server of the group | 823 |
 //! | a retry is applied twice | 853 |
+//! | a late copy of a first write is applied when its session is gone | 98 |
 //! | what was previous is read after the write | 991 |
 //! | a retry is told what is there now as what was previous | 681 |
 //! | a sweep removes one version too many | 268 |

@@ -50,7 +50,7 @@ pub enum Expected {
     OutcomeOrExpired(Written),
     /// Its client had declared it answered.
     Forgotten,
-    /// Not its client's first, and nothing is known of the others.
+    /// Its client has no session, and may have had one.
     UnknownSession,
     /// A server would apply it a second time.
     Twice(Written),
@@ -62,6 +62,7 @@ pub enum Expected {
 #[derive(Clone, Debug)]
 struct Session {
     client: ClientId,
+    heard: Timestamp,
     heard_us: u64,
     answered_below: u64,
     replies: BTreeSet<u64>,
@@ -71,32 +72,38 @@ struct Session {
 struct Sessions {
     limits: StateLimits,
     all: Vec<Session>,
+    /// When the client was last heard of whose session was dropped last.
+    known_since: Timestamp,
 }
 
 impl Sessions {
     fn new(limits: StateLimits) -> Sessions {
-        Sessions { limits, all: Vec::new() }
+        Sessions { limits, all: Vec::new(), known_since: Timestamp::ZERO }
     }
 
     /// The session of a client that may write; `None` when it is not known and should be.
-    fn admit(&mut self, request: &RequestId, now_us: u64) -> Option<&Session> {
+    fn admit(&mut self, request: &RequestId, now: Timestamp, now_us: u64) -> Option<&Session> {
         let expiry_us = self.limits.session_expiry_us;
-        let lives = |session: &Session| session.heard_us + expiry_us >= now_us;
-        let known = self.all.iter().find(|session| session.client == request.client);
-        if request.sequence > 1 && !known.is_some_and(lives) {
+        let is_over = |session: &&Session| session.heard_us + expiry_us < now_us;
+        let expired = self.all.iter().take_while(is_over).count();
+        self.drop_oldest(expired);
+        let at = self.all.iter().position(|session| session.client == request.client);
+        if at.is_none() && (request.begun < self.known_since || request.begun >= now) {
             return None;
         }
-        self.all.retain(lives);
-        let at = self.all.iter().position(|session| session.client == request.client);
         let (client, replies) = (request.client, BTreeSet::new());
-        let unknown = Session { client, heard_us: now_us, answered_below: 0, replies };
+        let unknown = Session { client, heard: now, heard_us: now_us, answered_below: 0, replies };
         let mut session = at.map_or(unknown, |at| self.all.remove(at));
-        session.heard_us = now_us;
+        (session.heard, session.heard_us) = (now, now_us);
         session.forget_below(request.answered_below);
         self.all.push(session);
-        let excess = self.all.len().saturating_sub(self.limits.sessions_max as usize);
-        self.all.drain(..excess);
+        self.drop_oldest(self.all.len().saturating_sub(self.limits.sessions_max as usize));
         self.all.last()
+    }
+
+    fn drop_oldest(&mut self, count: usize) {
+        let last = self.all.drain(..count).next_back();
+        self.known_since = last.map_or(self.known_since, |session| session.heard);
     }
 
     /// The client heard of last was answered.
@@ -132,8 +139,6 @@ pub struct Model {
     /// After each index; at 0 the empty store.
     moments: Vec<Moment>,
     writes: HashMap<(ClientId, u64), Written>,
-    /// What a repeat is answered: for an opening MARK that counted anew, its last application.
-    repeats: HashMap<(ClientId, u64), Written>,
     sessions: Sessions,
     rules: Option<GroupRules>,
     /// When the newest state of each key changed: in log order, with the version or deletion.
@@ -200,7 +205,6 @@ impl Model {
         Model {
             moments: vec![Moment::default()],
             writes: HashMap::new(),
-            repeats: HashMap::new(),
             sessions: Sessions::new(limits),
             rules: None,
             changes: BTreeMap::new(),
@@ -248,18 +252,17 @@ impl Model {
     ) -> Expected {
         let name = (request.client, request.sequence);
         let written = self.writes.get(&name).cloned();
-        let is_new = match self.sessions.admit(request, moment.clock_us) {
+        let is_new = match self.sessions.admit(request, moment.timestamp, moment.clock_us) {
             None => return Expected::UnknownSession,
             Some(session) if request.sequence < session.answered_below => {
                 return Expected::Forgotten;
             }
             Some(session) => !session.replies.contains(&request.sequence),
         };
-        if let Some(written) = written.filter(|_| !is_new || request.sequence > 1) {
+        if let Some(written) = written {
             if is_new {
                 return Expected::Twice(written);
             }
-            let written = self.repeats.get(&name).cloned().unwrap_or(written);
             let before = Timestamp(written.timestamp.0 - 1);
             let gone = before < moment.purged || before < moment.swept;
             return match previous && op.key().is_some() && gone {
@@ -288,9 +291,7 @@ impl Model {
         }
         moment.change(now, op);
         let written = Written { timestamp: now, previous, keys };
-        // A client's opening MARK that comes again when its session is over counts as it did first.
-        self.writes.entry(name).or_insert_with(|| written.clone());
-        self.repeats.insert(name, written.clone());
+        self.writes.insert(name, written.clone());
         Expected::Outcome(written)
     }
 

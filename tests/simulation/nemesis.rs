@@ -364,7 +364,7 @@ impl World {
         let straggling = self.rng.pick(&[0, 20, 200]);
         // A FORWARD that comes twice on one connection, or whose answer is lost on it, would make a write whose
         // session ends meanwhile pass for one that was never applied. No connection does that.
-        let faithful = self.setup.opens_sessions;
+        let faithful = self.setup.short_sessions;
         let unless_faithful = |often| if faithful { 0 } else { often };
         Quality {
             loss: unless_faithful(loss),

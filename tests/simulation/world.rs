@@ -13,7 +13,7 @@ use acervo::server::snapshots::{SnapshotReport, TransferLimits};
 use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::types::{AppliedPoint, LogIndex, NodeId};
-use acervo::wire::message::Reply;
+use acervo::wire::message::{Reply, WriteRequest};
 
 use crate::checker::{Checker, Verdict, Violation};
 use crate::clients::{Attempt, Client, Operation};
@@ -81,8 +81,10 @@ pub struct Setup {
     pub outdated: Option<usize>,
     /// How long all servers are to have told that they know a level before the group's rises.
     pub level_settled_us: u64,
-    /// Whether clients begin with a write that changes nothing.
-    pub opens_sessions: bool,
+    /// Whether sessions may end while requests of their clients are under way.
+    pub short_sessions: bool,
+    /// Answered writes of which a copy stays behind in the network, of a thousand; of first writes three times as many.
+    pub late_copies: u64,
     /// How much of a long read a server answers at once.
     pub page_limits: PageLimits,
     /// Replicas compare their states every so many entries.
@@ -125,7 +127,8 @@ impl Setup {
             newest_level: 1,
             outdated: None,
             level_settled_us: SECOND,
-            opens_sessions: false,
+            short_sessions: false,
+            late_copies: 0,
             page_limits: PageLimits::default(),
             state_hash_every: 8,
             honest: true,
@@ -186,6 +189,8 @@ pub enum Event {
     Answer { attempt: usize, reply: Reply, read_at: LogIndex },
     /// A client loses an attempt: its connection broke, or it waited long enough.
     Abandon { attempt: usize },
+    /// A copy of a client's write, which was answered long ago, arrives at some server.
+    LateCopy { client: usize, write: WriteRequest },
     /// A client tries an operation again.
     Retry { operation: usize },
     /// A client thinks of something to do.
@@ -220,6 +225,8 @@ pub struct World {
     pub operations: Vec<Operation>,
     /// Each time they asked a server.
     pub attempts: Vec<Attempt>,
+    /// Late copies of writes that have arrived.
+    pub copies: u64,
     /// What must hold.
     pub checker: Checker,
     /// What goes wrong.
@@ -249,6 +256,7 @@ impl World {
             clients: Vec::new(),
             operations: Vec::new(),
             attempts: Vec::new(),
+            copies: 0,
             checker: Checker::new(node_id(setup.first_leader), setup.state_limits),
             nemesis: Nemesis::default(),
             accusations: Vec::new(),
@@ -353,6 +361,7 @@ impl World {
                 self.piece(server, to, transfer, source, bytes_max)
             }
             Event::Arrive { attempt } => self.arrive(attempt),
+            Event::LateCopy { client, write } => self.late_copy(client, write),
             Event::Get { server, attempt, .. } => self.get(server, attempt),
             Event::Answer { attempt, reply, read_at } => self.answer(attempt, reply, read_at),
             Event::Abandon { attempt } => {

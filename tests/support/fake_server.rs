@@ -34,6 +34,7 @@ pub struct Shared {
     pub changed: Condvar,
     answers_pings: bool,
     cluster: u64,
+    port: u16,
     stopped: AtomicBool,
 }
 
@@ -81,6 +82,7 @@ impl FakeServer {
             changed: Condvar::new(),
             answers_pings,
             cluster,
+            port: address.port(),
             stopped: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
@@ -119,6 +121,11 @@ impl Drop for FakeServer {
 }
 
 impl Shared {
+    /// The timestamp of the last write that it says to have applied: another one at each server.
+    pub fn applied(&self) -> Timestamp {
+        Timestamp(i64::from(self.port))
+    }
+
     fn serve(&self, stream: TcpStream) {
         let mut reading = stream.try_clone().unwrap();
         let link = Link(Arc::new(Mutex::new(stream)));
@@ -134,6 +141,7 @@ impl Shared {
                         last_index: 0,
                         term: 1,
                         first_leader: None,
+                        applied_timestamp: self.applied(),
                     }));
                 }
                 Message::Request { id, body } => {

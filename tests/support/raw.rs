@@ -182,7 +182,8 @@ pub fn get(key: &[u8], linearizable: bool) -> Request {
 }
 
 pub fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {
-    let request = RequestId { client: ClientId(77), sequence, answered_below: 1 };
+    let request =
+        RequestId { client: ClientId(77), sequence, answered_below: 1, begun: Timestamp::ZERO };
     let (key, value) = (Bytes::copy_from_slice(key), Bytes::from(value));
     Request::Write(WriteRequest { request, op: WriteOp::Put { key, value }, previous: false })
 }

@@ -34,7 +34,8 @@ impl Script {
     }
 
     fn write_as(&mut self, sequence: u64, op: WriteOp) {
-        let request = RequestId { client: ClientId(7), sequence, answered_below: 1 };
+        let request =
+            RequestId { client: ClientId(7), sequence, answered_below: 1, begun: Timestamp::ZERO };
         let timestamp = Timestamp(self.next_timestamp());
         let action = Action::Write { request, op, previous: true };
         self.push(Command { timestamp, clock_us: 0, action }.encode());
@@ -138,7 +139,12 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
     script.act(Action::Rules(rules));
     script.act(Action::Rules(GroupRules { limits: own[1], history: History::All }));
     for client in 1..=3 {
-        let request = RequestId { client: ClientId(client), sequence: 1, answered_below: 1 };
+        let request = RequestId {
+            client: ClientId(client),
+            sequence: 1,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
         let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::new() };
         let timestamp = Timestamp(script.next_timestamp());
         script.push(Command::write(timestamp, request, op).encode());
@@ -155,7 +161,12 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
         machine.checkpoint().unwrap();
         let mut machine = StateMachine::open(engine.clone(), own).unwrap();
         for (client, remembered) in [(2, true), (1, false)] {
-            let request = RequestId { client: ClientId(client), sequence: 2, answered_below: 1 };
+            let request = RequestId {
+                client: ClientId(client),
+                sequence: 2,
+                answered_below: 1,
+                begun: Timestamp::ZERO,
+            };
             let timestamp = Timestamp(machine.applied().timestamp.0 + 1);
             let data = Command::write(timestamp, request, WriteOp::Mark).encode();
             let entry = LogEntry { term: 1, index: machine.applied().index + 1, data };
@@ -386,14 +397,6 @@ proptest! {
         let mut script = Script::default();
         let mut model: BTreeMap<Bytes, (Timestamp, Bytes)> = BTreeMap::new();
         let mut seen: BTreeMap<(u64, u64), WriteOutcome> = BTreeMap::new();
-        // What is not a client's first write needs a session.
-        for client in 1..4 {
-            let request = RequestId { client: ClientId(client), sequence: 0, answered_below: 0 };
-            let timestamp = Timestamp(script.next_timestamp());
-            script.push(Command::write(timestamp, request, WriteOp::Mark).encode());
-            let entry = &script.entries[script.entries.len() - 1..];
-            prop_assert_eq!(steady.apply(entry).unwrap(), crashing.apply(entry).unwrap());
-        }
         for step in steps {
             let (op, client, sequence) = match step {
                 Step::Crash => {
@@ -434,7 +437,7 @@ proptest! {
                 }
                 WriteOutcome { timestamp, refused: false }
             });
-            let request = RequestId { client: ClientId(client), sequence, answered_below: 0 };
+            let request = RequestId { client: ClientId(client), sequence, answered_below: 0, begun: Timestamp::ZERO };
             script.push(Command::write(timestamp, request, op).encode());
             let entry = &script.entries[script.entries.len() - 1..];
             let outcomes = steady.apply(entry).unwrap();

@@ -177,6 +177,7 @@ impl Received {
                     self.level = Some(level);
                     self.hash.add(state_row_hash(key, value));
                 }
+                Some(MetaRow::KnownSince(time)) => self.hash.add(sessions::known_since_hash(time)),
                 Some(MetaRow::Rules) => self.hash.add(state_row_hash(key, value)),
                 Some(MetaRow::Other) => {}
                 None => return Err("a fact about the store cannot be read"),

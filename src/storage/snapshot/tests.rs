@@ -21,7 +21,12 @@ const CHUNK_BYTES: usize = 200;
 fn write(index: u64, op: WriteOp) -> LogEntry {
     // Each of fifty clients begins with its first write.
     let sequence = (index - 1) / 50 + 1;
-    let request = RequestId { client: ClientId(index % 50), sequence, answered_below: 0 };
+    let request = RequestId {
+        client: ClientId(index % 50),
+        sequence,
+        answered_below: 0,
+        begun: Timestamp::ZERO,
+    };
     let timestamp = Timestamp(index as i64 * 10);
     LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
 }

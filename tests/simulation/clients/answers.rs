@@ -4,7 +4,8 @@
 use acervo::command::WriteOp;
 use acervo::types::{LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{
-    Effect, ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, WriteRequest,
+    Effect, ErrorCode, ErrorReply, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply,
+    WriteRequest,
 };
 use bytes::Bytes;
 
@@ -46,9 +47,7 @@ impl World {
             (Question::Get(_) | Question::Page(_), Reply::TryOtherServerOrLater { .. }) => {
                 self.came_too_early(operation, attempt)
             }
-            (_, Reply::Error(error)) => {
-                self.refused(operation, attempt, (error.code, error.effect), read_at)
-            }
+            (_, Reply::Error(error)) => self.refused(operation, attempt, error, read_at),
             (question, reply) => {
                 Err(Violation(format!("{} answers {question:?} with {reply:?}", node_id(server))))
             }
@@ -80,9 +79,10 @@ impl World {
         &mut self,
         operation: usize,
         attempt: usize,
-        (code, effect): (ErrorCode, Effect),
+        error: ErrorReply,
         read_at: LogIndex,
     ) -> Verdict {
+        let ErrorReply { code, effect, begin_anew_at, .. } = error;
         let asked = &mut self.operations[operation];
         asked.errors.push((self.now_us, code));
         let ended = asked.ended.is_some();
@@ -96,7 +96,7 @@ impl World {
                     let RequestId { client, sequence, .. } = write.request;
                     self.checker.not_done(client, sequence)?;
                     let client = self.operations[operation].client;
-                    self.wrote(client, write.request, false);
+                    self.wrote(client, write.request);
                     self.end(operation, Outcome::Refused(code));
                     return Ok(());
                 }
@@ -140,9 +140,13 @@ impl World {
             (ErrorCode::UnknownSession, _) if ended => return Ok(()),
             (ErrorCode::UnknownSession, Question::Write(write)) => {
                 let request = write.request;
-                ensure!(request.sequence > 1, "the first write was refused: {write:?}");
+                ensure!(
+                    begin_anew_at > request.begun,
+                    "with {begin_anew_at} nobody begins anew: {write:?}"
+                );
                 let client = self.operations[operation].client;
-                self.begin_anew(client, request.client);
+                let begun = self.rng.chance(900).then_some(begin_anew_at);
+                self.begin_anew(client, request.client, begun);
                 let asked = &mut self.operations[operation];
                 if asked.sent == 1 && !asked.renewed {
                     let applied = self.checker.written(request.client, request.sequence);
@@ -164,7 +168,7 @@ impl World {
         }
         if let Question::Write(write) = &question {
             let (request, client) = (write.request, self.operations[operation].client);
-            self.wrote(client, request, false);
+            self.wrote(client, request);
         }
         self.end(operation, Outcome::Refused(code));
         Ok(())
@@ -211,7 +215,8 @@ impl World {
         };
         if self.end(operation, Outcome::Written(timestamp)) {
             let asked = self.operations[operation].client;
-            self.wrote(asked, write.request, true);
+            self.wrote(asked, write.request);
+            self.leave_copy(asked, write);
             let state = &mut self.clients[asked];
             state.session = state.session.max(timestamp);
             for key in &keys {
@@ -379,7 +384,7 @@ impl World {
             Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
                 if let Question::Write(write) = &self.operations[operation].question {
                     let (request, client) = (write.request, self.operations[operation].client);
-                    self.wrote(client, request, true);
+                    self.wrote(client, request);
                 }
                 self.end(operation, Outcome::Written(timestamp));
             }

@@ -45,8 +45,8 @@ pub struct Client {
     pub under_way: usize,
     /// How long it waits for one server.
     pub patience_us: u64,
-    /// A write of this identity is answered.
-    known: bool,
+    /// What a server said that greeted it, with which its identity begins.
+    begun: Option<Timestamp>,
     /// Writes it has thought of, under any identity.
     writes_begun: u64,
     next_sequence: u64,
@@ -161,7 +161,7 @@ impl World {
             pipeline,
             under_way: 0,
             patience_us,
-            known: false,
+            begun: None,
             writes_begun: 0,
             next_sequence: 1,
             unanswered: BTreeSet::new(),
@@ -190,7 +190,8 @@ impl World {
         let state = &mut self.clients[client];
         state.writes_begun += 1;
         // Its number is drawn when it is sent.
-        let request = RequestId { client: state.id, sequence: 0, answered_below: 0 };
+        let begun = Timestamp::ZERO;
+        let request = RequestId { client: state.id, sequence: 0, answered_below: 0, begun };
         self.begin(client, server, Question::Write(WriteRequest { request, op, previous }))
     }
 
@@ -278,57 +279,86 @@ impl World {
         self.after(patience_us, Event::Abandon { attempt });
     }
 
-    /// Numbers a write that is sent for the first time. False when it has to wait, since its client's first
-    /// write goes alone.
+    /// Numbers a write that is sent for the first time. False when it has to wait, since no server has greeted its
+    /// client.
     fn is_numbered(&mut self, operation: usize) -> bool {
         let asked = &mut self.operations[operation];
-        let state = &mut self.clients[asked.client];
+        let client = asked.client;
         let Question::Write(write) = &mut asked.question else { return true };
-        asked.sent += 1;
         if write.request.sequence > 0 {
+            asked.sent += 1;
             return true;
         }
-        if !state.known && !state.unanswered.is_empty() {
-            asked.sent -= 1;
-            return false;
+        // Another process goes on.
+        if self.setup.short_sessions && self.rng.chance(20) {
+            self.begin_anew(client, self.clients[client].id, None);
         }
-        // Where sessions are short, a first write that changes something may be taken for new twice.
-        if !state.known && self.setup.opens_sessions && !matches!(write.op, WriteOp::Mark) {
-            asked.sent -= 1;
-            let client = asked.client;
-            self.write(client, None, WriteOp::Mark);
+        let Some(begun) = self.clients[client].begun.or_else(|| self.greeted()) else {
             return false;
-        }
+        };
+        let state = &mut self.clients[client];
+        state.begun = Some(begun);
+        let asked = &mut self.operations[operation];
+        let Question::Write(write) = &mut asked.question else { return true };
+        asked.sent += 1;
         let sequence = state.next_sequence;
         state.next_sequence += 1;
         state.unanswered.insert(sequence);
         let answered_below = *state.unanswered.first().unwrap_or(&sequence);
-        write.request = RequestId { client: state.id, sequence, answered_below };
+        write.request = RequestId { client: state.id, sequence, answered_below, begun };
         true
     }
 
+    /// Some server, which may lag, says how far it has come.
+    fn greeted(&mut self) -> Option<Timestamp> {
+        let server = self.rng.index(self.servers.len());
+        let process = self.servers[server].process.as_ref()?;
+        Some(process.node.applied_point().timestamp)
+    }
+
     /// The servers do not know this client: it is another one from now on.
-    fn begin_anew(&mut self, client: usize, id: ClientId) {
+    fn begin_anew(&mut self, client: usize, id: ClientId, begun: Option<Timestamp>) {
         let fresh = ClientId(self.rng.next_u64());
         let state = &mut self.clients[client];
         if state.id == id {
             state.id = fresh;
-            (state.known, state.next_sequence) = (false, 1);
+            (state.begun, state.next_sequence) = (begun, 1);
             state.unanswered.clear();
         }
     }
 
     /// A write under this identity is over.
-    fn wrote(&mut self, client: usize, request: RequestId, known: bool) {
+    fn wrote(&mut self, client: usize, request: RequestId) {
         let state = &mut self.clients[client];
-        if state.id != request.client {
-            return;
+        if state.id == request.client {
+            state.unanswered.remove(&request.sequence);
         }
-        state.unanswered.remove(&request.sequence);
-        state.known |= known;
-        if !state.known {
-            self.begin_anew(client, request.client);
+    }
+
+    /// A copy of a write that was answered stays behind in the network.
+    fn leave_copy(&mut self, client: usize, write: &WriteRequest) {
+        let often = self.setup.late_copies * if write.request.sequence == 1 { 3 } else { 1 };
+        if often > 0 && self.rng.chance(often) {
+            let delay_us = self.rng.pick(&[MILLISECOND, 100 * MILLISECOND, 5000 * MILLISECOND]);
+            let delay_us = self.rng.range(1..=delay_us);
+            self.after(delay_us, Event::LateCopy { client, write: write.clone() });
         }
+    }
+
+    /// It arrives. Nobody waits for its answer.
+    pub fn late_copy(&mut self, client: usize, write: WriteRequest) -> Verdict {
+        let server = self.rng.index(self.servers.len());
+        let copy = u64::MAX - self.copies;
+        self.copies += 1;
+        let is_paused = self.servers[server].paused_until_us > self.now_us;
+        let process = self.servers[server].process.as_mut().filter(|_| !is_paused);
+        let Some(process) = process else { return Ok(()) };
+        let token = RequestToken { connection: u64::MAX, request: copy };
+        process.owed.insert(token, self.now_us);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
+        let WriteRequest { request, op, previous } = write;
+        let write = EncodedWrite::new(request, op, previous);
+        self.input(server, Input::Write { token, client: address, write })
     }
 
     fn client_delay_us(&mut self) -> u64 {
