@@ -552,7 +552,8 @@ fn what_is_not_stored_does_not_move_the_clock() {
     let wall_us = group.now.wall_us;
     let century_us = super::core::micros(limits::TIMESTAMP_LEAP_MAX) as i64;
     for number in 1..9 {
-        let request = RequestId { client: ClientId(9), sequence: number, answered_below: 1 };
+        let (client, begun) = (ClientId(9), Timestamp::ZERO);
+        let request = RequestId { client, sequence: number, answered_below: 1, begun };
         let stamp = Timestamp(wall_us + century_us * number as i64);
         let data = Command::write(stamp, request, WriteOp::Mark).encode();
         let (term, index) = (status.term - 1, status.last_index + 1);
