@@ -395,6 +395,8 @@ pub const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(10);
 /// The leader keeps its log for servers that take in a snapshot up to this size; past it the log is cut, and such
 /// a server needs another snapshot. Three minutes of writes at 10 MB/s.
 pub const LOG_HELD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// … and no more than this part of the disk.
+pub const LOG_HELD_DISK_PART: u64 = 8;
 
 /// The log's own clock, by which removals, versions and sessions grow old, runs no further than this at once, however
 /// far a machine's clock leaps. Longer than a busy event loop is away.

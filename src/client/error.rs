@@ -172,6 +172,7 @@ impl ClientError {
             }
             // One server's word of its own attempt is not all that there is to know.
             ClientError::NoMajority { server, message }
+            | ClientError::DiskFull { server, message }
             | ClientError::Invalid { server, message } => {
                 if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
                     let message = format!(

@@ -53,19 +53,19 @@ impl Node {
         self.disks.full.remove(&peer);
     }
 
-    /// Again from time to time: what is said once may be lost.
+    /// Again and again, whichever it is: what is said once may be lost, and others may have said it in this
+    /// server's name.
     pub(super) fn repeat_disk(&mut self, out: &mut Vec<Output>) {
         self.disks.ticks_since_told += 1;
-        if self.disks.own.is_full() && self.disks.ticks_since_told >= limits::DISK_FULL_TOLD_TICKS {
+        if self.disks.ticks_since_told >= limits::DISK_FULL_TOLD_TICKS {
             self.tell_disk(out);
         }
     }
 
     /// A server that has just come into reach.
     pub(super) fn tell_disk_to(&self, to: NodeId, out: &mut Vec<Output>) {
-        if self.disks.own.is_full() {
-            out.push(Output::Send { to, message: PeerMessage::Disk { full: true } });
-        }
+        let full = self.disks.own.is_full();
+        out.push(Output::Send { to, message: PeerMessage::Disk { full } });
     }
 
     /// Whether the disk of another server is not known to be full.

@@ -191,6 +191,7 @@ impl Server {
             sync: config.sync,
             salt: rand::rng().next_u64(),
             segment_bytes: data_dir.log_segment_bytes(),
+            held_bytes_max: data_dir.log_held_bytes_max(),
             ..LogOptions::default()
         };
         let redundancy = match config.servers.len() {

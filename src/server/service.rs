@@ -182,10 +182,18 @@ impl StoreService {
                  the log holds"
             );
         }
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
         // Files that a thread still has open are not set aside, nor opened again by this process.
+        if self.restart.is_some() && !all_ended && !self.stop_asked {
+            return Err(
+                "this server is to be rebuilt, and its disk does not answer: start it again"
+                    .to_owned(),
+            );
+        }
         let restart = self.restart.filter(|_| all_ended);
-        let ended = Ended { stop_asked: self.stop_asked || !all_ended, restart };
-        self.failure.map_or(Ok(ended), Err)
+        Ok(Ended { stop_asked: self.stop_asked || !all_ended, restart })
     }
 
     /// The time of this iteration.

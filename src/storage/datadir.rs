@@ -352,6 +352,13 @@ impl DataDir {
         part_bytes.clamp(limits::LOG_SEGMENT_BYTES_MIN, limits::LOG_SEGMENT_BYTES)
     }
 
+    /// How much of the log may be kept on this disk for servers that are being sent a snapshot: an eighth of a small
+    /// disk, or it would be the log that fills it.
+    pub fn log_held_bytes_max(&self) -> u64 {
+        let total_bytes = self.directory.space().map_or(u64::MAX, |space| space.total_bytes);
+        (total_bytes / limits::LOG_HELD_DISK_PART).min(limits::LOG_HELD_BYTES_MAX)
+    }
+
     /// For whoever looks from time to time whether the directory is still there; it does not hold the lock.
     pub fn presence(&self) -> Presence {
         Presence { directory: self.directory.clone() }

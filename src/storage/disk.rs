@@ -314,10 +314,10 @@ impl DiskEngine {
         self.remove_copy(writer);
     }
 
+    /// Also when the copy itself was taken out of the writer to be finished: its file would be left until the
+    /// next start, and might fill the disk.
     fn remove_copy(&self, writer: &mut Writer) {
-        if writer.copy.take().is_none() {
-            return;
-        }
+        writer.copy = None;
         if let Err(error) = files::remove_if_present(&*self.directory, &copy_of(&self.name)) {
             log::warn!("a copy of the store is left until the next start: {error}");
         }
@@ -602,7 +602,10 @@ impl Engine for DiskEngine {
     }
 
     fn stop_shrinking(&self) {
-        self.remove_copy(&mut self.writer());
+        let mut writer = self.writer();
+        if writer.copy.is_some() {
+            self.remove_copy(&mut writer);
+        }
     }
 
     fn reusable_bytes(&self) -> u64 {

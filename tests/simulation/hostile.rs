@@ -602,6 +602,32 @@ fn a_level_that_nobody_knows_is_refused() {
     assert!(accused > 0);
 }
 
+/// Two forged messages, in the names of servers whose links nobody lost, once stopped all writes for good.
+#[test]
+fn forged_full_disks_keep_nobody_from_writing() {
+    let run = || -> Verdict {
+        let mut world = whole(Setup::calm(8))?;
+        world.run_for(SECOND)?;
+        for victim in 0..3 {
+            for from in (0..3).filter(|from| *from != victim) {
+                let message =
+                    CheckedMessage::new(PeerMessage::Disk { full: true }).map_err(Violation)?;
+                world.input(victim, Input::Peer { from: node_id(from), message })?;
+            }
+        }
+        world.run_for(3 * SECOND)?;
+        let client = world.add_client(Memory::Session, 16, 10 * SECOND);
+        for server in 0..3 {
+            let write = world.put(client, Some(server), "k", "v");
+            let ended = world.run_until(2 * SECOND, |world| world.ended(write))?;
+            let operation = &world.operations[write];
+            ensure!(ended && operation.errors.is_empty(), "it met {:?}", operation.errors);
+        }
+        make_peace(&mut world)
+    };
+    run().unwrap_or_else(|Violation(reason)| panic!("{reason}"));
+}
+
 /// The forger says of one server's state, in both others' names, what it is not, and leaves; nothing is written
 /// any more that would be compared.
 #[test]
