@@ -673,7 +673,8 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
 /// A request of 1.9 million empty pairs, as a frame's body.
 fn too_many_pairs() -> Vec<u8> {
     let pairs = 1_900_000_u32;
-    let head = b"\x81\xa7REQUEST\x92\x07\x81\xa5WRITE\x93\x93\x01\x01\x01\x81\xa7PUT_ALL\x91\xdd";
+    let head =
+        b"\x81\xa7REQUEST\x92\x07\x81\xa5WRITE\x93\x94\x01\x01\x01\x01\x81\xa7PUT_ALL\x91\xdd";
     let mut body = [&head[..], &pairs.to_be_bytes()].concat();
     body.extend_from_slice(&[0x92, 0xc4, 0, 0xc4, 0].repeat(pairs as usize));
     body.push(0xc2);
