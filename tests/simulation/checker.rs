@@ -202,19 +202,21 @@ impl Checker {
         let applied = applied.map(|index| (*index, self.entries[*index as usize - 1].entry.term));
         // Two leaders may have given out one timestamp, of which one write comes to nothing.
         let candidates = disks.iter().filter_map(|disk| disk.find(timestamp)).chain(applied);
-        let durable =
-            candidates.into_iter().find(|(index, term)| majority_holds(disks, *index, *term));
-        let Some((index, term)) = durable else {
+        let mut durable = candidates.filter(|(index, term)| majority_holds(disks, *index, *term));
+        let holds = |node: &NodeId, (index, term): (LogIndex, Term)| {
+            disks[node.0 as usize - 1].holds(index, term)
+        };
+        let Some(first) = durable.next() else {
             return Err(Violation(format!(
                 "version {timestamp} acknowledged, but no majority has it durably"
             )));
         };
-        for node in in_sync {
-            ensure!(
-                disks[node.0 as usize - 1].holds(index, term),
-                "version {timestamp} acknowledged, but {node} in sync has not stored {index}"
-            );
-        }
+        let in_sync_too =
+            |candidate: (LogIndex, Term)| in_sync.iter().all(|node| holds(node, candidate));
+        ensure!(
+            in_sync_too(first) || durable.any(in_sync_too),
+            "version {timestamp} acknowledged, but not all of {in_sync:?} in sync have stored {first:?}"
+        );
         Ok(())
     }
 

@@ -261,9 +261,9 @@ impl World {
                 self.setup.limits;
             let held: usize = process.unapplied.values().sum();
             // As much may be committed here as is not committed at its leader: each with what may arrive between two
-            // flushes more, and an entry that is larger than a message may be.
+            // flushes more. One entry that is longer than a message may be travels alone, in each of them.
             let messages = appends_in_flight_max.max(4);
-            let message_bytes = messages * append_bytes_max as usize + ENTRY_BYTES_MAX;
+            let message_bytes = messages * ENTRY_BYTES_MAX.max(append_bytes_max as usize);
             let held_max = 2 * (unapplied_bytes_max + message_bytes);
             ensure!(
                 held <= held_max,
