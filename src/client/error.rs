@@ -37,17 +37,17 @@ pub enum ClientError {
     /// Not enough servers answer to order a write or confirm a linearizable read.
     #[error("{server}: {message}")]
     NoMajority {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
     /// A write was ordered and not confirmed in time: the servers that have it, or a majority, could not be reached.
     #[error("{server}: {message}")]
     Unconfirmed {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
         /// What it knows of the write's effect: never [`Effect::NotDone`].
         effect: Effect,
@@ -55,34 +55,34 @@ pub enum ClientError {
     /// A server refused the request for what it is; repeating it will not help.
     #[error("{server}: {message}")]
     Invalid {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
     /// A server had already forgotten this write, so nobody can say whether it took effect.
     #[error("{server}: {message}")]
     StaleRequest {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
     /// A long read, or the pause before one of its pages, took too long: what it was to show next has been
     /// removed for good meanwhile. Begin it again.
     #[error("{server}: {message}")]
     Expired {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
     /// A disk of the group is nearly full, so the write was refused. Removals and reads go on.
     #[error("{server}: {message}")]
     DiskFull {
-        /// Who said so.
+        /// The server whose answer this is.
         server: SocketAddr,
-        /// Its sentence.
+        /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
     /// Every server meant was asked once and at least one answered that it cannot serve now. Only

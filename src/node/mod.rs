@@ -393,7 +393,7 @@ pub enum Notice {
     },
     /// No leader can be elected although enough servers are up.
     NoLeader {
-        /// Why not.
+        /// What keeps the group from electing one.
         reason: NoLeader,
     },
     /// A reason why this node may not lead holds no more.
@@ -420,19 +420,19 @@ pub enum Notice {
     Admitted,
     /// A majority of the group holds one state and this server another: it is to be rebuilt.
     Diverged {
-        /// Where.
+        /// The index at which the states were compared.
         index: LogIndex,
     },
     /// A majority of the group, this server included, holds one state and `peer` another.
     PeerDiverged {
         /// The other replica.
         peer: NodeId,
-        /// Where.
+        /// The index at which the states were compared.
         index: LogIndex,
     },
     /// Replicas hold different states, and no majority holds the same one, as far as is known.
     Disputed {
-        /// Where.
+        /// The index at which the states were compared.
         index: LogIndex,
     },
     /// The dispute is over: a majority holds the same state as this server.
@@ -441,12 +441,12 @@ pub enum Notice {
     LogContradicted {
         /// Who sent it.
         peer: NodeId,
-        /// Which entry.
+        /// The index of the entry in question.
         index: LogIndex,
     },
     /// A majority of the group holds another entry than this server there: its log is to be thrown away.
     LogRefuted {
-        /// Which entry.
+        /// The index of the entry in question.
         index: LogIndex,
     },
     /// The lost store has been rebuilt from a snapshot: this server serves reads again.

@@ -71,7 +71,7 @@ struct Job {
 pub(super) struct Decoded {
     pub connection: ConnectionId,
     pub incoming: Result<Incoming, Undecodable>,
-    /// To be released.
+    /// Bytes that the budget counts for it, to be released by whoever takes it.
     pub held: usize,
 }
 

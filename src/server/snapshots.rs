@@ -83,7 +83,7 @@ pub enum Step {
     Read {
         /// The server that it is for.
         to: NodeId,
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
         /// The view to read from.
         source: SnapshotSource,
@@ -117,26 +117,26 @@ pub enum SnapshotWork {
     Prepare {
         /// The server that is to get it.
         to: NodeId,
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
     /// Make room for an arriving snapshot.
     Begin {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
         /// The state that it holds.
         point: AppliedPoint,
     },
     /// Store a piece; answered by [`SnapshotReport::Piece`], whatever becomes of it.
     Chunk {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
         /// The piece.
         chunk: SnapshotChunk,
     },
     /// Check the whole and make it durable; answered by [`SnapshotReport::Staged`].
     Finish {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
     /// Put the staged snapshot in the store's place; answered by [`SnapshotReport::Installed`].
@@ -159,7 +159,7 @@ pub enum SnapshotReport {
     },
     /// A piece of a snapshot has left the applier's queue.
     Piece {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
         /// Pieces of it stored so far, this one included; `None` when the transfer is not the one being taken in
         /// any more.
@@ -167,12 +167,12 @@ pub enum SnapshotReport {
     },
     /// An arriving snapshot is whole, checked, and durable beside the store.
     Staged {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
     /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Piece`] of the piece that failed.
     Failed {
-        /// The transfer.
+        /// The transfer's number, chosen at random by its sender.
         id: u64,
         /// Why, in a clause.
         reason: String,

@@ -63,8 +63,9 @@ impl From<StoreFault> for Report {
 
 /// Work that may be done together with what was handed over before it.
 pub(super) trait Join: Sized {
-    /// Adds what comes next, or gives it back where the two are not to be done as one.
-    fn join(&mut self, next: Self) -> Option<Self>;
+    /// Adds what comes next, or gives it back where the two are not to be done as one: for good reason only, when
+    /// so much waits that the queue is `crowded`.
+    fn join(&mut self, next: Self, crowded: bool) -> Option<Self>;
 }
 
 /// Work for the log writer.
@@ -87,7 +88,7 @@ impl LogWork {
 impl Join for LogWork {
     /// Batches are joined as far as their entries follow one another, to no more than a group that is made durable
     /// at once.
-    fn join(&mut self, next: LogWork) -> Option<LogWork> {
+    fn join(&mut self, next: LogWork, _crowded: bool) -> Option<LogWork> {
         match (self, next) {
             (LogWork::Append(batch, bytes), LogWork::Append(more, more_bytes)) => {
                 let (last, first) = (batch.entries.last(), more.entries.first());
@@ -131,7 +132,11 @@ impl Piece {
     fn has_room(&self) -> bool {
         let compared =
             self.entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
-        self.bytes < limits::APPLY_BYTES_MAX as usize && !compared
+        self.is_short() && !compared
+    }
+
+    fn is_short(&self) -> bool {
+        self.bytes < limits::APPLY_BYTES_MAX as usize
     }
 
     fn extend(&mut self, more: Piece) {
@@ -149,9 +154,13 @@ impl ApplierWork {
 }
 
 impl Join for ApplierWork {
-    fn join(&mut self, next: ApplierWork) -> Option<ApplierWork> {
+    /// A comparison more or less is no reason when much waits: entries without data, after each of which replicas
+    /// compare, are so small that the bytes under way do not bound their number.
+    fn join(&mut self, next: ApplierWork, crowded: bool) -> Option<ApplierWork> {
         match (self, next) {
-            (ApplierWork::Apply(piece), ApplierWork::Apply(more)) if piece.has_room() => {
+            (ApplierWork::Apply(piece), ApplierWork::Apply(more))
+                if piece.has_room() || (crowded && piece.is_short()) =>
+            {
                 piece.extend(more);
                 None
             }
@@ -642,6 +651,23 @@ mod tests {
         }
         assert_eq!((applied, answering), (ENTRIES, true));
         assert!(pieces < limits::WRITER_QUEUE_MAX / 100, "{pieces} pieces");
+    }
+
+    /// Each was a piece of its own, and one message may hold as many of them as the queue has places.
+    #[test]
+    fn entries_without_data_never_fill_the_queue_of_an_engine_that_hangs() {
+        let (writer, work) = hung();
+        let mut applied = 0;
+        for index in 1..=3 * limits::WRITER_QUEUE_MAX as LogIndex {
+            let entry = LogEntry { term: 1, index, data: Bytes::new() };
+            writer.push(ApplierWork::apply(vec![entry], false));
+        }
+        while let Some(ApplierWork::Apply(piece)) = work.try_recv() {
+            let indices = piece.entries.iter().map(|entry| entry.index);
+            assert!(indices.eq(applied + 1..=applied + piece.entries.len() as LogIndex));
+            applied += piece.entries.len() as LogIndex;
+        }
+        assert_eq!(applied, 3 * limits::WRITER_QUEUE_MAX as LogIndex);
     }
 
     #[test]

@@ -72,9 +72,9 @@ pub enum ApplyError {
     /// The group has been brought to a feature level that this release does not know.
     #[error("{}", level.unknown_to(*known))]
     UnknownLevel {
-        /// The group's.
+        /// The level that the group has reached.
         level: FeatureLevel,
-        /// This release's.
+        /// The newest level that this release knows.
         known: FeatureLevel,
     },
     /// An entry is not the next one.

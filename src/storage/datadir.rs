@@ -166,7 +166,7 @@ impl Presence {
         self.directory.is_in_place(&[LOCK, IDENTITY])
     }
 
-    /// Where it was.
+    /// The path under which the directory was opened; something else may be there by now.
     pub fn path(&self) -> PathBuf {
         self.directory.path("")
     }

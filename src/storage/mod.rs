@@ -116,7 +116,7 @@ impl StorageError {
 pub enum Redundancy {
     /// This server is the whole group: what is damaged is refused, and left as it is.
     Alone,
-    /// There are others.
+    /// Other servers hold the same data and can rebuild this one.
     Replicated,
 }
 

@@ -55,7 +55,7 @@ impl DiskReserve {
     ///
     /// # Errors
     ///
-    /// The operating system's.
+    /// What the operating system says of the reserve's file or of the disk.
     pub(super) fn open(
         directory: Arc<dyn Directory>,
         log: Arc<dyn Directory>,
@@ -96,7 +96,7 @@ impl DiskReserve {
     ///
     /// # Errors
     ///
-    /// The operating system's.
+    /// What the operating system says of the reserve's file or of the disk.
     pub fn look(&self) -> io::Result<DiskSpace> {
         let mut free_bytes = u64::MAX;
         for directory in &self.directories {

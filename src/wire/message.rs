@@ -608,7 +608,7 @@ pub enum PeerMessage {
     /// A piece of it.
     #[serde(rename = "SNAPSHOT_CHUNK")]
     SnapshotChunk {
-        /// The transfer.
+        /// The transfer's number, as its offer gave it.
         id: u64,
         /// From 0, without gaps.
         sequence: u64,
@@ -618,7 +618,7 @@ pub enum PeerMessage {
     /// There are no more pieces.
     #[serde(rename = "SNAPSHOT_END")]
     SnapshotEnd {
-        /// The transfer.
+        /// The transfer's number, as its offer gave it.
         id: u64,
         /// How many there were.
         chunks: u64,
@@ -626,7 +626,7 @@ pub enum PeerMessage {
     /// How the receiver is getting on.
     #[serde(rename = "SNAPSHOT_OK")]
     SnapshotAnswer {
-        /// The transfer.
+        /// The transfer's number, as its offer gave it.
         id: u64,
         /// Pieces stored so far.
         stored: u64,

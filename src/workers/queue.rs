@@ -76,18 +76,19 @@ pub struct Sender<T> {
 
 impl<T> Sender<T> {
     /// Joins an item to the last one that waits, if there is one and `join` takes it; puts it at the end otherwise, as
-    /// [`Sender::try_send`] does. `join` runs under the queue's lock.
+    /// [`Sender::try_send`] does. `join` is told whether the queue is half full, and runs under its lock.
     ///
     /// # Errors
     /// The item, and whether there is a receiver.
     pub fn try_join(
         &self,
         item: T,
-        join: impl FnOnce(&mut T, T) -> Option<T>,
+        join: impl FnOnce(&mut T, T, bool) -> Option<T>,
     ) -> Result<(), (T, bool)> {
         let mut state = self.shared.state();
+        let crowded = state.items.len() >= self.shared.items_max / 2;
         let item = match state.items.back_mut() {
-            Some(last) => join(last, item),
+            Some(last) => join(last, item, crowded),
             None => Some(item),
         };
         let Some(item) = item else { return Ok(()) };
@@ -291,16 +292,16 @@ mod tests {
         assert_eq!(receiver.recv_timeout(FOREVER), Ok(1));
         assert_eq!(receiver.recv_timeout(Duration::ZERO), Err(RecvError::Timeout));
         assert_eq!(sender.try_send(3), Ok(()));
-        assert_eq!(sender.try_join(4, |_, item| Some(item)), Err((4, true)));
+        assert_eq!(sender.try_join(4, |_, item, _| Some(item)), Err((4, true)));
         drop(receiver);
         assert_eq!(sender.try_send(5), Err(5));
-        assert_eq!(sender.try_join(6, |_, item| Some(item)), Err((6, false)));
+        assert_eq!(sender.try_join(6, |_, item, _| Some(item)), Err((6, false)));
     }
 
     #[test]
     fn items_are_joined_to_the_last_that_waits() {
         let (sender, receiver) = bounded(2);
-        let join = |last: &mut u32, item: u32| {
+        let join = |last: &mut u32, item: u32, _| {
             let fits = *last + item <= 5;
             *last += if fits { item } else { 0 };
             (!fits).then_some(item)

@@ -71,9 +71,9 @@ pub enum SnapshotError {
     /// It is the state of a group at a level that this release does not know. Nothing was changed.
     #[error("{}", level.unknown_to(*known))]
     UnknownLevel {
-        /// The group's.
+        /// The level that the group has reached.
         level: FeatureLevel,
-        /// This release's.
+        /// The newest level that this release knows.
         known: FeatureLevel,
     },
     /// The rows are not those of the announced state.
