@@ -176,8 +176,8 @@ impl ClientError {
             | ClientError::Invalid { server, message } => {
                 if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
                     let message = format!(
-                        "{message}; but another attempt was not answered: the write may have taken effect; read the \
-                         key before you write it again"
+                        "another attempt was not answered, so the write may have taken effect: read the key before \
+                         you write it again (this server says of its own attempt: {message})"
                     );
                     return ClientError::Unconfirmed { server: *server, message, effect };
                 }
