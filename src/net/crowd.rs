@@ -171,6 +171,10 @@ mod tests {
             crowd.settled(id(came));
         }
         assert!(to_go(&crowd, 2).is_empty(), "three each");
+        crowd.forget(id(12));
+        assert!(to_go(&crowd, 2).is_empty(), "one more is no reason: the next would take it back");
+        crowd.came(id(12), ip(2));
+        crowd.settled(id(12));
         assert_eq!(to_go(&crowd, 3).len(), 3);
         // A protected one is never named.
         crowd.came(id(20), ip(1));
