@@ -5,7 +5,7 @@ mod support;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use acervo::client::{Client, ClientError};
@@ -130,6 +130,44 @@ fn a_leader_whose_store_rots_hands_over_and_a_lost_directory_can_be_replaced() {
         reads_right(&group, at, 2);
     }
     assert_eq!(said(&group, leader, "serves no reads, hands over"), 1, "it is said once");
+}
+
+/// What was found wrong may look sound to the next start, and only the verdict tells. It was once lost with a process
+/// that ended before it had set its store aside.
+#[test]
+fn a_server_that_ends_between_a_verdict_and_its_rebuilding_does_not_trust_its_store_again() {
+    let mut group = Group::start(3, &FLAGS);
+    fill(&group.client(), 1);
+    wait_until_durable(&group);
+    for at in 0..3 {
+        group.terminate(at);
+        group.start_server(at);
+        group.leader();
+    }
+    let leader = group.leader();
+    // There is no name left under which anything could be set aside.
+    let names = (1..=8).map(|number| match number {
+        1 => "store.damaged".to_owned(),
+        _ => format!("store.damaged.{number}"),
+    });
+    let taken: Vec<PathBuf> = names.map(|name| group.data_dir(leader).join(name)).collect();
+    taken.iter().for_each(|path| std::fs::write(path, "").unwrap());
+    let sound = std::fs::read(group.data_dir(leader).join("store.redb")).unwrap();
+    assert!(rot(&group.data_dir(leader)) > 0);
+    let identity = group.data_dir(leader).join("IDENTITY");
+    assert!(!group.wait(leader).success());
+    assert!(std::fs::read_to_string(&identity).unwrap().contains("untrusted store"));
+    taken.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    std::fs::write(group.data_dir(leader).join("store.redb"), sound).unwrap();
+    group.start_server(leader);
+    eventually("it is set aside", || {
+        (said(&group, leader, "not yet set aside") == 1).then_some(())
+    });
+    for at in 0..3 {
+        reads_right(&group, at, 1);
+        eventually("all are whole again", || is_whole(&group, at));
+    }
+    assert!(std::fs::read_to_string(&identity).unwrap().contains("untrusted nothing"));
 }
 
 /// The two data directories that had the group's newest writes are not what they were: one was put back

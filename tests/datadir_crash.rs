@@ -2,6 +2,7 @@
 //! while its data directory is created, while it starts for the first time, and while it takes in a
 //! snapshot. Each time it starts again with all that it had made durable, and goes on. So also while what
 //! is damaged is set aside: then nothing of what was damaged is ever lost before the server is whole again.
+//! And while what the group has refuted is: it is never trusted again.
 //!
 //! Every random run prints its seed, and `ACERVO_SEED=n` replays it.
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::ShrinkLimits;
 use acervo::storage::apply::StateMachine;
-use acervo::storage::datadir::DataDir;
+use acervo::storage::datadir::{DataDir, Untrusted};
 use acervo::storage::files::Directory;
 use acervo::storage::log::LogOptions;
 use acervo::storage::memory::MemoryEngine;
@@ -412,6 +413,84 @@ fn a_damaged_log_and_its_store_outlast_every_moment_of_a_new_beginning() {
 #[test]
 fn the_store_of_a_lost_log_outlasts_every_moment_of_a_new_beginning() {
     check_every_moment_of_rebuilding(Damage::LogLost);
+}
+
+/// What the group has refuted looks sound. Only the verdict tells, so it has to outlast a kill at any moment between
+/// it and the rebuilding.
+fn check_every_moment_of_a_verdict(verdict: Untrusted) {
+    let seed = std::env::var("ACERVO_SEED")
+        .map_or_else(|_| rand::random(), |seed| seed.parse().expect("ACERVO_SEED is a number"));
+    println!("replay with ACERVO_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let sound = damaged(Damage::Store);
+    sound.flip("store.redb", 4096 + 17, 3);
+    // The server runs, is judged, ends, sets aside, and starts again.
+    let live = |disk: &SimDisk, set_down: &mut bool| -> Result<(), Box<dyn Error>> {
+        let mut data_dir = data_dir(disk)?;
+        let storage = storage::open(&mut data_dir, options(), Redundancy::Replicated)?;
+        data_dir.verdicts().set_down(verdict)?;
+        *set_down = true;
+        drop(storage);
+        data_dir.set_aside(verdict)?;
+        storage::open(&mut data_dir, options(), Redundancy::Replicated)?;
+        Ok(())
+    };
+    let mut kept = 0;
+    for operation in 1.. {
+        let disk = sound.copy();
+        disk.set_faults(Faults { stop_at_operation: Some(operation), ..Faults::default() });
+        let mut set_down = false;
+        let through = live(&disk, &mut set_down).is_ok();
+        let cut = disk.copy();
+        cut.restart();
+        disk.power_cycle(&mut rng);
+        for (disk, how) in [(cut, "killed before"), (disk, "no power at")] {
+            let moment = format!("{verdict:?}, {how} operation {operation}");
+            for round in 0..2 {
+                let storage = open_in_a_group(&disk).unwrap_or_else(|e| panic!("{moment}: {e}"));
+                let recovered = storage.recovered;
+                let is_blank = recovered.last_index == 0;
+                // It may have become durable just before the kill.
+                let trusted = !recovered.store_lost && !recovered.data_lost;
+                assert!(!(set_down && trusted), "{moment}, start {round}: it is trusted again");
+                if !trusted {
+                    assert_eq!(is_blank, verdict == Untrusted::Everything, "{moment}");
+                    assert_eq!(recovered.data_lost, is_blank, "{moment}: who founds a group?");
+                    assert!(is_on(&disk, "store.damaged", "value 290"), "{moment}: it is kept");
+                    assert!(!is_blank || is_on(&disk, "log.damaged", "value 302"), "{moment}");
+                }
+                kept += usize::from(trusted);
+            }
+        }
+        if through {
+            assert!(kept > 10 && operation > 10, "only {operation} moments");
+            return;
+        }
+        assert!(operation < 1_000, "it never gets through");
+    }
+}
+
+#[test]
+fn a_verdict_outlasts_every_moment_from_when_it_is_durable_until_it_is_carried_out() {
+    check_every_moment_of_a_verdict(Untrusted::Store);
+    check_every_moment_of_a_verdict(Untrusted::Everything);
+}
+
+#[test]
+fn a_verdict_is_never_taken_back_by_a_lesser_one() {
+    let disk = damaged(Damage::Store);
+    disk.flip("store.redb", 4096 + 17, 3);
+    let verdicts = data_dir(&disk).unwrap().verdicts();
+    for verdict in [Untrusted::Store, Untrusted::Everything, Untrusted::Store] {
+        verdicts.set_down(verdict).unwrap();
+    }
+    let data_dir = data_dir(&disk).unwrap();
+    assert_eq!(data_dir.untrusted(), Some(Untrusted::Everything));
+    drop(data_dir);
+    for _ in 0..2 {
+        assert!(open_in_a_group(&disk).unwrap().recovered.data_lost);
+        assert_eq!(self::data_dir(&disk).unwrap().untrusted(), None);
+    }
 }
 
 /// A disk that damages whatever is put on it does not fill up, and nothing is thrown away for that.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::certainty::Certainty;
 use super::commit_news::CommitNews;
-use super::core::{AckPolicy, Node, Stopping, busy, micros};
+use super::core::{AckPolicy, Node, Stopping, busy, micros, not_to_be_read};
 use super::in_sync::{InSync, Standing};
 use super::levels::PeerLevels;
 use super::writes::{Origin, Pending, Stored};
@@ -40,7 +40,13 @@ impl Node {
         let answered = self.answer_stored(now, out);
         self.tell_commit(&answered, now, out);
         for read in self.reads.take_ready(self.applied.index) {
-            out.push(Output::ReadReady { token: read.token });
+            // The state may have been refuted since the read was taken in.
+            out.push(match self.distrust() {
+                Some(distrust) => {
+                    Output::Reply { token: read.token, reply: not_to_be_read(distrust) }
+                }
+                None => Output::ReadReady { token: read.token },
+            });
         }
         self.stop_when_done(now, out);
     }

@@ -3,7 +3,7 @@
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
 //! something breaks. `service` is the wiring at run time; `peering` is its part for other servers,
 //! with `links` the state of each link, and `requests` its part for clients, with `clients` their
-//! books and `get` the rule for reads. `threads` are the two that write, `work` is what the worker
+//! books and `get` the rule for reads. `threads` are the two that write, `judge` sets verdicts down, `work` is what the worker
 //! pool does. [`snapshots`] and [`intake`] decide about snapshots for the loop and for the applier. [`console`] writes the lines on standard output, [`cluster`] runs three servers under one
 //! terminal, `local` three in one process for tests, [`questions`] are what is asked on a keyboard.
 
@@ -16,6 +16,7 @@ mod disk_watch;
 pub mod early;
 pub mod get;
 pub mod intake;
+mod judge;
 mod links;
 mod local;
 mod peering;
@@ -38,9 +39,10 @@ use rand::Rng;
 use self::config::ServerConfig;
 use self::console::Console;
 use self::decoding::Decoders;
+use self::judge::Judge;
 pub use self::local::LocalGroup;
 use self::scrub::Scrubber;
-use self::service::{Ended, Parts, Restart, StoreService};
+use self::service::{Ended, Parts, StoreService};
 use self::work::StoreWorker;
 use crate::command::{History, Release};
 use crate::console::ConsoleThread;
@@ -266,6 +268,7 @@ impl Server {
             reports_in.clone(),
             wake.clone(),
         );
+        let judge = Judge::new(data_dir.verdicts(), reports_in.clone(), wake.clone());
         let disk_watch = disk_watch::start(&data_dir, reports_in, wake.clone());
         let decoders = Decoders::start(&wake).map_err(ServerError::Thread)?;
         stopper.wakes(wake);
@@ -288,6 +291,7 @@ impl Server {
             scrubber: scrubber.map_err(ServerError::Thread)?,
             reserve,
             disk_watch: disk_watch.map_err(ServerError::Thread)?,
+            judge,
             reports,
             stop: stopper.stopped,
             config,
@@ -311,11 +315,8 @@ impl Server {
         }
         ended?;
         let Ended { stop_asked, restart } = finished.map_err(ServerError::Broken)?;
-        match restart {
-            None => return Ok(false),
-            Some(Restart::WithoutStore) => data_dir.set_store_aside()?,
-            Some(Restart::WithoutAnything) => data_dir.begin_anew()?,
-        }
+        let Some(untrusted) = restart else { return Ok(false) };
+        data_dir.set_aside(untrusted)?;
         Ok(!stop_asked)
     }
 }

@@ -232,7 +232,11 @@ impl StoreService {
     /// Plain reads, also those that came early, are answered now, whatever is applied.
     pub(super) fn read_early(&mut self, net: &mut Net, reads: impl IntoIterator<Item = EarlyRead>) {
         for EarlyRead { token, client, request } in reads {
-            self.clients.read(net, token, client, request);
+            // The state may have been refuted while they waited.
+            match self.distrust() {
+                Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
+                None => self.clients.read(net, token, client, request),
+            }
         }
     }
 

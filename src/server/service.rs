@@ -17,6 +17,7 @@ use super::console::Console;
 use super::decoding::{Decoded, Decoders, Incoming, Undecodable, decode};
 use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
+use super::judge::Judge;
 use super::links::Link;
 use super::requests::EarlyRead;
 use super::say_which_history_counts;
@@ -30,6 +31,7 @@ use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::Node;
 use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
+use crate::storage::datadir::Untrusted;
 use crate::storage::reserve::DiskReserve;
 use crate::text::sentence;
 use crate::types::{ClusterId, DiskSpace, NodeId};
@@ -67,6 +69,7 @@ pub(super) struct Parts {
     pub scrubber: Scrubber,
     pub reserve: Arc<DiskReserve>,
     pub disk_watch: DiskWatch,
+    pub judge: Judge,
     /// Where the numbers of snapshot transfers start; random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
@@ -101,8 +104,10 @@ pub(super) struct StoreService {
     failure: Option<String>,
     /// Whoever runs this server wants it to end, and not to start again.
     stop_asked: bool,
-    /// This server hands over, and then starts again without what cannot be trusted.
-    pub(super) restart: Option<Restart>,
+    /// This server is to start again without what cannot be trusted, after it has handed over.
+    pub(super) restart: Option<Untrusted>,
+    /// The verdict is durable, and this server hands over.
+    hands_over: bool,
 }
 
 /// How a server ended that did not break.
@@ -111,16 +116,7 @@ pub(super) struct Ended {
     /// It was asked to end, and is not to start again.
     pub stop_asked: bool,
     /// What is to be set aside before the next start.
-    pub restart: Option<Restart>,
-}
-
-/// What a server starts again without.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Restart {
-    /// The log is kept, and the store is rebuilt.
-    WithoutStore,
-    /// Blank.
-    WithoutAnything,
+    pub restart: Option<Untrusted>,
 }
 
 impl StoreService {
@@ -151,6 +147,7 @@ impl StoreService {
             failure: None,
             stop_asked: false,
             restart: None,
+            hands_over: false,
             parts,
         }
     }
@@ -158,7 +155,8 @@ impl StoreService {
     /// Ends the threads in order: whether to start again, and how. The error is what broke, if anything
     /// did.
     pub fn finish(self) -> Result<Ended, String> {
-        let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, .. } = self.parts;
+        let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, judge, .. } =
+            self.parts;
         drop(disk_watch);
         // What waits for room on a full disk ends.
         reserve.close();
@@ -175,7 +173,8 @@ impl StoreService {
         };
         let log_ended = log.finish(deadline);
         let applier_ended = applier.finish(deadline);
-        let all_ended = scrubber_ended && pool_ended && log_ended && applier_ended;
+        let judge_ended = judge.finish(deadline);
+        let all_ended = scrubber_ended && pool_ended && log_ended && applier_ended && judge_ended;
         if !all_ended {
             log::error!(
                 "the disk does not answer: stopping without what was not written yet, which nobody was promised or \
@@ -325,8 +324,8 @@ impl StoreService {
                     // More than one message may have been wrong before this was carried out.
                     self.disconnect(net, peer, &reason);
                 }
-                Output::RebuildStore => self.restart(net, Restart::WithoutStore),
-                Output::BeginAnew => self.restart(net, Restart::WithoutAnything),
+                Output::RebuildStore => self.restart(net, Untrusted::Store),
+                Output::BeginAnew => self.restart(net, Untrusted::Everything),
                 Output::Stopped => self.stopped = true,
             }
         }
@@ -405,11 +404,13 @@ impl StoreService {
         let steps = match report {
             Report::Done(input) => return self.input(net, input),
             Report::StoreDamaged(found) => {
-                return self.damaged(net, &found, Restart::WithoutStore);
+                return self.damaged(net, &found, Untrusted::Store);
             }
             Report::LogDamaged(found) => {
-                return self.damaged(net, &found, Restart::WithoutAnything);
+                return self.damaged(net, &found, Untrusted::Everything);
             }
+            Report::VerdictSetDown(Ok(())) => return self.verdict_set_down(net),
+            Report::VerdictSetDown(Err(error)) => return self.verdict_not_set_down(net, &error),
             Report::DiskSpace(space) => return self.disk_space(net, space),
             Report::Failed(failure) => return self.fail(net, failure),
             Report::Checkpointed(index) => self.transfers.checkpointed(index),
@@ -484,29 +485,46 @@ impl StoreService {
     }
 
     /// Damage was found. Whoever meets it next reports it again; it is said once.
-    fn damaged(&mut self, net: &mut Net, found: &str, restart: Restart) {
+    fn damaged(&mut self, net: &mut Net, found: &str, untrusted: Untrusted) {
         if self.parts.config.servers.len() == 1 {
             // Nobody has what is missing. It stays as it is for whoever can save something.
             return self.fail(net, found.to_owned());
         }
-        if self.restart < Some(restart) {
-            let what = match restart {
-                Restart::WithoutStore => "rebuilds its store from the log or the others",
-                Restart::WithoutAnything => {
-                    "starts as a blank one, which the others bring up to date"
-                }
+        if self.restart < Some(untrusted) {
+            let what = match untrusted {
+                Untrusted::Store => "rebuilds its store from the log or the others",
+                Untrusted::Everything => "starts as a blank one, which the others bring up to date",
             };
             log::error!("{found}; this server serves no reads, hands over if it leads, and {what}");
         }
-        self.restart(net, restart);
+        self.restart(net, untrusted);
     }
 
-    fn restart(&mut self, net: &mut Net, restart: Restart) {
-        if self.restart.is_none() {
+    fn restart(&mut self, net: &mut Net, untrusted: Untrusted) {
+        if self.restart >= Some(untrusted) {
+            return;
+        }
+        // From now on no read is answered. All else waits until a kill cannot undo the verdict.
+        self.restart = Some(untrusted);
+        if let Err(error) = self.parts.judge.set_down(untrusted) {
+            self.verdict_not_set_down(net, &error.to_string());
+        }
+    }
+
+    /// What was found is on the disk: this server ends, to start again without it.
+    fn verdict_set_down(&mut self, net: &mut Net) {
+        if !std::mem::replace(&mut self.hands_over, true) {
             net.stop_accepting();
             self.input(net, Input::HandOver);
         }
-        self.restart = self.restart.max(Some(restart));
+    }
+
+    /// Setting aside what is not to be trusted may succeed all the same, and waiting makes nothing better.
+    fn verdict_not_set_down(&mut self, net: &mut Net, error: &str) {
+        log::error!(
+            "{error}; until this server has set its data aside, a kill would make it trust them again"
+        );
+        self.verdict_set_down(net);
     }
 
     fn disk_space(&mut self, net: &Net, space: DiskSpace) {

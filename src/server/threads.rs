@@ -46,6 +46,8 @@ pub(super) enum Report {
     StoreDamaged(String),
     /// The log is not what was written: one sentence.
     LogDamaged(String),
+    /// The last verdict about this server's data is durable, or cannot be made so: one sentence.
+    VerdictSetDown(Result<(), String>),
     /// How much room there is on the disk has changed.
     DiskSpace(DiskSpace),
     /// The end: one sentence.

@@ -3,7 +3,8 @@
 //! `LOCK` is locked for as long as the [`DataDir`] lives, so that two processes never write the same
 //! files. `IDENTITY` says whose directory it is, and whether its server was ever admitted to the group:
 //! a blank log then means that what it had is lost. A directory that is not this server's is refused
-//! before anything in it is touched.
+//! before anything in it is touched. And it says whether a verdict was reached that what is in the directory
+//! must not be used again, so that a kill between the verdict and the rebuilding changes nothing.
 //!
 //! What is damaged is set aside (`set_aside`) until the server has been rebuilt.
 
@@ -11,7 +12,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::files::{self, Directory, DiskFile, RealDirectory};
 use super::reserve::{DiskReserve, ReservedDirectory};
@@ -34,6 +35,9 @@ const SNAPSHOT_STAGED: &str = "snapshot.redb";
 const LOST_AND_FOUND: &str = "lost+found";
 const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: usize = 4096;
+const UNTRUSTED_NOTHING: &str = "nothing";
+const UNTRUSTED_STORE: &str = "store";
+const UNTRUSTED_EVERYTHING: &str = "everything";
 
 /// Why a data directory is refused. Each is one sentence for the person who started the server.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +185,43 @@ struct Identity {
     incarnation: u64,
     /// The server was once admitted to its group, as far as a start has found.
     admitted: bool,
+    /// What must not be used again and is not yet set aside.
+    untrusted: Option<Untrusted>,
+}
+
+/// What of a server's data was found to be damaged, or was refuted by the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Untrusted {
+    /// The store; the log is kept, and the store is rebuilt.
+    Store,
+    /// Log and store: the server becomes a blank one.
+    Everything,
+}
+
+/// Sets verdicts about a data directory down in it, while the directory is in use and from any thread. It does
+/// not hold the lock.
+#[derive(Clone)]
+pub struct Verdicts {
+    directory: Arc<dyn Directory>,
+    /// As it was last written. Nothing else writes it while a server runs.
+    identity: Arc<Mutex<Identity>>,
+}
+
+impl Verdicts {
+    /// Makes it durable that this must not be used again: every start sets it aside first, until it is. A
+    /// verdict about less than an earlier one changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`].
+    pub fn set_down(&self, untrusted: Untrusted) -> Result<(), DataDirError> {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = identity.untrusted.max(Some(untrusted));
+        let judged = Identity { untrusted: verdict, ..*identity };
+        write_identity(&*self.directory, judged)?;
+        *identity = judged;
+        Ok(())
+    }
 }
 
 /// Why an `IDENTITY` could not be read.
@@ -225,7 +266,7 @@ impl DataDir {
     ) -> Result<DataDir, DataDirError> {
         let path = directory.path("");
         let lock = lock(&*directory)?;
-        let wanted = Identity { cluster, node, incarnation, admitted: false };
+        let wanted = Identity { cluster, node, incarnation, admitted: false, untrusted: None };
         let found = read_identity(&*directory)?;
         match found {
             Some(found) => check(&path, found, wanted)?,
@@ -262,27 +303,50 @@ impl DataDir {
     /// # Errors
     ///
     /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
-    pub fn set_store_aside(&self) -> Result<(), DataDirError> {
+    pub(super) fn set_store_aside(&self) -> Result<(), DataDirError> {
         self.moved(STORE, set_aside::set_store_aside(&*self.directory, STORE))
     }
 
-    /// Makes this the directory of a server that has nothing, under a new incarnation: log and store are
-    /// moved out of the way, and kept until it has been brought up to date. When this is cut short, the
-    /// next start finds a store that is ahead of its log, and does it again. Nothing in the directory may
-    /// be open.
+    /// What a verdict says must not be used again, and is still in its place.
+    pub fn untrusted(&self) -> Option<Untrusted> {
+        self.identity.untrusted
+    }
+
+    /// Moves what must not be used again out of the way, and then takes the verdict back. When this is cut short,
+    /// the verdict is found again and what is left of this is done. Nothing in the directory may be open.
     ///
     /// # Errors
     ///
     /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
-    pub fn begin_anew(&mut self) -> Result<(), DataDirError> {
+    pub fn set_aside(&mut self, untrusted: Untrusted) -> Result<(), DataDirError> {
+        match untrusted {
+            Untrusted::Everything => self.begin_anew(),
+            Untrusted::Store => {
+                self.set_store_aside()?;
+                self.change_identity(Identity { untrusted: None, ..self.identity })
+            }
+        }
+    }
+
+    /// Makes this the directory of a server that has nothing, under a new incarnation: log and store are
+    /// moved out of the way, and kept until it has been brought up to date. When this is cut short, the
+    /// next start does it again. Nothing in the directory may be open.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
+    pub(super) fn begin_anew(&mut self) -> Result<(), DataDirError> {
         // First, so that nobody takes the blank server for the one that had all that, or for one that
         // never had anything.
         let incarnation = self.next_incarnation;
-        self.change_identity(Identity { incarnation, admitted: true, ..self.identity })?;
+        let untrusted = Some(Untrusted::Everything);
+        let blank = Identity { incarnation, admitted: true, untrusted, ..self.identity };
+        self.change_identity(blank)?;
         self.next_incarnation = self.next_incarnation.wrapping_add(1);
         self.incarnation = incarnation;
         self.moved(LOG, set_aside::set_log_aside(&*self.directory, LOG))?;
-        self.set_store_aside()
+        self.set_store_aside()?;
+        self.change_identity(Identity { untrusted: None, ..blank })
     }
 
     /// Whether a server has been admitted to its group on this directory, as far as a start has found. One that
@@ -357,6 +421,12 @@ impl DataDir {
     pub fn log_held_bytes_max(&self) -> u64 {
         let total_bytes = self.directory.space().map_or(u64::MAX, |space| space.total_bytes);
         (total_bytes / limits::LOG_HELD_DISK_PART).min(limits::LOG_HELD_BYTES_MAX)
+    }
+
+    /// For whoever reaches a verdict about what is here while the server runs.
+    pub fn verdicts(&self) -> Verdicts {
+        let identity = Arc::new(Mutex::new(self.identity));
+        Verdicts { directory: self.directory.clone(), identity }
     }
 
     /// For whoever looks from time to time whether the directory is still there; it does not hold the lock.
@@ -490,11 +560,16 @@ fn write_identity(directory: &dyn Directory, identity: Identity) -> Result<(), D
 
 impl Identity {
     fn encode(&self) -> String {
-        let Identity { cluster, node, incarnation, admitted } = self;
+        let Identity { cluster, node, incarnation, admitted, untrusted } = self;
         let version = DIRECTORY_FORMAT_VERSION;
+        let untrusted = match untrusted {
+            None => UNTRUSTED_NOTHING,
+            Some(Untrusted::Store) => UNTRUSTED_STORE,
+            Some(Untrusted::Everything) => UNTRUSTED_EVERYTHING,
+        };
         let body = format!(
             "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n\
-             admitted {admitted}\n"
+             admitted {admitted}\nuntrusted {untrusted}\n"
         );
         let check = crc32fast::hash(body.as_bytes());
         format!("{body}check {check:08x}\n")
@@ -521,10 +596,16 @@ impl Identity {
         let node = field("node ").and_then(|id| id.parse().ok());
         let incarnation = field("incarnation ").and_then(|id| u64::from_str_radix(id, 16).ok());
         let admitted = field("admitted ").and_then(|flag| flag.parse().ok());
-        match (cluster, node, incarnation, admitted) {
-            (Some(cluster), Some(node), Some(incarnation), Some(admitted)) => {
-                let cluster = ClusterId(cluster);
-                Ok(Identity { cluster, node: NodeId(node), incarnation, admitted })
+        let untrusted = field("untrusted ").and_then(|untrusted| match untrusted {
+            UNTRUSTED_NOTHING => Some(None),
+            UNTRUSTED_STORE => Some(Some(Untrusted::Store)),
+            UNTRUSTED_EVERYTHING => Some(Some(Untrusted::Everything)),
+            _ => None,
+        });
+        match (cluster, node, incarnation, admitted, untrusted) {
+            (Some(cluster), Some(node), Some(incarnation), Some(admitted), Some(untrusted)) => {
+                let (cluster, node) = (ClusterId(cluster), NodeId(node));
+                Ok(Identity { cluster, node, incarnation, admitted, untrusted })
             }
             _ => Err(IdentityError::Damaged),
         }

@@ -53,7 +53,7 @@ use crate::limits;
 use crate::node::core::Recovered;
 use crate::types::{AppliedPoint, LogEntry, LogIndex};
 use apply::{ApplyError, StateMachine};
-use datadir::{DataDir, DataDirError};
+use datadir::{DataDir, DataDirError, Untrusted};
 use disk::DiskEngine;
 use engine::Engine;
 use log::{DiskLog, LogError, LogOptions, RecoveredLog};
@@ -145,6 +145,17 @@ pub fn open(
     options: LogOptions,
     redundancy: Redundancy,
 ) -> Result<Storage, StorageError> {
+    if let Some(untrusted) = data_dir.untrusted() {
+        ::log::error!(
+            "{} when this server ended, and not yet set aside: that is done now, and the other servers bring this \
+             one up to date",
+            match untrusted {
+                Untrusted::Store => "the store was refuted or found damaged",
+                Untrusted::Everything => "log and store were refuted or found damaged",
+            }
+        );
+        data_dir.set_aside(untrusted)?;
+    }
     // Whichever is found first, each can be set aside once.
     for _ in 0..2 {
         match open_what_is_there(data_dir, options.clone(), redundancy) {

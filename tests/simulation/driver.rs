@@ -60,7 +60,7 @@ impl World {
             let delay_us = due_us.saturating_sub(now.monotonic_us) + self.rng.below(MILLISECOND);
             self.after(delay_us, Event::Flush { server, life });
         }
-        reached.into_iter().for_each(|attempt| self.start_get(server, attempt));
+        self.start_early(server, reached.into_iter().collect())?;
         self.carry_out(server, outputs)
     }
 
@@ -85,7 +85,7 @@ impl World {
         let node = &process.node;
         let steps = process.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
         let overdue = process.early.take_overdue(now_us);
-        overdue.into_iter().for_each(|attempt| self.start_get(server, attempt));
+        self.start_early(server, overdue.into_iter().collect())?;
         self.take_steps(server, steps)?;
         // Its driver was away for a moment.
         if self.rng.chance(10) { self.input(server, Input::LateTick) } else { Ok(()) }
@@ -100,6 +100,12 @@ impl World {
                     if let PeerMessage::Forwarded { reply: Some(reply), .. } = &message {
                         self.check_acknowledgement(server, reply)?;
                     }
+                    let vouches = matches!(message, PeerMessage::StateHashOk { hash: Some(_), .. });
+                    ensure!(
+                        !(vouches && self.servers[server].refuted),
+                        "{} vouches for a state that was refuted",
+                        node_id(server)
+                    );
                     let to = position(to, self.servers.len())
                         .ok_or_else(|| Violation(format!("a message to {to}")))?;
                     self.send(server, to, &message)?;
@@ -112,7 +118,7 @@ impl World {
                 }
                 Output::ReadReady { token } => {
                     if self.settle(server, token)? {
-                        self.start_get(server, token.request as usize);
+                        self.start_get(server, token.request as usize)?;
                     }
                 }
                 Output::Persist(batch) => self.persist(server, batch)?,
@@ -162,7 +168,12 @@ impl World {
                         process.notices.push(notice);
                     }
                 }
-                Output::RebuildStore => self.rot(server)?,
+                Output::RebuildStore => {
+                    let (life, longest_us) =
+                        (self.servers[server].life, self.servers[server].sync_us_max);
+                    let delay_us = self.rng.range(longest_us / 4..=longest_us);
+                    self.after(delay_us, Event::VerdictSetDown { server, life });
+                }
                 Output::BeginAnew => {
                     // Whoever is honest has no such log here.
                     ensure!(!self.setup.honest, "{} throws its log away", node_id(server));
@@ -386,10 +397,12 @@ impl World {
                 if replaced {
                     process.skew = 0;
                     self.servers[server].store_lost = false;
+                    self.servers[server].refuted = false;
                 }
                 if saves && let Some(process) = &mut self.servers[server].process {
                     let saved = process.machine.save()?;
-                    self.servers[server].checkpoint = saved;
+                    let skew = process.skew;
+                    self.servers[server].save(saved, skew);
                 }
             }
             None => {}
@@ -415,7 +428,8 @@ impl World {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         if self.rng.chance(self.setup.checkpoints) {
             let saved = process.machine.save()?;
-            self.servers[server].checkpoint = saved;
+            let skew = process.skew;
+            self.servers[server].save(saved, skew);
             self.at(notice_us, Event::Checkpointed { server, life, index: point.index });
         }
         Ok(())
@@ -621,13 +635,16 @@ impl World {
             first_question: self.rng.next_u64(),
         };
         let transfers = Transfers::new(self.rng.next_u64() >> 1, self.setup.transfers);
+        if self.servers[server].untrusted {
+            self.lose_state(server);
+        }
         let state = &mut self.servers[server];
         if let Some(snapshot) = state.disk.snapshot()
             && snapshot.point().index > state.checkpoint.point().index
         {
             // The installation of a snapshot that a crash interrupted is finished.
             state.checkpoint = snapshot.clone();
-            state.store_lost = false;
+            (state.store_lost, state.saved_skew, state.refuted) = (false, 0, false);
         }
         let machine = Machine::restore(&state.checkpoint, release)?;
         let recovered = match state.store_lost {
@@ -643,7 +660,8 @@ impl World {
         let node = Node::new(config, recovered)
             .map_err(|error| Violation(format!("{} cannot start: {error}", node_id(server))))?;
         state.life += 1;
-        state.process = Some(Process { handed, ..Process::new(node, machine, transfers) });
+        let skew = state.saved_skew;
+        state.process = Some(Process { handed, skew, ..Process::new(node, machine, transfers) });
         let life = state.life;
         let delay_us = self.rng.range(0..=limits::TICK.as_micros() as u64);
         self.after(delay_us, Event::Tick { server, life });
@@ -680,8 +698,8 @@ impl World {
         self.trace.note(self.now_us, || format!("{} loses its data directory", server + 1));
         self.servers[server].disk.wipe();
         self.servers[server].incarnation += 1;
-        self.servers[server].checkpoint = Default::default();
-        (self.servers[server].store_lost, self.servers[server].rotten) = (false, false);
+        self.servers[server].forget_state();
+        self.servers[server].store_lost = false;
         Ok(())
     }
 
@@ -701,17 +719,26 @@ impl World {
             self.lose_state(server);
             return Ok(());
         }
-        let life = self.servers[server].life;
         self.servers[server].rotten = true;
+        self.end_soon(server)
+    }
+
+    fn end_soon(&mut self, server: usize) -> Verdict {
+        let life = self.servers[server].life;
         let grace_us = limits::HANDOVER_TIMEOUT.as_micros() as u64 + SECOND;
         self.after(grace_us, Event::StopOverdue { server, life });
         self.input(server, Input::HandOver)
     }
 
+    /// That a server's state was refuted is on its disk: now it hands over, and starts again without it.
+    pub fn verdict_set_down(&mut self, server: usize) -> Verdict {
+        (self.servers[server].untrusted, self.servers[server].refuted) = (true, true);
+        self.end_soon(server)
+    }
+
     fn lose_state(&mut self, server: usize) {
         let state = &mut self.servers[server];
-        state.rotten = false;
-        state.checkpoint = Saved::default();
+        state.forget_state();
         state.store_lost = !state.disk.lose_state();
     }
 
@@ -735,7 +762,8 @@ impl World {
         let state = &mut self.servers[server];
         state.disk.close()?;
         if let Some(process) = state.process.as_mut().filter(|_| !state.store_lost) {
-            state.checkpoint = process.machine.save()?;
+            let (saved, skew) = (process.machine.save()?, process.skew);
+            state.save(saved, skew);
         }
         self.depart(server);
         let delay_us = self.rng.range(50 * MILLISECOND..=SECOND);

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::checker::Verdict;
 use crate::network::Quality;
+use crate::server::Server;
 use crate::world::{Event, MILLISECOND, SECOND, World};
 
 /// The kinds of fault.
@@ -310,8 +311,7 @@ impl World {
 
     /// Whether a server's state differs from the others', found out or not.
     pub fn somebody_is_wrong(&self) -> bool {
-        let mut processes = self.servers.iter().filter_map(|server| server.process.as_ref());
-        processes.any(|process| process.skew != 0)
+        self.servers.iter().any(Server::is_wrong)
     }
 
     /// Whether what every server knows to be committed reaches to where the others' logs begin, so that all can compare
@@ -324,9 +324,8 @@ impl World {
 
     fn others_are_whole(&self, server: usize) -> bool {
         self.servers.iter().enumerate().all(|(at, other)| {
-            let agrees = other.process.as_ref().is_none_or(|process| process.skew == 0);
             let whole = other.disk.hard_state().admitted && !other.store_lost && !other.rotten;
-            at == server || (whole && agrees)
+            at == server || (whole && !other.is_wrong())
         })
     }
 

@@ -7,11 +7,11 @@ use acervo::limits::{self, NodeLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::eligibility::Ineligible;
 use acervo::node::upkeep::UpkeepConfig;
-use acervo::node::{ConsoleEvent, Input, NoLeader, Notice};
+use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::{PageLimits, Sight};
-use acervo::types::Timestamp;
-use acervo::wire::message::{ErrorCode, PageOf, Role};
+use acervo::types::{DiskSpace, Timestamp};
+use acervo::wire::message::{ErrorCode, PageOf, PeerMessage, Role};
 use bytes::Bytes;
 
 use crate::campaign::make_peace;
@@ -19,6 +19,7 @@ use crate::checker::Violation;
 use crate::clients::{Memory, Outcome};
 use crate::nemesis::Fault;
 use crate::network::Quality;
+use crate::server::node_id;
 use crate::trace::Trace;
 use crate::world::{MILLISECOND, SECOND, Setup, World};
 
@@ -1077,6 +1078,7 @@ fn a_dispute_is_decided_in_an_idle_group() {
         }
         // What it has on its disk is right. It is back before anybody is elected, after which all would compare.
         world.crash(wrong).unwrap();
+        world.servers[wrong].saved_skew = 0;
         world.start(wrong).unwrap();
         let decided = run_until(&mut world, 10 * SECOND, |world| {
             world.statuses().count() == 2
@@ -1115,6 +1117,83 @@ fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_le
         assert!(rebuilt);
         close(world);
     }
+}
+
+/// What is said once may be lost with its link, or contradicted by a forger; so it is said again and again.
+#[test]
+fn full_disks_are_told_again_and_again_until_there_is_room() {
+    let refused = |world: &mut World, server: usize, when: &str| {
+        let write = put(world, server, "v");
+        let met = run_until(world, 3 * SECOND, |world| !world.operations[write].errors.is_empty());
+        assert!(met, "{when}: it is taken");
+        assert_eq!(world.operations[write].errors[0].1, ErrorCode::DiskFull, "{when}");
+    };
+    let mut world = group(Setup::calm(85));
+    let leader = world.leader().unwrap();
+    let followers: Vec<usize> = (0..3).filter(|server| *server != leader).collect();
+    for follower in &followers {
+        world.disk_is(*follower, DiskSpace::Full).unwrap();
+    }
+    run_for(&mut world, 100 * MILLISECOND);
+    refused(&mut world, leader, "two of three are full");
+    for follower in &followers {
+        let message = CheckedMessage::new(PeerMessage::Disk { full: false }).unwrap();
+        let from = node_id(*follower);
+        world.input(leader, Input::Peer { from, message }).unwrap();
+    }
+    run_for(&mut world, 2 * SECOND);
+    refused(&mut world, leader, "a forger has said that there is room");
+    for follower in &followers {
+        world.reset_links(*follower, leader);
+    }
+    run_for(&mut world, 2 * SECOND);
+    let leader = world.leader().unwrap();
+    refused(&mut world, leader, "the links are new");
+    for server in 0..3 {
+        world.disk_is(server, DiskSpace::Ample).unwrap();
+    }
+    run_for(&mut world, 100 * MILLISECOND);
+    let write = put(&mut world, leader, "v");
+    answered_within(&mut world, write, SECOND);
+    assert!(world.operations[write].errors.is_empty(), "it was told that there is room again");
+    close(world);
+}
+
+/// The verdict was once lost with the process: whoever was killed between it and the rebuilding trusted its state
+/// again, and served it until somebody asked.
+#[test]
+fn a_replica_that_was_refuted_and_is_killed_at_any_moment_never_serves_that_state_again() {
+    let mut rebuilt_late = 0;
+    for step in 0..24 {
+        let setup = Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(300 + step) };
+        let mut world = group(Setup { ack: AckPolicy::Majority, ..setup });
+        for number in 0..30 {
+            let write = put(&mut world, 0, &number.to_string());
+            answered_within(&mut world, write, 5 * SECOND);
+        }
+        let victim = step as usize % 3;
+        world.nemesis.struck.insert(Fault::Diverge, 1);
+        world.servers[victim].process.as_mut().unwrap().skew = 1;
+        let mut refuted = false;
+        while !refuted {
+            world.put(0, Some(1), "k", "v");
+            refuted =
+                run_until(&mut world, 20 * MILLISECOND, |world| world.servers[victim].refuted);
+        }
+        // It hands over meanwhile, ends, and is started again.
+        run_for(&mut world, step * step * 50);
+        world.crash(victim).unwrap();
+        world.start(victim).unwrap();
+        rebuilt_late += u64::from(world.servers[victim].store_lost);
+        // In an idle group, in which nobody would ask.
+        let read = world.read(0, Some(victim), Bytes::from_static(b"k"), false);
+        let linearizable = world.read(0, Some(victim), Bytes::from_static(b"k"), true);
+        answered_within(&mut world, read, 20 * SECOND);
+        answered_within(&mut world, linearizable, 20 * SECOND);
+        assert!(!world.servers[victim].is_wrong(), "step {step}: it has what was refuted");
+        close(world);
+    }
+    assert!(rebuilt_late > 10, "{rebuilt_late}");
 }
 
 /// Both had everything once and know it, so nobody takes the group for a new one; the third one may still

@@ -34,6 +34,13 @@ pub struct Server {
     pub store_lost: bool,
     /// Something in the state is damaged: it is lost when the process ends.
     pub rotten: bool,
+    /// Survives: the data directory says that the state was refuted. The next start sets it aside.
+    pub untrusted: bool,
+    /// Survives: what hashes of the saved state differ by from those of the real one.
+    pub saved_skew: u64,
+    /// The state of this server has been refuted, durably, and is still there: the simulator's own knowledge, against
+    /// which what the server does is held.
+    pub refuted: bool,
     /// Survives: by how much the level that its release knows is above the first.
     pub upgrades: u32,
     /// Survives: names the data directory.
@@ -56,6 +63,24 @@ pub struct Server {
     pub store_hung_until_us: u64,
     /// The running process; `None` while it is down.
     pub process: Option<Process>,
+}
+
+impl Server {
+    /// A checkpoint of a state whose hashes differ by this from those of the real one.
+    pub fn save(&mut self, saved: Saved, skew: u64) {
+        (self.checkpoint, self.saved_skew) = (saved, skew);
+    }
+
+    /// Whether the state differs from the others', found out or not.
+    pub fn is_wrong(&self) -> bool {
+        self.process.as_ref().map_or(self.saved_skew, |process| process.skew) != 0
+    }
+
+    /// The state is gone, and with it all that was wrong with it.
+    pub fn forget_state(&mut self) {
+        self.save(Saved::default(), 0);
+        (self.rotten, self.untrusted, self.refuted) = (false, false, false);
+    }
 }
 
 /// Work for the state machine.

@@ -150,6 +150,8 @@ pub enum Event {
     LinkLost { from: usize, to: usize, session: u64 },
     /// A server gives up a link on which it has heard nothing, if a partition is still in the way.
     LinkSilent { from: usize, to: usize, session: u64 },
+    /// It is durable that a server's state was refuted.
+    VerdictSetDown { server: usize, life: u64 },
     /// A sync ends.
     Synced { server: usize, life: u64 },
     /// The state machine has applied the piece at hand.
@@ -346,6 +348,7 @@ impl World {
                 Ok(())
             }
             Event::Synced { server, .. } => self.synced(server),
+            Event::VerdictSetDown { server, .. } => self.verdict_set_down(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
             Event::Applied { server, outcomes, upkeep, point, .. } => {
                 self.input(server, Input::Applied { outcomes, upkeep, point })
@@ -399,7 +402,9 @@ impl Event {
     /// Until when the disk that this waits for hangs.
     fn hung_until(&self, servers: &[Server]) -> Option<u64> {
         match *self {
-            Event::Synced { server, .. } => Some(servers[server].log_hung_until_us),
+            Event::Synced { server, .. } | Event::VerdictSetDown { server, .. } => {
+                Some(servers[server].log_hung_until_us)
+            }
             Event::ApplyDone { server, .. } => Some(servers[server].store_hung_until_us),
             // The log is read from the same disk that it is written to.
             Event::Fetched { server, .. } => Some(servers[server].log_hung_until_us),
@@ -414,6 +419,7 @@ impl Event {
             | Event::Flush { server, life }
             | Event::Dial { from: server, life, .. }
             | Event::Synced { server, life }
+            | Event::VerdictSetDown { server, life }
             | Event::ApplyDone { server, life }
             | Event::Applied { server, life, .. }
             | Event::Fetched { server, life, .. }

@@ -18,8 +18,9 @@ use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
 use bytes::Bytes;
 
-use crate::checker::Verdict;
+use crate::checker::{Verdict, ensure};
 use crate::linearizability::Span;
+use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};
 
 /// How a client keeps from reading backwards.
@@ -447,18 +448,38 @@ impl World {
                         (node.applied_point().timestamp, node.newest_timestamp());
                     let (now_us, wanted) = (self.now_us, read.wanted());
                     let at_once = process.early.hold(now_us, wanted, applied, newest, attempt);
-                    at_once.into_iter().for_each(|attempt| self.start_get(server, attempt));
+                    self.start_early(server, at_once.into_iter().collect())?;
                 }
                 Ok(())
             }
         }
     }
 
+    /// Reads that have waited for what they ask for are answered, if the state may still be read.
+    pub fn start_early(&mut self, server: usize, attempts: Vec<usize>) -> Verdict {
+        for attempt in attempts {
+            let process = self.servers[server].process.as_ref();
+            match process.and_then(|process| process.node.distrust()) {
+                Some(distrust) => self.reply(server, attempt, not_to_be_read(distrust), 0),
+                None => self.start_get(server, attempt)?,
+            }
+        }
+        Ok(())
+    }
+
     /// A worker takes up a read.
-    pub fn start_get(&mut self, server: usize, attempt: usize) {
+    pub fn start_get(&mut self, server: usize, attempt: usize) -> Verdict {
+        let state = &self.servers[server];
+        let distrust = state.process.as_ref().and_then(|process| process.node.distrust());
+        ensure!(
+            distrust.is_none() && !state.refuted,
+            "{} answers a read from a state that is not to be read: {distrust:?}",
+            node_id(server)
+        );
         let life = self.servers[server].life;
         let delay_us = self.rng.range(5..=200);
         self.after(delay_us, Event::Get { server, life, attempt });
+        Ok(())
     }
 
     /// The worker answers it.
