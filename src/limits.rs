@@ -703,6 +703,19 @@ pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
 /// Bytes of memory that a registry's index of them takes; past it likewise. So many files with names of 32
 /// bytes fit, and fewer with longer ones.
 pub const REGISTRY_INDEX_BYTES_MAX: usize = 320 * 1024 * 1024;
+/// Peers that may join from one IP address: a quarter, so that nobody alone takes a registry from all others.
+pub const REGISTRY_PEERS_PER_ORIGIN_MAX: usize = REGISTRY_PEERS_MAX / 4;
+/// Files that they may offer together, likewise.
+pub const REGISTRY_FILES_PER_ORIGIN_MAX: usize = REGISTRY_FILES_MAX / 4;
+/// Within this time an address that is not the IP of the peer's own connection has to answer its registry: a
+/// round trip to anywhere, and a lost packet.
+pub const ADDRESS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Addresses that a registry checks at once, of all peers; one more JOIN is told to come later.
+pub const ADDRESS_CHECKS_MAX: usize = 64;
+/// The same for one IP address, so that a registry is of no use for searching a network for open ports.
+pub const ADDRESS_CHECKS_PER_ORIGIN_MAX: usize = 4;
+/// The retry hint for a JOIN under an id whose connection is alive.
+pub const JOINED_ELSEWHERE_RETRY_AFTER_MS: u32 = 500;
 /// What a file takes in a registry's index besides the bytes of its name: its place in three ordered maps that
 /// may be half empty, and its name's own place.
 pub const INDEX_FILE_BYTES: usize = 288;
@@ -794,7 +807,9 @@ const _: () = {
     assert!(BUDGET_CONNECTION_BYTES_MAX < REGISTRY_BUDGET_ORIGIN_BYTES_MAX);
     assert!(REGISTRY_BUDGET_ORIGIN_BYTES_MAX < REGISTRY_BUDGET_PROCESS_BYTES_MAX);
     assert!(CLOSE_LINGER.as_millis() < MEMBER_STOP_TIMEOUT.as_millis());
-    assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_MAX);
+    assert!(FILES_PER_PEER_MAX <= REGISTRY_FILES_PER_ORIGIN_MAX);
+    assert!(ADDRESS_CHECKS_MAX <= DIALLED_CONNECTIONS_MAX);
+    assert!(ADDRESS_CHECK_TIMEOUT.as_millis() < REGISTRY_CALL_TIMEOUT.as_millis());
     let entry = FILE_NAME_BYTES_MAX + FILE_ENTRY_BYTES_MAX;
     // Three keys, and their values.
     assert!(3 * STORE_FILES_PER_WRITE * (entry + 256) < TRANSACTION_BYTES_MAX);

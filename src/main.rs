@@ -142,6 +142,7 @@ fn run_registry(args: &RegistryArgs) -> u8 {
         listen,
         console: args.console == Switch::On,
         workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
+        silence_timeout: args.silence_timeout,
     };
     let (room, timeout) = (IndexLimits::default(), args.silence_timeout);
     let directory: Arc<dyn Directory> = match &args.servers {

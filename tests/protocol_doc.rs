@@ -351,6 +351,8 @@ fn the_documents_limits_are_the_codes() {
         ("frame between peers", limits::SHARE_FRAME_BYTES_MAX),
         ("request between peers", limits::SHARE_REQUEST_BYTES_MAX),
         ("peers of a registry", limits::REGISTRY_PEERS_MAX),
+        ("peers from one IP address", limits::REGISTRY_PEERS_PER_ORIGIN_MAX),
+        ("files of all peers from one IP address", limits::REGISTRY_FILES_PER_ORIGIN_MAX),
         ("files of a peer", limits::FILES_PER_PEER_MAX),
         ("files of all peers", limits::REGISTRY_FILES_MAX),
         ("sources in an answer", limits::SOURCES_PER_ANSWER_MAX),

@@ -4,10 +4,12 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use acervo::limits;
+use acervo::net::Listener;
 use acervo::share::names::FileName;
+use acervo::share::serve::{ServeOptions, Server};
 use acervo::share::types::{ContentId, FileEntry, PeerId};
 use acervo::types::{ClusterId, NodeId};
 use acervo::wire::codec;
@@ -108,7 +110,7 @@ fn name(name: &str) -> FileName {
 }
 
 fn at(port: u16) -> SocketAddr {
-    SocketAddr::from(([10, 1, 2, 3], port))
+    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 fn file(of: &str, what: u8) -> FileEntry {
@@ -152,14 +154,14 @@ fn join_search_update_and_leave() {
     let from = second.address();
     let lines = [
         format!("Peer {} solicitou arquivo a.mp4.", first.address()),
-        "Peer 10.1.2.3:5001 adicionado com arquivos a.mp4 coração.txt.".to_owned(),
-        "Peer 10.1.2.3:5002 adicionado com arquivos .".to_owned(),
-        "Peer 10.1.2.3:5002 solicitou arquivo a.mp4.".to_owned(),
-        "Peer 10.1.2.3:5002 solicitou arquivo A.mp4.".to_owned(),
-        "Peer 10.1.2.3:5002 solicitou arquivo a.".to_owned(),
-        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
-        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
-        "Peer 10.1.2.3:5001 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 127.0.0.1:5001 adicionado com arquivos a.mp4 coração.txt.".to_owned(),
+        "Peer 127.0.0.1:5002 adicionado com arquivos .".to_owned(),
+        "Peer 127.0.0.1:5002 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 127.0.0.1:5002 solicitou arquivo A.mp4.".to_owned(),
+        "Peer 127.0.0.1:5002 solicitou arquivo a.".to_owned(),
+        "Peer 127.0.0.1:5001 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 127.0.0.1:5001 solicitou arquivo a.mp4.".to_owned(),
+        "Peer 127.0.0.1:5001 solicitou arquivo a.mp4.".to_owned(),
         format!("Peer {from} solicitou arquivo coração.txt."),
     ];
     let shown = eventually("every line", || {
@@ -244,21 +246,151 @@ fn who_falls_silent_is_forgotten_and_may_come_back() {
 }
 
 #[test]
-fn who_is_gone_is_forgotten_unless_it_has_come_back_already() {
+fn who_has_joined_keeps_its_id_until_its_connection_ends() {
     let registry = Registry::start(&["--console", "off"]);
     let (mut old, mut new) = (Raw::greeted(&registry), Raw::greeted(&registry));
     let mut other = Raw::greeted(&registry);
-    old.join(1, 5001, vec![file("a", 1)]);
-    // The same peer over another connection: its old one is not about it any more.
-    new.join(1, 5009, vec![file("a", 1)]);
-    assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
-    assert_eq!(old.ask(RegistryRequest::Leave), RegistryReply::NotJoined);
+    assert_eq!(old.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    for _ in 0..2 {
+        match new.join(1, 5009, vec![file("b", 1)]) {
+            RegistryReply::Error { message, retry_after_ms } => {
+                assert!(message.contains("is alive") && retry_after_ms > 0, "{message}");
+            }
+            reply => panic!("{reply:?}"),
+        }
+        assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+        assert_eq!((other.search("a")[0].address, other.search("b")), (at(5001), vec![]));
+    }
+    // Over its own connection it may join anew, also as somebody else, and then its first id is free.
+    assert_eq!(old.join(1, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(other.search("a")[0].address, at(5002));
+    assert_eq!(old.join(2, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(new.join(1, 5009, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(other.join(2, 5003, vec![]), old_id_is_alive(2));
     drop(old);
-    assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
-    let sources = other.search("a");
-    assert_eq!((sources.len(), sources[0].address), (1, at(5009)));
+    eventually("the id is free", || {
+        (other.join(2, 5003, vec![]) == RegistryReply::JoinOk).then_some(())
+    });
+    // A connection that ends after another has taken over does nobody any harm.
+    assert_eq!(new.ask(RegistryRequest::Leave), RegistryReply::LeaveOk);
+    let mut third = Raw::greeted(&registry);
+    assert_eq!(third.join(1, 5010, vec![file("a", 1)]), RegistryReply::JoinOk);
     drop(new);
+    assert_eq!(third.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+    assert_eq!(other.search("a")[0].address, at(5010));
+    drop(third);
     eventually("the peer is forgotten", || other.search("a").is_empty().then_some(()));
+}
+
+fn old_id_is_alive(peer: u64) -> RegistryReply {
+    RegistryReply::Error {
+        message: format!(
+            "another connection has joined as peer {} and is alive: it has to end first",
+            PeerId(peer)
+        ),
+        retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
+    }
+}
+
+#[test]
+fn an_id_whose_connection_has_frozen_is_free_after_its_silence() {
+    let registry = Registry::start(&["--console", "off", "--silence-timeout", "1s"]);
+    let (mut frozen, mut new) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    frozen.join(1, 5001, vec![file("a", 1)]);
+    eventually("the id is free", || {
+        (new.join(1, 5009, vec![file("a", 1)]) == RegistryReply::JoinOk).then_some(())
+    });
+    assert_eq!(new.search("a")[0].address, at(5009));
+    assert_eq!(frozen.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
+    drop(frozen);
+    assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+}
+
+#[test]
+fn an_address_is_the_peers_own_or_has_answered() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut peer = Raw::greeted(&registry);
+    let mut join = |ip: &str, port| {
+        let address = SocketAddr::new(ip.parse().unwrap(), port);
+        let files = vec![file("a", 1)];
+        let (part, last) = (0, true);
+        let reply = peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last });
+        let sources = peer.search("a");
+        (reply, sources.into_iter().map(|source| source.address).collect::<Vec<_>>())
+    };
+    let refused = |(reply, sources): (RegistryReply, Vec<SocketAddr>)| {
+        assert_eq!(sources, []);
+        match reply {
+            RegistryReply::Error { message, retry_after_ms: 0 } => message,
+            reply => panic!("{reply:?}"),
+        }
+    };
+    // Nobody is there, somebody is who says nothing, or something else.
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let answers: [Option<Vec<u8>>; 3] = [
+        None,
+        Some(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Some(frame(&Message::Pong { nonce: 1 })),
+    ];
+    let closed = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    assert!(refused(join("127.0.0.2", closed)).contains("comes from 127.0.0.1"));
+    for answer in answers {
+        std::thread::scope(|scope| {
+            let answering = scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                if let Some(answer) = answer {
+                    stream.write_all(&answer).unwrap();
+                }
+                // It has asked like anyone who dials a peer, and goes away.
+                let mut asked = Vec::new();
+                match stream.read_to_end(&mut asked) {
+                    Ok(_) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+                }
+                assert!(asked.is_empty() || asked == frame(&hello(HelloRole::Share)), "{asked:?}");
+            });
+            refused(join("127.0.0.2", port));
+            answering.join().unwrap();
+        });
+    }
+    // A peer's own server.
+    let serving = Listener::bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let address = serving.address();
+    let options = ServeOptions { catalogs: vec![], limit_bytes_per_s: None, congestion: None };
+    let _server = Server::start(serving, options).unwrap();
+    assert_eq!(join("127.0.0.2", address.port()), (RegistryReply::JoinOk, vec![address]));
+    // Its own address, in whatever notation.
+    let own = |port| vec![SocketAddr::from(([127, 0, 0, 1], port))];
+    assert_eq!(join("::ffff:127.0.0.1", 5002), (RegistryReply::JoinOk, own(5002)));
+    assert_eq!(join("::", 5003), (RegistryReply::JoinOk, own(5003)));
+}
+
+#[test]
+fn a_registry_on_every_address_shows_ipv4_as_ipv4() {
+    let port = support::free_addresses(1)[0].port();
+    let mut registry = Registry::start(&[]);
+    registry.kill();
+    let listen = format!("[::]:{port}");
+    let mut command = std::process::Command::new(support::ACERVO);
+    command.args(["registry", "--listen", &listen]);
+    registry.address = SocketAddr::from(([127, 0, 0, 1], port));
+    let process = support::share::Process::start(command, registry.dir.path(), "everywhere");
+    eventually("it listens", || TcpStream::connect(registry.address).ok());
+    let mut peer = Raw::greeted(&registry);
+    let address = SocketAddr::from(([0, 0, 0, 0], 5001));
+    let files = vec![file("a", 1)];
+    let (part, last) = (0, true);
+    peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last });
+    assert_eq!(peer.search("a")[0].address, at(5001));
+    assert_eq!(Raw::greeted(&registry).search("b"), []);
+    let lines = eventually("the lines", || {
+        let out = process.out();
+        (out.lines().count() == 3 && out.ends_with('\n')).then_some(out)
+    });
+    assert!(lines.starts_with("Peer 127.0.0.1:5001 adicionado com arquivos a.\n"), "{lines}");
+    assert!(!lines.contains("ffff"), "{lines}");
 }
 
 #[test]
@@ -298,7 +430,7 @@ fn an_address_of_zeros_is_where_the_peer_comes_from() {
     assert_eq!(peer.ask(join(anywhere)), RegistryReply::JoinOk);
     let expected = SocketAddr::new(peer.address().ip(), 5001);
     assert_eq!(peer.search("a")[0].address, expected);
-    let reply = peer.ask(join(SocketAddr::from(([10, 0, 0, 1], 0))));
+    let reply = peer.ask(join(SocketAddr::from(([127, 0, 0, 1], 0))));
     assert!(matches!(reply, RegistryReply::Error { .. }), "{reply:?}");
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
-use acervo::share::index::{IndexLimits, Member};
+use acervo::share::index::{IndexLimits, Member, Place};
 use acervo::share::names::FileName;
 use acervo::share::registry::directory::{Directory, MemoryDirectory};
 use acervo::share::registry::store::StoreDirectory;
@@ -146,6 +146,8 @@ const SMALL: IndexLimits = IndexLimits {
     peers_max: 3,
     files_per_peer_max: 5,
     files_max: 9,
+    peers_per_origin_max: 3,
+    files_per_origin_max: 9,
     bytes_max: usize::MAX,
     fetching_per_peer_max: 2,
 };
@@ -162,6 +164,10 @@ fn entry((of, what): (u8, u8)) -> FileEntry {
 
 fn address(peer: u64) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1], 1000 + peer as u16))
+}
+
+fn place(peer: u64) -> Place {
+    Place { address: address(peer), origin: address(peer).ip() }
 }
 
 fn everything(client: &Client) -> Vec<Row> {
@@ -189,7 +195,16 @@ fn answers(directory: &dyn Directory) -> Vec<String> {
 #[test]
 fn several_registries_over_one_store_answer_as_one_index_in_memory() {
     // What all peers have together each registry counts for itself, and now and then.
-    play(IndexLimits { peers_max: 100, files_max: 100, ..SMALL }, 3);
+    play(
+        IndexLimits {
+            peers_max: 100,
+            files_max: 100,
+            peers_per_origin_max: 100,
+            files_per_origin_max: 100,
+            ..SMALL
+        },
+        3,
+    );
 }
 
 #[test]
@@ -204,7 +219,7 @@ fn what_is_full_is_counted_again_before_anybody_is_refused() {
     let member = |peer| Member { peer: PeerId(peer), session: peer };
     let join = |directory: &StoreDirectory, peer, files: &[(u8, u8)]| {
         let files = files.iter().copied().map(entry).collect();
-        directory.join(member(peer), address(peer), files).map_err(|error| error.to_string())
+        directory.join(member(peer), place(peer), files).map_err(|error| error.to_string())
     };
     for peer in 1..=3 {
         join(&one, peer, &[(0, 0), (1, 0), (2, 0)]).unwrap();
@@ -244,12 +259,23 @@ fn play(room: IndexLimits, registries: usize) {
         let what = random.random_range(0..10);
         let (expected, got) = match what {
             0..=3 => {
-                // A new connection, and at any registry; the old one ends when it is noticed.
+                // A new connection, and at any registry; the old one ends when it is noticed, and before
+                // that no other registry takes the peer.
                 session += 1;
                 let at = random.random_range(0..registries);
+                let elsewhere = known.filter(|(before, _)| *before != at);
+                if let Some((before, old)) = elsewhere {
+                    let member = Member { peer: PeerId(peer), session };
+                    let refused = stores[at].join(member, place(peer), vec![]).unwrap_err();
+                    assert!(refused.to_string().contains("another registry"), "{refused}");
+                    memory.leave(old).unwrap();
+                    stores[before].leave(old).unwrap();
+                    connected.remove(&peer);
+                }
+                let known = known.filter(|_| elsewhere.is_none());
                 let member = Member { peer: PeerId(peer), session };
                 let join = |directory: &dyn Directory| {
-                    let joined = directory.join(member, address(peer), files.clone());
+                    let joined = directory.join(member, place(peer), files.clone());
                     joined.map_err(|error| error.to_string())
                 };
                 let (expected, got) = (join(&memory), join(&stores[at]));
@@ -314,7 +340,7 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
     let left_behind = StoreDirectory::new(group.client(), room, alive);
     let member = |peer| Member { peer: PeerId(peer), session: 1 };
     for peer in dead {
-        left_behind.join(member(peer), address(peer), vec![entry((0, 1)), entry((1, 2))]).unwrap();
+        left_behind.join(member(peer), place(peer), vec![entry((0, 1)), entry((1, 2))]).unwrap();
         left_behind.fetching(member(peer), ContentId([3; 32]), 30).unwrap();
     }
     // It died while it took one of them away: some files are gone already.
@@ -329,7 +355,10 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
     assert_eq!(other.search(&name(1)).unwrap().len(), 2, "it is not known to be dead yet");
     // One of its peers comes back by itself, elsewhere.
     let back = Member { peer: PeerId(2), session: 2 };
-    other.join(back, address(2), vec![entry((0, 1))]).unwrap();
+    eventually("its registry is not waited for any more", || {
+        other.expire().unwrap();
+        other.join(back, place(2), vec![entry((0, 1))]).ok()
+    });
     let gone = eventually("the dead registry's peer is forgotten", || {
         // The one that lives is heard all the while.
         assert!(other.hear(back).unwrap());
@@ -356,7 +385,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
     let directory =
         StoreDirectory::new(group.client(), IndexLimits::default(), Duration::from_millis(400));
     let member = Member { peer: PeerId(7), session: 1 };
-    directory.join(member, address(7), vec![entry((0, 1))]).unwrap();
+    directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     directory.expire().unwrap();
     assert!(directory.hear(member).unwrap());
     // As another registry does that takes this one for dead.
@@ -368,7 +397,7 @@ fn a_peer_whose_rows_somebody_took_away_is_told_to_join_anew() {
         (!directory.hear(member).unwrap()).then_some(())
     });
     assert!(!directory.update(member, vec![entry((1, 1))], &[]).unwrap());
-    directory.join(member, address(7), vec![entry((0, 1))]).unwrap();
+    directory.join(member, place(7), vec![entry((0, 1))]).unwrap();
     assert_eq!(directory.search(&name(0)).unwrap().len(), 1);
     // A peer that says nothing any more is forgotten by its own registry.
     let gone = eventually("its silence is noticed", || directory.expire().unwrap().pop());
@@ -394,7 +423,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     let member = |session| Member { peer: PeerId(1), session };
     let first = files[0].name.clone();
     std::thread::scope(|scope| {
-        let joining = scope.spawn(|| directory.join(member(1), address(1), files.clone()).unwrap());
+        let joining = scope.spawn(|| directory.join(member(1), place(1), files.clone()).unwrap());
         // That is many writes; whoever finds one of the files finds all of them.
         while !joining.is_finished() {
             if !other.search(&first).unwrap().is_empty() {
@@ -405,7 +434,7 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     assert_eq!(other.search(&last.name).unwrap().len(), 1);
     assert_eq!(other.peers(None).unwrap().0[0].files, files.len() as u64);
 
-    // It comes back to the other one, with one file changed: nothing else is written again.
+    // It comes back over another connection, with one file changed: nothing else is written again.
     let version = |name: &FileName| {
         let key = format!("share/name/{name}\0{}", PeerId(1));
         group.client().get_linearizable(key).unwrap().timestamp
@@ -414,12 +443,12 @@ fn a_peer_of_as_many_files_as_there_may_be_joins_comes_back_and_goes() {
     let first = version(&changed);
     let mut files = files;
     files[0].size += 1;
-    other.join(member(2), address(1), files).unwrap();
+    directory.join(member(2), place(1), files).unwrap();
     assert_eq!(version(&last.name), before);
     assert!(version(&changed) > first);
-    assert_eq!(directory.search(&changed).unwrap()[0].size, 1);
+    assert_eq!(other.search(&changed).unwrap()[0].size, 1);
 
-    other.leave(member(2)).unwrap();
+    directory.leave(member(2)).unwrap();
     let left = everything(&group.client());
     assert!(left.iter().all(|row| row.key.starts_with(b"share/registry/")), "{}", left.len());
 }

@@ -121,7 +121,8 @@ fn low_water(max: usize) -> usize {
     max - max / 4
 }
 
-pub(super) fn origin_of(ip: IpAddr) -> IpAddr {
+/// What quotas count as one IP address: IPv4 in either notation as itself, and of IPv6 the first 64 bits.
+pub fn origin_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
         IpAddr::V6(ip) => {

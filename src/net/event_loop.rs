@@ -1,6 +1,7 @@
 //! The loop itself. The module above tells how it goes.
 
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -156,6 +157,8 @@ impl EventLoop {
                 return;
             };
             let accepted = listener.inner.accept().and_then(|(stream, peer)| {
+                // A listener on `[::]` is told of IPv4 connections in IPv6's notation.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 disable_nagle(&stream);
                 let net = &mut self.net;
                 let was_full = net.connections.count(Origin::Accepted) >= net.config.accepted_max;

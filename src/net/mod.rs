@@ -67,7 +67,7 @@ mod send_queue;
 mod service;
 mod wake;
 
-pub use budget::BudgetLimits;
+pub use budget::{BudgetLimits, origin_of};
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;

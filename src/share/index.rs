@@ -14,7 +14,7 @@
 //! There is no clock and no IO here: `now` is a time since any one beginning that the caller chooses.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +33,10 @@ pub struct IndexLimits {
     pub files_per_peer_max: usize,
     /// Files of all peers.
     pub files_max: usize,
+    /// Peers of one origin: what the network layer counts as one IP.
+    pub peers_per_origin_max: usize,
+    /// Files of all of them.
+    pub files_per_origin_max: usize,
     /// Bytes of memory that they take, their names included.
     pub bytes_max: usize,
     /// Contents one peer is fetching.
@@ -45,6 +49,8 @@ impl Default for IndexLimits {
             peers_max: limits::REGISTRY_PEERS_MAX,
             files_per_peer_max: limits::FILES_PER_PEER_MAX,
             files_max: limits::REGISTRY_FILES_MAX,
+            peers_per_origin_max: limits::REGISTRY_PEERS_PER_ORIGIN_MAX,
+            files_per_origin_max: limits::REGISTRY_FILES_PER_ORIGIN_MAX,
             bytes_max: limits::REGISTRY_INDEX_BYTES_MAX,
             fetching_per_peer_max: limits::FETCHING_PER_PEER_MAX,
         }
@@ -63,6 +69,12 @@ pub enum IndexError {
     /// Too many files, or names too long, of all peers together.
     #[error("the registry has no room for so many files: try again later, or share fewer")]
     Files,
+    /// Too many peers of one IP.
+    #[error("{0} peers have joined from this IP address, and no more may: stop some of them first")]
+    PeersOfOrigin(usize),
+    /// Too many files of all peers of one IP.
+    #[error("the peers of one IP address offer at most {0} files together: share fewer")]
+    FilesOfOrigin(usize),
     /// A peer fetches too much at once.
     #[error("a peer fetches at most {0} contents at once")]
     Fetching(usize),
@@ -78,12 +90,23 @@ pub struct Member {
     pub session: u64,
 }
 
+/// Where a peer serves, and where it was when it said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where others reach it.
+    pub address: SocketAddr,
+    /// The IP that its connection comes from, as quotas count it.
+    pub origin: IpAddr,
+}
+
 type Name = Arc<FileName>;
 
 #[derive(Clone, Debug)]
 struct Peer {
     session: u64,
     address: SocketAddr,
+    /// The IP that its connection comes from, as quotas count it; its address may be another.
+    origin: IpAddr,
     heard: Duration,
     files: BTreeMap<Name, File>,
     bytes: u64,
@@ -148,10 +171,17 @@ impl Index {
     pub fn join(
         &mut self,
         Member { peer, session }: Member,
-        address: SocketAddr,
+        Place { address, origin }: Place,
         files: Vec<FileEntry>,
         now: Duration,
     ) -> Result<(), IndexError> {
+        let others = self.peers.iter().filter(|(id, other)| **id != peer && other.origin == origin);
+        let (others, others_files) = others
+            .fold((0, 0), |(peers, files), (_, other)| (peers + 1, files + other.files.len()));
+        if others >= self.limits.peers_per_origin_max {
+            return Err(IndexError::PeersOfOrigin(others));
+        }
+        self.check_origin(others_files + files.len())?;
         let known = self.peers.get(&peer);
         if known.is_none() && self.peers.len() >= self.limits.peers_max {
             return Err(IndexError::Peers(self.peers.len()));
@@ -164,6 +194,7 @@ impl Index {
         let record = Peer {
             session,
             address,
+            origin,
             heard: now,
             files: BTreeMap::new(),
             bytes: 0,
@@ -199,6 +230,9 @@ impl Index {
             .filter(|name| known.files.contains_key(name))
             .collect();
         let gone_bytes = gone.iter().map(|name| memory_bytes(name)).sum();
+        let alike = self.peers.values().filter(|other| other.origin == known.origin);
+        let alike_files: usize = alike.map(|peer| peer.files.len()).sum();
+        self.check_origin(alike_files - gone.len() + added.len())?;
         self.check_room(known.files.len(), gone.len(), gone_bytes, &added)?;
 
         gone.into_iter().for_each(|name| self.remove_file(peer, name));
@@ -368,6 +402,12 @@ impl Index {
             return Err(IndexError::Files);
         }
         Ok(())
+    }
+
+    /// Whether peers of one origin may offer so many files together.
+    fn check_origin(&self, files: usize) -> Result<(), IndexError> {
+        let max = self.limits.files_per_origin_max;
+        if files > max { Err(IndexError::FilesOfOrigin(max)) } else { Ok(()) }
     }
 
     /// The name as it is stored already, or new.

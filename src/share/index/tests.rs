@@ -22,6 +22,11 @@ fn entry((of, what): (u8, u8)) -> FileEntry {
     FileEntry { name: name(of), size: u64::from(what) * 10, content: content(what) }
 }
 
+/// Peers of even and of odd numbers come from two IPs.
+fn place(number: u64) -> Place {
+    Place { address: address(number), origin: IpAddr::from([10, 0, 0, number as u8 % 2]) }
+}
+
 const FILE_BYTES: usize = limits::INDEX_FILE_BYTES + "file-0.bin".len();
 
 const SMALL: IndexLimits = IndexLimits {
@@ -29,6 +34,8 @@ const SMALL: IndexLimits = IndexLimits {
     files_per_peer_max: 5,
     files_max: 9,
     bytes_max: 8 * FILE_BYTES,
+    peers_per_origin_max: 2,
+    files_per_origin_max: 7,
     fetching_per_peer_max: 2,
 };
 
@@ -82,7 +89,12 @@ impl Model {
         let others: usize =
             self.peers.iter().filter(|(id, _)| **id != peer).map(|(_, p)| p.files.len()).sum();
         let all = others + kept + raw;
-        kept + raw <= SMALL.files_per_peer_max
+        let alike: Vec<_> =
+            self.peers.iter().filter(|(id, _)| **id != peer && **id % 2 == peer % 2).collect();
+        let alike_files: usize = alike.iter().map(|(_, p)| p.files.len()).sum();
+        alike.len() < SMALL.peers_per_origin_max
+            && alike_files + kept + raw <= SMALL.files_per_origin_max
+            && kept + raw <= SMALL.files_per_peer_max
             && all <= SMALL.files_max
             && all * FILE_BYTES <= SMALL.bytes_max
     }
@@ -172,7 +184,7 @@ fn apply(index: &mut Index, step: &Step, at: u64) -> bool {
     let names = |names: &[u8]| names.iter().copied().map(name).collect::<Vec<_>>();
     match step {
         Step::Join(member, files) => {
-            index.join(*member, address(member.peer.0), entries(files), now).is_ok()
+            index.join(*member, place(member.peer.0), entries(files), now).is_ok()
         }
         Step::Update(member, added, removed) => {
             index.update(*member, entries(added), &names(removed), now).is_ok()
@@ -290,7 +302,7 @@ fn pages_go_through_everything_once() {
         let own = FileEntry { name: name_of(peer), size: 1, content: ContentId([1; 32]) };
         let shared = FileEntry { name: name(0), size: 2, content: content(peer as u8) };
         let member = Member { peer: PeerId(peer), session: 0 };
-        index.join(member, address(peer), vec![own, shared], Duration::ZERO).unwrap();
+        index.join(member, place(peer), vec![own, shared], Duration::ZERO).unwrap();
     }
     let (mut after, mut seen) = (None, Vec::new());
     loop {

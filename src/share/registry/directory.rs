@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::client::ClientError;
 use crate::limits;
-use crate::share::index::{Index, IndexError, IndexLimits, Member};
+use crate::share::index::{Index, IndexError, IndexLimits, Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::wire::share::{FileSummary, PeerSummary, Source};
@@ -17,6 +17,11 @@ pub enum DirectoryError {
     /// It has no room.
     #[error(transparent)]
     Full(#[from] IndexError),
+    /// The peer has joined at another registry of the same store, which is alive.
+    #[error(
+        "this peer has joined at another registry, which is alive: that connection has to end first"
+    )]
+    JoinedElsewhere,
     /// The store behind it does not answer, although it has been given its time.
     #[error("the store behind this registry does not answer: {0}")]
     Store(#[from] ClientError),
@@ -26,10 +31,13 @@ impl DirectoryError {
     /// When to try again; 0 when waiting does not help.
     pub fn retry_after_ms(&self) -> u32 {
         match self {
-            DirectoryError::Full(IndexError::Peers(_) | IndexError::Files) => {
-                limits::REGISTRY_FULL_RETRY_AFTER_MS
-            }
-            DirectoryError::Full(IndexError::FilesOfPeer(_) | IndexError::Fetching(_))
+            DirectoryError::Full(
+                IndexError::Peers(_) | IndexError::Files | IndexError::PeersOfOrigin(_),
+            ) => limits::REGISTRY_FULL_RETRY_AFTER_MS,
+            DirectoryError::JoinedElsewhere => limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
+            DirectoryError::Full(
+                IndexError::FilesOfPeer(_) | IndexError::FilesOfOrigin(_) | IndexError::Fetching(_),
+            )
             | DirectoryError::Store(_) => 0,
         }
     }
@@ -38,14 +46,15 @@ impl DirectoryError {
 /// What a registry knows. The methods are those of [`Index`], where their rules are written down; time
 /// is the directory's own business.
 pub trait Directory: Send + Sync {
-    /// A peer offers exactly these files.
+    /// A peer offers exactly these files. Whether another session of the peer has to end first is for the
+    /// caller to know, as long as that one joined here too.
     ///
     /// # Errors
-    /// There is no room.
+    /// There is no room, or the peer is somebody else's.
     fn join(
         &self,
         member: Member,
-        address: SocketAddr,
+        place: Place,
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError>;
 
@@ -150,10 +159,10 @@ impl Directory for MemoryDirectory {
     fn join(
         &self,
         member: Member,
-        address: SocketAddr,
+        place: Place,
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError> {
-        Ok(self.index().join(member, address, files, self.now())?)
+        Ok(self.index().join(member, place, files, self.now())?)
     }
 
     fn update(

@@ -12,6 +12,11 @@
 //! silence time-out. A peer that has been forgotten is told so (`NOT_JOINED`) when it speaks again, and
 //! joins anew: so a registry may be restarted whenever one likes.
 //!
+//! A peer's id proves nothing, so whoever has joined under one keeps it: a JOIN under the same id over another
+//! connection waits until the first has ended or has been silent for the silence time-out. And an address is only
+//! offered to others if it is the IP that the peer's connection comes from, or has answered like a peer when the
+//! registry dialled it. What one IP may have joined is a part of what all may.
+//!
 //! Left out: files themselves never come near a registry.
 
 pub mod directory;
@@ -24,6 +29,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 use rand::Rng;
@@ -54,6 +60,8 @@ pub struct RegistryConfig {
     pub console: bool,
     /// Threads that ask the directory.
     pub workers: usize,
+    /// A peer that is silent for longer is taken for dead, here as in the directory.
+    pub silence_timeout: Duration,
 }
 
 /// Why a registry could not start, or stopped by itself.
@@ -205,7 +213,7 @@ pub fn serve(
     let pool = pool.map_err(RegistryError::Thread)?;
     started(&wake)?;
     log::info!("the registry listens on {address}");
-    let mut service = RegistryService::new(pool, config.workers, stop, rand::rng().next_u64());
+    let mut service = RegistryService::new(pool, config, stop, rand::rng().next_u64());
     let ended = event_loop.run(&mut service);
     service.finish();
     if let Some(thread) = console_thread {

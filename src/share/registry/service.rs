@@ -1,16 +1,19 @@
-//! The registry's service on the event loop: greetings, the parts of a JOIN, and who waits for what.
+//! The registry's service on the event loop: greetings, the parts of a JOIN, who holds which id, whether an
+//! address answers, and who waits for what.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::RegistryConfig;
 use super::work::{Completion, Effect, Job, Work, frame};
 use crate::limits;
-use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service};
+use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, Service, origin_of};
 use crate::share::greeting;
-use crate::share::index::Member;
+use crate::share::index::{Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{FileEntry, PeerId};
 use crate::text::sentence;
@@ -25,6 +28,10 @@ struct Guest {
     /// Where it comes from.
     address: SocketAddr,
     greeted: bool,
+    /// When it was last sure to be alive: it has spoken, or its request was still being worked on.
+    heard: Instant,
+    /// As whom it is about to join.
+    joining: Option<PeerId>,
     /// Whom it has joined as, and where that one serves.
     joined: Option<(Member, SocketAddr)>,
     /// The parts of a JOIN that have come so far.
@@ -41,11 +48,28 @@ struct Staged {
     held: usize,
 }
 
+/// A JOIN that waits until its address has answered.
+#[derive(Debug)]
+struct AddressCheck {
+    /// The connection that the JOIN came over.
+    joiner: ConnectionId,
+    id: u64,
+    place: Place,
+    work: Work,
+    held: usize,
+}
+
 /// The service.
 pub(super) struct RegistryService {
     pool: Pool<Job, Completion>,
     stop: Receiver<()>,
     guests: ConnectionMap<Guest>,
+    /// Which connection has joined, or is about to join, as which peer.
+    holders: HashMap<PeerId, ConnectionId>,
+    /// By the connection that was dialled for it. At most
+    /// [`ADDRESS_CHECKS_MAX`](limits::ADDRESS_CHECKS_MAX).
+    checks: ConnectionMap<AddressCheck>,
+    silence_timeout: Duration,
     /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
     long: VecDeque<Job>,
     /// Long jobs with the workers, and how many there may be: others' questions find a thread free.
@@ -61,7 +85,7 @@ pub(super) struct RegistryService {
 impl RegistryService {
     pub fn new(
         pool: Pool<Job, Completion>,
-        workers: usize,
+        config: &RegistryConfig,
         stop: Receiver<()>,
         first_session: u64,
     ) -> RegistryService {
@@ -69,9 +93,12 @@ impl RegistryService {
             pool,
             stop,
             guests: ConnectionMap::default(),
+            holders: HashMap::new(),
+            checks: ConnectionMap::default(),
+            silence_timeout: config.silence_timeout,
             long: VecDeque::new(),
             long_under_way: 0,
-            long_max: workers.saturating_sub(1).max(1),
+            long_max: config.workers.saturating_sub(1).max(1),
             first_session,
             expiring: false,
             stopping_since: None,
@@ -124,14 +151,141 @@ impl RegistryService {
                 return;
             }
         };
-        if self.submit(Job::Request { connection, id, work, held }) {
-            // Its further requests come when this one is answered.
-            net.pause_reading(connection);
-        } else {
-            net.release(connection, held);
-            let busy = busy("too many requests wait at this registry");
-            net.send_owned(connection, frame(id, busy));
+        // Its further requests come when this one is answered.
+        net.pause_reading(connection);
+        if let Work::Join { member, place, .. } = &work {
+            let (peer, place) = (member.peer, *place);
+            let own = self.guests.get(&connection).map(|guest| guest.address.ip());
+            if let Err(reply) = self.take_id(net.now(), peer, connection) {
+                return self.decline(net, connection, id, held, reply);
+            }
+            if own != Some(place.address.ip()) {
+                let check = AddressCheck { joiner: connection, id, place, work, held };
+                return self.check_address(net, check);
+            }
         }
+        self.hand_over(net, connection, id, work, held);
+    }
+
+    /// Gives a request to the workers, or tells whoever asked to come later.
+    fn hand_over(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        id: u64,
+        work: Work,
+        held: usize,
+    ) {
+        if !self.submit(Job::Request { connection, id, work, held }) {
+            let busy = busy("too many requests wait at this registry");
+            self.decline(net, connection, id, held, busy);
+        }
+    }
+
+    /// Answers a request without the workers.
+    fn decline(
+        &mut self,
+        net: &mut Net,
+        connection: ConnectionId,
+        id: u64,
+        held: usize,
+        reply: RegistryReply,
+    ) {
+        net.release(connection, held);
+        self.join_is_over(connection);
+        net.send_owned(connection, frame(id, reply));
+        net.resume_reading(connection);
+    }
+
+    // ---- who holds which id ------------------------------------------------------------------
+
+    /// A connection is about to join as a peer, unless another that is alive has.
+    fn take_id(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        connection: ConnectionId,
+    ) -> Result<(), RegistryReply> {
+        let holder = self.holders.get(&peer).filter(|holder| **holder != connection);
+        let is_alive = |guest: &Guest| {
+            guest.joining == Some(peer)
+                || now.saturating_duration_since(guest.heard) <= self.silence_timeout
+        };
+        if holder.and_then(|holder| self.guests.get(holder)).is_some_and(is_alive) {
+            return Err(RegistryReply::Error {
+                message: format!(
+                    "another connection has joined as peer {peer} and is alive: it has to end first"
+                ),
+                retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
+            });
+        }
+        if let Some(guest) = self.guests.get_mut(&connection) {
+            guest.joining = Some(peer);
+            self.holders.insert(peer, connection);
+        }
+        Ok(())
+    }
+
+    /// The JOIN of a connection has been answered: it holds the id that it has joined as, and no other.
+    fn join_is_over(&mut self, connection: ConnectionId) {
+        let Some(guest) = self.guests.get_mut(&connection) else { return };
+        let joined = guest.joined.map(|(member, _)| member.peer);
+        if let Some(peer) = guest.joining.take().filter(|peer| joined != Some(*peer)) {
+            self.give_up_id(peer, connection);
+        }
+    }
+
+    fn give_up_id(&mut self, peer: PeerId, connection: ConnectionId) {
+        if self.holders.get(&peer) == Some(&connection) {
+            self.holders.remove(&peer);
+        }
+    }
+
+    // ---- whether an address answers ----------------------------------------------------------
+
+    /// Dials the address of a JOIN that is not where the JOIN came from.
+    fn check_address(&mut self, net: &mut Net, check: AddressCheck) {
+        let alike = self.checks.values().filter(|other| other.place.origin == check.place.origin);
+        let is_full = self.checks.len() >= limits::ADDRESS_CHECKS_MAX
+            || alike.count() >= limits::ADDRESS_CHECKS_PER_ORIGIN_MAX;
+        if is_full {
+            let busy = busy("this registry is dialling too many addresses");
+            return self.decline(net, check.joiner, check.id, check.held, busy);
+        }
+        let dialled = net.dial(check.place.address);
+        net.set_deadline(dialled, Some(net.now() + limits::ADDRESS_CHECK_TIMEOUT));
+        self.checks.insert(dialled, check);
+    }
+
+    /// The address has answered, or has not and this is why.
+    fn checked(&mut self, net: &mut Net, dialled: ConnectionId, result: Result<(), String>) {
+        let Some(AddressCheck { joiner, id, place, work, held }) = self.checks.remove(&dialled)
+        else {
+            return;
+        };
+        net.close(dialled);
+        let from = self.guests.get(&joiner).map(|guest| guest.address.ip());
+        match (result, from) {
+            (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
+            (Err(why), Some(from)) => {
+                let reply = invalid(&format!(
+                    "this peer comes from {from}, and no peer answers at {}, where it says it serves ({why}): \
+                     give an address at which this registry can reach it",
+                    place.address
+                ));
+                self.decline(net, joiner, id, held, reply);
+            }
+            (_, None) => net.release(joiner, held),
+        }
+    }
+
+    fn answered(&mut self, net: &mut Net, dialled: ConnectionId, frame: &[u8]) {
+        let result = match codec::decode(frame) {
+            Ok(Message::Welcome(_)) => Ok(()),
+            Ok(Message::Refused { reason }) => Err(sentence(&reason)),
+            _ => Err("what answers is no peer".to_owned()),
+        };
+        self.checked(net, dialled, result);
     }
 
     /// Hands a job to the workers, or has it wait for its turn. `false`: too many wait.
@@ -241,7 +395,8 @@ impl RegistryService {
         if last {
             let session = self.first_session.wrapping_add(connection.to_u64());
             let member = Member { peer: whole.peer, session };
-            let work = Work::Join { member, address: whole.address, files: whole.files };
+            let place = Place { address: whole.address, origin: origin_of(guest.address.ip()) };
+            let work = Work::Join { member, place, files: whole.files };
             return Ok((work, whole.held));
         }
         guest.staged = Some(Staged { next_part: whole.next_part.saturating_add(1), ..whole });
@@ -263,19 +418,28 @@ impl RegistryService {
                 if was_long {
                     self.long_done();
                 }
-                let guest = self.guests.get_mut(&connection);
-                match (guest, effect) {
-                    (_, Effect::None) => {}
-                    (Some(guest), Effect::Joined(member, address)) => {
-                        let before = guest.joined.replace((member, address));
-                        // One connection, one peer.
-                        if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer) {
-                            self.forget(before);
+                if let Some(guest) = self.guests.get_mut(&connection) {
+                    guest.heard = net.now();
+                    match effect {
+                        Effect::None => {}
+                        Effect::Joined(member, address) => {
+                            let before = guest.joined.replace((member, address));
+                            // One connection, one peer.
+                            if let Some((before, _)) = before.filter(|(b, _)| b.peer != member.peer)
+                            {
+                                self.give_up_id(before.peer, connection);
+                                self.forget(before);
+                            }
+                        }
+                        Effect::Out => {
+                            if let Some((member, _)) = guest.joined.take() {
+                                self.give_up_id(member.peer, connection);
+                            }
                         }
                     }
-                    (Some(guest), Effect::Out) => guest.joined = None,
-                    (None, Effect::Joined(member, _)) => self.forget(member),
-                    (None, Effect::Out) => {}
+                    self.join_is_over(connection);
+                } else if let Effect::Joined(member, _) = effect {
+                    self.forget(member);
                 }
                 net.send_owned(connection, frame);
                 net.resume_reading(connection);
@@ -285,13 +449,32 @@ impl RegistryService {
 }
 
 impl Service for RegistryService {
-    fn on_accepted(&mut self, _net: &mut Net, connection: ConnectionId, peer: SocketAddr) {
-        let guest = Guest { address: peer, greeted: false, joined: None, staged: None };
+    fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, peer: SocketAddr) {
+        let guest = Guest {
+            address: peer,
+            greeted: false,
+            heard: net.now(),
+            joining: None,
+            joined: None,
+            staged: None,
+        };
         self.guests.insert(connection, guest);
     }
 
+    fn on_connected(&mut self, net: &mut Net, dialled: ConnectionId) {
+        net.send(dialled, |out| encode(&greeting::hello(), out));
+    }
+
+    fn on_dial_failed(&mut self, net: &mut Net, dialled: ConnectionId, error: &io::Error) {
+        self.checked(net, dialled, Err(error.to_string()));
+    }
+
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
-        let Some(guest) = self.guests.get(&connection) else { return };
+        if self.checks.contains_key(&connection) {
+            return self.answered(net, connection, frame);
+        }
+        let Some(guest) = self.guests.get_mut(&connection) else { return };
+        guest.heard = net.now();
         let message = match codec::decode(frame) {
             Ok(message) => message,
             Err(error) => return self.refuse(net, connection, &error.to_string()),
@@ -310,9 +493,14 @@ impl Service for RegistryService {
     }
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
+        self.checked(net, connection, Err(reason.to_string()));
         let Some(guest) = self.guests.remove(&connection) else { return };
         net.release(connection, guest.staged.map_or(0, |staged| staged.held));
+        if let Some(peer) = guest.joining {
+            self.give_up_id(peer, connection);
+        }
         if let Some((member, address)) = guest.joined {
+            self.give_up_id(member.peer, connection);
             log::info!("peer {} at {address} is gone: {reason}", member.peer);
             self.forget(member);
         }
@@ -380,11 +568,17 @@ fn whole(
     before: Option<Staged>,
     from: SocketAddr,
 ) -> Result<Staged, RegistryReply> {
+    part.address.set_ip(part.address.ip().to_canonical());
     if part.address.ip().is_unspecified() {
         // It listens everywhere: it is reached where it comes from.
         part.address.set_ip(from.ip());
     }
     let whole = match before {
+        _ if part.address.ip().is_loopback() && !from.ip().is_loopback() => {
+            let reason = "a peer on another machine than its registry cannot serve on a loopback \
+                          address: give the address at which others reach it";
+            return Err(invalid(reason));
+        }
         _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
         _ if part.next_part == 0 => part,
         Some(mut staged)

@@ -8,7 +8,7 @@ use super::directory::{Directory, DirectoryError};
 use crate::console::Console;
 use crate::limits;
 use crate::net::ConnectionId;
-use crate::share::index::Member;
+use crate::share::index::{Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::wire::codec;
@@ -18,7 +18,7 @@ use crate::wire::share::RegistryReply;
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Work {
-    Join { member: Member, address: SocketAddr, files: Vec<FileEntry> },
+    Join { member: Member, place: Place, files: Vec<FileEntry> },
     Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
     Fetching { member: Member, content: ContentId, size: u64 },
     Fetched { member: Member, content: ContentId },
@@ -126,10 +126,11 @@ impl RegistryWorker {
 
     fn answer(&self, work: Work) -> Result<(RegistryReply, Effect), DirectoryError> {
         let reply = match work {
-            Work::Join { member, address, files } => {
+            Work::Join { member, place, files } => {
+                let address = place.address;
                 let names = self.console.is_on().then(|| names(&files));
                 let count = files.len();
-                self.directory.join(member, address, files)?;
+                self.directory.join(member, place, files)?;
                 log::info!("peer {} at {address} has joined with {count} files", member.peer);
                 if let Some(names) = names {
                     self.console.show(RegistryEvent::Joined { address, names });

@@ -31,7 +31,7 @@ mod rows;
 mod silence;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
 use crate::limits;
-use crate::share::index::{IndexError, IndexLimits, Member, most_offered_first, summaries};
+use crate::share::index::{IndexError, IndexLimits, Member, Place, most_offered_first, summaries};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::wire::message::Row;
@@ -78,6 +78,7 @@ struct State {
 struct Mine {
     session: u64,
     address: SocketAddr,
+    origin: IpAddr,
     heard: Instant,
     /// Since when its row must be in the store; none while it is joining.
     joined: Option<Instant>,
@@ -176,6 +177,34 @@ impl StoreDirectory {
         Ok(())
     }
 
+    /// Whether a peer may have `files` files beside the other peers of its origin. Each registry counts those
+    /// that are connected to it.
+    fn check_origin(&self, peer: PeerId, origin: IpAddr, files: u64) -> Result<()> {
+        let state = self.state();
+        let others = state.mine.iter().filter(|(id, mine)| **id != peer && mine.origin == origin);
+        let (peers, others) =
+            others.fold((0, 0), |(peers, files), (_, mine)| (peers + 1, files + mine.files));
+        let files_max = self.limits.files_per_origin_max;
+        if peers >= self.limits.peers_per_origin_max {
+            return Err(IndexError::PeersOfOrigin(peers).into());
+        }
+        if others + files > files_max as u64 {
+            return Err(IndexError::FilesOfOrigin(files_max).into());
+        }
+        Ok(())
+    }
+
+    /// Whether another registry still speaks for its peers. One whose row has not changed for half of the time
+    /// after which it is taken for dead, and twice the time in which it should have, does not: its peers may
+    /// join here before they are forgotten.
+    fn is_alive(&self, registry: RegistryId) -> Result<bool> {
+        if let Some(silence) = self.state().watch.seen_silence(registry, Instant::now()) {
+            return Ok(silence < self.silence_timeout / 2);
+        }
+        // Not seen by a look so far.
+        Ok(self.client.get(registry_key(registry))?.value.is_some())
+    }
+
     /// Counts a peer that had `before` files, and has `now`; none when it is not there.
     fn recount(&self, before: Option<u64>, now: Option<u64>) {
         if let Some(totals) = &mut self.state().totals {
@@ -210,20 +239,28 @@ fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
 }
 
 impl Directory for StoreDirectory {
-    fn join(&self, member: Member, address: SocketAddr, files: Vec<FileEntry>) -> Result<()> {
-        let Member { peer, session } = member;
+    fn join(&self, member: Member, place: Place, files: Vec<FileEntry>) -> Result<()> {
+        let (Member { peer, session }, Place { address, origin }) = (member, place);
         let (given, files) = (files.len(), by_name(files));
         if !self.state().is_known {
             self.live()?;
         }
         let known = self.peer(peer)?;
+        if let Some(row) = known
+            && row.registry != self.id
+            && self.is_alive(row.registry)?
+        {
+            return Err(DirectoryError::JoinedElsewhere);
+        }
         let before = known.map(|known| known.files);
+        self.check_origin(peer, origin, given as u64)?;
         self.check_room(before, given as u64)?;
         self.state().mine.insert(
             peer,
             Mine {
                 session,
                 address,
+                origin,
                 heard: Instant::now(),
                 joined: None,
                 files: 0,
@@ -246,11 +283,12 @@ impl Directory for StoreDirectory {
 
     fn update(&self, member: Member, added: Vec<FileEntry>, removed: &[FileName]) -> Result<bool> {
         let peer = member.peer;
-        let known = self.mine(member, |mine| (mine.address, mine.files, mine.bytes));
-        let Some((address, had_files, had_bytes)) = known else { return Ok(false) };
+        let known = self.mine(member, |mine| (mine.address, mine.origin, mine.files, mine.bytes));
+        let Some((address, origin, had_files, had_bytes)) = known else { return Ok(false) };
         let (given, added) = (added.len() as u64, by_name(added));
         let before = self.files_named(peer, added.keys().chain(removed))?;
         let stays = had_files.saturating_sub(before.len() as u64);
+        self.check_origin(peer, origin, stays + given)?;
         self.check_room(Some(had_files), stays + given)?;
         if before == added {
             return Ok(true);

@@ -49,10 +49,15 @@ impl Watch {
         dead
     }
 
-    /// For how long a registry has been silent.
+    /// For how long a registry has been silent; `None` for one that no look has found.
+    pub fn seen_silence(&self, registry: RegistryId, now: Instant) -> Option<Duration> {
+        let (_, since) = self.seen.get(&registry)?;
+        Some(now.saturating_duration_since(*since))
+    }
+
+    /// The same, of one that has not been looked at none.
     pub fn silence(&self, registry: RegistryId, now: Instant) -> Duration {
-        let since = self.seen.get(&registry).map(|(_, since)| *since);
-        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+        self.seen_silence(registry, now).unwrap_or_default()
     }
 }
 
