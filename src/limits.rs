@@ -576,6 +576,12 @@ pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a console's question is open before answers to earlier ones are shown above it: longer than it takes to
+/// read a line that was typed ahead, shorter than anybody notices.
+pub const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
+/// Lines waiting to be shown above an open question; one more waits. Each request of a console may bring one for
+/// each server, and its threads must not wait here for the thread that reads.
+pub const CONSOLE_ABOVE_PROMPT_LINES_MAX: usize = 2 * CLIENT_SUBMITS_MAX * (SERVERS_MAX + 1);
 /// Bytes of rows that a command gathers before it prints them.
 pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// The longest duration a flag may give.

@@ -601,3 +601,31 @@ fn unreachable_servers_and_an_edited_line() {
     person.terminal.answer(MENU, "sair");
     assert!(exited_with(person.terminal.wait_for_end(), 0));
 }
+
+/// Everything of a long paste happens, in the order in which each key was written, whatever is under way meanwhile: more
+/// requests than the client sends at once, a value with a tab, and the leaving at its end.
+#[test]
+fn what_is_pasted_at_once_all_happens() {
+    let group = Group::start(3, &[]);
+    let mut person = Person::sit_down(&["--servers", &group.list()]);
+    person.terminal.wait_for_prompt(MENU);
+    let keys = 0..150;
+    let mut pasted: String =
+        keys.clone().map(|number| format!("2\rpasted-{number}\rvalue\t{number}\r")).collect();
+    pasted += "sair\r";
+    person.terminal.type_keys(pasted.as_bytes());
+    let status = person.terminal.wait_for_end();
+    assert!(exited_with(status, 0), "{status:?}");
+    let client = group.client();
+    for number in keys {
+        let read = client.get(format!("pasted-{number}")).unwrap();
+        assert_eq!(read.value.as_deref(), Some(format!("value\t{number}").as_bytes()));
+        let line = format!(
+            r"PUT_OK key: pasted-{number} value value\x09{number} timestamp {} realizada no servidor ",
+            read.timestamp
+        );
+        let shown = person.terminal.lines(|shown| shown.starts_with(&line));
+        assert_eq!(shown.len(), 1, "{line}");
+    }
+    assert_eq!(person.events().len(), 150);
+}

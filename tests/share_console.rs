@@ -312,3 +312,25 @@ fn from_a_pipe_only_the_lines_of_the_specification_are_on_standard_output() {
     );
     assert!(std::fs::read(folder.join("film.mkv")).unwrap() == film);
 }
+
+#[test]
+fn what_is_pasted_at_once_all_happens() {
+    let registry = Registry::start(&[]);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    let film = noise(300_000, "film");
+    write(&other, "film.mkv", &film);
+    let addresses = free_addresses(2);
+    let _peer = registry.share(&other, &["--listen", &addresses[1].to_string()]);
+    let mut person = Person::sit_down(registry.address, addresses[0], &folder);
+    person.terminal.wait_for_prompt(MENU);
+    let joining =
+        format!("1\r{}\r{}\r{}\r", addresses[0].ip(), addresses[0].port(), person.folder.display());
+    // More searches than are under way at once; the last one's file is downloaded.
+    let searches = "2\rnada.txt\r".repeat(29) + "2\rfilm.mkv\r";
+    person.terminal.type_keys(format!("{joining}{searches}3\r\r\r").as_bytes());
+    let downloaded =
+        format!("Arquivo film.mkv baixado com sucesso na pasta {}", person.folder.display());
+    person.terminal.wait_for_text(&downloaded, 1);
+    person.terminal.wait_for_text("peers com arquivo solicitado:", 30);
+    assert!(std::fs::read(folder.join("film.mkv")).unwrap() == film);
+}

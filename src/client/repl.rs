@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::sync::{lock, wait};
 use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
 use crate::limits::CLIENT_SILENCE_TIMEOUT;
-use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
+use crate::prompt::{self, Input, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::server::config::DEFAULT_SERVERS;
 use crate::text::{LineError, escape};
 
@@ -45,12 +45,11 @@ pub struct ReplOptions {
 /// # Errors
 /// A bad list of servers, or an input or output that fails.
 pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
-    prompt::run(|input, screen, kind| {
+    prompt::run(|input, screen, _| {
         let mut dialogue = Dialogue::new(input, screen, options)?;
         let result = dialogue.run();
-        if kind == Kind::Pipe {
-            dialogue.wait_for_pending();
-        }
+        // Whoever has typed ahead, up to 'sair', has asked for it all. Ctrl-C ends the waiting, too.
+        dialogue.wait_for_pending();
         Ok(result?)
     })
 }

@@ -1,15 +1,17 @@
 //! A console's real input and output: a terminal with line editing, or a pipe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
-use rustyline::{Config, Editor, ExternalPrinter};
+use rustyline::{Cmd, Config, Editor, ExternalPrinter, KeyCode, KeyEvent, Modifiers};
 
 use super::{Input, Kind, Screen, Typed};
+use crate::limits::{CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE};
 use crate::text::{LineError, read_line};
 
 /// Opens the process's own input and output and lets `dialogue` run on them: on a terminal that can
@@ -32,11 +34,119 @@ pub fn run<E>(
 type LineEditor = Editor<(), DefaultHistory>;
 
 fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
-    let config = Config::builder().auto_add_history(true).build();
+    // A bracketed paste would become one line with line ends in it. Without it what is pasted is typed, and every
+    // line end of it is Enter. What was typed ahead stays in the editor's buffer from one question to the next only
+    // with the editor's feature `buffer-redux`.
+    let config = Config::builder().auto_add_history(true).bracketed_paste(false).build();
     let mut editor = LineEditor::with_config(config)?;
-    let printer = editor.create_external_printer()?;
-    let keyboard = Keyboard { editor, histories: HashMap::new() };
-    Ok((keyboard, Arc::new(Terminal(Mutex::new(printer)))))
+    // There is nothing to complete, and a value that is pasted may have tabs.
+    editor.bind_sequence(KeyEvent(KeyCode::Tab, Modifiers::NONE), Cmd::Insert(1, "\t".to_owned()));
+    let mut printer = editor.create_external_printer()?;
+    let lines = Arc::new(Lines::default());
+    let waiting = Arc::clone(&lines);
+    // Ends with the process.
+    thread::Builder::new().name("acervo-screen".to_owned()).spawn(move || {
+        loop {
+            let line = waiting.next_below_prompt();
+            // A terminal that has gone away ends the reading thread, which ends the process.
+            let _ = printer.print(format!("{line}\n"));
+        }
+    })?;
+    let keyboard = Keyboard { editor, histories: HashMap::new(), lines: Arc::clone(&lines) };
+    Ok((keyboard, Arc::new(Terminal(lines))))
+}
+
+/// Lines to be shown while somebody types.
+///
+/// The editor shows a line above its prompt only when nothing is left to be read, and whoever hands it a second one
+/// waits meanwhile. With many lines typed ahead the threads that bring answers would wait for the reading thread, and that
+/// thread for them, once as many requests are under way as may be. So nobody waits for the editor but a thread of its
+/// own, and it only once a question has been open for [`CONSOLE_PROMPT_PAUSE`]: before and after each reading the
+/// reading thread itself writes what has come.
+///
+/// The queue holds more lines than requests can be under way, so that their threads never wait for room in it.
+#[derive(Default)]
+struct Lines {
+    state: Mutex<LinesState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LinesState {
+    queue: VecDeque<String>,
+    /// Whether the editor has the terminal.
+    is_reading: bool,
+    /// How often it has had it.
+    readings: u64,
+}
+
+impl Lines {
+    fn state(&self) -> MutexGuard<'_, LinesState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, line: &str) {
+        let is_full = |state: &mut LinesState| {
+            state.is_reading && state.queue.len() >= CONSOLE_ABOVE_PROMPT_LINES_MAX
+        };
+        let waited = self.changed.wait_while(self.state(), is_full);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.queue.push_back(line.to_owned());
+        if !state.is_reading {
+            state.write_all();
+        }
+        self.changed.notify_all();
+    }
+
+    fn begin_reading(&self) {
+        let mut state = self.state();
+        state.write_all();
+        (state.is_reading, state.readings) = (true, state.readings + 1);
+        self.changed.notify_all();
+    }
+
+    fn end_reading(&self) {
+        let mut state = self.state();
+        state.is_reading = false;
+        state.write_all();
+        self.changed.notify_all();
+    }
+
+    /// Waits for a line that has come to a question which is still open after a moment.
+    fn next_below_prompt(&self) -> String {
+        let mut state = self.state();
+        let mut open_since_long = 0;
+        loop {
+            let readings = state.readings;
+            if state.is_reading
+                && readings == open_since_long
+                && let Some(line) = state.queue.pop_front()
+            {
+                self.changed.notify_all();
+                return line;
+            }
+            state = if !state.is_reading || state.queue.is_empty() {
+                self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                let still = |state: &mut LinesState| state.is_reading && state.readings == readings;
+                let waited = self.changed.wait_timeout_while(state, CONSOLE_PROMPT_PAUSE, still);
+                let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
+                if result.timed_out() {
+                    open_since_long = readings;
+                }
+                state
+            };
+        }
+    }
+}
+
+impl LinesState {
+    fn write_all(&mut self) {
+        let mut out = io::stdout().lock();
+        for line in self.queue.drain(..) {
+            let _ = writeln!(out, "{line}");
+        }
+    }
 }
 
 /// Lines from a terminal, edited. Each question has a history of its own, so that the arrow keys
@@ -45,6 +155,7 @@ struct Keyboard {
     editor: LineEditor,
     /// By prompt, of which there is a handful.
     histories: HashMap<String, DefaultHistory>,
+    lines: Arc<Lines>,
 }
 
 impl Keyboard {
@@ -58,7 +169,9 @@ impl Keyboard {
 impl Input for Keyboard {
     fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
         self.swap_history(prompt);
+        self.lines.begin_reading();
         let typed = self.editor.readline(prompt);
+        self.lines.end_reading();
         self.swap_history(prompt);
         match typed {
             Ok(line) if line.len() > crate::limits::INPUT_LINE_BYTES_MAX => Err(LineError::TooLong),
@@ -73,22 +186,19 @@ impl Input for Keyboard {
 }
 
 /// Lines above the prompt that is being edited.
-struct Terminal<P>(Mutex<P>);
+struct Terminal(Arc<Lines>);
 
-impl<P: ExternalPrinter + Send> Screen for Terminal<P> {
+impl Screen for Terminal {
     fn event(&self, line: &str) {
-        // A terminal that has gone away ends the reading thread, which ends the process.
-        let mut printer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = printer.print(format!("{line}\n"));
+        self.0.show(line);
     }
 
     fn remark(&self, line: &str) {
-        self.event(line);
+        self.0.show(line);
     }
 
-    /// Not through the printer: that may wait for the next reading, which this thread is to begin.
     fn say(&self, line: &str) {
-        let _ = writeln!(io::stdout(), "{line}");
+        self.0.show(line);
     }
 }
 

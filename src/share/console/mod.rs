@@ -9,6 +9,7 @@ mod explain;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -139,6 +140,10 @@ struct Dialogue<'a> {
     joined: Option<Arc<Joined>>,
     /// Searches and downloads under way.
     tasks: Vec<JoinHandle<()>>,
+    /// Of them, those that have not yet said that they have ended.
+    under_way: usize,
+    /// Each task says so once, as the last thing it does.
+    ended: (Sender<()>, Receiver<()>),
 }
 
 impl Dialogue<'_> {
@@ -153,7 +158,15 @@ impl Dialogue<'_> {
             answered: Condvar::new(),
             stopping: AtomicBool::new(false),
         });
-        Dialogue { input, options, shared, joined: None, tasks: Vec::new() }
+        Dialogue {
+            input,
+            options,
+            shared,
+            joined: None,
+            tasks: Vec::new(),
+            under_way: 0,
+            ended: mpsc::channel(),
+        }
     }
 
     /// Serves the menu until the user leaves or the input ends.
@@ -209,13 +222,25 @@ impl Dialogue<'_> {
 
     fn task(&mut self, run: impl FnOnce(&Shared) + Send + 'static) {
         self.tasks.retain(|task| !task.is_finished());
-        if self.tasks.len() >= limits::CONSOLE_TASKS_MAX {
-            return self.say("Há pedidos demais em andamento: espere algum terminar.");
+        self.under_way -= self.ended.1.try_iter().count();
+        if self.under_way >= limits::CONSOLE_TASKS_MAX {
+            // Requests that were typed ahead wait for their turn, as long as a search may take.
+            if self.ended.1.recv_timeout(limits::REGISTRY_CALL_TIMEOUT).is_err() {
+                return self.say("Há pedidos demais em andamento: espere algum terminar.");
+            }
+            self.under_way -= 1;
         }
-        let shared = Arc::clone(&self.shared);
+        let (shared, ended) = (Arc::clone(&self.shared), self.ended.0.clone());
         let task = thread::Builder::new().name("share-task".to_owned());
-        match task.spawn(move || run(&shared)) {
-            Ok(task) => self.tasks.push(task),
+        match task.spawn(move || {
+            run(&shared);
+            // The dialogue, which listens, joins all tasks before it ends.
+            let _ = ended.send(());
+        }) {
+            Ok(task) => {
+                self.tasks.push(task);
+                self.under_way += 1;
+            }
             Err(error) => self.say(&format!("Não foi possível atender: {error}.")),
         }
     }
