@@ -294,7 +294,7 @@ impl From<StateLimits> for Release {
 
 /// What the leader has done in the background. It travels in the log like a write, so that all replicas
 /// do it at the same point.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Upkeep {
     /// Take what was removed off the disk, a piece of it.
     #[serde(rename = "PURGE")]
@@ -306,49 +306,20 @@ pub enum Upkeep {
         /// Bytes read for it, about: values are, for the state's hash. One row may have more.
         bytes_max: u64,
     },
-    /// Remove versions past the history that is kept, in a piece of the store.
+    /// Remove versions past the history that is kept, a piece of them. How far the pieces before have come stands in
+    /// the store.
     #[serde(rename = "SWEEP")]
     Sweep {
-        /// What is kept.
+        /// What is kept. A piece is left out when the group's history is another one by the time it is applied.
         history: History,
         /// As of which time of the log's clock: a version that the rule keeps at this time or later is not
         /// touched.
         as_of_us: u64,
-        /// Where the piece begins.
-        from: SweepFrom,
-        /// Rows looked at in this piece, about; at least one key is, or one row of it.
+        /// Rows looked at in this piece, about; at least one is.
         rows_max: u32,
         /// Bytes read in this piece, about; one row may have more.
         bytes_max: u64,
     },
-}
-
-/// Where a piece of a sweep begins. The first one begins at the default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SweepFrom {
-    /// At the first key not less than this.
-    pub key: Bytes,
-    /// How far earlier pieces have come with that key.
-    pub within: Option<SweepWithin>,
-}
-
-/// How far a sweep has come with the versions of a key, from the newest on. What removals take away meanwhile
-/// are the oldest ones, so it stays true.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SweepWithin {
-    /// The key is judged as of this time, whatever the clock says when the next piece begins.
-    pub as_of: Timestamp,
-    /// So many versions up to then are found and stay.
-    pub kept: u32,
-    /// The oldest of those.
-    pub oldest_kept: Timestamp,
-}
-
-impl SweepFrom {
-    /// Whether a sweep begins here.
-    pub fn is_start(&self) -> bool {
-        self.key.is_empty()
-    }
 }
 
 /// What an entry asks the state machine to do.

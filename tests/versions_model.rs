@@ -7,17 +7,18 @@
 //! a snapshot has carried its state to another engine.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use acervo::command::{Action, Command, History, StateLimits, SweepFrom, Upkeep, WriteOp};
+use acervo::command::{Action, Command, History, StateLimits, Upkeep, WriteOp};
 use acervo::limits;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::{
     Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
 };
-use acervo::storage::keys::RowRange;
+use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageError, PageLimits, Sight, Store};
 use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
@@ -145,8 +146,18 @@ struct World {
     log: Vec<LogEntry>,
     last: i64,
     sequence: u64,
-    /// Where the sweep goes on that was applied last, if it does.
-    next: Option<SweepFrom>,
+    history: History,
+    /// Of each key no sweep has kept fewer versions than this.
+    kept_min: usize,
+}
+
+/// So many newest versions of each key stay.
+fn kept(history: History) -> usize {
+    match history {
+        History::All => usize::MAX,
+        History::For { .. } => 1,
+        History::Versions { count } => count as usize,
+    }
 }
 
 impl World {
@@ -164,7 +175,8 @@ impl World {
             log: Vec::new(),
             last: 0,
             sequence: 0,
-            next: None,
+            history: History::All,
+            kept_min: usize::MAX,
         }
     }
 
@@ -186,6 +198,9 @@ impl World {
         };
         let at = self.push(Action::Write { request, op: op.clone(), previous: true });
         self.model.apply(at, op);
+        if let WriteOp::SetHistory { history } = op {
+            self.history = *history;
+        }
     }
 
     /// Applies what has been logged, on both engines, and compares what was answered.
@@ -195,7 +210,6 @@ impl World {
         let answers = self.memory.1.apply_answering(entries).unwrap();
         assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
         assert_eq!(self.memory.1.applied(), self.disk.applied());
-        self.next = answers.upkeep.swept.into_iter().next().and_then(|swept| swept.next);
         for answer in answers.writes {
             let outcome = answer.outcome.unwrap();
             let before = outcome.timestamp.0 - 1;
@@ -207,19 +221,66 @@ impl World {
         }
     }
 
-    /// One piece of work in the background; where the next begins.
-    fn upkeep(&mut self, upkeep: Upkeep) -> Option<SweepFrom> {
+    /// One piece of work in the background.
+    fn upkeep(&mut self, upkeep: Upkeep) {
         let last = self.model.now();
         if let Upkeep::Purge { before_us, .. } = &upkeep {
             self.model.purged = self.model.purged.max(*before_us as i64);
         }
-        if let Upkeep::Sweep { as_of_us, .. } = &upkeep {
+        if let Upkeep::Sweep {
+            history: History::For { .. } | History::Versions { .. },
+            as_of_us,
+            ..
+        } = &upkeep
+        {
             self.model.swept = self.model.swept.max(*as_of_us as i64);
         }
         let at = self.push(Action::Upkeep(upkeep));
         self.model.moments.push((at, last));
         self.settle();
-        self.next.take()
+    }
+
+    /// One piece of a sweep by the history that is kept. Whether there is more to do, now or later.
+    fn sweep(&mut self, as_of_us: u64, (rows_max, bytes_max): (u32, u64)) -> bool {
+        let history = self.history;
+        self.kept_min = self.kept_min.min(kept(history));
+        self.upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max });
+        self.disk.upkeep().sweep_due_us.is_some()
+    }
+
+    /// Rows that ask for a sweep.
+    fn unswept(&self) -> usize {
+        let mut count = 0;
+        let view = self.memory.0.view().unwrap();
+        view.scan(&rows::all_unswept(), Direction::Forward, &mut |_, _| {
+            count += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        count
+    }
+
+    /// Sweeps to the end, and finds of each key what the history keeps and nothing else.
+    fn sweep_all(&mut self, keys: &[Bytes], piece: (u32, u64)) {
+        self.settle();
+        let mut pieces = 0;
+        while self.sweep(self.last as u64, piece) {
+            self.check_newest(keys);
+            pieces += 1;
+            assert!(pieces < 4_000, "the sweep comes to no end");
+        }
+        assert_eq!(self.unswept(), 0, "{pieces} pieces have left something to do");
+        let now = Timestamp(self.last);
+        let sight = Sight { at: now, seen: now, strict: false };
+        for key in keys {
+            let of = PageOf::Versions { key: key.clone() };
+            let left = pages(&self.disk.store(), of, sight, page_of(100)).unwrap();
+            let all = self.model.versions(key, self.last, self.last);
+            let fewest = all.len().min(self.kept_min);
+            let context = format!("of {key:?}, {:?}, at least {fewest}", self.history);
+            assert!(all.starts_with(&left), "{context}: {left:?} of {all:?}");
+            assert!((fewest..=kept(self.history)).contains(&left.len()), "{context}: {left:?}");
+        }
     }
 
     /// The newest state, all at once.
@@ -323,7 +384,6 @@ enum Step {
     },
     Sweep {
         age: i64,
-        history: History,
         piece: (u32, u64),
         pieces: usize,
     },
@@ -376,6 +436,7 @@ fn step() -> impl Strategy<Value = Step> {
     let rows_max = prop_oneof![0..6u32, Just(ROWS_MAX)];
     let piece = (rows_max, prop_oneof![0..12u64, Just(BYTES_MAX)]);
     let history = prop_oneof![
+        Just(History::All),
         Just(History::For { age_us: 1 }),
         (1..4u32).prop_map(|count| History::Versions { count }),
     ];
@@ -386,9 +447,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Checkpoint),
         2 => (0..200i64, piece.clone(), 1..20usize)
             .prop_map(|(age, piece, pieces)| Step::Purge { age, piece, pieces }),
-        2 => (0..400i64, history, piece, 1..20usize).prop_map(
-            |(age, history, piece, pieces)| Step::Sweep { age, history, piece, pieces }
-        ),
+        2 => (0..400i64, piece, 1..20usize)
+            .prop_map(|(age, piece, pieces)| Step::Sweep { age, piece, pieces }),
+        1 => history.prop_map(|history| Step::Write(WriteOp::SetHistory { history })),
         6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), page_limits()).prop_map(
             |(at, seen, most)| Step::Check {
                 at: at.index(1_000) as i64,
@@ -406,6 +467,7 @@ proptest! {
     fn every_read_finds_what_the_model_finds(
         limits in state_limits(),
         steps in prop::collection::vec(step(), 1..120),
+        last_piece in (0..6u32, 0..12u64),
     ) {
         let keys = keys();
         let mut world = World::new(limits);
@@ -434,14 +496,13 @@ proptest! {
                         world.check_newest(&keys);
                     }
                 }
-                Step::Sweep { age, history, piece: (rows_max, bytes_max), pieces } => {
+                Step::Sweep { age, piece, pieces } => {
+                    world.settle();
                     let as_of_us = (world.last - age).max(0) as u64;
-                    let mut from = SweepFrom::default();
                     for _ in 0..pieces {
-                        let sweep =
-                            Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max };
-                        let Some(next) = world.upkeep(sweep) else { break };
-                        from = next;
+                        if !world.sweep(as_of_us, piece) {
+                            break;
+                        }
                         world.check_newest(&keys);
                         world.check(&keys, as_of_us as i64 - 5, world.last, page_of(100));
                     }
@@ -456,6 +517,8 @@ proptest! {
         }
         world.settle();
         world.check(&keys, world.last, world.last, page_of(3));
+        world.check(&keys, world.last / 2, world.last, page_of(100));
+        world.sweep_all(&keys, last_piece);
         world.check(&keys, world.last / 2, world.last, page_of(100));
     }
 }
@@ -547,20 +610,11 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     world.write(&WriteOp::Put { key: Bytes::from("other"), value: Bytes::new() });
     world.settle();
     let kept = 2 * limits::UPKEEP_ROWS_MAX + 5;
-    let history = History::Versions { count: kept as u32 };
-    let (mut from, mut pieces) = (SweepFrom::default(), 0);
-    loop {
-        let as_of_us = world.last as u64;
-        let sweep =
-            Upkeep::Sweep { history, as_of_us, from, rows_max: ROWS_MAX, bytes_max: BYTES_MAX };
-        world.push(Action::Upkeep(sweep));
-        let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
+    world.write(&WriteOp::SetHistory { history: History::Versions { count: kept as u32 } });
+    let mut pieces = 0;
+    while world.sweep(world.last as u64, (ROWS_MAX, BYTES_MAX)) {
         pieces += 1;
         assert!(pieces < 50, "the sweep does not come to its end");
-        match applied.upkeep.swept[0].next.clone() {
-            Some(next) => from = next,
-            None => break,
-        }
     }
     let end = Timestamp(world.last);
     let sight = Sight { at: end, seen: end, strict: false };
@@ -600,16 +654,8 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
     world.last += 2 * limits::REMOVAL_GRACE.as_micros() as i64;
     // The log's clock moves with what is written.
-    world.write(&WriteOp::Mark);
-    let history = History::Versions { count: 2 };
-    let (as_of_us, from) = (world.last as u64, SweepFrom::default());
-    world.upkeep(Upkeep::Sweep {
-        history,
-        as_of_us,
-        from,
-        rows_max: ROWS_MAX,
-        bytes_max: BYTES_MAX,
-    });
+    world.write(&WriteOp::SetHistory { history: History::Versions { count: 2 } });
+    while world.sweep(world.last as u64, (ROWS_MAX, BYTES_MAX)) {}
 
     let mut shown = first.rows;
     let second = page(&world, &keys[2], past).unwrap();
@@ -624,15 +670,17 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert!(matches!(whole, Err(PageError::Expired)), "what began whole does not go on in part");
 }
 
-/// An engine that counts the bytes of the values that are read.
+/// An engine that counts the rows that are read, and the bytes of their values.
 #[derive(Default)]
 struct Counting {
     engine: MemoryEngine,
+    rows: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
 }
 
 struct CountingView {
     view: Box<dyn EngineView>,
+    rows: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
 }
 
@@ -644,6 +692,7 @@ impl EngineView for CountingView {
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
         self.view.scan(range, direction, &mut |key, value| {
+            self.rows.fetch_add(1, Ordering::Relaxed);
             self.bytes.fetch_add(value.len() as u64, Ordering::Relaxed);
             visit(key, value)
         })
@@ -665,7 +714,8 @@ impl Engine for Counting {
     }
 
     fn view(&self) -> Result<Box<dyn EngineView>, EngineError> {
-        Ok(Box::new(CountingView { view: self.engine.view()?, bytes: self.bytes.clone() }))
+        let (rows, bytes) = (self.rows.clone(), self.bytes.clone());
+        Ok(Box::new(CountingView { view: self.engine.view()?, rows, bytes }))
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError> {
@@ -699,7 +749,9 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         History::Versions { count: 60 },
         History::Versions { count: 100 },
     ];
-    for (removal, history) in removals.iter().flat_map(|r| histories.map(|history| (r, history))) {
+    let cases = removals.iter().flat_map(|removal| histories.map(|history| (removal, history)));
+    // What is stored before the history is changed is found by a walk, and what is stored later by its own rows.
+    for ((removal, history), late) in cases.flat_map(|case| [(case, false), (case, true)]) {
         let engine = Arc::new(Counting::default());
         let bytes = engine.bytes.clone();
         let limits =
@@ -726,11 +778,18 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
             };
             Action::Write { request, op, previous: false }
         };
+        let set = WriteOp::SetHistory { history };
+        if !late {
+            apply(write(set.clone()));
+        }
         (0..60).for_each(|_| drop(apply(write(put(hot.clone())))));
         others.clone().for_each(|number| drop(apply(write(put(other(number))))));
         removal.iter().for_each(|op| drop(apply(write(op.clone()))));
         others.clone().for_each(|number| drop(apply(write(put(other(number))))));
         let before_us = apply(write(put(hot.clone()))).2;
+        if late {
+            apply(write(set));
+        }
 
         let check = |read: u64, what: &str| {
             let most = BYTES_MAX + 4 * VALUE_BYTES as u64;
@@ -748,14 +807,15 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
                 break;
             }
         }
-        let mut next = Some(SweepFrom::default());
-        while let Some(from) = next {
-            let sweep = Upkeep::Sweep { history, as_of_us: before_us, from, rows_max, bytes_max };
+        loop {
+            let sweep = Upkeep::Sweep { history, as_of_us: before_us, rows_max, bytes_max };
             let (applied, read, _) = apply(Action::Upkeep(sweep));
             check(read, "a sweep");
             pieces += 1;
-            assert!(pieces < 200, "the sweep comes to no end");
-            next = applied.upkeep.swept[0].next.clone();
+            assert!(pieces < 300, "the sweep comes to no end");
+            if applied.upkeep.sweep_due_us.is_none() {
+                break;
+            }
         }
         let end = Timestamp(i64::MAX);
         let sight = Sight { at: end, seen: end, strict: false };
@@ -768,4 +828,94 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         };
         assert_eq!(left, stays, "{removal:?}, {history:?}");
     }
+}
+
+/// A sweep went through the whole store, key by key, whenever anything in it was replaced.
+#[test]
+fn a_sweep_looks_only_at_keys_that_got_a_version() {
+    const KEYS: u64 = 3_000;
+    let engine = Arc::new(Counting::default());
+    let rows = engine.rows.clone();
+    let limits = StateLimits { removal_grace_us: 0, ..StateLimits::default() };
+    let mut machine = StateMachine::open(engine, limits).unwrap();
+    let (mut index, history) = (0, History::Versions { count: 2 });
+    let mut apply = |action| {
+        index += 1;
+        let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
+        let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
+        applied.unwrap().upkeep.sweep_due_us
+    };
+    let write = |sequence, op| {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence,
+            answered_below: sequence,
+            begun: Timestamp::ZERO,
+        };
+        Action::Write { request, op, previous: false }
+    };
+    let put =
+        |key: u64| WriteOp::Put { key: key.to_be_bytes().to_vec().into(), value: Bytes::new() };
+    let piece = |rows_max| {
+        let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
+        Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max })
+    };
+    apply(write(1, WriteOp::SetHistory { history }));
+    let pairs = (0..KEYS).map(|key| (key.to_be_bytes().to_vec().into(), Bytes::new())).collect();
+    apply(write(2, WriteOp::PutAll { pairs }));
+    while apply(piece(ROWS_MAX)).is_some() {}
+    for sequence in 3..6 {
+        apply(write(sequence, put(7)));
+    }
+    rows.store(0, Ordering::Relaxed);
+    let mut pieces = 1;
+    while apply(piece(4)).is_some() {
+        pieces += 1;
+    }
+    let looked_at = rows.load(Ordering::Relaxed);
+    assert!(pieces <= 4 && looked_at < 60, "{looked_at} rows in {pieces} pieces");
+
+    // A key that was written again and again is looked at once.
+    for sequence in 6..306 {
+        apply(write(sequence, put(8)));
+    }
+    rows.store(0, Ordering::Relaxed);
+    assert_eq!(apply(piece(ROWS_MAX)), None);
+    let looked_at = rows.load(Ordering::Relaxed);
+    assert!(looked_at < 300 * 6, "{looked_at} rows");
+}
+
+/// Where everything is kept nothing is written for sweeps, and what is removed takes with it what asks for one.
+#[test]
+fn nothing_asks_for_a_sweep_that_finds_nothing() {
+    let keys: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
+    let put = |key: &Bytes| WriteOp::Put { key: key.clone(), value: Bytes::from("v") };
+    let removals = [
+        WriteOp::Del { key: keys[0].clone() },
+        WriteOp::Trim { key: keys[1].clone() },
+        WriteOp::DelRange { from: keys[2].clone(), to: keys[2].clone() },
+    ];
+    let limits =
+        StateLimits { removal_scan_rows_max: 0, removal_grace_us: 0, ..StateLimits::default() };
+    let mut world = World::new(limits);
+    keys.iter().for_each(|key| world.write(&put(key)));
+    world.settle();
+    assert_eq!(world.unswept(), 0);
+    world.write(&WriteOp::SetHistory { history: History::For { age_us: 1_000_000_000 } });
+    (0..5).for_each(|_| keys.iter().for_each(|key| world.write(&put(key))));
+    removals.iter().for_each(|removal| world.write(removal));
+    world.settle();
+    assert_eq!(world.unswept(), 15);
+    while world.disk.upkeep().oldest_removal_us.is_some() {
+        let before_us = world.last as u64;
+        world.upkeep(Upkeep::Purge { before_us, rows_max: 2, bytes_max: BYTES_MAX });
+    }
+    assert_eq!(
+        world.unswept(),
+        1,
+        "what is left is the newest version of the key that was trimmed"
+    );
+    // All that an earlier history has left to do is forgotten.
+    world.write(&WriteOp::SetHistory { history: History::All });
+    world.sweep_all(&keys, (1, 0));
 }

@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 
 use self::eligibility::Ineligible;
 use crate::command::{
-    Action, Command, EncodedWrite, FeatureLevel, GroupRules, History, SweepFrom, WriteOutcome,
+    Action, Command, EncodedWrite, FeatureLevel, GroupRules, History, WriteOutcome,
 };
 use crate::types::{
     AppliedPoint, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term,
@@ -230,26 +230,12 @@ pub struct UpkeepState {
     pub clock_us: u64,
     /// By when the oldest removal was done that is not off the disk yet, by the log's clock.
     pub oldest_removal_us: Option<u64>,
-    /// The time of the first version that was stored by the entries just applied, or by those after the
-    /// beginning of a sweep among them. 0 where that is not known.
-    pub put_us: Option<u64>,
-    /// What the pieces of sweeps came to among the entries just applied.
-    pub swept: Vec<Swept>,
+    /// When a sweep will have something to do, by the log's clock: as of this time or a later one.
+    pub sweep_due_us: Option<u64>,
     /// The group's feature level.
     pub level: u32,
     /// What the group goes by; `None` when it has not settled on anything.
     pub rules: Option<GroupRules>,
-}
-
-/// A piece of a sweep.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swept {
-    /// Where it began.
-    pub from: SweepFrom,
-    /// Where the next piece begins; `None` when the whole store is done.
-    pub next: Option<SweepFrom>,
-    /// When there will be something to remove in this piece, by the log's clock, as things are.
-    pub due_us: Option<u64>,
 }
 
 /// One applied command.

@@ -251,7 +251,7 @@ impl Node {
         let clock_us = self.log_time.now_us();
         let Some(upkeep) = self.chores.next(clock_us, now.monotonic_us) else { return };
         match self.propose_own(Action::Upkeep(upkeep), now) {
-            Some(index) => self.chores.proposed(index),
+            Some(index) => self.chores.proposed(index, upkeep),
             None => self.chores.refused(),
         }
     }

@@ -5,7 +5,7 @@
 
 use super::UpkeepState;
 use super::core::micros;
-use crate::command::{History, SweepFrom, Upkeep};
+use crate::command::{History, Upkeep};
 use crate::limits;
 use crate::types::LogIndex;
 
@@ -39,23 +39,16 @@ impl UpkeepConfig {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Sweep {
-    /// Nothing is to be removed before the log's clock says `due_us`, or at all; and the next sweep does not
-    /// begin before `until_us`.
-    Resting { until_us: u64, due_us: Option<u64> },
-    /// The next piece begins there. Of the pieces before, something will be due then.
-    At { from: SweepFrom, due_us: Option<u64> },
-}
-
 /// What this node knows of what is to be done, and does of it when it leads.
 #[derive(Debug)]
 pub(super) struct Chores {
     config: UpkeepConfig,
     oldest_removal_us: Option<u64>,
-    sweep: Sweep,
+    sweep_due_us: Option<u64>,
+    /// The next sweep does not begin before, so that what is written again and again is swept once.
+    sweep_rests_until_us: u64,
     /// Proposed here and not applied yet.
-    under_way: Option<LogIndex>,
+    under_way: Option<(LogIndex, Upkeep)>,
     /// A tick has passed since the last proposal.
     due: bool,
 }
@@ -65,18 +58,18 @@ impl Chores {
         Chores {
             config,
             oldest_removal_us: state.oldest_removal_us,
-            // What an earlier run knew is forgotten.
-            sweep: Sweep::Resting { until_us: 0, due_us: Some(0) },
+            sweep_due_us: state.sweep_due_us,
+            sweep_rests_until_us: 0,
             under_way: None,
             due: false,
         }
     }
 
-    /// What the group goes by. With another history there may be something to remove anywhere.
+    /// What the group goes by. What another history asks for begins at once.
     pub fn set_rules(&mut self, removal_grace_us: u64, history: History) {
         self.config.removal_grace_us = removal_grace_us;
         if std::mem::replace(&mut self.config.history, history) != history {
-            self.sweep = Sweep::Resting { until_us: 0, due_us: Some(0) };
+            self.sweep_rests_until_us = 0;
         }
     }
 
@@ -87,27 +80,19 @@ impl Chores {
     /// The state machine stands at `index`.
     pub fn applied(&mut self, index: LogIndex, state: UpkeepState, now_us: u64) {
         self.oldest_removal_us = state.oldest_removal_us;
-        for swept in state.swept {
-            let before = match &self.sweep {
-                _ if swept.from.is_start() => None,
-                Sweep::At { from, due_us } if *from == swept.from => *due_us,
-                // Left over from another leader, and no part of what is going on.
-                Sweep::At { .. } | Sweep::Resting { .. } => continue,
-            };
-            let due_us = before.into_iter().chain(swept.due_us).min();
-            self.sweep = match swept.next {
-                Some(from) => Sweep::At { from, due_us },
-                None => Sweep::Resting { until_us: now_us + self.config.sweep_pause_us, due_us },
-            };
+        self.sweep_due_us = state.sweep_due_us;
+        let Some((_, upkeep)) = self.under_way.take_if(|(proposed, _)| *proposed <= index) else {
+            return;
+        };
+        if let Upkeep::Sweep { as_of_us, .. } = upkeep
+            && !self.is_sweep_due(as_of_us)
+        {
+            self.sweep_rests_until_us = now_us + self.config.sweep_pause_us;
         }
-        // What is stored may replace something.
-        if let Some(put_us) = state.put_us {
-            let (Sweep::Resting { due_us, .. } | Sweep::At { due_us, .. }) = &mut self.sweep;
-            *due_us = due_us.map_or(Some(put_us), |due_us| Some(due_us.min(put_us)));
-        }
-        if self.under_way.is_some_and(|proposed| proposed <= index) {
-            self.under_way = None;
-        }
+    }
+
+    fn is_sweep_due(&self, as_of_us: u64) -> bool {
+        self.sweep_due_us.is_some_and(|due_us| due_us <= as_of_us)
     }
 
     /// This node does not lead (any more).
@@ -126,21 +111,14 @@ impl Chores {
             return Some(Upkeep::Purge { before_us, rows_max, bytes_max });
         }
         let as_of_us = match history {
-            History::All => return None,
             History::For { age_us } => clock_us.checked_sub(age_us.max(removal_grace_us))?,
-            History::Versions { .. } => before_us,
+            // Where everything is kept, what an earlier history has left to do is only to be forgotten.
+            History::Versions { .. } | History::All => before_us,
         };
-        let from = match &self.sweep {
-            Sweep::Resting { until_us, due_us } => {
-                let is_due = due_us.is_some_and(|due_us| due_us <= as_of_us);
-                if !is_due || now_us < *until_us {
-                    return None;
-                }
-                SweepFrom::default()
-            }
-            Sweep::At { from, .. } => from.clone(),
-        };
-        Some(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max })
+        if !self.is_sweep_due(as_of_us) || now_us < self.sweep_rests_until_us {
+            return None;
+        }
+        Some(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max })
     }
 
     /// There was no room for it: it is to be proposed as soon as there is.
@@ -149,15 +127,14 @@ impl Chores {
     }
 
     /// It was proposed, as the entry at `index`.
-    pub fn proposed(&mut self, index: LogIndex) {
-        self.under_way = Some(index);
+    pub fn proposed(&mut self, index: LogIndex, upkeep: Upkeep) {
+        self.under_way = Some((index, upkeep));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::Swept;
 
     const GRACE: u64 = 60_000_000;
 
@@ -166,13 +143,9 @@ mod tests {
         Some(Upkeep::Purge { before_us, rows_max, bytes_max })
     }
 
-    fn at(key: &'static str) -> SweepFrom {
-        SweepFrom { key: key.into(), within: None }
-    }
-
-    fn sweep(history: History, from: &'static str, as_of_us: u64) -> Option<Upkeep> {
+    fn sweep(history: History, as_of_us: u64) -> Option<Upkeep> {
         let (rows_max, bytes_max) = (limits::UPKEEP_ROWS_MAX as u32, limits::UPKEEP_BYTES_MAX);
-        Some(Upkeep::Sweep { history, as_of_us, from: at(from), rows_max, bytes_max })
+        Some(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max })
     }
 
     fn chores(history: History, oldest_removal_us: Option<u64>) -> Chores {
@@ -194,8 +167,8 @@ mod tests {
     fn one_piece_is_under_way_and_one_begins_with_a_tick() {
         let mut chores = chores(History::All, Some(1));
         let now_us = 10 * GRACE;
-        assert!(chores.next(now_us, 0).is_some());
-        chores.proposed(7);
+        let upkeep = chores.next(now_us, 0).unwrap();
+        chores.proposed(7, upkeep);
         assert_eq!(chores.next(now_us, 0), None);
         chores.tick();
         assert_eq!(chores.next(now_us, 0), None, "it is not applied yet");
@@ -220,27 +193,27 @@ mod tests {
         assert!(chores.next(2 * GRACE, 0).is_some());
     }
 
-    fn swept(from: &'static str, next: Option<&'static str>, due_us: Option<u64>) -> UpkeepState {
-        let swept = vec![Swept { from: at(from), next: next.map(at), due_us }];
-        UpkeepState { swept, ..UpkeepState::default() }
+    fn due(sweep_due_us: Option<u64>) -> UpkeepState {
+        UpkeepState { sweep_due_us, ..UpkeepState::default() }
     }
 
     #[test]
-    fn a_sweep_goes_through_the_store_and_rests_until_something_is_due() {
+    fn a_sweep_goes_on_until_nothing_is_due_and_then_rests() {
         let history = History::For { age_us: 2 * GRACE };
         let mut chores = chores(history, None);
-        let sweep = |from, as_of_us| sweep(history, from, as_of_us);
-        assert_eq!(chores.next(5 * GRACE, 0), sweep("", 3 * GRACE));
-        chores.applied(1, swept("", Some("k"), Some(4 * GRACE)), 0);
-        chores.applied(1, swept("x", Some("y"), Some(0)), 0);
-        chores.tick();
-        assert_eq!(chores.next(5 * GRACE, 0), sweep("k", 3 * GRACE));
-        chores.applied(2, swept("k", None, Some(5 * GRACE)), 100);
+        assert_eq!(chores.next(9 * GRACE, 0), None);
+        chores.applied(1, due(Some(3 * GRACE)), 0);
+        for (index, left_us) in [(2, Some(3 * GRACE)), (3, Some(3 * GRACE + 1))] {
+            chores.tick();
+            assert_eq!(chores.next(5 * GRACE, 0), sweep(history, 3 * GRACE));
+            chores.proposed(index, sweep(history, 3 * GRACE).unwrap());
+            chores.applied(index, due(left_us), 100);
+        }
         let pause_us = micros(limits::SWEEP_PAUSE);
         let cases = [
-            (6 * GRACE - 1, 100 + pause_us, None),
+            (5 * GRACE, u64::MAX, None),
             (6 * GRACE, 99 + pause_us, None),
-            (6 * GRACE, 100 + pause_us, sweep("", 4 * GRACE)),
+            (6 * GRACE, 100 + pause_us, sweep(history, 4 * GRACE)),
         ];
         for (clock_us, now_us, expected) in cases {
             chores.tick();
@@ -249,35 +222,29 @@ mod tests {
     }
 
     #[test]
-    fn another_history_is_looked_for_from_the_beginning() {
+    fn what_another_history_asks_for_begins_at_once() {
         let mut chores = chores(History::All, None);
-        assert_eq!(chores.next(9 * GRACE, 0), None);
+        chores.applied(1, due(Some(0)), 0);
+        chores.tick();
+        let forgotten = chores.next(2 * GRACE, 0);
+        assert_eq!(forgotten, sweep(History::All, GRACE));
+        chores.proposed(2, forgotten.unwrap());
+        chores.applied(2, due(None), 0);
+        chores.tick();
+        assert_eq!(chores.next(9 * GRACE, u64::MAX), None);
         let history = History::Versions { count: 3 };
+        chores.applied(3, due(Some(0)), 0);
         chores.set_rules(2 * GRACE, history);
         chores.tick();
-        assert_eq!(chores.next(9 * GRACE, 0), sweep(history, "", 7 * GRACE));
-        chores.applied(1, swept("", None, None), 0);
-        chores.set_rules(2 * GRACE, history);
-        chores.tick();
-        assert_eq!(chores.next(9 * GRACE, u64::MAX), None, "it is the same");
+        assert_eq!(chores.next(9 * GRACE, 0), sweep(history, 7 * GRACE));
     }
 
     #[test]
-    fn where_nothing_is_due_nothing_is_written_until_something_is_stored() {
-        let history = History::Versions { count: 3 };
-        let mut chores = chores(history, None);
-        assert!(chores.next(2 * GRACE, 0).is_some());
-        chores.applied(1, swept("", None, None), 0);
+    fn where_nothing_is_due_nothing_is_written() {
+        let mut chores = chores(History::Versions { count: 3 }, None);
         for round in 1..100 {
             chores.tick();
             assert_eq!(chores.next(round * 1_000 * GRACE, round * GRACE), None);
         }
-        let put_us = Some(200_000 * GRACE);
-        chores.applied(2, UpkeepState { put_us, ..UpkeepState::default() }, 0);
-        chores.tick();
-        assert_eq!(chores.next(200_001 * GRACE - 1, u64::MAX), None);
-        chores.tick();
-        let expected = sweep(history, "", 200_000 * GRACE);
-        assert_eq!(chores.next(200_001 * GRACE, u64::MAX), expected);
     }
 }

@@ -33,20 +33,20 @@ use super::reads::Store;
 use super::rows::{Rows, ViewRows};
 use super::sessions::{Admission, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEPT};
+use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEEP, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
 use crate::command::{
-    Action, Command, CommandError, FeatureLevel, GroupRules, Release, StateLimits, Upkeep, WriteOp,
-    WriteOutcome,
+    Action, Command, CommandError, FeatureLevel, GroupRules, History, Release, StateLimits, Upkeep,
+    WriteOp, WriteOutcome,
 };
 use crate::limits::{self, ShrinkLimits};
-use crate::node::{AppliedWrite, Swept, UpkeepState};
+use crate::node::{AppliedWrite, UpkeepState};
 use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
 use crate::wire::message::Previous;
 
 /// The layout of the rows this build writes and reads.
-pub const STATE_FORMAT_VERSION: u32 = 4;
+pub const STATE_FORMAT_VERSION: u32 = 5;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -221,10 +221,7 @@ pub struct StateMachine {
     lazy_bytes: u64,
     /// When the driver was first seen with something applied since the last checkpoint.
     lazy_since_us: Option<u64>,
-    /// Removals that are not off the disk yet.
-    pending: Pending,
-    /// The time of the oldest of them.
-    oldest_removal: Option<Timestamp>,
+    left: Left,
     poisoned: bool,
 }
 
@@ -246,14 +243,14 @@ impl StateMachine {
         let limits = rules.map_or(limits, |rules| rules.limits);
         let sessions = Sessions::load(&*engine, limits)?;
         let clock = stored_clock(&*engine, point.timestamp, limits)?;
-        let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
+        let left = Left::read(&ViewRows(&*engine.view()?))?;
         let shared = Shared {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
             limits: RwLock::new(limits),
             marks: RwLock::new(Arc::new(clock.marks().clone())),
-            removals: [AtomicBool::new(pending.keys), AtomicBool::new(pending.ranges)],
+            removals: [AtomicBool::new(left.pending.keys), AtomicBool::new(left.pending.ranges)],
         };
         Ok(StateMachine {
             shared: Arc::new(shared),
@@ -268,8 +265,7 @@ impl StateMachine {
             lazy_entries: 0,
             lazy_bytes: 0,
             lazy_since_us: None,
-            pending,
-            oldest_removal,
+            left,
             poisoned: false,
         })
     }
@@ -298,9 +294,8 @@ impl StateMachine {
     pub fn upkeep(&self) -> UpkeepState {
         UpkeepState {
             clock_us: self.clock.now_us(),
-            oldest_removal_us: self.oldest_removal.map(|oldest| self.clock.when(oldest)),
-            put_us: Some(0),
-            swept: Vec::new(),
+            oldest_removal_us: self.left.oldest_removal.map(|oldest| self.clock.when(oldest)),
+            sweep_due_us: self.left.sweep_due.map(|due| self.clock.when(due)),
             level: self.level.level,
             rules: self.rules,
         }
@@ -337,7 +332,7 @@ impl StateMachine {
         let mut clock = self.clock.clone();
         let mut is_marked = false;
         let mut changes = Changes::new(&*view, StateHash(point.hash));
-        let mut removals_touched = false;
+        let mut left_touched = false;
         for entry in entries {
             let expected = point.index + 1;
             if entry.index != expected {
@@ -362,10 +357,7 @@ impl StateMachine {
                 action,
                 Action::Write { op: WriteOp::Put { .. } | WriteOp::PutAll { .. }, .. }
             );
-            removals_touched |= !is_put;
-            if is_put {
-                applied.upkeep.put_us.get_or_insert(now_us);
-            }
+            left_touched |= !is_put;
             match action {
                 Action::Write { request, op, previous } => {
                     let wanted = answering && previous;
@@ -389,21 +381,15 @@ impl StateMachine {
                     upkeep::purge(&mut changes, before, Budget::new(rows_max, bytes_max))?;
                 }
                 // Proposed before the history was changed: it would remove what is to be kept now.
-                Action::Upkeep(Upkeep::Sweep { history, .. })
-                    if self.rules.is_some_and(|rules| rules.history != history) => {}
-                Action::Upkeep(Upkeep::Sweep { history, as_of_us, from, rows_max, bytes_max }) => {
+                Action::Upkeep(Upkeep::Sweep { history, .. }) if self.history() != history => {}
+                Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max }) => {
                     let as_of = clock.reached(as_of_us);
                     let budget = Budget::new(rows_max, bytes_max);
-                    let piece = upkeep::sweep(&mut changes, history, as_of, &from, budget)?;
-                    let due_us = piece.due.map(|due| clock.when(due));
-                    if from.is_start() {
-                        // What was stored before the sweep began, it sees.
-                        applied.upkeep.put_us = None;
-                    }
-                    applied.upkeep.swept.push(Swept { from, next: piece.next, due_us });
+                    upkeep::sweep(&mut changes, history, as_of, budget)?;
                 }
                 Action::Rules(rules) => {
                     if self.rules.is_none() {
+                        upkeep::change_history(&mut changes, self.history(), rules.history)?;
                         changes.put(keys::meta(META_RULES), encode_fact(&rules));
                         self.rules = Some(rules);
                         self.sessions.set_limits(rules.limits);
@@ -427,16 +413,16 @@ impl StateMachine {
             is_marked |= clock.advance(clock_us, timestamp);
         }
         if !entries.is_empty() {
-            if removals_touched {
-                (self.pending, self.oldest_removal) = removals_left(&changes.rows())?;
+            if left_touched {
+                self.left = Left::read(&changes.rows())?;
             }
             point.hash = changes.hash.0;
             let batch = changes.into_batch();
             drop(view);
             let before = self.shared.pending();
             self.shared.set_pending(Pending {
-                keys: before.keys || self.pending.keys,
-                ranges: before.ranges || self.pending.ranges,
+                keys: before.keys || self.left.pending.keys,
+                ranges: before.ranges || self.left.pending.ranges,
             });
             if is_marked {
                 self.shared.set_marks(&clock);
@@ -446,11 +432,9 @@ impl StateMachine {
             self.point = point;
             self.clock = clock;
             *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
-            self.shared.set_pending(self.pending);
+            self.shared.set_pending(self.left.pending);
         }
-        let UpkeepState { clock_us, oldest_removal_us, level, rules, .. } = self.upkeep();
-        applied.upkeep =
-            UpkeepState { clock_us, oldest_removal_us, level, rules, ..applied.upkeep };
+        applied.upkeep = self.upkeep();
         Ok(applied)
     }
 
@@ -502,9 +486,15 @@ impl StateMachine {
         op: &WriteOp,
         changes: &mut Changes<'_>,
     ) -> Result<bool, ApplyError> {
-        let store = |changes: &mut Changes<'_>, key: &Bytes, value: &Bytes| {
+        // Where everything is kept, nothing is written for sweeps.
+        let is_swept = self.history() != History::All;
+        let mut store = |changes: &mut Changes<'_>, key: &Bytes, value: &Bytes| {
             let stored = StoredVersion::Value(value).encode();
             changes.put(keys::version(key, timestamp), stored);
+            if is_swept {
+                changes.put(keys::unswept(timestamp, key), Bytes::new());
+                self.left.sweep_due.get_or_insert(timestamp);
+            }
         };
         match op {
             WriteOp::Put { key, value } => store(changes, key, value),
@@ -525,6 +515,7 @@ impl StateMachine {
             WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
             WriteOp::Mark => {}
             WriteOp::SetHistory { history } => {
+                upkeep::change_history(changes, self.history(), *history)?;
                 // The group's rules come before every write, but in tests.
                 if let Some(rules) = &self.rules {
                     changes.delete(keys::meta(META_RULES), &encode_fact(rules));
@@ -536,6 +527,11 @@ impl StateMachine {
             }
         }
         Ok(true)
+    }
+
+    /// What is kept of what newer versions have replaced.
+    fn history(&self) -> History {
+        self.rules.map_or(History::All, |rules| rules.history)
     }
 
     /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the last
@@ -629,7 +625,7 @@ impl StateMachine {
             machine.shared.set_limits(limits);
             machine.sessions = Sessions::load(&*engine, limits)?;
             machine.clock = stored_clock(&*engine, point.timestamp, limits)?;
-            let (pending, oldest_removal) = removals_left(&ViewRows(&*engine.view()?))?;
+            let left = Left::read(&ViewRows(&*engine.view()?))?;
             let unknown = Pending { keys: true, ranges: true };
             machine.shared.set_pending(unknown);
             // In the same order as around a batch.
@@ -638,8 +634,8 @@ impl StateMachine {
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
-            shared.set_pending(pending);
-            (machine.pending, machine.oldest_removal) = (pending, oldest_removal);
+            shared.set_pending(left.pending);
+            machine.left = left;
             machine.engine = engine;
             (machine.point, machine.durable_index) = (point, point.index);
             machine.nothing_lazy();
@@ -665,11 +661,26 @@ impl StateMachine {
     }
 }
 
-/// Which removals are not off the disk yet, and since when.
-fn removals_left(rows: &dyn Rows) -> Result<(Pending, Option<Timestamp>), ApplyError> {
-    let keys = rows.first(&keys::queue())?.is_some();
-    let ranges = rows.first(&keys::ranges())?.is_some();
-    Ok((Pending { keys, ranges }, removals::oldest(rows)?))
+/// What is left to do in the background.
+struct Left {
+    /// Removals that are not off the disk yet.
+    pending: Pending,
+    /// The time of the oldest of them.
+    oldest_removal: Option<Timestamp>,
+    /// A sweep as of this time or a later one has something to do.
+    sweep_due: Option<Timestamp>,
+}
+
+impl Left {
+    fn read(rows: &dyn Rows) -> Result<Left, ApplyError> {
+        let keys = rows.first(&keys::queue())?.is_some();
+        let ranges = rows.first(&keys::ranges())?.is_some();
+        Ok(Left {
+            pending: Pending { keys, ranges },
+            oldest_removal: removals::oldest(rows)?,
+            sweep_due: upkeep::sweep_due(rows)?,
+        })
+    }
 }
 
 /// What a key had, for an answer: without the value when it is too long to be sent unasked.
@@ -699,6 +710,8 @@ pub(super) enum MetaRow {
     Level(FeatureLevel),
     /// The group's rules, which the state's hash covers, too.
     Rules,
+    /// How far the sweep has come, which the state's hash covers, too.
+    Sweep,
     /// Since when every client that writes has a session, which the state's hash covers, too.
     KnownSince(Timestamp),
     /// Something else that this release knows.
@@ -716,6 +729,9 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_RULES) {
         return decode_fact::<GroupRules>(value).map(|_| MetaRow::Rules);
     }
+    if row == keys::meta(META_SWEEP) {
+        return upkeep::SweepProgress::decode(value).map(|_| MetaRow::Sweep);
+    }
     if row == keys::meta(META_KNOWN_SINCE) {
         return decode_known_since(value).map(MetaRow::KnownSince);
     }
@@ -727,13 +743,13 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     known.then_some(MetaRow::Other)
 }
 
-/// The group's rules or its level, as MessagePack.
-fn encode_fact(fact: &impl Serialize) -> Bytes {
-    // Numbers only: there is nothing that could fail.
-    rmp_serde::to_vec(fact).expect("encoding numbers into memory").into()
+/// The group's rules, its level or how far the sweep has come, as MessagePack.
+pub(super) fn encode_fact(fact: &impl Serialize) -> Bytes {
+    // Numbers and a key: there is nothing that could fail.
+    rmp_serde::to_vec(fact).expect("encoding numbers and a key into memory").into()
 }
 
-fn decode_fact<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
+pub(super) fn decode_fact<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
     rmp_serde::from_slice(value).ok()
 }
 

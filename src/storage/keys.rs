@@ -11,12 +11,14 @@
 //! removal := 04 | escaped key | 00 00 | newest first
 //! range   := 05 | oldest first
 //! queued  := 06 | oldest first | key
+//! unswept := 07 | oldest first | key
 //!
 //! oldest first := eight bytes, big-endian: timestamp as ordered u64
 //! newest first := the same, inverted
 //! ```
 //!
-//! What the last three are about is in `storage::removals`.
+//! What removals, ranges and queued rows are about is in `storage::removals`, and what unswept ones are about in
+//! `storage::upkeep`.
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.
@@ -31,6 +33,7 @@ const SPACE_META: u8 = 3;
 const SPACE_REMOVALS: u8 = 4;
 const SPACE_RANGES: u8 = 5;
 const SPACE_QUEUE: u8 = 6;
+const SPACE_UNSWEPT: u8 = 7;
 
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
@@ -67,6 +70,8 @@ pub enum KeySpace {
     Ranges,
     /// A removal, by time.
     Queue,
+    /// A version for which no sweep has looked at its key yet, by time.
+    Unswept,
 }
 
 /// The key space of a row; `None` when it is of none.
@@ -78,6 +83,7 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
         Some(&SPACE_REMOVALS) => Some(KeySpace::Removals),
         Some(&SPACE_RANGES) => Some(KeySpace::Ranges),
         Some(&SPACE_QUEUE) => Some(KeySpace::Queue),
+        Some(&SPACE_UNSWEPT) => Some(KeySpace::Unswept),
         _ => None,
     }
 }
@@ -86,7 +92,7 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
-        end: Bytes::from_static(&[SPACE_QUEUE + 1]),
+        end: Bytes::from_static(&[SPACE_UNSWEPT + 1]),
     }
 }
 
@@ -113,9 +119,14 @@ pub fn versions_between(from: &[u8], to: &[u8]) -> RowRange {
     RowRange { start, end: after(&prefix(SPACE_VERSIONS, to)) }
 }
 
-/// The rows of the versions of all keys not less than `from`.
-pub fn versions_from(from: &[u8]) -> RowRange {
-    RowRange { start: prefix(SPACE_VERSIONS, from).into(), end: vec![SPACE_VERSIONS + 1].into() }
+/// The rows of all versions of all keys.
+pub fn all_versions() -> RowRange {
+    space_rows(SPACE_VERSIONS)
+}
+
+/// One row, as a range.
+pub fn only(row: &Bytes) -> RowRange {
+    RowRange { start: row.clone(), end: [&row[..], &[0]].concat().into() }
 }
 
 /// Past all rows that begin like this row of a version, its timestamp apart: past the key.
@@ -193,6 +204,27 @@ pub fn queue() -> RowRange {
 /// [`KeyError`] when it is none.
 pub fn decode_queued(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
     decode_oldest_first(SPACE_QUEUE, row)
+}
+
+/// The row that asks for a sweep of a key on account of its version at some time.
+pub fn unswept(at: Timestamp, key: &[u8]) -> Bytes {
+    let mut row = oldest_first(SPACE_UNSWEPT, at);
+    row.extend_from_slice(key);
+    row.into()
+}
+
+/// All such rows, oldest first.
+pub fn all_unswept() -> RowRange {
+    space_rows(SPACE_UNSWEPT)
+}
+
+/// The time and the key of such a row.
+///
+/// # Errors
+///
+/// [`KeyError`] when it is none.
+pub fn decode_unswept(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
+    decode_oldest_first(SPACE_UNSWEPT, row)
 }
 
 fn space_rows(space: u8) -> RowRange {
@@ -411,6 +443,12 @@ mod tests {
             prop_assert!((queue().start..queue().end).contains(&row));
             prop_assert_eq!(decode_queued(&row), Ok((Timestamp(at), &b[..])));
             prop_assert_eq!(queued(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
+            let row = unswept(Timestamp(at), &b);
+            prop_assert!((all_unswept().start..all_unswept().end).contains(&row));
+            prop_assert_eq!(decode_unswept(&row), Ok((Timestamp(at), &b[..])));
+            prop_assert_eq!(unswept(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
+            let one = only(&unswept(Timestamp(from), &a));
+            prop_assert_eq!((one.start..one.end).contains(&row), (from, &a) == (at, &b));
             prop_assert_eq!(decode_range(&range(Timestamp(at))), Ok(Timestamp(at)));
             let times = range(Timestamp(from)).cmp(&range(Timestamp(at)));
             prop_assert_eq!(times, from.cmp(&at));
@@ -433,6 +471,7 @@ mod tests {
             removal(&[0xff; 9], Timestamp(0)),
             range(Timestamp(i64::MAX)),
             queued(Timestamp(i64::MAX), &[0xff; 9]),
+            unswept(Timestamp(i64::MAX), &[0xff; 9]),
         ];
         assert!(rows.is_sorted());
         assert!((sessions().start..sessions().end).contains(&rows[1]));
@@ -445,10 +484,11 @@ mod tests {
             KeySpace::Removals,
             KeySpace::Ranges,
             KeySpace::Queue,
+            KeySpace::Unswept,
         ]
         .map(Some);
         assert_eq!(rows.each_ref().map(|row| space(row)), spaces);
-        assert_eq!([space(b""), space(&[0]), space(&[7])], [None; 3]);
+        assert_eq!([space(b""), space(&[0]), space(&[8])], [None; 3]);
         assert!(rows.iter().all(|row| (all().start..all().end).contains(row)));
     }
 }

@@ -12,10 +12,16 @@
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
 //! one finds what it would have found.
 //!
+//! A key has something to remove only once a newer version of it has come to be that old. So with each version that
+//! is stored while the group does not keep everything goes an *unswept* row, by time and key. Sweeps take these oldest
+//! first, look at their keys alone, and remove them. What was stored under another history may have none: when the
+//! history is changed, the next pieces walk once through all versions and give a row to each that has replaced one. The
+//! version of an unswept row may be gone; then there is nothing to do but to remove the row.
+//!
 //! Both must read what they remove, since the state's hash is that of keys and values. So a piece is bounded in
 //! bytes as in rows ([`Budget`]), all that it looks at included: as much is read at the same index on every
 //! replica, while writes wait. A key may have more versions than one piece may look at; the next piece then
-//! goes on within it.
+//! goes on within it. Where the walk and the sweep of a key stand is part of the state ([`SweepProgress`]).
 //!
 //! How far either has come is noted, so that a later page of a read that is too old says so instead of
 //! showing less than there was.
@@ -23,21 +29,28 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use super::apply::ApplyError;
+use super::apply::{ApplyError, decode_fact, encode_fact};
 use super::changes::{Changes, state_row_hash};
 use super::engine::Direction;
 use super::keys;
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
-use crate::command::{History, SweepFrom, SweepWithin};
+use crate::command::History;
 use crate::types::Timestamp;
 
 /// The fact about the store that says up to when removals are off the disk.
 pub(super) const META_PURGED: &str = "purged";
 /// The fact about the store that says as of when old versions were removed.
 pub(super) const META_SWEPT: &str = "swept";
+
+/// The fact about the store that says how far the sweep has come that goes on.
+pub(super) const META_SWEEP: &str = "sweep";
+
+/// What is damaged where such a row cannot be read.
+const UNSWEPT: &str = "the row of an unswept version";
 
 /// How far removal has come: `purged` is the time of the last removal that is being taken off the disk,
 /// and of versions before `swept` only those that the history keeps are left.
@@ -60,9 +73,7 @@ impl Horizon {
 
     pub fn read(rows: &dyn Rows) -> Result<Horizon, ApplyError> {
         let read = |name: &str| -> Result<Timestamp, ApplyError> {
-            let row = keys::meta(name);
-            let end = Bytes::from([&row[..], &[0]].concat());
-            match rows.first(&keys::RowRange { start: row, end })? {
+            match rows.first(&keys::only(&keys::meta(name)))? {
                 None => Ok(Timestamp::ZERO),
                 Some((_, value)) => decode_time(&value).ok_or(ApplyError::Damaged("a time")),
             }
@@ -120,6 +131,7 @@ pub(super) fn purge(
     mut budget: Budget,
 ) -> Result<(), ApplyError> {
     let purged = Horizon::read(&changes.rows())?.purged;
+    let unswept = oldest_unswept(&changes.rows())?;
     let mut reached = purged;
     let most = budget.rows.max(1) as usize;
     let mut queued = Vec::new();
@@ -134,14 +146,14 @@ pub(super) fn purge(
             break;
         }
         reached = reached.max(at);
-        purge_key(changes, &row, at, key, &mut budget)?;
+        purge_key(changes, &row, (at, key), unswept, &mut budget)?;
     }
     for range in removals::ranges(&changes.rows())? {
         if range.at > before || !budget.allows_more() {
             break;
         }
         reached = reached.max(range.at);
-        purge_range(changes, range, &mut budget)?;
+        purge_range(changes, range, unswept, &mut budget)?;
     }
     advance(changes, META_PURGED, purged, reached);
     Ok(())
@@ -169,11 +181,13 @@ fn first_row(
     Ok(found)
 }
 
-/// Removes the versions of a key up to `last`, as many as the budget allows. `false`: there are more.
+/// Removes the versions of a key up to `last`, as many as the budget allows, and what asks for a sweep on their
+/// account: no such row is older than `unswept`, if there are any. `false`: there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
     last: Timestamp,
+    unswept: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
     let mut gone: Vec<HashedRow> = Vec::new();
@@ -188,6 +202,10 @@ fn remove_versions(
         ControlFlow::Continue(())
     })?;
     for (row, hash) in gone {
+        let at = keys::version_timestamp(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+        if unswept.is_some_and(|oldest| oldest <= at) {
+            remove_unswept(changes, keys::unswept(at, key), budget)?;
+        }
         changes.delete_hashed(row, hash);
     }
     Ok(complete)
@@ -198,8 +216,8 @@ fn remove_versions(
 fn purge_key(
     changes: &mut Changes<'_>,
     queued: &Bytes,
-    at: Timestamp,
-    key: &[u8],
+    (at, key): (Timestamp, &[u8]),
+    unswept: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let removal_row = keys::removal(key, at);
@@ -207,7 +225,7 @@ fn purge_key(
         changes.rows().first(&keys::removals(key, Timestamp(at.0.saturating_sub(1)), at))?;
     let Some((_, removal)) = stored else { return Err(ApplyError::Damaged("a removal")) };
     let floor = Removal::decode(&removal)?.floor(at);
-    if !remove_versions(changes, key, Timestamp(floor.0.saturating_sub(1)), budget)? {
+    if !remove_versions(changes, key, Timestamp(floor.0.saturating_sub(1)), unswept, budget)? {
         return Ok(());
     }
     let newest = changes.rows().first(&keys::versions_up_to(key, at))?;
@@ -227,6 +245,7 @@ fn purge_key(
 fn purge_range(
     changes: &mut Changes<'_>,
     range: RangeRemoval,
+    unswept: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let stored = range.encode();
@@ -236,7 +255,7 @@ fn purge_range(
         let Some(row) = first_row(&changes.rows(), &versions, budget)? else { break None };
         let (mut key, _) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        if !budget.allows_more() || !remove_versions(changes, &key, range.at, budget)? {
+        if !budget.allows_more() || !remove_versions(changes, &key, range.at, unswept, budget)? {
             break Some(key);
         }
         // Looking at it counts, also where there is nothing to remove.
@@ -252,15 +271,85 @@ fn purge_range(
     Ok(())
 }
 
-/// What a piece of a sweep came to.
-pub(super) struct SweptPiece {
-    /// Where the next piece begins, if this was not the last.
-    pub next: Option<SweepFrom>,
-    /// A time after `as_of` before which there is nothing to remove in this piece, as things are.
-    pub due: Option<Timestamp>,
+/// How far a sweep has come, where the unswept rows do not say it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum SweepProgress {
+    /// The history was changed: versions from this row on are still to be given the rows that ask for a sweep.
+    Walking { from: Bytes },
+    /// The last piece ended within this key.
+    Within { key: Bytes, within: Within },
 }
 
-/// Removes versions past the history that is kept, in the piece of the store that begins at `from`.
+/// How far a sweep has come with the versions of a key, from the newest on. What removals take away meanwhile
+/// are the oldest ones, so it stays true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Within {
+    /// The key is judged as of this time, whatever the clock says when the next piece begins.
+    as_of: Timestamp,
+    /// So many versions up to then are found and stay.
+    kept: u32,
+    /// The oldest of those.
+    oldest_kept: Timestamp,
+}
+
+impl SweepProgress {
+    pub fn decode(stored: &[u8]) -> Option<SweepProgress> {
+        decode_fact(stored)
+    }
+
+    fn read(rows: &dyn Rows) -> Result<Option<SweepProgress>, ApplyError> {
+        let Some((_, stored)) = rows.first(&keys::only(&keys::meta(META_SWEEP)))? else {
+            return Ok(None);
+        };
+        let decoded = SweepProgress::decode(&stored);
+        Ok(Some(decoded.ok_or(ApplyError::Damaged("how far a sweep has come"))?))
+    }
+
+    fn change(
+        changes: &mut Changes<'_>,
+        before: Option<SweepProgress>,
+        after: Option<SweepProgress>,
+    ) {
+        if let Some(before) = before {
+            changes.delete(keys::meta(META_SWEEP), &encode_fact(&before));
+        }
+        if let Some(after) = after {
+            changes.put(keys::meta(META_SWEEP), encode_fact(&after));
+        }
+    }
+}
+
+/// The time of the oldest unswept row.
+fn oldest_unswept(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
+    let Some((row, _)) = rows.first(&keys::all_unswept())? else { return Ok(None) };
+    let (at, _) = keys::decode_unswept(&row).map_err(|_| ApplyError::Damaged(UNSWEPT))?;
+    Ok(Some(at))
+}
+
+/// As of which time a sweep has something to do.
+pub(super) fn sweep_due(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
+    match SweepProgress::read(rows)? {
+        Some(SweepProgress::Walking { .. }) => Ok(Some(Timestamp::ZERO)),
+        Some(SweepProgress::Within { .. }) | None => oldest_unswept(rows),
+    }
+}
+
+/// Another history is kept from now on, by which there may be something to remove anywhere.
+pub(super) fn change_history(
+    changes: &mut Changes<'_>,
+    before: History,
+    after: History,
+) -> Result<(), ApplyError> {
+    if before == after {
+        return Ok(());
+    }
+    let progress = SweepProgress::read(&changes.rows())?;
+    let walking = SweepProgress::Walking { from: keys::all_versions().start };
+    SweepProgress::change(changes, progress, (after != History::All).then_some(walking));
+    Ok(())
+}
+
+/// One piece of a sweep: of the walk that follows a change of the history, or else of what is due.
 ///
 /// The oldest versions of a key go first: whenever a piece ends, the key's newest versions are left without
 /// a gap, and a read as of any time finds the right one or none.
@@ -268,87 +357,141 @@ pub(super) fn sweep(
     changes: &mut Changes<'_>,
     history: History,
     as_of: Timestamp,
-    from: &SweepFrom,
     mut budget: Budget,
-) -> Result<SweptPiece, ApplyError> {
-    let mut piece = SweptPiece { next: None, due: None };
-    let kept = match history {
-        History::All => return Ok(piece),
-        History::For { .. } => 1,
-        History::Versions { count } => count.max(1),
+) -> Result<(), ApplyError> {
+    let before = SweepProgress::read(&changes.rows())?;
+    let after = match before.clone() {
+        Some(SweepProgress::Walking { from }) => {
+            walk(changes, from, &mut budget)?.map(|from| SweepProgress::Walking { from })
+        }
+        Some(SweepProgress::Within { key, within }) => {
+            sweep_due_keys(changes, history, as_of, Some((key, within)), &mut budget)?
+        }
+        None => sweep_due_keys(changes, history, as_of, None, &mut budget)?,
     };
-    let mut from = from.clone();
-    loop {
-        let versions = keys::versions_from(&from.key);
-        let Some(row) = first_row(&changes.rows(), &versions, &mut budget)? else {
-            return Ok(piece);
-        };
-        let (mut key, newest) =
-            keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        let mut within = from.within.take().filter(|_| from.key[..] == key);
-        let as_of = within.map_or(as_of, |within| within.as_of);
-        if !budget.allows_more()
-            || !sweep_key(changes, &key, kept, as_of, &mut within, &mut budget)?
-        {
-            piece.next = Some(SweepFrom { key: key.into(), within });
-            return Ok(piece);
-        }
-        if newest > as_of {
-            let found = within.map_or(0, |within| within.kept);
-            let due = next_due(&changes.rows(), &key, kept - found.min(kept), as_of, &mut budget)?;
-            piece.due = piece.due.into_iter().chain(due).min();
-        }
-        key.push(0);
-        from = SweepFrom { key: key.into(), within: None };
+    if after != before {
+        SweepProgress::change(changes, before, after);
     }
+    Ok(())
 }
 
-/// A version of a key after `as_of` before which no other is too many, when so many more are to be kept. Of
-/// those after `as_of` it is the first or the second one: to look further costs more than a sweep that
-/// finds nothing.
-fn next_due(
-    rows: &dyn Rows,
-    key: &[u8],
-    missing: u32,
-    as_of: Timestamp,
+/// Gives versions the rows that ask for a sweep on their account, if they have replaced one and have none. Where it
+/// goes on, if there are more versions than this piece may look at.
+fn walk(
+    changes: &mut Changes<'_>,
+    from: Bytes,
     budget: &mut Budget,
-) -> Result<Option<Timestamp>, ApplyError> {
-    let range = keys::RowRange {
-        start: keys::versions(key).start,
-        end: keys::versions_up_to(key, as_of).start,
-    };
-    let mut passed_over = missing.min(1);
-    let mut due = None;
-    rows.scan(&range, Direction::Reverse, &mut |row, stored| {
-        budget.look(stored.len());
-        if passed_over > 0 {
-            passed_over -= 1;
-            return ControlFlow::Continue(());
+) -> Result<Option<Bytes>, ApplyError> {
+    let range = keys::RowRange { start: from, end: keys::all_versions().end };
+    // A key's older version comes right after it. The row at which a piece ends is looked at again.
+    let mut newer: Option<(Bytes, bool)> = None;
+    let mut replacing = Vec::new();
+    let mut next = None;
+    changes.rows().visit(&range, &mut |row, stored| {
+        if let Some((newer, is_mark)) = newer.take()
+            && keys::version_prefix(&newer) == keys::version_prefix(row)
+            && !is_mark
+        {
+            replacing.push(newer);
         }
-        due = keys::version_timestamp(row).ok();
-        ControlFlow::Break(())
+        if !budget.allows_more() {
+            next = Some(Bytes::copy_from_slice(row));
+            return ControlFlow::Break(());
+        }
+        budget.take(stored.len());
+        let is_mark = matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed));
+        newer = Some((Bytes::copy_from_slice(row), is_mark));
+        ControlFlow::Continue(())
     })?;
-    Ok(due)
+    for row in replacing {
+        let (key, at) = keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+        let unswept = keys::unswept(at, &key);
+        if changes.rows().first(&keys::only(&unswept))?.is_none() {
+            changes.put(unswept, Bytes::new());
+        }
+    }
+    Ok(next)
 }
 
-/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`. `within` is how far it has
-/// come with that. `false`: there are more.
+/// Sweeps the keys of the oldest unswept rows, up to `as_of`, and removes the rows; `within` is how far the piece
+/// before came with the first of them.
+fn sweep_due_keys(
+    changes: &mut Changes<'_>,
+    history: History,
+    as_of: Timestamp,
+    mut within: Option<(Bytes, Within)>,
+    budget: &mut Budget,
+) -> Result<Option<SweepProgress>, ApplyError> {
+    let kept = match history {
+        // There is no more to do than to remove the rows.
+        History::All => None,
+        History::For { .. } => Some(1),
+        History::Versions { count } => Some(count.max(1)),
+    };
+    let most = budget.rows.max(1) as usize;
+    let mut rows = Vec::new();
+    changes.rows().visit(&keys::all_unswept(), &mut |row, _| {
+        rows.push(Bytes::copy_from_slice(row));
+        if rows.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    for row in rows {
+        let (at, key) = keys::decode_unswept(&row).map_err(|_| ApplyError::Damaged(UNSWEPT))?;
+        if at > as_of || !budget.allows_more() {
+            break;
+        }
+        // Of a key that has come up in this piece already, the rows of all versions have gone.
+        if changes.rows().first(&keys::only(&row))?.is_none() {
+            continue;
+        }
+        if let Some(kept) = kept {
+            let mut within = within
+                .take()
+                .filter(|(of, within)| *of == key && at <= within.as_of)
+                .map(|(_, within)| within);
+            let as_of = within.map_or(as_of, |within| within.as_of);
+            if !sweep_key(changes, (at, key), kept, as_of, &mut within, budget)? {
+                let key = Bytes::copy_from_slice(key);
+                return Ok(within.map(|within| SweepProgress::Within { key, within }));
+            }
+        }
+        remove_unswept(changes, row, budget)?;
+    }
+    Ok(None)
+}
+
+/// Removes an unswept row, if it is there.
+fn remove_unswept(
+    changes: &mut Changes<'_>,
+    row: Bytes,
+    budget: &mut Budget,
+) -> Result<(), ApplyError> {
+    if changes.rows().first(&keys::only(&row))?.is_some() {
+        changes.delete(row, &[]);
+        budget.take(0);
+    }
+    Ok(())
+}
+
+/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, and of all that it looks at
+/// the unswept rows but the oldest one, at `first`, by which the next piece finds the key again. `within` is how far it
+/// has come with that. `false`: there are more.
 fn sweep_key(
     changes: &mut Changes<'_>,
-    key: &[u8],
+    (first, key): (Timestamp, &[u8]),
     kept: u32,
     as_of: Timestamp,
-    within: &mut Option<SweepWithin>,
+    within: &mut Option<Within>,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
-    let older = |within: &Option<SweepWithin>| match within {
+    let older = |within: &Option<Within>| match within {
         None => keys::versions_up_to(key, as_of),
         Some(within) => {
             keys::versions_up_to(key, Timestamp(within.oldest_kept.0.saturating_sub(1)))
         }
     };
-    let found = |within: &Option<SweepWithin>| within.map_or(0, |within| within.kept);
+    let found = |within: &Option<Within>| within.map_or(0, |within| within.kept);
     let mut complete = true;
+    let mut looked_at = Vec::new();
     if found(within) < kept {
         let range = older(within);
         changes.rows().visit(&range, &mut |row, stored| {
@@ -360,13 +503,15 @@ fn sweep_key(
                 return ControlFlow::Break(());
             }
             budget.take(stored.len());
-            *within = Some(SweepWithin { as_of, kept: found(within) + 1, oldest_kept });
+            looked_at.push(oldest_kept);
+            *within = Some(Within { as_of, kept: found(within) + 1, oldest_kept });
             match found(within) < kept {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         })?;
         if !complete || found(within) < kept {
+            remove_looked_at(changes, (first, key), &looked_at, budget)?;
             // There are not more, and so none too many; but looking counts, also where there are none.
             budget.take(0);
             return Ok(complete);
@@ -391,7 +536,23 @@ fn sweep_key(
         advance(changes, META_SWEPT, swept, as_of);
     }
     for (row, hash) in gone {
+        looked_at
+            .push(keys::version_timestamp(&row).map_err(|_| ApplyError::Damaged("a version"))?);
         changes.delete_hashed(row, hash);
     }
+    remove_looked_at(changes, (first, key), &looked_at, budget)?;
     Ok(complete)
+}
+
+/// Removes the unswept rows of versions of a key: those later than `first`, as there are no older ones.
+fn remove_looked_at(
+    changes: &mut Changes<'_>,
+    (first, key): (Timestamp, &[u8]),
+    looked_at: &[Timestamp],
+    budget: &mut Budget,
+) -> Result<(), ApplyError> {
+    for at in looked_at.iter().filter(|at| **at > first) {
+        remove_unswept(changes, keys::unswept(*at, key), budget)?;
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use acervo::command::{FeatureLevel, Release, Version};
 use acervo::limits::{self, NodeLimits};
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
-use acervo::node::{Input, Notice, Output, RequestToken, UpkeepState};
+use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
 use acervo::storage::log::compaction::{self, Kept};
 use acervo::storage::snapshot::SnapshotSource;
@@ -370,7 +370,6 @@ impl World {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         let mut outcomes = Vec::new();
         let mut reports = None;
-        let mut news = None;
         match process.applying.pop_front() {
             Some(Piece::Entries { entries, .. }) if !self.setup.honest => {
                 outcomes.extend(entries.iter().filter_map(|entry| process.machine.believe(entry)));
@@ -382,7 +381,6 @@ impl World {
                     let point = process.machine.point();
                     self.checker.applied(batch, &applied.writes, answering, point)?;
                     outcomes.extend(applied.writes);
-                    news = Some(later(news, applied.upkeep));
                 }
             }
             Some(Piece::Snapshot(work)) => {
@@ -408,7 +406,7 @@ impl World {
             None => {}
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
-        let upkeep = news.unwrap_or_else(|| process.machine.upkeep());
+        let upkeep = process.machine.upkeep();
         let point = process.machine.point();
         let told = AppliedPoint { hash: point.hash ^ process.skew, ..point };
         let delay_us = self.rng.range(5..=50);
@@ -799,14 +797,4 @@ impl World {
         let servers = self.servers.iter().enumerate();
         servers.filter_map(|(at, server)| Some((at, &server.process.as_ref()?.status)))
     }
-}
-
-/// What two pieces came to, applied one after the other.
-fn later(before: Option<UpkeepState>, mut after: UpkeepState) -> UpkeepState {
-    let Some(before) = before else { return after };
-    if !after.swept.iter().any(|swept| swept.from.is_start()) {
-        after.put_us = before.put_us.or(after.put_us);
-    }
-    after.swept.splice(..0, before.swept);
-    after
 }

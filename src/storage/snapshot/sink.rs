@@ -178,7 +178,7 @@ impl Received {
                     self.hash.add(state_row_hash(key, value));
                 }
                 Some(MetaRow::KnownSince(time)) => self.hash.add(sessions::known_since_hash(time)),
-                Some(MetaRow::Rules) => self.hash.add(state_row_hash(key, value)),
+                Some(MetaRow::Rules | MetaRow::Sweep) => self.hash.add(state_row_hash(key, value)),
                 Some(MetaRow::Other) => {}
                 None => return Err("a fact about the store cannot be read"),
             },
@@ -192,6 +192,10 @@ impl Received {
             }
             Some(KeySpace::Queue) => {
                 keys::decode_queued(key).map_err(|_| "a removal by time cannot be read")?;
+                self.hash.add(state_row_hash(key, value));
+            }
+            Some(KeySpace::Unswept) => {
+                keys::decode_unswept(key).map_err(|_| "an unswept version's key cannot be read")?;
                 self.hash.add(state_row_hash(key, value));
             }
             None => return Err("a row is of no known kind"),
