@@ -23,6 +23,9 @@
 //! damaged and be rebuilt, which is safe. With the header stands the length that the file had then,
 //! because the engine believes a file that was cut short at the boundary of a region.
 //!
+//! A write may wait for long, for room on the disk or for a disk that hangs. Meanwhile blocks are read and checked:
+//! who changes the file holds `writing`, and the lock of what readers need only while nothing is waited for.
+//!
 //! The first damage found is kept, and every later call fails: what else is wrong is not known. A read that
 //! the system refuses is no damage, but an error like any other of the disk.
 //!
@@ -30,7 +33,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    TryLockError,
+};
 
 use redb::StorageBackend;
 
@@ -69,6 +75,9 @@ pub(super) type Damage = Arc<OnceLock<String>>;
 /// The file below an engine. It can be shut to writes, after which reading and unlocking go on.
 pub(super) struct CheckedFile {
     file: Arc<dyn DiskFile>,
+    /// Held by whoever changes the file, and taken before the lock of `state`.
+    writing: Mutex<()>,
+    /// Never held while something is written: a write may wait.
     state: RwLock<State>,
     shut: AtomicBool,
     damage: Damage,
@@ -120,8 +129,8 @@ impl CheckedFile {
     pub fn open(file: Arc<dyn DiskFile>, damage: Damage) -> io::Result<CheckedFile> {
         let found = file.len_bytes()?;
         let state = State { groups: Vec::new(), len: 0, header: [0; HEADER_BYTES] };
-        let state = RwLock::new(state);
-        let checked = CheckedFile { file, state, shut: AtomicBool::new(false), damage };
+        let (writing, state) = (Mutex::new(()), RwLock::new(state));
+        let checked = CheckedFile { file, writing, state, shut: AtomicBool::new(false), damage };
         let Some(len) = engine_len(found) else {
             return Err(checked.damaged(format!("no store is {found} bytes long")));
         };
@@ -148,10 +157,16 @@ impl CheckedFile {
     }
 
     /// Reads `count` blocks from `first` on again and holds them against their checksums, as far as they
-    /// can be judged. The blocks of the checksums are compared as well.
-    pub fn verify(&self, first: u64, count: u64) -> io::Result<()> {
+    /// can be judged. The blocks of the checksums are compared as well. `false`: a write is under way, which may
+    /// wait for long, and nothing was read.
+    pub fn verify(&self, first: u64, count: u64) -> io::Result<bool> {
         self.check_sound()?;
         // Kept while the file is read, so that nothing is written meanwhile.
+        let _writing = match self.writing.try_lock() {
+            Ok(writing) => writing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
         let state = self.read_state();
         let end = first.saturating_add(count).min(state.len / BLOCK_BYTES);
         if first == 0 && end > 0 {
@@ -166,7 +181,7 @@ impl CheckedFile {
             }
             block = until;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn verify_group(&self, group: &Group, at: u64, blocks: std::ops::Range<u64>) -> io::Result<()> {
@@ -196,6 +211,10 @@ impl CheckedFile {
 
     fn write_state(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_sound(&self) -> io::Result<()> {
@@ -247,13 +266,30 @@ impl CheckedFile {
         Ok((*header, u64::from_le_bytes(*len)))
     }
 
-    fn write_header(&self, state: &mut State, header: [u8; HEADER_BYTES]) -> io::Result<()> {
+    /// Writes the header with this length of the file. The caller holds `writing`.
+    fn write_header(&self, header: [u8; HEADER_BYTES], len: u64) -> io::Result<()> {
         let mut sector = Vec::with_capacity(HEADER_SECTOR_BYTES);
         sector.extend_from_slice(&header);
-        sector.extend_from_slice(&state.len.to_le_bytes());
+        sector.extend_from_slice(&len.to_le_bytes());
         sector.extend_from_slice(&block_sum(0, &sector).to_le_bytes());
-        state.header = header;
-        self.file.write_all_at(&sector, place(0))
+        self.file.write_all_at(&sector, place(0))?;
+        self.write_state().header = header;
+        Ok(())
+    }
+
+    /// Writes the checksums of a group, if they are not on the disk. The caller holds `writing`.
+    fn write_sums(&self, group: usize) -> io::Result<()> {
+        let sums = {
+            let state = self.read_state();
+            let unwritten = state.groups[group].as_ref().filter(|group| group.unwritten);
+            unwritten.map(|group| group.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect())
+        };
+        let Some(sums): Option<Vec<u8>> = sums else { return Ok(()) };
+        self.file.write_all_at(&sums, sums_place(group as u64))?;
+        if let Some(group) = &mut self.write_state().groups[group] {
+            group.unwritten = false;
+        }
+        Ok(())
     }
 
     fn read_sums(&self, group: u64) -> io::Result<Box<[u32; GROUP_BLOCKS as usize]>> {
@@ -383,17 +419,18 @@ impl StorageBackend for Backend {
     fn set_len(&self, len: u64) -> io::Result<()> {
         let file = &self.0;
         file.check_open()?;
-        let mut state = file.write_state();
-        let shorter = len < state.len;
-        if shorter {
+        let _writing = file.writing();
+        let (len_before, header) = {
+            let state = file.read_state();
+            (state.len, state.header)
+        };
+        if len < len_before {
             // The header on the disk must not ask for more than there is.
-            state.len = len;
-            let header = state.header;
-            file.write_header(&mut state, header)?;
+            file.write_header(header, len)?;
             file.file.sync_data()?;
         }
         file.file.set_len(file_len(len))?;
-        state.set_len(len);
+        file.write_state().set_len(len);
         Ok(())
     }
 
@@ -401,13 +438,9 @@ impl StorageBackend for Backend {
         let file = &self.0;
         file.check_open()?;
         {
-            let mut state = file.write_state();
-            for (at, group) in state.groups.iter_mut().enumerate() {
-                let Some(group) = group.as_mut().filter(|group| group.unwritten) else { continue };
-                let bytes: Vec<u8> = group.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
-                file.file.write_all_at(&bytes, sums_place(at as u64))?;
-                group.unwritten = false;
-            }
+            let _writing = file.writing();
+            let groups = file.read_state().groups.len();
+            (0..groups).try_for_each(|group| file.write_sums(group))?;
         }
         file.file.sync_data()
     }
@@ -418,7 +451,9 @@ impl StorageBackend for Backend {
         if offset == 0
             && let Ok(header) = data.try_into()
         {
-            return file.write_header(&mut file.write_state(), header);
+            let _writing = file.writing();
+            let len = file.read_state().len;
+            return file.write_header(header, len);
         }
         if !is_whole_blocks(offset, data.len()) {
             return Err(not_in_blocks(offset, data.len()));
@@ -427,14 +462,15 @@ impl StorageBackend for Backend {
         let blocks = data.chunks_exact(BLOCK_BYTES as usize);
         let sums: Vec<u32> =
             (first..).zip(blocks).map(|(block, bytes)| block_sum(block, bytes)).collect();
-        let mut state = file.write_state();
+        let _writing = file.writing();
         let mut rest = data;
         for (offset, len) in runs(offset, data.len()) {
             let (run, behind) = rest.split_at(len);
-            file.loaded(&mut state, offset / GROUP_BYTES)?;
+            file.loaded(&mut file.write_state(), offset / GROUP_BYTES)?;
             file.file.write_all_at(run, place(offset))?;
             rest = behind;
         }
+        let mut state = file.write_state();
         for (block, sum) in (first..).zip(sums) {
             let group = file.loaded(&mut state, block / GROUP_BLOCKS)?;
             let within = (block % GROUP_BLOCKS) as usize;
@@ -501,7 +537,7 @@ mod tests {
             file.read(from * BLOCK_BYTES, &mut found).unwrap();
             file.read(0, &mut found_header).unwrap();
             assert_eq!((found, found_header), (data.clone(), header));
-            file.0.verify(0, u64::MAX).unwrap();
+            assert!(file.0.verify(0, u64::MAX).unwrap());
         }
     }
 
@@ -543,13 +579,120 @@ mod tests {
         file.sync_data().unwrap();
         file.set_len(4 * BLOCK_BYTES).unwrap();
         file.set_len(8 * BLOCK_BYTES).unwrap();
-        file.0.verify(0, u64::MAX).unwrap();
+        assert!(file.0.verify(0, u64::MAX).unwrap());
         file.write(6 * BLOCK_BYTES, &bytes(6, 0)).unwrap();
         file.sync_data().unwrap();
-        file.0.verify(0, u64::MAX).unwrap();
+        assert!(file.0.verify(0, u64::MAX).unwrap());
         open(&path).unwrap();
         // Shorter than it said of itself last.
         file.0.file.set_len(file_len(3 * BLOCK_BYTES)).unwrap();
         assert!(open(&path).unwrap_err().contains("bytes it has"));
+    }
+
+    /// A file of which nothing is written while its gate is shut, as on a disk without room.
+    struct Gated {
+        inner: std::fs::File,
+        /// Whether the gate is shut, and how many wait before it.
+        gate: Mutex<(bool, usize)>,
+        changed: std::sync::Condvar,
+    }
+
+    impl Gated {
+        fn shut(&self, shut: bool) {
+            self.gate.lock().unwrap().0 = shut;
+            self.changed.notify_all();
+        }
+
+        fn pass(&self) {
+            let mut gate = self.gate.lock().unwrap();
+            gate.1 += 1;
+            self.changed.notify_all();
+            let mut gate = self.changed.wait_while(gate, |gate| gate.0).unwrap();
+            gate.1 -= 1;
+        }
+
+        fn until_somebody_waits(&self) {
+            let gate = self.gate.lock().unwrap();
+            drop(self.changed.wait_while(gate, |gate| gate.1 == 0).unwrap());
+        }
+    }
+
+    impl DiskFile for Gated {
+        fn len_bytes(&self) -> io::Result<u64> {
+            self.inner.len_bytes()
+        }
+
+        fn used_bytes(&self) -> io::Result<u64> {
+            self.inner.used_bytes()
+        }
+
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            DiskFile::read_at(&self.inner, buffer, offset)
+        }
+
+        fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            self.pass();
+            DiskFile::write_all_at(&self.inner, bytes, offset)
+        }
+
+        fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+            self.pass();
+            DiskFile::set_len(&self.inner, len_bytes)
+        }
+
+        fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+            self.inner.allocate(len_bytes)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            DiskFile::sync_data(&self.inner)
+        }
+
+        fn try_lock(&self) -> io::Result<bool> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn blocks_are_read_while_a_write_waits() {
+        const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+        let changes: [fn(&Backend) -> io::Result<()>; 5] = [
+            |file| file.write(3 * BLOCK_BYTES, &bytes(3, 1)),
+            |file| file.write(0, &[8; HEADER_BYTES]),
+            |file| file.set_len(9 * BLOCK_BYTES),
+            |file| file.set_len(7 * BLOCK_BYTES),
+            |file| file.sync_data(),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let gated = Arc::new(Gated {
+                inner: tempfile::tempfile().unwrap(),
+                gate: Mutex::default(),
+                changed: std::sync::Condvar::new(),
+            });
+            let file = CheckedFile::open(gated.clone(), Damage::default()).unwrap();
+            let file = Arc::new(Backend(Arc::new(file)));
+            file.set_len(8 * BLOCK_BYTES).unwrap();
+            file.write(0, &[7; HEADER_BYTES]).unwrap();
+            file.write(BLOCK_BYTES, &bytes(1, 0)).unwrap();
+            gated.shut(true);
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| change(&file));
+                gated.until_somebody_waits();
+                let (done, read) = std::sync::mpsc::channel();
+                let reading = file.clone();
+                scope.spawn(move || {
+                    let mut found = vec![0; BLOCK_BYTES as usize];
+                    let outcome = reading.read(BLOCK_BYTES, &mut found);
+                    let verified = reading.0.verify(0, u64::MAX);
+                    let _ = done.send((outcome.is_ok(), found, verified.ok()));
+                });
+                let read = read.recv_timeout(DEADLINE);
+                gated.shut(false);
+                writer.join().unwrap().unwrap();
+                assert_eq!(read, Ok((true, bytes(1, 0), Some(false))), "during change {number}");
+            });
+            file.sync_data().unwrap();
+            assert!(file.0.verify(0, u64::MAX).unwrap());
+        }
     }
 }

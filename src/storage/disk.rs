@@ -557,7 +557,9 @@ impl Engine for DiskEngine {
         file.check_sound()?;
         let checked = &file.checked;
         let failed = |error| file.faults.read(redb::Error::Io(error));
-        checked.verify(from_block, blocks).map_err(failed)?;
+        if !checked.verify(from_block, blocks).map_err(failed)? {
+            return Ok(Scrubbed { next_block: Some(from_block) });
+        }
         let next = from_block.saturating_add(blocks);
         Ok(Scrubbed { next_block: (next < checked.blocks()).then_some(next) })
     }

@@ -112,7 +112,7 @@ pub enum EngineError {
 /// How far a check of the engine's file has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scrubbed {
-    /// Where it goes on; `None` at the end of the file.
+    /// Where it goes on, at the same block while a write is under way; `None` at the end of the file.
     pub next_block: Option<u64>,
 }
 
