@@ -11,13 +11,16 @@
 mod support;
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use acervo::cli::commands::exit_status;
 use acervo::client::Client;
-use acervo::command::WriteOp;
+use acervo::command::{Command as LogCommand, WriteOp};
 use acervo::limits;
 use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::message::{
@@ -27,7 +30,7 @@ use acervo::wire::message::{
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put, status};
-use support::{Group, eventually, exited_with, memory, resident};
+use support::{Group, PATIENCE, eventually, exited_with, memory, resident};
 
 #[test]
 fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
@@ -562,6 +565,233 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
     }
     witness.finish();
     assert!(exited_with(group.terminate(0), 0));
+}
+
+/// Speaks as server 3 of a group, and lies in everything that it says. It keeps what is promised to whoever trusts
+/// a server's word: it grants no vote and acknowledges no entry.
+struct Liar {
+    cluster: ClusterId,
+    addresses: Vec<SocketAddr>,
+    place: SocketAddr,
+    left: Arc<AtomicBool>,
+    dialled: Arc<Mutex<Vec<TcpStream>>>,
+    asked: Arc<AtomicU64>,
+    listening: JoinHandle<()>,
+}
+
+impl Liar {
+    fn take(place: TcpListener, cluster: ClusterId, addresses: Vec<SocketAddr>) -> Liar {
+        let (left, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let dialled: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
+        let address = place.local_addr().unwrap();
+        let listening = {
+            let (left, dialled, asked) = (left.clone(), dialled.clone(), asked.clone());
+            let addresses = addresses.clone();
+            thread::spawn(move || {
+                for stream in place.incoming() {
+                    let stream = stream.unwrap();
+                    if left.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    dialled.lock().unwrap().push(stream.try_clone().unwrap());
+                    let (addresses, asked) = (addresses.clone(), asked.clone());
+                    thread::spawn(move || Liar::answer(stream, cluster, &addresses, &asked));
+                }
+            })
+        };
+        Liar { cluster, addresses, place: address, left, dialled, asked, listening }
+    }
+
+    /// Whatever a server asks on a connection that it has dialled is answered, and not truly.
+    fn answer(
+        stream: TcpStream,
+        cluster: ClusterId,
+        addresses: &[SocketAddr],
+        asked: &AtomicU64,
+    ) -> Option<()> {
+        let mut raw = Raw::over(stream);
+        let Message::Hello(Hello { role: HelloRole::Server { node, .. }, .. }) = raw.receive()?
+        else {
+            return None;
+        };
+        let welcome = Welcome {
+            protocol: PROTOCOL_VERSION,
+            cluster,
+            node: NodeId(3),
+            incarnation: 9,
+            last_index: u64::MAX,
+            term: u64::MAX,
+            first_leader: Some(NodeId(3)),
+            applied_timestamp: Timestamp(i64::MAX),
+        };
+        let say = |raw: &mut Raw, message| raw.stream.write_all(&frame_of(&message)).ok();
+        say(&mut raw, Message::Welcome(welcome))?;
+        loop {
+            let lie = match raw.receive()? {
+                Message::Ping { nonce } => {
+                    say(&mut raw, Message::Pong { nonce })?;
+                    continue;
+                }
+                Message::Peer(PeerMessage::StateHashAt { id, .. }) => {
+                    PeerMessage::StateHashOk { id, hash: Some(5) }
+                }
+                Message::Peer(PeerMessage::LogTerm { id, .. }) => {
+                    PeerMessage::LogTermOk { id, term: Some(1 << 40) }
+                }
+                Message::Peer(PeerMessage::ReadIndex { id }) => {
+                    PeerMessage::ReadIndexOk { id, index: u64::MAX }
+                }
+                Message::Peer(PeerMessage::Forward { id, .. }) => {
+                    PeerMessage::Forwarded { id, reply: None }
+                }
+                _ => continue,
+            };
+            asked.fetch_add(1, Ordering::Relaxed);
+            let mut link = Raw::third_server(addresses[node.0 as usize - 1], cluster);
+            say(&mut link, Message::Peer(lie));
+        }
+    }
+
+    /// Everything that nobody asked, to each server: each on a connection of its own, which it may cost.
+    fn say_everything(&self) {
+        for (at, address) in self.addresses.iter().enumerate() {
+            let ServerStatus { term, last_index, .. } = status(*address);
+            let to = NodeId(at as u64 + 1);
+            let mut lies = Vec::new();
+            let mut raft = |term, body| {
+                lies.push(PeerMessage::Raft(RaftMessage { from: NodeId(3), to, term, body }));
+            };
+            let ahead = term + (1 << 32);
+            for _ in 0..4 {
+                raft(ahead, RaftBody::HeartbeatReply { commit: 0, context: Bytes::new() });
+            }
+            for (pre, reject) in [(false, false), (false, true), (true, false), (true, true)] {
+                raft(ahead, RaftBody::VoteReply { pre, reject, commit: 0, commit_term: 0 });
+            }
+            raft(ahead, RaftBody::Heartbeat { commit: 0, context: Bytes::new() });
+            raft(ahead, RaftBody::TimeoutNow);
+            for pre in [true, false] {
+                let (last_index, last_term) = (last_index + 100, ahead);
+                raft(
+                    ahead,
+                    RaftBody::Vote {
+                        pre,
+                        last_index,
+                        last_term,
+                        commit: 0,
+                        commit_term: 0,
+                        transfer: !pre,
+                    },
+                );
+            }
+            let (index, snapshot_wanted) = (last_index, Some(u64::MAX));
+            let reject_hint = Some((0, 0));
+            raft(
+                ahead,
+                RaftBody::AppendReply { index, commit: index, reject_hint, snapshot_wanted },
+            );
+            let mut append = |previous_index, previous_term, data: Bytes| {
+                let entries = vec![LogEntry { term: term + 1, index: previous_index + 1, data }];
+                let body = RaftBody::Append { previous_index, previous_term, commit: 0, entries };
+                raft(term + 1, body);
+            };
+            let request = RequestId {
+                client: ClientId(1),
+                sequence: 1,
+                answered_below: 1,
+                begun: Timestamp::ZERO,
+            };
+            let op = WriteOp::Del { key: Bytes::from_static(b"before") };
+            let last_of_all = LogCommand::write(Timestamp(i64::MAX), request, op).encode();
+            append(last_index, term, last_of_all);
+            append(0, 0, Bytes::new());
+            lies.extend([
+                PeerMessage::StateHashOk { id: 1, hash: Some(5) },
+                PeerMessage::LogTermOk { id: 1, term: Some(ahead) },
+                PeerMessage::ReadIndexOk { id: 1, index: u64::MAX },
+                PeerMessage::Forwarded {
+                    id: 1,
+                    reply: Some(Reply::PutOk { timestamp: Timestamp(i64::MAX) }),
+                },
+                PeerMessage::About { wall_us: i64::MAX, level: u32::MAX },
+                PeerMessage::Disk { full: true },
+            ]);
+            // Among them those at which states are compared: the first entry of each term.
+            lies.extend(
+                (1..=last_index.min(30)).map(|index| PeerMessage::StateHash { index, hash: 5 }),
+            );
+            for lie in lies {
+                let mut link = Raw::third_server(*address, self.cluster);
+                link.send(&Message::Peer(lie));
+                link.send(&Message::Ping { nonce: 5 });
+                // It has been heard then, or has cost the connection.
+                let _ = link.receive();
+            }
+        }
+    }
+
+    /// It is gone, and the place is free.
+    fn leave(self) -> u64 {
+        self.left.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.place);
+        self.listening.join().unwrap();
+        for stream in self.dialled.lock().unwrap().iter() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// Whatever a lying server has raised or mis-stated is put right when it has left, also where it was written down.
+#[test]
+fn what_a_lying_server_has_said_does_not_outlast_its_leaving() {
+    let flags = ["--console", "off", "--in-sync-timeout", "300ms"];
+    let mut group = Group::prepare(3, &flags);
+    let place = TcpListener::bind(group.addresses()[2]).unwrap();
+    let addresses = group.addresses()[..2].to_vec();
+    for at in [0, 1] {
+        group.start_server(at);
+    }
+    let two = Client::builder(addresses.clone()).request_timeout(PATIENCE).build().unwrap();
+    two.put("before", "it came").unwrap();
+    let liar = Liar::take(place, status(addresses[0]).cluster, addresses.clone());
+    for _ in 0..5 {
+        liar.say_everything();
+    }
+    assert!(liar.leave() > 0, "nobody asked anything");
+
+    let goes_on = |group: &Group, servers: usize, value: &str| {
+        let client = group.client();
+        let version = eventually("writes go on", || client.put("after", value).ok()).timestamp;
+        let day_us = 24 * 3600 * 1_000_000;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        assert!(version.0 < now.as_micros() as i64 + day_us, "{version}");
+        for at in 0..servers {
+            let own = group.client_of(at);
+            for (key, value) in [("before", "it came"), ("after", value)] {
+                eventually("reads go on", || {
+                    let confirmed = own.get_linearizable(key).ok()?;
+                    assert_eq!(confirmed.value.as_deref(), Some(value.as_bytes()), "{key} at {at}");
+                    let plain = own.get(key).ok()?;
+                    assert_eq!(plain.value.as_deref(), Some(value.as_bytes()), "{key} at {at}");
+                    Some(())
+                });
+            }
+        }
+    };
+    goes_on(&group, 2, "it left");
+    for at in [0, 1] {
+        group.kill(at);
+    }
+    for at in [0, 1] {
+        group.start_server(at);
+    }
+    goes_on(&group, 2, "the servers were killed");
+    group.start_server(2);
+    goes_on(&group, 3, "the true one came");
+    for at in 0..3 {
+        assert!(!group.log(at).contains("panicked"), "{}", group.log(at));
+    }
 }
 
 #[test]
