@@ -209,7 +209,7 @@ impl Consensus {
         Ok(Consensus {
             raw,
             config,
-            pipeline: Pipeline::new(log_is_empty),
+            pipeline: Pipeline::new(log_is_empty, hard_state),
             fetches: Fetches::default(),
             admission,
             admission_unsaved: false,
@@ -225,7 +225,8 @@ impl Consensus {
     /// One tick of the election clock.
     pub fn tick(&mut self) {
         self.term_credit = self.term_credit.saturating_add(limits::TERM_CREDIT_PER_TICK);
-        if self.role() == Role::Leader || self.may_campaign() {
+        let campaigns = self.may_campaign() && !self.vote_comes_late();
+        if self.role() == Role::Leader || campaigns {
             self.raw.tick();
         } else {
             // Time passes all the same: as long as the library takes a leader for alive, by this count, it grants
@@ -342,6 +343,12 @@ impl Consensus {
                 && self.admission.is_newborn(self.last_term_asked_for()))
     }
 
+    /// Whether a vote of this server would wait behind one that its disk has not taken in yet. At the group's birth
+    /// that does not matter: all logs are alike, and the one that is to lead first asks until it does.
+    fn vote_comes_late(&self) -> bool {
+        self.last_index() > 0 && self.pipeline.owes_a_vote()
+    }
+
     /// Who has asked for votes before was the founder then, and is for ever.
     fn is_founder(&self) -> bool {
         self.last_term_asked_for() > 0 || self.first_leader() == Some(self.config.node)
@@ -439,6 +446,12 @@ impl Consensus {
             message.body,
             RaftBody::Vote { pre: true, .. } | RaftBody::VoteReply { pre: true, .. }
         );
+        // A rehearsal asks whether a vote would be granted, and one that waits for a slow disk comes too late, or never.
+        // Granted all the same, it would let a server whose log is too old win one rehearsal after the other: each
+        // raises the term, and keeps those that could win the election from asking.
+        if matches!(message.body, RaftBody::Vote { pre: true, .. }) && self.vote_comes_late() {
+            return Ok(());
+        }
         if !rehearsal {
             self.admission.heard(link, message.term);
         }

@@ -80,6 +80,9 @@ pub(super) struct Pipeline {
     steps: VecDeque<Step>,
     last_batch: u64,
     last_durable_batch: u64,
+    /// The term and the vote that were handed out last, and the batch they came with.
+    elected: (u64, u64),
+    election_batch: u64,
     /// The batch with the log's first entry; everything it holds is durable once that is.
     first_entry: FirstEntry,
     /// Taken over by the library, not handed out yet.
@@ -96,12 +99,14 @@ enum FirstEntry {
 }
 
 impl Pipeline {
-    /// Starts with what is durable: `log_is_empty` says whether that is any entry at all.
-    pub fn new(log_is_empty: bool) -> Pipeline {
+    /// Starts with what is durable; `log_is_empty` says whether any entry is.
+    pub fn new(log_is_empty: bool, durable: HardState) -> Pipeline {
         Pipeline {
             steps: VecDeque::new(),
             last_batch: 0,
             last_durable_batch: 0,
+            elected: (durable.term, durable.vote),
+            election_batch: 0,
             first_entry: if log_is_empty { FirstEntry::None } else { FirstEntry::Durable },
             expected: None,
             installing: None,
@@ -133,6 +138,11 @@ impl Pipeline {
     /// Whether everything handed out so far is durable.
     pub fn is_idle(&self) -> bool {
         self.steps.is_empty() && self.last_durable_batch == self.last_batch
+    }
+
+    /// Whether a term or a vote waits for the disk. Until it is durable no further vote of this server leaves it.
+    pub fn owes_a_vote(&self) -> bool {
+        self.election_batch > self.last_durable_batch
     }
 
     /// Takes every step the library has and turns it into effects. `hard_state` is amended with
@@ -219,6 +229,10 @@ impl Pipeline {
             HardState { term: state.term, vote: state.vote, commit: state.commit, admitted };
         raw.mut_store().set_hard_state(hard_state);
         self.last_batch += 1;
+        if self.elected != (state.term, state.vote) {
+            self.elected = (state.term, state.vote);
+            self.election_batch = self.last_batch;
+        }
         if self.first_entry == FirstEntry::None && !entries.is_empty() {
             self.first_entry = FirstEntry::In { batch: self.last_batch };
         }
