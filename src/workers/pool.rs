@@ -195,6 +195,7 @@ fn run<J, C>(
     completions: &channel::Sender<C>,
     wake: &impl Fn(),
 ) {
+    super::give_way_to_event_loops();
     while let Ok(work) = jobs.recv() {
         worker.batch_begins();
         // Sending never waits (see the module), and fails only when the pool was dropped: then
@@ -338,6 +339,20 @@ mod tests {
         };
         assert!(matches!(refusal, SubmitError::Stopped(1)), "{refusal:?}");
         assert_eq!(pool.shut_down(soon()), Err(ShutDownError::Panicked("fragile-0".to_owned())));
+    }
+
+    /// What workers compute held up the event loop that they compute for, where processors were few.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn workers_give_way_to_the_thread_that_submits() {
+        let priority = || rustix::process::getpriority_process(None).unwrap();
+        let pool = Pool::start("nice", 1, 1, || {}, |_| move |()| priority());
+        let mut pool: Pool<(), i32> = pool.unwrap();
+        let mine = priority();
+        pool.submit(()).unwrap();
+        let workers = pool.shut_down(soon()).unwrap();
+        assert_eq!(priority(), mine, "only the workers give way");
+        assert_eq!(workers, [(mine + 5).min(19)], "the lowest priority there is has 19");
     }
 
     #[test]
