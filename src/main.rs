@@ -20,6 +20,7 @@ use acervo::cli::args::{
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::cli::share::{self as share_commands, ShareError};
 use acervo::cli::share_args::{PeerArgs, RegistryArgs};
+use acervo::client::ClientError;
 use acervo::client::repl::{self, ReplOptions};
 use acervo::limits;
 use acervo::logging;
@@ -66,10 +67,10 @@ fn main() -> ExitCode {
             repl::run(&options)
                 .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
         }
-        Command::Get(args) => one_shot(commands::get(&args, out)),
-        Command::GetRange(args) => one_shot(commands::get_range(&args, out)),
-        Command::GetAll(args) => one_shot(commands::get_all(&args, &mut stdin(), out)),
-        Command::History(args) => one_shot(commands::history(&args, out)),
+        Command::Get(args) => read(commands::get(&args, out)),
+        Command::GetRange(args) => read(commands::get_range(&args, out)),
+        Command::GetAll(args) => read(commands::get_all(&args, &mut stdin(), out)),
+        Command::History(args) => read(commands::history(&args, out)),
         Command::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
         Command::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
         Command::Del(args) => one_shot(commands::del(&args, out)),
@@ -111,6 +112,17 @@ fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
         Ok(outcome) => outcome.exit_status(),
         Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
+    }
+}
+
+/// A read that a majority has to confirm, but for those that ask for less.
+fn read(result: Result<Outcome, CommandError>) -> u8 {
+    match result {
+        Err(error @ CommandError::Client(ClientError::NoMajority { .. })) => {
+            let hint = "--serializable reads what one server has, without a majority";
+            fail(error.exit_status(), &format!("{error}; {hint}"))
+        }
+        other => one_shot(other),
     }
 }
 

@@ -88,12 +88,12 @@ fn text_is_the_answer_and_nothing_else() {
     let put = run(&servers, &["put", "title", "Quincas Borba", "--print-session"]);
     let (second, token) = (put.version(), put.err.trim_end());
     assert!(second > first);
-    for how in [&["--linearizable"][..], &["--session", token]] {
+    for how in [&[][..], &["--session", token]] {
         let got = run(&servers, &[&["get", "title"], how].concat());
         assert_eq!((got.status, got.text(), got.err.as_str()), (0, "Quincas Borba\n", ""));
     }
     assert!(run(&servers, &["del", "title"]).version() > second);
-    let gone = run(&servers, &["get", "title", "--linearizable"]);
+    let gone = run(&servers, &["get", "title"]);
     assert_eq!((gone.status, gone.text()), (1, ""));
     let again = run(&servers, &["del", "title"]);
     assert_eq!(again.status, 1);
@@ -101,9 +101,9 @@ fn text_is_the_answer_and_nothing_else() {
 
     // A negative number is a value; an empty value is one too.
     run(&servers, &["put", "number", "-5"]).version();
-    assert_eq!(run(&servers, &["get", "number", "--linearizable"]).text(), "-5\n");
+    assert_eq!(run(&servers, &["get", "number"]).text(), "-5\n");
     run(&servers, &["put", "number", ""]).version();
-    let empty = run(&servers, &["get", "number", "--linearizable"]);
+    let empty = run(&servers, &["get", "number"]);
     assert_eq!((empty.status, empty.text()), (0, "\n"));
 }
 
@@ -132,7 +132,7 @@ fn json_is_one_object() {
     assert_eq!((&again["old_timestamp"], &again["old_value"]), (&json!(timestamp), &json!("v\"á")));
     let timestamp = again["timestamp"].as_i64().unwrap();
 
-    let got = run(&servers, &["get", "k", "--linearizable", "--format", "json"]).json();
+    let got = run(&servers, &["get", "k", "--format", "json"]).json();
     check_server(&got);
     let server = &got["server"];
     assert_eq!(
@@ -192,7 +192,7 @@ fn the_past_of_a_key() {
         .iter()
         .map(|title| run(&servers, &["put", "title", title]).version())
         .collect();
-    let at = |at: &str| run(&servers, &["get", "title", "--at", at, "--linearizable"]);
+    let at = |at: &str| run(&servers, &["get", "title", "--at", at]);
     assert_eq!(at(&versions[0].to_string()).text(), "Helena\n");
     assert_eq!(at(&(versions[1] - 1).to_string()).text(), "Helena\n");
     assert_eq!(at(&versions[1].to_string()).text(), "Iaiá Garcia\n");
@@ -208,7 +208,7 @@ fn the_past_of_a_key() {
     let missing = run(&servers, &["get", "nothing", "--at", "5", "--format", "json"]).json();
     assert_eq!((&missing["timestamp"], &missing["at"]), (&json!(5), &json!(5)));
 
-    let history = run(&servers, &["history", "title", "--linearizable"]);
+    let history = run(&servers, &["history", "title"]);
     let (rows, newest_first) = (history.rows(), versions.iter().rev());
     assert_eq!(rows.len(), 3);
     for ((row, version), value) in
@@ -231,7 +231,7 @@ fn the_past_of_a_key() {
     // Trimmed away is not found, and the newest is told.
     assert_eq!(run(&servers, &["trim", "title"]).version(), version);
     assert_eq!(at(&versions[0].to_string()).status, 1);
-    assert_eq!(done(&servers, &["history", "title", "--linearizable"]).lines().count(), 1);
+    assert_eq!(done(&servers, &["history", "title"]).lines().count(), 1);
     let trimmed = run(&servers, &["trim", "title", "--format", "json"]).json();
     assert_eq!((&trimmed["timestamp"], &trimmed["value"]), (&json!(version), &json!("tab\tend")));
     for command in ["trim", "history"] {
@@ -254,10 +254,9 @@ fn many_keys_at_once() {
     assert_eq!(rows, expected, "a row a pair, in the order given");
 
     // Ranges are in the order of keys, lists in the order asked for.
-    let linearizable = "--linearizable";
-    let range = run(&servers, &["getrange", "a", "b", linearizable]);
+    let range = run(&servers, &["getrange", "a", "b"]);
     assert_eq!(range.rows(), [["a", version, "1=1"], ["b", version, "2"]]);
-    let listed = run(&servers, &["getall", "nothing", "empty", "a", "a", linearizable]);
+    let listed = run(&servers, &["getall", "nothing", "empty", "a", "a"]);
     assert_eq!(listed.status, 0, "what is not there is no error");
     assert_eq!(
         listed.rows(),
@@ -304,7 +303,7 @@ fn many_keys_at_once() {
     };
     assert_eq!(removed, [object("b", "2"), object("empty", "")]);
     assert_eq!(done(&servers, &["delrange", "a", "z"]), "");
-    assert_eq!(done(&servers, &["getrange", "a", "z", linearizable]), "");
+    assert_eq!(done(&servers, &["getrange", "a", "z"]), "");
 }
 
 #[test]
@@ -314,18 +313,15 @@ fn keys_and_values_of_any_bytes() {
     let key = OsStr::from_bytes(b"k\xff,;:!");
     let put = [OsStr::new("put"), key, OsStr::from_bytes(b"v\xfe")];
     assert_eq!(run_with_input(&servers, &put, b"").status, 0);
-    assert_eq!(
-        run_with_input(&servers, &[OsStr::new("get"), key, OsStr::new("--linearizable")], b"").out,
-        b"v\xfe\n"
-    );
+    assert_eq!(run_with_input(&servers, &[OsStr::new("get"), key], b"").out, b"v\xfe\n");
 
     // As ranges print it, it can be given back.
     run(&servers, &["put", "--escaped", r"nul\x00\\x41", r"line\x0aend"]).version();
-    let range = run(&servers, &["getrange", "--escaped", r"\x00", r"\xff", "--linearizable"]);
+    let range = run(&servers, &["getrange", "--escaped", r"\x00", r"\xff"]);
     let columns: Vec<_> = range.rows().iter().map(|row| [row[0], row[2]]).collect();
     assert_eq!(columns, [[r"k\xff,;:!", r"v\xfe"], [r"nul\x00\\x41", r"line\x0aend"]]);
     for [key, value] in &columns {
-        let row = run(&servers, &["getall", "--escaped", key, "--linearizable"]);
+        let row = run(&servers, &["getall", "--escaped", key]);
         assert_eq!(row.rows()[0], [key, row.rows()[0][1], value]);
     }
     assert_eq!(run(&servers, &["get", r"nul\x00\\x41"]).status, 1, "unescaped it is another key");
@@ -348,7 +344,7 @@ fn keys_and_values_of_any_bytes() {
         columns.iter().flat_map(|[key, _]| format!("{key}\n").into_bytes()).collect();
     let removed = run_with_input(&servers, &["delall", "--escaped", "-"], &keys);
     assert_eq!(removed.rows().len(), 2);
-    assert_eq!(done(&servers, &["getrange", "--escaped", r"\x00", r"\xff", "--linearizable"]), "");
+    assert_eq!(done(&servers, &["getrange", "--escaped", r"\x00", r"\xff"]), "");
     let put = run_with_input(&servers, &["putall", "more=1", "-"], json.text().as_bytes());
     assert_eq!((put.status, put.rows().len()), (0, 3));
     let again = run_with_input(&servers, &["getall", "--escaped", "-", "more"], &keys);
@@ -391,7 +387,7 @@ fn a_long_range_streams_and_survives_a_closed_pipe() {
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
     assert!(exited_with(child.wait().unwrap(), 0));
     assert_eq!(err, "");
-    assert_eq!(done(&servers, &["getrange", "k", "l", "--linearizable"]).lines().count(), 100);
+    assert_eq!(done(&servers, &["getrange", "k", "l"]).lines().count(), 100);
 }
 
 #[test]
@@ -406,7 +402,7 @@ fn a_session_is_handed_from_one_process_to_another() {
     let version = put.version();
     let token = put.err.strip_suffix('\n').unwrap();
 
-    let without = run(&slow, &["get", "k"]);
+    let without = run(&slow, &["get", "k", "--serializable"]);
     assert_eq!((without.status, without.text()), (1, ""), "it has not seen the write");
     let refused = run(&slow, &["get", "k", "--session", token, "--timeout", "2s"]);
     assert_eq!((refused.status, refused.text()), (3, ""));
@@ -507,7 +503,7 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
     // Through the server that will be left, so that it is sure to have the write.
     let left = group.addresses()[1].to_string();
     let version = run(&left, &["put", "k", "v"]).version();
-    assert_eq!(run(&left, &["get", "k", "--linearizable"]).text(), "v\n");
+    assert_eq!(run(&left, &["get", "k"]).text(), "v\n");
     group.kill(0);
     group.kill(2);
     // Each takes as long as a server waits for a majority.
@@ -520,10 +516,10 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
             &["delrange", "a", "z"],
             &["trim", "k"],
             &["set-history", "1"],
-            &["get", "k", "--linearizable"],
-            &["getrange", "a", "z", "--linearizable"],
+            &["get", "k"],
+            &["getrange", "a", "z"],
             // Nobody can tell whether that is past.
-            &["get", "k", "--at", "now"],
+            &["get", "k", "--serializable", "--at", "now"],
         ];
         for arguments in in_need {
             let servers = &servers;
@@ -534,11 +530,32 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
             });
         }
     });
-    let got = run(&servers, &["get", "k"]);
+    let got = run(&servers, &["get", "k", "--serializable"]);
     assert_eq!((got.status, got.text()), (0, "v\n"));
     // The past that this server has seen it can tell by itself.
-    assert_eq!(done(&servers, &["get", "k", "--at", &version.to_string()]), "v\n");
-    assert_eq!(done(&servers, &["history", "k"]).lines().count(), 1);
+    let past = ["get", "k", "--serializable", "--at", &version.to_string()];
+    assert_eq!(done(&servers, &past), "v\n");
+    assert_eq!(done(&servers, &["history", "k", "--serializable"]).lines().count(), 1);
+}
+
+#[test]
+fn a_command_reads_what_the_one_before_it_wrote() {
+    // One server has everything a minute late.
+    let mut group = Group::prepare(3, &["--console", "off", "--ack", "majority"]);
+    group.start_server(0);
+    group.start_server(1);
+    group.start_server_with(2, &["--replication-delay", "60s"]);
+    let (servers, late) = (group.list(), group.addresses()[2].to_string());
+    for number in 0..15 {
+        let value = number.to_string();
+        run(&servers, &["put", "k", &value]).version();
+        assert_eq!(done(&servers, &["get", "k"]), format!("{value}\n"));
+        let row = done(&servers, &["getrange", "a", "z"]);
+        assert!(row.ends_with(&format!("\t{value}\n")), "{row}");
+    }
+    // By itself it says that it cannot, or, if it is asked for what it has, what that is.
+    assert_eq!(run(&late, &["get", "k", "--timeout", "1s"]).status, 3);
+    assert_eq!(run(&late, &["get", "k", "--serializable"]).status, 1);
 }
 
 #[test]

@@ -361,7 +361,9 @@ fn argument(argument: &OsStr, shared: &KeyArgs) -> Vec<u8> {
 fn options(read: &ReadArgs) -> Result<ReadOptions, CommandError> {
     let now = jiff::Timestamp::now();
     let at = read.at.map(|at| at.resolve(now)).transpose()?;
-    Ok(ReadOptions { at, linearizable: read.linearizable })
+    // What a command has written, the next one reads, unless it says what else it wants.
+    let linearizable = !read.serializable && read.shared.session.is_none();
+    Ok(ReadOptions { at, linearizable })
 }
 
 fn print_session(shared: &KeyArgs, client: &Client) {

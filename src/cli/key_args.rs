@@ -17,7 +17,7 @@ pub struct KeyArgs {
     /// Shared.
     #[command(flatten)]
     pub request: RequestArgs,
-    /// Read nothing older than what the command that printed this token had seen
+    /// Read nothing older than what the command that printed this token had seen, from any server that has come so far
     #[arg(long, value_name = "TOKEN")]
     pub session: Option<String>,
     /// Print the session token afterwards, on standard error
@@ -39,9 +39,9 @@ pub struct ReadArgs {
     /// As of a version or a time: a version number, 2026-11-20T12:00:00Z, '10m ago', now
     #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
     pub at: Option<At>,
-    /// Miss no write that was acknowledged to anybody, confirmed by a majority
-    #[arg(long)]
-    pub linearizable: bool,
+    /// Ask any one server, also without a majority: what it answers may be older than what was written last
+    #[arg(long, conflicts_with = "session")]
+    pub serializable: bool,
     /// Shared.
     #[command(flatten)]
     pub shared: KeyArgs,
@@ -52,11 +52,12 @@ pub struct ReadArgs {
 #[command(after_help = "\
 Examples:
   acervo get title
-  acervo get title --linearizable
+  acervo get title --serializable         from any one server, without a majority
   acervo get title --at '10m ago'
   acervo get title --format json --session s1-00061e2b5e4c1a00
 
-Exit status 1 and nothing on standard output when there is no such key.")]
+A read misses no write that was done before it, unless --serializable or --session is given: then no majority
+has to confirm it. Exit status 1 and nothing on standard output when there is no such key.")]
 pub struct GetArgs {
     /// The key
     pub key: OsString,

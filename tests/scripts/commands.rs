@@ -52,7 +52,9 @@ impl BackEnd for Commands<'_> {
     fn ask_behind(&mut self, op: &Op) -> Answer {
         let behind = self.servers.behind.expect("the servers were started with one behind");
         let timeout = format!("{}s", BEHIND_TIMEOUT.as_secs());
-        ask(op, &["--servers".to_owned(), behind.to_string(), "--timeout".into(), timeout]).0
+        let servers = ["--servers".to_owned(), behind.to_string()];
+        let more = ["--serializable".to_owned(), "--timeout".into(), timeout];
+        ask(op, &[servers.as_slice(), &more].concat()).0
     }
 
     fn shell(&mut self, line: &str) -> Result<Left, String> {
