@@ -784,6 +784,16 @@ pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
 pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
+/// While a folder is being hashed, what is ready is announced this often, in one UPDATE.
+pub const FOLDER_TELL_INTERVAL: Duration = Duration::from_millis(500);
+/// What has vanished from a folder is remembered this long: a disk that comes back is not hashed anew.
+pub const FOLDER_MEMORY: Duration = Duration::from_secs(3600);
+/// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is ready at once …
+pub const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
+/// … and for this long if few bytes are left.
+pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Bytes left to hash up to which a JOIN waits for the longer time.
+pub const JOIN_HASHING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// While a folder is being hashed, what has been found is kept this often.
 pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
 /// What a folder's state may weigh on the disk; a larger one is not read.

@@ -428,3 +428,61 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     }
     assert_eq!(registry.run(&["files"]).out.lines().count(), 2001);
 }
+
+#[test]
+fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
+    let registry = Registry::start(&["--console", "off"]);
+    let folder = registry.folder("films");
+    // Nothing of it is on the disk, and reading it takes many times as long as anything here.
+    let large = std::fs::File::create(folder.join("a-large.img")).unwrap();
+    large.set_len(512 << 30).unwrap();
+    write(&folder, "small.txt", b"small");
+    let peer = registry.share(&folder, &[]);
+    let names = || -> Vec<String> {
+        let listed = registry.run(&["files", "--format", "json"]).json();
+        let rows = listed["files"].as_array().unwrap();
+        rows.iter().map(|row| row["name"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("the small file is offered", || (names() == ["small.txt"]).then_some(()));
+    // So is one that comes later.
+    write(&folder, "later.txt", b"later");
+    eventually("the late file is offered", || {
+        (names() == ["later.txt", "small.txt"]).then_some(())
+    });
+    eventually("hashing is shown", || peer.err().contains("hashing 1 file").then_some(()));
+    assert!(peer.err().contains("1 file still to hash"), "{}", peer.err());
+}
+
+#[test]
+fn what_is_left_out_is_said_in_one_line() {
+    let registry = Registry::start(&["--console", "off"]);
+    let folder = registry.folder("mixed");
+    let offered = ["2026-11-28 12:30:05.mkv", "Who are you?.txt", "con.txt", "etc.", "good.txt"];
+    for name in offered.iter().chain(&["archive.part", "a\\b", "a\tb"]) {
+        write(&folder, name, name.as_bytes());
+    }
+    std::fs::create_dir(folder.join("season1")).unwrap();
+    std::fs::create_dir(folder.join("season2")).unwrap();
+    std::os::unix::fs::symlink("good.txt", folder.join("link.txt")).unwrap();
+    let not_utf8: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"caf\xe9.txt");
+    std::fs::write(folder.join(not_utf8), b"1").unwrap();
+    let peer = registry.share(&folder, &[]);
+    let line =
+        "7 left out: 2 folders, 1 link, 1 .part file, 1 name that is not UTF-8, 2 unusable names";
+    assert_eq!(peer.err().lines().filter(|found| found.contains("left out")).count(), 1);
+    assert!(peer.err().lines().any(|found| found == line), "{}", peer.err());
+    let listed = registry.run(&["files", "--format", "json"]).json();
+    let rows = listed["files"].as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, offered);
+    // And each arrives.
+    let to = registry.folder("to");
+    for name in offered {
+        let fetched = registry.run(&["fetch", name, "--to", to.to_str().unwrap(), "--quiet"]);
+        assert_eq!(fetched.status, 0, "{}", fetched.err);
+        assert_same(&to.join(name), name.as_bytes());
+    }
+    // Nothing is left out of a folder of plain files, and nothing is said.
+    let peer = registry.share(&to, &[]);
+    assert!(!peer.err().contains("left out"), "{}", peer.err());
+}

@@ -20,7 +20,7 @@ use crate::limits;
 use crate::net::{ListenError, Listener};
 use crate::share::display::{FetchDisplay, HashDisplay, Style, count, rate, tell};
 use crate::share::fetch::{self, FetchError};
-use crate::share::folder::{Folder, FolderError, FolderOptions};
+use crate::share::folder::{Folder, FolderError, LeftOut};
 use crate::share::line::{Line, LineError};
 use crate::share::member::Notice;
 use crate::share::names::FileName;
@@ -95,15 +95,47 @@ fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
 }
 
 /// What is said of a membership's ups and downs.
-fn notice(quiet: bool) -> impl FnMut(Notice) + Send + 'static {
+fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(Notice) + Send + 'static {
     move |notice| match notice {
         Notice::Joined { registry, names, .. } if !quiet => {
             let files = count(names.len() as u64, "file");
-            tell(&format!("joined at {registry} with {files}"));
+            display.tell(&format!("joined at {registry} with {files}"));
         }
         Notice::Joined { .. } => {}
-        Notice::Lost(error) => tell(&format!("acervo: {error}; trying again")),
+        Notice::Lost(error) => display.tell(&format!("acervo: {error}; trying again")),
     }
+}
+
+/// One line on what is not offered of a folder; none when everything is.
+fn left_out(reasons: &BTreeMap<LeftOut, usize>) -> Option<String> {
+    let total: usize = reasons.values().sum();
+    // Names are left out for several reasons of their own, which the log tells one by one.
+    let mut kinds: Vec<(&str, u64)> = Vec::new();
+    for (why, number) in reasons {
+        let kind = match why {
+            LeftOut::Folder => "folder",
+            LeftOut::Link => "link",
+            LeftOut::Special => "special file",
+            LeftOut::Hidden => "hidden name",
+            LeftOut::Partial => ".part file",
+            LeftOut::NotUtf8 => "name that is not UTF-8",
+            LeftOut::Name(_) => "unusable name",
+            LeftOut::TooLarge => "file beyond 1 TiB",
+            LeftOut::TooMany => "file beyond the first 65,536",
+        };
+        match kinds.last_mut() {
+            Some((last, sum)) if *last == kind => *sum += *number as u64,
+            _ => kinds.push((kind, *number as u64)),
+        }
+    }
+    let plural = |(kind, number): &(&str, u64)| match (*kind, *number) {
+        ("name that is not UTF-8", 2..) => format!("{number} names that are not UTF-8"),
+        ("file beyond 1 TiB", 2..) => format!("{number} files beyond 1 TiB"),
+        ("file beyond the first 65,536", 2..) => format!("{number} files beyond the first 65,536"),
+        _ => count(*number, kind),
+    };
+    let kinds: Vec<String> = kinds.iter().map(plural).collect();
+    (total > 0).then(|| format!("{total} left out: {}", kinds.join(", ")))
 }
 
 /// `acervo share`.
@@ -113,25 +145,32 @@ fn notice(quiet: bool) -> impl FnMut(Notice) + Send + 'static {
 pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
     let listener = Listener::bind(args.listen.unwrap_or_else(|| args.registries.anywhere()))?;
     let address = listener.address();
-    let display = HashDisplay::new(Style::choose(args.quiet));
-    let fresh = PeerId(rand::rng().next_u64());
-    let progress = |progress| display.show(progress);
-    let folder = Folder::open(&args.dir, fresh, FolderOptions::default(), &progress)?;
-    drop(display);
+    let display = Arc::new(HashDisplay::new(Style::choose(args.quiet)));
+    let folder = Folder::open(&args.dir, PeerId(rand::rng().next_u64()))?;
     let stop = stop_flag()?;
     let shown = folder.path().display().to_string();
+    if let Some(line) = left_out(&folder.left_out()).filter(|_| !args.quiet) {
+        display.tell(&line);
+    }
+    let hashing = Arc::clone(&display);
     let options = PeerOptions {
         peer: folder.peer(),
-        folder: Some(folder),
+        folder: Some(Arc::clone(&folder)),
         listener,
         address,
         registries: args.registries.registry.clone(),
         limit_bytes_per_s: args.limit,
         congestion: args.congestion.clone(),
+        hashing: Arc::new(move |progress| hashing.show(progress)),
     };
-    let peer = Peer::start(options, notice(args.quiet))?;
+    let peer = Peer::start(options, notice(args.quiet, Arc::clone(&display)))?;
     if !args.quiet {
-        tell(&format!("sharing {shown} at {}", peer.serving_at()));
+        display.tell(&format!("sharing {shown} at {}", peer.serving_at()));
+        let hashing = folder.hashing();
+        if !hashing.is_done() {
+            let left = count(hashing.files - hashing.files_done, "file");
+            display.tell(&format!("{left} still to hash: each is offered as soon as it is known"));
+        }
     }
     while !stop.load(Ordering::Relaxed) {
         thread::park_timeout(limits::STOP_LOOK_INTERVAL);
@@ -176,6 +215,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         registries: args.registries.registry.clone(),
         limit_bytes_per_s: args.limit,
         congestion: args.congestion.clone(),
+        hashing: Arc::new(|_| {}),
     };
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;

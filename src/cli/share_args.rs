@@ -75,7 +75,8 @@ Examples:
   acervo share ~/Films
   acervo share ~/Films --registry 10.0.0.1:1099 --limit 20MiB/s
 
-Shared are the regular files directly in the folder; not hidden ones, links, or folders in it.
+Shared are the regular files directly in the folder, each as soon as it is hashed, the smallest first; not hidden
+ones, .part files, links, or folders in it: how many were left out is said, and RUST_LOG=info says which and why.
 What was found is kept in the folder as .acervo-share, so that no file is hashed twice.
 Ctrl-C stops.")]
 pub struct ShareArgs {

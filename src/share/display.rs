@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{
@@ -44,44 +44,110 @@ pub fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Shows how far the hashing of a folder is.
+/// Shows how far the hashing of a folder is: each set of files that are hashed together has a bar of its own, or a
+/// line now and then.
 pub struct HashDisplay {
     style: Style,
-    bar: Mutex<Option<ProgressBar>>,
+    state: Mutex<HashState>,
+}
+
+#[derive(Default)]
+struct HashState {
+    bar: Option<ProgressBar>,
+    /// When the last line was told, or the present set of files began.
+    told_at: Option<Instant>,
+    /// A set of files has begun that has not ended.
+    is_hashing: bool,
+    /// Nothing is shown any more.
+    is_over: bool,
 }
 
 impl HashDisplay {
     /// Nothing is shown before there is something to hash.
     pub fn new(style: Style) -> HashDisplay {
-        HashDisplay { style, bar: Mutex::new(None) }
+        HashDisplay { style, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, HashState> {
+        // Any state of it is one to go on with.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Call it with every progress, from any thread.
     pub fn show(&self, progress: HashProgress) {
-        if self.style == Style::Quiet {
+        let mut state = self.state();
+        if self.style == Style::Quiet || state.is_over {
             return;
         }
-        // Nothing that can panic happens while it is held.
-        let Ok(mut bar) = self.bar.lock() else { return };
-        let bar = bar.get_or_insert_with(|| {
-            let hidden = self.style != Style::Bars;
-            if hidden {
-                let HashProgress { files, bytes, .. } = progress;
-                tell(&format!("hashing {}, {}", count(files, "file"), HumanBytes(bytes)));
+        let now = Instant::now();
+        if !std::mem::replace(&mut state.is_hashing, !progress.is_done()) && state.told_at.is_some()
+        {
+            // Of what is added later only that is told which takes long.
+            state.told_at = Some(now);
+        }
+        match self.style {
+            Style::Quiet => {}
+            Style::Bars => {
+                let bar = state.bar.get_or_insert_with(|| {
+                    let bar = new_bar(progress.bytes, false);
+                    let template =
+                        "hashing [{bar:32}] {bytes}/{total_bytes}  {bytes_per_sec}  {msg}";
+                    bar.set_style(style(template));
+                    bar
+                });
+                bar.set_length(progress.bytes);
+                bar.set_position(progress.bytes_done);
+                let left = progress.files.saturating_sub(progress.files_done);
+                bar.set_message(format!("{} left", count(left, "file")));
+                state.told_at = Some(now);
+                if progress.is_done()
+                    && let Some(bar) = state.bar.take()
+                {
+                    bar.finish_and_clear();
+                }
             }
-            let bar = new_bar(progress.bytes, hidden);
-            bar.set_style(style("hashing [{bar:32}] {bytes}/{total_bytes}  {bytes_per_sec}"));
-            bar
-        });
-        bar.set_position(progress.bytes_done);
+            Style::Lines => {
+                let is_due = |at: Instant| now.duration_since(at) >= limits::PROGRESS_LINE_INTERVAL;
+                if state.told_at.is_none_or(is_due) {
+                    state.told_at = Some(now);
+                    if !progress.is_done() {
+                        tell(&hashing_line(&progress));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A line beside what is shown.
+    pub fn tell(&self, line: &str) {
+        match &self.state().bar {
+            Some(bar) => bar.suspend(|| tell(line)),
+            None => tell(line),
+        }
+    }
+
+    /// Shows nothing more.
+    pub fn finish(&self) {
+        let mut state = self.state();
+        state.is_over = true;
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn hashing_line(progress: &HashProgress) -> String {
+    let HashProgress { files, files_done, bytes, bytes_done } = *progress;
+    let (files, size) = (count(files.saturating_sub(files_done), "file"), HumanBytes(bytes));
+    match (bytes_done * 100).checked_div(bytes) {
+        None | Some(0) => format!("hashing {files}, {size}"),
+        Some(percent) => format!("hashing {files}: {percent} % of {size}"),
     }
 }
 
 impl Drop for HashDisplay {
     fn drop(&mut self) {
-        if let Ok(Some(bar)) = self.bar.get_mut() {
-            bar.finish_and_clear();
-        }
+        self.finish();
     }
 }
 

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -81,6 +82,8 @@ enum Command {
 /// A running membership. It leaves when it is dropped.
 pub struct Membership {
     commands: Option<Sender<Command>>,
+    /// The files have changed since the registry was told.
+    is_changed: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// Nothing is ever sent; the thread's end closes it.
     ended: Receiver<()>,
@@ -97,16 +100,22 @@ impl Membership {
     ) -> io::Result<Membership> {
         let (commands, received) = bounded(limits::MEMBER_COMMANDS_MAX);
         let (alive, ended) = bounded::<()>(0);
+        let is_changed = Arc::new(AtomicBool::new(false));
+        let changed = Arc::clone(&is_changed);
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
-            Member::new(options, Box::new(notice)).run(&received);
+            Member::new(options, Box::new(notice), changed).run(&received);
             drop(alive);
         })?;
-        Ok(Membership { commands: Some(commands), thread: Some(thread), ended })
+        Ok(Membership { commands: Some(commands), is_changed, thread: Some(thread), ended })
     }
 
-    /// The files have changed: the registry is told soon.
+    /// The files have changed: the registry is told soon. Never waits, however slow the registry is.
     pub fn changed(&self) {
-        self.send(Command::Changed);
+        self.is_changed.store(true, Ordering::Relaxed);
+        if let Some(commands) = &self.commands {
+            // Without room for it there are commands enough to come by, and the flag is looked at with each.
+            let _ = commands.try_send(Command::Changed);
+        }
     }
 
     /// Parts of a content are served from now on.
@@ -155,6 +164,7 @@ impl Drop for Membership {
 struct Member {
     options: MemberOptions,
     notice: Box<dyn FnMut(Notice) + Send>,
+    is_changed: Arc<AtomicBool>,
     line: Option<Line>,
     /// What the registry at the other end of `line` has been told.
     announced: HashMap<FileName, (u64, ContentId)>,
@@ -171,11 +181,16 @@ struct Member {
 }
 
 impl Member {
-    fn new(options: MemberOptions, notice: Box<dyn FnMut(Notice) + Send>) -> Member {
+    fn new(
+        options: MemberOptions,
+        notice: Box<dyn FnMut(Notice) + Send>,
+        is_changed: Arc<AtomicBool>,
+    ) -> Member {
         let now = Instant::now();
         Member {
             options,
             notice,
+            is_changed,
             line: None,
             announced: HashMap::new(),
             fetching: Vec::new(),
@@ -192,6 +207,9 @@ impl Member {
     fn run(mut self, commands: &Receiver<Command>) {
         loop {
             self.keep_up();
+            if self.is_changed.swap(false, Ordering::Relaxed) {
+                self.announce();
+            }
             let wait = match self.line {
                 Some(_) => limits::REGISTRY_LOOK_INTERVAL,
                 None => self.retry_at.saturating_duration_since(Instant::now()),
@@ -227,7 +245,8 @@ impl Member {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Changed => self.announce(),
+            // The flag is looked at after every command.
+            Command::Changed => {}
             Command::Fetching(content, size) => {
                 self.fetching.retain(|(fetching, _)| *fetching != content);
                 self.fetching.push((content, size));

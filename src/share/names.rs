@@ -7,14 +7,17 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 
 /// The name of a shared file: UTF-8, 1 to [`limits::FILE_NAME_BYTES_MAX`] bytes, no separators of any
-/// system, no control characters, none of the names that mean something else (`.`, `..`, `CON`, …),
+/// system, no control characters, not `.` or `..`, none of the names that the machine keeps for itself,
 /// nothing that ends in `.part`. Whoever holds one may join it to a folder.
+///
+/// What is reserved is up to the machine that decodes the name: one that Windows alone could not store, such as
+/// `12:30:05.mkv` or `con.txt`, is a name everywhere else.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct FileName(String);
 
 /// Why a name is not one for a shared file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum NameError {
     /// Nothing.
     #[error("a file name cannot be empty")]
@@ -22,7 +25,7 @@ pub enum NameError {
     /// Too long.
     #[error("a file name has at most 255 bytes, not {0}")]
     TooLong(usize),
-    /// `/`, `\` or `:`.
+    /// `/` or `\`.
     #[error("a file name cannot hold {0:?}: it would be a path")]
     Separator(char),
     /// A control character.
@@ -49,13 +52,13 @@ impl FileName {
         if name.len() > limits::FILE_NAME_BYTES_MAX {
             return Err(NameError::TooLong(name.len()));
         }
-        if let Some(found) = name.chars().find(|c| matches!(c, '/' | '\\' | ':')) {
+        if let Some(found) = name.chars().find(|c| matches!(c, '/' | '\\')) {
             return Err(NameError::Separator(found));
         }
         if name.chars().any(char::is_control) {
             return Err(NameError::Control);
         }
-        if is_reserved(name) {
+        if name == "." || name == ".." || cfg!(windows) && is_reserved_on_windows(name) {
             return Err(NameError::Reserved);
         }
         if name.to_ascii_lowercase().ends_with(".part") {
@@ -70,14 +73,18 @@ impl FileName {
     }
 }
 
-/// `.`, `..`, what Windows keeps for devices (with any extension), and what it would cut off.
-fn is_reserved(name: &str) -> bool {
+/// What Windows keeps for devices (with any extension), what it would cut off, and what means something else to it.
+fn is_reserved_on_windows(name: &str) -> bool {
     const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
     let stem = name.split('.').next().unwrap_or(name).trim_end().to_ascii_lowercase();
     let numbered = |prefix: &str| {
         stem.strip_prefix(prefix).is_some_and(|rest| matches!(rest.as_bytes(), [b'0'..=b'9']))
     };
-    name.ends_with(['.', ' ']) || DEVICES.contains(&&*stem) || numbered("com") || numbered("lpt")
+    name.contains(['<', '>', ':', '"', '|', '?', '*'])
+        || name.ends_with(['.', ' '])
+        || DEVICES.contains(&&*stem)
+        || numbered("com")
+        || numbered("lpt")
 }
 
 impl fmt::Display for FileName {
@@ -90,5 +97,29 @@ impl<'de> Deserialize<'de> for FileName {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let name = String::deserialize(from)?;
         FileName::new(&name).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_never_a_path_and_else_what_the_machine_can_store() {
+        for bad in ["", ".", "..", "/", "../x", "a/b", "a\\b", "a\0b", "a\nb", "x.part", "X.PART"] {
+            assert!(FileName::new(bad).is_err(), "{bad:?}");
+        }
+        for good in ["...", "a.", "a ", " ", ".a", "~", "-rf", "$HOME", "e\u{301}"] {
+            assert!(FileName::new(good).is_ok(), "{good:?}");
+        }
+        let windows =
+            ["12:30:05.mkv", "con", "Con.txt", "nul", "com1.log", "lpt9", "a.", "a ", "who?"];
+        for name in windows {
+            assert!(is_reserved_on_windows(name), "{name}");
+            assert_eq!(FileName::new(name).is_err(), cfg!(windows), "{name}");
+        }
+        for name in ["conx", "com", "com10", "a.con", "aux-1"] {
+            assert!(!is_reserved_on_windows(name), "{name}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
 use super::fetch::{Fetch, FetchError, FetchHandle, FetchOptions, Outcome, Progress};
+use super::folder::hash::HashProgress;
 use super::folder::{Folder, FolderOptions, Watcher};
 use super::line::LineError;
 use super::member::{Files, MemberOptions, Membership, NoFiles, Notice};
@@ -42,6 +43,8 @@ pub struct PeerOptions {
     pub limit_bytes_per_s: Option<u64>,
     /// TCP congestion control, if not the system's own choice.
     pub congestion: Option<String>,
+    /// Is told how far the folder's hashing is, from any thread.
+    pub hashing: Arc<dyn Fn(HashProgress) + Send + Sync>,
 }
 
 /// Why a peer cannot begin.
@@ -89,7 +92,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Begins to serve and joins. `notice` is called on a thread of its own.
+    /// Begins to serve and to hash what is to be shared, and joins with what is ready soon
+    /// ([`JOIN_HASHING_WAIT`](limits::JOIN_HASHING_WAIT)); the rest is announced as it comes. `notice` is called on a thread of its own.
     ///
     /// # Errors
     /// The system gave no threads.
@@ -108,17 +112,34 @@ impl Peer {
             Some(folder) => Arc::<Folder>::clone(folder),
             None => Arc::new(NoFiles),
         };
-        let (registries, address) = (options.registries, options.address);
-        let member = MemberOptions { registries, peer, address, files };
-        let membership = Arc::new(Membership::start(member, notice)?);
+        // The folder is hashed before there is a membership that what changes could be told to.
+        let joined: Arc<OnceLock<Arc<Membership>>> = Arc::default();
         let watcher = match &folder {
             None => None,
             Some(folder) => {
-                let membership = Arc::clone(&membership);
-                let changed = move || membership.changed();
-                Some(Watcher::start(Arc::clone(folder), FolderOptions::default(), changed)?)
+                let (joined, hashing) = (Arc::clone(&joined), options.hashing);
+                let changed = move || {
+                    if let Some(membership) = joined.get() {
+                        membership.changed();
+                    }
+                };
+                let (options, folder) = (FolderOptions::default(), Arc::clone(folder));
+                Some(Watcher::start(folder, options, move |progress| hashing(progress), changed)?)
             }
         };
+        if let Some(folder) = &folder {
+            folder.wait_until_hashed(match folder.hashing().bytes {
+                ..=limits::JOIN_HASHING_BYTES_MAX => limits::JOIN_HASHING_WAIT_MAX,
+                _ => limits::JOIN_HASHING_WAIT,
+            });
+        }
+        let (registries, address) = (options.registries, options.address);
+        let member = MemberOptions { registries, peer, address, files };
+        let membership = Arc::new(Membership::start(member, notice)?);
+        // It is set once, here.
+        let _ = joined.set(Arc::clone(&membership));
+        // Whatever was ready between the list of its JOIN and now.
+        membership.changed();
         Ok(Peer {
             peer,
             limit_bytes_per_s,

@@ -49,6 +49,25 @@ pub(super) fn explain_folder(error: &FolderError) -> String {
     }
 }
 
+/// That so many things in the folder are not offered.
+pub(super) fn explain_left_out(number: usize) -> String {
+    let what = match number {
+        1 => "1 item da pasta ficou".to_owned(),
+        number => format!("{number} itens da pasta ficaram"),
+    };
+    format!("{what} de fora: só entram arquivos comuns e completos, diretamente na pasta.")
+}
+
+/// That so many files are still to be hashed.
+pub(super) fn explain_hashing(files: u64) -> String {
+    match files {
+        1 => "Falta ler 1 arquivo: ele será oferecido assim que estiver lido.".to_owned(),
+        files => {
+            format!("Faltam ler {files} arquivos: cada um será oferecido assim que estiver lido.")
+        }
+    }
+}
+
 pub(super) fn explain_listen(error: &ListenError) -> String {
     match error {
         ListenError::InUse(address) => format!("a porta {} já está em uso", address.port()),

@@ -16,11 +16,12 @@ use std::thread::{self, JoinHandle};
 use rand::Rng;
 
 use self::explain::{
-    explain_fetch, explain_find, explain_folder, explain_line, explain_listen, explain_name,
+    explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_line,
+    explain_listen, explain_name,
 };
 use super::display::{HashDisplay, Style};
 use super::fetch::find;
-use super::folder::{Folder, FolderOptions};
+use super::folder::Folder;
 use super::member::Notice;
 use super::names::FileName;
 use super::peer::{Peer, PeerError, PeerOptions, Wanted};
@@ -294,12 +295,14 @@ impl Dialogue<'_> {
     }
 
     fn begin(&self, address: SocketAddr, path: &Path) -> Result<Joined, String> {
-        let display = HashDisplay::new(Style::choose(false));
-        let peer = PeerId(rand::rng().next_u64());
-        let options = FolderOptions::default();
-        let folder = Folder::open(path, peer, options, &|progress| display.show(progress));
-        drop(display);
+        let folder = Folder::open(path, PeerId(rand::rng().next_u64()));
         let folder = folder.map_err(|error| explain_folder(&error))?;
+        let left_out: usize = folder.left_out().values().sum();
+        if left_out > 0 {
+            self.shared.screen.remark(&explain_left_out(left_out));
+        }
+        let display = Arc::new(HashDisplay::new(Style::choose(false)));
+        let hashing = Arc::clone(&display);
         let listener = Listener::bind(address).map_err(|error| explain_listen(&error))?;
         let options = PeerOptions {
             peer: folder.peer(),
@@ -309,6 +312,7 @@ impl Dialogue<'_> {
             registries: self.options.registries.clone(),
             limit_bytes_per_s: self.options.limit_bytes_per_s,
             congestion: None,
+            hashing: Arc::new(move |progress| hashing.show(progress)),
         };
         let screen = Arc::clone(&self.shared.screen);
         let notice = move |notice: Notice| match notice {
@@ -326,6 +330,12 @@ impl Dialogue<'_> {
             PeerError::Serve(error) => error.to_string(),
             PeerError::Thread(error) => error.to_string(),
         })?;
+        // What is left goes on behind the prompt, which bars would disturb.
+        display.finish();
+        let hashing = folder.hashing();
+        if !hashing.is_done() {
+            self.shared.screen.remark(&explain_hashing(hashing.files - hashing.files_done));
+        }
         Ok(Joined { peer, address, folder: folder.path().to_owned() })
     }
 

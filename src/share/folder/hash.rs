@@ -1,17 +1,17 @@
-//! Hashing files with all processors: each thread takes the next chunk, of whatever file it is.
+//! Hashing files with all processors: each thread takes the next chunk of the smallest file that waits.
 //!
-//! One file or a thousand, small or large: every thread has one buffer of a chunk's size and always
-//! something to do. Files are opened when their first chunk is taken and closed after their last.
+//! So a small file is ready at once, whatever else is being hashed, also one that comes late; and one large file or
+//! a thousand small ones keep every thread busy. The queue outlives any one set of files: whoever looks at the
+//! folder adds what has settled and takes back what has changed.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
 use rustix::fs::{Mode, OFlags};
 
 use super::Look;
@@ -20,17 +20,27 @@ use crate::limits::CHUNK_BYTES;
 use crate::share::content::{
     Manifest, ManifestError, chunk_count, chunk_len, chunk_offset, hash_chunk,
 };
+use crate::share::names::FileName;
 use crate::share::types::ChunkHash;
 
-/// How far the hashing of some files is.
+/// How far hashing is, since the queue was empty last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HashProgress {
-    /// Files to hash.
+    /// Files to hash, those that are done included.
     pub files: u64,
-    /// Their bytes.
+    /// Files that are done, or turned out to be none to share.
+    pub files_done: u64,
+    /// Bytes of all files to hash.
     pub bytes: u64,
     /// Bytes that have been hashed.
     pub bytes_done: u64,
+}
+
+impl HashProgress {
+    /// Whether nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        self.files_done == self.files
+    }
 }
 
 /// Why a file could not be hashed.
@@ -47,187 +57,250 @@ pub enum HashError {
     Manifest(#[from] ManifestError),
 }
 
-/// Who hashes.
-pub(super) struct Hasher<'a> {
-    pub folder: &'a Path,
-    pub threads: usize,
-    /// Once set, nothing more is begun.
-    pub stop: &'a AtomicBool,
+/// Files that wait to be hashed, or are being hashed.
+#[derive(Debug, Default)]
+pub(super) struct HashQueue {
+    state: Mutex<State>,
+    /// There is something to do, or nothing more to be expected.
+    work: Condvar,
+    /// The queue is empty.
+    idle: Condvar,
 }
 
-/// The chunk that is next in turn.
-struct Cursor {
-    file: usize,
-    chunk: u64,
-    open: Option<Arc<File>>,
-}
-
-/// One chunk to hash.
-struct Turn {
-    file: usize,
-    chunk: u64,
-    open: Arc<File>,
-}
-
-/// What a thread reports.
-enum Report {
-    Chunk { file: usize, chunk: u64, hash: ChunkHash },
-    Failed { file: usize, error: HashError },
+#[derive(Debug, Default)]
+struct State {
+    /// The smallest first.
+    files: BTreeMap<(u64, FileName), Gathering>,
+    progress: HashProgress,
+    /// Numbers given to files so far: what comes of one that was taken back is told by its number.
+    last_number: u64,
+    is_stopping: bool,
 }
 
 /// A file whose chunks are coming in.
+#[derive(Debug)]
 struct Gathering {
+    number: u64,
+    look: Look,
+    /// Chunks that threads have taken.
+    taken: u64,
+    /// Empty until the first of them is done, so that only files that have begun take memory.
     hashes: Vec<Option<ChunkHash>>,
     missing: u64,
+    bytes_done: u64,
 }
 
-impl Hasher<'_> {
-    /// Hashes files. `done` is called on this thread with each file and what came of it, in any order;
-    /// not at all for those that were not finished when it was told to stop.
-    pub fn hash(
-        &self,
-        files: &[Found],
-        progress: &(dyn Fn(HashProgress) + Sync),
-        done: &mut dyn FnMut(&Found, Result<Manifest, HashError>),
-    ) {
-        let bytes = files.iter().map(|file| file.look.stamp.size).sum();
-        let total = HashProgress { files: files.len() as u64, bytes, bytes_done: 0 };
-        let bytes_done = AtomicU64::new(0);
-        let cursor = Mutex::new(Cursor { file: 0, chunk: 0, open: None });
-        let threads = self.threads.max(1);
-        let (reports, received) = bounded(4 * threads);
-        thread::scope(|scope| {
-            for _ in 0..threads {
-                let (reports, cursor, bytes_done) = (reports.clone(), &cursor, &bytes_done);
-                let told = move |bytes: usize| {
-                    let bytes = bytes as u64;
-                    let bytes_done = bytes_done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    progress(HashProgress { bytes_done, ..total });
-                };
-                scope.spawn(move || self.work(files, cursor, &reports, &told));
+/// One chunk to hash; of an empty file, which has none, the file itself.
+struct Turn {
+    found: Found,
+    number: u64,
+    chunk: u64,
+}
+
+/// A file that a thread has open, so that not each chunk costs an `open`.
+struct Opened {
+    number: u64,
+    file: File,
+}
+
+impl HashQueue {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Its methods leave it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a file, unless it is there already as it looks.
+    pub fn add(&self, found: Found) {
+        if self.contains(&found) {
+            return;
+        }
+        let mut state = self.state();
+        if state.files.is_empty() {
+            state.progress = HashProgress::default();
+        }
+        state.last_number += 1;
+        let size = found.look.stamp.size;
+        let gathering = Gathering {
+            number: state.last_number,
+            look: found.look,
+            taken: 0,
+            hashes: Vec::new(),
+            missing: turn_count(size),
+            bytes_done: 0,
+        };
+        if let Some(before) = state.files.insert((size, found.name), gathering) {
+            state.progress.files -= 1;
+            state.progress.bytes -= size - before.bytes_done;
+        }
+        state.progress.files += 1;
+        state.progress.bytes += size;
+        self.work.notify_all();
+    }
+
+    /// Whether a file is here as it looks.
+    pub fn contains(&self, found: &Found) -> bool {
+        let key = (found.look.stamp.size, found.name.clone());
+        self.state().files.get(&key).is_some_and(|file| file.look == found.look)
+    }
+
+    /// Takes back every file for which `stays` does not hold.
+    pub fn retain(&self, stays: impl Fn(&FileName, Look) -> bool) {
+        let mut state = self.state();
+        let State { files, progress, .. } = &mut *state;
+        files.retain(|(size, name), file| {
+            let stays = stays(name, file.look);
+            if !stays {
+                progress.files -= 1;
+                progress.bytes -= size - file.bytes_done;
             }
-            drop(reports);
-            self.gather(files, received.iter(), done);
+            stays
         });
-    }
-
-    fn work(
-        &self,
-        files: &[Found],
-        cursor: &Mutex<Cursor>,
-        reports: &Sender<Report>,
-        progress: &dyn Fn(usize),
-    ) {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        while !self.stop.load(Ordering::Relaxed) {
-            let turn = {
-                let mut cursor = cursor.lock().unwrap_or_else(PoisonError::into_inner);
-                self.next_turn(files, &mut cursor)
-            };
-            let Some(turn) = turn else { return };
-            let report = match turn {
-                Ok(turn) => {
-                    let size = files[turn.file].look.stamp.size;
-                    let piece = &mut buffer[..chunk_len(turn.chunk, size)];
-                    let read = turn.open.read_exact_at(piece, chunk_offset(turn.chunk));
-                    progress(piece.len());
-                    let hashed = read
-                        .map_err(|error| match error.kind() {
-                            io::ErrorKind::UnexpectedEof => HashError::Changed,
-                            _ => HashError::Unreadable(error),
-                        })
-                        .and_then(|()| {
-                            hash_chunk(turn.chunk, size, piece).ok_or(HashError::Changed)
-                        });
-                    let (file, chunk) = (turn.file, turn.chunk);
-                    match hashed {
-                        Ok(hash) => Report::Chunk { file, chunk, hash },
-                        Err(error) => Report::Failed { file, error },
-                    }
-                }
-                Err((file, error)) => Report::Failed { file, error },
-            };
-            if reports.send(report).is_err() {
-                return;
-            }
+        if files.is_empty() {
+            self.idle.notify_all();
         }
     }
 
-    /// Takes the next chunk; `None` when there is none. Opens its file if it is the first.
-    fn next_turn(
+    /// How far it is.
+    pub fn progress(&self) -> HashProgress {
+        self.state().progress
+    }
+
+    /// Waits until nothing is left to hash, at most this long.
+    pub fn wait_until_idle(&self, timeout: Duration) {
+        let busy = |state: &mut State| !state.files.is_empty() && !state.is_stopping;
+        // A poisoned lock is one whose state is whole all the same.
+        drop(self.idle.wait_timeout_while(self.state(), timeout, busy));
+    }
+
+    /// Nothing more is begun: the threads end.
+    pub fn stop(&self) {
+        self.state().is_stopping = true;
+        self.work.notify_all();
+        self.idle.notify_all();
+    }
+
+    /// Hashes until the queue is stopped. `done` is called with each file and what came of it, and then `told`
+    /// with how far all of it is, which is also called in between.
+    pub fn work(
         &self,
-        files: &[Found],
-        cursor: &mut Cursor,
-    ) -> Option<Result<Turn, (usize, HashError)>> {
+        folder: &Path,
+        done: &dyn Fn(&Found, Result<Manifest, HashError>),
+        told: &dyn Fn(HashProgress),
+    ) {
+        let (mut buffer, mut opened) = (Vec::new(), None);
+        while let Some(turn) = self.next_turn(&mut buffer, &mut opened) {
+            buffer.resize(CHUNK_BYTES, 0);
+            let hashed = hash(folder, &turn, &mut opened, &mut buffer);
+            if let Some(hashes) = self.take(&turn, hashed) {
+                opened = None;
+                let Turn { found, number, .. } = turn;
+                let manifest = hashes.and_then(|hashes| finish(folder, &found, hashes));
+                done(&found, manifest);
+                self.remove(&found, number);
+            }
+            told(self.progress());
+        }
+    }
+
+    /// Waits for the next chunk, having given back what takes memory or keeps a file open; `None` at the end.
+    fn next_turn(&self, buffer: &mut Vec<u8>, opened: &mut Option<Opened>) -> Option<Turn> {
+        let mut state = self.state();
         loop {
-            let found = files.get(cursor.file)?;
-            let open = match &cursor.open {
-                Some(open) => Arc::clone(open),
-                None => match open(self.folder, found) {
-                    Ok(file) => {
-                        let file = Arc::new(file);
-                        cursor.open = Some(Arc::clone(&file));
-                        file
-                    }
-                    Err(error) => {
-                        let file = cursor.file;
-                        *cursor = Cursor { file: file + 1, chunk: 0, open: None };
-                        return Some(Err((file, error)));
-                    }
-                },
-            };
-            let (file, chunk) = (cursor.file, cursor.chunk);
-            if chunk < chunk_count(found.look.stamp.size) {
-                cursor.chunk += 1;
-                return Some(Ok(Turn { file, chunk, open }));
+            if state.is_stopping {
+                return None;
             }
-            *cursor = Cursor { file: file + 1, chunk: 0, open: None };
+            // Before the first file with something to take there are no more of them than threads.
+            let next = state.files.iter_mut().find(|((size, _), f)| f.taken < turn_count(*size));
+            if let Some(((_, name), file)) = next {
+                file.taken += 1;
+                let found = Found { name: name.clone(), look: file.look };
+                return Some(Turn { found, number: file.number, chunk: file.taken - 1 });
+            }
+            (*buffer, *opened) = (Vec::new(), None);
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn gather(
+    /// Takes in the hash of a chunk. When it was the last, or one failed, what is to become of the file.
+    fn take(
         &self,
-        files: &[Found],
-        reports: impl Iterator<Item = Report>,
-        done: &mut dyn FnMut(&Found, Result<Manifest, HashError>),
-    ) {
-        let mut gathering: Vec<Option<Gathering>> = Vec::with_capacity(files.len());
-        for found in files {
-            let chunks = chunk_count(found.look.stamp.size);
-            // Hashes are kept from the first chunk of a file on, not for all files at once.
-            gathering.push(Some(Gathering { hashes: Vec::new(), missing: chunks }));
-            if chunks == 0 {
-                gathering.pop();
-                gathering.push(None);
-                done(found, finish(self.folder, found, Vec::new()));
-            }
+        turn: &Turn,
+        hashed: Result<Option<ChunkHash>, HashError>,
+    ) -> Option<Result<Vec<ChunkHash>, HashError>> {
+        let size = turn.found.look.stamp.size;
+        let mut state = self.state();
+        let State { files, progress, .. } = &mut *state;
+        let file = files.get_mut(&(size, turn.found.name.clone()))?;
+        // Of a file that was taken back, or has failed, further chunks are of no use.
+        if file.number != turn.number || file.missing == 0 {
+            return None;
         }
-        for report in reports {
-            match report {
-                Report::Failed { file, error } => {
-                    // Further chunks of it may still come; they are of no use.
-                    if gathering[file].take().is_some() {
-                        done(&files[file], Err(error));
-                    }
-                }
-                Report::Chunk { file, chunk, hash } => {
-                    let found = &files[file];
-                    let Some(parts) = &mut gathering[file] else { continue };
-                    if parts.hashes.is_empty() {
-                        parts.hashes.resize(chunk_count(found.look.stamp.size) as usize, None);
-                    }
-                    parts.hashes[chunk as usize] = Some(hash);
-                    parts.missing -= 1;
-                    if parts.missing == 0
-                        && let Some(parts) = gathering[file].take()
-                    {
-                        let hashes = parts.hashes.into_iter().flatten().collect();
-                        done(found, finish(self.folder, found, hashes));
-                    }
-                }
+        let hash = match hashed {
+            Ok(hash) => hash,
+            Err(error) => {
+                // Nobody takes further chunks of it.
+                (file.missing, file.taken) = (0, turn_count(size));
+                return Some(Err(error));
             }
+        };
+        if let Some(hash) = hash {
+            if file.hashes.is_empty() {
+                file.hashes.resize(chunk_count(size) as usize, None);
+            }
+            file.hashes[turn.chunk as usize] = Some(hash);
+            let bytes = chunk_len(turn.chunk, size) as u64;
+            file.bytes_done += bytes;
+            progress.bytes_done += bytes;
+        }
+        file.missing -= 1;
+        (file.missing == 0)
+            .then(|| Ok(std::mem::take(&mut file.hashes).into_iter().flatten().collect()))
+    }
+
+    /// A file is done with, and known to whoever has to know it.
+    fn remove(&self, found: &Found, number: u64) {
+        let mut state = self.state();
+        let State { files, progress, .. } = &mut *state;
+        let key = (found.look.stamp.size, found.name.clone());
+        if files.get(&key).is_some_and(|file| file.number == number)
+            && let Some(file) = files.remove(&key)
+        {
+            progress.files_done += 1;
+            progress.bytes_done += found.look.stamp.size - file.bytes_done;
+        }
+        if files.is_empty() {
+            self.idle.notify_all();
         }
     }
+}
+
+/// Turns that a file takes: one a chunk, and one for a file without any.
+fn turn_count(size: u64) -> u64 {
+    chunk_count(size).max(1)
+}
+
+/// Hashes one chunk; nothing of a file without any.
+fn hash(
+    folder: &Path,
+    turn: &Turn,
+    opened: &mut Option<Opened>,
+    buffer: &mut [u8],
+) -> Result<Option<ChunkHash>, HashError> {
+    let size = turn.found.look.stamp.size;
+    if size == 0 {
+        return Ok(None);
+    }
+    let file = match opened.take().filter(|opened| opened.number == turn.number) {
+        Some(Opened { file, .. }) => file,
+        None => open(folder, &turn.found)?,
+    };
+    let file = &opened.insert(Opened { number: turn.number, file }).file;
+    let piece = &mut buffer[..chunk_len(turn.chunk, size)];
+    file.read_exact_at(piece, chunk_offset(turn.chunk)).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => HashError::Changed,
+        _ => HashError::Unreadable(error),
+    })?;
+    hash_chunk(turn.chunk, size, piece).map(Some).ok_or(HashError::Changed)
 }
 
 /// A manifest, provided that the file still looks as it did before it was read.
@@ -249,4 +322,96 @@ fn open(folder: &Path, found: &Found) -> Result<File, HashError> {
     let metadata = file.metadata()?;
     let look: Look = scan::look(&metadata);
     if metadata.is_file() && look == found.look { Ok(file) } else { Err(HashError::Changed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn found(folder: &Path, name: &str) -> Found {
+        let look = scan::look_at(&folder.join(name)).unwrap();
+        Found { name: FileName::new(name).unwrap(), look }
+    }
+
+    fn sparse(folder: &Path, name: &str, bytes: u64) -> Found {
+        fs::File::create(folder.join(name)).unwrap().set_len(bytes).unwrap();
+        found(folder, name)
+    }
+
+    #[test]
+    fn the_smallest_is_first_also_when_it_comes_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let chunk = CHUNK_BYTES as u64;
+        let sizes = [("large", 5 * chunk), ("small", 1), ("none", 0), ("middle", 2 * chunk)];
+        let [large, rest @ ..] = sizes.map(|(name, bytes)| sparse(dir.path(), name, bytes));
+        let queue = HashQueue::default();
+        queue.add(large);
+        let (done, order) = mpsc::channel();
+        // One thread; the rest comes after the first chunk of the large one.
+        let rest = std::cell::RefCell::new(Some(rest));
+        let bytes_before = std::cell::Cell::new(0);
+        let told = |progress: HashProgress| {
+            assert!(progress.bytes_done >= bytes_before.replace(progress.bytes_done));
+            rest.take().into_iter().flatten().for_each(|found| queue.add(found));
+            if progress.is_done() {
+                assert_eq!((progress.files, progress.bytes_done), (4, 7 * chunk + 1));
+                assert_eq!(progress.bytes_done, progress.bytes);
+                queue.stop();
+            }
+        };
+        let work_done = |found: &Found, result: Result<Manifest, HashError>| {
+            done.send((found.name.to_string(), result.unwrap().size())).unwrap();
+        };
+        queue.work(dir.path(), &work_done, &told);
+        let order: Vec<_> = order.try_iter().map(|(name, _)| name).collect();
+        assert_eq!(order, ["none", "small", "middle", "large"]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_what_was_found_any_more_is_not_hashed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, before, after) in
+            [("grows", &b"1"[..], &b"22"[..]), ("shrinks", b"22", b"1"), ("fills", b"", b"1")]
+        {
+            fs::write(dir.path().join(name), before).unwrap();
+            let queue = HashQueue::default();
+            queue.add(found(dir.path(), name));
+            fs::write(dir.path().join(name), after).unwrap();
+            let (done, results) = mpsc::channel();
+            thread::scope(|scope| {
+                for done in [done.clone(), done] {
+                    let (queue, dir) = (&queue, dir.path());
+                    let done = move |_: &Found, result| done.send(result).unwrap();
+                    scope.spawn(move || queue.work(dir, &done, &|_| {}));
+                }
+                queue.wait_until_idle(PATIENCE);
+                queue.stop();
+            });
+            let results: Vec<_> = results.into_iter().collect();
+            assert!(matches!(results[..], [Err(HashError::Changed)]), "{name}: {results:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_counts_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, gone) = (sparse(dir.path(), "kept", 10), sparse(dir.path(), "gone", 1000));
+        let queue = HashQueue::default();
+        for found in [kept.clone(), gone.clone(), kept.clone()] {
+            queue.add(found);
+        }
+        assert_eq!((queue.progress().files, queue.progress().bytes), (2, 1010));
+        queue.retain(|name, _| *name == kept.name);
+        assert!(queue.contains(&kept) && !queue.contains(&gone));
+        assert_eq!((queue.progress().files, queue.progress().bytes), (1, 10));
+        queue.retain(|_, _| false);
+        queue.wait_until_idle(Duration::MAX);
+        assert!(queue.progress().is_done());
+    }
 }

@@ -1,16 +1,18 @@
 //! A shared folder: which files are in it, what is in them, and what of it is offered.
 //!
-//! Offered are the regular files directly in the folder that have a name a [`FileName`] can be. Not
-//! offered, because names are never paths and a folder is not more than its owner put into it: folders
+//! Offered are the regular files directly in the folder that have a name a [`FileName`] can be. Left out,
+//! because names are never paths and a folder is not more than its owner put into it: folders
 //! below it, links, FIFOs, devices; hidden files (`.name`), so that nobody shares settings by accident;
-//! and `.part` files, which are still arriving.
+//! and `.part` files, which are still arriving. [`Folder::left_out`] says how many of each there are.
 //!
-//! Every file is hashed once, all processors at work ([`hash`]). What came of it is kept in a hidden file
+//! Every file is hashed once, all processors at work, the smallest first ([`hash`]), and is offered as soon as it
+//! is known. What came of it is kept in a hidden file
 //! of the folder ([`state`]), under the file's size, modification time and inode: what still looks the
 //! same is not hashed again. The folder is looked at every few seconds, rather than watched through the
 //! system: that works on every file system, network ones included, and costs one look a file. A file
 //! that is new or has changed is hashed when it has looked the same twice, so that one that is being
-//! copied in is left alone until it is whole.
+//! copied in is left alone until it is whole. What vanishes is not offered any more, and is remembered for
+//! a while: a disk that was away for seconds is not hashed anew.
 //!
 //! Whoever changes a file in place and turns its modification time back is not noticed here. The peers
 //! that fetch it notice: each chunk is verified where it arrives.
@@ -19,9 +21,9 @@ pub mod hash;
 mod scan;
 pub mod state;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +33,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use self::hash::{HashProgress, Hasher};
+use self::hash::{HashError, HashProgress, HashQueue};
+pub use self::scan::LeftOut;
 use self::scan::{Found, Scan};
 use self::state::{Saved, State};
 use super::content::Manifest;
@@ -40,6 +43,7 @@ use super::names::FileName;
 use super::offer::{Available, Catalog, FileStamp, Offer};
 use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
+use crate::text::escape;
 
 /// What a file looks like from outside. As long as it looks the same it is taken to be the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +99,12 @@ struct Shared {
 struct Known {
     files: BTreeMap<FileName, Shared>,
     contents: HashMap<ContentId, Vec<FileName>>,
+    /// Files that were not there any more when last looked at, and since when.
+    vanished: HashMap<FileName, (Shared, Instant)>,
+    /// Files that a server has found changed or gone since they were last looked at.
+    suspects: HashMap<FileName, Shared>,
+    /// Files that could not be hashed as they look.
+    failed: HashMap<FileName, Look>,
 }
 
 impl Known {
@@ -104,8 +114,8 @@ impl Known {
         self.files.insert(name, shared);
     }
 
-    fn remove(&mut self, name: &FileName) -> bool {
-        let Some(shared) = self.files.remove(name) else { return false };
+    fn remove(&mut self, name: &FileName) -> Option<Shared> {
+        let shared = self.files.remove(name)?;
         let content = shared.manifest.content();
         if let Some(names) = self.contents.get_mut(&content) {
             names.retain(|other| other != name);
@@ -113,7 +123,56 @@ impl Known {
                 self.contents.remove(&content);
             }
         }
-        true
+        Some(shared)
+    }
+
+    /// Remembers what has vanished, for as long as there is room.
+    fn remember(&mut self, name: FileName, shared: Shared, now: Instant) {
+        if self.vanished.len() < limits::FILES_PER_PEER_MAX {
+            self.vanished.insert(name, (shared, now));
+        }
+    }
+
+    /// Takes in what a look has found, at `now`. Says whether anything is offered that was not, or is not
+    /// that was.
+    fn look(&mut self, looks: &HashMap<&FileName, Look>, now: Instant) -> bool {
+        let gone: Vec<FileName> = self
+            .files
+            .iter()
+            .filter(|(name, shared)| looks.get(name) != Some(&shared.look))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut is_different = !gone.is_empty();
+        for name in gone {
+            if let Some(shared) = self.remove(&name)
+                && !looks.contains_key(&name)
+            {
+                self.remember(name, shared, now);
+            }
+        }
+        for (name, shared) in std::mem::take(&mut self.suspects) {
+            // One that is there is hashed again, however it looks.
+            if !looks.contains_key(&name) {
+                self.remember(name, shared, now);
+            }
+        }
+        let is_recent = |since: Instant| now.duration_since(since) < limits::FOLDER_MEMORY;
+        let mut back = Vec::new();
+        self.vanished.retain(|name, (shared, since)| match looks.get(name) {
+            None => is_recent(*since),
+            Some(look) => {
+                if *look == shared.look {
+                    back.push((name.clone(), shared.clone()));
+                }
+                false
+            }
+        });
+        is_different |= !back.is_empty();
+        for (name, shared) in back {
+            self.insert(name, shared);
+        }
+        self.failed.retain(|name, look| looks.get(name) == Some(look));
+        is_different
     }
 }
 
@@ -124,25 +183,25 @@ pub struct Folder {
     peer: PeerId,
     inode: u64,
     known: Mutex<Known>,
+    queue: HashQueue,
+    /// What the last look has found and is not offered.
+    left_out: Mutex<BTreeMap<OsString, LeftOut>>,
     /// Something has changed that the watcher has not told yet.
     dirty: AtomicBool,
+    /// Something has changed that is not kept yet.
+    unsaved: AtomicBool,
     stopping: AtomicBool,
     /// Held open for its lock.
     _lock: File,
 }
 
 impl Folder {
-    /// Looks at a folder and hashes what is not known from before. `peer` is the id for a folder that
-    /// has none yet; `progress` is told how far hashing is, from any thread.
+    /// Looks at a folder. What is known from before is offered at once, the rest when a [`Watcher`] has had it
+    /// hashed. `peer` is the id for a folder that has none yet.
     ///
     /// # Errors
     /// See [`FolderError`].
-    pub fn open(
-        path: &Path,
-        peer: PeerId,
-        options: FolderOptions,
-        progress: &(dyn Fn(HashProgress) + Sync),
-    ) -> Result<Arc<Folder>, FolderError> {
+    pub fn open(path: &Path, peer: PeerId) -> Result<Arc<Folder>, FolderError> {
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
         // Where it is now, whatever becomes of the present working directory.
         let path = path.canonicalize().map_err(unreadable)?;
@@ -160,34 +219,64 @@ impl Folder {
             }
         }
         let inode = scan::inode(&metadata);
+        state::clean(&path);
         let state = state::load(&path, inode).unwrap_or_else(|| State::new(peer, inode));
         let folder = Folder {
             peer: state.peer,
             inode,
             known: Mutex::default(),
+            queue: HashQueue::default(),
+            left_out: Mutex::default(),
             dirty: AtomicBool::new(false),
+            unsaved: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             _lock: lock,
             path: Arc::new(path),
         };
-        let mut watch = Watch::new(&folder, options);
-        let scan = watch.scan().map_err(unreadable)?;
+        let scan = folder.scan().map_err(unreadable)?;
         let mut saved: HashMap<FileName, Saved> =
             state.files.into_iter().map(|file| (file.name.clone(), file)).collect();
-        let mut unknown = Vec::new();
         for found in scan {
             let kept = saved.remove(&found.name).filter(|saved| saved.look == found.look);
             match kept {
                 Some(Saved { name, look, manifest }) => {
                     folder.known().insert(name, Shared { look, manifest: Arc::new(manifest) });
                 }
-                None => unknown.push(found),
+                None => folder.queue.add(found),
             }
         }
-        watch.hash(unknown, progress);
         folder.save();
-        folder.dirty.store(false, Ordering::Relaxed);
         Ok(Arc::new(folder))
+    }
+
+    /// How far hashing is.
+    pub fn hashing(&self) -> HashProgress {
+        self.queue.progress()
+    }
+
+    /// Waits until every file that is to be hashed has been, at most this long.
+    pub fn wait_until_hashed(&self, timeout: Duration) {
+        self.queue.wait_until_idle(timeout);
+    }
+
+    /// How many of what the folder holds are not offered, by why.
+    pub fn left_out(&self) -> BTreeMap<LeftOut, usize> {
+        let mut counts = BTreeMap::new();
+        for why in self.left_out.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            *counts.entry(*why).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Looks at the folder. What is not offered, and was not when last looked, gets a line in the log.
+    fn scan(&self) -> io::Result<Vec<Found>> {
+        let Scan { files, left_out } = scan::scan(&self.path)?;
+        let mut before = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, why) in left_out.iter().filter(|(name, why)| before.get(*name) != Some(why)) {
+            log::info!("{} is not offered: {why}", escape(name.as_encoded_bytes()));
+        }
+        *before = left_out;
+        Ok(files)
     }
 
     /// Who shares it: drawn once for each folder, and kept with it.
@@ -207,6 +296,7 @@ impl Folder {
         let Some(look) = scan::look_at(&self.path.join(name.as_str())) else { return };
         if look.stamp == stamp {
             self.known().insert(name, Shared { look, manifest });
+            self.unsaved.store(true, Ordering::Relaxed);
             self.save();
         }
     }
@@ -216,8 +306,37 @@ impl Folder {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what is known for the next time. A folder that cannot be written to is hashed again then.
+    /// A file has been hashed, or cannot be.
+    fn hashed(&self, Found { name, look }: &Found, result: Result<Manifest, HashError>) {
+        let mut known = self.known();
+        match result {
+            Ok(manifest) => {
+                known.insert(name.clone(), Shared { look: *look, manifest: Arc::new(manifest) });
+                self.note_change();
+            }
+            Err(error) => {
+                log::warn!("{name} is not offered: {error}");
+                known.failed.insert(name.clone(), *look);
+            }
+        }
+    }
+
+    fn note_change(&self) {
+        self.dirty.store(true, Ordering::Relaxed);
+        self.unsaved.store(true, Ordering::Relaxed);
+    }
+
+    /// Keeps what is known for the next time, if that has changed. A folder that cannot be written to is hashed
+    /// again then.
     fn save(&self) {
+        if !self.unsaved.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        // Where a disk was taken out there may be another folder, which is none of ours.
+        if fs::metadata(&*self.path).map(|found| scan::inode(&found)).ok() != Some(self.inode) {
+            self.unsaved.store(true, Ordering::Relaxed);
+            return;
+        }
         let files = self.known().files.clone();
         let files =
             files.into_iter().map(|(name, Shared { look, manifest })| (name, look, manifest));
@@ -270,48 +389,73 @@ impl Catalog for Folder {
             log::info!(
                 "{name} is not what it was, and is not offered until it has been hashed anew"
             );
-            known.remove(&name);
-            self.dirty.store(true, Ordering::Relaxed);
+            if let Some(shared) = known.remove(&name) {
+                known.suspects.insert(name, shared);
+            }
+            self.note_change();
         }
     }
 }
 
-/// A thread that looks at a folder every few seconds. It ends when it is dropped.
+/// Threads that hash a folder's files and look at it every few seconds. They end when it is dropped.
 #[derive(Debug)]
 pub struct Watcher {
     folder: Arc<Folder>,
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    wake: Sender<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Watcher {
-    /// Begins. After a look that found something different, `changed` is called on its thread.
+    /// Begins. `progress` is told how far hashing is, on any of the threads; `changed` is called when what is
+    /// offered has changed, at most every [`FOLDER_TELL_INTERVAL`](limits::FOLDER_TELL_INTERVAL).
     ///
     /// # Errors
     /// The system refused a thread.
     pub fn start(
         folder: Arc<Folder>,
         options: FolderOptions,
+        progress: impl Fn(HashProgress) + Send + Sync + 'static,
         changed: impl Fn() + Send + 'static,
     ) -> io::Result<Watcher> {
-        let (stop, stopped) = bounded::<()>(0);
-        let watched = Arc::clone(&folder);
-        let thread = thread::Builder::new()
-            .name("share-folder".to_owned())
-            .spawn(move || Watch::new(&watched, options).run(&stopped, &changed))?;
-        Ok(Watcher { folder, stop: Some(stop), thread: Some(thread) })
+        let (wake, woken) = bounded::<()>(1);
+        let mut watcher = Watcher { folder: Arc::clone(&folder), wake, threads: Vec::new() };
+        let progress = Arc::new(progress);
+        for _ in 0..options.threads.max(1) {
+            let (folder, wake) = (Arc::clone(&folder), watcher.wake.clone());
+            let progress = Arc::clone(&progress);
+            watcher.spawn("share-hash", move || {
+                let done = |found: &Found, result| folder.hashed(found, result);
+                let told = |state: HashProgress| {
+                    progress(state);
+                    // A wake that is there already is enough.
+                    let _ = wake.try_send(());
+                };
+                folder.queue.work(&folder.path, &done, &told);
+            })?;
+        }
+        watcher
+            .spawn("share-folder", move || Watch::new(&folder, options).run(&woken, &changed))?;
+        Ok(watcher)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        self.threads.push(thread::Builder::new().name(name.to_owned()).spawn(run)?);
+        Ok(())
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.folder.stopping.store(true, Ordering::Relaxed);
-        self.stop = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the thread that watches the shared folder panicked");
+        self.folder.queue.stop();
+        let _ = self.wake.try_send(());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a thread that looks after the shared folder panicked");
+            }
         }
+        // Hashing a large folder takes a while, which should not be lost with the process.
+        self.folder.save();
     }
 }
 
@@ -319,48 +463,48 @@ impl Drop for Watcher {
 struct Watch<'a> {
     folder: &'a Folder,
     options: FolderOptions,
-    /// Files that were new or different when last looked at, or could not be hashed as they look.
-    pending: HashMap<FileName, (Look, Pending)>,
-    /// What is not offered and was said to be so.
-    told: HashSet<OsString>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pending {
-    /// Hash it if it looks the same next time.
-    Once,
-    /// Do not try again while it looks the same.
-    Failed,
+    /// Files that were new or different when last looked at. One that looks the same next time is hashed.
+    pending: HashMap<FileName, Look>,
 }
 
 impl Watch<'_> {
     fn new(folder: &Folder, options: FolderOptions) -> Watch<'_> {
-        Watch { folder, options, pending: HashMap::new(), told: HashSet::new() }
+        Watch { folder, options, pending: HashMap::new() }
     }
 
-    fn run(&mut self, stop: &Receiver<()>, changed: &dyn Fn()) {
-        let mut wait = self.options.rescan_interval;
-        while stop.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
-            let began = Instant::now();
-            self.look();
-            if self.folder.dirty.swap(false, Ordering::Relaxed) {
-                self.folder.save();
+    fn run(&mut self, woken: &Receiver<()>, changed: &dyn Fn()) {
+        let began = Instant::now();
+        let mut look_at = began + self.options.rescan_interval;
+        let (mut tell_at, mut save_at) = (began, began + limits::FOLDER_SAVE_INTERVAL);
+        while !self.folder.stopping.load(Ordering::Relaxed) {
+            let is_dirty = self.folder.dirty.load(Ordering::Relaxed);
+            let until = if is_dirty { look_at.min(tell_at) } else { look_at };
+            if woken.recv_deadline(until) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+            let mut now = Instant::now();
+            if now >= look_at {
+                self.look(now);
+                let took = now.elapsed();
+                now = Instant::now();
+                // A folder that takes long to look at is looked at less often.
+                look_at = now + self.options.rescan_interval.max(20 * took);
+            }
+            let is_hashed = self.folder.hashing().is_done();
+            if (now >= tell_at || is_hashed) && self.folder.dirty.swap(false, Ordering::Relaxed) {
+                tell_at = now + limits::FOLDER_TELL_INTERVAL;
                 changed();
             }
-            // A folder that takes long to look at is looked at less often.
-            wait = self.options.rescan_interval.max(20 * began.elapsed());
+            if now >= save_at || is_hashed {
+                save_at = now + limits::FOLDER_SAVE_INTERVAL;
+                self.folder.save();
+            }
         }
     }
 
-    fn scan(&mut self) -> io::Result<Vec<Found>> {
-        let Scan { files, told } = scan::scan(&self.folder.path, &self.told)?;
-        self.told = told;
-        Ok(files)
-    }
-
-    /// Looks once: forgets what has gone or changed, hashes what has settled.
-    fn look(&mut self) {
-        let found = match self.scan() {
+    /// Looks once: forgets what has gone or changed, has hashed what has settled.
+    fn look(&mut self, now: Instant) {
+        let found = match self.folder.scan() {
             Ok(found) => found,
             Err(error) => {
                 // It may come back: a disk that was taken out, a network that is away.
@@ -369,67 +513,24 @@ impl Watch<'_> {
             }
         };
         let looks: HashMap<&FileName, Look> = found.iter().map(|f| (&f.name, f.look)).collect();
-        let mut settled = Vec::new();
-        {
-            let mut known = self.folder.known();
-            let gone: Vec<FileName> = known
-                .files
-                .iter()
-                .filter(|(name, shared)| looks.get(name) != Some(&shared.look))
-                .map(|(name, _)| name.clone())
-                .collect();
-            for name in gone {
-                known.remove(&name);
-                self.folder.dirty.store(true, Ordering::Relaxed);
-            }
-            self.pending.retain(|name, (look, _)| looks.get(name) == Some(look));
-            for found in &found {
-                if known.files.contains_key(&found.name) {
-                    self.pending.remove(&found.name);
-                    continue;
-                }
-                match self.pending.get(&found.name) {
-                    None => {
-                        self.pending.insert(found.name.clone(), (found.look, Pending::Once));
-                    }
-                    Some((_, Pending::Once)) => settled.push(found.clone()),
-                    Some((_, Pending::Failed)) => {}
-                }
+        self.folder.queue.retain(|name, look| looks.get(name) == Some(&look));
+        self.pending.retain(|name, look| looks.get(name) == Some(look));
+        let mut known = self.folder.known();
+        if known.look(&looks, now) {
+            self.folder.note_change();
+        }
+        for found in found {
+            let is_known = known.files.contains_key(&found.name)
+                || known.failed.contains_key(&found.name)
+                || self.folder.queue.contains(&found);
+            if is_known {
+                self.pending.remove(&found.name);
+            } else if self.pending.remove(&found.name).is_some() {
+                self.folder.queue.add(found);
+            } else {
+                self.pending.insert(found.name, found.look);
             }
         }
-        if !settled.is_empty() {
-            self.hash(settled, &|_| {});
-        }
-    }
-
-    /// Hashes files and offers them.
-    fn hash(&mut self, files: Vec<Found>, progress: &(dyn Fn(HashProgress) + Sync)) {
-        let hasher = Hasher {
-            folder: &self.folder.path,
-            threads: self.options.threads,
-            stop: &self.folder.stopping,
-        };
-        let mut saved_at = Instant::now();
-        hasher.hash(&files, progress, &mut |found, result| {
-            let Found { name, look } = found.clone();
-            match result {
-                Ok(manifest) => {
-                    self.pending.remove(&name);
-                    let manifest = Arc::new(manifest);
-                    self.folder.known().insert(name, Shared { look, manifest });
-                    self.folder.dirty.store(true, Ordering::Relaxed);
-                }
-                Err(error) => {
-                    log::warn!("{name} is not offered: {error}");
-                    self.pending.insert(name, (look, Pending::Failed));
-                }
-            }
-            // Hashing a large folder takes a while, which should not be lost with the process.
-            if saved_at.elapsed() > limits::FOLDER_SAVE_INTERVAL {
-                self.folder.save();
-                saved_at = Instant::now();
-            }
-        });
     }
 }
 

@@ -1,17 +1,18 @@
-//! One look at a folder: which of its files can be offered.
+//! One look at a folder: which of its files can be offered, and what is left out.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::Look;
+use super::state;
 use crate::limits;
 use crate::share::names::{FileName, NameError};
 use crate::share::offer::FileStamp;
-use crate::text::escape;
 
 /// A file that can be offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,16 +22,56 @@ pub(super) struct Found {
 }
 
 /// What a look has found.
+#[derive(Debug, Default)]
 pub(super) struct Scan {
     /// In order of name.
     pub files: Vec<Found>,
-    /// What is not offered and has been said to be so, now or before.
-    pub told: HashSet<OsString>,
+    /// Everything else, and why it is not offered.
+    pub left_out: BTreeMap<OsString, LeftOut>,
 }
 
-/// Looks at a folder. What cannot be offered, and is not in `told`, gets a line in the log.
-pub(super) fn scan(folder: &Path, told: &HashSet<OsString>) -> io::Result<Scan> {
-    let mut scan = Scan { files: Vec::new(), told: HashSet::new() };
+/// Why something in a folder is not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeftOut {
+    /// A folder: what is offered is directly in the shared one.
+    Folder,
+    /// A link, which could lead anywhere.
+    Link,
+    /// A FIFO, a socket, a device.
+    Special,
+    /// A name that begins with a dot, so that nobody shares settings by accident.
+    Hidden,
+    /// A file that is still arriving.
+    Partial,
+    /// A name that is no text.
+    NotUtf8,
+    /// A name that cannot be one of a shared file.
+    Name(NameError),
+    /// More bytes than a shared file may have.
+    TooLarge,
+    /// One more than a peer may offer.
+    TooMany,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LeftOut::Folder => f.write_str("it is a folder"),
+            LeftOut::Link => f.write_str("it is a link; put the file itself into the folder"),
+            LeftOut::Special => f.write_str("it is not a regular file"),
+            LeftOut::Hidden => f.write_str("its name begins with a dot"),
+            LeftOut::Partial => f.write_str("it is still arriving"),
+            LeftOut::NotUtf8 => f.write_str("its name is not UTF-8"),
+            LeftOut::Name(error) => error.fmt(f),
+            LeftOut::TooLarge => write!(f, "it has more than {} bytes", limits::FILE_BYTES_MAX),
+            LeftOut::TooMany => write!(f, "a peer offers {} files", limits::FILES_PER_PEER_MAX),
+        }
+    }
+}
+
+/// Looks at a folder.
+pub(super) fn scan(folder: &Path) -> io::Result<Scan> {
+    let mut scan = Scan::default();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let file_name = entry.file_name();
@@ -39,49 +80,40 @@ pub(super) fn scan(folder: &Path, told: &HashSet<OsString>) -> io::Result<Scan> 
         match judge(&file_name, &metadata) {
             Ok(found) => scan.files.push(found),
             Err(None) => {}
-            Err(Some(why)) => {
-                if !told.contains(&file_name) {
-                    let name = escape(file_name.as_encoded_bytes());
-                    log::info!("{name} is not offered: {why}");
-                }
-                scan.told.insert(file_name);
-            }
+            Err(Some(why)) => drop(scan.left_out.insert(file_name, why)),
         }
     }
     scan.files.sort_by(|a, b| a.name.cmp(&b.name));
-    let max = limits::FILES_PER_PEER_MAX;
-    if scan.files.len() > max {
-        let everything = OsString::new();
-        if !told.contains(&everything) {
-            log::warn!("only the first {max} of {} files are offered", scan.files.len());
-        }
-        scan.told.insert(everything);
-        scan.files.truncate(max);
-    }
+    let rest = scan.files.split_off(scan.files.len().min(limits::FILES_PER_PEER_MAX));
+    let too_many = rest.into_iter().map(|found| (found.name.as_str().into(), LeftOut::TooMany));
+    scan.left_out.extend(too_many);
     Ok(scan)
 }
 
-/// A file to offer, or why not; without a reason where nobody would expect it.
-fn judge(file_name: &OsString, metadata: &Metadata) -> Result<Found, Option<String>> {
-    let Some(name) = file_name.to_str() else {
-        return Err(Some("its name is not UTF-8".to_owned()));
-    };
-    if name.starts_with('.') || metadata.is_dir() {
+/// A file to offer, or why not; without a reason what Acervo itself keeps there.
+fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<Found, Option<LeftOut>> {
+    if state::is_own(file_name) {
         return Err(None);
     }
+    if file_name.as_encoded_bytes().starts_with(b".") {
+        return Err(Some(LeftOut::Hidden));
+    }
+    if metadata.is_dir() {
+        return Err(Some(LeftOut::Folder));
+    }
     if metadata.is_symlink() {
-        return Err(Some("it is a link; put the file itself into the folder".to_owned()));
+        return Err(Some(LeftOut::Link));
     }
     if !metadata.is_file() {
-        return Err(Some("it is not a regular file".to_owned()));
+        return Err(Some(LeftOut::Special));
     }
+    let name = file_name.to_str().ok_or(Some(LeftOut::NotUtf8))?;
     let name = FileName::new(name).map_err(|error| match error {
-        NameError::Partial => None,
-        error => Some(error.to_string()),
+        NameError::Partial => Some(LeftOut::Partial),
+        error => Some(LeftOut::Name(error)),
     })?;
     if metadata.len() > limits::FILE_BYTES_MAX {
-        let max = limits::FILE_BYTES_MAX;
-        return Err(Some(format!("it has more than {max} bytes")));
+        return Err(Some(LeftOut::TooLarge));
     }
     Ok(Found { name, look: look(metadata) })
 }

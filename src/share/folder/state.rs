@@ -1,10 +1,12 @@
 //! What is known of a folder's files, kept in the folder so that they are hashed once.
 //!
 //! The file `.acervo-share`: eight bytes that say what it is, the BLAKE3 hash of the rest, and the rest
-//! as MessagePack. It is replaced as a whole. One that is damaged, of another format, or that came with
+//! as MessagePack. It is replaced as a whole, by way of a file with a random name that nobody can have prepared; a
+//! link, a FIFO or anything else in its place is neither read, written through nor replaced. One that is damaged, of another format, or that came with
 //! a copy of another folder (it names the folder's inode) is ignored: the folder is hashed again and gets
 //! another peer's id, for a peer is its id and two must not have the same.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -12,6 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use rand::Rng;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Look;
@@ -23,7 +27,8 @@ use crate::share::types::{ChunkHash, PeerId};
 
 /// The file's name in the folder.
 pub const STATE_FILE: &str = ".acervo-share";
-const NEW_STATE_FILE: &str = ".acervo-share.new";
+/// A file that is to become it is called this, a random number, and this.
+const NEW_FILE: (&str, &str) = (".acervo-share.", ".new");
 const MAGIC: &[u8; 8] = b"acshare\x01";
 const HASH_BYTES: usize = 32;
 
@@ -75,15 +80,38 @@ struct StoredFile {
     hashes: Bytes,
 }
 
+/// Whether a file of the folder is one of this module's own.
+pub(super) fn is_own(name: &OsStr) -> bool {
+    name == STATE_FILE || is_new_file(name)
+}
+
+fn is_new_file(name: &OsStr) -> bool {
+    let number =
+        name.to_str().and_then(|name| name.strip_prefix(NEW_FILE.0)?.strip_suffix(NEW_FILE.1));
+    number.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Removes what a process that was killed while it wrote has left. Only for whoever holds the folder's lock.
+pub(super) fn clean(folder: &Path) {
+    // What cannot be removed is in nobody's way.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_new_file(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Reads what is known of the folder with this inode; `None` when that is nothing.
 pub fn load(folder: &Path, inode: u64) -> Option<State> {
     let path = folder.join(STATE_FILE);
-    let mut bytes = Vec::new();
-    let file = File::open(&path).ok()?;
-    if let Err(error) = file.take(FOLDER_STATE_BYTES_MAX + 1).read_to_end(&mut bytes) {
-        log::warn!("{} cannot be read: {error}; every file is hashed again", path.display());
-        return None;
-    }
+    let bytes = match read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            log::warn!("{} cannot be read: {error}; every file is hashed again", path.display());
+            return None;
+        }
+    };
     let state = decode(&bytes);
     if state.is_none() {
         log::warn!(
@@ -92,6 +120,27 @@ pub fn load(folder: &Path, inode: u64) -> Option<State> {
         );
     }
     state.filter(|state| state.inode == inode)
+}
+
+/// The state file's bytes, a few more than there may be at most.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // Whatever is there: a link is not followed, a FIFO not waited for.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => return Err(not_a_file()),
+        Err(error) => return Err(error.into()),
+    };
+    if !file.metadata()?.is_file() {
+        return Err(not_a_file());
+    }
+    let mut bytes = Vec::new();
+    file.take(FOLDER_STATE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::other(format!("{STATE_FILE} is not a regular file; remove it"))
 }
 
 /// Writes what is known.
@@ -116,17 +165,31 @@ pub fn save(
     if (MAGIC.len() + HASH_BYTES + body.len()) as u64 > FOLDER_STATE_BYTES_MAX {
         return Err(io::Error::other("it knows too much to keep"));
     }
-    let new = folder.join(NEW_STATE_FILE);
-    let mut file = File::create(&new)?;
-    file.write_all(MAGIC)?;
-    file.write_all(blake3::hash(&body).as_bytes())?;
-    file.write_all(&body)?;
-    drop(file);
-    // Not synced: after a power cut a damaged file costs another hashing and no more.
-    fs::rename(&new, folder.join(STATE_FILE))
+    let path = folder.join(STATE_FILE);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if !found.is_file() => return Err(not_a_file()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(_) | Err(_) => {}
+    }
+    let new = format!("{}{:016x}{}", NEW_FILE.0, rand::rng().next_u64(), NEW_FILE.1);
+    let new = folder.join(new);
+    // Made anew, or not at all: nothing that is there is written through.
+    let mut file = File::options().write(true).create_new(true).open(&new)?;
+    let written = file
+        .write_all(MAGIC)
+        .and_then(|()| file.write_all(blake3::hash(&body).as_bytes()))
+        .and_then(|()| file.write_all(&body))
+        // Not synced: after a power cut a damaged file costs another hashing and no more.
+        .and_then(|()| fs::rename(&new, &path));
+    if written.is_err() {
+        // It holds nothing that anybody needs, and the next process removes it if this one cannot.
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
 
-fn decode(bytes: &[u8]) -> Option<State> {
+/// What a state file says; `None` if it is damaged or of another release.
+pub fn decode(bytes: &[u8]) -> Option<State> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (hash, body) = rest.split_first_chunk::<HASH_BYTES>()?;
     if blake3::hash(body).as_bytes() != hash {

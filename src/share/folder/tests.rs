@@ -1,8 +1,9 @@
 use std::os::unix::fs::symlink;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::share::content::chunk_count;
+use crate::share::names::NameError;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUICK: FolderOptions =
@@ -16,14 +17,15 @@ fn write(folder: &Path, file: &str, bytes: &[u8]) {
     std::fs::write(folder.join(file), bytes).unwrap();
 }
 
-/// Opens a folder; also how many bytes were hashed for that.
+/// Opens a folder and has it hashed; also how many bytes were hashed for that.
 fn open(path: &Path) -> (Arc<Folder>, u64) {
-    let hashed = AtomicU64::new(0);
-    let progress = |progress: HashProgress| {
-        hashed.fetch_max(progress.bytes_done, Ordering::Relaxed);
-    };
-    let folder = Folder::open(path, PeerId(7), QUICK, &progress).unwrap();
-    (folder, hashed.load(Ordering::Relaxed))
+    let folder = Folder::open(path, PeerId(7)).unwrap();
+    let watcher = Watcher::start(Arc::clone(&folder), QUICK, |_| {}, || {}).unwrap();
+    folder.wait_until_hashed(PATIENCE);
+    assert!(folder.hashing().is_done());
+    drop(watcher);
+    let hashed = folder.hashing().bytes_done;
+    (folder, hashed)
 }
 
 fn names(folder: &Folder) -> Vec<String> {
@@ -75,10 +77,10 @@ fn a_folder_keeps_its_id_and_a_copy_of_it_gets_another() {
         write(path, "f", b"1");
     }
     drop(open(&original));
-    let again = Folder::open(&original, PeerId(8), QUICK, &|_| {}).unwrap();
+    let again = Folder::open(&original, PeerId(8)).unwrap();
     assert_eq!(again.peer(), PeerId(7));
     std::fs::copy(original.join(state::STATE_FILE), copy.join(state::STATE_FILE)).unwrap();
-    let other = Folder::open(&copy, PeerId(9), QUICK, &|_| {}).unwrap();
+    let other = Folder::open(&copy, PeerId(9)).unwrap();
     assert_eq!(other.peer(), PeerId(9));
 }
 
@@ -109,10 +111,12 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
     let outside = tempfile::NamedTempFile::new().unwrap();
     let path = dir.path();
     write(path, "good", b"1");
-    for bad in [".hidden", "film.mkv.part", "a\nb", "x\x1b[2J", "C:drive", "a\\b", "con", "aux.txt"]
-    {
+    for bad in [".hidden", "film.mkv.part", "a\nb", "x\x1b[2J", "a\\b"] {
         write(path, bad, b"1");
     }
+    // Names that are only reserved elsewhere.
+    let elsewhere = ["12:30:05.mkv", "aux.txt", "con", "etc.", "who?"];
+    elsewhere.iter().for_each(|name| write(path, name, b"1"));
     let not_utf8 = std::ffi::OsStr::new("ok").to_owned();
     let mut not_utf8 = std::os::unix::ffi::OsStringExt::into_vec(not_utf8);
     not_utf8.push(0xff);
@@ -130,21 +134,34 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
     write(path, &longest, b"1");
 
     let (folder, _) = open(path);
-    assert_eq!(names(&folder), ["good", &longest]);
+    let good = ["12:30:05.mkv", "aux.txt", "con", "etc.", "good", &longest, "who?"];
+    assert_eq!(names(&folder), good);
+    let left_out: Vec<(LeftOut, usize)> = folder.left_out().into_iter().collect();
+    let expected = [
+        (LeftOut::Folder, 1),
+        (LeftOut::Link, 4),
+        (LeftOut::Special, 1),
+        (LeftOut::Hidden, 1),
+        (LeftOut::Partial, 1),
+        (LeftOut::NotUtf8, 1),
+        (LeftOut::Name(NameError::Separator('\\')), 1),
+        (LeftOut::Name(NameError::Control), 2),
+    ];
+    assert_eq!(left_out, expected, "the state file is none of them");
 }
 
 #[test]
 fn one_process_shares_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path()).0;
-    let second = Folder::open(dir.path(), PeerId(1), QUICK, &|_| {});
+    let second = Folder::open(dir.path(), PeerId(1));
     assert!(matches!(second, Err(FolderError::InUse(_))), "{second:?}");
     drop(first);
     open(dir.path());
-    let missing = Folder::open(&dir.path().join("missing"), PeerId(1), QUICK, &|_| {});
+    let missing = Folder::open(&dir.path().join("missing"), PeerId(1));
     assert!(matches!(missing, Err(FolderError::Unreadable { .. })));
     write(dir.path(), "file", b"1");
-    let file = Folder::open(&dir.path().join("file"), PeerId(1), QUICK, &|_| {});
+    let file = Folder::open(&dir.path().join("file"), PeerId(1));
     assert!(matches!(file, Err(FolderError::Unreadable { .. })));
 }
 
@@ -156,16 +173,24 @@ fn wait_for(changes: &Receiver<()>, what: &str, check: impl Fn() -> bool) {
     }
 }
 
+/// A folder that is watched, what tells of changes, and how often anything was hashed.
+fn watch(path: &Path) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) {
+    let folder = Folder::open(path, PeerId(7)).unwrap();
+    let (changed, changes) = bounded(1024);
+    let hashed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hashed);
+    let progress = move |_| drop(counted.fetch_add(1, Ordering::Relaxed));
+    let watcher = Watcher::start(Arc::clone(&folder), QUICK, progress, move || {
+        let _ = changed.try_send(());
+    });
+    (folder, watcher.unwrap(), changes, hashed)
+}
+
 #[test]
 fn files_that_come_change_and_go_are_noticed() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "stays", b"1");
-    let (folder, _) = open(dir.path());
-    let (changed, changes) = bounded(1024);
-    let watcher = Watcher::start(Arc::clone(&folder), QUICK, move || {
-        let _ = changed.try_send(());
-    });
-    let watcher = watcher.unwrap();
+    let (folder, watcher, changes, _) = watch(dir.path());
 
     write(dir.path(), "comes", b"22");
     wait_for(&changes, "a new file", || names(&folder) == ["comes", "stays"]);
@@ -203,19 +228,102 @@ fn a_downloaded_file_is_offered_without_being_hashed() {
 }
 
 #[test]
-fn a_file_that_is_not_what_was_found_any_more_is_not_hashed() {
+fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
     let dir = tempfile::tempdir().unwrap();
-    for (file, before, after) in
-        [("grows", &b"1"[..], &b"22"[..]), ("shrinks", b"22", b"1"), ("fills", b"", b"1")]
-    {
-        write(dir.path(), file, before);
-        let Scan { mut files, .. } = scan::scan(dir.path(), &HashSet::new()).unwrap();
-        files.retain(|found| found.name == name(file));
-        write(dir.path(), file, after);
-        let stop = AtomicBool::new(false);
-        let hasher = Hasher { folder: dir.path(), threads: 2, stop: &stop };
-        let mut results = Vec::new();
-        hasher.hash(&files, &|_| {}, &mut |_, result| results.push(result));
-        assert!(matches!(results[..], [Err(hash::HashError::Changed)]), "{file}: {results:?}");
+    let (path, away) = (dir.path().join("disk"), dir.path().join("away"));
+    std::fs::create_dir(&path).unwrap();
+    write(&path, "film", &bytes(3 << 20, 1));
+    write(&path, "changes", b"1");
+    let (folder, watcher, changes, hashed) = watch(&path);
+    wait_for(&changes, "all is hashed", || names(&folder) == ["changes", "film"]);
+    folder.wait_until_hashed(PATIENCE);
+    let offer = folder.find(&name("film")).unwrap();
+    // It is gone, and then its mount point is there without it.
+    for is_empty in [false, true] {
+        // The first hashing may still be telling of its end.
+        let before = eventually_still(&hashed);
+        if is_empty {
+            // A server notices before the folder is looked at again.
+            folder.changed(&folder.offer(offer.content).unwrap());
+        }
+        std::fs::rename(&path, &away).unwrap();
+        if is_empty {
+            std::fs::create_dir(&path).unwrap();
+        }
+        wait_for(&changes, "nothing is offered", || names(&folder).is_empty());
+        if is_empty {
+            // What is not the folder is not written to.
+            std::fs::remove_dir(&path).unwrap();
+        }
+        std::fs::rename(&away, &path).unwrap();
+        wait_for(&changes, "it is back", || names(&folder).len() == 2);
+        assert_eq!(hashed.load(Ordering::Relaxed), before, "it was known");
     }
+    // What has changed meanwhile is hashed, and only that.
+    std::fs::rename(&path, &away).unwrap();
+    wait_for(&changes, "nothing is offered", || names(&folder).is_empty());
+    write(&away, "changes", b"22");
+    std::fs::rename(&away, &path).unwrap();
+    let changed = ContentId(*blake3::hash(b"22").as_bytes());
+    wait_for(&changes, "what has changed is known", || folder.offer(changed).is_some());
+    assert_eq!(folder.hashing().bytes, 2);
+    assert_eq!(folder.find(&name("film")), Some(offer));
+    drop((watcher, folder));
+    assert_eq!(open(&path).1, 0);
+}
+
+/// A count, once it has stayed the same between two looks at the folder.
+fn eventually_still(count: &AtomicUsize) -> usize {
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = count.load(Ordering::Relaxed);
+    let mut since = Instant::now();
+    while since.elapsed() < 2 * QUICK.rescan_interval {
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+        let now = count.load(Ordering::Relaxed);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
+}
+
+#[test]
+fn what_stands_in_the_place_of_the_state_file_is_neither_read_nor_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let precious = dir.path().join("precious");
+    std::fs::write(&precious, b"somebody's own").unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let link = |path: &Path| symlink(&precious, path).unwrap();
+    let fifo = |path: &Path| rustix::fs::mkfifoat(rustix::fs::CWD, path, mode).unwrap();
+    let folder = |path: &Path| std::fs::create_dir(path).unwrap();
+    let stands: [&dyn Fn(&Path); 3] = [&link, &fifo, &folder];
+    for (number, stand) in stands.into_iter().enumerate() {
+        let shared = dir.path().join(format!("shared-{number}"));
+        std::fs::create_dir(&shared).unwrap();
+        write(&shared, "file", b"1");
+        stand(&shared.join(state::STATE_FILE));
+        stand(&shared.join(".acervo-share.new"));
+        stand(&shared.join(".acervo-share.0123456789abcdef.new"));
+        let before = kinds(&shared);
+        assert_eq!(names(&open(&shared).0), ["file"]);
+        assert_eq!(kinds(&shared), before);
+        assert_eq!(std::fs::read(&precious).unwrap(), b"somebody's own");
+    }
+    // What an earlier process was writing when it was killed goes away.
+    let shared = dir.path().join("left");
+    std::fs::create_dir(&shared).unwrap();
+    write(&shared, ".acervo-share.0123456789abcdef.new", b"half");
+    write(&shared, ".acervo-share.mine", b"somebody's own");
+    assert!(open(&shared).0.left_out().contains_key(&LeftOut::Hidden));
+    let left: Vec<String> = kinds(&shared).into_keys().collect();
+    assert_eq!(left, [state::STATE_FILE, ".acervo-share.mine"]);
+}
+
+fn kinds(folder: &Path) -> BTreeMap<String, std::fs::FileType> {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let kind = |entry: std::fs::DirEntry| {
+        (entry.file_name().into_string().unwrap(), entry.file_type().unwrap())
+    };
+    entries.map(kind).collect()
 }
