@@ -631,3 +631,29 @@ fn a_connection_that_says_nothing_is_not_kept() {
     let reason = raw.refusal();
     assert!(reason.contains(&format!("within {} seconds", limits::HANDSHAKE_TIMEOUT.as_secs())));
 }
+
+#[test]
+fn a_closed_terminal_stops_a_registry_and_a_peer_cleanly_unless_they_were_told_to_ignore_it() {
+    if support::hangups_are_ignored() {
+        return;
+    }
+    let mut registry = Registry::start(&[]);
+    let folder = registry.folder("films");
+    write(&folder, "film.mkv", b"film");
+    let mut peer = registry.share(&folder, &[]);
+    peer.signal(rustix::process::Signal::HUP);
+    assert!(exited_with(peer.wait(), 0));
+    assert_eq!(Raw::greeted(&registry).search("film.mkv"), [], "it has left");
+    registry.process().signal(rustix::process::Signal::HUP);
+    assert!(exited_with(registry.process().wait(), 0));
+
+    let mut command = std::process::Command::new("nohup");
+    command.args([support::ACERVO, "registry", "--listen", &registry.address()]);
+    let mut process = support::share::Process::start(command, registry.dir.path(), "nohup");
+    eventually("it listens", || TcpStream::connect(registry.address).ok());
+    process.signal(rustix::process::Signal::HUP);
+    // It goes on, and ends when it is told to.
+    assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
+    process.signal(rustix::process::Signal::TERM);
+    assert!(exited_with(process.wait(), 0));
+}

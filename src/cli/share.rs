@@ -18,6 +18,7 @@ use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use crate::limits;
 use crate::net::{ListenError, Listener};
+use crate::process;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, count, rate, tell};
 use crate::share::fetch::{self, FetchError};
 use crate::share::folder::{Folder, FolderError, LeftOut};
@@ -81,11 +82,10 @@ impl ShareError {
     }
 }
 
-/// Set by SIGINT and SIGTERM. A second one ends the process at once.
+/// Set by the signals that stop a process. A second one ends it at once.
 fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
+    for signal in process::stop_signals() {
         let second = i32::from(exit_status::FAILED);
         signal_hook::flag::register_conditional_shutdown(signal, second, Arc::clone(&stop))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))

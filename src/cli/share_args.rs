@@ -46,9 +46,10 @@ pub struct RegistryArgs {
 #[derive(Clone, Debug, Args)]
 pub struct RegistriesArgs {
     /// The registry; of several that serve one index, the first that answers is asked
-    #[arg(long, value_name = "A[,B,C]", value_delimiter = ',', value_parser = parse_address,
+    // The whole path keeps clap from taking each address for an option's value of its own.
+    #[arg(long, value_name = "A[,B,C]", value_parser = parse_registries,
         default_value = DEFAULT_REGISTRY)]
-    pub registry: Vec<SocketAddr>,
+    pub registry: ::std::vec::Vec<SocketAddr>,
 }
 
 /// `acervo peer`.
@@ -172,6 +173,22 @@ impl RegistriesArgs {
     }
 }
 
+/// Registries, each named once and no more than a peer may be given.
+fn parse_registries(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let mut registries = Vec::new();
+    for address in text.split(',') {
+        let address = parse_address(address)?;
+        if registries.contains(&address) {
+            return Err(format!("{address} is named twice"));
+        }
+        registries.push(address);
+    }
+    match registries.len() {
+        ..=limits::REGISTRIES_MAX => Ok(registries),
+        count => Err(format!("name at most {} registries, not {count}", limits::REGISTRIES_MAX)),
+    }
+}
+
 fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     text.trim().parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:5000".to_owned())
 }
@@ -190,5 +207,25 @@ fn parse_hash(text: &str) -> Result<String, String> {
         Ok(text.to_ascii_lowercase())
     } else {
         Err(format!("write {HASH_DIGITS_MIN} to {HASH_DIGITS_MAX} hexadecimal digits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_registries_as_a_peer_may_be_given_each_once() {
+        let list = |count: usize| {
+            let addresses: Vec<_> =
+                (0..count).map(|at| format!("10.0.0.1:{}", 1099 + at)).collect();
+            addresses.join(",")
+        };
+        assert_eq!(parse_registries(&list(limits::REGISTRIES_MAX)).unwrap().len(), 9);
+        assert!(
+            parse_registries(&list(limits::REGISTRIES_MAX + 1)).unwrap_err().contains("at most 9")
+        );
+        assert!(parse_registries("10.0.0.1:1,10.0.0.1:1").unwrap_err().contains("twice"));
+        assert!(parse_registries("").is_err() && parse_registries("10.0.0.1:1,").is_err());
     }
 }

@@ -6,10 +6,29 @@ pub mod files;
 use std::io;
 use std::thread;
 
-/// Calls `stop` whenever SIGINT or SIGTERM comes.
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// The signals by which a process is told to stop: SIGINT, SIGTERM, and SIGHUP, which comes when its terminal is
+/// closed, unless whoever started it has it ignored, as `nohup` does.
+pub fn stop_signals() -> Vec<i32> {
+    let mut signals = vec![SIGINT, SIGTERM];
+    if !is_ignored(SIGHUP) {
+        signals.push(SIGHUP);
+    }
+    signals
+}
+
+/// Whether this process was started with a signal ignored. Where the system does not tell it is not.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal - 1) & 1 == 1
+}
+
+/// Calls `stop` whenever one of [`stop_signals`] comes.
 pub fn watch_signals(stop: impl Fn() + Send + 'static) -> io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let mut signals = signal_hook::iterator::Signals::new(stop_signals())?;
     let watch = move || {
         for _ in signals.forever() {
             stop();

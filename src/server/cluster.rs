@@ -16,11 +16,12 @@ use std::thread;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
 use super::config::data_dir_under;
 use crate::limits::{CLUSTER_LINE_BYTES_MAX, CLUSTER_STOP_TIMEOUT};
+use crate::process;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -54,7 +55,7 @@ pub enum ClusterError {
     AllEnded,
 }
 
-/// Runs the group until SIGINT or SIGTERM, or until no server is left.
+/// Runs the group until it is [told to stop](process::stop_signals), or until no server is left.
 ///
 /// # Errors
 /// See [`ClusterError`]; the servers that did start have been stopped.
@@ -67,10 +68,10 @@ pub fn run(config: &ClusterConfig) -> Result<(), ClusterError> {
     result
 }
 
-/// SIGINT, SIGTERM and SIGCHLD as a channel. A signal that finds it full is not lost on anyone:
+/// What stops a process, and SIGCHLD, as a channel. A signal that finds it full is not lost on anyone:
 /// whoever takes from it looks at all the children and stops at the first request to.
 fn watch_signals() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGCHLD])?;
+    let mut signals = Signals::new(process::stop_signals().into_iter().chain([SIGCHLD]))?;
     let (sender, receiver): (Sender<i32>, _) = bounded(64);
     thread::Builder::new().name("acervo-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {

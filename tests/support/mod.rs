@@ -283,3 +283,14 @@ fn appending(path: &Path) -> File {
 pub fn exited_with(status: ExitStatus, code: i32) -> bool {
     status.signal().is_none() && status.code() == Some(code)
 }
+
+/// Whether these tests, and so what they start, were started with SIGHUP ignored, as `nohup` does.
+pub fn hangups_are_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = mask.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1);
+    if ignored {
+        println!("NOT TESTED: SIGHUP, because these tests were started with it ignored");
+    }
+    ignored
+}
