@@ -538,11 +538,26 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
 /// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
 pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 256;
-/// Calls of all connections under way at once, streams that are not read to their end included; one more is
-/// refused with `RESOURCE_EXHAUSTED`.
+/// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
+/// connection, which there is always room for. A connection gets another one while it has fewer than are left: one
+/// alone may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
+/// How often a request looks whether whoever asked has given up.
+pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
 pub const GATEWAY_THREADS_MAX: usize = 256;
+/// A connection has so long from its HTTP/2 settings to its first request.
+pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Without a call under way for this long a connection may have to make room for another: longer than a client that
+/// calls again and again pauses, so that it is seldom dialled anew.
+pub const GATEWAY_IDLE_MIN: Duration = Duration::from_secs(5);
+/// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4 MiB over a line of
+/// three megabits a second.
+pub const GATEWAY_MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
+/// Calls that a client has reset before the gateway has looked at them, of one connection; with one more it ends.
+pub const GATEWAY_RESETS_PENDING_MAX: usize = 64;
+/// Calls of the health service under way, beside all others, watches included.
+pub const GATEWAY_HEALTH_CALLS_MAX: usize = 1024;
 /// A longer gRPC message is refused with `RESOURCE_EXHAUSTED`, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of keys and values gathered from all request streams at once; past it `RESOURCE_EXHAUSTED`.

@@ -12,13 +12,17 @@ use rand::rngs::StdRng;
 
 use super::Inner;
 use super::attempts::{Action, Attempts, Rules, Verdict};
+use super::cancel;
 use super::connection::Failure;
 use super::error::{ClientError, ServerFailure};
 use super::health::Health;
 use super::pool::Sent;
 use super::sequence::Gate;
 use super::sync::{Mailbox, lock};
-use crate::limits::{CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE};
+use crate::limits::{
+    CLIENT_CANCEL_LOOK_INTERVAL, CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_HEDGE_FACTOR,
+    CLIENT_WRITE_SLICE,
+};
 use crate::wire::message::{Effect, ErrorCode, Reply, Request};
 
 /// How long a request goes on.
@@ -101,6 +105,10 @@ impl Inner {
         // Of a write: what is known of the effect of those attempts that have ended.
         let mut effect = None;
         loop {
+            if cancel::is_cancelled() == Some(true) {
+                withdraw_all(flights, &mut effect);
+                return Err(self.timed_out("whoever asked has given up").of_write(effect));
+            }
             let action = {
                 let heard = |server| {
                     let flight = flights.iter().find(|flight| flight.server == server)?;
@@ -136,6 +144,9 @@ impl Inner {
                 }
                 Action::Wait(until) => {
                     let mut until = self.started + until;
+                    if cancel::is_cancelled().is_some() {
+                        until = until.min(Instant::now() + CLIENT_CANCEL_LOOK_INTERVAL);
+                    }
                     for sent in flights.iter().filter_map(|flight| flight.sent.as_ref()) {
                         if sent.connection.is_stuck() {
                             sent.connection.push();

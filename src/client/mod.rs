@@ -17,6 +17,7 @@
 
 mod attempts;
 mod call;
+mod cancel;
 pub(crate) mod connection;
 mod error;
 mod health;
@@ -58,6 +59,7 @@ pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
 pub use crate::wire::message::Effect;
 pub use crate::wire::message::Row;
+pub use cancel::CancellationToken;
 
 /// A client of a group of servers.
 ///

@@ -1,8 +1,8 @@
 //! Requests of asynchronous calls to the blocking client library.
 //!
 //! Each request under way is waited for by a thread of a bounded pool; one more call waits for one of
-//! them, without a thread. A call that is given up leaves its request behind, which ends within the
-//! client's own time and keeps its thread until then.
+//! them, without a thread. A call that is given up (its deadline has passed, its client has reset it or is gone) has
+//! its request cancelled, and keeps no thread.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::translate::status;
-use crate::client::{Client, ClientError};
+use crate::client::{CancellationToken, Client, ClientError};
 use crate::limits;
 
 /// The way to the group. Clones share everything.
@@ -18,6 +18,15 @@ use crate::limits;
 pub(super) struct Calls {
     client: Client,
     threads: Arc<Semaphore>,
+}
+
+/// Cancels a request when the call that waits for it is dropped: at its deadline, too.
+struct CancelOnDrop(CancellationToken);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Calls {
@@ -41,8 +50,10 @@ impl Calls {
     ) -> Result<T, Status> {
         let stopping = || Status::unavailable("this gateway is stopping: use another one");
         let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| stopping())?;
+        let cancelling = CancelOnDrop(CancellationToken::default());
+        let token = cancelling.0.clone();
         let waiting = tokio::task::spawn_blocking(move || {
-            let done = work();
+            let done = token.within(work);
             drop(thread);
             done
         });

@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
+use super::manners::too_slow;
 use crate::limits;
 
 /// What all calls together may still gather.
@@ -34,7 +36,7 @@ pub(super) async fn gather<T>(
 ) -> Result<Gathered<T>, Status> {
     let mut gathered = Gathered { items: Vec::new(), room: None };
     let mut total = 0;
-    while let Some(item) = stream.message().await.map_err(rename_overlong)? {
+    while let Some(item) = next(&mut stream).await? {
         let bytes = measure(&item)?;
         total += bytes;
         if gathered.items.len() == limits::TRANSACTION_KEYS_MAX {
@@ -54,6 +56,14 @@ pub(super) async fn gather<T>(
         gathered.items.push(item);
     }
     Ok(gathered)
+}
+
+/// The next item, within its time: a stream that stands still holds a place and the room of what it brought.
+async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    match timeout(limits::GATEWAY_MESSAGE_TIMEOUT, stream.message()).await {
+        Ok(item) => item.map_err(rename_overlong),
+        Err(_) => Err(too_slow()),
+    }
 }
 
 fn too_much(what: &str, most: usize) -> Status {

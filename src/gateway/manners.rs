@@ -1,21 +1,30 @@
-//! What holds for every call, whichever operation it is: its deadline, and how many there may be.
+//! What holds for every call, whichever operation it is: its deadline, how many there may be, and how long a
+//! request may take to arrive.
+//!
+//! Places are shared. Every connection has one of its own; of the others it gets one more as long as it has fewer
+//! than are left, so that nobody ever has them all. The health service has its own, so that a load balancer hears
+//! the truth of a gateway that is full.
 //!
 //! The transport knows deadlines too, but reports a missed one as CANCELLED, ends nobody's stream at
 //! it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect what is done
 //! here: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
+use bytes::Bytes;
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
+
+use super::incoming::Peer;
+use crate::limits;
 
 /// The header by which a client says how long it waits.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -29,7 +38,7 @@ pub(super) struct Terms {
     /// When it has to be over, if its client said so.
     deadline: Option<Instant>,
     /// Its place among the calls under way, until the last clone is dropped.
-    _place: Arc<OwnedSemaphorePermit>,
+    _place: Arc<Place>,
 }
 
 impl Terms {
@@ -55,16 +64,147 @@ fn missed() -> Status {
     Status::deadline_exceeded("the call's deadline has passed; a write may still take effect")
 }
 
+/// What a call is told whose request does not come.
+pub(super) fn too_slow() -> Status {
+    let seconds = limits::GATEWAY_MESSAGE_TIMEOUT.as_secs();
+    Status::deadline_exceeded(format!(
+        "the request, or the next of a stream, took over {seconds} s"
+    ))
+}
+
+/// Places of calls.
+#[derive(Debug)]
+struct Places {
+    max: usize,
+    taken: Mutex<usize>,
+}
+
+/// One place, given back when it is dropped.
+struct Place {
+    peer: Option<Peer>,
+    shared: Option<Arc<Places>>,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl Places {
+    fn new(max: usize) -> Arc<Places> {
+        Arc::new(Places { max, taken: Mutex::new(0) })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, usize> {
+        // A number is always whole.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a call that came over `peer`'s connection.
+    fn take(self: &Arc<Places>, peer: Option<Peer>) -> Option<Place> {
+        let others = peer.as_ref().map(Peer::call_begins);
+        let mut place = Place { peer, shared: None };
+        if others == Some(0) {
+            return Some(place);
+        }
+        let mut taken = self.taken();
+        // Whoever comes over no connection that is known has no others.
+        if others.unwrap_or_default() >= self.max - *taken {
+            return None;
+        }
+        *taken += 1;
+        place.shared = Some(Arc::clone(self));
+        Some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(peer) = &self.peer {
+            peer.call_ends();
+        }
+        if let Some(shared) = &self.shared {
+            *shared.taken() -= 1;
+        }
+    }
+}
+
+/// A request's body that has to come in time.
+struct TimelyBody {
+    inner: Body,
+    /// Runs since something was waited for.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// The time is for each frame, and not for all of it.
+    is_stream: bool,
+}
+
+impl http_body::Body for TimelyBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        match &frame {
+            Poll::Ready(Some(Ok(_))) if self.is_stream => self.timer = None,
+            Poll::Ready(_) => {}
+            Poll::Pending => {
+                let start = || Box::pin(sleep(limits::GATEWAY_MESSAGE_TIMEOUT));
+                if self.timer.get_or_insert_with(start).as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Some(Err(too_slow())));
+                }
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// What kind of a call a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One request.
+    Single,
+    /// A stream of requests, each of which has its time.
+    Streaming,
+    /// A dialogue: its client may think.
+    Dialogue,
+    /// The health service's, of one request.
+    Health,
+}
+
+impl Kind {
+    fn of(path: &str) -> Kind {
+        match path.rsplit_once('/') {
+            Some(("/project.KeyValueStore", "GetAll" | "PutAll" | "DelAll")) => Kind::Streaming,
+            Some(("/grpc.health.v1.Health", _)) => Kind::Health,
+            Some((service, _)) if service.starts_with("/grpc.reflection.") => Kind::Dialogue,
+            _ => Kind::Single,
+        }
+    }
+}
+
 /// Puts the manners around a service.
 #[derive(Clone)]
 pub(super) struct Manners {
-    room: Arc<Semaphore>,
+    calls: Arc<Places>,
+    health: Arc<Places>,
 }
 
 impl Manners {
-    /// With room for so many calls at once.
-    pub(super) fn new(calls_max: usize) -> Manners {
-        Manners { room: Arc::new(Semaphore::new(calls_max)) }
+    /// With room for so many calls at once, and for so many of the health service.
+    pub(super) fn new(calls_max: usize, health_max: usize) -> Manners {
+        Manners { calls: Places::new(calls_max), health: Places::new(health_max) }
     }
 }
 
@@ -72,7 +212,7 @@ impl<S> Layer<S> for Manners {
     type Service = Mannered<S>;
 
     fn layer(&self, inner: S) -> Mannered<S> {
-        Mannered { inner, room: Arc::clone(&self.room) }
+        Mannered { inner, manners: self.clone() }
     }
 }
 
@@ -80,7 +220,7 @@ impl<S> Layer<S> for Manners {
 #[derive(Clone)]
 pub(super) struct Mannered<S> {
     inner: S,
-    room: Arc<Semaphore>,
+    manners: Manners,
 }
 
 impl<S> Service<Request<Body>> for Mannered<S>
@@ -98,9 +238,14 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Ok(place) = Arc::clone(&self.room).try_acquire_owned() else {
+        let kind = Kind::of(request.uri().path());
+        let places = match kind {
+            Kind::Health => &self.manners.health,
+            Kind::Single | Kind::Streaming | Kind::Dialogue => &self.manners.calls,
+        };
+        let Some(place) = places.take(request.extensions().get::<Peer>().cloned()) else {
             let busy = Status::resource_exhausted(
-                "this gateway has too many calls under way: try again later, or another gateway",
+                "this gateway, or this connection, has too many calls under way: try again later",
             );
             return Box::pin(async move { Ok(busy.into_http()) });
         };
@@ -108,6 +253,11 @@ where
             time_left(request.headers()).and_then(|left| Instant::now().checked_add(left));
         let terms = Terms { deadline, _place: Arc::new(place) };
         request.extensions_mut().insert(terms.clone());
+        let request = match kind {
+            Kind::Dialogue => request,
+            Kind::Single | Kind::Health => request.map(|body| timely(body, false)),
+            Kind::Streaming => request.map(|body| timely(body, true)),
+        };
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answering = async { Ok(answering.await) };
@@ -117,6 +267,10 @@ where
             }
         })
     }
+}
+
+fn timely(body: Body, is_stream: bool) -> Body {
+    Body::new(TimelyBody { inner: body, timer: None, is_stream })
 }
 
 fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
@@ -198,14 +352,14 @@ mod tests {
     #[test]
     fn a_missed_deadline_is_deadline_exceeded() {
         let mut service =
-            Manners::new(1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
+            Manners::new(1, 1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
         let answer = block_on(async { service.call(request("1m")).await }).unwrap();
         assert_eq!(code(&answer), tonic::Code::DeadlineExceeded);
     }
 
     #[test]
     fn one_call_too_many_is_refused_and_a_stream_keeps_its_place() {
-        let mut service = Manners::new(1).layer(Inner(|request: Request<Body>| {
+        let mut service = Manners::new(1, 1).layer(Inner(|request: Request<Body>| {
             let terms = request.extensions().get::<Terms>().cloned();
             let mut answer = Response::new(Body::empty());
             answer.extensions_mut().insert(terms);
@@ -220,8 +374,31 @@ mod tests {
     }
 
     #[test]
+    fn the_health_service_has_places_of_its_own_and_streams_are_known() {
+        let mut service =
+            Manners::new(0, 1).layer(Inner(|_| std::future::ready(Response::new(Body::empty()))));
+        let mut call = |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            code(&block_on(service.call(request)).unwrap())
+        };
+        assert_eq!(call("/project.KeyValueStore/Get"), tonic::Code::ResourceExhausted);
+        assert_eq!(call("/grpc.health.v1.Health/Check"), tonic::Code::Ok);
+        // Whatever streams requests in the interface has a time for each.
+        let interface = include_str!("../../proto/project.proto");
+        let rpcs = interface.lines().filter_map(|line| line.trim().strip_prefix("rpc "));
+        let mut streams = 0;
+        for rpc in rpcs {
+            let (name, rest) = rpc.split_once('(').unwrap();
+            let kind = Kind::of(&format!("/project.KeyValueStore/{}", name.trim()));
+            assert_eq!(kind == Kind::Streaming, rest.trim().starts_with("stream "), "{rpc}");
+            streams += usize::from(kind == Kind::Streaming);
+        }
+        assert_eq!(streams, 3);
+    }
+
+    #[test]
     fn an_overlong_message_is_resource_exhausted() {
-        let mut service = Manners::new(1)
+        let mut service = Manners::new(1, 1)
             .layer(Inner(|_| std::future::ready(Status::out_of_range("too long").into_http())));
         let answer = block_on(service.call(request("60S"))).unwrap();
         assert_eq!(code(&answer), tonic::Code::ResourceExhausted);

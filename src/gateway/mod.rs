@@ -18,6 +18,10 @@
 //! - A write that was sent is never reported as undone: after a deadline, or when servers are lost, the
 //!   error says that it may have taken effect.
 //!
+//! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out: places are shared
+//!   by connections (`incoming`) and by calls (`manners`), what is waited for has a time, and what was given up keeps
+//!   neither a place nor a thread. The health service stands beside all this.
+//!
 //! What it leaves out: encryption and authentication (keep the port private, or put a proxy before it),
 //! compression, and bytes that are not UTF-8, which this interface's strings cannot carry.
 
@@ -33,10 +37,11 @@ mod translate;
 
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::transport::Server;
 
 use self::calls::Calls;
@@ -45,6 +50,8 @@ use self::manners::Manners;
 use self::service::Gateway;
 use crate::client::{Client, ClientError};
 use crate::limits;
+use crate::process;
+use crate::process::files::{self, TooFewFiles};
 
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
@@ -74,6 +81,9 @@ pub enum GatewayError {
     /// The interface's description cannot be served.
     #[error("the interface cannot be described: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// The system allows too few open files.
+    #[error(transparent)]
+    TooFewFiles(#[from] TooFewFiles),
     /// Serving ended.
     #[error("the gateway cannot go on: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -82,7 +92,7 @@ pub enum GatewayError {
     System(io::Error),
 }
 
-/// Runs a gateway until SIGINT or SIGTERM, then answers what is under way and returns.
+/// Runs a gateway until it is [told to stop](process::stop_signals), then answers what is under way and returns.
 ///
 /// # Errors
 /// See [`GatewayError`].
@@ -100,8 +110,10 @@ pub fn run(config: &GatewayConfig) -> Result<(), GatewayError> {
 
 async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     // Before anything is said to be ready, so that no signal from then on is missed.
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(GatewayError::System)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(GatewayError::System)?;
+    let signals = process::stop_signals().into_iter().map(SignalKind::from_raw).map(signal);
+    let mut signals: Vec<Signal> =
+        signals.collect::<Result<_, _>>().map_err(GatewayError::System)?;
+    let connections_max = files::room()?.accepted_max.min(limits::GATEWAY_CONNECTIONS_MAX);
     let client = Client::builder(config.servers.iter().copied())
         .request_timeout(config.request_timeout)
         .build()?;
@@ -125,25 +137,30 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
         .initial_stream_window_size(limits::GATEWAY_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::GATEWAY_CONNECTION_WINDOW_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(limits::GATEWAY_RESETS_PENDING_MAX))
         .http2_max_header_list_size(limits::GATEWAY_HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(limits::GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
-        .layer(Manners::new(limits::GATEWAY_CALLS_MAX))
+        .layer(Manners::new(limits::GATEWAY_CALLS_MAX, limits::GATEWAY_HEALTH_CALLS_MAX))
         .add_service(service)
         .add_service(health)
         .add_service(describe().build_v1()?)
         .add_service(describe().build_v1alpha()?)
-        .serve_with_incoming_shutdown(incoming::connections(listener), async {
+        .serve_with_incoming_shutdown(incoming::connections(listener, connections_max), async {
             // The sender lives until it sends.
             let _ = stopped.await;
         });
     log::info!("serving gRPC on {address}");
 
     let signalled = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        let any = |cx: &mut Context<'_>| match signals
+            .iter_mut()
+            .any(|signal| signal.poll_recv(cx).is_ready())
+        {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        };
+        std::future::poll_fn(any).await;
         log::info!("stopping: no new calls are taken");
         watch.abort();
         health::stopping(&reporter).await;

@@ -74,40 +74,40 @@ impl Group {
 
 /// Accepted connections that may have to go.
 #[derive(Debug, Default)]
-pub(super) struct Crowd {
+pub struct Crowd {
     newcomers: Group,
     settled: Group,
 }
 
 impl Crowd {
     /// A connection is accepted.
-    pub(super) fn came(&mut self, id: ConnectionId, ip: IpAddr) {
+    pub fn came(&mut self, id: ConnectionId, ip: IpAddr) {
         self.newcomers.insert(id, origin_of(ip));
     }
 
     /// It has greeted.
-    pub(super) fn settled(&mut self, id: ConnectionId) {
+    pub fn settled(&mut self, id: ConnectionId) {
         if let Some(origin) = self.newcomers.remove(id) {
             self.settled.insert(id, origin);
         }
     }
 
     /// It is being closed, and only its last words are still to be written.
-    pub(super) fn leaves(&mut self, id: ConnectionId) {
+    pub fn leaves(&mut self, id: ConnectionId) {
         if let Some(origin) = self.settled.remove(id) {
             self.newcomers.insert(id, origin);
         }
     }
 
     /// It is gone, or it is never to go.
-    pub(super) fn forget(&mut self, id: ConnectionId) {
+    pub fn forget(&mut self, id: ConnectionId) {
         if self.newcomers.remove(id).is_none() {
             self.settled.remove(id);
         }
     }
 
     /// The newcomer whose place another gets.
-    pub(super) fn newcomer_to_go(&self) -> Option<ConnectionId> {
+    pub fn newcomer_to_go(&self) -> Option<ConnectionId> {
         let (most, origin) = self.newcomers.largest()?;
         match most > NEWCOMERS_FAIR {
             true => self.newcomers.of(origin).next(),
@@ -116,7 +116,7 @@ impl Crowd {
     }
 
     /// Settled connections of which one is to make room for one from `ip`.
-    pub(super) fn settled_to_go(&self, ip: IpAddr) -> impl Iterator<Item = ConnectionId> {
+    pub fn settled_to_go(&self, ip: IpAddr) -> impl Iterator<Item = ConnectionId> {
         let own = self.settled.size_of(origin_of(ip));
         let largest = self.settled.largest().filter(|(most, _)| *most > own + 1);
         largest.into_iter().flat_map(|(_, origin)| self.settled.of(origin))

@@ -71,6 +71,7 @@ pub use budget::{BudgetLimits, origin_of};
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
+pub use crowd::Crowd;
 pub use event_loop::{EventLoop, LoopError};
 pub use handle::{Net, SendError};
 pub use listener::{ListenError, Listener};

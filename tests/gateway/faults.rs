@@ -13,7 +13,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::site::{Site, channel, key, pair, range, row, waiting, within};
-use crate::support::{PATIENCE, eventually, exited_with};
+use crate::support::{PATIENCE, eventually, exited_with, hangups_are_ignored};
 
 #[test]
 fn a_server_killed_in_the_middle_costs_no_acknowledged_write_and_no_call() {
@@ -165,7 +165,10 @@ fn a_connection_that_says_nothing_is_closed() {
 
 #[test]
 fn a_stopping_gateway_answers_what_is_under_way() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        if signal == Signal::HUP && hangups_are_ignored() {
+            continue;
+        }
         let mut site = Site::start();
         let big = "v".repeat(100_000);
         let names: Vec<String> = (0..60).map(|at| format!("k{at:02}")).collect();

@@ -3,7 +3,10 @@
 
 #![cfg(feature = "grpc")]
 
+mod abuse;
 mod commands;
+#[path = "../support/fake_server.rs"]
+mod fake_server;
 mod faults;
 mod interface;
 mod limits;

@@ -1,0 +1,237 @@
+//! Connections that say nothing, calls that never come whole, calls that are given up: none of them keeps anybody
+//! else out.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use acervo::limits;
+use futures_util::stream;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::task::JoinSet;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::fake_server::{FakeServer, write_ok};
+use crate::site::{Site, channel, connect, key, pair, row, waiting, within};
+use crate::support::gateway::Gateway;
+use crate::support::{PATIENCE, eventually};
+
+/// As many files as the connections of these tests need.
+fn allow_many_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = 4_096.min(maximum.unwrap_or(u64::MAX));
+    if current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
+    }
+}
+
+/// A call over a connection of its own.
+fn is_served(site: &Site) -> bool {
+    let read = site.runtime.block_on(async {
+        let mut client = connect(&site.gateway).await;
+        client.get(waiting(key("k"))).await
+    });
+    read.is_ok_and(|answer| answer.into_inner() == row("k", "v", site.get(key("k")).unwrap().ver))
+}
+
+#[test]
+fn connections_that_do_not_ask_for_anything_keep_nobody_out() {
+    allow_many_files();
+    let site = Site::start();
+    site.write("k", "v");
+    let openings: [&[u8]; 2] = [
+        b"P",
+        // All of an opening, and no request.
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    ];
+    for opening in openings {
+        let idle: Vec<TcpStream> = (0..limits::GATEWAY_CONNECTIONS_MAX + 50)
+            .map(|_| {
+                let mut stream = TcpStream::connect(site.gateway.address).unwrap();
+                // It may have had to make room already.
+                let _ = stream.write_all(opening);
+                stream
+            })
+            .collect();
+        assert!(is_served(&site));
+        // Those that are left are not waited for for ever.
+        let mut last = idle.into_iter().next_back().unwrap();
+        last.set_read_timeout(Some(PATIENCE)).unwrap();
+        let ended = last.read_to_end(&mut Vec::new());
+        assert!(
+            !matches!(&ended, Err(e) if e.kind() == std::io::ErrorKind::WouldBlock),
+            "{ended:?}"
+        );
+    }
+}
+
+#[test]
+fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
+    let site = Site::start();
+    site.write("k", "v");
+    site.runtime.block_on(async {
+        let mut silent = JoinSet::new();
+        for _ in 0..4 {
+            let client = connect(&site.gateway).await;
+            for _ in 0..limits::GATEWAY_CALLS_PER_CONNECTION_MAX {
+                let mut client = client.clone();
+                silent.spawn(async move {
+                    let first = stream::iter([pair("k", "w")]);
+                    let requests = futures_util::StreamExt::chain(first, stream::pending());
+                    client.put_all(requests).await.map(drop)
+                });
+            }
+        }
+        // Some were refused at once: nobody has all places.
+        let refused = silent.join_next().await.unwrap().unwrap().unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        for _ in 0..3 {
+            let channel = channel(&site.gateway).await;
+            let mut health = HealthClient::new(channel.clone());
+            let request = HealthCheckRequest { service: String::new() };
+            health.check(waiting(request)).await.unwrap();
+            let mut client = connect(&site.gateway).await;
+            let read = client.get(waiting(key("k"))).await.unwrap().into_inner();
+            assert_eq!(read.val, "v", "nothing of what never came whole was written");
+        }
+        // And the others end by themselves.
+        while let Some(ended) = silent.join_next().await {
+            let status = ended.unwrap().unwrap_err();
+            let codes = [Code::ResourceExhausted, Code::DeadlineExceeded];
+            assert!(codes.contains(&status.code()), "{status}");
+        }
+    });
+    // A call of one request likewise, of which nothing but the headers comes.
+    let mut raw = RawHttp2::dial(&site.gateway);
+    raw.send(&headers(1, "/project.KeyValueStore/Get"));
+    assert!(raw.is_answered());
+    assert!(is_served(&site));
+}
+
+#[test]
+fn calls_that_are_given_up_keep_no_thread() {
+    // A server that answers the greeting, and nothing else before it is told to.
+    let answers = Arc::new(AtomicBool::new(false));
+    let answering = Arc::clone(&answers);
+    let server = FakeServer::start(move |id, _, link| {
+        if answering.load(Ordering::SeqCst) {
+            link.reply(id, write_ok(7, Some((0, ""))));
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    // Longer than anything is waited for here.
+    let gateway = Gateway::start(&dir, &server.address.to_string(), &["--timeout", "1h"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = connect(&gateway).await;
+        let mut given_up = JoinSet::new();
+        for at in 0..limits::GATEWAY_THREADS_MAX + 50 {
+            let mut client = client.clone();
+            // Half of them by their deadline, half by their client.
+            let (deadline, patience) = match at % 2 {
+                0 => (Duration::from_millis(500), PATIENCE),
+                _ => (PATIENCE, Duration::from_millis(500)),
+            };
+            given_up.spawn(async move {
+                let put = client.put(within(pair("k", "v"), deadline));
+                tokio::time::timeout(patience, put).await.map_err(drop)
+            });
+        }
+        while let Some(ended) = given_up.join_next().await {
+            assert!(!matches!(ended.unwrap(), Ok(Ok(_))), "nobody has answered");
+        }
+        answers.store(true, Ordering::SeqCst);
+        let put = client.clone().put(waiting(pair("k", "v"))).await.unwrap();
+        assert_eq!(put.into_inner().ver, 7);
+    });
+}
+
+#[test]
+fn calls_that_are_reset_at_once_cost_their_own_connection_at_most() {
+    let site = Site::start();
+    site.write("k", "v");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for path in ["/project.KeyValueStore/Get", "/project.KeyValueStore/PutAll"] {
+            let (stop, gateway) = (&stop, &site.gateway);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut raw = RawHttp2::dial(gateway);
+                    for stream in (1..20_000).step_by(2) {
+                        let reset = frame(3, 0, stream, &[0, 0, 0, 8]);
+                        let both = [headers(stream, path), reset].concat();
+                        if stop.load(Ordering::Relaxed) || !raw.try_send(&both) {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        let served = (0..30).all(|_| is_served(&site));
+        stop.store(true, Ordering::Relaxed);
+        assert!(served);
+    });
+    eventually("it serves as before", || is_served(&site).then_some(()));
+}
+
+/// HTTP/2 made by hand.
+struct RawHttp2(TcpStream);
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// The headers of a gRPC call, without its message.
+fn headers(stream: u32, path: &str) -> Vec<u8> {
+    // `:method: POST`, `:scheme: http`, and the rest as literals that nobody need remember.
+    let mut block = vec![0x83, 0x86, 0x04, path.len() as u8];
+    block.extend(path.as_bytes());
+    block.extend(b"\x01\x01x");
+    block.extend(b"\x0f\x10\x10application/grpc");
+    block.extend(b"\x00\x02te\x08trailers");
+    const END_HEADERS: u8 = 4;
+    frame(1, END_HEADERS, stream, &block)
+}
+
+impl RawHttp2 {
+    fn dial(gateway: &Gateway) -> RawHttp2 {
+        let mut stream = TcpStream::connect(gateway.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream.write_all(&frame(4, 0, 0, &[])).unwrap();
+        RawHttp2(stream)
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+    }
+
+    /// `false` when the other side has had enough.
+    fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).is_ok()
+    }
+
+    /// Whether headers come, as they do with a call's status, before the connection ends.
+    fn is_answered(&mut self) -> bool {
+        let mut header = [0; 9];
+        while self.0.read_exact(&mut header).is_ok() {
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+            let mut payload = vec![0; length];
+            self.0.read_exact(&mut payload).unwrap();
+            if header[3] == 1 {
+                return true;
+            }
+        }
+        false
+    }
+}
