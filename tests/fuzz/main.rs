@@ -102,3 +102,8 @@ fn any_chunks_are_a_snapshot_or_an_error() {
 fn any_rows_are_a_store_or_an_error() {
     run("rows");
 }
+
+#[test]
+fn any_bytes_are_the_state_of_a_shared_folder_or_none() {
+    run("share_state");
+}

@@ -8,9 +8,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
+use acervo::share::content::{Manifest, chunk_count};
+use acervo::share::folder::{Look, state};
+use acervo::share::names::FileName;
+use acervo::share::offer::FileStamp;
+use acervo::share::types::PeerId;
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
@@ -34,12 +40,13 @@ pub struct Target {
 }
 
 /// Every target there is.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "frames", run: frames, examples: frame_examples },
     Target { name: "messages", run: messages, examples: message_examples },
     Target { name: "log", run: log, examples: log_examples },
     Target { name: "snapshot", run: snapshot, examples: snapshot_examples },
     Target { name: "rows", run: rows, examples: row_examples },
+    Target { name: "share_state", run: share_state, examples: share_state_examples },
 ];
 
 // ---- frames ---------------------------------------------------------------------------------
@@ -558,4 +565,54 @@ fn numbered(first: LogIndex, commands: &[Command]) -> Vec<LogEntry> {
         data: command.encode(),
     };
     (0..).zip(commands).map(entry).collect()
+}
+
+// ---- what is known of a shared folder ---------------------------------------------------------
+
+/// Where the hash of a folder's state is, and where what it is of begins.
+const STATE_HASH: std::ops::Range<usize> = 8..40;
+
+/// The state of a shared folder, as it is and with a hash that fits: what can be decoded is the same after it was
+/// encoded again.
+pub fn share_state(data: &[u8]) {
+    let check = |bytes: &[u8]| {
+        let Some(known) = state::decode(bytes) else { return };
+        let files = known.files.iter().map(|file| {
+            let chunks = file.manifest.chunks().len() as u64;
+            assert_eq!(chunks, chunk_count(file.manifest.size()), "{}", file.name);
+            assert_eq!(file.look.stamp.size, file.manifest.size(), "{}", file.name);
+            (file.name.clone(), file.look, Arc::new(file.manifest.clone()))
+        });
+        let again = state::encode(known.peer, known.inode, files).expect("what was decoded");
+        assert_eq!(state::decode(&again), Some(known));
+    };
+    check(data);
+    if data.len() > STATE_HASH.end {
+        let mut sealed = data.to_vec();
+        let hash = blake3::hash(&sealed[STATE_HASH.end..]);
+        sealed[STATE_HASH].copy_from_slice(hash.as_bytes());
+        check(&sealed);
+    }
+}
+
+fn share_state_examples() -> Vec<Vec<u8>> {
+    let file = |name: &str, bytes: &[u8], modified: Option<i64>| {
+        let manifest = Manifest::of_bytes(bytes).expect("a small file");
+        let modified = modified.map(|seconds| {
+            let distance = Duration::new(seconds.unsigned_abs(), 123_456_789);
+            let epoch = SystemTime::UNIX_EPOCH;
+            if seconds < 0 { epoch - distance } else { epoch + distance }
+        });
+        let look = Look { stamp: FileStamp { size: manifest.size(), modified }, inode: 77 };
+        (FileName::new(name).expect("a good name"), look, Arc::new(manifest))
+    };
+    let files = vec![
+        file("film.mkv", &[7; 3 * 1024 * 1024 + 5], Some(1_795_219_200)),
+        file("coração.txt", b"x", Some(-5)),
+        file("none", b"", None),
+    ];
+    let encode = |files: Vec<_>| {
+        state::encode(PeerId(7), 42, files.into_iter()).expect("it fits into memory")
+    };
+    vec![encode(files.clone()), encode(files[1..].to_vec()), encode(Vec::new())]
 }

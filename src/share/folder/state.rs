@@ -153,16 +153,8 @@ pub fn save(
     inode: u64,
     files: impl Iterator<Item = (FileName, Look, Arc<Manifest>)>,
 ) -> io::Result<()> {
-    let files = files.map(|(name, look, manifest)| StoredFile {
-        name,
-        size: look.stamp.size,
-        modified_ns: look.stamp.modified.map(nanoseconds),
-        inode: look.inode,
-        hashes: manifest.chunks().iter().flat_map(|hash| hash.0).collect(),
-    });
-    let stored = Stored { peer, inode, files: files.collect() };
-    let body = rmp_serde::to_vec(&stored).map_err(io::Error::other)?;
-    if (MAGIC.len() + HASH_BYTES + body.len()) as u64 > FOLDER_STATE_BYTES_MAX {
+    let bytes = encode(peer, inode, files)?;
+    if bytes.len() as u64 > FOLDER_STATE_BYTES_MAX {
         return Err(io::Error::other("it knows too much to keep"));
     }
     let path = folder.join(STATE_FILE);
@@ -175,17 +167,37 @@ pub fn save(
     let new = folder.join(new);
     // Made anew, or not at all: nothing that is there is written through.
     let mut file = File::options().write(true).create_new(true).open(&new)?;
-    let written = file
-        .write_all(MAGIC)
-        .and_then(|()| file.write_all(blake3::hash(&body).as_bytes()))
-        .and_then(|()| file.write_all(&body))
-        // Not synced: after a power cut a damaged file costs another hashing and no more.
-        .and_then(|()| fs::rename(&new, &path));
+    // Not synced: after a power cut a damaged file costs another hashing and no more.
+    let written = file.write_all(&bytes).and_then(|()| fs::rename(&new, &path));
     if written.is_err() {
         // It holds nothing that anybody needs, and the next process removes it if this one cannot.
         let _ = fs::remove_file(&new);
     }
     written
+}
+
+/// The bytes of a state file.
+///
+/// # Errors
+/// They cannot be made.
+pub fn encode(
+    peer: PeerId,
+    inode: u64,
+    files: impl Iterator<Item = (FileName, Look, Arc<Manifest>)>,
+) -> io::Result<Vec<u8>> {
+    let files = files.map(|(name, look, manifest)| StoredFile {
+        name,
+        size: look.stamp.size,
+        modified_ns: look.stamp.modified.map(nanoseconds),
+        inode: look.inode,
+        hashes: manifest.chunks().iter().flat_map(|hash| hash.0).collect(),
+    });
+    let stored = Stored { peer, inode, files: files.collect() };
+    let mut bytes = [&MAGIC[..], &[0; HASH_BYTES]].concat();
+    rmp_serde::encode::write(&mut bytes, &stored).map_err(io::Error::other)?;
+    let (head, body) = bytes.split_at_mut(MAGIC.len() + HASH_BYTES);
+    head[MAGIC.len()..].copy_from_slice(blake3::hash(body).as_bytes());
+    Ok(bytes)
 }
 
 /// What a state file says; `None` if it is damaged or of another release.

@@ -179,7 +179,9 @@ fn watch(path: &Path) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) 
     let (changed, changes) = bounded(1024);
     let hashed = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&hashed);
-    let progress = move |_| drop(counted.fetch_add(1, Ordering::Relaxed));
+    let progress = move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    };
     let watcher = Watcher::start(Arc::clone(&folder), QUICK, progress, move || {
         let _ = changed.try_send(());
     });
