@@ -874,20 +874,65 @@ fn one_peer_can_be_asked_what_it_has() {
     assert!(matches!(error, FindError::Unreachable { .. }), "{error:?}");
 }
 
-/// In a few seconds on this machine; the content repeats nowhere, so that no chunk can stand for another.
-#[test]
-fn a_file_of_more_than_a_gibibyte_arrives_byte_for_byte() {
-    let shared = tempfile::tempdir().unwrap();
-    let to = tempfile::tempdir().unwrap();
-    let path = shared.path().join("large.bin");
+/// A file of so many mebibytes and a little more, in which nothing repeats, so that no chunk can stand for another.
+fn large_file(folder: &Path, mebibytes: usize) -> std::path::PathBuf {
+    let path = folder.join("large.bin");
     let mut reader = blake3::Hasher::new().update(b"large").finalize_xof();
     let mut file = std::fs::File::create(&path).unwrap();
     let mut buffer = vec![0; MIB];
-    for _ in 0..1024 {
+    for _ in 0..mebibytes {
         reader.fill(&mut buffer);
         file.write_all(&buffer).unwrap();
     }
     file.write_all(b"and a little more").unwrap();
+    path
+}
+
+/// One download after the other from three peers. A few small ones in the ordinary suite; a campaign is
+///
+/// ```text
+/// ACERVO_DOWNLOADS=500 ACERVO_DOWNLOAD_MIB=64 cargo test --release --test share_transfer in_a_row -- --nocapture
+/// ACERVO_DOWNLOADS=50 ACERVO_DOWNLOAD_MIB=2048 TMPDIR=/dev/shm cargo test --release --test share_transfer in_a_row -- --nocapture
+/// ```
+#[test]
+fn downloads_in_a_row_from_three_peers_all_end_well() {
+    let number = |name: &str, default: usize| {
+        let text = std::env::var(name).ok();
+        text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    let (downloads, mebibytes) = (number("ACERVO_DOWNLOADS", 4), number("ACERVO_DOWNLOAD_MIB", 24));
+    let folder = tempfile::tempdir().unwrap();
+    let path = large_file(folder.path(), mebibytes);
+    let shelf = Arc::new(Shelf::default());
+    let manifest = shelf.add(&path);
+    let servers: Vec<Server> = (0..3).map(|_| serve(vec![Arc::clone(&shelf) as _])).collect();
+    let sources: Vec<Source> =
+        servers.iter().map(|server| source(server.address(), &manifest)).collect();
+    let mut failures = Vec::new();
+    for nth in 0..downloads {
+        let to = tempfile::tempdir().unwrap();
+        let begun = Instant::now();
+        let options =
+            FetchOptions { seed: nth as u64, ..options(&manifest, to.path(), sources.clone()) };
+        match start(options).wait_for(Duration::from_secs(600)) {
+            Some(Ok(outcome)) => {
+                assert_eq!(shelf::manifest_of(&outcome.path), *manifest, "download {nth}");
+                println!("download {nth}: {:.1} s", begun.elapsed().as_secs_f64());
+            }
+            Some(Err(error)) => failures.push(format!("download {nth}: {error}")),
+            None => failures.push(format!("download {nth} did not end")),
+        }
+    }
+    assert!(failures.is_empty(), "{} of {downloads} failed: {failures:#?}", failures.len());
+}
+
+/// In a few seconds on this machine.
+#[test]
+fn a_file_of_more_than_a_gibibyte_arrives_byte_for_byte() {
+    let shared = tempfile::tempdir().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    let path = large_file(shared.path(), 1024);
+    let mut buffer = vec![0; MIB];
     let shelf = Arc::new(Shelf::default());
     let manifest = shelf.add(&path);
     let server = serve(vec![shelf]);

@@ -108,7 +108,11 @@ impl Decoders {
     ) -> Result<(), Vec<Vec<u8>>> {
         let pool = if of_server { &mut self.servers } else { &mut self.clients };
         pool.submit(Job { connection, pieces, held }).map_err(|refused| match refused {
-            SubmitError::Full(job) | SubmitError::Stopped(job) => job.pieces,
+            SubmitError::Full(job) => job.pieces,
+            SubmitError::Stopped(job) => {
+                log::error!("a long message has no thread to be decoded by");
+                job.pieces
+            }
         })
     }
 

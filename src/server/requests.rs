@@ -245,14 +245,18 @@ impl StoreService {
         while !reads.is_empty() {
             let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
             let batch = std::mem::replace(&mut reads, rest);
-            if let Err(SubmitError::Full(refused) | SubmitError::Stopped(refused)) =
-                self.parts.pool.submit_batch(batch)
-            {
-                for job in refused {
-                    let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
-                    self.clients.read_done(net, token, granted);
-                    self.reply_busy(net, token, "too many reads wait");
+            let (refused, why) = match self.parts.pool.submit_batch(batch) {
+                Ok(()) => continue,
+                Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
+                Err(SubmitError::Stopped(refused)) => {
+                    log::error!("{} reads have no thread to do them", refused.len());
+                    (refused, "no thread is left to read with")
                 }
+            };
+            for job in refused {
+                let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
+                self.clients.read_done(net, token, granted);
+                self.reply_busy(net, token, why);
             }
         }
     }

@@ -285,8 +285,15 @@ impl StoreService {
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
                     let job = Job::Fetch { fetch, low, high, bytes_max };
-                    if self.parts.pool.submit(job).is_err() {
-                        self.input(net, Input::Fetched { fetch, entries: Vec::new() });
+                    match self.parts.pool.submit(job) {
+                        Ok(()) => {}
+                        // Consensus asks again, as it would if the entries were not there.
+                        Err(refused) => {
+                            if let SubmitError::Stopped(_) = refused {
+                                log::error!("entries are not read from the log: {refused}");
+                            }
+                            self.input(net, Input::Fetched { fetch, entries: Vec::new() });
+                        }
                     }
                 }
                 Output::SendSnapshot { to, leader_term } => {
@@ -441,11 +448,16 @@ impl StoreService {
                 }
                 Step::Read { to, id, source, bytes_max } => {
                     let job = Job::SnapshotChunk { to, id, source, bytes_max };
-                    // Clients' reads may fill the queue for a moment.
-                    if let Err(SubmitError::Full(job) | SubmitError::Stopped(job)) =
-                        self.parts.pool.submit(job)
-                        && let Job::SnapshotChunk { source, .. } = job
-                    {
+                    let refused = match self.parts.pool.submit(job) {
+                        Ok(()) => continue,
+                        // Clients' reads may fill the queue for a moment.
+                        Err(SubmitError::Full(job)) => job,
+                        Err(SubmitError::Stopped(job)) => {
+                            log::error!("a snapshot has no thread to be read by");
+                            job
+                        }
+                    };
+                    if let Job::SnapshotChunk { source, .. } = refused {
                         self.transfers.workers_busy(to, id, source);
                     }
                 }

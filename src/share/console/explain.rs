@@ -111,6 +111,12 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             let last = escape(last.as_bytes());
             format!("o peer não o enviou ({last}); o que chegou fica guardado")
         }
+        FetchError::ForeignPart(path) => {
+            format!("{} não é parte deste arquivo: tire-o do caminho", path.display())
+        }
+        FetchError::PartGone(path) => {
+            format!("{} foi removido durante o download", path.display())
+        }
         FetchError::Cancelled => "interrompido; o que chegou fica guardado".to_owned(),
         other => escape(other.to_string().as_bytes()).to_string(),
     }

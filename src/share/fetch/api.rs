@@ -50,8 +50,11 @@ pub enum FetchError {
     #[error("{} is being fetched by another process; wait for it, or stop it first", .0.display())]
     UnderWay(PathBuf),
     /// What is kept under the partial file's name is not a part of this.
-    #[error("{} is not a part of this file; remove it to fetch the file anew", .0.display())]
+    #[error("{} is not a part of this file; move it away, or fetch to another folder", .0.display())]
     ForeignPart(PathBuf),
+    /// The partial file has been removed, or replaced by another, while it was written to.
+    #[error("{} was removed while the file arrived; fetch the file again", .0.display())]
+    PartGone(PathBuf),
     /// The folder cannot take a file.
     #[error("cannot write to {}: {source}; fetch to another folder", .path.display())]
     Folder {

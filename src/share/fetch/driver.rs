@@ -33,6 +33,21 @@ const RATE_CONSTANT: Duration = Duration::from_secs(1);
 /// What is to be done with a connection after something has come on it.
 type Judged = Result<(), DropReason>;
 
+/// What bounds a download's memory and threads; tests draw it small.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// See [`limits::DOWNLOAD_CHUNKS_MAX`].
+    pub chunks_max: usize,
+    /// See [`limits::DOWNLOAD_WORKERS`].
+    pub workers: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { chunks_max: limits::DOWNLOAD_CHUNKS_MAX, workers: limits::DOWNLOAD_WORKERS }
+    }
+}
+
 pub(super) struct Driver {
     options: FetchOptions,
     shared: Arc<Shared>,
@@ -61,6 +76,7 @@ pub(super) struct Driver {
     /// And how many have been looked at.
     checked: u64,
 
+    sizes: Sizes,
     buffers: BufferPool,
     workers: Pool<Job, Done>,
     bucket: Option<TokenBucket>,
@@ -78,12 +94,13 @@ impl Driver {
         options: FetchOptions,
         shared: Arc<Shared>,
         part: Part,
+        sizes: Sizes,
     ) -> io::Result<Driver> {
         let started = Instant::now();
         let wake = shared.wake.clone();
         // Every buffer may be at a worker, and there are two jobs without one.
-        let jobs_max = limits::DOWNLOAD_CHUNKS_MAX + 2;
-        let (threads, wake) = (limits::DOWNLOAD_WORKERS, move || wake.wake());
+        let jobs_max = sizes.chunks_max + 2;
+        let (threads, wake) = (sizes.workers, move || wake.wake());
         let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
         let config = Config {
             size: options.size,
@@ -113,7 +130,8 @@ impl Driver {
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
             check_next: 0,
             checked: 0,
-            buffers: BufferPool::new(limits::CHUNK_BYTES, limits::DOWNLOAD_CHUNKS_MAX),
+            buffers: BufferPool::new(limits::CHUNK_BYTES, sizes.chunks_max),
+            sizes,
             workers,
             bucket,
             held: false,

@@ -38,7 +38,7 @@ use crate::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash
 use crate::share::offer::FileStamp;
 use crate::wire::share::Source;
 pub use api::{FetchError, FetchOptions, Outcome, Phase, Progress, SourceProgress, SourceState};
-use driver::Driver;
+use driver::{Driver, Sizes};
 pub use find::{FindError, find};
 use hashes::HashList;
 use part::{Existing, Part};
@@ -57,6 +57,24 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(options: &FetchOptions, wake: WakeHandle) -> Shared {
+        Shared {
+            progress: Mutex::new(Progress {
+                phase: Phase::Preparing,
+                size: options.size,
+                done_bytes: 0,
+                kept_bytes: 0,
+                fetched_bytes: 0,
+                rate_bytes_per_s: 0.0,
+                longest_stall: Duration::ZERO,
+                sources: Vec::new(),
+            }),
+            added: Mutex::new(options.sources.clone()),
+            cancelled: AtomicBool::new(false),
+            wake,
+        }
+    }
+
     fn progress(&self) -> MutexGuard<'_, Progress> {
         // It is replaced or changed field by field; any state of it is one to show.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
@@ -98,21 +116,7 @@ impl Fetch {
         let internal = |reason: String| FetchError::Internal { name: name.clone(), reason };
         let event_loop = EventLoop::new(loop_config(&options), None)
             .map_err(|error| internal(error.to_string()))?;
-        let shared = Arc::new(Shared {
-            progress: Mutex::new(Progress {
-                phase: Phase::Preparing,
-                size: options.size,
-                done_bytes: 0,
-                kept_bytes: 0,
-                fetched_bytes: 0,
-                rate_bytes_per_s: 0.0,
-                longest_stall: Duration::ZERO,
-                sources: Vec::new(),
-            }),
-            added: Mutex::new(options.sources.clone()),
-            cancelled: AtomicBool::new(false),
-            wake: event_loop.wake_handle(),
-        });
+        let shared = Arc::new(Shared::new(&options, event_loop.wake_handle()));
         let (result_in, result) = bounded(1);
         let run = {
             let shared = Arc::clone(&shared);
@@ -252,6 +256,7 @@ fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outco
     }
     match Manifest::verified(options.content, options.size, hashes) {
         Ok(manifest) => {
+            part::remove_leftovers(&options.to, &options.name, options.content, file);
             let manifest = Arc::new(manifest);
             let kept_bytes = options.size;
             Ok(Outcome { path, manifest, stamp, fetched_bytes: 0, kept_bytes, already_there: true })
@@ -284,7 +289,7 @@ fn fetch(
     }
     let partials = options.partials.clone();
     let content = options.content;
-    let mut driver = Driver::new(options, Arc::clone(shared), part)
+    let mut driver = Driver::new(options, Arc::clone(shared), part, Sizes::default())
         .map_err(|error| internal(error.to_string()))?;
     let ran = event_loop.run(&mut driver);
     let result = match (driver.into_result(), ran) {
@@ -297,3 +302,6 @@ fn fetch(
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,27 +2,37 @@
 //!
 //! A partial file is as long as the whole, rounded up to [`BLOCK_BYTES`], and one block more, the
 //! *trailer*, which says what it is a part of. There must be room for all of it before the first byte
-//! is fetched, so that a full disk is known at once; and it is allocated at once, so that it stays so. Which chunks are in it is written nowhere: whoever
-//! resumes hashes what there is, at less than a millisecond a chunk, and so notices damage as well.
+//! is fetched, so that a full disk is known at once; and it is allocated at once, so that it stays so. Which chunks are in
+//! it is written nowhere: whoever resumes hashes what there is, at less than a millisecond a chunk, and so notices damage
+//! as well.
 //!
 //! ```text
 //! | chunk 0 | chunk 1 | … | last chunk, padded | trailer: magic, size, content, hash of these |
 //! ```
 //!
-//! The steps at the end, each of which may be the last before a crash: cut to the content's length
-//! (whoever finds a partial file of just that length takes it for one without a trailer), make the
-//! bytes durable, rename without replacing anything, make the rename durable.
+//! **A file that is not ours is never touched.** Browsers call their downloads `NAME.part`, too. Ours is what has the trailer;
+//! anything else under that name ends the download, unread and unlocked. A new partial file is made under a
+//! random name and gets its own only when it has its trailer and its lock, so that no crash leaves one without.
+//!
+//! **What gets the final name is the open file**, whose chunks were verified, and not whatever is under a path by then:
+//! somebody may have removed `NAME.part` meanwhile, and another download have begun a new one.
+//!
+//! The steps at the end, each of which may be the last before a crash: give the file the name of a *claim*, which says that
+//! it is ours while it has no trailer; cut it to the content's length; make the bytes durable; give it the final
+//! name, replacing nothing; make that durable; take the other two names away.
 //!
 //! Chunks are written past the page cache where the system allows that: it costs a tenth of the
 //! processor time, and there is nothing left to write when the file is to be durable.
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rand::Rng;
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::api::FetchError;
@@ -39,16 +49,38 @@ const MAGIC: &[u8; 16] = b"acervo part v1\r\n";
 /// Allocated at once.
 const ALLOCATE_BYTES: u64 = 64 << 20;
 const SUFFIX: &str = ".part";
+/// How often a partial file that came or went just when it was looked for is looked for again.
+const OPEN_ATTEMPTS_MAX: usize = 5;
 
-/// What there was of a file before.
+/// What a partial file says it is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Before {
-    /// Nothing.
-    Nothing,
-    /// A part of it.
-    Part,
-    /// Bytes of the right number, which may or may not be a part of it.
-    Unmarked,
+pub struct Mark {
+    /// The whole's length in bytes.
+    pub size: u64,
+    /// The whole's content.
+    pub content: ContentId,
+}
+
+impl Mark {
+    /// The trailer that says so.
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut trailer = [0; BLOCK_BYTES];
+        let mut marks = MAGIC.to_vec();
+        marks.extend_from_slice(&self.size.to_le_bytes());
+        marks.extend_from_slice(&self.content.0);
+        marks.extend_from_slice(blake3::hash(&marks).as_bytes());
+        trailer[..marks.len()].copy_from_slice(&marks);
+        trailer
+    }
+
+    /// What a trailer says, if it is one: any byte that is not as [`Mark::encode`] would have it makes it none.
+    pub fn decode(trailer: &[u8]) -> Option<Mark> {
+        let rest = trailer.strip_prefix(MAGIC)?;
+        let (size, rest) = rest.split_first_chunk()?;
+        let (content, _) = rest.split_first_chunk()?;
+        let mark = Mark { size: u64::from_le_bytes(*size), content: ContentId(*content) };
+        (mark.encode() == trailer).then_some(mark)
+    }
 }
 
 /// A partial file, locked against other downloads as long as this exists.
@@ -57,14 +89,14 @@ pub(super) struct Part {
     folder: PathBuf,
     path: PathBuf,
     whole: PathBuf,
+    claim: PathBuf,
     /// Holds the lock.
     file: File,
     /// The same file, past the page cache.
     direct: Option<File>,
     direct_works: AtomicBool,
-    content: ContentId,
-    size: u64,
-    before: Before,
+    mark: Mark,
+    is_resumed: bool,
 }
 
 /// The name of the partial file for a file's name.
@@ -78,6 +110,13 @@ pub(super) fn part_name(name: &FileName, content: ContentId) -> String {
     let room = FILE_NAME_BYTES_MAX - SUFFIX.len() - content.len() - 1;
     let kept = (0..=room).rev().find(|length| name.is_char_boundary(*length)).unwrap_or(0);
     format!("{}~{content}{SUFFIX}", &name[..kept])
+}
+
+/// The name that a partial file has as well while it has no trailer: hidden, and nobody else's.
+fn claim_name(name: &FileName, content: ContentId) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&content.0).update(name.as_str().as_bytes());
+    format!(".{}{SUFFIX}", &hasher.finalize().to_hex()[..32])
 }
 
 /// What is under the final name.
@@ -94,13 +133,45 @@ pub(super) enum Existing {
 pub(super) fn existing(whole: &Path, size: u64) -> Result<Existing, FetchError> {
     let in_the_way = || FetchError::Exists(whole.to_owned());
     match std::fs::symlink_metadata(whole) {
-        Ok(metadata) if metadata.is_file() && metadata.len() == size => {
-            File::open(whole).map(Existing::Candidate).map_err(|_| in_the_way())
-        }
-        Ok(_) => Err(in_the_way()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Existing::Nothing),
-        Err(source) => Err(FetchError::Folder { path: whole.to_owned(), source }),
+        Ok(metadata) if metadata.is_file() && metadata.len() == size => {}
+        Ok(_) => return Err(in_the_way()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Existing::Nothing),
+        Err(source) => return Err(FetchError::Folder { path: whole.to_owned(), source }),
     }
+    // It may have become a link or a pipe by now.
+    let file = open(whole, OFlags::RDONLY).map_err(|_| in_the_way())?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() == size => {
+            Ok(Existing::Candidate(file))
+        }
+        _ => Err(in_the_way()),
+    }
+}
+
+/// Takes away the names of a partial file that has got its final one before a crash.
+pub(super) fn remove_leftovers(folder: &Path, name: &FileName, content: ContentId, whole: &File) {
+    for leftover in [part_name(name, content), claim_name(name, content)] {
+        remove_ours(whole, &folder.join(leftover));
+    }
+}
+
+/// Opens what is under a path if it is neither a link nor something whose opening would wait for somebody.
+fn open(path: &Path, access: OFlags) -> Result<File, Errno> {
+    let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    rustix::fs::open(path, access | safe, Mode::from_raw_mode(0o666)).map(File::from)
+}
+
+/// Where an open file is found whatever its names are.
+fn descriptor_path(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// What is under the name of a partial file.
+enum Found {
+    Nothing,
+    /// It got its final name, or went, just now.
+    Finished,
+    Ours(Part),
 }
 
 impl Part {
@@ -113,67 +184,102 @@ impl Part {
         size: u64,
     ) -> Result<Option<Part>, FetchError> {
         let path = folder.join(part_name(name, content));
-        let whole = folder.join(name.as_str());
-        let flags = OFlags::RDWR
-            | OFlags::CREATE
-            | OFlags::NOFOLLOW
-            | OFlags::NONBLOCK
-            | OFlags::NOCTTY
-            | OFlags::CLOEXEC;
-        let file = match rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)) {
-            Ok(file) => File::from(file),
-            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
-                return Err(FetchError::ForeignPart(path));
+        for _ in 0..OPEN_ATTEMPTS_MAX {
+            let new = |file, path: &Path| Part {
+                folder: folder.to_owned(),
+                path: path.to_owned(),
+                whole: folder.join(name.as_str()),
+                claim: folder.join(claim_name(name, content)),
+                file,
+                direct: None,
+                direct_works: AtomicBool::new(true),
+                mark: Mark { size, content },
+                is_resumed: false,
+            };
+            let part = match Part::find(&path, |file| new(file, &path))? {
+                Found::Finished => return Ok(None),
+                Found::Ours(part) => Some(part),
+                Found::Nothing => match existing(&folder.join(name.as_str()), size)? {
+                    Existing::Nothing => Part::create(&path, new)?,
+                    Existing::Candidate(_) => return Ok(None),
+                },
+            };
+            if let Some(mut part) = part {
+                part.direct = part.open_direct();
+                return Ok(Some(part));
             }
-            Err(error) => return Err(FetchError::Folder { path, source: error.into() }),
+        }
+        Err(FetchError::UnderWay(path))
+    }
+
+    /// Opens the partial file that is there, if it is ours.
+    fn find(path: &Path, new: impl FnOnce(File) -> Part) -> Result<Found, FetchError> {
+        let foreign = || FetchError::ForeignPart(path.to_owned());
+        let file = match open(path, OFlags::RDWR) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(foreign()),
+            Err(error) => {
+                return Err(FetchError::Folder { path: path.to_owned(), source: error.into() });
+            }
         };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // A file system without locks: a second download of the file is then not noticed, and
-            // both write the same bytes to the same places.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => {}
-            Err(Errno::WOULDBLOCK) => return Err(FetchError::UnderWay(path)),
-            Err(error) => return Err(FetchError::Folder { path, source: error.into() }),
+        let mut part = new(file);
+        if !part.is_ours()? {
+            // Unless it has lost its trailer to the download that is just finishing it.
+            return if part.is_at(path) { Err(foreign()) } else { Ok(Found::Finished) };
         }
-        let metadata = file.metadata().map_err(|source| disk(&path, source))?;
-        if !metadata.is_file() {
-            return Err(FetchError::ForeignPart(path));
-        }
+        part.lock()?;
         // Whoever had the lock may have finished: then this file has its final name by now.
-        let finished = match existing(&whole, size) {
-            Ok(Existing::Nothing) if is_at(&metadata, &path) => None,
-            Ok(_) => Some(Ok(None)),
-            Err(error) => Some(Err(error)),
-        };
-        if let Some(result) = finished {
-            if metadata.len() == 0 && is_at(&metadata, &path) {
-                remove(&path);
-            }
-            return result;
+        match existing(&part.whole, part.mark.size) {
+            Ok(Existing::Nothing) if part.is_at(path) => {}
+            Ok(_) => return Ok(Found::Finished),
+            Err(error) => return Err(error),
         }
-        let mut part = Part {
-            folder: folder.to_owned(),
-            path,
-            whole,
-            file,
-            direct: None,
-            direct_works: AtomicBool::new(true),
-            content,
-            size,
-            before: Before::Nothing,
-        };
-        part.before = part.identify(&metadata)?;
+        if !part.is_ours()? {
+            return Err(foreign());
+        }
+        part.is_resumed = true;
         part.make_room()?;
-        part.direct = part.open_direct();
+        remove_ours(&part.file, &part.claim);
+        Ok(Found::Ours(part))
+    }
+
+    /// Makes a new partial file. `None`: somebody else's has come in between.
+    fn create(
+        path: &Path,
+        new: impl FnOnce(File, &Path) -> Part,
+    ) -> Result<Option<Part>, FetchError> {
+        let random = rand::rng().next_u64();
+        let temporary = path.with_file_name(format!(".{random:016x}{SUFFIX}"));
+        let file = open(&temporary, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
+        let file = file
+            .map_err(|error| FetchError::Folder { path: path.to_owned(), source: error.into() })?;
+        let mut part = new(file, path);
+        let made = part.lock().and_then(|()| part.make_room());
+        let named = made.map(|()| part.give_name(&temporary, path));
+        remove_ours(&part.file, &temporary);
+        match named? {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            Err(source) => return Err(FetchError::Folder { path: path.to_owned(), source }),
+        }
+        part.is_resumed = false;
         Ok(Some(part))
     }
 
-    /// What there was of the file before.
-    pub(super) fn before(&self) -> Before {
-        self.before
+    fn lock(&self) -> Result<(), FetchError> {
+        match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            // A file system without locks: a second download of the file is then not noticed, and
+            // both write the same bytes to the same places.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(()),
+            Err(Errno::WOULDBLOCK) => Err(FetchError::UnderWay(self.path.clone())),
+            Err(error) => Err(FetchError::Folder { path: self.path.clone(), source: error.into() }),
+        }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Whether an earlier download has left something in it.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     /// The name it has as long as it is a part.
@@ -187,63 +293,49 @@ impl Part {
 
     /// Where the trailer is.
     fn trailer_at(&self) -> u64 {
-        self.size.next_multiple_of(BLOCK_BYTES as u64)
+        self.mark.size.next_multiple_of(BLOCK_BYTES as u64)
     }
 
     fn length(&self) -> u64 {
         self.trailer_at() + BLOCK_BYTES as u64
     }
 
-    fn trailer(&self) -> [u8; BLOCK_BYTES] {
-        let mut trailer = [0; BLOCK_BYTES];
-        let mut marks = MAGIC.to_vec();
-        marks.extend_from_slice(&self.size.to_le_bytes());
-        marks.extend_from_slice(&self.content.0);
-        marks.extend_from_slice(blake3::hash(&marks).as_bytes());
-        trailer[..marks.len()].copy_from_slice(&marks);
-        trailer
-    }
-
-    fn identify(&self, metadata: &Metadata) -> Result<Before, FetchError> {
-        let foreign = || FetchError::ForeignPart(self.path.clone());
-        match metadata.len() {
-            0 => Ok(Before::Nothing),
-            length if length == self.length() => {
-                let mut trailer = [0; BLOCK_BYTES];
-                let read = self.file.read_exact_at(&mut trailer, self.trailer_at());
-                read.map_err(|source| disk(&self.path, source))?;
-                if trailer == self.trailer() { Ok(Before::Part) } else { Err(foreign()) }
-            }
-            length if length == self.size => Ok(Before::Unmarked),
-            _ => Err(foreign()),
+    /// Whether it is a partial file of this content, by its trailer or, when that has been cut off already, by its
+    /// claim.
+    fn is_ours(&self) -> Result<bool, FetchError> {
+        let failed = |source| disk(&self.path, source);
+        let metadata = self.file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Ok(false);
         }
+        if metadata.len() != self.length() {
+            return Ok(metadata.len() == self.mark.size && self.is_at(&self.claim));
+        }
+        let mut trailer = [0; BLOCK_BYTES];
+        self.file.read_exact_at(&mut trailer, self.trailer_at()).map_err(failed)?;
+        Ok(Mark::decode(&trailer) == Some(self.mark))
     }
 
-    /// Makes sure that the disk has room for everything, and marks a new file as what it is.
+    /// Whether the file has this name.
+    fn is_at(&self, path: &Path) -> bool {
+        self.file.metadata().is_ok_and(|metadata| is_at(&metadata, path))
+    }
+
+    /// Makes sure that the disk has room for everything, and marks the file as what it is.
     fn make_room(&self) -> Result<(), FetchError> {
         let allocated = self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
-        // What the file system says is free may not all be ours, and may not be all that is: in doubt
-        // it has to prove it.
-        let proved = if self.length().saturating_sub(allocated) > self.free() {
-            match self.allocate() {
-                Ok(false) => Err(io::ErrorKind::StorageFull.into()),
-                other => other.map(|_| ()),
-            }
-        } else {
-            Ok(())
+        // Not by allocating: what does not fit would take all room there is from everybody else, for a moment.
+        let fits = self.length().saturating_sub(allocated) <= self.free();
+        let made = match fits {
+            true => self.file.write_all_at(&self.mark.encode(), self.trailer_at()),
+            false => Err(io::ErrorKind::StorageFull.into()),
         };
-        let marked = || self.file.write_all_at(&self.trailer(), self.trailer_at());
-        proved.and_then(|()| marked()).map_err(|error| {
-            if self.before == Before::Nothing {
-                remove(&self.path);
-            }
-            self.write_error(error, self.size)
-        })
+        made.map_err(|error| self.write_error(error, self.mark.size))
     }
 
     /// Has the file system set everything aside, so that nobody else can take it. `false`: it does not
     /// know how. That takes a millisecond on most, and a tenth of a second a gibibyte on one in memory:
-    /// so it is done while the first chunks are on their way, when there seems to be room enough.
+    /// so it is done while the first chunks are on their way.
     pub(super) fn allocate(&self) -> io::Result<bool> {
         // A piece at a time: the file is locked meanwhile, and chunks want to be written.
         let mut at = 0;
@@ -258,10 +350,16 @@ impl Part {
         Ok(true)
     }
 
-    /// Bytes free for us on the file system.
+    /// Bytes free for us on the file system; as many as there may be where it does not say.
     fn free(&self) -> u64 {
-        rustix::fs::fstatvfs(&self.file)
-            .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        let Ok(stat) = rustix::fs::fstatvfs(&self.file) else { return u64::MAX };
+        let blocks = match stat.f_blocks {
+            0 => return u64::MAX,
+            // What is set aside for the superuser.
+            _ if rustix::process::geteuid().is_root() => stat.f_bfree,
+            _ => stat.f_bavail,
+        };
+        blocks.saturating_mul(stat.f_frsize)
     }
 
     /// What an error of writing means, with `needed` bytes still to come.
@@ -271,8 +369,9 @@ impl Part {
                 FetchError::NoRoom { path: self.path.clone(), needed, free: self.free() }
             }
             io::ErrorKind::FileTooLarge => {
-                FetchError::NotSoLarge { path: self.path.clone(), size: self.size }
+                FetchError::NotSoLarge { path: self.path.clone(), size: self.mark.size }
             }
+            io::ErrorKind::NotFound => FetchError::PartGone(self.path.clone()),
             _ => disk(&self.path, error),
         }
     }
@@ -280,20 +379,23 @@ impl Part {
     /// Opens the file a second time, for writing past the page cache. Where that is refused the
     /// file is written like any other.
     fn open_direct(&self) -> Option<File> {
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::DIRECT | OFlags::CLOEXEC;
-        let direct = File::from(rustix::fs::open(&self.path, flags, Mode::empty()).ok()?);
-        let (ours, other) = (self.file.metadata().ok()?, direct.metadata().ok()?);
-        (ours.ino() == other.ino() && ours.dev() == other.dev()).then_some(direct)
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        rustix::fs::open(descriptor_path(&self.file), flags, Mode::empty()).ok().map(File::from)
     }
 
     /// Reads chunk `index` into `buffer`, which takes on its length.
     pub(super) fn read_chunk(&self, index: u64, buffer: &mut Buffer) -> io::Result<()> {
-        buffer.set_len(chunk_len(index, self.size));
+        buffer.set_len(chunk_len(index, self.mark.size));
         self.file.read_exact_at(buffer.as_mut(), chunk_offset(index))
     }
 
     /// Writes chunk `index`. The buffer's length may be another one afterwards.
+    ///
+    /// # Errors
+    /// What the system says; `NotFound` when the file has been removed, so that a download does not go on to its
+    /// end in vain.
     pub(super) fn write_chunk(&self, index: u64, buffer: &mut Buffer) -> io::Result<()> {
+        self.check_not_removed()?;
         let (length, offset) = (buffer.len(), chunk_offset(index));
         if let Some(direct) = &self.direct
             && self.direct_works.load(Ordering::Relaxed)
@@ -313,40 +415,87 @@ impl Part {
         self.file.write_all_at(buffer.as_ref(), offset)
     }
 
+    fn check_not_removed(&self) -> io::Result<()> {
+        match self.file.metadata()?.nlink() {
+            0 => Err(io::ErrorKind::NotFound.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes the whole file durable and gives it its name.
     pub(super) fn finish(&self) -> Result<FileStamp, FetchError> {
         let failed = |source| self.write_error(source, 0);
-        self.file.set_len(self.size).map_err(failed)?;
-        self.file.sync_all().map_err(failed)?;
-        self.rename()?;
-        File::open(&self.folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|source| disk(&self.whole, source))?;
+        if std::fs::symlink_metadata(&self.whole).is_ok() {
+            return Err(FetchError::Exists(self.whole.clone()));
+        }
+        self.check_not_removed().map_err(failed)?;
+        self.cut().map_err(failed)?;
+        if let Err(error) = self.give_name(&self.path, &self.whole) {
+            self.uncut();
+            return Err(match error.kind() {
+                io::ErrorKind::AlreadyExists => FetchError::Exists(self.whole.clone()),
+                _ => self.write_error(error, 0),
+            });
+        }
+        self.sync_folder()?;
+        remove_ours(&self.file, &self.path);
+        remove_ours(&self.file, &self.claim);
+        self.sync_folder()?;
         self.file.metadata().map(|metadata| FileStamp::of(&metadata)).map_err(failed)
     }
 
-    /// Gives the file its final name, which must be free.
-    fn rename(&self) -> Result<(), FetchError> {
-        let in_the_way = || FetchError::Exists(self.whole.clone());
-        let renamed =
-            rustix::fs::renameat_with(CWD, &self.path, CWD, &self.whole, RenameFlags::NOREPLACE);
-        match renamed {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(in_the_way()),
-            // The file system cannot promise that: a second name for the file can.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                match std::fs::hard_link(&self.path, &self.whole) {
-                    Ok(()) => {
-                        remove(&self.path);
-                        Ok(())
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(in_the_way()),
-                    Err(source) => Err(disk(&self.whole, source)),
-                }
-            }
-            Err(error) => Err(disk(&self.whole, error.into())),
+    /// Cuts the file to the content's length, and makes it durable. Its claim says meanwhile whose it is.
+    fn cut(&self) -> io::Result<()> {
+        // Where a file cannot have two names, a crash just now leaves a part that has to be removed by hand.
+        let claimed = link(&self.file, &self.claim);
+        if let Err(error) = claimed {
+            log::debug!("{} is cut without a claim: {error}", self.path.display());
+        }
+        self.file.set_len(self.mark.size)?;
+        self.file.sync_all()
+    }
+
+    /// Makes it a part again, which cannot get its final name.
+    fn uncut(&self) {
+        match self.file.write_all_at(&self.mark.encode(), self.trailer_at()) {
+            Ok(()) => remove_ours(&self.file, &self.claim),
+            Err(error) => log::warn!("{} has no trailer: {error}", self.path.display()),
         }
     }
+
+    fn sync_folder(&self) -> Result<(), FetchError> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| disk(&self.whole, source))
+    }
+
+    /// Gives the open file the name `to`, which must be free. It may keep its present name `from`, too.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the name is taken, `NotFound` when the file has been removed.
+    fn give_name(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.check_not_removed()?;
+        match link(&self.file, to) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST) => return Err(io::ErrorKind::AlreadyExists.into()),
+            // The file system knows no second names, or this process has no way to its open files.
+            Err(error) => log::debug!("{} is renamed: {error}", from.display()),
+        }
+        if !self.is_at(from) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?;
+        if self.is_at(to) {
+            return Ok(());
+        }
+        // Another file had come under the name at this very moment: it gets that back.
+        rustix::fs::renameat_with(CWD, to, CWD, from, RenameFlags::NOREPLACE)?;
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+/// Gives an open file another name, which must be free.
+fn link(file: &File, to: &Path) -> Result<(), Errno> {
+    rustix::fs::linkat(CWD, descriptor_path(file), CWD, to, AtFlags::SYMLINK_FOLLOW)
 }
 
 /// Whether the file is the one at `path`.
@@ -355,8 +504,11 @@ fn is_at(metadata: &Metadata, path: &Path) -> bool {
         .is_ok_and(|there| there.ino() == metadata.ino() && there.dev() == metadata.dev())
 }
 
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
+/// Takes a name away from an open file, if it is the file's.
+fn remove_ours(file: &File, path: &Path) {
+    if file.metadata().is_ok_and(|metadata| is_at(&metadata, path))
+        && let Err(error) = std::fs::remove_file(path)
+    {
         log::warn!("{} is left behind: {error}", path.display());
     }
 }
@@ -385,8 +537,17 @@ mod tests {
         Part::open(folder, &name("film.mkv"), content(b"film"), size)
     }
 
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     fn write(part: &Part, index: u64, byte: u8) {
-        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.size)).unwrap();
+        let mut buffer =
+            BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.mark.size)).unwrap();
         buffer.as_mut().fill(byte);
         part.write_chunk(index, &mut buffer).unwrap();
     }
@@ -395,12 +556,12 @@ mod tests {
     fn a_part_is_written_left_resumed_and_finished() {
         let folder = tempfile::tempdir().unwrap();
         let part = open(folder.path(), SIZE).unwrap().unwrap();
-        assert_eq!(part.before(), Before::Nothing);
+        assert!(!part.is_resumed());
         write(&part, 1, 7);
         drop(part);
 
         let part = open(folder.path(), SIZE).unwrap().unwrap();
-        assert_eq!(part.before(), Before::Part);
+        assert!(part.is_resumed());
         let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(0).unwrap();
         part.read_chunk(1, &mut buffer).unwrap();
         assert_eq!(buffer.as_ref(), [7; 4321]);
@@ -454,10 +615,122 @@ mod tests {
         assert_eq!(std::fs::read(&whole).unwrap(), b"mine");
         drop(part);
         assert!(matches!(open(folder.path(), SIZE), Err(FetchError::Exists(_))));
-        // Cut to its length by the attempt, it is still taken for what it is.
+        // What it has is not lost by the attempt.
         std::fs::remove_file(&whole).unwrap();
         let part = open(folder.path(), SIZE).unwrap().unwrap();
-        assert_eq!(part.before(), Before::Unmarked);
+        assert!(part.is_resumed());
+        // The same when the name is taken at the last moment, which only the attempt itself can notice.
+        part.cut().unwrap();
+        std::fs::write(&whole, b"mine").unwrap();
+        let error = part.give_name(&part.path, &part.whole).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        part.uncut();
+        drop(part);
+        std::fs::remove_file(&whole).unwrap();
+        assert!(open(folder.path(), SIZE).unwrap().unwrap().is_resumed());
+        assert_eq!(names(folder.path()), ["film.mkv.part"]);
+    }
+
+    /// Browsers call their downloads so: of the right length, empty, or what there was a moment ago.
+    #[test]
+    fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("film.mkv.part");
+        for own in [
+            vec![5; SIZE as usize],
+            Vec::new(),
+            vec![0; SIZE.next_multiple_of(4096) as usize + 4096],
+        ] {
+            std::fs::write(&path, &own).unwrap();
+            let before = std::fs::metadata(&path).unwrap();
+            assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+            let after = std::fs::metadata(&path).unwrap();
+            assert!(std::fs::read(&path).unwrap() == own);
+            assert_eq!((before.ino(), before.ctime_nsec()), (after.ino(), after.ctime_nsec()));
+            assert_eq!(names(folder.path()), ["film.mkv.part"]);
+        }
+    }
+
+    /// A download went on writing to its removed part, and then gave the final name to whatever was under the part's:
+    /// the beginnings of another download, with bytes of its own or none.
+    #[test]
+    fn what_gets_the_final_name_is_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, whole) = (folder.path().join("film.mkv.part"), folder.path().join("film.mkv"));
+        let first = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&first, 0, 3);
+        std::fs::remove_file(&path).unwrap();
+        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(4321).unwrap();
+        let error = first.write_chunk(1, &mut buffer).unwrap_err();
+        assert!(matches!(first.write_error(error, 0), FetchError::PartGone(_)));
+        let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
+        let other = other.unwrap().unwrap();
+        write(&other, 0, 9);
+        assert!(matches!(first.finish(), Err(FetchError::PartGone(_))));
+        assert!(!whole.exists());
+        write(&other, 1, 9);
+        other.finish().unwrap();
+        assert!(std::fs::read(&whole).unwrap() == vec![9; SIZE as usize]);
+
+        // Moved elsewhere, and somebody's own file in its place.
+        std::fs::remove_file(&whole).unwrap();
+        let moved = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&moved, 0, 3);
+        write(&moved, 1, 3);
+        std::fs::rename(&path, folder.path().join("moved")).unwrap();
+        std::fs::write(&path, b"somebody's own").unwrap();
+        moved.finish().unwrap();
+        assert!(std::fs::read(&whole).unwrap() == vec![3; SIZE as usize]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's own");
+    }
+
+    /// Every step of the end, as a crash would leave it.
+    #[test]
+    fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = folder.path().join("film.mkv");
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&part, 0, 3);
+        write(&part, 1, 3);
+        part.cut().unwrap();
+        drop(part);
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        assert!(part.is_resumed(), "cut, and claimed");
+        assert_eq!(names(folder.path()), ["film.mkv.part"]);
+        part.cut().unwrap();
+        part.give_name(&part.path, &part.whole).unwrap();
+        drop(part);
+        assert!(open(folder.path(), SIZE).unwrap().is_none(), "named already");
+        let Ok(Existing::Candidate(file)) = existing(&whole, SIZE) else { panic!("it is there") };
+        remove_leftovers(folder.path(), &name("film.mkv"), content(b"film"), &file);
+        assert_eq!(names(folder.path()), ["film.mkv"]);
+    }
+
+    /// A download that did not fit took all room there was for a moment, and whoever wrote a file just then failed.
+    #[test]
+    fn what_does_not_fit_takes_no_room_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        let blocks = |part: &Part| part.file.metadata().unwrap().blocks();
+        let before = blocks(&part);
+        let too_large = Part { mark: Mark { size: 1 << 50, ..part.mark }, ..part };
+        assert!(matches!(too_large.make_room(), Err(FetchError::NoRoom { .. })));
+        assert_eq!(blocks(&too_large), before);
+    }
+
+    #[test]
+    fn a_trailer_says_what_it_says_or_nothing() {
+        let mark = Mark { size: SIZE, content: content(b"film") };
+        let trailer = mark.encode();
+        assert_eq!(Mark::decode(&trailer), Some(mark));
+        for at in (0..88).chain([4095]) {
+            let mut bad = trailer;
+            bad[at] ^= 1;
+            assert_eq!(Mark::decode(&bad), None, "byte {at}");
+        }
+        for length in [0, 15, 16, 23, 24, 55, 56, 88, 4095] {
+            assert_eq!(Mark::decode(&trailer[..length]), None, "{length} bytes");
+        }
     }
 
     #[test]

@@ -176,10 +176,12 @@ impl RegistryService {
         work: Work,
         held: usize,
     ) {
-        if !self.submit(Job::Request { connection, id, work, held }) {
-            let busy = busy("too many requests wait at this registry");
-            self.decline(net, connection, id, held, busy);
-        }
+        let why = match self.submit(Job::Request { connection, id, work, held }) {
+            Ok(()) => return,
+            Err(SubmitError::Full(_)) => "too many requests wait at this registry",
+            Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
+        };
+        self.decline(net, connection, id, held, busy(why));
     }
 
     /// Answers a request without the workers.
@@ -288,17 +290,20 @@ impl RegistryService {
         self.checked(net, dialled, result);
     }
 
-    /// Hands a job to the workers, or has it wait for its turn. `false`: too many wait.
-    fn submit(&mut self, job: Job) -> bool {
+    /// Hands a job to the workers, or has it wait for its turn.
+    ///
+    /// # Errors
+    /// Too many wait, or no worker is left.
+    fn submit(&mut self, job: Job) -> Result<(), SubmitError<Job>> {
         if !job.is_long() {
-            return self.pool.submit(job).is_ok();
+            return self.pool.submit(job);
         }
         if self.long.len() >= limits::REGISTRY_QUEUE_JOBS_MAX {
-            return false;
+            return Err(SubmitError::Full(job));
         }
         self.long.push_back(job);
         self.submit_long();
-        true
+        Ok(())
     }
 
     fn submit_long(&mut self) {
@@ -307,7 +312,9 @@ impl RegistryService {
         {
             match self.pool.submit(job) {
                 Ok(()) => self.long_under_way += 1,
-                Err(SubmitError::Full(job) | SubmitError::Stopped(job)) => {
+                Err(SubmitError::Full(job)) => return self.long.push_front(job),
+                Err(SubmitError::Stopped(job)) => {
+                    log::error!("a long request has no thread to be done by");
                     return self.long.push_front(job);
                 }
             }
@@ -404,8 +411,8 @@ impl RegistryService {
     }
 
     fn forget(&mut self, member: Member) {
-        if !self.submit(Job::Gone(member)) {
-            log::debug!("peer {} is gone; its silence will take it away", member.peer);
+        if let Err(refused) = self.submit(Job::Gone(member)) {
+            log::debug!("peer {} is gone; its silence will take it away: {refused}", member.peer);
         }
     }
 
@@ -519,7 +526,15 @@ impl Service for RegistryService {
 
     fn on_tick(&mut self, net: &mut Net) {
         if !self.expiring && self.stopping_since.is_none() {
-            self.expiring = self.pool.submit(Job::Expire).is_ok();
+            // When the queue is full the next tick tries again.
+            self.expiring = match self.pool.submit(Job::Expire) {
+                Ok(()) => true,
+                Err(SubmitError::Full(_)) => false,
+                Err(SubmitError::Stopped(_)) => {
+                    log::error!("no thread is left to forget silent peers");
+                    false
+                }
+            };
         }
         let overdue = self
             .stopping_since

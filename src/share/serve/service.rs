@@ -26,7 +26,7 @@ use crate::share::types::ContentId;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
-use crate::workers::pool::Pool;
+use crate::workers::pool::{Pool, SubmitError};
 
 /// A chunk to read.
 struct Job {
@@ -38,24 +38,21 @@ struct Job {
     buffer: Buffer,
 }
 
-/// What came of it.
+/// What came of it. The buffer comes back whatever it was: the buffers bound the jobs outstanding, so none may be
+/// free any sooner than its job's place in the pool is.
 struct Done {
     connection: ConnectionId,
     request: u64,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
-    outcome: Result<Buffer, SourceError>,
+    buffer: Buffer,
+    outcome: Result<(), SourceError>,
 }
 
 fn work(mut job: Job) -> Done {
-    let read = source::read_chunk(&job.offer, job.index, &mut job.buffer);
-    Done {
-        connection: job.connection,
-        request: job.request,
-        catalog: job.catalog,
-        offer: job.offer,
-        outcome: read.map(|()| job.buffer),
-    }
+    let outcome = source::read_chunk(&job.offer, job.index, &mut job.buffer);
+    let Job { connection, request, catalog, offer, buffer, .. } = job;
+    Done { connection, request, catalog, offer, buffer, outcome }
 }
 
 /// A rate limit and the piece that goes at once under it.
@@ -326,7 +323,17 @@ impl ShareService {
         let length = chunk_len(index, offer.manifest.size());
         let buffer = self.buffers.take(length).ok_or_else(busy)?;
         let job = Job { connection: id, request, catalog, offer, index, buffer };
-        self.readers.submit(job).map_err(|_| busy())?;
+        self.readers.submit(job).map_err(|refused| match refused {
+            SubmitError::Full(_) => {
+                debug_assert!(false, "{} jobs hold a buffer each", self.readers.outstanding());
+                busy()
+            }
+            SubmitError::Stopped(_) => {
+                log::error!("chunks have no thread to be read by");
+                let message = "this peer has no thread left to read with".to_owned();
+                denied(DenialCode::Unreadable, message)
+            }
+        })?;
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.reading += 1;
         }
@@ -334,12 +341,12 @@ impl ShareService {
     }
 
     fn on_read(&mut self, net: &mut Net, done: Done) {
-        let Done { connection: id, request, catalog, offer, outcome } = done;
+        let Done { connection: id, request, catalog, offer, buffer, outcome } = done;
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.reading -= 1;
         }
         match outcome {
-            Ok(buffer) => {
+            Ok(()) => {
                 // A chunk's length always fits.
                 let body = PeerReply::Chunk { length: buffer.len() as u32 };
                 let header = match greeting::frame(&Message::ShareReply { id: request, body }) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::super::api::{FetchError, Outcome, Phase};
 use super::super::hashes::{HashList, Step};
 use super::super::links::Question;
-use super::super::part::Before;
 use super::super::store::{Done, Job};
 use super::{Driver, Judged};
 use crate::limits;
@@ -16,6 +15,7 @@ use crate::share::offer::{Available, FileStamp, Offer};
 use crate::share::swarm::{DropReason, SourceId};
 use crate::share::types::ChunkHash;
 use crate::wire::share::PeerRequest;
+use crate::workers::pool::SubmitError;
 
 impl Driver {
     /// Asks somebody for the chunk hashes, or somebody else when that one takes too long.
@@ -83,10 +83,10 @@ impl Driver {
             });
         }
         self.phase = Phase::Checking;
-        if self.part.before() == Before::Nothing {
-            self.begin(net);
-        } else {
+        if self.part.is_resumed() {
             self.check_more(net);
+        } else {
+            self.begin(net);
         }
     }
 
@@ -96,7 +96,7 @@ impl Driver {
         let Some(manifest) = self.manifest.clone() else {
             return;
         };
-        while self.check_next < chunks && self.workers.outstanding() <= limits::DOWNLOAD_WORKERS {
+        while self.check_next < chunks && self.workers.outstanding() <= self.sizes.workers {
             let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
                 return;
             };
@@ -117,11 +117,6 @@ impl Driver {
         if self.checked < chunk_count(self.options.size) {
             return self.check_more(net);
         }
-        // Bytes of the right number, none of which belong to the content: somebody else's.
-        if self.part.before() == Before::Unmarked && self.kept_bytes == 0 {
-            let error = FetchError::ForeignPart(self.part.path().to_owned());
-            return self.end(net, Err(error));
-        }
         self.begin(net);
     }
 
@@ -134,11 +129,18 @@ impl Driver {
     // ---- chunks -----------------------------------------------------------------------------
 
     pub(super) fn submit(&mut self, net: &mut Net, job: Job) {
-        if let Err(refused) = self.workers.submit(job) {
-            let reason = refused.to_string();
-            let error = FetchError::Internal { name: self.options.name.clone(), reason };
-            self.end(net, Err(error));
-        }
+        let reason = match self.workers.submit(job) {
+            Ok(()) => return,
+            Err(SubmitError::Stopped(_)) => "the threads that store chunks are gone".to_owned(),
+            // Every job holds a buffer until it is collected, but the two that there are places for.
+            Err(SubmitError::Full(_)) => {
+                let outstanding = self.workers.outstanding();
+                debug_assert!(false, "{outstanding} jobs outstanding, {:?}", self.sizes);
+                format!("{outstanding} chunks wait to be stored, more than there are places for")
+            }
+        };
+        let error = FetchError::Internal { name: self.options.name.clone(), reason };
+        self.end(net, Err(error));
     }
 
     pub(super) fn done(&mut self, net: &mut Net, done: Done) {
