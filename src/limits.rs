@@ -876,12 +876,20 @@ pub const PACED_TICK: Duration = Duration::from_millis(10);
 pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
 /// Connections a peer serves; one more is told `REFUSED`.
 pub const SHARE_CONNECTIONS_MAX: usize = 256;
-/// Peers that get chunks at once; one more is denied with `BUSY`.
-pub const UPLOADS_MAX: usize = 24;
-/// Chunks being read or sent for all of them: each has one, some have more …
+/// Chunks being read or sent for all peers, in MiB of memory …
 pub const UPLOAD_CHUNKS_MAX: usize = 32;
-/// … but none more than this.
+/// … for those of them that are slow, of which each has one …
+pub const UPLOAD_SLOW_CHUNKS_MAX: usize = 24;
+/// … for those and for peers that have not taken any yet: what is left is for who is known to be quick …
+pub const UPLOAD_UNPROVED_CHUNKS_MAX: usize = 28;
+/// … and for a quick one.
 pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
+/// Whoever takes this long over a chunk, four times as long as the quickest, is slow …
+pub const UPLOAD_SLOW_AFTER_MIN: Duration = Duration::from_millis(20);
+/// … and whoever takes this long, in any case.
+pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
+/// Who has had no turn for this long is denied with `BUSY`: before it takes the serving side for silent.
+pub const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chunks one peer has asked for and not got; one more is denied with `BUSY`.
 pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
 /// Contents one peer watches; one more is denied with `BUSY`.
@@ -893,17 +901,26 @@ pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// A peer that takes longer than this for one chunk, where no rate is set, is disconnected: others
-/// could have its place.
+/// A peer that takes longer than this for one chunk, where no rate is set, is disconnected …
 pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+/// … and one that takes longer than this, when others wait for its place.
+pub const UPLOAD_CHUNK_TIMEOUT_CROWDED: Duration = Duration::from_secs(10);
 
-/// Chunks of one download that are being received, checked or stored; past it its sources are not read.
+/// Chunks of one download that have arrived and are being checked or stored; past it no further one is received, so that
+/// a slow disk slows the sources. Besides them each source in use may have a chunk under way: a buffer of its
+/// own, so that no number of slow sources keeps a fast one waiting.
 pub const DOWNLOAD_CHUNKS_MAX: usize = 8;
-/// Sources of one download; more are passed over.
-pub const SOURCES_MAX: usize = 64;
+/// A source that is not there and greeted by then makes room for another.
+pub const SOURCE_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Sources of one download in use at once, and so the buffers of chunks on their way, in MiB.
+pub const SOURCES_MAX: usize = 32;
+/// Sources of one download that it knows of: as many as an answer of a registry may name. Those in use are a random
+/// sample of them, and whoever fails is replaced. Past it one that has failed is forgotten for each new one.
+pub const SOURCES_KNOWN_MAX: usize = SOURCES_PER_ANSWER_MAX;
 /// A source is asked for as many chunks as it gives in this time, and one more …
 pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
-/// … at least …
+/// … at least these, so that it never waits a round trip for its next request, but one chunk while it takes twice
+/// that time for a chunk …
 pub const REQUESTS_AHEAD_MIN: usize = 2;
 /// … and at most.
 pub const REQUESTS_AHEAD_MAX: usize = 16;
@@ -915,8 +932,10 @@ pub const SOURCE_SILENCE_MAX: Duration = Duration::from_millis(1500);
 pub const LONE_SOURCE_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// A source that has owed a chunk for this long is left when another is so much faster …
 pub const SOURCE_SLOW_AFTER: Duration = Duration::from_secs(5);
-/// … by this factor.
+/// … by this factor …
 pub const SOURCE_SLOWER_FACTOR: f64 = 20.0;
+/// … and the chunk will take it so much longer.
+pub const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
 /// A source that has owed a chunk for this long is left when it gives less than `SOURCE_RATE_MIN`.
 pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// In bytes a second.
@@ -927,12 +946,31 @@ pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
 pub const SOURCE_AWAY_MAX: Duration = Duration::from_secs(30);
 /// The same at first for one that was too slow.
 pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
-/// A source that said it is busy is asked again after this, doubling up to `SOURCE_AWAY_MAX`.
+/// A source that said it is busy is asked again after this, doubling …
 pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
+/// … up to this: places change hands within a second.
+pub const SOURCE_BUSY_MAX: Duration = Duration::from_secs(2);
+/// A source that has the content no more, or whose file changed, is dialled again after this, doubling …
+pub const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
+/// … up to this: a file that was only touched or renamed is offered again as soon as it has been hashed.
+pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
+/// A source that is asked for nothing for this long, since it has nothing that is wanted or is slower than all others,
+/// makes room for one that was not tried yet.
+pub const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
+/// A chunk that one source has owed for this long is asked of a second one that can be expected to be quicker.
+pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
 /// A download has made progress when so many bytes have come, not with every one.
 pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
-/// A source that does not answer a request for chunk hashes by then is asked no more, but another.
+/// A source that does not answer a request for chunk hashes by then is left, if there are others.
 pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
+/// When nobody has given all chunk hashes this long after the last source was asked, another is asked beside it …
+pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
+/// … up to so many at once …
+pub const HASH_LISTS_MAX: usize = 8;
+/// … and at least two, as far as their lists take no more memory than this together; then …
+pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// … another in place of the slowest of those that have had this time.
+pub const HASHES_REPLACE_AFTER: Duration = Duration::from_secs(1);
 /// Kept chunks that a worker checks at once.
 pub const CHECKS_PER_JOB_MAX: u64 = 64;
 /// Bytes read from one source before the others get their turn.
@@ -947,9 +985,13 @@ const _: () = {
     // 34 bytes a hash and up to 18 a run.
     assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
-    assert!(UPLOADS_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!(UPLOAD_SLOW_CHUNKS_MAX < UPLOAD_UNPROVED_CHUNKS_MAX);
+    assert!(UPLOAD_UNPROVED_CHUNKS_MAX + UPLOAD_CHUNKS_PER_PEER_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!(
+        UPLOAD_WAIT_MAX.as_millis() + 2 * SHARE_TICK.as_millis() < SOURCE_SILENCE_MAX.as_millis()
+    );
     assert!(ANSWERS_OWED_MAX <= CHUNK_REQUESTS_PER_PEER_MAX);
-    assert!(SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
+    assert!(2 * SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
     assert!(SOURCE_SILENCE_MAX.as_millis() + 10 * SHARE_TICK.as_millis() <= 3000);
     assert!(SHARE_PING_INTERVAL.as_millis() * 2 < SHARE_IDLE_TIMEOUT.as_millis());
     assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);

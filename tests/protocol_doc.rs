@@ -358,7 +358,6 @@ fn the_documents_limits_are_the_codes() {
         ("sources in an answer", limits::SOURCES_PER_ANSWER_MAX),
         ("chunks that one peer has asked for and not got", limits::CHUNK_REQUESTS_PER_PEER_MAX),
         ("contents that one peer watches", limits::WATCHES_PER_PEER_MAX),
-        ("peers that are sent chunks at once", limits::UPLOADS_MAX),
         ("connections to a peer", limits::SHARE_CONNECTIONS_MAX),
         ("hashes in one `HASHES_OK`", limits::HASHES_PER_FRAME_MAX),
         ("chunk", limits::CHUNK_BYTES),

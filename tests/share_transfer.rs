@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use acervo::limits::{CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
+use acervo::limits::{self, CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
 use acervo::share::chunks::{ChunkSet, SharedChunks};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::{
@@ -150,6 +150,12 @@ enum Trick {
     WrongHashes,
     TooManyHashes,
     Unasked,
+    /// Sends PONGs that nobody asked for, as long as it is listened to.
+    Pongs,
+    /// Says REFUSED for ever instead of going.
+    Refusals,
+    /// Gives one hash at a time.
+    Dribbles,
     Denies {
         code: DenialCode,
     },
@@ -262,16 +268,21 @@ impl Talk {
             PeerRequest::Watch { .. } => {
                 let runs = vec![(0, chunk_count(self.manifest.size()))];
                 self.reply(id, PeerReply::Have { runs })?;
-                if self.trick == Trick::Unasked {
-                    self.reply(id + 100, PeerReply::Chunk { length: 5 })?;
+                match self.trick {
+                    Trick::Unasked => self.reply(id + 100, PeerReply::Chunk { length: 5 }),
+                    Trick::Pongs => self.say_for_ever(&Message::Pong { nonce: 0 }),
+                    Trick::Refusals => {
+                        self.say_for_ever(&Message::Refused { reason: "no".repeat(99) })
+                    }
+                    _ => Ok(()),
                 }
-                Ok(())
             }
             PeerRequest::Hashes { first, .. } => {
                 let mut hashes = self.manifest.chunks()[first as usize..].to_vec();
                 match self.trick {
                     Trick::WrongHashes => hashes[0].0[3] ^= 4,
                     Trick::TooManyHashes => hashes.push(hashes[0]),
+                    Trick::Dribbles => hashes.truncate(1),
                     _ => {}
                 }
                 self.reply(id, PeerReply::Hashes { hashes })
@@ -333,6 +344,13 @@ impl Talk {
         }
     }
 
+    fn say_for_ever(&mut self, message: &Message) -> std::io::Result<()> {
+        while !self.stop.load(Ordering::SeqCst) {
+            self.say(message)?;
+        }
+        Ok(())
+    }
+
     /// Takes what still comes and answers nothing, until the other side has had enough.
     fn wait_for_the_end(&mut self) -> std::io::Result<()> {
         let mut nowhere = [0; 1024];
@@ -389,6 +407,9 @@ fn a_hostile_source_beside_a_good_one_does_no_harm() {
         Trick::WrongHashes,
         Trick::TooManyHashes,
         Trick::Unasked,
+        Trick::Pongs,
+        Trick::Refusals,
+        Trick::Dribbles,
         Trick::Garbage,
         Trick::Denies { code: DenialCode::Changed },
         Trick::Denies { code: DenialCode::NotFound },
@@ -413,8 +434,10 @@ fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
         (Trick::WrongHashes, "wrong bytes"),
         (Trick::TooManyHashes, "wrong bytes"),
         (Trick::Announces { length: u32::MAX }, "wrong bytes"),
+        (Trick::Dribbles, "wrong bytes"),
         (Trick::Unasked, "not asked for"),
-        (Trick::Denies { code: DenialCode::Changed }, "not today"),
+        (Trick::Pongs, "not asked for"),
+        (Trick::Denies { code: DenialCode::Invalid }, "not today"),
     ];
     for (trick, why) in tricks {
         let scene = Scene::new(8 * MIB);
@@ -445,6 +468,64 @@ fn a_silent_source_alone_ends_the_download_when_patience_does() {
     let options = scene.options(vec![source(port, &scene.manifest)]);
     let error = run(FetchOptions { patience, ..options }).unwrap_err();
     assert!(error.to_string().contains("refused"), "{error}");
+}
+
+/// Junk counted as progress, so that one liar held a download for ever.
+#[test]
+fn junk_is_no_progress() {
+    let scene = Scene::new(8 * MIB);
+    let patience = Duration::from_millis(700);
+    for trick in [Trick::Refusals, Trick::Denies { code: DenialCode::Busy }] {
+        let fake = scene.fake(trick);
+        let options = FetchOptions { patience, ..scene.options(vec![fake.source()]) };
+        let error = run(options).unwrap_err();
+        assert!(matches!(error, FetchError::NoSource { .. }), "{trick:?}: {error:?}");
+    }
+}
+
+/// A source whose file was touched offers the same content again as soon as it has looked at it.
+#[test]
+fn a_source_whose_file_was_touched_is_asked_again() {
+    let limit = 20 * MIB as u64;
+    let scene = Scene::with(20 * MIB, |options| options.limit_bytes_per_s = Some(limit));
+    let handle = start(scene.options(vec![scene.source()]));
+    wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
+    let file = std::fs::File::options().write(true).open(&scene.path).unwrap();
+    file.set_modified(std::time::SystemTime::now() + Duration::from_secs(9)).unwrap();
+    wait_until("it is left", || scene.shelf.changed.load(Ordering::SeqCst) > 0);
+    scene.shelf.add(&scene.path);
+    scene.assert_whole(&handle.wait_for(PATIENCE).unwrap().unwrap());
+}
+
+/// The first download went on writing to its removed part, and ended with the second one's beginnings under the name.
+#[test]
+fn a_part_that_is_removed_under_way_is_not_published_by_whoever_lost_it() {
+    let scene = Scene::new(4 * MIB);
+    let silent = scene.fake(Trick::Nothing { after: 1 });
+    let first = start(scene.options(vec![silent.source()]));
+    wait_until("a chunk has arrived", || first.progress().done_bytes > 0);
+    std::fs::remove_file(scene.to.path().join("film.mkv.part")).unwrap();
+    let second = start(scene.options(vec![silent.source()]));
+    wait_until("there is a part again", || scene.to.path().join("film.mkv.part").exists());
+    first.add_source(scene.source());
+    let error = first.wait_for(PATIENCE).unwrap().unwrap_err();
+    assert!(matches!(error, FetchError::PartGone(_)), "{error:?}");
+    assert!(!scene.to.path().join("film.mkv").exists());
+    second.add_source(scene.source());
+    scene.assert_whole(&second.wait_for(PATIENCE).unwrap().unwrap());
+}
+
+#[test]
+fn sixty_four_dead_sources_do_not_hide_the_one_that_is_there() {
+    let scene = Scene::new(2 * MIB);
+    let nowhere: Vec<TcpListener> = (0..64).map(|_| TcpListener::bind(local()).unwrap()).collect();
+    let mut sources: Vec<Source> =
+        nowhere.iter().map(|dead| source(dead.local_addr().unwrap(), &scene.manifest)).collect();
+    // Half of them refuse; the others take the connection and say nothing.
+    let silent = nowhere.into_iter().skip(32).collect::<Vec<_>>();
+    sources.push(scene.source());
+    scene.assert_whole(&run(scene.options(sources)).unwrap());
+    drop(silent);
 }
 
 #[test]
@@ -735,7 +816,7 @@ fn a_server_has_limits_for_what_one_peer_may_ask() {
     let scene = Scene::with(2 * MIB, |options| options.limit_bytes_per_s = Some(limit));
     let content = scene.manifest.content();
     let mut client = Client::greeted(&scene.server);
-    let asked = 2 * acervo::limits::CHUNK_REQUESTS_PER_PEER_MAX as u64;
+    let asked = 2 * limits::CHUNK_REQUESTS_PER_PEER_MAX as u64;
     for id in 0..asked {
         client.ask(id, PeerRequest::Chunk { content, index: 0 });
     }
@@ -777,47 +858,26 @@ fn a_server_closes_on_who_does_not_speak_its_language() {
     assert!(matches!(client.hear(), Some(Message::Refused { .. })));
 }
 
+/// 24 slow takers had every place there was, and whoever came later was denied until one of them was done.
 #[test]
-fn a_place_is_kept_for_nobody_who_has_not_asked_and_given_back_by_who_is_done() {
-    let scene = Scene::new(2 * MIB);
+fn any_number_of_peers_that_take_nothing_keeps_nobody_waiting() {
+    let scene = Scene::new(8 * MIB);
     let content = scene.manifest.content();
-    let places = acervo::limits::UPLOADS_MAX;
-    // Everybody asks, has a place, and takes nothing.
-    let mut clients: Vec<Client> = (0..places).map(|_| Client::greeted(&scene.server)).collect();
+    // Everybody asks, and takes nothing.
+    let mut clients: Vec<Client> = (0..60).map(|_| Client::greeted(&scene.server)).collect();
     for client in &mut clients {
         for id in 0..60 {
-            client.ask(id, PeerRequest::Chunk { content, index: id % 2 });
+            client.ask(id, PeerRequest::Chunk { content, index: id % 8 });
         }
     }
-    let mut late = Client::greeted(&scene.server);
-    wait_until("the late one is told that all places are taken", || {
-        late.ask(7, PeerRequest::Chunk { content, index: 0 });
-        match late.hear() {
-            Some(Message::ShareReply { body: PeerReply::Denied { code, .. }, .. }) => {
-                assert_eq!(code, DenialCode::Busy);
-                true
-            }
-            // It came before the server had read what one of the others asked. That one, denied its
-            // place, asks again.
-            Some(Message::ShareReply { body: PeerReply::Chunk { length }, .. }) => {
-                late.raw(length as usize);
-                for client in &mut clients {
-                    client.ask(60, PeerRequest::Chunk { content, index: 0 });
-                }
-                false
-            }
-            other => panic!("{other:?}"),
-        }
-    });
-    clients.truncate(places - 1);
-    wait_until("a place is free", || {
-        late.ask(8, PeerRequest::Chunk { content, index: 0 });
-        match late.hear() {
-            Some(Message::ShareReply { body: PeerReply::Denied { .. }, .. }) => false,
-            Some(Message::ShareReply { body: PeerReply::Chunk { .. }, .. }) => true,
-            other => panic!("{other:?}"),
-        }
-    });
+    // Until none of them is given anything any more.
+    let chunks = || scene.server.status().chunks;
+    wait_until("the buffers are taken", || chunks() >= limits::UPLOAD_CHUNKS_MAX as u64);
+    for _ in 0..3 {
+        let outcome = run(scene.options(vec![scene.source()])).unwrap();
+        scene.assert_whole(&outcome);
+        std::fs::remove_file(outcome.path).unwrap();
+    }
 }
 
 #[test]

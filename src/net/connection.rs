@@ -168,6 +168,7 @@ pub(super) struct Connection {
     pub(super) raw: Option<RawIncoming>,
     /// Everything ever received.
     pub(super) received_bytes: u64,
+    pub(super) raw_bytes: u64,
     pub(super) frame_cap: usize,
     pub(super) queue: SendQueue,
     pub(super) send_limits: SendLimits,

@@ -308,7 +308,9 @@ impl EventLoop {
                     Some(connection) if connection.wants_read() => {
                         deframer.set_cap(connection.frame_cap);
                         if let Some(raw) = &mut connection.raw {
-                            raw.filled += deframer.take_raw(raw.rest());
+                            let taken = deframer.take_raw(raw.rest());
+                            raw.filled += taken;
+                            connection.raw_bytes += taken as u64;
                             if !raw.rest().is_empty() {
                                 break;
                             }
@@ -366,7 +368,10 @@ impl EventLoop {
                 Ok(0) => return Err(CloseReason::Remote),
                 Ok(received) => {
                     match &mut connection.raw {
-                        Some(raw) => raw.filled += received,
+                        Some(raw) => {
+                            raw.filled += received;
+                            connection.raw_bytes += received as u64;
+                        }
                         None => deframer.commit(received),
                     }
                     charge_received(&mut self.net.budget, id, connection, deframer.memory_bytes());

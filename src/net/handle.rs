@@ -241,6 +241,11 @@ impl Net {
         self.connections.get(id).map_or(0, |connection| connection.received_bytes)
     }
 
+    /// Those of them that were awaited as raw bytes: frames do not count.
+    pub fn raw_bytes(&self, id: ConnectionId) -> u64 {
+        self.connections.get(id).map_or(0, |connection| connection.raw_bytes)
+    }
+
     /// Gives this connection's turns before those of others, and without regard to the time that theirs
     /// take: for the few that carry little and must not wait.
     pub fn set_urgent(&mut self, id: ConnectionId) {
@@ -492,6 +497,7 @@ impl Net {
             queue_mark: None,
             raw: None,
             received_bytes: 0,
+            raw_bytes: 0,
             frame_cap: self.config.first_frame_bytes_max,
             queue: SendQueue::default(),
             send_limits: self.config.send_limits,

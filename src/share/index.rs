@@ -11,13 +11,18 @@
 //!    it; its count is how many such files the peer has.
 //! 3. Nothing exceeds [`IndexLimits`]; whatever would is refused before anything is changed.
 //!
-//! There is no clock and no IO here: `now` is a time since any one beginning that the caller chooses.
+//! There is no clock, no chance and no IO here: `now` is a time since any one beginning that the caller chooses, and
+//! `seed` draws the sample of sources where there are more than an answer may name.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 use super::names::FileName;
 use super::types::{ContentId, FileEntry, PeerId};
@@ -301,8 +306,8 @@ impl Index {
     }
 
     /// Who has a file of exactly this name: by how many offer its content, then by peer. At most
-    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX).
-    pub fn search(&self, name: &FileName) -> Vec<Source> {
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample that `seed` draws.
+    pub fn search(&self, name: &FileName, seed: u64) -> Vec<Source> {
         let name = Arc::new(name.clone());
         let range = (Arc::clone(&name), PEER_MIN)..=(Arc::clone(&name), PEER_MAX);
         let sources: Vec<Source> = self
@@ -314,23 +319,21 @@ impl Index {
                 Some(Source { peer: *peer, address: known.address, size, content })
             })
             .collect();
-        most_offered_first(sources)
+        most_offered_first(sources, seed)
     }
 
     /// Who has this content, whole or in part, in order of the peers' ids. At most
-    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), those who have it whole first.
-    pub fn sources_of(&self, content: ContentId) -> Vec<Source> {
+    /// [`SOURCES_PER_ANSWER_MAX`](limits::SOURCES_PER_ANSWER_MAX), a sample that `seed` draws, those who have it
+    /// whole first.
+    pub fn sources_of(&self, content: ContentId, seed: u64) -> Vec<Source> {
         let holders = self.contents.range((content, PEER_MIN)..=(content, PEER_MAX));
         let (whole, parts): (Vec<_>, Vec<_>) = holders.partition(|(_, holding)| holding.files > 0);
-        whole
-            .into_iter()
-            .chain(parts)
-            .filter_map(|((content, peer), holding)| {
-                let address = self.peers.get(peer)?.address;
-                Some(Source { peer: *peer, address, size: holding.size, content: *content })
-            })
-            .take(limits::SOURCES_PER_ANSWER_MAX)
-            .collect()
+        let source = |((content, peer), holding): &(&(ContentId, PeerId), &Holding)| {
+            let address = self.peers.get(peer)?.address;
+            Some(Source { peer: *peer, address, size: holding.size, content: *content })
+        };
+        let [whole, parts] = [whole, parts].map(|of| of.iter().filter_map(source).collect());
+        whole_first(whole, parts, seed)
     }
 
     /// A page of peers, in order of id, and whether more follow.
@@ -491,15 +494,39 @@ pub fn summaries(
 }
 
 /// Sorts sources so that those of the most offered content come first, then by peer, and keeps no
-/// more than an answer may have.
-pub fn most_offered_first(mut sources: Vec<Source>) -> Vec<Source> {
+/// more than an answer may have: of one content a sample, since peers choose their ids.
+pub fn most_offered_first(mut sources: Vec<Source>, seed: u64) -> Vec<Source> {
     let mut offers: HashMap<ContentId, u32> = HashMap::new();
     sources.iter().for_each(|source| *offers.entry(source.content).or_default() += 1);
-    sources.sort_by_key(|source| {
+    let by_content = |source: &Source| {
         let count = offers.get(&source.content).copied().unwrap_or_default();
-        (std::cmp::Reverse(count), source.content, source.peer)
-    });
-    sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
+        (std::cmp::Reverse(count), source.content)
+    };
+    if sources.len() > limits::SOURCES_PER_ANSWER_MAX {
+        sources.shuffle(&mut SmallRng::seed_from_u64(seed));
+        // Of one content they stay shuffled.
+        sources.sort_by_key(by_content);
+        sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
+    }
+    sources.sort_by_key(|source| (by_content(source), source.peer));
+    sources
+}
+
+/// Those who have a content whole and then those who have parts of it, by peer, no more than an answer may have: a
+/// sample, since peers choose their ids.
+pub fn whole_first(whole: Vec<Source>, parts: Vec<Source>, seed: u64) -> Vec<Source> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut sample = |mut sources: Vec<Source>, room: usize| {
+        if sources.len() > room {
+            sources.shuffle(&mut random);
+            sources.truncate(room);
+        }
+        sources.sort_by_key(|source| source.peer);
+        sources
+    };
+    let mut sources = sample(whole, limits::SOURCES_PER_ANSWER_MAX);
+    let room = limits::SOURCES_PER_ANSWER_MAX - sources.len();
+    sources.extend(sample(parts, room));
     sources
 }
 

@@ -107,3 +107,8 @@ fn any_rows_are_a_store_or_an_error() {
 fn any_bytes_are_the_state_of_a_shared_folder_or_none() {
     run("share_state");
 }
+
+#[test]
+fn any_block_is_the_trailer_of_a_part_or_none() {
+    run("part");
+}

@@ -13,10 +13,11 @@ use std::time::{Duration, SystemTime};
 use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::share::content::{Manifest, chunk_count};
+use acervo::share::fetch::Mark;
 use acervo::share::folder::{Look, state};
 use acervo::share::names::FileName;
 use acervo::share::offer::FileStamp;
-use acervo::share::types::PeerId;
+use acervo::share::types::{ContentId, PeerId};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
@@ -40,11 +41,12 @@ pub struct Target {
 }
 
 /// Every target there is.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "frames", run: frames, examples: frame_examples },
     Target { name: "messages", run: messages, examples: message_examples },
     Target { name: "log", run: log, examples: log_examples },
     Target { name: "snapshot", run: snapshot, examples: snapshot_examples },
+    Target { name: "part", run: part, examples: part_examples },
     Target { name: "rows", run: rows, examples: row_examples },
     Target { name: "share_state", run: share_state, examples: share_state_examples },
 ];
@@ -615,4 +617,20 @@ fn share_state_examples() -> Vec<Vec<u8>> {
         state::encode(PeerId(7), 42, files.into_iter()).expect("it fits into memory")
     };
     vec![encode(files.clone()), encode(files[1..].to_vec()), encode(Vec::new())]
+}
+
+// ---- partial files --------------------------------------------------------------------------
+
+/// What the last block of a `NAME.part` says. Every byte of it counts: whatever is taken for a trailer is the one that
+/// would be written.
+pub fn part(data: &[u8]) {
+    if let Some(mark) = Mark::decode(data) {
+        assert_eq!(mark.encode(), data);
+    }
+}
+
+fn part_examples() -> Vec<Vec<u8>> {
+    let mark = |size, content| Mark { size, content: ContentId([content; 32]) }.encode().to_vec();
+    let good = mark(1 << 30, 7);
+    vec![mark(0, 0), good[..88].to_vec(), good[..4095].to_vec(), good]
 }

@@ -3,13 +3,14 @@
 
 mod stages;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::api::{FetchError, FetchOptions, Outcome, Phase, SourceProgress, SourceState};
-use super::hashes::HashList;
+use super::hashes::HashLists;
 use super::links::{Incoming, Link, Question};
 use super::part::Part;
 use super::store::{self, Done, Job};
@@ -21,6 +22,7 @@ use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::greeting;
 use crate::share::rate::{RateMeter, TokenBucket};
 use crate::share::swarm::{Action, Config, DropReason, SourceId, Standing, Swarm};
+use crate::share::types::PeerId;
 use crate::text;
 use crate::wire::codec;
 use crate::wire::message::Message;
@@ -36,6 +38,8 @@ type Judged = Result<(), DropReason>;
 /// What bounds a download's memory and threads; tests draw it small.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
+    /// See [`limits::SOURCES_MAX`].
+    pub sources_max: usize,
     /// See [`limits::DOWNLOAD_CHUNKS_MAX`].
     pub chunks_max: usize,
     /// See [`limits::DOWNLOAD_WORKERS`].
@@ -44,7 +48,18 @@ pub(super) struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { chunks_max: limits::DOWNLOAD_CHUNKS_MAX, workers: limits::DOWNLOAD_WORKERS }
+        Sizes {
+            sources_max: limits::SOURCES_MAX,
+            chunks_max: limits::DOWNLOAD_CHUNKS_MAX,
+            workers: limits::DOWNLOAD_WORKERS,
+        }
+    }
+}
+
+impl Sizes {
+    /// Each source in use has a buffer to receive into, and each chunk that has arrived keeps its own.
+    fn buffers(self) -> usize {
+        self.sources_max + self.chunks_max
     }
 }
 
@@ -59,16 +74,16 @@ pub(super) struct Driver {
     swarm: Swarm,
     /// By source id.
     links: Vec<Link>,
+    /// Those that are known, so that none is taken for two.
+    known: HashSet<(PeerId, SocketAddr)>,
     by_connection: ConnectionMap<SourceId>,
     next_request: u64,
     /// Of the source lost last: who, why.
-    last_lost: String,
+    last_lost: Option<String>,
 
-    list: HashList,
-    /// When it last became longer.
+    lists: HashLists,
+    /// When one of them last became longer.
     hashes_at: Duration,
-    /// The request for hashes that is waited for.
-    list_request: u64,
     manifest: Option<Arc<Manifest>>,
     stored: Arc<SharedChunks>,
     /// While checking: the first chunk that no worker has been given.
@@ -99,7 +114,7 @@ impl Driver {
         let started = Instant::now();
         let wake = shared.wake.clone();
         // Every buffer may be at a worker, and there are two jobs without one.
-        let jobs_max = sizes.chunks_max + 2;
+        let jobs_max = sizes.buffers() + 2;
         let (threads, wake) = (sizes.workers, move || wake.wake());
         let workers = Pool::start("share-store", threads, jobs_max, wake, |_| store::work)?;
         let config = Config {
@@ -107,6 +122,9 @@ impl Driver {
             seed: options.seed,
             rate_constant: RATE_CONSTANT,
             rate_min: limits::SOURCE_RATE_MIN,
+            sources_max: sizes.sources_max,
+            known_max: limits::SOURCES_KNOWN_MAX,
+            chunks_max: sizes.chunks_max,
         };
         let bucket = options.limit_bytes_per_s.map(|rate| {
             let burst = (rate / 20).max(limits::PACED_PIECE_BYTES_MIN as u64);
@@ -120,17 +138,17 @@ impl Driver {
             result: None,
             swarm: Swarm::new(config, Duration::ZERO),
             links: Vec::new(),
+            known: HashSet::new(),
             by_connection: ConnectionMap::default(),
             next_request: 1,
-            last_lost: "nobody has it".to_owned(),
-            list: HashList::new(options.content, options.size),
+            last_lost: None,
+            lists: HashLists::new(options.content, options.size),
             hashes_at: Duration::ZERO,
-            list_request: 0,
             manifest: None,
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
             check_next: 0,
             checked: 0,
-            buffers: BufferPool::new(limits::CHUNK_BYTES, sizes.chunks_max),
+            buffers: BufferPool::new(limits::CHUNK_BYTES, sizes.buffers()),
             sizes,
             workers,
             bucket,
@@ -166,15 +184,28 @@ impl Driver {
     }
 
     /// Takes in the sources that were added from outside.
-    fn take_sources(&mut self, net: &Net) {
-        for source in std::mem::take(&mut *self.shared.added()) {
-            let same = |link: &Link| {
-                link.source.peer == source.peer && link.source.address == source.address
-            };
+    fn take_sources(&mut self, net: &mut Net) {
+        let added = std::mem::take(&mut *self.shared.added());
+        if added.is_empty() {
+            return;
+        }
+        // Whoever was left is closed before its id becomes another one's.
+        self.act(net);
+        for source in added {
             let fits = (source.content, source.size) == (self.options.content, self.options.size);
-            if fits && !self.links.iter().any(same) && self.links.len() < limits::SOURCES_MAX {
-                self.links.push(Link::new(source));
-                self.swarm.add_source(self.elapsed(net));
+            let place = (source.peer, source.address);
+            if !fits || self.known.contains(&place) {
+                continue;
+            }
+            // Without a place the next offer of it comes in question.
+            let Some(id) = self.swarm.add_source(self.elapsed(net)) else { continue };
+            self.known.insert(place);
+            match self.links.get_mut(id.0) {
+                None => self.links.push(Link::new(source)),
+                Some(link) => {
+                    let forgotten = std::mem::replace(link, Link::new(source)).source;
+                    self.known.remove(&(forgotten.peer, forgotten.address));
+                }
             }
         }
     }
@@ -213,16 +244,15 @@ impl Driver {
     fn close(&mut self, net: &mut Net, source: SourceId, why: &str) {
         let link = &mut self.links[source.0];
         why.clone_into(&mut link.lost);
-        self.last_lost = format!("{}: {why}", link.source.address);
-        log::info!("source {}", self.last_lost);
+        let lost = format!("{}: {why}", link.source.address);
+        log::info!("source {lost}");
+        self.last_lost = Some(lost);
         if let Some(connection) = link.connection {
             self.by_connection.remove(&connection);
             net.close(connection);
         }
         link.reset(None);
-        if self.list.asked() == Some(source) {
-            self.list.give_up();
-        }
+        self.lists.lost(source);
     }
 
     /// A connection ended, or did not come about.
@@ -230,11 +260,8 @@ impl Driver {
         let Some(source) = self.by_connection.get(&connection).copied() else {
             return;
         };
-        // A refusal says more than the end that follows it.
-        let refusal = std::mem::take(&mut self.links[source.0].lost);
-        let why = if refusal.is_empty() { why } else { &refusal };
         self.close(net, source, why);
-        self.swarm.disconnected(source, limits::SOURCE_AWAY_MIN, self.elapsed(net));
+        self.swarm.disconnected(source, self.elapsed(net));
     }
 
     fn message(&mut self, net: &mut Net, source: SourceId, message: Message) -> Judged {
@@ -251,11 +278,18 @@ impl Driver {
                 self.ask(net, source, Question::Watch, body);
                 Ok(())
             }
+            // Its last word: what may come after it is not waited for.
             Message::Refused { reason } => {
-                link.lost = said(&reason);
+                let connection = link.connection;
+                if let Some(connection) = connection {
+                    self.lost(net, connection, &said(&reason));
+                }
                 Ok(())
             }
-            Message::Pong { .. } => Ok(()),
+            Message::Pong { .. } if link.pings > 0 => {
+                link.pings -= 1;
+                Ok(())
+            }
             Message::ShareReply { id, body } if link.greeted => self.reply(net, source, id, body),
             _ => Err(DropReason::Protocol),
         }
@@ -272,13 +306,7 @@ impl Driver {
                 self.swarm.have(source, &runs);
                 Ok(())
             }
-            (Question::Hashes, PeerReply::Hashes { hashes }) => {
-                // One that was given up may answer late.
-                if id == self.list_request && self.list.asked() == Some(source) {
-                    return self.hashes(net, source, &hashes);
-                }
-                Ok(())
-            }
+            (Question::Hashes, PeerReply::Hashes { hashes }) => self.hashes(net, source, &hashes),
             (Question::Chunk(index), PeerReply::Chunk { length }) => {
                 if length as usize != chunk_len(index, self.options.size) {
                     return Err(DropReason::WrongBytes);
@@ -292,7 +320,14 @@ impl Driver {
                 self.denied(net, source, index, code, &message);
                 Ok(())
             }
-            (_, PeerReply::Denied { message, .. }) => Err(DropReason::Refused(said(&message))),
+            (_, PeerReply::Denied { code: DenialCode::Invalid, message }) => {
+                Err(DropReason::Refused(said(&message)))
+            }
+            // It has the content no more, or just now not.
+            (_, PeerReply::Denied { message, .. }) => {
+                self.swarm.withdrawn(source, &said(&message), self.elapsed(net));
+                Ok(())
+            }
             _ => Err(DropReason::Protocol),
         }
     }
@@ -307,24 +342,19 @@ impl Driver {
     ) {
         let (now, message) = (self.elapsed(net), said(message));
         self.swarm.denied(source, index, code, &message, now);
-        if code == DenialCode::Cancelled {
-            return;
-        }
-        let link = &self.links[source.0];
-        self.last_lost = format!("{}: {message}", link.source.address);
-        // Does it lack the chunk, or everything? If it says so, it is left.
-        let is_asking = link.asked.values().any(|question| *question == Question::Hashes);
-        if code == DenialCode::NotFound && !is_asking {
-            let body = PeerRequest::Hashes { content: self.options.content, first: 0 };
-            self.ask(net, source, Question::Hashes, body);
+        if code != DenialCode::Cancelled {
+            self.last_lost = Some(format!("{}: {message}", self.links[source.0].source.address));
         }
     }
 
     // ---- receiving ------------------------------------------------------------------------
 
-    /// Gives free buffers to connections whose next chunk waits for one.
+    /// Gives buffers to connections whose next chunk waits for one, as far as chunks are stored as they arrive.
     fn receive_waiting(&mut self, net: &mut Net) {
         for source in (0..self.links.len()).map(SourceId) {
+            if !self.swarm.may_receive() {
+                return;
+            }
             let link = &mut self.links[source.0];
             let (Some(Incoming::Waiting(index)), Some(connection)) =
                 (link.incoming, link.connection)
@@ -358,21 +388,25 @@ impl Driver {
     /// many.
     fn account(&mut self, net: &mut Net) {
         let now = self.elapsed(net);
-        let mut bytes = 0;
+        let (mut bytes, mut chunk_bytes) = (0, 0);
         for (link, source) in self.links.iter_mut().zip((0..).map(SourceId)) {
             let Some(connection) = link.connection else {
                 continue;
             };
             let received = net.received_bytes(connection);
-            let new = received.saturating_sub(link.received_bytes);
+            bytes += received.saturating_sub(link.received_bytes);
             link.received_bytes = received;
-            bytes += new;
+            // Nothing but what was asked for is progress, or a source's rate.
+            let of_chunks = net.raw_bytes(connection);
+            let new = of_chunks.saturating_sub(link.chunk_bytes);
+            link.chunk_bytes = of_chunks;
+            chunk_bytes += new;
             self.swarm.received(source, new, now);
             if self.held || matches!(link.incoming, Some(Incoming::Waiting(_))) {
                 self.swarm.held(source, now);
             }
         }
-        self.meter.add(bytes, now);
+        self.meter.add(chunk_bytes, now);
         let Some(bucket) = &mut self.bucket else {
             return;
         };
@@ -426,12 +460,16 @@ impl Driver {
     // ---- now and then -----------------------------------------------------------------------
 
     fn publish(&self, net: &Net) {
-        let sources = self.links.iter().zip((0..).map(SourceId)).map(|(link, id)| {
+        let all = self.links.iter().zip((0..).map(SourceId));
+        let tried = all.filter(|(_, id)| self.swarm.standing(*id) != Standing::Untried);
+        let sources = tried.map(|(link, id)| {
             let state = match self.swarm.standing(id) {
                 Standing::Connecting => SourceState::Connecting,
                 Standing::Ready if self.swarm.owed(id) > 0 => SourceState::Active,
                 Standing::Ready => SourceState::Idle,
-                Standing::Away { .. } | Standing::Banned => SourceState::Lost(link.lost.clone()),
+                Standing::Untried | Standing::Away { .. } | Standing::Banned => {
+                    SourceState::Lost(link.lost.clone())
+                }
             };
             SourceProgress {
                 peer: link.source.peer,
@@ -459,6 +497,8 @@ impl Driver {
     }
 
     fn give_up_in_time(&mut self, net: &mut Net) {
+        // Whoever was left just now is to be named.
+        self.act(net);
         let waited = match self.phase {
             Phase::Asking => self.elapsed(net).saturating_sub(self.hashes_at),
             Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
@@ -467,9 +507,24 @@ impl Driver {
         // With sources that are gone for good there is nothing to wait for.
         let hopeless = !self.links.is_empty() && self.swarm.is_hopeless();
         if hopeless || waited >= self.options.patience {
-            let (name, last) = (self.options.name.clone(), self.last_lost.clone());
+            let (name, last) = (self.options.name.clone(), self.why_nobody());
             self.end(net, Err(FetchError::NoSource { name, last }));
         }
+    }
+
+    /// Why nobody gives anything: whoever is there and owes something comes first.
+    fn why_nobody(&self) -> String {
+        let with = |wanted: Standing| {
+            let mut ids = (0..self.links.len()).map(SourceId);
+            let id = ids.find(|id| self.swarm.standing(*id) == wanted)?;
+            Some(self.links[id.0].source.address)
+        };
+        let silent = || with(Standing::Ready).map(|address| format!("{address}: it is silent"));
+        let unreached =
+            || with(Standing::Connecting).map(|address| format!("{address}: it does not answer"));
+        // Of one that refuses there is more to say than that it is silent since.
+        let why = silent().or_else(|| self.last_lost.clone()).or_else(unreached);
+        why.unwrap_or_else(|| "nobody has it".to_owned())
     }
 
     fn ping(&mut self, net: &mut Net) {
@@ -479,6 +534,7 @@ impl Driver {
         self.next_ping = net.now() + limits::SHARE_PING_INTERVAL;
         for source in (0..self.links.len()).map(SourceId) {
             if self.links[source.0].ready().is_some() {
+                self.links[source.0].pings += 1;
                 self.send(net, source, &Message::Ping { nonce: 0 });
             }
         }

@@ -35,8 +35,12 @@ pub(super) struct Link {
     /// and not answered yet.
     pub(super) asked: HashMap<u64, Question>,
     pub(super) incoming: Option<Incoming>,
-    /// Bytes received on this connection and accounted for.
+    /// PINGs that were not answered yet.
+    pub(super) pings: u32,
+    /// Bytes of every kind received on this connection and accounted for …
     pub(super) received_bytes: u64,
+    /// … and bytes of chunks.
+    pub(super) chunk_bytes: u64,
     /// Why the last connection ended.
     pub(super) lost: String,
 }
@@ -49,7 +53,9 @@ impl Link {
             greeted: false,
             asked: HashMap::new(),
             incoming: None,
+            pings: 0,
             received_bytes: 0,
+            chunk_bytes: 0,
             lost: String::new(),
         }
     }
@@ -60,7 +66,9 @@ impl Link {
         self.greeted = false;
         self.asked = HashMap::new();
         self.incoming = None;
+        self.pings = 0;
         self.received_bytes = 0;
+        self.chunk_bytes = 0;
     }
 
     /// The connection, once it can be used.

@@ -40,7 +40,8 @@ use crate::wire::share::Source;
 pub use api::{FetchError, FetchOptions, Outcome, Phase, Progress, SourceProgress, SourceState};
 use driver::{Driver, Sizes};
 pub use find::{FindError, find};
-use hashes::HashList;
+use hashes::HashLists;
+pub use part::Mark;
 use part::{Existing, Part};
 
 /// How often a file that another download is just finishing is looked for again.
@@ -143,7 +144,7 @@ impl FetchHandle {
     pub fn add_source(&self, source: Source) {
         let mut added = self.shared.added();
         // Whoever adds faster than a download can look has more than it takes anyway.
-        if added.len() < limits::SOURCES_MAX {
+        if added.len() < limits::SOURCES_KNOWN_MAX {
             added.push(source);
         }
         drop(added);
@@ -202,6 +203,7 @@ fn loop_config(options: &FetchOptions) -> LoopConfig {
         }),
         read_budget_bytes: budget as usize,
         first_frame_bytes_max: limits::SHARE_FRAME_BYTES_MAX,
+        handshake_timeout: limits::SOURCE_DIAL_TIMEOUT,
         congestion: options.congestion.clone(),
         ..LoopConfig::default()
     }
@@ -275,7 +277,7 @@ fn fetch(
     let name = options.name.clone();
     let internal = |reason: String| FetchError::Internal { name: name.clone(), reason };
     if chunk_count(options.size) == 0 {
-        let manifest = HashList::without_asking(options.content, options.size)
+        let manifest = HashLists::without_asking(options.content, options.size)
             .ok_or_else(|| internal("a file of no bytes does not have this hash".to_owned()))?;
         let stamp = part.finish()?;
         return Ok(Outcome {

@@ -323,20 +323,28 @@ impl Part {
 
     /// Makes sure that the disk has room for everything, and marks the file as what it is.
     fn make_room(&self) -> Result<(), FetchError> {
-        let allocated = self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512);
         // Not by allocating: what does not fit would take all room there is from everybody else, for a moment.
-        let fits = self.length().saturating_sub(allocated) <= self.free();
-        let made = match fits {
+        let made = self.fits().and_then(|fits| match fits {
             true => self.file.write_all_at(&self.mark.encode(), self.trailer_at()),
             false => Err(io::ErrorKind::StorageFull.into()),
-        };
+        });
         made.map_err(|error| self.write_error(error, self.mark.size))
+    }
+
+    /// Whether the disk has room for what is not allocated yet.
+    fn fits(&self) -> io::Result<bool> {
+        let allocated = self.file.metadata()?.blocks().saturating_mul(512);
+        Ok(self.length().saturating_sub(allocated) <= self.free())
     }
 
     /// Has the file system set everything aside, so that nobody else can take it. `false`: it does not
     /// know how. That takes a millisecond on most, and a tenth of a second a gibibyte on one in memory:
     /// so it is done while the first chunks are on their way.
     pub(super) fn allocate(&self) -> io::Result<bool> {
+        // Others may have written meanwhile: never so much that nothing is left to them.
+        if !self.fits()? {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         // A piece at a time: the file is locked meanwhile, and chunks want to be written.
         let mut at = 0;
         while at < self.length() {

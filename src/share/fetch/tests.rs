@@ -108,7 +108,11 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
     let (_servers, manifest, sources) = three_peers(shared.path(), &bytes);
     for seed in 0..12 {
         let to = tempfile::tempdir().unwrap();
-        let sizes = Sizes { chunks_max: 1 + seed as usize % 3, workers: 1 + seed as usize / 3 % 2 };
+        let sizes = Sizes {
+            sources_max: 3,
+            chunks_max: 1 + seed as usize % 3,
+            workers: 1 + seed as usize / 3 % 2,
+        };
         let options = FetchOptions {
             content: manifest.content(),
             size: manifest.size(),

@@ -230,7 +230,7 @@ fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> 
     let mut rows = Vec::new();
     for of in 0..5 {
         let found: Vec<(u64, u8)> = index
-            .search(&name(of))
+            .search(&name(of), 1)
             .into_iter()
             .map(|source| (source.peer.0, source.content.0[0]))
             .collect();
@@ -250,7 +250,7 @@ fn compare(index: &Index, model: &Model, now: u64) -> Result<(), TestCaseError> 
     prop_assert_eq!(listed, rows);
     prop_assert!(!more);
     for what in 0..4 {
-        let sources = index.sources_of(content(what));
+        let sources = index.sources_of(content(what), 1);
         let found: Vec<u64> = sources.iter().map(|source| source.peer.0).collect();
         prop_assert_eq!(found, model.sources_of(what), "content {}", what);
         prop_assert!(sources.iter().all(|source| source.size == u64::from(what) * 10));

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rand::Rng;
+
 use crate::client::ClientError;
 use crate::limits;
 use crate::share::index::{Index, IndexError, IndexLimits, Member, Place};
@@ -201,11 +203,11 @@ impl Directory for MemoryDirectory {
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {
-        Ok(self.index().search(name))
+        Ok(self.index().search(name, rand::rng().next_u64()))
     }
 
     fn sources_of(&self, content: ContentId) -> Result<Vec<Source>, DirectoryError> {
-        Ok(self.index().sources_of(content))
+        Ok(self.index().sources_of(content, rand::rng().next_u64()))
     }
 
     fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool), DirectoryError> {

@@ -3,9 +3,9 @@
 //! One thread owns the sockets (`service`); two others open and read the files (`source`), into
 //! buffers that go to the sockets as they are. What bounds it:
 //!
-//! - Every peer that gets chunks has a buffer of its own, so that none waits for another one's slow
-//!   line; the few spare ones go to whoever is quick. Who comes when all places are taken is told
-//!   `BUSY`. Memory is the sum of the buffers, whatever the number and size of the files.
+//! - Buffers go round, a chunk at a time, and some of them are only for who is quick (`places`): so none waits for another
+//!   one's slow line. Who has no turn within a second is told `BUSY`, and whoever takes longest over a chunk gives way
+//!   to those that wait. Memory is the sum of the buffers, whatever the number and size of the files.
 //! - A peer has a limit on what it may ask for ahead, and time limits on asking and on taking.
 //! - Under a rate limit, chunks are cut into pieces of a tick's worth, and all peers share the rate.
 //!
@@ -15,6 +15,7 @@
 //! Left out: files that were never asked of the catalogue, folders below the shared one, choking.
 
 mod peers;
+mod places;
 mod service;
 mod source;
 

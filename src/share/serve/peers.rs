@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::places::Times;
 use crate::limits;
 use crate::share::chunks::ChunkSet;
 use crate::share::types::ContentId;
@@ -53,6 +54,10 @@ pub(super) struct Peer {
     pub watches: Vec<Watch>,
     /// Since when it has been taking the chunk that it takes now.
     pub taking_since: Option<Instant>,
+    /// How long it took over the last one.
+    pub took: Option<Duration>,
+    /// When it last had its turn, or asked after it had wanted nothing.
+    pub waiting_since: Option<Instant>,
 }
 
 impl Peer {
@@ -67,6 +72,8 @@ impl Peer {
             behind: Vec::new(),
             watches: Vec::new(),
             taking_since: None,
+            took: None,
+            waiting_since: None,
         }
     }
 
@@ -76,7 +83,13 @@ impl Peer {
         self.reading + self.outgoing.len() + sent_to_the_end
     }
 
-    /// Whether it takes up one of the places.
+    /// How it takes its chunks.
+    pub(super) fn times(&self, now: Instant) -> Times {
+        let taking = self.taking_since.map(|since| now.saturating_duration_since(since));
+        Times { took: self.took, taking }
+    }
+
+    /// Whether it is being served, or waits for that.
     pub(super) fn is_uploading(&self) -> bool {
         !self.wanted.is_empty() || self.holds() > 0
     }

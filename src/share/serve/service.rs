@@ -5,11 +5,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::peers::{Outgoing, Peer, Wanted, Watch};
+use super::places::{Places, Taker};
 use super::source::{self, SourceError};
 use super::{Counters, ServeOptions};
 use crate::limits;
@@ -129,7 +130,7 @@ impl ShareService {
             PeerRequest::Hashes { content, first } => Some(self.hashes(content, first)),
             PeerRequest::Watch { content } => self.watch(net, id, request, content).err(),
             PeerRequest::Chunk { content, index } => {
-                self.want(id, Wanted { request, content, index }).err()
+                self.want(id, Wanted { request, content, index }, net.now()).err()
             }
             PeerRequest::Cancel { request } => {
                 self.cancel(net, id, request);
@@ -237,7 +238,7 @@ impl ShareService {
     }
 
     /// Takes note of a wish for a chunk; or the answer to one that cannot be had.
-    fn want(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
+    fn want(&mut self, id: ConnectionId, wanted: Wanted, now: Instant) -> Result<(), PeerReply> {
         let Wanted { content, index, .. } = wanted;
         let (_, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
         if index >= chunk_count(offer.manifest.size()) {
@@ -248,12 +249,6 @@ impl ShareService {
             let message = format!("chunk {index} of {content} has not arrived here yet");
             return Err(denied(DenialCode::NotFound, message));
         }
-        let is_uploading = self.peers.get(&id).is_some_and(Peer::is_uploading);
-        let uploads = self.peers.values().filter(|peer| peer.is_uploading()).count();
-        if !is_uploading && uploads >= limits::UPLOADS_MAX {
-            let message = format!("{uploads} others are being served; try again later");
-            return Err(denied(DenialCode::Busy, message));
-        }
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
         };
@@ -261,10 +256,17 @@ impl ShareService {
             let message = "too many chunks are asked for at once".to_owned();
             return Err(denied(DenialCode::Busy, message));
         }
+        if peer.wanted.is_empty() {
+            peer.waiting_since = Some(now);
+        }
         peer.wanted.push_back(wanted);
         // Once each: what was called off may have left its turn here.
         if !self.turns.contains(&id) {
-            self.turns.push_back(id);
+            // Whoever is new comes first, so that a crowd that takes nothing does not hide it.
+            match peer.took {
+                None => self.turns.push_front(id),
+                Some(_) => self.turns.push_back(id),
+            }
         }
         Ok(())
     }
@@ -283,35 +285,78 @@ impl ShareService {
 
     /// Has chunks read for those who want some, in turn, as far as there are buffers.
     fn read_ahead(&mut self, net: &mut Net) {
-        // Every one that uploads has a buffer; only what is left then may be a second or third one.
-        let mut spare = limits::UPLOAD_CHUNKS_MAX - limits::UPLOADS_MAX;
-        for peer in self.peers.values() {
-            spare = spare.saturating_sub(peer.holds().saturating_sub(1));
+        if self.turns.is_empty() {
+            return;
         }
-        let mut passed = 0;
-        while passed < self.turns.len()
-            && let Some(id) = self.turns.pop_front()
-        {
-            let Some(peer) = self.peers.get_mut(&id) else {
-                continue;
-            };
-            let Some(&wanted) = peer.wanted.front() else {
-                continue;
-            };
-            let holds = peer.holds();
-            if holds >= limits::UPLOAD_CHUNKS_PER_PEER_MAX || (holds > 0 && spare == 0) {
-                self.turns.push_back(id);
-                passed += 1;
-                continue;
+        let (now, taker) = (net.now(), self.takers());
+        let held = |of: Taker| {
+            let peers = self.peers.values().filter(|peer| taker(peer, now) == of);
+            peers.map(Peer::holds).sum()
+        };
+        let free = self.buffers.available();
+        let mut places = Places { free, slow: held(Taker::Slow), new: held(Taker::New) };
+        for second_round in [false, true] {
+            let mut passed = 0;
+            while passed < self.turns.len()
+                && let Some(id) = self.turns.pop_front()
+            {
+                let Some(peer) = self.peers.get_mut(&id) else {
+                    continue;
+                };
+                let Some(&wanted) = peer.wanted.front() else {
+                    continue;
+                };
+                let kind = taker(peer, now);
+                if !places.may_have_one(peer.holds(), kind, second_round) {
+                    self.turns.push_back(id);
+                    passed += 1;
+                    continue;
+                }
+                places.taken(kind);
+                peer.wanted.pop_front();
+                peer.waiting_since = Some(now);
+                if !peer.wanted.is_empty() {
+                    self.turns.push_back(id);
+                }
+                passed = 0;
+                if let Err(body) = self.read(id, wanted) {
+                    self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+                }
             }
-            peer.wanted.pop_front();
-            if !peer.wanted.is_empty() {
-                self.turns.push_back(id);
-            }
-            passed = 0;
-            spare -= usize::from(holds > 0);
-            if let Err(body) = self.read(id, wanted) {
-                self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+        }
+    }
+
+    /// Tells how a peer takes its chunks beside the others.
+    fn takers(&self) -> impl Fn(&Peer, Instant) -> Taker + use<> {
+        let uploading = self.peers.values().filter(|peer| peer.is_uploading());
+        let quickest = uploading.filter_map(|peer| peer.took).min();
+        let is_paced = self.pace.is_some();
+        move |peer, now| peer.times(now).taker(quickest, is_paced)
+    }
+
+    /// Peers that want something, have nothing, and have waited for so long.
+    fn waiting(
+        &self,
+        now: Instant,
+        least: Duration,
+    ) -> impl Iterator<Item = (ConnectionId, &Peer)> {
+        self.peers.iter().map(|(id, peer)| (*id, peer)).filter(move |(_, peer)| {
+            let waits = !peer.wanted.is_empty() && peer.holds() == 0;
+            let since = peer.waiting_since;
+            waits && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
+        })
+    }
+
+    /// Tells those that it cannot serve soon, before they take it for silent.
+    fn refuse_waiting(&mut self, net: &mut Net) {
+        let long: Vec<ConnectionId> =
+            self.waiting(net.now(), limits::UPLOAD_WAIT_MAX).map(|(id, _)| id).collect();
+        for id in long {
+            let wanted = self.peers.get_mut(&id).map(|peer| std::mem::take(&mut peer.wanted));
+            for Wanted { request, .. } in wanted.unwrap_or_default() {
+                let message = "others are being served; try again later".to_owned();
+                let body = denied(DenialCode::Busy, message);
+                self.say(net, id, &Message::ShareReply { id: request, body });
             }
         }
     }
@@ -430,19 +475,37 @@ impl ShareService {
         }
     }
 
-    /// Ends connections that take too long over a chunk.
+    /// Ends connections that take too long over a chunk, the slowest first: no more than there are peers that wait for
+    /// their buffers, but those that have not taken it in a minute in any case.
     fn drop_slow(&mut self, net: &mut Net) {
         if self.pace.is_some() {
             return;
         }
-        for (id, peer) in &self.peers {
-            let slow = |since: Instant| {
-                net.now().saturating_duration_since(since) >= limits::UPLOAD_CHUNK_TIMEOUT
-            };
-            if peer.taking_since.is_some_and(slow) {
-                log::info!("{} takes too long over a chunk", peer.address);
-                net.close(*id);
+        let (now, taker) = (net.now(), self.takers());
+        let mut slow: Vec<(Duration, usize, ConnectionId)> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.holds() > 0 && taker(peer, now) == Taker::Slow)
+            .filter_map(|(id, peer)| Some((peer.times(now).taking?, peer.holds(), *id)))
+            .collect();
+        slow.sort_unstable_by_key(|(taking, ..)| std::cmp::Reverse(*taking));
+        let mut waiting = self.waiting(now, limits::SHARE_TICK).count();
+        let not_slow = self.waiting(now, Duration::ZERO);
+        let mut not_slow = not_slow.filter(|(_, peer)| taker(peer, now) != Taker::Slow).count();
+        let mut held: usize = slow.iter().map(|(_, holds, _)| holds).sum();
+        for (taking, holds, id) in slow {
+            // New ones that have turned out to be slow.
+            let too_many = not_slow > 0 && held > limits::UPLOAD_SLOW_CHUNKS_MAX;
+            let waited_for = waiting > 0 && taking >= limits::UPLOAD_CHUNK_TIMEOUT_CROWDED;
+            if !too_many && !waited_for && taking < limits::UPLOAD_CHUNK_TIMEOUT {
+                return;
             }
+            (waiting, not_slow) = (waiting.saturating_sub(holds), not_slow.saturating_sub(holds));
+            held -= holds;
+            if let Some(peer) = self.peers.get(&id) {
+                log::info!("{} takes too long over a chunk", peer.address);
+            }
+            net.close(id);
         }
     }
 }
@@ -508,6 +571,8 @@ impl Service for ShareService {
             return;
         };
         if peer.pieces.pop_front() == Some(true) {
+            let since = peer.taking_since.take();
+            peer.took = since.map(|since| net.now().saturating_duration_since(since));
             let more = !peer.pieces.is_empty() || !peer.outgoing.is_empty();
             peer.taking_since = more.then(|| net.now());
         }
@@ -535,6 +600,7 @@ impl Service for ShareService {
             self.next_watch = Some(now + limits::SHARE_TICK);
             self.tell_watchers(net);
             self.drop_slow(net);
+            self.refuse_waiting(net);
             if !self.peers.values().any(Peer::is_uploading) {
                 self.buffers.release_memory();
             }

@@ -8,16 +8,24 @@
 //!
 //! - **Rarest first** (`picker`): what few have is fetched while they are there.
 //! - **Faster sources get more.** A source may owe what it gives in
-//!   [`limits::REQUEST_AHEAD`], at least two chunks, so that it never waits for the next request.
+//!   [`limits::REQUEST_AHEAD`], at least two chunks, so that it never waits for the next request; a slow one owes
+//!   one, and is not asked for a chunk that it would take longer over than the others over all that is left.
+//! - **Nobody waits for a slow source.** Each that is in use receives into a buffer of its own; what bounds memory beyond
+//!   that is how many chunks have arrived and are not stored ([`Swarm::may_receive`]).
 //! - **The last chunks are asked of two.** When nothing is missing that is not asked for, a source with
-//!   nothing to do is asked for the chunk that another one is expected to take longest over. Whoever is
-//!   second is called off.
+//!   nothing to do is asked for the chunk that another one is expected to take longest over; one that is far faster,
+//!   also before it has nothing to do. Whoever is second is called off.
+//! - **A chunk that is owed too long is asked of a second source** ([`limits::CHUNK_OVERDUE`]), however fast the first one
+//!   seems: what it owes counts, and not what else it sends.
 //! - **A source that is silent while it owes something is left** after
 //!   [`limits::SOURCE_SILENCE_MAX`] when another can give what it owes, later when none can. So is one
 //!   that takes far longer than others would. Its debts are asked of others at once; it is dialled again
 //!   after a while, which doubles every time.
 //! - **A source that lies is left for good**: bytes that do not match the content's hashes, or something
-//!   that was not asked for. So is one whose file changed.
+//!   that was not asked for. One that has the content no more, or just now not, is asked again soon.
+//! - **Sources are a sample.** More may be known than are in use; which ones are is drawn at random, and
+//!   whoever fails, or has nothing to give, makes room for one that was not tried yet: so no number of dead ones
+//!   hides those who give.
 //!
 //! Invariants: a chunk is missing, asked for (of one source, or two), arrived, or stored; it is missing
 //! again when the last who owed it is gone, or when what arrived was bad. Only `Ready` sources owe.
@@ -28,7 +36,11 @@ mod source;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::limits;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+
+use crate::limits::{self, CHUNK_BYTES};
 use crate::share::chunks::ChunkSet;
 use crate::share::content::{chunk_count, chunk_len};
 use crate::wire::share::DenialCode;
@@ -36,7 +48,7 @@ use picker::Picker;
 pub use source::Standing;
 use source::{Asked, Have, Source};
 
-/// Names a source of one swarm: the order of its addition, from 0.
+/// Names a source of one swarm, from 0. The id of one that has failed may become another one's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub usize);
 
@@ -68,9 +80,12 @@ pub enum DropReason {
     /// It does not keep to the protocol.
     #[error("it sent what was not asked for")]
     Protocol,
-    /// It cannot give the content any more.
+    /// It cannot give the content, or not now.
     #[error("{0}")]
     Refused(String),
+    /// It had nothing that was wanted, and another one may have.
+    #[error("it had nothing to give")]
+    Useless,
 }
 
 /// What a swarm is told once.
@@ -84,6 +99,13 @@ pub struct Config {
     pub rate_constant: Duration,
     /// A source that gives fewer bytes a second than this is left even when there is no other.
     pub rate_min: u64,
+    /// Sources in use at once, see [`limits::SOURCES_MAX`].
+    pub sources_max: usize,
+    /// Sources known at once, see [`limits::SOURCES_KNOWN_MAX`].
+    pub known_max: usize,
+    /// Chunks that have arrived and are not stored, past which no further one is received, see
+    /// [`limits::DOWNLOAD_CHUNKS_MAX`].
+    pub chunks_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +127,18 @@ pub struct Swarm {
     /// Who owes the chunks that are asked for.
     debtors: BTreeMap<u64, Vec<SourceId>>,
     sources: Vec<Source>,
+    /// Those that are being dialled or there.
+    in_use: Vec<SourceId>,
+    /// Somebody may have to be dialled.
+    look_for_sources: bool,
+    /// How many that were of use may make room for others now: a quarter of the places at once, and one more a tick.
+    exchanges: usize,
+    random: SmallRng,
+    /// Chunks that are owed for too long by one source, to be asked of a second one.
+    overdue: Vec<u64>,
     stored: u64,
+    /// Arrived, and neither stored nor found bad.
+    arrived: usize,
     actions: VecDeque<Action>,
     /// When some bytes worth the name had last come from whom they were owed by.
     progress_at: Duration,
@@ -124,7 +157,13 @@ impl Swarm {
             picker: Picker::new(count, config.seed),
             debtors: BTreeMap::new(),
             sources: Vec::new(),
+            in_use: Vec::new(),
+            look_for_sources: false,
+            exchanges: 0,
+            random: SmallRng::seed_from_u64(config.seed ^ 1),
+            overdue: Vec::new(),
             stored: 0,
+            arrived: 0,
             actions: VecDeque::new(),
             progress_at: now,
             progress_bytes: 0,
@@ -169,6 +208,11 @@ impl Swarm {
         self.progress_at
     }
 
+    /// Whether the bytes of one more chunk may be received now.
+    pub fn may_receive(&self) -> bool {
+        self.arrived < self.config.chunks_max
+    }
+
     /// Whether no source will ever be there again.
     pub fn is_hopeless(&self) -> bool {
         self.sources.iter().all(|source| source.standing == Standing::Banned)
@@ -194,36 +238,81 @@ impl Swarm {
         self.sources.get(id.0).map_or(0, |source| source.given_bytes)
     }
 
-    /// One more source, to be dialled.
-    pub fn add_source(&mut self, now: Duration) -> SourceId {
-        let id = SourceId(self.sources.len());
-        self.sources.push(Source::new(&self.config, now));
-        self.actions.push_back(Action::Connect(id));
-        id
+    /// One more source, to be dialled when there is room. When as many as may be are known, one that has failed is
+    /// forgotten for it, whose id it gets. `None`: there is no such one.
+    pub fn add_source(&mut self, now: Duration) -> Option<SourceId> {
+        self.look_for_sources = true;
+        let source = Source::new(&self.config, now);
+        if self.sources.len() < self.config.known_max {
+            self.sources.push(source);
+            return Some(SourceId(self.sources.len() - 1));
+        }
+        let is_gone = |source: &&Source| {
+            let gone = matches!(source.standing, Standing::Away { .. } | Standing::Banned);
+            gone && source.unchecked == 0
+        };
+        // Whoever lied is remembered as long as there are others to forget.
+        let rank = |source: &&Source| (source.standing != Standing::Banned, source.failures);
+        let failed = self.sources.iter().filter(is_gone).max_by_key(rank)?;
+        let at = self.sources.iter().position(|source| std::ptr::eq(source, failed))?;
+        self.sources[at] = source;
+        Some(SourceId(at))
     }
 
     /// A source is there. What it has is told separately.
     pub fn connected(&mut self, id: SourceId, now: Duration) {
+        let is_full = self.ready() >= self.config.sources_max;
+        if let Some(source) = self.sources.get_mut(id.0).filter(|_| is_full)
+            && source.standing == Standing::Connecting
+        {
+            // More were dialled than there is room for.
+            source.standing = Standing::Untried;
+            self.release(id);
+            return self.actions.push_back(Action::Drop(id, DropReason::Useless));
+        }
         if let Some(source) = self.sources.get_mut(id.0)
             && source.standing == Standing::Connecting
         {
             source.standing = Standing::Ready;
             source.heard = now;
+            source.used = now;
             source.busy_until = None;
         }
     }
 
-    /// The connection with a source is gone, or did not come about. `first_wait` is how long to leave it
-    /// alone the first time.
-    pub fn disconnected(&mut self, id: SourceId, first_wait: Duration, now: Duration) {
-        let Some(source) = self.sources.get_mut(id.0) else {
-            return;
-        };
-        if matches!(source.standing, Standing::Connecting | Standing::Ready) {
-            let until = now + source.fail(first_wait);
-            source.standing = Standing::Away { until };
-            self.release(id);
+    /// The connection with a source is gone, or did not come about.
+    pub fn disconnected(&mut self, id: SourceId, now: Duration) {
+        self.put_away(id, (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX), now);
+    }
+
+    /// A source has the content no more, or not now: it is left, and asked again soon, since it may have been
+    /// busy with looking at a file that was touched or renamed.
+    pub fn withdrawn(&mut self, id: SourceId, message: &str, now: Duration) {
+        let waits = (limits::SOURCE_WITHDRAWN_MIN, limits::SOURCE_WITHDRAWN_MAX);
+        if self.put_away(id, waits, now) {
+            self.actions.push_back(Action::Drop(id, DropReason::Refused(message.to_owned())));
         }
+    }
+
+    /// Leaves a source that does not answer for a while, if there are others.
+    pub fn leave_silent(&mut self, id: SourceId, now: Duration) {
+        let others = self.in_use.len() > 1 || self.has_candidate(now);
+        let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
+        if others && self.put_away(id, waits, now) {
+            self.actions.push_back(Action::Drop(id, DropReason::Silent));
+        }
+    }
+
+    /// Lets go of a source in use, to be dialled again after a wait: the first, the longest. `false` when it is
+    /// not in use.
+    fn put_away(&mut self, id: SourceId, waits: (Duration, Duration), now: Duration) -> bool {
+        let Some(source) = self.sources.get_mut(id.0).filter(|source| source.is_in_use()) else {
+            return false;
+        };
+        let until = now + source.fail(waits.0, waits.1);
+        source.standing = Standing::Away { until };
+        self.release(id);
+        true
     }
 
     /// A source has these chunks: first, how many. One that tells of chunks that the content does not
@@ -234,16 +323,15 @@ impl Swarm {
             return;
         };
         source.dry_at = None;
-        let mut set = match std::mem::replace(&mut source.have, Have::Whole) {
+        // Only the first answer may say that there is nothing.
+        let (mut set, mut is_news) = match std::mem::replace(&mut source.have, Have::Whole) {
             Have::Nothing if runs == [(0, chunks)] => return,
-            Have::Whole if runs.is_empty() => return,
             Have::Whole => return self.ban(id, DropReason::Protocol),
-            Have::Nothing => ChunkSet::empty(chunks),
-            Have::Part(set) => set,
+            Have::Nothing => (ChunkSet::empty(chunks), true),
+            Have::Part(set) => (set, !runs.is_empty()),
         };
-        let mut is_news = true;
         for (first, count) in runs {
-            is_news = set.insert_run(*first, *count);
+            is_news = *count > 0 && set.insert_run(*first, *count);
             if !is_news {
                 break;
             }
@@ -255,8 +343,8 @@ impl Swarm {
         }
     }
 
-    /// `bytes` more have come from a source, of whatever kind; call it with 0 for every source now and
-    /// then.
+    /// `bytes` more have come from a source, of chunks that it was asked for and of nothing else; call it with 0 for
+    /// every source now and then.
     pub fn received(&mut self, id: SourceId, bytes: u64, now: Duration) {
         if let Some(source) = self.sources.get_mut(id.0) {
             if bytes > 0 {
@@ -264,6 +352,7 @@ impl Swarm {
             }
             // A source that is asked for nothing is not slow.
             if !source.asked.is_empty() {
+                source.begun_bytes += bytes;
                 source.meter.add(bytes, now);
                 self.progress_bytes += bytes;
             }
@@ -289,12 +378,16 @@ impl Swarm {
         let Some(source) = self.sources.get_mut(id.0) else {
             return false;
         };
+        source.begun_bytes = 0;
         if !source.settle(index) {
             // It was called off when it was on its way already, or the source was given up.
             return false;
         }
         source.failures = 0;
+        source.busy_times = 0;
+        source.unchecked += 1;
         self.chunks[index as usize] = Chunk::Arrived;
+        self.arrived += 1;
         let others = self.debtors.remove(&index).unwrap_or_default();
         for other in others.into_iter().filter(|other| *other != id) {
             if let Some(source) = self.sources.get_mut(other.0) {
@@ -312,6 +405,10 @@ impl Swarm {
         };
         if *chunk != Chunk::Arrived {
             return;
+        }
+        self.arrived -= 1;
+        if let Some(source) = self.sources.get_mut(id.0) {
+            source.unchecked -= 1;
         }
         if good {
             *chunk = Chunk::Stored;
@@ -342,13 +439,12 @@ impl Swarm {
             // The answer to calling it off, which has settled it.
             DenialCode::Cancelled => return,
             // Once for everything that was asked before the first refusal came.
-            DenialCode::Busy if source.busy_until.is_some_and(|until| now < until) => {}
-            DenialCode::Busy => {
-                let wait = source.fail(limits::SOURCE_BUSY_MIN);
-                source.busy_until = Some(now + wait);
+            DenialCode::Busy if source.is_busy(now) => {}
+            DenialCode::Busy => source.refuse_busy(now),
+            DenialCode::NotFound | DenialCode::Changed | DenialCode::Unreadable => {
+                return self.withdrawn(id, message, now);
             }
-            DenialCode::NotFound => self.lost(id, index),
-            DenialCode::Changed | DenialCode::Unreadable | DenialCode::Invalid => {
+            DenialCode::Invalid => {
                 return self.ban(id, DropReason::Refused(message.to_owned()));
             }
         }
@@ -366,26 +462,73 @@ impl Swarm {
         }
     }
 
-    /// Time passes: leaves who is silent or slow, and comes back to who was left for a while.
+    /// Time passes: leaves who is silent, slow or of no use, and comes back to who was left for a while.
     pub fn tick(&mut self, now: Duration) {
-        for id in (0..self.sources.len()).map(SourceId) {
+        self.look_for_sources = true;
+        self.exchanges = (self.exchanges + 1).min(self.config.sources_max / 4);
+        self.overdue.clear();
+        let has_candidate = self.has_candidate(now);
+        for id in self.in_use.clone() {
             let source = &mut self.sources[id.0];
-            match source.standing {
-                Standing::Away { until } if now >= until => {
-                    source.standing = Standing::Connecting;
-                    self.actions.push_back(Action::Connect(id));
-                }
-                Standing::Ready if !source.asked.is_empty() => {
-                    if let Some((reason, first_wait)) = self.verdict(id, now) {
-                        let source = &mut self.sources[id.0];
-                        let until = now + source.fail(first_wait);
-                        source.standing = Standing::Away { until };
-                        self.release(id);
-                        self.actions.push_back(Action::Drop(id, reason));
-                    }
-                }
-                _ => {}
+            if !source.is_ready() {
+                continue;
             }
+            let left = if source.asked.is_empty() {
+                let idle_for = now.saturating_sub(source.used);
+                let mut is_useless = idle_for >= limits::SOURCE_IDLE_MAX && has_candidate;
+                // One that has given something may be of use again. It makes room all the same, lest many such hide one
+                // that is faster; but one by one, since whoever comes instead is tried with a chunk.
+                if is_useless && source.given_bytes > 0 {
+                    is_useless = self.exchanges > 0;
+                    self.exchanges = self.exchanges.saturating_sub(1);
+                }
+                // Before the chunk hashes are known nobody is asked for any.
+                (is_useless && self.picker.missing() > 0)
+                    .then_some((DropReason::Useless, limits::SOURCE_AWAY_MIN))
+            } else {
+                source.used = now;
+                self.verdict(id, now)
+            };
+            if let Some((reason, first_wait)) = left {
+                self.put_away(id, (first_wait, limits::SOURCE_AWAY_MAX), now);
+                self.actions.push_back(Action::Drop(id, reason));
+                continue;
+            }
+            let source = &self.sources[id.0];
+            let is_late = |asked: &&Asked| now.saturating_sub(asked.at) >= limits::CHUNK_OVERDUE;
+            let late = source.asked.iter().filter(is_late).map(|asked| asked.chunk);
+            self.overdue.extend(late);
+        }
+    }
+
+    /// Whether there is a source that could be dialled and is not in use.
+    fn has_candidate(&self, now: Duration) -> bool {
+        self.sources.iter().any(|source| is_candidate(source, now))
+    }
+
+    fn ready(&self) -> usize {
+        self.in_use.iter().filter(|id| self.sources[id.0].is_ready()).count()
+    }
+
+    /// Dials twice as many sources as there is room for, since many may be gone, those first that were not tried yet.
+    fn dial(&mut self, now: Duration) {
+        let ready = self.ready();
+        let in_use_max = ready + 2 * self.config.sources_max.saturating_sub(ready);
+        while self.in_use.len() < in_use_max {
+            let ids = |untried: bool| -> Vec<usize> {
+                let wanted = |source: &Source| {
+                    (source.standing == Standing::Untried) == untried && is_candidate(source, now)
+                };
+                (0..self.sources.len()).filter(|at| wanted(&self.sources[*at])).collect()
+            };
+            let mut candidates = ids(true);
+            if candidates.is_empty() {
+                candidates = ids(false);
+            }
+            let Some(at) = candidates.choose(&mut self.random).copied() else { return };
+            self.sources[at].standing = Standing::Connecting;
+            self.in_use.push(SourceId(at));
+            self.actions.push_back(Action::Connect(SourceId(at)));
         }
     }
 
@@ -397,8 +540,9 @@ impl Swarm {
         let silent_for = now.saturating_sub(source.heard).min(owed_for);
         // Others who could take over, and are well.
         let others = || {
-            self.sources.iter().enumerate().filter(|(other_id, other)| {
-                *other_id != id.0
+            let in_use = self.in_use.iter().map(|id| (*id, &self.sources[id.0]));
+            in_use.filter(|(other_id, other)| {
+                *other_id != id
                     && other.is_ready()
                     && other.has(oldest.chunk)
                     && (other.asked.is_empty()
@@ -413,7 +557,10 @@ impl Swarm {
         }
         let rate = source.meter.rate();
         let best = others().map(|(_, other)| other.meter.rate()).fold(0.0, f64::max);
-        if owed_for >= limits::SOURCE_SLOW_AFTER && rate * limits::SOURCE_SLOWER_FACTOR < best {
+        // One that is not far from done is not stopped: what it has given would be lost, and it is in nobody's way.
+        let is_far = source.expected_s(0) >= limits::SOURCE_SLOW_FOR.as_secs_f64();
+        let is_slow = rate * limits::SOURCE_SLOWER_FACTOR < best && is_far;
+        if owed_for >= limits::SOURCE_SLOW_AFTER && is_slow {
             return Some((DropReason::Slow, limits::SOURCE_SLOW_AWAY));
         }
         if owed_for >= limits::LONE_SOURCE_SLOW_AFTER && rate < self.config.rate_min as f64 {
@@ -422,13 +569,16 @@ impl Swarm {
         None
     }
 
-    /// Fills the windows of all sources.
+    /// Dials whom there is room for, and fills the windows of all sources.
     fn plan(&mut self, now: Duration) {
+        if std::mem::take(&mut self.look_for_sources) {
+            self.dial(now);
+        }
         // Round after round of one request each, so that the first does not take all there is.
         let mut someone = true;
         while someone {
             someone = false;
-            for id in (0..self.sources.len()).map(SourceId) {
+            for id in self.in_use.clone() {
                 someone |= self.ask(id, now);
             }
         }
@@ -436,23 +586,21 @@ impl Swarm {
 
     /// Asks a source for one more chunk, if it has room and something that is wanted.
     fn ask(&mut self, id: SourceId, now: Duration) -> bool {
-        let source = &mut self.sources[id.0];
-        if !source.is_ready()
-            || source.asked.len() >= source.window()
-            || source.busy_until.is_some_and(|until| now < until)
-        {
+        let source = &self.sources[id.0];
+        if !source.is_ready() || source.asked.len() >= source.window() || source.is_busy(now) {
             return false;
         }
-        let picked = match &source.have {
-            Have::Nothing => return false,
-            Have::Whole => self.picker.pick(None, source.next),
-            Have::Part(_) if source.dry_at == Some(self.returns) => None,
-            Have::Part(set) => self.picker.pick(Some(set), source.next),
-        };
-        if picked.is_none() {
-            source.dry_at = Some(self.returns);
+        if matches!(source.have, Have::Nothing) {
+            return false;
         }
-        let Some(index) = picked.or_else(|| self.pick_last(id)) else {
+        if source.asked.is_empty() && self.is_exchanged(id) {
+            let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
+            self.put_away(id, waits, now);
+            self.actions.push_back(Action::Drop(id, DropReason::Useless));
+            return false;
+        }
+        let picked = self.pick_overdue(id, now).or_else(|| self.pick_missing(id, now));
+        let Some(index) = picked.or_else(|| self.pick_last(id, now)) else {
             return false;
         };
         let source = &mut self.sources[id.0];
@@ -467,50 +615,130 @@ impl Swarm {
         true
     }
 
-    /// In the end: a chunk that somebody else is expected to take longer over than this source would,
-    /// for a source with nothing else to do.
-    fn pick_last(&self, id: SourceId) -> Option<u64> {
+    /// Whether a source that has given its chunk makes room for one that was not tried yet: when all places are taken,
+    /// and it is slower than most.
+    fn is_exchanged(&mut self, id: SourceId) -> bool {
         let source = &self.sources[id.0];
-        if self.picker.missing() > 0 || !source.asked.is_empty() {
+        if source.given_bytes == 0 || self.exchanges == 0 {
+            return false;
+        }
+        let rates = self.in_use.iter().map(|id| self.sources[id.0].meter.rate());
+        let measured = rates.filter(|rate| *rate > 0.0);
+        let (count, sum) = measured.fold((0u32, 0.0), |(count, sum), rate| (count + 1, sum + rate));
+        // Among equals it is anybody; one that gives while most others have given nothing is kept.
+        let are_many = 2 * count as usize >= self.config.sources_max;
+        let is_slow = are_many && source.meter.rate() * f64::from(count) <= 1.1 * sum;
+        let is_untried = |source: &Source| source.standing == Standing::Untried;
+        let is_full = self.ready() >= self.config.sources_max;
+        if is_full && is_slow && self.sources.iter().any(is_untried) {
+            self.exchanges -= 1;
+            return true;
+        }
+        false
+    }
+
+    /// A chunk that nobody is asked for.
+    fn pick_missing(&mut self, id: SourceId, now: Duration) -> Option<u64> {
+        if self.picker.missing() == 0 || self.is_better_left_to_others(id, now) {
             return None;
         }
-        // One that has not been tried yet is worth trying.
-        let own_s = if source.meter.rate() > 0.0 { source.expected_s(0) } else { 0.0 };
+        let source = &mut self.sources[id.0];
+        let picked = match &source.have {
+            Have::Nothing => return None,
+            Have::Whole => self.picker.pick(None, source.next),
+            Have::Part(_) if source.dry_at == Some(self.returns) => None,
+            Have::Part(set) => self.picker.pick(Some(set), source.next),
+        };
+        if picked.is_none() {
+            source.dry_at = Some(self.returns);
+        }
+        picked
+    }
+
+    /// Whether a source would take longer over one more chunk than others over all that is left: it would have to be
+    /// fetched again in the end, and cost what both have carried of it.
+    fn is_better_left_to_others(&self, id: SourceId, now: Duration) -> bool {
+        let own_s = self.sources[id.0].expected_next_s();
+        let others = self.in_use.iter().filter(|other| **other != id);
+        let rates = others.map(|other| &self.sources[other.0]).filter(|other| {
+            // Who has everything can give whatever this one would.
+            other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now)
+        });
+        let rate: f64 = rates.map(|other| other.meter.rate()).sum();
+        let left = self.picker.missing() + self.debtors.len() as u64;
+        own_s * rate > left as f64 * CHUNK_BYTES as f64
+    }
+
+    /// A chunk that somebody else owes for too long, and that this source can be expected to have given in half the
+    /// time that it has been owed for already. The rates of whoever owes it do not matter.
+    fn pick_overdue(&mut self, id: SourceId, now: Duration) -> Option<u64> {
+        let (source, own_s) = (&self.sources[id.0], self.sources[id.0].expected_next_s());
+        let at = self.overdue.iter().position(|chunk| {
+            let debtors = self.debtors.get(chunk).map(Vec::as_slice);
+            let [debtor] = debtors.unwrap_or_default() else { return false };
+            *debtor != id
+                && source.has(*chunk)
+                && self.owed_for_s(*debtor, *chunk, now) >= 2.0 * own_s
+                && self.is_fit(id, *debtor, *chunk, now)
+        })?;
+        Some(self.overdue.swap_remove(at))
+    }
+
+    /// Whether a source is the one to be the second that is asked for a chunk: no other one, that is there and has it,
+    /// could be expected to be far quicker.
+    fn is_fit(&self, id: SourceId, debtor: SourceId, chunk: u64, now: Duration) -> bool {
+        let own = &self.sources[id.0];
+        let others = self.in_use.iter().filter(|other| **other != id && **other != debtor);
+        let mut others = others.map(|other| &self.sources[other.0]).filter(|other| {
+            other.is_ready() && other.has(chunk) && !other.is_busy(now) && other.meter.rate() > 0.0
+        });
+        // One that has not shown anything yet is only tried where all others have neither.
+        let own_s = if own.meter.rate() > 0.0 { own.expected_next_s() } else { f64::INFINITY };
+        !others.any(|other| 2.0 * other.expected_next_s() < own_s)
+    }
+
+    /// For how long a source has owed a chunk.
+    fn owed_for_s(&self, id: SourceId, chunk: u64, now: Duration) -> f64 {
+        let asked = self.sources[id.0].asked.iter().find(|asked| asked.chunk == chunk);
+        asked.map_or(0.0, |asked| now.saturating_sub(asked.at).as_secs_f64())
+    }
+
+    /// In the end: a chunk that somebody else is expected to take longer over than this source would.
+    fn pick_last(&self, id: SourceId, now: Duration) -> Option<u64> {
+        let source = &self.sources[id.0];
+        if self.picker.missing() > 0 {
+            return None;
+        }
+        // One that has not been tried yet is worth trying. One that has something to do is only worth it where it is
+        // far faster.
+        let own_s = source.expected_next_s();
+        let least_s = if source.asked.is_empty() { own_s } else { 4.0 * own_s };
         let mut slowest: Option<(f64, u64)> = None;
-        for (other_id, other) in self.sources.iter().enumerate().filter(|(i, _)| *i != id.0) {
+        for other_id in self.in_use.iter().filter(|other| **other != id) {
+            let other = &self.sources[other_id.0];
             debug_assert!(
                 other.is_ready() || other.asked.is_empty(),
-                "{other_id} owes, and is gone"
+                "{other_id:?} owes, and is gone"
             );
             for (position, asked) in other.asked.iter().enumerate() {
                 let alone = self.debtors.get(&asked.chunk).is_some_and(|of| of.len() == 1);
-                let other_s = other.expected_s(position);
+                let mut other_s = other.expected_s(position);
+                let owed = now.saturating_sub(asked.at);
+                if owed >= limits::CHUNK_OVERDUE {
+                    other_s = other_s.max(owed.as_secs_f64() / 2.0);
+                }
                 let slower = slowest.is_none_or(|(most_s, _)| other_s > most_s);
-                if alone && source.has(asked.chunk) && other_s >= own_s && slower {
+                if alone
+                    && source.has(asked.chunk)
+                    && other_s >= least_s
+                    && slower
+                    && self.is_fit(id, *other_id, asked.chunk, now)
+                {
                     slowest = Some((other_s, asked.chunk));
                 }
             }
         }
         slowest.map(|(_, index)| index)
-    }
-
-    /// A source turns out not to have a chunk.
-    fn lost(&mut self, id: SourceId, index: u64) {
-        let source = &mut self.sources[id.0];
-        match &mut source.have {
-            Have::Nothing => {}
-            Have::Part(set) => {
-                if set.remove(index) {
-                    self.picker.fewer(index);
-                }
-            }
-            Have::Whole => {
-                let mut set = ChunkSet::full(self.chunks.len() as u64);
-                set.remove(index);
-                each(&set, |index| self.picker.more(index));
-                source.have = Have::Part(set);
-            }
-        }
     }
 
     /// A source owes a chunk no more. It is missing again unless another owes it.
@@ -536,12 +764,24 @@ impl Swarm {
 
     /// A source is gone: what it owes and has counts no more.
     fn release(&mut self, id: SourceId) {
+        self.sources[id.0].begun_bytes = 0;
+        self.in_use.retain(|other| *other != id);
+        self.look_for_sources = true;
         for asked in std::mem::take(&mut self.sources[id.0].asked) {
             self.unask(id, asked.chunk);
         }
         if let Have::Part(set) = std::mem::replace(&mut self.sources[id.0].have, Have::Nothing) {
             each(&set, |index| self.picker.fewer(index));
         }
+    }
+}
+
+/// Whether a source could be dialled now.
+fn is_candidate(source: &Source, now: Duration) -> bool {
+    match source.standing {
+        Standing::Untried => true,
+        Standing::Away { until } => now >= until,
+        Standing::Connecting | Standing::Ready | Standing::Banned => false,
     }
 }
 

@@ -10,6 +10,8 @@ use crate::share::rate::RateMeter;
 /// Where a source is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
+    /// Known, and not dialled yet.
+    Untried,
     /// Being dialled.
     Connecting,
     /// There.
@@ -57,15 +59,23 @@ pub(super) struct Source {
     pub(super) heard: Duration,
     /// It has said that it is busy.
     pub(super) busy_until: Option<Duration>,
+    /// Refusals for being busy since it last gave a chunk.
+    pub(super) busy_times: u32,
+    /// Bytes that have come since its last whole chunk: of the one it gives now.
+    pub(super) begun_bytes: u64,
+    /// When it last owed something, or connected.
+    pub(super) used: Duration,
     /// In a row, for how long to leave it alone.
     pub(super) failures: u32,
     pub(super) given_bytes: u64,
+    /// Chunks of its that have arrived and are not checked yet.
+    pub(super) unchecked: usize,
 }
 
 impl Source {
     pub(super) fn new(config: &Config, now: Duration) -> Source {
         Source {
-            standing: Standing::Connecting,
+            standing: Standing::Untried,
             have: Have::Nothing,
             asked: Vec::new(),
             dry_at: None,
@@ -73,8 +83,12 @@ impl Source {
             meter: RateMeter::new(config.rate_constant),
             heard: now,
             busy_until: None,
+            busy_times: 0,
+            begun_bytes: 0,
+            used: now,
             failures: 0,
             given_bytes: 0,
+            unchecked: 0,
         }
     }
 
@@ -90,9 +104,23 @@ impl Source {
         self.standing == Standing::Ready
     }
 
-    /// How many chunks it may owe: what it gives in the time that asking ahead covers, and one more.
+    /// Whether it is being dialled or there.
+    pub(super) fn is_in_use(&self) -> bool {
+        matches!(self.standing, Standing::Connecting | Standing::Ready)
+    }
+
+    pub(super) fn is_busy(&self, now: Duration) -> bool {
+        self.busy_until.is_some_and(|until| now < until)
+    }
+
+    /// How many chunks it may owe: what it gives in the time that asking ahead covers, and one more. One that takes
+    /// twice that time for a chunk, or has not shown anything yet, owes one: a round trip between two chunks is
+    /// nothing to it, and whatever it owes in the end has to be fetched elsewhere.
     pub(super) fn window(&self) -> usize {
         let ahead = self.meter.rate() * limits::REQUEST_AHEAD.as_secs_f64() / CHUNK_BYTES as f64;
+        if ahead < 0.5 {
+            return 1;
+        }
         (ahead.ceil() as usize + 1).clamp(limits::REQUESTS_AHEAD_MIN, limits::REQUESTS_AHEAD_MAX)
     }
 
@@ -109,14 +137,27 @@ impl Source {
 
     /// How long it will take over its `position`th debt, from 0.
     pub(super) fn expected_s(&self, position: usize) -> f64 {
+        let bytes = (position + 1) as f64 * CHUNK_BYTES as f64 - self.begun_bytes as f64;
         // A source that has not shown anything yet is not waited for.
-        (position + 1) as f64 * CHUNK_BYTES as f64 / self.meter.rate().max(1.0)
+        bytes.max(0.0) / self.meter.rate().max(1.0)
+    }
+
+    /// How long it takes over one more chunk than it owes; no time when that has to be found out.
+    pub(super) fn expected_next_s(&self) -> f64 {
+        if self.meter.rate() > 0.0 { self.expected_s(self.asked.len()) } else { 0.0 }
     }
 
     /// How long to leave it alone after one more failure: doubling, up to a limit.
-    pub(super) fn fail(&mut self, first: Duration) -> Duration {
+    pub(super) fn fail(&mut self, first: Duration, max: Duration) -> Duration {
         let wait = first.saturating_mul(1 << self.failures.min(16));
         self.failures = self.failures.saturating_add(1);
-        wait.min(limits::SOURCE_AWAY_MAX)
+        wait.min(max)
+    }
+
+    /// How long not to ask it after it has said once more that it is busy.
+    pub(super) fn refuse_busy(&mut self, now: Duration) {
+        let wait = limits::SOURCE_BUSY_MIN.saturating_mul(1 << self.busy_times.min(16));
+        self.busy_times = self.busy_times.saturating_add(1);
+        self.busy_until = Some(now + wait.min(limits::SOURCE_BUSY_MAX));
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::super::api::{FetchError, Outcome, Phase};
-use super::super::hashes::{HashList, Step};
+use super::super::hashes::{HashLists, Step};
 use super::super::links::Question;
 use super::super::store::{Done, Job};
 use super::{Driver, Judged};
@@ -12,7 +12,7 @@ use crate::limits;
 use crate::net::Net;
 use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::offer::{Available, FileStamp, Offer};
-use crate::share::swarm::{DropReason, SourceId};
+use crate::share::swarm::{DropReason, SourceId, Standing};
 use crate::share::types::ChunkHash;
 use crate::wire::share::PeerRequest;
 use crate::workers::pool::SubmitError;
@@ -23,30 +23,27 @@ impl Driver {
         if self.phase != Phase::Asking {
             return;
         }
-        if let Some(manifest) = HashList::without_asking(self.options.content, self.options.size) {
+        if let Some(manifest) = HashLists::without_asking(self.options.content, self.options.size) {
             return self.know(net, manifest);
         }
-        if self.list.asked().is_some() && !self.list.is_late(net.now()) {
-            return;
+        let now = self.elapsed(net);
+        for late in self.lists.take_late(now) {
+            self.swarm.leave_silent(late, now);
         }
-        // The one after the one asked last, so that all have their turn.
-        let after = self.list.asked().map_or(0, |source| source.0 + 1);
-        let count = self.links.len();
-        let next = (after..after + count)
-            .map(|i| SourceId(i % count))
-            .find(|source| self.links[source.0].ready().is_some());
-        match next {
-            Some(source) => self.ask_hashes_of(net, source, 0),
-            None => self.list.give_up(),
+        let ids = (0..self.links.len()).map(SourceId);
+        let ready: Vec<SourceId> =
+            ids.filter(|id| self.swarm.standing(*id) == Standing::Ready).collect();
+        let Some(source) = self.lists.next(&ready, now) else { return };
+        // The only source there is may be asked again and again; it is left like one that owes chunks.
+        if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
+            return self.swarm.ban(source, DropReason::Protocol);
         }
+        self.ask_hashes_of(net, source, 0);
     }
 
     fn ask_hashes_of(&mut self, net: &mut Net, source: SourceId, first: u64) {
-        if first == 0 {
-            self.list.ask(source, net.now());
-        }
         let body = PeerRequest::Hashes { content: self.options.content, first };
-        self.list_request = self.ask(net, source, Question::Hashes, body);
+        self.ask(net, source, Question::Hashes, body);
     }
 
     pub(super) fn hashes(
@@ -55,16 +52,19 @@ impl Driver {
         source: SourceId,
         hashes: &[ChunkHash],
     ) -> Judged {
-        match self.list.take(hashes, net.now()) {
+        if self.phase != Phase::Asking {
+            // Somebody else was quicker.
+            return Ok(());
+        }
+        let now = self.elapsed(net);
+        match self.lists.take(source, hashes, now) {
             Step::More(first) => {
-                self.hashes_at = self.elapsed(net);
+                self.hashes_at = now;
                 self.ask_hashes_of(net, source, first);
             }
             Step::Whole(manifest) => self.know(net, manifest),
-            Step::Wrong => {
-                self.list.give_up();
-                return Err(DropReason::WrongBytes);
-            }
+            Step::Late => {}
+            Step::Wrong => return Err(DropReason::WrongBytes),
         }
         Ok(())
     }

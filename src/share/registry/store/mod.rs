@@ -43,7 +43,9 @@ use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
 use crate::limits;
-use crate::share::index::{IndexError, IndexLimits, Member, Place, most_offered_first, summaries};
+use crate::share::index::{
+    IndexError, IndexLimits, Member, Place, most_offered_first, summaries, whole_first,
+};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::wire::message::Row;
@@ -378,7 +380,7 @@ impl Directory for StoreDirectory {
         let sources = found.into_iter().filter_map(|(peer, FileRow { size, content })| {
             Some(Source { peer, address: offered.get(&peer)?.address, size, content })
         });
-        Ok(most_offered_first(sources.collect()))
+        Ok(most_offered_first(sources.collect(), rand::rng().next_u64()))
     }
 
     fn sources_of(&self, content: ContentId) -> Result<Vec<Source>> {
@@ -398,10 +400,11 @@ impl Directory for StoreDirectory {
         let offered = self.offered(&peers)?;
         let (whole, parts): (Vec<_>, Vec<_>) =
             found.into_iter().partition(|(_, (is_whole, _))| *is_whole);
-        let sources = whole.into_iter().chain(parts).filter_map(|(peer, (_, size))| {
+        let source = |(peer, (_, size)): (PeerId, (bool, u64))| {
             Some(Source { peer, address: offered.get(&peer)?.address, size, content })
-        });
-        Ok(sources.take(limits::SOURCES_PER_ANSWER_MAX).collect())
+        };
+        let [whole, parts] = [whole, parts].map(|of| of.into_iter().filter_map(source).collect());
+        Ok(whole_first(whole, parts, rand::rng().next_u64()))
     }
 
     fn peers(&self, after: Option<PeerId>) -> Result<(Vec<PeerSummary>, bool)> {
