@@ -126,6 +126,10 @@ fn pages(
                 assert!(next > *from, "the next page begins later");
                 *from = next;
             }
+            (Some(PageNext::To(next)), PageOf::RangeReverse { to, .. }) => {
+                assert!(next < *to, "the next page ends earlier");
+                *to = next;
+            }
             (Some(PageNext::Skip(count)), PageOf::Keys { keys }) => {
                 assert!(count > 0);
                 drop(keys.drain(..count as usize));
@@ -324,7 +328,11 @@ impl World {
                 continue;
             }
             let context = format!("as of {at}, seen from {seen}, {most:?}");
-            assert_eq!(range.unwrap(), self.model.range(from, to, at, seen), "{context}");
+            let mut range = range.unwrap();
+            assert_eq!(range, self.model.range(from, to, at, seen), "{context}");
+            range.reverse();
+            let reverse = PageOf::RangeReverse { from: from.clone(), to: to.clone() };
+            assert_eq!(read(reverse).unwrap(), range, "{context}");
             let wanted: Vec<Bytes> = keys.iter().rev().cloned().collect();
             let each: Vec<Found> = wanted.iter().map(|key| self.model.get(key, at, seen)).collect();
             assert_eq!(read(PageOf::Keys { keys: wanted }).unwrap(), each, "{context}");

@@ -85,6 +85,7 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
 fn page_request() -> impl Strategy<Value = PageRequest> {
     let of = prop_oneof![
         (blob(), blob()).prop_map(|(from, to)| PageOf::Range { from, to }),
+        (blob(), blob()).prop_map(|(from, to)| PageOf::RangeReverse { from, to }),
         vec(blob(), 0..5).prop_map(|keys| PageOf::Keys { keys }),
         blob().prop_map(|key| PageOf::Versions { key }),
     ];
@@ -121,6 +122,7 @@ fn page_ok() -> impl Strategy<Value = Reply> {
     });
     let next = prop_oneof![
         blob().prop_map(PageNext::From),
+        blob().prop_map(PageNext::To),
         any::<u32>().prop_map(PageNext::Skip),
         timestamp().prop_map(PageNext::At),
     ];

@@ -1,6 +1,6 @@
 //! The one-shot commands: one request, one answer printed, one exit status.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
 
@@ -9,11 +9,11 @@ use super::at::AtError;
 use super::input::{Input, InputError};
 use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, KeyArgs,
-    PutAllArgs, PutArgs, ReadArgs, TrimArgs,
+    PutAllArgs, PutArgs, RangeArgs, ReadArgs, TrimArgs,
 };
-use super::output::{Object, Shape, print_json, print_rows, version_asked};
+use super::output::{Object, Shape, Shown, print_json, print_rows, version_asked};
 use super::status;
-use crate::client::{Client, ClientError, ReadOptions, Written, WrittenMany};
+use crate::client::{Client, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany};
 use crate::text::{escape, unescape};
 use crate::types::Timestamp;
 
@@ -140,10 +140,12 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
 pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let shared = &args.read.shared;
     let client = key_client(shared)?;
-    let (from, to) = (argument(&args.from, shared), argument(&args.to, shared));
     let options = options(&args.read)?;
-    let rows = client.range(from, to, options)?;
-    print_rows(out, shared.request.format, Shape::Read { at: options.at }, rows)?;
+    let range = key_range(&args.range, shared)?;
+    let range = if args.reverse { range.reversed() } else { range };
+    let rows = limited(client.scan(range, options), args.limit);
+    let shown = Shown::of(args.rows);
+    print_rows(out, shared.request.format, Shape::Read { at: options.at }, shown, rows)?;
     print_session(shared, &client);
     Ok(Outcome::Done)
 }
@@ -162,7 +164,7 @@ pub fn get_all(
     let keys = Input::new(stdin, shared.escaped).keys(&args.keys)?;
     let options = options(&args.read)?;
     let rows = client.get_all(keys, options)?;
-    print_rows(out, shared.request.format, Shape::Read { at: options.at }, rows)?;
+    print_rows(out, shared.request.format, Shape::Read { at: options.at }, Shown::Whole, rows)?;
     print_session(shared, &client);
     Ok(Outcome::Done)
 }
@@ -175,8 +177,9 @@ pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, Comma
     let shared = &args.read.shared;
     let client = key_client(shared)?;
     let key = argument(&args.key, shared);
-    let rows = client.versions(&key, options(&args.read)?)?;
-    let found = print_rows(out, shared.request.format, Shape::History, rows)?;
+    let rows = limited(client.versions(&key, options(&args.read)?)?, args.limit);
+    let shown = if args.count { Shown::Count } else { Shown::Whole };
+    let found = print_rows(out, shared.request.format, Shape::History, shown, rows)?;
     print_session(shared, &client);
     Ok(found_or_say(found > 0, &key))
 }
@@ -217,7 +220,7 @@ pub fn put_all(
 ) -> Result<Outcome, CommandError> {
     let client = key_client(&args.shared)?;
     let pairs = Input::new(stdin, args.shared.escaped).pairs(&args.pairs)?;
-    print_written(&args.shared, &client, client.put_all(pairs)?, out)
+    print_written(&args.shared, &client, client.put_all(pairs)?, Shown::Whole, out)
 }
 
 /// `acervo del`.
@@ -246,8 +249,8 @@ pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
 /// See [`CommandError`].
 pub fn del_range(args: &DelRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let client = key_client(&args.shared)?;
-    let (from, to) = (argument(&args.from, &args.shared), argument(&args.to, &args.shared));
-    print_written(&args.shared, &client, client.del_range(from, to)?, out)
+    let done = client.del_scan(key_range(&args.range, &args.shared)?)?;
+    print_written(&args.shared, &client, done, Shown::of(args.rows), out)
 }
 
 /// `acervo delall`.
@@ -261,7 +264,7 @@ pub fn del_all(
 ) -> Result<Outcome, CommandError> {
     let client = key_client(&args.shared)?;
     let keys = Input::new(stdin, args.shared.escaped).keys(&args.keys)?;
-    print_written(&args.shared, &client, client.del_all(keys)?, out)
+    print_written(&args.shared, &client, client.del_all(keys)?, Shown::Whole, out)
 }
 
 /// `acervo set-history`.
@@ -305,11 +308,13 @@ fn print_written(
     shared: &KeyArgs,
     client: &Client,
     done: WrittenMany,
+    shown: Shown,
     out: &mut dyn Write,
 ) -> Result<Outcome, CommandError> {
     // Told first, since the write is done, whatever becomes of the printing.
     print_session(shared, client);
-    print_rows(out, shared.request.format, Shape::Before { timestamp: done.timestamp }, done.rows)?;
+    let shape = Shape::Before { timestamp: done.timestamp };
+    print_rows(out, shared.request.format, shape, shown, done.rows)?;
     Ok(Outcome::Done)
 }
 
@@ -356,6 +361,29 @@ fn client(request: &RequestArgs, session: Option<&String>) -> Result<Client, Cli
 fn argument(argument: &OsStr, shared: &KeyArgs) -> Vec<u8> {
     let bytes = argument.as_encoded_bytes();
     if shared.escaped { unescape(bytes) } else { bytes.to_vec() }
+}
+
+/// The range that was asked for: '..' is an open end.
+fn key_range(args: &RangeArgs, shared: &KeyArgs) -> Result<KeyRange, ClientError> {
+    if let Some(prefix) = &args.prefix {
+        return KeyRange::prefix(argument(prefix, shared));
+    }
+    let end = |end: &Option<OsString>| {
+        end.as_ref().filter(|end| *end != "..").map(|end| argument(end, shared))
+    };
+    match (end(&args.from), end(&args.to)) {
+        (Some(from), Some(to)) => KeyRange::between(from, to),
+        (Some(from), None) => KeyRange::starting_at(from),
+        (None, Some(to)) => KeyRange::ending_at(to),
+        (None, None) => Ok(KeyRange::all()),
+    }
+}
+
+fn limited(rows: Rows, limit: Option<u64>) -> Rows {
+    match limit {
+        Some(limit) => rows.limit(limit),
+        None => rows,
+    }
 }
 
 fn options(read: &ReadArgs) -> Result<ReadOptions, CommandError> {

@@ -47,6 +47,31 @@ pub struct ReadArgs {
     pub shared: KeyArgs,
 }
 
+/// Which keys a range has.
+#[derive(Clone, Debug, Args)]
+pub struct RangeArgs {
+    /// The first key; '..' is the first there is
+    #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
+    pub from: Option<OsString>,
+    /// The last key, included; '..' is the last there is
+    #[arg(required_unless_present = "prefix", conflicts_with = "prefix")]
+    pub to: Option<OsString>,
+    /// Every key that begins with this, in the place of a first and a last key
+    #[arg(long, value_name = "P", allow_hyphen_values = true)]
+    pub prefix: Option<OsString>,
+}
+
+/// What is printed of rows.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RowsArgs {
+    /// Print only the keys, one a line
+    #[arg(long)]
+    pub keys_only: bool,
+    /// Print only how many keys there are
+    #[arg(long, conflicts_with = "keys_only")]
+    pub count: bool,
+}
+
 /// `acervo get`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -71,7 +96,10 @@ pub struct GetArgs {
 #[command(after_help = "\
 Examples:
   acervo getrange a z
-  acervo getrange user: 'user;' | grep Lisboa        every key that begins with 'user:'
+  acervo getrange --prefix user: | grep Lisboa       every key that begins with 'user:'
+  acervo getrange m ..                               from m to the last key there is
+  acervo getrange --prefix user: --reverse --limit 10 --keys-only
+  acervo getrange --prefix '' --count                how many keys there are
   acervo getrange a z --at 2026-11-20T12:00:00Z --format json
 
 A line has the key, its version and the value, separated by tabs. Bytes that are not printable UTF-8
@@ -81,10 +109,18 @@ one object a line; text that is not UTF-8 is in hexadecimal under key_hex or val
 All of it is one state of the store, however long it takes and whatever is written meanwhile.
 A range without keys, or whose ends are the wrong way round, is empty: exit status 0.")]
 pub struct GetRangeArgs {
-    /// The first key
-    pub from: OsString,
-    /// The last key, included
-    pub to: OsString,
+    /// Which.
+    #[command(flatten)]
+    pub range: RangeArgs,
+    /// Print no more than so many keys
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Begin with the last key
+    #[arg(long)]
+    pub reverse: bool,
+    /// Shown.
+    #[command(flatten)]
+    pub rows: RowsArgs,
     /// Shared.
     #[command(flatten)]
     pub read: ReadArgs,
@@ -120,6 +156,12 @@ of getrange. Exit status 1 when there is no such key.")]
 pub struct HistoryArgs {
     /// The key
     pub key: OsString,
+    /// Print no more than the newest so many versions
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Print only how many versions there are
+    #[arg(long)]
+    pub count: bool,
     /// Shared.
     #[command(flatten)]
     pub read: ReadArgs,
@@ -190,17 +232,20 @@ pub struct DelArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  acervo delrange user: 'user;'
+  acervo delrange --prefix user:
   acervo delrange a z > removed.tsv
+  acervo delrange m .. --count            how many keys were removed, from m to the last there is
 
 The range is removed at once, however long it is. Then comes one line a key that it had, in key order, as
 those of putall: key, version of the deletion, version and value it had. What is not read within a
 minute may be gone.")]
 pub struct DelRangeArgs {
-    /// The first key
-    pub from: OsString,
-    /// The last key, included
-    pub to: OsString,
+    /// Which.
+    #[command(flatten)]
+    pub range: RangeArgs,
+    /// Shown.
+    #[command(flatten)]
+    pub rows: RowsArgs,
     /// Ignored.
     #[command(flatten)]
     pub no_version: NoVersionArgs,

@@ -4,10 +4,12 @@ use std::io::{self, BufWriter, Write};
 
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use serde_json::json;
 
 use super::args::Format;
 use super::at::time_of;
 use super::commands::CommandError;
+use super::key_args::RowsArgs;
 use crate::client::{Row, Rows};
 use crate::limits::OUTPUT_BUFFER_BYTES;
 use crate::text::escape;
@@ -30,6 +32,27 @@ impl Shape {
         match self {
             Shape::Read { at } if row.value.is_none() => version_asked(at),
             _ => row.timestamp,
+        }
+    }
+}
+
+/// What is printed of rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// All that there is to tell of each.
+    Whole,
+    /// The key of each.
+    Keys,
+    /// How many they are.
+    Count,
+}
+
+impl Shown {
+    pub(super) fn of(args: RowsArgs) -> Shown {
+        match args {
+            RowsArgs { count: true, .. } => Shown::Count,
+            RowsArgs { keys_only: true, .. } => Shown::Keys,
+            RowsArgs { .. } => Shown::Whole,
         }
     }
 }
@@ -122,9 +145,11 @@ pub(super) fn print_rows(
     out: &mut dyn Write,
     format: Format,
     shape: Shape,
+    shown: Shown,
     rows: Rows,
 ) -> Result<u64, CommandError> {
     let mut out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, out);
+    let rows = if shown == Shown::Whole { rows } else { rows.keys_only() };
     let mut found = 0;
     for row in rows {
         let row = match row {
@@ -135,12 +160,23 @@ pub(super) fn print_rows(
             }
         };
         found += u64::from(row.value.is_some());
-        match format {
-            Format::Text => print_line(&mut out, shape, &row),
-            Format::Json => print_json(&mut out, &object(shape, &row)),
+        match (shown, format) {
+            (Shown::Count, _) => Ok(()),
+            (Shown::Keys, Format::Text) => writeln!(out, "{}", escape(&row.key)),
+            (Shown::Keys, Format::Json) => {
+                print_json(&mut out, &Object::default().bytes("key", &row.key))
+            }
+            (Shown::Whole, Format::Text) => print_line(&mut out, shape, &row),
+            (Shown::Whole, Format::Json) => print_json(&mut out, &object(shape, &row)),
         }
         .map_err(CommandError::Output)?;
     }
+    match (shown, format) {
+        (Shown::Count, Format::Text) => writeln!(out, "{found}"),
+        (Shown::Count, Format::Json) => print_json(&mut out, &json!({ "count": found })),
+        _ => Ok(()),
+    }
+    .map_err(CommandError::Output)?;
     out.flush().map_err(CommandError::Output)?;
     Ok(found)
 }

@@ -54,7 +54,7 @@ use crate::wire::message::{Reply, Request, ServerStatus};
 
 pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
-pub use self::rows::Rows;
+pub use self::rows::{KeyRange, Rows};
 pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
 pub use crate::wire::message::Effect;

@@ -18,7 +18,7 @@ use super::error::ClientError;
 use super::reads::{ReadOptions, judge_behind};
 use super::sync::lock;
 use super::{Client, Inner, check_key, check_keys};
-use crate::limits::{PAGE_BYTES_MAX, PAGE_ROWS_MAX};
+use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use crate::types::Timestamp;
 use crate::wire::message::{PageNext, PageOf, PageRequest, Reply, Request, Row};
 
@@ -59,6 +59,86 @@ pub struct Rows {
     page: vec::IntoIter<Row>,
     /// No more pages.
     done: bool,
+    /// Rows still to be given, where their number is limited.
+    left: Option<u64>,
+    keys_only: bool,
+}
+
+/// The keys of a range, both ends included, and in which order they are wanted.
+///
+/// ```
+/// use acervo::client::{KeyRange, ReadOptions};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let client = acervo::Client::connect(group.servers())?;
+/// client.put_all([("user:ana", "1"), ("user:bia", "2"), ("user;", "3")])?;
+/// let users = KeyRange::prefix("user:")?;
+/// assert_eq!(client.scan(users.clone(), ReadOptions::default()).keys_only().count(), 2);
+///
+/// let last = client.scan(users.reversed(), ReadOptions::default()).limit(1).next();
+/// assert_eq!(last.unwrap()?.key, "user:bia");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRange {
+    pub(super) from: Bytes,
+    pub(super) to: Bytes,
+    reverse: bool,
+}
+
+impl KeyRange {
+    /// From one key to another. Empty when `from` is greater than `to`.
+    ///
+    /// # Errors
+    /// A key that no server takes.
+    pub fn between(from: impl AsRef<[u8]>, to: impl AsRef<[u8]>) -> Result<KeyRange, ClientError> {
+        let (from, to) = (check_key(from.as_ref())?, check_key(to.as_ref())?);
+        Ok(KeyRange { from, to, reverse: false })
+    }
+
+    /// All keys that begin with `prefix`; with an empty one, all keys.
+    ///
+    /// # Errors
+    /// [`ClientError::KeyTooLong`].
+    pub fn prefix(prefix: impl AsRef<[u8]>) -> Result<KeyRange, ClientError> {
+        let prefix = prefix.as_ref();
+        if prefix.is_empty() {
+            return Ok(KeyRange::all());
+        }
+        // The greatest key there can be that begins with the prefix.
+        let mut to = check_key(prefix)?.to_vec();
+        to.resize(KEY_BYTES_MAX, 0xff);
+        KeyRange::between(prefix, to)
+    }
+
+    /// The key `from` and all keys after it.
+    ///
+    /// # Errors
+    /// A key that no server takes.
+    pub fn starting_at(from: impl AsRef<[u8]>) -> Result<KeyRange, ClientError> {
+        Ok(KeyRange { from: check_key(from.as_ref())?, ..KeyRange::all() })
+    }
+
+    /// The key `to` and all keys before it.
+    ///
+    /// # Errors
+    /// A key that no server takes.
+    pub fn ending_at(to: impl AsRef<[u8]>) -> Result<KeyRange, ClientError> {
+        Ok(KeyRange { to: check_key(to.as_ref())?, ..KeyRange::all() })
+    }
+
+    /// All keys there are.
+    pub fn all() -> KeyRange {
+        // The smallest key and the greatest.
+        let (from, to) = (Bytes::from_static(&[0]), vec![0xff; KEY_BYTES_MAX].into());
+        KeyRange { from, to, reverse: false }
+    }
+
+    /// The same keys, the last one first.
+    pub fn reversed(self) -> KeyRange {
+        KeyRange { reverse: !self.reverse, ..self }
+    }
 }
 
 /// The two times of a read: as of when, and whose removals count.
@@ -71,7 +151,7 @@ struct Moment {
 /// What is still to be read.
 pub(super) enum Wanted {
     /// Keys from one to another.
-    Range { from: Bytes, to: Bytes },
+    Range(KeyRange),
     /// Each of these keys, but for the first so many.
     Keys { keys: Vec<Bytes>, done: usize },
     /// The versions of a key, from this one down if some have been read.
@@ -91,8 +171,12 @@ impl Client {
         to: impl AsRef<[u8]>,
         options: ReadOptions,
     ) -> Result<Rows, ClientError> {
-        let (from, to) = (check_key(from.as_ref())?, check_key(to.as_ref())?);
-        Ok(Rows::new(self, Wanted::Range { from, to }, options, None))
+        Ok(self.scan(KeyRange::between(from, to)?, options))
+    }
+
+    /// The keys of any kind of range that have a value, as [`Client::range`].
+    pub fn scan(&self, range: KeyRange, options: ReadOptions) -> Rows {
+        Rows::new(self, Wanted::Range(range), options, None)
     }
 
     /// One row for each key, in the order given, whether it has a value or not; all of one state.
@@ -124,8 +208,18 @@ impl Client {
 impl Rows {
     fn new(client: &Client, wanted: Wanted, options: ReadOptions, moment: Option<Moment>) -> Rows {
         let done = matches!(&wanted, Wanted::Keys { keys, .. } if keys.is_empty());
-        let client = client.clone();
-        Rows { client, wanted, options, moment, page: Vec::new().into_iter(), done }
+        let (client, page) = (client.clone(), Vec::new().into_iter());
+        Rows { client, wanted, options, moment, page, done, left: None, keys_only: false }
+    }
+
+    /// No more than the first so many rows, and no more is read.
+    pub fn limit(self, rows: u64) -> Rows {
+        Rows { left: Some(rows), ..self }
+    }
+
+    /// Rows with an empty value in the place of each value.
+    pub fn keys_only(self) -> Rows {
+        Rows { keys_only: true, ..self }
     }
 
     /// What there was just before the write that made `version`.
@@ -156,16 +250,21 @@ impl Rows {
         let inner = &*self.client.inner;
         let deadline = inner.deadline();
         let options = self.options;
+        let rows_max =
+            self.left.map_or(PAGE_ROWS_MAX as u64, |left| left.min(PAGE_ROWS_MAX as u64));
+        // Within a limit that fits.
+        let rows_max = rows_max as u32;
         let page = match (self.moment, options.version()) {
             (Some(moment), _) => {
-                inner.page(&self.wanted, Asked::Next(moment), deadline, Retry::UntilDeadline)?
+                let asked = Asked::Next(moment);
+                inner.page(&self.wanted, asked, rows_max, deadline, Retry::UntilDeadline)?
             }
             (None, None) => {
                 let asked = Asked::first(options, Timestamp::ZERO);
-                inner.page(&self.wanted, asked, deadline, Retry::UntilDeadline)?
+                inner.page(&self.wanted, asked, rows_max, deadline, Retry::UntilDeadline)?
             }
             (None, Some(at)) => inner.as_of(at, deadline, |at, retry| {
-                inner.page(&self.wanted, Asked::first(options, at), deadline, retry)
+                inner.page(&self.wanted, Asked::first(options, at), rows_max, deadline, retry)
             })?,
         };
         if self.moment.is_none() {
@@ -183,8 +282,15 @@ impl Iterator for Rows {
     type Item = Result<Row, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.left == Some(0) {
+            return None;
+        }
         loop {
-            if let Some(row) = self.page.next() {
+            if let Some(mut row) = self.page.next() {
+                self.left = self.left.map(|left| left - 1);
+                if self.keys_only {
+                    row.value = row.value.map(|_| Bytes::new());
+                }
                 return Some(Ok(row));
             }
             if self.done {
@@ -215,8 +321,13 @@ impl Wanted {
     /// more than a page can answer, so that a request has a bound, too.
     fn page_of(&self) -> (PageOf, Option<Timestamp>) {
         match self {
-            Wanted::Range { from, to } => {
-                (PageOf::Range { from: from.clone(), to: to.clone() }, None)
+            Wanted::Range(KeyRange { from, to, reverse }) => {
+                let (from, to) = (from.clone(), to.clone());
+                let of = match reverse {
+                    false => PageOf::Range { from, to },
+                    true => PageOf::RangeReverse { from, to },
+                };
+                (of, None)
             }
             Wanted::Keys { keys, done } => {
                 let mut bytes = 0;
@@ -238,8 +349,12 @@ impl Wanted {
                 *done += count;
                 *done < keys.len()
             }
-            (Wanted::Range { from, .. }, Next::From(next)) => {
-                *from = next;
+            (Wanted::Range(range), Next::From(next)) => {
+                range.from = next;
+                true
+            }
+            (Wanted::Range(range), Next::To(next)) => {
+                range.to = next;
                 true
             }
             (Wanted::Versions { from, .. }, Next::At(next)) => {
@@ -276,6 +391,7 @@ struct Page {
 enum Next {
     Nowhere,
     From(Bytes),
+    To(Bytes),
     /// After so many more keys.
     Keys(usize),
     At(Timestamp),
@@ -288,6 +404,9 @@ impl Next {
             (PageOf::Range { from, .. }, Some(PageNext::From(next))) if next > *from => {
                 Some(Next::From(next))
             }
+            (PageOf::RangeReverse { to, .. }, Some(PageNext::To(next))) if next < *to => {
+                Some(Next::To(next))
+            }
             (PageOf::Versions { .. }, Some(PageNext::At(next)))
                 if Timestamp::ZERO < next && next < at =>
             {
@@ -298,7 +417,10 @@ impl Next {
                 (0 < count && count < keys.len() && count == rows).then_some(Next::Keys(count))
             }
             (PageOf::Keys { keys }, None) => (keys.len() == rows).then_some(Next::Keys(keys.len())),
-            (PageOf::Range { .. } | PageOf::Versions { .. }, None) => Some(Next::Nowhere),
+            (
+                PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Versions { .. },
+                None,
+            ) => Some(Next::Nowhere),
             _ => None,
         }
     }
@@ -309,12 +431,13 @@ impl Inner {
         &self,
         wanted: &Wanted,
         asked: Asked,
+        rows_max: u32,
         deadline: Instant,
         retry: Retry<'_>,
     ) -> Result<Page, ClientError> {
         let (of, from) = wanted.page_of();
         let build = || {
-            let (of, rows_max) = (of.clone(), PAGE_ROWS_MAX as u32);
+            let of = of.clone();
             let request = match asked {
                 Asked::First { at, linearizable } => {
                     // No key by itself is meant, so all that was seen counts.

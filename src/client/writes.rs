@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::attempts::{Verdict, judge_error, judge_unexpected};
 use super::call::{Retry, Target};
 use super::error::ClientError;
-use super::rows::{Rows, Wanted};
+use super::rows::{KeyRange, Rows, Wanted};
 use super::sync::lock;
 use super::{Client, Inner, PutOk, check_key, check_value};
 use crate::command::{History, WriteOp};
@@ -151,9 +151,16 @@ impl Client {
         from: impl AsRef<[u8]>,
         to: impl AsRef<[u8]>,
     ) -> Result<WrittenMany, ClientError> {
-        let (from, to) = (check_key(from.as_ref())?, check_key(to.as_ref())?);
-        let wanted = Wanted::Range { from: from.clone(), to: to.clone() };
-        self.write_many(WriteOp::DelRange { from, to }, wanted)
+        self.del_scan(KeyRange::between(from, to)?)
+    }
+
+    /// Removes the keys of any kind of range, as [`Client::del_range`].
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn del_scan(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
+        let (from, to) = (range.from.clone(), range.to.clone());
+        self.write_many(WriteOp::DelRange { from, to }, Wanted::Range(range))
     }
 
     /// Changes what the group keeps of what newer versions have replaced, from now on: `--history` of its

@@ -62,7 +62,7 @@ impl ReadRequest {
             return Err(invalid("a page has at most the version that its read has seen".into()));
         }
         match &request.of {
-            PageOf::Range { from, to } => {
+            PageOf::Range { from, to } | PageOf::RangeReverse { from, to } => {
                 // The beginning after the longest key is one byte longer.
                 check_key(&from[..from.len().min(limits::KEY_BYTES_MAX)])?;
                 if from.len() > limits::KEY_BYTES_MAX + 1 {
@@ -143,7 +143,9 @@ fn unreadable(what: impl FnOnce() -> String, error: &ApplyError) -> Answered {
 /// Names what a page shows, for the log.
 fn describe(of: &PageOf) -> String {
     match of {
-        PageOf::Range { from, to } => format!("the keys from {} to {}", escape(from), escape(to)),
+        PageOf::Range { from, to } | PageOf::RangeReverse { from, to } => {
+            format!("the keys from {} to {}", escape(from), escape(to))
+        }
         PageOf::Keys { keys } => match &keys[..] {
             [key] => format!("key {}", escape(key)),
             keys => format!("{} keys", keys.len()),

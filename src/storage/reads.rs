@@ -108,6 +108,10 @@ impl Store {
                 let found = reader.range(from, to, most)?;
                 Ok(Page { rows: found.rows, next: found.next.map(PageNext::From) })
             }
+            PageOf::RangeReverse { from, to } => {
+                let found = reader.range_reverse(from, to, most)?;
+                Ok(Page { rows: found.rows, next: found.next.map(PageNext::To) })
+            }
             PageOf::Keys { keys } => Ok(keys_page(&reader, keys, most)?),
             PageOf::Versions { key } => {
                 let (rows, next) = reader.versions(key, most)?;

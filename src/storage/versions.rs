@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::apply::ApplyError;
+use super::engine::Direction;
 use super::keys::{self, RowRange};
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
@@ -52,6 +53,9 @@ pub(super) struct Pending {
     /// Removals of ranges.
     pub ranges: bool,
 }
+
+/// How many rows can be looked at in the time of one seek, about, as [`PageLimits::visits`] counts.
+const ROWS_PER_SEEK: usize = 4;
 
 /// How much of a long read to do at once.
 #[derive(Clone, Copy, Debug)]
@@ -213,6 +217,47 @@ impl<'a> Reader<'a> {
             Step::NextKey
         })?;
         Ok(found)
+    }
+
+    /// The same rows as of [`range`](Reader::range), the last key first; of what did not fit the greatest key is where
+    /// the range goes on, as its end.
+    ///
+    /// The versions of a key lie newest first, so that from the end of a range its oldest comes first: each key is
+    /// looked up by itself, which costs as much as a few rows.
+    pub fn range_reverse(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limits: PageLimits,
+    ) -> Result<FoundRows, ApplyError> {
+        let mut found = FoundRows::default();
+        let (mut bytes, mut visited) = (0, 0);
+        let mut range = keys::versions_between(from, to);
+        loop {
+            let mut last = None;
+            self.rows.scan(&range, Direction::Reverse, &mut |row, _| {
+                last = Some(Bytes::copy_from_slice(row));
+                ControlFlow::Break(())
+            })?;
+            let Some(row) = last else { return Ok(found) };
+            let (key, _) = keys::decode_version(&row).map_err(|_| damaged())?;
+            visited += ROWS_PER_SEEK;
+            if visited > limits.visits && visited > ROWS_PER_SEEK {
+                found.next = Some(key.into());
+                return Ok(found);
+            }
+            if let Some((timestamp, value)) = self.get(&key)? {
+                bytes += key.len() + value.len();
+                let is_full = found.rows.len() >= limits.rows || bytes > limits.bytes;
+                if is_full && !found.rows.is_empty() {
+                    found.next = Some(key.into());
+                    return Ok(found);
+                }
+                found.rows.push(Row { key: key.into(), value: Some(value), timestamp });
+            }
+            // The versions of this key and of those behind it begin like this or come later.
+            range.end = Bytes::copy_from_slice(keys::version_prefix(&row));
+        }
     }
 
     /// The same without the values.

@@ -239,7 +239,9 @@ impl Request {
             Request::Write(write) => write.op.memory_bytes(),
             Request::Get(request) => element(&request.key),
             Request::Page(PageRequest { of, .. }) => match of {
-                PageOf::Range { from, to } => element(from) + element(to),
+                PageOf::Range { from, to } | PageOf::RangeReverse { from, to } => {
+                    element(from) + element(to)
+                }
                 PageOf::Keys { keys } => keys.iter().map(element).sum(),
                 PageOf::Versions { key } => element(key),
             },
@@ -307,6 +309,14 @@ pub enum PageOf {
         /// The last key.
         to: Bytes,
     },
+    /// The same keys as of a range, the last one first.
+    #[serde(rename = "RANGE_REVERSE")]
+    RangeReverse {
+        /// The first key of the range, which comes last.
+        from: Bytes,
+        /// The last key of the range, which comes first.
+        to: Bytes,
+    },
     /// These keys, in this order, one row each whether they have a value or not.
     #[serde(rename = "KEYS")]
     Keys {
@@ -328,6 +338,9 @@ pub enum PageNext {
     /// Of a range: `from`.
     #[serde(rename = "FROM")]
     From(Bytes),
+    /// Of a range in reverse: `to`.
+    #[serde(rename = "TO")]
+    To(Bytes),
     /// Of keys: leave out so many.
     #[serde(rename = "SKIP")]
     Skip(u32),

@@ -486,9 +486,11 @@ pub fn rows(data: &[u8]) {
     let Ok(mut machine) = StateMachine::open(engine, StateLimits::default()) else { return };
     let store = machine.store();
     let end = Bytes::from_static(&[0xff; 8]);
-    let range = PageOf::Range { from: Bytes::from_static(b"\0"), to: end };
+    let (from, to) = (Bytes::from_static(b"\0"), end);
+    let reverse = PageOf::RangeReverse { from: from.clone(), to: to.clone() };
+    let range = PageOf::Range { from, to };
     let versions = PageOf::Versions { key: Bytes::from_static(b"a") };
-    for of in [range, versions] {
+    for of in [range, reverse, versions] {
         for (at, strict) in [(i64::MAX, false), (5, true)] {
             let sight = Sight { at: Timestamp(at), seen: Timestamp(i64::MAX), strict };
             let _ = store.page(

@@ -164,6 +164,12 @@ impl Moment {
                 let rows = keys.map(|key| self.get(key, at));
                 rows.filter(|row| row.value.is_some()).collect()
             }
+            PageOf::RangeReverse { from, to } => {
+                let range = PageOf::Range { from: from.clone(), to: to.clone() };
+                let mut rows = self.rows(&range, at);
+                rows.reverse();
+                rows
+            }
             PageOf::Keys { keys } => keys.iter().map(|key| self.get(key, at)).collect(),
             PageOf::Versions { key } => {
                 let versions = self.state.get(key).into_iter().flat_map(|v| v.range(..=at).rev());

@@ -92,6 +92,7 @@ impl Checker {
         ensure!(rows.len() <= most, "{page:?} has {} rows", rows.len());
         let progress = match (next, &page.of) {
             (Some(PageNext::From(next)), PageOf::Range { from, .. }) => next > from,
+            (Some(PageNext::To(next)), PageOf::RangeReverse { to, .. }) => next < to,
             (next, _) => next.is_none() || !rows.is_empty(),
         };
         ensure!(progress, "{page:?} has {} rows, and goes on at {next:?}", rows.len());
@@ -101,6 +102,9 @@ impl Checker {
             (None, _) => {}
             (Some(PageNext::From(from)), PageOf::Range { .. }) => {
                 expected.retain(|row| row.key < *from);
+            }
+            (Some(PageNext::To(to)), PageOf::RangeReverse { .. }) => {
+                expected.retain(|row| row.key > *to);
             }
             (Some(PageNext::Skip(count)), PageOf::Keys { .. }) => {
                 expected.truncate(*count as usize)
@@ -116,7 +120,9 @@ impl Checker {
         let looked_back_us = passed_us(seen) - passed_us(at);
         let partial = at < swept && (first || looked_back_us > self.limits.removal_grace_us);
         let fits = match &page.of {
-            PageOf::Range { .. } if partial => rows.iter().all(|row| expected.contains(row)),
+            PageOf::Range { .. } | PageOf::RangeReverse { .. } if partial => {
+                rows.iter().all(|row| expected.contains(row))
+            }
             PageOf::Keys { .. } if partial => {
                 rows.len() == expected.len()
                     && rows.iter().zip(&expected).all(|(told, held)| {
@@ -127,7 +133,9 @@ impl Checker {
                 expected.starts_with(rows)
                     && expected[rows.len()..].iter().all(|row| row.timestamp < swept)
             }
-            PageOf::Range { .. } | PageOf::Keys { .. } => *rows == expected,
+            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => {
+                *rows == expected
+            }
         };
         ensure!(fits, "{page:?} shows {rows:?} before {next:?}, not {expected:?}");
         if !matches!(page.of, PageOf::Versions { .. }) && first && at < seen {
@@ -141,7 +149,7 @@ impl Checker {
         let moment = self.model.moment(read_at);
         let at = match page.of {
             PageOf::Versions { .. } => page.seen,
-            PageOf::Range { .. } | PageOf::Keys { .. } => page.at,
+            PageOf::Range { .. } | PageOf::RangeReverse { .. } | PageOf::Keys { .. } => page.at,
         };
         ensure!(
             page.seen > Timestamp::ZERO && (page.seen < moment.purged || at < moment.swept),

@@ -309,6 +309,14 @@ impl World {
                 let known = self.checker.model.known_keys();
                 known.filter(|key| from <= *key && *key <= to && before(key)).cloned().collect()
             }
+            (PageOf::RangeReverse { from, to }, next) => {
+                let behind = |key: &Bytes| match next {
+                    Some(PageNext::To(next)) => key > next,
+                    _ => true,
+                };
+                let known = self.checker.model.known_keys();
+                known.filter(|key| from <= *key && *key <= to && behind(key)).cloned().collect()
+            }
             (PageOf::Versions { .. }, _) => Vec::new(),
         }
     }
@@ -342,6 +350,7 @@ impl World {
         };
         match (next, &mut next_page.of) {
             (PageNext::From(next), PageOf::Range { from, .. }) => *from = next,
+            (PageNext::To(next), PageOf::RangeReverse { to, .. }) => *to = next,
             (PageNext::Skip(count), PageOf::Keys { keys }) => drop(keys.drain(..count as usize)),
             (PageNext::At(next), PageOf::Versions { .. }) => next_page.at = next,
             (next, of) => return Err(Violation(format!("{next:?} does not go on with {of:?}"))),

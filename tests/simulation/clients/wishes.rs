@@ -119,7 +119,10 @@ impl World {
         let of = match self.rng.below(10) {
             0..6 => {
                 let (from, to) = self.any_range();
-                PageOf::Range { from, to }
+                match self.rng.chance(300) {
+                    true => PageOf::RangeReverse { from, to },
+                    false => PageOf::Range { from, to },
+                }
             }
             6..8 => PageOf::Keys { keys: self.any_keys(KEYS) },
             _ => PageOf::Versions { key: self.any_key(KEYS) },
