@@ -1,7 +1,14 @@
-//! Compiles the gateway's interface, in Rust alone: a fresh machine needs no `protoc`.
+//! Compiles the gateway's interface, in Rust alone: a fresh machine needs no `protoc`; and what has to run before Rust's
+//! runtime does.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/cli/closed_streams.c");
+    cc::Build::new()
+        .file("src/cli/closed_streams.c")
+        // Nothing refers to it, so the linker would leave it out of the program.
+        .link_lib_modifier("+whole-archive")
+        .compile("acervo_closed_streams");
     #[cfg(feature = "grpc")]
     grpc::compile();
 }

@@ -20,6 +20,7 @@ use acervo::cli::args::{
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::cli::share::{self as share_commands, ShareError};
 use acervo::cli::share_args::{PeerArgs, RegistryArgs};
+use acervo::cli::stdout::StandardOutput;
 use acervo::client::ClientError;
 use acervo::client::repl::{self, ReplOptions};
 use acervo::limits;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, file_too_large) {
         log::warn!("a write past `ulimit -f` will end this process: {error}");
     }
-    let out = &mut io::stdout();
+    let out = &mut StandardOutput::new();
     let status = match cli.command {
         Command::Server(args) => run_server(args),
         Command::Cluster(args) => run_cluster(&args),
@@ -92,6 +93,16 @@ fn main() -> ExitCode {
         Command::Peers(args) => shared(share_commands::peers(&args, out)),
         Command::Files(args) => shared(share_commands::files(&args, out)),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
+    };
+    // What is still held back may be the end of the answer.
+    let status = match out.flush() {
+        Err(error)
+            if error.kind() != io::ErrorKind::BrokenPipe && status <= exit_status::NOT_FOUND =>
+        {
+            let error = CommandError::Output(error);
+            fail(error.exit_status(), &error)
+        }
+        _ => status,
     };
     logging::finish();
     ExitCode::from(status)

@@ -195,7 +195,7 @@ fn a_cluster_without_any_server_left_says_so_and_fails() {
     let mut cluster = Cluster::start();
     cluster.children().into_iter().for_each(Process::kill);
     let status = cluster.wait();
-    assert!(exited_with(status, 1), "{status:?}");
+    assert!(exited_with(status, 4), "{status:?}");
     let last = cluster.lines("log").pop().unwrap();
     assert!(last.starts_with("acervo: all servers of the cluster have ended"), "{last}");
 }

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use support::terminal::Terminal;
 use support::{ACERVO, Group, eventually, exited_with, free_addresses};
 
 /// What a command left behind.
@@ -90,7 +91,7 @@ fn text_is_the_answer_and_nothing_else() {
     assert!(second > first);
     for how in [&[][..], &["--session", token]] {
         let got = run(&servers, &[&["get", "title"], how].concat());
-        assert_eq!((got.status, got.text(), got.err.as_str()), (0, "Quincas Borba\n", ""));
+        assert_eq!((got.status, got.text(), got.err.as_str()), (0, "Quincas Borba", ""));
     }
     assert!(run(&servers, &["del", "title"]).version() > second);
     let gone = run(&servers, &["get", "title"]);
@@ -101,10 +102,10 @@ fn text_is_the_answer_and_nothing_else() {
 
     // A negative number is a value; an empty value is one too.
     run(&servers, &["put", "number", "-5"]).version();
-    assert_eq!(run(&servers, &["get", "number"]).text(), "-5\n");
+    assert_eq!(run(&servers, &["get", "number"]).text(), "-5");
     run(&servers, &["put", "number", ""]).version();
     let empty = run(&servers, &["get", "number"]);
-    assert_eq!((empty.status, empty.text()), (0, "\n"));
+    assert_eq!((empty.status, empty.text()), (0, ""));
 }
 
 #[test]
@@ -167,7 +168,7 @@ fn a_value_from_standard_input_keeps_every_byte() {
     assert_eq!(run_with_input(&servers, &["put", "bytes", "-"], &value).status, 0);
     let got = run(&servers, &["get", "bytes"]);
     assert_eq!(got.status, 0);
-    assert!(got.out.strip_suffix(b"\n") == Some(&value[..]), "{} bytes came back", got.out.len());
+    assert!(got.out == value, "{} bytes came back", got.out.len());
 
     // What it replaces is told, however long.
     let put = run_with_input(&servers, &["put", "bytes", "-", "--format", "json"], b"\xff\x00a\n");
@@ -193,17 +194,17 @@ fn the_past_of_a_key() {
         .map(|title| run(&servers, &["put", "title", title]).version())
         .collect();
     let at = |at: &str| run(&servers, &["get", "title", "--at", at]);
-    assert_eq!(at(&versions[0].to_string()).text(), "Helena\n");
-    assert_eq!(at(&(versions[1] - 1).to_string()).text(), "Helena\n");
-    assert_eq!(at(&versions[1].to_string()).text(), "Iaiá Garcia\n");
+    assert_eq!(at(&versions[0].to_string()).text(), "Helena");
+    assert_eq!(at(&(versions[1] - 1).to_string()).text(), "Helena");
+    assert_eq!(at(&versions[1].to_string()).text(), "Iaiá Garcia");
     let before = at(&(versions[0] - 1).to_string());
     assert_eq!((before.status, before.text()), (1, ""));
     assert_eq!(before.err, "acervo: there is no key \"title\"\n");
     // A version of zero or less is the newest, and so is one that lies in the future.
     for newest in ["0", "-1", &i64::MAX.to_string(), "2999-12-31T23:59:59-03:00"] {
-        assert_eq!(at(newest).text(), "tab\tend\n", "{newest}");
+        assert_eq!(at(newest).text(), "tab\tend", "{newest}");
     }
-    assert_eq!(at("now").text(), "tab\tend\n");
+    assert_eq!(at("now").text(), "tab\tend");
     assert_eq!(at("1d ago").status, 1);
     let missing = run(&servers, &["get", "nothing", "--at", "5", "--format", "json"]).json();
     assert_eq!((&missing["timestamp"], &missing["at"]), (&json!(5), &json!(5)));
@@ -313,7 +314,7 @@ fn keys_and_values_of_any_bytes() {
     let key = OsStr::from_bytes(b"k\xff,;:!");
     let put = [OsStr::new("put"), key, OsStr::from_bytes(b"v\xfe")];
     assert_eq!(run_with_input(&servers, &put, b"").status, 0);
-    assert_eq!(run_with_input(&servers, &[OsStr::new("get"), key], b"").out, b"v\xfe\n");
+    assert_eq!(run_with_input(&servers, &[OsStr::new("get"), key], b"").out, b"v\xfe");
 
     // As ranges print it, it can be given back.
     run(&servers, &["put", "--escaped", r"nul\x00\\x41", r"line\x0aend"]).version();
@@ -411,7 +412,7 @@ fn a_session_is_handed_from_one_process_to_another() {
     assert_eq!(other_key.status, 3, "the promise covers every key");
 
     let got = run(&all, &["get", "k", "--session", token, "--print-session"]);
-    assert_eq!((got.status, got.text()), (0, "v\n"));
+    assert_eq!((got.status, got.text()), (0, "v"));
     assert_eq!(got.err.strip_suffix('\n'), Some(token), "nothing newer was seen");
     let newer = run(&all, &["put", "k", "w", "--session", token, "--print-session"]);
     assert!(newer.version() > version && newer.err.as_str() > put.err.as_str());
@@ -503,7 +504,7 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
     // Through the server that will be left, so that it is sure to have the write.
     let left = group.addresses()[1].to_string();
     let version = run(&left, &["put", "k", "v"]).version();
-    assert_eq!(run(&left, &["get", "k"]).text(), "v\n");
+    assert_eq!(run(&left, &["get", "k"]).text(), "v");
     group.kill(0);
     group.kill(2);
     // Each takes as long as a server waits for a majority.
@@ -531,10 +532,10 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
         }
     });
     let got = run(&servers, &["get", "k", "--serializable"]);
-    assert_eq!((got.status, got.text()), (0, "v\n"));
+    assert_eq!((got.status, got.text()), (0, "v"));
     // The past that this server has seen it can tell by itself.
     let past = ["get", "k", "--serializable", "--at", &version.to_string()];
-    assert_eq!(done(&servers, &past), "v\n");
+    assert_eq!(done(&servers, &past), "v");
     assert_eq!(done(&servers, &["history", "k", "--serializable"]).lines().count(), 1);
 }
 
@@ -549,13 +550,81 @@ fn a_command_reads_what_the_one_before_it_wrote() {
     for number in 0..15 {
         let value = number.to_string();
         run(&servers, &["put", "k", &value]).version();
-        assert_eq!(done(&servers, &["get", "k"]), format!("{value}\n"));
+        assert_eq!(done(&servers, &["get", "k"]), value);
         let row = done(&servers, &["getrange", "a", "z"]);
         assert!(row.ends_with(&format!("\t{value}\n")), "{row}");
     }
     // By itself it says that it cannot, or, if it is asked for what it has, what that is.
     assert_eq!(run(&late, &["get", "k", "--timeout", "1s"]).status, 3);
     assert_eq!(run(&late, &["get", "k", "--serializable"]).status, 1);
+}
+
+/// A shell's line, with the program as `$A` and the servers as `$S`; its exit status and what it said.
+fn shell(servers: &str, line: &str) -> (i32, String, String) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]).env("A", ACERVO).env("S", servers).env_remove("RUST_LOG");
+    let output = shell.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn what_cannot_be_written_or_read_is_not_taken_for_done() {
+    let group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    run(&servers, &["put", "k", "v"]).version();
+    let commands =
+        ["get k", "get k --format json", "getrange a z", "put k v", "status", "completions bash"];
+    for command in commands {
+        let servers_flag = if command.starts_with("completions") { "" } else { "--servers $S" };
+        for (redirection, why) in [(">/dev/full", "No space left"), (">&-", "closed")] {
+            let line = format!("$A {command} {servers_flag} {redirection}");
+            let (status, _, err) = shell(&servers, &line);
+            assert_eq!(status, 4, "{line}: {err}");
+            assert!(err.contains("the answer could not be printed") && err.contains(why), "{err}");
+        }
+        let (status, _, err) = shell(&servers, &format!("$A {command} {servers_flag} >/dev/null"));
+        assert_eq!((status, err.as_str()), (0, ""), "{command}");
+    }
+    for command in ["put k -", "putall -", "getall -", "delall -"] {
+        let (status, out, err) = shell(&servers, &format!("$A {command} --servers $S <&-"));
+        assert_eq!((status, out.as_str()), (2, ""), "{command}: {err}");
+        assert!(err.contains("standard input could not be read"), "{err}");
+    }
+    assert_eq!(run(&servers, &["get", "k"]).text(), "v");
+    // Not found, and nothing to write: not an error of writing.
+    assert_eq!(shell(&servers, "$A get nothing --servers $S >&-").0, 1);
+}
+
+#[test]
+fn a_value_comes_back_to_the_byte_and_a_terminal_gets_none_of_its_commands() {
+    let group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let value: Vec<u8> = (0..=255).chain(*b"\n\n").collect();
+    let put = run_with_input(&servers, &["put", "k", "-"], &value);
+    assert_eq!(put.status, 0, "{}", put.err);
+    for flags in [&["get", "k"][..], &["get", "k", "--raw"]] {
+        assert!(run(&servers, flags).out == value);
+    }
+    run(&servers, &["put", "text", "line\tone\nline two"]).version();
+    let on_terminal = |arguments: &[&str]| {
+        let mut command = Command::new(ACERVO);
+        command.args(arguments).args(["--servers", &servers]).env_remove("RUST_LOG");
+        let mut terminal = Terminal::run(command);
+        let status = terminal.wait_for_end().code();
+        (status, terminal.text())
+    };
+    let (status, shown) = on_terminal(&["get", "k"]);
+    assert_eq!(status, Some(0));
+    assert!(
+        shown.contains(r"\x00\x01") && shown.contains(r"\x1b") && shown.contains(r"\xff"),
+        "{shown}"
+    );
+    let (status, shown) = on_terminal(&["get", "k", "--raw"]);
+    assert_eq!(status, Some(2), "{shown}");
+    assert!(shown.contains("control characters"), "{shown}");
+    let (status, shown) = on_terminal(&["get", "text", "--raw"]);
+    assert_eq!((status, shown.trim_end()), (Some(0), "line\tone\nline two"));
 }
 
 #[test]

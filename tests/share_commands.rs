@@ -168,7 +168,7 @@ fn the_registry_without_a_terminal_needs_its_address() {
     assert!(ran.err.contains("--listen is needed") && ran.err.contains("Usage: acervo registry"));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let ran = run(&["registry", "--listen", &taken.local_addr().unwrap().to_string()]);
-    assert_eq!(ran.status, 1);
+    assert_eq!(ran.status, 4);
     assert!(ran.err.contains("is in use"), "{}", ran.err);
 }
 
@@ -190,7 +190,7 @@ fn of_several_contents_the_most_offered_is_fetched_unless_another_is_named() {
     // Never in place of another file.
     let once = hash(b"once");
     let refused = registry.run(&["fetch", "f.txt", "--to", to_text, "--content", &once]);
-    assert_eq!((refused.status, refused.out.as_str()), (1, ""), "{}", refused.err);
+    assert_eq!((refused.status, refused.out.as_str()), (4, ""), "{}", refused.err);
     assert!(refused.err.contains("exists and is not the file to fetch"), "{}", refused.err);
     assert_same(&to.join("f.txt"), b"often");
     let other = registry.folder("other");
@@ -230,7 +230,7 @@ fn a_folder_that_cannot_be_written_to_is_said_before_anything_is_sent() {
     let unwritable = if root { Path::new("/proc/self") } else { &to };
     for bad in [unwritable, &to.join("missing"), &folder.join("film.mkv")] {
         let ran = registry.run(&["fetch", "film.mkv", "--to", bad.to_str().unwrap(), "--quiet"]);
-        assert_eq!((ran.status, ran.out.as_str()), (1, ""), "{}", bad.display());
+        assert_eq!((ran.status, ran.out.as_str()), (4, ""), "{}", bad.display());
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
         assert!(ran.err.starts_with("acervo: cannot write to "), "{}", ran.err);
     }
@@ -262,7 +262,7 @@ fn what_was_killed_half_way_goes_on_where_it_was() {
     eventually("some of it has arrived", || (arrived(&part) >= 8 * MIB).then_some(()));
     // Another fetch of the same file keeps its hands off.
     let second = registry.run(&["fetch", "film.mkv", "--to", to.to_str().unwrap(), "--quiet"]);
-    assert_eq!(second.status, 1, "{}", second.err);
+    assert_eq!(second.status, 4, "{}", second.err);
     assert!(second.err.contains("is being fetched by another process"), "{}", second.err);
     // kill -9.
     drop(fetch);
@@ -373,7 +373,7 @@ fn an_interrupted_fetch_keeps_what_has_arrived() {
     let part = part_of(&to, "film.mkv");
     eventually("it has begun", || (arrived(&part) > 0).then_some(()));
     fetch.signal(Signal::INT);
-    assert!(exited_with(fetch.wait(), 1));
+    assert!(exited_with(fetch.wait(), 4));
     assert_eq!(fetch.err(), "acervo: stopped; what has arrived is kept\n");
     assert!(part.exists());
     // It has left the share.

@@ -37,7 +37,7 @@ fn a_file_that_may_not_grow_any_more_is_said_at_once_kept_and_fetched_later() {
     let nothing = Rlimit { current: least, maximum: least };
     prlimit(Some(Pid::from_child(&fetch.child)), Resource::Fsize, nothing).unwrap();
     let status = fetch.wait();
-    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert!(exited_with(status, 4), "{status:?} {}", fetch.err());
     assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
     let expected = format!("acervo: {} may not grow to the {} bytes", part.display(), film.len());
     assert!(fetch.err().starts_with(&expected), "{}", fetch.err());
@@ -65,7 +65,7 @@ fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
     command.arg(registry.address()).arg("--to").arg(&to);
     let mut fetch = Process::start(command, registry.dir.path(), "limited");
     let status = fetch.wait();
-    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert!(exited_with(status, 4), "{status:?} {}", fetch.err());
     assert!(fetch.err().contains("may not grow to the 2097152 bytes"), "{}", fetch.err());
     assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing is left behind");
@@ -163,7 +163,7 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
     fetch.signal(Signal::CONT);
 
     let status = fetch.wait();
-    assert!(exited_with(status, 1), "{status:?} {}", fetch.err());
+    assert!(exited_with(status, 4), "{status:?} {}", fetch.err());
     assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
     let expected = format!("acervo: no room for {}", to.join("film.mkv.part").display());
     assert!(fetch.err().starts_with(&expected), "{}", fetch.err());
@@ -178,7 +178,7 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
     // Still full: said before the first byte, and nothing is lost.
     let command = || disk.command(&[&arguments[..], &["--format", "json"]].concat());
     let ran = support::share::to_end(command());
-    assert_eq!(ran.status, 1, "{}", ran.err);
+    assert_eq!(ran.status, 4, "{}", ran.err);
     assert!(ran.err.starts_with("acervo: no room for "), "{}", ran.err);
     assert_eq!(arrived(&part), kept);
 

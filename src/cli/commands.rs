@@ -13,6 +13,7 @@ use super::key_args::{
 };
 use super::output::{Object, Shape, Shown, print_json, print_rows, version_asked};
 use super::status;
+use super::stdout;
 use crate::client::{Client, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany};
 use crate::text::{escape, unescape};
 use crate::types::Timestamp;
@@ -40,6 +41,12 @@ pub enum CommandError {
     /// `--at` cannot be used.
     #[error(transparent)]
     At(#[from] AtError),
+    /// A terminal would take bytes of the value for commands.
+    #[error(
+        "the value has control characters, which a terminal would take for commands: send --raw into a pipe or a \
+         file, or leave it out"
+    )]
+    RawOnTerminal,
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -51,12 +58,13 @@ pub mod exit_status {
     pub const DONE: u8 = 0;
     /// Not found.
     pub const NOT_FOUND: u8 = 1;
-    /// Anything else that went wrong on this side: a server or a console that could not go on.
-    pub const FAILED: u8 = 1;
     /// Used wrongly.
     pub const USAGE: u8 = 2;
     /// No server reached, or no majority.
     pub const UNAVAILABLE: u8 = 3;
+    /// Anything else that went wrong on this side: an answer that cannot be written, a server or a console that could
+    /// not go on.
+    pub const FAILED: u8 = 4;
 }
 
 impl Outcome {
@@ -95,7 +103,9 @@ impl CommandError {
                 | ClientError::Unavailable { .. }
                 | ClientError::Thread(_) => exit_status::UNAVAILABLE,
             },
-            CommandError::Input(_) | CommandError::At(_) => exit_status::USAGE,
+            CommandError::Input(_) | CommandError::At(_) | CommandError::RawOnTerminal => {
+                exit_status::USAGE
+            }
             // Whoever closed a pipe has read what they wanted.
             CommandError::Output(error) if error.kind() == ErrorKind::BrokenPipe => {
                 exit_status::DONE
@@ -120,7 +130,7 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     let got = client.read(&key, options)?;
     let found = got.value.is_some();
     match (args.read.shared.request.format, got.value.as_deref()) {
-        (Format::Text, Some(value)) => out.write_all(value).and_then(|()| out.write_all(b"\n")),
+        (Format::Text, Some(value)) => print_value(out, value, args.raw)?,
         (Format::Text, None) => Ok(()),
         (Format::Json, value) => {
             let version = if found { got.timestamp } else { version_asked(options.at) };
@@ -131,6 +141,29 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     .map_err(CommandError::Output)?;
     print_session(&args.read.shared, &client);
     Ok(found_or_say(found, &key))
+}
+
+/// Prints a value: into a pipe or a file as it is, to the byte; on a terminal as text that cannot be taken for anything
+/// else.
+fn print_value(
+    out: &mut dyn Write,
+    value: &[u8],
+    raw: bool,
+) -> Result<io::Result<()>, CommandError> {
+    if !stdout::is_terminal() {
+        return Ok(out.write_all(value));
+    }
+    let is_text = |byte: &u8| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\t');
+    if raw {
+        let is_harmless = value.iter().all(is_text) && std::str::from_utf8(value).is_ok();
+        return if is_harmless {
+            Ok(out.write_all(value))
+        } else {
+            Err(CommandError::RawOnTerminal)
+        };
+    }
+    let mut lines = value.split(|byte| *byte == b'\n');
+    Ok(lines.try_for_each(|line| writeln!(out, "{}", escape(line))))
 }
 
 /// `acervo getrange`.
@@ -199,7 +232,11 @@ pub fn put(
     match args.shared.request.format {
         Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
-            let done = client.replace(&key, value)?;
+            let Some(done) =
+                previous_told(client.replace(&key, value), &args.shared, &client, out)?
+            else {
+                return Ok(Outcome::Done);
+            };
             let found = done.previous.is_some();
             print_json(out, &with_previous(answer(&key, found, done.timestamp, done.server), &done))
         }
@@ -230,7 +267,9 @@ pub fn put_all(
 pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
-    let done = client.del(&key)?;
+    let Some(done) = previous_told(client.del(&key), &args.shared, &client, out)? else {
+        return Ok(Outcome::Done);
+    };
     let found = done.previous.is_some();
     match args.shared.request.format {
         Format::Text => writeln!(out, "{}", done.timestamp),
@@ -288,7 +327,9 @@ pub fn set_history(args: &SetHistoryArgs, out: &mut dyn Write) -> Result<Outcome
 pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
-    let done = client.trim(&key)?;
+    let Some(done) = previous_told(client.trim(&key), &args.shared, &client, out)? else {
+        return Ok(Outcome::Done);
+    };
     let kept = done.previous.as_ref();
     let version = kept.map_or(Timestamp::ZERO, |kept| kept.timestamp);
     match (args.shared.request.format, kept) {
@@ -304,6 +345,34 @@ pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandErro
     Ok(found_or_say(kept.is_some(), &key))
 }
 
+/// What a write on one key came to. A write that is done is done, also when what there was before cannot be read: then
+/// its version is all that there is to print, and why goes to standard error.
+fn previous_told(
+    written: Result<Written, ClientError>,
+    shared: &KeyArgs,
+    client: &Client,
+    out: &mut dyn Write,
+) -> Result<Option<Written>, CommandError> {
+    match written {
+        Err(error @ ClientError::PreviousUnread { timestamp, .. }) => {
+            say(&error);
+            match shared.request.format {
+                Format::Text => writeln!(out, "{timestamp}"),
+                Format::Json => print_json(out, &serde_json::json!({ "timestamp": timestamp.0 })),
+            }
+            .map_err(CommandError::Output)?;
+            print_session(shared, client);
+            Ok(None)
+        }
+        written => Ok(Some(written?)),
+    }
+}
+
+/// Without standard error there is nobody to tell.
+fn say(error: &ClientError) {
+    let _ = writeln!(io::stderr(), "acervo: {error}");
+}
+
 fn print_written(
     shared: &KeyArgs,
     client: &Client,
@@ -314,7 +383,12 @@ fn print_written(
     // Told first, since the write is done, whatever becomes of the printing.
     print_session(shared, client);
     let shape = Shape::Before { timestamp: done.timestamp };
-    print_rows(out, shared.request.format, shape, shown, done.rows)?;
+    match print_rows(out, shared.request.format, shape, shown, done.rows) {
+        Err(CommandError::Client(why)) => {
+            say(&ClientError::PreviousUnread { timestamp: done.timestamp, why: Box::new(why) });
+        }
+        printed => drop(printed?),
+    }
     Ok(Outcome::Done)
 }
 

@@ -19,7 +19,7 @@ const STANDARD_INPUT: &[u8] = b"-";
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// Standard input failed.
-    #[error("standard input could not be read: {0}")]
+    #[error("standard input could not be read: {}", explain(.0))]
     Io(#[from] io::Error),
     /// A line of it cannot be used.
     #[error("line {number} of standard input cannot be used: {error}")]
@@ -46,6 +46,14 @@ pub enum InputError {
     /// More than one write, or one question, can hold.
     #[error(transparent)]
     TooMuch(#[from] ClientError),
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        // What stands in the place of a stream that the process was started without is a directory, too.
+        io::ErrorKind::IsADirectory => "it is closed, or a folder".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Reads arguments, escaped ones or others, and standard input where they say so.

@@ -79,13 +79,17 @@ Examples:
   acervo get title
   acervo get title --serializable         from any one server, without a majority
   acervo get title --at '10m ago'
+  acervo get film > film.mkv              a pipe or a file gets the value's bytes and nothing else
   acervo get title --format json --session s1-00061e2b5e4c1a00
 
 A read misses no write that was done before it, unless --serializable or --session is given: then no majority
-has to confirm it. Exit status 1 and nothing on standard output when there is no such key.")]
+has to confirm it. On a terminal a value ends with a line end, and what is not printable is escaped. Exit status 1 and nothing on standard output when there is no such key.")]
 pub struct GetArgs {
     /// The key
     pub key: OsString,
+    /// Print the bytes of the value and nothing else on a terminal, too, unless they have control characters
+    #[arg(long)]
+    pub raw: bool,
     /// Shared.
     #[command(flatten)]
     pub read: ReadArgs,

@@ -16,4 +16,5 @@ mod output;
 pub mod share;
 pub mod share_args;
 mod status;
+pub mod stdout;
 pub mod units;

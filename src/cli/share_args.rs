@@ -110,7 +110,7 @@ Examples:
 
 Every peer that has the file gives a part of it. What is stopped half-way goes on where it was when the
 same command is given again.
-Exit status: 0 fetched, 1 nobody has it or it could not be stored, 2 usage, 3 no registry or no peer reached.")]
+Exit status: 0 fetched, 1 nobody has it, 2 usage, 3 no registry or no peer reached, 4 it could not be stored.")]
 pub struct FetchArgs {
     /// The file's name, with its extension
     #[arg(value_parser = parse_name)]

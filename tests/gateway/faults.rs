@@ -215,6 +215,6 @@ fn a_gateway_says_in_a_line_what_keeps_it_from_starting() {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(exited_with(output.status, 1), "{}", output.status);
+    assert!(exited_with(output.status, 4), "{}", output.status);
     assert!(said.contains(&format!("cannot listen on {address}")), "{said}");
 }
