@@ -14,7 +14,7 @@ use signal_hook::consts::SIGXFSZ;
 use acervo::Client;
 use acervo::bench;
 use acervo::cli::args::{
-    BenchArgs, Cli, ClusterArgs, Command, CompletionsArgs, ServerArgs, Shell, Switch,
+    BenchArgs, Cli, ClusterArgs, ClusterFlags, Command, CompletionsArgs, ServerArgs, Shell, Switch,
     default_workers,
 };
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
@@ -79,6 +79,13 @@ fn main() -> ExitCode {
         Command::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
         Command::Trim(args) => one_shot(commands::trim(&args, out)),
         Command::SetHistory(args) => one_shot(commands::set_history(&args, out)),
+        Command::Health(args) => one_shot(commands::health(&args, out)),
+        Command::Ls(args) => read(commands::get_range(&args.into_range(), out)),
+        Command::Version => {
+            let version = Cli::command().render_version();
+            let printed = write!(out, "{version}").map_err(CommandError::Output);
+            one_shot(printed.map(|()| Outcome::Done))
+        }
         Command::Status(args) => one_shot(commands::status(&args, out)),
         Command::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]
@@ -277,7 +284,7 @@ fn usage(command: &str, message: &str) -> u8 {
 }
 
 fn run_cluster(args: &ClusterArgs) -> u8 {
-    let (servers, flags) = match args.checked() {
+    let ClusterFlags { servers, all, last } = match args.checked() {
         Ok(checked) => checked,
         Err(error) => return fail(exit_status::USAGE, &error),
     };
@@ -289,6 +296,6 @@ fn run_cluster(args: &ClusterArgs) -> u8 {
         }
     };
     let data_root = args.data_dir.clone();
-    cluster::run(&ClusterConfig { program, servers, data_root, flags })
+    cluster::run(&ClusterConfig { program, servers, data_root, flags: all, last_flags: last })
         .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
 }

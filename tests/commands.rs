@@ -636,7 +636,8 @@ fn status_describes_every_server() {
     assert_eq!(status.status, 0, "{}", status.err);
     let rows: Vec<Vec<&str>> =
         status.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    let header = "address role term commit applied in sync connections longest stall uptime";
+    let header =
+        "address role term commit applied in sync connections longest stall uptime version";
     assert_eq!(rows[0].join(" "), header);
     let names: Vec<String> = group.addresses().iter().map(|a| a.to_string()).collect();
     for (row, (name, role)) in
@@ -688,5 +689,51 @@ fn status_describes_every_server() {
     group.kill(0);
     let nobody = run(&servers, &["status"]);
     assert_eq!(nobody.status, 3);
+    assert_eq!(run(&servers, &["health", "--timeout", "1s"]).status, 3);
     assert_eq!(nobody.text().matches("unreachable").count(), 3);
+}
+
+#[test]
+fn status_and_health_tell_a_script_whether_the_group_is_of_use() {
+    let mut group = Group::start(3, &["--console", "off"]);
+    let servers = group.list();
+    assert_eq!(done(&servers, &["health"]), "healthy\n");
+    assert_eq!(run(&servers, &["status"]).status, 0);
+    group.kill(0);
+    group.kill(1);
+    // The third answers, and knows after a moment that nobody can write.
+    let table = eventually("the leader is missed", || {
+        let status = run(&servers, &["status"]);
+        (status.status == 3).then(|| status.text().to_owned())
+    });
+    assert!(table.contains("no leader is known"), "{table}");
+    let health = run(&servers, &["health"]);
+    assert_eq!((health.status, health.text()), (3, ""));
+    assert!(health.err.contains("1 of 3 servers answer"), "{}", health.err);
+}
+
+#[test]
+fn the_servers_may_come_from_the_environment_and_commands_have_kind_names() {
+    let group = Group::start(1, &["--console", "off"]);
+    let shell = |line: &str| {
+        let (status, out, err) =
+            shell("", &format!("export ACERVO_SERVERS={}; {line}", group.list()));
+        assert_eq!((status, err.as_str()), (0, ""), "{line}");
+        out
+    };
+    shell("$A set k v");
+    assert_eq!(shell("$A get k"), "v");
+    assert_eq!(shell("$A get k --json | grep -c '\"value\":\"v\"'"), "1\n");
+    shell("$A set key v");
+    assert_eq!(shell("$A ls"), "k\nkey\n");
+    assert_eq!(shell("$A ls ke"), "key\n");
+    shell("$A rm k");
+    assert_eq!(shell("$A ls"), "key\n");
+    assert_eq!(shell("$A health"), "healthy\n");
+    assert_eq!(shell("$A version"), shell("$A --version"));
+    // What is said on the line counts for more.
+    let (status, _, _) = self::shell("", "ACERVO_SERVERS=nonsense $A get k");
+    assert_eq!(status, 2);
+    let line = format!("ACERVO_SERVERS=127.0.0.1:1 $A get key --servers {}", group.list());
+    assert_eq!(self::shell("", &line), (0, "v".to_owned(), String::new()));
 }

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, PutAllArgs,
-    PutArgs, TrimArgs,
+    PutArgs, RangeArgs, ReadArgs, RowsArgs, TrimArgs,
 };
 use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
 use super::units::{parse_duration, parse_history, parse_size};
@@ -45,6 +45,7 @@ Examples:
 
 Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority, 4 anything else, such as an
 answer that cannot be written.
+ACERVO_SERVERS and ACERVO_REGISTRY stand for --servers and --registry where these are not given.
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
 )]
 pub struct Cli {
@@ -73,11 +74,13 @@ pub enum Command {
     /// Print every version of a key, with its time
     History(HistoryArgs),
     /// Store a value under a key and print the version it made
+    #[command(alias = "set")]
     Put(PutArgs),
     /// Store several keys at once, or none
     #[command(name = "putall")]
     PutAll(PutAllArgs),
     /// Delete a key and print the version of the deletion
+    #[command(alias = "rm")]
     Del(DelArgs),
     /// Delete every key of a range at once
     #[command(name = "delrange")]
@@ -91,6 +94,14 @@ pub enum Command {
     SetHistory(SetHistoryArgs),
     /// Describe every server of the group
     Status(StatusArgs),
+    /// Check that the group can be read and written, for scripts and load balancers
+    Health(HealthArgs),
+    /// Print every key
+    #[command(hide = true)]
+    Ls(LsArgs),
+    /// Print the release
+    #[command(hide = true)]
+    Version,
     /// Measure a running group: writes or reads of many clients
     Bench(BenchArgs),
     /// Run the registry of a share; asks for its address on a terminal when no flag names it
@@ -130,7 +141,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
     pub leader: Option<SocketAddr>,
     /// Every server of the group, the same list at each of them
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Where everything durable lives [default: acervo-data/IP-PORT]
@@ -190,7 +201,7 @@ Examples:
 Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
 pub struct ClientArgs {
     /// The servers; INIT is then done already
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
     pub servers: Option<Vec<SocketAddr>>,
     /// The whole time of one request
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
@@ -203,6 +214,7 @@ pub struct ClientArgs {
 Examples:
   acervo cluster
   acervo cluster --data-dir /var/lib/acervo --ack majority
+  acervo cluster --replication-delay 10s       the third server lags, for all to see
 
 Ctrl-C stops all servers cleanly.")]
 pub struct ClusterArgs {
@@ -213,6 +225,9 @@ pub struct ClusterArgs {
     #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
+    /// Store what is replicated to the last server this much late, to watch a lagging server; writes wait for it
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    pub replication_delay: Duration,
     /// Passed on.
     #[command(flatten)]
     pub tuning: TuningArgs,
@@ -222,15 +237,76 @@ pub struct ClusterArgs {
 #[derive(Clone, Debug, Args)]
 pub struct RequestArgs {
     /// The servers to ask, in a random order
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// The whole time of the request, retries included
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
+    /// Format.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct FormatArgs {
     /// How to print
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
+    format: Format,
+    /// The same as --format json
+    #[arg(long, overrides_with = "format")]
+    json: bool,
+}
+
+impl FormatArgs {
+    /// What the flags come to.
+    pub fn get(self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+}
+
+/// `acervo ls`, which nobody is told of: for whoever types it.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Every key that begins with this
+    #[arg(default_value = "")]
+    pub prefix: OsString,
+    /// Shared.
+    #[command(flatten)]
+    pub read: ReadArgs,
+}
+
+impl LsArgs {
+    /// The command that it stands for.
+    pub fn into_range(self) -> GetRangeArgs {
+        GetRangeArgs {
+            range: RangeArgs { from: None, to: None, prefix: Some(self.prefix) },
+            limit: None,
+            reverse: false,
+            rows: RowsArgs { keys_only: true, count: false },
+            read: self.read,
+        }
+    }
+}
+
+/// `acervo health`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  acervo health && acervo put title 'Dom Casmurro'
+  acervo health --servers 10.0.0.1:10097 --timeout 2s      of one server
+
+Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority confirms; else says why not,
+and ends with status 3.")]
+pub struct HealthArgs {
+    /// The servers, one of which has to be of use
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
+    /// The whole time of the check
+    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = parse_duration)]
+    pub timeout: Duration,
 }
 
 /// `acervo status`.
@@ -238,9 +314,9 @@ pub struct RequestArgs {
 #[command(after_help = "\
 Examples:
   acervo status
-  acervo status --format json
+  acervo status --json
 
-Exit status 3 when no server answers.")]
+Exit status 3 when no server answers, or nobody leads, so that nothing can be written.")]
 pub struct StatusArgs {
     /// Shared.
     #[command(flatten)]
@@ -269,7 +345,7 @@ pub struct SetHistoryArgs {
 Examples:
   acervo bench put
   acervo bench put --clients 1 --target leader --seconds 30
-  acervo bench get --fill --format json >> figures.jsonl
+  acervo bench get --fill --json >> figures.jsonl
 
 A bench writes keys named bench-NUMBER to the group and leaves them there.")]
 pub struct BenchArgs {
@@ -295,7 +371,7 @@ pub struct BenchArgs {
         value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_KEYS_MAX))]
     pub keys: u64,
     /// The servers of the group
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Where requests go: random, leader, or one of the servers
@@ -310,9 +386,9 @@ pub struct BenchArgs {
     /// Repeat the random choices of an earlier run
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
+    /// Format.
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// What a bench measures.
@@ -353,7 +429,7 @@ impl BenchArgs {
             value_bytes: self.value_size,
             fill: self.fill,
             seed: self.seed,
-            json: self.format == Format::Json,
+            json: self.format.get() == Format::Json,
         })
     }
 }
@@ -493,7 +569,11 @@ impl ClusterArgs {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn checked(&self) -> Result<(Vec<SocketAddr>, Vec<OsString>), ConfigError> {
+    pub fn checked(&self) -> Result<ClusterFlags, ConfigError> {
+        let mut tuning = self.tuning.clone();
+        // A server that is late on purpose stays in the in-sync set, or nobody would see a write wait for it.
+        tuning.in_sync_timeout =
+            tuning.in_sync_timeout.max(self.replication_delay.saturating_mul(3));
         let servers = check_group(self.servers.clone())?;
         // An empty group has been refused, so there is a first.
         let first = servers.first().copied().ok_or(ConfigError::NotOdd(0))?;
@@ -502,13 +582,25 @@ impl ClusterArgs {
             leader: Some(first),
             servers: servers.clone(),
             data_dir: None,
-            replication_delay: Duration::ZERO,
+            replication_delay: self.replication_delay,
             stop_on_stdin_end: true,
-            tuning: self.tuning.clone(),
+            tuning: tuning.clone(),
         };
         like_any_server.config(first, first)?;
-        Ok((servers, self.tuning.flags()))
+        let delay = format!("--replication-delay={}us", self.replication_delay.as_micros());
+        Ok(ClusterFlags { servers, all: tuning.flags(), last: vec![delay.into()] })
     }
+}
+
+/// What a cluster's servers are started with.
+#[derive(Debug)]
+pub struct ClusterFlags {
+    /// The group.
+    pub servers: Vec<SocketAddr>,
+    /// Flags of every server.
+    pub all: Vec<OsString>,
+    /// Further flags of the last one.
+    pub last: Vec<OsString>,
 }
 
 impl TuningArgs {

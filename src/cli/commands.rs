@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
 
-use super::args::{Format, RequestArgs, SetHistoryArgs, StatusArgs};
+use super::args::{Format, HealthArgs, RequestArgs, SetHistoryArgs, StatusArgs};
 use super::at::AtError;
 use super::input::{Input, InputError};
 use super::key_args::{
@@ -25,8 +25,8 @@ pub enum Outcome {
     Done,
     /// There was no such key.
     NotFound,
-    /// `status` and no server answered; the table says why.
-    NobodyAnswered,
+    /// `status`, and no server answered, or nobody leads; the table says why.
+    NotWritable,
 }
 
 /// How a command failed.
@@ -73,7 +73,7 @@ impl Outcome {
         match self {
             Outcome::Done => exit_status::DONE,
             Outcome::NotFound => exit_status::NOT_FOUND,
-            Outcome::NobodyAnswered => exit_status::UNAVAILABLE,
+            Outcome::NotWritable => exit_status::UNAVAILABLE,
         }
     }
 }
@@ -129,7 +129,7 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     let (key, options) = (argument(&args.key, &args.read.shared), options(&args.read)?);
     let got = client.read(&key, options)?;
     let found = got.value.is_some();
-    match (args.read.shared.request.format, got.value.as_deref()) {
+    match (args.read.shared.request.format.get(), got.value.as_deref()) {
         (Format::Text, Some(value)) => print_value(out, value, args.raw)?,
         (Format::Text, None) => Ok(()),
         (Format::Json, value) => {
@@ -178,7 +178,7 @@ pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<Outcome, Co
     let range = if args.reverse { range.reversed() } else { range };
     let rows = limited(client.scan(range, options), args.limit);
     let shown = Shown::of(args.rows);
-    print_rows(out, shared.request.format, Shape::Read { at: options.at }, shown, rows)?;
+    print_rows(out, shared.request.format.get(), Shape::Read { at: options.at }, shown, rows)?;
     print_session(shared, &client);
     Ok(Outcome::Done)
 }
@@ -197,7 +197,13 @@ pub fn get_all(
     let keys = Input::new(stdin, shared.escaped).keys(&args.keys)?;
     let options = options(&args.read)?;
     let rows = client.get_all(keys, options)?;
-    print_rows(out, shared.request.format, Shape::Read { at: options.at }, Shown::Whole, rows)?;
+    print_rows(
+        out,
+        shared.request.format.get(),
+        Shape::Read { at: options.at },
+        Shown::Whole,
+        rows,
+    )?;
     print_session(shared, &client);
     Ok(Outcome::Done)
 }
@@ -212,7 +218,7 @@ pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, Comma
     let key = argument(&args.key, shared);
     let rows = limited(client.versions(&key, options(&args.read)?)?, args.limit);
     let shown = if args.count { Shown::Count } else { Shown::Whole };
-    let found = print_rows(out, shared.request.format, Shape::History, shown, rows)?;
+    let found = print_rows(out, shared.request.format.get(), Shape::History, shown, rows)?;
     print_session(shared, &client);
     Ok(found_or_say(found > 0, &key))
 }
@@ -229,7 +235,7 @@ pub fn put(
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
     let value = Input::new(stdin, args.shared.escaped).value(&args.value)?;
-    match args.shared.request.format {
+    match args.shared.request.format.get() {
         Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
             let Some(done) =
@@ -271,7 +277,7 @@ pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
         return Ok(Outcome::Done);
     };
     let found = done.previous.is_some();
-    match args.shared.request.format {
+    match args.shared.request.format.get() {
         Format::Text => writeln!(out, "{}", done.timestamp),
         Format::Json => {
             print_json(out, &with_previous(answer(&key, found, done.timestamp, done.server), &done))
@@ -312,7 +318,7 @@ pub fn del_all(
 /// See [`CommandError`].
 pub fn set_history(args: &SetHistoryArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let version = client(&args.request, None)?.set_history(args.history)?;
-    match args.request.format {
+    match args.request.format.get() {
         Format::Text => writeln!(out, "{version}"),
         Format::Json => print_json(out, &serde_json::json!({ "version": version.0 })),
     }
@@ -332,7 +338,7 @@ pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandErro
     };
     let kept = done.previous.as_ref();
     let version = kept.map_or(Timestamp::ZERO, |kept| kept.timestamp);
-    match (args.shared.request.format, kept) {
+    match (args.shared.request.format.get(), kept) {
         (Format::Text, Some(_)) => writeln!(out, "{version}"),
         (Format::Text, None) => Ok(()),
         (Format::Json, kept) => {
@@ -356,7 +362,7 @@ fn previous_told(
     match written {
         Err(error @ ClientError::PreviousUnread { timestamp, .. }) => {
             say(&error);
-            match shared.request.format {
+            match shared.request.format.get() {
                 Format::Text => writeln!(out, "{timestamp}"),
                 Format::Json => print_json(out, &serde_json::json!({ "timestamp": timestamp.0 })),
             }
@@ -383,7 +389,7 @@ fn print_written(
     // Told first, since the write is done, whatever becomes of the printing.
     print_session(shared, client);
     let shape = Shape::Before { timestamp: done.timestamp };
-    match print_rows(out, shared.request.format, shape, shown, done.rows) {
+    match print_rows(out, shared.request.format.get(), shape, shown, done.rows) {
         Err(CommandError::Client(why)) => {
             say(&ClientError::PreviousUnread { timestamp: done.timestamp, why: Box::new(why) });
         }
@@ -411,13 +417,26 @@ fn with_previous<'a>(object: Object<'a>, done: &'a Written) -> Object<'a> {
 /// See [`CommandError`].
 pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
     let rows = status::ask_all(&client(&args.request, None)?);
-    match args.request.format {
+    match args.request.format.get() {
         Format::Text => status::print_table(out, &rows),
         Format::Json => print_json(out, &status::json(&rows)),
     }
     .map_err(CommandError::Output)?;
-    let answered = rows.iter().any(|row| row.status.is_ok());
-    Ok(if answered { Outcome::Done } else { Outcome::NobodyAnswered })
+    Ok(match status::is_led(&rows) {
+        true => Outcome::Done,
+        false => Outcome::NotWritable,
+    })
+}
+
+/// `acervo health`: a read that a majority confirms, of a key that need not exist.
+///
+/// # Errors
+/// See [`CommandError`].
+pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+    let client = Client::builder(args.servers.iter().copied()).request_timeout(args.timeout);
+    client.build()?.get_linearizable("health")?;
+    writeln!(out, "healthy").map_err(CommandError::Output)?;
+    Ok(Outcome::Done)
 }
 
 fn key_client(shared: &KeyArgs) -> Result<Client, ClientError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::args::{DEFAULT_GROUP, Format, parse_address};
+use super::args::{DEFAULT_GROUP, FormatArgs, parse_address};
 use super::units::parse_duration;
 use crate::gateway::GatewayConfig;
 
@@ -28,7 +28,7 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "IP:PORT", conflicts_with = "port")]
     pub listen: Option<SocketAddr>,
     /// The servers of the group
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// The whole time of one request to the servers; a call's own deadline may be shorter
@@ -84,9 +84,9 @@ pub struct KvsArgs {
     /// The call's deadline
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
+    /// Format.
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// The operations of the interface.

@@ -101,7 +101,7 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut printer = Printer {
         out: BufWriter::with_capacity(limits::OUTPUT_BUFFER_BYTES, out),
-        format: args.format,
+        format: args.format.get(),
     };
     let found = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer))?;
     printer.out.flush().map_err(KvsError::Output)?;

@@ -326,7 +326,7 @@ fn print_fetched(
         });
     }
     let path = outcome.path.display().to_string();
-    match args.format {
+    match args.format.get() {
         Format::Text => writeln!(out, "{}", escape(path.as_bytes())),
         Format::Json => {
             let sources = progress.sources.iter().map(|source| SourceJson {
@@ -453,7 +453,7 @@ impl List {
     fn open(args: &ListArgs) -> Result<List, ShareError> {
         let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
         let line = Line::open_any(&args.registries.registry, deadline)?;
-        Ok(List { line, format: args.format, rows: 0 })
+        Ok(List { line, format: args.format.get(), rows: 0 })
     }
 
     fn ask(&mut self, request: &RegistryRequest) -> Result<RegistryReply, ShareError> {

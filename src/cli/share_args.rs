@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{Format, Switch, parse_address};
+use super::args::{FormatArgs, Switch, parse_address};
 use super::units::{parse_duration, parse_rate};
 use crate::limits;
 use crate::share::names::FileName;
@@ -47,7 +47,7 @@ pub struct RegistryArgs {
 pub struct RegistriesArgs {
     /// The registry; of several that serve one index, the first that answers is asked
     // The whole path keeps clap from taking each address for an option's value of its own.
-    #[arg(long, value_name = "A[,B,C]", value_parser = parse_registries,
+    #[arg(long, env = "ACERVO_REGISTRY", value_name = "A[,B,C]", value_parser = parse_registries,
         default_value = DEFAULT_REGISTRY)]
     pub registry: ::std::vec::Vec<SocketAddr>,
 }
@@ -137,9 +137,9 @@ pub struct FetchArgs {
     /// Show no progress
     #[arg(long)]
     pub quiet: bool,
-    /// How to print the result
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
+    /// Format.
+    #[command(flatten)]
+    pub format: FormatArgs,
     /// TCP congestion control by the system's name for it
     #[arg(long, value_name = "NAME", hide = true)]
     pub congestion: Option<String>,
@@ -157,9 +157,9 @@ pub struct ListArgs {
     /// Shared.
     #[command(flatten)]
     pub registries: RegistriesArgs,
-    /// How to print
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub format: Format,
+    /// Format.
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 impl RegistriesArgs {

@@ -55,6 +55,14 @@ pub(super) fn ask_all(client: &Client) -> Vec<Row> {
     servers.into_iter().map(row).collect()
 }
 
+/// Whether somebody is known to lead, so that writes can be ordered. A leader without a majority steps down, and whoever
+/// has not heard a leader for an election time-out knows none; who still speaks of an older term has not heard.
+pub(super) fn is_led(rows: &[Row]) -> bool {
+    let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
+    let newest = statuses().map(|status| status.term).max();
+    statuses().any(|status| Some(status.term) == newest && status.leader.is_some())
+}
+
 /// Of one server only the reason is news: its address stands in front of it.
 fn reason(error: ClientError) -> String {
     match error {
@@ -73,7 +81,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-const HEADERS: [&str; 9] = [
+const HEADERS: [&str; 10] = [
     "address",
     "role",
     "term",
@@ -83,6 +91,7 @@ const HEADERS: [&str; 9] = [
     "connections",
     "longest stall",
     "uptime",
+    "version",
 ];
 
 /// Prints the table. `in sync` is what the leader says of each server; `-` when no leader answered.
@@ -108,6 +117,7 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
                 (status.client_connections + status.server_connections).to_string(),
                 format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
                 uptime(status.uptime_ms),
+                escape(status.version.as_bytes()).to_string(),
             ],
             Err(reason) => {
                 vec![row.server.to_string(), format!("unreachable: {}", escape(reason.as_bytes()))]
@@ -295,9 +305,9 @@ mod tests {
         let mut out = Vec::new();
         print_table(&mut out, &rows()).unwrap();
         let expected = "\
-address          role      term  commit   applied  in sync  connections  longest stall  uptime
-127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         1h 2m
-127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         1h 2m
+address          role      term  commit   applied  in sync  connections  longest stall  uptime  version
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         1h 2m   0.1.0
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         1h 2m   0.1.0
 127.0.0.1:10093  unreachable: connection refused
 
 127.0.0.1:10092: its disk is slow

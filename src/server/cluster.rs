@@ -34,6 +34,8 @@ pub struct ClusterConfig {
     pub data_root: PathBuf,
     /// Flags that every server is given as they are.
     pub flags: Vec<OsString>,
+    /// Flags that the last server is given besides.
+    pub last_flags: Vec<OsString>,
 }
 
 /// Why a cluster ended, if it was not asked to.
@@ -100,6 +102,10 @@ impl Members {
     fn start(&mut self, config: &ClusterConfig, server: SocketAddr) -> io::Result<()> {
         let names: Vec<_> = config.servers.iter().map(SocketAddr::to_string).collect();
         let leader = config.servers.first().unwrap_or(&server);
+        let last_flags = match config.servers.last() == Some(&server) {
+            true => &config.last_flags[..],
+            false => &[],
+        };
         let mut child = Command::new(&config.program)
             .arg("server")
             .args(["--listen", &server.to_string(), "--leader", &leader.to_string()])
@@ -108,6 +114,7 @@ impl Members {
             .arg(data_dir_under(&config.data_root, server))
             .arg("--stop-on-stdin-end")
             .args(&config.flags)
+            .args(last_flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
