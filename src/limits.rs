@@ -525,6 +525,8 @@ pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
 /// How much longer `acervo status` waits for a server when another has answered.
 pub const STATUS_GRACE: Duration = Duration::from_millis(150);
+/// As [`CLIENT_REACH_TIMEOUT`], for a one-shot command: a person, or a script, hears at once that nobody is there.
+pub const COMMAND_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
@@ -597,6 +599,8 @@ pub const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
 /// Lines waiting to be shown above an open question; one more waits. Each request of a console may bring one for
 /// each server, and its threads must not wait here for the thread that reads.
 pub const CONSOLE_ABOVE_PROMPT_LINES_MAX: usize = 2 * CLIENT_SUBMITS_MAX * (SERVERS_MAX + 1);
+/// Versions of a key that a command looks through to tell which is the oldest.
+pub const VERSIONS_LOOKED_AT_MAX: u64 = 1024;
 /// Bytes of rows that a command gathers before it prints them.
 pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// The longest duration a flag may give.
@@ -821,6 +825,8 @@ pub const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(5);
 pub const CONSOLE_TASKS_MAX: usize = 16;
 /// How often whoever waits for a download looks whether to stop.
 pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long chunks have to be coming before a rate is told of them.
+pub const RATE_MEASURED_MIN: Duration = Duration::from_secs(1);
 /// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives up.
 pub const FETCH_PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
 /// Registries a peer may be given.

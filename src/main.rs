@@ -42,7 +42,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = match cli.command {
+    let level = match &cli.command {
+        // Whoever was asked for addresses on a terminal sees the lines of the specification there, and what is wrong.
+        Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
+        Command::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
         Command::Gateway(_) => "info",

@@ -199,7 +199,7 @@ fn the_past_of_a_key() {
     assert_eq!(at(&versions[1].to_string()).text(), "Iaiá Garcia");
     let before = at(&(versions[0] - 1).to_string());
     assert_eq!((before.status, before.text()), (1, ""));
-    assert_eq!(before.err, "acervo: there is no key \"title\"\n");
+    assert!(before.err.contains("its oldest version is"), "{}", before.err);
     // A version of zero or less is the newest, and so is one that lies in the future.
     for newest in ["0", "-1", &i64::MAX.to_string(), "2999-12-31T23:59:59-03:00"] {
         assert_eq!(at(newest).text(), "tab\tend", "{newest}");
@@ -736,4 +736,66 @@ fn the_servers_may_come_from_the_environment_and_commands_have_kind_names() {
     assert_eq!(status, 2);
     let line = format!("ACERVO_SERVERS=127.0.0.1:1 $A get key --servers {}", group.list());
     assert_eq!(self::shell("", &line), (0, "v".to_owned(), String::new()));
+}
+
+#[test]
+fn sentences_say_what_is_the_matter() {
+    let group = Group::start(1, &["--console", "off"]);
+    let servers = group.list();
+    let version = run(&servers, &["put", "k", "v"]).version();
+
+    // Seconds and milliseconds are not taken for versions of 1970.
+    for (text, unit) in [("1795224871", "seconds"), ("1795224871548", "milliseconds")] {
+        let refused = run(&servers, &["get", "k", "--at", text]);
+        assert_eq!(refused.status, 2);
+        assert!(refused.err.contains(&format!("looks like {unit}")), "{}", refused.err);
+    }
+    assert_eq!(run(&servers, &["get", "k", "--at", "9999-12-31T23:59:59Z"]).text(), "v");
+    let early = run(&servers, &["get", "k", "--at", &(version - 1).to_string()]);
+    assert_eq!(early.status, 1);
+    let oldest = format!("its oldest version is {version}, of ");
+    assert!(early.err.contains(&oldest), "{}", early.err);
+
+    // Nobody there: at once, and not as a lack of time, and nothing is said of writes when it was a read.
+    let nobody = free_addresses(1)[0].to_string();
+    for timeout in ["100ms", "60s"] {
+        let failed = run(&nobody, &["get", "k", "--timeout", timeout]);
+        assert_eq!(failed.status, 3);
+        assert!(failed.err.starts_with("acervo: no server could be reached"), "{}", failed.err);
+        assert!(!failed.err.contains("write"), "{}", failed.err);
+    }
+
+    // A store is no registry and no gateway.
+    let port = group.addresses()[0].port().to_string();
+    let host = group.addresses()[0].ip().to_string();
+    let (status, _, err) = shell(&servers, "$A files --registry $S");
+    assert_eq!(status, 3);
+    assert!(err.contains("this is a server of a store: a share needs an acervo registry"), "{err}");
+    if cfg!(feature = "grpc") {
+        let line = format!("$A kvs get --chave k --host {host} --porta {port}");
+        let (status, _, err) = shell(&servers, &line);
+        assert_eq!(status, 3);
+        assert!(err.contains("does not speak gRPC"), "{err}");
+    }
+
+    // Something else is there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let web = listener.local_addr().unwrap().to_string();
+    let answering = std::thread::spawn(move || {
+        // One connection after the other, until the test is over.
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut first = [0; 8];
+            if stream.read(&mut first).unwrap_or(0) == 1 {
+                return;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let failed = run(&web, &["get", "k"]);
+    assert_eq!(failed.status, 3);
+    assert!(failed.err.contains("found there: a web server"), "{}", failed.err);
+    assert!(failed.err.contains("expected: a server of an acervo store"), "{}", failed.err);
+    std::net::TcpStream::connect(&web).unwrap().write_all(b"x").unwrap();
+    answering.join().unwrap();
 }

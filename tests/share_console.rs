@@ -124,7 +124,7 @@ fn four_consoles() {
 
     // The registry is asked for its address, and gets it wrong first.
     let mut command = Command::new(ACERVO);
-    command.arg("registry").env("RUST_LOG", "off");
+    command.arg("registry").env_remove("RUST_LOG");
     let mut registry = Terminal::run(command);
     registry.answer("IP do registro [127.0.0.1]: ", "aqui");
     registry.wait_for_text("Resposta inválida: \"aqui\" não é um IP.", 1);
@@ -231,7 +231,8 @@ fn what_cannot_be_done_is_one_clear_line() {
     // Somebody is, and does not have it.
     let peer = registry.share(&other, &["--listen", &addresses[2].to_string()]);
     person.type_download("3", addresses[2]);
-    person.remark(&format!("Arquivo nada.txt não foi baixado: o peer {} recusou: ", addresses[2]));
+    person
+        .remark(&format!("Arquivo nada.txt não foi baixado: o peer {} recusou: \"", addresses[2]));
     // Another file has the name.
     write(&other, "nada.txt", b"theirs");
     write(&folder, "nada.txt", b"mine, and another length");
@@ -261,7 +262,7 @@ fn a_console_whose_registry_goes_away_survives_and_joins_again() {
     person.remark(&format!("Registro {} inacessível: ", registry.address));
     person.terminal.answer(MENU, "2");
     person.terminal.answer("Arquivo: ", "a.txt");
-    let refused = format!("Registro {} inacessível: connection refused.", registry.address);
+    let refused = format!("Registro {} inacessível: conexão recusada.", registry.address);
     person.terminal.wait_for("the search's failure", |screen| {
         screen.lines().any(|line| line.trim_end() == refused).then_some(())
     });

@@ -30,6 +30,11 @@ pub enum AtError {
          2026-11-20T12:00:00Z, how long ago, such as '10m ago', or 'now'"
     )]
     NotUnderstood(String),
+    /// Somebody's seconds or milliseconds.
+    #[error(
+        "'{0}' looks like {1} since 1970, and versions count microseconds: append {2}, as `date +%s%6N` does"
+    )]
+    OtherUnit(String, &'static str, &'static str),
     /// Versions are counted from 1970.
     #[error("'{0}' is before 1970 and so before every version")]
     BeforeEpoch(String),
@@ -56,14 +61,39 @@ impl FromStr for At {
             return Ok(At::Ago(span));
         }
         if trimmed.strip_prefix('-').unwrap_or(trimmed).bytes().all(|byte| byte.is_ascii_digit()) {
-            return trimmed
-                .parse()
-                .map(|version| At::Version(Timestamp(version)))
-                .map_err(|_| wrong());
+            let version: i64 = trimmed.parse().map_err(|_| wrong())?;
+            // From 1973 on. Taken for microseconds they would all be on the first days of 1970, when there is nothing.
+            return match version {
+                SECONDS_MIN..SECONDS_MAX => {
+                    Err(AtError::OtherUnit(trimmed.to_owned(), "seconds", "000000"))
+                }
+                SECONDS_MAX..MILLISECONDS_MAX => {
+                    Err(AtError::OtherUnit(trimmed.to_owned(), "milliseconds", "000"))
+                }
+                _ => Ok(At::Version(Timestamp(version))),
+            };
         }
-        let time: Time = trimmed.parse().map_err(|_| wrong())?;
+        let time: Time = match trimmed.parse() {
+            Ok(time) => time,
+            // What people write for the end of time is past the calendar's by a day, wherever on Earth it is.
+            Err(_) if is_end_of_time(trimmed) => Time::MAX,
+            Err(_) => return Err(wrong()),
+        };
         Ok(At::Version(version(time).ok_or_else(|| AtError::BeforeEpoch(text.to_owned()))?))
     }
+}
+
+/// Numbers from here on are the seconds of 1973 and later …
+const SECONDS_MIN: i64 = 100_000_000;
+/// … up to here, in the year 5138, where the milliseconds of 1973 begin …
+const SECONDS_MAX: i64 = 100_000_000_000;
+/// … and from here on they are versions of 1973 and later.
+const MILLISECONDS_MAX: i64 = 100_000_000_000_000;
+
+/// Whether it is a time on the last two days that can be written.
+fn is_end_of_time(text: &str) -> bool {
+    let rest = ["9999-12-30", "9999-12-31"].iter().find_map(|day| text.strip_prefix(day));
+    rest.is_some_and(|rest| format!("9999-12-29{rest}").parse::<Time>().is_ok())
 }
 
 impl At {
@@ -112,6 +142,8 @@ mod tests {
             ("1795224871548738", 1_795_224_871_548_738),
             ("0", 0),
             ("-1", -1),
+            ("5", 5),
+            ("9999-12-31T23:59:59Z", Time::MAX.as_microsecond()),
             ("2026-11-20T12:00:00Z", NOON),
             ("2026-11-20T12:00:00.000001Z", NOON + 1),
             ("2026-11-20T09:00:00-03:00", NOON),
@@ -152,6 +184,9 @@ mod tests {
         ];
         for text in wrong {
             assert_eq!(at(text), Err(AtError::NotUnderstood(text.to_owned())), "{text}");
+        }
+        for text in ["1795224871", "1795224871548"] {
+            assert!(matches!(at(text), Err(AtError::OtherUnit(..))), "{text}");
         }
         for text in ["1969-12-31T23:59:59Z", "1970-01-01T00:00:00Z", "90 years ago"] {
             assert!(matches!(at(text), Err(AtError::BeforeEpoch(_))), "{text}");

@@ -3,9 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::args::{Format, HealthArgs, RequestArgs, SetHistoryArgs, StatusArgs};
-use super::at::AtError;
+use super::at::{AtError, time_of};
 use super::input::{Input, InputError};
 use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, KeyArgs,
@@ -14,7 +15,10 @@ use super::key_args::{
 use super::output::{Object, Shape, Shown, print_json, print_rows, version_asked};
 use super::status;
 use super::stdout;
-use crate::client::{Client, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany};
+use crate::client::{
+    Client, ClientBuilder, ClientError, KeyRange, ReadOptions, Rows, Timing, Written, WrittenMany,
+};
+use crate::limits::{COMMAND_REACH_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
 use crate::text::{escape, unescape};
 use crate::types::Timestamp;
 
@@ -140,7 +144,27 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     }
     .map_err(CommandError::Output)?;
     print_session(&args.read.shared, &client);
+    if let (false, Some(at)) = (found, options.at.filter(|at| *at > Timestamp::ZERO))
+        && let Some(oldest) = oldest(&client, &key, options)
+    {
+        let key = escape(&key);
+        let time = time_of(oldest).unwrap_or_else(|| "-".to_owned());
+        let _ = writeln!(
+            io::stderr(),
+            "acervo: the key \"{key}\" has nothing as of {at}: its oldest version is {oldest}, of {time}"
+        );
+        return Ok(Outcome::NotFound);
+    }
     Ok(found_or_say(found, &key))
+}
+
+/// The oldest version of a key that exists now. No more versions are looked at than is worth it for a remark.
+fn oldest(client: &Client, key: &[u8], options: ReadOptions) -> Option<Timestamp> {
+    let options = ReadOptions { at: None, ..options };
+    let rows = client.versions(key, options).ok()?.keys_only().limit(VERSIONS_LOOKED_AT_MAX);
+    let versions: Vec<Timestamp> = rows.map_while(Result::ok).map(|row| row.timestamp).collect();
+    let is_whole = (versions.len() as u64) < VERSIONS_LOOKED_AT_MAX;
+    versions.last().copied().filter(|_| is_whole)
 }
 
 /// Prints a value: into a pipe or a file as it is, to the byte; on a terminal as text that cannot be taken for anything
@@ -433,8 +457,7 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, Command
 /// # Errors
 /// See [`CommandError`].
 pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-    let client = Client::builder(args.servers.iter().copied()).request_timeout(args.timeout);
-    client.build()?.get_linearizable("health")?;
+    builder(&args.servers, args.timeout).build()?.get_linearizable("health")?;
     writeln!(out, "healthy").map_err(CommandError::Output)?;
     Ok(Outcome::Done)
 }
@@ -444,11 +467,16 @@ fn key_client(shared: &KeyArgs) -> Result<Client, ClientError> {
 }
 
 fn client(request: &RequestArgs, session: Option<&String>) -> Result<Client, ClientError> {
-    let builder = Client::builder(request.servers.iter().copied()).request_timeout(request.timeout);
+    let builder = builder(&request.servers, request.timeout);
     match session {
         Some(token) => builder.session(token).build(),
         None => builder.build(),
     }
+}
+
+fn builder(servers: &[SocketAddr], timeout: Duration) -> ClientBuilder {
+    let timing = Timing { reach_timeout: COMMAND_REACH_TIMEOUT, ..Timing::default() };
+    Client::builder(servers.iter().copied()).request_timeout(timeout).timing(timing)
 }
 
 fn argument(argument: &OsStr, shared: &KeyArgs) -> Vec<u8> {

@@ -122,7 +122,9 @@ impl<'a> Input<'a> {
             }
             while let Some(line) = self.line()? {
                 let number = self.lines;
-                let pair = serde_json::from_str::<PairLine>(&line)
+                // Some editors begin a file so.
+                let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(&line);
+                let pair = serde_json::from_str::<PairLine>(line)
                     .map_err(|error| error.to_string())
                     .and_then(PairLine::into_pair)
                     .map_err(|reason| InputError::PairLine { number, reason })?;
@@ -232,6 +234,12 @@ mod tests {
         ];
         let given = pairs(&["a=1=1", "-", r"c\x3d=", "=x"], lines);
         assert_eq!(given.as_deref(), Ok(&expected[..]));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_the_first_pair() {
+        let given = pairs(&["-"], "\u{feff}{\"key\":\"a\",\"value\":\"1\"}\n");
+        assert_eq!(given.as_deref(), Ok(&[pair(b"a", b"1")][..]));
     }
 
     #[test]

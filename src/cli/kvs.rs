@@ -1,5 +1,6 @@
 //! `acervo kvs`: a client of the gRPC interface (SPEC B1), one call, its replies printed as they come.
 
+use std::error::Error as _;
 use std::io::{self, BufWriter, ErrorKind, Write};
 
 use futures_util::stream;
@@ -103,7 +104,21 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
         out: BufWriter::with_capacity(limits::OUTPUT_BUFFER_BYTES, out),
         format: args.format.get(),
     };
-    let found = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer))?;
+    let called = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer));
+    let found = called.map_err(|error| match error {
+        // No gateway's word, but this side's of what came in its place.
+        KvsError::Call(status)
+            if status.source().is_some()
+                && matches!(status.code(), Code::Internal | Code::Unknown | Code::Unavailable) =>
+        {
+            let message = escape(status.message().as_bytes());
+            KvsError::Unreachable {
+                address: address(args),
+                reason: format!("what listens there does not speak gRPC, or broke off: {message}"),
+            }
+        }
+        other => other,
+    })?;
     printer.out.flush().map_err(KvsError::Output)?;
     Ok(if found { Outcome::Done } else { Outcome::NotFound })
 }
@@ -217,10 +232,14 @@ async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsErro
     })
 }
 
-async fn connect(args: &KvsArgs) -> Result<KeyValueStoreClient<Channel>, KvsError> {
+fn address(args: &KvsArgs) -> String {
     // An IPv6 address stands in brackets before a port.
     let host = if args.host.contains(':') { format!("[{}]", args.host) } else { args.host.clone() };
-    let address = format!("{host}:{}", args.porta);
+    format!("{host}:{}", args.porta)
+}
+
+async fn connect(args: &KvsArgs) -> Result<KeyValueStoreClient<Channel>, KvsError> {
+    let address = address(args);
     let unreachable = |error: tonic::transport::Error| {
         // The outermost says only that it is a transport error.
         let mut cause: &dyn std::error::Error = &error;

@@ -207,7 +207,11 @@ impl Attempts {
         random: &mut StdRng,
     ) -> Action {
         if now >= self.rules.deadline {
-            return Action::GiveUp(self.timed_out());
+            // When no server could be reached that is what is wrong, and not the time.
+            return Action::GiveUp(match self.all_failed() {
+                Some(servers) => ClientError::Unreachable { servers, effect: None },
+                None => self.timed_out(),
+            });
         }
         if let Some(server) = self.watch(now, heard, health, random) {
             return Action::Ping(server);

@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use super::Timing;
 use super::sync::lock;
-use super::transport::{self, MessageReader};
+use super::transport::{self, MessageReader, TransportError};
 use crate::limits::{CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
 use crate::types::{ClusterId, Timestamp};
+use crate::wire::frame::FrameError;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
 
 /// Why a connection could not be made or is no more.
@@ -439,7 +440,11 @@ pub(crate) fn dial(
     stream.set_nodelay(true).map_err(io_failure)?;
     stream.set_write_timeout(Some(timeout)).map_err(io_failure)?;
     let mut reader = MessageReader::new(HELLO_FRAME_BYTES_MAX);
-    let welcome = greet(&stream, &mut reader, role, deadline)?;
+    let expected = match role {
+        HelloRole::Share => "an acervo registry or peer",
+        HelloRole::Client | HelloRole::Server { .. } => "a server of an acervo store",
+    };
+    let welcome = greet(&stream, &mut reader, role, expected, deadline)?;
     Ok((stream, reader, welcome))
 }
 
@@ -448,6 +453,7 @@ fn greet(
     stream: &TcpStream,
     reader: &mut MessageReader,
     role: HelloRole,
+    expected: &str,
     deadline: Instant,
 ) -> Result<Welcome, Failure> {
     let hello = Hello { protocol: PROTOCOL_VERSION, cluster: ClusterId(0), role };
@@ -458,14 +464,17 @@ fn greet(
         let mut stream = stream;
         stream.write_all(&frame)?;
         loop {
-            match next_message(reader) {
+            match reader.next_message() {
                 Ok(Some(message)) => return Ok(welcomed(message)),
                 Ok(None) => {}
-                Err(failure) => return Ok(Err(failure)),
+                Err(error) => return Ok(Err(Failure::new(stranger(&error, expected)))),
             }
             stream.set_read_timeout(Some(left(deadline)?))?;
             match reader.fill(&mut stream) {
-                Ok(0) => return Ok(Err(Failure::new("the server closed the connection"))),
+                Ok(0) => {
+                    let closed = "the server closed the connection without a greeting: is it";
+                    return Ok(Err(Failure::new(format!("{closed} {expected}?"))));
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -476,6 +485,25 @@ fn greet(
         let silent = "connected, but the server did not greet in time".to_owned();
         Err(Failure::new(if is_timeout(&error) { silent } else { describe(&error) }))
     })
+}
+
+/// Names what answered a greeting with something that is no message.
+fn stranger(error: &TransportError, expected: &str) -> String {
+    let first = match error {
+        // What was taken for a length.
+        TransportError::Frame(FrameError::TooLong { announced, .. }) => {
+            u32::try_from(*announced).unwrap_or_default().to_be_bytes()
+        }
+        _ => [0; 4],
+    };
+    let found = match &first {
+        b"HTTP" => "a web server",
+        // HTTP/2 begins with the settings of the connection, whose length has three bytes.
+        [0, _, _, 4] => "HTTP/2, as an acervo gateway speaks",
+        b"SSH-" => "an SSH server",
+        _ => "something that does not speak Acervo's protocol",
+    };
+    format!("found there: {found}; expected: {expected}")
 }
 
 fn welcomed(message: Message) -> Result<Welcome, Failure> {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use super::sync::{lock, wait};
 use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
 use crate::limits::CLIENT_SILENCE_TIMEOUT;
-use crate::prompt::{self, Input, Screen, Stop, invalid, parse_ip, parse_port};
+use crate::prompt::{self, Input, Screen, Stop, explain_reason, invalid, parse_ip, parse_port};
 use crate::server::config::DEFAULT_SERVERS;
 use crate::text::{LineError, escape};
 
@@ -268,7 +268,8 @@ fn render(ask: &Ask, event: &Event) -> Rendered {
         }
         Event::Unreachable(failure) => Rendered::Remark(format!(
             "Servidor {} inacessível: {}.",
-            failure.server, failure.reason
+            failure.server,
+            explain_reason(&failure.reason)
         )),
         Event::Failed(error) => {
             Rendered::Remark(format!("{name} key: {key} falhou: {}", explain(error)))
@@ -284,22 +285,25 @@ fn explain(error: &ClientError) -> String {
         }
         ClientError::TimedOut { timeout, last, effect } => {
             let known = match effect {
-                None | Some(Effect::NotDone) => "nada foi gravado",
-                Some(Effect::MayBeDone) => "o PUT pode ter tido efeito",
-                Some(Effect::Done) => "o PUT teve efeito",
+                None => "",
+                Some(Effect::NotDone) => "; nada foi gravado",
+                Some(Effect::MayBeDone) => "; o PUT pode ter tido efeito",
+                Some(Effect::Done) => "; o PUT teve efeito",
             };
-            format!("sem resposta em {timeout:?} ({last}); {known}.")
+            format!("sem resposta em {timeout:?} ({}){known}.", explain_last(last))
         }
         ClientError::NoMajority { server, message } => {
-            format!("sem maioria, diz {server}: {message}")
+            format!("sem maioria; {server} diz: \"{message}\".")
         }
         ClientError::Unconfirmed { server, effect: Effect::Done, .. } => {
             format!("o PUT teve efeito, diz {server}, mas nem todos os servidores o confirmaram.")
         }
         ClientError::Unconfirmed { server, message, .. } => {
-            format!("sem confirmação, diz {server} ({message}); o PUT pode ter tido efeito.")
+            format!("sem confirmação, o PUT pode ter tido efeito; {server} diz: \"{message}\".")
         }
-        ClientError::Unavailable { last, .. } => format!("nenhum servidor pôde atender: {last}"),
+        ClientError::Unavailable { last, .. } => {
+            format!("nenhum servidor pôde atender ({}).", explain_last(last))
+        }
         ClientError::KeyEmpty => "A chave não pode ser vazia.".to_owned(),
         ClientError::KeyTooLong(length) => {
             format!("Uma chave de {length} bytes é longa demais.")
@@ -307,7 +311,17 @@ fn explain(error: &ClientError) -> String {
         ClientError::ValueTooLong(length) => {
             format!("Um valor de {length} bytes é longo demais.")
         }
-        other => other.to_string(),
+        other => format!("\"{other}\"."),
+    }
+}
+
+/// What stood in the way last: an address, a colon and a reason, or a reason alone.
+fn explain_last(last: &str) -> String {
+    match last.split_once(": ") {
+        Some((server, reason)) if server.parse::<SocketAddr>().is_ok() => {
+            format!("{server}: {}", explain_reason(reason))
+        }
+        _ => explain_reason(last),
     }
 }
 
@@ -507,9 +521,7 @@ mod tests {
         let failure = ServerFailure { server, reason: "connection refused".to_owned() };
         assert_eq!(
             render(&get, &Event::Unreachable(failure)),
-            Rendered::Remark(
-                "Servidor 127.0.0.1:10098 inacessível: connection refused.".to_owned()
-            )
+            Rendered::Remark("Servidor 127.0.0.1:10098 inacessível: conexão recusada.".to_owned())
         );
     }
 }

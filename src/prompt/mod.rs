@@ -125,6 +125,23 @@ pub fn parse_port(answer: &str) -> Result<u16, String> {
     port.ok_or_else(why)
 }
 
+/// Why a server cannot be reached, in the language of the dialogue. The client library tells it in English; what nobody
+/// has translated, or another program has said, is quoted, so that a line is in one language.
+pub fn explain_reason(reason: &str) -> String {
+    let known = match reason {
+        "connection refused" => "conexão recusada",
+        "the connection broke" => "a conexão caiu",
+        "timed out" => "sem resposta a tempo",
+        "the server closed the connection" => "ele fechou a conexão",
+        "connected, but the server did not greet in time" => "ele aceita a conexão e não responde",
+        _ => match reason.strip_prefix("no answer within ") {
+            Some(time) => return format!("sem resposta em {time}"),
+            None => return format!("\"{reason}\""),
+        },
+    };
+    known.to_owned()
+}
+
 /// What a person is told of an answer that cannot be used.
 pub fn invalid(why: &str) -> String {
     format!("Resposta inválida: {why}.")

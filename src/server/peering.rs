@@ -22,7 +22,8 @@ impl StoreService {
             );
             return self.refuse(net, connection, reason);
         }
-        let any = cluster.0 == 0 && matches!(role, HelloRole::Client);
+        // Whoever looks for a share is told below what this is.
+        let any = cluster.0 == 0 && matches!(role, HelloRole::Client | HelloRole::Share);
         if cluster != self.cluster && !any {
             let reason = format!(
                 "this server belongs to cluster {} and not to {cluster}: check the server lists",

@@ -33,10 +33,15 @@ impl Style {
     pub fn choose(quiet: bool) -> Style {
         match quiet {
             true => Style::Quiet,
-            false if io::stderr().is_terminal() => Style::Bars,
+            // Where the cursor cannot be moved a bar would be nothing at all until the end.
+            false if io::stderr().is_terminal() && !is_dumb() => Style::Bars,
             false => Style::Lines,
         }
     }
+}
+
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty())
 }
 
 /// A line on standard error; without one there is nobody to tell.
@@ -160,6 +165,8 @@ pub struct FetchDisplay {
     sources: Vec<ProgressBar>,
     told_at: Option<Instant>,
     phase: Option<Phase>,
+    /// Since when chunks have been coming.
+    fetching_since: Option<Instant>,
 }
 
 impl FetchDisplay {
@@ -171,7 +178,8 @@ impl FetchDisplay {
         };
         let bars = MultiProgress::with_draw_target(target);
         let whole = bars.add(ProgressBar::new(size));
-        whole.set_style(style("[{bar:32}] {bytes}/{total_bytes}  {msg}"));
+        // As wide as the terminal leaves room for: a line that does not fit would stay behind when it is drawn anew.
+        whole.set_style(style("[{wide_bar}] {bytes}/{total_bytes}  {msg}"));
         FetchDisplay {
             style: style_of,
             name: escape(name.as_str().as_bytes()).to_string(),
@@ -180,11 +188,22 @@ impl FetchDisplay {
             sources: Vec::new(),
             told_at: None,
             phase: None,
+            fetching_since: None,
         }
     }
 
     /// Call it a few times a second.
     pub fn show(&mut self, progress: &Progress, now: Instant) {
+        let is_fetching = progress.phase == Phase::Fetching;
+        let since = self.fetching_since.filter(|_| is_fetching).unwrap_or(now);
+        self.fetching_since = is_fetching.then_some(since);
+        let mut progress = progress.clone();
+        if now.duration_since(since) < limits::RATE_MEASURED_MIN {
+            // What a rate is measured from has hardly begun.
+            progress.rate_bytes_per_s = f64::NAN;
+            progress.sources.iter_mut().for_each(|source| source.rate_bytes_per_s = f64::NAN);
+        }
+        let progress = &progress;
         match self.style {
             Style::Quiet => {}
             Style::Bars => self.draw(progress),
@@ -242,6 +261,11 @@ fn state(progress: &Progress) -> String {
         Phase::Asking => "asking for the chunk hashes".to_owned(),
         Phase::Checking => "checking what is there already".to_owned(),
         Phase::Fetching => {
+            let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
+            let active = count(active, "source");
+            if progress.rate_bytes_per_s.is_nan() {
+                return active;
+            }
             let mut line = rate(progress.rate_bytes_per_s);
             let left = progress.size.saturating_sub(progress.done_bytes) as f64;
             let seconds = left / progress.rate_bytes_per_s;
@@ -251,8 +275,7 @@ fn state(progress: &Progress) -> String {
                 // Writing into a string does not fail.
                 let _ = write!(line, ", {left:#} left");
             }
-            let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
-            let _ = write!(line, ", {}", count(active, "source"));
+            let _ = write!(line, ", {active}");
             line
         }
         Phase::Finishing => "writing the rest to the disk".to_owned(),
@@ -269,6 +292,7 @@ fn source_line(source: &SourceProgress) -> String {
     match &source.state {
         SourceState::Connecting => format!("{address}  connecting"),
         SourceState::Idle => format!("{address}  {given}  waiting"),
+        SourceState::Active if source.rate_bytes_per_s.is_nan() => format!("{address}  {given}"),
         SourceState::Active => format!("{address}  {given}  {}", rate(source.rate_bytes_per_s)),
         // The reason may be the other side's own words.
         SourceState::Lost(why) => format!("{address}  {given}  lost: {}", escape(why.as_bytes())),
@@ -331,7 +355,18 @@ mod tests {
         let rate = (2 << 20) as f64;
         assert_eq!(state(&progress(rate)), "2.00 MiB/s, 3s left, 1 source");
         assert_eq!(state(&progress(0.0)), "0 B/s, 1 source");
-        assert_eq!(state(&progress(f64::NAN)), "0 B/s, 1 source");
+        assert_eq!(state(&progress(f64::NAN)), "1 source", "before there is a rate");
+    }
+
+    #[test]
+    fn no_rate_is_told_before_one_is_measured() {
+        let name = FileName::new("film.mkv").unwrap();
+        let mut display = FetchDisplay::new(Style::Lines, &name, 10 << 20);
+        let (start, progress) = (Instant::now(), progress((2 << 20) as f64));
+        display.show(&progress, start);
+        assert_eq!(display.fetching_since, Some(start));
+        display.show(&Progress { phase: Phase::Asking, ..progress.clone() }, start);
+        assert_eq!(display.fetching_since, None, "what is measured begins anew with the phase");
     }
 
     #[test]

@@ -38,7 +38,8 @@ pub fn check_hello(message: &Message) -> Result<(), String> {
         )),
         Message::Hello(Hello { role: HelloRole::Share, .. }) => Ok(()),
         Message::Hello(_) => {
-            Err("this is a share and not a store: a store needs an acervo server".to_owned())
+            Err("this is a registry or a peer of a share and not a store: ask an acervo server"
+                .to_owned())
         }
         _ => Err("a connection begins with HELLO".to_owned()),
     }

@@ -3,6 +3,7 @@
 use crate::client::connection::describe;
 use crate::limits;
 use crate::net::ListenError;
+use crate::prompt::explain_reason;
 use crate::share::fetch::{FetchError, FindError};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
@@ -28,13 +29,17 @@ pub(super) fn explain_name(error: NameError) -> String {
 pub(super) fn explain_line(error: &LineError) -> String {
     match error {
         LineError::Unreachable { address, reason } => {
-            format!("Registro {address} inacessível: {reason}.")
+            format!("Registro {address} inacessível: {}.", explain_reason(reason))
         }
         LineError::Declined { address, message } => {
-            format!("Registro {address} recusou: {message}.")
+            format!("Registro {address} recusou e diz: \"{}\".", message.trim_end_matches('.'))
         }
         LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
-        other => format!("O registro não respondeu: {other}."),
+        LineError::Unexpected => {
+            "O registro não responde como um registro: confira o endereço.".to_owned()
+        }
+        LineError::Nobody => "Nenhum registro foi dado.".to_owned(),
+        LineError::Stopping => "Este peer está parando.".to_owned(),
     }
 }
 
@@ -82,11 +87,11 @@ pub(super) fn explain_listen(error: &ListenError) -> String {
 pub(super) fn explain_find(error: &FindError) -> String {
     match error {
         FindError::Unreachable { address, source } => {
-            format!("o peer {address} não responde ({})", describe(source))
+            format!("o peer {address} não responde ({})", explain_reason(&describe(source)))
         }
         FindError::Refused { address, reason } => {
             let reason = escape(reason.as_bytes()).to_string();
-            format!("o peer {address} recusou: {}", reason.trim_end_matches('.'))
+            format!("o peer {address} recusou: \"{}\"", reason.trim_end_matches('.'))
         }
         FindError::Protocol(address) => format!("{address} não responde como um peer"),
     }
@@ -102,14 +107,14 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             format!("não é possível escrever em {} ({source})", path.display())
         }
         FetchError::NoRoom { needed, free, .. } => {
-            format!("não há espaço: faltam {needed} bytes e há {free} livres")
+            format!("não há espaço: são necessários {needed} bytes e há {free} livres")
         }
         FetchError::NotSoLarge { size, .. } => {
             format!("o disco, ou o limite do processo, não aceita arquivos de {size} bytes")
         }
         FetchError::NoSource { last, .. } => {
             let last = escape(last.as_bytes());
-            format!("o peer não o enviou ({last}); o que chegou fica guardado")
+            format!("o peer não o enviou (\"{last}\"); o que chegou fica guardado")
         }
         FetchError::ForeignPart(path) => {
             format!("{} não é parte deste arquivo: tire-o do caminho", path.display())
@@ -118,6 +123,6 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             format!("{} foi removido durante o download", path.display())
         }
         FetchError::Cancelled => "interrompido; o que chegou fica guardado".to_owned(),
-        other => escape(other.to_string().as_bytes()).to_string(),
+        other => format!("\"{}\"", escape(other.to_string().as_bytes())),
     }
 }

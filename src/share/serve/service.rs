@@ -560,7 +560,12 @@ impl Service for ShareService {
             Ok(Message::Share { id: request, body }) => self.request(net, id, request, body),
             Ok(Message::Ping { nonce }) => self.say(net, id, &Message::Pong { nonce }),
             Ok(_) | Err(_) => {
-                net.send_owned(id, greeting::refusal("that is not what a peer may say here"));
+                net.send_owned(
+                    id,
+                    greeting::refusal(
+                        "this is a peer of a share and no registry: check the address",
+                    ),
+                );
                 net.close_after_flush(id);
             }
         }
