@@ -467,6 +467,8 @@ impl Default for ShrinkLimits {
 
 /// How often a server looks how much room there is on its disk, and whether its data directory is still there.
 pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Every how many such looks it adds up how much of the disk its data directory takes: once a second.
+pub const DISK_LOOKS_PER_SIZE: u64 = 20;
 /// A server whose disk is full says so to the others again after so many ticks.
 pub const DISK_FULL_TOLD_TICKS: u32 = 50;
 /// A leader whose disk is full hands over to a server with room. When that fails it leads on, and tries again after so

@@ -637,7 +637,7 @@ fn status_describes_every_server() {
     let rows: Vec<Vec<&str>> =
         status.text().lines().map(|line| line.split_whitespace().collect()).collect();
     let header =
-        "address role term commit applied in sync connections longest stall uptime version";
+        "address role term commit applied in sync connections longest stall disk uptime version";
     assert_eq!(rows[0].join(" "), header);
     let names: Vec<String> = group.addresses().iter().map(|a| a.to_string()).collect();
     for (row, (name, role)) in
@@ -669,6 +669,7 @@ fn status_describes_every_server() {
             "client_connections",
             "uptime_ms",
             "longest_stall_us",
+            "disk_bytes",
         ] {
             assert!(server[field].is_u64(), "{field}: {server}");
         }

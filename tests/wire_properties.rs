@@ -151,6 +151,7 @@ fn status() -> impl Strategy<Value = ServerStatus> {
             server_connections: connections[1],
             uptime_ms: numbers[6],
             longest_stall_us: numbers[7],
+            disk_bytes: numbers[7],
             level: numbers[6] as u32,
             history: history(numbers[5]),
         })

@@ -305,7 +305,7 @@ pub struct HealthArgs {
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// The whole time of the check
-    #[arg(long, value_name = "TIME", default_value = "6s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub timeout: Duration,
 }
 

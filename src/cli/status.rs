@@ -81,7 +81,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-const HEADERS: [&str; 10] = [
+const HEADERS: [&str; 11] = [
     "address",
     "role",
     "term",
@@ -90,6 +90,7 @@ const HEADERS: [&str; 10] = [
     "in sync",
     "connections",
     "longest stall",
+    "disk",
     "uptime",
     "version",
 ];
@@ -116,6 +117,7 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
                 in_sync(&row.server).to_owned(),
                 (status.client_connections + status.server_connections).to_string(),
                 format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
+                size(status.disk_bytes),
                 uptime(status.uptime_ms),
                 escape(status.version.as_bytes()).to_string(),
             ],
@@ -176,6 +178,15 @@ fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
     })
 }
 
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match UNITS.iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes} B"),
+    }
+}
+
 /// The two greatest units that are not zero.
 fn uptime(uptime_ms: u64) -> String {
     let seconds = uptime_ms / 1000;
@@ -217,6 +228,7 @@ enum ServerJson<'a> {
         server_connections: u32,
         uptime_ms: u64,
         longest_stall_us: u64,
+        disk_bytes: u64,
         version: &'a str,
         level: u32,
         history: Option<String>,
@@ -253,6 +265,7 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             server_connections: status.server_connections,
             uptime_ms: status.uptime_ms,
             longest_stall_us: status.longest_stall_us,
+            disk_bytes: status.disk_bytes,
             version: &status.version,
             level: status.level,
             history: status.history.map(|history| history.to_string()),
@@ -285,6 +298,7 @@ mod tests {
             server_connections: 4,
             uptime_ms: 3_725_999,
             longest_stall_us: 2_345,
+            disk_bytes: 70 << 20,
             version: "0.1.0".to_owned(),
             level: 1,
             history: None,
@@ -305,9 +319,9 @@ mod tests {
         let mut out = Vec::new();
         print_table(&mut out, &rows()).unwrap();
         let expected = "\
-address          role      term  commit   applied  in sync  connections  longest stall  uptime  version
-127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         1h 2m   0.1.0
-127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         1h 2m   0.1.0
+address          role      term  commit   applied  in sync  connections  longest stall  disk      uptime  version
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         70.0 MiB  1h 2m   0.1.0
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         70.0 MiB  1h 2m   0.1.0
 127.0.0.1:10093  unreachable: connection refused
 
 127.0.0.1:10092: its disk is slow
@@ -347,6 +361,15 @@ writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once 
         assert_eq!(servers[2]["address"], "127.0.0.1:10093");
         assert_eq!(servers[2]["role"], "unreachable");
         assert_eq!(servers[2]["reason"], "connection refused");
+    }
+
+    #[test]
+    fn sizes() {
+        let cases =
+            [(999, "999 B"), (1536, "1.5 KiB"), (70 << 20, "70.0 MiB"), (5 << 30, "5.0 GiB")];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
     }
 
     #[test]

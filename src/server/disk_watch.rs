@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -17,6 +18,14 @@ use crate::types::DiskSpace;
 /// Ends the watch when it is dropped.
 pub(super) struct DiskWatch {
     _stop: Sender<()>,
+    taken_bytes: Arc<AtomicU64>,
+}
+
+impl DiskWatch {
+    /// Bytes that the data directory took on the disk when it was last looked at; 0 before.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        self.taken_bytes.load(Ordering::Relaxed)
+    }
 }
 
 /// Starts the watch. It reports how much room there is when that changes, and the end of the directory.
@@ -28,21 +37,30 @@ pub(super) fn start(
     let (stop, stopped) = bounded(0);
     // Not the directory itself, whose lock must not last as long as a thread that hangs.
     let (presence, reserve) = (data_dir.presence(), data_dir.reserve().clone());
-    let watch = move || look_on(&presence, &reserve, &stopped, &reports, &wake);
+    let taken_bytes = Arc::new(AtomicU64::new(0));
+    let taken = Arc::clone(&taken_bytes);
+    let watch = move || look_on(&presence, &reserve, &taken, &stopped, &reports, &wake);
     thread::Builder::new().name("acervo-disk".into()).spawn(watch)?;
-    Ok(DiskWatch { _stop: stop })
+    Ok(DiskWatch { _stop: stop, taken_bytes })
 }
 
 fn look_on(
     presence: &Presence,
     reserve: &Arc<DiskReserve>,
+    taken_bytes: &AtomicU64,
     stopped: &Receiver<()>,
     reports: &Sender<Report>,
     wake: &WakeHandle,
 ) {
     let mut reported = DiskSpace::Ample;
     let mut failing = false;
-    loop {
+    for look in 0_u64.. {
+        if look.is_multiple_of(limits::DISK_LOOKS_PER_SIZE) {
+            match presence.taken_bytes() {
+                Ok(bytes) => taken_bytes.store(bytes, Ordering::Relaxed),
+                Err(error) => log::debug!("cannot tell how large the data directory is: {error}"),
+            }
+        }
         // What is sent here is lost only when the event loop has ended.
         match presence.is_in_place() {
             Ok(false) => {

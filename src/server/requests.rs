@@ -197,6 +197,7 @@ impl StoreService {
             server_connections: self.links.iter().map(Link::usable).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
+            disk_bytes: self.parts.disk_watch.taken_bytes(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             level: status.level,
             history: status.history,

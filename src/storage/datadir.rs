@@ -11,6 +11,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -168,6 +169,30 @@ impl Presence {
     /// The operating system's, when it cannot say.
     pub fn is_in_place(&self) -> io::Result<bool> {
         self.directory.is_in_place(&[LOCK, IDENTITY])
+    }
+
+    /// Bytes that the directory takes on the disk: the store, the log, the reserve, and what is set aside or on its way.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, when it cannot say.
+    pub fn taken_bytes(&self) -> io::Result<u64> {
+        /// A block, in which the system counts whatever the file system's own are.
+        const BLOCK_BYTES: u64 = 512;
+        let (mut folders, mut bytes) = (vec![self.path()], 0);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let entry = entry?;
+                // Of the entry itself, be it a link; what has gone meanwhile takes nothing.
+                match entry.metadata() {
+                    Ok(found) if found.is_dir() => folders.push(entry.path()),
+                    Ok(found) => bytes += found.blocks() * BLOCK_BYTES,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(bytes)
     }
 
     /// The path under which the directory was opened; something else may be there by now.

@@ -544,6 +544,8 @@ pub struct ServerStatus {
     pub uptime_ms: u64,
     /// The longest time since then in which its event loop did not look at its sockets.
     pub longest_stall_us: u64,
+    /// Bytes that its data directory takes on the disk; 0 when it has not looked yet.
+    pub disk_bytes: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
     /// The group's feature level.
