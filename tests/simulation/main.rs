@@ -41,7 +41,7 @@
 //! | a leader that may not lead does not step down | three scenarios, and `liveness` in half of its seeds |
 //! | answers to heartbeats wait for the disk | two scenarios |
 //! | votes do not wait for the disk | 26 of 100 seeds |
-//! | rehearsals are granted by who owes the disk a vote | a scenario, and `liveness` in 4 of 5,000 seeds |
+//! | rehearsals are granted by who owes the disk a vote | `liveness` in 4 of 5,000 seeds |
 //! | REPLICATION_OK does not wait for the disk | 100 of 100 seeds |
 //! | every failed write is said not to be done | a scenario |
 //! | silence and broken links leave the set in sync as it is | two scenarios |

@@ -1119,29 +1119,6 @@ fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_le
     }
 }
 
-/// The one whose disk hangs once granted every rehearsal and no vote. So the one whose log is too old, which happened
-/// to ask first, won each rehearsal and lost each election, and the one that could have won was never heard.
-#[test]
-fn a_server_whose_vote_waits_for_its_disk_does_not_promise_one_in_rehearsals() {
-    for seed in [86, 89, 92] {
-        let setup = Setup { ack: AckPolicy::Majority, ..Setup::calm(seed) };
-        let mut world = group(setup);
-        assert_eq!(world.leader(), Some(0));
-        world.isolate(1);
-        let write = put(&mut world, 0, "v");
-        answered_within(&mut world, write, 5 * SECOND);
-        world.crash(0).unwrap();
-        world.heal_partitions();
-        world.hang_disk(0, 100 * SECOND, true, false);
-        world.start(0).unwrap();
-        let write = put(&mut world, 2, "w");
-        answered_within(&mut world, write, 4 * SECOND);
-        assert!(world.servers[2].disk.last_index() > 0 && world.leader() == Some(2));
-        world.mend_disk(0);
-        close(world);
-    }
-}
-
 /// What is said once may be lost with its link, or contradicted by a forger; so it is said again and again.
 #[test]
 fn full_disks_are_told_again_and_again_until_there_is_room() {
