@@ -755,7 +755,8 @@ fn what_a_lying_server_has_said_does_not_outlast_its_leaving() {
     let two = Client::builder(addresses.clone()).request_timeout(PATIENCE).build().unwrap();
     two.put("before", "it came").unwrap();
     let liar = Liar::take(place, status(addresses[0]).cluster, addresses.clone());
-    for _ in 0..5 {
+    // Twice: what is believed the first time must not open a door for the second.
+    for _ in 0..2 {
         liar.say_everything();
     }
     assert!(liar.leave() > 0, "nobody asked anything");
