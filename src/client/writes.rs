@@ -68,8 +68,8 @@ impl Client {
     /// As [`Client::put`], and tells what the key had before.
     ///
     /// # Errors
-    /// As [`Client::put`]. A previous value longer than [`limits::READ_SMALL_BYTES_MAX`] is read after the
-    /// write: [`ClientError::PreviousUnread`] when that fails.
+    /// As [`Client::put`]. A previous value that is longer than [`limits::READ_SMALL_BYTES_MAX`], or that the leader
+    /// does not trust itself to tell, is read after the write: [`ClientError::PreviousUnread`] when that fails.
     pub fn replace(
         &self,
         key: impl AsRef<[u8]>,
@@ -178,10 +178,10 @@ impl Client {
         let (timestamp, previous, server) = self.inner.write_telling(op)?;
         let at = timestamp;
         let previous = match previous {
-            Previous { timestamp: Timestamp::ZERO, .. } => None,
-            Previous { timestamp, value: Some(value) } => Some(Version { timestamp, value }),
-            // Too long to be sent unasked.
-            Previous { value: None, .. } => {
+            Some(Previous { timestamp: Timestamp::ZERO, .. }) => None,
+            Some(Previous { timestamp, value: Some(value) }) => Some(Version { timestamp, value }),
+            // Too long to be sent unasked, or not known where the write was done.
+            Some(Previous { value: None, .. }) | None => {
                 let before = Rows::before(self, Wanted::keys(vec![key]), timestamp).next();
                 let version =
                     |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
@@ -232,10 +232,13 @@ impl Inner {
     }
 
     /// A write on one key that tells what was before.
-    fn write_telling(&self, op: WriteOp) -> Result<(Timestamp, Previous, SocketAddr), ClientError> {
+    fn write_telling(
+        &self,
+        op: WriteOp,
+    ) -> Result<(Timestamp, Option<Previous>, SocketAddr), ClientError> {
         let retry = Retry::UntilDeadline;
         self.write(op, true, self.deadline(), retry, |server, reply| match reply {
-            Reply::WriteOk { timestamp, previous: Some(previous) } => {
+            Reply::WriteOk { timestamp, previous } => {
                 Ok((timestamp, (timestamp, previous, server)))
             }
             other => Err(other),

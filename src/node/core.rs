@@ -314,7 +314,7 @@ impl Node {
             consensus.set_data_lost();
         }
         if recovered.store_lost {
-            eligibility.set(Ineligible::StoreDamaged, true);
+            eligibility.store_lost(true);
             consensus.set_may_lead(false);
             consensus.set_store_lost(true);
         }
@@ -816,7 +816,7 @@ impl Node {
         if self.store_lost && !self.consensus.is_installing() {
             self.store_lost = false;
             self.consensus.set_store_lost(false);
-            self.eligibility.set(Ineligible::StoreDamaged, false);
+            self.eligibility.store_lost(false);
             out.push(Output::Notice(Notice::StoreRebuilt));
         }
         self.clock.observe(point.timestamp);

@@ -25,7 +25,8 @@ pub enum Ineligible {
     LogStalled,
     /// The state machine has owed the application of entries for longer than twice the stall time-out.
     ApplierStalled,
-    /// The store is damaged, as the driver says with [`Input::Eligibility`](super::Input::Eligibility).
+    /// The store is lost, or the driver says with [`Input::Eligibility`](super::Input::Eligibility) that what this
+    /// server holds is not to be used.
     StoreDamaged,
 }
 
@@ -38,7 +39,7 @@ impl std::fmt::Display for Ineligible {
             Ineligible::ApplierStalled => {
                 "the disk under its store does not answer: look for a failing, full or overloaded disk"
             }
-            Ineligible::StoreDamaged => "its store is damaged",
+            Ineligible::StoreDamaged => "its data are lost or not to be trusted",
         })
     }
 }
@@ -96,7 +97,10 @@ pub(super) struct Eligibility {
     log: Debt,
     applier: Debt,
     log_stall_ticks: u64,
+    /// As the driver says.
     damaged: bool,
+    /// As the core knows: nothing is applied before a snapshot has been put in place.
+    lost: bool,
     /// As of the last look.
     reasons: BTreeSet<Ineligible>,
     /// Followers that this leader has tried to hand over to since it may not lead, or since it stops.
@@ -111,6 +115,7 @@ impl Eligibility {
             applier: Debt { handed: applied, done: applied, idle_ticks: 0 },
             log_stall_ticks: stall_ticks.max(1),
             damaged: false,
+            lost: false,
             reasons: BTreeSet::new(),
             tried: BTreeSet::new(),
         }
@@ -141,6 +146,11 @@ impl Eligibility {
         }
     }
 
+    /// The store is lost, or has been rebuilt. That takes nothing back of what the driver has said.
+    pub fn store_lost(&mut self, lost: bool) {
+        self.lost = lost;
+    }
+
     pub fn tick(&mut self) {
         self.log.tick();
         self.applier.tick();
@@ -156,7 +166,7 @@ impl Eligibility {
         let now = [
             (Ineligible::LogStalled, self.log.stalled(self.log_stall_ticks) > 0),
             (Ineligible::ApplierStalled, self.applier.stalled(self.applier_stall_ticks()) > 0),
-            (Ineligible::StoreDamaged, self.damaged),
+            (Ineligible::StoreDamaged, self.damaged || self.lost),
         ];
         let mut news = Vec::new();
         for (reason, holds) in now {
@@ -183,7 +193,7 @@ impl Eligibility {
             .stalled(self.log_stall_ticks)
             .max(self.applier.stalled(self.applier_stall_ticks()));
         match stalled {
-            _ if self.damaged => Departure::Leave,
+            _ if self.damaged || self.lost => Departure::Leave,
             0 => Departure::Stay,
             1 => Departure::IfSomebodyCan,
             _ => Departure::Leave,

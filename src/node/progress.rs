@@ -425,8 +425,11 @@ impl Node {
             AckPolicy::Majority => LogIndex::MAX,
             AckPolicy::All => stored_by_all,
         };
+        let trusted = self.distrust().is_none();
         for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
+            // What was read from a state that is in doubt is not told: the client reads it elsewhere.
+            let previous = previous.filter(|_| trusted);
             let reply = match pending.write.shape.kind {
                 OpKind::Put if !pending.write.previous => Reply::PutOk { timestamp },
                 _ => Reply::WriteOk { timestamp, previous },

@@ -123,7 +123,7 @@ impl Member {
     }
 }
 
-fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) -> ServerConfig {
+pub(super) fn config(root: &Path, listen: SocketAddr, servers: &[SocketAddr]) -> ServerConfig {
     ServerConfig {
         listen,
         servers: servers.to_vec(),

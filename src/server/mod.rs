@@ -268,7 +268,9 @@ impl Server {
             reports_in.clone(),
             wake.clone(),
         );
-        let judge = Judge::new(data_dir.verdicts(), reports_in.clone(), wake.clone());
+        let verdicts = data_dir.verdicts();
+        let set_down = Arc::new(move |untrusted| verdicts.set_down(untrusted));
+        let judge = Judge::new(set_down, reports_in.clone(), wake.clone());
         let disk_watch = disk_watch::start(&data_dir, reports_in, wake.clone());
         let decoders = Decoders::start(&wake).map_err(ServerError::Thread)?;
         stopper.wakes(wake);

@@ -136,6 +136,7 @@ impl StoreService {
         if let Err(refusal) = read.check() {
             return self.reply(net, token, Reply::Error(refusal));
         }
+        // Sooner than its turn comes, so that the client asks another server at once.
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
         }
@@ -172,7 +173,7 @@ impl StoreService {
     }
 
     /// Why this server is not to be read, if so.
-    fn distrust(&self) -> Option<Distrust> {
+    pub(super) fn distrust(&self) -> Option<Distrust> {
         let refuted = self.restart.map(|_| Distrust::Refuted);
         refuted.or_else(|| self.parts.node.distrust())
     }
@@ -233,16 +234,20 @@ impl StoreService {
     /// Plain reads, also those that came early, are answered now, whatever is applied.
     pub(super) fn read_early(&mut self, net: &mut Net, reads: impl IntoIterator<Item = EarlyRead>) {
         for EarlyRead { token, client, request } in reads {
-            // The state may have been refuted while they waited.
-            match self.distrust() {
-                Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
-                None => self.clients.read(net, token, client, request),
-            }
+            self.clients.read(net, token, client, request);
         }
     }
 
     pub(super) fn submit_reads(&mut self, net: &mut Net) {
         let mut reads = self.clients.take_reads(net);
+        // The state may have come into doubt while they waited for it, for the core or for a grant.
+        if let Some(distrust) = self.distrust() {
+            for job in std::mem::take(&mut reads) {
+                let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
+                self.clients.read_done(net, token, granted);
+                self.reply(net, token, not_to_be_read(distrust));
+            }
+        }
         while !reads.is_empty() {
             let rest = reads.split_off(reads.len().min(limits::READS_PER_BATCH_MAX));
             let batch = std::mem::replace(&mut reads, rest);

@@ -29,7 +29,8 @@ use super::work::{Completion, Job};
 use crate::command::History;
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
-use crate::node::core::Node;
+use crate::node::core::{Node, not_to_be_read};
+use crate::node::eligibility::Ineligible;
 use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
 use crate::storage::datadir::Untrusted;
 use crate::storage::reserve::DiskReserve;
@@ -106,8 +107,8 @@ pub(super) struct StoreService {
     stop_asked: bool,
     /// This server is to start again without what cannot be trusted, after it has handed over.
     pub(super) restart: Option<Untrusted>,
-    /// The verdict is durable, and this server hands over.
-    hands_over: bool,
+    /// The verdict is durable, or is not waited for any more: this server ends.
+    ends_for_restart: bool,
 }
 
 /// How a server ended that did not break.
@@ -147,7 +148,7 @@ impl StoreService {
             failure: None,
             stop_asked: false,
             restart: None,
-            hands_over: false,
+            ends_for_restart: false,
             parts,
         }
     }
@@ -516,16 +517,19 @@ impl StoreService {
         if self.restart >= Some(untrusted) {
             return;
         }
-        // From now on no read is answered. All else waits until a kill cannot undo the verdict.
+        // From now on no read is answered, and others lead, whatever the disk does. Ending waits until a kill cannot
+        // undo the verdict.
         self.restart = Some(untrusted);
-        if let Err(error) = self.parts.judge.set_down(untrusted) {
+        let reason = Ineligible::StoreDamaged;
+        self.input(net, Input::Eligibility { reason, holds: true });
+        if let Err(error) = self.parts.judge.set_down(net.now(), untrusted) {
             self.verdict_not_set_down(net, &error.to_string());
         }
     }
 
     /// What was found is on the disk: this server ends, to start again without it.
     fn verdict_set_down(&mut self, net: &mut Net) {
-        if !std::mem::replace(&mut self.hands_over, true) {
+        if !std::mem::replace(&mut self.ends_for_restart, true) {
             net.stop_accepting();
             self.input(net, Input::HandOver);
         }
@@ -533,6 +537,9 @@ impl StoreService {
 
     /// Setting aside what is not to be trusted may succeed all the same, and waiting makes nothing better.
     fn verdict_not_set_down(&mut self, net: &mut Net, error: &str) {
+        if self.ends_for_restart {
+            return;
+        }
         log::error!(
             "{error}; until this server has set its data aside, a kill would make it trust them again"
         );
@@ -697,8 +704,14 @@ impl Service for StoreService {
                 Completion::Reply { token, granted, frame } => {
                     let connection = ConnectionId::from_u64(token.connection);
                     self.clients.read_done(net, token, granted);
-                    net.send_owned(connection, frame);
-                    self.answered(net, token);
+                    // The state may have come into doubt while it was read.
+                    match self.distrust() {
+                        Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
+                        None => {
+                            net.send_owned(connection, frame);
+                            self.answered(net, token);
+                        }
+                    }
                 }
                 Completion::TooLong { read, bytes } => {
                     self.clients.read_done(net, read.token, read.granted);
@@ -752,6 +765,9 @@ impl Service for StoreService {
         self.take_steps(net, steps);
         self.keep_links_alive(net);
         self.dial_due_links(net);
+        if self.parts.judge.is_overdue(net.now()) {
+            self.verdict_not_set_down(net, "the disk of the data directory does not answer");
+        }
         let patience = limits::SHUTDOWN_GRACE + limits::HANDOVER_TIMEOUT;
         let overdue =
             self.stopping_since.is_some_and(|since| net.now().duration_since(since) > patience);

@@ -388,7 +388,8 @@ pub enum Reply {
     WriteOk {
         /// The version it made.
         timestamp: Timestamp,
-        /// What its one key had just before, if that was asked for.
+        /// What its one key had just before, if that was asked for. Nil also when the leader does not trust its own
+        /// state: then it is to be read as a value that is too long to be sent, from a server that does.
         previous: Option<Previous>,
     },
     /// A GET is answered.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use acervo::command::{FeatureLevel, Release, Version};
 use acervo::limits::{self, NodeLimits};
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
+use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
 use acervo::storage::log::compaction::{self, Kept};
@@ -173,6 +174,10 @@ impl World {
                         (self.servers[server].life, self.servers[server].sync_us_max);
                     let delay_us = self.rng.range(longest_us / 4..=longest_us);
                     self.after(delay_us, Event::VerdictSetDown { server, life });
+                    let patience_us = limits::STOP_DISK_TIMEOUT.as_micros() as u64;
+                    self.after(patience_us, Event::VerdictOverdue { server, life });
+                    let reason = Ineligible::StoreDamaged;
+                    self.input(server, Input::Eligibility { reason, holds: true })?;
                 }
                 Output::BeginAnew => {
                     // Whoever is honest has no such log here.
@@ -214,6 +219,7 @@ impl World {
             return Ok(());
         }
         let status = &process.status;
+        self.leader_in_doubt |= status.role == Role::Leader && status.distrust.is_some();
         if status.role == Role::Leader {
             // A lost vote is enough for another to be elected.
             let undisturbed = self.nemesis.struck.is_empty() && self.setup.quality.loss == 0;
@@ -232,6 +238,14 @@ impl World {
         else {
             return Ok(());
         };
+        // One that does not lead passes on what the leader tells.
+        let tells_previous = process.status.role == Role::Leader
+            && matches!(reply, Reply::WriteOk { previous: Some(_), .. });
+        ensure!(
+            !tells_previous || process.status.distrust.is_none(),
+            "{} tells what was previous from a state that is not to be read",
+            node_id(server)
+        );
         let in_sync = match self.setup.ack {
             AckPolicy::All => process.status.in_sync.as_slice(),
             AckPolicy::Majority => &[],
@@ -732,6 +746,11 @@ impl World {
     pub fn verdict_set_down(&mut self, server: usize) -> Verdict {
         (self.servers[server].untrusted, self.servers[server].refuted) = (true, true);
         self.end_soon(server)
+    }
+
+    /// A disk that does not take the verdict in keeps the server from ending no longer.
+    pub fn verdict_overdue(&mut self, server: usize) -> Verdict {
+        if self.servers[server].untrusted { Ok(()) } else { self.end_soon(server) }
     }
 
     fn lose_state(&mut self, server: usize) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use acervo::command::{History, WriteOp};
 use acervo::limits::{self, NodeLimits};
-use acervo::node::core::AckPolicy;
+use acervo::node::core::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
@@ -1194,6 +1194,58 @@ fn a_replica_that_was_refuted_and_is_killed_at_any_moment_never_serves_that_stat
         close(world);
     }
     assert!(rebuilt_late > 10, "{rebuilt_late}");
+}
+
+/// Its data directory may be on a full or a broken disk, and its log on another one.
+#[test]
+fn a_leader_that_was_refuted_hands_over_and_ends_though_its_disk_does_not_take_the_verdict_in() {
+    let mut world = group(Setup { checkpoints: 1_000, ..Setup::calm(87) });
+    world.nemesis.struck.insert(Fault::Diverge, 1);
+    let leader = world.leader().unwrap();
+    world.servers[leader].process.as_mut().unwrap().skew = 1;
+    world.servers[leader].verdict_hung_until_us = u64::MAX;
+    let life = world.servers[leader].life;
+    let is_refuted = |world: &World| {
+        world
+            .statuses()
+            .any(|(at, status)| at == leader && status.distrust == Some(Distrust::Refuted))
+    };
+    while !is_refuted(&world) {
+        world.put(0, Some(1), "k", "v");
+        run_until(&mut world, MILLISECOND, is_refuted);
+    }
+    led_by_another(&mut world, leader, 100 * MILLISECOND);
+    let write = put(&mut world, leader, "v");
+    answered_within(&mut world, write, SECOND);
+    assert_eq!(world.servers[leader].life, life, "it waits for the verdict");
+    let ended = run_until(&mut world, 10 * SECOND, |world| world.servers[leader].life > life);
+    assert!(ended, "it waits for ever");
+    world.servers[leader].verdict_hung_until_us = 0;
+    close(world);
+}
+
+/// Two of three contradict each other and nobody can decide, so neither is read; what a key had before a write would be
+/// read all the same.
+#[test]
+fn a_leader_that_doubts_its_state_does_writes_and_does_not_tell_what_was_before() {
+    let setup = Setup { checkpoints: 1_000, ..Setup::calm(88) };
+    let mut world = group(Setup { ack: AckPolicy::Majority, ..setup });
+    world.crash(2).unwrap();
+    world.nemesis.struck.insert(Fault::Diverge, 1);
+    world.servers[1].process.as_mut().unwrap().skew = 1;
+    while !world.leader_in_doubt {
+        let write = put(&mut world, 0, "v");
+        answered_within(&mut world, write, 5 * SECOND);
+    }
+    for server in [0, 1] {
+        // Told something, the simulation would object.
+        let key = Bytes::from_static(b"k");
+        let write = world.write_telling(0, Some(server), WriteOp::Del { key }, true);
+        answered_within(&mut world, write, 5 * SECOND);
+        assert_eq!(world.operations[write].errors, []);
+    }
+    world.start(2).unwrap();
+    close(world);
 }
 
 /// Both had everything once and know it, so nobody takes the group for a new one; the third one may still

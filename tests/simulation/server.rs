@@ -59,6 +59,8 @@ pub struct Server {
     pub paused_until_us: u64,
     /// Until then no sync of the log ends, and nothing is read from it.
     pub log_hung_until_us: u64,
+    /// Until then no verdict about the state is made durable: the data directory is on a disk of its own.
+    pub verdict_hung_until_us: u64,
     /// Until then the state machine applies nothing.
     pub store_hung_until_us: u64,
     /// The running process; `None` while it is down.

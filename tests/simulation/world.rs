@@ -152,6 +152,8 @@ pub enum Event {
     LinkSilent { from: usize, to: usize, session: u64 },
     /// It is durable that a server's state was refuted.
     VerdictSetDown { server: usize, life: u64 },
+    /// That it be so is not waited for any longer.
+    VerdictOverdue { server: usize, life: u64 },
     /// A sync ends.
     Synced { server: usize, life: u64 },
     /// The state machine has applied the piece at hand.
@@ -235,6 +237,8 @@ pub struct World {
     pub nemesis: Nemesis,
     /// What servers said on disconnecting a peer: (accuser, accused, reason).
     pub accusations: Vec<(usize, usize, String)>,
+    /// A leader has doubted its own state: it tells no client what was previous.
+    pub leader_in_doubt: bool,
     /// Views that were pinned to be sent, and snapshots that took a store's place.
     pub snapshots: (u64, u64),
     queue: BTreeMap<(u64, u64), Event>,
@@ -262,6 +266,7 @@ impl World {
             checker: Checker::new(node_id(setup.first_leader), setup.state_limits),
             nemesis: Nemesis::default(),
             accusations: Vec::new(),
+            leader_in_doubt: false,
             snapshots: (0, 0),
             queue: BTreeMap::new(),
             scheduled: 0,
@@ -349,6 +354,7 @@ impl World {
             }
             Event::Synced { server, .. } => self.synced(server),
             Event::VerdictSetDown { server, .. } => self.verdict_set_down(server),
+            Event::VerdictOverdue { server, .. } => self.verdict_overdue(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
             Event::Applied { server, outcomes, upkeep, point, .. } => {
                 self.input(server, Input::Applied { outcomes, upkeep, point })
@@ -402,8 +408,10 @@ impl Event {
     /// Until when the disk that this waits for hangs.
     fn hung_until(&self, servers: &[Server]) -> Option<u64> {
         match *self {
-            Event::Synced { server, .. } | Event::VerdictSetDown { server, .. } => {
-                Some(servers[server].log_hung_until_us)
+            Event::Synced { server, .. } => Some(servers[server].log_hung_until_us),
+            Event::VerdictSetDown { server, .. } => {
+                let Server { log_hung_until_us, verdict_hung_until_us, .. } = servers[server];
+                Some(log_hung_until_us.max(verdict_hung_until_us))
             }
             Event::ApplyDone { server, .. } => Some(servers[server].store_hung_until_us),
             // The log is read from the same disk that it is written to.
@@ -420,6 +428,7 @@ impl Event {
             | Event::Dial { from: server, life, .. }
             | Event::Synced { server, life }
             | Event::VerdictSetDown { server, life }
+            | Event::VerdictOverdue { server, life }
             | Event::ApplyDone { server, life }
             | Event::Applied { server, life, .. }
             | Event::Fetched { server, life, .. }

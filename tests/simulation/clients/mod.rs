@@ -181,7 +181,7 @@ impl World {
     }
 
     /// Begins a write that is to tell what was `previous`.
-    fn write_telling(
+    pub fn write_telling(
         &mut self,
         client: usize,
         server: Option<usize>,
@@ -486,6 +486,10 @@ impl World {
     pub fn get(&mut self, server: usize, attempt: usize) -> Verdict {
         let operation = &self.operations[self.attempts[attempt].operation];
         let Some(process) = &self.servers[server].process else { return Ok(()) };
+        if let Some(distrust) = process.node.distrust() {
+            self.reply(server, attempt, not_to_be_read(distrust), 0);
+            return Ok(());
+        }
         let store = process.machine.store();
         let answered = match &operation.question {
             Question::Get(get) => answer_get(&store, get),
