@@ -423,6 +423,8 @@ fn look_ahead(
             && keys::version_prefix(&newer.row) == keys::version_prefix(row)
         {
             if newer.at <= as_of {
+                // It is looked at again when the key is swept.
+                budget.look(stored.len());
                 found.due = Some((newer.row, newer.at));
                 return ControlFlow::Break(());
             }
