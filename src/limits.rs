@@ -43,8 +43,14 @@ pub const UPKEEP_ROWS_MAX: usize = 1024;
 pub const UPKEEP_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The most versions of a key that `--history` may keep by number.
 pub const HISTORY_VERSIONS_MAX: u32 = 10_000;
-/// A sweep of the whole store for old versions begins this long after the one before.
+/// A sweep for old versions begins this long after the one before, so that what is written again and again is swept
+/// once.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(10);
+/// A sweep is late when what is due has been due for this long. Then a piece follows the one before as soon as that is
+/// applied, and does not wait for a tick: one a tick could be outrun for ever by writers that replace 12,000 versions a
+/// second. Longer than the pause, in which a sweep in time falls behind as well.
+pub const SWEEP_LATE: Duration = Duration::from_secs(20);
+const _: () = assert!(SWEEP_LATE.as_micros() > SWEEP_PAUSE.as_micros());
 /// Servers in a group; the default group has three.
 pub const SERVERS_MAX: usize = 9;
 

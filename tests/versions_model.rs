@@ -252,16 +252,20 @@ impl World {
         self.disk.upkeep().sweep_due_us.is_some()
     }
 
-    /// Rows that ask for a sweep.
-    fn unswept(&self) -> usize {
-        let mut count = 0;
+    fn rows_in(&self, range: &RowRange) -> Vec<Bytes> {
+        let mut found = Vec::new();
         let view = self.memory.0.view().unwrap();
-        view.scan(&rows::all_unswept(), Direction::Forward, &mut |_, _| {
-            count += 1;
+        view.scan(range, Direction::Forward, &mut |row, _| {
+            found.push(Bytes::copy_from_slice(row));
             ControlFlow::Continue(())
         })
         .unwrap();
-        count
+        found
+    }
+
+    /// How many rows ask for a sweep.
+    fn unswept(&self) -> usize {
+        self.rows_in(&rows::all_unswept()).len()
     }
 
     /// Sweeps to the end, and finds of each key what the history keeps and nothing else.
@@ -891,6 +895,54 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
     assert_eq!(apply(piece(ROWS_MAX)), None);
     let looked_at = rows.load(Ordering::Relaxed);
     assert!(looked_at < 300 * 6, "{looked_at} rows");
+}
+
+/// A change of the history first wrote a row for each version in the store that had replaced one, and removed nothing
+/// before: on a disk that was nearly full, and was to have room again by it, this took what was left.
+#[test]
+fn a_change_of_the_history_makes_room_without_taking_any_before() {
+    const VALUE_BYTES: usize = 2_000;
+    const KEYS: usize = 12;
+    const ROUNDS: u8 = 8;
+    let keys: Vec<Bytes> = (0..KEYS as u8).map(|key| vec![b'k', key].into()).collect();
+    let histories = [History::Versions { count: 1 }, History::For { age_us: 1 }];
+    let pieces = [(1, BYTES_MAX), (7, BYTES_MAX), (ROWS_MAX, 3 * VALUE_BYTES as u64)];
+    for (history, piece) in histories.into_iter().flat_map(|h| pieces.map(|piece| (h, piece))) {
+        let context = format!("{history:?}, {piece:?}");
+        let mut world = World::new(StateLimits { removal_grace_us: 0, ..StateLimits::default() });
+        let put = |world: &mut World, key: &Bytes, round: u8| {
+            let value = vec![round; VALUE_BYTES].into();
+            world.write(&WriteOp::Put { key: key.clone(), value });
+        };
+        (0..ROUNDS).for_each(|round| keys.iter().for_each(|key| put(&mut world, key, round)));
+        let as_of_us = world.last as u64;
+        // Half of the keys have a version that is too new for the sweep.
+        keys[KEYS / 2..].iter().for_each(|key| put(&mut world, key, ROUNDS));
+        world.write(&WriteOp::SetHistory { history });
+        world.settle();
+        world.disk.checkpoint().unwrap();
+        let reusable_bytes = world.disk.reusable_bytes();
+        // Two facts say how far the sweep has come.
+        let most = world.rows_in(&rows::all()).len() + KEYS / 2 + 2;
+        let mut done = 0;
+        while world.rows_in(&rows::all_versions()).len() > KEYS + KEYS / 2 {
+            world.sweep(as_of_us, piece);
+            world.check_newest(&keys);
+            world.check(&keys, as_of_us as i64, world.last, page_of(100));
+            for row in world.rows_in(&rows::all_unswept()) {
+                let (at, _) = rows::decode_unswept(&row).unwrap();
+                assert!(at.0 as u64 > as_of_us, "{context}: a row for what can be removed");
+            }
+            assert!(world.rows_in(&rows::all()).len() <= most, "{context}: piece {done}");
+            done += 1;
+            assert!(done < 1_000, "{context}: the walk comes to no end");
+        }
+        world.disk.checkpoint().unwrap();
+        let more_bytes = world.disk.reusable_bytes() - reusable_bytes;
+        let gone_bytes = (usize::from(ROUNDS - 1) * KEYS * VALUE_BYTES) as u64;
+        assert!(more_bytes > gone_bytes / 2, "{context}: {more_bytes} more of {gone_bytes} bytes");
+        world.sweep_all(&keys, piece);
+    }
 }
 
 /// Where everything is kept nothing is written for sweeps, and what is removed takes with it what asks for one.

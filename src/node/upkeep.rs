@@ -1,7 +1,8 @@
 //! When the leader has removed versions taken off the disk, and old ones removed.
 //!
 //! One piece is under way at a time, and at most one begins with every tick: it is background work, and
-//! what is proposed at a leader that falls is simply proposed again by the next one.
+//! what is proposed at a leader that falls is simply proposed again by the next one. Only a sweep that is late
+//! ([`limits::SWEEP_LATE`]) does not wait for ticks.
 
 use super::UpkeepState;
 use super::core::micros;
@@ -20,6 +21,8 @@ pub struct UpkeepConfig {
     /// From the end of one sweep to the beginning of the next; [`limits::SWEEP_PAUSE`] except in
     /// simulations.
     pub sweep_pause_us: u64,
+    /// For how long something is due when a sweep is late; [`limits::SWEEP_LATE`] except in simulations.
+    pub sweep_late_us: u64,
     /// Rows in one piece; [`limits::UPKEEP_ROWS_MAX`] except in simulations.
     pub rows_max: u32,
     /// Bytes read in one piece; [`limits::UPKEEP_BYTES_MAX`] except in simulations.
@@ -33,6 +36,7 @@ impl UpkeepConfig {
             history,
             removal_grace_us: micros(limits::REMOVAL_GRACE),
             sweep_pause_us: micros(limits::SWEEP_PAUSE),
+            sweep_late_us: micros(limits::SWEEP_LATE),
             rows_max: limits::UPKEEP_ROWS_MAX as u32,
             bytes_max: limits::UPKEEP_BYTES_MAX,
         }
@@ -49,7 +53,7 @@ pub(super) struct Chores {
     sweep_rests_until_us: u64,
     /// Proposed here and not applied yet.
     under_way: Option<(LogIndex, Upkeep)>,
-    /// A tick has passed since the last proposal.
+    /// A tick has passed since the last proposal, or the next one is not to wait for it.
     due: bool,
 }
 
@@ -84,11 +88,12 @@ impl Chores {
         let Some((_, upkeep)) = self.under_way.take_if(|(proposed, _)| *proposed <= index) else {
             return;
         };
-        if let Upkeep::Sweep { as_of_us, .. } = upkeep
-            && !self.is_sweep_due(as_of_us)
-        {
+        let Upkeep::Sweep { as_of_us, .. } = upkeep else { return };
+        if !self.is_sweep_due(as_of_us) {
             self.sweep_rests_until_us = now_us + self.config.sweep_pause_us;
         }
+        let late_us = as_of_us.checked_sub(self.config.sweep_late_us);
+        self.due |= late_us.is_some_and(|late_us| self.is_sweep_due(late_us));
     }
 
     fn is_sweep_due(&self, as_of_us: u64) -> bool {
@@ -218,6 +223,29 @@ mod tests {
         for (clock_us, now_us, expected) in cases {
             chores.tick();
             assert_eq!(chores.next(clock_us, now_us), expected);
+        }
+    }
+
+    #[test]
+    fn a_sweep_that_is_late_does_not_wait_for_ticks() {
+        let history = History::Versions { count: 3 };
+        let (now_us, late_us) = (9 * GRACE, micros(limits::SWEEP_LATE));
+        for (left_us, follows) in [
+            (Some(8 * GRACE - late_us), true),
+            (Some(8 * GRACE - late_us + 1), false),
+            (Some(8 * GRACE), false),
+            (Some(8 * GRACE + 1), false),
+            (None, false),
+        ] {
+            let mut chores = chores(history, None);
+            chores.applied(1, due(Some(GRACE)), 0);
+            let piece = chores.next(now_us, 0);
+            assert_eq!(piece, sweep(history, 8 * GRACE));
+            chores.proposed(2, piece.unwrap());
+            chores.applied(1, due(Some(GRACE)), 0);
+            assert_eq!(chores.next(now_us, 0), None, "one piece is under way at a time");
+            chores.applied(2, due(left_us), 0);
+            assert_eq!(chores.next(now_us, 0).is_some(), follows, "{left_us:?} is due");
         }
     }
 

@@ -26,12 +26,22 @@
 //! A write may wait for long, for room on the disk or for a disk that hangs. Meanwhile blocks are read and checked:
 //! who changes the file holds `writing`, and the lock of what readers need only while nothing is waited for.
 //!
+//! Nor does whoever reads write (see [`Reading`]). The engine's reads make room in its cache by writing pages of commits
+//! that are not durable; here this is refused, which the engine takes for a page that stays where it is (redb 4.4,
+//! `PagedCachedFile::read`: its flush is "best effort", keeps the page, and fails neither the read nor the file). The
+//! next write of the engine's own makes the room.
+//!
+//! What still can make a read wait stands in the engine (redb 4.4): whoever begins one needs a lock that is held while
+//! the file is made longer, and the cache's pages have locks in 131 stripes, of which a writer holds one or two meanwhile.
+//!
 //! The first damage found is kept, and every later call fails: what else is wrong is not known. A read that
 //! the system refuses is no damage, but an error like any other of the disk.
 //!
 //! What it leaves out: repair, and damage in memory.
 
+use std::cell::Cell;
 use std::io;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -81,6 +91,31 @@ pub(super) struct CheckedFile {
     state: RwLock<State>,
     shut: AtomicBool,
     damage: Damage,
+}
+
+thread_local! {
+    static IS_READING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, this thread reads from an engine, and nothing that the engine wants to write on it is written: a
+/// write waits for others that wait for room. Nobody asks an engine to write something meanwhile.
+pub(super) struct Reading {
+    /// Whether the thread read already.
+    outer: bool,
+    /// It stays on its thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Reading {
+    pub fn begin() -> Reading {
+        Reading { outer: IS_READING.replace(true), thread: PhantomData }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        IS_READING.set(self.outer);
+    }
 }
 
 /// A handle that the engine owns.
@@ -446,6 +481,9 @@ impl StorageBackend for Backend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if IS_READING.get() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let file = &self.0;
         file.check_open()?;
         if offset == 0
@@ -490,6 +528,7 @@ impl std::fmt::Debug for CheckedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::gated_file::GatedFile;
 
     fn open(path: &std::path::Path) -> Result<Backend, String> {
         let file = std::fs::OpenOptions::new()
@@ -589,70 +628,6 @@ mod tests {
         assert!(open(&path).unwrap_err().contains("bytes it has"));
     }
 
-    /// A file of which nothing is written while its gate is shut, as on a disk without room.
-    struct Gated {
-        inner: std::fs::File,
-        /// Whether the gate is shut, and how many wait before it.
-        gate: Mutex<(bool, usize)>,
-        changed: std::sync::Condvar,
-    }
-
-    impl Gated {
-        fn shut(&self, shut: bool) {
-            self.gate.lock().unwrap().0 = shut;
-            self.changed.notify_all();
-        }
-
-        fn pass(&self) {
-            let mut gate = self.gate.lock().unwrap();
-            gate.1 += 1;
-            self.changed.notify_all();
-            let mut gate = self.changed.wait_while(gate, |gate| gate.0).unwrap();
-            gate.1 -= 1;
-        }
-
-        fn until_somebody_waits(&self) {
-            let gate = self.gate.lock().unwrap();
-            drop(self.changed.wait_while(gate, |gate| gate.1 == 0).unwrap());
-        }
-    }
-
-    impl DiskFile for Gated {
-        fn len_bytes(&self) -> io::Result<u64> {
-            self.inner.len_bytes()
-        }
-
-        fn used_bytes(&self) -> io::Result<u64> {
-            self.inner.used_bytes()
-        }
-
-        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-            DiskFile::read_at(&self.inner, buffer, offset)
-        }
-
-        fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-            self.pass();
-            DiskFile::write_all_at(&self.inner, bytes, offset)
-        }
-
-        fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-            self.pass();
-            DiskFile::set_len(&self.inner, len_bytes)
-        }
-
-        fn allocate(&self, len_bytes: u64) -> io::Result<()> {
-            self.inner.allocate(len_bytes)
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            DiskFile::sync_data(&self.inner)
-        }
-
-        fn try_lock(&self) -> io::Result<bool> {
-            Ok(true)
-        }
-    }
-
     #[test]
     fn blocks_are_read_while_a_write_waits() {
         const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -664,11 +639,7 @@ mod tests {
             |file| file.sync_data(),
         ];
         for (number, change) in changes.into_iter().enumerate() {
-            let gated = Arc::new(Gated {
-                inner: tempfile::tempfile().unwrap(),
-                gate: Mutex::default(),
-                changed: std::sync::Condvar::new(),
-            });
+            let gated = Arc::new(GatedFile::new(tempfile::tempfile().unwrap()));
             let file = CheckedFile::open(gated.clone(), Damage::default()).unwrap();
             let file = Arc::new(Backend(Arc::new(file)));
             file.set_len(8 * BLOCK_BYTES).unwrap();

@@ -29,7 +29,7 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 
-use super::checked_file::{Backend, CheckedFile, Damage};
+use super::checked_file::{Backend, CheckedFile, Damage, Reading};
 use super::engine::{
     Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
 };
@@ -393,6 +393,7 @@ impl OpenFile {
 
     fn view(self: &Arc<OpenFile>) -> Result<DiskView, EngineError> {
         self.check_sound()?;
+        let _reading = Reading::begin();
         let transaction = self.database.begin_read().map_err(|error| self.faults.read(error))?;
         let rows = transaction.open_table(ROWS).map_err(|error| self.faults.read(error))?;
         Ok(DiskView { rows, transaction, file: self.clone() })
@@ -512,6 +513,7 @@ fn not_a_row() -> redb::Error {
 impl Engine for DiskEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let view = self.file().view()?;
+        let _reading = Reading::begin();
         let found = view.rows.get(key).map_err(|error| view.file.faults.read(error))?;
         let Some(stored) = found else { return Ok(None) };
         view.value(stored.value(), Bytes::copy_from_slice).map(Some)
@@ -665,6 +667,7 @@ impl DiskView {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError> {
+        let _reading = Reading::begin();
         let failed = |error| self.file.faults.read(error);
         let mut rows = self.rows.range::<&[u8]>(bounds).map_err(failed)?;
         loop {
@@ -727,6 +730,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::storage::gated_file::GatedFile;
 
     fn used_bytes(engine: &DiskEngine) -> u64 {
         engine.file().file.used_bytes().unwrap()
@@ -817,6 +821,55 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The engine's reads wrote pages of lazy batches to make room in its cache, and then waited like any write.
+    #[test]
+    fn a_read_writes_nothing_and_waits_for_no_room_and_no_page_is_lost() {
+        const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+        const COUNT: u32 = 3_000;
+        let gated = Arc::new(GatedFile::new(tempfile::tempfile().unwrap()));
+        let open = || Arc::new(OpenFile::open(gated.clone(), Path::new("a"), 128 * 1024).unwrap());
+        let file = open();
+        let (mut tally, mut expected) = (Tally::default(), BTreeMap::new());
+        let mut write = |keys: std::ops::Range<u32>, fill: u8, durability| {
+            let mut batch = WriteBatch::default();
+            for key in keys {
+                let (key, value) = (key.to_be_bytes().to_vec(), vec![fill; 700]);
+                batch.put(key.clone().into(), value.clone().into());
+                expected.insert(key, value);
+            }
+            file.write(&batch, durability, &mut tally).unwrap();
+            expected.clone()
+        };
+        write(0..COUNT, 1, Durability::Durable);
+        // Less than the half of the cache that pages may take which are not written: they stay there.
+        let expected = write(7..27, 2, Durability::Lazy);
+        let read = |file: Arc<OpenFile>| {
+            let mut rows = BTreeMap::new();
+            let range = RowRange { start: Bytes::new(), end: Bytes::from_static(&[0xff; 9]) };
+            file.view()?.scan(&range, Direction::Forward, &mut |key, value| {
+                rows.insert(key.to_vec(), value.to_vec());
+                ControlFlow::Continue(())
+            })?;
+            Ok::<_, EngineError>(rows)
+        };
+        gated.shut(true);
+        std::thread::scope(|scope| {
+            let (done, found) = std::sync::mpsc::channel();
+            let (read, file) = (&read, file.clone());
+            // Once more than the cache holds, and again with the pages that are not written among the others.
+            scope.spawn(move || _ = done.send([read(file.clone()), read(file)]));
+            let found = found.recv_timeout(DEADLINE);
+            gated.shut(false);
+            for found in found.expect("the read waits for a write") {
+                assert!(found.unwrap() == expected);
+            }
+        });
+        let expected = write(COUNT..COUNT + 1, 3, Durability::Durable);
+        assert!(read(file.clone()).unwrap() == expected);
+        drop(file);
+        assert!(read(open()).unwrap() == expected);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub mod datadir;
 pub mod disk;
 pub mod engine;
 pub mod files;
+#[cfg(test)]
+mod gated_file;
 mod hash;
 pub mod keys;
 pub mod log;

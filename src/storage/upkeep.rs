@@ -14,9 +14,13 @@
 //!
 //! A key has something to remove only once a newer version of it has come to be that old. So with each version that
 //! is stored while the group does not keep everything goes an *unswept* row, by time and key. Sweeps take these oldest
-//! first, look at their keys alone, and remove them. What was stored under another history may have none: when the
-//! history is changed, the next pieces walk once through all versions and give a row to each that has replaced one. The
-//! version of an unswept row may be gone; then there is nothing to do but to remove the row.
+//! first, look at their keys alone, and remove them. The version of an unswept row may be gone; then there is nothing
+//! to do but to remove the row.
+//!
+//! What was stored under another history may have no such row. So when the history is changed, the next pieces *walk*
+//! once through all versions. The walk sweeps each key that it comes to, and gives unswept rows only to what has replaced
+//! a version and is not old enough yet. A history may be changed to make room on a disk that is nearly full: the walk
+//! adds nothing to the store on account of what can be removed.
 //!
 //! Both must read what they remove, since the state's hash is that of keys and values. So a piece is bounded in
 //! bytes as in rows ([`Budget`]), all that it looks at included: as much is read at the same index on every
@@ -274,8 +278,9 @@ fn purge_range(
 /// How far a sweep has come, where the unswept rows do not say it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum SweepProgress {
-    /// The history was changed: versions from this row on are still to be given the rows that ask for a sweep.
-    Walking { from: Bytes },
+    /// The history was changed: the walk goes on at the version of this row, or the first one behind it. `within` is
+    /// how far the sweep of that version's key has come, if it has begun.
+    Walking { from: Bytes, within: Option<Within> },
     /// The last piece ended within this key.
     Within { key: Bytes, within: Within },
 }
@@ -344,7 +349,7 @@ pub(super) fn change_history(
         return Ok(());
     }
     let progress = SweepProgress::read(&changes.rows())?;
-    let walking = SweepProgress::Walking { from: keys::all_versions().start };
+    let walking = SweepProgress::Walking { from: keys::all_versions().start, within: None };
     SweepProgress::change(changes, progress, (after != History::All).then_some(walking));
     Ok(())
 }
@@ -360,14 +365,22 @@ pub(super) fn sweep(
     mut budget: Budget,
 ) -> Result<(), ApplyError> {
     let before = SweepProgress::read(&changes.rows())?;
-    let after = match before.clone() {
-        Some(SweepProgress::Walking { from }) => {
-            walk(changes, from, &mut budget)?.map(|from| SweepProgress::Walking { from })
+    let kept = match history {
+        // There is no more to do than to remove the unswept rows.
+        History::All => None,
+        History::For { .. } => Some(1),
+        History::Versions { count } => Some(count.max(1)),
+    };
+    let after = match (before.clone(), kept) {
+        (Some(SweepProgress::Walking { from, within }), Some(kept)) => {
+            walk(changes, kept, as_of, (from, within), &mut budget)?
         }
-        Some(SweepProgress::Within { key, within }) => {
-            sweep_due_keys(changes, history, as_of, Some((key, within)), &mut budget)?
+        (Some(SweepProgress::Within { key, within }), _) => {
+            sweep_due_keys(changes, kept, as_of, Some((key, within)), &mut budget)?
         }
-        None => sweep_due_keys(changes, history, as_of, None, &mut budget)?,
+        (Some(SweepProgress::Walking { .. }) | None, _) => {
+            sweep_due_keys(changes, kept, as_of, None, &mut budget)?
+        }
     };
     if after != before {
         SweepProgress::change(changes, before, after);
@@ -375,59 +388,121 @@ pub(super) fn sweep(
     Ok(())
 }
 
-/// Gives versions the rows that ask for a sweep on their account, if they have replaced one and have none. Where it
-/// goes on, if there are more versions than this piece may look at.
-fn walk(
-    changes: &mut Changes<'_>,
-    from: Bytes,
+/// A version that the walk has looked at.
+struct Seen {
+    row: Bytes,
+    at: Timestamp,
+    is_mark: bool,
+}
+
+/// What the walk has found when it stops.
+#[derive(Default)]
+struct Stretch {
+    /// Rows of versions newer than the sweep, which have replaced one.
+    replacing: Vec<Bytes>,
+    /// The newest version up to the time of the sweep, of a key that has more of them.
+    due: Option<(Bytes, Timestamp)>,
+    /// The first row that was not looked at for want of budget.
+    next: Option<Bytes>,
+}
+
+/// Looks at versions from `from` on, up to a key of which something may have to be removed.
+fn look_ahead(
+    rows: &dyn Rows,
+    from: &Bytes,
+    as_of: Timestamp,
     budget: &mut Budget,
-) -> Result<Option<Bytes>, ApplyError> {
-    let range = keys::RowRange { start: from, end: keys::all_versions().end };
+) -> Result<Stretch, ApplyError> {
+    let mut found = Stretch::default();
+    let range = keys::RowRange { start: from.clone(), end: keys::all_versions().end };
     // A key's older version comes right after it. The row at which a piece ends is looked at again.
-    let mut newer: Option<(Bytes, bool)> = None;
-    let mut replacing = Vec::new();
-    let mut next = None;
-    changes.rows().visit(&range, &mut |row, stored| {
-        if let Some((newer, is_mark)) = newer.take()
-            && keys::version_prefix(&newer) == keys::version_prefix(row)
-            && !is_mark
+    let mut newer: Option<Seen> = None;
+    let mut is_damaged = false;
+    rows.visit(&range, &mut |row, stored| {
+        if let Some(newer) = newer.take()
+            && keys::version_prefix(&newer.row) == keys::version_prefix(row)
         {
-            replacing.push(newer);
+            if newer.at <= as_of {
+                // It is looked at again when the key is swept.
+                budget.look(stored.len());
+                found.due = Some((newer.row, newer.at));
+                return ControlFlow::Break(());
+            }
+            if !newer.is_mark {
+                found.replacing.push(newer.row);
+            }
         }
+        let row = Bytes::copy_from_slice(row);
         if !budget.allows_more() {
-            next = Some(Bytes::copy_from_slice(row));
+            found.next = Some(row);
             return ControlFlow::Break(());
         }
         budget.take(stored.len());
+        let Ok(at) = keys::version_timestamp(&row) else {
+            is_damaged = true;
+            return ControlFlow::Break(());
+        };
         let is_mark = matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed));
-        newer = Some((Bytes::copy_from_slice(row), is_mark));
+        newer = Some(Seen { row, at, is_mark });
         ControlFlow::Continue(())
     })?;
-    for row in replacing {
-        let (key, at) = keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        let unswept = keys::unswept(at, &key);
-        if changes.rows().first(&keys::only(&unswept))?.is_none() {
-            changes.put(unswept, Bytes::new());
-        }
+    match is_damaged {
+        true => Err(ApplyError::Damaged("a version")),
+        false => Ok(found),
     }
-    Ok(next)
 }
 
-/// Sweeps the keys of the oldest unswept rows, up to `as_of`, and removes the rows; `within` is how far the piece
-/// before came with the first of them.
+/// Goes once through all versions from `from` on: sweeps their keys, and gives an unswept row to what has replaced a
+/// version since `as_of` and has none. Where it goes on, if there is more than this piece may do.
+fn walk(
+    changes: &mut Changes<'_>,
+    kept: u32,
+    as_of: Timestamp,
+    (mut from, mut within): (Bytes, Option<Within>),
+    budget: &mut Budget,
+) -> Result<Option<SweepProgress>, ApplyError> {
+    // Swept versions leave no unswept row behind, and none is older than this. What the walk adds is newer than what
+    // it sweeps.
+    let oldest = oldest_unswept(&changes.rows())?.unwrap_or(Timestamp(i64::MAX));
+    let before_oldest = Timestamp(oldest.0.saturating_sub(1));
+    loop {
+        if within.is_none() {
+            let found = look_ahead(&changes.rows(), &from, as_of, budget)?;
+            for row in found.replacing {
+                let (key, at) =
+                    keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+                let unswept = keys::unswept(at, &key);
+                if changes.rows().first(&keys::only(&unswept))?.is_none() {
+                    changes.put(unswept, Bytes::new());
+                }
+            }
+            let Some((row, at)) = found.due else {
+                return Ok(found.next.map(|from| SweepProgress::Walking { from, within: None }));
+            };
+            let (key, _) =
+                keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
+            remove_looked_at(changes, (before_oldest, &key), &[at], budget)?;
+            // One is found, and so this piece has come further also where it may do no more.
+            (from, within) = (row, Some(Within { as_of, kept: 1, oldest_kept: at }));
+        }
+        let (key, _) = keys::decode_version(&from).map_err(|_| ApplyError::Damaged("a version"))?;
+        let key_as_of = within.map_or(as_of, |within| within.as_of);
+        if !sweep_key(changes, (before_oldest, &key), kept, key_as_of, &mut within, budget)? {
+            return Ok(Some(SweepProgress::Walking { from, within }));
+        }
+        (from, within) = (keys::after_version(&from), None);
+    }
+}
+
+/// Sweeps the keys of the oldest unswept rows, up to `as_of`, and removes the rows; where everything is `kept`, only
+/// that. `within` is how far the piece before came with the first of them.
 fn sweep_due_keys(
     changes: &mut Changes<'_>,
-    history: History,
+    kept: Option<u32>,
     as_of: Timestamp,
     mut within: Option<(Bytes, Within)>,
     budget: &mut Budget,
 ) -> Result<Option<SweepProgress>, ApplyError> {
-    let kept = match history {
-        // There is no more to do than to remove the rows.
-        History::All => None,
-        History::For { .. } => Some(1),
-        History::Versions { count } => Some(count.max(1)),
-    };
     let most = budget.rows.max(1) as usize;
     let mut rows = Vec::new();
     changes.rows().visit(&keys::all_unswept(), &mut |row, _| {
@@ -473,11 +548,11 @@ fn remove_unswept(
 }
 
 /// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, and of all that it looks at
-/// the unswept rows but the oldest one, at `first`, by which the next piece finds the key again. `within` is how far it
-/// has come with that. `false`: there are more.
+/// the unswept rows later than `stays`: the row at that time is the one by which the next piece finds the key again.
+/// No row of the key is older. `within` is how far it has come with that. `false`: there are more.
 fn sweep_key(
     changes: &mut Changes<'_>,
-    (first, key): (Timestamp, &[u8]),
+    (stays, key): (Timestamp, &[u8]),
     kept: u32,
     as_of: Timestamp,
     within: &mut Option<Within>,
@@ -511,7 +586,7 @@ fn sweep_key(
             }
         })?;
         if !complete || found(within) < kept {
-            remove_looked_at(changes, (first, key), &looked_at, budget)?;
+            remove_looked_at(changes, (stays, key), &looked_at, budget)?;
             // There are not more, and so none too many; but looking counts, also where there are none.
             budget.take(0);
             return Ok(complete);
@@ -540,18 +615,18 @@ fn sweep_key(
             .push(keys::version_timestamp(&row).map_err(|_| ApplyError::Damaged("a version"))?);
         changes.delete_hashed(row, hash);
     }
-    remove_looked_at(changes, (first, key), &looked_at, budget)?;
+    remove_looked_at(changes, (stays, key), &looked_at, budget)?;
     Ok(complete)
 }
 
-/// Removes the unswept rows of versions of a key: those later than `first`, as there are no older ones.
+/// Removes the unswept rows of versions of a key: those later than `stays`, as there are no older ones.
 fn remove_looked_at(
     changes: &mut Changes<'_>,
-    (first, key): (Timestamp, &[u8]),
+    (stays, key): (Timestamp, &[u8]),
     looked_at: &[Timestamp],
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
-    for at in looked_at.iter().filter(|at| **at > first) {
+    for at in looked_at.iter().filter(|at| **at > stays) {
         remove_unswept(changes, keys::unswept(*at, key), budget)?;
     }
     Ok(())

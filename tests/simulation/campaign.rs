@@ -135,6 +135,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
             ]),
             removal_grace_us,
             sweep_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
+            sweep_late_us: rng.pick(&[0, SECOND, limits::SWEEP_LATE.as_micros() as u64]),
             rows_max: rng.pick(&[1, 2, 3, 5, 1024]),
             bytes_max: rng.pick(&[0, 10, 100, limits::UPKEEP_BYTES_MAX]),
         },
