@@ -533,14 +533,14 @@ fn whoever_breaks_the_protocol_loses_the_connection_and_nobody_else() {
     witness.join(9, 5009, vec![file("good", 1)]);
     let first_words: [(Vec<u8>, &str); 6] = [
         (frame(&Message::Ping { nonce: 1 }), "begins with HELLO"),
-        (frame(&hello(HelloRole::Client)), "a store needs an acervo server"),
+        (frame(&hello(HelloRole::Client)), "not a store: ask an acervo server"),
         (
             frame(&hello(HelloRole::Server {
                 node: NodeId(1),
                 incarnation: 1,
                 channel: Channel::Control,
             })),
-            "a store needs an acervo server",
+            "not a store: ask an acervo server",
         ),
         (
             frame(&Message::Hello(Hello {

@@ -790,7 +790,7 @@ fn a_name_that_is_a_path_is_an_error_wherever_it_stands() {
         let mut bytes = body(&message);
         assert!(codec::decode(&bytes).is_ok());
         let place = bytes.windows(3).position(|name| name == b"aXb").unwrap();
-        for bad in [b'/', b'\\', b':', 0, b'\n', 0x1b, 0x7f] {
+        for bad in [b'/', b'\\', 0, b'\n', 0x1b, 0x7f] {
             bytes[place + 1] = bad;
             assert!(codec::decode(&bytes).is_err(), "{message:?} with {bad:#x}");
         }
