@@ -767,7 +767,11 @@ impl Transfers {
             leads && !caught_up && !stalled
         });
         for peer in met {
-            self.failures.remove(&peer);
+            // Only the first wait is left: an answer that was under way for long may still ask for a snapshot, and
+            // must not have one prepared sooner after a failure than any other.
+            if let Some(failures) = self.failures.get_mut(&peer) {
+                failures.count = 1;
+            }
         }
         // Nothing else may come for long that would shorten the log.
         if self.claims.len() < before { vec![self.compact()] } else { Vec::new() }
