@@ -10,8 +10,8 @@
 //! It is admitted, for ever, in one of two ways:
 //!
 //! 1. **The group's birth.** The founder campaigns with an empty log, unless it hears of
-//!    a term that it does not remember asking for (its directory was lost), and a blank server
-//!    grants it. The founder is whoever a majority of the group's servers was told leads first. When they
+//!    a term that it does not remember asking for (its directory was lost) and not all others have
+//!    said that their logs are empty, too; and a blank server grants it. The founder is whoever a majority of the group's servers was told leads first. When they
 //!    were told so many different ones that there is no such majority, it is the lowest of those named, as
 //!    soon as every server is up, is blank, and has said whom it was told. Either way it follows from what the servers
 //!    were told alone, and not from who is up: nobody else ever founds the group, also when
@@ -64,8 +64,8 @@ impl Admission {
         }
     }
 
-    /// Whether the group may be unborn, as the named first leader sees it: nobody has been in a term
-    /// in which it did not ask for votes itself. Otherwise it is its own directory that was lost.
+    /// Whether the group may be unborn, as the named first leader sees it: nobody has been in a later term than
+    /// the one given, the last in which it asked for votes itself. Otherwise it may be its own directory that was lost.
     pub fn is_newborn(&self, last_term_asked_for: Term) -> bool {
         self.reported.values().all(|reported| *reported <= last_term_asked_for)
     }

@@ -150,6 +150,15 @@ pub enum ProposeError {
     Full,
 }
 
+/// What another server said of itself when the link to it came up.
+#[derive(Clone, Copy, Debug)]
+struct Greeting {
+    /// Whom it was told leads first, if it was blank.
+    told_first_leader: Option<NodeId>,
+    /// Whether its log held no entry.
+    log_is_empty: bool,
+}
+
 /// One server's consensus.
 pub struct Consensus {
     raw: RawNode<LogStore>,
@@ -160,9 +169,8 @@ pub struct Consensus {
     /// The admission is to be made durable.
     admission_unsaved: bool,
     applied: LogIndex,
-    /// The servers this one can send to, and whom each was told leads first if it was blank when its
-    /// link came up.
-    links: BTreeMap<NodeId, Option<NodeId>>,
+    /// The servers this one can send to, and what each said when its link came up.
+    links: BTreeMap<NodeId, Greeting>,
     /// By how much others may raise this server's term now; see [`guard`].
     term_credit: u64,
     /// Whether this server may lead; see `node::eligibility`.
@@ -340,7 +348,20 @@ impl Consensus {
             || (!self.data_lost
                 && self.is_founder()
                 && self.last_index() == 0
-                && self.admission.is_newborn(self.last_term_asked_for()))
+                && (self.admission.is_newborn(self.last_term_asked_for())
+                    || self.nobody_has_entries()))
+    }
+
+    /// Whether every other server has said since this one started that its log is empty, and none has said a later
+    /// term than this one's. Then no entry was ever acknowledged, or two directories have lost it; and a
+    /// vote that this server may have forgotten was for no later term than those it asks for. A founder needs this when
+    /// somebody that it had admitted with its question for votes has asked for votes itself, in a term that
+    /// the founder then does not remember asking for: nobody else can be elected, since the blank ones vote for the
+    /// founder alone.
+    fn nobody_has_entries(&self) -> bool {
+        self.links.len() + 1 == self.config.nodes.len()
+            && self.links.values().all(|greeting| greeting.log_is_empty)
+            && self.admission.is_newborn(self.term())
     }
 
     /// Whether a vote of this server would wait behind one that its disk has not taken in yet. At the group's birth
@@ -372,7 +393,7 @@ impl Consensus {
 
     /// Whom each of the servers that are up and blank was told, this one first.
     fn names(&self) -> Vec<NodeId> {
-        let others = self.links.values().flatten().copied();
+        let others = self.links.values().filter_map(|greeting| greeting.told_first_leader);
         self.told_first_leader().into_iter().chain(others).collect()
     }
 
@@ -565,7 +586,8 @@ impl Consensus {
         term: Term,
         first_leader: Option<NodeId>,
     ) {
-        self.links.insert(peer, first_leader);
+        let log_is_empty = last_index == 0;
+        self.links.insert(peer, Greeting { told_first_leader: first_leader, log_is_empty });
         self.admission.heard(peer, term);
         if self.role() != Role::Leader {
             return;
