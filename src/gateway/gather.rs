@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-use super::manners::too_slow;
+use super::policy::too_slow;
 use crate::limits;
 
 /// What all calls together may still gather.
@@ -72,7 +72,7 @@ fn too_much(what: &str, most: usize) -> Status {
     ))
 }
 
-/// As for messages that do not come in a stream (see `manners`).
+/// As for messages that do not come in a stream (see `policy`).
 fn rename_overlong(status: Status) -> Status {
     match status.code() {
         Code::OutOfRange => Status::resource_exhausted(status.message()),

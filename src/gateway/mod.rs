@@ -9,7 +9,7 @@
 //! How it is cut: [`interface`] is what `build.rs` makes of `proto/project.proto`; `service` is the
 //! nine operations; `translate` is what their messages and errors mean; `calls` brings the client
 //! library and asynchronous calls together; `rows` turns long reads into streams; `gather` takes
-//! request streams in; `manners` is what holds for every call (deadlines, limits); `incoming` is what
+//! request streams in; `policy` is what holds for every call (deadlines, limits); `incoming` is what
 //! holds for every connection; `health` tells load balancers whether to send anyone here.
 //!
 //! Invariants:
@@ -19,7 +19,7 @@
 //!   error says that it may have taken effect.
 //!
 //! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out: places are shared
-//!   by connections (`incoming`) and by calls (`manners`), what is waited for has a time, and what was given up keeps
+//!   by connections (`incoming`) and by calls (`policy`), what is waited for has a time, and what was given up keeps
 //!   neither a place nor a thread. The health service stands beside all this.
 //!
 //! What it leaves out: encryption and authentication (keep the port private, or put a proxy before it),
@@ -30,7 +30,7 @@ mod gather;
 mod health;
 mod incoming;
 pub mod interface;
-mod manners;
+mod policy;
 mod rows;
 mod service;
 mod translate;
@@ -46,7 +46,7 @@ use tonic::transport::Server;
 
 use self::calls::Calls;
 use self::interface::key_value_store_server::KeyValueStoreServer;
-use self::manners::Manners;
+use self::policy::CallPolicy;
 use self::service::Gateway;
 use crate::client::{Client, ClientError};
 use crate::limits;
@@ -141,7 +141,7 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .http2_max_header_list_size(limits::GATEWAY_HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(limits::GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
-        .layer(Manners::new(limits::GATEWAY_CALLS_MAX, limits::GATEWAY_HEALTH_CALLS_MAX))
+        .layer(CallPolicy::new(limits::GATEWAY_CALLS_MAX, limits::GATEWAY_HEALTH_CALLS_MAX))
         .add_service(service)
         .add_service(health)
         .add_service(describe().build_v1()?)

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::calls::Calls;
-use super::manners::Terms;
+use super::policy::CallLimits;
 use super::translate::status;
 use crate::client::{ClientError, Rows};
 use crate::limits;
@@ -21,21 +21,21 @@ use crate::wire::message::Row;
 /// The answer of an operation on many keys.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Streams rows, each made into a message by `translate`, as long as the call's terms allow. `room` is
+/// Streams rows, each made into a message by `translate`, as long as the call's limits allow. `room` is
 /// what the rows take up meanwhile.
 pub(super) fn stream<T: Send + 'static>(
     calls: Calls,
     rows: Rows,
     room: Option<OwnedSemaphorePermit>,
-    terms: Option<Terms>,
+    call: Option<CallLimits>,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
     let chunks = stream::try_unfold(Some((rows, room)), move |state| {
-        let (calls, terms) = (calls.clone(), terms.clone());
+        let (calls, call) = (calls.clone(), call.clone());
         async move {
             let Some((rows, room)) = state else { return Ok(None) };
             let reading = calls.wait_for(move || read_chunk(rows));
-            let (chunk, rest) = Terms::within(terms.as_ref(), reading).await?;
+            let (chunk, rest) = CallLimits::within(call.as_ref(), reading).await?;
             Ok::<_, Status>(Some((chunk, rest.map(|rows| (rows, room)))))
         }
     });

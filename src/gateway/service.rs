@@ -6,7 +6,7 @@ use super::calls::Calls;
 use super::gather::{Gathered, Room, gather};
 use super::interface::key_value_store_server::KeyValueStore;
 use super::interface::{KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply};
-use super::manners::Terms;
+use super::policy::CallLimits;
 use super::rows::{self, Replies};
 use super::translate::{
     asked_version, check_key, greater, range, read_row, removed_row, replaced_row,
@@ -48,22 +48,22 @@ impl KeyValueStore for Gateway {
     }
 
     async fn get_range(&self, request: Request<KeyRange>) -> Answer<Self::GetRangeStream> {
-        let terms = Terms::of(&request);
+        let call = CallLimits::of(&request);
         let (from, to, at) = range(request.into_inner())?;
         let rows =
             self.calls.request(move |client| client.range(&from, &to, newest_or(at))).await?;
         let translate = move |row| read_row(row, at);
-        Ok(Response::new(rows::stream(self.calls.clone(), rows, None, terms, translate)))
+        Ok(Response::new(rows::stream(self.calls.clone(), rows, None, call, translate)))
     }
 
     async fn get_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::GetAllStream> {
-        let terms = Terms::of(&request);
+        let call = CallLimits::of(&request);
         let Gathered { items, room } = self.gather_keys(request).await?;
         let at = items.iter().map(|item| asked_version(item.ver)).fold(None, greater);
         let keys = keys(items);
         let rows = self.calls.request(move |client| client.get_all(keys, newest_or(at))).await?;
         let translate = move |row| read_row(row, at);
-        Ok(Response::new(rows::stream(self.calls.clone(), rows, room, terms, translate)))
+        Ok(Response::new(rows::stream(self.calls.clone(), rows, room, call, translate)))
     }
 
     async fn put(&self, request: Request<KeyValueRequest>) -> Answer<PutReply> {
@@ -79,7 +79,7 @@ impl KeyValueStore for Gateway {
         &self,
         request: Request<Streaming<KeyValueRequest>>,
     ) -> Answer<Self::PutAllStream> {
-        let terms = Terms::of(&request);
+        let call = CallLimits::of(&request);
         let measure =
             |item: &KeyValueRequest| check_key(&item.key).map(|()| item.key.len() + item.val.len());
         let Gathered { items, room } = gather(&self.room, request.into_inner(), measure).await?;
@@ -90,7 +90,7 @@ impl KeyValueStore for Gateway {
         let written = self.calls.request(move |client| client.put_all(pairs)).await?;
         let ver = written.timestamp;
         let translate = move |row| Ok(replaced_row(row, ver));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, terms, translate)))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, call, translate)))
     }
 
     async fn del(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
@@ -102,15 +102,15 @@ impl KeyValueStore for Gateway {
     }
 
     async fn del_range(&self, request: Request<KeyRange>) -> Answer<Self::DelRangeStream> {
-        let terms = Terms::of(&request);
+        let call = CallLimits::of(&request);
         let (from, to, _) = range(request.into_inner())?;
         let written = self.calls.request(move |client| client.del_range(&from, &to)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, None, terms, translate)))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, None, call, translate)))
     }
 
     async fn del_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::DelAllStream> {
-        let terms = Terms::of(&request);
+        let call = CallLimits::of(&request);
         let Gathered { items, room } = self.gather_keys(request).await?;
         if items.is_empty() {
             return Ok(Response::new(nothing()));
@@ -118,7 +118,7 @@ impl KeyValueStore for Gateway {
         let keys = keys(items);
         let written = self.calls.request(move |client| client.del_all(keys)).await?;
         let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, terms, translate)))
+        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, call, translate)))
     }
 
     async fn trim(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {

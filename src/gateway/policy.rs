@@ -34,25 +34,25 @@ const OUT_OF_RANGE: &str = "11";
 
 /// What was granted to a call; among the extensions of its request. Clones are the same grant.
 #[derive(Clone, Debug)]
-pub(super) struct Terms {
+pub(super) struct CallLimits {
     /// When it has to be over, if its client said so.
     deadline: Option<Instant>,
     /// Its place among the calls under way, until the last clone is dropped.
     _place: Arc<Place>,
 }
 
-impl Terms {
-    /// Those of a request. None were made when it did not come through [`Manners`].
-    pub(super) fn of<T>(request: &tonic::Request<T>) -> Option<Terms> {
+impl CallLimits {
+    /// Those of a request. None were made when it did not come through [`CallPolicy`].
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Option<CallLimits> {
         request.extensions().get().cloned()
     }
 
     /// Waits for a part of the call's work, until its deadline.
     pub(super) async fn within<T>(
-        terms: Option<&Terms>,
+        call: Option<&CallLimits>,
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        match terms.and_then(|terms| terms.deadline) {
+        match call.and_then(|call| call.deadline) {
             None => work.await,
             Some(deadline) => timeout_at(deadline, work).await.map_err(|_| missed())?,
         }
@@ -194,36 +194,36 @@ impl Kind {
     }
 }
 
-/// Puts the manners around a service.
+/// Puts the call policy around a service.
 #[derive(Clone)]
-pub(super) struct Manners {
+pub(super) struct CallPolicy {
     calls: Arc<Places>,
     health: Arc<Places>,
 }
 
-impl Manners {
+impl CallPolicy {
     /// With room for so many calls at once, and for so many of the health service.
-    pub(super) fn new(calls_max: usize, health_max: usize) -> Manners {
-        Manners { calls: Places::new(calls_max), health: Places::new(health_max) }
+    pub(super) fn new(calls_max: usize, health_max: usize) -> CallPolicy {
+        CallPolicy { calls: Places::new(calls_max), health: Places::new(health_max) }
     }
 }
 
-impl<S> Layer<S> for Manners {
-    type Service = Mannered<S>;
+impl<S> Layer<S> for CallPolicy {
+    type Service = PolicyService<S>;
 
-    fn layer(&self, inner: S) -> Mannered<S> {
-        Mannered { inner, manners: self.clone() }
+    fn layer(&self, inner: S) -> PolicyService<S> {
+        PolicyService { inner, policy: self.clone() }
     }
 }
 
-/// A service that keeps the manners.
+/// A service under the call policy.
 #[derive(Clone)]
-pub(super) struct Mannered<S> {
+pub(super) struct PolicyService<S> {
     inner: S,
-    manners: Manners,
+    policy: CallPolicy,
 }
 
-impl<S> Service<Request<Body>> for Mannered<S>
+impl<S> Service<Request<Body>> for PolicyService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
@@ -240,8 +240,8 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let kind = Kind::of(request.uri().path());
         let places = match kind {
-            Kind::Health => &self.manners.health,
-            Kind::Single | Kind::Streaming | Kind::Dialogue => &self.manners.calls,
+            Kind::Health => &self.policy.health,
+            Kind::Single | Kind::Streaming | Kind::Dialogue => &self.policy.calls,
         };
         let Some(place) = places.take(request.extensions().get::<Peer>().cloned()) else {
             let busy = Status::resource_exhausted(
@@ -251,8 +251,8 @@ where
         };
         let deadline =
             time_left(request.headers()).and_then(|left| Instant::now().checked_add(left));
-        let terms = Terms { deadline, _place: Arc::new(place) };
-        request.extensions_mut().insert(terms.clone());
+        let call = CallLimits { deadline, _place: Arc::new(place) };
+        request.extensions_mut().insert(call.clone());
         let request = match kind {
             Kind::Dialogue => request,
             Kind::Single | Kind::Health => request.map(|body| timely(body, false)),
@@ -261,7 +261,7 @@ where
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answering = async { Ok(answering.await) };
-            match Terms::within(Some(&terms), answering).await {
+            match CallLimits::within(Some(&call), answering).await {
                 Ok(answer) => answer.map(rename_overlong),
                 Err(missed) => Ok(missed.into_http()),
             }
@@ -352,17 +352,17 @@ mod tests {
     #[test]
     fn a_missed_deadline_is_deadline_exceeded() {
         let mut service =
-            Manners::new(1, 1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
+            CallPolicy::new(1, 1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
         let answer = block_on(async { service.call(request("1m")).await }).unwrap();
         assert_eq!(code(&answer), tonic::Code::DeadlineExceeded);
     }
 
     #[test]
     fn one_call_too_many_is_refused_and_a_stream_keeps_its_place() {
-        let mut service = Manners::new(1, 1).layer(Inner(|request: Request<Body>| {
-            let terms = request.extensions().get::<Terms>().cloned();
+        let mut service = CallPolicy::new(1, 1).layer(Inner(|request: Request<Body>| {
+            let call = request.extensions().get::<CallLimits>().cloned();
             let mut answer = Response::new(Body::empty());
-            answer.extensions_mut().insert(terms);
+            answer.extensions_mut().insert(call);
             std::future::ready(answer)
         }));
         let mut call = || block_on(service.call(request("60S"))).unwrap();
@@ -375,8 +375,8 @@ mod tests {
 
     #[test]
     fn the_health_service_has_places_of_its_own_and_streams_are_known() {
-        let mut service =
-            Manners::new(0, 1).layer(Inner(|_| std::future::ready(Response::new(Body::empty()))));
+        let mut service = CallPolicy::new(0, 1)
+            .layer(Inner(|_| std::future::ready(Response::new(Body::empty()))));
         let mut call = |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
             code(&block_on(service.call(request)).unwrap())
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn an_overlong_message_is_resource_exhausted() {
-        let mut service = Manners::new(1, 1)
+        let mut service = CallPolicy::new(1, 1)
             .layer(Inner(|_| std::future::ready(Status::out_of_range("too long").into_http())));
         let answer = block_on(service.call(request("60S"))).unwrap();
         assert_eq!(code(&answer), tonic::Code::ResourceExhausted);
