@@ -449,8 +449,26 @@ fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
     eventually("the late file is offered", || {
         (names() == ["later.txt", "small.txt"]).then_some(())
     });
-    eventually("hashing is shown", || peer.err().contains("hashing 1 file").then_some(()));
+    eventually("hashing is shown", || peer.err().contains("hashing 2 files").then_some(()));
     assert!(peer.err().contains("1 file still to hash"), "{}", peer.err());
+}
+
+#[test]
+fn what_files_lists_can_be_fetched() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, to) = (registry.folder("films"), registry.folder("to"));
+    write(&folder, "a\u{202e}gnp.txt", b"x");
+    let _peer = registry.share(&folder, &[]);
+    let listed = registry.run(&["files"]);
+    let shown = listed.out.lines().last().unwrap().split_whitespace().last().unwrap();
+    assert_eq!(shown, r"a\xe2\x80\xaegnp.txt");
+    let to_text = to.to_str().unwrap();
+    let fetched = registry.run(&["fetch", shown, "--to", to_text, "--quiet"]);
+    assert_eq!(fetched.status, 2, "{}", fetched.err);
+    assert!(fetched.err.contains("cannot hold"), "{}", fetched.err);
+    let fetched = registry.run(&["fetch", "--escaped", shown, "--to", to_text, "--quiet"]);
+    assert_eq!(fetched.status, 0, "{}", fetched.err);
+    assert_same(&to.join("a\u{202e}gnp.txt"), b"x");
 }
 
 #[test]

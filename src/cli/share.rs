@@ -1,6 +1,7 @@
 //! The share's commands without a menu: `share`, `fetch`, `peers` and `files`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::share::line::{Line, LineError};
 use crate::share::member::Notice;
 use crate::share::names::FileName;
 use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
-use crate::share::types::{ContentId, PeerId};
+use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::text::escape;
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest, Source};
 
@@ -48,6 +49,14 @@ pub enum ShareError {
     /// The download failed.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// What is to be fetched cannot be the name of a shared file.
+    #[error("\"{}\" cannot be fetched: {why}", escape(.name.as_encoded_bytes()))]
+    Name {
+        /// What was given.
+        name: OsString,
+        /// Why it cannot be one, as a sentence for a person.
+        why: String,
+    },
     /// The beginning of a hash fits more than one content.
     #[error("--content {0} fits several contents of that name: give more digits")]
     Ambiguous(String),
@@ -65,7 +74,9 @@ impl ShareError {
         match self {
             ShareError::Registry(_) => exit_status::UNAVAILABLE,
             ShareError::Fetch(FetchError::NoSource { .. }) => exit_status::UNAVAILABLE,
-            ShareError::Folder(_) | ShareError::Ambiguous(_) => exit_status::USAGE,
+            ShareError::Folder(_) | ShareError::Ambiguous(_) | ShareError::Name { .. } => {
+                exit_status::USAGE
+            }
             ShareError::Output(_) if self.is_quiet() => exit_status::DONE,
             ShareError::Fetch(_)
             | ShareError::Listen(_)
@@ -190,13 +201,14 @@ struct Choice {
 /// # Errors
 /// See [`ShareError`].
 pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    let refused = |why| ShareError::Name { name: args.name.clone(), why };
+    let name = &args.file_name().map_err(refused)?;
     let started = Instant::now();
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
     let mut line = Line::open_any(&args.registries.registry, deadline)?;
-    let name = &args.name;
     let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
     drop(line);
-    let Some(choice) = choose(sources(asked)?, args)? else {
+    let Some(choice) = choose(sources(asked)?, name, args)? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
@@ -242,13 +254,18 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     display.finish();
     let outcome = outcome?;
     let progress = transfer.progress();
-    print_fetched(args, out, &choice.content, choice.size, &outcome, &progress, started.elapsed())
+    let fetched = FileEntry { name: name.clone(), size: choice.size, content: choice.content };
+    print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
         .map_err(ShareError::Output)?;
     Ok(Outcome::Done)
 }
 
 /// The content to fetch: the one that was asked for, or the one that most peers have.
-fn choose(found: Vec<Source>, args: &FetchArgs) -> Result<Option<Choice>, ShareError> {
+fn choose(
+    found: Vec<Source>,
+    name: &FileName,
+    args: &FetchArgs,
+) -> Result<Option<Choice>, ShareError> {
     let mut contents: BTreeMap<(ContentId, u64), Vec<Source>> = BTreeMap::new();
     for source in found {
         contents.entry((source.content, source.size)).or_default().push(source);
@@ -269,7 +286,7 @@ fn choose(found: Vec<Source>, args: &FetchArgs) -> Result<Option<Choice>, ShareE
         tell(&format!(
             "acervo: {several} files are called \"{}\"; fetching the one that {peers} offer, {} \
              (--content chooses another)",
-            shown(&args.name),
+            shown(name),
             choice.content
         ));
     }
@@ -304,8 +321,7 @@ struct SourceJson {
 fn print_fetched(
     args: &FetchArgs,
     out: &mut dyn Write,
-    content: &ContentId,
-    size: u64,
+    FileEntry { name, size, content }: &FileEntry,
     outcome: &fetch::Outcome,
     progress: &fetch::Progress,
     took: Duration,
@@ -314,10 +330,10 @@ fn print_fetched(
         let fetched = outcome.fetched_bytes;
         let given = progress.sources.iter().filter(|source| source.given_bytes > 0).count();
         tell(&match outcome.already_there {
-            true => format!("{} was there already, whole", shown(&args.name)),
+            true => format!("{} was there already, whole", shown(name)),
             false => format!(
                 "{}: {} from {} in {:.1} s, {}",
-                shown(&args.name),
+                shown(name),
                 HumanBytes(fetched),
                 count(given as u64, "peer"),
                 took.as_secs_f64(),
@@ -337,9 +353,9 @@ fn print_fetched(
             print_json(
                 out,
                 &FetchedJson {
-                    name: args.name.as_str(),
+                    name: name.as_str(),
                     path,
-                    size,
+                    size: *size,
                     content: content.to_string(),
                     already_there: outcome.already_there,
                     fetched_bytes: outcome.fetched_bytes,

@@ -1,5 +1,6 @@
 //! The share's commands on the command line: every flag, default and example.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use super::args::{FormatArgs, Switch, parse_address};
 use super::units::{parse_duration, parse_rate};
 use crate::limits;
 use crate::share::names::FileName;
+use crate::text::unescape;
 
 const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";
 
@@ -107,14 +109,17 @@ Examples:
   acervo fetch aula.mp4
   acervo fetch aula.mp4 --to ~/Films --limit 20MiB/s
   acervo fetch aula.mp4 --registry 10.0.0.1:1099 --format json --quiet
+  acervo fetch --escaped 'a\\xe2\\x80\\xaeb.txt'   a name with what a terminal does not show, as files lists it
 
 Every peer that has the file gives a part of it. What is stopped half-way goes on where it was when the
 same command is given again.
 Exit status: 0 fetched, 1 nobody has it, 2 usage, 3 no registry or no peer reached, 4 it could not be stored.")]
 pub struct FetchArgs {
     /// The file's name, with its extension
-    #[arg(value_parser = parse_name)]
-    pub name: FileName,
+    pub name: OsString,
+    /// Read the name escaped, as `acervo files` shows it: \xNN is a byte
+    #[arg(long)]
+    pub escaped: bool,
     /// The folder to put it in
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub to: PathBuf,
@@ -193,8 +198,17 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     text.trim().parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:5000".to_owned())
 }
 
-fn parse_name(text: &str) -> Result<FileName, String> {
-    FileName::new(text).map_err(|error| error.to_string())
+impl FetchArgs {
+    /// The name of the file to fetch.
+    ///
+    /// # Errors
+    /// One sentence for a person.
+    pub fn file_name(&self) -> Result<FileName, String> {
+        let given = self.name.as_encoded_bytes();
+        let name = if self.escaped { unescape(given) } else { given.to_vec() };
+        let name = String::from_utf8(name).map_err(|_| "a file name is UTF-8 text".to_owned())?;
+        FileName::new(&name).map_err(|error| error.to_string())
+    }
 }
 
 const HASH_DIGITS_MIN: usize = 8;

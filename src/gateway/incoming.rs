@@ -57,7 +57,7 @@ struct Standing {
     lobby: Lobby,
 }
 
-/// All connections.
+/// Every connection that is open, and which of them is to make room.
 #[derive(Clone, Default)]
 pub(super) struct Lobby(Arc<Mutex<Crowding>>);
 
@@ -70,7 +70,7 @@ struct Crowding {
 
 struct Member {
     standing: Weak<Standing>,
-    /// Calls under way.
+    /// How many calls are under way; while any is, it is not idle.
     calls: usize,
     /// When the last of them ended.
     idle_since: Instant,

@@ -72,7 +72,7 @@ pub(super) fn too_slow() -> Status {
     ))
 }
 
-/// Places of calls.
+/// The places that calls share, beside the one that each connection has.
 #[derive(Debug)]
 struct Places {
     max: usize,
@@ -173,7 +173,7 @@ impl http_body::Body for TimelyBody {
 /// What kind of a call a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// One request.
+    /// A call of one request, which has to be whole in time.
     Single,
     /// A stream of requests, each of which has its time.
     Streaming,

@@ -113,10 +113,11 @@ impl HashDisplay {
             }
             Style::Lines => {
                 let is_due = |at: Instant| now.duration_since(at) >= limits::PROGRESS_LINE_INTERVAL;
-                if state.told_at.is_none_or(is_due) {
+                let is_first = state.told_at.is_none();
+                if is_first || state.told_at.is_some_and(is_due) {
                     state.told_at = Some(now);
                     if !progress.is_done() {
-                        tell(&hashing_line(&progress));
+                        tell(&hashing_line(&progress, is_first));
                     }
                 }
             }
@@ -131,7 +132,7 @@ impl HashDisplay {
         }
     }
 
-    /// Shows nothing more.
+    /// Shows nothing more, whatever progress is told.
     pub fn finish(&self) {
         let mut state = self.state();
         state.is_over = true;
@@ -141,12 +142,16 @@ impl HashDisplay {
     }
 }
 
-fn hashing_line(progress: &HashProgress) -> String {
+/// What is to be hashed at first, and later how far it is.
+fn hashing_line(progress: &HashProgress, is_first: bool) -> String {
     let HashProgress { files, files_done, bytes, bytes_done } = *progress;
-    let (files, size) = (count(files.saturating_sub(files_done), "file"), HumanBytes(bytes));
+    let size = HumanBytes(bytes);
     match (bytes_done * 100).checked_div(bytes) {
-        None | Some(0) => format!("hashing {files}, {size}"),
-        Some(percent) => format!("hashing {files}: {percent} % of {size}"),
+        Some(percent) if !is_first => {
+            let left = count(files.saturating_sub(files_done), "file");
+            format!("hashing {left}: {percent} % of {size}")
+        }
+        _ => format!("hashing {}, {size}", count(files, "file")),
     }
 }
 

@@ -69,7 +69,7 @@ pub(super) struct HashQueue {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The smallest first.
+    /// By size and then by name, so that the smallest is the first.
     files: BTreeMap<(u64, FileName), Gathering>,
     progress: HashProgress,
     /// Numbers given to files so far: what comes of one that was taken back is told by its number.
