@@ -815,6 +815,11 @@ pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 pub const FOLDER_TELL_INTERVAL: Duration = Duration::from_millis(500);
 /// What has vanished from a folder is remembered this long: a disk that comes back is not hashed anew.
 pub const FOLDER_MEMORY: Duration = Duration::from_secs(3600);
+/// A file of a shared folder that could not be hashed is tried again after this, doubling with each failure …
+pub const FOLDER_RETRY_MIN: Duration = Duration::from_secs(10);
+/// … up to this: what a person mends should be offered while the person still looks, and a disk that fails is
+/// read once in this time.
+pub const FOLDER_RETRY_MAX: Duration = Duration::from_secs(320);
 /// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is ready at once …
 pub const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
 /// … and for this long if few bytes are left.

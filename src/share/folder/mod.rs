@@ -11,8 +11,9 @@
 //! same is not hashed again. The folder is looked at every few seconds, rather than watched through the
 //! system: that works on every file system, network ones included, and costs one look a file. A file
 //! that is new or has changed is hashed when it has looked the same twice, so that one that is being
-//! copied in is left alone until it is whole. What vanishes is not offered any more, and is remembered for
-//! a while: a disk that was away for seconds is not hashed anew.
+//! copied in is left alone until it is whole. What vanishes, or is not found as it was by a server that is asked
+//! for it, is not offered any more, and is remembered for a while: when it is seen again and looks as it did it is
+//! offered as it was, so that a disk that was away for seconds is not hashed anew.
 //!
 //! Whoever changes a file in place and turns its modification time back is not noticed here. The peers
 //! that fetch it notice: each chunk is verified where it arrives.
@@ -21,7 +22,7 @@ pub mod hash;
 mod scan;
 pub mod state;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -45,7 +46,8 @@ use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
 use crate::text::escape;
 
-/// What a file looks like from outside. As long as it looks the same it is taken to be the same.
+/// What a file looks like from outside. As long as it looks the same it is taken to be the same. The device is no part
+/// of it: a disk that was taken out and put back may get another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// Length and modification time.
@@ -94,6 +96,16 @@ struct Shared {
     manifest: Arc<Manifest>,
 }
 
+/// A file that could not be hashed: a mode that forbids it, a disk that was away, leave no trace in its look when
+/// they end.
+#[derive(Clone, Copy, Debug)]
+struct Failed {
+    look: Look,
+    /// Doubles with each failure of the file as it looks, so that a bad disk is not read without end.
+    wait: Duration,
+    retry_at: Instant,
+}
+
 /// What is known of a folder. `contents` names exactly the files of `files`.
 #[derive(Debug, Default)]
 struct Known {
@@ -101,15 +113,21 @@ struct Known {
     contents: HashMap<ContentId, Vec<FileName>>,
     /// Files that were not there any more when last looked at, and since when.
     vanished: HashMap<FileName, (Shared, Instant)>,
-    /// Files that a server has found changed or gone since they were last looked at.
+    /// Files that a server has found changed or gone, until a look that began later decides: what still looks
+    /// the same is offered again, and only what looks different is hashed.
     suspects: HashMap<FileName, Shared>,
-    /// Files that could not be hashed as they look.
-    failed: HashMap<FileName, Look>,
+    /// Files that could not be hashed, and are hashed again when they look different, or after a while.
+    failed: HashMap<FileName, Failed>,
+    /// Files about which something was learnt after the look under way began. What that look lists of them may be
+    /// older, so it decides nothing about them; the next one does.
+    learnt: HashSet<FileName>,
 }
 
 impl Known {
     fn insert(&mut self, name: FileName, shared: Shared) {
         self.remove(&name);
+        self.vanished.remove(&name);
+        self.suspects.remove(&name);
         self.contents.entry(shared.manifest.content()).or_default().push(name.clone());
         self.files.insert(name, shared);
     }
@@ -140,6 +158,7 @@ impl Known {
             .files
             .iter()
             .filter(|(name, shared)| looks.get(name) != Some(&shared.look))
+            .filter(|(name, _)| !self.learnt.contains(*name))
             .map(|(name, _)| name.clone())
             .collect();
         let mut is_different = !gone.is_empty();
@@ -151,8 +170,10 @@ impl Known {
             }
         }
         for (name, shared) in std::mem::take(&mut self.suspects) {
-            // One that is there is hashed again, however it looks.
-            if !looks.contains_key(&name) {
+            if self.learnt.contains(&name) {
+                self.suspects.insert(name, shared);
+            } else {
+                // Decided below, like anything else that was away.
                 self.remember(name, shared, now);
             }
         }
@@ -171,7 +192,8 @@ impl Known {
         for (name, shared) in back {
             self.insert(name, shared);
         }
-        self.failed.retain(|name, look| looks.get(name) == Some(look));
+        let Known { failed, learnt, .. } = self;
+        failed.retain(|name, file| looks.get(name) == Some(&file.look) || learnt.contains(name));
         is_different
     }
 }
@@ -295,7 +317,10 @@ impl Folder {
         // A file that is gone already, or has changed, is found by the next look at the folder.
         let Some(look) = scan::look_at(&self.path.join(name.as_str())) else { return };
         if look.stamp == stamp {
-            self.known().insert(name, Shared { look, manifest });
+            let mut known = self.known();
+            known.learnt.insert(name.clone());
+            known.insert(name, Shared { look, manifest });
+            drop(known);
             self.unsaved.store(true, Ordering::Relaxed);
             self.save();
         }
@@ -307,16 +332,30 @@ impl Folder {
     }
 
     /// A file has been hashed, or cannot be.
-    fn hashed(&self, Found { name, look }: &Found, result: Result<Manifest, HashError>) {
+    fn hashed(
+        &self,
+        Found { name, look }: &Found,
+        result: Result<Manifest, HashError>,
+        now: Instant,
+    ) {
         let mut known = self.known();
+        known.learnt.insert(name.clone());
+        let before = known.failed.remove(name).filter(|file| file.look == *look);
         match result {
             Ok(manifest) => {
                 known.insert(name.clone(), Shared { look: *look, manifest: Arc::new(manifest) });
                 self.note_change();
             }
             Err(error) => {
-                log::warn!("{name} is not offered: {error}");
-                known.failed.insert(name.clone(), *look);
+                let wait = match before {
+                    None => {
+                        log::warn!("{name} is not offered: {error}");
+                        limits::FOLDER_RETRY_MIN
+                    }
+                    Some(Failed { wait, .. }) => (2 * wait).min(limits::FOLDER_RETRY_MAX),
+                };
+                let failed = Failed { look: *look, wait, retry_at: now + wait };
+                known.failed.insert(name.clone(), failed);
             }
         }
     }
@@ -387,9 +426,10 @@ impl Catalog for Folder {
         // By now it may have been looked at again.
         if known.files.get(&name).is_some_and(|shared| Some(shared.look.stamp) == offer.stamp) {
             log::info!(
-                "{name} is not what it was, and is not offered until it has been hashed anew"
+                "{name} was not found as it was, and is not offered until it has been looked at"
             );
             if let Some(shared) = known.remove(&name) {
+                known.learnt.insert(name.clone());
                 known.suspects.insert(name, shared);
             }
             self.note_change();
@@ -424,7 +464,7 @@ impl Watcher {
             let (folder, wake) = (Arc::clone(&folder), watcher.wake.clone());
             let progress = Arc::clone(&progress);
             watcher.spawn("share-hash", move || {
-                let done = |found: &Found, result| folder.hashed(found, result);
+                let done = |found: &Found, result| folder.hashed(found, result, Instant::now());
                 let told = |state: HashProgress| {
                     progress(state);
                     // A wake that is there already is enough.
@@ -502,16 +542,23 @@ impl Watch<'_> {
         }
     }
 
-    /// Looks once: forgets what has gone or changed, has hashed what has settled.
     fn look(&mut self, now: Instant) {
-        let found = match self.folder.scan() {
-            Ok(found) => found,
-            Err(error) => {
-                // It may come back: a disk that was taken out, a network that is away.
-                log::debug!("cannot look at {}: {error}", self.folder.path.display());
-                Vec::new()
-            }
-        };
+        let found = self.list();
+        self.take_in(found, now);
+    }
+
+    /// Lists the folder. What is learnt from now on is newer than the list.
+    fn list(&self) -> Vec<Found> {
+        self.folder.known().learnt.clear();
+        self.folder.scan().unwrap_or_else(|error| {
+            // It may come back: a disk that was taken out, a network that is away.
+            log::debug!("cannot look at {}: {error}", self.folder.path.display());
+            Vec::new()
+        })
+    }
+
+    /// Forgets what has gone or changed, has hashed what has settled.
+    fn take_in(&mut self, found: Vec<Found>, now: Instant) {
         let looks: HashMap<&FileName, Look> = found.iter().map(|f| (&f.name, f.look)).collect();
         self.folder.queue.retain(|name, look| looks.get(name) == Some(&look));
         self.pending.retain(|name, look| looks.get(name) == Some(look));
@@ -521,7 +568,8 @@ impl Watch<'_> {
         }
         for found in found {
             let is_known = known.files.contains_key(&found.name)
-                || known.failed.contains_key(&found.name)
+                || known.learnt.contains(&found.name)
+                || known.failed.get(&found.name).is_some_and(|file| now < file.retry_at)
                 || self.folder.queue.contains(&found);
             if is_known {
                 self.pending.remove(&found.name);

@@ -204,10 +204,9 @@ fn files_that_come_change_and_go_are_noticed() {
     write(dir.path(), "other.part", b"444");
     std::fs::rename(dir.path().join("other.part"), dir.path().join("comes")).unwrap();
     wait_for(&changes, "a replaced file", || folder.offer(content(b"444")).is_some());
-    // What a server finds changed is not offered at once, and again when it has been hashed.
+    // What a server has not found as it was is offered again when it has been looked at.
     folder.changed(&folder.offer(content(b"444")).unwrap());
-    assert!(folder.offer(content(b"444")).is_none());
-    wait_for(&changes, "a suspect is hashed again", || folder.offer(content(b"444")).is_some());
+    wait_for(&changes, "a suspect is offered again", || folder.offer(content(b"444")).is_some());
     std::fs::remove_file(dir.path().join("comes")).unwrap();
     wait_for(&changes, "a file that went", || names(&folder) == ["stays"]);
     drop(watcher);
@@ -244,6 +243,10 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
     for is_empty in [false, true] {
         // The first hashing may still be telling of its end.
         let before = eventually_still(&hashed);
+        if is_empty {
+            // A server notices before the folder is looked at again.
+            folder.changed(&folder.offer(offer.content).unwrap());
+        }
         std::fs::rename(&path, &away).unwrap();
         if is_empty {
             std::fs::create_dir(&path).unwrap();
@@ -268,6 +271,86 @@ fn a_folder_that_vanishes_for_a_while_is_not_hashed_anew() {
     assert_eq!(folder.find(&name("film")), Some(offer));
     drop((watcher, folder));
     assert_eq!(open(&path).1, 0);
+}
+
+/// A look lists the folder, and only then decides: what is learnt in between is newer than its list.
+#[test]
+fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, away) = (dir.path().join("disk"), dir.path().join("away"));
+    std::fs::create_dir(&path).unwrap();
+    write(&path, "film", b"1");
+    let (folder, _) = open(&path);
+    let film = folder.offer(ContentId(*blake3::hash(b"1").as_bytes())).unwrap();
+    let mut watch = Watch::new(&folder, QUICK);
+    let now = Instant::now();
+    let hashes_nothing = || folder.hashing().is_done();
+
+    // It looks as it did, and a server has not found it so.
+    let list = watch.list();
+    folder.changed(&film);
+    watch.take_in(list, now);
+    assert!(names(&folder).is_empty() && hashes_nothing());
+    watch.look(now);
+    assert!(names(&folder) == ["film"] && hashes_nothing());
+
+    // It goes away after it was listed, and comes back.
+    let list = watch.list();
+    std::fs::rename(&path, &away).unwrap();
+    folder.changed(&film);
+    watch.take_in(list, now);
+    assert!(names(&folder).is_empty());
+    watch.look(now);
+    std::fs::rename(&away, &path).unwrap();
+    watch.look(now);
+    assert!(names(&folder) == ["film"] && hashes_nothing());
+
+    // A download arrives after the folder was listed.
+    let list = watch.list();
+    write(&path, "new", b"22");
+    let metadata = std::fs::metadata(path.join("new")).unwrap();
+    let manifest = Arc::new(Manifest::of_bytes(b"22").unwrap());
+    folder.add(name("new"), manifest, FileStamp::of(&metadata));
+    watch.take_in(list, now);
+    assert_eq!(names(&folder), ["film", "new"]);
+    watch.look(now);
+    assert!(names(&folder) == ["film", "new"] && hashes_nothing());
+
+    // It truly changes after it was listed.
+    let list = watch.list();
+    write(&path, "film", b"333");
+    folder.changed(&film);
+    watch.take_in(list, now);
+    assert!(names(&folder) == ["new"] && hashes_nothing());
+    watch.look(now);
+    watch.look(now);
+    assert_eq!((folder.hashing().files, folder.hashing().bytes), (1, 3));
+}
+
+/// What kept it from being hashed leaves no trace in how it looks when it ends: a mode, a disk that was away.
+#[test]
+fn a_file_that_could_not_be_hashed_is_tried_again_later() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "film", b"1");
+    let folder = Folder::open(dir.path(), PeerId(7)).unwrap();
+    let found = folder.scan().unwrap().remove(0);
+    let mut watch = Watch::new(&folder, QUICK);
+    let mut now = Instant::now();
+    for wait in [1, 2, 4, 8, 16, 32, 32, 32].map(|times| times * limits::FOLDER_RETRY_MIN) {
+        folder.queue.retain(|_, _| false);
+        folder.hashed(&found, Err(HashError::Changed), now);
+        for (time, is_tried) in [(wait / 2, false), (wait, true)] {
+            // Two looks, since what is new is hashed when it has looked the same twice.
+            (0..2).for_each(|_| watch.look(now + time));
+            assert_eq!(folder.queue.contains(&found), is_tried, "{time:?} of {wait:?}");
+        }
+        now += wait;
+    }
+    // One that has changed is another one.
+    write(dir.path(), "film", b"22");
+    folder.queue.retain(|_, _| false);
+    (0..2).for_each(|_| watch.look(now));
+    assert_eq!(folder.hashing().files, 1);
 }
 
 /// A count, once it has stayed the same between two looks at the folder.

@@ -449,13 +449,32 @@ fn a_chunk_that_is_owed_too_long_comes_from_elsewhere_however_fast_its_debtor_se
         // The liar is asked first, and so for everything in the beginning.
         sim.run(secs(14));
     }
-    // Also when much is missing still: it is not left to the end.
-    let liar = Peer { withholds: Some(3), ..whole(MIB) };
-    let mut sim = Sim::new(2000, vec![liar, whole(4 * MIB)], 1);
-    sim.act();
-    while !sim.stored.contains(3) {
-        sim.step();
-        assert!(sim.now < secs(400), "chunk 3 is never asked of the other");
+}
+
+/// The rule of last chunks would ask somebody else too, but only when nothing else is missing.
+#[test]
+fn a_chunk_that_is_owed_too_long_is_not_left_to_the_end() {
+    for (seed, rate) in (0..12).zip([40, 10, 4].into_iter().cycle()) {
+        let mut sim = Sim::new(2000, vec![whole(rate * MIB), whole(4 * MIB)], seed);
+        sim.act();
+        // It has shown its rate, and keeps one chunk back from now on.
+        while sim.peers[0].served < 4 || sim.peers[0].wanted.is_empty() {
+            sim.step();
+        }
+        let chunk = *sim.peers[0].wanted.back().unwrap();
+        sim.peers[0].withholds = Some(chunk);
+        let since = sim.now;
+        while !sim.stored.contains(chunk) {
+            sim.step();
+            // The other has to be asked, and to give what it was asked for before.
+            let longest = limits::CHUNK_OVERDUE + 2 * limits::REQUEST_AHEAD + secs(1);
+            let owed = sim.now - since;
+            assert!(
+                owed < longest,
+                "seed {seed}, {rate} MiB/s: chunk {chunk} is owed for {owed:?}"
+            );
+        }
+        assert!(sim.stored.count() < sim.chunks / 2, "seed {seed}: much is missing still");
     }
 }
 
