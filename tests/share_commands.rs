@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use serde_json::json;
 use support::share::{Process, Registry, arrived, fetching, noise, part_of, run, write};
+use support::terminal::Terminal;
 use support::{ACERVO, eventually, exited_with, free_addresses};
 
 const MIB: usize = 1024 * 1024;
@@ -451,6 +452,48 @@ fn a_small_file_is_found_while_a_large_one_is_still_being_hashed() {
     });
     eventually("hashing is shown", || peer.err().contains("hashing 2 files").then_some(()));
     assert!(peer.err().contains("1 file still to hash"), "{}", peer.err());
+}
+
+/// A terminal that moves no cursor, such as a shell in an editor, showed nothing before the end.
+#[test]
+fn a_dumb_terminal_gets_the_lines_that_a_pipe_gets() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, to) = (registry.folder("films"), registry.folder("to"));
+    write(&folder, "film.bin", &noise(3 * MIB, "film"));
+    // Slow enough that there is something to show.
+    let _peer = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let shown = |terminal: &str| {
+        let mut command = Command::new(ACERVO);
+        command.args(["fetch", "film.bin", "--registry", &registry.address(), "--to"]).arg(&to);
+        let mut terminal = Terminal::run_on(command, terminal);
+        assert!(terminal.wait_for_end().success());
+        std::fs::remove_file(to.join("film.bin")).unwrap();
+        let lines = terminal.lines(|line| line.contains(" % of 3.00 MiB"));
+        (!lines.is_empty(), terminal.raw().contains(&0x1b))
+    };
+    assert_eq!(shown("dumb"), (true, false), "lines, and nothing that moves a cursor");
+    assert!(!shown("xterm").0, "bars");
+}
+
+/// SPEC C1 has a line for who shares something.
+#[test]
+fn who_only_fetches_is_not_told_of_on_the_registrys_console() {
+    let registry = Registry::start(&[]);
+    let (folder, empty, to) =
+        (registry.folder("films"), registry.folder("empty"), registry.folder("to"));
+    write(&folder, "a.txt", b"x");
+    let _peers = [registry.share(&folder, &[]), registry.share(&empty, &[])];
+    let ran = registry.run(&["fetch", "a.txt", "--to", to.to_str().unwrap(), "--quiet"]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    // What comes after it: whoever fetches has asked, and a line would have been written by then.
+    assert_eq!(registry.run(&["fetch", "none", "--quiet"]).status, 1);
+    let lines = eventually("the last question", || {
+        let lines = registry.console();
+        lines.iter().any(|line| line.ends_with(" none.")).then_some(lines)
+    });
+    let joined: Vec<&str> =
+        lines.iter().filter_map(|line| line.split(" adicionado com arquivos ").nth(1)).collect();
+    assert_eq!(joined, ["a.txt.", "."], "{lines:?}");
 }
 
 #[test]

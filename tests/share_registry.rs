@@ -118,7 +118,14 @@ fn file(of: &str, what: u8) -> FileEntry {
 }
 
 fn join(peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryRequest {
-    RegistryRequest::Join { peer: PeerId(peer), address: at(port), files, part: 0, last: true }
+    RegistryRequest::Join {
+        peer: PeerId(peer),
+        address: at(port),
+        files,
+        part: 0,
+        last: true,
+        shares: true,
+    }
 }
 
 #[test]
@@ -181,6 +188,7 @@ fn a_long_list_comes_in_parts_and_counts_when_it_is_whole() {
         files,
         part,
         last,
+        shares: true,
     };
     peer.join(1, 5001, vec![file("old", 1)]);
     assert_eq!(peer.ask(part(0, false, vec![file("new-1", 1)])), RegistryReply::JoinOk);
@@ -213,7 +221,14 @@ fn a_peer_has_a_limit_on_files_and_what_it_had_still_stands() {
         let number = if part == parts { 1 } else { limits::FILES_PER_FRAME };
         let files = (0..number).map(|n| file(&format!("{part}-{n}"), 1)).collect();
         let (part, last) = (part as u32, part == parts);
-        let join = RegistryRequest::Join { peer: PeerId(1), address: at(5001), files, part, last };
+        let join = RegistryRequest::Join {
+            peer: PeerId(1),
+            address: at(5001),
+            files,
+            part,
+            last,
+            shares: true,
+        };
         let reply = peer.ask(join);
         if last {
             assert!(
@@ -314,7 +329,14 @@ fn an_address_is_the_peers_own_or_has_answered() {
         let address = SocketAddr::new(ip.parse().unwrap(), port);
         let files = vec![file("a", 1)];
         let (part, last) = (0, true);
-        let reply = peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last });
+        let reply = peer.ask(RegistryRequest::Join {
+            peer: PeerId(1),
+            address,
+            files,
+            part,
+            last,
+            shares: true,
+        });
         let sources = peer.search("a");
         (reply, sources.into_iter().map(|source| source.address).collect::<Vec<_>>())
     };
@@ -382,7 +404,7 @@ fn a_registry_on_every_address_shows_ipv4_as_ipv4() {
     let address = SocketAddr::from(([0, 0, 0, 0], 5001));
     let files = vec![file("a", 1)];
     let (part, last) = (0, true);
-    peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last });
+    peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last, shares: true });
     assert_eq!(peer.search("a")[0].address, at(5001));
     assert_eq!(Raw::greeted(&registry).search("b"), []);
     let lines = eventually("the lines", || {
@@ -426,6 +448,7 @@ fn an_address_of_zeros_is_where_the_peer_comes_from() {
         files: files.clone(),
         part: 0,
         last: true,
+        shares: true,
     };
     assert_eq!(peer.ask(join(anywhere)), RegistryReply::JoinOk);
     let expected = SocketAddr::new(peer.address().ip(), 5001);

@@ -315,14 +315,16 @@ fn peer_id() -> impl Strategy<Value = PeerId> {
 
 fn registry_request() -> impl Strategy<Value = RegistryRequest> {
     use RegistryRequest::*;
-    let join = (peer_id(), address(), vec(file_entry(), 0..5), any::<u32>(), any::<bool>());
+    let ends = (any::<bool>(), any::<bool>());
+    let join = (peer_id(), address(), vec(file_entry(), 0..5), any::<u32>(), ends);
     prop_oneof![
-        join.prop_map(|(peer, address, files, part, last)| Join {
+        join.prop_map(|(peer, address, files, part, (last, shares))| Join {
             peer,
             address,
             files,
             part,
-            last
+            last,
+            shares
         }),
         file_name().prop_map(|name| Search { name }),
         (vec(file_entry(), 0..5), vec(file_name(), 0..5))
@@ -779,7 +781,7 @@ fn a_name_that_is_a_path_is_an_error_wherever_it_stands() {
     let messages = [
         Message::Registry {
             id: 1,
-            body: RegistryRequest::Join { peer, address, files, part: 0, last: true },
+            body: RegistryRequest::Join { peer, address, files, part: 0, last: true, shares: true },
         },
         Message::Registry { id: 1, body: RegistryRequest::Search { name: good.clone() } },
         Message::Registry { id: 1, body: RegistryRequest::Files { after: Some(good.clone()) } },

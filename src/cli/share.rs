@@ -1,5 +1,6 @@
 //! The share's commands without a menu: `share`, `fetch`, `peers` and `files`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -172,6 +173,7 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
         registries: args.registries.registry.clone(),
         limit_bytes_per_s: args.limit,
         congestion: args.congestion.clone(),
+        stop: Arc::clone(&stop),
         hashing: Arc::new(move |progress| hashing.show(progress)),
     };
     let peer = Peer::start(options, notice(args.quiet, Arc::clone(&display)))?;
@@ -190,10 +192,20 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
 }
 
 /// One content among those of a name.
+#[derive(Debug)]
 struct Choice {
     content: ContentId,
-    size: u64,
-    sources: Vec<Source>,
+    /// Who says that they have it, by the size that they say it has: first the size that most say. A content has one
+    /// size, and whoever says another lies.
+    sizes: Vec<(u64, Vec<Source>)>,
+    /// How many contents there are.
+    among: usize,
+}
+
+impl Choice {
+    fn peers(&self) -> usize {
+        self.sizes.iter().map(|(_, sources)| sources.len()).sum()
+    }
 }
 
 /// `acervo fetch`.
@@ -208,12 +220,21 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let mut line = Line::open_any(&args.registries.registry, deadline)?;
     let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
     drop(line);
-    let Some(choice) = choose(sources(asked)?, name, args)? else {
+    let Some(choice) = choose(sources(asked)?, args.content.as_deref())? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
         return Ok(Outcome::NotFound);
     };
+    if choice.among > 1 {
+        tell(&format!(
+            "acervo: {} files are called \"{}\"; fetching the one of {}, {} (--content chooses another)",
+            choice.among,
+            shown(name),
+            count(choice.peers() as u64, "peer"),
+            choice.content
+        ));
+    }
     let stop = stop_flag()?;
     let to = args.to.canonicalize().map_err(|source| {
         ShareError::Fetch(FetchError::Folder { path: args.to.clone(), source })
@@ -227,22 +248,55 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         registries: args.registries.registry.clone(),
         limit_bytes_per_s: args.limit,
         congestion: args.congestion.clone(),
+        stop: Arc::clone(&stop),
         hashing: Arc::new(|_| {}),
     };
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;
-    let wanted = Wanted {
-        name: name.clone(),
-        content: choice.content,
-        size: choice.size,
-        to,
-        sources: choice.sources,
-        look_for_more: true,
-        patience: args.patience,
-    };
+    let content = choice.content;
+    let mut sizes = choice.sizes.into_iter().peekable();
+    while let Some((size, sources)) = sizes.next() {
+        let wanted = Wanted {
+            name: name.clone(),
+            content,
+            size,
+            to: to.clone(),
+            sources,
+            look_for_more: true,
+            patience: args.patience,
+        };
+        let (result, progress) = transfer(&peer, wanted, args.quiet, &stop)?;
+        match result {
+            Ok(outcome) => {
+                let fetched = FileEntry { name: name.clone(), size, content };
+                print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
+                    .map_err(ShareError::Output)?;
+                return Ok(Outcome::Done);
+            }
+            Err(error @ FetchError::NoSource { .. }) if sizes.peek().is_some() => {
+                tell(&format!("acervo: {error}; others say that it has another size"));
+                // It would be in the way. What was kept from before may be of the true size.
+                if progress.kept_bytes == 0 {
+                    fetch::discard(&to, name, content, size);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Every choice has a size.
+    Ok(Outcome::NotFound)
+}
+
+/// One download, shown while it lasts: how it ended, and how far it had come.
+fn transfer(
+    peer: &Peer,
+    wanted: Wanted,
+    quiet: bool,
+    stop: &AtomicBool,
+) -> Result<(Result<fetch::Outcome, FetchError>, fetch::Progress), ShareError> {
+    let mut display = FetchDisplay::new(Style::choose(quiet), &wanted.name, wanted.size);
     let mut transfer = peer.download(wanted)?;
-    let mut display = FetchDisplay::new(Style::choose(args.quiet), name, choice.size);
-    let outcome = loop {
+    let result = loop {
         if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
             break result;
         }
@@ -252,45 +306,29 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         }
     };
     display.finish();
-    let outcome = outcome?;
-    let progress = transfer.progress();
-    let fetched = FileEntry { name: name.clone(), size: choice.size, content: choice.content };
-    print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
-        .map_err(ShareError::Output)?;
-    Ok(Outcome::Done)
+    Ok((result, transfer.progress()))
 }
 
-/// The content to fetch: the one that was asked for, or the one that most peers have.
-fn choose(
-    found: Vec<Source>,
-    name: &FileName,
-    args: &FetchArgs,
-) -> Result<Option<Choice>, ShareError> {
-    let mut contents: BTreeMap<(ContentId, u64), Vec<Source>> = BTreeMap::new();
+/// The content to fetch: the one whose hash begins like this, or the one that most peers have.
+fn choose(found: Vec<Source>, wanted: Option<&str>) -> Result<Option<Choice>, ShareError> {
+    let mut contents: BTreeMap<ContentId, BTreeMap<u64, Vec<Source>>> = BTreeMap::new();
     for source in found {
-        contents.entry((source.content, source.size)).or_default().push(source);
+        let sizes = contents.entry(source.content).or_default();
+        sizes.entry(source.size).or_default().push(source);
     }
-    if let Some(hash) = &args.content {
-        contents.retain(|(content, _), _| content.to_string().starts_with(hash));
+    if let Some(hash) = wanted {
+        contents.retain(|content, _| content.to_string().starts_with(hash));
         if contents.len() > 1 {
-            return Err(ShareError::Ambiguous(hash.clone()));
+            return Err(ShareError::Ambiguous(hash.to_owned()));
         }
     }
-    let several = contents.len();
-    let most = contents.into_iter().max_by_key(|(_, sources)| sources.len());
-    let choice = most.map(|((content, size), sources)| Choice { content, size, sources });
-    if let Some(choice) = &choice
-        && several > 1
-    {
-        let peers = count(choice.sources.len() as u64, "peer");
-        tell(&format!(
-            "acervo: {several} files are called \"{}\"; fetching the one that {peers} offer, {} \
-             (--content chooses another)",
-            shown(name),
-            choice.content
-        ));
-    }
-    Ok(choice)
+    let among = contents.len();
+    let choices = contents.into_iter().map(|(content, sizes)| {
+        let mut sizes: Vec<_> = sizes.into_iter().collect();
+        sizes.sort_by_key(|(_, sources)| Reverse(sources.len()));
+        Choice { content, sizes, among }
+    });
+    Ok(choices.max_by_key(Choice::peers))
 }
 
 fn shown(name: &FileName) -> impl std::fmt::Display {
@@ -509,5 +547,53 @@ impl List {
             writeln!(out, "]}}").map_err(ShareError::Output)?;
         }
         Ok(Outcome::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offers(all: &[(u8, u64, usize)]) -> Vec<Source> {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let source = |what: u8, size| Source {
+            peer: PeerId(1),
+            address,
+            size,
+            content: ContentId([what; 32]),
+        };
+        let each = |(what, size, peers): &(u8, u64, usize)| vec![source(*what, *size); *peers];
+        all.iter().flat_map(each).collect()
+    }
+
+    fn chosen(all: &[(u8, u64, usize)], wanted: Option<&str>) -> (u8, Vec<u64>) {
+        let choice = choose(offers(all), wanted).unwrap().unwrap();
+        (choice.content.0[0], choice.sizes.iter().map(|(size, _)| *size).collect())
+    }
+
+    #[test]
+    fn the_content_that_most_peers_have_is_chosen_with_every_size_that_is_told() {
+        assert_eq!(chosen(&[(1, 10, 2), (2, 20, 3)], None), (2, vec![20]));
+        // A liar who tells another size of it hides nobody, and takes its content no vote.
+        assert_eq!(chosen(&[(1, 10, 1), (1, 99, 1), (2, 20, 1)], None), (1, vec![10, 99]));
+        assert_eq!(chosen(&[(1, 99, 1), (1, 10, 2)], None), (1, vec![10, 99]));
+        let hash = ContentId([1; 32]).to_string();
+        assert_eq!(chosen(&[(1, 10, 1), (1, 99, 2), (2, 5, 9)], Some(&hash)), (1, vec![99, 10]));
+        assert!(choose(Vec::new(), None).unwrap().is_none());
+        let several = choose(offers(&[(1, 10, 1), (2, 10, 1)]), Some(""));
+        assert!(matches!(several, Err(ShareError::Ambiguous(_))));
+    }
+
+    #[test]
+    fn what_is_left_out_is_counted_as_people_count() {
+        let line = |of: &[(LeftOut, usize)]| left_out(&of.iter().copied().collect());
+        assert_eq!(line(&[]), None);
+        let one = line(&[(LeftOut::Folder, 1), (LeftOut::NotUtf8, 1), (LeftOut::TooMany, 1)]);
+        let expected =
+            "3 left out: 1 folder, 1 name that is not UTF-8, 1 file beyond the first 65,536";
+        assert_eq!(one.unwrap(), expected);
+        let two = line(&[(LeftOut::Folder, 2), (LeftOut::NotUtf8, 2), (LeftOut::TooLarge, 2)]);
+        let expected = "6 left out: 2 folders, 2 names that are not UTF-8, 2 files beyond 1 TiB";
+        assert_eq!(two.unwrap(), expected);
     }
 }

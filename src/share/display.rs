@@ -375,6 +375,19 @@ mod tests {
     }
 
     #[test]
+    fn only_one_is_singular() {
+        let files = [0, 1, 2, 1_000].map(|number| count(number, "file"));
+        assert_eq!(files, ["0 files", "1 file", "2 files", "1000 files"]);
+        let hashing = |files, files_done, bytes_done, is_first| {
+            hashing_line(&HashProgress { files, files_done, bytes: 200, bytes_done }, is_first)
+        };
+        assert_eq!(hashing(1, 0, 0, true), "hashing 1 file, 200 B");
+        assert_eq!(hashing(2, 0, 0, true), "hashing 2 files, 200 B");
+        assert_eq!(hashing(2, 1, 50, false), "hashing 1 file: 25 % of 200 B");
+        assert_eq!(hashing(3, 1, 50, false), "hashing 2 files: 25 % of 200 B");
+    }
+
+    #[test]
     fn a_source_tells_what_it_gave_and_its_words_are_escaped() {
         assert_eq!(
             source_line(&source(SourceState::Active)),

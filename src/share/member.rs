@@ -50,6 +50,8 @@ pub struct MemberOptions {
     pub address: SocketAddr,
     /// What it offers.
     pub files: Arc<dyn Files>,
+    /// Whether it shares a folder, or only fetches.
+    pub shares: bool,
 }
 
 /// What becomes of a membership.
@@ -305,7 +307,7 @@ impl Member {
         let first = self.first % registries.len().max(1);
         registries.rotate_left(first);
         let mut line = Line::open_any(&registries, deadline)?;
-        let MemberOptions { peer, address, .. } = self.options;
+        let MemberOptions { peer, address, shares, .. } = self.options;
         // A peer without files joins too.
         let parts = files.len().div_ceil(limits::FILES_PER_FRAME).max(1);
         for part in 0..parts {
@@ -317,6 +319,7 @@ impl Member {
                 files: files[from..to].to_vec(),
                 part: part as u32,
                 last: part + 1 == parts,
+                shares,
             };
             line.ask(&join, deadline)?;
         }

@@ -7,9 +7,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::Rng;
@@ -43,6 +44,8 @@ pub struct PeerOptions {
     pub limit_bytes_per_s: Option<u64>,
     /// TCP congestion control, if not the system's own choice.
     pub congestion: Option<String>,
+    /// Set when the peer is to end before it has begun.
+    pub stop: Arc<AtomicBool>,
     /// Is told how far the folder's hashing is, from any thread.
     pub hashing: Arc<dyn Fn(HashProgress) + Send + Sync>,
 }
@@ -128,13 +131,22 @@ impl Peer {
             }
         };
         if let Some(folder) = &folder {
-            folder.wait_until_hashed(match folder.hashing().bytes {
+            let wait = match folder.hashing().bytes {
                 ..=limits::JOIN_HASHING_BYTES_MAX => limits::JOIN_HASHING_WAIT_MAX,
                 _ => limits::JOIN_HASHING_WAIT,
-            });
+            };
+            let until = Instant::now() + wait;
+            while !options.stop.load(Ordering::Relaxed) && !folder.hashing().is_done() {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                folder.wait_until_hashed(left.min(limits::STOP_LOOK_INTERVAL));
+            }
         }
         let (registries, address) = (options.registries, options.address);
-        let member = MemberOptions { registries, peer, address, files };
+        let shares = folder.is_some();
+        let member = MemberOptions { registries, peer, address, files, shares };
         let membership = Arc::new(Membership::start(member, notice)?);
         // It is set once, here.
         let _ = joined.set(Arc::clone(&membership));

@@ -28,6 +28,8 @@ pub enum RegistryRequest {
         part: u32,
         /// Nothing follows.
         last: bool,
+        /// It shares a folder, which may be empty. A peer that only fetches passes on what it fetches.
+        shares: bool,
     },
     /// Who has a file of exactly this name?
     #[serde(rename = "SEARCH")]

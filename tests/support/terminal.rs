@@ -24,7 +24,12 @@ pub struct Terminal {
 
 impl Terminal {
     /// Runs a program whose standard input, output and error are one terminal.
-    pub fn run(mut command: Command) -> Terminal {
+    pub fn run(command: Command) -> Terminal {
+        Terminal::run_on(command, "xterm")
+    }
+
+    /// The same on a terminal of this kind, as `TERM` names it.
+    pub fn run_on(mut command: Command, kind: &str) -> Terminal {
         let master =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
@@ -38,7 +43,7 @@ impl Terminal {
             .stdin(slave())
             .stdout(slave())
             .stderr(slave())
-            .env("TERM", "xterm")
+            .env("TERM", kind)
             .spawn()
             .unwrap();
         // The command holds the program's side of the terminal: without it the end of the program
@@ -84,6 +89,11 @@ impl Terminal {
     /// Everything shown so far, escape sequences taken out.
     pub fn text(&self) -> String {
         plain(&self.screen.0.lock().unwrap())
+    }
+
+    /// The bytes that were shown so far.
+    pub fn raw(&self) -> Vec<u8> {
+        self.screen.0.lock().unwrap().clone()
     }
 
     /// The lines shown so far that satisfy `wanted`, whole.

@@ -312,6 +312,7 @@ impl Dialogue<'_> {
             registries: self.options.registries.clone(),
             limit_bytes_per_s: self.options.limit_bytes_per_s,
             congestion: None,
+            stop: Arc::default(),
             hashing: Arc::new(move |progress| hashing.show(progress)),
         };
         let screen = Arc::clone(&self.shared.screen);

@@ -7,7 +7,7 @@
 //! as well.
 //!
 //! ```text
-//! | chunk 0 | chunk 1 | … | last chunk, padded | trailer: magic, size, content, hash of these |
+//! | chunk 0 | chunk 1 | … | last chunk, zeros to a whole block | trailer: magic, size, content, hash of these |
 //! ```
 //!
 //! **A file that is not ours is never touched.** Browsers call their downloads `NAME.part`, too. Ours is what has the trailer;
@@ -24,6 +24,7 @@
 //! Chunks are written past the page cache where the system allows that: it costs a tenth of the
 //! processor time, and there is nothing left to write when the file is to be durable.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -112,6 +113,16 @@ pub(super) fn part_name(name: &FileName, content: ContentId) -> String {
     format!("{}~{content}{SUFFIX}", &name[..kept])
 }
 
+/// The name that a partial file is made under.
+fn first_name(random: u64) -> String {
+    format!(".{random:016x}{SUFFIX}")
+}
+
+fn is_first_name(name: &OsStr) -> bool {
+    let number = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(SUFFIX));
+    number.is_some_and(|hex| hex.len() == 16 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// The name that a partial file has as well while it has no trailer: hidden, and nobody else's.
 fn claim_name(name: &FileName, content: ContentId) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -155,6 +166,16 @@ pub(super) fn remove_leftovers(folder: &Path, name: &FileName, content: ContentI
     }
 }
 
+/// Removes what a download has left of a content that turned out to have another size, if it is its partial file and
+/// nobody's any more.
+pub fn discard(folder: &Path, name: &FileName, content: ContentId, size: u64) {
+    let path = folder.join(part_name(name, content));
+    let new = |file| Part::new(file, folder, &path, name, Mark { size, content });
+    if let Ok(Found::Ours(part)) = Part::find(&path, new) {
+        remove_ours(&part.file, &path);
+    }
+}
+
 /// Opens what is under a path if it is neither a link nor something whose opening would wait for somebody.
 fn open(path: &Path, access: OFlags) -> Result<File, Errno> {
     let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -175,6 +196,20 @@ enum Found {
 }
 
 impl Part {
+    fn new(file: File, folder: &Path, path: &Path, name: &FileName, mark: Mark) -> Part {
+        Part {
+            folder: folder.to_owned(),
+            path: path.to_owned(),
+            whole: folder.join(name.as_str()),
+            claim: folder.join(claim_name(name, mark.content)),
+            file,
+            direct: None,
+            direct_works: AtomicBool::new(true),
+            mark,
+            is_resumed: false,
+        }
+    }
+
     /// Opens, locks and allocates the partial file of a download, as it was left or anew. `None`: the
     /// file was finished by another download meanwhile.
     pub(super) fn open(
@@ -185,17 +220,8 @@ impl Part {
     ) -> Result<Option<Part>, FetchError> {
         let path = folder.join(part_name(name, content));
         for _ in 0..OPEN_ATTEMPTS_MAX {
-            let new = |file, path: &Path| Part {
-                folder: folder.to_owned(),
-                path: path.to_owned(),
-                whole: folder.join(name.as_str()),
-                claim: folder.join(claim_name(name, content)),
-                file,
-                direct: None,
-                direct_works: AtomicBool::new(true),
-                mark: Mark { size, content },
-                is_resumed: false,
-            };
+            let mark = Mark { size, content };
+            let new = |file, path: &Path| Part::new(file, folder, path, name, mark);
             let part = match Part::find(&path, |file| new(file, &path))? {
                 Found::Finished => return Ok(None),
                 Found::Ours(part) => Some(part),
@@ -241,6 +267,7 @@ impl Part {
         part.is_resumed = true;
         part.make_room()?;
         remove_ours(&part.file, &part.claim);
+        part.remove_first_name();
         Ok(Found::Ours(part))
     }
 
@@ -249,8 +276,7 @@ impl Part {
         path: &Path,
         new: impl FnOnce(File, &Path) -> Part,
     ) -> Result<Option<Part>, FetchError> {
-        let random = rand::rng().next_u64();
-        let temporary = path.with_file_name(format!(".{random:016x}{SUFFIX}"));
+        let temporary = path.with_file_name(first_name(rand::rng().next_u64()));
         let file = open(&temporary, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
         let file = file
             .map_err(|error| FetchError::Folder { path: path.to_owned(), source: error.into() })?;
@@ -267,10 +293,22 @@ impl Part {
         Ok(Some(part))
     }
 
+    /// Takes away the random name that a partial file was made under, where its process was killed before it did.
+    fn remove_first_name(&self) {
+        if self.file.metadata().is_ok_and(|metadata| metadata.nlink() > 1) {
+            // What cannot be listed keeps one hidden name more, which costs nothing until the file is removed.
+            for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+                if is_first_name(&entry.file_name()) {
+                    remove_ours(&self.file, &entry.path());
+                }
+            }
+        }
+    }
+
     fn lock(&self) -> Result<(), FetchError> {
         match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
-            // A file system without locks: a second download of the file is then not noticed, and
-            // both write the same bytes to the same places.
+            // A file system without locks: a second download of the file is then not noticed. Both write the same
+            // verified bytes to the same places, and nothing beyond the content once there is a trailer.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(()),
             Err(Errno::WOULDBLOCK) => Err(FetchError::UnderWay(self.path.clone())),
             Err(error) => Err(FetchError::Folder { path: self.path.clone(), source: error.into() }),
@@ -325,6 +363,8 @@ impl Part {
     fn make_room(&self) -> Result<(), FetchError> {
         // Not by allocating: what does not fit would take all room there is from everybody else, for a moment.
         let made = self.fits().and_then(|fits| match fits {
+            // It has its trailer.
+            true if self.file.metadata()?.len() == self.length() => Ok(()),
             true => self.file.write_all_at(&self.mark.encode(), self.trailer_at()),
             false => Err(io::ErrorKind::StorageFull.into()),
         });
@@ -397,28 +437,27 @@ impl Part {
         self.file.read_exact_at(buffer.as_mut(), chunk_offset(index))
     }
 
-    /// Writes chunk `index`. The buffer's length may be another one afterwards.
+    /// Writes chunk `index`.
     ///
     /// # Errors
     /// What the system says; `NotFound` when the file has been removed, so that a download does not go on to its
     /// end in vain.
-    pub(super) fn write_chunk(&self, index: u64, buffer: &mut Buffer) -> io::Result<()> {
+    pub(super) fn write_chunk(&self, index: u64, buffer: &Buffer) -> io::Result<()> {
         self.check_not_removed()?;
         let (length, offset) = (buffer.len(), chunk_offset(index));
         if let Some(direct) = &self.direct
             && self.direct_works.load(Ordering::Relaxed)
         {
-            // The last chunk's padding is before the trailer, and cut off in the end.
-            buffer.set_len(length.next_multiple_of(BLOCK_BYTES));
-            buffer.as_mut()[length..].fill(0);
-            match direct.write_all_at(buffer.as_ref(), offset) {
-                Ok(()) => return Ok(()),
+            // Not padded to a whole block: where a file system has no locks, another download of the same content
+            // may have cut and published this very file, which must not grow.
+            let (blocks, rest) = buffer.as_ref().split_at(length - length % BLOCK_BYTES);
+            match direct.write_all_at(blocks, offset) {
+                Ok(()) => return self.file.write_all_at(rest, offset + blocks.len() as u64),
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.direct_works.store(false, Ordering::Relaxed);
                 }
                 Err(error) => return Err(error),
             }
-            buffer.set_len(length);
         }
         self.file.write_all_at(buffer.as_ref(), offset)
     }
@@ -557,7 +596,7 @@ mod tests {
         let mut buffer =
             BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.mark.size)).unwrap();
         buffer.as_mut().fill(byte);
-        part.write_chunk(index, &mut buffer).unwrap();
+        part.write_chunk(index, &buffer).unwrap();
     }
 
     #[test]
@@ -668,8 +707,8 @@ mod tests {
         let first = open(folder.path(), SIZE).unwrap().unwrap();
         write(&first, 0, 3);
         std::fs::remove_file(&path).unwrap();
-        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(4321).unwrap();
-        let error = first.write_chunk(1, &mut buffer).unwrap_err();
+        let buffer = BufferPool::new(CHUNK_BYTES, 1).take(4321).unwrap();
+        let error = first.write_chunk(1, &buffer).unwrap_err();
         assert!(matches!(first.write_error(error, 0), FetchError::PartGone(_)));
         let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
         let other = other.unwrap().unwrap();
@@ -712,6 +751,55 @@ mod tests {
         let Ok(Existing::Candidate(file)) = existing(&whole, SIZE) else { panic!("it is there") };
         remove_leftovers(folder.path(), &name("film.mkv"), content(b"film"), &file);
         assert_eq!(names(folder.path()), ["film.mkv"]);
+    }
+
+    #[test]
+    fn only_the_part_that_is_meant_is_discarded() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        let discard = |size| discard(folder.path(), &name("film.mkv"), content(b"film"), size);
+        discard(SIZE);
+        assert_eq!(names(folder.path()), ["film.mkv.part"], "it is in use");
+        drop(part);
+        discard(SIZE + 1);
+        assert_eq!(names(folder.path()), ["film.mkv.part"], "it is of another size");
+        discard(SIZE);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    /// A process was killed when the part had its name and kept the one that it was made under, which stayed a second
+    /// name of the published file for ever.
+    #[test]
+    fn the_name_that_a_part_was_made_under_does_not_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        for own in [first_name(7), "mine.part".to_owned()] {
+            link(&part.file, &folder.path().join(own)).unwrap();
+        }
+        std::fs::write(folder.path().join(first_name(8)), b"of another download").unwrap();
+        drop(part);
+        assert!(open(folder.path(), SIZE).unwrap().unwrap().is_resumed());
+        assert_eq!(names(folder.path()), [&first_name(8), "film.mkv.part", "mine.part"]);
+    }
+
+    /// Where locks are missing two downloads may have one part: what one has published stays as it is.
+    #[test]
+    fn a_late_write_of_a_second_download_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path(), SIZE).unwrap().unwrap();
+        let file = super::open(&first.path, OFlags::RDWR).unwrap();
+        let mut second = Part::new(file, folder.path(), &first.path, &name("film.mkv"), first.mark);
+        second.direct = second.open_direct();
+        let before = second.file.metadata().unwrap();
+        second.make_room().unwrap();
+        assert_eq!(second.file.metadata().unwrap().modified().unwrap(), before.modified().unwrap());
+        write(&first, 0, 3);
+        write(&first, 1, 7);
+        first.finish().unwrap();
+        write(&second, 1, 7);
+        let whole = std::fs::read(&first.whole).unwrap();
+        assert_eq!(whole.len() as u64, SIZE, "nothing is behind the content");
+        assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
     }
 
     /// A download that did not fit took all room there was for a moment, and whoever wrote a file just then failed.

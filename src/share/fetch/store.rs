@@ -38,9 +38,9 @@ pub(super) enum Done {
 /// Does it.
 pub(super) fn work(job: Job) -> Done {
     match job {
-        Job::Store { source, index, mut buffer, manifest, part } => {
+        Job::Store { source, index, buffer, manifest, part } => {
             let outcome = if manifest.matches(index, buffer.as_ref()) {
-                part.write_chunk(index, &mut buffer).map(|()| true)
+                part.write_chunk(index, &buffer).map(|()| true)
             } else {
                 Ok(false)
             };

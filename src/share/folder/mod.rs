@@ -33,6 +33,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use rustix::fs::{Mode, OFlags};
 
 use self::hash::{HashError, HashProgress, HashQueue};
 pub use self::scan::LeftOut;
@@ -227,11 +228,11 @@ impl Folder {
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
         // Where it is now, whatever becomes of the present working directory.
         let path = path.canonicalize().map_err(unreadable)?;
-        let lock = File::open(&path).map_err(unreadable)?;
+        // Whatever else may be there: a FIFO is not waited for.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(&path, flags, Mode::empty());
+        let lock = lock.map(File::from).map_err(|error| unreadable(error.into()))?;
         let metadata = lock.metadata().map_err(unreadable)?;
-        if !metadata.is_dir() {
-            return Err(unreadable(io::ErrorKind::NotADirectory.into()));
-        }
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path)),

@@ -161,8 +161,14 @@ fn one_process_shares_a_folder() {
     let missing = Folder::open(&dir.path().join("missing"), PeerId(1));
     assert!(matches!(missing, Err(FolderError::Unreadable { .. })));
     write(dir.path(), "file", b"1");
-    let file = Folder::open(&dir.path().join("file"), PeerId(1));
-    assert!(matches!(file, Err(FolderError::Unreadable { .. })));
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, dir.path().join("fifo"), mode).unwrap();
+    // A FIFO was waited for, until somebody wrote to it.
+    for other in ["file", "fifo"] {
+        let other = Folder::open(&dir.path().join(other), PeerId(1));
+        let Err(FolderError::Unreadable { source, .. }) = &other else { panic!("{other:?}") };
+        assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
+    }
 }
 
 /// Waits until the watcher has told of a change after which `check` holds.

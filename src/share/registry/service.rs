@@ -44,6 +44,7 @@ struct Staged {
     address: SocketAddr,
     next_part: u32,
     files: Vec<FileEntry>,
+    shares: bool,
     /// What the files hold.
     held: usize,
 }
@@ -336,8 +337,8 @@ impl RegistryService {
         body: RegistryRequest,
         held: usize,
     ) -> Result<Option<(Work, usize)>, RegistryReply> {
-        if let RegistryRequest::Join { peer, address, files, part, last } = body {
-            let staged = Staged { peer, address, next_part: part, files, held };
+        if let RegistryRequest::Join { peer, address, files, part, last, shares } = body {
+            let staged = Staged { peer, address, next_part: part, files, shares, held };
             return self.join_part(net, connection, staged, last).map(Some);
         }
         let work = self.short_work(connection, body);
@@ -403,7 +404,7 @@ impl RegistryService {
             let session = self.first_session.wrapping_add(connection.to_u64());
             let member = Member { peer: whole.peer, session };
             let place = Place { address: whole.address, origin: origin_of(guest.address.ip()) };
-            let work = Work::Join { member, place, files: whole.files };
+            let work = Work::Join { member, place, files: whole.files, shares: whole.shares };
             return Ok((work, whole.held));
         }
         guest.staged = Some(Staged { next_part: whole.next_part.saturating_add(1), ..whole });
@@ -597,8 +598,8 @@ fn whole(
         _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
         _ if part.next_part == 0 => part,
         Some(mut staged)
-            if (staged.peer, staged.address, staged.next_part)
-                == (part.peer, part.address, part.next_part) =>
+            if (staged.peer, staged.address, staged.shares, staged.next_part)
+                == (part.peer, part.address, part.shares, part.next_part) =>
         {
             staged.files.append(&mut part.files);
             staged.held += part.held;

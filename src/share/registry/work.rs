@@ -8,6 +8,7 @@ use super::directory::{Directory, DirectoryError};
 use crate::console::Console;
 use crate::limits;
 use crate::net::ConnectionId;
+use crate::share::display::count;
 use crate::share::index::{Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
@@ -18,7 +19,7 @@ use crate::wire::share::RegistryReply;
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Work {
-    Join { member: Member, place: Place, files: Vec<FileEntry> },
+    Join { member: Member, place: Place, files: Vec<FileEntry>, shares: bool },
     Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
     Fetching { member: Member, content: ContentId, size: u64 },
     Fetched { member: Member, content: ContentId },
@@ -126,12 +127,14 @@ impl RegistryWorker {
 
     fn answer(&self, work: Work) -> Result<(RegistryReply, Effect), DirectoryError> {
         let reply = match work {
-            Work::Join { member, place, files } => {
+            Work::Join { member, place, files, shares } => {
                 let address = place.address;
-                let names = self.console.is_on().then(|| names(&files));
-                let count = files.len();
+                // The line is about who shares something; that somebody fetches shows in who asks.
+                let names = (shares && self.console.is_on()).then(|| names(&files));
+                let files_count = files.len();
                 self.directory.join(member, place, files)?;
-                log::info!("peer {} at {address} has joined with {count} files", member.peer);
+                let files = count(files_count as u64, "file");
+                log::info!("peer {} at {address} has joined with {files}", member.peer);
                 if let Some(names) = names {
                     self.console.show(RegistryEvent::Joined { address, names });
                 }
@@ -141,7 +144,8 @@ impl RegistryWorker {
                 let (new, gone) = (added.len(), removed.len());
                 let known = self.directory.update(member, added, &removed)?;
                 if known {
-                    log::debug!("peer {}: {new} files added, {gone} removed", member.peer);
+                    let new = count(new as u64, "file");
+                    log::debug!("peer {}: {new} added, {gone} removed", member.peer);
                 }
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
