@@ -322,11 +322,17 @@ impl Consensus {
         }
     }
 
-    /// A server that has campaigned in vain does it once more, without waiting for a time-out.
-    pub fn campaign_again(&mut self) {
-        if self.role() == Role::Candidate && self.may_campaign() {
+    /// A server that has campaigned in vain does it once more, without waiting for a time-out. False: it campaigns since
+    /// less than `ticks`, so it may be about to win; in another term nobody would count the votes that are on their way.
+    pub fn campaign_again(&mut self, ticks: usize) -> bool {
+        let campaigns = self.role() == Role::Candidate;
+        if campaigns && self.raw.raft.election_elapsed < ticks {
+            return false;
+        }
+        if campaigns && self.may_campaign() {
             self.campaign();
         }
+        true
     }
 
     fn campaign(&mut self) {

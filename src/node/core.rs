@@ -590,9 +590,10 @@ impl Node {
         self.compare_clocks(now, out);
         self.repeat_disk(out);
         self.campaign_if_first();
-        if self.campaign_at.is_some_and(|at| at <= self.ticks) {
+        if self.campaign_at.is_some_and(|at| at <= self.ticks)
+            && self.consensus.campaign_again(CAMPAIGN_TURN_TICKS as usize)
+        {
             self.campaign_at = None;
-            self.consensus.campaign_again();
         }
         self.say_why_nobody_leads(now, out);
         self.release_delayed(now, out);

@@ -482,7 +482,10 @@ impl Node {
                 self.run_consensus(now, out);
             }
             let alone = self.links.is_empty();
-            let free = self.consensus.role() != Role::Leader || alone;
+            // Not before another one leads: its successor may need the vote of the one that leaves.
+            let follows =
+                self.consensus.role() != Role::Leader && self.consensus.leader().is_some();
+            let free = follows || alone;
             if free || now.monotonic_us >= until_us {
                 self.stopping = Stopping::Done;
                 out.push(Output::Stopped);
