@@ -546,7 +546,7 @@ impl StoreService {
         self.verdict_set_down(net);
     }
 
-    fn disk_space(&mut self, net: &Net, space: DiskSpace) {
+    fn disk_space(&mut self, net: &mut Net, space: DiskSpace) {
         let before = std::mem::replace(&mut self.disk_space, space);
         let path = self.parts.config.data_dir.display();
         match space {
@@ -565,6 +565,8 @@ impl StoreService {
                  remove or trim keys"
             ),
         }
+        let steps = self.transfers.disk_space(space);
+        self.take_steps(net, steps);
         self.input(net, Input::DiskSpace(space));
     }
 

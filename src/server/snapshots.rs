@@ -12,7 +12,9 @@
 //!   from there on ([`Transfers::log_needed_from`]), until the receiver has stored everything that is
 //!   committed. Otherwise a store that takes longer to send than the log takes to be cut is sent again and
 //!   again. The log kept so is bounded in bytes by the log's owner, and in time: a receiver that gets no
-//!   further for [`TransferLimits::stall_timeout_us`] loses its claim.
+//!   further for [`TransferLimits::stall_timeout_us`] loses its claim. And it is the first to go on a disk that is
+//!   getting full ([`Transfers::disk_space`]): a receiver can have another snapshot later, a group that refuses writes
+//!   cannot wait.
 //! - **Nothing is tried again at once.** Consensus asks for another snapshot with every heartbeat that finds
 //!   the receiver behind the log. Each attempt costs a checkpoint and a view, so attempts to one server are
 //!   spaced: [`TransferLimits::retry_us_min`] after the first failure, twice as long after each further one.
@@ -36,7 +38,7 @@ use crate::node::CheckedMessage;
 use crate::node::core::{Distrust, NodeStatus};
 use crate::node::{Input, UpkeepState};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::types::{AppliedPoint, HardState, LogIndex, NodeId, SnapshotId, Term};
+use crate::types::{AppliedPoint, DiskSpace, HardState, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 
 /// Bounds of transfers: those of [`limits`], except in simulations.
@@ -257,6 +259,8 @@ pub struct Transfers {
     linked: BTreeSet<NodeId>,
     /// Servers hold different states and it is not known who is right.
     disputed: bool,
+    /// How much room there is on this server's disk.
+    space: DiskSpace,
     /// The index that this server's newest checkpoint covers.
     durable_index: LogIndex,
     last_id: u64,
@@ -274,6 +278,7 @@ impl Transfers {
             pieces_queued: 0,
             linked: BTreeSet::new(),
             disputed: false,
+            space: DiskSpace::Ample,
             durable_index: 0,
             last_id: first_id,
         }
@@ -281,12 +286,22 @@ impl Transfers {
 
     // ---- the log -----------------------------------------------------------------------------
 
-    /// The first index of the log that a receiver of a snapshot still needs, if one does; or the very first, while it
-    /// is not known whose state is right: servers that lag behind can decide that when they have come so far, and are
-    /// sent no snapshot until then.
+    /// The first index of the log that a receiver of a snapshot still needs, if one does and there is room to keep it; or
+    /// the very first, while it is not known whose state is right: servers that lag behind can decide that when they
+    /// have come so far, and are sent no snapshot until then.
     pub fn log_needed_from(&self) -> Option<LogIndex> {
         let disputed = self.disputed.then_some(1);
-        self.claims.values().map(|claim| claim.from).chain(disputed).min()
+        let claims = self.claims.values().filter(|_| self.space == DiskSpace::Ample);
+        claims.map(|claim| claim.from).chain(disputed).min()
+    }
+
+    /// How much room there is on this server's disk. Where it gets scarce, what is kept for receivers goes at once.
+    pub fn disk_space(&mut self, space: DiskSpace) -> Vec<Step> {
+        let before = std::mem::replace(&mut self.space, space);
+        match before == DiskSpace::Ample && space != DiskSpace::Ample && !self.claims.is_empty() {
+            true => vec![self.compact()],
+            false => Vec::new(),
+        }
     }
 
     /// The store is durable up to `index`, so that the log before it may go.
@@ -295,17 +310,23 @@ impl Transfers {
         vec![self.compact()]
     }
 
-    /// The log before `first_index` is gone, whoever needed it: more was written than is kept.
+    /// The log before `first_index` is gone, whoever needed it: more was written than is kept, or there is no room.
     pub fn compacted(&mut self, now_us: u64, first_index: LogIndex) -> Vec<Step> {
         let overrun = |(_, claim): &(&NodeId, &Claim)| claim.from < first_index;
         let late: Vec<NodeId> = self.claims.iter().filter(overrun).map(|(peer, _)| *peer).collect();
         let mut steps = Vec::new();
         for peer in late {
-            log::warn!(
-                "server {peer} takes in its snapshot so slowly that the log, which is kept for it from index {} on, \
-                 has grown too long and was cut: it needs another snapshot, best while less is written",
-                self.claims.get(&peer).map_or(0, |claim| claim.from)
-            );
+            let from = self.claims.get(&peer).map_or(0, |claim| claim.from);
+            match self.space {
+                DiskSpace::Ample => log::warn!(
+                    "server {peer} takes in its snapshot so slowly that the log, which is kept for it from index \
+                     {from} on, has grown too long and was cut: it needs another snapshot, best while less is written"
+                ),
+                DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => log::warn!(
+                    "the disk is too full to keep the log for server {peer} from index {from} on, and it was cut: \
+                     that server needs another snapshot, best when there is room again"
+                ),
+            }
             self.claims.remove(&peer);
             if self.outgoing.iter().any(|out| out.to == peer) {
                 steps.extend(self.give_up(now_us, peer));

@@ -456,7 +456,7 @@ impl World {
     // ---- snapshots ----------------------------------------------------------------------------
 
     /// Lets a server's bookkeeping of snapshots take in what happened.
-    fn transfers(
+    pub fn transfers(
         &mut self,
         server: usize,
         happened: impl FnOnce(&mut Transfers) -> Vec<Step>,

@@ -606,6 +606,37 @@ fn a_receiver_that_is_too_slow_for_the_log_that_may_be_kept_gets_there_when_writ
     close(world);
 }
 
+/// It went on growing until the disk was full, up to an eighth of it.
+#[test]
+fn the_log_that_is_kept_for_a_receiver_gives_way_on_a_disk_that_is_getting_full() {
+    let mut world = group_with_a_blank_server(slow_transfer(33));
+    world.start(2).unwrap();
+    let begun = run_until(&mut world, 10 * SECOND, |world| world.snapshots.0 == 1);
+    assert!(begun, "no snapshot is prepared");
+    let write_some = |world: &mut World| {
+        for n in 0..200 {
+            let write = world.put(0, Some(0), &format!("m{}", n % 100), "meanwhile");
+            answered_within(world, write, 5 * SECOND);
+        }
+    };
+    let is_kept = |world: &World| {
+        let disk = &world.servers[0].disk;
+        disk.entry(disk.last_index() - 100).is_some()
+    };
+    write_some(&mut world);
+    assert!(is_kept(&world), "there is room for it");
+    assert_eq!(world.snapshots, (1, 0), "it is still on its way");
+    world.disk_is(0, DiskSpace::Low).unwrap();
+    assert!(!is_kept(&world), "it goes at once");
+    write_some(&mut world);
+    run_for(&mut world, SECOND);
+    assert!(!is_kept(&world), "and is not kept any more");
+    // The receiver gets another snapshot, when there is room again at the latest.
+    world.disk_is(0, DiskSpace::Ample).unwrap();
+    rejoin_while_writes_go_on(&mut world);
+    close(world);
+}
+
 /// Committed entries are kept in memory until they are applied. A leader whose store hung took ever more of them.
 #[test]
 fn a_leader_whose_store_hangs_refuses_writes_before_its_memory_is_full() {
