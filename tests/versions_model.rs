@@ -897,6 +897,59 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
     assert!(looked_at < 300 * 6, "{looked_at} rows");
 }
 
+/// They cost nothing, so a piece looked at all of them, and the next one again.
+#[test]
+fn a_sweep_counts_the_removals_that_it_passes_over() {
+    const REMOVALS: u64 = 300;
+    let engine = Arc::new(Counting::default());
+    let rows = engine.rows.clone();
+    let limits = StateLimits { removal_grace_us: 0, ..StateLimits::default() };
+    let mut machine = StateMachine::open(engine, limits).unwrap();
+    let (mut index, history) = (0, History::Versions { count: 1 });
+    let mut apply = |action| {
+        index += 1;
+        let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
+        rows.store(0, Ordering::Relaxed);
+        let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
+        let left = applied.unwrap().upkeep;
+        (left.sweep_due_us, left.oldest_removal_us, rows.load(Ordering::Relaxed))
+    };
+    let key = Bytes::from("k");
+    let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
+    let mut ops = vec![WriteOp::SetHistory { history }];
+    (0..REMOVALS).for_each(|_| ops.extend([put.clone(), WriteOp::Del { key: key.clone() }]));
+    ops.push(put);
+    for (sequence, op) in (1..).zip(ops) {
+        let request = RequestId {
+            client: ClientId(1),
+            sequence,
+            answered_below: sequence,
+            begun: Timestamp::ZERO,
+        };
+        apply(Action::Write { request, op, previous: false });
+    }
+    for (rows_max, most) in [(4, 60), (20, 200)] {
+        let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
+        // The first of them does not come to the end.
+        for piece in 0..50 {
+            let sweep = Upkeep::Sweep { history, as_of_us, rows_max, bytes_max };
+            let (due, _, looked_at) = apply(Action::Upkeep(sweep));
+            assert!(looked_at < most, "{looked_at} rows in piece {piece} of {rows_max}");
+            assert!(piece < 49 || rows_max == 4, "the sweep comes to no end");
+            if due.is_none() {
+                break;
+            }
+        }
+    }
+    // What the removals left is theirs to take away.
+    let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 20, bytes_max: BYTES_MAX };
+    while apply(Action::Upkeep(purge)).1.is_some() {}
+    let end = Timestamp(i64::MAX);
+    let sight = Sight { at: end, seen: end, strict: false };
+    let left = pages(&machine.store(), PageOf::Versions { key }, sight, page_of(1_000)).unwrap();
+    assert_eq!(left.len(), 1);
+}
+
 /// A change of the history first wrote a row for each version in the store that had replaced one, and removed nothing
 /// before: on a disk that was nearly full, and was to have room again by it, this took what was left.
 #[test]

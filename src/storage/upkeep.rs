@@ -295,6 +295,9 @@ pub(super) struct Within {
     kept: u32,
     /// The oldest of those.
     oldest_kept: Timestamp,
+    /// Up to here all is looked at: nothing is left but marks, which leave with their removals. So a piece that may do
+    /// little passes over them once.
+    passed: Timestamp,
 }
 
 impl SweepProgress {
@@ -483,7 +486,8 @@ fn walk(
                 keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
             remove_looked_at(changes, (before_oldest, &key), &[at], budget)?;
             // One is found, and so this piece has come further also where it may do no more.
-            (from, within) = (row, Some(Within { as_of, kept: 1, oldest_kept: at }));
+            let begun = Within { as_of, kept: 1, oldest_kept: at, passed: Timestamp::ZERO };
+            (from, within) = (row, Some(begun));
         }
         let (key, _) = keys::decode_version(&from).map_err(|_| ApplyError::Damaged("a version"))?;
         let key_as_of = within.map_or(as_of, |within| within.as_of);
@@ -579,7 +583,8 @@ fn sweep_key(
             }
             budget.take(stored.len());
             looked_at.push(oldest_kept);
-            *within = Some(Within { as_of, kept: found(within) + 1, oldest_kept });
+            let passed = Timestamp::ZERO;
+            *within = Some(Within { as_of, kept: found(within) + 1, oldest_kept, passed });
             match found(within) < kept {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
@@ -593,19 +598,27 @@ fn sweep_key(
         }
     }
     let mut gone: Vec<HashedRow> = Vec::new();
-    changes.rows().scan(&older(within), Direction::Reverse, &mut |row, stored| {
-        // A mark leaves with the removal that it belongs to.
-        if matches!(StoredVersion::decode(stored), Ok(StoredVersion::Removed)) {
-            return ControlFlow::Continue(());
-        }
+    let mut range = older(within);
+    let mut passed = within.map_or(Timestamp::ZERO, |within| within.passed);
+    if passed > Timestamp::ZERO {
+        range.end = keys::version(key, passed);
+    }
+    changes.rows().scan(&range, Direction::Reverse, &mut |row, stored| {
         complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
         }
         budget.take(stored.len());
-        gone.push(hashed(row, stored));
+        // A mark leaves with the removal that it belongs to.
+        match (StoredVersion::decode(stored), keys::version_timestamp(row)) {
+            (Ok(StoredVersion::Removed), Ok(at)) => passed = at,
+            _ => gone.push(hashed(row, stored)),
+        }
         ControlFlow::Continue(())
     })?;
+    if let Some(within) = within {
+        within.passed = passed;
+    }
     if !gone.is_empty() {
         let swept = Horizon::read(&changes.rows())?.swept;
         advance(changes, META_SWEPT, swept, as_of);
