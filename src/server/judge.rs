@@ -93,12 +93,14 @@ mod tests {
     use crate::Client;
     use crate::net::Listener;
     use crate::process::files;
+    use crate::server::work::{Completion, Job, ReadJob};
     use crate::server::{Server, Stopper, local};
     use crate::types::{ClusterId, Timestamp};
     use crate::wire::codec;
     use crate::wire::message::{
         ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
     };
+    use crate::workers::pool::Pool;
 
     /// How long anything here may take before a test gives up.
     const DEADLINE: Duration = Duration::from_secs(60);
@@ -199,12 +201,7 @@ mod tests {
         let own = Client::connect([addresses[leader]]).unwrap();
         own.get_linearizable("k").unwrap();
         let mut reader = greet(addresses[leader]);
-        for id in 0..READS {
-            let (key, none) = (Bytes::from_static(b"k"), Timestamp::ZERO);
-            let (timestamp, session, at) = (none, none, none);
-            let get = GetRequest { key, timestamp, session, linearizable: false, at };
-            send(&mut reader, &Message::Request { id, body: Request::Get(get) });
-        }
+        (0..READS).for_each(|id| get(&mut reader, id));
         let first = receive(&mut reader);
         assert!(matches!(first, Message::Reply { body: Reply::GetOk { .. }, .. }));
 
@@ -233,6 +230,59 @@ mod tests {
         for (at, thread) in threads.into_iter().enumerate() {
             assert_eq!(thread.join().unwrap(), Ok(at == leader), "only that one is to start again");
         }
+    }
+
+    fn get(reader: &mut TcpStream, id: u64) {
+        let (key, none) = (Bytes::from_static(b"k"), Timestamp::ZERO);
+        let (timestamp, session, at) = (none, none, none);
+        let get = GetRequest { key, timestamp, session, linearizable: false, at };
+        send(reader, &Message::Request { id, body: Request::Get(get) });
+    }
+
+    /// A read that a worker has begun before the verdict, and ends after it.
+    #[test]
+    fn a_read_that_is_running_when_the_state_is_refuted_is_not_answered_from_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut servers, _stoppers, answer) = open(dir.path(), 1, 10 * DEADLINE);
+        let mut server = servers.remove(0);
+        let address = server.service.parts.config.listen;
+        let wake = server.service.parts.judge.wake.clone();
+        let (begun, begins) = bounded::<()>(0);
+        let (end, ends) = bounded::<()>(0);
+        let make_worker = |_| {
+            let (begun, ends) = (begun.clone(), ends.clone());
+            move |job| {
+                let Job::Read(ReadJob { token, granted, .. }) = job else { panic!("{job:?}") };
+                begun.send(()).unwrap();
+                ends.recv().unwrap();
+                let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
+                let body = Reply::GetOk { value, timestamp, as_of: timestamp };
+                let mut frame = Vec::new();
+                let reply = Message::Reply { id: token.request, body };
+                codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
+                Completion::Reply { token, granted, frame }
+            }
+        };
+        server.service.parts.pool =
+            Pool::start("acervo-test", 1, 8, move || wake.wake(), make_worker).unwrap();
+        let accuse = accuser(&server);
+        let thread = thread::spawn(move || server.run().map_err(|error| error.to_string()));
+        let mut reader = greet(address);
+        let mut read = |accuse: Option<Box<dyn FnOnce()>>| {
+            get(&mut reader, 7);
+            begins.recv_timeout(DEADLINE).unwrap();
+            // What is reported comes before what is completed later.
+            accuse.into_iter().for_each(|accuse| accuse());
+            end.send(()).unwrap();
+            receive(&mut reader)
+        };
+        assert!(matches!(read(None), Message::Reply { body: Reply::GetOk { .. }, .. }));
+        let Message::Reply { body: Reply::Error(error), .. } = read(Some(Box::new(accuse))) else {
+            panic!("it is answered from what is not to be read");
+        };
+        assert_eq!(error.code, ErrorCode::Internal, "{}", error.message);
+        drop(answer);
+        assert_eq!(thread.join().unwrap(), Ok(true), "it is to start again");
     }
 
     #[test]
