@@ -186,7 +186,7 @@ fn writes_go_on_when_servers_are_cut_off_and_when_a_cut_heals() {
     }
     let mut group = Group::prepare(3, &FLAGS);
     let _network = Bridged::start(&mut group);
-    let client = group.client();
+    let (client, addresses) = (group.client(), group.addresses());
     for case in ["follower cut off", "leader cut off", "everybody cut off, from healing on"] {
         let mut outages = Vec::new();
         for _ in 0..rounds() {
@@ -200,8 +200,12 @@ fn writes_go_on_when_servers_are_cut_off_and_when_a_cut_heals() {
                 Some(victim) => Bridged::cut(victim),
                 None => {
                     (0..3).for_each(|at| Bridged::set_apart(at, true));
-                    // A cut of so long, not a wait for something; a write gives up after five seconds.
-                    thread::sleep(Duration::from_secs(4));
+                    eventually("everybody has noticed", || {
+                        let follows_nobody = |address| {
+                            client.status(address).is_ok_and(|status| status.leader.is_none())
+                        };
+                        addresses.iter().all(|address| follows_nobody(*address)).then_some(())
+                    });
                 }
             };
             let mend = |_: &mut Group| {

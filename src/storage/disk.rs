@@ -802,14 +802,12 @@ mod tests {
                 shrink(&engine);
                 let live: u64 = all(&engine).iter().map(|(k, v)| (k.len() + v.len()) as u64).sum();
                 let used = used_bytes(&engine);
-                println!(
-                    "values of {len}, one in {kept}: {:.2} of what is held, {:.2} before",
-                    used as f64 / live as f64,
-                    before as f64 / live as f64
-                );
                 assert_eq!(engine.writer().tally.live_bytes, live);
                 // Besides the rows, what the smallest file takes.
-                assert!(used <= live + live * 3 / 10 + 128 * 1024, "values of {len}");
+                assert!(
+                    used <= live + live * 3 / 10 + 128 * 1024,
+                    "values of {len}, one in {kept}: {used} bytes for {live}, {before} before"
+                );
                 let rows = all(&engine);
                 assert_eq!(rows.len() as u64, count.div_ceil(kept));
                 assert!(rows.values().all(|value| value.len() == len));
