@@ -251,6 +251,10 @@ pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PROPOSE_WRITES_MAX: usize = 2048;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
+/// Writes that a leader remembers when it has answered them, so that a copy that comes late is not ordered
+/// again: as many as it answers in about a second, within which clients send them. Past it the oldest is forgotten,
+/// and its copy is recognised when it is applied.
+pub const ANSWERED_WRITES_MAX: usize = 8 * 1024;
 /// Bytes of memory of their keys and values; past it likewise.
 pub const PENDING_WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Memory that each key or value of a decoded request takes besides its bytes: its handle, as many again in a
@@ -351,6 +355,8 @@ pub struct NodeLimits {
     pub pending_writes_max: usize,
     /// See [`PENDING_WRITE_BYTES_MAX`].
     pub pending_write_bytes_max: usize,
+    /// See [`ANSWERED_WRITES_MAX`].
+    pub answered_writes_max: usize,
     /// See [`PENDING_READS_MAX`].
     pub pending_reads_max: usize,
     /// See [`DELAYED_APPENDS_MAX`].
@@ -377,6 +383,7 @@ impl Default for NodeLimits {
             fetched_ranges_max: FETCHED_RANGES_MAX,
             pending_writes_max: PENDING_WRITES_MAX,
             pending_write_bytes_max: PENDING_WRITE_BYTES_MAX,
+            answered_writes_max: ANSWERED_WRITES_MAX,
             pending_reads_max: PENDING_READS_MAX,
             delayed_appends_max: DELAYED_APPENDS_MAX,
             forward_bytes_max: FORWARD_BYTES_MAX,
@@ -520,10 +527,13 @@ pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
 /// A client asks another server, too, when the one asked says nothing for this long, or has not answered
 /// a read. Several times what a healthy server takes on a busy machine, and not noticed by a person.
 pub const CLIENT_HEDGE_DELAY: Duration = Duration::from_millis(50);
-/// A write that is sent twice costs more than a read, so it waits this many times as long …
-pub const CLIENT_WRITE_HEDGE_FACTOR: u32 = 2;
-/// … and a console, which names each server that it passes over, this many times.
-pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 4;
+/// A write that is sent twice costs more than a read, so a server has this many times as long to greet …
+pub const CLIENT_WRITE_GREETING_FACTOR: u32 = 2;
+/// … and one that has greeted keeps a write as long as anything comes of it within so many times as long. On a busy
+/// machine the answer to a PING takes its time, and a leader that is frozen is not replaced any sooner.
+pub const CLIENT_WRITE_HEDGE_FACTOR: u32 = 6;
+/// A console, which names each server that it passes over, gives each this many times as long for either.
+pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 20;
 /// How often a client asks a server that was of no use whether it is back: at first …
 pub const CLIENT_PROBE_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and in the end, doubling in between. A server is used again this long after it is back.
@@ -703,7 +713,12 @@ const _: () = {
     assert!(UNCOMMITTED_BYTES_MAX as usize <= UNAPPLIED_BYTES_MAX);
     assert!(ELECTION_TICKS > 2 * HEARTBEAT_TICKS);
     assert!(PEER_PING_INTERVAL.as_millis() * 3 < PEER_SILENCE_TIMEOUT.as_millis());
-    assert!(CLIENT_HEDGE_DELAY.as_millis() * 4 < CLIENT_PING_INTERVAL.as_millis());
+    // Another server is asked before the connection to a silent one is given up.
+    assert!(
+        CLIENT_HEDGE_DELAY.as_millis() * (CLIENT_CONSOLE_HEDGE_FACTOR as u128)
+            < CLIENT_CONNECT_TIMEOUT.as_millis()
+    );
+    assert!(CLIENT_CONNECT_TIMEOUT.as_millis() < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(PEER_SILENCE_TIMEOUT.as_millis() < PEER_IDLE_TIMEOUT.as_millis());
     assert!(PEER_PING_INTERVAL.as_millis() >= TICK.as_millis());
     assert!(PEER_DIAL_TIMEOUT.as_millis() >= ELECTION_TICKS as u128 * TICK.as_millis());

@@ -535,12 +535,11 @@ fn lagging_server() {
     for at in 0..3 {
         let status = group.terminate(at);
         assert!(exited_with(status, 0), "{status:?}");
-        // A write that takes seconds may come a second time, by way of another server and so with another address:
-        // such a copy is harmless and not looked at here.
-        let expected: Vec<&String> = play.expected[at].iter().flatten().collect();
         let mut shown = console_lines(&group, at);
-        let may_repeat = |line: &str| line.contains("PUT") || line.contains("REPLICATION");
-        shown.retain(|line| !may_repeat(line) || expected.contains(&line));
+        // A machine so busy that a server does not greet for a second has the client send a copy by way of another one,
+        // which says that it passes it on. The leader shows and replicates the write once all the same.
+        let expected: Vec<&String> = play.expected[at].iter().flatten().collect();
+        shown.retain(|line| !line.starts_with("Encaminhando PUT ") || expected.contains(&line));
         assert_lines(&format!("server {at}"), &shown, &play.expected[at]);
     }
     let shown = console_lines(&group, leader);

@@ -5,8 +5,10 @@
 //!
 //! - The order is random, healthy servers first. A *round* asks each server once; after a round
 //!   without an answer that counts there is a pause, which grows.
-//! - A server that owes an answer is asked with PING whether it is there. If nothing at all comes of
-//!   that it is *silent*: it counts as unhealthy, and the request goes to the next server, too. Any
+//! - A server that owes an answer is asked with PING whether it is there. It is *silent* when it has not
+//!   greeted within the greeting time-out, or has and nothing at all comes of it for the silence time-out:
+//!   then it counts as unhealthy, and the request goes to the next server, too. Time in which this client itself did
+//!   not run is nobody's silence. Any
 //!   request may be sent twice: reads change nothing, writes carry their identity. A server that
 //!   answers PING may take as long as it likes over a write; a read that is *slow* is hedged, which
 //!   means sent to one more server. Whichever answers first counts.
@@ -86,7 +88,9 @@ pub(super) fn judge_unexpected<T>() -> Verdict<T> {
 pub(super) struct Rules {
     /// Each server is asked at most once, instead of round after round until the deadline.
     pub(super) one_round: bool,
-    /// A server of which nothing comes for this long, though it was asked with PING, is silent.
+    /// A server that has not greeted for this long is silent.
+    pub(super) greeting: Duration,
+    /// One that has, and of which nothing comes for this long though it was asked with PING, is silent, too.
     pub(super) silence: Duration,
     /// After this long the request is sent to a second server, even if the first is heard.
     pub(super) slow: Option<Duration>,
@@ -115,6 +119,8 @@ pub(super) enum Action {
 struct Flight {
     server: usize,
     sent: Duration,
+    /// Since when it has been waited for to greet; `None` when it has.
+    greeting_since: Option<Duration>,
     /// When it was last asked with PING, if that is not answered yet.
     pinged: Option<Duration>,
     /// When it is asked next, and how long after that again.
@@ -155,6 +161,8 @@ pub(super) struct Attempts {
     failures: Vec<Option<ServerFailure>>,
     /// When any server was last heard.
     heard: Duration,
+    /// When the driver was to be back, if it waits.
+    back_at: Option<Duration>,
     /// What stood in the way last.
     last: String,
     /// Servers passed over, to be reported.
@@ -188,6 +196,7 @@ impl Attempts {
             no_majority: None,
             undecided: false,
             heard: now,
+            back_at: None,
             last: "no server has been asked yet".to_owned(),
             passed_over: Vec::new(),
         }
@@ -242,40 +251,53 @@ impl Attempts {
         health: &mut Health,
         random: &mut StdRng,
     ) -> Option<usize> {
-        let Rules { silence, slow, .. } = self.rules;
+        let Rules { greeting, silence, slow, .. } = self.rules;
+        let was_away = self.back_at.take().is_some_and(|back_at| back_at + silence / 4 <= now);
         for flight in &mut self.flights {
-            let heard = heard(flight.server).unwrap_or_default();
-            self.heard = self.heard.max(heard);
-            let heard = heard.max(flight.sent);
+            let last_heard = heard(flight.server);
+            self.heard = self.heard.max(last_heard.unwrap_or_default());
+            let heard = last_heard.unwrap_or_default().max(flight.sent);
             if flight.state == FlightState::Silent {
                 continue;
             }
+            if was_away {
+                // What has come meanwhile may not have been read yet.
+                flight.greeting_since = flight.greeting_since.map(|_| now);
+                flight.pinged = flight.pinged.map(|_| now);
+            }
             if slow.is_some_and(|slow| flight.sent + slow <= now) {
                 flight.state = FlightState::Slow;
+            }
+            if last_heard.is_some() {
+                flight.greeting_since = None;
             }
             if flight.pinged.is_some_and(|pinged| heard > pinged) {
                 flight.pinged = None;
                 flight.ping_at = now + flight.ping_interval;
                 flight.ping_interval = (flight.ping_interval * 2).min(CLIENT_PING_INTERVAL);
             }
-            match flight.pinged {
-                None if flight.ping_at <= now => {
-                    // Whoever has just been heard need not be asked.
-                    flight.ping_at = heard + silence / 2;
+            let waited = match (flight.greeting_since, flight.pinged) {
+                (Some(since), _) => (since + greeting <= now).then_some(greeting),
+                (None, Some(pinged)) => (pinged + silence / 2 <= now).then_some(silence),
+                (None, None) => {
                     if flight.ping_at <= now {
-                        flight.pinged = Some(now);
-                        return Some(flight.server);
+                        // Whoever has just been heard need not be asked.
+                        flight.ping_at = heard + silence / 2;
+                        if flight.ping_at <= now {
+                            flight.pinged = Some(now);
+                            return Some(flight.server);
+                        }
                     }
+                    None
                 }
-                Some(pinged) if pinged + silence / 2 <= now => {
-                    flight.state = FlightState::Silent;
-                    health.failed(now, flight.server, random);
-                    let server = self.addresses[flight.server];
-                    let reason = format!("no answer within {silence:?}");
-                    self.last = format!("{server}: {reason}");
-                    self.passed_over.push(ServerFailure { server, reason });
-                }
-                _ => {}
+            };
+            if let Some(waited) = waited {
+                flight.state = FlightState::Silent;
+                health.failed(now, flight.server, random);
+                let server = self.addresses[flight.server];
+                let reason = format!("no answer within {waited:?}");
+                self.last = format!("{server}: {reason}");
+                self.passed_over.push(ServerFailure { server, reason });
             }
         }
         None
@@ -305,6 +327,7 @@ impl Attempts {
         self.flights.push(Flight {
             server,
             sent: now,
+            greeting_since: Some(now),
             pinged: None,
             ping_at: now + half,
             ping_interval: half,
@@ -315,15 +338,20 @@ impl Attempts {
 
     /// Until when to wait, if nothing happens before: for the next server to be asked, if one is, or
     /// to look after those that owe an answer.
-    fn wait(&self, next: Option<Duration>) -> Action {
-        let Rules { silence, slow, deadline, .. } = self.rules;
+    fn wait(&mut self, next: Option<Duration>) -> Action {
+        let Rules { greeting, silence, slow, deadline, .. } = self.rules;
         let mut until = next.map_or(deadline, |next| next.min(deadline));
         for flight in self.flights.iter().filter(|of| of.state != FlightState::Silent) {
-            until = until.min(flight.pinged.map_or(flight.ping_at, |at| at + silence / 2));
+            until = until.min(match (flight.greeting_since, flight.pinged) {
+                (Some(since), _) => since + greeting,
+                (None, Some(pinged)) => pinged + silence / 2,
+                (None, None) => flight.ping_at,
+            });
             if let (Some(slow), FlightState::Waiting) = (slow, flight.state) {
                 until = until.min(flight.sent + slow);
             }
         }
+        self.back_at = Some(until);
         Action::Wait(until)
     }
 

@@ -20,8 +20,8 @@ use super::pool::Sent;
 use super::sequence::Gate;
 use super::sync::{Mailbox, lock};
 use crate::limits::{
-    CLIENT_CANCEL_LOOK_INTERVAL, CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_HEDGE_FACTOR,
-    CLIENT_WRITE_SLICE,
+    CLIENT_CANCEL_LOOK_INTERVAL, CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_GREETING_FACTOR,
+    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE,
 };
 use crate::wire::message::{Effect, ErrorCode, Reply, Request};
 
@@ -29,8 +29,11 @@ use crate::wire::message::{Effect, ErrorCode, Reply, Request};
 pub(super) enum Retry<'a> {
     /// Round after round, until its deadline.
     UntilDeadline,
-    /// Each server once; whoever could not be reached, is leaving, or says nothing is reported.
-    EachServerOnce(&'a mut dyn FnMut(&ServerFailure)),
+    /// Each server once.
+    EachServerOnce,
+    /// Each server once, for a person: whoever could not be reached, is leaving, or says nothing is reported, and so
+    /// has longer to say something.
+    Console(&'a mut dyn FnMut(&ServerFailure)),
 }
 
 impl Retry<'_> {
@@ -38,7 +41,8 @@ impl Retry<'_> {
     pub(super) fn again(&mut self) -> Retry<'_> {
         match self {
             Retry::UntilDeadline => Retry::UntilDeadline,
-            Retry::EachServerOnce(report) => Retry::EachServerOnce(&mut **report),
+            Retry::EachServerOnce => Retry::EachServerOnce,
+            Retry::Console(report) => Retry::Console(&mut **report),
         }
     }
 }
@@ -118,7 +122,7 @@ impl Inner {
                 attempts.poll(now, heard, &mut health, &mut random)
             };
             for failure in attempts.take_passed_over() {
-                if let Retry::EachServerOnce(report) = &mut retry {
+                if let Retry::Console(report) = &mut retry {
                     report(&failure);
                 }
             }
@@ -202,11 +206,16 @@ impl Inner {
 
     fn attempts(&self, target: Target, deadline: Instant, retry: &Retry<'_>) -> Attempts {
         let hedge = self.timing.hedge_delay;
-        let one_round = matches!(retry, Retry::EachServerOnce(_));
-        let (silence, slow) = match target {
-            _ if one_round => (hedge * CLIENT_CONSOLE_HEDGE_FACTOR, None),
-            Target::LeaderFirst => (hedge * CLIENT_WRITE_HEDGE_FACTOR, None),
-            Target::AnyServer | Target::Server(_) => (hedge, Some(hedge)),
+        let one_round = !matches!(retry, Retry::UntilDeadline);
+        let (greeting, silence, slow) = match (retry, target) {
+            (Retry::Console(_), _) => {
+                let patience = hedge * CLIENT_CONSOLE_HEDGE_FACTOR;
+                (patience, patience, None)
+            }
+            (_, Target::LeaderFirst) => {
+                (hedge * CLIENT_WRITE_GREETING_FACTOR, hedge * CLIENT_WRITE_HEDGE_FACTOR, None)
+            }
+            (_, Target::AnyServer | Target::Server(_)) => (hedge, hedge, Some(hedge)),
         };
         let servers = match target {
             Target::Server(server) => vec![server],
@@ -218,6 +227,7 @@ impl Inner {
         };
         let rules = Rules {
             one_round,
+            greeting,
             silence,
             slow,
             reach: self.timing.reach_timeout,

@@ -182,8 +182,9 @@ pub enum Causality {
 pub struct Timing {
     /// To establish a connection, greeting included.
     pub connect_timeout: Duration,
-    /// How long a server may say nothing, or owe the answer to a read, before another is asked, too. Writes
-    /// wait twice as long, and only as long as nothing at all is heard.
+    /// How long a server may say nothing, or owe the answer to a read, before another is asked, too. A write waits
+    /// twice as long for a server to greet, and stays with one that has greeted as long as anything is heard of it,
+    /// PINGs included, within six times as long.
     pub hedge_delay: Duration,
     /// How often a server that says nothing while it owes something is asked with PING.
     pub ping_interval: Duration,
@@ -367,7 +368,7 @@ impl Client {
     /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
     pub fn status(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
         let index = self.inner.index_of(server).ok_or(ClientError::UnknownServer(server))?;
-        self.inner.status(Target::Server(index), Retry::EachServerOnce(&mut |_| {}))
+        self.inner.status(Target::Server(index), Retry::EachServerOnce)
     }
 
     /// Asks any server to describe itself: healthy ones first, until one answers.

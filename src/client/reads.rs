@@ -200,7 +200,7 @@ impl Inner {
             // Some server has been there, so the others will be.
             return read(at, Retry::UntilDeadline);
         }
-        match read(at, Retry::EachServerOnce(&mut |_| {})) {
+        match read(at, Retry::EachServerOnce) {
             Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
             settled => return settled,
         }

@@ -95,7 +95,7 @@ impl Client {
 
     fn ask(&self, ask: Ask, report: &mut impl FnMut(Event)) -> Result<Event, ClientError> {
         let mut unreachable = |failure: &ServerFailure| report(Event::Unreachable(failure.clone()));
-        let retry = Retry::EachServerOnce(&mut unreachable);
+        let retry = Retry::Console(&mut unreachable);
         let key = match ask {
             Ask::Put { key, value } => {
                 return self.inner.put(key, value, retry).map(Event::PutOk);

@@ -758,7 +758,7 @@ impl Node {
         }
     }
 
-    /// Checks a write and puts it among the waiting ones.
+    /// Checks a write and puts it among those under way, or with its first copy.
     pub(super) fn take_write(
         &mut self,
         now: Now,
@@ -773,8 +773,11 @@ impl Node {
         if self.writes.bytes() >= self.config.limits.pending_write_bytes_max {
             return Err(busy("too many bytes are being written at this server"));
         }
+        if self.writes.join(&write, origin) {
+            return Ok(());
+        }
         self.writes.add(Pending {
-            origin,
+            origins: vec![origin],
             client,
             write,
             deadline_us: now.monotonic_us + micros(limits::COMMIT_TIMEOUT),
@@ -821,6 +824,9 @@ impl Node {
             out.push(Output::Notice(Notice::StoreRebuilt));
         }
         self.clock.observe(point.timestamp);
+        // What a refuted state says of a write is not told, not even when it was done: of one that came before its sessions
+        // may have it wrong. Another server leads at once, and says it.
+        let outcomes = if self.refuted { Vec::new() } else { outcomes };
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
             let client = self.writes.get_mut(key).write.request.client;
@@ -830,7 +836,7 @@ impl Node {
                     let pending = self.writes.remove(key);
                     // Whichever copy came first, it was refused.
                     let refusal = busy("too many large ranges are being removed");
-                    self.answer(pending.origin, refusal, out);
+                    self.answer(&pending, &refusal, out);
                 }
                 Some(WriteOutcome { timestamp, .. }) => {
                     let stored = Stored { timestamp, previous: write.previous };
@@ -891,10 +897,14 @@ impl Node {
         Reply::Error(ErrorReply { code, message, retry_after_ms: 0, effect, begin_anew_at })
     }
 
-    pub(super) fn answer(&self, origin: Origin, reply: Reply, out: &mut Vec<Output>) {
-        match origin {
-            Origin::Client(token) => out.push(Output::Reply { token, reply }),
-            Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
+    /// Tells everybody who has sent a write what it is answered.
+    pub(super) fn answer(&self, pending: &Pending, reply: &Reply, out: &mut Vec<Output>) {
+        for origin in &pending.origins {
+            let reply = reply.clone();
+            match *origin {
+                Origin::Client(token) => out.push(Output::Reply { token, reply }),
+                Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
+            }
         }
     }
 
@@ -904,7 +914,7 @@ impl Node {
         if let Reply::Error(error) = &mut reply {
             error.effect = error.effect.max(pending.effect);
         }
-        self.answer(pending.origin, reply, out);
+        self.answer(&pending, &reply, out);
     }
 
     /// How many servers answer, of how many, and how many are needed.

@@ -67,13 +67,9 @@ impl Node {
             (self.rules_proposed, self.level_proposed) = (false, 0);
             self.commit_news = CommitNews::default();
             self.reads.forget_servers();
-            for key in self.writes.take_led() {
-                match self.writes.get_mut(key).origin {
-                    Origin::Client(_) => self.wait_again(key, now),
-                    Origin::Server { node, id } => {
-                        self.writes.remove(key);
-                        self.answer_forward(node, id, None, out);
-                    }
+            for key in self.writes.take_led(!self.refuted) {
+                if self.leave_to_clients(key, out) {
+                    self.wait_again(key, now);
                 }
             }
             out.push(Output::Notice(Notice::LostLeadership));
@@ -157,7 +153,7 @@ impl Node {
                     && let Err(refusal) = self.check_room()
                 {
                     let pending = self.writes.remove(key);
-                    self.answer(pending.origin, refusal, out);
+                    self.answer(&pending, &refusal, out);
                     continue;
                 }
                 let timestamp = self.clock.next(now.wall_us);
@@ -276,14 +272,12 @@ impl Node {
         let leader = self.consensus.leader().filter(reachable);
         let mut budget_spent = false;
         for key in self.writes.take_waiting() {
-            let pending = self.writes.get_mut(key);
             // Only clients' writes are forwarded, or two servers that each take the other for the
             // leader would play ball.
-            if let Origin::Server { node, id } = pending.origin {
-                self.writes.remove(key);
-                self.answer_forward(node, id, None, out);
+            if !self.leave_to_clients(key, out) {
                 continue;
             }
+            let pending = self.writes.get_mut(key);
             let leader = leader.filter(|_| pending.not_before_us <= now.monotonic_us);
             let Some(leader) = leader else {
                 self.writes.wait(key);
@@ -309,6 +303,13 @@ impl Node {
             let message = PeerMessage::Forward { id, client, write };
             out.push(Output::Send { to: leader, message });
         }
+    }
+
+    /// Leaves a write to the clients of this server that wait for it. False, when there are none: then it is gone.
+    fn leave_to_clients(&mut self, key: usize, out: &mut Vec<Output>) -> bool {
+        let (servers, goes_on) = self.writes.leave_to_clients(key);
+        servers.into_iter().for_each(|(node, id)| self.answer_forward(node, id, None, out));
+        goes_on
     }
 
     fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -420,13 +421,17 @@ impl Node {
         out.extend(notices.into_iter().map(Output::Notice));
         // What this leader has proposed and is committed will be applied as it was proposed.
         self.writes.commit(consensus.commit());
+        // Also what is certain was judged by its sessions.
+        if self.refuted {
+            return forwarders;
+        }
         let stored: LogIndex = match self.config.ack {
             // What is settled is committed, and so durable on a majority.
             AckPolicy::Majority => LogIndex::MAX,
             AckPolicy::All => stored_by_all,
         };
         let trusted = self.distrust().is_none();
-        for (key, Stored { timestamp, previous }) in self.writes.take_stored(stored) {
+        for (index, (key, Stored { timestamp, previous })) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
             // What was read from a state that is in doubt is not told: the client reads it elsewhere.
             let previous = previous.filter(|_| trusted);
@@ -434,16 +439,22 @@ impl Node {
                 OpKind::Put if !pending.write.previous => Reply::PutOk { timestamp },
                 _ => Reply::WriteOk { timestamp, previous },
             };
-            if self.config.console
+            // Of a copy that came when all was done nothing is shown.
+            if pending.shown_as_leader
                 && let Some((_, key, _)) = Command::put_of(pending.write.data())
             {
                 let client = pending.client;
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
             }
-            if let Origin::Server { node, .. } = pending.origin {
-                forwarders.insert(node);
+            if matches!(reply, Reply::PutOk { .. } | Reply::WriteOk { previous: None, .. }) {
+                let most = self.config.limits.answered_writes_max;
+                self.writes.note_answered(&pending.write, index, timestamp, most);
             }
-            self.answer(pending.origin, reply, out);
+            forwarders.extend(pending.origins.iter().filter_map(|origin| match origin {
+                Origin::Client(_) => None,
+                Origin::Server { node, .. } => Some(*node),
+            }));
+            self.answer(&pending, &reply, out);
         }
         forwarders
     }

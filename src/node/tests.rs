@@ -258,6 +258,128 @@ fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
     }
 }
 
+/// The write that server `at` had from its client as its first one comes again, by way of another server or of the same.
+fn again(group: &mut Group, at: usize, by: usize, request: u64) -> RequestToken {
+    let token = RequestToken { connection: by as u64, request };
+    let id = RequestId {
+        client: ClientId(at as u64),
+        sequence: 1,
+        answered_below: 1,
+        begun: Timestamp::ZERO,
+    };
+    let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    let client = ([127, 0, 0, 1], 10).into();
+    let write = EncodedWrite::new(id, op, false);
+    group.inbox.push_back((by, Input::Write { token, client, write }));
+    token
+}
+
+/// A client that hears nothing sends its write by way of other servers, too. Each copy was ordered, shown and replicated.
+#[test]
+fn a_copy_of_a_write_that_is_under_way_or_was_just_done_is_not_ordered_again() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let leader = 2;
+    let warm_up = group.put(1, 1);
+    group.settle();
+    assert!(group.replies.contains_key(&warm_up));
+    group.withheld = Some(Vec::new());
+    let before = group.nodes[leader].status().last_index;
+    let mut tokens = vec![group.put(0, 1)];
+    // Before it was ordered, after it was, by each server; and twice by the same.
+    tokens.push(again(&mut group, 0, 1, 10));
+    tokens.push(again(&mut group, 0, leader, 10));
+    group.settle();
+    for by in [0, 1, leader] {
+        tokens.push(again(&mut group, 0, by, 11));
+        group.settle();
+    }
+    let last_index = |group: &Group| group.nodes[leader].status().last_index;
+    assert_eq!(last_index(&group), before + 1);
+    assert!(tokens.iter().all(|token| !group.replies.contains_key(token)));
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    // When it is done.
+    for by in [0, 1, leader] {
+        tokens.push(again(&mut group, 0, by, 12));
+        group.settle();
+    }
+    assert_eq!(last_index(&group), before + 1);
+    let answers: Vec<&Reply> = tokens.iter().map(|token| &group.replies[token]).collect();
+    assert!(matches!(answers[0], Reply::PutOk { .. }), "{answers:?}");
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    assert!(group.nodes.iter().all(|node| node.writes.is_empty()));
+    assert_eq!(group.nodes.iter().map(|node| node.writes.len()).sum::<usize>(), 0, "origins");
+}
+
+/// Copies from a client of the leader and from other servers wait for one write when the leadership is lost.
+#[test]
+fn whoever_waits_for_a_write_is_answered_by_the_next_leader() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let leader = 2;
+    let copies = [group.put(leader, 1), again(&mut group, leader, 0, 10)];
+    // It has the copy, and what it sends from now on is lost.
+    while let Some((at, input)) = group.inbox.pop_front() {
+        let mut out = Vec::new();
+        group.nodes[at].handle(group.now, input, &mut out);
+        group.nodes[at].flush(group.now, &mut out);
+        group.cut = at == leader;
+        group.carry_out(at, out);
+        group.cut = false;
+    }
+    assert_eq!(group.nodes[leader].writes.len(), 2, "the copy waits with the first");
+    group.cut = true;
+    (0..100).find(|_| {
+        group.tick_of(leader..leader + 1);
+        group.nodes[leader].status().role != Role::Leader
+    });
+    group.cut = false;
+    // The server that passed the copy on hears nothing of it, so its link breaks.
+    group.inbox.push_back((0, Input::PeerDown { peer: NodeId(3) }));
+    let up = Input::PeerUp { peer: NodeId(3), last_index: 0, term: 0, first_leader: None };
+    group.inbox.push_back((0, up));
+    (0..100).for_each(|_| group.tick());
+    let answers: Vec<&Reply> = copies.iter().map(|token| &group.replies[token]).collect();
+    assert!(matches!(answers[0], Reply::PutOk { .. }), "{answers:?}");
+    assert!(matches!(answers[1], Reply::PutOk { .. }), "{answers:?}");
+}
+
+/// The timestamp of a write that came again was told as the refuted state's sessions had it.
+#[test]
+fn what_a_refuted_state_says_of_writes_is_not_told_and_the_next_leader_says_it() {
+    let mut group = Group::new(3, AckPolicy::All);
+    group.tick();
+    let leader = 2;
+    let first = group.put(leader, 1);
+    group.settle();
+    assert!(group.replies.contains_key(&first));
+    // Its outcome is known when it is applied, and the other's when it is committed.
+    group.withheld = Some(Vec::new());
+    let del = WriteOp::Del { key: Bytes::from_static(b"k") };
+    let writes = [group.write(leader, 2, 2, del), group.put(leader, 3)];
+    group.nodes[leader].refuted = true;
+    group.settle();
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    let told_by_it = group.applied[leader].timestamp;
+    assert!(writes.iter().all(|write| !group.replies.contains_key(write)), "it is told");
+    group.inbox.push_back((leader, Input::HandOver));
+    (0..50).for_each(|_| group.tick());
+    assert_ne!(group.nodes[leader].status().role, Role::Leader);
+    for write in writes {
+        match &group.replies[&write] {
+            // The state machine of this test applies a write as often as it comes.
+            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
+                assert!(*timestamp > told_by_it, "{timestamp:?} is what the refuted state said");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn followers_hear_of_a_commit_soon_without_another_write() {
     let mut group = Group::new(3, AckPolicy::All);

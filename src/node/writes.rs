@@ -5,6 +5,12 @@
 //! settled, that is committed with a known outcome, waiting for the servers in sync; or forwarded,
 //! under the forward's number. It is never found by order of arrival. When leadership is lost everything goes back to waiting: the
 //! next leader may get it a second time, and the replicated session makes sure it is applied once.
+//!
+//! Clients send a write again, by way of another server or on another connection, when they do not know what became of it.
+//! **A copy of a write that is under way here, or was done lately in this leadership, is not ordered again**: whoever
+//! sent it waits with the first for what comes of that, or for the servers in sync to have stored what was done. That is
+//! safe since an answer tells what became of the write, not of its copy. A copy that comes later, or to another leader, is
+//! ordered, and is recognised when it is applied.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -13,7 +19,7 @@ use slab::Slab;
 
 use super::RequestToken;
 use crate::command::EncodedWrite;
-use crate::types::{LogIndex, NodeId, Term, Timestamp};
+use crate::types::{ClientId, LogIndex, NodeId, RequestId, Term, Timestamp};
 use crate::wire::message::{Effect, Previous};
 
 /// Who gets the answer.
@@ -28,8 +34,10 @@ pub(super) enum Origin {
 /// One write under way.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub origin: Origin,
-    /// The client's own address.
+    /// Everybody who sent it, the first one first; never empty. They share its deadlines, or copies that keep coming
+    /// would keep the first from being answered.
+    pub origins: Vec<Origin>,
+    /// The client's own address, as of the first.
     pub client: SocketAddr,
     pub write: EncodedWrite,
     /// When to give up, unless it is committed or in another server's hands.
@@ -49,6 +57,27 @@ pub(super) struct Pending {
 }
 
 impl Pending {
+    /// Whether another write is this one once more, and its answer the same. A client that gives two writes one
+    /// identity is answered as the session does it, when they are applied.
+    fn is_repeated_by(&self, other: &EncodedWrite) -> bool {
+        identity(&self.write.request) == identity(&other.request)
+            && self.write.shape == other.shape
+            && self.write.previous == other.previous
+    }
+
+    /// Takes away the other servers that wait for it, which hear that they are to ask another leader.
+    pub fn take_servers(&mut self) -> Vec<(NodeId, u64)> {
+        let mut servers = Vec::new();
+        self.origins.retain(|origin| match origin {
+            Origin::Client(_) => true,
+            Origin::Server { node, id } => {
+                servers.push((*node, *id));
+                false
+            }
+        });
+        servers
+    }
+
     /// More is known of its effect.
     pub fn has_at_least(&mut self, effect: Effect) {
         self.effect = self.effect.max(effect);
@@ -62,10 +91,42 @@ pub(super) struct Stored {
     pub previous: Option<Previous>,
 }
 
+/// What makes two writes the same.
+type Identity = (ClientId, u64);
+
+fn identity(request: &RequestId) -> Identity {
+    (request.client, request.sequence)
+}
+
+/// The writes of this leadership that were answered last, as far as their timestamp is all that there was to tell.
+#[derive(Debug, Default)]
+struct Answered {
+    writes: HashMap<Identity, (LogIndex, Timestamp)>,
+    /// Those in it, the oldest first.
+    order: VecDeque<Identity>,
+}
+
+impl Answered {
+    fn note(&mut self, write: Identity, index: LogIndex, timestamp: Timestamp, most: usize) {
+        if self.writes.insert(write, (index, timestamp)).is_none() {
+            self.order.push_back(write);
+        }
+        while self.order.len() > most {
+            let oldest = self.order.pop_front();
+            oldest.and_then(|oldest| self.writes.remove(&oldest));
+        }
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     all: Slab<Pending>,
+    /// Those of `all` by what they are; of two that are not the same and have one identity the later.
+    by_identity: HashMap<Identity, usize>,
+    answered: Answered,
+    /// How many origins all of them have.
+    origins: usize,
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
     /// Of this reign; see `certainty`.
@@ -84,8 +145,9 @@ impl Writes {
         Writes { last_forward, ..Writes::default() }
     }
 
+    /// Writes and copies of them that are to be answered.
     pub fn len(&self) -> usize {
-        self.all.len()
+        self.origins
     }
 
     /// Bytes of memory of keys and values.
@@ -101,10 +163,42 @@ impl Writes {
         !self.waiting.is_empty()
     }
 
+    /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
     pub fn add(&mut self, pending: Pending) {
         self.bytes += pending.write.memory_bytes();
+        self.origins += pending.origins.len();
+        let identity = identity(&pending.write.request);
         let key = self.all.insert(pending);
-        self.waiting.push_back(key);
+        self.by_identity.insert(identity, key);
+        let done = self.answered.writes.get(&identity);
+        match done.filter(|(index, _)| !self.settled.contains_key(index)) {
+            Some((index, timestamp)) => {
+                let stored = Stored { timestamp: *timestamp, previous: None };
+                self.settled.insert(*index, (key, stored));
+            }
+            None => self.waiting.push_back(key),
+        }
+    }
+
+    /// Has `origin` wait with whoever sent this write before, if it is under way.
+    pub fn join(&mut self, write: &EncodedWrite, origin: Origin) -> bool {
+        let found = self.by_identity.get(&identity(&write.request));
+        let first = found.and_then(|key| self.all.get_mut(*key));
+        let Some(first) = first.filter(|first| first.is_repeated_by(write)) else { return false };
+        first.origins.push(origin);
+        self.origins += 1;
+        true
+    }
+
+    /// A write of this leadership was answered, and its timestamp is all that was told.
+    pub fn note_answered(
+        &mut self,
+        write: &EncodedWrite,
+        index: LogIndex,
+        timestamp: Timestamp,
+        most: usize,
+    ) {
+        self.answered.note(identity(&write.request), index, timestamp, most);
     }
 
     /// Takes everything that waits, to place or to drop each one.
@@ -132,7 +226,25 @@ impl Writes {
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
         self.bytes -= pending.write.memory_bytes();
+        self.origins -= pending.origins.len();
+        let identity = identity(&pending.write.request);
+        if self.by_identity.get(&identity) == Some(&key) {
+            self.by_identity.remove(&identity);
+        }
         pending
+    }
+
+    /// A write that another leader must decide: whoever is another server is to ask that one. Returns those, and
+    /// whether clients of this server wait for it besides; if none do, it is gone.
+    pub fn leave_to_clients(&mut self, key: usize) -> (Vec<(NodeId, u64)>, bool) {
+        let pending = &mut self.all[key];
+        let servers = pending.take_servers();
+        let goes_on = !pending.origins.is_empty();
+        self.origins -= servers.len();
+        if !goes_on {
+            self.remove(key);
+        }
+        (servers, goes_on)
     }
 
     pub fn propose(&mut self, key: usize, term: Term, index: LogIndex) {
@@ -203,7 +315,7 @@ impl Writes {
     }
 
     /// Settled writes that every server in sync has stored, in log order.
-    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(usize, Stored)> {
+    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(LogIndex, (usize, Stored))> {
         if self.settled.first_key_value().is_none_or(|(index, _)| *index > up_to) {
             return Vec::new();
         }
@@ -211,18 +323,21 @@ impl Writes {
             Some(next) => self.settled.split_off(&next),
             None => BTreeMap::new(),
         };
-        std::mem::replace(&mut self.settled, rest).into_values().collect()
+        std::mem::replace(&mut self.settled, rest).into_iter().collect()
     }
 
-    /// Leadership is lost: takes every write whose fate another leader decides now.
-    pub fn take_led(&mut self) -> Vec<usize> {
+    /// Leadership is lost: takes every write whose fate another leader decides now. `trusted` says whether what this server
+    /// knew of their outcomes holds.
+    pub fn take_led(&mut self, trusted: bool) -> Vec<usize> {
+        self.answered = Answered::default();
         let proposed = std::mem::take(&mut self.proposed).into_values();
         let certain = std::mem::take(&mut self.certain).into_values().map(|(key, _)| key);
         let mut led: Vec<usize> = proposed.chain(certain).collect();
         led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
         // What is settled is committed and new: no other leader can undo it.
+        let settled = if trusted { Effect::Done } else { Effect::MayBeDone };
         for (key, _) in std::mem::take(&mut self.settled).into_values() {
-            self.all[key].has_at_least(Effect::Done);
+            self.all[key].has_at_least(settled);
             led.push(key);
         }
         led

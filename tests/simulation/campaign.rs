@@ -184,6 +184,7 @@ fn small_limits(rng: &mut Rng, delayed: bool) -> NodeLimits {
         fetched_ranges_max: rng.pick(&[1, 8]),
         pending_writes_max: rng.pick(&[4, 64]),
         pending_write_bytes_max: rng.pick(&[500, 100_000]),
+        answered_writes_max: rng.pick(&[0, 3, limits::ANSWERED_WRITES_MAX]),
         pending_reads_max: rng.pick(&[4, 64]),
         delayed_appends_max: rng.pick(&[16, 1_000]),
         forward_bytes_max: rng.pick(&[1, 20, limits::FORWARD_BYTES_MAX]),

@@ -4,7 +4,9 @@ use rand::SeedableRng;
 
 use super::*;
 use crate::limits::{
-    CLIENT_HEDGE_DELAY, CLIENT_PROBE_BACKOFF_MAX, CLIENT_REACH_TIMEOUT, CLIENT_SILENCE_TIMEOUT,
+    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_HEDGE_DELAY, CLIENT_PROBE_BACKOFF_MAX,
+    CLIENT_REACH_TIMEOUT, CLIENT_SILENCE_TIMEOUT, CLIENT_WRITE_GREETING_FACTOR,
+    CLIENT_WRITE_HEDGE_FACTOR,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -26,9 +28,16 @@ enum Does {
     Refuse,
     /// Says nothing; its connection is given up in the end.
     Freeze,
+    /// Greets, and says nothing more.
+    FreezeGreeted,
+    /// Answers PING after this long, and the request after [`LONG`].
+    AnswerPingsLate(Duration),
 }
 
-use Does::{Answer, Behind, Freeze, Gone, NoMajority, Refuse};
+use Does::{Answer, AnswerPingsLate, Behind, Freeze, FreezeGreeted, Gone, NoMajority, Refuse};
+
+/// As long as some writes take.
+const LONG: Duration = Duration::from_secs(4);
 
 /// A client's servers, and the time.
 struct World {
@@ -56,6 +65,7 @@ fn read() -> Rules {
     let deadline = Duration::from_secs(60);
     Rules {
         one_round: false,
+        greeting: CLIENT_HEDGE_DELAY,
         silence: CLIENT_HEDGE_DELAY,
         slow: Some(CLIENT_HEDGE_DELAY),
         reach: CLIENT_REACH_TIMEOUT,
@@ -65,7 +75,12 @@ fn read() -> Rules {
 }
 
 fn write() -> Rules {
-    Rules { silence: 2 * CLIENT_HEDGE_DELAY, slow: None, ..read() }
+    Rules {
+        greeting: CLIENT_WRITE_GREETING_FACTOR * CLIENT_HEDGE_DELAY,
+        silence: CLIENT_WRITE_HEDGE_FACTOR * CLIENT_HEDGE_DELAY,
+        slow: None,
+        ..read()
+    }
 }
 
 impl World {
@@ -79,8 +94,9 @@ impl World {
     fn event_at(&self, server: usize, sent: Duration) -> Duration {
         sent + match self.servers[server] {
             Answer(after) | NoMajority(after) => after.max(TRIP),
+            AnswerPingsLate(_) => LONG,
             Behind | Gone | Refuse => TRIP,
-            Freeze => CLIENT_SILENCE_TIMEOUT,
+            Freeze | FreezeGreeted => CLIENT_SILENCE_TIMEOUT,
         }
     }
 
@@ -92,12 +108,13 @@ impl World {
         let random = &mut self.random;
         let mut attempts = Attempts::new(rules, addresses, servers, None, start, random);
         let mut flights: Vec<(usize, Duration)> = Vec::new();
-        let mut pongs: Vec<Option<Duration>> = vec![None; count];
+        // When each server is heard: its greeting, and what it answers to PING.
+        let mut says: Vec<Vec<Duration>> = vec![Vec::new(); count];
         let (mut sent, mut passed_over) = (Vec::new(), Vec::new());
         // A request of a minute does not poll as often as that.
         for _ in 0..100_000 {
             let now = self.now;
-            let heard = |server: usize| pongs[server].filter(|at| *at <= now);
+            let heard = |server: usize| says[server].iter().copied().filter(|at| *at <= now).max();
             let action = attempts.poll(now, heard, &mut self.health, &mut self.random);
             passed_over.extend(attempts.take_passed_over().into_iter().map(|failure| {
                 (0..count).find(|server| address(*server) == failure.server).unwrap()
@@ -108,11 +125,16 @@ impl World {
                     assert!(!flights.iter().any(|of| of.0 == server), "it is there already");
                     flights.push((server, self.now));
                     sent.push(server);
+                    if !matches!(self.servers[server], Freeze | Refuse) {
+                        says[server].push(self.now + TRIP);
+                    }
                     None
                 }
                 Action::Ping(server) => {
-                    if !matches!(self.servers[server], Freeze | Refuse) {
-                        pongs[server] = Some(self.now + TRIP);
+                    match self.servers[server] {
+                        Freeze | FreezeGreeted | Refuse => {}
+                        AnswerPingsLate(after) => says[server].push(self.now + after),
+                        _ => says[server].push(self.now + TRIP),
                     }
                     None
                 }
@@ -150,11 +172,11 @@ impl World {
     ) -> Option<Result<usize, ClientError>> {
         let (now, health, random) = (self.now, &mut self.health, &mut self.random);
         let verdict = match self.servers[server] {
-            Answer(_) => Verdict::Done(server),
+            Answer(_) | AnswerPingsLate(_) => Verdict::Done(server),
             Behind => Verdict::Other("it is behind".to_owned()),
             Gone => Verdict::Gone("it is stopping".to_owned()),
             NoMajority(_) => Verdict::NoMajority(no_majority(server)),
-            Refuse | Freeze => {
+            Refuse | Freeze | FreezeGreeted => {
                 attempts.broke(now, server, "down".to_owned(), None, health, random);
                 return None;
             }
@@ -232,10 +254,61 @@ fn a_server_that_comes_back_is_used_again_soon_and_nobody_waits_to_find_out() {
 
 #[test]
 fn a_write_that_takes_long_at_a_server_that_is_heard_is_not_sent_twice() {
-    for_seeds(&[Answer(Duration::from_secs(4)); 3], |world| {
-        let end = world.call(write());
-        assert_eq!((end.sent.len(), end.took), (1, Duration::from_secs(4)));
+    let console = CLIENT_CONSOLE_HEDGE_FACTOR * CLIENT_HEDGE_DELAY;
+    let console = Rules { one_round: true, greeting: console, silence: console, ..write() };
+    for rules in [write(), console] {
+        // The busiest machine on which the answer to a PING still counts.
+        let late = rules.silence / 2 - TRIP;
+        for server in [Answer(LONG), AnswerPingsLate(late)] {
+            for_seeds(&[server; 3], |world| {
+                let end = world.call(rules.clone());
+                assert_eq!((end.sent.len(), end.took), (1, LONG));
+            });
+        }
+    }
+}
+
+#[test]
+fn a_server_that_has_greeted_and_then_freezes_costs_the_silence_timeout_once() {
+    for_seeds(&[FreezeGreeted, Answer(TRIP), FreezeGreeted], |world| {
+        let took: Duration = (0..100).map(|_| world.call(write()).took).sum();
+        assert!(took <= 2 * (write().silence + TRIP) + 100 * TRIP, "{took:?}");
     });
+}
+
+/// A process that was stopped, or a machine that slept, finds all its time-outs over when it goes on, before it has
+/// read what came meanwhile.
+#[test]
+fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
+    for has_greeted in [false, true] {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut health = Health::new(2);
+        let servers: Arc<[SocketAddr]> = [address(0), address(1)].into();
+        let start = Duration::ZERO;
+        let mut attempts = Attempts::new(write(), servers, vec![0, 1], Some(0), start, &mut random);
+        let heard = |_| has_greeted.then_some(TRIP);
+        let mut poll = |now| attempts.poll(now, heard, &mut health, &mut random);
+        assert_eq!(poll(start), Action::Send(0));
+        let mut now = 2 * TRIP;
+        let mut away = 0;
+        let server = loop {
+            match poll(now) {
+                Action::Wait(until) if away < 3 => {
+                    away += 1;
+                    now = until + 10 * write().silence;
+                }
+                Action::Wait(until) => now = until,
+                Action::Ping(server) => assert_eq!(server, 0),
+                Action::Send(server) => break server,
+                Action::GiveUp(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(
+            (server, away),
+            (1, 3),
+            "it was asked only when the client had been there to listen"
+        );
+    }
 }
 
 #[test]
