@@ -547,6 +547,8 @@ pub const STATUS_GRACE: Duration = Duration::from_millis(150);
 pub const COMMAND_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of the keys whose timestamps a client remembers one by one.
+pub const CLIENT_SEEN_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
 pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
 /// Requests handed to `Client::submit` and not yet answered; one more waits.
@@ -557,42 +559,62 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 /// Connections of gRPC clients to a gateway; one more is closed at once.
 pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
 /// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
-pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 256;
+pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 128;
+/// What a call takes up beside its messages, as measured: its task, and buffers that are made before anything has come.
+pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
+/// Reads from connections of a gateway whose calls have not begun yet: each may bring
+/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, forty megabytes in all.
+pub const GATEWAY_READS_MAX: usize = 16;
 /// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
 /// connection, which there is always room for. A connection gets another one while it has fewer than are left: one
 /// alone may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// How often a request looks whether whoever asked has given up.
 pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
-pub const GATEWAY_THREADS_MAX: usize = 256;
+/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits. What servers answer
+/// to them is not charged to anybody until its thread has it: a hundred and some mebibytes of the longest values.
+pub const GATEWAY_THREADS_MAX: usize = 128;
 /// A connection has so long from its HTTP/2 settings to its first request.
 pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// Without a call under way for this long a connection may have to make room for another: longer than a client that
-/// calls again and again pauses, so that it is seldom dialled anew.
-pub const GATEWAY_IDLE_MIN: Duration = Duration::from_secs(5);
+/// With nothing going on for this long a connection is idle, and may have to make room for another: longer than a client
+/// that calls again and again pauses, so that it is seldom dialled anew. After as long at its client's turn a call is
+/// stalled.
+pub const GATEWAY_STALLED_MIN: Duration = Duration::from_secs(5);
+/// A client that takes nothing from its socket for this long, while the gateway has something to write, is given up: as
+/// long as one that does not answer a ping.
+pub const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
 /// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4 MiB over a line of
 /// three megabits a second.
 pub const GATEWAY_MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
+/// A stream of requests has so long in all: 8 MiB, the most a transaction holds, over a line of one and a half megabits a
+/// second.
+pub const GATEWAY_GATHER_TIMEOUT: Duration = Duration::from_secs(45);
 /// Calls that a client has reset before the gateway has looked at them, of one connection; with one more it ends.
 pub const GATEWAY_RESETS_PENDING_MAX: usize = 64;
-/// Calls of the health service under way, beside all others, watches included.
-pub const GATEWAY_HEALTH_CALLS_MAX: usize = 1024;
-/// A longer gRPC message is refused with `RESOURCE_EXHAUSTED`, as gRPC servers do by default.
+/// Calls of health and reflection under way, watches included, beside all others and beside one a connection.
+pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
+/// A longer message to health or reflection is refused: they name a service or a symbol.
+pub const GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// A longer gRPC message is refused, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes of keys and values gathered from all request streams at once; past it `RESOURCE_EXHAUSTED`.
-pub const GATEWAY_GATHERED_BYTES_MAX: usize = 128 * 1024 * 1024;
+/// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent on, and answers that
+/// have not been read. One connection, or one origin, may have half of it; past that `RESOURCE_EXHAUSTED`. With what
+/// connections have of their own and with HTTP/2's buffers the process stays below 512 MiB.
+pub const GATEWAY_BYTES_MAX: usize = 160 * 1024 * 1024;
+/// Bytes of these that every connection may have whatever others do: many small requests and answers.
+pub const GATEWAY_CONNECTION_BYTES: usize = 32 * 1024;
 /// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step and
 /// holds for a stream whose reader is slow.
 pub const GATEWAY_CHUNK_BYTES: usize = 64 * 1024;
 /// Rows likewise.
 pub const GATEWAY_CHUNK_ROWS: usize = 1024;
 /// Bytes that a gRPC client may send on one call before the gateway has taken them.
-pub const GATEWAY_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// Bytes that a gRPC client may send on all its calls before the gateway has taken them.
-pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+pub const GATEWAY_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes that a gRPC client may send on all its calls before the gateway has taken them. They are not charged to anybody,
+/// so all connections together must not have more than a process can hold.
+pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes of one call's HTTP/2 headers.
-pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 16 * 1024;
+pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
 /// How often a quiet gRPC connection is asked whether its client is there.
 pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And without an answer for this long it is closed.
@@ -650,7 +672,22 @@ const _: () = {
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_THREADS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
-    assert!(GATEWAY_GATHERED_BYTES_MAX > TRANSACTION_BYTES_MAX);
+    // The longest message, and the largest transaction with what its items take up, fit into one connection's half.
+    assert!(GATEWAY_BYTES_MAX / 2 > 2 * TRANSACTION_BYTES_MAX + 150 * TRANSACTION_KEYS_MAX);
+    // All that a gateway can be made to hold: what is charged, what connections have of their own, calls under way, calls
+    // that have not begun, and what servers have just answered.
+    assert!(
+        GATEWAY_BYTES_MAX
+            + GATEWAY_CONNECTIONS_MAX
+                * (GATEWAY_CONNECTION_BYTES + GATEWAY_CONNECTION_WINDOW_BYTES as usize)
+            + GATEWAY_CALL_BYTES
+                * (GATEWAY_CALLS_MAX
+                    + GATEWAY_AUXILIARY_CALLS_MAX
+                    + 2 * GATEWAY_CONNECTIONS_MAX
+                    + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
+            + GATEWAY_THREADS_MAX * VALUE_BYTES_MAX_DEFAULT
+            < 512 * 1024 * 1024
+    );
     assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());
     assert!(INPUT_LINE_BYTES_MAX > VALUE_BYTES_MAX);
     assert!(CLUSTER_STOP_TIMEOUT.as_millis() > 2 * SHUTDOWN_GRACE.as_millis());

@@ -6,6 +6,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::limits::CLIENT_CANCEL_LOOK_INTERVAL;
 
 thread_local! {
     static TOKEN: RefCell<Option<CancellationToken>> = const { RefCell::new(None) };
@@ -44,9 +47,32 @@ pub(super) fn is_cancelled() -> Option<bool> {
     TOKEN.with_borrow(|token| token.as_ref().map(|token| token.0.load(Ordering::Relaxed)))
 }
 
+/// How long to wait before `deadline` and the token are to be looked at again; `None` when there is nothing to wait
+/// for any more.
+pub(super) fn wait_time(deadline: Instant) -> Option<Duration> {
+    let left = deadline.checked_duration_since(Instant::now())?;
+    match is_cancelled() {
+        Some(true) => None,
+        Some(false) => Some(left.min(CLIENT_CANCEL_LOOK_INTERVAL)),
+        None => Some(left),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_waited_for_by_who_has_given_up() {
+        let soon = Instant::now() + Duration::from_secs(60);
+        let token = CancellationToken::default();
+        assert!(wait_time(soon).is_some_and(|left| left > CLIENT_CANCEL_LOOK_INTERVAL));
+        token.within(|| {
+            assert_eq!(wait_time(soon), Some(CLIENT_CANCEL_LOOK_INTERVAL));
+            token.cancel();
+            assert_eq!(wait_time(soon), None);
+        });
+    }
 
     #[test]
     fn a_token_holds_for_its_thread_and_as_long_as_the_call() {

@@ -5,7 +5,7 @@
 //! exist; a key's timestamp cannot stand for it, because a later version of the key may be older
 //! than other keys' writes in that state. The *session* timestamp is the greatest of them all.
 //!
-//! Memory is bounded: keys live in two generations of equal size. When the young one is full the
+//! Memory is bounded: keys live in two generations of equal size. When the young one is full, by number or bytes, the
 //! old one is given up, and the greatest timestamp in it becomes a floor for every key that is not
 //! remembered, so that forgetting never weakens the promise.
 
@@ -15,6 +15,7 @@ use std::mem;
 use bytes::Bytes;
 
 use super::Causality;
+use crate::limits;
 use crate::types::Timestamp;
 
 /// What a GET sends, and what its answer is judged by.
@@ -54,7 +55,10 @@ impl KeySeen {
 pub(super) struct Seen {
     causality: Causality,
     generation_keys_max: usize,
+    generation_bytes_max: usize,
     young: HashMap<Bytes, KeySeen>,
+    /// Of the young generation's keys.
+    young_bytes: usize,
     old: HashMap<Bytes, KeySeen>,
     /// Not below any timestamp ever forgotten.
     forgotten: Timestamp,
@@ -69,7 +73,9 @@ impl Seen {
         Seen {
             causality,
             generation_keys_max: (keys_max / 2).max(1),
+            generation_bytes_max: limits::CLIENT_SEEN_BYTES_MAX / 2,
             young: HashMap::new(),
+            young_bytes: 0,
             old: HashMap::new(),
             forgotten: Timestamp::ZERO,
             everywhere: Timestamp::ZERO,
@@ -155,11 +161,15 @@ impl Seen {
         let unknown = self.unknown();
         let mut seen = self.old.remove(key.as_ref()).unwrap_or(unknown);
         change(&mut seen);
-        if self.young.len() >= self.generation_keys_max {
+        if self.young.len() >= self.generation_keys_max
+            || self.young_bytes + key.len() > self.generation_bytes_max
+        {
+            self.young_bytes = 0;
             let given_up = mem::replace(&mut self.old, mem::take(&mut self.young));
             let greatest = given_up.values().map(|seen| seen.greatest()).max();
             self.forgotten = self.forgotten.max(greatest.unwrap_or_default());
         }
+        self.young_bytes += key.len();
         self.young.insert(key.clone(), seen);
     }
 }
@@ -254,6 +264,18 @@ mod tests {
             seen.wrote(&Bytes::from(format!("k{at}")), Timestamp(at));
         }
         assert_eq!(seen.floors(b"k").key, Timestamp(200));
+    }
+
+    #[test]
+    fn long_keys_are_forgotten_by_their_bytes() {
+        let mut seen = Seen::new(Causality::PerKey, 1_000_000, Timestamp::ZERO);
+        let key = |at: i64| Bytes::from(format!("{at:0>4096}"));
+        let count = (2 * limits::CLIENT_SEEN_BYTES_MAX / 4096) as i64;
+        (1..=count).for_each(|at| seen.wrote(&key(at), Timestamp(at)));
+        let remembered = seen.young.keys().chain(seen.old.keys());
+        assert!(remembered.map(Bytes::len).sum::<usize>() <= limits::CLIENT_SEEN_BYTES_MAX);
+        assert_eq!(seen.floors(&key(count)).key, Timestamp(count));
+        assert!(seen.floors(&key(1)).applied >= Timestamp(1), "forgetting keeps the promise");
     }
 
     #[test]

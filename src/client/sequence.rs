@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex};
 use std::time::Instant;
 
+use super::cancel;
 use super::sync::lock;
 use crate::types::{ClientId, RequestId, Timestamp};
 
@@ -29,13 +30,12 @@ impl Gate {
         Gate { free: Mutex::new(count), freed: Condvar::new() }
     }
 
-    /// Waits for a permit until `deadline`.
+    /// Waits for a permit until `deadline`, or until this thread's requests are cancelled.
     pub(super) fn enter<G: AsRef<Gate>>(gate: G, deadline: Instant) -> Option<Permit<G>> {
         let this = gate.as_ref();
         let mut free = lock(&this.free);
         while *free == 0 {
-            let left = deadline.checked_duration_since(Instant::now())?;
-            free = super::sync::wait(&this.freed, free, left);
+            free = super::sync::wait(&this.freed, free, cancel::wait_time(deadline)?);
         }
         *free -= 1;
         drop(free);
@@ -88,7 +88,8 @@ impl Sequencer {
         Sequencer { window, state, finished: Condvar::new() }
     }
 
-    /// Begins a write, waiting until `deadline` for the window to have room.
+    /// Begins a write, waiting until `deadline` for the window to have room, or until this thread's requests are
+    /// cancelled.
     pub(super) fn begin(&self, deadline: Instant) -> Option<Ticket<'_>> {
         let mut state = lock(&self.state);
         loop {
@@ -101,8 +102,7 @@ impl Sequencer {
                 let request = RequestId { client, sequence, answered_below: oldest, begun };
                 return Some(Ticket { sequencer: self, request });
             }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            state = super::sync::wait(&self.finished, state, left);
+            state = super::sync::wait(&self.finished, state, cancel::wait_time(deadline)?);
         }
     }
 }

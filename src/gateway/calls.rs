@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tonic::Status;
 
+use super::policy::CallLimits;
 use super::translate::status;
 use crate::client::{CancellationToken, Client, ClientError};
 use crate::limits;
@@ -37,24 +38,27 @@ impl Calls {
     /// Makes a request of the client library.
     pub(super) async fn request<T: Send + 'static>(
         &self,
+        call: &CallLimits,
         request: impl FnOnce(&Client) -> Result<T, ClientError> + Send + 'static,
     ) -> Result<T, Status> {
         let client = self.client.clone();
-        self.wait_for(move || request(&client)).await?.map_err(|error| status(&error))
+        self.wait_for(call, move || request(&client)).await?.map_err(|error| status(&error))
     }
 
-    /// Does something that waits for servers.
+    /// Does something that waits for servers. The call keeps its place until the thread is free again, so that nobody
+    /// takes more threads than places by giving calls up.
     pub(super) async fn wait_for<T: Send + 'static>(
         &self,
+        call: &CallLimits,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Status> {
         let stopping = || Status::unavailable("this gateway is stopping: use another one");
         let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| stopping())?;
         let cancelling = CancelOnDrop(CancellationToken::default());
-        let token = cancelling.0.clone();
+        let (token, call) = (cancelling.0.clone(), call.clone());
         let waiting = tokio::task::spawn_blocking(move || {
             let done = token.within(work);
-            drop(thread);
+            drop((thread, call));
             done
         });
         waiting.await.map_err(|_| stopping())

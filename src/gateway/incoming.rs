@@ -1,33 +1,111 @@
-//! The gateway's connections: how many, how long they may take to say what they want, and which of them gives way
-//! when there are too many.
+//! The gateway's connections: how long they may take to say what they want, and how they end.
 //!
-//! A connection is a newcomer until its first request has come. A newcomer has a few seconds for the HTTP/2 preface
-//! and its settings, and longer for a request. When all places are taken the oldest newcomer gives way to the next
-//! connection, of the address that has the most of them ([`Crowd`]); if there is none, a connection of an address
-//! with many gives way to one of an address with few; and if there is none, the one that has had no call
-//! under way for longest, which costs its client another dial.
+//! A connection has a few seconds for the HTTP/2 preface and its settings, and longer for a request. When there is too
+//! little for all, one of them gives way (`accounting`). Whether it is to end is looked at whenever it is read *or
+//! written*: HTTP/2 reads nothing while it cannot write, so that a client that takes nothing from its socket would
+//! otherwise outlive every time and every shortage.
+//!
+//! A read can bring as many calls as a connection may have, each of which takes some twenty kilobytes before anybody
+//! has looked at whether there is a place for it. So only a few reads may be ahead of that ([`Reads`]): else a thousand
+//! connections that call at the same moment would be read one after the other, and answered afterwards.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
-use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
+use super::accounting::{Account, AccountLimits, Accounts};
 use crate::limits;
-use crate::net::{ConnectionId, Crowd};
 
 /// The preface of HTTP/2, and the header of the settings that follow it.
 const OPENING_BYTES: usize = 24 + 9;
+
+/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share everything.
+#[derive(Clone)]
+struct Reads(Arc<Mutex<ReadTurns>>);
+
+struct ReadTurns {
+    free: usize,
+    /// Tasks of connections that wait for a turn, in their order.
+    waiting: BTreeMap<u64, Waker>,
+    last: u64,
+}
+
+impl Reads {
+    fn new(max: usize) -> Reads {
+        Reads(Arc::new(Mutex::new(ReadTurns { free: max, waiting: BTreeMap::new(), last: 0 })))
+    }
+
+    fn turns(&self) -> MutexGuard<'_, ReadTurns> {
+        // Its methods leave it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a turn; when there is none, whoever asks gets a place among those that wait.
+    fn take(&self, place: &mut Option<u64>, waker: &Waker) -> bool {
+        let mut turns = self.turns();
+        if turns.free > 0 {
+            turns.free -= 1;
+            if let Some(place) = place.take() {
+                turns.waiting.remove(&place);
+            }
+            return true;
+        }
+        let number = match *place {
+            Some(number) if turns.waiting.contains_key(&number) => number,
+            _ => {
+                turns.last += 1;
+                turns.last
+            }
+        };
+        turns.waiting.insert(number, waker.clone());
+        *place = Some(number);
+        false
+    }
+
+    /// Nothing was read in a turn.
+    fn give_back(&self) {
+        self.turns().free += 1;
+    }
+
+    /// Something was read in a turn, which is over when the calls that it brings have begun: their tasks come into the
+    /// runtime's one queue now, before the task of this goes to its end.
+    fn pass_on(&self) {
+        let reads = self.clone();
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            reads.give_back();
+            // Whoever is woken may have no use for it: HTTP/2 does not read while it cannot write.
+            while let Some(waker) = reads.next() {
+                waker.wake();
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    fn next(&self) -> Option<Waker> {
+        let mut turns = self.turns();
+        if turns.free == 0 {
+            return None;
+        }
+        turns.waiting.pop_first().map(|(_, waker)| waker)
+    }
+
+    fn leave(&self, place: Option<u64>) {
+        if let Some(place) = place {
+            self.turns().waiting.remove(&place);
+        }
+    }
+}
 
 /// One client's connection. It counts as long as it is open.
 pub(super) struct Connection {
@@ -36,144 +114,30 @@ pub(super) struct Connection {
     opening_bytes: usize,
     /// Runs until the opening, and then the first request, has come.
     patience: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes nothing of what is to be written, for `write_timeout`.
+    blocked: Option<Pin<Box<Sleep>>>,
+    write_timeout: Duration,
+    reads: Reads,
+    /// Its place among those that wait for a turn to read, if it has one.
+    read_place: Option<u64>,
     /// Runs from our half's end until the client has ended its own half.
     lingering: Option<Pin<Box<Sleep>>>,
-    peer: Peer,
-}
-
-/// Whose connection a call came over; among the extensions of its request. Clones are the same connection.
-#[derive(Clone)]
-pub(super) struct Peer(Arc<Standing>);
-
-/// What the lobby and the calls know of a connection.
-struct Standing {
-    id: ConnectionId,
-    /// A request has come.
-    has_called: AtomicBool,
-    /// It is to make room.
-    is_displaced: AtomicBool,
-    /// Wakes the connection's task.
-    waker: AtomicWaker,
-    lobby: Lobby,
-}
-
-/// Every connection that is open, and which of them is to make room.
-#[derive(Clone, Default)]
-pub(super) struct Lobby(Arc<Mutex<Crowding>>);
-
-#[derive(Default)]
-struct Crowding {
-    crowd: Crowd,
-    members: HashMap<ConnectionId, Member>,
-    last_id: u64,
-}
-
-struct Member {
-    standing: Weak<Standing>,
-    /// How many calls are under way; while any is, it is not idle.
-    calls: usize,
-    /// When the last of them ended.
-    idle_since: Instant,
-}
-
-impl Lobby {
-    fn crowding(&self) -> MutexGuard<'_, Crowding> {
-        // Its methods leave it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a connection in, if there is room or can be made: by one that has been idle for `idle_min`, too.
-    fn enter(&self, ip: IpAddr, connections_max: usize, idle_min: Duration) -> Option<Peer> {
-        let mut crowding = self.crowding();
-        // Woken without the lock: whoever lets go of a connection as the last one takes it.
-        let mut displaced = None;
-        if crowding.members.len() >= connections_max {
-            displaced = Some(crowding.make_room(ip, idle_min)?);
-        }
-        crowding.last_id += 1;
-        let id = ConnectionId::from_u64(crowding.last_id);
-        let standing = Arc::new(Standing {
-            id,
-            has_called: AtomicBool::new(false),
-            is_displaced: AtomicBool::new(false),
-            waker: AtomicWaker::new(),
-            lobby: self.clone(),
-        });
-        crowding.crowd.came(id, ip);
-        let member =
-            Member { standing: Arc::downgrade(&standing), calls: 0, idle_since: Instant::now() };
-        crowding.members.insert(id, member);
-        drop(crowding);
-        if let Some(standing) = displaced.as_ref().and_then(Weak::upgrade) {
-            standing.is_displaced.store(true, Ordering::Release);
-            standing.waker.wake();
-        }
-        Some(Peer(standing))
-    }
-}
-
-impl Crowding {
-    /// Has a connection make room for one from `ip`. Its place is free at once; its task is for the caller to wake.
-    fn make_room(&mut self, ip: IpAddr, idle_min: Duration) -> Option<Weak<Standing>> {
-        let idle = |(id, member): (&ConnectionId, &Member)| {
-            let is_idle = member.calls == 0 && member.idle_since.elapsed() >= idle_min;
-            is_idle.then_some((member.idle_since, *id))
-        };
-        let longest_idle = || self.members.iter().filter_map(idle).min().map(|(_, id)| id);
-        let of_many = || {
-            let silent = |id: &ConnectionId| {
-                self.members.get(id).map(|member| (member.calls > 0, member.idle_since))
-            };
-            self.crowd.settled_to_go(ip).min_by_key(silent)
-        };
-        let victim = self.crowd.newcomer_to_go().or_else(of_many).or_else(longest_idle)?;
-        self.crowd.forget(victim);
-        self.members.remove(&victim).map(|member| member.standing)
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        let mut crowding = self.lobby.crowding();
-        crowding.crowd.forget(self.id);
-        crowding.members.remove(&self.id);
-    }
-}
-
-impl Peer {
-    /// A call begins. Returns how many others of this connection are under way.
-    pub(super) fn call_begins(&self) -> usize {
-        let mut crowding = self.0.lobby.crowding();
-        let Crowding { crowd, members, .. } = &mut *crowding;
-        if !self.0.has_called.swap(true, Ordering::AcqRel) && members.contains_key(&self.0.id) {
-            crowd.settled(self.0.id);
-        }
-        let Some(member) = members.get_mut(&self.0.id) else { return 0 };
-        member.calls += 1;
-        member.calls - 1
-    }
-
-    /// A call that has begun is over.
-    pub(super) fn call_ends(&self) {
-        if let Some(member) = self.0.lobby.crowding().members.get_mut(&self.0.id) {
-            member.calls = member.calls.saturating_sub(1);
-            member.idle_since = Instant::now();
-        }
-    }
+    account: Account,
 }
 
 /// Accepts connections for ever, so many at once.
 pub(super) fn connections(
     listener: TcpListener,
-    connections_max: usize,
+    account_limits: AccountLimits,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    stream::unfold((listener, Lobby::default()), move |(listener, lobby)| async move {
-        let connection = accept(&listener, &lobby, connections_max).await;
-        Some((Ok(connection), (listener, lobby)))
+    let shared = (Accounts::new(account_limits), Reads::new(limits::GATEWAY_READS_MAX));
+    stream::unfold((listener, shared), |(listener, shared)| async move {
+        let connection = accept(&listener, &shared.0, &shared.1).await;
+        Some((Ok(connection), (listener, shared)))
     })
 }
 
-async fn accept(listener: &TcpListener, lobby: &Lobby, connections_max: usize) -> Connection {
+async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> Connection {
     loop {
         let (stream, address): (TcpStream, SocketAddr) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -184,9 +148,8 @@ async fn accept(listener: &TcpListener, lobby: &Lobby, connections_max: usize) -
                 continue;
             }
         };
-        let entered = lobby.enter(address.ip(), connections_max, limits::GATEWAY_IDLE_MIN);
-        let Some(peer) = entered else {
-            log::warn!("{address} is turned away: {connections_max} others have calls under way");
+        let Some(account) = accounts.open(address.ip()) else {
+            log::warn!("{address} is turned away: every connection there may be is in use");
             continue;
         };
         if let Err(error) = stream.set_nodelay(true) {
@@ -194,31 +157,59 @@ async fn accept(listener: &TcpListener, lobby: &Lobby, connections_max: usize) -
             continue;
         }
         let patience = Some(Box::pin(sleep(limits::HANDSHAKE_TIMEOUT)));
-        return Connection { stream, opening_bytes: 0, patience, lingering: None, peer };
+        return Connection {
+            stream,
+            opening_bytes: 0,
+            patience,
+            blocked: None,
+            write_timeout: limits::GATEWAY_WRITE_TIMEOUT,
+            reads: reads.clone(),
+            read_place: None,
+            lingering: None,
+            account,
+        };
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Account;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Account {
+        self.account.clone()
     }
 }
 
 impl Connection {
     /// Why the connection is to end, if it is. Wakes the task when it may have become so.
     fn end(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
-        let standing = &self.peer.0;
-        standing.waker.register(cx.waker());
-        if standing.is_displaced.load(Ordering::Acquire) {
+        if self.account.is_displaced(cx.waker()) {
             return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "it makes room"));
         }
-        if standing.has_called.load(Ordering::Acquire) {
+        if self.account.has_called() {
             self.patience = None;
         }
-        let late = self.patience.as_mut()?.as_mut().poll(cx).is_ready();
-        late.then(|| io::ErrorKind::TimedOut.into())
+        let timers = [&mut self.patience, &mut self.blocked];
+        let is_late = timers.into_iter().flatten().any(|timer| timer.as_mut().poll(cx).is_ready());
+        is_late.then(|| io::ErrorKind::TimedOut.into())
+    }
+
+    /// What came of writing, unless the connection is to end.
+    fn written<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match result {
+            Poll::Ready(_) => self.blocked = None,
+            Poll::Pending => {
+                let write_timeout = self.write_timeout;
+                self.blocked.get_or_insert_with(|| Box::pin(sleep(write_timeout)));
+            }
+        }
+        match self.end(cx) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => result,
+        }
     }
 
     /// So many bytes have come.
@@ -237,19 +228,34 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reads.leave(self.read_place);
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let filled = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.received(buffer.filled().len() - filled);
-        match self.end(cx) {
-            Some(error) => Poll::Ready(Err(error)),
-            None => read,
+        if let Some(error) = self.end(cx) {
+            return Poll::Ready(Err(error));
         }
+        let Connection { stream, reads, read_place, .. } = &mut *self;
+        if !reads.take(read_place, cx.waker()) {
+            return Poll::Pending;
+        }
+        let filled = buffer.filled().len();
+        let read = Pin::new(stream).poll_read(cx, buffer);
+        let bytes = buffer.filled().len() - filled;
+        match bytes {
+            0 => reads.give_back(),
+            _ => reads.pass_on(),
+        }
+        self.received(bytes);
+        read
     }
 }
 
@@ -259,7 +265,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, result)
     }
 
     fn poll_write_vectored(
@@ -267,7 +274,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        self.written(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -275,7 +283,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // A socket has nothing to flush, so this says nothing about whether its client reads.
+        match self.end(cx) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Pin::new(&mut self.stream).poll_flush(cx),
+        }
     }
 
     /// Ends our half and reads on until the client has ended its own, or for
@@ -307,41 +319,79 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
+    use super::super::accounting::Pool;
+    use super::super::accounting::tests::AMPLE;
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
-    fn is_displaced(peer: &Peer) -> bool {
-        peer.0.is_displaced.load(Ordering::Relaxed)
+    /// A connection whose client reads nothing, written to until it takes no more.
+    async fn blocked(accounts: &Accounts, write_timeout: Duration) -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut connection = accept(&listener, accounts, &Reads::new(1)).await;
+        connection.write_timeout = write_timeout;
+        drop(connection.account.begin(Pool::Store));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let piece = [0; 1 << 16];
+        while Pin::new(&mut connection).poll_write(&mut cx, &piece).is_ready() {
+            tokio::task::yield_now().await;
+        }
+        (connection, client)
+    }
+
+    /// What a write ends with.
+    async fn write(connection: &mut Connection) -> io::ErrorKind {
+        loop {
+            let write =
+                |cx: &mut Context<'_>| Pin::new(&mut *connection).poll_write(cx, &[0; 1 << 16]);
+            // The system may have found room for a little more.
+            if let Err(error) = std::future::poll_fn(write).await {
+                return error.kind();
+            }
+        }
     }
 
     #[test]
-    fn newcomers_give_way_then_those_of_many_and_then_the_idle() {
-        let lobby = Lobby::default();
-        let (here, there) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let enter = |ip| lobby.enter(ip, 4, Duration::MAX);
-        let [silent, busy, idle, idler] = [0; 4].map(|_| enter(here).unwrap());
-        for peer in [&busy, &idle, &idler] {
-            assert_eq!(peer.call_begins(), 0);
-        }
-        assert_eq!(busy.call_begins(), 1);
-        // Who has not called gives way, also to one of the same address.
-        let new = enter(here).unwrap();
-        assert!(is_displaced(&silent) && !is_displaced(&busy));
-        drop(silent);
-        assert_eq!(lobby.crowding().members.len(), 4, "its place was free before it went");
-        new.call_begins();
-        assert!(enter(here).is_none(), "all have calls under way");
-        // One of another address has a right to a place, as long as it has fewer.
-        idle.call_ends();
-        let other = enter(there).unwrap();
-        assert!(is_displaced(&idle), "it has no call under way");
-        other.call_begins();
-        let second = enter(there).unwrap();
-        assert_eq!([&busy, &idler, &new].iter().filter(|peer| is_displaced(peer)).count(), 1);
-        second.call_begins();
-        assert!(enter(there).is_none(), "each has two");
-        // Who has been idle for long gives way to anybody.
-        second.call_ends();
-        assert!(enter(here).is_none(), "it may be about to call again");
-        assert!(lobby.enter(here, 4, Duration::ZERO).is_some() && is_displaced(&second));
+    fn few_reads_are_ahead_of_their_calls_and_who_has_no_use_for_a_turn_keeps_none() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let reads = Reads::new(1);
+            let begun = Arc::new(AtomicBool::new(false));
+            let noop = Waker::noop();
+            assert!(reads.take(&mut None, noop));
+            reads.pass_on();
+            let call = Arc::clone(&begun);
+            tokio::spawn(async move { call.store(true, Ordering::Relaxed) });
+            // Two wait, and the first of them has no use for its turn when it comes.
+            let (mut useless, mut place) = (None, None);
+            assert!(!reads.take(&mut useless, noop));
+            let turn = |cx: &mut Context<'_>| match reads.take(&mut place, cx.waker()) {
+                true => Poll::Ready(begun.load(Ordering::Relaxed)),
+                false => Poll::Pending,
+            };
+            assert!(std::future::poll_fn(turn).await, "the call had begun before");
+            reads.give_back();
+            assert!(reads.turns().waiting.is_empty());
+        });
+    }
+
+    #[test]
+    fn who_reads_nothing_gives_way_and_is_given_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let limits = AccountLimits { connections_max: 1, stalled_min: Duration::ZERO, ..AMPLE };
+            let accounts = Accounts::new(limits);
+            let (mut connection, _client) = blocked(&accounts, Duration::from_secs(3600)).await;
+            let newcomer = async {
+                tokio::task::yield_now().await;
+                accounts.open([127, 0, 0, 1].into()).unwrap()
+            };
+            let (ended, _account) = tokio::join!(write(&mut connection), newcomer);
+            assert_eq!(ended, io::ErrorKind::ConnectionAborted);
+
+            let accounts = Accounts::new(AMPLE);
+            let (mut connection, _client) = blocked(&accounts, Duration::from_millis(1)).await;
+            assert_eq!(write(&mut connection).await, io::ErrorKind::TimedOut);
+        });
     }
 }

@@ -10,21 +10,21 @@
 //! nine operations; `translate` is what their messages and errors mean; `calls` brings the client
 //! library and asynchronous calls together; `rows` turns long reads into streams; `gather` takes
 //! request streams in; `policy` is what holds for every call (deadlines, limits); `incoming` is what
-//! holds for every connection; `health` tells load balancers whether to send anyone here.
+//! holds for every connection; `accounting` is what all of them share; `health` tells load balancers whether to send anyone here.
 //!
 //! Invariants:
 //! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads slowly
 //!   is waited for by nobody, and request streams are gathered within the limits of one transaction.
 //! - A write that was sent is never reported as undone: after a deadline, or when servers are lost, the
 //!   error says that it may have taken effect.
-//!
-//! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out: places are shared
-//!   by connections (`incoming`) and by calls (`policy`), what is waited for has a time, and what was given up keeps
-//!   neither a place nor a thread. The health service stands beside all this.
+//! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out: connections, calls
+//!   and bytes are shared (`accounting`), what is waited for has a time, and what was given up keeps neither a place nor
+//!   a thread. Health and reflection stand beside all this.
 //!
 //! What it leaves out: encryption and authentication (keep the port private, or put a proxy before it),
 //! compression, and bytes that are not UTF-8, which this interface's strings cannot carry.
 
+mod accounting;
 mod calls;
 mod gather;
 mod health;
@@ -44,6 +44,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::transport::Server;
 
+use self::accounting::AccountLimits;
 use self::calls::Calls;
 use self::interface::key_value_store_server::KeyValueStoreServer;
 use self::policy::CallPolicy;
@@ -132,6 +133,8 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let service = KeyValueStoreServer::new(gateway)
         .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
 
+    let auxiliary_max = limits::GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
+    let account_limits = AccountLimits::new(connections_max);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = Server::builder()
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
@@ -141,12 +144,12 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         .http2_max_header_list_size(limits::GATEWAY_HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(limits::GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
-        .layer(CallPolicy::new(limits::GATEWAY_CALLS_MAX, limits::GATEWAY_HEALTH_CALLS_MAX))
+        .layer(CallPolicy)
         .add_service(service)
-        .add_service(health)
-        .add_service(describe().build_v1()?)
-        .add_service(describe().build_v1alpha()?)
-        .serve_with_incoming_shutdown(incoming::connections(listener, connections_max), async {
+        .add_service(health.max_decoding_message_size(auxiliary_max))
+        .add_service(describe().build_v1()?.max_decoding_message_size(auxiliary_max))
+        .add_service(describe().build_v1alpha()?.max_decoding_message_size(auxiliary_max))
+        .serve_with_incoming_shutdown(incoming::connections(listener, account_limits), async {
             // The sender lives until it sends.
             let _ = stopped.await;
         });

@@ -1,29 +1,33 @@
-//! What holds for every call, whichever operation it is: its deadline, how many there may be, and how long a
-//! request may take to arrive.
+//! What holds for every call, whichever operation it is: its deadline, its place, the bytes that it may make the
+//! gateway hold, and how long a request may take to arrive.
 //!
-//! Places are shared. Every connection has one of its own; of the others it gets one more as long as it has fewer
-//! than are left, so that nobody ever has them all. The health service has its own, so that a load balancer hears
-//! the truth of a gateway that is full.
+//! Places and bytes are shared by all connections (see `accounting`). A call keeps its place, and is charged for its
+//! answer, until the last byte of the answer has been sent or dropped: HTTP/2 keeps for as long as its client likes
+//! what that does not read.
 //!
 //! The transport knows deadlines too, but reports a missed one as CANCELLED, ends nobody's stream at
-//! it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect what is done
-//! here: DEADLINE_EXCEEDED and RESOURCE_EXHAUSTED.
+//! it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect DEADLINE_EXCEEDED; an overlong
+//! message is INVALID_ARGUMENT like all that no repetition can make right, so that RESOURCE_EXHAUSTED means that there
+//! is too much to do, or no room on a disk.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body::Frame;
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::metadata::MetadataMap;
 use tower::{Layer, Service};
 
-use super::incoming::Peer;
+use super::accounting::{Account, Call, Pool, Turn};
+use super::interface::PREVIOUS_UNREAD;
+use super::translate::metadata_text;
 use crate::limits;
 
 /// The header by which a client says how long it waits.
@@ -31,37 +35,82 @@ const GRPC_TIMEOUT: &str = "grpc-timeout";
 const GRPC_STATUS: &str = "grpc-status";
 /// OUT_OF_RANGE, which no operation here answers: only the transport, to an overlong message.
 const OUT_OF_RANGE: &str = "11";
+/// A byte of a request is held twice: as it came, and as it is sent to a server.
+const REQUEST_WEIGHT: usize = 2;
+
+/// Why what a write replaced is not told.
+pub(super) const NO_ROOM: &str = "this gateway, or this connection, holds too much at once";
 
 /// What was granted to a call; among the extensions of its request. Clones are the same grant.
 #[derive(Clone, Debug)]
 pub(super) struct CallLimits {
     /// When it has to be over, if its client said so.
     deadline: Option<Instant>,
+    is_write: bool,
     /// Its place among the calls under way, until the last clone is dropped.
-    _place: Arc<Place>,
+    call: Arc<Call>,
 }
 
 impl CallLimits {
-    /// Those of a request. None were made when it did not come through [`CallPolicy`].
-    pub(super) fn of<T>(request: &tonic::Request<T>) -> Option<CallLimits> {
-        request.extensions().get().cloned()
+    /// Those of a request.
+    ///
+    /// # Errors
+    /// None were made, since it did not come through [`CallPolicy`].
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<CallLimits, Status> {
+        let granted = request.extensions().get().cloned();
+        granted.ok_or_else(|| Status::internal("the call was made without the gateway's limits"))
     }
 
     /// Waits for a part of the call's work, until its deadline.
     pub(super) async fn within<T>(
-        call: Option<&CallLimits>,
+        &self,
         work: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        match call.and_then(|call| call.deadline) {
+        match self.deadline {
             None => work.await,
-            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| missed())?,
+            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| self.missed())?,
+        }
+    }
+
+    /// What the call is told that is not over by its deadline.
+    fn missed(&self) -> Status {
+        Status::deadline_exceeded(match self.is_write {
+            false => "the call's deadline has passed",
+            true => "the call's deadline has passed; the write may still take effect",
+        })
+    }
+
+    /// Counts the bytes of what a server has answered until the call's own answer is made of it; `false` when they are
+    /// too many and have to be dropped. To be called where they come in: many may come before the first is dealt with.
+    pub(super) fn hold(&self, bytes: usize) -> bool {
+        self.call.charge_request(bytes)
+    }
+
+    /// Counts bytes that the call makes the gateway hold until it ends.
+    ///
+    /// # Errors
+    /// They are too many: of a read or a request, that it may be tried again; of a write that is `done`, that only its
+    /// answer is lost.
+    pub(super) fn charge(&self, bytes: usize, done: bool) -> Result<(), Status> {
+        match self.call.charge(bytes) {
+            true => Ok(()),
+            false => Err(no_room(self.is_write && done)),
         }
     }
 }
 
-/// What a call is told that is not over by its deadline.
-fn missed() -> Status {
-    Status::deadline_exceeded("the call's deadline has passed; a write may still take effect")
+/// What a call is told that makes the gateway hold too much; of a write that is done, never that it may be repeated.
+pub(super) fn no_room(is_done: bool) -> Status {
+    if is_done {
+        let why = NO_ROOM;
+        let mut metadata = MetadataMap::new();
+        metadata.insert(PREVIOUS_UNREAD, metadata_text(why));
+        let message = format!("the write is done; what was there before is not told: {why}");
+        return Status::with_metadata(tonic::Code::Unknown, message, metadata);
+    }
+    Status::resource_exhausted(
+        "this gateway, or this connection, holds too much of requests and unread answers: try again later",
+    )
 }
 
 /// What a call is told whose request does not come.
@@ -72,88 +121,92 @@ pub(super) fn too_slow() -> Status {
     ))
 }
 
-/// The places that calls share, beside the one that each connection has.
-#[derive(Debug)]
-struct Places {
-    max: usize,
-    taken: Mutex<usize>,
+/// Where a request's body stands between the messages of which it is made: each has five bytes before it, the last
+/// four of which say how long it is.
+#[derive(Debug, Default)]
+struct Framing {
+    prefix: Vec<u8>,
+    /// Bytes of the present message that are still to come.
+    left: usize,
 }
 
-/// One place, given back when it is dropped.
-struct Place {
-    peer: Option<Peer>,
-    shared: Option<Arc<Places>>,
-}
-
-impl fmt::Debug for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").field("shared", &self.shared).finish_non_exhaustive()
-    }
-}
-
-impl Places {
-    fn new(max: usize) -> Arc<Places> {
-        Arc::new(Places { max, taken: Mutex::new(0) })
-    }
-
-    fn taken(&self) -> MutexGuard<'_, usize> {
-        // A number is always whole.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A place for a call that came over `peer`'s connection.
-    fn take(self: &Arc<Places>, peer: Option<Peer>) -> Option<Place> {
-        let others = peer.as_ref().map(Peer::call_begins);
-        let mut place = Place { peer, shared: None };
-        if others == Some(0) {
-            return Some(place);
+impl Framing {
+    /// How many bytes the messages have that begin in these bytes. Room for a message is made when it begins, so that is
+    /// when it has to be charged for. An overlong one is refused as soon as that.
+    fn announced(&mut self, mut bytes: &[u8]) -> usize {
+        let mut announced = 0;
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let (_, rest) = bytes.split_at(self.left.min(bytes.len()));
+                self.left -= bytes.len() - rest.len();
+                bytes = rest;
+                continue;
+            }
+            let (prefix, rest) = bytes.split_at((5 - self.prefix.len()).min(bytes.len()));
+            self.prefix.extend(prefix);
+            bytes = rest;
+            if let [_, a, b, c, d] = self.prefix[..] {
+                self.prefix.clear();
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                announced += 5 + self.left.min(limits::GATEWAY_MESSAGE_BYTES_MAX);
+            }
         }
-        let mut taken = self.taken();
-        // Whoever comes over no connection that is known has no others.
-        if others.unwrap_or_default() >= self.max - *taken {
-            return None;
-        }
-        *taken += 1;
-        place.shared = Some(Arc::clone(self));
-        Some(place)
+        announced
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(peer) = &self.peer {
-            peer.call_ends();
-        }
-        if let Some(shared) = &self.shared {
-            *shared.taken() -= 1;
-        }
-    }
-}
-
-/// A request's body that has to come in time.
-struct TimelyBody {
+/// A request's body that has to come in time, and is charged to its call.
+struct RequestBody {
     inner: Body,
+    call: Arc<Call>,
+    framing: Framing,
     /// Runs since something was waited for.
     timer: Option<Pin<Box<Sleep>>>,
-    /// The time is for each frame, and not for all of it.
-    is_stream: bool,
+    timing: RequestTiming,
 }
 
-impl http_body::Body for TimelyBody {
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RequestTiming {
+    /// [`limits::GATEWAY_MESSAGE_TIMEOUT`] for all of it.
+    Whole,
+    /// As long for each frame of it.
+    EachFrame,
+    /// For ever.
+    Endless,
+}
+
+impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
-        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let frame = Pin::new(&mut this.inner).poll_frame(cx);
         match &frame {
-            Poll::Ready(Some(Ok(_))) if self.is_stream => self.timer = None,
-            Poll::Ready(_) => {}
+            Poll::Ready(Some(Ok(frame))) => {
+                if this.timing == RequestTiming::EachFrame {
+                    this.timer = None;
+                }
+                // A dialogue's requests are answered and gone one by one.
+                if let Some(bytes) = frame.data_ref()
+                    && this.timing != RequestTiming::Endless
+                    && !this.call.charge_request(REQUEST_WEIGHT * this.framing.announced(bytes))
+                {
+                    return Poll::Ready(Some(Err(no_room(false))));
+                }
+                if this.inner.is_end_stream() {
+                    this.call.turn(Turn::Gateway);
+                }
+            }
+            Poll::Ready(_) => this.call.turn(Turn::Gateway),
+            Poll::Pending if this.timing == RequestTiming::Endless => {}
             Poll::Pending => {
                 let start = || Box::pin(sleep(limits::GATEWAY_MESSAGE_TIMEOUT));
-                if self.timer.get_or_insert_with(start).as_mut().poll(cx).is_ready() {
+                if this.timer.get_or_insert_with(start).as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Some(Err(too_slow())));
                 }
             }
@@ -170,49 +223,113 @@ impl http_body::Body for TimelyBody {
     }
 }
 
+/// An answer's body, charged to its call piece by piece.
+struct AnswerBody {
+    /// `None` when there is no more of it.
+    inner: Option<Body>,
+    call: CallLimits,
+}
+
+/// A piece of an answer that the transport holds until it is sent.
+struct HeldBytes {
+    bytes: Bytes,
+    call: Arc<Call>,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.call.release(self.bytes.len());
+        self.call.turn(Turn::Client);
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        let frame = match Pin::new(inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Pending => {
+                self.call.call.turn(Turn::Gateway);
+                return Poll::Pending;
+            }
+            end => return end,
+        };
+        self.call.call.turn(Turn::Client);
+        let frame = match frame.into_data() {
+            Ok(bytes) => match self.call.charge(bytes.len(), true) {
+                Ok(()) => {
+                    let call = Arc::clone(&self.call.call);
+                    Frame::data(Bytes::from_owner(HeldBytes { bytes, call }))
+                }
+                Err(status) => {
+                    self.inner = None;
+                    let mut trailers = HeaderMap::new();
+                    status.add_header(&mut trailers)?;
+                    Frame::trailers(trailers)
+                }
+            },
+            Err(other) => other,
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.inner.as_ref().map(Body::size_hint).unwrap_or_default()
+    }
+}
+
 /// What kind of a call a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// A call of one request, which has to be whole in time.
-    Single,
-    /// A stream of requests, each of which has its time.
-    Streaming,
-    /// A dialogue: its client may think.
-    Dialogue,
-    /// The health service's, of one request.
-    Health,
+struct Kind {
+    pool: Pool,
+    timing: RequestTiming,
+    is_write: bool,
 }
 
 impl Kind {
     fn of(path: &str) -> Kind {
-        match path.rsplit_once('/') {
-            Some(("/project.KeyValueStore", "GetAll" | "PutAll" | "DelAll")) => Kind::Streaming,
-            Some(("/grpc.health.v1.Health", _)) => Kind::Health,
-            Some((service, _)) if service.starts_with("/grpc.reflection.") => Kind::Dialogue,
-            _ => Kind::Single,
+        let (service, operation) = path.rsplit_once('/').unwrap_or_default();
+        let is_reflection = service.starts_with("/grpc.reflection.");
+        let is_auxiliary = is_reflection || service == "/grpc.health.v1.Health";
+        let timing = match operation {
+            // Its client may think between two questions.
+            _ if is_reflection => RequestTiming::Endless,
+            "GetAll" | "PutAll" | "DelAll" => RequestTiming::EachFrame,
+            _ => RequestTiming::Whole,
+        };
+        Kind {
+            pool: if is_auxiliary { Pool::Auxiliary } else { Pool::Store },
+            timing,
+            is_write: !is_auxiliary && !operation.starts_with("Get"),
         }
     }
 }
 
 /// Puts the call policy around a service.
 #[derive(Clone)]
-pub(super) struct CallPolicy {
-    calls: Arc<Places>,
-    health: Arc<Places>,
-}
-
-impl CallPolicy {
-    /// With room for so many calls at once, and for so many of the health service.
-    pub(super) fn new(calls_max: usize, health_max: usize) -> CallPolicy {
-        CallPolicy { calls: Places::new(calls_max), health: Places::new(health_max) }
-    }
-}
+pub(super) struct CallPolicy;
 
 impl<S> Layer<S> for CallPolicy {
     type Service = PolicyService<S>;
 
     fn layer(&self, inner: S) -> PolicyService<S> {
-        PolicyService { inner, policy: self.clone() }
+        PolicyService { inner }
     }
 }
 
@@ -220,7 +337,6 @@ impl<S> Layer<S> for CallPolicy {
 #[derive(Clone)]
 pub(super) struct PolicyService<S> {
     inner: S,
-    policy: CallPolicy,
 }
 
 impl<S> Service<Request<Body>> for PolicyService<S>
@@ -238,12 +354,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let kind = Kind::of(request.uri().path());
-        let places = match kind {
-            Kind::Health => &self.policy.health,
-            Kind::Single | Kind::Streaming | Kind::Dialogue => &self.policy.calls,
-        };
-        let Some(place) = places.take(request.extensions().get::<Peer>().cloned()) else {
+        let Kind { pool, timing, is_write } = Kind::of(request.uri().path());
+        let account = request.extensions().get::<Account>();
+        let Some(call) = account.and_then(|account| account.begin(pool)) else {
             let busy = Status::resource_exhausted(
                 "this gateway, or this connection, has too many calls under way: try again later",
             );
@@ -251,33 +364,35 @@ where
         };
         let deadline =
             time_left(request.headers()).and_then(|left| Instant::now().checked_add(left));
-        let call = CallLimits { deadline, _place: Arc::new(place) };
+        let call = CallLimits { deadline, is_write, call: Arc::new(call) };
         request.extensions_mut().insert(call.clone());
-        let request = match kind {
-            Kind::Dialogue => request,
-            Kind::Single | Kind::Health => request.map(|body| timely(body, false)),
-            Kind::Streaming => request.map(|body| timely(body, true)),
-        };
+        let request = request.map(|inner| {
+            let call = Arc::clone(&call.call);
+            let framing = Framing::default();
+            Body::new(RequestBody { inner, call, framing, timer: None, timing })
+        });
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answering = async { Ok(answering.await) };
-            match CallLimits::within(Some(&call), answering).await {
-                Ok(answer) => answer.map(rename_overlong),
-                Err(missed) => Ok(missed.into_http()),
+            let answer = match call.within(answering).await {
+                Ok(answer) => answer.map(rename_overlong)?,
+                Err(missed) => missed.into_http(),
+            };
+            // What a stream of requests has brought is kept for as long as its rows are being read.
+            if timing == RequestTiming::Whole {
+                call.call.release_request();
             }
+            call.call.turn(Turn::Client);
+            Ok(answer.map(|inner| Body::new(AnswerBody { inner: Some(inner), call })))
         })
     }
-}
-
-fn timely(body: Body, is_stream: bool) -> Body {
-    Body::new(TimelyBody { inner: body, timer: None, is_stream })
 }
 
 fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
     if let Some(status) = answer.headers_mut().get_mut(GRPC_STATUS)
         && status.as_bytes() == OUT_OF_RANGE.as_bytes()
     {
-        *status = i32::from(tonic::Code::ResourceExhausted).into();
+        *status = i32::from(tonic::Code::InvalidArgument).into();
     }
     answer
 }
@@ -306,7 +421,40 @@ fn time_left(headers: &HeaderMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::accounting::tests::AMPLE;
+    use super::super::accounting::{AccountLimits, Accounts};
     use super::*;
+
+    /// The next piece of an answer.
+    trait NextFrame {
+        async fn frame(self) -> Result<Frame<Bytes>, Status>;
+    }
+
+    impl NextFrame for Body {
+        async fn frame(mut self) -> Result<Frame<Bytes>, Status> {
+            let next = |cx: &mut Context<'_>| http_body::Body::poll_frame(Pin::new(&mut self), cx);
+            std::future::poll_fn(next).await.expect("there is a piece")
+        }
+    }
+
+    /// A body of one piece, and no status after it.
+    fn one_piece(bytes: Bytes) -> Body {
+        struct OnePiece(Option<Bytes>);
+
+        impl http_body::Body for OnePiece {
+            type Data = Bytes;
+            type Error = Status;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+                Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+            }
+        }
+
+        Body::new(OnePiece(Some(bytes)))
+    }
 
     fn left(text: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();
@@ -341,48 +489,79 @@ mod tests {
         runtime.unwrap().block_on(work)
     }
 
-    fn request(timeout: &str) -> Request<Body> {
-        Request::builder().header(GRPC_TIMEOUT, timeout).body(Body::empty()).unwrap()
+    fn account(limits: AccountLimits) -> Account {
+        Accounts::new(limits).open([10, 0, 0, 1].into()).unwrap()
     }
 
-    fn code(answer: &Response<Body>) -> tonic::Code {
-        Status::from_header_map(answer.headers()).map_or(tonic::Code::Ok, |status| status.code())
+    fn request(account: &Account, path: &str, timeout: &str) -> Request<Body> {
+        let path = format!("/project.KeyValueStore/{path}");
+        let request = Request::builder().uri(path).header(GRPC_TIMEOUT, timeout);
+        request.extension(account.clone()).body(Body::empty()).unwrap()
+    }
+
+    fn status(answer: &Response<Body>) -> Status {
+        Status::from_header_map(answer.headers()).unwrap_or_else(|| Status::ok(""))
     }
 
     #[test]
-    fn a_missed_deadline_is_deadline_exceeded() {
-        let mut service =
-            CallPolicy::new(1, 1).layer(Inner(|_| std::future::pending::<Response<Body>>()));
-        let answer = block_on(async { service.call(request("1m")).await }).unwrap();
-        assert_eq!(code(&answer), tonic::Code::DeadlineExceeded);
+    fn a_missed_deadline_is_deadline_exceeded_and_only_a_write_may_take_effect() {
+        let account = account(AMPLE);
+        for (path, is_write) in [("Get", false), ("GetAll", false), ("Put", true), ("Del", true)] {
+            let mut service = CallPolicy.layer(Inner(|_| std::future::pending::<Response<Body>>()));
+            let missed =
+                block_on(async { service.call(request(&account, path, "1m")).await }).unwrap();
+            let missed = status(&missed);
+            assert_eq!(missed.code(), tonic::Code::DeadlineExceeded);
+            assert_eq!(missed.message().contains("write"), is_write, "{missed}");
+        }
     }
 
     #[test]
-    fn one_call_too_many_is_refused_and_a_stream_keeps_its_place() {
-        let mut service = CallPolicy::new(1, 1).layer(Inner(|request: Request<Body>| {
-            let call = request.extensions().get::<CallLimits>().cloned();
-            let mut answer = Response::new(Body::empty());
-            answer.extensions_mut().insert(call);
-            std::future::ready(answer)
-        }));
-        let mut call = || block_on(service.call(request("60S"))).unwrap();
+    fn a_call_keeps_its_place_until_its_answer_is_gone() {
+        let account = account(AccountLimits { store_calls_max: 0, ..AMPLE });
+        let mut service = CallPolicy
+            .layer(Inner(|_| std::future::ready(Response::new(one_piece(Bytes::from("answer"))))));
+        let mut call = || block_on(service.call(request(&account, "Get", "60S"))).unwrap();
         let first = call();
-        assert_eq!(code(&first), tonic::Code::Ok);
-        assert_eq!(code(&call()), tonic::Code::ResourceExhausted);
-        drop(first);
-        assert_eq!(code(&call()), tonic::Code::Ok);
+        assert_eq!(status(&first).code(), tonic::Code::Ok);
+        assert_eq!(status(&call()).code(), tonic::Code::ResourceExhausted);
+        // The transport holds what its client has no window for.
+        let piece = block_on(first.into_body().frame()).unwrap();
+        assert_eq!(status(&call()).code(), tonic::Code::ResourceExhausted);
+        drop(piece);
+        assert_eq!(status(&call()).code(), tonic::Code::Ok);
     }
 
     #[test]
-    fn the_health_service_has_places_of_its_own_and_streams_are_known() {
-        let mut service = CallPolicy::new(0, 1)
-            .layer(Inner(|_| std::future::ready(Response::new(Body::empty()))));
-        let mut call = |path: &str| {
-            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
-            code(&block_on(service.call(request)).unwrap())
+    fn an_answer_too_many_is_refused_but_never_looks_like_a_write_undone() {
+        let account = account(AccountLimits { bytes_max: 2_000, own_bytes: 10, ..AMPLE });
+        let answer = || std::future::ready(Response::new(one_piece(vec![0; 900].into())));
+        let mut service = CallPolicy.layer(Inner(|_| answer()));
+        let mut frame = |path: &str| {
+            let answer = block_on(service.call(request(&account, path, "60S"))).unwrap();
+            block_on(answer.into_body().frame()).unwrap()
         };
-        assert_eq!(call("/project.KeyValueStore/Get"), tonic::Code::ResourceExhausted);
-        assert_eq!(call("/grpc.health.v1.Health/Check"), tonic::Code::Ok);
+        let unread = frame("Get");
+        assert!(unread.is_data());
+        for (path, code) in [("Get", tonic::Code::ResourceExhausted), ("Put", tonic::Code::Unknown)]
+        {
+            let trailers = frame(path).into_trailers().unwrap();
+            let status = Status::from_header_map(&trailers).unwrap();
+            assert_eq!(status.code(), code, "{status}");
+            let is_done = status.metadata().contains_key(PREVIOUS_UNREAD);
+            assert_eq!(is_done, path == "Put", "{status}");
+        }
+        drop(unread);
+        assert!(frame("Put").is_data());
+    }
+
+    #[test]
+    fn the_other_services_have_places_of_their_own_and_streams_are_known() {
+        let account = account(AccountLimits { store_calls_max: 0, ..AMPLE });
+        let open = ["/grpc.health.v1.Health/Watch", "/grpc.reflection.v1.ServerReflection/Info"];
+        let open = open.map(|path| account.begin(Kind::of(path).pool).unwrap());
+        assert!(account.begin(Kind::of("/project.KeyValueStore/Get").pool).is_some());
+        drop(open);
         // Whatever streams requests in the interface has a time for each.
         let interface = include_str!("../../proto/project.proto");
         let rpcs = interface.lines().filter_map(|line| line.trim().strip_prefix("rpc "));
@@ -390,18 +569,36 @@ mod tests {
         for rpc in rpcs {
             let (name, rest) = rpc.split_once('(').unwrap();
             let kind = Kind::of(&format!("/project.KeyValueStore/{}", name.trim()));
-            assert_eq!(kind == Kind::Streaming, rest.trim().starts_with("stream "), "{rpc}");
-            streams += usize::from(kind == Kind::Streaming);
+            let is_stream = kind.timing == RequestTiming::EachFrame;
+            assert_eq!(is_stream, rest.trim().starts_with("stream "), "{rpc}");
+            assert_eq!(kind.is_write, !name.starts_with("Get"), "{rpc}");
+            streams += usize::from(is_stream);
         }
         assert_eq!(streams, 3);
     }
 
     #[test]
-    fn an_overlong_message_is_resource_exhausted() {
-        let mut service = CallPolicy::new(1, 1)
+    fn an_overlong_message_is_an_invalid_argument() {
+        let mut service = CallPolicy
             .layer(Inner(|_| std::future::ready(Status::out_of_range("too long").into_http())));
-        let answer = block_on(service.call(request("60S"))).unwrap();
-        assert_eq!(code(&answer), tonic::Code::ResourceExhausted);
+        let answer = block_on(service.call(request(&account(AMPLE), "Put", "60S"))).unwrap();
+        assert_eq!(status(&answer).code(), tonic::Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_message_is_charged_for_when_it_begins_however_its_bytes_come() {
+        let message = |length: u32, bytes: &[u8]| [&[0][..], &length.to_be_bytes(), bytes].concat();
+        let bytes = [message(3, b"abc"), message(0, b""), message(300, &[7; 300])].concat();
+        for piece in [1, 2, 5, 7, bytes.len()] {
+            let mut framing = Framing::default();
+            let announced: usize = bytes.chunks(piece).map(|part| framing.announced(part)).sum();
+            assert_eq!(announced, bytes.len(), "in pieces of {piece}");
+        }
+        let mut framing = Framing::default();
+        assert_eq!(framing.announced(&message(1000, b"a")), 1005);
+        assert_eq!(framing.announced(&[7; 999]), 0);
+        let most = 5 + limits::GATEWAY_MESSAGE_BYTES_MAX;
+        assert_eq!(framing.announced(&message(u32::MAX, b"a")), most);
     }
 
     #[test]

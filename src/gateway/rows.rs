@@ -8,64 +8,101 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, TryStreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::calls::Calls;
 use super::policy::CallLimits;
-use super::translate::status;
+use super::translate::{previous_unread, status};
 use crate::client::{ClientError, Rows};
 use crate::limits;
+use crate::types::Timestamp;
 use crate::wire::message::Row;
 
 /// The answer of an operation on many keys.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Streams rows, each made into a message by `translate`, as long as the call's limits allow. `room` is
-/// what the rows take up meanwhile.
-pub(super) fn stream<T: Send + 'static>(
+/// Streams the rows of a read, each made into a message by `translate`, within the call's limits.
+pub(super) fn of_read<T: Send + 'static>(
     calls: Calls,
     rows: Rows,
-    room: Option<OwnedSemaphorePermit>,
-    call: Option<CallLimits>,
+    call: CallLimits,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
-    let chunks = stream::try_unfold(Some((rows, room)), move |state| {
+    stream(calls, rows, call, false, translate)
+}
+
+/// As [`of_read`], what the write at `ver` replaced or removed. The write is done, so that no error may look as if it
+/// could be repeated.
+pub(super) fn of_write<T: Send + 'static>(
+    calls: Calls,
+    rows: Rows,
+    ver: Timestamp,
+    call: CallLimits,
+    translate: impl Fn(Row) -> T + Clone + Send + 'static,
+) -> Replies<T> {
+    let rows = stream(calls, rows, call, true, move |row| Ok(translate(row)));
+    Box::pin(rows.map_err(move |status| previous_unread(ver, &status)))
+}
+
+fn stream<T: Send + 'static>(
+    calls: Calls,
+    rows: Rows,
+    call: CallLimits,
+    is_done: bool,
+    translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
+) -> Replies<T> {
+    let first = Some((rows, 0));
+    let chunks = stream::try_unfold(first, move |state| {
         let (calls, call) = (calls.clone(), call.clone());
         async move {
-            let Some((rows, room)) = state else { return Ok(None) };
-            let reading = calls.wait_for(move || read_chunk(rows));
-            let (chunk, rest) = CallLimits::within(call.as_ref(), reading).await?;
-            Ok::<_, Status>(Some((chunk, rest.map(|rows| (rows, room)))))
+            let Some((rows, charged)) = state else { return Ok(None) };
+            let held = call.clone();
+            let reading = calls.wait_for(&call, move || {
+                let Chunk { rows, bytes, rest } = read_chunk(rows);
+                // The rest of a page stays in memory while its rows are read one chunk after the other.
+                let bytes = if rest.is_some() { limits::PAGE_BYTES_MAX } else { bytes };
+                held.charge(bytes.saturating_sub(charged), is_done)?;
+                Ok((rows, rest.map(|rest| (rest, bytes.max(charged)))))
+            });
+            let chunk = call.within(async { reading.await? }).await?;
+            Ok::<_, Status>(Some(chunk))
         }
     });
-    let messages = chunks.map_ok(move |chunk| {
+    let messages = chunks.map_ok(move |rows| {
         let translate = translate.clone();
         let message = move |row: Result<Row, ClientError>| match row {
             Ok(row) => translate(row),
             Err(error) => Err(status(&error)),
         };
-        stream::iter(chunk.into_iter().map(message))
+        stream::iter(rows.into_iter().map(message))
     });
     Box::pin(messages.try_flatten())
 }
 
-/// The next rows, or the error that ended them, and the rest if there may be more.
-fn read_chunk(mut rows: Rows) -> (Vec<Result<Row, ClientError>>, Option<Rows>) {
-    let mut chunk = Vec::new();
-    let mut bytes = 0;
-    while chunk.len() < limits::GATEWAY_CHUNK_ROWS && bytes < limits::GATEWAY_CHUNK_BYTES {
-        match rows.next() {
-            None => return (chunk, None),
+/// The next rows of an answer.
+struct Chunk {
+    /// The last one is the error that ended them, if one did.
+    rows: Vec<Result<Row, ClientError>>,
+    /// Of their keys and values.
+    bytes: usize,
+    /// Where there may be more.
+    rest: Option<Rows>,
+}
+
+fn read_chunk(mut rest: Rows) -> Chunk {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while rows.len() < limits::GATEWAY_CHUNK_ROWS && bytes < limits::GATEWAY_CHUNK_BYTES {
+        match rest.next() {
+            None => return Chunk { rows, bytes, rest: None },
             Some(Ok(row)) => {
                 bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);
-                chunk.push(Ok(row));
+                rows.push(Ok(row));
             }
             Some(Err(error)) => {
-                chunk.push(Err(error));
-                return (chunk, None);
+                rows.push(Err(error));
+                return Chunk { rows, bytes, rest: None };
             }
         }
     }
-    (chunk, Some(rows))
+    Chunk { rows, bytes, rest: Some(rest) }
 }

@@ -1,29 +1,29 @@
 //! The nine operations of the interface.
 
+use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::calls::Calls;
-use super::gather::{Gathered, Room, gather};
+use super::gather::gather;
 use super::interface::key_value_store_server::KeyValueStore;
 use super::interface::{KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply};
-use super::policy::CallLimits;
+use super::policy::{CallLimits, no_room};
 use super::rows::{self, Replies};
 use super::translate::{
-    asked_version, check_key, greater, range, read_row, removed_row, replaced_row,
+    asked_version, check_key, done, greater, range, read_row, removed_row, replaced_row,
 };
-use crate::client::{ReadOptions, Written};
+use crate::client::{Client, ReadOptions, WrittenMany};
 use crate::types::Timestamp;
 use crate::wire::message::Row;
 
 /// The service.
 pub(super) struct Gateway {
     calls: Calls,
-    room: Room,
 }
 
 impl Gateway {
     pub(super) fn new(calls: Calls) -> Gateway {
-        Gateway { calls, room: Room::new() }
+        Gateway { calls }
     }
 }
 
@@ -38,106 +38,120 @@ impl KeyValueStore for Gateway {
     type DelAllStream = Replies<KeyValueVersionReply>;
 
     async fn get(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
+        let call = CallLimits::of(&request)?;
         let KeyRequest { key, ver } = request.into_inner();
         check_key(&key)?;
         let at = asked_version(ver);
         let asked = key.clone();
-        let got = self.calls.request(move |client| client.read(&asked, newest_or(at))).await?;
+        let held = call.clone();
+        let read = move |client: &Client| {
+            let got = client.read(&asked, newest_or(at))?;
+            let bytes = got.value.as_ref().map_or(0, Bytes::len);
+            Ok(held.hold(bytes).then_some(got))
+        };
+        let got = self.calls.request(&call, read).await?.ok_or_else(|| no_room(false))?;
         let row = Row { key: key.into(), value: got.value, timestamp: got.timestamp };
         Ok(Response::new(read_row(row, at)?))
     }
 
     async fn get_range(&self, request: Request<KeyRange>) -> Answer<Self::GetRangeStream> {
-        let call = CallLimits::of(&request);
+        let call = CallLimits::of(&request)?;
         let (from, to, at) = range(request.into_inner())?;
-        let rows =
-            self.calls.request(move |client| client.range(&from, &to, newest_or(at))).await?;
+        let read = move |client: &Client| client.range(&from, &to, newest_or(at));
+        let rows = self.calls.request(&call, read).await?;
         let translate = move |row| read_row(row, at);
-        Ok(Response::new(rows::stream(self.calls.clone(), rows, None, call, translate)))
+        Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))
     }
 
     async fn get_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::GetAllStream> {
-        let call = CallLimits::of(&request);
-        let Gathered { items, room } = self.gather_keys(request).await?;
+        let call = CallLimits::of(&request)?;
+        let items = gather_keys(request).await?;
         let at = items.iter().map(|item| asked_version(item.ver)).fold(None, greater);
         let keys = keys(items);
-        let rows = self.calls.request(move |client| client.get_all(keys, newest_or(at))).await?;
+        let read = move |client: &Client| client.get_all(keys, newest_or(at));
+        let rows = self.calls.request(&call, read).await?;
         let translate = move |row| read_row(row, at);
-        Ok(Response::new(rows::stream(self.calls.clone(), rows, room, call, translate)))
+        Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))
     }
 
     async fn put(&self, request: Request<KeyValueRequest>) -> Answer<PutReply> {
+        let call = CallLimits::of(&request)?;
         let KeyValueRequest { key, val } = request.into_inner();
         check_key(&key)?;
         let written_key = key.clone();
-        let written = self.calls.request(move |client| client.replace(&written_key, &val)).await?;
+        let held = call.clone();
+        let write = move |client: &Client| {
+            done(client.replace(&written_key, &val), |bytes| held.hold(bytes))
+        };
+        let written = self.calls.request(&call, write).await?;
         let ver = written.timestamp;
-        Ok(Response::new(replaced_row(previous(key, written), ver)))
+        Ok(written.answer(key, |row| replaced_row(row, ver)))
     }
 
     async fn put_all(
         &self,
         request: Request<Streaming<KeyValueRequest>>,
     ) -> Answer<Self::PutAllStream> {
-        let call = CallLimits::of(&request);
+        let call = CallLimits::of(&request)?;
         let measure =
             |item: &KeyValueRequest| check_key(&item.key).map(|()| item.key.len() + item.val.len());
-        let Gathered { items, room } = gather(&self.room, request.into_inner(), measure).await?;
+        let items = gather(request, measure).await?;
         if items.is_empty() {
             return Ok(Response::new(nothing()));
         }
         let pairs: Vec<_> = items.into_iter().map(|item| (item.key, item.val)).collect();
-        let written = self.calls.request(move |client| client.put_all(pairs)).await?;
-        let ver = written.timestamp;
-        let translate = move |row| Ok(replaced_row(row, ver));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, call, translate)))
+        let write = move |client: &Client| client.put_all(pairs);
+        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, write).await?;
+        let translate = move |row| replaced_row(row, ver);
+        Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, translate)))
     }
 
     async fn del(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
+        let call = CallLimits::of(&request)?;
         let key = request.into_inner().key;
         check_key(&key)?;
         let removed_key = key.clone();
-        let written = self.calls.request(move |client| client.del(&removed_key)).await?;
-        Ok(Response::new(removed_row(previous(key, written))))
+        let held = call.clone();
+        let remove =
+            move |client: &Client| done(client.del(&removed_key), |bytes| held.hold(bytes));
+        let written = self.calls.request(&call, remove).await?;
+        Ok(written.answer(key, removed_row))
     }
 
     async fn del_range(&self, request: Request<KeyRange>) -> Answer<Self::DelRangeStream> {
-        let call = CallLimits::of(&request);
+        let call = CallLimits::of(&request)?;
         let (from, to, _) = range(request.into_inner())?;
-        let written = self.calls.request(move |client| client.del_range(&from, &to)).await?;
-        let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, None, call, translate)))
+        let remove = move |client: &Client| client.del_range(&from, &to);
+        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, remove).await?;
+        Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 
     async fn del_all(&self, request: Request<Streaming<KeyRequest>>) -> Answer<Self::DelAllStream> {
-        let call = CallLimits::of(&request);
-        let Gathered { items, room } = self.gather_keys(request).await?;
+        let call = CallLimits::of(&request)?;
+        let items = gather_keys(request).await?;
         if items.is_empty() {
             return Ok(Response::new(nothing()));
         }
         let keys = keys(items);
-        let written = self.calls.request(move |client| client.del_all(keys)).await?;
-        let translate = |row| Ok(removed_row(row));
-        Ok(Response::new(rows::stream(self.calls.clone(), written.rows, room, call, translate)))
+        let remove = move |client: &Client| client.del_all(keys);
+        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, remove).await?;
+        Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 
     async fn trim(&self, request: Request<KeyRequest>) -> Answer<KeyValueVersionReply> {
+        let call = CallLimits::of(&request)?;
         let key = request.into_inner().key;
         check_key(&key)?;
         let trimmed_key = key.clone();
-        let written = self.calls.request(move |client| client.trim(&trimmed_key)).await?;
-        Ok(Response::new(removed_row(previous(key, written))))
+        let held = call.clone();
+        let trim = move |client: &Client| done(client.trim(&trimmed_key), |bytes| held.hold(bytes));
+        let written = self.calls.request(&call, trim).await?;
+        Ok(written.answer(key, removed_row))
     }
 }
 
-impl Gateway {
-    async fn gather_keys(
-        &self,
-        request: Request<Streaming<KeyRequest>>,
-    ) -> Result<Gathered<KeyRequest>, Status> {
-        let measure = |item: &KeyRequest| check_key(&item.key).map(|()| item.key.len());
-        gather(&self.room, request.into_inner(), measure).await
-    }
+async fn gather_keys(request: Request<Streaming<KeyRequest>>) -> Result<Vec<KeyRequest>, Status> {
+    gather(request, |item: &KeyRequest| check_key(&item.key).map(|()| item.key.len())).await
 }
 
 /// Every read is linearizable, so that nobody can tell through which gateway a write went.
@@ -147,15 +161,6 @@ fn newest_or(at: Option<Timestamp>) -> ReadOptions {
 
 fn keys(items: Vec<KeyRequest>) -> Vec<String> {
     items.into_iter().map(|item| item.key).collect()
-}
-
-/// What a key had before a write on it.
-fn previous(key: String, written: Written) -> Row {
-    let (timestamp, value) = match written.previous {
-        Some(version) => (version.timestamp, Some(version.value)),
-        None => (Timestamp::ZERO, None),
-    };
-    Row { key: key.into(), value, timestamp }
 }
 
 fn nothing<T: Send + 'static>() -> Replies<T> {

@@ -1,10 +1,12 @@
 //! What the interface's messages mean to the store, and the store's answers to the interface.
 
 use bytes::Bytes;
-use tonic::Status;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::{Code, Response, Status};
 
-use super::interface::{KeyRange, KeyValueVersionReply, PutReply};
-use crate::client::ClientError;
+use super::interface::{KeyRange, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply};
+use super::policy::NO_ROOM;
+use crate::client::{ClientError, Effect, Version, Written};
 use crate::limits;
 use crate::text::escape;
 use crate::types::Timestamp;
@@ -82,30 +84,104 @@ pub(super) fn replaced_row(row: Row, ver: Timestamp) -> PutReply {
     PutReply { key, old_val: val, old_ver, ver: ver.0 }
 }
 
+/// A write on one key, which is done.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) timestamp: Timestamp,
+    previous: Option<Version>,
+    /// Why it could not be read what there was before.
+    unread: Option<String>,
+}
+
+/// A write is done, too, when only what it replaced or removed could not be read: an error would have clients, and
+/// their retry policies, write again.
+///
+/// `hold` says whether there is room for so many bytes of it.
+pub(super) fn done(
+    result: Result<Written, ClientError>,
+    hold: impl FnOnce(usize) -> bool,
+) -> Result<Done, ClientError> {
+    match result {
+        Ok(Written { timestamp, previous, .. }) => {
+            let bytes = previous.as_ref().map_or(0, |version| version.value.len());
+            Ok(match hold(bytes) {
+                true => Done { timestamp, previous, unread: None },
+                false => Done { timestamp, previous: None, unread: Some(NO_ROOM.to_owned()) },
+            })
+        }
+        Err(ClientError::PreviousUnread { timestamp, why }) => {
+            Ok(Done { timestamp, previous: None, unread: Some(why.to_string()) })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Done {
+    /// The answer, made of what `key` had before, and in its metadata why that is missing from it.
+    pub(super) fn answer<T>(self, key: String, message: impl FnOnce(Row) -> T) -> Response<T> {
+        let (timestamp, value) = match self.previous {
+            Some(version) => (version.timestamp, Some(version.value)),
+            None => (Timestamp::ZERO, None),
+        };
+        let mut answer = Response::new(message(Row { key: key.into(), value, timestamp }));
+        if let Some(why) = self.unread {
+            answer.metadata_mut().insert(PREVIOUS_UNREAD, metadata_text(&why));
+        }
+        answer
+    }
+}
+
+/// The status of a write on many keys that is done at version `ver`, of which it could not be told to the end what there
+/// was before. No retry policy takes it for one that may be repeated.
+pub(super) fn previous_unread(ver: Timestamp, why: &Status) -> Status {
+    let code = match why.code() {
+        Code::DeadlineExceeded => Code::DeadlineExceeded,
+        _ => Code::Unknown,
+    };
+    let mut metadata = MetadataMap::new();
+    metadata.insert(PREVIOUS_UNREAD, metadata_text(why.message()));
+    let message = format!(
+        "the write is done, with version {ver}; what there was before could not be told to the end: {}",
+        why.message()
+    );
+    Status::with_metadata(code, message, metadata)
+}
+
+/// Text as metadata can carry it.
+pub(super) fn metadata_text(text: &str) -> MetadataValue<Ascii> {
+    let escaped = escape(text.as_bytes()).to_string();
+    MetadataValue::try_from(escaped).unwrap_or(MetadataValue::from_static("the reason is not text"))
+}
+
 fn shown(bytes: Bytes) -> String {
     String::from_utf8(bytes.into())
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// The status that says why a request failed.
+/// The status that says why a request failed. `UNAVAILABLE` has retry policies ask again, so a write that is known to be
+/// done, or that nobody can know of any more, is `UNKNOWN`.
 pub(super) fn status(error: &ClientError) -> Status {
     let message = error.to_string();
     match error {
+        _ if error.effect() == Effect::Done => Status::unknown(message),
+        ClientError::StaleRequest { .. } | ClientError::PreviousUnread { .. } => {
+            Status::unknown(message)
+        }
         ClientError::Unreachable { .. }
         | ClientError::TimedOut { .. }
         | ClientError::NoMajority { .. }
         | ClientError::Unconfirmed { .. }
-        | ClientError::PreviousUnread { .. }
         | ClientError::Unavailable { .. } => Status::unavailable(message),
         ClientError::Invalid { .. }
         | ClientError::KeyEmpty
         | ClientError::KeyTooLong(_)
-        | ClientError::ValueTooLong(_) => Status::invalid_argument(message),
-        ClientError::DiskFull { .. } => Status::resource_exhausted(message),
-        ClientError::Expired { .. } | ClientError::StaleRequest { .. } => Status::aborted(message),
-        ClientError::TooManyKeys(_) | ClientError::TooManyBytes(_) | ClientError::Thread(_) => {
+        | ClientError::ValueTooLong(_)
+        | ClientError::TooManyKeys(_)
+        | ClientError::TooManyBytes(_) => Status::invalid_argument(message),
+        ClientError::DiskFull { .. } | ClientError::Thread(_) => {
             Status::resource_exhausted(message)
         }
+        ClientError::Expired { .. } => Status::aborted(message),
         // Of setting a client up, which is done by now.
         ClientError::BadSessionToken(_)
         | ClientError::UnknownServer(_)
@@ -117,7 +193,6 @@ pub(super) fn status(error: &ClientError) -> Status {
 mod tests {
     use super::*;
     use crate::gateway::interface::KeyRequest;
-    use tonic::Code;
 
     fn row(value: Option<&'static [u8]>, timestamp: i64) -> Row {
         let (key, value) = (Bytes::from_static(b"k"), value.map(Bytes::from_static));
@@ -153,6 +228,50 @@ mod tests {
         assert_eq!(read_row(row(None, 0), None).unwrap(), reply("", 0));
         assert_eq!(read_row(row(None, 0), Some(Timestamp(5))).unwrap(), reply("", 5));
         assert_eq!(read_row(row(Some(b"v"), 3), Some(Timestamp(5))).unwrap(), reply("v", 3));
+    }
+
+    #[test]
+    fn a_write_that_is_done_or_unknown_does_not_look_as_if_it_could_be_repeated() {
+        let server = ([127, 0, 0, 1], 1).into();
+        let gone = || ClientError::NoMajority { server, message: "no majority".into() };
+        let timestamp = Timestamp(7);
+        let unread = || ClientError::PreviousUnread { timestamp, why: Box::new(gone()) };
+        // Of one key: done, and the answer says what is missing.
+        let written = done(Err(unread()), |_| true).unwrap();
+        assert_eq!(written.timestamp, timestamp);
+        let answer = written.answer("k".into(), removed_row);
+        let why = answer.metadata().get(PREVIOUS_UNREAD).unwrap().to_str().unwrap();
+        assert!(why.contains("no majority"), "{why}");
+        assert_eq!(answer.into_inner(), reply("", 0));
+        let previous = || Some(Version { timestamp, value: Bytes::from_static(b"v") });
+        for has_room in [true, false] {
+            let written = Written { timestamp, previous: previous(), server };
+            let written = done(Ok(written), |bytes| bytes == 1 && has_room).unwrap();
+            let answer = written.answer("k".into(), removed_row);
+            assert_eq!(answer.metadata().is_empty(), has_room);
+            assert_eq!(answer.into_inner().val, if has_room { "v" } else { "" });
+        }
+        assert_eq!(status(&done(Err(gone()), |_| true).unwrap_err()).code(), Code::Unavailable);
+        // Of many.
+        let lost = previous_unread(timestamp, &status(&gone()));
+        assert_eq!(lost.code(), Code::Unknown);
+        assert!(lost.message().contains("done, with version 7"), "{lost}");
+        assert!(lost.metadata().contains_key(PREVIOUS_UNREAD));
+        let stale = ClientError::StaleRequest { server, message: "forgotten".into() };
+        let known = ClientError::Unavailable { last: "x".into(), effect: Some(Effect::Done) };
+        for error in [unread(), stale, known] {
+            assert_eq!(status(&error).code(), Code::Unknown, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_past_a_limit_is_an_invalid_argument_and_a_full_disk_is_not() {
+        for error in [ClientError::TooManyKeys(1), ClientError::TooManyBytes(1)] {
+            assert_eq!(status(&error).code(), Code::InvalidArgument);
+        }
+        let server = ([127, 0, 0, 1], 1).into();
+        let full = ClientError::DiskFull { server, message: "full".into() };
+        assert_eq!(status(&full).code(), Code::ResourceExhausted);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Connections that say nothing, calls that never come whole, calls that are given up: none of them keeps anybody
-//! else out.
+//! Connections that say nothing or read nothing, calls that never come whole, answers that nobody reads, calls that
+//! are given up: none of them keeps anybody else out, or makes the gateway grow.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::fake_server::{FakeServer, write_ok};
-use crate::site::{Site, channel, connect, key, pair, row, waiting, within};
+use crate::site::{
+    Site, channel, connect, connect_without_window, key, pair, row, waiting, within,
+};
 use crate::support::gateway::Gateway;
 use crate::support::{PATIENCE, eventually};
 
@@ -79,7 +81,7 @@ fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
     raw.send(&headers(1, "/project.KeyValueStore/Get"));
     site.runtime.block_on(async {
         let mut silent = JoinSet::new();
-        for _ in 0..4 {
+        for _ in 0..10 {
             let client = connect(&site.gateway).await;
             for _ in 0..limits::GATEWAY_CALLS_PER_CONNECTION_MAX {
                 let mut client = client.clone();
@@ -111,6 +113,142 @@ fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
     });
     assert!(raw.is_answered());
     assert!(is_served(&site));
+}
+
+#[test]
+fn a_connection_that_reads_nothing_gives_way() {
+    allow_many_files();
+    let site = Site::start();
+    site.write("k", "v");
+    // Pings until neither side's buffers take any more: the gateway has answers to write, and nobody reads them.
+    let mut flood = RawHttp2::dial(&site.gateway);
+    flood.0.set_nonblocking(true).unwrap();
+    let ping = frame(6, 0, 0, &[7; 8]);
+    let pings = ping.repeat(4096);
+    let (mut sent, mut blocked_for) = (0, 0);
+    // Each look is 5 ms; a gateway that is only busy goes on within them.
+    eventually("all buffers are full", || {
+        match flood.0.write(&pings[sent % ping.len()..]) {
+            Ok(count) => (sent, blocked_for) = (sent + count, 0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => blocked_for += 1,
+            Err(error) => panic!("closed before anybody needed its place: {error}"),
+        }
+        (blocked_for == 100).then_some(())
+    });
+    let others: Vec<TcpStream> = (0..limits::GATEWAY_CONNECTIONS_MAX + 50)
+        .map(|_| TcpStream::connect(site.gateway.address).unwrap())
+        .collect();
+    assert!(is_served(&site));
+    let is_closed = |flood: &mut RawHttp2| match flood.0.write(&pings) {
+        Ok(_) => false,
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    };
+    eventually("it was closed", || is_closed(&mut flood).then_some(()));
+    drop(others);
+}
+
+#[test]
+fn answers_that_are_not_read_are_bounded_and_keep_nobody_out() {
+    let site = Site::start();
+    site.write("k", "v");
+    site.write("large", &"v".repeat(1024 * 1024));
+    site.runtime.block_on(async {
+        let mut greedy = JoinSet::new();
+        for _ in 0..6 {
+            let client = connect_without_window(&site.gateway).await;
+            for _ in 0..100 {
+                let mut client = client.clone();
+                greedy.spawn(async move { client.get(waiting(key("large"))).await.map(drop) });
+            }
+        }
+        // One origin has half of the bytes. Who asks for more is told so; the others wait for a window in vain.
+        let refused = greedy.join_next().await.unwrap().unwrap().unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        let mut others = connect(&site.gateway).await;
+        for _ in 0..30 {
+            let read = others.get(waiting(key("k"))).await.unwrap().into_inner();
+            assert_eq!(read.val, "v");
+        }
+        // And who asks for much gets it, once the others have let it lie for long enough.
+        loop {
+            match others.get(waiting(key("large"))).await {
+                Ok(read) => break assert_eq!(read.into_inner().val.len(), 1024 * 1024),
+                Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        drop(greedy);
+    });
+    let peak = peak_memory_mib(&site.gateway);
+    assert!(peak < 512, "600 MiB were asked for, and {peak} MiB were held");
+}
+
+#[test]
+fn keys_of_answers_that_are_not_read_keep_nobody_out() {
+    let site = Site::start();
+    let long = "k".repeat(4000);
+    let keys: Vec<_> = (0..1500).map(|at| key(&format!("{at:04}{long}"))).collect();
+    let pairs: Vec<_> = (0..1500).map(|at| pair(&format!("{at:04}{long}"), "v")).collect();
+    site.runtime.block_on(async {
+        let mut hoard = Vec::new();
+        let mut greedy = connect_without_window(&site.gateway).await;
+        // Six megabytes each, and no end of one answer.
+        loop {
+            match greedy.get_all(stream::iter(keys.clone())).await {
+                Ok(rows) => hoard.push(rows.into_inner()),
+                Err(busy) => break assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
+            }
+            assert!(hoard.len() < 32, "{} answers are held", hoard.len());
+        }
+        let mut others = connect(&site.gateway).await;
+        loop {
+            match others.put_all(waiting(stream::iter(pairs.clone()))).await {
+                Ok(rows) => break drop(rows),
+                Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let lost = hoard[0].message().await.unwrap_err();
+        assert!(
+            matches!(lost.code(), Code::Unknown | Code::Unavailable | Code::Internal),
+            "{lost}"
+        );
+    });
+}
+
+#[test]
+fn a_thousand_connections_that_call_at_once_are_dealt_with_one_after_the_other() {
+    allow_many_files();
+    let site = Site::start();
+    site.write("k", "v");
+    // Whole requests, and unfinished ones that announce a mebibyte, on as many streams as there may be.
+    let calls = |path: &str, message: &[u8]| {
+        let streams = (1..2 * limits::GATEWAY_CALLS_PER_CONNECTION_MAX).step_by(2);
+        let call = |stream| [headers(stream, path), frame(0, 0, stream, message)].concat();
+        streams.flat_map(call).collect::<Vec<u8>>()
+    };
+    let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let list = calls(reflection, b"\0\0\0\0\x02\x3a\0");
+    let announced = [&b"\0\0\x10\0\0"[..], &[0; 100]].concat();
+    let puts = calls("/project.KeyValueStore/Put", &announced);
+    let mut crowd = Vec::new();
+    for at in 0..900 {
+        let mut raw = RawHttp2::dial(&site.gateway);
+        raw.0.set_nonblocking(true).unwrap();
+        // What does not fit into the buffers would be read later.
+        let _ = raw.0.write(if at % 2 == 0 { &list } else { &puts });
+        crowd.push(raw);
+    }
+    assert!(is_served(&site));
+    let peak = peak_memory_mib(&site.gateway);
+    assert!(peak < 512, "{peak} MiB were held");
+}
+
+/// The most memory a gateway has had so far.
+fn peak_memory_mib(gateway: &Gateway) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
 }
 
 #[test]

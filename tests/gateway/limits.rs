@@ -62,9 +62,9 @@ fn values_of_a_mebibyte_travel_and_longer_ones_are_refused() {
 fn messages_over_four_mebibytes_are_refused() {
     let site = Site::start();
     let huge = "v".repeat(4 * 1024 * 1024);
-    refused(site.put(pair("k", &huge)), Code::ResourceExhausted, "4194304");
+    refused(site.put(pair("k", &huge)), Code::InvalidArgument, "4194304");
     let pairs = vec![pair("a", "v"), pair("k", &huge)];
-    refused(site.put_all(pairs), Code::ResourceExhausted, "4194304");
+    refused(site.put_all(pairs), Code::InvalidArgument, "4194304");
     assert_eq!(site.get_all(vec![key("a"), key("k")]).unwrap(), [row("a", "", 0), row("k", "", 0)]);
 }
 
@@ -73,11 +73,11 @@ fn more_than_one_transaction_holds_is_refused_whole_with_the_limit_named() {
     let site = Site::start();
     let most = TRANSACTION_KEYS_MAX.to_string();
     let keys = |count: usize| (0..count).map(|at| key(&format!("{at}"))).collect::<Vec<_>>();
-    refused(site.del_all(keys(TRANSACTION_KEYS_MAX + 1)), Code::ResourceExhausted, &most);
-    refused(site.get_all(keys(TRANSACTION_KEYS_MAX + 1)), Code::ResourceExhausted, &most);
+    refused(site.del_all(keys(TRANSACTION_KEYS_MAX + 1)), Code::InvalidArgument, &most);
+    refused(site.get_all(keys(TRANSACTION_KEYS_MAX + 1)), Code::InvalidArgument, &most);
     let big = "v".repeat(1024 * 1024);
     let pairs: Vec<_> = (0..9).map(|at| pair(&format!("{at}"), &big)).collect();
-    refused(site.put_all(pairs), Code::ResourceExhausted, "8392704");
+    refused(site.put_all(pairs), Code::InvalidArgument, "8392704");
     assert_eq!(site.get_range(range(key("0"), key("9"))).unwrap(), []);
 }
 
