@@ -1,22 +1,30 @@
 //! `acervo kvs`: a client of the gRPC interface (SPEC B1), one call, its replies printed as they come.
 
 use std::error::Error as _;
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::time::Instant;
 
 use futures_util::stream;
 use serde::Serialize;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::Format;
 use super::commands::{Outcome, exit_status};
 use super::gateway::{KvsArgs, KvsOperation};
+use crate::client::connection::dial;
 use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
 use crate::gateway::interface::{
-    KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PutReply,
+    KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply,
 };
 use crate::limits;
 use crate::text::escape;
+use crate::wire::message::HelloRole;
+
+/// What the transport says of a call whose deadline has passed on this side.
+const OWN_DEADLINE: &str = "Timeout expired";
 
 /// How the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +37,17 @@ pub enum KvsError {
         /// Where it was expected.
         address: String,
         /// What happened.
+        reason: String,
+    },
+    /// A write was sent, or may have been, and nothing came back.
+    #[error(
+        "the gateway at {address} has not answered ({reason}), so the write may have taken effect: read the key before \
+         you write it again"
+    )]
+    Unanswered {
+        /// The gateway's address.
+        address: String,
+        /// What happened instead.
         reason: String,
     },
     /// The call failed.
@@ -52,11 +71,9 @@ impl KvsError {
     /// The process's exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
-            KvsError::Unreachable { .. } => exit_status::UNAVAILABLE,
+            KvsError::Unreachable { .. } | KvsError::Unanswered { .. } => exit_status::UNAVAILABLE,
             KvsError::Call(status) => match status.code() {
-                Code::InvalidArgument | Code::ResourceExhausted | Code::FailedPrecondition => {
-                    exit_status::USAGE
-                }
+                Code::InvalidArgument | Code::FailedPrecondition => exit_status::USAGE,
                 _ => exit_status::UNAVAILABLE,
             },
             // Whoever closed a pipe has read what they wanted.
@@ -105,22 +122,102 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
         format: args.format.get(),
     };
     let called = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer));
-    let found = called.map_err(|error| match error {
-        // No gateway's word, but this side's of what came in its place.
-        KvsError::Call(status)
-            if status.source().is_some()
-                && matches!(status.code(), Code::Internal | Code::Unknown | Code::Unavailable) =>
-        {
-            let message = escape(status.message().as_bytes());
-            KvsError::Unreachable {
-                address: address(args),
-                reason: format!("what listens there does not speak gRPC, or broke off: {message}"),
-            }
+    let found = match called {
+        Err(KvsError::Call(status)) if status.metadata().contains_key(PREVIOUS_UNREAD) => {
+            say(status.message());
+            true
         }
-        other => other,
-    })?;
+        Err(KvsError::Call(status)) => return Err(failed(args, status)),
+        called => called?,
+    };
     printer.out.flush().map_err(KvsError::Output)?;
     Ok(if found { Outcome::Done } else { Outcome::NotFound })
+}
+
+/// What a failed call means to whoever made it.
+fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
+    use KvsOperation as Op;
+    let is_write = !matches!(args.operation, Op::Get | Op::Getrange | Op::Getall);
+    let is_own_deadline = status.code() == Code::Cancelled && status.message() == OWN_DEADLINE;
+    // No gateway's word, but this side's of what came in its place.
+    let is_broken = match status.code() {
+        Code::Internal | Code::Unknown | Code::Unavailable => status.source().is_some(),
+        Code::Cancelled => true,
+        _ => false,
+    };
+    if !is_broken {
+        return KvsError::Call(status);
+    }
+    let reason = escape(status.message().as_bytes()).to_string();
+    let address = address(args);
+    match found_at(args) {
+        Found::Stranger(name) => KvsError::Unreachable {
+            address,
+            reason: format!("found there: {name}, which does not speak gRPC"),
+        },
+        Found::Http2OrNobody if is_write => KvsError::Unanswered { address, reason },
+        Found::Http2OrNobody if is_own_deadline => KvsError::Call(status),
+        Found::Http2OrNobody => {
+            KvsError::Unreachable { address, reason: format!("it broke off: {reason}") }
+        }
+    }
+}
+
+/// What listens where a gateway was expected.
+enum Found {
+    /// Something that speaks HTTP/2, or nothing any more: it may have taken a call.
+    Http2OrNobody,
+    /// Something else, which cannot have.
+    Stranger(&'static str),
+}
+
+fn found_at(args: &KvsArgs) -> Found {
+    let resolved = (args.host.as_str(), args.porta).to_socket_addrs();
+    let Some(address) = resolved.ok().and_then(|mut addresses| addresses.next()) else {
+        return Found::Http2OrNobody;
+    };
+    let timeout = limits::CLIENT_CONNECT_TIMEOUT.min(args.timeout);
+    let first_bytes = || -> io::Result<[u8; 4]> {
+        let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        // The preface of HTTP/2, and empty settings.
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+        let mut first = [0; 4];
+        stream.read_exact(&mut first)?;
+        Ok(first)
+    };
+    match first_bytes().as_ref() {
+        // It begins with settings of its own, whose length has three bytes.
+        Ok([0, _, _, 4]) => return Found::Http2OrNobody,
+        Ok(b"HTTP") => return Found::Stranger("a web server"),
+        Ok(b"SSH-") => return Found::Stranger("an SSH server"),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Found::Http2OrNobody,
+        _ => {}
+    }
+    for (role, name) in [
+        (HelloRole::Client, "a server of an acervo store"),
+        (HelloRole::Share, "an acervo registry or a peer of a share"),
+    ] {
+        if dial(address, role, Instant::now() + timeout).is_ok() {
+            return Found::Stranger(name);
+        }
+    }
+    Found::Stranger("something")
+}
+
+/// Without standard error there is nobody to tell.
+fn say(message: &str) {
+    let _ = writeln!(io::stderr(), "acervo: {}", escape(message.as_bytes()));
+}
+
+/// Says why what there was before a write is missing from its answer, if it is.
+fn say_unread(metadata: &MetadataMap) -> bool {
+    let why = metadata.get(PREVIOUS_UNREAD);
+    if let Some(why) = why {
+        let why = why.to_str().unwrap_or("the gateway does not say why");
+        say(&format!("the write is done; what was there before could not be read: {why}"));
+    }
+    why.is_some()
 }
 
 /// A reply as it is printed.
@@ -193,7 +290,11 @@ async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsErro
                 Op::Del => (client.del(request).await, None),
                 _ => (client.trim(request).await, None),
             };
-            let reply = reply?.into_inner();
+            let reply = reply?;
+            if say_unread(reply.metadata()) {
+                return Ok(true);
+            }
+            let reply = reply.into_inner();
             printer.value(&reply)?;
             is_found(&reply, asked)
         }
@@ -217,8 +318,9 @@ async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsErro
         }
         Op::Put => {
             let pair = pairs().into_iter().next().unwrap_or_default();
-            let reply = client.put(with_deadline(args, pair)).await?.into_inner();
-            printer.put(&reply)?;
+            let reply = client.put(with_deadline(args, pair)).await?;
+            say_unread(reply.metadata());
+            printer.put(reply.get_ref())?;
             true
         }
         Op::Putall => {
@@ -280,4 +382,18 @@ async fn values(
 /// What the interface can tell: nothing found is an empty value at version 0, or at the one asked for.
 fn is_found(reply: &KeyValueVersionReply, asked: Option<i64>) -> bool {
     !reply.val.is_empty() || (reply.ver != 0 && Some(reply.ver) != asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_repeating_cannot_make_right_is_a_mistake_of_whoever_asks() {
+        let exit = |code| KvsError::from(Status::new(code, "why")).exit_status();
+        assert_eq!(exit(Code::InvalidArgument), exit_status::USAGE);
+        for code in [Code::ResourceExhausted, Code::Unavailable, Code::Unknown, Code::Aborted] {
+            assert_eq!(exit(code), exit_status::UNAVAILABLE, "{code}");
+        }
+    }
 }

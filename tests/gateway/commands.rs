@@ -1,22 +1,36 @@
 //! `acervo kvs` as it is used from a shell.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
 
+use acervo::wire::message::Request;
+
+use crate::fake_server::{FakeServer, write_ok};
 use crate::site::{Site, pair};
+use crate::support::gateway::Gateway;
 use crate::support::{ACERVO, exited_with};
 
 fn kvs(site: &Site, operation: &str, arguments: &[&str]) -> Command {
+    kvs_at(site.gateway.address, operation, arguments)
+}
+
+fn kvs_at(gateway: SocketAddr, operation: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(ACERVO);
-    command.args(["kvs", operation, "--host", &site.gateway.address.ip().to_string()]);
-    command.args(["--porta", &site.gateway.address.port().to_string()]).args(arguments);
+    command.args(["kvs", operation, "--host", &gateway.ip().to_string()]);
+    command.args(["--porta", &gateway.port().to_string()]).args(arguments);
     command.stdin(Stdio::null());
     command
 }
 
 /// Runs it and gives standard output, standard error and the exit status.
 fn run(site: &Site, operation: &str, arguments: &[&str]) -> (String, String, i32) {
-    let Output { status, stdout, stderr } = kvs(site, operation, arguments).output().unwrap();
+    run_at(site.gateway.address, operation, arguments)
+}
+
+fn run_at(gateway: SocketAddr, operation: &str, arguments: &[&str]) -> (String, String, i32) {
+    let output = kvs_at(gateway, operation, arguments).output().unwrap();
+    let Output { status, stdout, stderr } = output;
     let code = status.code().expect("it ends by itself");
     (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), code)
 }
@@ -106,4 +120,63 @@ fn a_long_range_survives_a_closed_pipe() {
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert!(exited_with(status, 0), "{status}");
     assert_eq!(String::from_utf8(stderr).unwrap(), "");
+}
+
+#[test]
+fn a_write_that_is_done_is_done_though_what_it_replaced_cannot_be_read() {
+    // Tells of no previous value, and answers no read.
+    let server = FakeServer::start(|id, request, link| {
+        if matches!(request, Request::Write(_)) {
+            link.reply(id, write_ok(7, None));
+        }
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(&dir, &server.address.to_string(), &["--timeout", "500ms"]);
+    let cases: [(&str, &[&str], &str); 4] = [
+        ("put", &["--chave", "k", "--valor", "v"], "k\t7\t0\t\n"),
+        ("del", &["--chave", "k"], ""),
+        ("putall", &["--chave", "k", "--valor", "v"], ""),
+        ("delall", &["--chave", "k"], ""),
+    ];
+    for (operation, arguments, printed) in cases {
+        let (out, said, status) = run_at(gateway.address, operation, arguments);
+        assert_eq!((&*out, status), (printed, 0), "{operation}: {said}");
+        assert!(said.contains("the write is done"), "{operation}: {said}");
+    }
+}
+
+/// Speaks as much HTTP/2 as begins a connection, or nothing of it, and closes when something was asked.
+fn breaking_off(opening: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.write_all(opening);
+            let _ = stream.read(&mut [0; 4096]);
+        }
+    });
+    address
+}
+
+#[test]
+fn a_write_that_breaks_off_may_have_taken_effect_and_what_is_no_gateway_is_named() {
+    let put = ["--chave", "k", "--valor", "v"];
+    let broken = breaking_off(b"\0\0\0\x04\0\0\0\0\0");
+    let (_, said, status) = run_at(broken, "put", &put);
+    assert_eq!((status, said.lines().count()), (3, 1), "{said}");
+    assert!(said.contains("the write may have taken effect"), "{said}");
+    let (_, said, status) = run_at(broken, "get", &["--chave", "k"]);
+    assert_eq!(status, 3, "{said}");
+    assert!(said.contains("broke off") && !said.contains("write"), "{said}");
+
+    let web = breaking_off(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    let site = Site::start();
+    let store = site.group.addresses()[0];
+    for (address, name) in [(web, "a web server"), (store, "a server of an acervo store")] {
+        let (_, said, status) = run_at(address, "put", &put);
+        assert_eq!(status, 3, "{said}");
+        assert!(said.contains(&format!("found there: {name}")), "{said}");
+        assert!(!said.contains("taken effect"), "{said}");
+    }
 }
