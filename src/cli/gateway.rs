@@ -37,7 +37,7 @@ pub struct GatewayArgs {
 }
 
 impl GatewayArgs {
-    /// The configuration.
+    /// What the flags ask for, in the terms of the gateway.
     pub fn config(self) -> GatewayConfig {
         let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port);
         GatewayConfig {
@@ -84,7 +84,7 @@ pub struct KvsArgs {
     /// The call's deadline
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Format.
+    /// How the replies are printed.
     #[command(flatten)]
     pub format: FormatArgs,
 }

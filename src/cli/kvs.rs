@@ -36,7 +36,7 @@ pub enum KvsError {
     Unreachable {
         /// Where it was expected.
         address: String,
-        /// What happened.
+        /// What the system said, or what was found there.
         reason: String,
     },
     /// A write was sent, or may have been, and nothing came back.
@@ -47,10 +47,10 @@ pub enum KvsError {
     Unanswered {
         /// The gateway's address.
         address: String,
-        /// What happened instead.
+        /// What the transport said, or that the time was over.
         reason: String,
     },
-    /// The call failed.
+    /// The gateway answered with an error.
     #[error("{}: {}", code_name(.0.code()), escape(.0.message().as_bytes()))]
     Call(Box<Status>),
     /// The replies could not be printed.

@@ -78,7 +78,7 @@ pub(super) enum Turn {
     Client,
 }
 
-/// All connections.
+/// Every connection that is open, with what it holds. Clones share everything.
 #[derive(Clone)]
 pub(super) struct Accounts(Arc<Mutex<Books>>);
 

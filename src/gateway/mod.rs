@@ -59,7 +59,7 @@ use crate::process::files::{self, TooFewFiles};
 pub struct GatewayConfig {
     /// Where gRPC clients connect. Port 0 takes a free one, which the log names.
     pub listen: SocketAddr,
-    /// The group.
+    /// The servers of the group, as the client library takes them.
     pub servers: Vec<SocketAddr>,
     /// The whole time of one request to the group; a call's own deadline may be shorter.
     pub request_timeout: Duration,
@@ -71,7 +71,7 @@ pub enum GatewayError {
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {error}; choose another with --port or --listen")]
     Listen {
-        /// Which.
+        /// The address that was asked for.
         address: SocketAddr,
         /// What the system said.
         error: io::Error,
@@ -85,7 +85,7 @@ pub enum GatewayError {
     /// The system allows too few open files.
     #[error(transparent)]
     TooFewFiles(#[from] TooFewFiles),
-    /// Serving ended.
+    /// The transport gave up for a reason that is not a single connection's.
     #[error("the gateway cannot go on: {0}")]
     Serve(#[from] tonic::transport::Error),
     /// The system refused threads, signals or timers.

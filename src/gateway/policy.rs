@@ -172,7 +172,7 @@ enum RequestTiming {
     Whole,
     /// As long for each frame of it.
     EachFrame,
-    /// For ever.
+    /// No time at all: its client may think between two questions.
     Endless,
 }
 

@@ -16,7 +16,7 @@ use crate::client::{Client, ReadOptions, WrittenMany};
 use crate::types::Timestamp;
 use crate::wire::message::Row;
 
-/// The service.
+/// The operations of the interface, each made of requests to the group.
 pub(super) struct Gateway {
     calls: Calls,
 }
