@@ -788,6 +788,8 @@ pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
 /// Bytes of memory that a registry's index of them takes; past it likewise. So many files with names of 32
 /// bytes fit, and fewer with longer ones.
 pub const REGISTRY_INDEX_BYTES_MAX: usize = 320 * 1024 * 1024;
+/// The part of it that peers of one IP address may take.
+pub const REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX: usize = REGISTRY_INDEX_BYTES_MAX / 4;
 /// Peers that may join from one IP address: a quarter, so that nobody alone takes a registry from all others.
 pub const REGISTRY_PEERS_PER_ORIGIN_MAX: usize = REGISTRY_PEERS_MAX / 4;
 /// Files that they may offer together, likewise.
@@ -797,8 +799,23 @@ pub const REGISTRY_FILES_PER_ORIGIN_MAX: usize = REGISTRY_FILES_MAX / 4;
 pub const ADDRESS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Addresses that a registry checks at once, of all peers; one more JOIN is told to come later.
 pub const ADDRESS_CHECKS_MAX: usize = 64;
-/// The same for one IP address, so that a registry is of no use for searching a network for open ports.
-pub const ADDRESS_CHECKS_PER_ORIGIN_MAX: usize = 4;
+/// Addresses that it checks for one IP address in [`ADDRESS_CHECKS_PERIOD`], so that a registry is of no use for
+/// searching a network for open ports.
+pub const ADDRESS_CHECKS_PER_ORIGIN_MAX: usize = 8;
+/// As long as a peer repeats a JOIN, so that several peers behind one address have their turns.
+pub const ADDRESS_CHECKS_PERIOD: Duration = Duration::from_secs(8);
+/// IP addresses for which addresses were checked within it, which are remembered; one more is told to come later.
+pub const ADDRESS_CHECK_ORIGINS_MAX: usize = 1024;
+/// Who has greeted a registry has to ask something by then, and gives way to newcomers until it does.
+pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The parts of a JOIN have to come within this time: all files that a peer may have, over a slow line.
+pub const JOIN_PARTS_TIMEOUT: Duration = Duration::from_secs(120);
+/// For how long a JOIN under an id whose connection is alive is repeated over one connection: that one is a peer's own
+/// which has ended just now.
+pub const ID_TAKEN_WAIT: Duration = Duration::from_secs(3);
+/// For how long a peer asks for its id, after which it joins under another: longer than a dead connection of its own
+/// counts as alive, unless its registry was told to wait longer.
+pub const ID_TAKEN_PATIENCE: Duration = Duration::from_secs(45);
 /// The retry hint for a JOIN under an id whose connection is alive.
 pub const JOINED_ELSEWHERE_RETRY_AFTER_MS: u32 = 500;
 /// What a file takes in a registry's index besides the bytes of its name: its place in three ordered maps that
@@ -821,6 +838,10 @@ pub const FILES_PER_FRAME: usize = 1024;
 pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
+/// How long a fetch waits for who tells one size of a content, where others tell other sizes of it: all but one lie.
+pub const DOUBTFUL_PATIENCE: Duration = Duration::from_secs(5);
+/// Pages that a fetch reads in search of a name that looks like one that nobody has.
+pub const LOOK_ALIKE_PAGES_MAX: usize = 16;
 /// Of one name, this many contents are listed among the files, the most offered first.
 pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
 /// Offers looked at for one page of files; then the page ends.
@@ -855,6 +876,10 @@ pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 pub const MEMBER_COMMANDS_MAX: usize = 64;
 /// How long a stopping peer waits for its registry to hear that it leaves.
 pub const MEMBER_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// First wait before a peer announces again what its registry had no room for …
+pub const ANNOUNCE_BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// … and the longest: a registry that is full is asked rarely.
+pub const ANNOUNCE_BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// First wait before a peer dials its registry again …
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.

@@ -46,6 +46,8 @@ fn main() -> ExitCode {
         // Whoever was asked for addresses on a terminal sees the lines of the specification there, and what is wrong.
         Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         Command::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
+        // The same where the registry's lines and the log would stand on one screen.
+        Command::Registry(_) if io::stdout().is_terminal() && io::stderr().is_terminal() => "warn",
         Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
         Command::Gateway(_) => "info",

@@ -375,6 +375,7 @@ fn joins_take_no_more_than_the_budget_and_keep_nobody_from_searching() {
         files,
         part,
         last,
+        secret: peer,
         shares: true,
     };
     assert_eq!(ask(&mut honest, join(0, vec![file], 0, true)), RegistryReply::JoinOk);

@@ -78,6 +78,7 @@ fn examples() -> Vec<(&'static str, Message)> {
                     files: vec![film.clone()],
                     part: 0,
                     last: true,
+                    secret: 1,
                     shares: true,
                 },
             },

@@ -229,7 +229,7 @@ fn a_folder_that_cannot_be_written_to_is_said_before_anything_is_sent() {
     // Permissions do not bind whoever may do everything; a folder of /proc does.
     let root = rustix::process::geteuid().is_root();
     let unwritable = if root { Path::new("/proc/self") } else { &to };
-    for bad in [unwritable, &to.join("missing"), &folder.join("film.mkv")] {
+    for bad in [unwritable, &to.join("missing/below"), &folder.join("film.mkv")] {
         let ran = registry.run(&["fetch", "film.mkv", "--to", bad.to_str().unwrap(), "--quiet"]);
         assert_eq!((ran.status, ran.out.as_str()), (4, ""), "{}", bad.display());
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
@@ -509,9 +509,35 @@ fn what_files_lists_can_be_fetched() {
     let fetched = registry.run(&["fetch", shown, "--to", to_text, "--quiet"]);
     assert_eq!(fetched.status, 2, "{}", fetched.err);
     assert!(fetched.err.contains("cannot hold"), "{}", fetched.err);
-    let fetched = registry.run(&["fetch", "--escaped", shown, "--to", to_text, "--quiet"]);
+    // The folder is made, not those above it.
+    let new = to.join("new");
+    let fetch = |to: &Path| {
+        let to = to.to_str().unwrap();
+        registry.run(&["fetch", "--escaped", shown, "--to", to, "--quiet"])
+    };
+    let fetched = fetch(&new);
     assert_eq!(fetched.status, 0, "{}", fetched.err);
-    assert_same(&to.join("a\u{202e}gnp.txt"), b"x");
+    assert_same(&new.join("a\u{202e}gnp.txt"), b"x");
+    assert_ne!(fetch(&to.join("no/such")).status, 0);
+    assert!(!to.join("no").exists());
+}
+
+/// Typed é, and stored as e with an accent behind it, as by a Mac.
+#[test]
+fn a_name_that_looks_the_same_is_hinted_at() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, to) = (registry.folder("films"), registry.folder("to"));
+    write(&folder, "cafe\u{301}'s.txt", b"x");
+    let _peer = registry.share(&folder, &[]);
+    let to_text = to.to_str().unwrap();
+    let missed = registry.run(&["fetch", "Caf\u{e9}'s.txt", "--to", to_text, "--quiet"]);
+    assert_eq!(missed.status, 1, "{}", missed.err);
+    let hint = missed.err.split("fetch --escaped '").nth(1).expect("a hint").split('\'').next();
+    assert_eq!(hint, Some(r"cafe\xcc\x81\x27s.txt"), "{}", missed.err);
+    let fetched = registry.run(&["fetch", "--escaped", hint.unwrap(), "--to", to_text, "--quiet"]);
+    assert_eq!(fetched.status, 0, "{}", fetched.err);
+    let missed = registry.run(&["fetch", "caf.txt", "--to", to_text, "--quiet"]);
+    assert!(!missed.err.contains("--escaped"), "{}", missed.err);
 }
 
 #[test]
@@ -528,8 +554,7 @@ fn what_is_left_out_is_said_in_one_line() {
     let not_utf8: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"caf\xe9.txt");
     std::fs::write(folder.join(not_utf8), b"1").unwrap();
     let peer = registry.share(&folder, &[]);
-    let line =
-        "7 left out: 2 folders, 1 link, 1 .part file, 1 name that is not UTF-8, 2 unusable names";
+    let line = "7 left out: 2 folders, 1 link, 1 unfinished file, 1 name that is not UTF-8, 2 unusable names";
     assert_eq!(peer.err().lines().filter(|found| found.contains("left out")).count(), 1);
     assert!(peer.err().lines().any(|found| found == line), "{}", peer.err());
     let listed = registry.run(&["files", "--format", "json"]).json();

@@ -122,6 +122,12 @@ fn four_consoles() {
     write(&folders[0], "notas da aula.txt", b"1, 2, 3\n");
     write(&folders[1], "canção.ogg", &noise(10, "song"));
 
+    // What is on the screen of one whose address was given: a log line of every peer stood between.
+    let mut command = Command::new(ACERVO);
+    let listen = free_addresses(1)[0].to_string();
+    command.args(["registry", "--listen", &listen]).env_remove("RUST_LOG");
+    let given = Terminal::run(command);
+
     // The registry is asked for its address, and gets it wrong first.
     let mut command = Command::new(ACERVO);
     command.arg("registry").env_remove("RUST_LOG");
@@ -194,6 +200,7 @@ fn four_consoles() {
     .unwrap();
     assert!(exited_with(registry.wait_for_end(), 0));
     assert_eq!(registry.lines(|line| line.starts_with("Peer ")), expected);
+    assert_eq!(given.text(), "", "it has listened for as long");
 }
 
 /// The id that a folder is shared under: the order in which the registry names peers.
@@ -231,8 +238,8 @@ fn what_cannot_be_done_is_one_clear_line() {
     // Somebody is, and does not have it.
     let peer = registry.share(&other, &["--listen", &addresses[2].to_string()]);
     person.type_download("3", addresses[2]);
-    person
-        .remark(&format!("Arquivo nada.txt não foi baixado: o peer {} recusou: \"", addresses[2]));
+    let why = format!("o peer {} não tem este arquivo.", addresses[2]);
+    person.remark(&format!("Arquivo nada.txt não foi baixado: {why}"));
     // Another file has the name.
     write(&other, "nada.txt", b"theirs");
     write(&folder, "nada.txt", b"mine, and another length");

@@ -5,9 +5,13 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
 
 use acervo::limits;
 use acervo::net::Listener;
+use acervo::share::line::LineError;
+use acervo::share::member::{Files, MemberOptions, Membership, Notice};
 use acervo::share::names::FileName;
 use acervo::share::serve::{ServeOptions, Server};
 use acervo::share::types::{ContentId, FileEntry, PeerId};
@@ -72,8 +76,23 @@ impl Raw {
         }
     }
 
+    /// Joins as a peer of its own, which has only the id in common with others.
     fn join(&mut self, peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryReply {
-        self.ask(join(peer, port, files))
+        self.join_with(u64::from(self.address().port()), peer, port, files)
+    }
+
+    fn join_with(
+        &mut self,
+        secret_of: u64,
+        peer: u64,
+        port: u16,
+        files: Vec<FileEntry>,
+    ) -> RegistryReply {
+        let mut join = join(peer, port, files);
+        if let RegistryRequest::Join { secret, .. } = &mut join {
+            *secret = secret_of;
+        }
+        self.ask(join)
     }
 
     fn search(&mut self, wanted: &str) -> Vec<Source> {
@@ -124,6 +143,7 @@ fn join(peer: u64, port: u16, files: Vec<FileEntry>) -> RegistryRequest {
         files,
         part: 0,
         last: true,
+        secret: 1,
         shares: true,
     }
 }
@@ -188,6 +208,7 @@ fn a_long_list_comes_in_parts_and_counts_when_it_is_whole() {
         files,
         part,
         last,
+        secret: 1,
         shares: true,
     };
     peer.join(1, 5001, vec![file("old", 1)]);
@@ -227,6 +248,7 @@ fn a_peer_has_a_limit_on_files_and_what_it_had_still_stands() {
             files,
             part,
             last,
+            secret: 1,
             shares: true,
         };
         let reply = peer.ask(join);
@@ -267,12 +289,7 @@ fn who_has_joined_keeps_its_id_until_its_connection_ends() {
     let mut other = Raw::greeted(&registry);
     assert_eq!(old.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
     for _ in 0..2 {
-        match new.join(1, 5009, vec![file("b", 1)]) {
-            RegistryReply::Error { message, retry_after_ms } => {
-                assert!(message.contains("is alive") && retry_after_ms > 0, "{message}");
-            }
-            reply => panic!("{reply:?}"),
-        }
+        assert_eq!(new.join(1, 5009, vec![file("b", 1)]), old_id_is_alive());
         assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
         assert_eq!((other.search("a")[0].address, other.search("b")), (at(5001), vec![]));
     }
@@ -281,7 +298,7 @@ fn who_has_joined_keeps_its_id_until_its_connection_ends() {
     assert_eq!(other.search("a")[0].address, at(5002));
     assert_eq!(old.join(2, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
     assert_eq!(new.join(1, 5009, vec![file("a", 1)]), RegistryReply::JoinOk);
-    assert_eq!(other.join(2, 5003, vec![]), old_id_is_alive(2));
+    assert_eq!(other.join(2, 5003, vec![]), old_id_is_alive());
     drop(old);
     eventually("the id is free", || {
         (other.join(2, 5003, vec![]) == RegistryReply::JoinOk).then_some(())
@@ -297,13 +314,105 @@ fn who_has_joined_keeps_its_id_until_its_connection_ends() {
     eventually("the peer is forgotten", || other.search("a").is_empty().then_some(()));
 }
 
-fn old_id_is_alive(peer: u64) -> RegistryReply {
-    RegistryReply::Error {
-        message: format!(
-            "another connection has joined as peer {} and is alive: it has to end first",
-            PeerId(peer)
-        ),
-        retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
+fn old_id_is_alive() -> RegistryReply {
+    RegistryReply::IdTaken { retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS }
+}
+
+/// Everybody can list the ids. Whoever joined under one while its owner was away kept it, and the owner asked for it
+/// for ever.
+#[test]
+fn who_loses_its_id_to_somebody_else_joins_under_another() {
+    let registry = Registry::start(&["--console", "off"]);
+    let mut squatter = Raw::greeted(&registry);
+    assert_eq!(squatter.join(7, 5001, vec![]), RegistryReply::JoinOk);
+    let member = |id_patience| {
+        let (notices, told) = std::sync::mpsc::channel();
+        let options = MemberOptions {
+            registries: vec![registry.address],
+            peer: PeerId(7),
+            address: at(5002),
+            files: Arc::new(Offered),
+            shares: true,
+            id_patience,
+        };
+        let member = Membership::start(options, move |notice| notices.send(notice).unwrap());
+        (member.unwrap(), told)
+    };
+    let (owner, told) = member(Duration::ZERO);
+    let taken = told.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(taken, Notice::Lost(LineError::IdTaken(registry.address)));
+    let joined = told.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(joined, Notice::Joined { again: false, .. }), "{joined:?}");
+    assert_ne!(owner.peer(), PeerId(7));
+    let sources = Raw::greeted(&registry).search("a");
+    assert_eq!(sources.iter().map(|source| source.peer).collect::<Vec<_>>(), [owner.peer()]);
+
+    // While it has patience it waits for its own.
+    let (patient, told) = member(PATIENCE);
+    told.recv_timeout(PATIENCE).unwrap();
+    drop(squatter);
+    let joined = told.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(joined, Notice::Joined { .. }), "{joined:?}");
+    assert_eq!(patient.peer(), PeerId(7));
+}
+
+/// One liar who told another size of a content took the file from everybody.
+#[test]
+fn a_false_size_of_a_content_hides_no_honest_source() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, to) = (registry.folder("films"), registry.folder("to"));
+    let film = noise(1_500_000, "film");
+    write(&folder, "film.bin", &film);
+    let _honest = registry.share(&folder, &[]);
+    let content = ContentId(*blake3::hash(&film).as_bytes());
+    let mut liars = Vec::new();
+    let lies = [0, 1_500_001, film.len() as u64 + 7 * 1024 * 1024, limits::FILE_BYTES_MAX];
+    for (peer, size) in (1..).zip(lies) {
+        // Nobody serves there.
+        let port = support::free_addresses(1)[0].port();
+        let mut liar = Raw::greeted(&registry);
+        let lie = FileEntry { name: name("film.bin"), size, content };
+        assert_eq!(liar.join(peer, port, vec![lie]), RegistryReply::JoinOk);
+        liars.push(liar);
+    }
+    let mut liar = Raw::greeted(&registry);
+    let lie = FileEntry { name: name("film.bin"), size: limits::FILE_BYTES_MAX + 1, content };
+    assert!(matches!(
+        liar.join(9, 5001, vec![lie]),
+        RegistryReply::Error { retry_after_ms: 0, .. }
+    ));
+    for wanted in [vec![], vec!["--content", &*content.to_string()]] {
+        let to = to.to_str().unwrap();
+        let base = ["fetch", "film.bin", "--to", to, "--quiet", "--patience", "4s"];
+        let ran = registry.run(&[&base[..], &wanted].concat());
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        let path = std::path::Path::new(to).join("film.bin");
+        assert!(std::fs::read(&path).unwrap() == film);
+        std::fs::remove_file(path).unwrap();
+        assert_eq!(std::fs::read_dir(to).unwrap().count(), 0, "no parts of lies are left");
+    }
+}
+
+/// What a peer alone knows, that its connection is dead, it need not wait for its registry to find out.
+#[test]
+fn who_knows_the_secret_of_a_peer_takes_its_place_at_once() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (mut old, mut new) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    assert_eq!(old.join_with(5, 1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(new.join_with(6, 1, 5002, vec![file("a", 1)]), old_id_is_alive());
+    assert_eq!(new.join_with(5, 1, 5002, vec![file("a", 1)]), RegistryReply::JoinOk);
+    assert_eq!(new.search("a")[0].address, at(5002));
+    assert_eq!(old.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
+    drop(old);
+    assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+    assert_eq!(new.search("a")[0].address, at(5002));
+}
+
+struct Offered;
+
+impl Files for Offered {
+    fn files(&self) -> Vec<FileEntry> {
+        vec![file("a", 1)]
     }
 }
 
@@ -335,6 +444,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
             files,
             part,
             last,
+            secret: 1,
             shares: true,
         });
         let sources = peer.search("a");
@@ -356,7 +466,8 @@ fn an_address_is_the_peers_own_or_has_answered() {
         Some(frame(&Message::Pong { nonce: 1 })),
     ];
     let closed = TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
-    assert!(refused(join("127.0.0.2", closed)).contains("comes from 127.0.0.1"));
+    let sentence = refused(join("127.0.0.2", closed)).replace(&closed.to_string(), "PORT");
+    assert!(sentence.contains("comes from 127.0.0.1"), "{sentence}");
     for answer in answers {
         std::thread::scope(|scope| {
             let answering = scope.spawn(|| {
@@ -373,7 +484,9 @@ fn an_address_is_the_peers_own_or_has_answered() {
                 }
                 assert!(asked.is_empty() || asked == frame(&hello(HelloRole::Share)), "{asked:?}");
             });
-            refused(join("127.0.0.2", port));
+            // The same whatever is there, or anybody could have a registry look for open ports.
+            let refusal = refused(join("127.0.0.2", port));
+            assert_eq!(refusal.replace(&port.to_string(), "PORT"), sentence);
             answering.join().unwrap();
         });
     }
@@ -387,6 +500,14 @@ fn an_address_is_the_peers_own_or_has_answered() {
     let own = |port| vec![SocketAddr::from(([127, 0, 0, 1], port))];
     assert_eq!(join("::ffff:127.0.0.1", 5002), (RegistryReply::JoinOk, own(5002)));
     assert_eq!(join("::", 5003), (RegistryReply::JoinOk, own(5003)));
+    // Nor may it look as often as it likes.
+    let busy = (0..limits::ADDRESS_CHECKS_PER_ORIGIN_MAX).find_map(|_| {
+        match join("127.0.0.2", closed).0 {
+            RegistryReply::Error { retry_after_ms, .. } => (retry_after_ms > 0).then_some(()),
+            reply => panic!("{reply:?}"),
+        }
+    });
+    assert!(busy.is_some(), "it dials without end");
 }
 
 #[test]
@@ -404,7 +525,15 @@ fn a_registry_on_every_address_shows_ipv4_as_ipv4() {
     let address = SocketAddr::from(([0, 0, 0, 0], 5001));
     let files = vec![file("a", 1)];
     let (part, last) = (0, true);
-    peer.ask(RegistryRequest::Join { peer: PeerId(1), address, files, part, last, shares: true });
+    peer.ask(RegistryRequest::Join {
+        peer: PeerId(1),
+        address,
+        files,
+        part,
+        last,
+        secret: 1,
+        shares: true,
+    });
     assert_eq!(peer.search("a")[0].address, at(5001));
     assert_eq!(Raw::greeted(&registry).search("b"), []);
     let lines = eventually("the lines", || {
@@ -448,6 +577,7 @@ fn an_address_of_zeros_is_where_the_peer_comes_from() {
         files: files.clone(),
         part: 0,
         last: true,
+        secret: 1,
         shares: true,
     };
     assert_eq!(peer.ask(join(anywhere)), RegistryReply::JoinOk);
@@ -679,4 +809,50 @@ fn a_closed_terminal_stops_a_registry_and_a_peer_cleanly_unless_they_were_told_t
     assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
     process.signal(rustix::process::Signal::TERM);
     assert!(exited_with(process.wait(), 0));
+}
+
+/// Unfinished JOINs filled what all may hold: an honest peer with many files joined never, and several that tried to end
+/// theirs blocked each other.
+#[test]
+fn joins_that_are_never_finished_make_room() {
+    let registry = Registry::start(&["--console", "off"]);
+    let names: Vec<FileName> =
+        (0..1024).map(|n| name(&format!("{n:04}{}", "x".repeat(240)))).collect();
+    let files = |peer: u64| -> Vec<FileEntry> {
+        let content = ContentId([peer as u8; 32]);
+        names.iter().map(|name| FileEntry { name: name.clone(), size: 1, content }).collect()
+    };
+    let part = |raw: &mut Raw, peer: u64, part: u32, last: bool| {
+        raw.ask(RegistryRequest::Join {
+            peer: PeerId(peer),
+            address: at(5000),
+            files: files(peer),
+            part,
+            last,
+            secret: peer,
+            shares: true,
+        })
+    };
+    // Until the first is told to come later: all of them are of one address, and the youngest has no say.
+    let mut started: Vec<Raw> = Vec::new();
+    let mut sent = 0;
+    'full: for peer in 1..200u64 {
+        started.push(Raw::greeted(&registry));
+        let raw = started.last_mut().unwrap();
+        for number in 0..60 {
+            match part(raw, peer, number, false) {
+                RegistryReply::JoinOk => sent += 1,
+                RegistryReply::Error { retry_after_ms, .. } => {
+                    assert!(retry_after_ms > 0);
+                    break 'full;
+                }
+                reply => panic!("{reply:?}"),
+            }
+        }
+    }
+    assert!(sent > 60, "{sent} parts");
+    // The oldest still goes on to its end.
+    let oldest = &mut started[0];
+    assert_eq!(part(oldest, 1, 60, true), RegistryReply::JoinOk);
+    assert_eq!(oldest.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
 }

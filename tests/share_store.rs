@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
 use acervo::share::index::{IndexLimits, Member, Place};
 use acervo::share::names::FileName;
-use acervo::share::registry::directory::{Directory, MemoryDirectory};
+use acervo::share::registry::directory::{Directory, DirectoryError, MemoryDirectory};
 use acervo::share::registry::store::StoreDirectory;
 use acervo::share::types::{ContentId, FileEntry, PeerId};
 use rand::rngs::StdRng;
@@ -148,6 +149,7 @@ const SMALL: IndexLimits = IndexLimits {
     files_max: 9,
     peers_per_origin_max: 3,
     files_per_origin_max: 9,
+    bytes_per_origin_max: usize::MAX,
     bytes_max: usize::MAX,
     fetching_per_peer_max: 2,
 };
@@ -167,7 +169,10 @@ fn address(peer: u64) -> SocketAddr {
 }
 
 fn place(peer: u64) -> Place {
-    Place { address: address(peer), origin: address(peer).ip() }
+    // Each of another process, which has only the id.
+    static KEYS: AtomicU64 = AtomicU64::new(0);
+    let key = KEYS.fetch_add(1, Ordering::Relaxed);
+    Place { address: address(peer), origin: address(peer).ip(), key }
 }
 
 fn everything(client: &Client) -> Vec<Row> {
@@ -376,6 +381,25 @@ fn what_a_dead_registry_leaves_half_done_goes_to_the_last_row() {
         assert!(rows.iter().all(|row| row.key.starts_with(b"share/registry/")), "{rows:?}");
         (rows.len() == 1).then_some(())
     });
+}
+
+/// The peer knows that its connection is dead; other registries find out about a dead one only by its silence.
+#[test]
+fn a_peer_that_proves_who_it_is_changes_its_registry_at_once() {
+    let group = Group::start(1, &["--console", "off"]);
+    let room = IndexLimits::default();
+    let [first, second] =
+        [(); 2].map(|()| StoreDirectory::new(group.client(), room, Duration::from_secs(600)));
+    let at = place(1);
+    let (before, after) = [1, 2].map(|session| Member { peer: PeerId(1), session }).into();
+    first.join(before, at, vec![entry((0, 1))]).unwrap();
+    let other = second.join(after, place(1), vec![entry((0, 1))]);
+    assert!(matches!(other, Err(DirectoryError::JoinedElsewhere)), "{other:?}");
+    second.join(after, at, vec![entry((0, 1))]).unwrap();
+    // What the first still hears of the old connection, its end included, takes nothing away.
+    first.leave(before).unwrap();
+    assert_eq!(second.search(&name(0)).unwrap().len(), 1);
+    assert!(second.hear(after).unwrap());
 }
 
 #[test]

@@ -336,6 +336,7 @@ impl Talk {
                         return Ok(());
                     }
                     self.stream.write_all(&[byte])?;
+                    // The trick itself: a rate of ten bytes a second. Nobody waits here for anything to happen.
                     std::thread::sleep(Duration::from_millis(100));
                 }
                 Ok(())

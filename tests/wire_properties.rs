@@ -315,15 +315,16 @@ fn peer_id() -> impl Strategy<Value = PeerId> {
 
 fn registry_request() -> impl Strategy<Value = RegistryRequest> {
     use RegistryRequest::*;
-    let ends = (any::<bool>(), any::<bool>());
+    let ends = (any::<bool>(), any::<u64>(), any::<bool>());
     let join = (peer_id(), address(), vec(file_entry(), 0..5), any::<u32>(), ends);
     prop_oneof![
-        join.prop_map(|(peer, address, files, part, (last, shares))| Join {
+        join.prop_map(|(peer, address, files, part, (last, secret, shares))| Join {
             peer,
             address,
             files,
             part,
             last,
+            secret,
             shares
         }),
         file_name().prop_map(|name| Search { name }),
@@ -363,6 +364,7 @@ fn registry_reply() -> impl Strategy<Value = RegistryReply> {
         (vec(file, 0..5), any::<bool>())
             .prop_map(|(files, more)| RegistryReply::Files { files, more }),
         Just(RegistryReply::NotJoined),
+        any::<u32>().prop_map(|retry_after_ms| RegistryReply::IdTaken { retry_after_ms }),
         (text(), any::<u32>())
             .prop_map(|(message, retry_after_ms)| RegistryReply::Error { message, retry_after_ms }),
     ]
@@ -781,7 +783,15 @@ fn a_name_that_is_a_path_is_an_error_wherever_it_stands() {
     let messages = [
         Message::Registry {
             id: 1,
-            body: RegistryRequest::Join { peer, address, files, part: 0, last: true, shares: true },
+            body: RegistryRequest::Join {
+                peer,
+                address,
+                files,
+                part: 0,
+                last: true,
+                secret: 1,
+                shares: true,
+            },
         },
         Message::Registry { id: 1, body: RegistryRequest::Search { name: good.clone() } },
         Message::Registry { id: 1, body: RegistryRequest::Files { after: Some(good.clone()) } },

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use indicatif::HumanBytes;
 use rand::Rng;
 use serde::Serialize;
+use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
 use super::commands::{Outcome, exit_status};
@@ -129,7 +131,7 @@ fn left_out(reasons: &BTreeMap<LeftOut, usize>) -> Option<String> {
             LeftOut::Link => "link",
             LeftOut::Special => "special file",
             LeftOut::Hidden => "hidden name",
-            LeftOut::Partial => ".part file",
+            LeftOut::Partial => "unfinished file",
             LeftOut::NotUtf8 => "name that is not UTF-8",
             LeftOut::Name(_) => "unusable name",
             LeftOut::TooLarge => "file beyond 1 TiB",
@@ -219,13 +221,22 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
     let mut line = Line::open_any(&args.registries.registry, deadline)?;
     let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
-    drop(line);
     let Some(choice) = choose(sources(asked)?, args.content.as_deref())? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
+        // A hint that cannot be had is none.
+        if args.content.is_none()
+            && let Ok(Some(other)) = look_alike(&mut line, &args.file_name().map_err(refused)?)
+        {
+            let other = typable(&other);
+            tell(&format!(
+                "acervo: there is a name that looks the same: fetch --escaped '{other}'"
+            ));
+        }
         return Ok(Outcome::NotFound);
     };
+    drop(line);
     if choice.among > 1 {
         tell(&format!(
             "acervo: {} files are called \"{}\"; fetching the one of {}, {} (--content chooses another)",
@@ -236,6 +247,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         ));
     }
     let stop = stop_flag()?;
+    // Only the last part of it: a path that was mistyped makes no tree of folders. What is wrong with it is told below.
+    let _ = std::fs::create_dir(&args.to);
     let to = args.to.canonicalize().map_err(|source| {
         ShareError::Fetch(FetchError::Folder { path: args.to.clone(), source })
     })?;
@@ -254,8 +267,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;
     let content = choice.content;
-    let mut sizes = choice.sizes.into_iter().peekable();
-    while let Some((size, sources)) = sizes.next() {
+    let mut tries = tries(choice.sizes, args.patience).into_iter().peekable();
+    while let Some((size, sources, patience)) = tries.next() {
         let wanted = Wanted {
             name: name.clone(),
             content,
@@ -263,39 +276,56 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
             to: to.clone(),
             sources,
             look_for_more: true,
-            patience: args.patience,
+            patience,
         };
-        let (result, progress) = transfer(&peer, wanted, args.quiet, &stop)?;
-        match result {
-            Ok(outcome) => {
+        match transfer(&peer, wanted, args.quiet, &stop) {
+            Ok((outcome, progress)) => {
                 let fetched = FileEntry { name: name.clone(), size, content };
                 print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
                     .map_err(ShareError::Output)?;
                 return Ok(Outcome::Done);
             }
-            Err(error @ FetchError::NoSource { .. }) if sizes.peek().is_some() => {
-                tell(&format!("acervo: {error}; others say that it has another size"));
+            Err((error, kept_bytes)) => {
+                if matches!(error, FetchError::Cancelled) || tries.peek().is_none() {
+                    return Err(error.into());
+                }
+                log::info!("{error}; others tell another size of it");
                 // It would be in the way. What was kept from before may be of the true size.
-                if progress.kept_bytes == 0 {
+                if kept_bytes == 0 {
                     fetch::discard(&to, name, content, size);
                 }
             }
-            Err(error) => return Err(error.into()),
         }
     }
     // Every choice has a size.
     Ok(Outcome::NotFound)
 }
 
-/// One download, shown while it lasts: how it ended, and how far it had come.
+/// The sizes that are told of a content, in the order in which they are tried, and for how long: a content has one
+/// size, and whoever tells another lies, but only an attempt shows who. So where there are several nobody is waited
+/// for long before each has been tried; the one that most tell is the last as well as the first.
+fn tries(sizes: Vec<(u64, Vec<Source>)>, patience: Duration) -> Vec<(u64, Vec<Source>, Duration)> {
+    let whole = sizes.iter().rev().cloned().map(|(size, sources)| (size, sources, patience));
+    let quick = patience.min(limits::DOUBTFUL_PATIENCE);
+    match sizes.len() {
+        0 | 1 => whole.collect(),
+        _ => {
+            let first = sizes.iter().cloned().map(|(size, sources)| (size, sources, quick));
+            first.chain(whole).collect()
+        }
+    }
+}
+
+/// One download, shown while it lasts: how it ended, and how far it had come; of one that failed, how many bytes of
+/// it had been there before.
 fn transfer(
     peer: &Peer,
     wanted: Wanted,
     quiet: bool,
     stop: &AtomicBool,
-) -> Result<(Result<fetch::Outcome, FetchError>, fetch::Progress), ShareError> {
+) -> Result<(fetch::Outcome, fetch::Progress), (FetchError, u64)> {
     let mut display = FetchDisplay::new(Style::choose(quiet), &wanted.name, wanted.size);
-    let mut transfer = peer.download(wanted)?;
+    let mut transfer = peer.download(wanted).map_err(|error| (error, 0))?;
     let result = loop {
         if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
             break result;
@@ -306,7 +336,11 @@ fn transfer(
         }
     };
     display.finish();
-    Ok((result, transfer.progress()))
+    let progress = transfer.progress();
+    match result {
+        Ok(outcome) => Ok((outcome, progress)),
+        Err(error) => Err((error, progress.kept_bytes)),
+    }
 }
 
 /// The content to fetch: the one whose hash begins like this, or the one that most peers have.
@@ -329,6 +363,47 @@ fn choose(found: Vec<Source>, wanted: Option<&str>) -> Result<Option<Choice>, Sh
         Choice { content, sizes, among }
     });
     Ok(choices.max_by_key(Choice::peers))
+}
+
+/// A name that somebody offers which people take for this one: of other case, or with its accents written as other
+/// characters, as some systems store them.
+fn look_alike(line: &mut Line, wanted: &FileName) -> Result<Option<FileName>, LineError> {
+    let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
+    let key = folded(wanted);
+    let mut after = None;
+    for _ in 0..limits::LOOK_ALIKE_PAGES_MAX {
+        let asked = line.ask(&RegistryRequest::Files { after }, deadline)?;
+        let RegistryReply::Files { files, more } = asked else {
+            return Err(LineError::Unexpected);
+        };
+        let alike = files.iter().find(|row| folded(&row.file.name) == key);
+        if let Some(row) = alike {
+            return Ok(Some(row.file.name.clone()));
+        }
+        after = files.last().map(|row| row.file.name.clone());
+        if !more || after.is_none() {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+fn folded(name: &FileName) -> String {
+    name.as_str().to_lowercase().nfkc().collect()
+}
+
+/// A name as `--escaped` takes it between single quotes, of characters that every keyboard has.
+fn typable(name: &FileName) -> String {
+    let mut typed = String::new();
+    for byte in name.as_str().bytes() {
+        if (byte.is_ascii_graphic() || byte == b' ') && byte != b'\\' && byte != b'\'' {
+            typed.push(char::from(byte));
+        } else {
+            // Writing into a string does not fail.
+            let _ = write!(typed, "\\x{byte:02x}");
+        }
+    }
+    typed
 }
 
 fn shown(name: &FileName) -> impl std::fmt::Display {
@@ -582,6 +657,20 @@ mod tests {
         assert!(choose(Vec::new(), None).unwrap().is_none());
         let several = choose(offers(&[(1, 10, 1), (2, 10, 1)]), Some(""));
         assert!(matches!(several, Err(ShareError::Ambiguous(_))));
+    }
+
+    #[test]
+    fn every_size_is_tried_before_one_is_waited_for_and_the_likeliest_at_both_ends() {
+        let long = Duration::from_secs(30);
+        let order = |all: &[(u8, u64, usize)], patience| {
+            let sizes = choose(offers(all), None).unwrap().unwrap().sizes;
+            let tries = tries(sizes, patience).into_iter();
+            tries.map(|(size, sources, wait)| (size, sources.len(), wait)).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&[(1, 10, 2)], long), [(10, 2, long)]);
+        let quick = limits::DOUBTFUL_PATIENCE;
+        let expected = [(10, 2, quick), (99, 1, quick), (99, 1, long), (10, 2, long)];
+        assert_eq!(order(&[(1, 10, 2), (1, 99, 1)], long), expected);
     }
 
     #[test]

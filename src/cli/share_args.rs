@@ -79,7 +79,7 @@ Examples:
   acervo share ~/Films --registry 10.0.0.1:1099 --limit 20MiB/s
 
 Shared are the regular files directly in the folder, each as soon as it is hashed, the smallest first; not hidden
-ones, .part files, links, or folders in it: how many were left out is said, and RUST_LOG=info says which and why.
+ones, unfinished files (.part, .crdownload, .aria2), links, or folders in it: how many were left out is said, and RUST_LOG=info says which and why.
 What was found is kept in the folder as .acervo-share, so that no file is hashed twice.
 Ctrl-C stops.")]
 pub struct ShareArgs {
@@ -120,7 +120,7 @@ pub struct FetchArgs {
     /// Read the name escaped, as `acervo files` shows it: \xNN is a byte
     #[arg(long)]
     pub escaped: bool,
-    /// The folder to put it in
+    /// The folder to put it in, which is made if it is not there
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub to: PathBuf,
     /// Which of several contents of that name, by its BLAKE3 hash or the first 8 or more digits of it

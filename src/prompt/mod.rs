@@ -132,7 +132,8 @@ pub fn explain_reason(reason: &str) -> String {
         "connection refused" => "conexão recusada",
         "the connection broke" => "a conexão caiu",
         "timed out" => "sem resposta a tempo",
-        "the server closed the connection" => "ele fechou a conexão",
+        "the server closed the connection" | "it closed the connection" => "ele fechou a conexão",
+        "it does not answer like a registry" => "não responde como um registro",
         "connected, but the server did not greet in time" => "ele aceita a conexão e não responde",
         _ => match reason.strip_prefix("no answer within ") {
             Some(time) => return format!("sem resposta em {time}"),

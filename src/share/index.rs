@@ -42,8 +42,10 @@ pub struct IndexLimits {
     pub peers_per_origin_max: usize,
     /// Files of all of them.
     pub files_per_origin_max: usize,
-    /// Bytes of memory that they take, their names included.
+    /// Bytes of memory that all files take, their names included.
     pub bytes_max: usize,
+    /// Bytes of memory that the files of one origin's peers take.
+    pub bytes_per_origin_max: usize,
     /// Contents one peer is fetching.
     pub fetching_per_peer_max: usize,
 }
@@ -57,6 +59,7 @@ impl Default for IndexLimits {
             peers_per_origin_max: limits::REGISTRY_PEERS_PER_ORIGIN_MAX,
             files_per_origin_max: limits::REGISTRY_FILES_PER_ORIGIN_MAX,
             bytes_max: limits::REGISTRY_INDEX_BYTES_MAX,
+            bytes_per_origin_max: limits::REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX,
             fetching_per_peer_max: limits::FETCHING_PER_PEER_MAX,
         }
     }
@@ -80,6 +83,11 @@ pub enum IndexError {
     /// Too many files of all peers of one IP.
     #[error("the peers of one IP address offer at most {0} files together: share fewer")]
     FilesOfOrigin(usize),
+    /// Too many files, or names too long, of all peers of one IP.
+    #[error(
+        "the peers of one IP address offer files with names too long for a registry: share fewer"
+    )]
+    BytesOfOrigin,
     /// A peer fetches too much at once.
     #[error("a peer fetches at most {0} contents at once")]
     Fetching(usize),
@@ -102,6 +110,8 @@ pub struct Place {
     pub address: SocketAddr,
     /// The IP that its connection comes from, as quotas count it.
     pub origin: IpAddr,
+    /// A hash of the peer's secret: over another connection with the same it is the same peer.
+    pub key: u64,
 }
 
 type Name = Arc<FileName>;
@@ -115,6 +125,8 @@ struct Peer {
     heard: Duration,
     files: BTreeMap<Name, File>,
     bytes: u64,
+    /// What the files take.
+    memory_bytes: usize,
     /// Contents it serves parts of, with their sizes. A handful.
     fetching: Vec<(ContentId, u64)>,
 }
@@ -144,12 +156,6 @@ pub struct Index {
     memory_bytes: usize,
 }
 
-impl Peer {
-    fn memory_bytes(&self) -> usize {
-        self.files.keys().map(|name| memory_bytes(name)).sum()
-    }
-}
-
 const PEER_MIN: PeerId = PeerId(0);
 const PEER_MAX: PeerId = PeerId(u64::MAX);
 
@@ -176,23 +182,25 @@ impl Index {
     pub fn join(
         &mut self,
         Member { peer, session }: Member,
-        Place { address, origin }: Place,
+        Place { address, origin, .. }: Place,
         files: Vec<FileEntry>,
         now: Duration,
     ) -> Result<(), IndexError> {
         let others = self.peers.iter().filter(|(id, other)| **id != peer && other.origin == origin);
-        let (others, others_files) = others
-            .fold((0, 0), |(peers, files), (_, other)| (peers + 1, files + other.files.len()));
+        let (others, others_files, others_bytes) =
+            others.fold((0, 0, 0), |(peers, files, bytes), (_, other)| {
+                (peers + 1, files + other.files.len(), bytes + other.memory_bytes)
+            });
         if others >= self.limits.peers_per_origin_max {
             return Err(IndexError::PeersOfOrigin(others));
         }
-        self.check_origin(others_files + files.len())?;
+        self.check_origin(others_files + files.len(), others_bytes + memory_of(&files))?;
         let known = self.peers.get(&peer);
         if known.is_none() && self.peers.len() >= self.limits.peers_max {
             return Err(IndexError::Peers(self.peers.len()));
         }
         let gone = known.map_or(0, |peer| peer.files.len());
-        let gone_bytes = known.map_or(0, Peer::memory_bytes);
+        let gone_bytes = known.map_or(0, |peer| peer.memory_bytes);
         self.check_room(gone, gone, gone_bytes, &files)?;
 
         let fetching = self.remove(peer).map(|peer| peer.fetching).unwrap_or_default();
@@ -203,6 +211,7 @@ impl Index {
             heard: now,
             files: BTreeMap::new(),
             bytes: 0,
+            memory_bytes: 0,
             fetching: Vec::new(),
         };
         self.peers.insert(peer, record);
@@ -234,10 +243,15 @@ impl Index {
             .map(|name| Arc::new(name.clone()))
             .filter(|name| known.files.contains_key(name))
             .collect();
-        let gone_bytes = gone.iter().map(|name| memory_bytes(name)).sum();
+        let gone_bytes: usize = gone.iter().map(|name| memory_bytes(name)).sum();
         let alike = self.peers.values().filter(|other| other.origin == known.origin);
-        let alike_files: usize = alike.map(|peer| peer.files.len()).sum();
-        self.check_origin(alike_files - gone.len() + added.len())?;
+        let (alike_files, alike_bytes) = alike.fold((0, 0), |(files, bytes), other| {
+            (files + other.files.len(), bytes + other.memory_bytes)
+        });
+        self.check_origin(
+            alike_files - gone.len() + added.len(),
+            alike_bytes - gone_bytes + memory_of(&added),
+        )?;
         self.check_room(known.files.len(), gone.len(), gone_bytes, &added)?;
 
         gone.into_iter().for_each(|name| self.remove_file(peer, name));
@@ -398,7 +412,7 @@ impl Index {
         if has.saturating_sub(gone) + added.len() > max {
             return Err(IndexError::FilesOfPeer(max));
         }
-        let bytes: usize = added.iter().map(|file| memory_bytes(&file.name)).sum();
+        let bytes = memory_of(added);
         let files = self.names.len().saturating_sub(gone) + added.len();
         let memory_bytes = self.memory_bytes.saturating_sub(gone_bytes) + bytes;
         if files > self.limits.files_max || memory_bytes > self.limits.bytes_max {
@@ -407,10 +421,74 @@ impl Index {
         Ok(())
     }
 
-    /// Whether peers of one origin may offer so many files together.
-    fn check_origin(&self, files: usize) -> Result<(), IndexError> {
+    /// Whether peers of one origin may offer so many files together, which take so much.
+    fn check_origin(&self, files: usize, bytes: usize) -> Result<(), IndexError> {
         let max = self.limits.files_per_origin_max;
-        if files > max { Err(IndexError::FilesOfOrigin(max)) } else { Ok(()) }
+        if files > max {
+            return Err(IndexError::FilesOfOrigin(max));
+        }
+        if bytes > self.limits.bytes_per_origin_max {
+            return Err(IndexError::BytesOfOrigin);
+        }
+        Ok(())
+    }
+
+    /// Whether everybody together leaves room for these files of a peer, whatever they take the place of.
+    pub fn has_room(&self, peer: PeerId, added: &[FileEntry]) -> bool {
+        let peers = self.peers.len() + usize::from(!self.peers.contains_key(&peer));
+        peers <= self.limits.peers_max
+            && self.names.len() + added.len() <= self.limits.files_max
+            && self.memory_bytes + memory_of(added) <= self.limits.bytes_max
+    }
+
+    /// Where a member's connection comes from.
+    pub fn origin(&self, member: Member) -> Option<IpAddr> {
+        self.member(member).map(|peer| peer.origin)
+    }
+
+    /// Forgets peers until a JOIN or an UPDATE of `peer`, from `origin`, that brings these files has room, or until
+    /// nobody is left to forget; says whom. Who is forgotten comes from the origin that takes most, while that takes
+    /// more than the one which asks would: so a few that fill an index keep nobody out, and none takes from one that
+    /// has less. Call it when there was no room.
+    pub fn make_room(
+        &mut self,
+        peer: PeerId,
+        origin: IpAddr,
+        added: &[FileEntry],
+    ) -> Vec<(PeerId, SocketAddr)> {
+        let mut forgotten = Vec::new();
+        // A peer counts as a file, too, so that those without files cannot fill an index for nothing.
+        let weight = |peer: &Peer| peer.memory_bytes + limits::INDEX_FILE_BYTES;
+        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
+        for known in self.peers.values() {
+            *origins.entry(known.origin).or_default() += weight(known);
+        }
+        let come = match self.peers.contains_key(&peer) {
+            true => 0,
+            false => limits::INDEX_FILE_BYTES,
+        };
+        let own = origins.remove(&origin).unwrap_or_default() + memory_of(added) + come;
+        loop {
+            let heaviest = origins.iter().max_by_key(|(_, weight)| **weight);
+            let Some((heaviest, taken)) = heaviest.map(|(origin, taken)| (*origin, *taken)) else {
+                return forgotten;
+            };
+            if self.has_room(peer, added) || taken <= own {
+                return forgotten;
+            }
+            let alike = self.peers.iter().filter(|(_, known)| known.origin == heaviest);
+            let Some((victim, address)) = alike
+                .max_by_key(|(_, known)| known.memory_bytes)
+                .map(|(id, known)| (*id, known.address))
+            else {
+                return forgotten;
+            };
+            if let Some(gone) = self.remove(victim) {
+                let freed: usize = gone.memory_bytes;
+                *origins.entry(heaviest).or_default() -= freed + limits::INDEX_FILE_BYTES;
+                forgotten.push((victim, address));
+            }
+        }
     }
 
     /// The name as it is stored already, or new.
@@ -431,6 +509,7 @@ impl Index {
         let Some(record) = self.peers.get_mut(&peer) else { return };
         record.files.insert(Arc::clone(&name), File { content: file.content, size: file.size });
         record.bytes = record.bytes.saturating_add(file.size);
+        record.memory_bytes += memory_bytes(&name);
         self.memory_bytes += memory_bytes(&name);
         let holding = Holding { files: 0, size: file.size };
         let holding = self.contents.entry((file.content, peer)).or_insert(holding);
@@ -443,6 +522,7 @@ impl Index {
     fn remove_file(&mut self, peer: PeerId, name: Name) {
         let Some(record) = self.peers.get_mut(&peer) else { return };
         let Some(file) = record.files.remove(&name) else { return };
+        record.memory_bytes -= memory_bytes(&name);
         self.memory_bytes -= memory_bytes(&name);
         self.names.remove(&(name, peer));
         record.bytes = record.bytes.saturating_sub(file.size);
@@ -461,15 +541,23 @@ impl Index {
         self.contents.entry((content, peer)).or_insert(Holding { files: 0, size });
     }
 
+    /// What is returned has the files no more, and says what they took.
     fn remove(&mut self, peer: PeerId) -> Option<Peer> {
-        let names: Vec<Name> = self.peers.get(&peer)?.files.keys().map(Arc::clone).collect();
+        let known = self.peers.get(&peer)?;
+        let taken = known.memory_bytes;
+        let names: Vec<Name> = known.files.keys().map(Arc::clone).collect();
         names.into_iter().for_each(|name| self.remove_file(peer, name));
-        let record = self.peers.remove(&peer)?;
+        let mut record = self.peers.remove(&peer)?;
+        record.memory_bytes = taken;
         for (content, _) in &record.fetching {
             self.contents.remove(&(*content, peer));
         }
         Some(record)
     }
+}
+
+fn memory_of(files: &[FileEntry]) -> usize {
+    files.iter().map(|file| memory_bytes(&file.name)).sum()
 }
 
 /// What a file takes in the three maps, about.

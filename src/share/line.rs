@@ -32,6 +32,11 @@ pub enum LineError {
         /// Its sentence, escaped.
         message: String,
     },
+    /// Somebody else has joined there under this peer's id, and is alive.
+    #[error(
+        "another connection has joined at {0} under this peer's id: if this folder is shared twice, stop one of them"
+    )]
+    IdTaken(SocketAddr),
     /// It answers something else than it was asked.
     #[error("the registry does not answer like one; check its address")]
     Unexpected,
@@ -96,11 +101,19 @@ impl Line {
         body: &RegistryRequest,
         deadline: Instant,
     ) -> Result<RegistryReply, LineError> {
+        let began = Instant::now();
         loop {
             let asked = self.exchange(body.clone(), deadline);
             let reply = asked.map_err(|failure| unreachable(self.address, failure))?;
             match reply {
                 RegistryReply::NotJoined => return Err(LineError::NotJoined(self.address)),
+                RegistryReply::IdTaken { retry_after_ms } => {
+                    let pause = Duration::from_millis(u64::from(retry_after_ms));
+                    if began.elapsed() + pause >= limits::ID_TAKEN_WAIT {
+                        return Err(LineError::IdTaken(self.address));
+                    }
+                    thread::sleep(pause);
+                }
                 RegistryReply::Error { message, retry_after_ms } => {
                     let pause = Duration::from_millis(u64::from(retry_after_ms));
                     if pause.is_zero() || Instant::now() + pause >= deadline {

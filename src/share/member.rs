@@ -10,9 +10,9 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rand::Rng;
@@ -52,6 +52,8 @@ pub struct MemberOptions {
     pub files: Arc<dyn Files>,
     /// Whether it shares a folder, or only fetches.
     pub shares: bool,
+    /// For how long it asks for its id while somebody else has joined under it, before it joins under another.
+    pub id_patience: Duration,
 }
 
 /// What becomes of a membership.
@@ -84,6 +86,7 @@ enum Command {
 /// A running membership. It leaves when it is dropped.
 pub struct Membership {
     commands: Option<Sender<Command>>,
+    peer: Arc<AtomicU64>,
     /// The files have changed since the registry was told.
     is_changed: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -104,11 +107,18 @@ impl Membership {
         let (alive, ended) = bounded::<()>(0);
         let is_changed = Arc::new(AtomicBool::new(false));
         let changed = Arc::clone(&is_changed);
+        let peer = Arc::new(AtomicU64::new(options.peer.0));
+        let told = Arc::clone(&peer);
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
-            Member::new(options, Box::new(notice), changed).run(&received);
+            Member::new(options, told, Box::new(notice), changed).run(&received);
             drop(alive);
         })?;
-        Ok(Membership { commands: Some(commands), is_changed, thread: Some(thread), ended })
+        Ok(Membership { commands: Some(commands), peer, is_changed, thread: Some(thread), ended })
+    }
+
+    /// Who it is: another one than it was when somebody else has taken that id.
+    pub fn peer(&self) -> PeerId {
+        PeerId(self.peer.load(Ordering::Relaxed))
     }
 
     /// The files have changed: the registry is told soon. Never waits, however slow the registry is.
@@ -165,9 +175,18 @@ impl Drop for Membership {
 
 struct Member {
     options: MemberOptions,
+    /// The id, for others to read.
+    peer: Arc<AtomicU64>,
+    /// Proves to its registry, over another connection, who it is.
+    secret: u64,
+    /// Since when somebody else has been found to hold the id.
+    taken_since: Option<Instant>,
     notice: Box<dyn FnMut(Notice) + Send>,
     is_changed: Arc<AtomicBool>,
     line: Option<Line>,
+    /// Before that nothing is announced: the registry had no room for it.
+    announce_at: Instant,
+    announce_backoff: Backoff,
     /// What the registry at the other end of `line` has been told.
     announced: HashMap<FileName, (u64, ContentId)>,
     fetching: Vec<(ContentId, u64)>,
@@ -185,15 +204,24 @@ struct Member {
 impl Member {
     fn new(
         options: MemberOptions,
+        peer: Arc<AtomicU64>,
         notice: Box<dyn FnMut(Notice) + Send>,
         is_changed: Arc<AtomicBool>,
     ) -> Member {
         let now = Instant::now();
         Member {
             options,
+            peer,
+            secret: rand::rng().next_u64(),
+            taken_since: None,
             notice,
             is_changed,
             line: None,
+            announce_at: now,
+            announce_backoff: Backoff::new(
+                limits::ANNOUNCE_BACKOFF_MIN,
+                limits::ANNOUNCE_BACKOFF_MAX,
+            ),
             announced: HashMap::new(),
             fetching: Vec::new(),
             backoff: Backoff::new(limits::REGISTRY_BACKOFF_MIN, limits::REGISTRY_BACKOFF_MAX),
@@ -209,7 +237,8 @@ impl Member {
     fn run(mut self, commands: &Receiver<Command>) {
         loop {
             self.keep_up();
-            if self.is_changed.swap(false, Ordering::Relaxed) {
+            if Instant::now() >= self.announce_at && self.is_changed.swap(false, Ordering::Relaxed)
+            {
                 self.announce();
             }
             let wait = match self.line {
@@ -282,6 +311,7 @@ impl Member {
                 self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
                 self.backoff.reset();
                 self.troubles.clear();
+                self.taken_since = None;
                 let names = files.iter().map(|file| file.name.clone()).collect();
                 let told = files.into_iter().map(|file| (file.name, (file.size, file.content)));
                 self.announced = told.collect();
@@ -293,8 +323,24 @@ impl Member {
             }
             Err(error) => {
                 self.first = self.first.wrapping_add(1);
+                if matches!(error, LineError::IdTaken(_)) {
+                    self.give_up_id();
+                }
                 self.lost(error);
             }
+        }
+    }
+
+    /// Somebody else has the id. A connection of this peer's own that is dead loses it soon; one that keeps it is
+    /// somebody else's, and an id proves nothing: so the peer becomes another one, for as long as it runs.
+    fn give_up_id(&mut self) {
+        let now = Instant::now();
+        let since = *self.taken_since.get_or_insert(now);
+        if now.duration_since(since) >= self.options.id_patience {
+            self.taken_since = None;
+            self.options.peer = PeerId(rand::rng().next_u64());
+            self.peer.store(self.options.peer.0, Ordering::Relaxed);
+            log::warn!("this peer's id is somebody else's now: joining as {}", self.options.peer);
         }
     }
 
@@ -319,6 +365,7 @@ impl Member {
                 files: files[from..to].to_vec(),
                 part: part as u32,
                 last: part + 1 == parts,
+                secret: self.secret,
                 shares,
             };
             line.ask(&join, deadline)?;
@@ -352,13 +399,28 @@ impl Member {
                 removed.drain(..removed.len().min(limits::FILES_PER_FRAME)).collect();
             let room = limits::FILES_PER_FRAME - removed.len();
             let added: Vec<_> = added.drain(..added.len().min(room)).collect();
-            for name in &removed {
-                self.announced.remove(name);
+            let update = RegistryRequest::Update { added: added.clone(), removed: removed.clone() };
+            match self.call(&update) {
+                Some(Ok(_)) => {
+                    self.announce_backoff.reset();
+                    for name in &removed {
+                        self.announced.remove(name);
+                    }
+                    for FileEntry { name, size, content } in added {
+                        self.announced.insert(name, (size, content));
+                    }
+                }
+                // Nothing of it was taken, and what was announced before still stands: it is kept, and the rest
+                // told when there may be room.
+                Some(Err(error @ LineError::Declined { .. })) => {
+                    let wait = self.announce_backoff.next_wait(rand::rng().next_u64());
+                    self.announce_at = Instant::now() + wait;
+                    self.is_changed.store(true, Ordering::Relaxed);
+                    return self.trouble(error);
+                }
+                // Joining again tells everything.
+                Some(Err(_)) | None => return,
             }
-            for file in &added {
-                self.announced.insert(file.name.clone(), (file.size, file.content));
-            }
-            self.tell(&RegistryRequest::Update { added, removed });
         }
     }
 
@@ -386,9 +448,14 @@ impl Member {
         Some(result)
     }
 
-    /// There is no connection: says so, unless it has been said, and tries again a little later.
+    /// There is no connection: says so, and tries again a little later.
     fn lost(&mut self, error: LineError) {
         self.retry_at = Instant::now() + self.backoff.next_wait(rand::rng().next_u64());
+        self.trouble(error);
+    }
+
+    /// Says what is wrong, unless it has been said.
+    fn trouble(&mut self, error: LineError) {
         let told = self.troubles.len();
         self.troubles.retain(|told| *told != error);
         let is_new = self.troubles.len() == told;

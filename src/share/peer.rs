@@ -82,7 +82,6 @@ pub struct Wanted {
 
 /// A running peer. It leaves the share when it is dropped.
 pub struct Peer {
-    peer: PeerId,
     limit_bytes_per_s: Option<u64>,
     congestion: Option<String>,
     partials: Arc<Partials>,
@@ -146,22 +145,20 @@ impl Peer {
         }
         let (registries, address) = (options.registries, options.address);
         let shares = folder.is_some();
-        let member = MemberOptions { registries, peer, address, files, shares };
+        let member = MemberOptions {
+            registries,
+            peer,
+            address,
+            files,
+            shares,
+            id_patience: limits::ID_TAKEN_PATIENCE,
+        };
         let membership = Arc::new(Membership::start(member, notice)?);
         // It is set once, here.
         let _ = joined.set(Arc::clone(&membership));
         // Whatever was ready between the list of its JOIN and now.
         membership.changed();
-        Ok(Peer {
-            peer,
-            limit_bytes_per_s,
-            congestion,
-            partials,
-            folder,
-            watcher,
-            membership,
-            server,
-        })
+        Ok(Peer { limit_bytes_per_s, congestion, partials, folder, watcher, membership, server })
     }
 
     /// Where it serves.
@@ -190,7 +187,8 @@ impl Peer {
         let Wanted { name, content, size, to, sources, look_for_more, patience } = wanted;
         let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
         // A peer does not fetch from itself.
-        let sources = sources.into_iter().filter(|source| source.peer != self.peer).collect();
+        let me = self.membership.peer();
+        let sources = sources.into_iter().filter(|source| source.peer != me).collect();
         let handle = Arc::new(Fetch::start(FetchOptions {
             content,
             size,
@@ -225,13 +223,12 @@ impl Peer {
         name: FileName,
     ) -> Result<Seeker, FetchError> {
         let (stop, stopped) = bounded::<()>(0);
-        let (handle, membership, me) =
-            (Arc::clone(handle), Arc::clone(&self.membership), self.peer);
+        let (handle, membership) = (Arc::clone(handle), Arc::clone(&self.membership));
         let seek = move || loop {
             let asked = membership.ask(RegistryRequest::SearchContent { content });
             // Without a registry the download goes on with whom it knows.
             for source in asked.and_then(self::sources).unwrap_or_default() {
-                if source.peer != me {
+                if source.peer != membership.peer() {
                     handle.add_source(source);
                 }
             }

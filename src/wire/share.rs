@@ -28,6 +28,8 @@ pub enum RegistryRequest {
         part: u32,
         /// Nothing follows.
         last: bool,
+        /// Drawn by the peer, and told to registries only: over another connection it proves that the id is its own.
+        secret: u64,
         /// It shares a folder, which may be empty. A peer that only fetches passes on what it fetches.
         shares: bool,
     },
@@ -125,6 +127,12 @@ pub enum RegistryReply {
     /// This connection has not joined, or was forgotten: JOIN (again).
     #[serde(rename = "NOT_JOINED")]
     NotJoined,
+    /// Another connection has joined as this peer, and is alive.
+    #[serde(rename = "ID_TAKEN")]
+    IdTaken {
+        /// Try again after this long: it may be a connection of the same peer that is dead.
+        retry_after_ms: u32,
+    },
     /// No: one sentence for a person.
     #[serde(rename = "SHARE_ERROR")]
     Error {

@@ -1,5 +1,7 @@
 //! Errors that the console's user can do something about, in the console's language.
 
+use std::io;
+
 use crate::client::connection::describe;
 use crate::limits;
 use crate::net::ListenError;
@@ -9,6 +11,7 @@ use crate::share::folder::FolderError;
 use crate::share::line::LineError;
 use crate::share::names::NameError;
 use crate::text::escape;
+use crate::wire::share::DenialCode;
 
 pub(super) fn explain_name(error: NameError) -> String {
     match error {
@@ -34,6 +37,10 @@ pub(super) fn explain_line(error: &LineError) -> String {
         LineError::Declined { address, message } => {
             format!("Registro {address} recusou e diz: \"{}\".", message.trim_end_matches('.'))
         }
+        LineError::IdTaken(address) => format!(
+            "Outra conexão entrou no registro {address} com a identidade desta pasta: se ela é \
+             compartilhada duas vezes, pare uma delas."
+        ),
         LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
         LineError::Unexpected => {
             "O registro não responde como um registro: confira o endereço.".to_owned()
@@ -46,7 +53,7 @@ pub(super) fn explain_line(error: &LineError) -> String {
 pub(super) fn explain_folder(error: &FolderError) -> String {
     match error {
         FolderError::Unreadable { path, source } => {
-            format!("a pasta {} não pode ser lida ({source})", path.display())
+            format!("a pasta {} não pode ser lida ({})", path.display(), explain_io(source))
         }
         FolderError::InUse(path) => {
             format!("a pasta {} já é compartilhada por outro processo", path.display())
@@ -54,12 +61,30 @@ pub(super) fn explain_folder(error: &FolderError) -> String {
     }
 }
 
+/// `1 arquivo`, `2 arquivos`; zero is plural here as well, as it is in English.
+fn counted(number: u64, one: &str, many: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
+}
+
+/// What the system said, in words of the console's language; the rest by its number.
+fn explain_io(error: &io::Error) -> String {
+    let known = match error.kind() {
+        io::ErrorKind::NotFound => "não existe",
+        io::ErrorKind::NotADirectory => "não é uma pasta",
+        io::ErrorKind::PermissionDenied => "sem permissão",
+        io::ErrorKind::ReadOnlyFilesystem => "o disco é só de leitura",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "o disco está cheio",
+        _ => match error.raw_os_error() {
+            Some(code) => return format!("erro {code} do sistema"),
+            None => "erro do sistema",
+        },
+    };
+    known.to_owned()
+}
+
 /// That so many things in the folder are not offered.
 pub(super) fn explain_left_out(number: usize) -> String {
-    let what = match number {
-        1 => "1 item da pasta ficou".to_owned(),
-        number => format!("{number} itens da pasta ficaram"),
-    };
+    let what = counted(number as u64, "item da pasta ficou", "itens da pasta ficaram");
     format!("{what} de fora: só entram arquivos comuns e completos, diretamente na pasta.")
 }
 
@@ -79,7 +104,7 @@ pub(super) fn explain_listen(error: &ListenError) -> String {
         ListenError::NotHere(address) => format!("{} não é um IP desta máquina", address.ip()),
         ListenError::Denied(address) => format!("não é permitido usar a porta {}", address.port()),
         ListenError::Other { address, source } => {
-            format!("não é possível usar {address}: {source}")
+            format!("não é possível usar {address}: {}", explain_io(source))
         }
     }
 }
@@ -89,9 +114,21 @@ pub(super) fn explain_find(error: &FindError) -> String {
         FindError::Unreachable { address, source } => {
             format!("o peer {address} não responde ({})", explain_reason(&describe(source)))
         }
-        FindError::Refused { address, reason } => {
-            let reason = escape(reason.as_bytes()).to_string();
-            format!("o peer {address} recusou: \"{}\"", reason.trim_end_matches('.'))
+        FindError::Refused { address, code, reason } => {
+            // Its own words are English.
+            log::info!("{address} refuses: {}", escape(reason.as_bytes()));
+            match code {
+                Some(DenialCode::NotFound) => format!("o peer {address} não tem este arquivo"),
+                Some(DenialCode::Changed) => format!("o arquivo do peer {address} mudou"),
+                Some(DenialCode::Unreadable) => {
+                    format!("o peer {address} não consegue ler o arquivo")
+                }
+                Some(DenialCode::Busy) => format!("o peer {address} está ocupado"),
+                Some(DenialCode::Invalid | DenialCode::Cancelled) => {
+                    format!("o peer {address} não aceita o pedido")
+                }
+                None => format!("{address} não responde como um peer que pode atender agora"),
+            }
         }
         FindError::Protocol(address) => format!("{address} não responde como um peer"),
     }
@@ -104,17 +141,21 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
         }
         FetchError::UnderWay(path) => format!("{} já está sendo baixado", path.display()),
         FetchError::Folder { path, source } => {
-            format!("não é possível escrever em {} ({source})", path.display())
+            format!("não é possível escrever em {} ({})", path.display(), explain_io(source))
         }
         FetchError::NoRoom { needed, free, .. } => {
-            format!("não há espaço: são necessários {needed} bytes e há {free} livres")
+            let free = counted(*free, "byte livre", "bytes livres");
+            format!(
+                "não há espaço: falta gravar {}, e há {free}",
+                counted(*needed, "byte", "bytes")
+            )
         }
         FetchError::NotSoLarge { size, .. } => {
             format!("o disco, ou o limite do processo, não aceita arquivos de {size} bytes")
         }
         FetchError::NoSource { last, .. } => {
-            let last = escape(last.as_bytes());
-            format!("o peer não o enviou (\"{last}\"); o que chegou fica guardado")
+            log::info!("{}", escape(last.as_bytes()));
+            "o peer não o enviou até o fim; o que chegou fica guardado".to_owned()
         }
         FetchError::ForeignPart(path) => {
             format!("{} não é parte deste arquivo: tire-o do caminho", path.display())
@@ -122,7 +163,55 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
         FetchError::PartGone(path) => {
             format!("{} foi removido durante o download", path.display())
         }
+        FetchError::Disk { path, source } => {
+            let why = explain_io(source);
+            format!("{} não pôde ser gravado ({why}); o que chegou fica guardado", path.display())
+        }
         FetchError::Cancelled => "interrompido; o que chegou fica guardado".to_owned(),
-        other => format!("\"{}\"", escape(other.to_string().as_bytes())),
+        FetchError::TooLarge { size, .. } => {
+            format!("um arquivo compartilhado não pode ter {}", counted(*size, "byte", "bytes"))
+        }
+        FetchError::Internal { reason, .. } => {
+            log::error!("a download cannot go on: {}", escape(reason.as_bytes()));
+            "este programa não pôde continuar; o que chegou fica guardado".to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_is_singular() {
+        let items = [0, 1, 2].map(explain_left_out);
+        assert!(items[0].starts_with("0 itens da pasta ficaram de fora"), "{items:?}");
+        assert!(items[1].starts_with("1 item da pasta ficou de fora"), "{items:?}");
+        assert!(items[2].starts_with("2 itens da pasta ficaram de fora"), "{items:?}");
+        let left = [1, 2].map(explain_hashing);
+        assert!(left[0].starts_with("Falta ler 1 arquivo: ele será"), "{left:?}");
+        assert!(left[1].starts_with("Faltam ler 2 arquivos: cada um será"), "{left:?}");
+    }
+
+    /// What others and the system say is English: a line has one language.
+    #[test]
+    fn a_line_of_the_console_is_in_one_language() {
+        let address = "10.0.0.1:5000".parse().unwrap();
+        let reason = "there is no file peq.txt here".to_owned();
+        let refused = |code| FindError::Refused { address, code, reason: reason.clone() };
+        assert_eq!(
+            explain_find(&refused(Some(DenialCode::NotFound))),
+            "o peer 10.0.0.1:5000 não tem este arquivo"
+        );
+        assert!(!explain_find(&refused(None)).contains("there is"));
+        let source = || io::Error::from_raw_os_error(5);
+        let path = std::path::PathBuf::from("/x");
+        let folder = FolderError::Unreadable { path: path.clone(), source: source() };
+        assert_eq!(explain_folder(&folder), "a pasta /x não pode ser lida (erro 5 do sistema)");
+        let needed = FetchError::NoRoom { path, needed: 1, free: 2 };
+        assert_eq!(
+            explain_fetch(&needed),
+            "não há espaço: falta gravar 1 byte, e há 2 bytes livres"
+        );
     }
 }

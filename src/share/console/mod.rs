@@ -19,7 +19,6 @@ use self::explain::{
     explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_line,
     explain_listen, explain_name,
 };
-use super::display::{HashDisplay, Style};
 use super::fetch::find;
 use super::folder::Folder;
 use super::member::Notice;
@@ -301,8 +300,6 @@ impl Dialogue<'_> {
         if left_out > 0 {
             self.shared.screen.remark(&explain_left_out(left_out));
         }
-        let display = Arc::new(HashDisplay::new(Style::choose(false)));
-        let hashing = Arc::clone(&display);
         let listener = Listener::bind(address).map_err(|error| explain_listen(&error))?;
         let options = PeerOptions {
             peer: folder.peer(),
@@ -313,7 +310,8 @@ impl Dialogue<'_> {
             limit_bytes_per_s: self.options.limit_bytes_per_s,
             congestion: None,
             stop: Arc::default(),
-            hashing: Arc::new(move |progress| hashing.show(progress)),
+            // What is left after a few seconds is told in a remark, in the console's language.
+            hashing: Arc::new(|_| {}),
         };
         let screen = Arc::clone(&self.shared.screen);
         let notice = move |notice: Notice| match notice {
@@ -328,11 +326,11 @@ impl Dialogue<'_> {
             }
         };
         let peer = Peer::start(options, notice).map_err(|error| match error {
-            PeerError::Serve(error) => error.to_string(),
-            PeerError::Thread(error) => error.to_string(),
+            PeerError::Serve(_) | PeerError::Thread(_) => {
+                log::error!("{error}");
+                "o sistema não permite mais threads ou arquivos abertos".to_owned()
+            }
         })?;
-        // What is left goes on behind the prompt, which bars would disturb.
-        display.finish();
         let hashing = folder.hashing();
         if !hashing.is_done() {
             self.shared.screen.remark(&explain_hashing(hashing.files - hashing.files_done));

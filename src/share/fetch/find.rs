@@ -11,7 +11,7 @@ use crate::share::types::FileEntry;
 use crate::wire::codec;
 use crate::wire::frame::Deframer;
 use crate::wire::message::Message;
-use crate::wire::share::{PeerReply, PeerRequest};
+use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 
 /// Why it is not known what a peer has.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,8 @@ pub enum FindError {
     Refused {
         /// Who.
         address: SocketAddr,
+        /// Why; none when it is the greeting that it refuses.
+        code: Option<DenialCode>,
         /// Its own words.
         reason: String,
     },
@@ -65,10 +67,13 @@ pub fn find(
             match codec::decode(frame) {
                 Ok(Message::Welcome(_)) => {}
                 Ok(Message::ShareReply { body: PeerReply::Found(entry), .. }) => return Ok(entry),
-                Ok(
-                    Message::Refused { reason }
-                    | Message::ShareReply { body: PeerReply::Denied { message: reason, .. }, .. },
-                ) => return Err(FindError::Refused { address, reason }),
+                Ok(Message::Refused { reason }) => {
+                    return Err(FindError::Refused { address, code: None, reason });
+                }
+                Ok(Message::ShareReply { body: PeerReply::Denied { code, message }, .. }) => {
+                    let (code, reason) = (Some(code), message);
+                    return Err(FindError::Refused { address, code, reason });
+                }
                 Ok(_) | Err(_) => return Err(FindError::Protocol(address)),
             }
         }

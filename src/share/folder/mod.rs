@@ -3,7 +3,7 @@
 //! Offered are the regular files directly in the folder that have a name a [`FileName`] can be. Left out,
 //! because names are never paths and a folder is not more than its owner put into it: folders
 //! below it, links, FIFOs, devices; hidden files (`.name`), so that nobody shares settings by accident;
-//! and `.part` files, which are still arriving. [`Folder::left_out`] says how many of each there are.
+//! and `.part` files and others' like them, which are still arriving. [`Folder::left_out`] says how many of each there are.
 //!
 //! Every file is hashed once, all processors at work, the smallest first ([`hash`]), and is offered as soon as it
 //! is known. What came of it is kept in a hidden file

@@ -69,6 +69,9 @@ impl fmt::Display for LeftOut {
     }
 }
 
+/// What browsers and other programs call a file that they have not got whole, or what they know of one.
+const OTHERS_PARTS: [&str; 4] = [".crdownload", ".aria2", ".!qb", ".download"];
+
 /// Looks at a folder.
 pub(super) fn scan(folder: &Path) -> io::Result<Scan> {
     let mut scan = Scan::default();
@@ -108,6 +111,10 @@ fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<Found, Option<LeftOut
         return Err(Some(LeftOut::Special));
     }
     let name = file_name.to_str().ok_or(Some(LeftOut::NotUtf8))?;
+    let lower = name.to_ascii_lowercase();
+    if OTHERS_PARTS.iter().any(|suffix| lower.ends_with(suffix)) {
+        return Err(Some(LeftOut::Partial));
+    }
     let name = FileName::new(name).map_err(|error| match error {
         NameError::Partial => Some(LeftOut::Partial),
         error => Some(LeftOut::Name(error)),

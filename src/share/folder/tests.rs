@@ -111,7 +111,9 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
     let outside = tempfile::NamedTempFile::new().unwrap();
     let path = dir.path();
     write(path, "good", b"1");
-    for bad in [".hidden", "film.mkv.part", "a\nb", "x\x1b[2J", "a\\b"] {
+    for bad in
+        [".hidden", "film.mkv.part", "film.mkv.CRdownload", "f.aria2", "a\nb", "x\x1b[2J", "a\\b"]
+    {
         write(path, bad, b"1");
     }
     // Names that are only reserved elsewhere.
@@ -142,7 +144,7 @@ fn what_is_not_a_plain_file_with_a_plain_name_is_not_offered() {
         (LeftOut::Link, 4),
         (LeftOut::Special, 1),
         (LeftOut::Hidden, 1),
-        (LeftOut::Partial, 1),
+        (LeftOut::Partial, 3),
         (LeftOut::NotUtf8, 1),
         (LeftOut::Name(NameError::Separator('\\')), 1),
         (LeftOut::Name(NameError::Control), 2),

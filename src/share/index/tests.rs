@@ -24,7 +24,8 @@ fn entry((of, what): (u8, u8)) -> FileEntry {
 
 /// Peers of even and of odd numbers come from two IPs.
 fn place(number: u64) -> Place {
-    Place { address: address(number), origin: IpAddr::from([10, 0, 0, number as u8 % 2]) }
+    let origin = IpAddr::from([10, 0, 0, number as u8 % 2]);
+    Place { address: address(number), origin, key: 0 }
 }
 
 const FILE_BYTES: usize = limits::INDEX_FILE_BYTES + "file-0.bin".len();
@@ -34,6 +35,7 @@ const SMALL: IndexLimits = IndexLimits {
     files_per_peer_max: 5,
     files_max: 9,
     bytes_max: 8 * FILE_BYTES,
+    bytes_per_origin_max: 8 * FILE_BYTES,
     peers_per_origin_max: 2,
     files_per_origin_max: 7,
     fetching_per_peer_max: 2,
@@ -333,4 +335,57 @@ fn pages_go_through_everything_once() {
 
 fn name_of(peer: u64) -> FileName {
     FileName::new(&format!("of-peer-{peer}")).unwrap()
+}
+
+/// Four origins with a quarter each filled an index, and kept everybody else out.
+#[test]
+fn who_takes_most_makes_room_for_who_takes_less() {
+    let limits = IndexLimits {
+        peers_max: 100,
+        files_per_peer_max: 100,
+        files_max: 100,
+        bytes_max: 12 * FILE_BYTES,
+        peers_per_origin_max: 100,
+        files_per_origin_max: 100,
+        bytes_per_origin_max: 3 * FILE_BYTES,
+        fetching_per_peer_max: 1,
+    };
+    let mut index = Index::new(limits);
+    let at = |origin: u8| Place {
+        address: address(u64::from(origin)),
+        origin: IpAddr::from([10, 0, origin, 1]),
+        key: 0,
+    };
+    let files = |count: u8| (0..count).map(|of| entry((of, of))).collect::<Vec<_>>();
+    let member = |peer: u64| Member { peer: PeerId(peer), session: peer };
+    let join = |index: &mut Index, peer: u64, origin: u8, count: u8| {
+        index.join(member(peer), at(origin), files(count), Duration::ZERO)
+    };
+    assert_eq!(join(&mut index, 1, 1, 4), Err(IndexError::BytesOfOrigin));
+    for origin in 1..=4 {
+        join(&mut index, u64::from(origin), origin, 1).unwrap();
+        join(&mut index, u64::from(origin) + 10, origin, 2).unwrap();
+    }
+    // A fifth has the room that the heaviest have beyond what it takes itself.
+    assert_eq!(join(&mut index, 5, 5, 2), Err(IndexError::Files));
+    let forgotten = index.make_room(PeerId(5), at(5).origin, &files(2));
+    assert_eq!(forgotten.len(), 1, "{forgotten:?}");
+    assert!(forgotten[0].0.0 > 10, "the one with most files");
+    join(&mut index, 5, 5, 2).unwrap();
+    // Whoever was forgotten takes it from nobody.
+    let gone = forgotten[0].0.0;
+    assert_eq!(join(&mut index, gone, gone as u8 - 10, 2), Err(IndexError::Files));
+    assert_eq!(index.make_room(PeerId(gone), at(gone as u8 - 10).origin, &files(2)), []);
+    // A light one has its way as long as it is lighter than somebody.
+    let mut room = |peer: u64, origin: u8| {
+        if join(&mut index, peer, origin, 1).is_err() {
+            assert!(!index.make_room(PeerId(peer), at(origin).origin, &files(1)).is_empty());
+            join(&mut index, peer, origin, 1).unwrap();
+        }
+    };
+    (20..26).for_each(|origin| room(u64::from(origin), origin));
+    // Nobody has room for what no origin may have.
+    let before = index.file_count();
+    assert_eq!(index.make_room(PeerId(99), at(99).origin, &files(100)), []);
+    assert_eq!(index.file_count(), before);
 }

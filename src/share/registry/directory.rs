@@ -38,7 +38,10 @@ impl DirectoryError {
             ) => limits::REGISTRY_FULL_RETRY_AFTER_MS,
             DirectoryError::JoinedElsewhere => limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
             DirectoryError::Full(
-                IndexError::FilesOfPeer(_) | IndexError::FilesOfOrigin(_) | IndexError::Fetching(_),
+                IndexError::FilesOfPeer(_)
+                | IndexError::FilesOfOrigin(_)
+                | IndexError::BytesOfOrigin
+                | IndexError::Fetching(_),
             )
             | DirectoryError::Store(_) => 0,
         }
@@ -157,6 +160,12 @@ impl MemoryDirectory {
     }
 }
 
+fn forgotten(peers: &[(PeerId, SocketAddr)]) {
+    for (peer, address) in peers {
+        log::info!("peer {peer} at {address} makes room: its IP address takes most of the index");
+    }
+}
+
 impl Directory for MemoryDirectory {
     fn join(
         &self,
@@ -164,7 +173,11 @@ impl Directory for MemoryDirectory {
         place: Place,
         files: Vec<FileEntry>,
     ) -> Result<(), DirectoryError> {
-        Ok(self.index().join(member, place, files, self.now())?)
+        let (mut index, now) = (self.index(), self.now());
+        if !index.has_room(member.peer, &files) {
+            forgotten(&index.make_room(member.peer, place.origin, &files));
+        }
+        Ok(index.join(member, place, files, now)?)
     }
 
     fn update(
@@ -173,7 +186,13 @@ impl Directory for MemoryDirectory {
         added: Vec<FileEntry>,
         removed: &[FileName],
     ) -> Result<bool, DirectoryError> {
-        Ok(self.index().update(member, added, removed, self.now())?)
+        let (mut index, now) = (self.index(), self.now());
+        if !index.has_room(member.peer, &added)
+            && let Some(origin) = index.origin(member)
+        {
+            forgotten(&index.make_room(member.peer, origin, &added));
+        }
+        Ok(index.update(member, added, removed, now)?)
     }
 
     fn fetching(

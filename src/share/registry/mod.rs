@@ -13,9 +13,11 @@
 //! joins anew: so a registry may be restarted whenever one likes.
 //!
 //! A peer's id proves nothing, so whoever has joined under one keeps it: a JOIN under the same id over another
-//! connection waits until the first has ended or has been silent for the silence time-out. And an address is only
+//! connection waits until the first has ended or has been silent for the silence time-out, unless it comes with the
+//! same secret, which a peer draws when it starts and tells nobody but registries. And an address is only
 //! offered to others if it is the IP that the peer's connection comes from, or has answered like a peer when the
-//! registry dialled it. What one IP may have joined is a part of what all may.
+//! registry dialled it. What one IP may have joined is a part of what all may, and where all is taken the IP that has
+//! most makes room for one that has less: peers in the index, and parts of unfinished JOINs.
 //!
 //! Left out: files themselves never come near a registry.
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -28,10 +28,14 @@ struct Guest {
     /// Where it comes from.
     address: SocketAddr,
     greeted: bool,
+    /// It has asked something, and does not give way to newcomers any more.
+    asked: bool,
     /// When it was last sure to be alive: it has spoken, or its request was still being worked on.
     heard: Instant,
     /// As whom it is about to join.
     joining: Option<PeerId>,
+    /// Of the peer as whom it has joined, or is about to join.
+    key: u64,
     /// Whom it has joined as, and where that one serves.
     joined: Option<(Member, SocketAddr)>,
     /// The parts of a JOIN that have come so far.
@@ -44,7 +48,10 @@ struct Staged {
     address: SocketAddr,
     next_part: u32,
     files: Vec<FileEntry>,
+    key: u64,
     shares: bool,
+    /// When the first part came.
+    since: Instant,
     /// What the files hold.
     held: usize,
 }
@@ -70,6 +77,9 @@ pub(super) struct RegistryService {
     /// By the connection that was dialled for it. At most
     /// [`ADDRESS_CHECKS_MAX`](limits::ADDRESS_CHECKS_MAX).
     checks: ConnectionMap<AddressCheck>,
+    /// When each origin's checks of the last [`ADDRESS_CHECKS_PERIOD`](limits::ADDRESS_CHECKS_PERIOD) began: whoever
+    /// looks for open ports learns no more than those.
+    checked: HashMap<IpAddr, VecDeque<Instant>>,
     silence_timeout: Duration,
     /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
     long: VecDeque<Job>,
@@ -96,6 +106,7 @@ impl RegistryService {
             guests: ConnectionMap::default(),
             holders: HashMap::new(),
             checks: ConnectionMap::default(),
+            checked: HashMap::new(),
             silence_timeout: config.silence_timeout,
             long: VecDeque::new(),
             long_under_way: 0,
@@ -132,16 +143,19 @@ impl RegistryService {
         }
         net.set_frame_cap(connection, limits::REGISTRY_FRAME_BYTES_MAX);
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
-        net.greeted(connection);
+        // Whoever greets and asks nothing still gives way to whoever comes to ask.
+        net.set_deadline(connection, Some(net.now() + limits::FIRST_REQUEST_TIMEOUT));
         net.send(connection, |out| encode(&greeting::welcome(), out));
     }
 
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
         let bytes = memory_bytes(&body);
-        if !net.try_hold(connection, bytes) {
-            let busy = busy("too many files are on their way to this registry");
-            net.send_owned(connection, frame(id, busy));
-            return;
+        while !net.try_hold(connection, bytes) {
+            if !self.drop_staged(net, connection, bytes) {
+                let busy = busy("too many files are on their way to this registry");
+                net.send_owned(connection, frame(id, busy));
+                return;
+            }
         }
         // What was staged is held already, and is from here on part of the work.
         let (work, held) = match self.work(net, connection, body, bytes) {
@@ -157,7 +171,7 @@ impl RegistryService {
         if let Work::Join { member, place, .. } = &work {
             let (peer, place) = (member.peer, *place);
             let own = self.guests.get(&connection).map(|guest| guest.address.ip());
-            if let Err(reply) = self.take_id(net.now(), peer, connection) {
+            if let Err(reply) = self.take_id(net.now(), peer, place.key, connection) {
                 return self.decline(net, connection, id, held, reply);
             }
             if own != Some(place.address.ip()) {
@@ -166,6 +180,45 @@ impl RegistryService {
             }
         }
         self.hand_over(net, connection, id, work, held);
+    }
+
+    /// Gives up the parts of somebody's JOIN for `bytes` of a request that find no room. The youngest goes, of the
+    /// origin that holds most, if that is more than the origin of who asks would hold; of that origin's own only one
+    /// younger than what the one who asks has sent so far. So neither do unfinished JOINs keep others out, nor do
+    /// several block each other: the oldest always goes on. `false`: nobody gives way.
+    fn drop_staged(&mut self, net: &mut Net, connection: ConnectionId, bytes: usize) -> bool {
+        let Some(asker) = self.guests.get(&connection) else { return false };
+        let (own, own_since) =
+            (origin_of(asker.address.ip()), asker.staged.as_ref().map(|s| s.since));
+        let staged = || {
+            self.guests.iter().filter_map(|(id, guest)| {
+                Some((*id, origin_of(guest.address.ip()), guest.staged.as_ref()?))
+            })
+        };
+        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
+        staged().for_each(|(_, origin, staged)| *origins.entry(origin).or_default() += staged.held);
+        let own_held = origins.get(&own).copied().unwrap_or_default() + bytes;
+        let heaviest = origins.into_iter().max_by_key(|(_, held)| *held);
+        let Some((heaviest, held)) = heaviest.filter(|(_, held)| *held > 0) else { return false };
+        let gives_way = |origin: IpAddr, since: Instant| match origin == own {
+            true => own_since.is_some_and(|own_since| since > own_since),
+            false => origin == heaviest && held > own_held,
+        };
+        let victims = staged()
+            .filter(|(id, origin, staged)| *id != connection && gives_way(*origin, staged.since));
+        let youngest = victims.max_by_key(|(_, origin, s)| (*origin != own, s.since));
+        let Some(victim) = youngest.map(|(id, ..)| id) else { return false };
+        self.give_up_parts(net, victim);
+        true
+    }
+
+    /// Forgets the parts of a JOIN that is not finished.
+    fn give_up_parts(&mut self, net: &mut Net, connection: ConnectionId) {
+        if let Some(guest) = self.guests.get_mut(&connection)
+            && let Some(staged) = guest.staged.take()
+        {
+            net.release(connection, staged.held);
+        }
     }
 
     /// Gives a request to the workers, or tells whoever asked to come later.
@@ -207,23 +260,23 @@ impl RegistryService {
         &mut self,
         now: Instant,
         peer: PeerId,
+        key: u64,
         connection: ConnectionId,
     ) -> Result<(), RegistryReply> {
         let holder = self.holders.get(&peer).filter(|holder| **holder != connection);
         let is_alive = |guest: &Guest| {
-            guest.joining == Some(peer)
-                || now.saturating_duration_since(guest.heard) <= self.silence_timeout
+            // A peer whose connection is dead, which only it knows, joins anew at once.
+            guest.key != key
+                && (guest.joining == Some(peer)
+                    || now.saturating_duration_since(guest.heard) <= self.silence_timeout)
         };
         if holder.and_then(|holder| self.guests.get(holder)).is_some_and(is_alive) {
-            return Err(RegistryReply::Error {
-                message: format!(
-                    "another connection has joined as peer {peer} and is alive: it has to end first"
-                ),
-                retry_after_ms: limits::JOINED_ELSEWHERE_RETRY_AFTER_MS,
-            });
+            let retry_after_ms = limits::JOINED_ELSEWHERE_RETRY_AFTER_MS;
+            return Err(RegistryReply::IdTaken { retry_after_ms });
         }
         if let Some(guest) = self.guests.get_mut(&connection) {
             guest.joining = Some(peer);
+            guest.key = key;
             self.holders.insert(peer, connection);
         }
         Ok(())
@@ -248,16 +301,54 @@ impl RegistryService {
 
     /// Dials the address of a JOIN that is not where the JOIN came from.
     fn check_address(&mut self, net: &mut Net, check: AddressCheck) {
-        let alike = self.checks.values().filter(|other| other.place.origin == check.place.origin);
-        let is_full = self.checks.len() >= limits::ADDRESS_CHECKS_MAX
-            || alike.count() >= limits::ADDRESS_CHECKS_PER_ORIGIN_MAX;
-        if is_full {
+        if !self.may_check(net, check.place.origin) {
             let busy = busy("this registry is dialling too many addresses");
             return self.decline(net, check.joiner, check.id, check.held, busy);
         }
         let dialled = net.dial(check.place.address);
         net.set_deadline(dialled, Some(net.now() + limits::ADDRESS_CHECK_TIMEOUT));
         self.checks.insert(dialled, check);
+    }
+
+    /// Whether one more address may be dialled for somebody from `origin`; counts it if so.
+    fn may_check(&mut self, net: &mut Net, origin: IpAddr) -> bool {
+        let now = net.now();
+        let is_recent =
+            |at: &Instant| now.saturating_duration_since(*at) < limits::ADDRESS_CHECKS_PERIOD;
+        self.checked.retain(|_, begun| {
+            begun.retain(is_recent);
+            !begun.is_empty()
+        });
+        let begun = self.checked.get(&origin).map_or(0, VecDeque::len);
+        if begun >= limits::ADDRESS_CHECKS_PER_ORIGIN_MAX
+            || begun == 0 && self.checked.len() >= limits::ADDRESS_CHECK_ORIGINS_MAX
+            || self.checks.len() >= limits::ADDRESS_CHECKS_MAX && !self.drop_check(net, origin)
+        {
+            return false;
+        }
+        self.checked.entry(origin).or_default().push_back(now);
+        true
+    }
+
+    /// Gives up a check of the origin that has most, for one of an origin that has fewer.
+    fn drop_check(&mut self, net: &mut Net, origin: IpAddr) -> bool {
+        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
+        self.checks.values().for_each(|c| *origins.entry(c.place.origin).or_default() += 1);
+        let own = origins.get(&origin).copied().unwrap_or_default();
+        let Some((heaviest, most)) = origins.into_iter().max_by_key(|(_, count)| *count) else {
+            return false;
+        };
+        let alike = self.checks.iter().filter(|(_, check)| check.place.origin == heaviest);
+        let Some(dialled) = alike.map(|(dialled, _)| *dialled).next().filter(|_| most > own + 1)
+        else {
+            return false;
+        };
+        if let Some(AddressCheck { joiner, id, held, .. }) = self.checks.remove(&dialled) {
+            net.close(dialled);
+            let busy = busy("this registry is dialling too many addresses");
+            self.decline(net, joiner, id, held, busy);
+        }
+        true
     }
 
     /// The address has answered, or has not and this is why.
@@ -271,8 +362,10 @@ impl RegistryService {
         match (result, from) {
             (Ok(()), Some(_)) => self.hand_over(net, joiner, id, work, held),
             (Err(why), Some(from)) => {
+                log::info!("{} does not answer for a peer from {from}: {why}", place.address);
+                // Not why: a registry is not there to find out what listens where.
                 let reply = invalid(&format!(
-                    "this peer comes from {from}, and no peer answers at {}, where it says it serves ({why}): \
+                    "this peer comes from {from}, and no peer answers at {}, where it says it serves: \
                      give an address at which this registry can reach it",
                     place.address
                 ));
@@ -295,12 +388,15 @@ impl RegistryService {
     ///
     /// # Errors
     /// Too many wait, or no worker is left.
-    fn submit(&mut self, job: Job) -> Result<(), SubmitError<Job>> {
+    fn submit(&mut self, job: Job) -> Result<(), SubmitError<()>> {
         if !job.is_long() {
-            return self.pool.submit(job);
+            return self.pool.submit(job).map_err(|error| match error {
+                SubmitError::Full(_) => SubmitError::Full(()),
+                SubmitError::Stopped(_) => SubmitError::Stopped(()),
+            });
         }
         if self.long.len() >= limits::REGISTRY_QUEUE_JOBS_MAX {
-            return Err(SubmitError::Full(job));
+            return Err(SubmitError::Full(()));
         }
         self.long.push_back(job);
         self.submit_long();
@@ -337,8 +433,32 @@ impl RegistryService {
         body: RegistryRequest,
         held: usize,
     ) -> Result<Option<(Work, usize)>, RegistryReply> {
-        if let RegistryRequest::Join { peer, address, files, part, last, shares } = body {
-            let staged = Staged { peer, address, next_part: part, files, shares, held };
+        let sizes_fit = match &body {
+            RegistryRequest::Join { files, .. } | RegistryRequest::Update { added: files, .. } => {
+                files.iter().all(|file| file.size <= limits::FILE_BYTES_MAX)
+            }
+            RegistryRequest::Fetching { size, .. } => *size <= limits::FILE_BYTES_MAX,
+            _ => true,
+        };
+        if !sizes_fit {
+            net.release(connection, held);
+            let max = limits::FILE_BYTES_MAX;
+            return Err(invalid(&format!(
+                "a shared file has at most {max} bytes: share no larger one"
+            )));
+        }
+        if let RegistryRequest::Join { peer, address, files, part, last, secret, shares } = body {
+            let since = net.now();
+            let staged = Staged {
+                peer,
+                address,
+                next_part: part,
+                files,
+                key: key_of(secret),
+                shares,
+                since,
+                held,
+            };
             return self.join_part(net, connection, staged, last).map(Some);
         }
         let work = self.short_work(connection, body);
@@ -403,7 +523,8 @@ impl RegistryService {
         if last {
             let session = self.first_session.wrapping_add(connection.to_u64());
             let member = Member { peer: whole.peer, session };
-            let place = Place { address: whole.address, origin: origin_of(guest.address.ip()) };
+            let origin = origin_of(guest.address.ip());
+            let place = Place { address: whole.address, origin, key: whole.key };
             let work = Work::Join { member, place, files: whole.files, shares: whole.shares };
             return Ok((work, whole.held));
         }
@@ -461,8 +582,10 @@ impl Service for RegistryService {
         let guest = Guest {
             address: peer,
             greeted: false,
+            asked: false,
             heard: net.now(),
             joining: None,
+            key: 0,
             joined: None,
             staged: None,
         };
@@ -491,7 +614,12 @@ impl Service for RegistryService {
             return self.greet(net, connection, &message);
         }
         match message {
-            Message::Registry { id, body } => self.request(net, connection, id, body),
+            Message::Registry { id, body } => {
+                if !std::mem::replace(&mut guest.asked, true) {
+                    net.greeted(connection);
+                }
+                self.request(net, connection, id, body);
+            }
             Message::Ping { nonce } => {
                 net.send(connection, |out| encode(&Message::Pong { nonce }, out));
             }
@@ -537,6 +665,18 @@ impl Service for RegistryService {
                 }
             };
         }
+        let now = net.now();
+        let is_late = |staged: &Staged| {
+            now.saturating_duration_since(staged.since) > limits::JOIN_PARTS_TIMEOUT
+        };
+        let late =
+            self.guests.iter().filter(|(_, guest)| guest.staged.as_ref().is_some_and(is_late));
+        for connection in late.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.give_up_parts(net, connection);
+            let seconds = limits::JOIN_PARTS_TIMEOUT.as_secs();
+            let reason = format!("the parts of a JOIN have to come within {seconds} seconds");
+            self.refuse(net, connection, &reason);
+        }
         let overdue = self
             .stopping_since
             .is_some_and(|since| net.now().duration_since(since) > limits::SHUTDOWN_GRACE);
@@ -559,6 +699,10 @@ impl Service for RegistryService {
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         match (self.guests.get(&connection), reason) {
             (None, _) => Vec::new(),
+            (Some(Guest { greeted: true, .. }), CloseReason::Deadline) => {
+                let seconds = limits::FIRST_REQUEST_TIMEOUT.as_secs();
+                greeting::refusal(&format!("no request came within {seconds} seconds"))
+            }
             (Some(_), CloseReason::Deadline) => {
                 let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
                 greeting::refusal(&format!("no whole HELLO came within {seconds} seconds"))
@@ -598,14 +742,18 @@ fn whole(
         _ if part.address.port() == 0 => return Err(invalid("a peer cannot serve on port 0")),
         _ if part.next_part == 0 => part,
         Some(mut staged)
-            if (staged.peer, staged.address, staged.shares, staged.next_part)
-                == (part.peer, part.address, part.shares, part.next_part) =>
+            if (staged.peer, staged.address, staged.key, staged.shares, staged.next_part)
+                == (part.peer, part.address, part.key, part.shares, part.next_part) =>
         {
             staged.files.append(&mut part.files);
             staged.held += part.held;
             staged
         }
-        _ => return Err(invalid("this part of a JOIN does not follow the one before")),
+        _ => {
+            let reason = "this part of a JOIN does not follow the one before, or that one had to make room: send \
+                          all of them again";
+            return Err(invalid(reason));
+        }
     };
     if whole.files.len() > limits::FILES_PER_PEER_MAX {
         let max = limits::FILES_PER_PEER_MAX;
@@ -625,6 +773,12 @@ fn memory_bytes(body: &RegistryRequest) -> usize {
         }
         _ => limits::ELEMENT_OVERHEAD_BYTES,
     }
+}
+
+/// What is kept of a peer's secret: whoever sees it, in a store or a log, cannot join with it.
+fn key_of(secret: u64) -> u64 {
+    let hash = blake3::hash(&secret.to_le_bytes());
+    hash.as_bytes().first_chunk().copied().map_or(0, u64::from_le_bytes)
 }
 
 fn invalid(message: &str) -> RegistryReply {

@@ -100,8 +100,15 @@ impl RegistryWorker {
             Job::Request { connection, id, work, held } => {
                 let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
                     let retry_after_ms = error.retry_after_ms();
-                    let message = error.to_string();
-                    (RegistryReply::Error { message, retry_after_ms }, Effect::None)
+                    let reply = match error {
+                        DirectoryError::JoinedElsewhere => {
+                            RegistryReply::IdTaken { retry_after_ms }
+                        }
+                        error => {
+                            RegistryReply::Error { message: error.to_string(), retry_after_ms }
+                        }
+                    };
+                    (reply, Effect::None)
                 });
                 let frame = frame(id, reply);
                 Completion::Reply { connection, frame, effect, held, was_long }

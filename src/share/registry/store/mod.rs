@@ -80,6 +80,7 @@ struct State {
 struct Mine {
     session: u64,
     address: SocketAddr,
+    key: u64,
     origin: IpAddr,
     heard: Instant,
     /// Since when its row must be in the store; none while it is joining.
@@ -242,7 +243,7 @@ fn count(peers: &[(PeerId, PeerRow)]) -> Totals {
 
 impl Directory for StoreDirectory {
     fn join(&self, member: Member, place: Place, files: Vec<FileEntry>) -> Result<()> {
-        let (Member { peer, session }, Place { address, origin }) = (member, place);
+        let (Member { peer, session }, Place { address, origin, key }) = (member, place);
         let (given, files) = (files.len(), by_name(files));
         if !self.state().is_known {
             self.live()?;
@@ -250,6 +251,7 @@ impl Directory for StoreDirectory {
         let known = self.peer(peer)?;
         if let Some(row) = known
             && row.registry != self.id
+            && row.key != key
             && self.is_alive(row.registry)?
         {
             return Err(DirectoryError::JoinedElsewhere);
@@ -262,6 +264,7 @@ impl Directory for StoreDirectory {
             Mine {
                 session,
                 address,
+                key,
                 origin,
                 heard: Instant::now(),
                 joined: None,
@@ -270,7 +273,7 @@ impl Directory for StoreDirectory {
                 fetching: HashSet::new(),
             },
         );
-        match self.write_join(member, address, known, &files) {
+        match self.write_join(member, place, known, &files) {
             Ok(true) => self.recount(before, Some(files.len() as u64)),
             // It will be told with its next word that it has to join anew.
             Ok(false) => drop(self.forget(member)),
@@ -285,8 +288,9 @@ impl Directory for StoreDirectory {
 
     fn update(&self, member: Member, added: Vec<FileEntry>, removed: &[FileName]) -> Result<bool> {
         let peer = member.peer;
-        let known = self.mine(member, |mine| (mine.address, mine.origin, mine.files, mine.bytes));
-        let Some((address, origin, had_files, had_bytes)) = known else { return Ok(false) };
+        let known =
+            self.mine(member, |mine| (mine.address, mine.key, mine.origin, mine.files, mine.bytes));
+        let Some((address, key, origin, had_files, had_bytes)) = known else { return Ok(false) };
         let (given, added) = (added.len() as u64, by_name(added));
         let before = self.files_named(peer, added.keys().chain(removed))?;
         let stays = had_files.saturating_sub(before.len() as u64);
@@ -300,7 +304,8 @@ impl Directory for StoreDirectory {
         let files = stays + added.len() as u64;
         let bytes = had_bytes.saturating_sub(sizes(&before)).saturating_add(sizes(&added));
         let Member { session, .. } = member;
-        let row = PeerRow { address, session, registry: self.id, offered: true, files, bytes };
+        let registry = self.id;
+        let row = PeerRow { address, session, key, registry, offered: true, files, bytes };
         let previous = self.put_peer(peer, &row)?;
         if previous.is_none_or(|previous| previous.session != session) {
             self.forget(member);

@@ -7,7 +7,7 @@ use super::rows::*;
 use super::{Files, PeerRow, Result, StoreDirectory};
 use crate::client::ReadOptions;
 use crate::limits;
-use crate::share::index::Member;
+use crate::share::index::{Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::PeerId;
 use crate::wire::message::Row;
@@ -100,12 +100,19 @@ impl StoreDirectory {
     pub(super) fn write_join(
         &self,
         Member { peer, session }: Member,
-        address: SocketAddr,
+        Place { address, key, .. }: Place,
         known: Option<PeerRow>,
         files: &Files,
     ) -> Result<bool> {
-        let fresh =
-            PeerRow { address, session, registry: self.id, offered: false, files: 0, bytes: 0 };
+        let fresh = PeerRow {
+            address,
+            session,
+            key,
+            registry: self.id,
+            offered: false,
+            files: 0,
+            bytes: 0,
+        };
         // One that comes back is offered all the while.
         let before = known.filter(|known| known.address == address);
         self.put_peer(

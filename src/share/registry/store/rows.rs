@@ -37,6 +37,8 @@ pub(super) struct RegistryRow {
 pub(super) struct PeerRow {
     pub address: SocketAddr,
     pub session: u64,
+    /// A hash of its secret.
+    pub key: u64,
     /// Whom it is connected to.
     pub registry: RegistryId,
     /// Its files are all there; without that nobody is sent to it.
