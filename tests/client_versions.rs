@@ -489,6 +489,20 @@ fn linearizable_reads_say_so_on_the_first_page_only() {
 }
 
 #[test]
+fn reads_of_keys_alone_say_so_on_every_page() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Page(request) => three_pages(id, &request, link),
+        other => panic!("{other:?}"),
+    });
+    let client = client_of(&server);
+    let range = || client.range("a", "z", ReadOptions::default()).unwrap();
+    assert_eq!(all(range().keys_only()).len(), 3);
+    assert_eq!(all(range()).len(), 3);
+    let sent: Vec<bool> = pages(&server).iter().map(|page| page.keys_only).collect();
+    assert_eq!(sent, [true, true, true, false, false, false]);
+}
+
+#[test]
 fn writes_on_one_key_tell_what_was_before() {
     let server = FakeServer::start(|id, request, link| {
         let Request::Write(write) = request else { panic!("{request:?}") };

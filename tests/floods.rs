@@ -156,6 +156,7 @@ fn requests_that_wait_are_counted_whatever_they_look_like_on_the_wire() {
         session: Timestamp::ZERO,
         linearizable: true,
         rows_max: 10,
+        keys_only: false,
     });
     let write = put(1, b"k", vec![b'v'; MIB]);
     let mut raws: Vec<Raw> = Vec::new();

@@ -42,8 +42,8 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let page = |of, at, seen, session| {
         let (at, seen, session) = (Timestamp(at), Timestamp(seen), Timestamp(session));
-        let (linearizable, rows_max) = (false, 2);
-        Request::Page(PageRequest { of, at, seen, session, linearizable, rows_max })
+        let (linearizable, rows_max, keys_only) = (false, 2, false);
+        Request::Page(PageRequest { of, at, seen, session, linearizable, rows_max, keys_only })
     };
     let range = |from: &'static str| PageOf::Range { from: from.into(), to: "sol".into() };
     let row = |key: &'static str, value: &'static str, timestamp| Row {

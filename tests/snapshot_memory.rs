@@ -1,4 +1,5 @@
-//! A snapshot is streamed: what it costs in memory, at either end, does not grow with the store.
+//! A snapshot is streamed: what it costs in memory, at either end, does not grow with the store. Nor does it cost the
+//! values of a store to count its keys.
 //!
 //! `ACERVO_SNAPSHOT_MIB` says how much is in the store; 2048 is worth the minutes it takes. Without it, it is
 //! as much as the log needs to be shortened, which is more than the bound, too.
@@ -7,6 +8,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use acervo::limits;
+use acervo::types::Timestamp;
+use acervo::wire::message::{Message, PageNext, PageOf, PageRequest, Reply, Request};
+use support::raw::{Raw, frame_of};
 use support::{Group, PATIENCE, eventually, memory, resident};
 
 const MIB: usize = 1024 * 1024;
@@ -81,5 +86,55 @@ fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
     for number in [0, count / 2, count - 1] {
         let got = reader.get(format!("big-{number:06}")).unwrap().value;
         assert!(got.is_some_and(|got| got == value(number)), "big-{number:06}");
+    }
+
+    let before = memory(group.pid(late), "VmHWM");
+    let mut raw = Raw::client(address);
+    for of in [range("big-", "big-z"), range_reverse("big-", "big-z")] {
+        let (keys, bytes) = count_keys(&mut raw, of);
+        assert_eq!(keys, count);
+        assert!(bytes < KEY_REPLY_BYTES_MAX * count, "{bytes} bytes tell of {count} keys");
+    }
+    let grown = memory(group.pid(late), "VmHWM") - before;
+    assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes to tell of {count} keys");
+}
+
+/// What a page without values has of a key, at most: the key, the version, and the names and lengths around them.
+const KEY_REPLY_BYTES_MAX: usize = 64;
+
+fn range(from: &'static str, to: &'static str) -> PageOf {
+    PageOf::Range { from: from.into(), to: to.into() }
+}
+
+fn range_reverse(from: &'static str, to: &'static str) -> PageOf {
+    PageOf::RangeReverse { from: from.into(), to: to.into() }
+}
+
+/// How many keys a range has, and how many bytes came to tell of them.
+fn count_keys(raw: &mut Raw, of: PageOf) -> (usize, usize) {
+    let (mut of, mut at, mut seen) = (of, Timestamp::ZERO, Timestamp::ZERO);
+    let (mut keys, mut bytes) = (0, 0);
+    loop {
+        let (session, linearizable) = (Timestamp::ZERO, false);
+        let (rows_max, keys_only) = (limits::PAGE_ROWS_MAX as u32, true);
+        let page =
+            PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max, keys_only };
+        raw.send(&Message::Request { id: 1, body: Request::Page(page) });
+        let reply = raw.receive().expect("the server answers");
+        bytes += frame_of(&reply).len();
+        let Message::Reply { body: Reply::PageOk { rows, at: now_at, seen: now_seen, next }, .. } =
+            reply
+        else {
+            panic!("no page but {reply:?}")
+        };
+        (at, seen) = (now_at, now_seen);
+        keys += rows.len();
+        assert!(rows.iter().all(|row| row.value.as_deref() == Some(&[])), "{rows:?}");
+        match (next, &mut of) {
+            (None, _) => return (keys, bytes),
+            (Some(PageNext::From(next)), PageOf::Range { from, .. }) => *from = next,
+            (Some(PageNext::To(next)), PageOf::RangeReverse { to, .. }) => *to = next,
+            (next, of) => panic!("{next:?} does not go on with {of:?}"),
+        }
     }
 }

@@ -107,6 +107,11 @@ fn found(row: Row) -> Found {
     (row.key, row.value, row.timestamp.0)
 }
 
+fn without_values(rows: &[Found]) -> Vec<Found> {
+    let empty = |value: &Option<Bytes>| value.as_ref().map(|_| Bytes::new());
+    rows.iter().map(|(key, value, version)| (key.clone(), empty(value), *version)).collect()
+}
+
 /// A whole read, page by page.
 fn pages(
     store: &Store,
@@ -302,7 +307,16 @@ impl World {
         let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: true };
         let (from, to) = (&keys[0], &keys[keys.len() - 1]);
         for store in [self.memory.1.store(), self.disk.store()] {
-            let read = |of: PageOf| pages(&store, of, sight, most);
+            let read = |of: PageOf| {
+                let whole = PageLimits { keys_only: false, ..most };
+                let rows = pages(&store, of.clone(), sight, whole);
+                if most.keys_only {
+                    let without = pages(&store, of, sight, most).ok();
+                    let expected = rows.as_ref().ok().map(|rows| without_values(rows));
+                    assert_eq!(without, expected, "the same rows but for their values");
+                }
+                rows
+            };
             let range = read(PageOf::Range { from: from.clone(), to: to.clone() });
             if at < self.model.swept || seen < self.model.purged {
                 // It may be refused, and never shows anything else than what there was.
@@ -440,8 +454,16 @@ fn state_limits() -> impl Strategy<Value = StateLimits> {
 }
 
 fn page_limits() -> impl Strategy<Value = PageLimits> {
-    (1..5usize, prop_oneof![0..8usize, Just(1_000)], prop_oneof![0..6usize, Just(1_000)])
-        .prop_map(|(rows, bytes, visits)| PageLimits { rows, bytes, visits })
+    let few = |most: usize| prop_oneof![0..most, Just(1_000)];
+    (1..5usize, few(8), few(6), few(60), any::<bool>()).prop_map(
+        |(rows, bytes, visits, scan_bytes, keys_only)| PageLimits {
+            rows,
+            bytes,
+            visits,
+            scan_bytes,
+            keys_only,
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -89,14 +89,15 @@ fn page_request() -> impl Strategy<Value = PageRequest> {
         vec(blob(), 0..5).prop_map(|keys| PageOf::Keys { keys }),
         blob().prop_map(|key| PageOf::Versions { key }),
     ];
-    (of, any::<[i64; 3]>(), any::<bool>(), any::<u32>()).prop_map(
-        |(of, [at, seen, session], linearizable, rows_max)| PageRequest {
+    (of, any::<[i64; 3]>(), any::<[bool; 2]>(), any::<u32>()).prop_map(
+        |(of, [at, seen, session], [linearizable, keys_only], rows_max)| PageRequest {
             of,
             at: Timestamp(at),
             seen: Timestamp(seen),
             session: Timestamp(session),
             linearizable,
             rows_max,
+            keys_only,
         },
     )
 }

@@ -117,6 +117,7 @@ impl StoreProtocol {
                 session: Timestamp::ZERO,
                 linearizable,
                 rows_max: BENCH_PAGE_ROWS,
+                keys_only: false,
             }),
         }
     }

@@ -241,9 +241,23 @@ pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, Comma
     let client = key_client(shared)?;
     let key = argument(&args.key, shared);
     let rows = limited(client.versions(&key, options(&args.read)?)?, args.limit);
-    let shown = if args.count { Shown::Count } else { Shown::Whole };
-    let found = print_rows(out, shared.request.format.get(), Shape::History, shown, rows)?;
+    let since = args.since.map(|since| since.resolve(jiff::Timestamp::now())).transpose()?;
+    let shown = match (args.count, args.versions_only) {
+        (true, _) => Shown::Count,
+        (false, true) => Shown::Keys,
+        (false, false) => Shown::Whole,
+    };
+    let shape = Shape::History { since };
+    let found = print_rows(out, shared.request.format.get(), shape, shown, rows)?;
     print_session(shared, &client);
+    if let (0, Some(since)) = (found, since) {
+        let _ = writeln!(
+            io::stderr(),
+            "acervo: the key \"{}\" has no version since {since}",
+            escape(&key)
+        );
+        return Ok(Outcome::NotFound);
+    }
     Ok(found_or_say(found > 0, &key))
 }
 

@@ -154,17 +154,27 @@ pub struct GetAllArgs {
 Examples:
   acervo history title
   acervo history title --at '2h ago'      the versions that there were then
+  acervo history title --since '3h ago' --at '1h ago'
+  acervo history title --versions-only | tail -n 1       the oldest there is
 
-A line has the version, its time and the value, separated by tabs, the newest first; escapes are those
-of getrange. Exit status 1 when there is no such key.")]
+A line has the version, its time and the value, separated by tabs, the newest first, since that is how they
+lie in the store; 'tac' turns lines round. Escapes are those of getrange. One key at a time: 'getrange
+--prefix P --keys-only' tells which there are. Exit status 1 when there is no such key, or nothing of it
+since then.")]
 pub struct HistoryArgs {
     /// The key
     pub key: OsString,
     /// Print no more than the newest so many versions
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
-    /// Print only how many versions there are
+    /// Print no version older than this
+    #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
+    pub since: Option<At>,
+    /// Print only the versions, one a line
     #[arg(long)]
+    pub versions_only: bool,
+    /// Print only how many versions there are
+    #[arg(long, conflicts_with = "versions_only")]
     pub count: bool,
     /// Shared.
     #[command(flatten)]

@@ -22,8 +22,8 @@ pub(super) enum Shape {
     Read { at: Option<Timestamp> },
     /// What keys had before a write, and the version of the write.
     Before { timestamp: Timestamp },
-    /// The versions of a key.
-    History,
+    /// The versions of a key, down to one if not to the oldest.
+    History { since: Option<Timestamp> },
 }
 
 impl Shape {
@@ -41,7 +41,7 @@ impl Shape {
 pub(super) enum Shown {
     /// All that there is to tell of each.
     Whole,
-    /// The key of each.
+    /// Of each the key, or the version where it is a version of one key.
     Keys,
     /// How many they are.
     Count,
@@ -150,6 +150,7 @@ pub(super) fn print_rows(
 ) -> Result<u64, CommandError> {
     let mut out = BufWriter::with_capacity(OUTPUT_BUFFER_BYTES, out);
     let rows = if shown == Shown::Whole { rows } else { rows.keys_only() };
+    let is_history = matches!(shape, Shape::History { .. });
     let mut found = 0;
     for row in rows {
         let row = match row {
@@ -159,9 +160,16 @@ pub(super) fn print_rows(
                 return Err(error.into());
             }
         };
+        if matches!(shape, Shape::History { since: Some(since) } if row.timestamp < since) {
+            break;
+        }
         found += u64::from(row.value.is_some());
         match (shown, format) {
             (Shown::Count, _) => Ok(()),
+            (Shown::Keys, Format::Text) if is_history => writeln!(out, "{}", row.timestamp),
+            (Shown::Keys, Format::Json) if is_history => {
+                print_json(&mut out, &Object::default().timestamp("timestamp", row.timestamp))
+            }
             (Shown::Keys, Format::Text) => writeln!(out, "{}", escape(&row.key)),
             (Shown::Keys, Format::Json) => {
                 print_json(&mut out, &Object::default().bytes("key", &row.key))
@@ -187,7 +195,7 @@ fn print_line(out: &mut dyn Write, shape: Shape, row: &Row) -> io::Result<()> {
     match shape {
         Shape::Read { .. } => writeln!(out, "{key}\t{version}\t{value}"),
         Shape::Before { timestamp } => writeln!(out, "{key}\t{timestamp}\t{version}\t{value}"),
-        Shape::History => {
+        Shape::History { .. } => {
             let time = time_of(version).unwrap_or_else(|| "-".to_owned());
             writeln!(out, "{version}\t{time}\t{value}")
         }
@@ -205,7 +213,7 @@ fn object(shape: Shape, row: &Row) -> Object<'_> {
             .timestamp("timestamp", timestamp)
             .timestamp("old_timestamp", row.timestamp)
             .value("old_value", value),
-        Shape::History => object
+        Shape::History { .. } => object
             .timestamp("timestamp", row.timestamp)
             .text("time", time_of(row.timestamp))
             .value("value", value),

@@ -217,7 +217,7 @@ impl Rows {
         Rows { left: Some(rows), ..self }
     }
 
-    /// Rows with an empty value in the place of each value.
+    /// Rows with an empty value in the place of each value. Servers send no values then.
     pub fn keys_only(self) -> Rows {
         Rows { keys_only: true, ..self }
     }
@@ -253,18 +253,18 @@ impl Rows {
         let rows_max =
             self.left.map_or(PAGE_ROWS_MAX as u64, |left| left.min(PAGE_ROWS_MAX as u64));
         // Within a limit that fits.
-        let rows_max = rows_max as u32;
+        let size = PageSize { rows_max: rows_max as u32, keys_only: self.keys_only };
         let page = match (self.moment, options.version()) {
             (Some(moment), _) => {
                 let asked = Asked::Next(moment);
-                inner.page(&self.wanted, asked, rows_max, deadline, Retry::UntilDeadline)?
+                inner.page(&self.wanted, asked, size, deadline, Retry::UntilDeadline)?
             }
             (None, None) => {
                 let asked = Asked::first(options, Timestamp::ZERO);
-                inner.page(&self.wanted, asked, rows_max, deadline, Retry::UntilDeadline)?
+                inner.page(&self.wanted, asked, size, deadline, Retry::UntilDeadline)?
             }
             (None, Some(at)) => inner.as_of(at, deadline, |at, retry| {
-                inner.page(&self.wanted, Asked::first(options, at), rows_max, deadline, retry)
+                inner.page(&self.wanted, Asked::first(options, at), size, deadline, retry)
             })?,
         };
         if self.moment.is_none() {
@@ -286,11 +286,8 @@ impl Iterator for Rows {
             return None;
         }
         loop {
-            if let Some(mut row) = self.page.next() {
+            if let Some(row) = self.page.next() {
                 self.left = self.left.map(|left| left - 1);
-                if self.keys_only {
-                    row.value = row.value.map(|_| Bytes::new());
-                }
                 return Some(Ok(row));
             }
             if self.done {
@@ -381,6 +378,13 @@ impl Asked {
     }
 }
 
+/// How much of each row, and of how many, a page is to have.
+#[derive(Clone, Copy)]
+struct PageSize {
+    rows_max: u32,
+    keys_only: bool,
+}
+
 struct Page {
     rows: Vec<Row>,
     moment: Moment,
@@ -431,11 +435,12 @@ impl Inner {
         &self,
         wanted: &Wanted,
         asked: Asked,
-        rows_max: u32,
+        size: PageSize,
         deadline: Instant,
         retry: Retry<'_>,
     ) -> Result<Page, ClientError> {
         let (of, from) = wanted.page_of();
+        let PageSize { rows_max, keys_only } = size;
         let build = || {
             let of = of.clone();
             let request = match asked {
@@ -443,11 +448,12 @@ impl Inner {
                     // No key by itself is meant, so all that was seen counts.
                     let session = lock(&self.seen).session();
                     let seen = Timestamp::ZERO;
-                    PageRequest { of, at, seen, session, linearizable, rows_max }
+                    PageRequest { of, at, seen, session, linearizable, rows_max, keys_only }
                 }
                 Asked::Next(Moment { at, seen }) => {
                     let (at, session) = (from.unwrap_or(at), Timestamp::ZERO);
-                    PageRequest { of, at, seen, session, linearizable: false, rows_max }
+                    let linearizable = false;
+                    PageRequest { of, at, seen, session, linearizable, rows_max, keys_only }
                 }
             };
             (Request::Page(request), ())

@@ -164,7 +164,7 @@ fn reached(store: &Store) -> Timestamp {
 /// within `most`.
 pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Answered {
     let low = reached(store);
-    let PageRequest { of, at, seen, session, rows_max, .. } = request;
+    let PageRequest { of, at, seen, session, rows_max, keys_only, .. } = request;
     if low < *session || low < *at || low < *seen {
         let timestamp = Timestamp::ZERO;
         let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
@@ -173,7 +173,8 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     let strict = *seen > Timestamp::ZERO;
     let seen = if strict { *seen } else { low };
     let at = if *at > Timestamp::ZERO { *at } else { seen };
-    let most = PageLimits { rows: (*rows_max as usize).clamp(1, most.rows), ..most };
+    let rows = (*rows_max as usize).clamp(1, most.rows);
+    let most = PageLimits { rows, keys_only: *keys_only, ..most };
     match store.page(of, Sight { at, seen, strict }, most) {
         Ok(Page { rows, next }) => {
             Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
@@ -289,6 +290,7 @@ mod tests {
                 session: seen,
                 linearizable: false,
                 rows_max: 1,
+                keys_only: false,
             };
             match answer_page(&machine.store(), &request, PageLimits::default()).reply {
                 Reply::PageOk { rows, seen, .. } => (rows[0].value.clone(), seen),

@@ -163,14 +163,19 @@ impl Store {
 
 fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<Page, ApplyError> {
     let mut rows = Vec::new();
-    let mut bytes = 0;
+    let (mut bytes, mut scanned) = (0, 0);
     for key in keys {
-        let (timestamp, value) = match reader.get(key)? {
+        let is_enough = rows.len() >= limits.rows || scanned > limits.scan_bytes;
+        let found = reader.get_with(key, |value| {
+            scanned += value.len();
+            Bytes::copy_from_slice(limits.shown(value))
+        })?;
+        let (timestamp, value) = match found {
             Some((timestamp, value)) => (timestamp, Some(value)),
             None => (Timestamp::ZERO, None),
         };
         bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
-        if !rows.is_empty() && (rows.len() >= limits.rows || bytes > limits.bytes) {
+        if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
             // As many as there are rows, which a frame's worth of keys bounds.
             return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });
         }

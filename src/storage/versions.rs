@@ -66,6 +66,10 @@ pub struct PageLimits {
     pub bytes: usize,
     /// Rows of the store looked at, about: what ends then has dealt with one key at least.
     pub visits: usize,
+    /// Bytes of those rows, about: what ends then has dealt with one key at least.
+    pub scan_bytes: usize,
+    /// Leave the values out: an empty one stands for each. They take no room in the page then.
+    pub keys_only: bool,
 }
 
 impl Default for PageLimits {
@@ -75,6 +79,8 @@ impl Default for PageLimits {
             rows: limits::PAGE_ROWS_MAX,
             bytes: limits::PAGE_BYTES_MAX,
             visits: limits::PAGE_VISITS_MAX,
+            scan_bytes: limits::PAGE_SCAN_BYTES_MAX,
+            keys_only: false,
         }
     }
 }
@@ -82,7 +88,13 @@ impl Default for PageLimits {
 impl PageLimits {
     /// Whatever is found in so many rows of the store.
     pub(super) fn visits(visits: usize) -> PageLimits {
-        PageLimits { rows: usize::MAX, bytes: usize::MAX, visits }
+        let (rows, bytes, scan_bytes) = (usize::MAX, usize::MAX, usize::MAX);
+        PageLimits { rows, bytes, visits, scan_bytes, keys_only: true }
+    }
+
+    /// What a page shows of a value.
+    pub(super) fn shown<'a>(&self, value: &'a [u8]) -> &'a [u8] {
+        if self.keys_only { &[] } else { value }
     }
 }
 
@@ -160,11 +172,20 @@ impl<'a> Reader<'a> {
 
     /// A key's version and value.
     pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
+        self.get_with(key, Bytes::copy_from_slice)
+    }
+
+    /// A key's version and what `show` makes of its value, which is not copied.
+    pub fn get_with<T>(
+        &self,
+        key: &[u8],
+        mut show: impl FnMut(&[u8]) -> T,
+    ) -> Result<Option<(Timestamp, T)>, ApplyError> {
         let mut found = Ok(None);
         self.rows.visit(&keys::versions_up_to(key, self.at), &mut |row, stored| {
             found = decode(row, stored).map(|(timestamp, version)| match version {
                 StoredVersion::Removed => None,
-                StoredVersion::Value(value) => Some((timestamp, Bytes::copy_from_slice(value))),
+                StoredVersion::Value(value) => Some((timestamp, show(value))),
             });
             ControlFlow::Break(())
         })?;
@@ -207,7 +228,8 @@ impl<'a> Reader<'a> {
     ) -> Result<FoundRows, ApplyError> {
         let mut found = FoundRows::default();
         let mut bytes = 0;
-        found.next = self.scan(from, to, limits.visits, &mut |key, timestamp, value| {
+        found.next = self.scan(from, to, limits, &mut |key, timestamp, value| {
+            let value = limits.shown(value);
             bytes += key.len() + value.len();
             if !found.rows.is_empty() && (found.rows.len() >= limits.rows || bytes > limits.bytes) {
                 return Step::Stop;
@@ -231,22 +253,28 @@ impl<'a> Reader<'a> {
         limits: PageLimits,
     ) -> Result<FoundRows, ApplyError> {
         let mut found = FoundRows::default();
-        let (mut bytes, mut visited) = (0, 0);
+        let (mut bytes, mut visited, mut scanned) = (0, 0, 0);
         let mut range = keys::versions_between(from, to);
         loop {
             let mut last = None;
-            self.rows.scan(&range, Direction::Reverse, &mut |row, _| {
+            self.rows.scan(&range, Direction::Reverse, &mut |row, stored| {
+                scanned += row.len() + stored.len();
                 last = Some(Bytes::copy_from_slice(row));
                 ControlFlow::Break(())
             })?;
             let Some(row) = last else { return Ok(found) };
             let (key, _) = keys::decode_version(&row).map_err(|_| damaged())?;
             visited += ROWS_PER_SEEK;
-            if visited > limits.visits && visited > ROWS_PER_SEEK {
+            let is_enough = visited > limits.visits || scanned > limits.scan_bytes;
+            if is_enough && visited > ROWS_PER_SEEK {
                 found.next = Some(key.into());
                 return Ok(found);
             }
-            if let Some((timestamp, value)) = self.get(&key)? {
+            let show = |value: &[u8]| {
+                scanned += value.len();
+                Bytes::copy_from_slice(limits.shown(value))
+            };
+            if let Some((timestamp, value)) = self.get_with(&key, show)? {
                 bytes += key.len() + value.len();
                 let is_full = found.rows.len() >= limits.rows || bytes > limits.bytes;
                 if is_full && !found.rows.is_empty() {
@@ -268,7 +296,7 @@ impl<'a> Reader<'a> {
         limits: PageLimits,
     ) -> Result<FoundKeys, ApplyError> {
         let mut keys = Vec::new();
-        let next = self.scan(from, to, limits.visits, &mut |key, _, _| {
+        let next = self.scan(from, to, limits, &mut |key, _, _| {
             keys.push(key.into());
             Step::NextKey
         })?;
@@ -279,11 +307,12 @@ impl<'a> Reader<'a> {
         &self,
         from: &[u8],
         to: &[u8],
-        visits: usize,
+        limits: PageLimits,
         show: &mut ShowValue<'_>,
     ) -> Result<Option<Bytes>, ApplyError> {
         let range = keys::versions_between(from, to);
-        let pace = Pace { visits, stepped_max: self.stepped_max };
+        let PageLimits { visits, scan_bytes, .. } = limits;
+        let pace = Pace { visits, scan_bytes, stepped_max: self.stepped_max };
         walk(self.rows, range, self.at, pace, &mut |row, timestamp, version| {
             let StoredVersion::Value(value) = version else { return Ok(Step::NextKey) };
             let (key, _) = keys::decode_version(row).map_err(|_| damaged())?;
@@ -299,7 +328,7 @@ impl<'a> Reader<'a> {
         limits: PageLimits,
     ) -> Result<(Vec<Row>, Option<Timestamp>), ApplyError> {
         let floor = self.floor(key, Timestamp(i64::MIN))?;
-        let (mut rows, mut bytes, mut next) = (Vec::new(), 0, None);
+        let (mut rows, mut bytes, mut scanned, mut next) = (Vec::new(), 0, 0, None);
         let key = Bytes::copy_from_slice(key);
         let mut failed = None;
         self.rows.visit(&keys::versions_up_to(&key, self.at), &mut |row, stored| {
@@ -314,8 +343,11 @@ impl<'a> Reader<'a> {
                     return ControlFlow::Break(());
                 }
             };
+            let is_enough = rows.len() >= limits.rows || scanned > limits.scan_bytes;
+            scanned += row.len() + stored.len();
+            let value = limits.shown(value);
             bytes += key.len() + value.len();
-            if !rows.is_empty() && (rows.len() >= limits.rows || bytes > limits.bytes) {
+            if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
                 next = Some(timestamp);
                 return ControlFlow::Break(());
             }
@@ -340,11 +372,12 @@ fn decode<'a>(row: &[u8], stored: &'a [u8]) -> Result<(Timestamp, StoredVersion<
 #[derive(Clone, Copy)]
 struct Pace {
     visits: usize,
+    scan_bytes: usize,
     stepped_max: usize,
 }
 
 /// Shows the newest version not newer than `at` of each key in `range`, until told to stop or until
-/// about `visits` rows were looked at, and at least one key; the key to begin at next time, if the range
+/// about `visits` rows, or `scan_bytes` of them, were looked at, and at least one key; the key to begin at next time, if the range
 /// is not at its end.
 ///
 /// Versions that are not to be shown are stepped over, or, when there are many, jumped over: the rows
@@ -357,7 +390,7 @@ fn walk(
     show: &mut ShowVersion<'_>,
 ) -> Result<Option<Bytes>, ApplyError> {
     let RowRange { mut start, end } = range;
-    let mut visited = 0;
+    let (mut visited, mut scanned) = (0, 0);
     // What all versions of the key that is done begin with, and of the first one.
     let mut done = Vec::new();
     let mut first: Option<Vec<u8>> = None;
@@ -366,11 +399,13 @@ fn walk(
         let mut jump = None;
         let mut outcome = Ok(None);
         rows.visit(&RowRange { start, end: end.clone() }, &mut |row, stored| {
+            let is_enough = visited >= pace.visits || scanned > pace.scan_bytes;
             visited += 1;
+            scanned += row.len() + stored.len();
             let prefix = keys::version_prefix(row);
             let is_done = prefix == done;
             let is_first = first.get_or_insert_with(|| prefix.to_vec()) == prefix;
-            if visited > pace.visits && (is_done || !is_first) {
+            if is_enough && (is_done || !is_first) {
                 outcome = begin_at(row, is_done).map(Some);
                 return ControlFlow::Break(());
             }

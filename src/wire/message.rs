@@ -296,6 +296,8 @@ pub struct PageRequest {
     pub linearizable: bool,
     /// At most so many rows; the server may give fewer.
     pub rows_max: u32,
+    /// Leave the values out: an empty one stands for each value that there is.
+    pub keys_only: bool,
 }
 
 /// What a page is a page of.

@@ -123,6 +123,8 @@ fn setup(seed: u64) -> (Setup, Rng) {
             rows: rng.pick(&[2, 1000]),
             bytes: rng.pick(&[1, 30, 1000]),
             visits: rng.pick(&[1, 3, 10, 1000]),
+            scan_bytes: rng.pick(&[1, 40, 10_000]),
+            keys_only: false,
         },
         state_hash_every: rng.pick(&[3, 20, limits::STATE_HASH_EVERY]),
         upkeep: UpkeepConfig {

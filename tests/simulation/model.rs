@@ -346,3 +346,8 @@ impl Model {
         self.changes.keys()
     }
 }
+
+/// What is left of rows that were asked for without their values.
+pub fn leave_out_values(rows: &mut [Row]) {
+    rows.iter_mut().for_each(|row| row.value = row.value.take().map(|_| Bytes::new()));
+}

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::{Attempt, Longer, Outcome, Question};
 use crate::checker::{Verdict, Violation, ensure};
+use crate::model::leave_out_values;
 use crate::reads::PageAnswer;
 use crate::server::node_id;
 use crate::world::{MILLISECOND, World};
@@ -370,7 +371,10 @@ impl World {
     fn read_through(&self, longer: &Longer, last: &PageRequest) -> Verdict {
         let Longer { of, shows, rows } = longer;
         let Some((at, seen)) = *shows else { return Ok(()) };
-        let expected = self.checker.model.seen_from(seen).rows(of, at);
+        let mut expected = self.checker.model.seen_from(seen).rows(of, at);
+        if last.keys_only {
+            leave_out_values(&mut expected);
+        }
         let moment = self.checker.model.moment(self.checker.last_index());
         // What was swept before its first page may be missing.
         let exact = at >= moment.swept && !matches!(of, PageOf::Versions { .. });

@@ -145,7 +145,9 @@ impl World {
     ) {
         let session = self.clients[client].session;
         let rows_max = self.rng.range(0..=4) as u32;
-        let page = PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max };
+        let keys_only = self.rng.chance(200);
+        let page =
+            PageRequest { of: of.clone(), at, seen, session, linearizable, rows_max, keys_only };
         let operation = self.plan(client, None, Question::Page(page));
         self.operations[operation].longer = Some(Longer { of, shows: None, rows: Vec::new() });
         self.send_attempt(operation);
