@@ -636,8 +636,7 @@ fn status_describes_every_server() {
     assert_eq!(status.status, 0, "{}", status.err);
     let rows: Vec<Vec<&str>> =
         status.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    let header =
-        "address role term commit applied in sync connections longest stall disk uptime version";
+    let header = "address role term commit applied in sync connections longest stall disk rows uptime version";
     assert_eq!(rows[0].join(" "), header);
     let names: Vec<String> = group.addresses().iter().map(|a| a.to_string()).collect();
     for (row, (name, role)) in
@@ -670,6 +669,7 @@ fn status_describes_every_server() {
             "uptime_ms",
             "longest_stall_us",
             "disk_bytes",
+            "store_rows",
         ] {
             assert!(server[field].is_u64(), "{field}: {server}");
         }

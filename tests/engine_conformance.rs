@@ -368,6 +368,7 @@ fn any_history_matches_a_sorted_map<B: Bed>(cases: u32) {
                     );
                 }
             }
+            prop_assert_eq!(bed.engine().rows(), visible.len() as u64);
         }
         Ok(())
     });

@@ -122,8 +122,9 @@ fn count_keys(raw: &mut Raw, of: PageOf) -> (usize, usize) {
         raw.send(&Message::Request { id: 1, body: Request::Page(page) });
         let reply = raw.receive().expect("the server answers");
         bytes += frame_of(&reply).len();
-        let Message::Reply { body: Reply::PageOk { rows, at: now_at, seen: now_seen, next }, .. } =
-            reply
+        let Message::Reply {
+            body: Reply::PageOk { rows, at: now_at, seen: now_seen, next }, ..
+        } = reply
         else {
             panic!("no page but {reply:?}")
         };

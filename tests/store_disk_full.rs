@@ -105,6 +105,21 @@ fn fill(client: &Client, value: &[u8], mut each: impl FnMut(usize)) -> (Vec<Stri
     }
 }
 
+/// `status` and `health` end as scripts want it.
+fn assert_scripts_are_told(group: &Group, can_write: bool) {
+    for command in ["status", "health"] {
+        let acervo = env!("CARGO_BIN_EXE_acervo");
+        let mut run = std::process::Command::new(acervo);
+        let done = run.args([command, "--servers", &group.list()]).output().unwrap();
+        assert!(exited_with(done.status, if can_write { 0 } else { 3 }), "{command}: {done:?}");
+        let said = [done.stdout, done.stderr].concat();
+        let said = String::from_utf8(said).unwrap();
+        let server = group.servers[0].address;
+        let sentence = format!("the disk of {server} is nearly full: make room there");
+        assert_eq!(said.contains(&sentence), !can_write, "{command}: {said}");
+    }
+}
+
 fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8], at: usize) {
     let refused = client.put("more", "data").unwrap_err();
     assert!(matches!(refused, ClientError::DiskFull { .. }), "{refused}");
@@ -141,6 +156,7 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
     assert_only_adding_is_refused(&client, &keys, &value, 0);
     let status = client.status(group.servers[0].address).unwrap();
     assert!(status.warnings.iter().any(|warning| warning.contains("nearly full")), "{status:?}");
+    assert_scripts_are_told(&group, false);
 
     // Something else takes what is left, to the last byte.
     assert!(!disk.run("cat /dev/zero > rest"));
@@ -155,6 +171,7 @@ fn a_full_disk_refuses_what_adds_to_it_and_nothing_else_until_there_is_room() {
 
     assert!(disk.run("rm ballast rest"));
     eventually("writes are taken again", || client.put("more", "data").ok());
+    assert_scripts_are_told(&group, true);
     for key in &keys[7..] {
         let got = client.get(key).unwrap();
         assert!(got.value.as_deref() == Some(&value[..]), "{key} was acknowledged");

@@ -756,6 +756,10 @@ impl Engine for Counting {
         self.engine.write(batch, durability)
     }
 
+    fn rows(&self) -> u64 {
+        self.engine.rows()
+    }
+
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
         self.engine.scrub(from_block, blocks)
     }

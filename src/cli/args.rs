@@ -297,8 +297,8 @@ Examples:
   acervo health && acervo put title 'Dom Casmurro'
   acervo health --servers 10.0.0.1:10097 --timeout 2s      of one server
 
-Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority confirms; else says why not,
-and ends with status 3.")]
+Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority confirms, and no full disk
+keeps everybody from writing; else says why not, and ends with status 3.")]
 pub struct HealthArgs {
     /// The servers, one of which has to be of use
     #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
@@ -316,7 +316,10 @@ Examples:
   acervo status
   acervo status --json
 
-Exit status 3 when no server answers, or nobody leads, so that nothing can be written.")]
+'rows' counts the rows of a server's store: one a version of a key, what was removed in the last minute included, and some of
+its own; so there are at most so many keys. 'acervo getrange .. .. --count' tells how many.
+
+Exit status 3 when no server answers, nobody leads, or disks are full, so that nothing can be written.")]
 pub struct StatusArgs {
     /// Shared.
     #[command(flatten)]

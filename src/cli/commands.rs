@@ -29,7 +29,7 @@ pub enum Outcome {
     Done,
     /// There was no such key.
     NotFound,
-    /// `status`, and no server answered, or nobody leads; the table says why.
+    /// `status`, and no server answered, nobody leads, or disks are full; the table says why.
     NotWritable,
 }
 
@@ -51,6 +51,9 @@ pub enum CommandError {
          file, or leave it out"
     )]
     RawOnTerminal,
+    /// `health`, and full disks keep everybody from writing: whose.
+    #[error("{}", status::no_room(.0))]
+    NoRoom(Vec<String>),
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
@@ -110,6 +113,7 @@ impl CommandError {
             CommandError::Input(_) | CommandError::At(_) | CommandError::RawOnTerminal => {
                 exit_status::USAGE
             }
+            CommandError::NoRoom(_) => exit_status::UNAVAILABLE,
             // Whoever closed a pipe has read what they wanted.
             CommandError::Output(error) if error.kind() == ErrorKind::BrokenPipe => {
                 exit_status::DONE
@@ -460,18 +464,23 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, Command
         Format::Json => print_json(out, &status::json(&rows)),
     }
     .map_err(CommandError::Output)?;
-    Ok(match status::is_led(&rows) {
+    Ok(match status::is_led(&rows) && status::full_disks(&rows).is_empty() {
         true => Outcome::Done,
         false => Outcome::NotWritable,
     })
 }
 
-/// `acervo health`: a read that a majority confirms, of a key that need not exist.
+/// `acervo health`: a read that a majority confirms, of a key that need not exist, and room for writes.
 ///
 /// # Errors
 /// See [`CommandError`].
 pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-    builder(&args.servers, args.timeout).build()?.get_linearizable("health")?;
+    let client = builder(&args.servers, args.timeout).build()?;
+    client.get_linearizable("health")?;
+    let full = status::full_disks(&status::ask_all(&client));
+    if !full.is_empty() {
+        return Err(CommandError::NoRoom(full));
+    }
     writeln!(out, "healthy").map_err(CommandError::Output)?;
     Ok(Outcome::Done)
 }

@@ -1,6 +1,6 @@
 //! `acervo status`: what every server says of itself, as a table or as JSON.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -63,6 +63,32 @@ pub(super) fn is_led(rows: &[Row]) -> bool {
     statuses().any(|status| Some(status.term) == newest && status.leader.is_some())
 }
 
+/// The servers whose full disks keep everybody from writing, by the word of those who know of the newest term.
+pub(super) fn full_disks(rows: &[Row]) -> Vec<String> {
+    let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
+    let newest = statuses().map(|status| status.term).max();
+    let current = statuses().filter(|status| Some(status.term) == newest);
+    let full = current.flat_map(|status| &status.full_disks);
+    full.map(|server| escape(server.as_bytes()).to_string())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+/// What keeps everybody from writing, and the cure.
+pub(super) fn no_room(full: &[String]) -> String {
+    let disks = match full {
+        [_] => "the disk",
+        _ => "the disks",
+    };
+    let are = if full.len() == 1 { "is" } else { "are" };
+    format!(
+        "nothing more can be written: {disks} of {} {are} nearly full: make room there, or remove or trim keys and wait a \
+         minute or two; reading and removing go on",
+        full.join(" and ")
+    )
+}
+
 /// Of one server only the reason is news: its address stands in front of it.
 fn reason(error: ClientError) -> String {
     match error {
@@ -81,7 +107,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-const HEADERS: [&str; 11] = [
+const HEADERS: [&str; 12] = [
     "address",
     "role",
     "term",
@@ -91,6 +117,7 @@ const HEADERS: [&str; 11] = [
     "connections",
     "longest stall",
     "disk",
+    "rows",
     "uptime",
     "version",
 ];
@@ -118,6 +145,7 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
                 (status.client_connections + status.server_connections).to_string(),
                 format!("{:.1} ms", status.longest_stall_us as f64 / 1000.0),
                 size(status.disk_bytes),
+                status.store_rows.to_string(),
                 uptime(status.uptime_ms),
                 escape(status.version.as_bytes()).to_string(),
             ],
@@ -148,7 +176,10 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     let mut histories = statuses().filter_map(|status| status.history);
     let history = histories.find(|history| *history != History::All);
     let history = history.map(|history| format!("the group keeps a history of {history}"));
-    let sentences: Vec<String> = warnings.chain(verdict(rows, leader)).chain(history).collect();
+    let full = full_disks(rows);
+    let full = (!full.is_empty()).then(|| no_room(&full));
+    let verdicts = verdict(rows, leader).into_iter().chain(full);
+    let sentences: Vec<String> = warnings.chain(verdicts).chain(history).collect();
     if !sentences.is_empty() {
         writeln!(out, "\n{}", sentences.join("\n"))?;
     }
@@ -224,11 +255,13 @@ enum ServerJson<'a> {
         applied_timestamp: i64,
         last_index: u64,
         in_sync: &'a [String],
+        full_disks: &'a [String],
         client_connections: u32,
         server_connections: u32,
         uptime_ms: u64,
         longest_stall_us: u64,
         disk_bytes: u64,
+        store_rows: u64,
         version: &'a str,
         level: u32,
         history: Option<String>,
@@ -261,11 +294,13 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             applied_timestamp: status.applied_timestamp.0,
             last_index: status.last_index,
             in_sync: &status.in_sync,
+            full_disks: &status.full_disks,
             client_connections: status.client_connections,
             server_connections: status.server_connections,
             uptime_ms: status.uptime_ms,
             longest_stall_us: status.longest_stall_us,
             disk_bytes: status.disk_bytes,
+            store_rows: status.store_rows,
             version: &status.version,
             level: status.level,
             history: status.history.map(|history| history.to_string()),
@@ -294,11 +329,13 @@ mod tests {
             applied_timestamp: Timestamp(9),
             last_index: 1_234_570,
             in_sync: if role == Role::Leader { addresses[..1].to_vec() } else { Vec::new() },
+            full_disks: Vec::new(),
             client_connections: 3,
             server_connections: 4,
             uptime_ms: 3_725_999,
             longest_stall_us: 2_345,
             disk_bytes: 70 << 20,
+            store_rows: 1_234,
             version: "0.1.0".to_owned(),
             level: 1,
             history: None,
@@ -319,15 +356,36 @@ mod tests {
         let mut out = Vec::new();
         print_table(&mut out, &rows()).unwrap();
         let expected = "\
-address          role      term  commit   applied  in sync  connections  longest stall  disk      uptime  version
-127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         70.0 MiB  1h 2m   0.1.0
-127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         70.0 MiB  1h 2m   0.1.0
+address          role      term  commit   applied  in sync  connections  longest stall  disk      rows  uptime  version
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         70.0 MiB  1234  1h 2m   0.1.0
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         70.0 MiB  1234  1h 2m   0.1.0
 127.0.0.1:10093  unreachable: connection refused
 
 127.0.0.1:10092: its disk is slow
 writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once up, a server catches up by itself
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn who_has_no_room_is_named_with_the_cure_by_the_newest_term() {
+        let mut rows = rows();
+        assert!(full_disks(&rows).is_empty());
+        let full = |row: &mut Row, servers: &[&str], term| {
+            let status = row.status.as_mut().unwrap();
+            status.full_disks = servers.iter().map(|server| (*server).to_owned()).collect();
+            status.term = term;
+        };
+        full(&mut rows[1], &["c"], 12);
+        assert!(no_room(&full_disks(&rows)).contains("the disk of c is nearly full: make room"));
+        full(&mut rows[0], &["b", "a"], 12);
+        let sentence = no_room(&full_disks(&rows));
+        assert!(sentence.contains("the disks of a and b and c are nearly full"), "{sentence}");
+        let mut out = Vec::new();
+        print_table(&mut out, &rows).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains(&sentence));
+        full(&mut rows[1], &[], 13);
+        assert!(full_disks(&rows).is_empty(), "what an older term knows is old");
     }
 
     #[test]

@@ -134,6 +134,8 @@ pub struct NodeStatus {
     pub last_index: LogIndex,
     /// At the leader: the servers confirmed to be in sync in its term. Empty elsewhere.
     pub in_sync: Vec<NodeId>,
+    /// Servers whose full disks keep the group from taking what adds to the store; empty when it takes that.
+    pub full_disks: Vec<NodeId>,
     /// Why this node may not lead; empty when it may.
     pub ineligible: Vec<Ineligible>,
     /// Why it serves no reads, if so.
@@ -568,6 +570,7 @@ impl Node {
             applied: self.applied,
             last_index: self.consensus.last_index(),
             in_sync,
+            full_disks: self.full_disks().into_iter().collect(),
             first_leader: self.consensus.told_first_leader(),
             no_leader: self.consensus.no_leader(),
             level: self.level,

@@ -87,16 +87,25 @@ impl Node {
         }
     }
 
-    /// At a leader: whether there is room in the group for more data.
-    pub(super) fn check_room(&self) -> Result<(), Reply> {
-        let with_room = self.links.iter().filter(|peer| self.has_room(**peer)).count();
-        let too_few = !self.disks.full.is_empty() && with_room < self.config.nodes.len() / 2;
-        if !self.disks.own.is_full() && !too_few {
-            return Ok(());
-        }
+    /// The servers whose full disks keep the group from taking what adds to the store; none when it takes that. Not the
+    /// leader alone can tell: every server is told of the others' disks.
+    pub(super) fn full_disks(&self) -> BTreeSet<NodeId> {
         let mut full = self.disks.full.clone();
         full.extend(self.disks.own.is_full().then_some(self.config.node));
-        let full: Vec<String> = full.iter().map(NodeId::to_string).collect();
+        let with_room = self.config.nodes.len() - full.len();
+        let leader_is_full = self.consensus.leader().is_some_and(|leader| full.contains(&leader));
+        if leader_is_full || with_room <= self.config.nodes.len() / 2 {
+            return full;
+        }
+        BTreeSet::new()
+    }
+
+    /// At a leader: whether there is room in the group for more data.
+    pub(super) fn check_room(&self) -> Result<(), Reply> {
+        let full: Vec<String> = self.full_disks().iter().map(NodeId::to_string).collect();
+        if full.is_empty() {
+            return Ok(());
+        }
         Err(error(
             ErrorCode::DiskFull,
             &format!(

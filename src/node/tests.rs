@@ -552,10 +552,16 @@ fn what_adds_to_the_store_is_refused_while_no_majority_has_room_and_removals_nev
     assert_eq!(refused(&mut group, 0, 1), None);
     let (leader, others) = (2, [0, 1]);
     others.into_iter().for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
+    let told = |group: &Group| {
+        let told = (0..3).map(|at| group.nodes[at].status().full_disks);
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told(&group), vec![vec![NodeId(1), NodeId(2)]; 3], "by every server");
     let why = refused(&mut group, 0, 3).unwrap();
     assert!(why.contains("the disk of server 1 and of server 2 is nearly full"), "{why}");
     disk_is(&mut group, 0, DiskSpace::Low);
     assert_eq!(refused(&mut group, 1, 1), None);
+    assert!(told(&group).iter().all(Vec::is_empty), "one full disk of three keeps nobody");
     assert_eq!(group.nodes[leader].status().role, Role::Leader);
     (0..3).for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
     assert!(

@@ -255,7 +255,7 @@ impl Server {
         );
         let store = storage.machine.store();
         let scrubber =
-            Scrubber::start(store, config.scrub_interval, reports_in.clone(), wake.clone());
+            Scrubber::start(store.clone(), config.scrub_interval, reports_in.clone(), wake.clone());
         let reserve = data_dir.reserve().clone();
         let log =
             threads::log_writer(storage.log, reserve.clone(), reports_in.clone(), wake.clone());
@@ -290,6 +290,7 @@ impl Server {
             decoders,
             log: log.map_err(ServerError::Thread)?,
             applier: applier.map_err(ServerError::Thread)?,
+            store,
             scrubber: scrubber.map_err(ServerError::Thread)?,
             reserve,
             disk_watch: disk_watch.map_err(ServerError::Thread)?,

@@ -33,6 +33,7 @@ use crate::node::core::{Node, not_to_be_read};
 use crate::node::eligibility::Ineligible;
 use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
 use crate::storage::datadir::Untrusted;
+use crate::storage::reads::Store;
 use crate::storage::reserve::DiskReserve;
 use crate::text::sentence;
 use crate::types::{ClusterId, DiskSpace, NodeId};
@@ -67,6 +68,7 @@ pub(super) struct Parts {
     pub decoders: Decoders,
     pub log: Writer<LogWork>,
     pub applier: Writer<ApplierWork>,
+    pub store: Store,
     pub scrubber: Scrubber,
     pub reserve: Arc<DiskReserve>,
     pub disk_watch: DiskWatch,

@@ -225,6 +225,10 @@ mod tests {
             self.engine.write(batch, durability)
         }
 
+        fn rows(&self) -> u64 {
+            self.engine.rows()
+        }
+
         fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
             self.engine.scrub(from_block, blocks)
         }

@@ -21,12 +21,13 @@ use std::fmt;
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
-    TableDefinition, WriteTransaction,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, Table, TableDefinition, WriteTransaction,
 };
 
 use super::checked_file::{Backend, CheckedFile, Damage, Reading};
@@ -68,6 +69,8 @@ pub struct DiskEngine {
     /// Replaced by its copy when that is whole.
     file: RwLock<Arc<OpenFile>>,
     writer: Mutex<Writer>,
+    /// As in the writer's tally, for those who must not wait for a write.
+    rows: AtomicU64,
 }
 
 /// Kept by the engine and by its views.
@@ -91,6 +94,7 @@ struct Writer {
 /// What a file holds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
+    rows: u64,
     /// Bytes of keys and values.
     live_bytes: u64,
     /// Those of them that are in pieces.
@@ -203,6 +207,7 @@ impl DiskEngine {
             name: name.to_owned(),
             cache_bytes,
             file: RwLock::new(Arc::new(file)),
+            rows: AtomicU64::new(tally.rows),
             writer: Mutex::new(Writer { tally, dirty: false, copied: None, copy: None }),
         })
     }
@@ -388,7 +393,8 @@ impl OpenFile {
             let found = facts.get(name)?;
             Ok::<u64, redb::Error>(found.map_or(0, |value| value.value()))
         };
-        Ok(Tally { live_bytes: fact(LIVE_BYTES)?, long_bytes: fact(LONG_BYTES)?, next_id })
+        let rows = transaction.open_table(ROWS)?.len()?;
+        Ok(Tally { rows, live_bytes: fact(LIVE_BYTES)?, long_bytes: fact(LONG_BYTES)?, next_id })
     }
 
     fn view(self: &Arc<OpenFile>) -> Result<DiskView, EngineError> {
@@ -440,7 +446,11 @@ impl OpenFile {
                     }
                     None => rows.remove(&key[..])?,
                 };
-                let Some(replaced) = replaced else { continue };
+                let Some(replaced) = replaced else {
+                    tally.rows += u64::from(value.is_some());
+                    continue;
+                };
+                tally.rows = tally.rows.saturating_sub(u64::from(value.is_none()));
                 let (id, len) = Stored::decode(replaced.value()).ok_or_else(not_a_row)?.kept();
                 tally.live_bytes = tally.live_bytes.saturating_sub((key.len() + len) as u64);
                 if let Some(id) = id {
@@ -538,6 +548,7 @@ impl Engine for DiskEngine {
         writer.dirty = true;
         self.file().write(batch, durability, &mut writer.tally)?;
         writer.dirty = durability == Durability::Lazy;
+        self.rows.store(writer.tally.rows, Ordering::Relaxed);
         if let Some(StoreCopy { file, tally, next, .. }) = &mut writer.copy {
             let mut copied = WriteBatch::default();
             for (key, value) in batch.rows() {
@@ -552,6 +563,10 @@ impl Engine for DiskEngine {
             }
         }
         Ok(())
+    }
+
+    fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
     }
 
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {

@@ -156,6 +156,9 @@ pub trait Engine: Send + Sync {
     /// [`EngineError::File`]; after it the engine should be written to no more.
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
 
+    /// The rows that it holds, pending lazy batches included. Known without reading anything.
+    fn rows(&self) -> u64;
+
     /// Reads a piece of the engine's file again, past every cache of the engine, and checks what is known
     /// of it. What was neither read nor written through this engine is not known: a scan comes first.
     ///

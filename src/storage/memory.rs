@@ -80,6 +80,10 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn rows(&self) -> u64 {
+        self.state().visible.len() as u64
+    }
+
     fn scrub(&self, _from_block: u64, _blocks: u64) -> Result<Scrubbed, EngineError> {
         Ok(Scrubbed { next_block: None })
     }

@@ -150,6 +150,12 @@ impl Store {
         Ok(self.shared.engine().scrub(from, blocks)?.next_block)
     }
 
+    /// Rows of the store, each version of each key among them: an upper bound of the number of keys, known without
+    /// looking for them.
+    pub fn rows(&self) -> u64 {
+        self.shared.engine().rows()
+    }
+
     /// A lower bound of the state that any later read sees: set after a batch became visible.
     pub fn applied(&self) -> AppliedPoint {
         self.shared.applied()

@@ -539,6 +539,10 @@ pub struct ServerStatus {
     /// At the leader: the addresses of the servers in sync, itself included. Empty elsewhere.
     #[serde(deserialize_with = "bounded::servers")]
     pub in_sync: Vec<String>,
+    /// The addresses of the servers whose full disks keep the group from taking what adds to the store; empty when it
+    /// takes that.
+    #[serde(deserialize_with = "bounded::servers")]
+    pub full_disks: Vec<String>,
     /// Open client connections.
     pub client_connections: u32,
     /// Open connections from and to other servers.
@@ -549,6 +553,8 @@ pub struct ServerStatus {
     pub longest_stall_us: u64,
     /// Bytes that its data directory takes on the disk; 0 when it has not looked yet.
     pub disk_bytes: u64,
+    /// Rows of its store, each version of each key among them: an upper bound of the number of keys.
+    pub store_rows: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
     /// The group's feature level.

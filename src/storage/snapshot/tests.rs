@@ -315,6 +315,10 @@ impl Engine for Full {
         })
     }
 
+    fn rows(&self) -> u64 {
+        self.0.rows()
+    }
+
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError> {
         self.0.scrub(from_block, blocks)
     }
