@@ -519,8 +519,9 @@ pub const CLIENT_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
 pub const CLIENT_PING_INTERVAL: Duration = Duration::from_secs(1);
 /// The default of a client request's whole time, retries included.
 pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
-/// With no server reachable at all for this long, a request fails.
-pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_secs(3);
+/// With no server reachable at all for this long, a request fails: a person, or a script, hears at once that nobody is
+/// there. Who would rather wait for servers that are being started says so (`client::Timing`).
+pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
 /// Wait before a client goes round its servers again: at first …
@@ -541,13 +542,13 @@ pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 20;
 pub const CLIENT_PROBE_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and in the end, doubling in between. A server is used again this long after it is back.
 pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Who has not greeted in time is given a line end, and so long to answer like a web server, which is then named.
+pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a client tries at a time to write to a connection that takes nothing, before it looks after
 /// its answers and deadlines again.
 pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
 /// How much longer `acervo status` waits for a server when another has answered.
 pub const STATUS_GRACE: Duration = Duration::from_millis(150);
-/// As [`CLIENT_REACH_TIMEOUT`], for a one-shot command: a person, or a script, hears at once that nobody is there.
-pub const COMMAND_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of the keys whose timestamps a client remembers one by one.
@@ -639,10 +640,14 @@ pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a console's question is open before answers to earlier ones are shown above it: longer than it takes to
 /// read a line that was typed ahead, shorter than anybody notices.
 pub const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes to which a terminal that edits lines by itself cuts each, without its end.
+pub const TERMINAL_LINE_BYTES_MAX: usize = 4095;
 /// Lines waiting to be shown above an open question; one more waits. Each request of a console may bring one for
 /// each server, and its threads must not wait here for the thread that reads.
 pub const CONSOLE_ABOVE_PROMPT_LINES_MAX: usize = 2 * CLIENT_SUBMITS_MAX * (SERVERS_MAX + 1);
-/// Versions of a key that a command looks through to tell which is the oldest.
+/// A command that found nothing as of a time says since when there is something, if it hears that within this time …
+pub const OLDEST_VERSION_TIMEOUT: Duration = Duration::from_secs(1);
+/// … and need not look through more versions of the key than this.
 pub const VERSIONS_LOOKED_AT_MAX: u64 = 1024;
 /// Bytes of rows that a command gathers before it prints them.
 pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;

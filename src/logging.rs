@@ -26,6 +26,7 @@ use crate::limits::{
     LOG_DRAIN_TIMEOUT, LOG_GATHER_INTERVAL, LOG_LINE_SHOWN_BYTES_MAX, LOG_LINES_PER_SITE_MAX,
     LOG_QUEUE_BYTES_MAX, LOG_QUEUE_LINES_MAX,
 };
+use crate::text::counted;
 
 /// How often the writing thread looks for gathered lines that are due when nothing is logged.
 const GATHER_LOOK: Duration = Duration::from_secs(1);
@@ -275,7 +276,10 @@ impl Logger {
         let due = self.gathered().take_due(now, interval);
         for Summary { level, target, count, last } in &due {
             let seconds = interval.as_secs();
-            let within = if seconds > 0 { format!(" in {seconds} seconds") } else { String::new() };
+            let within = match seconds {
+                0 => String::new(),
+                seconds => format!(" in {}", counted(seconds, "second", "seconds")),
+            };
             self.inner.log(
                 &Record::builder()
                     .level(*level)

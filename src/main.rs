@@ -18,6 +18,7 @@ use acervo::cli::args::{
     default_workers,
 };
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
+use acervo::cli::key_args::ReadArgs;
 use acervo::cli::share::{self as share_commands, ShareError};
 use acervo::cli::share_args::{PeerArgs, RegistryArgs};
 use acervo::cli::stdout::StandardOutput;
@@ -41,7 +42,7 @@ use acervo::share::registry::{self, RegistryConfig};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse_arguments(&error));
     let level = match &cli.command {
         // Whoever was asked for addresses on a terminal sees the lines of the specification there, and what is wrong.
         Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
@@ -73,10 +74,10 @@ fn main() -> ExitCode {
             repl::run(&options)
                 .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
         }
-        Command::Get(args) => read(commands::get(&args, out)),
-        Command::GetRange(args) => read(commands::get_range(&args, out)),
-        Command::GetAll(args) => read(commands::get_all(&args, &mut stdin(), out)),
-        Command::History(args) => read(commands::history(&args, out)),
+        Command::Get(args) => read(&args.read, commands::get(&args, out)),
+        Command::GetRange(args) => read(&args.read, commands::get_range(&args, out)),
+        Command::GetAll(args) => read(&args.read, commands::get_all(&args, &mut stdin(), out)),
+        Command::History(args) => read(&args.read, commands::history(&args, out)),
         Command::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
         Command::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
         Command::Del(args) => one_shot(commands::del(&args, out)),
@@ -85,7 +86,10 @@ fn main() -> ExitCode {
         Command::Trim(args) => one_shot(commands::trim(&args, out)),
         Command::SetHistory(args) => one_shot(commands::set_history(&args, out)),
         Command::Health(args) => one_shot(commands::health(&args, out)),
-        Command::Ls(args) => read(commands::get_range(&args.into_range(), out)),
+        Command::Ls(args) => {
+            let args = args.into_range();
+            read(&args.read, commands::get_range(&args, out))
+        }
         Command::Version => {
             let version = Cli::command().render_version();
             let printed = write!(out, "{version}").map_err(CommandError::Output);
@@ -120,6 +124,24 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
+/// Prints what is wrong with the command line, or the help that was asked for, and ends the process.
+fn refuse_arguments(error: &clap::Error) -> ! {
+    let typed: Vec<_> =
+        std::env::args_os().map(|typed| typed.to_string_lossy().into_owned()).collect();
+    let said = error.to_string();
+    // The flag is named, and nobody has typed it.
+    for (flag, variable) in [("--servers", "ACERVO_SERVERS"), ("--registry", "ACERVO_REGISTRY")] {
+        let is_typed = typed.iter().any(|argument| argument.starts_with(flag));
+        if said.contains(&format!("'{flag} <")) && !is_typed && std::env::var_os(variable).is_some()
+        {
+            logging::say(&format!(
+                "acervo: what is wrong with {flag} is in the environment, in {variable}"
+            ));
+        }
+    }
+    error.exit()
+}
+
 fn stdin() -> StdinLock<'static> {
     io::stdin().lock()
 }
@@ -138,10 +160,12 @@ fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
     }
 }
 
-/// A read that a majority has to confirm, but for those that ask for less.
-fn read(result: Result<Outcome, CommandError>) -> u8 {
+/// A read. One that a majority has to confirm could have asked for less.
+fn read(args: &ReadArgs, result: Result<Outcome, CommandError>) -> u8 {
     match result {
-        Err(error @ CommandError::Client(ClientError::NoMajority { .. })) => {
+        Err(error @ CommandError::Client(ClientError::NoMajority { .. }))
+            if args.is_linearizable() =>
+        {
             let hint = "--serializable reads what one server has, without a majority";
             fail(error.exit_status(), &format!("{error}; {hint}"))
         }
@@ -250,9 +274,12 @@ fn run_server(mut args: ServerArgs) -> u8 {
             Err(status) => return status,
         },
         (listen, _) => {
-            let missing = match listen {
-                None => "--listen and --leader are needed when there is no terminal to ask on",
-                Some(_) => "--leader is needed together with --listen",
+            let missing = match (listen, args.leader) {
+                (Some(_), _) => "--leader is needed together with --listen",
+                (None, Some(_)) => "--listen is needed together with --leader",
+                (None, None) => {
+                    "--listen and --leader are needed when there is no terminal to ask on"
+                }
             };
             return usage("server", missing);
         }

@@ -29,24 +29,28 @@ impl fmt::Display for Escaped<'_> {
         for chunk in self.0.utf8_chunks() {
             let text = chunk.valid();
             // Printable text is written in runs, which matters for values of a megabyte.
-            let mut run = 0;
+            let (mut run, mut previous) = (0, '\0');
             for (at, character) in text.char_indices() {
-                if character != '\\' && is_printable(character) && !backslash {
+                let after = at + character.len_utf8();
+                let joins = || text[after..].chars().next().is_some_and(is_pictograph);
+                let printable = is_printable(character)
+                    || character == JOINER && is_pictograph(previous) && joins();
+                previous = character;
+                if character != '\\' && printable && !backslash {
                     continue;
                 }
                 f.write_str(&text[run..at])?;
-                let after = at + character.len_utf8();
                 run = after;
                 if backslash {
                     let escape_follows = character == '\\'
-                        || !is_printable(character)
+                        || !printable
                         || (character == 'x' && starts_with_two_hex_digits(&text[after..]));
                     f.write_str(if escape_follows { "\\\\" } else { "\\" })?;
                     backslash = false;
                 }
                 if character == '\\' {
                     backslash = true;
-                } else if is_printable(character) {
+                } else if printable {
                     run = at;
                 } else {
                     let mut utf8 = [0; 4];
@@ -76,13 +80,32 @@ fn starts_with_two_hex_digits(text: &str) -> bool {
     matches!(text.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
 }
 
+/// Makes one picture of several, as of the members of a family. Anywhere else it is invisible.
+const JOINER: char = '\u{200d}';
+
+/// What can be joined to others: pictures, the colours of their skin, and what makes a picture of a sign.
+fn is_pictograph(character: char) -> bool {
+    matches!(character, '\u{2190}'..='\u{2bff}' | '\u{fe0f}' | '\u{1f000}'..='\u{1faff}')
+}
+
 /// Control characters are not, nor are the invisible ones that break a line or turn the direction
 /// of writing, by which one text can pose as another.
-fn is_printable(character: char) -> bool {
+pub(crate) fn is_printable(character: char) -> bool {
     !character.is_control()
         && !matches!(character,
             '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// A number and what it counts, in the form that goes with it.
+///
+/// ```
+/// use acervo::text::counted;
+/// assert_eq!(counted(1, "server", "servers"), "1 server");
+/// assert_eq!(counted(0, "resposta", "respostas"), "0 respostas");
+/// ```
+pub fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// Reads what [`escape`] wrote, and what people write like it.
@@ -208,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn pictures_that_are_joined_are_printed_and_nothing_else_is_joined() {
+        let family =
+            "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467} \u{2764}\u{fe0f}\u{200d}\u{1f525}";
+        assert_eq!(escape(family.as_bytes()).to_string(), family);
+        for posing in ["a\u{200d}b", "\u{1f468}\u{200d}", "\u{1f468}\u{200d}a", "\u{200d}\u{1f468}"]
+        {
+            let shown = escape(posing.as_bytes()).to_string();
+            assert!(shown.contains(r"\xe2\x80\x8d"), "{shown}");
+            assert_eq!(unescape(shown.as_bytes()), posing.as_bytes());
+        }
+    }
+
+    #[test]
     fn printable_text_is_untouched() {
         for text in ["", "k", "olá, coração", "日本", "a b", r"C:\dir\new", r"\", "e\u{301}"] {
             assert_eq!(escaped(text.as_bytes()), text);
@@ -256,7 +292,7 @@ mod tests {
                 proptest::collection::vec(any::<u8>(), 0..4)], 0..12)) {
             let bytes = pieces.concat();
             let text = escaped(&bytes);
-            prop_assert!(text.chars().all(is_printable), "{text:?}");
+            prop_assert!(text.chars().all(|c| is_printable(c) || c == JOINER), "{text:?}");
             prop_assert_eq!(unescape(text.as_bytes()), bytes);
         }
     }

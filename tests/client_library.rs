@@ -188,7 +188,8 @@ fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
     assert_eq!(client.put("majority", "v"), Err(expected));
     let expected = ClientError::Invalid { server: server_address, message: message.clone() };
     assert_eq!(client.put("invalid", "v"), Err(expected));
-    let expected = ClientError::StaleRequest { server: server_address, message };
+    let effect = Effect::MayBeDone;
+    let expected = ClientError::StaleRequest { server: server_address, message, effect };
     assert_eq!(client.put("stale", "v"), Err(expected));
     assert_eq!(server.requests().len(), 3);
     // What came to nothing is not sent again, and what is sent later does not rest on it.
@@ -225,6 +226,31 @@ fn a_forgotten_client_begins_anew_with_what_it_is_told_unless_its_write_may_have
     let error = client.put("k", "v").unwrap_err();
     assert_eq!((error.effect(), writes(&server).len()), (Effect::MayBeDone, 1), "{error}");
     client.put("k", "v").unwrap();
+}
+
+/// An attempt that found nobody listening counted as one that may have been carried out.
+#[test]
+fn a_forgotten_client_begins_anew_also_when_another_server_was_not_there() {
+    for seed in SEEDS {
+        let server = FakeServer::start(move |id, request, link| {
+            let Request::Write(write) = request else { panic!("{request:?}") };
+            let known = write.request.begun == Timestamp(70_000);
+            let unknown = ErrorReply::not_done(ErrorCode::UnknownSession, "who?".to_owned());
+            let unknown = ErrorReply { begin_anew_at: Timestamp(70_000), ..unknown };
+            link.reply(id, if known { put_ok(80_000) } else { Reply::Error(unknown) });
+        });
+        let client = client_of([nobody(), server.address]).seed(seed).build().unwrap();
+        assert_eq!(client.put("k", "v").unwrap().timestamp, Timestamp(80_000), "seed {seed}");
+    }
+}
+
+#[test]
+fn refused_connections_are_reported_at_once() {
+    assert!(Timing::default().reach_timeout < Duration::from_secs(1), "a person waits");
+    let client = Client::connect([nobody(), nobody()]).unwrap();
+    let error = client.get("k").unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    assert!(error.to_string().contains("connection refused"), "{error}");
 }
 
 #[test]

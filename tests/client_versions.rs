@@ -488,6 +488,41 @@ fn linearizable_reads_say_so_on_the_first_page_only() {
     assert!(gets(&server).iter().all(|get| get.linearizable));
 }
 
+/// To read the past, a client may have to write a mark that changes nothing: its reader has written nothing.
+#[test]
+fn a_read_that_fails_speaks_of_no_write() {
+    let brisk = Timing { silence_timeout: Duration::from_millis(100), ..unhurried() };
+    let failed = |client: &Client| {
+        let errors = [
+            client.read("k", at(50)).unwrap_err(),
+            client.range("a", "z", at(50)).unwrap().next().unwrap().unwrap_err(),
+            client.versions("k", at(50)).unwrap().next().unwrap().unwrap_err(),
+        ];
+        for error in errors {
+            let sentence = error.to_string();
+            assert!(!sentence.to_lowercase().contains("writ"), "{sentence}");
+            assert_eq!(error.effect(), acervo::client::Effect::NotDone);
+        }
+    };
+    failed(&Client::connect([nobody()]).unwrap());
+    // It is behind, and what becomes of the mark nobody knows.
+    let replies: [fn() -> Option<Reply>; 4] = [
+        || None,
+        || Some(error(ErrorCode::Unconfirmed, "the write was not confirmed", 0)),
+        || Some(error(ErrorCode::StaleRequest, "the write is forgotten", 0)),
+        || Some(error(ErrorCode::ShuttingDown, "stopping", 0)),
+    ];
+    for mark in replies {
+        let server = FakeServer::start(move |id, request, link| match request {
+            Request::Write(_) => mark().into_iter().for_each(|reply| link.reply(id, reply)),
+            _ => link.reply(id, REFUSAL),
+        });
+        let timeout = Duration::from_millis(300);
+        let client = Client::builder([server.address]).timing(brisk).request_timeout(timeout);
+        failed(&client.build().unwrap());
+    }
+}
+
 #[test]
 fn reads_of_keys_alone_say_so_on_every_page() {
     let server = FakeServer::start(|id, request, link| match request {

@@ -2,11 +2,16 @@
 
 mod support;
 
+#[path = "support/fake_server.rs"]
+mod fake_server;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
+use acervo::types::Timestamp;
+use fake_server::{FakeServer, error};
 use serde_json::{Value, json};
 use support::terminal::Terminal;
 use support::{ACERVO, Group, eventually, exited_with, free_addresses};
@@ -391,13 +396,19 @@ fn a_long_range_streams_and_survives_a_closed_pipe() {
     assert_eq!(done(&servers, &["getrange", "k", "l"]).lines().count(), 100);
 }
 
-#[test]
-fn a_session_is_handed_from_one_process_to_another() {
-    // The last server stores what is replicated to it only after the end of this test.
+/// A group whose last server stores what is replicated to it late, and is not waited for.
+fn with_a_late_server(delay: &str) -> Group {
     let mut group = Group::prepare(3, &["--console", "off", "--ack", "majority"]);
     group.start_server(0);
     group.start_server(1);
-    group.start_server_with(2, &["--replication-delay", "1h"]);
+    group.start_server_with(2, &["--replication-delay", delay]);
+    group
+}
+
+#[test]
+fn a_session_is_handed_from_one_process_to_another() {
+    // The last server stores what is replicated to it only after the end of this test.
+    let group = with_a_late_server("1h");
     let (all, slow) = (group.list(), group.addresses()[2].to_string());
     let put = run(&all, &["put", "k", "v", "--print-session"]);
     let version = put.version();
@@ -542,10 +553,7 @@ fn without_a_majority_writes_exit_3_and_reads_go_on() {
 #[test]
 fn a_command_reads_what_the_one_before_it_wrote() {
     // One server has everything a minute late.
-    let mut group = Group::prepare(3, &["--console", "off", "--ack", "majority"]);
-    group.start_server(0);
-    group.start_server(1);
-    group.start_server_with(2, &["--replication-delay", "60s"]);
+    let group = with_a_late_server("60s");
     let (servers, late) = (group.list(), group.addresses()[2].to_string());
     for number in 0..15 {
         let value = number.to_string();
@@ -692,6 +700,58 @@ fn status_describes_every_server() {
     assert_eq!(nobody.status, 3);
     assert_eq!(run(&servers, &["health", "--timeout", "1s"]).status, 3);
     assert_eq!(nobody.text().matches("unreachable").count(), 3);
+}
+
+/// A write that is done is done, whether or not what it replaced can be told.
+#[test]
+fn a_write_that_is_done_does_not_fail_for_what_it_cannot_tell_of_before() {
+    use acervo::wire::message::{ErrorCode, Reply, Request};
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(_) => {
+            let timestamp = Timestamp(70);
+            link.reply(id, Reply::WriteOk { timestamp, previous: None });
+        }
+        _ => link.reply(id, error(ErrorCode::Expired, "it has been removed for good", 0)),
+    });
+    let servers = server.address.to_string();
+    for command in [
+        &["put", "k", "v", "--format", "json"][..],
+        &["del", "k"],
+        &["del", "k", "--format", "json"],
+        &["trim", "k"],
+        &["delall", "k"],
+        &["putall", "k=v"],
+        &["delrange", "a", "z", "--count"],
+    ] {
+        let ran = run(&servers, command);
+        assert_eq!(ran.status, 0, "{command:?}: {}", ran.err);
+        let told = "the write is done, with version 70; what was there before could not be read";
+        assert!(ran.err.contains(told), "{command:?}: {}", ran.err);
+    }
+    assert_eq!(run(&servers, &["del", "k"]).text(), "70\n");
+}
+
+#[test]
+fn a_console_whose_lines_are_lost_says_so_and_fails() {
+    let group = Group::start(1, &["--console", "off"]);
+    let console = |output: &str| {
+        let line = format!("printf '2\\nk\\nv\\nsair\\n' | $A client --servers $S {output}");
+        shell(&group.list(), &line)
+    };
+    let (status, out, err) = console("");
+    assert_eq!(status, 0, "{err}");
+    assert!(out.starts_with("PUT_OK key: k value v timestamp "), "{out}");
+    let (status, _, err) = console("> /dev/full");
+    assert_eq!(status, 4, "{err}");
+    assert!(err.contains("the answers could not be printed: "), "{err}");
+}
+
+#[test]
+fn no_rows_at_all_is_no_limit() {
+    for command in [&["getrange", "a", "z"][..], &["history", "k"]] {
+        let ran = run("127.0.0.1:1", &[command, &["--limit", "0"]].concat());
+        assert_eq!(ran.status, 2, "{}", ran.err);
+    }
 }
 
 #[test]

@@ -369,9 +369,10 @@ fn five_consoles() {
     first.terminal.answer(MENU, "3");
     first.terminal.wait_for_text("Faça INIT antes de PUT e GET.", 2);
     first.terminal.answer(MENU, "DEL");
-    first
-        .terminal
-        .wait_for_text("Opção desconhecida \"DEL\": escolha INIT, PUT ou GET (1, 2 ou 3).", 1);
+    first.terminal.wait_for_text(
+        "Opção desconhecida \"DEL\": escolha INIT, PUT ou GET (1, 2 ou 3), ou SAIR.",
+        1,
+    );
     first.type_init("1", &servers);
     second.type_init("iNiT", &servers);
 
@@ -587,7 +588,7 @@ fn unreachable_servers_and_an_edited_line() {
     group.kill(0);
     group.kill(2);
     person.type_put("put", "k", "w");
-    let failure = "PUT key: k falhou: nenhum servidor pôde ser alcançado; tente mais tarde.";
+    let failure = "PUT key: k falhou: nenhum servidor pôde ser alcançado; tente mais tarde; nada foi gravado.";
     person.terminal.wait_for_text(failure, 1);
     let mut said = remarks(&person).split_off(1);
     said.sort();
@@ -632,4 +633,73 @@ fn what_is_pasted_at_once_all_happens() {
         assert_eq!(shown.len(), 1, "{line}");
     }
     assert_eq!(person.events().len(), 150);
+}
+
+/// Each line stands alone, and the question that was open is asked again below it.
+#[test]
+fn a_terminal_that_cannot_edit_lines() {
+    let group = Group::start(1, &["--console", "off"]);
+    let mut command = Command::new(ACERVO);
+    command.args(["client", "--servers", &group.list()]);
+    let mut terminal = Terminal::run_on(command, "dumb");
+    terminal.answer(MENU, "2");
+    terminal.answer("Chave: ", "casa");
+    terminal.answer("Valor: ", "azul");
+    terminal.wait_for("the answer and the menu", |screen| {
+        let (_, behind) = screen.split_once("\nPUT_OK key: casa value azul timestamp ")?;
+        let (_, behind) = behind.split_once('\n')?;
+        (behind == MENU).then_some(())
+    });
+    terminal.type_line("sair");
+    assert!(exited_with(terminal.wait_for_end(), 0));
+}
+
+#[test]
+fn a_console_that_is_terminated_leaves_the_terminal_as_it_was() {
+    let group = Group::start(1, &["--console", "off"]);
+    let mut command = Command::new(ACERVO);
+    command.args(["client", "--servers", &group.list()]);
+    let mut terminal = Terminal::run(command);
+    terminal.wait_for_prompt(MENU);
+    eventually("the console edits lines itself", || (!terminal.is_cooked()).then_some(()));
+    let pid = Pid::from_raw(terminal.child.id() as i32).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = eventually("it ends", || terminal.child.try_wait().unwrap());
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    assert!(terminal.is_cooked());
+}
+
+/// Whoever leaves while requests are under way is told what is waited for.
+#[test]
+fn whoever_leaves_early_is_told_what_is_waited_for() {
+    let group = Group::start(3, &["--console", "off"]);
+    let mut command = Command::new(ACERVO);
+    command.args(["client", "--servers", &group.list()]);
+    let mut terminal = Terminal::run(command);
+    terminal.wait_for_prompt(MENU);
+    (0..3).for_each(|at| group.signal(at, Signal::STOP));
+    terminal.type_line("2");
+    terminal.answer("Chave: ", "k");
+    terminal.answer("Valor: ", "v");
+    terminal.wait_for_prompt(MENU);
+    terminal.type_line("sair");
+    terminal.wait_for_text("Esperando 1 resposta; Ctrl-C desiste.", 1);
+    (0..3).for_each(|at| group.signal(at, Signal::CONT));
+    terminal.wait_for_end();
+}
+
+#[test]
+fn a_byte_that_is_no_text_costs_its_line_and_not_the_console() {
+    let group = Group::start(1, &["--console", "off"]);
+    let mut command = Command::new(ACERVO);
+    command.args(["client", "--servers", &group.list()]);
+    let mut terminal = Terminal::run(command);
+    terminal.answer(MENU, "2");
+    terminal.wait_for_prompt("Chave: ");
+    terminal.type_keys(b"\xff");
+    terminal.wait_for_text("A linha não é texto UTF-8.", 1);
+    terminal.wait_for_prompt("Chave: ");
+    terminal.type_line("k");
+    terminal.answer("Valor: ", "v");
+    terminal.wait_for_text("PUT_OK key: k value v", 1);
 }

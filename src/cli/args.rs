@@ -49,12 +49,12 @@ ACERVO_SERVERS and ACERVO_REGISTRY stand for --servers and --registry where thes
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
 )]
 pub struct Cli {
-    /// What to do.
+    /// The command that was chosen, with its flags.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Every command.
+/// The commands of `acervo`; their own doc comments are its help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run one server; asks for its addresses on a terminal when no flag names them
@@ -96,10 +96,10 @@ pub enum Command {
     Status(StatusArgs),
     /// Check that the group can be read and written, for scripts and load balancers
     Health(HealthArgs),
-    /// Print every key
+    /// Print every key there is, or that begins so
     #[command(hide = true)]
     Ls(LsArgs),
-    /// Print the release
+    /// Print which release this is
     #[command(hide = true)]
     Version,
     /// Measure a running group: writes or reads of many clients
@@ -221,29 +221,37 @@ pub struct ClusterArgs {
     /// Where each server gets a data directory of its own
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_ROOT)]
     pub data_dir: PathBuf,
-    /// The group
+    /// The servers of the group, in this order
     #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_address,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Store what is replicated to the last server this much late, to watch a lagging server; writes wait for it
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub replication_delay: Duration,
-    /// Passed on.
+    /// Flags that every server of the group is started with.
     #[command(flatten)]
     pub tuning: TuningArgs,
+}
+
+/// The servers that a client can ask.
+#[derive(Clone, Debug, Args)]
+pub struct GroupArgs {
+    /// The servers of the group
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+        default_value = DEFAULT_GROUP)]
+    pub servers: Vec<SocketAddr>,
 }
 
 /// What the one-shot commands share.
 #[derive(Clone, Debug, Args)]
 pub struct RequestArgs {
-    /// The servers to ask, in a random order
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
-        default_value = DEFAULT_GROUP)]
-    pub servers: Vec<SocketAddr>,
+    /// The servers that can be asked.
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// The whole time of the request, retries included
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
-    /// Format.
+    /// Whether the answer is text or JSON.
     #[command(flatten)]
     pub format: FormatArgs,
 }
@@ -251,7 +259,7 @@ pub struct RequestArgs {
 /// How an answer is printed.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct FormatArgs {
-    /// How to print
+    /// How to print the answer
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
     /// The same as --format json
@@ -272,7 +280,7 @@ pub struct LsArgs {
     /// Every key that begins with this
     #[arg(default_value = "")]
     pub prefix: OsString,
-    /// Shared.
+    /// As of when the read is, and whether a majority confirms it.
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -300,10 +308,9 @@ Examples:
 Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority confirms, and no full disk
 keeps everybody from writing; else says why not, and ends with status 3.")]
 pub struct HealthArgs {
-    /// The servers, one of which has to be of use
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
-        default_value = DEFAULT_GROUP)]
-    pub servers: Vec<SocketAddr>,
+    /// The servers that can be asked.
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// The whole time of the check
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub timeout: Duration,
@@ -321,7 +328,7 @@ its own; so there are at most so many keys. 'acervo getrange .. .. --count' tell
 
 Exit status 3 when no server answers, nobody leads, or disks are full, so that nothing can be written.")]
 pub struct StatusArgs {
-    /// Shared.
+    /// Which servers are asked, for how long, and how the answer is printed.
     #[command(flatten)]
     pub request: RequestArgs,
 }
@@ -337,7 +344,7 @@ pub struct SetHistoryArgs {
     /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
     #[arg(value_name = "all|TIME|N", value_parser = parse_history)]
     pub history: History,
-    /// Shared.
+    /// Which servers are asked, for how long, and how the answer is printed.
     #[command(flatten)]
     pub request: RequestArgs,
 }
@@ -352,7 +359,7 @@ Examples:
 
 A bench writes keys named bench-NUMBER to the group and leaves them there.")]
 pub struct BenchArgs {
-    /// What to measure
+    /// Which requests to measure
     pub operation: BenchOperation,
     /// Clients with one request under way each
     #[arg(long, value_name = "N", default_value = "64",
@@ -373,10 +380,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "K", default_value = "100000",
         value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_KEYS_MAX))]
     pub keys: u64,
-    /// The servers of the group
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
-        default_value = DEFAULT_GROUP)]
-    pub servers: Vec<SocketAddr>,
+    /// The servers that can be asked.
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// Where requests go: random, leader, or one of the servers
     #[arg(long, value_name = "WHERE", default_value = "random", value_parser = parse_target)]
     pub target: Target,
@@ -389,7 +395,7 @@ pub struct BenchArgs {
     /// Repeat the random choices of an earlier run
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
-    /// Format.
+    /// Whether the answer is text or JSON.
     #[command(flatten)]
     pub format: FormatArgs,
 }
@@ -397,9 +403,9 @@ pub struct BenchArgs {
 /// What a bench measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BenchOperation {
-    /// Writes.
+    /// Writes of one key each.
     Put,
-    /// Reads.
+    /// Reads of one key each.
     Get,
     /// Pages of 1,000 keys.
     Range,
@@ -422,7 +428,7 @@ impl BenchArgs {
         };
         Ok(BenchOptions {
             workload,
-            servers: self.servers.clone(),
+            servers: self.group.servers.clone(),
             target: self.target,
             // Within a limit that fits.
             clients: self.clients as usize,
@@ -464,18 +470,18 @@ Examples:
   acervo completions zsh > ~/.zfunc/_acervo
   acervo completions fish > ~/.config/fish/completions/acervo.fish")]
 pub struct CompletionsArgs {
-    /// Which shell
+    /// The shell that is to complete
     pub shell: Shell,
 }
 
 /// Shells that completions are made for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Shell {
-    /// GNU Bash.
+    /// GNU Bash, from 4.4 on.
     Bash,
-    /// The Z shell.
+    /// The Z shell, zsh.
     Zsh,
-    /// The fish shell.
+    /// The friendly interactive shell, fish.
     Fish,
 }
 
@@ -491,9 +497,9 @@ pub enum Format {
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// Yes.
+    /// The console prints its lines.
     On,
-    /// No.
+    /// The console prints nothing.
     Off,
 }
 
@@ -598,7 +604,7 @@ impl ClusterArgs {
 /// What a cluster's servers are started with.
 #[derive(Debug)]
 pub struct ClusterFlags {
-    /// The group.
+    /// The servers of the group, as every one of them is given them.
     pub servers: Vec<SocketAddr>,
     /// Flags of every server.
     pub all: Vec<OsString>,

@@ -17,7 +17,7 @@ pub enum At {
     Version(Timestamp),
     /// A time past, as a negative span.
     Ago(Span),
-    /// This moment.
+    /// The moment in which the command runs.
     Now,
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::args::{Format, HealthArgs, RequestArgs, SetHistoryArgs, StatusArgs};
 use super::at::{AtError, time_of};
@@ -16,16 +16,16 @@ use super::output::{Object, Shape, Shown, print_json, print_rows, version_asked}
 use super::status;
 use super::stdout;
 use crate::client::{
-    Client, ClientBuilder, ClientError, KeyRange, ReadOptions, Rows, Timing, Written, WrittenMany,
+    Client, ClientBuilder, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany,
 };
-use crate::limits::{COMMAND_REACH_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
-use crate::text::{escape, unescape};
+use crate::limits::{OLDEST_VERSION_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
+use crate::text::{escape, is_printable, unescape};
 use crate::types::Timestamp;
 
 /// How a command ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Found, or done.
+    /// What was asked for was found, or is done.
     Done,
     /// There was no such key.
     NotFound,
@@ -61,11 +61,11 @@ pub enum CommandError {
 
 /// The exit statuses of SPEC B.
 pub mod exit_status {
-    /// Found, or done.
+    /// What was asked for was found, or is done.
     pub const DONE: u8 = 0;
-    /// Not found.
+    /// There is no such key; nothing else ends with this status.
     pub const NOT_FOUND: u8 = 1;
-    /// Used wrongly.
+    /// The command line or its input cannot be used, or the group refuses what it asks for.
     pub const USAGE: u8 = 2;
     /// No server reached, or no majority.
     pub const UNAVAILABLE: u8 = 3;
@@ -149,7 +149,7 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     .map_err(CommandError::Output)?;
     print_session(&args.read.shared, &client);
     if let (false, Some(at)) = (found, options.at.filter(|at| *at > Timestamp::ZERO))
-        && let Some(oldest) = oldest(&client, &key, options)
+        && let Some(oldest) = oldest(&args.read, &key, options)
     {
         let key = escape(&key);
         let time = time_of(oldest).unwrap_or_else(|| "-".to_owned());
@@ -162,11 +162,18 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     Ok(found_or_say(found, &key))
 }
 
-/// The oldest version of a key that exists now. No more versions are looked at than is worth it for a remark.
-fn oldest(client: &Client, key: &[u8], options: ReadOptions) -> Option<Timestamp> {
+/// The oldest version of a key that exists now, if that is known. No more versions are looked at, and for no longer, than
+/// is worth it for a remark.
+fn oldest(read: &ReadArgs, key: &[u8], options: ReadOptions) -> Option<Timestamp> {
+    let deadline = Instant::now() + OLDEST_VERSION_TIMEOUT;
+    let RequestArgs { group, timeout, .. } = &read.shared.request;
+    let client = builder(&group.servers, OLDEST_VERSION_TIMEOUT.min(*timeout)).build().ok()?;
     let options = ReadOptions { at: None, ..options };
-    let rows = client.versions(key, options).ok()?.keys_only().limit(VERSIONS_LOOKED_AT_MAX);
-    let versions: Vec<Timestamp> = rows.map_while(Result::ok).map(|row| row.timestamp).collect();
+    let mut rows = client.versions(key, options).ok()?.keys_only().limit(VERSIONS_LOOKED_AT_MAX);
+    let versions = rows.try_fold(Vec::new(), |mut versions, row| {
+        versions.push(row.ok()?.timestamp);
+        (Instant::now() < deadline).then_some(versions)
+    })?;
     let is_whole = (versions.len() as u64) < VERSIONS_LOOKED_AT_MAX;
     versions.last().copied().filter(|_| is_whole)
 }
@@ -181,9 +188,9 @@ fn print_value(
     if !stdout::is_terminal() {
         return Ok(out.write_all(value));
     }
-    let is_text = |byte: &u8| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\t');
     if raw {
-        let is_harmless = value.iter().all(is_text) && std::str::from_utf8(value).is_ok();
+        let is_text = |character| is_printable(character) || matches!(character, '\n' | '\t');
+        let is_harmless = str::from_utf8(value).is_ok_and(|text| text.chars().all(is_text));
         return if is_harmless {
             Ok(out.write_all(value))
         } else {
@@ -475,8 +482,10 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, Command
 /// # Errors
 /// See [`CommandError`].
 pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
-    let client = builder(&args.servers, args.timeout).build()?;
-    client.get_linearizable("health")?;
+    let client = builder(&args.group.servers, args.timeout).build()?;
+    // A range, since servers show every GET on their consoles.
+    let anything = ReadOptions { linearizable: true, ..ReadOptions::default() };
+    client.range("health", "health", anything)?.keys_only().next().transpose()?;
     let full = status::full_disks(&status::ask_all(&client));
     if !full.is_empty() {
         return Err(CommandError::NoRoom(full));
@@ -490,7 +499,7 @@ fn key_client(shared: &KeyArgs) -> Result<Client, ClientError> {
 }
 
 fn client(request: &RequestArgs, session: Option<&String>) -> Result<Client, ClientError> {
-    let builder = builder(&request.servers, request.timeout);
+    let builder = builder(&request.group.servers, request.timeout);
     match session {
         Some(token) => builder.session(token).build(),
         None => builder.build(),
@@ -498,8 +507,7 @@ fn client(request: &RequestArgs, session: Option<&String>) -> Result<Client, Cli
 }
 
 fn builder(servers: &[SocketAddr], timeout: Duration) -> ClientBuilder {
-    let timing = Timing { reach_timeout: COMMAND_REACH_TIMEOUT, ..Timing::default() };
-    Client::builder(servers.iter().copied()).request_timeout(timeout).timing(timing)
+    Client::builder(servers.iter().copied()).request_timeout(timeout)
 }
 
 fn argument(argument: &OsStr, shared: &KeyArgs) -> Vec<u8> {
@@ -533,9 +541,7 @@ fn limited(rows: Rows, limit: Option<u64>) -> Rows {
 fn options(read: &ReadArgs) -> Result<ReadOptions, CommandError> {
     let now = jiff::Timestamp::now();
     let at = read.at.map(|at| at.resolve(now)).transpose()?;
-    // What a command has written, the next one reads, unless it says what else it wants.
-    let linearizable = !read.serializable && read.shared.session.is_none();
-    Ok(ReadOptions { at, linearizable })
+    Ok(ReadOptions { at, linearizable: read.is_linearizable() })
 }
 
 fn print_session(shared: &KeyArgs, client: &Client) {

@@ -18,15 +18,15 @@ const STANDARD_INPUT: &[u8] = b"-";
 /// Why what was given cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// Standard input failed.
+    /// The system could not read standard input.
     #[error("standard input could not be read: {}", explain(.0))]
     Io(#[from] io::Error),
     /// A line of it cannot be used.
     #[error("line {number} of standard input cannot be used: {error}")]
     Line {
-        /// From 1.
+        /// The line's number, from 1.
         number: u64,
-        /// Why.
+        /// What is wrong with the line, as a clause.
         error: LineError,
     },
     /// A line of it is not a pair.
@@ -35,7 +35,7 @@ pub enum InputError {
          or key_hex and value_hex for what is not text"
     )]
     PairLine {
-        /// From 1.
+        /// The line's number, from 1.
         number: u64,
         /// What is missing or wrong.
         reason: String,

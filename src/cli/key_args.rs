@@ -14,7 +14,7 @@ pub struct KeyArgs {
     /// byte, \\ a backslash
     #[arg(long)]
     pub escaped: bool,
-    /// Shared.
+    /// Which servers are asked, for how long, and how the answer is printed.
     #[command(flatten)]
     pub request: RequestArgs,
     /// Read nothing older than what the command that printed this token had seen, from any server that has come so far
@@ -42,9 +42,17 @@ pub struct ReadArgs {
     /// Ask any one server, also without a majority: what it answers may be older than what was written last
     #[arg(long, conflicts_with = "session")]
     pub serializable: bool,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
+}
+
+impl ReadArgs {
+    /// Whether a majority has to confirm the read. What a command has written, the next one reads, unless it says what else
+    /// it wants.
+    pub fn is_linearizable(&self) -> bool {
+        !self.serializable && self.shared.session.is_none()
+    }
 }
 
 /// Which keys a range has.
@@ -85,12 +93,12 @@ Examples:
 A read misses no write that was done before it, unless --serializable or --session is given: then no majority
 has to confirm it. On a terminal a value ends with a line end, and what is not printable is escaped. Exit status 1 and nothing on standard output when there is no such key.")]
 pub struct GetArgs {
-    /// The key
+    /// The key to read
     pub key: OsString,
     /// Print the bytes of the value and nothing else on a terminal, too, unless they have control characters
     #[arg(long)]
     pub raw: bool,
-    /// Shared.
+    /// As of when the read is, and whether a majority confirms it.
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -113,19 +121,19 @@ one object a line; text that is not UTF-8 is in hexadecimal under key_hex or val
 All of it is one state of the store, however long it takes and whatever is written meanwhile.
 A range without keys, or whose ends are the wrong way round, is empty: exit status 0.")]
 pub struct GetRangeArgs {
-    /// Which.
+    /// The keys that the command is about.
     #[command(flatten)]
     pub range: RangeArgs,
     /// Print no more than so many keys
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
     /// Begin with the last key
     #[arg(long)]
     pub reverse: bool,
-    /// Shown.
+    /// What is printed of each of them.
     #[command(flatten)]
     pub rows: RowsArgs,
-    /// Shared.
+    /// As of when the read is, and whether a majority confirms it.
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -143,7 +151,7 @@ pub struct GetAllArgs {
     /// The keys; '-' reads some from standard input, one a line
     #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<OsString>,
-    /// Shared.
+    /// As of when the read is, and whether a majority confirms it.
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -162,10 +170,10 @@ lie in the store; 'tac' turns lines round. Escapes are those of getrange. One ke
 --prefix P --keys-only' tells which there are. Exit status 1 when there is no such key, or nothing of it
 since then.")]
 pub struct HistoryArgs {
-    /// The key
+    /// The key whose versions are read
     pub key: OsString,
     /// Print no more than the newest so many versions
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
     /// Print no version older than this
     #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
@@ -176,7 +184,7 @@ pub struct HistoryArgs {
     /// Print only how many versions there are
     #[arg(long, conflicts_with = "versions_only")]
     pub count: bool,
-    /// Shared.
+    /// As of when the read is, and whether a majority confirms it.
     #[command(flatten)]
     pub read: ReadArgs,
 }
@@ -189,12 +197,12 @@ Examples:
   acervo put chapter - < chapter.txt
   acervo put title x --format json        also what the key had before")]
 pub struct PutArgs {
-    /// The key
+    /// The key to write
     pub key: OsString,
     /// The value; '-' reads it from standard input, to the last byte
     #[arg(allow_negative_numbers = true)]
     pub value: OsString,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }
@@ -218,7 +226,7 @@ pub struct PutAllArgs {
     /// The pairs; '-' reads some from standard input, as JSON lines
     #[arg(required = true, value_name = "KEY=VALUE")]
     pub pairs: Vec<OsString>,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }
@@ -232,12 +240,12 @@ Examples:
 
 Exit status 1 when there was nothing to delete.")]
 pub struct DelArgs {
-    /// The key
+    /// The key to remove
     pub key: OsString,
-    /// Ignored.
+    /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }
@@ -254,16 +262,16 @@ The range is removed at once, however long it is. Then comes one line a key that
 those of putall: key, version of the deletion, version and value it had. What is not read within a
 minute may be gone.")]
 pub struct DelRangeArgs {
-    /// Which.
+    /// The keys that the command is about.
     #[command(flatten)]
     pub range: RangeArgs,
-    /// Shown.
+    /// What is printed of each of them.
     #[command(flatten)]
     pub rows: RowsArgs,
-    /// Ignored.
+    /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }
@@ -281,10 +289,10 @@ pub struct DelAllArgs {
     /// The keys; '-' reads some from standard input, one a line
     #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<OsString>,
-    /// Ignored.
+    /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }
@@ -297,12 +305,12 @@ Examples:
 
 Exit status 1 when there is no such key.")]
 pub struct TrimArgs {
-    /// The key
+    /// The key to remove all but the newest version of
     pub key: OsString,
-    /// Ignored.
+    /// A version, which is accepted and means nothing to a removal.
     #[command(flatten)]
     pub no_version: NoVersionArgs,
-    /// Shared.
+    /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
 }

@@ -12,7 +12,7 @@ use super::commands::CommandError;
 use super::key_args::RowsArgs;
 use crate::client::{Row, Rows};
 use crate::limits::OUTPUT_BUFFER_BYTES;
-use crate::text::escape;
+use crate::text::{escape, is_printable};
 use crate::types::Timestamp;
 
 /// What rows are rows of.
@@ -134,10 +134,20 @@ impl Serialize for Object<'_> {
     }
 }
 
-/// Prints an object and a line end.
+/// Prints an object and a line end. What is not printable, which stands in strings only, is written as an escape, so that a
+/// terminal takes nothing for a command, and no text poses as another.
 pub(super) fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, object)?;
-    out.write_all(b"\n")
+    let text = serde_json::to_string(object)?;
+    let mut rest = &text[..];
+    while let Some(at) = rest.find(|character| !is_printable(character)) {
+        out.write_all(&rest.as_bytes()[..at])?;
+        let character = rest[at..].chars().next().unwrap_or_default();
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            write!(out, "\\u{unit:04x}")?;
+        }
+        rest = &rest[at + character.len_utf8()..];
+    }
+    writeln!(out, "{rest}")
 }
 
 /// Prints rows as they come; how many had a value. What came before an error is printed.
@@ -217,5 +227,22 @@ fn object(shape: Shape, row: &Row) -> Object<'_> {
             .timestamp("timestamp", row.timestamp)
             .text("time", time_of(row.timestamp))
             .value("value", value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_nothing_that_a_terminal_would_obey_and_reads_back_the_same() {
+        let text = "a\u{1b}[2J\u{7f}\u{9b}2J\u{9d}\u{202e}txt.exe\u{feff}\n\tç ok \u{1f600}";
+        let mut out = Vec::new();
+        print_json(&mut out, &Object::default().bytes("value", text.as_bytes())).unwrap();
+        let line = String::from_utf8(out).unwrap();
+        assert!(line.trim_end_matches('\n').chars().all(is_printable), "{line:?}");
+        assert!(line.contains("ç ok \u{1f600}"), "what is printable stays: {line}");
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["value"], text);
     }
 }

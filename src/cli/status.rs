@@ -189,6 +189,11 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 /// What it means for those who use the group, when something is wrong. The servers asked may be a part of it.
 fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
     let Some(leader) = leader else {
+        if rows.iter().all(|row| row.status.is_err()) {
+            return Some(
+                "none of these servers answered, so nothing can be read or written here".to_owned(),
+            );
+        }
         let statuses = rows.iter().filter_map(|row| row.status.as_ref().ok());
         return Some(match statuses.filter_map(|status| status.leader.as_deref()).next() {
             Some(elsewhere) => format!(
@@ -242,36 +247,35 @@ pub(super) struct StatusJson<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum ServerJson<'a> {
-    Answered {
-        address: String,
-        role: &'static str,
-        node: u64,
-        /// Hexadecimal: JSON numbers are not all 64 bits wide in every reader.
-        cluster: String,
-        leader: Option<&'a str>,
-        term: u64,
-        commit: u64,
-        applied: u64,
-        applied_timestamp: i64,
-        last_index: u64,
-        in_sync: &'a [String],
-        full_disks: &'a [String],
-        client_connections: u32,
-        server_connections: u32,
-        uptime_ms: u64,
-        longest_stall_us: u64,
-        disk_bytes: u64,
-        store_rows: u64,
-        version: &'a str,
-        level: u32,
-        history: Option<String>,
-        warnings: &'a [String],
-    },
-    Unreachable {
-        address: String,
-        role: &'static str,
-        reason: &'a str,
-    },
+    Answered(Box<AnsweredJson<'a>>),
+    Unreachable { address: String, role: &'static str, reason: &'a str },
+}
+
+#[derive(Serialize)]
+struct AnsweredJson<'a> {
+    address: String,
+    role: &'static str,
+    node: u64,
+    /// Hexadecimal: JSON numbers are not all 64 bits wide in every reader.
+    cluster: String,
+    leader: Option<&'a str>,
+    term: u64,
+    commit: u64,
+    applied: u64,
+    applied_timestamp: i64,
+    last_index: u64,
+    in_sync: &'a [String],
+    full_disks: &'a [String],
+    client_connections: u32,
+    server_connections: u32,
+    uptime_ms: u64,
+    longest_stall_us: u64,
+    disk_bytes: u64,
+    store_rows: u64,
+    version: &'a str,
+    level: u32,
+    history: Option<String>,
+    warnings: &'a [String],
 }
 
 /// The rows as one object.
@@ -282,7 +286,7 @@ pub(super) fn json(rows: &[Row]) -> StatusJson<'_> {
 fn server_json(row: &Row) -> ServerJson<'_> {
     let address = row.server.to_string();
     match &row.status {
-        Ok(status) => ServerJson::Answered {
+        Ok(status) => ServerJson::Answered(Box::new(AnsweredJson {
             address,
             role: role_name(status.role),
             node: status.node.0,
@@ -305,7 +309,7 @@ fn server_json(row: &Row) -> ServerJson<'_> {
             level: status.level,
             history: status.history.map(|history| history.to_string()),
             warnings: &status.warnings,
-        },
+        })),
         Err(reason) => ServerJson::Unreachable { address, role: "unreachable", reason },
     }
 }
@@ -395,9 +399,12 @@ writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once 
         let elsewhere =
             "none of these servers leads, but 127.0.0.1:10091: ask it, too, to see who is in sync";
         assert_eq!(verdict(&rows, None).as_deref(), Some(elsewhere));
-        rows.remove(0);
+        rows[0].status.as_mut().unwrap().leader = None;
         let waits = verdict(&rows, None).unwrap();
         assert!(waits.starts_with("no leader is known: writes wait until a majority"), "{waits}");
+        rows.remove(0);
+        let nobody = verdict(&rows, None).unwrap();
+        assert!(nobody.starts_with("none of these servers answered"), "{nobody}");
     }
 
     #[test]

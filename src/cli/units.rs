@@ -17,7 +17,7 @@ pub enum UnitError {
     /// Not a number, or an unknown unit.
     #[error("'{0}' is not a size: write a whole number of bytes, or one with KiB, MiB or GiB")]
     Size(String),
-    /// Not a history.
+    /// What was given is not how much history to keep.
     #[error(
         "'{0}' is not a history: write 'all', a duration such as 24h or 30d, or how many versions of a \
          key are kept, from 1 to {HISTORY_VERSIONS_MAX}"

@@ -65,8 +65,14 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
             }
         }
         ErrorCode::Invalid => Verdict::Fail(ClientError::Invalid { server, message }),
-        ErrorCode::StaleRequest | ErrorCode::UnknownSession => {
-            Verdict::Fail(ClientError::StaleRequest { server, message })
+        // It was applied long ago, if it ever was.
+        ErrorCode::StaleRequest => {
+            let effect = error.effect.max(Effect::MayBeDone);
+            Verdict::Fail(ClientError::StaleRequest { server, message, effect })
+        }
+        ErrorCode::UnknownSession => {
+            let effect = error.effect;
+            Verdict::Fail(ClientError::StaleRequest { server, message, effect })
         }
         ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),

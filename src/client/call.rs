@@ -166,8 +166,7 @@ impl Inner {
                     let was_kept = !resent && sent.is_some_and(|sent| sent.was_kept);
                     match &result {
                         Ok(Reply::Error(error)) => raise(&mut effect, error.effect),
-                        // Nothing is sent before the server has answered the greeting.
-                        Err(failure) if failure.heard.is_some() => {
+                        Err(failure) if failure.may_have_left => {
                             raise(&mut effect, Effect::MayBeDone);
                         }
                         _ => {}

@@ -11,7 +11,7 @@
 //! by those who wait for its answer.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use super::Timing;
 use super::sync::lock;
 use super::transport::{self, MessageReader, TransportError};
-use crate::limits::{CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
+use crate::limits::{CLIENT_PROVOKED_TIMEOUT, CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
 use crate::types::{ClusterId, Timestamp};
 use crate::wire::frame::FrameError;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
@@ -33,13 +33,16 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     /// When the server was last heard on this connection, if ever.
     pub(super) heard: Option<Instant>,
+    /// The request that failed may have reached the server. None does before the server has greeted, nor once the
+    /// connection has ended.
+    pub(super) may_have_left: bool,
     /// The connection ended, as idle ones do, without any sign that the server is unwell.
     pub(super) ended: bool,
 }
 
 impl Failure {
     pub(crate) fn new(reason: impl Into<String>) -> Failure {
-        Failure { reason: reason.into(), heard: None, ended: false }
+        Failure { reason: reason.into(), heard: None, may_have_left: false, ended: false }
     }
 
     pub(crate) fn io(error: &io::Error) -> Failure {
@@ -164,7 +167,7 @@ impl Connection {
             let mut state = lock(&self.shared.state);
             if let Some(failure) = state.closed.clone() {
                 drop(state);
-                on_reply(Err(failure));
+                on_reply(Err(Failure { may_have_left: false, ..failure }));
                 return None;
             }
             if state.waiting.is_empty() {
@@ -296,15 +299,16 @@ impl Shared {
 
     /// Gives up the connection: everyone who waits is told, once.
     fn close(&self, mut failure: Failure) {
+        let mut state = lock(&self.state);
+        // Looked at under the lock under which it is set, or one that is set meanwhile would stay open.
         if let Some(stream) = self.stream.get() {
             // An error means that it is closed already.
             let _ = stream.shutdown(Shutdown::Both);
         }
-        let mut state = lock(&self.state);
         if state.closed.is_some() {
             return;
         }
-        failure.heard = state.heard;
+        (failure.heard, failure.may_have_left) = (state.heard, state.heard.is_some());
         let waiting = std::mem::take(&mut state.waiting);
         state.early.clear();
         state.closed = Some(failure.clone());
@@ -471,10 +475,7 @@ fn greet(
             }
             stream.set_read_timeout(Some(left(deadline)?))?;
             match reader.fill(&mut stream) {
-                Ok(0) => {
-                    let closed = "the server closed the connection without a greeting: is it";
-                    return Ok(Err(Failure::new(format!("{closed} {expected}?"))));
-                }
+                Ok(0) => return Err(io::ErrorKind::ConnectionReset.into()),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -482,9 +483,35 @@ fn greet(
         }
     };
     exchange().unwrap_or_else(|error| {
-        let silent = "connected, but the server did not greet in time".to_owned();
-        Err(Failure::new(if is_timeout(&error) { silent } else { describe(&error) }))
+        Err(Failure::new(match error.kind() {
+            _ if is_timeout(&error) => {
+                provoked(stream, expected).unwrap_or_else(|| NO_GREETING.to_owned())
+            }
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                format!("{NOT_GREETED} {expected}?")
+            }
+            _ => describe(&error),
+        }))
     })
+}
+
+/// Why a server that was dialled is of no use.
+pub(crate) const NO_GREETING: &str = "connected, but the server did not greet in time";
+/// The same; what was expected follows.
+pub(crate) const NOT_GREETED: &str = "the connection was closed without a greeting: is it";
+/// The same; who was found follows.
+pub(crate) const FOUND_THERE: &str = "found there: ";
+/// The same; the server's own reason follows.
+pub(crate) const REFUSED: &str = "refused: ";
+
+/// Who has not answered a greeting in time, if that is a web server: those wait for the end of a line. Anybody else has been
+/// given up by now.
+fn provoked(mut stream: &TcpStream, expected: &str) -> Option<String> {
+    stream.write_all(b"\r\n\r\n").ok()?;
+    stream.set_read_timeout(Some(CLIENT_PROVOKED_TIMEOUT)).ok()?;
+    let mut first = [0; 4];
+    stream.read_exact(&mut first).ok()?;
+    Some(found_there(first, expected))
 }
 
 /// Names what answered a greeting with something that is no message.
@@ -496,14 +523,20 @@ fn stranger(error: &TransportError, expected: &str) -> String {
         }
         _ => [0; 4],
     };
+    found_there(first, expected)
+}
+
+/// Names whoever begins with these bytes.
+fn found_there(first: [u8; 4], expected: &str) -> String {
     let found = match &first {
-        b"HTTP" => "a web server",
+        // Some send an error without a header to who has sent no header.
+        b"HTTP" | b"<!DO" | b"<!do" | b"<htm" | b"<HTM" => "a web server",
         // HTTP/2 begins with the settings of the connection, whose length has three bytes.
         [0, _, _, 4] => "HTTP/2, as an acervo gateway speaks",
         b"SSH-" => "an SSH server",
         _ => "something that does not speak Acervo's protocol",
     };
-    format!("found there: {found}; expected: {expected}")
+    format!("{FOUND_THERE}{found}; expected: {expected}")
 }
 
 fn welcomed(message: Message) -> Result<Welcome, Failure> {
@@ -520,7 +553,7 @@ fn welcomed(message: Message) -> Result<Welcome, Failure> {
 
 /// What a server says is shown to people, so it is made fit for a terminal.
 pub(crate) fn refused(reason: &str) -> Failure {
-    Failure::new(format!("refused: {}", crate::text::escape(reason.as_bytes())))
+    Failure::new(format!("{REFUSED}{}", crate::text::escape(reason.as_bytes())))
 }
 
 pub(crate) fn next_message(reader: &mut MessageReader) -> Result<Option<Message>, Failure> {

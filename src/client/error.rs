@@ -67,6 +67,8 @@ pub enum ClientError {
         server: SocketAddr,
         /// The server's sentence, escaped so that a terminal can show it.
         message: String,
+        /// What is known of the write's effect.
+        effect: Effect,
     },
     /// A long read, or the pause before one of its pages, took too long: what it was to show next has been
     /// removed for good meanwhile. Begin it again.
@@ -102,7 +104,7 @@ pub enum ClientError {
     PreviousUnread {
         /// The write's version.
         timestamp: Timestamp,
-        /// Why.
+        /// Why the read of it failed.
         why: Box<ClientError>,
     },
     /// Keys have at least one byte.
@@ -141,7 +143,7 @@ pub enum ClientError {
 /// One server and why it could not be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFailure {
-    /// Its address.
+    /// The address that was dialled.
     pub server: SocketAddr,
     /// What happened, in a few words.
     pub reason: String,
@@ -154,10 +156,31 @@ impl ClientError {
             ClientError::TimedOut { effect, .. }
             | ClientError::Unreachable { effect, .. }
             | ClientError::Unavailable { effect, .. } => effect.unwrap_or_default(),
-            ClientError::Unconfirmed { effect, .. } => *effect,
-            ClientError::StaleRequest { .. } => Effect::MayBeDone,
+            ClientError::Unconfirmed { effect, .. } | ClientError::StaleRequest { effect, .. } => {
+                *effect
+            }
             ClientError::PreviousUnread { .. } => Effect::Done,
             _ => Effect::NotDone,
+        }
+    }
+
+    /// The error of a read that had to write a mark, which changes nothing: what became of the mark is nobody's business.
+    pub(super) fn of_read(self) -> ClientError {
+        let unfinished = "no majority confirmed in time which state that was: try again";
+        match self {
+            ClientError::TimedOut { timeout, last, .. } => {
+                ClientError::TimedOut { timeout, last, effect: None }
+            }
+            ClientError::Unreachable { servers, .. } => {
+                ClientError::Unreachable { servers, effect: None }
+            }
+            ClientError::Unavailable { last, .. } => {
+                ClientError::Unavailable { last, effect: None }
+            }
+            ClientError::Unconfirmed { server, .. } | ClientError::StaleRequest { server, .. } => {
+                ClientError::NoMajority { server, message: unfinished.to_owned() }
+            }
+            other => other,
         }
     }
 
@@ -167,7 +190,7 @@ impl ClientError {
             ClientError::TimedOut { effect, .. }
             | ClientError::Unreachable { effect, .. }
             | ClientError::Unavailable { effect, .. } => *effect = known,
-            ClientError::Unconfirmed { effect, .. } => {
+            ClientError::Unconfirmed { effect, .. } | ClientError::StaleRequest { effect, .. } => {
                 *effect = known.unwrap_or_default().max(*effect)
             }
             // One server's word of its own attempt is not all that there is to know.

@@ -204,7 +204,8 @@ impl Inner {
             Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
             settled => return settled,
         }
-        let (mark, _) = self.write_plainly(WriteOp::Mark, deadline)?;
+        let mark = self.write_plainly(WriteOp::Mark, deadline);
+        let (mark, _) = mark.map_err(ClientError::of_read)?;
         read(at.min(mark), Retry::UntilDeadline)
     }
 }

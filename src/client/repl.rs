@@ -15,10 +15,13 @@ use bytes::Bytes;
 
 use super::sync::{lock, wait};
 use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
-use crate::limits::CLIENT_SILENCE_TIMEOUT;
-use crate::prompt::{self, Input, Screen, Stop, explain_reason, invalid, parse_ip, parse_port};
+use crate::limits::{CLIENT_SILENCE_TIMEOUT, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::prompt::{
+    self, Input, OutputError, Screen, Stop, explain_reason, invalid, is_misdirected, parse_ip,
+    parse_port,
+};
 use crate::server::config::DEFAULT_SERVERS;
-use crate::text::{LineError, escape};
+use crate::text::{LineError, counted, escape};
 
 /// Why the console ended, if not because its user left.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +29,12 @@ pub enum ReplError {
     /// The list of servers cannot be used.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The input failed.
+    /// The terminal or the pipe could not be read.
     #[error(transparent)]
     Input(#[from] LineError),
+    /// Lines of the specification could not be printed.
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
 /// How the console is set up.
@@ -118,9 +124,12 @@ impl Dialogue<'_> {
                 "" => Ok(None),
                 line => Entry::parse(line).map(Some).ok_or_else(|| {
                     let line = escape(line.as_bytes());
-                    format!("Opção desconhecida \"{line}\": escolha INIT, PUT ou GET (1, 2 ou 3).")
+                    format!("Opção desconhecida \"{line}\": escolha INIT, PUT ou GET (1, 2 ou 3), ou SAIR.")
                 }),
             });
+            if matches!(done, Err(Stop::Cancelled)) {
+                self.screen.say("Para sair, escolha SAIR ou tecle Ctrl-D.");
+            }
             let done = done.and_then(|entry| match entry {
                 None => Ok(()),
                 Some(Entry::Init) => self.init(),
@@ -138,6 +147,11 @@ impl Dialogue<'_> {
 
     /// Waits for the answers that are still under way, no longer than they may take.
     fn wait_for_pending(&self) {
+        let count = self.pending.count();
+        if count > 0 {
+            let answers = counted(count, "resposta", "respostas");
+            self.screen.say(&format!("Esperando {answers}; Ctrl-C desiste."));
+        }
         self.pending.wait(self.request_timeout + CLIENT_SILENCE_TIMEOUT);
     }
 
@@ -280,55 +294,93 @@ fn render(ask: &Ask, event: &Event) -> Rendered {
 /// One sentence in the console's language for the errors its user can do something about.
 fn explain(error: &ClientError) -> String {
     match error {
-        ClientError::Unreachable { .. } => {
-            "nenhum servidor pôde ser alcançado; tente mais tarde.".to_owned()
+        ClientError::Unreachable { servers, effect } => {
+            let why = match servers.iter().all(|failure| is_misdirected(&failure.reason)) {
+                true => {
+                    "nenhum destes endereços é de um servidor do acervo; faça INIT com os certos"
+                }
+                false => "nenhum servidor pôde ser alcançado; tente mais tarde",
+            };
+            format!("{why}{}.", known(*effect))
         }
         ClientError::TimedOut { timeout, last, effect } => {
-            let known = match effect {
-                None => "",
-                Some(Effect::NotDone) => "; nada foi gravado",
-                Some(Effect::MayBeDone) => "; o PUT pode ter tido efeito",
-                Some(Effect::Done) => "; o PUT teve efeito",
-            };
-            format!("sem resposta em {timeout:?} ({}){known}.", explain_last(last))
+            format!("sem resposta em {timeout:?} ({}){}.", explain_last(last), known(*effect))
         }
-        ClientError::NoMajority { server, message } => {
-            format!("sem maioria; {server} diz: \"{message}\".")
-        }
+        ClientError::NoMajority { server, .. } => format!(
+            "sem maioria: {server} não alcança servidores bastantes, e nada foi feito; inicie os outros e tente de novo."
+        ),
         ClientError::Unconfirmed { server, effect: Effect::Done, .. } => {
             format!("o PUT teve efeito, diz {server}, mas nem todos os servidores o confirmaram.")
         }
-        ClientError::Unconfirmed { server, message, .. } => {
-            format!("sem confirmação, o PUT pode ter tido efeito; {server} diz: \"{message}\".")
+        ClientError::Unconfirmed { server, effect, .. } => {
+            format!(
+                "sem confirmação de {server}{}; leia a chave antes de repetir.",
+                known(Some(*effect))
+            )
         }
-        ClientError::Unavailable { last, .. } => {
-            format!("nenhum servidor pôde atender ({}).", explain_last(last))
+        ClientError::Unavailable { last, effect } => {
+            format!("nenhum servidor pôde atender ({}){}.", explain_last(last), known(*effect))
+        }
+        ClientError::StaleRequest { server, effect, .. } => {
+            format!("{server} não conhece mais este cliente{}.", known(Some(*effect)))
+        }
+        ClientError::DiskFull { .. } => {
+            "um disco do grupo está quase cheio e nada foi gravado; libere espaço ou remova chaves."
+                .to_owned()
         }
         ClientError::KeyEmpty => "A chave não pode ser vazia.".to_owned(),
         ClientError::KeyTooLong(length) => {
-            format!("Uma chave de {length} bytes é longa demais.")
+            format!("Uma chave de {length} bytes é longa demais: são no máximo {KEY_BYTES_MAX}.")
         }
         ClientError::ValueTooLong(length) => {
-            format!("Um valor de {length} bytes é longo demais.")
+            format!("Um valor de {length} bytes é longo demais: são no máximo {VALUE_BYTES_MAX}.")
         }
         other => format!("\"{other}\"."),
     }
 }
 
-/// What stood in the way last: an address, a colon and a reason, or a reason alone.
+/// What is known of a PUT's effect.
+fn known(effect: Option<Effect>) -> &'static str {
+    match effect {
+        None => "",
+        Some(Effect::NotDone) => "; nada foi gravado",
+        Some(Effect::MayBeDone) => "; o PUT pode ter tido efeito",
+        Some(Effect::Done) => "; o PUT teve efeito",
+    }
+}
+
+/// What stood in the way last: an address and what is wrong with it, or something of this client.
 fn explain_last(last: &str) -> String {
-    match last.split_once(": ") {
-        Some((server, reason)) if server.parse::<SocketAddr>().is_ok() => {
-            format!("{server}: {}", explain_reason(reason))
+    let (server, rest) = last.split_once([' ', ':']).unwrap_or((last, ""));
+    let server = server.trim_end_matches(':');
+    let rest = rest.trim_start_matches([':', ' ']);
+    if server.parse::<SocketAddr>().is_err() {
+        return match last {
+            "earlier requests are not answered" => "pedidos anteriores esperam resposta",
+            "too many requests of this client are under way" => "há pedidos demais em andamento",
+            "an earlier write of this client is not answered" => "um PUT anterior espera resposta",
+            _ => "nenhum respondeu",
         }
-        _ => explain_reason(last),
+        .to_owned();
+    }
+    let explained = match rest {
+        "had not answered yet" => "ainda não respondeu".to_owned(),
+        "has not yet applied what this client has seen" => {
+            "ainda não tem o que este cliente já viu".to_owned()
+        }
+        _ => explain_reason(rest),
+    };
+    // What a server says in its own words is in another language.
+    match explained.starts_with('"') {
+        true => format!("{server} não pode atender agora"),
+        false => format!("{server}: {explained}"),
     }
 }
 
 /// Counts the requests under way.
 #[derive(Default)]
 struct Pending {
-    count: Mutex<usize>,
+    count: Mutex<u64>,
     fewer: Condvar,
 }
 
@@ -338,6 +390,10 @@ impl Pending {
     fn begin(pending: &Arc<Pending>) -> UnderWay {
         *lock(&pending.count) += 1;
         UnderWay(Arc::clone(pending))
+    }
+
+    fn count(&self) -> u64 {
+        *lock(&self.count)
     }
 
     fn wait(&self, timeout: Duration) {
@@ -432,7 +488,7 @@ mod tests {
     fn before_init_one_line_says_so() {
         let (prompts, said, _) = play(lines("put\n3\n4"));
         let before = "Faça INIT antes de PUT e GET.";
-        let unknown = "Opção desconhecida \"4\": escolha INIT, PUT ou GET (1, 2 ou 3).";
+        let unknown = "Opção desconhecida \"4\": escolha INIT, PUT ou GET (1, 2 ou 3), ou SAIR.";
         assert_eq!(said, [before, before, unknown]);
         assert!(prompts.iter().all(|prompt| prompt == MENU));
     }
@@ -480,6 +536,43 @@ mod tests {
         let (prompts, _, servers) = play(typed);
         assert_eq!(prompts.last().unwrap(), MENU);
         assert_eq!(servers, None);
+        // At the menu itself it leads nowhere, and how to leave is told.
+        let (_, said, _) = play(vec![Typed::Cancelled]);
+        assert_eq!(said, ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
+    }
+
+    #[test]
+    fn a_put_that_fails_says_what_is_known_of_its_effect_in_one_language() {
+        let server: SocketAddr = "127.0.0.1:10098".parse().unwrap();
+        let put = Ask::Put { key: "k".into(), value: "v".into() };
+        let silent = ServerFailure { server, reason: "no answer within 200ms".to_owned() };
+        let message = "no majority: 1 of 3 servers answer".to_owned();
+        let last = format!("{server}: this server is stopping: ask another one");
+        for (effect, known) in [
+            (Effect::NotDone, "nada foi gravado"),
+            (Effect::MayBeDone, "o PUT pode ter tido efeito"),
+            (Effect::Done, "o PUT teve efeito"),
+        ] {
+            let timeout = Duration::from_secs(60);
+            for error in [
+                ClientError::Unreachable { servers: vec![silent.clone()], effect: Some(effect) },
+                ClientError::Unavailable { last: last.clone(), effect: Some(effect) },
+                ClientError::TimedOut { timeout, last: last.clone(), effect: Some(effect) },
+                ClientError::StaleRequest { server, message: message.clone(), effect },
+            ] {
+                let Rendered::Remark(line) = render(&put, &Event::Failed(error.clone())) else {
+                    panic!("{error} is a remark")
+                };
+                assert!(line.contains(known), "{line}");
+                assert!(!line.contains('"'), "{line}");
+            }
+        }
+        let reason = "found there: a web server; expected: a server of an acervo store".to_owned();
+        let servers = vec![ServerFailure { server, reason }];
+        let line = explain(&ClientError::Unreachable { servers, effect: Some(Effect::NotDone) });
+        assert!(line.contains("nenhum destes endereços é de um servidor do acervo"), "{line}");
+        let line = explain(&ClientError::NoMajority { server, message });
+        assert!(line.starts_with("sem maioria") && !line.contains("servers"), "{line}");
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub struct Rows {
     /// Which state is shown, once that is known.
     moment: Option<Moment>,
     page: vec::IntoIter<Row>,
-    /// No more pages.
+    /// There is no further page, or asking for one has failed.
     done: bool,
     /// Rows still to be given, where their number is limited.
     left: Option<u64>,
@@ -366,7 +366,7 @@ impl Wanted {
 /// What a page is asked to show.
 #[derive(Clone, Copy)]
 enum Asked {
-    /// The first.
+    /// The first page of a read, which fixes the state.
     First { at: Timestamp, linearizable: bool },
     /// Another of the same state.
     Next(Moment),

@@ -51,7 +51,7 @@ impl KeySeen {
     }
 }
 
-/// The memory itself.
+/// The timestamps, key by key, that the client must not go back behind.
 pub(super) struct Seen {
     causality: Causality,
     generation_keys_max: usize,

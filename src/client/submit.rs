@@ -14,19 +14,19 @@ use super::sequence::Gate;
 use super::{Client, PutOk, check_key, check_value};
 use crate::types::Timestamp;
 
-/// What to ask.
+/// A request of the interactive console.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Store a value.
+    /// Store a new newest version of a key.
     Put {
-        /// The key.
+        /// The key, of 1 to 4,096 bytes.
         key: Bytes,
-        /// The value.
+        /// The value that is stored; it may be empty.
         value: Bytes,
     },
     /// Read the newest value.
     Get {
-        /// The key.
+        /// The key, of 1 to 4,096 bytes.
         key: Bytes,
     },
 }
@@ -46,7 +46,7 @@ pub enum Event {
         client_timestamp: Timestamp,
         /// The server's; zero when the key does not exist.
         timestamp: Timestamp,
-        /// Who answered.
+        /// The server that answered.
         server: SocketAddr,
     },
     /// The server that was asked has not caught up with this client.
@@ -55,10 +55,10 @@ pub enum Event {
         client_timestamp: Timestamp,
         /// The server's for the key; zero for none.
         timestamp: Timestamp,
-        /// Who refused.
+        /// The server that has not caught up.
         server: SocketAddr,
     },
-    /// It failed.
+    /// No server that was asked has answered it.
     Failed(ClientError),
 }
 

@@ -20,9 +20,9 @@ use crate::wire::message::{Effect, ErrorCode, Previous, Reply, Request, Row, Wri
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
-    /// The version.
+    /// When the value was written, in microseconds since the Unix epoch.
     pub timestamp: Timestamp,
-    /// The value.
+    /// The value, whose bytes are the application's own.
     pub value: Bytes,
 }
 
@@ -263,13 +263,8 @@ impl Inner {
                 .begin(deadline)
                 .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
             let write = WriteRequest { request: ticket.request, op: op.clone(), previous };
-            // Attempts of which nobody has said that they came to nothing.
-            let open_attempts = Cell::new(0);
             let begin_anew_at = Cell::new(None);
-            let build = || {
-                open_attempts.set(open_attempts.get() + 1);
-                (Request::Write(write.clone()), ())
-            };
+            let build = || (Request::Write(write.clone()), ());
             let judge = |server, (), reply| match take(server, reply) {
                 Ok((timestamp, answer)) => {
                     self.saw_written(&write.op, timestamp);
@@ -278,19 +273,16 @@ impl Inner {
                 Err(Reply::Error(error)) => {
                     let is_unknown = error.code == ErrorCode::UnknownSession;
                     begin_anew_at.set(is_unknown.then_some(error.begin_anew_at));
-                    // Whoever says that this attempt came to nothing.
-                    if error.effect == Effect::NotDone {
-                        open_attempts.set(open_attempts.get() - 1);
-                    }
                     judge_error(server, error)
                 }
                 Err(_) => judge_unexpected(),
             };
             let result = self.request(Target::LeaderFirst, deadline, retry.again(), build, judge);
-            if let (Err(_), Some(begun)) = (&result, begin_anew_at.get()) {
+            if let (Err(error), Some(begun)) = (&result, begin_anew_at.get()) {
                 ticket.forgotten(begun);
                 // It was never applied under this identity, so it is safe under another.
-                if open_attempts.get() == 0 && !std::mem::replace(&mut renewed, true) {
+                let is_open = error.effect() > Effect::NotDone;
+                if !is_open && !std::mem::replace(&mut renewed, true) {
                     continue;
                 }
             }

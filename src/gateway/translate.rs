@@ -257,7 +257,8 @@ mod tests {
         assert_eq!(lost.code(), Code::Unknown);
         assert!(lost.message().contains("done, with version 7"), "{lost}");
         assert!(lost.metadata().contains_key(PREVIOUS_UNREAD));
-        let stale = ClientError::StaleRequest { server, message: "forgotten".into() };
+        let effect = Effect::MayBeDone;
+        let stale = ClientError::StaleRequest { server, message: "forgotten".into(), effect };
         let known = ClientError::Unavailable { last: "x".into(), effect: Some(Effect::Done) };
         for error in [unread(), stale, known] {
             assert_eq!(status(&error).code(), Code::Unknown, "{error}");

@@ -10,6 +10,7 @@ use super::buffer::Buffer;
 use super::connections::Origin;
 use super::send_queue::SendQueue;
 use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
+use crate::text::counted;
 use crate::wire::frame::{Deframer, FrameError};
 
 /// Why a connection ended.
@@ -32,7 +33,9 @@ pub enum CloseReason {
     Deadline,
     /// A frame has begun and does not end.
     #[error(
-        "a frame was begun and not whole after {seconds} seconds: {received_bytes} bytes of it came"
+        "a frame was begun and not whole after {}: {} of it came",
+        counted(*seconds, "second", "seconds"),
+        counted(*received_bytes as u64, "byte", "bytes")
     )]
     FrameSlow {
         /// The time allowed.

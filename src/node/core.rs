@@ -29,6 +29,7 @@ use crate::command::{
 };
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
+use crate::text::counted;
 use crate::types::{
     AppliedPoint, HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
 };
@@ -928,17 +929,16 @@ impl Node {
     /// A read was not confirmed in time.
     fn no_majority(&self) -> Reply {
         let (answering, all, needed) = self.reach();
+        let answers = answers(answering, all);
         let message = if let Some(reason) = self.consensus.no_leader() {
             format!("no majority: {}", reason.sentence(by_place))
         } else if answering < needed {
             format!(
-                "no majority: {answering} of {all} servers answer and {needed} are needed: \
+                "no majority: {answers} and {needed} are needed: \
                  start the others, then try again"
             )
         } else {
-            format!(
-                "no majority agreed in time although {answering} of {all} servers answer: try again"
-            )
+            format!("no majority agreed in time although {answers}: try again")
         };
         error(ErrorCode::NoMajority, &message)
     }
@@ -946,6 +946,7 @@ impl Node {
     /// A write was not confirmed in time. What is said of its effect is what is known.
     fn not_confirmed(&self, effect: Effect) -> Reply {
         let (answering, all, needed) = self.reach();
+        let answers = answers(answering, all);
         if let (Effect::NotDone, Some(reason)) = (effect, self.consensus.no_leader()) {
             let message = format!("nothing was done: {}", reason.sentence(by_place));
             return Reply::Error(ErrorReply::not_done(ErrorCode::NoMajority, message));
@@ -954,21 +955,21 @@ impl Node {
             Effect::NotDone if answering < needed => (
                 ErrorCode::NoMajority,
                 format!(
-                    "no majority: {answering} of {all} servers answer and {needed} are needed: nothing was done; \
+                    "no majority: {answers} and {needed} are needed: nothing was done; \
                      start the others, then try again"
                 ),
             ),
             Effect::NotDone => (
                 ErrorCode::NoMajority,
                 format!(
-                    "no leader took the write in time although {answering} of {all} servers answer: \
+                    "no leader took the write in time although {answers}: \
                      nothing was done; try again"
                 ),
             ),
             Effect::MayBeDone => (
                 ErrorCode::Unconfirmed,
                 format!(
-                    "the write was not confirmed in time, {answering} of {all} servers answer: it may have taken \
+                    "the write was not confirmed in time, {answers}: it may have taken \
                      effect, or may yet; read the key before you write it again"
                 ),
             ),
@@ -976,7 +977,7 @@ impl Node {
                 ErrorCode::Unconfirmed,
                 format!(
                     "the write is done, a majority has stored it, but not every server in sync is known to have \
-                     ({answering} of {all} servers answer): do not repeat it"
+                     ({answers}): do not repeat it"
                 ),
             ),
         };
@@ -1027,6 +1028,12 @@ fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply
         return invalid("the request's sequence numbers break the protocol: count from 1");
     }
     Ok(())
+}
+
+/// How many servers answer, as a clause.
+fn answers(answering: usize, all: usize) -> String {
+    let verb = if all == 1 { "answers" } else { "answer" };
+    format!("{answering} of {} {verb}", counted(all as u64, "server", "servers"))
 }
 
 pub(super) fn error(code: ErrorCode, message: &str) -> Reply {

@@ -10,9 +10,10 @@ mod terminal;
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::client::connection::{FOUND_THERE, NO_GREETING, NOT_GREETED, REFUSED};
 use crate::text::{LineError, escape};
 
-pub use self::terminal::run;
+pub use self::terminal::{OutputError, run};
 
 /// One thing that was typed.
 #[derive(Debug)]
@@ -58,9 +59,9 @@ pub enum Kind {
 pub enum Stop {
     /// Back to the menu.
     Cancelled,
-    /// Out.
+    /// The user leaves the console, or its input has ended.
     Leave,
-    /// The input failed.
+    /// The terminal or the pipe could not be read.
     Failed(LineError),
 }
 
@@ -82,7 +83,7 @@ pub fn ask<T>(
             },
             Ok(Typed::Cancelled) => return Err(Stop::Cancelled),
             Ok(Typed::End) => return Err(Stop::Leave),
-            Err(LineError::TooLong) => "A linha é longa demais.".to_owned(),
+            Err(LineError::TooLong) => "A linha é longa demais, e nada dela foi usado.".to_owned(),
             Err(LineError::NotUtf8) => "A linha não é texto UTF-8.".to_owned(),
             Err(error @ LineError::Io(_)) => return Err(Stop::Failed(error)),
         };
@@ -126,24 +127,125 @@ pub fn parse_port(answer: &str) -> Result<u16, String> {
 }
 
 /// Why a server cannot be reached, in the language of the dialogue. The client library tells it in English; what nobody
-/// has translated, or another program has said, is quoted, so that a line is in one language.
+/// has translated, as what the system says, is quoted, so that a line is in one language.
 pub fn explain_reason(reason: &str) -> String {
     let known = match reason {
         "connection refused" => "conexão recusada",
         "the connection broke" => "a conexão caiu",
         "timed out" => "sem resposta a tempo",
         "the server closed the connection" | "it closed the connection" => "ele fechou a conexão",
-        "it does not answer like a registry" => "não responde como um registro",
-        "connected, but the server did not greet in time" => "ele aceita a conexão e não responde",
-        _ => match reason.strip_prefix("no answer within ") {
-            Some(time) => return format!("sem resposta em {time}"),
-            None => return format!("\"{reason}\""),
-        },
+        "it does not answer like a registry" => "ele não responde como um registro",
+        "the connection takes nothing more" => "ele não lê mais",
+        "the server's first message is no greeting" => "ele não fala o protocolo do acervo",
+        "it answered another question than was asked" => "ele respondeu a outra pergunta",
+        "this server is stopping: ask another one" => "ele está parando",
+        NO_GREETING => "ele aceita a conexão e não responde",
+        _ => return explain_parts(reason).unwrap_or_else(|| format!("\"{reason}\"")),
     };
     known.to_owned()
+}
+
+/// The same of reasons that are made of several parts.
+fn explain_parts(reason: &str) -> Option<String> {
+    if let Some(time) = reason.strip_prefix("no answer within ") {
+        return Some(format!("sem resposta em {time}"));
+    }
+    if let Some(time) = reason.strip_prefix("nothing heard for ") {
+        return Some(format!("nada se ouviu dele em {time}"));
+    }
+    if reason.starts_with("it belongs to group ") {
+        return Some("ele é de outro grupo de servidores".to_owned());
+    }
+    if reason.starts_with("the server speaks protocol ") {
+        return Some("ele fala outra versão do protocolo".to_owned());
+    }
+    if reason.starts_with("this server cannot ") {
+        return Some("ele não consegue ler os seus dados".to_owned());
+    }
+    if let Some(expected) = reason.strip_prefix(NOT_GREETED) {
+        let expected = explain_expected(expected.trim().trim_end_matches('?'));
+        return Some(format!("a conexão foi fechada sem resposta: é mesmo {expected}?"));
+    }
+    if let Some(found) = reason.strip_prefix(FOUND_THERE) {
+        let (found, expected) = found.split_once("; expected: ")?;
+        let found = match found {
+            "a web server" => "um servidor web",
+            "an SSH server" => "um servidor SSH",
+            _ if found.starts_with("HTTP/2") => "um servidor HTTP/2, como o gateway do acervo",
+            _ => "algo que não fala o protocolo do acervo",
+        };
+        return Some(format!("ali responde {found}, e não {}", explain_expected(expected)));
+    }
+    let refusal = reason.strip_prefix(REFUSED)?;
+    let why = if refusal.starts_with("this is a registry or a peer") {
+        "ali responde um registro ou um peer, e não um servidor do acervo"
+    } else if refusal.starts_with("this is a peer") {
+        "ali responde um peer, e não um registro"
+    } else if refusal.starts_with("this is a server of a store") {
+        "ali responde um servidor do acervo, e não um registro"
+    } else if refusal.starts_with("this server has no room") {
+        "ele não tem lugar para mais uma conexão"
+    } else {
+        "ele recusou a conexão"
+    };
+    Some(why.to_owned())
+}
+
+fn explain_expected(expected: &str) -> &str {
+    match expected {
+        "a server of an acervo store" => "um servidor do acervo",
+        "an acervo registry or peer" => "um registro ou peer do acervo",
+        other => other,
+    }
+}
+
+/// Whether a reason says that somebody else listens where a server was expected, so that waiting is of no use.
+pub fn is_misdirected(reason: &str) -> bool {
+    reason.starts_with(FOUND_THERE)
+        || reason.strip_prefix(REFUSED).is_some_and(|refusal| refusal.starts_with("this is a "))
 }
 
 /// What a person is told of an answer that cannot be used.
 pub fn invalid(why: &str) -> String {
     format!("Resposta inválida: {why}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_console_says_of_a_server_is_in_one_language() {
+        let servers = "expected: a server of an acervo store";
+        let registry = "expected: an acervo registry or peer";
+        for (reason, said) in [
+            ("connection refused".to_owned(), "conexão recusada"),
+            (NO_GREETING.to_owned(), "ele aceita a conexão e não responde"),
+            (
+                format!("{FOUND_THERE}a web server; {servers}"),
+                "ali responde um servidor web, e não um servidor do acervo",
+            ),
+            (
+                format!("{FOUND_THERE}HTTP/2, as an acervo gateway speaks; {registry}"),
+                "ali responde um servidor HTTP/2, como o gateway do acervo, e não um registro ou peer do acervo",
+            ),
+            (
+                format!("{NOT_GREETED} an acervo registry or peer?"),
+                "a conexão foi fechada sem resposta: é mesmo um registro ou peer do acervo?",
+            ),
+            (
+                format!(
+                    "{REFUSED}this is a registry or a peer of a share and not a store: ask an acervo server"
+                ),
+                "ali responde um registro ou um peer, e não um servidor do acervo",
+            ),
+            (format!("{REFUSED}anything"), "ele recusou a conexão"),
+            ("no answer within 200ms".to_owned(), "sem resposta em 200ms"),
+            ("No route to host (os error 113)".to_owned(), "\"No route to host (os error 113)\""),
+        ] {
+            assert_eq!(explain_reason(&reason), said);
+        }
+        assert!(is_misdirected(&format!("{FOUND_THERE}a web server; {servers}")));
+        assert!(!is_misdirected(NO_GREETING));
+    }
 }

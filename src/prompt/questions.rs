@@ -1,7 +1,7 @@
 //! Questions that a program asks once, on the keyboard, before it runs.
 
 use std::io::{self, BufRead, ErrorKind, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use super::invalid;
 use crate::text::{LineError, read_line};
@@ -9,10 +9,10 @@ use crate::text::{LineError, read_line};
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum QuestionError {
-    /// The input ended.
+    /// The input ended before the last question was answered.
     #[error("the input ended before every question was answered: nothing was started")]
     Ended,
-    /// The terminal failed.
+    /// The terminal could not be read or written.
     #[error("the terminal could not be used: {0}")]
     Io(#[from] io::Error),
 }
@@ -25,7 +25,20 @@ pub fn probe(address: SocketAddr) -> io::Result<()> {
     TcpListener::bind(address).map(drop)
 }
 
-/// The same in one clause for a person.
+/// Whether an IP is one of this machine, or why it cannot be listened on, in one clause. Asked for before the port is, since
+/// no port of a foreign IP is of use.
+///
+/// # Errors
+/// The clause.
+pub fn check_own_ip(
+    ip: IpAddr,
+    probe: &dyn Fn(SocketAddr) -> io::Result<()>,
+) -> Result<IpAddr, String> {
+    let any_port = SocketAddr::new(ip, 0);
+    probe(any_port).map(|()| ip).map_err(|error| explain_probe(any_port, &error))
+}
+
+/// The same of an address in one clause for a person.
 pub fn explain_probe(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
@@ -49,7 +62,11 @@ pub fn until_valid<T>(
         write!(output, "{question} [{default}]: ")?;
         output.flush()?;
         let why = match read_line(input) {
-            Ok(None) => return Err(QuestionError::Ended),
+            Ok(None) => {
+                // What is said next does not belong into the question's row.
+                writeln!(output)?;
+                return Err(QuestionError::Ended);
+            }
             Ok(Some(line)) => {
                 let answer = match line.trim() {
                     "" => default,

@@ -6,29 +6,65 @@ use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+use rustix::termios::OptionalActions;
 use rustyline::error::ReadlineError;
 use rustyline::history::DefaultHistory;
 use rustyline::{Cmd, Config, Editor, ExternalPrinter, KeyCode, KeyEvent, Modifiers};
+use signal_hook::consts::{SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use super::{Input, Kind, Screen, Typed};
-use crate::limits::{CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE};
+use crate::limits::{
+    CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE, TERMINAL_LINE_BYTES_MAX,
+};
 use crate::text::{LineError, read_line};
+
+/// Lines of the console that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the answers could not be printed: {0}")]
+pub struct OutputError(#[from] io::Error);
 
 /// Opens the process's own input and output and lets `dialogue` run on them: on a terminal that can
 /// edit lines, or on whatever there is in its place.
 ///
 /// # Errors
-/// Those of the dialogue.
-pub fn run<E>(
+/// Those of the dialogue; [`OutputError`] when it has ended well and a line was lost on the way.
+pub fn run<E: From<OutputError>>(
     dialogue: impl FnOnce(&mut dyn Input, Arc<dyn Screen>, Kind) -> Result<(), E>,
 ) -> Result<(), E> {
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
-        // Fails on terminals that cannot edit lines, which are served as a pipe is.
+        if let Err(error) = restore_when_ended() {
+            log::debug!(
+                "a signal that ends this console will leave its terminal as it is: {error}"
+            );
+        }
+        // Fails on terminals that cannot edit lines.
         if let Ok((mut keyboard, screen)) = open_terminal() {
             return dialogue(&mut keyboard, screen, Kind::Terminal);
         }
+        let plain = Arc::new(Plain::default());
+        return dialogue(&mut PlainInput(Arc::clone(&plain)), plain, Kind::Pipe);
     }
-    dialogue(&mut Pipe(io::stdin().lock()), Arc::new(Streams), Kind::Pipe)
+    let streams = Arc::new(Streams::default());
+    let mut pipe = Pipe(io::stdin().lock(), Arc::clone(&streams));
+    dialogue(&mut pipe, Arc::<Streams>::clone(&streams), Kind::Pipe)?;
+    streams.failure().map_or(Ok(()), |error| Err(OutputError(error).into()))
+}
+
+/// A signal that ends this process finds the terminal as a line editor needs it: it is put back first.
+fn restore_when_ended() -> io::Result<()> {
+    let before = rustix::termios::tcgetattr(io::stdin())?;
+    let mut signals = Signals::new([SIGTERM, SIGQUIT])?;
+    let watch = move || {
+        for signal in signals.forever() {
+            // Without a terminal there is nothing to put back.
+            let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &before);
+            let _ = writeln!(io::stdout());
+            let _ = emulate_default_handler(signal);
+        }
+    };
+    thread::Builder::new().name("acervo-signal".to_owned()).spawn(watch).map(drop)
 }
 
 type LineEditor = Editor<(), DefaultHistory>;
@@ -179,6 +215,9 @@ impl Input for Keyboard {
             Err(ReadlineError::Eof) => Ok(Typed::End),
             // A resized window interrupts too, and costs the line.
             Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Typed::Cancelled),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(LineError::NotUtf8)
+            }
             Err(ReadlineError::Io(error)) => Err(error.into()),
             Err(other) => Err(io::Error::other(other).into()),
         }
@@ -203,31 +242,132 @@ impl Screen for Terminal {
 }
 
 /// Lines from anything else.
-struct Pipe<R>(R);
+struct Pipe<R>(R, Arc<Streams>);
 
 impl<R: BufRead> Input for Pipe<R> {
     fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
         // Standard output is for event lines alone. Without standard error there are no prompts.
         let _ = write!(io::stderr(), "{prompt}");
-        Ok(read_line(&mut self.0)?.map_or(Typed::End, Typed::Line))
+        self.1.set_row_open(io::stdin().is_terminal() && io::stderr().is_terminal());
+        let line = read_line(&mut self.0);
+        self.1.set_row_open(false);
+        Ok(line?.map_or(Typed::End, Typed::Line))
     }
 }
 
 /// Events on standard output, remarks on standard error.
-struct Streams;
+#[derive(Default)]
+struct Streams(Mutex<StreamsState>);
+
+#[derive(Default)]
+struct StreamsState {
+    /// A question stands on the terminal, in whose row no line belongs.
+    is_row_open: bool,
+    /// Why the first line that was lost could not be written.
+    failure: Option<io::Error>,
+}
+
+impl Streams {
+    fn state(&self) -> MutexGuard<'_, StreamsState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_row_open(&self, is_row_open: bool) {
+        self.state().is_row_open = is_row_open;
+    }
+
+    fn failure(&self) -> Option<io::Error> {
+        self.state().failure.take()
+    }
+}
+
+impl StreamsState {
+    fn end_row(&mut self) {
+        if mem::take(&mut self.is_row_open) {
+            let _ = writeln!(io::stderr());
+        }
+    }
+}
 
 impl Screen for Streams {
     fn event(&self, line: &str) {
-        // When nobody reads any more there is nobody to tell.
+        let mut state = self.state();
+        state.end_row();
         let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        match writeln!(out, "{line}").and_then(|()| out.flush()) {
+            // Whoever closed a pipe has read what they wanted.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                state.failure.get_or_insert(error);
+            }
+            _ => {}
+        }
     }
 
     fn remark(&self, line: &str) {
+        self.state().end_row();
         let _ = writeln!(io::stderr(), "{line}");
     }
 
     fn say(&self, line: &str) {
         self.remark(line);
+    }
+}
+
+/// A terminal that cannot edit lines. A line that comes while a question is open ends its row, and the question is asked
+/// again below.
+#[derive(Default)]
+struct Plain {
+    /// The question that is open.
+    prompt: Mutex<Option<String>>,
+}
+
+impl Plain {
+    fn prompt(&self) -> MutexGuard<'_, Option<String>> {
+        self.prompt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, line: &str) {
+        let prompt = self.prompt();
+        let mut out = io::stdout().lock();
+        // A terminal that has gone away ends the reading thread, which ends the process.
+        let _ = match prompt.as_deref() {
+            Some(prompt) => write!(out, "\n{line}\n{prompt}"),
+            None => writeln!(out, "{line}"),
+        }
+        .and_then(|()| out.flush());
+    }
+}
+
+impl Screen for Plain {
+    fn event(&self, line: &str) {
+        self.show(line);
+    }
+
+    fn remark(&self, line: &str) {
+        self.show(line);
+    }
+
+    fn say(&self, line: &str) {
+        self.show(line);
+    }
+}
+
+struct PlainInput(Arc<Plain>);
+
+impl Input for PlainInput {
+    fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError> {
+        {
+            let mut open = self.0.prompt();
+            let mut out = io::stdout().lock();
+            let _ = write!(out, "{prompt}").and_then(|()| out.flush());
+            *open = Some(prompt.to_owned());
+        }
+        let line = read_line(&mut io::stdin().lock());
+        *self.0.prompt() = None;
+        match line? {
+            // The terminal itself cuts what is longer, without a word.
+            Some(line) if line.len() >= TERMINAL_LINE_BYTES_MAX => Err(LineError::TooLong),
+            line => Ok(line.map_or(Typed::End, Typed::Line)),
+        }
     }
 }

@@ -64,7 +64,7 @@ struct Held {
     bytes: usize,
 }
 
-/// One client.
+/// What one client connection has under way, and how much of it.
 #[derive(Debug)]
 struct Client {
     address: SocketAddr,

@@ -22,11 +22,12 @@ use signal_hook::iterator::Signals;
 use super::config::data_dir_under;
 use crate::limits::{CLUSTER_LINE_BYTES_MAX, CLUSTER_STOP_TIMEOUT};
 use crate::process;
+use crate::text::counted;
 
-/// What to start.
+/// A group, as `acervo cluster` starts it.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
-    /// The executable.
+    /// The executable that each server runs.
     pub program: PathBuf,
     /// The group; the first leads first.
     pub servers: Vec<SocketAddr>,
@@ -47,12 +48,12 @@ pub enum ClusterError {
     /// A server or a thread for it could not be started.
     #[error("the server on {server} could not be started: {error}")]
     Start {
-        /// Which.
+        /// The address of the server.
         server: SocketAddr,
-        /// Why.
+        /// What the system says.
         error: io::Error,
     },
-    /// None is left.
+    /// Every server has ended by itself.
     #[error("all servers of the cluster have ended by themselves; their lines above say why")]
     AllEnded,
 }
@@ -150,9 +151,12 @@ impl Members {
     /// Returns when asked to stop, or with an error when no child is left.
     fn supervise(&mut self, signals: &Receiver<i32>) -> Result<(), ClusterError> {
         loop {
-            for (server, status) in self.take_ended() {
-                let left = self.running.len();
-                log::warn!("the server on {server} ended by itself ({status}); {left} go on");
+            let ended = self.take_ended();
+            for (at, (server, status)) in ended.iter().enumerate() {
+                // Those that ended at the same time, and are told of next, went on a moment longer.
+                let left = (self.running.len() + ended.len() - 1 - at) as u64;
+                let left = counted(left, "goes on", "go on");
+                log::warn!("the server on {server} ended by itself ({status}); {left}");
             }
             if self.running.is_empty() {
                 return Err(ClusterError::AllEnded);

@@ -44,17 +44,17 @@ pub enum ConfigError {
     /// This server is not of the group.
     #[error("--listen {listen} is not one of the group's servers ({})", names(servers))]
     ListenNotInGroup {
-        /// The address.
+        /// The address that was given.
         listen: SocketAddr,
-        /// The group.
+        /// The servers of the group.
         servers: Vec<SocketAddr>,
     },
     /// The leader is not of the group.
     #[error("--leader {leader} is not one of the group's servers ({})", names(servers))]
     LeaderNotInGroup {
-        /// The address.
+        /// The address that was given.
         leader: SocketAddr,
-        /// The group.
+        /// The servers of the group.
         servers: Vec<SocketAddr>,
     },
     /// `--max-value` out of range.
@@ -63,7 +63,7 @@ pub enum ConfigError {
     /// `--workers` out of range.
     #[error("--workers must be 1 to {WORKERS_MAX}, not {0}")]
     Workers(usize),
-    /// Zero.
+    /// No server could ever stay in sync.
     #[error("--in-sync-timeout must be longer than zero")]
     InSyncTimeout,
 }
@@ -103,7 +103,7 @@ pub struct ServerConfig {
     pub leader: SocketAddr,
     /// Where everything durable lives.
     pub data_dir: PathBuf,
-    /// The acknowledgement rule.
+    /// When a write is acknowledged: stored by all in sync, or by a majority.
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed.
     pub in_sync_timeout: Duration,

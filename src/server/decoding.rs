@@ -27,7 +27,7 @@ pub(super) enum Incoming {
     Write { id: u64, write: EncodedWrite },
     /// What another server says, checked.
     Peer(CheckedMessage),
-    /// Anything else.
+    /// Any other message, as it was decoded.
     Message(Message),
 }
 
@@ -82,7 +82,7 @@ pub(super) struct Decoders {
 }
 
 impl Decoders {
-    /// Starts them.
+    /// Starts the threads that decode large frames.
     pub fn start(wake: &WakeHandle) -> io::Result<Decoders> {
         let start = |name| {
             let wake = wake.clone();

@@ -18,7 +18,7 @@ use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageReques
 /// What a client asks to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadRequest {
-    /// A key.
+    /// The newest version of a key, or one as of a time.
     Get(GetRequest),
     /// A page of a longer read.
     Page(PageRequest),
@@ -86,7 +86,7 @@ impl ReadRequest {
 /// What a read comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answered {
-    /// For the client.
+    /// What the client is sent.
     pub reply: Reply,
     /// For the console: the version this server has, 0 for none, and what was answered. `None` when
     /// the store could not be read.

@@ -25,7 +25,7 @@ use crate::wire::message::Channel;
 /// Where a connection that this server dials stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Not connected yet.
+    /// The other server has not accepted the connection yet.
     Dialling,
     /// Connected; the greeting is not done.
     Greeting,
@@ -49,7 +49,7 @@ impl Line {
         self.quiet_ticks = 0;
     }
 
-    /// It stands.
+    /// The connection stands, and the greeting begins.
     pub fn connected(&mut self) {
         self.reach(Stage::Greeting);
     }
@@ -59,7 +59,7 @@ impl Line {
         self.reach(Stage::Welcomed);
     }
 
-    /// It got on.
+    /// Something came from the other server, so that it is not silent.
     pub fn heard(&mut self) {
         self.quiet_ticks = 0;
     }
@@ -90,7 +90,7 @@ pub(super) enum Outbound {
     Dialled([Line; 2]),
 }
 
-/// One other server.
+/// The connections to one other server of the group.
 #[derive(Debug)]
 pub(super) struct Link {
     pub node: NodeId,

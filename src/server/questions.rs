@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::prompt::questions::{self, QuestionError, explain_probe};
+use crate::prompt::questions::{self, QuestionError, check_own_ip, explain_probe};
 use crate::prompt::{parse_ip, parse_port};
 
-/// What was answered.
+/// The addresses that were answered with, both of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
     /// This server's address.
@@ -36,7 +36,7 @@ pub fn ask(
     let leader = group.first().copied().unwrap_or(own);
     let mut questions = Questions { group, input, output };
 
-    let ip = questions.ip("IP deste servidor", own.ip())?;
+    let ip = questions.ip("IP deste servidor", own.ip(), &|ip| check_own_ip(ip, probe))?;
     let port = match group.iter().filter(|server| server.ip() == ip).find(free) {
         Some(server) => server.port(),
         None => own.port(),
@@ -44,7 +44,7 @@ pub fn ask(
     let listen = questions.address("Porta deste servidor", ip, port, &|address| {
         probe(address).map_err(|error| explain_probe(address, &error))
     })?;
-    let ip = questions.ip("IP do líder", leader.ip())?;
+    let ip = questions.ip("IP do líder", leader.ip(), &Ok)?;
     let default = group.iter().find(|server| server.ip() == ip).unwrap_or(&leader);
     let leader = questions.address("Porta do líder", ip, default.port(), &|_| Ok(()))?;
     Ok(Answers { listen, leader })
@@ -57,13 +57,18 @@ struct Questions<'a> {
 }
 
 impl Questions<'_> {
-    fn ip(&mut self, question: &str, default: IpAddr) -> Result<IpAddr, QuestionError> {
+    fn ip(
+        &mut self,
+        question: &str,
+        default: IpAddr,
+        check: &dyn Fn(IpAddr) -> Result<IpAddr, String>,
+    ) -> Result<IpAddr, QuestionError> {
         let ips: BTreeSet<String> =
             self.group.iter().map(|server| server.ip().to_string()).collect();
         self.until_valid(question, &default.to_string(), |group, answer| {
             let ip = parse_ip(answer)?;
             if group.iter().any(|server| server.ip() == ip) {
-                return Ok(ip);
+                return check(ip);
             }
             let ips = ips.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             Err(format!("nenhum servidor do grupo tem o IP {ip}; há: {ips}"))

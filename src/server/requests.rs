@@ -13,6 +13,7 @@ use crate::net::{ConnectionId, Net};
 use crate::node::core::{Distrust, not_to_be_read};
 use crate::node::eligibility::Ineligible;
 use crate::node::{Input, NoLeader, RequestToken, clock_apart};
+use crate::text::counted;
 use crate::types::{DiskSpace, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
@@ -257,7 +258,8 @@ impl StoreService {
                 Ok(()) => continue,
                 Err(SubmitError::Full(refused)) => (refused, "too many reads wait"),
                 Err(SubmitError::Stopped(refused)) => {
-                    log::error!("{} reads have no thread to do them", refused.len());
+                    let reads = counted(refused.len() as u64, "read has", "reads have");
+                    log::error!("{reads} no thread to do them");
                     (refused, "no thread is left to read with")
                 }
             };

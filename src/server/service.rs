@@ -35,7 +35,7 @@ use crate::node::{CheckedMessage, Input, Notice, Now, Output, RequestToken};
 use crate::storage::datadir::Untrusted;
 use crate::storage::reads::Store;
 use crate::storage::reserve::DiskReserve;
-use crate::text::sentence;
+use crate::text::{counted, sentence};
 use crate::types::{ClusterId, DiskSpace, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{
@@ -80,7 +80,7 @@ pub(super) struct Parts {
     pub stop: Receiver<()>,
 }
 
-/// The service.
+/// A store's service on the event loop: connections in front, the node core behind.
 pub(super) struct StoreService {
     pub(super) parts: Parts,
     pub(super) me: NodeId,
@@ -492,8 +492,9 @@ impl StoreService {
                     log::info!("this machine's clock has caught up with the versions")
                 }
                 News::Busy(count) => log::warn!(
-                    "{count} requests were refused with BUSY, to be tried again in a moment: \
-                     more is asked than this server, or the group, can do"
+                    "{} refused with BUSY, to be tried again in a moment: more is asked than this server, or \
+                     the group, can do",
+                    counted(count, "request was", "requests were")
                 ),
             }
         }

@@ -73,9 +73,9 @@ impl Default for TransferLimits {
 pub enum Step {
     /// Send a message to another server, in order with the earlier ones; when it cannot be sent, close the link.
     Send {
-        /// The other server.
+        /// The server that the message goes to.
         to: NodeId,
-        /// What to send.
+        /// A message of a snapshot transfer.
         message: PeerMessage,
     },
     /// Hand work to the applier, which owns the store.
@@ -96,7 +96,7 @@ pub enum Step {
     BeginLog {
         /// The number that stands for it among the log's batches.
         number: u64,
-        /// The snapshot.
+        /// Up to which entry it reaches, and in which term that is.
         snapshot: SnapshotId,
         /// To be made durable with it.
         hard_state: HardState,
@@ -133,7 +133,7 @@ pub enum SnapshotWork {
     Chunk {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
-        /// The piece.
+        /// Rows of the snapshot, and its end.
         chunk: SnapshotChunk,
     },
     /// Check the whole and make it durable; answered by [`SnapshotReport::Staged`].
@@ -156,7 +156,7 @@ pub enum SnapshotReport {
         to: NodeId,
         /// From [`SnapshotWork::Prepare`].
         id: u64,
-        /// The view.
+        /// The pinned view that the pieces are read from.
         source: SnapshotSource,
     },
     /// A piece of a snapshot has left the applier's queue.

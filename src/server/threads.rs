@@ -36,7 +36,7 @@ pub(super) enum Report {
     Done(Input),
     /// The store is durable up to here: the log need not reach further back.
     Checkpointed(LogIndex),
-    /// About snapshots.
+    /// How the installing of a snapshot goes on.
     Snapshot(SnapshotReport),
     /// The log before this index has been deleted.
     Compacted { first_index: LogIndex },
@@ -115,9 +115,9 @@ impl Join for LogWork {
 
 /// Work for the applier.
 pub(super) enum ApplierWork {
-    /// Apply committed entries.
+    /// Committed entries, to be applied in log order.
     Apply(Piece),
-    /// Something about snapshots.
+    /// A snapshot to be read from the store, or put in its place.
     Snapshot(SnapshotWork),
 }
 
@@ -418,7 +418,7 @@ struct Shrinking {
     interval: Duration,
     active: bool,
     looked: Instant,
-    /// Applied since.
+    /// Entries applied since the last durable batch.
     entries: u64,
 }
 

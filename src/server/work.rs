@@ -35,7 +35,7 @@ pub(super) struct ReadJob {
 /// One piece of work.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A read.
+    /// A GET or a page, to be answered from the store.
     Read(ReadJob),
     /// Log entries for a late server.
     Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
@@ -72,7 +72,7 @@ pub(super) struct StoreWorker {
 }
 
 impl StoreWorker {
-    /// Does one job.
+    /// Does one job on the calling thread, which a disk may hold up.
     pub fn run(&self, job: Job) -> Completion {
         match job {
             Job::Read(read) => self.read(read),

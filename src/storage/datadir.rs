@@ -290,15 +290,18 @@ impl DataDir {
         incarnation: u64,
     ) -> Result<DataDir, DataDirError> {
         let path = directory.path("");
-        let lock = lock(&*directory)?;
         let wanted = Identity { cluster, node, incarnation, admitted: false, untrusted: None };
-        let found = read_identity(&*directory)?;
-        match found {
-            Some(found) => check(&path, found, wanted)?,
-            None => {
-                refuse_foreign(&*directory)?;
-                write_identity(&*directory, wanted)?;
-            }
+        let look = || match read_identity(&*directory)? {
+            Some(found) => check(&path, found, wanted).map(|()| Some(found)),
+            None => refuse_foreign(&*directory).map(|()| None),
+        };
+        // Before the lock, which would be a file in somebody else's directory; and again when nobody else can make it
+        // theirs meanwhile.
+        look()?;
+        let lock = lock(&*directory)?;
+        let found = look()?;
+        if found.is_none() {
+            write_identity(&*directory, wanted)?;
         }
         let identity = found.unwrap_or(wanted);
         let is_new = found.is_none();
@@ -525,7 +528,7 @@ fn lock(directory: &dyn Directory) -> Result<Arc<dyn DiskFile>, DataDirError> {
 
 fn read_identity(directory: &dyn Directory) -> Result<Option<Identity>, DataDirError> {
     let name = directory.path(IDENTITY);
-    let file = match directory.open(IDENTITY) {
+    let file = match directory.open_for_reading(IDENTITY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(io_error("open", &name))?,
     };
@@ -665,6 +668,30 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_somebody_elses_directory_is_changed() {
+        use std::os::unix::fs::PermissionsExt;
+        for names in [&["notes.txt"][..], &["notes.txt", LOCK], &[IDENTITY], &[IDENTITY, LOCK]] {
+            let dir = TempDir::new().unwrap();
+            for name in names {
+                fs::write(dir.path().join(name), "mine").unwrap();
+                let mode = fs::Permissions::from_mode(0o644);
+                fs::set_permissions(dir.path().join(name), mode).unwrap();
+            }
+            open(dir.path()).unwrap_err();
+            let mut left = Vec::new();
+            for entry in fs::read_dir(dir.path()).unwrap() {
+                let entry = entry.unwrap();
+                assert_eq!(entry.metadata().unwrap().mode() & 0o7777, 0o644, "{entry:?}");
+                left.push(entry.file_name().into_string().unwrap());
+            }
+            left.sort();
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            assert_eq!(left, names);
+        }
+    }
+
+    #[test]
     fn a_directory_in_use_is_refused_until_it_is_let_go() {
         let dir = TempDir::new().unwrap();
         let held = open(dir.path()).unwrap();
@@ -726,13 +753,11 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_written_is_refused_in_one_sentence() {
         // Not even the superuser creates files here.
-        let refused = open(Path::new("/proc")).unwrap_err();
-        assert!(matches!(refused, DataDirError::Io { action: "write to", .. }), "{refused}");
-        let sentence = refused.to_string();
-        assert!(sentence.starts_with("cannot write to /proc: "), "{sentence}");
-        assert!(sentence.ends_with("; make it writable or name another with --data-dir"));
         let refused = open(Path::new("/proc/below/it")).unwrap_err();
         assert!(matches!(refused, DataDirError::Io { action: "create", .. }), "{refused}");
+        let sentence = refused.to_string();
+        assert!(sentence.starts_with("cannot create /proc/below"), "{sentence}");
+        assert!(sentence.ends_with("; make it writable or name another with --data-dir"));
     }
 
     #[test]

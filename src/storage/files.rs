@@ -39,6 +39,10 @@ pub trait Directory: Send + Sync {
     }
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens an existing file for reading, and changes nothing of it, since it may be somebody else's.
+    fn open_for_reading(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        self.open(name)
+    }
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Renames a file within the directory; it takes the place of one that has the name already.
@@ -143,19 +147,26 @@ impl RealDirectory {
 
     fn open_file(&self, name: &str, extra: OFlags) -> io::Result<Arc<dyn DiskFile>> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | extra;
-        let file = match rustix::fs::openat(&self.fd, name, flags, FILE_MODE) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::LOOP | Errno::NXIO) => return Err(not_regular()),
-            Err(error) => return Err(error.into()),
-        };
+        let file = regular(rustix::fs::openat(&self.fd, name, flags, FILE_MODE))?;
         let found = rustix::fs::fstat(&file)?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-            return Err(not_regular());
-        }
         if Mode::from_raw_mode(found.st_mode & PERMISSION_BITS) != FILE_MODE {
             rustix::fs::fchmod(&file, FILE_MODE)?;
         }
         Ok(Arc::new(file))
+    }
+}
+
+/// What was opened, if it is a regular file.
+fn regular(opened: Result<OwnedFd, Errno>) -> io::Result<File> {
+    let file = match opened {
+        Ok(fd) => File::from(fd),
+        Err(Errno::LOOP | Errno::NXIO) => return Err(not_regular()),
+        Err(error) => return Err(error.into()),
+    };
+    let found = rustix::fs::fstat(&file)?;
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => Ok(file),
+        _ => Err(not_regular()),
     }
 }
 
@@ -185,6 +196,11 @@ impl Directory for RealDirectory {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.open_file(name, OFlags::empty())
+    }
+
+    fn open_for_reading(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(Arc::new(regular(rustix::fs::openat(&self.fd, name, flags, Mode::empty()))?))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

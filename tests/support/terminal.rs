@@ -132,6 +132,13 @@ impl Terminal {
         self.wait_for(text, |screen| (screen.matches(text).count() >= times).then_some(()));
     }
 
+    /// Whether the terminal is as it is for programs that do not edit lines themselves.
+    pub fn is_cooked(&self) -> bool {
+        use rustix::termios::{LocalModes, tcgetattr};
+        let modes = tcgetattr(&self.keyboard).unwrap().local_modes;
+        modes.contains(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
     /// Waits until the program has ended by itself and everything it wrote is on the screen.
     pub fn wait_for_end(&mut self) -> ExitStatus {
         let status = eventually("the program ends", || self.child.try_wait().unwrap());

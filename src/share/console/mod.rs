@@ -29,7 +29,7 @@ use super::types::PeerId;
 use crate::limits;
 use crate::net::Listener;
 use crate::prompt::questions::{explain_probe, probe};
-use crate::prompt::{self, Input, Kind, Screen, Stop, invalid, parse_ip, parse_port};
+use crate::prompt::{self, Input, Kind, OutputError, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::text::{LineError as InputError, escape};
 use crate::wire::share::Source;
 
@@ -42,16 +42,27 @@ pub struct ConsoleOptions {
     pub limit_bytes_per_s: Option<u64>,
 }
 
+/// Why the console ended, if not because its user left.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// The input failed.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Lines of the specification were lost.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
 /// Runs the console until its input ends or its user leaves.
 ///
 /// # Errors
-/// The input failed.
-pub fn run(options: &ConsoleOptions) -> Result<(), InputError> {
+/// See [`ConsoleError`].
+pub fn run(options: &ConsoleOptions) -> Result<(), ConsoleError> {
     prompt::run(|input, screen, kind| {
         let mut dialogue = Dialogue::new(input, screen, options.clone());
         let result = dialogue.run();
         dialogue.end(kind);
-        result
+        Ok(result?)
     })
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 
 use super::DEFAULT_REGISTRY;
-use crate::prompt::questions::{QuestionError, explain_probe, until_valid};
+use crate::prompt::questions::{QuestionError, check_own_ip, explain_probe, until_valid};
 use crate::prompt::{parse_ip, parse_port};
 
 /// Asks for IP and port, offering the defaults. `probe` tells whether an address can be listened on.
@@ -18,7 +18,9 @@ pub fn ask(
 ) -> Result<SocketAddr, QuestionError> {
     let default = DEFAULT_REGISTRY;
     let ip = default.ip().to_string();
-    let ip = until_valid(input, output, "IP do registro", &ip, parse_ip)?;
+    let ip = until_valid(input, output, "IP do registro", &ip, |answer| {
+        check_own_ip(parse_ip(answer)?, probe)
+    })?;
     let port = default.port().to_string();
     until_valid(input, output, "Porta do registro", &port, |answer| {
         let address = SocketAddr::new(ip, parse_port(answer)?);
@@ -33,8 +35,10 @@ mod tests {
 
     fn dialogue(lines: &str) -> (Result<SocketAddr, QuestionError>, String) {
         let mut output = Vec::new();
-        let probe = |address: SocketAddr| match address.port() {
-            2000 => Err(ErrorKind::AddrInUse.into()),
+        let probe = |address: SocketAddr| match (address.ip().to_string().as_str(), address.port())
+        {
+            ("8.8.8.8", _) => Err(ErrorKind::AddrNotAvailable.into()),
+            (_, 2000) => Err(ErrorKind::AddrInUse.into()),
             _ => Ok(()),
         };
         let answer = ask(&mut lines.as_bytes(), &mut output, &probe);
@@ -50,7 +54,7 @@ mod tests {
 
     #[test]
     fn an_invalid_answer_is_explained_and_asked_for_again() {
-        let (address, output) = dialogue("here\n10.0.0.1\n0\n2000\n2001\n");
+        let (address, output) = dialogue("here\n8.8.8.8\n10.0.0.1\n0\n2000\n2001\n");
         assert_eq!(address.unwrap(), "10.0.0.1:2001".parse().unwrap());
         let reasons: Vec<_> = output
             .split("Resposta inválida: ")
@@ -61,6 +65,7 @@ mod tests {
             reasons,
             [
                 "\"here\" não é um IP.",
+                "8.8.8.8 não é um IP desta máquina.",
                 "\"0\" não é uma porta (1 a 65535).",
                 "a porta 2000 já está em uso."
             ]
