@@ -603,6 +603,22 @@ fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
     scene.assert_whole(&outcome);
 }
 
+/// Killed behind its last chunk, or kept from the name by another file, it had everything and waited for more until its
+/// patience ended, each time anew.
+#[test]
+fn a_part_that_is_whole_already_gets_its_name() {
+    let scene = Scene::new(2 * MIB + 17);
+    let size = scene.bytes.len() as u64;
+    let mark = fetch::Mark { size, content: scene.manifest.content() };
+    let mut part = scene.bytes.clone();
+    part.resize(scene.bytes.len().next_multiple_of(4096), 0);
+    part.extend_from_slice(&mark.encode());
+    std::fs::write(scene.to.path().join("film.mkv.part"), part).unwrap();
+    let outcome = run(scene.options(vec![scene.source()])).unwrap();
+    assert_eq!((outcome.fetched_bytes, outcome.kept_bytes), (0, size));
+    scene.assert_whole(&outcome);
+}
+
 #[test]
 fn another_file_of_the_name_is_not_touched_and_refused_before_anything_is_sent() {
     let scene = Scene::new(2 * MIB);

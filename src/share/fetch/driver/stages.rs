@@ -124,6 +124,16 @@ impl Driver {
         self.phase = Phase::Fetching;
         let now = self.elapsed(net);
         self.swarm.begin(&self.stored.snapshot(), now);
+        // An earlier download may have got everything, and not come to giving it its name.
+        self.finish_when_whole(net);
+    }
+
+    fn finish_when_whole(&mut self, net: &mut Net) {
+        if self.swarm.is_done() && self.phase == Phase::Fetching {
+            self.phase = Phase::Finishing;
+            let part = Arc::clone(&self.part);
+            self.submit(net, Job::Finish { part });
+        }
     }
 
     // ---- chunks -----------------------------------------------------------------------------
@@ -155,11 +165,7 @@ impl Driver {
                     self.stored.insert(index);
                 }
                 self.swarm.checked(source, index, good);
-                if self.swarm.is_done() && self.phase == Phase::Fetching {
-                    self.phase = Phase::Finishing;
-                    let part = Arc::clone(&self.part);
-                    self.submit(net, Job::Finish { part });
-                }
+                self.finish_when_whole(net);
             }
             Done::Allocated(Ok(_)) => {}
             Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
