@@ -252,6 +252,11 @@ pub const FORWARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// … or so many writes: the rest waits until the event loop has looked at its sockets.
 pub const PROPOSE_WRITES_MAX: usize = 2048;
+/// A write of more keys than this is long: applying it takes several times a disk's sync …
+pub const SHORT_WRITE_KEYS_MAX: usize = 512;
+/// … and so many keys of long writes in a leader's log may wait to be applied, which is a tenth of a second's work; one
+/// longer write still comes alone.
+pub const LONG_WRITE_KEYS_MAX: usize = 16 * 1024;
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 /// Writes that a leader remembers when it has answered them, so that a copy that comes late is not ordered
@@ -370,6 +375,10 @@ pub struct NodeLimits {
     pub propose_bytes_max: usize,
     /// See [`PROPOSE_WRITES_MAX`].
     pub propose_writes_max: usize,
+    /// See [`SHORT_WRITE_KEYS_MAX`].
+    pub short_write_keys_max: usize,
+    /// See [`LONG_WRITE_KEYS_MAX`].
+    pub long_write_keys_max: usize,
 }
 
 impl Default for NodeLimits {
@@ -392,6 +401,8 @@ impl Default for NodeLimits {
             forward_bytes_max: FORWARD_BYTES_MAX,
             propose_bytes_max: PROPOSE_BYTES_MAX,
             propose_writes_max: PROPOSE_WRITES_MAX,
+            short_write_keys_max: SHORT_WRITE_KEYS_MAX,
+            long_write_keys_max: LONG_WRITE_KEYS_MAX,
         }
     }
 }

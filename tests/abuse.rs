@@ -888,9 +888,10 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
                     id,
                     body: Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. },
                 }) => made[id as usize] = timestamp,
-                // A million keys at once may take a slow machine longer than a server waits for them.
+                // A million keys at once may take a slow machine longer than a server waits for them, or than they
+                // wait for their turn.
                 Some(Message::Reply { id, body: Reply::Error(error) })
-                    if error.code == ErrorCode::Unconfirmed =>
+                    if [ErrorCode::Unconfirmed, ErrorCode::Busy].contains(&error.code) =>
                 {
                     raw.send(&requests[id as usize]);
                 }

@@ -34,13 +34,18 @@ fn ask(raw: &mut Raw, id: u64, body: Request) -> Reply {
     reply
 }
 
+/// Also while the state machine is busy with a long write for longer than a read waits for it: what was written last
+/// is in the log, and the read asks for nothing else.
 #[test]
 fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
     let (_group, address, witness) = one_server();
     let mut raw = Raw::client(address);
+    let mut busy = Raw::client(address);
     const ROUNDS: u64 = 300;
-    let mut answered = 0;
     for round in 1..=ROUNDS {
+        if round % 100 == 0 {
+            busy.send(&Message::Request { id: round, body: put_many(round) });
+        }
         let value = round.to_string().into_bytes();
         let written = match ask(&mut raw, 2 * round, put(round, b"k", value.clone())) {
             Reply::WriteOk { timestamp, .. } | Reply::PutOk { timestamp } => timestamp,
@@ -50,15 +55,10 @@ fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
         match ask(&mut raw, 2 * round + 1, get_since(b"k", written)) {
             Reply::GetOk { value: Some(got), timestamp, .. } => {
                 assert_eq!((&got[..], timestamp), (&value[..], written));
-                answered += 1;
             }
-            // Right too, when the machine is so busy that the state machine is late.
-            Reply::TryOtherServerOrLater { .. } => {}
-            other => panic!("no value but {other:?}"),
+            other => panic!("round {round}: no value but {other:?}"),
         }
     }
-    // Without waiting, nearly every one would be refused.
-    assert!(answered > ROUNDS / 2, "{answered} of {ROUNDS}");
     witness.finish();
 }
 
@@ -151,12 +151,13 @@ fn writers_do_not_run_ahead_of_the_state_machine_by_more_than_the_bound() {
     });
 }
 
-/// As many keys as one write may have.
+/// As many keys as one write may have, of a client of its own.
 fn put_many(sequence: u64) -> Request {
     let Request::Write(mut write) = put(sequence, b"k", vec![]) else {
         unreachable!("a put is a write")
     };
     let key = |n: usize| (Bytes::from(format!("many/{n}")), Bytes::from_static(b"v"));
+    write.request.client.0 += 1_000;
     write.op = WriteOp::PutAll { pairs: (0..limits::TRANSACTION_KEYS_MAX).map(key).collect() };
     Request::Write(write)
 }

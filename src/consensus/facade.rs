@@ -13,7 +13,7 @@ use super::log_store::{LogStore, snapshot_at};
 use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
 use crate::limits::{self, NodeLimits};
-use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term};
+use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// How consensus is set up.
@@ -789,6 +789,19 @@ impl Consensus {
     /// The last index known committed.
     pub fn commit(&self) -> LogIndex {
         self.raw.raft.raft_log.committed
+    }
+
+    /// The data of the committed entry of `timestamp`, which is not applied yet; `timestamp_of` says what an entry's
+    /// is. `None` also where it is not durable here, or not in memory.
+    pub fn find_unapplied(
+        &self,
+        timestamp: Timestamp,
+        timestamp_of: impl Fn(&[u8]) -> Option<Timestamp>,
+    ) -> Option<(LogIndex, &Bytes)> {
+        let log = &self.raw.raft.raft_log;
+        // What the library holds itself may be about to replace what the store has.
+        let sure = log.committed.min(log.unstable.offset.saturating_sub(1));
+        self.raw.store().find_unapplied(sure, timestamp, timestamp_of)
     }
 
     /// Bytes of entries in memory: those that are not applied, and some that are.

@@ -14,13 +14,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState as RaftHardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::RecoveredLog;
 use super::convert::entry_to_raft;
 use crate::limits::NodeLimits;
-use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term};
+use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 
 /// A note that entries are wanted from disk.
 pub(super) struct WantedFetch {
@@ -187,6 +188,33 @@ impl LogStore {
         self.fetched.clear();
     }
 
+    /// The data of the entry in memory that `timestamp_of` says is of `timestamp`, among those from after the applied
+    /// one to `commit`, whose timestamps rise. Of an entry without one it says `None`.
+    pub fn find_unapplied(
+        &self,
+        commit: LogIndex,
+        timestamp: Timestamp,
+        timestamp_of: impl Fn(&[u8]) -> Option<Timestamp>,
+    ) -> Option<(LogIndex, &Bytes)> {
+        let first = (self.applied + 1).max(self.tail_first);
+        let place = |index: LogIndex| (index - self.tail_first) as usize;
+        let (mut low, mut high) = (first, commit.min(self.last_index) + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            // Those without a timestamp are the first ones of terms: few, and seldom next to each other.
+            let found = (low..=middle).rev().find_map(|index| {
+                let data = &self.tail.get(place(index))?.data;
+                Some((index, data, timestamp_of(data)?))
+            });
+            match found {
+                Some((index, data, found)) if found == timestamp => return Some((index, data)),
+                Some((index, _, found)) if found > timestamp => high = index,
+                _ => low = middle + 1,
+            }
+        }
+        None
+    }
+
     /// Bytes held in memory, about.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes
@@ -347,7 +375,6 @@ pub(super) fn snapshot_at(voters: &[u64], index: LogIndex, term: Term) -> Snapsh
 mod tests {
     use super::*;
     use crate::limits;
-    use bytes::Bytes;
 
     fn entry(index: LogIndex, term: Term, bytes: usize) -> Entry {
         entry_to_raft(LogEntry { term, index, data: Bytes::from(vec![7; bytes]) })
@@ -368,6 +395,33 @@ mod tests {
         assert_eq!(log.term_at(2), Some(3));
         assert_eq!(log.term_at(3), None);
         assert_eq!(log.tail_bytes(), 2 * 64);
+    }
+
+    #[test]
+    fn an_entry_that_is_not_applied_is_found_by_its_timestamp() {
+        let of_timestamp = |index: LogIndex, timestamp: u8| {
+            let data = Bytes::from(vec![timestamp; usize::from(timestamp > 0)]);
+            entry_to_raft(LogEntry { term: 1, index, data })
+        };
+        let timestamp_of = |data: &[u8]| data.first().map(|first| Timestamp(i64::from(*first)));
+        // Of all the ways in which entries without a timestamp may lie among seven others.
+        for without in 0..1u8 << 7 {
+            let has = |index: LogIndex| without & (1 << (index - 1)) == 0;
+            let mut log = store();
+            let entries = (1..=7).map(|i| of_timestamp(i, if has(i) { 10 * i as u8 } else { 0 }));
+            log.append(&entries.collect::<Vec<_>>());
+            log.applied(2);
+            for wanted in 0..=80 {
+                let found = log.find_unapplied(6, Timestamp(wanted), timestamp_of);
+                let index = wanted as LogIndex / 10;
+                let is_there = wanted % 10 == 0 && (3..=6).contains(&index) && has(index);
+                assert_eq!(
+                    found.map(|(at, _)| at),
+                    is_there.then_some(index),
+                    "{without} {wanted}"
+                );
+            }
+        }
     }
 
     #[test]

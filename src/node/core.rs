@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::certainty::Certainty;
 use super::clock::{HybridClock, LogTime};
 use super::clocks::PeerClocks;
@@ -17,6 +19,7 @@ use super::disputes::{Contradiction, StateHashes};
 use super::eligibility::{Departure, Eligibility, Ineligible};
 use super::in_sync::InSync;
 use super::levels::PeerLevels;
+use super::long_writes::LongWrites;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
@@ -215,6 +218,7 @@ pub struct Node {
     pub(super) writes: Writes,
     /// Waiting writes were left for the next flush, only so that this one did not take too long.
     pub(super) propose_more: bool,
+    pub(super) long_writes: LongWrites,
     /// The commit index as of the last flush.
     pub(super) flushed_commit: LogIndex,
     /// At a leader, for its reign.
@@ -332,6 +336,7 @@ impl Node {
             peer_clocks: PeerClocks::default(),
             writes,
             propose_more: false,
+            long_writes: LongWrites::default(),
             flushed_commit: 0,
             certainty: Certainty::new(recovered.upkeep.rules.map(|rules| rules.limits)),
             commit_news: CommitNews::default(),
@@ -545,6 +550,14 @@ impl Node {
     /// The last timestamp in this node's log or later: what is newer has not come here.
     pub fn newest_timestamp(&self) -> Timestamp {
         self.clock.last()
+    }
+
+    /// The value that the version `timestamp` of `key` has, where it is committed and not applied yet; and the entry
+    /// that holds it.
+    pub fn unapplied_put(&self, timestamp: Timestamp, key: &[u8]) -> Option<(LogIndex, Bytes)> {
+        let (index, data) = self.consensus.find_unapplied(timestamp, Command::peek_timestamp)?;
+        let (_, put, value) = Command::put_of(data)?;
+        (put == key).then_some((index, value))
     }
 
     /// Whether an answer waits for committed entries to be applied.
@@ -820,6 +833,7 @@ impl Node {
     ) {
         self.applied = point;
         self.eligibility.applied(point.index);
+        self.long_writes.applied(point.index);
         self.consensus.applied(point.index);
         if self.store_lost && !self.consensus.is_installing() {
             self.store_lost = false;

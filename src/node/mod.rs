@@ -21,6 +21,7 @@ mod disputes;
 pub mod eligibility;
 mod in_sync;
 mod levels;
+mod long_writes;
 mod peers;
 mod progress;
 mod reads;

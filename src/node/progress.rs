@@ -7,6 +7,7 @@ use super::commit_news::CommitNews;
 use super::core::{AckPolicy, Node, Stopping, busy, micros, not_to_be_read};
 use super::in_sync::{InSync, Standing};
 use super::levels::PeerLevels;
+use super::long_writes::LongWrites;
 use super::writes::{Origin, Pending, Stored};
 use super::{ConsoleEvent, Notice, Now, Output, compares_states};
 use crate::command::{Action, Command, EncodedWrite, FeatureLevel, GroupRules, OpKind};
@@ -63,6 +64,7 @@ impl Node {
             self.in_sync = None;
             self.birth_until_us = None;
             self.chores.lost_leadership();
+            self.long_writes = LongWrites::default();
             self.certainty = Certainty::new(self.group_limits());
             (self.rules_proposed, self.level_proposed) = (false, 0);
             self.commit_news = CommitNews::default();
@@ -123,6 +125,7 @@ impl Node {
         let limits = self.config.limits;
         let clock_us = self.log_time.now_us();
         let mut waiting = self.writes.take_waiting();
+        let mut held = self.long_writes.hold_back(&self.writes, &mut waiting, &limits);
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
@@ -180,6 +183,7 @@ impl Node {
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let pending = self.writes.get_mut(key);
                         let write = &pending.write;
+                        self.long_writes.proposed(index, write.shape.keys, &limits);
                         let certain = self.certainty.proposed(&write.request, index, clock_us);
                         if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
@@ -197,6 +201,7 @@ impl Node {
                 }
             }
         }
+        waiting.append(&mut held);
         self.writes.wait_first(waiting);
     }
 

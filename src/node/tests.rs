@@ -522,6 +522,55 @@ fn a_write_that_an_earlier_leadership_proposed_is_never_said_not_to_be_done() {
     assert!(matches!(reply, Some(Reply::PutOk { .. })), "{reply:?}");
 }
 
+#[test]
+fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
+    let limits = limits::NodeLimits {
+        short_write_keys_max: 1,
+        long_write_keys_max: 3,
+        ..Default::default()
+    };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    for at in 0..3 {
+        group.put(at, 1);
+    }
+    group.settle();
+    let long = |keys: u8| {
+        let pairs = (0..keys).map(|key| (Bytes::from(vec![key]), Bytes::new())).collect();
+        WriteOp::PutAll { pairs }
+    };
+    let made = |group: &Group, token| match &group.replies[&token] {
+        Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => *timestamp,
+        other => panic!("not written but {other:?}"),
+    };
+    let proposed = |group: &Group| group.nodes[2].status().last_index;
+    // One comes alone, however long it is, and while none is applied no other long one.
+    for keys in [2, 9] {
+        let before = proposed(&group);
+        let number = u64::from(keys);
+        group.withheld = Some(Vec::new());
+        let first = group.write(0, number, number, long(keys));
+        group.settle();
+        let second = group.write(1, number, number, long(2));
+        let behind = group.put(1, number + 1);
+        let short = group.put(2, number);
+        group.settle();
+        assert_eq!(proposed(&group), before + 2, "the first, and the short one of somebody else");
+        assert!([second, behind].iter().all(|token| !group.replies.contains_key(token)));
+        let short = made(&group, short);
+        let value = Bytes::from_static(b"v");
+        assert_eq!(group.nodes[2].unapplied_put(short, b"k"), Some((before + 2, value)));
+        assert_eq!(group.nodes[2].unapplied_put(short, b"l"), None);
+        let withheld = group.withheld.take().unwrap();
+        group.inbox.extend(withheld);
+        group.settle();
+        assert_eq!(proposed(&group), before + 4);
+        assert!(made(&group, first) < short);
+        assert!(made(&group, second) < made(&group, behind), "in the order of their client");
+        assert_eq!(group.nodes[2].unapplied_put(short, b"k"), None, "the store has it now");
+    }
+}
+
 /// Tells a server how much room there is on its disk.
 fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
     group.inbox.push_back((at, Input::DiskSpace(space)));

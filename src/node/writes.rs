@@ -118,6 +118,10 @@ impl Answered {
     }
 }
 
+fn further_keys(pending: &Pending) -> usize {
+    pending.write.shape.keys.saturating_sub(1)
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -137,6 +141,8 @@ pub(super) struct Writes {
     forwarded_bytes: usize,
     last_forward: u64,
     bytes: usize,
+    /// Keys in them besides the first of each.
+    further_keys: usize,
 }
 
 impl Writes {
@@ -155,6 +161,11 @@ impl Writes {
         self.bytes
     }
 
+    /// Whether any of them may have more keys than that.
+    pub fn may_have_more_keys_than(&self, keys: usize) -> bool {
+        self.further_keys >= keys
+    }
+
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
@@ -168,6 +179,7 @@ impl Writes {
         self.bytes += pending.write.memory_bytes();
         self.origins += pending.origins.len();
         let identity = identity(&pending.write.request);
+        self.further_keys += further_keys(&pending);
         let key = self.all.insert(pending);
         self.by_identity.insert(identity, key);
         let done = self.answered.writes.get(&identity);
@@ -223,6 +235,12 @@ impl Writes {
         &mut self.all[key]
     }
 
+    /// # Panics
+    /// As [`get_mut`](Writes::get_mut).
+    pub fn get(&self, key: usize) -> &Pending {
+        &self.all[key]
+    }
+
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
         self.bytes -= pending.write.memory_bytes();
@@ -231,6 +249,7 @@ impl Writes {
         if self.by_identity.get(&identity) == Some(&key) {
             self.by_identity.remove(&identity);
         }
+        self.further_keys -= further_keys(&pending);
         pending
     }
 

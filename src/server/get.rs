@@ -5,14 +5,17 @@
 //! began; and nothing past `high`, because that is announced before it is applied. Refusals are
 //! judged by `low`, and what a client remembers of an absence is `high`: both err on the safe side.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 
 use crate::limits;
-use crate::node::GetAnswer;
+use crate::node::core::Node;
+use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
 use crate::text::escape;
-use crate::types::Timestamp;
+use crate::types::{LogIndex, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
 /// What a client asks to read.
@@ -93,6 +96,20 @@ pub struct Answered {
     pub shown: Option<(Timestamp, GetAnswer)>,
     /// Why the store could not be read.
     pub fault: Option<StoreFault>,
+}
+
+impl Answered {
+    /// What the console is shown of the answer to `request`, if anything.
+    pub(super) fn take_shown(
+        &mut self,
+        client: SocketAddr,
+        request: &ReadRequest,
+    ) -> Option<ConsoleEvent> {
+        let (key_timestamp, answer) = self.shown.take()?;
+        let ReadRequest::Get(request) = request else { return None };
+        let (key, client_timestamp) = (request.key.clone(), request.timestamp);
+        Some(ConsoleEvent::Get { client, key, client_timestamp, key_timestamp, answer })
+    }
 }
 
 /// Why a store cannot be read any more, as a sentence.
@@ -199,6 +216,27 @@ pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     };
     let high = store.applying_timestamp().max(low);
     judge(request, low, found, high)
+}
+
+/// Answers a GET of what the client has seen last of all, the version `request.timestamp` of this key, whose value is
+/// in the log and not in the store yet: there is nothing to wait for. `None` where that is not what is asked, or the
+/// value is long. The entry that holds it comes along.
+pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, Answered)> {
+    let ReadRequest::Get(request) = request else { return None };
+    let GetRequest { key, timestamp, session, linearizable, at } = request;
+    if *linearizable || *at > Timestamp::ZERO || session > timestamp {
+        return None;
+    }
+    if *timestamp <= node.applied_point().timestamp || *timestamp > node.newest_timestamp() {
+        return None;
+    }
+    let (index, value) = node.unapplied_put(*timestamp, key)?;
+    if value.len() > limits::READ_SMALL_BYTES_MAX {
+        return None;
+    }
+    // The entry's memory is the whole entry's, which is not to live as long as the answer.
+    let value = Bytes::copy_from_slice(&value);
+    Some((index, judge(request, *timestamp, Some((*timestamp, value)), *timestamp)))
 }
 
 fn judge(

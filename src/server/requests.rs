@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::decoding::Undecodable;
-use super::get::ReadRequest;
+use super::get::{ReadRequest, answer_from_log};
 use super::links::Link;
 use super::service::{Kind, NOT_OF_A_CLIENT, StoreService};
 use super::work::{Job, ReadJob};
@@ -140,6 +140,12 @@ impl StoreService {
         // Sooner than its turn comes, so that the client asks another server at once.
         if let Some(distrust) = self.distrust() {
             return self.reply(net, token, not_to_be_read(distrust));
+        }
+        if let Some((_, mut answered)) = answer_from_log(&self.parts.node, &read) {
+            if let Some(event) = answered.take_shown(client, &read) {
+                self.parts.console.show(event);
+            }
+            return self.reply(net, token, answered.reply);
         }
         if !read.is_linearizable() {
             let now_us = self.now(net).monotonic_us;

@@ -11,7 +11,7 @@ use super::console::Console;
 use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::threads::Report;
 use crate::limits;
-use crate::node::{ConsoleEvent, RequestToken};
+use crate::node::RequestToken;
 use crate::storage::log::LogReader;
 use crate::storage::reads::{PageLimits, Store};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
@@ -106,7 +106,7 @@ impl StoreWorker {
 
     fn read(&self, read: ReadJob) -> Completion {
         let allowed = value_bytes_granted(read.granted);
-        let answered = match &read.request {
+        let mut answered = match &read.request {
             ReadRequest::Get(request) => answer_get(&self.store, request),
             ReadRequest::Page(request) => {
                 let most = PageLimits::default();
@@ -114,7 +114,7 @@ impl StoreWorker {
                 answer_page(&self.store, request, most)
             }
         };
-        if let Some(fault) = answered.fault {
+        if let Some(fault) = answered.fault.take() {
             self.report(fault.into());
         }
         let value_bytes = match &answered.reply {
@@ -130,17 +130,10 @@ impl StoreWorker {
             return Completion::TooLong { read, bytes: value_bytes };
         }
         let ReadJob { token, client, request, granted } = read;
-        if let Some((key_timestamp, answer)) = answered.shown
-            && let ReadRequest::Get(request) = request
-            && self.console.is_on()
+        if self.console.is_on()
+            && let Some(event) = answered.take_shown(client, &request)
         {
-            self.console.show(ConsoleEvent::Get {
-                client,
-                key: request.key,
-                client_timestamp: request.timestamp,
-                key_timestamp,
-                answer,
-            });
+            self.console.show(event);
         }
         let mut frame = Vec::with_capacity(value_bytes + REPLY_BYTES_EXPECTED);
         let reply = Message::Reply { id: token.request, body: answered.reply };

@@ -14,11 +14,16 @@ use crate::checker::{Verdict, Violation, ensure};
 use crate::model::leave_out_values;
 use crate::reads::PageAnswer;
 use crate::server::node_id;
-use crate::world::{MILLISECOND, World};
+use crate::world::{Event, MILLISECOND, World};
 
 impl World {
     /// An answer arrives.
     pub fn answer(&mut self, attempt: usize, reply: Reply, read_at: LogIndex) -> Verdict {
+        // Read from the log of a server before any has applied it: what it should be is known a little later.
+        if self.setup.honest && read_at > self.checker.last_index() {
+            self.after(MILLISECOND, Event::Answer { attempt, reply, read_at });
+            return Ok(());
+        }
         let Attempt { operation, server, .. } = self.attempts[attempt];
         let now_us = self.now_us;
         self.trace.note(now_us, || {

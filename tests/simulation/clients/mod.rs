@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use acervo::command::{EncodedWrite, WriteOp};
 use acervo::node::core::not_to_be_read;
 use acervo::node::{Input, RequestToken};
-use acervo::server::get::{ReadRequest, answer_get, answer_page};
+use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
 use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
 use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
 use bytes::Bytes;
@@ -439,6 +439,8 @@ impl World {
                     self.reply(server, attempt, Reply::Error(refusal), 0);
                 } else if let Some(distrust) = process.node.distrust() {
                     self.reply(server, attempt, not_to_be_read(distrust), 0);
+                } else if let Some((index, answered)) = answer_from_log(&process.node, &read) {
+                    self.reply(server, attempt, answered.reply, index);
                 } else if read.is_linearizable() {
                     process.owed.insert(token, self.now_us);
                     self.input(server, Input::Read { token })?;
