@@ -180,6 +180,7 @@ fn start_fetch(to: &str, content: &str, size: u64, sources: &[&str]) -> Outcome<
         limit_bytes_per_s: None,
         partials: None,
         congestion: None,
+        more_may_come: false,
         patience: Duration::from_secs(10),
         seed: 1,
     })?)

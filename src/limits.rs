@@ -855,6 +855,9 @@ pub const FETCHING_PER_PEER_MAX: usize = 64;
 pub const FILES_PER_FRAME: usize = 1024;
 /// Sources in one answer; of more than these, the ones of the most offered contents.
 pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
+/// Of one content and one IP address, this many sources are in an answer, a sample: who is at one address may call
+/// itself many, and whoever asks again gets others.
+pub const SOURCES_PER_ORIGIN_MAX: usize = 16;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
 /// How long a fetch waits for who tells one size of a content, where others tell other sizes of it: all but one lie.
@@ -1016,10 +1019,26 @@ pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// A peer that takes longer than this for one chunk, where no rate is set, is disconnected …
-pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
-/// … and one that takes longer than this, when others wait for its place.
+/// Of what peers take, one part in so many may be lost by closing connections early, so that others have their turn:
+/// where everybody is slow, since this side's line is, nearly all of it goes into whole chunks.
+pub const UPLOAD_EARLY_SHARE: u64 = 16;
+/// So much of that may be saved up: what new peers take that turn out to be slow, in a crowd.
+pub const UPLOAD_EARLY_BYTES_MAX: u64 = 4 * CHUNK_BYTES as u64;
+/// Of new peers that wait, one in so many turns is for the one that came first, and the others for those that came
+/// last: no crowd hides a newcomer, and no stream of newcomers starves who came before.
+pub const UPLOAD_OLDEST_EACH: u64 = 4;
+/// Rates of peers that take chunks are taken over this time at least: what the system has room for is no rate.
+pub const UPLOAD_RATE_OVER_MIN: Duration = Duration::from_secs(2);
+/// What a peer has taken of a chunk is lost already when it has taken nothing more for this long.
+pub const UPLOAD_STALL: Duration = Duration::from_secs(5);
+/// A peer that keeps this side waiting for longer than this over one chunk, while others wait for its place, is
+/// disconnected when it is slower than the quickest of those that are served …
 pub const UPLOAD_CHUNK_TIMEOUT_CROWDED: Duration = Duration::from_secs(10);
+/// … by this factor.
+pub const UPLOAD_FAR_FACTOR: f64 = 4.0;
+/// One that does so for longer than this, waited for or not, is disconnected when it takes fewer bytes a second
+/// than a source has to give.
+pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Chunks of one download that have arrived and are being checked or stored; past it no further one is received, so that
 /// a slow disk slows the sources. Besides them each source in use may have a chunk under way: a buffer of its
@@ -1074,9 +1093,15 @@ pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
 pub const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
 /// A chunk that one source has owed for this long is asked of a second one that can be expected to be quicker.
 pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
+/// An address is dialled no sooner again than after this, whoever is said to be there.
+pub const SOURCE_REDIAL_MIN: Duration = Duration::from_secs(1);
+/// Bytes that were not checked yet are progress for so many times a download's patience after the last chunk that was
+/// good: long enough for a lone source of 7 KB/s, with the patience that is the default.
+pub const UNCHECKED_PATIENCE: u32 = 4;
 /// A download has made progress when so many bytes have come, not with every one.
 pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
-/// A source that does not answer a request for chunk hashes by then is left, if there are others.
+/// A source that gives fewer bytes of a page of chunk hashes than `SOURCE_RATE_MIN` over this time is left, if there are
+/// others.
 pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
 /// When nobody has given all chunk hashes this long after the last source was asked, another is asked beside it …
 pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);

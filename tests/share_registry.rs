@@ -10,15 +10,17 @@ use std::time::Duration;
 
 use acervo::limits;
 use acervo::net::Listener;
+use acervo::share::fetch::FetchError;
 use acervo::share::line::LineError;
 use acervo::share::member::{Files, MemberOptions, Membership, Notice};
 use acervo::share::names::FileName;
+use acervo::share::peer::{Peer, PeerOptions, Wanted};
 use acervo::share::serve::{ServeOptions, Server};
 use acervo::share::types::{ContentId, FileEntry, PeerId};
 use acervo::types::{ClusterId, NodeId};
 use acervo::wire::codec;
 use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
-use acervo::wire::share::{RegistryReply, RegistryRequest, Source};
+use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest, Source};
 use support::share::{Registry, noise, write};
 use support::{PATIENCE, eventually, exited_with};
 
@@ -280,6 +282,94 @@ fn who_falls_silent_is_forgotten_and_may_come_back() {
     assert_eq!(silent.ask(update), RegistryReply::NotJoined);
     assert_eq!(silent.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
     assert_eq!(other.who_has("a"), [1, 2]);
+}
+
+/// A peer that fetches asks for sources all the while, and so never says KEEP_ALIVE: it was forgotten.
+#[test]
+fn who_asks_anything_at_all_is_alive() {
+    let registry = Registry::start(&["--console", "off", "--silence-timeout", "2s"]);
+    let (mut silent, mut asking) = (Raw::greeted(&registry), Raw::greeted(&registry));
+    silent.join(1, 5001, vec![file("a", 1)]);
+    asking.join(2, 5002, vec![]);
+    let content = ContentId([1; 32]);
+    let fetching = RegistryRequest::Fetching { content, size: 1 };
+    assert_eq!(asking.ask(fetching), RegistryReply::UpdateOk);
+    let mut questions = (0..).map(|turn| match turn % 3 {
+        0 => RegistryRequest::Peers { after: None },
+        1 => RegistryRequest::Files { after: None },
+        _ => RegistryRequest::SearchContent { content },
+    });
+    eventually("the silent peer is forgotten", || {
+        asking.ask(questions.next().unwrap());
+        asking.who_has("a").is_empty().then_some(())
+    });
+    let sources = asking.ask(RegistryRequest::SearchContent { content });
+    let RegistryReply::Sources(sources) = sources else { panic!("{sources:?}") };
+    assert_eq!(sources.iter().map(|source| source.peer.0).collect::<Vec<_>>(), [2]);
+    // Who was forgotten is told so, whatever it asks, and then asks as anybody may.
+    let search = || RegistryRequest::Search { name: name("a") };
+    assert_eq!(silent.ask(search()), RegistryReply::NotJoined);
+    assert_eq!(silent.ask(search()), RegistryReply::Sources(vec![]));
+}
+
+/// The second ended at once, since the first was at it, and took with it what the first one offered to others.
+#[test]
+fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (shared, to) = (registry.folder("shared"), registry.folder("to"));
+    write(&shared, "film.mkv", &noise(24 << 20, "film"));
+    // Slow enough that the first is still at it in the end.
+    let _sharing = registry.share(&shared, &["--limit", "1MiB/s"]);
+    let mut raw = Raw::greeted(&registry);
+    let sources = raw.search("film.mkv");
+    let source = sources[0].clone();
+    let listener = Listener::bind(at(0)).unwrap();
+    let options = PeerOptions {
+        peer: PeerId(9),
+        folder: None,
+        address: listener.address(),
+        listener,
+        registries: vec![registry.address],
+        limit_bytes_per_s: None,
+        congestion: None,
+        stop: std::sync::Arc::default(),
+        hashing: std::sync::Arc::new(|_| {}),
+    };
+    let peer = Peer::start(options, |_| {}).unwrap();
+    let wanted = |folder: &std::path::Path| Wanted {
+        name: name("film.mkv"),
+        content: source.content,
+        size: source.size,
+        to: folder.to_owned(),
+        sources: sources.clone(),
+        look_for_more: false,
+        patience: PATIENCE,
+    };
+    let first = peer.download(wanted(&to)).unwrap();
+    eventually("a chunk", || (first.progress().done_bytes > 0).then_some(()));
+    let mut second = peer.download(wanted(&to)).unwrap();
+    let error = second.wait_for(PATIENCE).unwrap().unwrap_err();
+    assert!(matches!(error, FetchError::UnderWay(_)), "{error:?}");
+    drop(second);
+    // The registry has been told whatever it was to be told before this was answered.
+    assert_eq!(peer.search(&name("film.mkv")).unwrap(), sources);
+    let content = source.content;
+    let RegistryReply::Sources(sources) = raw.ask(RegistryRequest::SearchContent { content })
+    else {
+        panic!("no answer")
+    };
+    assert!(sources.iter().any(|source| source.peer == PeerId(9)), "{sources:?}");
+    let mut client = Raw { stream: TcpStream::connect(peer.serving_at()).unwrap(), next_id: 0 };
+    client.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send(&hello(HelloRole::Share));
+    client.send(&Message::Share { id: 1, body: PeerRequest::Watch { content } });
+    assert!(matches!(client.receive(), Some(Message::Welcome(_))));
+    match client.receive() {
+        Some(Message::ShareReply { id: 1, body: PeerReply::Have { runs } }) => {
+            assert!(!runs.is_empty());
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

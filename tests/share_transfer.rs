@@ -457,6 +457,21 @@ fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
     }
 }
 
+/// The only source known was left for good, and the download ended although it was told to be patient.
+#[test]
+fn a_download_for_which_somebody_looks_for_sources_outlasts_a_liar() {
+    let scene = Scene::new(8 * MIB);
+    let fake = scene.fake(Trick::WrongBytes { after: 3 });
+    let options = FetchOptions { more_may_come: true, ..scene.options(vec![fake.source()]) };
+    let handle = start(options);
+    wait_until("the liar is left", || {
+        let sources = handle.progress().sources;
+        matches!(sources.first().map(|source| &source.state), Some(SourceState::Lost(_)))
+    });
+    handle.add_source(scene.source());
+    scene.assert_whole(&handle.wait_for(PATIENCE).unwrap().unwrap());
+}
+
 #[test]
 fn a_silent_source_alone_ends_the_download_when_patience_does() {
     let scene = Scene::new(8 * MIB);
@@ -684,10 +699,8 @@ fn what_is_being_downloaded_is_served_from_its_first_chunk_on() {
     // The first download gets half of the file, and waits.
     let half = scene.fake(Trick::Nothing { after: 16 });
     let partials = Arc::new(Partials::default());
-    let first_options = FetchOptions {
-        partials: Some(Arc::clone(&partials)),
-        ..scene.options(vec![half.source()])
-    };
+    let first_options =
+        FetchOptions { partials: Some(partials.slot()), ..scene.options(vec![half.source()]) };
     let first = start(first_options);
     let middle = serve(vec![partials]);
     wait_until("half has arrived", || first.progress().done_bytes == 16 * MIB as u64);

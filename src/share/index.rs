@@ -14,7 +14,7 @@
 //! There is no clock, no chance and no IO here: `now` is a time since any one beginning that the caller chooses, and
 //! `seed` draws the sample of sources where there are more than an answer may name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use rand::seq::SliceRandom;
 use super::names::FileName;
 use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
+use crate::net::origin_of;
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
 /// How much an index may hold; [`Default`] takes it from [`limits`].
@@ -583,7 +584,8 @@ pub fn summaries(
 
 /// Sorts sources so that those of the most offered content come first, then by peer, and keeps no
 /// more than an answer may have: of one content a sample, since peers choose their ids.
-pub fn most_offered_first(mut sources: Vec<Source>, seed: u64) -> Vec<Source> {
+pub fn most_offered_first(sources: Vec<Source>, seed: u64) -> Vec<Source> {
+    let mut sources = few_of_each_origin(sources, &mut SmallRng::seed_from_u64(seed));
     let mut offers: HashMap<ContentId, u32> = HashMap::new();
     sources.iter().for_each(|source| *offers.entry(source.content).or_default() += 1);
     let by_content = |source: &Source| {
@@ -591,7 +593,6 @@ pub fn most_offered_first(mut sources: Vec<Source>, seed: u64) -> Vec<Source> {
         (std::cmp::Reverse(count), source.content)
     };
     if sources.len() > limits::SOURCES_PER_ANSWER_MAX {
-        sources.shuffle(&mut SmallRng::seed_from_u64(seed));
         // Of one content they stay shuffled.
         sources.sort_by_key(by_content);
         sources.truncate(limits::SOURCES_PER_ANSWER_MAX);
@@ -604,17 +605,32 @@ pub fn most_offered_first(mut sources: Vec<Source>, seed: u64) -> Vec<Source> {
 /// sample, since peers choose their ids.
 pub fn whole_first(whole: Vec<Source>, parts: Vec<Source>, seed: u64) -> Vec<Source> {
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut sample = |mut sources: Vec<Source>, room: usize| {
-        if sources.len() > room {
-            sources.shuffle(&mut random);
-            sources.truncate(room);
-        }
+    let mut sample = |sources: Vec<Source>, room: usize| {
+        let mut sources = few_of_each_origin(sources, &mut random);
+        sources.truncate(room);
         sources.sort_by_key(|source| source.peer);
         sources
     };
     let mut sources = sample(whole, limits::SOURCES_PER_ANSWER_MAX);
     let room = limits::SOURCES_PER_ANSWER_MAX - sources.len();
     sources.extend(sample(parts, room));
+    sources
+}
+
+/// The same in random order; of one content one at each address and a few at each IP, so that whoever calls itself many
+/// does not hide the others.
+fn few_of_each_origin(mut sources: Vec<Source>, random: &mut SmallRng) -> Vec<Source> {
+    sources.shuffle(random);
+    let mut addresses = HashSet::new();
+    let mut origins: HashMap<(ContentId, IpAddr), usize> = HashMap::new();
+    sources.retain(|source| {
+        let origin = (source.content, origin_of(source.address.ip()));
+        let of_origin = origins.entry(origin).or_default();
+        let is_kept = *of_origin < limits::SOURCES_PER_ORIGIN_MAX
+            && addresses.insert((source.content, source.address));
+        *of_origin += usize::from(is_kept);
+        is_kept
+    });
     sources
 }
 

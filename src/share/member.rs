@@ -189,6 +189,7 @@ struct Member {
     announce_backoff: Backoff,
     /// What the registry at the other end of `line` has been told.
     announced: HashMap<FileName, (u64, ContentId)>,
+    /// One for each download under way, so that of two of one content the end of one is not told.
     fetching: Vec<(ContentId, u64)>,
     backoff: Backoff,
     retry_at: Instant,
@@ -279,17 +280,26 @@ impl Member {
             // The flag is looked at after every command.
             Command::Changed => {}
             Command::Fetching(content, size) => {
-                self.fetching.retain(|(fetching, _)| *fetching != content);
                 self.fetching.push((content, size));
                 self.tell(&RegistryRequest::Fetching { content, size });
             }
             Command::Fetched(content) => {
-                self.fetching.retain(|(fetching, _)| *fetching != content);
-                self.tell(&RegistryRequest::Fetched { content });
+                let of_it = |(fetching, _): &(ContentId, u64)| *fetching == content;
+                if let Some(at) = self.fetching.iter().position(of_it) {
+                    self.fetching.swap_remove(at);
+                }
+                // Another download of the same content may go on.
+                if !self.fetching.iter().any(of_it) {
+                    self.tell(&RegistryRequest::Fetched { content });
+                }
             }
             Command::Ask(request, answer) => {
                 let mut result = self.call(&request);
-                if matches!(result, None | Some(Err(LineError::Unreachable { .. }))) {
+                let is_lost = matches!(
+                    result,
+                    None | Some(Err(LineError::Unreachable { .. } | LineError::NotJoined(_)))
+                );
+                if is_lost {
                     // Somebody waits: this is worth trying now, whatever the back-off says.
                     self.join();
                     result = self.call(&request);

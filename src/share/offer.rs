@@ -80,23 +80,51 @@ impl FileStamp {
 /// pass it on to each other. It is never found by name: it is not a file yet.
 #[derive(Debug, Default)]
 pub struct Partials {
-    offers: Mutex<HashMap<ContentId, Offer>>,
+    offers: Mutex<PartialOffers>,
+}
+
+#[derive(Debug, Default)]
+struct PartialOffers {
+    next_slot: u64,
+    /// Of one content there may be several: downloads into different folders, or one that ends since another is at it.
+    by_content: HashMap<ContentId, Vec<(u64, Offer)>>,
+}
+
+/// One download's own place among the [`Partials`]: what it takes back is what it has put there, and nobody else's.
+#[derive(Clone, Debug)]
+pub struct PartialsSlot {
+    partials: Arc<Partials>,
+    slot: u64,
 }
 
 impl Partials {
-    /// Offers a download's content, in place of what was offered of it before.
+    /// A place for one more download.
+    pub fn slot(self: &Arc<Partials>) -> PartialsSlot {
+        let mut offers = self.lock();
+        offers.next_slot += 1;
+        PartialsSlot { partials: Arc::clone(self), slot: offers.next_slot }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, PartialOffers> {
+        // The map is never left half changed.
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialsSlot {
+    /// Offers the download's content, in place of what it has offered before.
     pub fn insert(&self, offer: Offer) {
-        self.lock().insert(offer.manifest.content(), offer);
+        let content = offer.manifest.content();
+        self.remove();
+        self.partials.lock().by_content.entry(content).or_default().push((self.slot, offer));
     }
 
     /// Offers it no more: the download has ended, or the folder's own catalogue has the file.
-    pub fn remove(&self, content: ContentId) {
-        self.lock().remove(&content);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ContentId, Offer>> {
-        // The map is never left half changed.
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn remove(&self) {
+        self.partials.lock().by_content.retain(|_, offers| {
+            offers.retain(|(slot, _)| *slot != self.slot);
+            !offers.is_empty()
+        });
     }
 }
 
@@ -106,14 +134,54 @@ impl Catalog for Partials {
     }
 
     fn offer(&self, content: ContentId) -> Option<Offer> {
-        self.lock().get(&content).cloned()
+        let offers = self.lock();
+        let offers = offers.by_content.get(&content)?;
+        let is_whole = |(_, offer): &&(u64, Offer)| matches!(offer.available, Available::Whole);
+        let (_, offer) = offers.iter().find(is_whole).or_else(|| offers.first())?;
+        Some(offer.clone())
     }
 
     fn changed(&self, offer: &Offer) {
         let (content, mut offers) = (offer.manifest.content(), self.lock());
-        // A part that has got its final name meanwhile is not gone.
-        if offers.get(&content).is_some_and(|now| now.file == offer.file) {
-            offers.remove(&content);
+        if let Some(offers) = offers.by_content.get_mut(&content) {
+            // A part that has got its final name meanwhile is not gone.
+            offers.retain(|(_, now)| (&now.folder, &now.file) != (&offer.folder, &offer.file));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::chunks::ChunkSet;
+
+    /// A second download of a content that was under way ended at once, and took the first one's offer with it.
+    #[test]
+    fn a_download_takes_back_its_own_offer_and_no_other() {
+        let manifest = Arc::new(Manifest::of_bytes(b"content").unwrap());
+        let offer = |file: &str, available: Available| Offer {
+            manifest: Arc::clone(&manifest),
+            folder: Arc::new("/folder".into()),
+            file: file.to_owned(),
+            stamp: None,
+            available,
+        };
+        let part = || Available::Partial(Arc::new(SharedChunks::new(ChunkSet::empty(1))));
+        let partials = Arc::new(Partials::default());
+        let offered = || partials.offer(manifest.content()).map(|offer| offer.file);
+        let [first, second] = [partials.slot(), partials.slot()];
+        first.insert(offer("first.part", part()));
+        second.remove();
+        assert_eq!(offered().as_deref(), Some("first.part"));
+        // Into another folder, where it is done sooner.
+        second.insert(offer("second.part", part()));
+        second.insert(offer("second", Available::Whole));
+        assert_eq!(offered().as_deref(), Some("second"));
+        partials.changed(&offer("second.part", part()));
+        assert_eq!(offered().as_deref(), Some("second"));
+        partials.changed(&offer("second", Available::Whole));
+        assert_eq!(offered().as_deref(), Some("first.part"));
+        first.remove();
+        assert_eq!(offered(), None);
     }
 }

@@ -21,7 +21,7 @@ use super::folder::{Folder, FolderOptions, Watcher};
 use super::line::LineError;
 use super::member::{Files, MemberOptions, Membership, NoFiles, Notice};
 use super::names::FileName;
-use super::offer::{Catalog, Partials};
+use super::offer::{Catalog, Partials, PartialsSlot};
 use super::serve::{ServeError, ServeOptions, Server};
 use super::types::{ContentId, PeerId};
 use crate::limits;
@@ -189,6 +189,7 @@ impl Peer {
         // A peer does not fetch from itself.
         let me = self.membership.peer();
         let sources = sources.into_iter().filter(|source| source.peer != me).collect();
+        let slot = self.partials.slot();
         let handle = Arc::new(Fetch::start(FetchOptions {
             content,
             size,
@@ -196,8 +197,9 @@ impl Peer {
             to,
             sources,
             limit_bytes_per_s: self.limit_bytes_per_s,
-            partials: Some(Arc::clone(&self.partials)),
+            partials: Some(slot.clone()),
             congestion: self.congestion.clone(),
+            more_may_come: look_for_more,
             patience,
             seed: rand::rng().next_u64(),
         })?);
@@ -209,7 +211,7 @@ impl Peer {
             content,
             handle,
             seeker,
-            partials: Arc::clone(&self.partials),
+            slot,
             membership: Arc::clone(&self.membership),
             folder: in_folder.map(Arc::clone),
         })
@@ -266,7 +268,8 @@ pub struct Transfer {
     content: ContentId,
     seeker: Option<Seeker>,
     handle: Arc<FetchHandle>,
-    partials: Arc<Partials>,
+    /// What it offers of the content while it fetches it.
+    slot: PartialsSlot,
     membership: Arc<Membership>,
     /// The folder the file arrives in, if it is the shared one.
     folder: Option<Arc<Folder>>,
@@ -300,7 +303,7 @@ impl Drop for Transfer {
     fn drop(&mut self) {
         self.seeker = None;
         self.handle.cancel();
-        self.partials.remove(self.content);
+        self.slot.remove();
         self.membership.fetched(self.content);
     }
 }

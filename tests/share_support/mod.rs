@@ -30,6 +30,7 @@ pub fn options(manifest: &Manifest, to: &Path, sources: Vec<Source>) -> FetchOpt
         limit_bytes_per_s: None,
         partials: None,
         congestion: None,
+        more_may_come: false,
         patience: PATIENCE,
         seed: 7,
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::share::content::Manifest;
 use crate::share::names::FileName;
-use crate::share::offer::{FileStamp, Partials};
+use crate::share::offer::{FileStamp, PartialsSlot};
 use crate::share::types::{ContentId, PeerId};
 use crate::wire::share::Source;
 
@@ -29,10 +29,13 @@ pub struct FetchOptions {
     /// The most bytes to receive a second, on the average; no limit when absent.
     pub limit_bytes_per_s: Option<u64>,
     /// Where to offer what has arrived to others, while the rest is still on its way and after.
-    pub partials: Option<Arc<Partials>>,
+    pub partials: Option<PartialsSlot>,
     /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
     /// choice when absent. It matters at the side that sends, so little here.
     pub congestion: Option<String>,
+    /// Whether somebody looks for further sources all the while. Else a download whose sources are all gone for good
+    /// ends at once, whatever its patience.
+    pub more_may_come: bool,
     /// With no source reachable, or none that has what is missing, for this long the download gives
     /// up. What has arrived is kept.
     pub patience: Duration,

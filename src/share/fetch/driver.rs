@@ -125,6 +125,7 @@ impl Driver {
             sources_max: sizes.sources_max,
             known_max: limits::SOURCES_KNOWN_MAX,
             chunks_max: sizes.chunks_max,
+            unchecked_max: options.patience.saturating_mul(limits::UNCHECKED_PATIENCE),
         };
         let bucket = options.limit_bytes_per_s.map(|rate| {
             let burst = (rate / 20).max(limits::PACED_PIECE_BYTES_MIN as u64);
@@ -198,7 +199,8 @@ impl Driver {
                 continue;
             }
             // Without a place the next offer of it comes in question.
-            let Some(id) = self.swarm.add_source(self.elapsed(net)) else { continue };
+            let added = self.swarm.add_source(source.address, self.elapsed(net));
+            let Some(id) = added else { continue };
             self.known.insert(place);
             match self.links.get_mut(id.0) {
                 None => self.links.push(Link::new(source)),
@@ -306,7 +308,9 @@ impl Driver {
                 self.swarm.have(source, &runs);
                 Ok(())
             }
-            (Question::Hashes, PeerReply::Hashes { hashes }) => self.hashes(net, source, &hashes),
+            (Question::Hashes(first), PeerReply::Hashes { hashes }) => {
+                self.hashes(net, source, first, &hashes)
+            }
             (Question::Chunk(index), PeerReply::Chunk { length }) => {
                 if length as usize != chunk_len(index, self.options.size) {
                     return Err(DropReason::WrongBytes);
@@ -394,7 +398,9 @@ impl Driver {
                 continue;
             };
             let received = net.received_bytes(connection);
-            bytes += received.saturating_sub(link.received_bytes);
+            let new_bytes = received.saturating_sub(link.received_bytes);
+            bytes += new_bytes;
+            self.lists.received(source, new_bytes);
             link.received_bytes = received;
             // Nothing but what was asked for is progress, or a source's rate.
             let of_chunks = net.raw_bytes(connection);
@@ -504,8 +510,9 @@ impl Driver {
             Phase::Fetching => self.elapsed(net).saturating_sub(self.swarm.progress_at()),
             _ => return,
         };
-        // With sources that are gone for good there is nothing to wait for.
-        let hopeless = !self.links.is_empty() && self.swarm.is_hopeless();
+        // With sources that are gone for good, and nobody who looks for others, there is nothing to wait for.
+        let hopeless =
+            !self.options.more_may_come && !self.links.is_empty() && self.swarm.is_hopeless();
         if hopeless || waited >= self.options.patience {
             let (name, last) = (self.options.name.clone(), self.why_nobody());
             self.end(net, Err(FetchError::NoSource { name, last }));

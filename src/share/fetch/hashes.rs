@@ -3,7 +3,8 @@
 //! A list comes from one source, so that it is known who lies if it is wrong. It comes in pages, and every page is as long
 //! as it may be, so that nobody can dribble hashes. Who does not answer at once costs a moment: another source is
 //! asked beside it, a few at a time, and the first whole list that is right counts. When all of these go on
-//! and none is done, the slowest makes room for one that was not asked.
+//! and none is done, the slowest makes room for one that was not asked. Whoever gives bytes is not late, however long a
+//! page takes; and an answer counts for the page that it was asked for, never for another.
 
 use std::time::Duration;
 
@@ -23,14 +24,19 @@ pub(super) struct HashLists {
     begun: Duration,
     /// The source after the one asked last, so that all have their turn.
     next: usize,
+    /// The source whose list has made room for another one.
+    replaced: Option<SourceId>,
 }
 
 #[derive(Debug)]
 struct List {
     source: SourceId,
     begun: Duration,
-    /// When the page that is awaited was asked for.
-    asked: Duration,
+    /// When it was last looked at whether bytes come, or a page was asked for, and how many have come since.
+    looked: Duration,
+    new_bytes: u64,
+    /// Bytes of the page that is awaited.
+    page_bytes: u64,
     hashes: Vec<ChunkHash>,
 }
 
@@ -52,7 +58,15 @@ impl HashLists {
         let list_bytes = chunk_count(size).max(1) as usize * size_of::<ChunkHash>();
         let lists_max =
             (limits::HASH_LISTS_BYTES_MAX / list_bytes).clamp(2, limits::HASH_LISTS_MAX);
-        HashLists { content, size, lists_max, lists: Vec::new(), begun: Duration::ZERO, next: 0 }
+        HashLists {
+            content,
+            size,
+            lists_max,
+            lists: Vec::new(),
+            begun: Duration::ZERO,
+            next: 0,
+            replaced: None,
+        }
     }
 
     /// The manifest, where it needs no list: of nothing, and of one chunk. `None` for a content of no
@@ -66,10 +80,33 @@ impl HashLists {
         Manifest::verified(content, size, chunks).ok()
     }
 
-    /// Sources that take too long over a page. They are asked no more.
-    pub(super) fn take_late(&mut self, now: Duration) -> Vec<SourceId> {
-        let is_late = |list: &mut List| now.saturating_sub(list.asked) >= limits::HASHES_TIMEOUT;
-        self.lists.extract_if(.., is_late).map(|list| list.source).collect()
+    /// So many bytes have come from a source.
+    pub(super) fn received(&mut self, source: SourceId, bytes: u64) {
+        if let Some(list) = self.lists.iter_mut().find(|list| list.source == source) {
+            list.new_bytes += bytes;
+            list.page_bytes += bytes;
+        }
+    }
+
+    /// Sources that give next to nothing of a page. They are awaited until they are left ([`HashLists::lost`]).
+    pub(super) fn late(&mut self, now: Duration) -> Vec<SourceId> {
+        let mut late = Vec::new();
+        for list in &mut self.lists {
+            let passed = now.saturating_sub(list.looked);
+            if passed < limits::HASHES_TIMEOUT {
+                continue;
+            }
+            if (list.new_bytes as f64) < limits::SOURCE_RATE_MIN as f64 * passed.as_secs_f64() {
+                late.push(list.source);
+            }
+            (list.looked, list.new_bytes) = (now, 0);
+        }
+        late
+    }
+
+    /// The source whose list the last call of [`HashLists::next`] has replaced.
+    pub(super) fn take_replaced(&mut self) -> Option<SourceId> {
+        self.replaced.take()
     }
 
     /// Whom to ask for the first page now, if anybody, among these, in rising order.
@@ -83,9 +120,16 @@ impl HashLists {
         let source = free().find(|id| id.0 >= self.next).or_else(|| free().next());
         let source = source.filter(|_| is_due)?;
         if let Some(at) = slowest {
-            self.lists.swap_remove(at);
+            self.replaced = Some(self.lists.swap_remove(at).source);
         }
-        self.lists.push(List { source, begun: now, asked: now, hashes: Vec::new() });
+        self.lists.push(List {
+            source,
+            begun: now,
+            looked: now,
+            new_bytes: 0,
+            page_bytes: 0,
+            hashes: Vec::new(),
+        });
         self.begun = now;
         self.next = source.0 + 1;
         Some(source)
@@ -96,7 +140,8 @@ impl HashLists {
         let age = |list: &List| now.saturating_sub(list.begun);
         let pace = |at: &usize| {
             let list = &self.lists[*at];
-            list.hashes.len() as f64 / age(list).as_secs_f64().max(0.001)
+            let bytes = (list.hashes.len() * size_of::<ChunkHash>()) as u64 + list.page_bytes;
+            bytes as f64 / age(list).as_secs_f64().max(0.001)
         };
         let fastest = (0..self.lists.len()).max_by(|a, b| pace(a).total_cmp(&pace(b)))?;
         let had_time = |at: &usize| age(&self.lists[*at]) >= limits::HASHES_REPLACE_AFTER;
@@ -110,9 +155,16 @@ impl HashLists {
         self.lists.retain(|list| list.source != source);
     }
 
-    /// Takes a page from a source.
-    pub(super) fn take(&mut self, source: SourceId, page: &[ChunkHash], now: Duration) -> Step {
-        let Some(at) = self.lists.iter().position(|list| list.source == source) else {
+    /// Takes from a source the page that it was asked for with `first`.
+    pub(super) fn take(
+        &mut self,
+        source: SourceId,
+        first: u64,
+        page: &[ChunkHash],
+        now: Duration,
+    ) -> Step {
+        let is_awaited = |list: &List| list.source == source && list.hashes.len() as u64 == first;
+        let Some(at) = self.lists.iter().position(is_awaited) else {
             return Step::Late;
         };
         let list = &mut self.lists[at];
@@ -123,7 +175,7 @@ impl HashLists {
             return Step::Wrong;
         }
         list.hashes.extend_from_slice(page);
-        list.asked = now;
+        (list.looked, list.new_bytes, list.page_bytes) = (now, 0, 0);
         let have = list.hashes.len() as u64;
         if have < expected {
             return Step::More(have);
@@ -166,25 +218,25 @@ mod tests {
             lists
         };
         let mut lists = begin(0);
-        assert!(matches!(lists.take(SourceId(1), first, ms(1)), Step::Late));
-        assert!(matches!(lists.take(SourceId(0), first, ms(1)), Step::More(4096)));
+        assert!(matches!(lists.take(SourceId(1), 0, first, ms(1)), Step::Late));
+        assert!(matches!(lists.take(SourceId(0), 0, first, ms(1)), Step::More(4096)));
         let mut wrong = second.to_vec();
         wrong[1].0[0] ^= 1;
-        assert!(matches!(lists.take(SourceId(0), &wrong, ms(2)), Step::Wrong));
-        assert!(matches!(lists.take(SourceId(0), second, ms(3)), Step::Late));
+        assert!(matches!(lists.take(SourceId(0), 4096, &wrong, ms(2)), Step::Wrong));
+        assert!(matches!(lists.take(SourceId(0), 4096, second, ms(3)), Step::Late));
 
         for dribble in [&first[..0], &first[..1], &first[..4095]] {
             let mut lists = begin(1);
-            assert!(matches!(lists.take(SourceId(1), dribble, ms(1)), Step::Wrong));
+            assert!(matches!(lists.take(SourceId(1), 0, dribble, ms(1)), Step::Wrong));
         }
         let mut lists = begin(2);
-        assert!(matches!(lists.take(SourceId(2), first, ms(1)), Step::More(4096)));
+        assert!(matches!(lists.take(SourceId(2), 0, first, ms(1)), Step::More(4096)));
         let many = [second, second].concat();
-        assert!(matches!(lists.take(SourceId(2), &many, ms(1)), Step::Wrong));
+        assert!(matches!(lists.take(SourceId(2), 4096, &many, ms(1)), Step::Wrong));
 
         let mut lists = begin(3);
-        assert!(matches!(lists.take(SourceId(3), first, ms(1)), Step::More(4096)));
-        match lists.take(SourceId(3), second, ms(1)) {
+        assert!(matches!(lists.take(SourceId(3), 0, first, ms(1)), Step::More(4096)));
+        match lists.take(SourceId(3), 4096, second, ms(1)) {
             Step::Whole(whole) => assert_eq!(whole, manifest),
             other => panic!("{other:?}"),
         }
@@ -202,7 +254,8 @@ mod tests {
             'time: loop {
                 now += ms(10);
                 assert!(now < ms(12_000), "{honest} is not asked in time");
-                for late in lists.take_late(now) {
+                for late in lists.late(now) {
+                    lists.lost(late);
                     ready.retain(|id| *id != late);
                 }
                 if let Some(source) = lists.next(&ready, now) {
@@ -215,7 +268,7 @@ mod tests {
                 for (at, source, first) in &mut pages {
                     if *at <= now && *first == 0 {
                         *first = HASHES_PER_FRAME_MAX;
-                        lists.take(*source, &manifest.chunks()[..*first], now);
+                        lists.take(*source, 0, &manifest.chunks()[..*first], now);
                     }
                 }
             }
@@ -231,7 +284,36 @@ mod tests {
         assert_eq!(lists.next(&ids([3, 4]), ms(0)), None);
         lists.lost(SourceId(3));
         assert_eq!(lists.next(&ids([3, 4]), ms(1)), Some(SourceId(4)));
-        assert!(matches!(lists.take(SourceId(4), manifest.chunks(), ms(2)), Step::Whole(_)));
+        assert!(matches!(lists.take(SourceId(4), 0, manifest.chunks(), ms(2)), Step::Whole(_)));
+    }
+
+    /// A lone source that hesitated over its second page was asked for the first again; what came for the second was taken
+    /// for the first, and the source for a liar.
+    #[test]
+    fn a_lone_source_may_hesitate_and_be_slow() {
+        let manifest = two_pages();
+        let (first, second) = manifest.chunks().split_at(HASHES_PER_FRAME_MAX);
+        let mut lists = HashLists::new(manifest.content(), manifest.size());
+        let only = SourceId(0);
+        assert_eq!(lists.next(&[only], ms(0)), Some(only));
+        // Twenty seconds over a page, and never silent.
+        let page_bytes = size_of_val(first) as u64;
+        for at in 1..=200 {
+            lists.received(only, page_bytes / 200);
+            assert_eq!(lists.late(ms(100 * at)), [], "at {at}");
+            assert_eq!(lists.next(&[only], ms(100 * at)), None);
+        }
+        assert!(matches!(lists.take(only, 0, first, ms(20_000)), Step::More(4096)));
+        // It is said to be late, and is not left, since there is no other.
+        assert_eq!(lists.late(ms(22_000)), [only]);
+        assert_eq!(lists.late(ms(22_100)), []);
+        assert_eq!(lists.next(&[only], ms(22_100)), None, "it is asked already");
+        // Another one is asked beside it; an answer to an earlier question is nobody's fault.
+        let other = SourceId(1);
+        assert_eq!(lists.next(&[only, other], ms(22_200)), Some(other));
+        assert!(matches!(lists.take(only, 0, first, ms(22_300)), Step::Late));
+        assert!(matches!(lists.take(other, 4096, second, ms(22_300)), Step::Late));
+        assert!(matches!(lists.take(only, 4096, second, ms(22_400)), Step::Whole(_)));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::wire::share::Source;
 pub(super) enum Question {
     /// Which chunks the source has. Answered again and again.
     Watch,
-    /// Chunk hashes.
-    Hashes,
+    /// Chunk hashes, from this one on.
+    Hashes(u64),
     /// A chunk.
     Chunk(u64),
 }

@@ -290,7 +290,6 @@ fn fetch(
         });
     }
     let partials = options.partials.clone();
-    let content = options.content;
     let mut driver = Driver::new(options, Arc::clone(shared), part, Sizes::default())
         .map_err(|error| internal(error.to_string()))?;
     let ran = event_loop.run(&mut driver);
@@ -300,7 +299,7 @@ fn fetch(
         (None, Ok(())) => Err(FetchError::Cancelled),
     };
     if let (Err(_), Some(partials)) = (&result, &partials) {
-        partials.remove(content);
+        partials.remove();
     }
     result
 }

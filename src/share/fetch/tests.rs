@@ -73,15 +73,15 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
     let stamp = FileStamp::of(&std::fs::metadata(folder.join("film.mkv")).unwrap());
     let servers: Vec<Server> = (0..3)
         .map(|_| {
-            let shelf = Partials::default();
-            shelf.insert(Offer {
+            let shelf = Arc::new(Partials::default());
+            shelf.slot().insert(Offer {
                 manifest: Arc::new(manifest.clone()),
                 folder: Arc::new(folder.to_owned()),
                 file: "film.mkv".to_owned(),
                 stamp: Some(stamp),
                 available: Available::Whole,
             });
-            let catalogs: Vec<Arc<dyn Catalog>> = vec![Arc::new(shelf)];
+            let catalogs: Vec<Arc<dyn Catalog>> = vec![shelf];
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             Server::start(listener, ServeOptions { catalogs, ..ServeOptions::default() }).unwrap()
         })
@@ -122,6 +122,7 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
             limit_bytes_per_s: None,
             partials: None,
             congestion: None,
+            more_may_come: false,
             patience: Duration::from_secs(60),
             seed,
         };

@@ -389,3 +389,35 @@ fn who_takes_most_makes_room_for_who_takes_less() {
     assert_eq!(index.make_room(PeerId(99), at(99).origin, &files(100)), []);
     assert_eq!(index.file_count(), before);
 }
+
+/// Two thousand names of one IP address were nearly all that anybody heard of.
+#[test]
+fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
+    let mut index = Index::new(IndexLimits::default());
+    let honest = SocketAddr::from(([10, 0, 0, 3], 7000));
+    let addresses = (0..600u16).map(|number| match number {
+        0 => honest,
+        1..300 => SocketAddr::from(([10, 0, 0, 1], number)),
+        _ => SocketAddr::from(([10, 0, 0, 2], 80)),
+    });
+    for (peer, address) in (0..).zip(addresses) {
+        let member = Member { peer: PeerId(peer), session: 0 };
+        let place = Place { address, origin: address.ip(), key: 0 };
+        let files = if peer % 2 == 0 { vec![entry((0, 1))] } else { vec![] };
+        index.join(member, place, files, Duration::ZERO).unwrap();
+        assert_eq!(index.fetching(member, content(1), 10, Duration::ZERO), Ok(true));
+    }
+    let mut seen = BTreeSet::new();
+    for seed in 0..40 {
+        for sources in [index.search(&name(0), seed), index.sources_of(content(1), seed)] {
+            let of = |ip: u8| {
+                let ip = IpAddr::from([10, 0, 0, ip]);
+                sources.iter().filter(|source| source.address.ip() == ip).count()
+            };
+            assert!((1..=2 * limits::SOURCES_PER_ORIGIN_MAX).contains(&of(1)));
+            assert!((1..=2).contains(&of(2)) && of(3) == 1, "{sources:?}");
+            seen.extend(sources.into_iter().map(|source| source.address));
+        }
+    }
+    assert!(seen.len() > 200, "whoever asks again hears of others: {}", seen.len());
+}

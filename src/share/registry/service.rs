@@ -230,7 +230,12 @@ impl RegistryService {
         work: Work,
         held: usize,
     ) {
-        let why = match self.submit(Job::Request { connection, id, work, held }) {
+        let member = match &work {
+            Work::Join { .. } => None,
+            _ => self.guests.get(&connection).and_then(|guest| guest.joined),
+        };
+        let member = member.map(|(member, _)| member);
+        let why = match self.submit(Job::Request { connection, id, member, work, held }) {
             Ok(()) => return,
             Err(SubmitError::Full(_)) => "too many requests wait at this registry",
             Err(SubmitError::Stopped(_)) => "this registry has no thread left to look with",
@@ -489,7 +494,7 @@ impl RegistryService {
                 Work::Fetching { member: member()?, content, size }
             }
             RegistryRequest::Fetched { content } => Work::Fetched { member: member()?, content },
-            RegistryRequest::KeepAlive => Work::Hear(member()?),
+            RegistryRequest::KeepAlive => member().map(|_| Work::KeepAlive)?,
             RegistryRequest::Leave => Work::Leave(member()?),
             RegistryRequest::Peers { after } => Work::Peers(after),
             RegistryRequest::Files { after } => Work::Files(after),

@@ -23,7 +23,7 @@ pub(super) enum Work {
     Update { member: Member, added: Vec<FileEntry>, removed: Vec<FileName> },
     Fetching { member: Member, content: ContentId, size: u64 },
     Fetched { member: Member, content: ContentId },
-    Hear(Member),
+    KeepAlive,
     Leave(Member),
     Search { asker: SocketAddr, name: FileName },
     SearchContent(ContentId),
@@ -34,8 +34,8 @@ pub(super) enum Work {
 /// A piece of work.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A request, which holds so many bytes.
-    Request { connection: ConnectionId, id: u64, work: Work, held: usize },
+    /// A request, which holds so many bytes. `member` is who the connection has joined as, except for a JOIN.
+    Request { connection: ConnectionId, id: u64, member: Option<Member>, work: Work, held: usize },
     /// A member whose connection has ended.
     Gone(Member),
     /// Time passes.
@@ -97,8 +97,8 @@ impl RegistryWorker {
     pub fn run(&self, job: Job) -> Completion {
         let was_long = job.is_long();
         match job {
-            Job::Request { connection, id, work, held } => {
-                let (reply, effect) = self.answer(work).unwrap_or_else(|error| {
+            Job::Request { connection, id, member, work, held } => {
+                let (reply, effect) = self.answer(member, work).unwrap_or_else(|error| {
                     let retry_after_ms = error.retry_after_ms();
                     let reply = match error {
                         DirectoryError::JoinedElsewhere => {
@@ -132,7 +132,17 @@ impl RegistryWorker {
         }
     }
 
-    fn answer(&self, work: Work) -> Result<(RegistryReply, Effect), DirectoryError> {
+    fn answer(
+        &self,
+        member: Option<Member>,
+        work: Work,
+    ) -> Result<(RegistryReply, Effect), DirectoryError> {
+        // Whatever a member asks shows that it lives: one that searches all the while sends no KEEP_ALIVE.
+        if let Some(member) = member
+            && !self.directory.hear(member)?
+        {
+            return Ok((RegistryReply::NotJoined, Effect::Out));
+        }
         let reply = match work {
             Work::Join { member, place, files, shares } => {
                 let address = place.address;
@@ -164,9 +174,7 @@ impl RegistryWorker {
                 let known = self.directory.fetched(member, content)?;
                 return Ok(if_known(known, RegistryReply::UpdateOk));
             }
-            Work::Hear(member) => {
-                return Ok(if_known(self.directory.hear(member)?, RegistryReply::AliveOk));
-            }
+            Work::KeepAlive => RegistryReply::AliveOk,
             Work::Leave(member) => {
                 self.directory.leave(member)?;
                 log::info!("peer {} has left", member.peer);

@@ -4,8 +4,8 @@
 //! buffers that go to the sockets as they are. What bounds it:
 //!
 //! - Buffers go round, a chunk at a time, and some of them are only for who is quick (`places`): so none waits for another
-//!   one's slow line. Who has no turn within a second is told `BUSY`, and whoever takes longest over a chunk gives way
-//!   to those that wait. Memory is the sum of the buffers, whatever the number and size of the files.
+//!   one's slow line. Who has no turn within a second is told `BUSY`, and whoever takes least gives way to those that wait.
+//!   Memory is the sum of the buffers, whatever the number and size of the files.
 //! - A peer has a limit on what it may ask for ahead, and time limits on asking and on taking.
 //! - Under a rate limit, chunks are cut into pieces of a tick's worth, and all peers share the rate.
 //!

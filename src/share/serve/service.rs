@@ -1,8 +1,8 @@
 //! The service behind a server's event loop.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::peers::{Outgoing, Peer, Wanted, Watch};
-use super::places::{Places, Taker};
+use super::places::{Claim, Holder, Places, Taker, Waiting, to_close};
 use super::source::{self, SourceError};
 use super::{Counters, ServeOptions};
 use crate::limits;
 use crate::net::{
     Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle,
+    origin_of,
 };
 use crate::share::chunks::ChunkSet;
 use crate::share::content::{chunk_count, chunk_len};
@@ -66,8 +67,16 @@ pub(super) struct ShareService {
     catalogs: Vec<Arc<dyn Catalog>>,
     pace: Option<Pace>,
     peers: ConnectionMap<Peer>,
-    /// Peers with chunks to read for, in turn.
+    /// Peers with chunks to read for, each once.
     turns: VecDeque<ConnectionId>,
+    /// Turns of peers that had had none before.
+    new_turns: u64,
+    /// Turns and connections so far, by which they are put in order.
+    marks: u64,
+    /// Bytes that may be lost by closing connections within a chunk.
+    early_bytes: u64,
+    /// Of what was sent: the rest that did not make one more such byte.
+    early_rest: u64,
     buffers: BufferPool,
     readers: Pool<Job, Done>,
     counters: Arc<Counters>,
@@ -96,6 +105,10 @@ impl ShareService {
             pace,
             peers: ConnectionMap::default(),
             turns: VecDeque::new(),
+            new_turns: 0,
+            marks: 0,
+            early_bytes: limits::UPLOAD_EARLY_BYTES_MAX,
+            early_rest: 0,
             buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
             readers,
             counters,
@@ -262,11 +275,7 @@ impl ShareService {
         peer.wanted.push_back(wanted);
         // Once each: what was called off may have left its turn here.
         if !self.turns.contains(&id) {
-            // Whoever is new comes first, so that a crowd that takes nothing does not hide it.
-            match peer.took {
-                None => self.turns.push_front(id),
-                Some(_) => self.turns.push_back(id),
-            }
+            self.turns.push_back(id);
         }
         Ok(())
     }
@@ -285,40 +294,40 @@ impl ShareService {
 
     /// Has chunks read for those who want some, in turn, as far as there are buffers.
     fn read_ahead(&mut self, net: &mut Net) {
+        let peers = &self.peers;
+        self.turns.retain(|id| peers.get(id).is_some_and(|peer| !peer.wanted.is_empty()));
         if self.turns.is_empty() {
             return;
         }
         let (now, taker) = (net.now(), self.takers());
-        let held = |of: Taker| {
-            let peers = self.peers.values().filter(|peer| taker(peer, now) == of);
-            peers.map(Peer::holds).sum()
-        };
-        let free = self.buffers.available();
-        let mut places = Places { free, slow: held(Taker::Slow), new: held(Taker::New) };
+        let mut places = Places { free: self.buffers.available(), slow: 0, new: 0 };
+        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
+        for peer in self.peers.values() {
+            let holds = peer.holds();
+            *origins.entry(origin_of(peer.address.ip())).or_default() += holds;
+            match taker(peer, now) {
+                Taker::Slow => places.slow += holds,
+                Taker::New => places.new += holds,
+                Taker::Quick => {}
+            }
+        }
         for second_round in [false, true] {
-            let mut passed = 0;
-            while passed < self.turns.len()
-                && let Some(id) = self.turns.pop_front()
+            while places.free > 0
+                && let Some((at, kind)) =
+                    self.next_turn(&places, &origins, &taker, now, second_round)
+                && let Some(id) = self.turns.remove(at)
+                && let Some(peer) = self.peers.get_mut(&id)
+                && let Some(wanted) = peer.wanted.pop_front()
             {
-                let Some(peer) = self.peers.get_mut(&id) else {
-                    continue;
-                };
-                let Some(&wanted) = peer.wanted.front() else {
-                    continue;
-                };
-                let kind = taker(peer, now);
-                if !places.may_have_one(peer.holds(), kind, second_round) {
-                    self.turns.push_back(id);
-                    passed += 1;
-                    continue;
-                }
                 places.taken(kind);
-                peer.wanted.pop_front();
+                self.new_turns += u64::from(kind == Taker::New);
+                *origins.entry(origin_of(peer.address.ip())).or_default() += 1;
                 peer.waiting_since = Some(now);
+                self.marks += 1;
+                peer.last_turn = self.marks;
                 if !peer.wanted.is_empty() {
                     self.turns.push_back(id);
                 }
-                passed = 0;
                 if let Err(body) = self.read(id, wanted) {
                     self.say(net, id, &Message::ShareReply { id: wanted.request, body });
                 }
@@ -326,12 +335,38 @@ impl ShareService {
         }
     }
 
+    /// Where in the line the one is that has the next turn, and what it is.
+    fn next_turn(
+        &self,
+        places: &Places,
+        origins: &HashMap<IpAddr, usize>,
+        taker: &impl Fn(&Peer, Instant) -> Taker,
+        now: Instant,
+        second_round: bool,
+    ) -> Option<(usize, Taker)> {
+        let mut at = Vec::new();
+        let mut claims = Vec::new();
+        for (place, id) in self.turns.iter().enumerate() {
+            let Some(peer) = self.peers.get(id) else { continue };
+            let taker = taker(peer, now);
+            if places.may_have_one(peer.holds(), taker, second_round) {
+                let origin = origin_of(peer.address.ip());
+                let origin_holds = origins.get(&origin).copied().unwrap_or_default();
+                at.push(place);
+                claims.push(Claim { origin_holds, taker, last_turn: peer.last_turn });
+            }
+        }
+        let next = places.next(&claims, self.new_turns)?;
+        Some((at[next], claims[next].taker))
+    }
+
     /// Tells how a peer takes its chunks beside the others.
     fn takers(&self) -> impl Fn(&Peer, Instant) -> Taker + use<> {
         let uploading = self.peers.values().filter(|peer| peer.is_uploading());
+        // Under a rate nobody who keeps up keeps this side waiting at all, and there is nothing to compare.
         let quickest = uploading.filter_map(|peer| peer.took).min();
-        let is_paced = self.pace.is_some();
-        move |peer, now| peer.times(now).taker(quickest, is_paced)
+        let quickest = quickest.filter(|_| self.pace.is_none());
+        move |peer, now| peer.times(now).taker(quickest)
     }
 
     /// Peers that want something, have nothing, and have waited for so long.
@@ -405,9 +440,6 @@ impl ShareService {
                 self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
                 let bytes = Bytes::from_owner(buffer);
                 peer.outgoing.push_back(Outgoing { header, bytes });
-                if peer.taking_since.is_none() {
-                    peer.taking_since = Some(net.now());
-                }
             }
             Err(error) => {
                 log::info!("a peer asked in vain: {error}");
@@ -427,9 +459,17 @@ impl ShareService {
                 while let Some(chunk) = peer.outgoing.pop_front() {
                     send_piece(net, *id, peer, chunk, usize::MAX);
                 }
+                if peer.waited_for.is_none() && !peer.pieces.is_empty() {
+                    peer.wait_for(true, net.now());
+                }
             }
             return;
         };
+        for (id, peer) in &mut self.peers {
+            // It has everything that it asked for, or more than goes at once, and does not take it.
+            let has_all = peer.outgoing.is_empty() && !peer.pieces.is_empty();
+            peer.wait_for(has_all || net.queued_bytes(*id) > 2 * pace.piece_bytes, net.now());
+        }
         let mut room = pace.bucket.available(net.now());
         let mut someone = true;
         // Round after round of one piece each: no peer's chunk takes the rate from the others.
@@ -475,37 +515,30 @@ impl ShareService {
         }
     }
 
-    /// Ends connections that take too long over a chunk, the slowest first: no more than there are peers that wait for
-    /// their buffers, but those that have not taken it in a minute in any case.
-    fn drop_slow(&mut self, net: &mut Net) {
-        if self.pace.is_some() {
-            return;
-        }
+    /// Ends connections of those that are too slow, so that others have their turn.
+    fn make_room(&mut self, net: &mut Net) {
         let (now, taker) = (net.now(), self.takers());
-        let mut slow: Vec<(Duration, usize, ConnectionId)> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.holds() > 0 && taker(peer, now) == Taker::Slow)
-            .filter_map(|(id, peer)| Some((peer.times(now).taking?, peer.holds(), *id)))
-            .collect();
-        slow.sort_unstable_by_key(|(taking, ..)| std::cmp::Reverse(*taking));
-        let mut waiting = self.waiting(now, limits::SHARE_TICK).count();
+        let holding = self.peers.iter().filter(|(_, peer)| peer.holds() > 0);
+        let (ids, holders): (Vec<ConnectionId>, Vec<Holder>) = holding
+            .map(|(id, peer)| {
+                let holder = Holder {
+                    taker: taker(peer, now),
+                    buffers: peer.holds(),
+                    taking: peer.times(now).taking,
+                    taken_bytes: peer.taken_bytes(net.queued_bytes(*id)),
+                    stalled: net.write_stall(*id),
+                };
+                (*id, holder)
+            })
+            .unzip();
         let not_slow = self.waiting(now, Duration::ZERO);
-        let mut not_slow = not_slow.filter(|(_, peer)| taker(peer, now) != Taker::Slow).count();
-        let mut held: usize = slow.iter().map(|(_, holds, _)| holds).sum();
-        for (taking, holds, id) in slow {
-            // New ones that have turned out to be slow.
-            let too_many = not_slow > 0 && held > limits::UPLOAD_SLOW_CHUNKS_MAX;
-            let waited_for = waiting > 0 && taking >= limits::UPLOAD_CHUNK_TIMEOUT_CROWDED;
-            if !too_many && !waited_for && taking < limits::UPLOAD_CHUNK_TIMEOUT {
-                return;
-            }
-            (waiting, not_slow) = (waiting.saturating_sub(holds), not_slow.saturating_sub(holds));
-            held -= holds;
-            if let Some(peer) = self.peers.get(&id) {
+        let not_slow = not_slow.filter(|(_, peer)| taker(peer, now) != Taker::Slow).count();
+        let waiting = Waiting { all: self.waiting(now, limits::SHARE_TICK).count(), not_slow };
+        for at in to_close(&holders, waiting, &mut self.early_bytes) {
+            if let Some(peer) = self.peers.get(&ids[at]) {
                 log::info!("{} takes too long over a chunk", peer.address);
             }
-            net.close(id);
+            net.close(ids[at]);
         }
     }
 }
@@ -523,12 +556,12 @@ fn send_piece(
         queued = net.send_owned(id, header);
     }
     let piece = chunk.bytes.split_to(length.min(chunk.bytes.len()));
-    let is_last = chunk.bytes.is_empty();
+    let (bytes, is_last) = (piece.len(), chunk.bytes.is_empty());
     if !queued || !net.send_raw(id, piece) {
         // The connection is gone, which will be told.
         return;
     }
-    peer.pieces.push_back(is_last);
+    peer.pieces.push_back((bytes, is_last));
     if !is_last {
         peer.outgoing.push_front(chunk);
     } else if !peer.behind.is_empty() {
@@ -547,7 +580,8 @@ fn not_here(content: ContentId) -> PeerReply {
 
 impl Service for ShareService {
     fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, address: SocketAddr) {
-        self.peers.insert(id, Peer::new(address));
+        self.marks += 1;
+        self.peers.insert(id, Peer::new(address, self.marks));
         self.counters.peers.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -575,12 +609,12 @@ impl Service for ShareService {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        if peer.pieces.pop_front() == Some(true) {
-            let since = peer.taking_since.take();
-            peer.took = since.map(|since| net.now().saturating_duration_since(since));
-            let more = !peer.pieces.is_empty() || !peer.outgoing.is_empty();
-            peer.taking_since = more.then(|| net.now());
-        }
+        let bytes = peer.pieces.front().map_or(0, |(bytes, _)| *bytes as u64);
+        peer.piece_taken(net.now());
+        self.early_rest += bytes;
+        let earned = self.early_rest / limits::UPLOAD_EARLY_SHARE;
+        self.early_rest %= limits::UPLOAD_EARLY_SHARE;
+        self.early_bytes = (self.early_bytes + earned).min(limits::UPLOAD_EARLY_BYTES_MAX);
     }
 
     fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
@@ -604,7 +638,7 @@ impl Service for ShareService {
         if self.next_watch.is_none_or(|at| now >= at) {
             self.next_watch = Some(now + limits::SHARE_TICK);
             self.tell_watchers(net);
-            self.drop_slow(net);
+            self.make_room(net);
             self.refuse_waiting(net);
             if !self.peers.values().any(Peer::is_uploading) {
                 self.buffers.release_memory();

@@ -17,6 +17,11 @@
 //!   also before it has nothing to do. Whoever is second is called off.
 //! - **A chunk that is owed too long is asked of a second source** ([`limits::CHUNK_OVERDUE`]), however fast the first one
 //!   seems: what it owes counts, and not what else it sends.
+//! - **Places are for trying, too.** While sources are known that were not tried yet, a quarter of the places goes round: whoever
+//!   owes a chunk for that long and is among the slowest makes room. Of several sources at one IP address no more
+//!   are in use than of any other that has some, and of one address one at a time.
+//! - **Progress is a chunk that was checked.** Bytes that were not are so only for a while: nobody who gives a little
+//!   now and then, and nothing in the end, holds up a download that should end.
 //! - **A source that is silent while it owes something is left** after
 //!   [`limits::SOURCE_SILENCE_MAX`] when another can give what it owes, later when none can. So is one
 //!   that takes far longer than others would. Its debts are asked of others at once; it is dialled again
@@ -33,7 +38,8 @@
 mod picker;
 mod source;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -41,6 +47,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
 use crate::limits::{self, CHUNK_BYTES};
+use crate::net::origin_of;
 use crate::share::chunks::ChunkSet;
 use crate::share::content::{chunk_count, chunk_len};
 use crate::wire::share::DenialCode;
@@ -106,6 +113,8 @@ pub struct Config {
     /// Chunks that have arrived and are not stored, past which no further one is received, see
     /// [`limits::DOWNLOAD_CHUNKS_MAX`].
     pub chunks_max: usize,
+    /// For how long after a chunk was found good bytes are progress that were not checked yet.
+    pub unchecked_max: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +149,10 @@ pub struct Swarm {
     /// Arrived, and neither stored nor found bad.
     arrived: usize,
     actions: VecDeque<Action>,
-    /// When some bytes worth the name had last come from whom they were owed by.
+    /// When a chunk was last found good, or some bytes worth the name came from whom they were owed by …
     progress_at: Duration,
+    /// … which counts only for a while after the former.
+    checked_at: Duration,
     /// Bytes since.
     progress_bytes: u64,
     /// Changes with every chunk that goes missing again.
@@ -166,6 +177,7 @@ impl Swarm {
             arrived: 0,
             actions: VecDeque::new(),
             progress_at: now,
+            checked_at: now,
             progress_bytes: 0,
             returns: 0,
             config,
@@ -187,7 +199,7 @@ impl Swarm {
             }
         }
         self.returns += 1;
-        self.progress_at = now;
+        (self.progress_at, self.checked_at) = (now, now);
     }
 
     /// The next thing to do. Ask until there is none, after every input.
@@ -203,7 +215,7 @@ impl Swarm {
         self.stored == self.chunks.len() as u64
     }
 
-    /// When some bytes worth the name had last come from a source that owed them.
+    /// When the download last came on: a chunk was good, or bytes came that may become one.
     pub fn progress_at(&self) -> Duration {
         self.progress_at
     }
@@ -240,9 +252,9 @@ impl Swarm {
 
     /// One more source, to be dialled when there is room. When as many as may be are known, one that has failed is
     /// forgotten for it, whose id it gets. `None`: there is no such one.
-    pub fn add_source(&mut self, now: Duration) -> Option<SourceId> {
+    pub fn add_source(&mut self, address: SocketAddr, now: Duration) -> Option<SourceId> {
         self.look_for_sources = true;
-        let source = Source::new(&self.config, now);
+        let source = Source::new(address, &self.config, now);
         if self.sources.len() < self.config.known_max {
             self.sources.push(source);
             return Some(SourceId(self.sources.len() - 1));
@@ -276,6 +288,7 @@ impl Swarm {
             source.standing = Standing::Ready;
             source.heard = now;
             source.used = now;
+            source.since = now;
             source.busy_until = None;
         }
     }
@@ -354,7 +367,9 @@ impl Swarm {
             if !source.asked.is_empty() {
                 source.begun_bytes += bytes;
                 source.meter.add(bytes, now);
-                self.progress_bytes += bytes;
+                if now.saturating_sub(self.checked_at) < self.config.unchecked_max {
+                    self.progress_bytes += bytes;
+                }
             }
             if self.progress_bytes >= limits::PROGRESS_BYTES_MIN {
                 self.progress_bytes = 0;
@@ -368,7 +383,7 @@ impl Swarm {
         if let Some(source) = self.sources.get_mut(id.0) {
             source.heard = now;
             source.asked.iter_mut().for_each(|asked| asked.at = now);
-            self.progress_at = now;
+            (self.progress_at, self.checked_at) = (now, now);
         }
     }
 
@@ -399,7 +414,7 @@ impl Swarm {
     }
 
     /// An arrived chunk is good, and stored; or it is not what was asked for, and its source lies.
-    pub fn checked(&mut self, id: SourceId, index: u64, good: bool) {
+    pub fn checked(&mut self, id: SourceId, index: u64, good: bool, now: Duration) {
         let Some(chunk) = self.chunks.get_mut(index as usize) else {
             return;
         };
@@ -413,6 +428,7 @@ impl Swarm {
         if good {
             *chunk = Chunk::Stored;
             self.stored += 1;
+            (self.progress_at, self.checked_at) = (now, now);
             if let Some(source) = self.sources.get_mut(id.0) {
                 source.given_bytes += chunk_len(index, self.config.size) as u64;
             }
@@ -499,6 +515,48 @@ impl Swarm {
             let late = source.asked.iter().filter(is_late).map(|asked| asked.chunk);
             self.overdue.extend(late);
         }
+        self.try_others(now);
+    }
+
+    /// Makes room for a source that was not tried yet, if there is one and all places are taken.
+    pub fn make_room(&mut self, id: SourceId, now: Duration) {
+        let waits = (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX);
+        if self.is_anybody_hidden() && self.put_away(id, waits, now) {
+            self.actions.push_back(Action::Drop(id, DropReason::Useless));
+        }
+    }
+
+    /// Whether all places are taken, and there is somebody who never had one.
+    fn is_anybody_hidden(&self) -> bool {
+        let is_untried = |source: &Source| source.standing == Standing::Untried;
+        self.ready() >= self.config.sources_max && self.sources.iter().any(is_untried)
+    }
+
+    /// Has the slowest of those that owe a chunk for long make room for sources that were not tried yet: so many that a
+    /// quarter of the places is for those. The others go on, so that also where all are slow chunks come to their end.
+    fn try_others(&mut self, now: Duration) {
+        if !self.is_anybody_hidden() {
+            return;
+        }
+        let long = limits::CHUNK_OVERDUE;
+        let in_use = || self.in_use.iter().map(|id| (*id, &self.sources[id.0]));
+        let is_tried = |source: &Source| now.saturating_sub(source.since) >= long;
+        let on_trial = in_use().filter(|(_, source)| !is_tried(source)).count();
+        let room = (self.config.sources_max / 4).max(1).saturating_sub(on_trial);
+        let is_slow = |source: &Source| {
+            let owes = source.asked.first();
+            owes.is_some_and(|oldest| now.saturating_sub(oldest.at) >= long)
+                && source.expected_s(0) > long.as_secs_f64()
+        };
+        let mut slow: Vec<(f64, SourceId)> = in_use()
+            .filter(|(_, source)| is_tried(source) && is_slow(source))
+            .map(|(id, source)| (source.meter.rate(), id))
+            .collect();
+        slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+        for (_, id) in slow.into_iter().take(room) {
+            self.put_away(id, (limits::SOURCE_SLOW_AWAY, limits::SOURCE_AWAY_MAX), now);
+            self.actions.push_back(Action::Drop(id, DropReason::Slow));
+        }
     }
 
     /// Whether there is a source that could be dialled and is not in use.
@@ -510,23 +568,50 @@ impl Swarm {
         self.in_use.iter().filter(|id| self.sources[id.0].is_ready()).count()
     }
 
-    /// Dials twice as many sources as there is room for, since many may be gone, those first that were not tried yet.
+    /// Dials twice as many sources as there is room for, since many may be gone: those first of whose origin fewest are in
+    /// use, since whoever is at one IP address may call itself many; and then those that were not tried yet.
     fn dial(&mut self, now: Duration) {
         let ready = self.ready();
         let in_use_max = ready + 2 * self.config.sources_max.saturating_sub(ready);
+        if self.in_use.len() >= in_use_max {
+            return;
+        }
+        let mut origins: HashMap<IpAddr, usize> = HashMap::new();
+        for id in &self.in_use {
+            *origins.entry(origin_of(self.sources[id.0].address.ip())).or_default() += 1;
+        }
+        // Somebody may be there under any number of names, and be somebody else: it is left in peace for a moment.
+        let is_taken = |source: &&Source| {
+            let dialled = source.dialled.map(|at| now.saturating_sub(at));
+            source.is_in_use() || dialled.is_some_and(|ago| ago < limits::SOURCE_REDIAL_MIN)
+        };
+        let taken = self.sources.iter().filter(is_taken).map(|source| source.address);
+        let mut taken: HashSet<SocketAddr> = taken.collect();
         while self.in_use.len() < in_use_max {
-            let ids = |untried: bool| -> Vec<usize> {
-                let wanted = |source: &Source| {
-                    (source.standing == Standing::Untried) == untried && is_candidate(source, now)
-                };
-                (0..self.sources.len()).filter(|at| wanted(&self.sources[*at])).collect()
+            let rank = |source: &Source| {
+                let origin = origins.get(&origin_of(source.address.ip()));
+                (origin.copied().unwrap_or_default(), source.standing != Standing::Untried)
             };
-            let mut candidates = ids(true);
-            if candidates.is_empty() {
-                candidates = ids(false);
+            let is_free =
+                |source: &Source| is_candidate(source, now) && !taken.contains(&source.address);
+            let mut best = None;
+            let mut candidates = Vec::new();
+            for (at, source) in self.sources.iter().enumerate().filter(|(_, one)| is_free(one)) {
+                let rank = rank(source);
+                if best.is_none_or(|best| rank < best) {
+                    best = Some(rank);
+                    candidates.clear();
+                }
+                if best == Some(rank) {
+                    candidates.push(at);
+                }
             }
             let Some(at) = candidates.choose(&mut self.random).copied() else { return };
-            self.sources[at].standing = Standing::Connecting;
+            let source = &mut self.sources[at];
+            source.standing = Standing::Connecting;
+            source.dialled = Some(now);
+            taken.insert(source.address);
+            *origins.entry(origin_of(source.address.ip())).or_default() += 1;
             self.in_use.push(SourceId(at));
             self.actions.push_back(Action::Connect(SourceId(at)));
         }
@@ -628,9 +713,7 @@ impl Swarm {
         // Among equals it is anybody; one that gives while most others have given nothing is kept.
         let are_many = 2 * count as usize >= self.config.sources_max;
         let is_slow = are_many && source.meter.rate() * f64::from(count) <= 1.1 * sum;
-        let is_untried = |source: &Source| source.standing == Standing::Untried;
-        let is_full = self.ready() >= self.config.sources_max;
-        if is_full && is_slow && self.sources.iter().any(is_untried) {
+        if is_slow && self.is_anybody_hidden() {
             self.exchanges -= 1;
             return true;
         }
@@ -656,17 +739,21 @@ impl Swarm {
     }
 
     /// Whether a source would take longer over one more chunk than others over all that is left: it would have to be
-    /// fetched again in the end, and cost what both have carried of it.
+    /// fetched again in the end, and cost what both have carried of it. The others take as long as the quickest of them over
+    /// one chunk, at least: so whoever is the quickest of all leaves nothing to others.
     fn is_better_left_to_others(&self, id: SourceId, now: Duration) -> bool {
         let own_s = self.sources[id.0].expected_next_s();
         let others = self.in_use.iter().filter(|other| **other != id);
-        let rates = others.map(|other| &self.sources[other.0]).filter(|other| {
+        let others = others.map(|other| &self.sources[other.0]).filter(|other| {
             // Who has everything can give whatever this one would.
-            other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now)
+            let can = other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now);
+            can && other.meter.rate() > 0.0
         });
-        let rate: f64 = rates.map(|other| other.meter.rate()).sum();
+        let (rate, quickest_s) = others.fold((0.0, f64::INFINITY), |(rate, quickest_s), other| {
+            (rate + other.meter.rate(), f64::min(quickest_s, other.expected_next_s()))
+        });
         let left = self.picker.missing() + self.debtors.len() as u64;
-        own_s * rate > left as f64 * CHUNK_BYTES as f64
+        own_s > quickest_s && own_s * rate > left as f64 * CHUNK_BYTES as f64
     }
 
     /// A chunk that somebody else owes for too long, and that this source can be expected to have given in half the

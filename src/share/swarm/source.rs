@@ -1,5 +1,6 @@
 //! One source, as the swarm knows it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Config;
@@ -46,6 +47,7 @@ pub(super) struct Asked {
 /// One source.
 #[derive(Debug)]
 pub(super) struct Source {
+    pub(super) address: SocketAddr,
     pub(super) standing: Standing,
     pub(super) have: Have,
     /// What it owes, oldest first.
@@ -63,6 +65,10 @@ pub(super) struct Source {
     pub(super) busy_times: u32,
     /// Bytes that have come since its last whole chunk: of the one it gives now.
     pub(super) begun_bytes: u64,
+    /// When it was dialled last.
+    pub(super) dialled: Option<Duration>,
+    /// Since when it is there.
+    pub(super) since: Duration,
     /// When it last owed something, or connected.
     pub(super) used: Duration,
     /// In a row, for how long to leave it alone.
@@ -73,8 +79,9 @@ pub(super) struct Source {
 }
 
 impl Source {
-    pub(super) fn new(config: &Config, now: Duration) -> Source {
+    pub(super) fn new(address: SocketAddr, config: &Config, now: Duration) -> Source {
         Source {
+            address,
             standing: Standing::Untried,
             have: Have::Nothing,
             asked: Vec::new(),
@@ -85,6 +92,8 @@ impl Source {
             busy_until: None,
             busy_times: 0,
             begun_bytes: 0,
+            dialled: None,
+            since: now,
             used: now,
             failures: 0,
             given_bytes: 0,

@@ -34,6 +34,9 @@ struct Peer {
     dropped: Option<(Duration, DropReason)>,
     connected: bool,
     gives_up_at: Option<Duration>,
+    /// Those of one origin, if it is not alone there.
+    origin: Option<u8>,
+    dials: Vec<Duration>,
 }
 
 struct Sim {
@@ -45,6 +48,15 @@ struct Sim {
     received_bytes: u64,
     /// Bytes a second that all of them together can give.
     downlink: u64,
+}
+
+/// Where the source with this number is.
+fn address(number: usize, origin: Option<u8>) -> SocketAddr {
+    let [high, low] = [number / 250, number % 250].map(|part| part as u8);
+    match origin {
+        Some(origin) => SocketAddr::from(([10, 1, origin, 1], 1000 + number as u16)),
+        None => SocketAddr::from(([10, 0, high, low], 1000)),
+    }
 }
 
 fn whole(rate: u64) -> Peer {
@@ -61,12 +73,13 @@ impl Sim {
             sources_max: limits::SOURCES_MAX,
             known_max: limits::SOURCES_KNOWN_MAX,
             chunks_max: limits::DOWNLOAD_CHUNKS_MAX,
+            unchecked_max: limits::UNCHECKED_PATIENCE * limits::FETCH_PATIENCE_DEFAULT,
         };
         let stored = ChunkSet::empty(chunks);
         let mut swarm = Swarm::new(config, Duration::ZERO);
         swarm.begin(&stored, Duration::ZERO);
-        for _ in &peers {
-            swarm.add_source(Duration::ZERO);
+        for (number, peer) in peers.iter().enumerate() {
+            swarm.add_source(address(number, peer.origin), Duration::ZERO);
         }
         Sim {
             swarm,
@@ -95,8 +108,7 @@ impl Sim {
                         assert!(has_it, "{id:?} does not have {index}");
                     }
                     peer.wanted.push_back(index);
-                    let asked =
-                        self.peers.iter().filter(|peer| peer.wanted.contains(&index)).count();
+                    let asked = self.swarm.debtors.get(&index).map_or(0, Vec::len);
                     assert!(asked <= 2, "chunk {index} asked of {asked}");
                     assert!(self.swarm.owed(id) <= limits::REQUESTS_AHEAD_MAX);
                 }
@@ -120,6 +132,7 @@ impl Sim {
 
     fn connect(&mut self, id: SourceId) {
         let peer = &mut self.peers[id.0];
+        peer.dials.push(self.now);
         if let Some(wait) = peer.is_dead {
             peer.gives_up_at = Some(self.now + wait);
             return;
@@ -208,7 +221,7 @@ impl Sim {
                 if good {
                     assert!(self.stored.insert(index), "chunk {index} is stored twice");
                 }
-                self.swarm.checked(id, index, good);
+                self.swarm.checked(id, index, good, self.now);
                 self.act();
             }
         }
@@ -282,7 +295,7 @@ fn a_lone_silent_source_is_given_longer_and_another_may_come() {
     }
     assert_eq!(sim.peers[0].dropped, None);
     sim.peers.push(whole(10 * MIB));
-    sim.swarm.add_source(sim.now);
+    sim.swarm.add_source(address(99, None), sim.now);
     sim.run(secs(17));
     let (at, _) = sim.peers[0].dropped.clone().expect("now there is another");
     assert!(at <= secs(12), "dropped at {at:?}");
@@ -297,7 +310,7 @@ fn a_source_that_comes_late_takes_over_from_a_silent_one_at_once() {
         sim.step();
     }
     sim.peers.push(whole(10 * MIB));
-    sim.swarm.add_source(sim.now);
+    sim.swarm.add_source(address(99, None), sim.now);
     sim.run(Duration::from_millis(5_500));
 }
 
@@ -323,7 +336,7 @@ fn a_liar_is_left_for_good_and_its_chunk_fetched_elsewhere() {
         }
         assert!(sim.swarm.is_hopeless());
         sim.peers.push(whole(20 * MIB));
-        sim.swarm.add_source(sim.now);
+        sim.swarm.add_source(address(99, None), sim.now);
         sim.run(sim.now + secs(5));
         let (_, reason) = sim.peers[0].dropped.clone().unwrap();
         assert_eq!(reason, DropReason::WrongBytes);
@@ -504,20 +517,136 @@ fn sources_of_no_use_make_room_for_others() {
     }
 }
 
+/// They owed a chunk each, gave a little of it all the time, and had every place for minutes.
+#[test]
+fn any_number_of_dribbling_sources_hides_no_fast_one() {
+    for seed in 0..5 {
+        for (others, rate, most_s) in [(32, 2 * 1024, 15), (40, 2 * 1024, 20), (100, 10 * 1024, 60)]
+        {
+            let mut peers = vec![whole(rate); others];
+            peers.push(whole(20 * MIB));
+            let mut sim = Sim::new(60, peers, seed);
+            // It is the one that has to wait.
+            sim.swarm.sources[others].standing = Standing::Banned;
+            sim.act();
+            sim.swarm.sources[others].standing = Standing::Untried;
+            sim.run(secs(most_s));
+            println!("seed {seed}, {others} of {rate} bytes/s: {:?}", sim.now);
+        }
+    }
+}
+
+/// All are slow, and there are more than may be in use: chunks come to their end all the same.
+#[test]
+fn a_crowd_of_slow_sources_gives_the_file() {
+    let mut sim = Sim::new(60, vec![whole(30 * 1024); 100], 3);
+    // One after the other they would take 68 s with all places in use all the time.
+    sim.run(secs(200));
+}
+
+/// What they give is never found good.
+#[test]
+fn whoever_dribbles_holds_no_download_for_longer_than_a_few_times_its_patience() {
+    let mut sim = Sim::new(60, vec![whole(2 * 1024); 100], 1);
+    sim.act();
+    let most = limits::UNCHECKED_PATIENCE * limits::FETCH_PATIENCE_DEFAULT;
+    while sim.now < most + secs(100) {
+        sim.step();
+    }
+    assert!(sim.stored.count() == 0 && sim.swarm.progress_at() <= most);
+    // A lone slow one that is honest has the time it needs.
+    let mut sim = Sim::new(3, vec![whole(10 * 1024)], 1);
+    sim.act();
+    while !sim.swarm.is_done() {
+        sim.step();
+        let waited = sim.now.saturating_sub(sim.swarm.progress_at());
+        assert!(waited < limits::FETCH_PATIENCE_DEFAULT, "at {:?}", sim.now);
+    }
+}
+
+/// A thousand names at one address, or one IP, and an honest source elsewhere.
+#[test]
+fn whoever_calls_itself_many_has_a_share_and_no_more() {
+    for seed in 0..5 {
+        let dead = |origin| Peer {
+            is_dead: Some(limits::SOURCE_DIAL_TIMEOUT),
+            origin: Some(origin),
+            ..Peer::default()
+        };
+        let mut peers = vec![dead(1); 900];
+        peers.push(Peer { origin: Some(2), ..whole(20 * MIB) });
+        Sim::new(60, peers, seed).run(secs(7));
+
+        // All names are those of one address, which is of no use: it is dialled now and then.
+        let mut sim = Sim::new(60, vec![], seed);
+        for _ in 0..900 {
+            sim.swarm.add_source(address(0, Some(1)), Duration::ZERO);
+            sim.peers.push(Peer { is_dead: Some(Duration::ZERO), ..Peer::default() });
+        }
+        sim.act();
+        while sim.now < secs(20) {
+            sim.step();
+        }
+        let dials: usize = sim.peers.iter().map(|peer| peer.dials.len()).sum();
+        assert!((10..=21).contains(&dials), "{dials} dials in 20 s");
+    }
+}
+
+/// Three that were equally fast each left the last chunk to the other two, after a liar had had it.
+#[test]
+fn a_chunk_that_some_have_failed_at_is_asked_of_the_others_at_once() {
+    let first = std::env::var("ACERVO_SEED").ok().and_then(|seed| seed.parse().ok());
+    for seed in first.map_or(0..120, |seed: u64| seed..seed + 1) {
+        println!("replay with ACERVO_SEED={seed}");
+        let mut random = SmallRng::seed_from_u64(seed);
+        let chunks = random.random_range(2..80);
+        let failed = if seed % 2 == 0 { chunks - 1 } else { random.random_range(0..chunks) };
+        let rate = random.random_range(4..40) * MIB;
+        let mut peers = vec![whole(rate); random.random_range(1..4)];
+        for _ in 0..random.random_range(1..12) {
+            let mut peer = whole(rate);
+            match random.random_range(0..3) {
+                0 => peer.lies_about = Some(failed),
+                1 => peer.lacks = Some(failed),
+                _ => peer.withholds = Some(failed),
+            }
+            peers.push(peer);
+        }
+        let mut sim = Sim::new(chunks, peers, seed);
+        sim.act();
+        while !sim.swarm.is_done() {
+            sim.step();
+            assert!(sim.now < secs(60), "{} of {chunks} chunks", sim.stored.count());
+            // As long as an honest source is there and has nothing to do, nothing that is missing waits for one.
+            let is_idle = |at: usize| {
+                let (peer, id) = (&sim.peers[at], SourceId(at));
+                let is_honest =
+                    [peer.lies_about, peer.lacks, peer.withholds].iter().all(Option::is_none);
+                is_honest && peer.connected && sim.swarm.owed(id) == 0
+            };
+            let all_idle = (0..sim.peers.len()).filter(|at| is_idle(*at)).count();
+            assert!(
+                all_idle == 0 || sim.swarm.picker.missing() == 0 || !sim.swarm.debtors.is_empty(),
+                "{all_idle} honest sources have nothing to do, and nobody is asked for what is missing"
+            );
+        }
+    }
+}
+
 #[test]
 fn one_that_failed_is_forgotten_for_a_new_one() {
     let mut sim = Sim::new(10, vec![], 1);
     sim.swarm.config.known_max = 2;
     let now = Duration::ZERO;
-    let [first, second] = [0, 1].map(|_| sim.swarm.add_source(now).unwrap());
-    assert_eq!(sim.swarm.add_source(now), None, "nobody has failed");
+    let [first, second] = [1, 2].map(|at| sim.swarm.add_source(address(at, None), now).unwrap());
+    assert_eq!(sim.swarm.add_source(address(3, None), now), None, "nobody has failed");
     while sim.swarm.next_action(now).is_some() {}
     sim.swarm.ban(first, DropReason::WrongBytes);
     sim.swarm.disconnected(second, now);
     while sim.swarm.next_action(now).is_some() {}
-    assert_eq!(sim.swarm.add_source(now), Some(second), "the liar is remembered");
+    assert_eq!(sim.swarm.add_source(address(3, None), now), Some(second), "the liar is remembered");
     assert_eq!(sim.swarm.standing(second), Standing::Untried);
-    assert_eq!(sim.swarm.add_source(now), Some(first));
+    assert_eq!(sim.swarm.add_source(address(3, None), now), Some(first));
 }
 
 #[test]
@@ -543,11 +672,12 @@ fn what_was_kept_is_not_asked_for() {
         sources_max: 1,
         known_max: 1,
         chunks_max: 1,
+        unchecked_max: secs(1),
     };
     let mut kept = ChunkSet::full(10);
     kept.remove(4);
     let mut swarm = Swarm::new(config, Duration::ZERO);
-    let id = swarm.add_source(Duration::ZERO).unwrap();
+    let id = swarm.add_source(address(0, None), Duration::ZERO).unwrap();
     assert_eq!(swarm.next_action(Duration::ZERO), Some(Action::Connect(id)));
     swarm.connected(id, Duration::ZERO);
     swarm.have(id, &[(0, 3), (3, 7)]);
@@ -559,7 +689,7 @@ fn what_was_kept_is_not_asked_for() {
     assert!(swarm.arrived(id, 4));
     assert!(!swarm.arrived(id, 4));
     assert!(!swarm.may_receive(), "it is not stored yet");
-    swarm.checked(id, 4, true);
+    swarm.checked(id, 4, true, Duration::ZERO);
     assert!(swarm.is_done());
 }
 

@@ -27,29 +27,36 @@ impl Driver {
             return self.know(net, manifest);
         }
         let now = self.elapsed(net);
-        for late in self.lists.take_late(now) {
+        for late in self.lists.late(now) {
             self.swarm.leave_silent(late, now);
         }
+        // Whoever is left here is asked no more.
+        self.act(net);
         let ids = (0..self.links.len()).map(SourceId);
         let ready: Vec<SourceId> =
             ids.filter(|id| self.swarm.standing(*id) == Standing::Ready).collect();
         let Some(source) = self.lists.next(&ready, now) else { return };
-        // The only source there is may be asked again and again; it is left like one that owes chunks.
-        if self.links[source.0].asked.len() >= limits::ANSWERS_OWED_MAX {
-            return self.swarm.ban(source, DropReason::Protocol);
+        if let Some(slowest) = self.lists.take_replaced() {
+            self.swarm.make_room(slowest, now);
         }
-        self.ask_hashes_of(net, source, 0);
+        let asked = &self.links[source.0].asked;
+        // An answer that is still on its way will do.
+        let is_asked = asked.values().any(|question| *question == Question::Hashes(0));
+        if !is_asked && asked.len() < limits::ANSWERS_OWED_MAX {
+            self.ask_hashes_of(net, source, 0);
+        }
     }
 
     fn ask_hashes_of(&mut self, net: &mut Net, source: SourceId, first: u64) {
         let body = PeerRequest::Hashes { content: self.options.content, first };
-        self.ask(net, source, Question::Hashes, body);
+        self.ask(net, source, Question::Hashes(first), body);
     }
 
     pub(super) fn hashes(
         &mut self,
         net: &mut Net,
         source: SourceId,
+        first: u64,
         hashes: &[ChunkHash],
     ) -> Judged {
         if self.phase != Phase::Asking {
@@ -57,7 +64,7 @@ impl Driver {
             return Ok(());
         }
         let now = self.elapsed(net);
-        match self.lists.take(source, hashes, now) {
+        match self.lists.take(source, first, hashes, now) {
             Step::More(first) => {
                 self.hashes_at = now;
                 self.ask_hashes_of(net, source, first);
@@ -164,7 +171,8 @@ impl Driver {
                 if good {
                     self.stored.insert(index);
                 }
-                self.swarm.checked(source, index, good);
+                let now = self.elapsed(net);
+                self.swarm.checked(source, index, good, now);
                 self.finish_when_whole(net);
             }
             Done::Allocated(Ok(_)) => {}
