@@ -30,7 +30,7 @@ use acervo::wire::message::{
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put, status};
-use support::{Group, PATIENCE, eventually, exited_with, memory, resident};
+use support::{Group, eventually, exited_with, memory, patient_client, resident};
 
 #[test]
 fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
@@ -397,7 +397,7 @@ fn two_servers_and_a_place() -> (Group, TcpListener, Witness) {
     let third = TcpListener::bind(group.addresses()[2]).unwrap();
     group.start_server(0);
     group.start_server(1);
-    let witness = Witness::start(Client::builder(group.addresses()[..2].to_vec()).build().unwrap());
+    let witness = Witness::start(patient_client(group.addresses()[..2].to_vec()));
     (group, third, witness)
 }
 
@@ -752,7 +752,7 @@ fn what_a_lying_server_has_said_does_not_outlast_its_leaving() {
     for at in [0, 1] {
         group.start_server(at);
     }
-    let two = Client::builder(addresses.clone()).request_timeout(PATIENCE).build().unwrap();
+    let two = patient_client(addresses.clone());
     two.put("before", "it came").unwrap();
     let liar = Liar::take(place, status(addresses[0]).cluster, addresses.clone());
     // Twice: what is believed the first time must not open a door for the second.
@@ -1082,6 +1082,7 @@ fn a_server_that_cannot_write_stops_and_has_acknowledged_nothing_it_does_not_hav
     // the process before it could see the error.
     group.start_server_from_shell(0, &[], "trap '' XFSZ && ulimit -f 20000");
     let value = vec![b'v'; 256 * 1024];
+    group.leader();
     let client =
         Client::builder(group.addresses()).request_timeout(Duration::from_secs(5)).build().unwrap();
     let log = group.log_path(0);

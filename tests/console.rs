@@ -10,7 +10,7 @@ use std::process::Command;
 use acervo::client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use support::terminal::Terminal;
-use support::{ACERVO, Group, PATIENCE, eventually, exited_with, free_addresses};
+use support::{ACERVO, Group, eventually, exited_with, free_addresses, patient_client};
 
 const MENU: &str = "[1] INIT  [2] PUT  [3] GET > ";
 
@@ -188,8 +188,7 @@ struct Play {
 
 impl Play {
     fn new(servers: &[SocketAddr], leader: usize) -> Play {
-        let observer =
-            Client::builder(servers.iter().copied()).request_timeout(PATIENCE).build().unwrap();
+        let observer = patient_client(servers.iter().copied());
         Play {
             servers: servers.to_vec(),
             leader,

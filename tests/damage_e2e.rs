@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use acervo::client::{Client, ClientError};
 use acervo::wire::message::Role;
-use support::{Group, eventually};
+use support::{Group, eventually, patient_client};
 
 /// So that a pass over a small store comes round while a test looks on.
 const FLAGS: [&str; 4] = ["--console", "off", "--scrub-interval", "50ms"];
@@ -200,10 +200,7 @@ fn a_server_whose_log_contradicts_the_group_is_refuted_once_and_starts_blank() {
     group.kill(0);
     group.start_server(1);
     group.start_server(2);
-    let pair = Client::builder([group.servers[1].address, group.servers[2].address])
-        .request_timeout(support::PATIENCE)
-        .build()
-        .unwrap();
+    let pair = patient_client([group.servers[1].address, group.servers[2].address]);
     pair.put("after", "the loss").unwrap();
     group.start_server(0);
     eventually("it starts blank and catches up", || {

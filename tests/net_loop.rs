@@ -379,9 +379,17 @@ fn too_much_for_all_together_closes_who_has_read_nothing_for_longest() {
     harness.ask(move |_, net| assert!(net.send_owned(deaf_id, vec![0; EACH])));
     let (_quiet, quiet_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(quiet_id, frame(&[0; 16]))));
+    // The system takes a little more for a while, and then no more: who has stood longest is sure only then.
+    let stands = |id| {
+        harness.wait_until("nothing more is taken", |harness| {
+            harness.ask(move |_, net| net.write_stall(id)) >= Duration::from_millis(20)
+        });
+    };
+    stands(deaf_id);
     let (_late, late_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(late_id, vec![0; EACH])));
     harness.expect_closed(deaf_id, "Evicted");
+    stands(late_id);
     // The rest fits: nobody else is closed, and there is room for another.
     let (_next, next_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(next_id, vec![0; EACH])));

@@ -217,14 +217,12 @@ impl Group {
 
     /// A client of the whole group.
     pub fn client(&self) -> Client {
-        // Servers may be down for as long as a test likes: the request's own time decides.
-        let timing = Timing { reach_timeout: PATIENCE, ..Timing::default() };
-        Client::builder(self.addresses()).timing(timing).request_timeout(PATIENCE).build().unwrap()
+        patient_client(self.addresses())
     }
 
     /// A client that knows one server only.
     pub fn client_of(&self, at: usize) -> Client {
-        Client::builder([self.servers[at].address]).request_timeout(PATIENCE).build().unwrap()
+        patient_client([self.servers[at].address])
     }
 
     /// Waits until some running server leads and says so; which one.
@@ -293,4 +291,10 @@ pub fn hangups_are_ignored() -> bool {
         println!("NOT TESTED: SIGHUP, because these tests were started with it ignored");
     }
     ignored
+}
+
+/// A client of servers that may be starting still, or be down for as long as a test likes: the request's own time decides.
+pub fn patient_client(servers: impl IntoIterator<Item = SocketAddr>) -> Client {
+    let timing = Timing { reach_timeout: PATIENCE, ..Timing::default() };
+    Client::builder(servers).timing(timing).request_timeout(PATIENCE).build().unwrap()
 }
