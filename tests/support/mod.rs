@@ -80,11 +80,17 @@ pub struct Group {
 }
 
 impl Group {
-    /// Starts `size` servers, the first of which leads first, with `flags` for each.
+    /// Starts `size` servers, the first of which leads first, with `flags` for each, and waits until all of them
+    /// listen: a client that finds nobody there says so at once, and does not ask again.
     pub fn start(size: usize, flags: &[&str]) -> Group {
         let mut group = Group::prepare(size, flags);
         for at in 0..size {
             group.start_server(at);
+        }
+        for at in 0..size {
+            eventually("the server listens", || {
+                (group.log(at).contains(" listens on ") || !group.is_running(at)).then_some(())
+            });
         }
         group
     }
@@ -137,7 +143,8 @@ impl Group {
             .args(["--servers", &self.list()])
             .arg("--data-dir")
             .arg(self.data_dir(at))
-            .args(&self.flags);
+            .args(&self.flags)
+            .env_remove("RUST_LOG");
         command
     }
 
