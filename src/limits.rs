@@ -992,7 +992,8 @@ pub const SHARE_TICK: Duration = Duration::from_millis(100);
 pub const PACED_TICK: Duration = Duration::from_millis(10);
 /// The least that goes at once under a rate.
 pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
-/// Connections a peer serves; one more is told `REFUSED`.
+/// Connections a peer serves. For one more the one gives way that has had no chunk under way for longest, of the IP that
+/// has most; when all have one, it is told `REFUSED`.
 pub const SHARE_CONNECTIONS_MAX: usize = 256;
 /// Chunks being read or sent for all peers, in MiB of memory …
 pub const UPLOAD_CHUNKS_MAX: usize = 32;
@@ -1006,6 +1007,9 @@ pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
 pub const UPLOAD_SLOW_AFTER_MIN: Duration = Duration::from_millis(20);
 /// … and whoever takes this long, in any case.
 pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
+/// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its place is concerned: long
+/// for a line that is only slow, and short beside the patience of whoever wants the place.
+pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Who has had no turn for this long is denied with `BUSY`: before it takes the serving side for silent.
 pub const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chunks one peer has asked for and not got; one more is denied with `BUSY`.

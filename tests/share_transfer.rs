@@ -747,16 +747,29 @@ struct Client {
 
 impl Client {
     fn connect(server: &Server) -> Client {
-        let stream = TcpStream::connect(server.address()).unwrap();
+        Client::from([127, 0, 0, 1], server)
+    }
+
+    /// From an address of this machine: another one, as far as the server can tell.
+    fn from(ip: [u8; 4], server: &Server) -> Client {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+        connect(&socket, &server.address()).unwrap();
+        let stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Client { stream, deframer: Deframer::new(SHARE_FRAME_BYTES_MAX) }
     }
 
     fn greeted(server: &Server) -> Client {
-        let mut client = Client::connect(server);
+        Client::connect(server).greet()
+    }
+
+    fn greet(mut self) -> Client {
+        let client = &mut self;
         client.say(&greeting::hello());
         assert!(matches!(client.hear(), Some(Message::Welcome(_))));
-        client
+        self
     }
 
     fn say(&mut self, message: &Message) {
@@ -792,6 +805,83 @@ impl Client {
             other => panic!("expected a denial, got {other:?}"),
         }
     }
+}
+
+/// As many connections as a server has places, each from an address of its own. Whatever else they do, they take no chunk.
+#[test]
+fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
+    const PLACES: u8 = 4;
+    let scene = Scene::with(3 * MIB, |options| options.connections_max = Some(PLACES.into()));
+    let content = scene.manifest.content();
+    let crowd = |act: &dyn Fn(&mut Client)| -> Vec<Client> {
+        let one = |last| {
+            let mut client = Client::from([127, 0, 1, last], &scene.server).greet();
+            act(&mut client);
+            client
+        };
+        (1..=PLACES).map(one).collect()
+    };
+    let half = greeting::frame(&Message::Ping { nonce: 1 }).unwrap();
+    let kinds: [&dyn Fn(&mut Client); 5] = [
+        &|_| {},
+        // Half a frame.
+        &|client| client.stream.write_all(&half[..half.len() / 2]).unwrap(),
+        &|client| client.say(&Message::Ping { nonce: 1 }),
+        &|client| client.ask(1, PeerRequest::Watch { content }),
+        // Answered, and not read.
+        &|client| {
+            for id in 0..100 {
+                client.ask(id, PeerRequest::Hashes { content, first: 0 });
+            }
+        },
+    ];
+    for (kind, act) in kinds.iter().enumerate() {
+        let idle = crowd(act);
+        let to = tempfile::tempdir().unwrap();
+        let options =
+            FetchOptions { to: to.path().to_owned(), ..scene.options(vec![scene.source()]) };
+        let begun = Instant::now();
+        run(options).unwrap_or_else(|error| panic!("beside a crowd of kind {kind}: {error}"));
+        println!("kind {kind}: {:?}", begun.elapsed());
+        drop(idle);
+    }
+}
+
+/// A chunk that nobody reads keeps a place for a while only; one that is taken keeps it, whoever comes.
+#[test]
+fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
+    let scene = Scene::with(64 * MIB, |options| options.connections_max = Some(2));
+    let content = scene.manifest.content();
+    let mut asks = |last| {
+        let mut client = Client::from([127, 0, 2, last], &scene.server).greet();
+        for index in 0..64 {
+            client.ask(index, PeerRequest::Chunk { content, index });
+        }
+        client
+    };
+    let mut reader = asks(1);
+    let _deaf = asks(2);
+    let mut last_word = None;
+    let mut chunk = 0;
+    // The reader takes chunk after chunk until somebody new has found a place: the deaf one's.
+    wait_until("the one that reads nothing makes room", || {
+        match reader.hear().expect("who takes chunks keeps its place") {
+            Message::ShareReply { id, body: PeerReply::Chunk { length } } => {
+                assert_eq!(length as usize, reader.raw(length as usize).len());
+                chunk += 1;
+                reader.ask(id + 64, PeerRequest::Chunk { content, index: id % 64 });
+            }
+            Message::ShareReply { id, body: PeerReply::Denied { .. } } => {
+                reader.ask(id + 64, PeerRequest::Chunk { content, index: id % 64 });
+            }
+            other => panic!("{other:?}"),
+        }
+        let mut new = Client::from([127, 0, 2, 3], &scene.server);
+        new.say(&greeting::hello());
+        last_word = new.hear();
+        matches!(last_word, Some(Message::Welcome(_)))
+    });
+    assert!(chunk > 0 && scene.server.status().peers >= 2, "{last_word:?}");
 }
 
 #[test]

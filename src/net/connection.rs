@@ -61,7 +61,9 @@ pub enum CloseReason {
         max: usize,
     },
     /// No place was left, and another connection got this one's.
-    #[error("its place was needed: most connections come from its address, or it has not greeted")]
+    #[error(
+        "its place was needed: most connections come from its address, it has not greeted, or nothing was under way on it"
+    )]
     Displaced,
     /// Accepted connections made this process hold more than they may, and this one much of it for long.
     #[error(

@@ -3,7 +3,8 @@
 //! Places are few, so whoever takes many of them, or takes one and does nothing, must not keep others out. Accepted
 //! connections are of three kinds:
 //!
-//! - *Newcomers* have not greeted yet, or are being closed. Someone who means it greets within a round trip. So
+//! - *Newcomers* have not greeted yet, or are being closed, or have nothing under way where a service counts that
+//!   ([`Net::set_idle`](super::Net::set_idle)). Someone who means it greets and asks within a round trip. So
 //!   when all places are taken the oldest newcomer goes, of the origin that has the most of them; a flood shortens
 //!   the time in which to greet, and never leaves a server or a client without a place.
 //! - *Settled* ones have greeted. One of them goes only where another origin would otherwise have at least two fewer
@@ -92,8 +93,9 @@ impl Crowd {
         }
     }
 
-    /// It is being closed, and only its last words are still to be written.
-    pub fn leaves(&mut self, id: ConnectionId) {
+    /// From now on it makes room for whoever comes: it is being closed, or has nothing under way. Of those that do, the
+    /// one goes first that has for longest.
+    pub fn yields(&mut self, id: ConnectionId) {
         if let Some(origin) = self.settled.remove(id) {
             self.newcomers.insert(id, origin);
         }
@@ -153,8 +155,11 @@ mod tests {
         assert_eq!(crowd.newcomer_to_go(), Some(id(26)));
         (26..30).for_each(|number| crowd.settled(id(number)));
         assert_eq!(crowd.newcomer_to_go(), None);
-        crowd.leaves(id(27));
-        assert_eq!(crowd.newcomer_to_go(), Some(id(27)), "only its last words keep it");
+        crowd.yields(id(27));
+        crowd.yields(id(26));
+        assert_eq!(crowd.newcomer_to_go(), Some(id(27)), "it has been idle for longer");
+        crowd.settled(id(27));
+        assert_eq!(crowd.newcomer_to_go(), Some(id(26)), "the other is busy again");
     }
 
     #[test]

@@ -379,6 +379,15 @@ impl Net {
         self.crowd.settled(id);
     }
 
+    /// Whether nothing is under way on a connection that has greeted: such a one gives way to newcomers, as if it had not,
+    /// and the one that has been idle for longest goes first.
+    pub fn set_idle(&mut self, id: ConnectionId, is_idle: bool) {
+        match is_idle {
+            true => self.crowd.yields(id),
+            false => self.crowd.settled(id),
+        }
+    }
+
     /// Whoever comes, this connection never makes room.
     pub fn protect(&mut self, id: ConnectionId) {
         self.crowd.forget(id);
@@ -669,7 +678,7 @@ impl Net {
                 connection.frame_since = None;
                 connection.raw = None;
                 charge_received(&mut self.budget, id, connection, 0);
-                self.crowd.leaves(id);
+                self.crowd.yields(id);
                 self.mark_dirty(id);
             }
             Phase::Flushing | Phase::Lingering => {}

@@ -28,8 +28,10 @@ struct Guest {
     /// Where it comes from.
     address: SocketAddr,
     greeted: bool,
-    /// It has asked something, and does not give way to newcomers any more.
+    /// It has asked something, and has no deadline any more.
     asked: bool,
+    /// A request of it is under way.
+    waits: bool,
     /// When it was last sure to be alive: it has spoken, or its request was still being worked on.
     heard: Instant,
     /// As whom it is about to join.
@@ -168,6 +170,9 @@ impl RegistryService {
         };
         // Its further requests come when this one is answered.
         net.pause_reading(connection);
+        if let Some(guest) = self.guests.get_mut(&connection) {
+            guest.waits = true;
+        }
         if let Work::Join { member, place, .. } = &work {
             let (peer, place) = (member.peer, *place);
             let own = self.guests.get(&connection).map(|guest| guest.address.ip());
@@ -255,7 +260,24 @@ impl RegistryService {
         net.release(connection, held);
         self.join_is_over(connection);
         net.send_owned(connection, frame(id, reply));
+        self.answered_request(net, connection);
+    }
+
+    /// The request of a connection that was under way has been answered.
+    fn answered_request(&mut self, net: &mut Net, connection: ConnectionId) {
+        if let Some(guest) = self.guests.get_mut(&connection) {
+            guest.waits = false;
+        }
+        self.rests(net, connection);
         net.resume_reading(connection);
+    }
+
+    /// Whoever has not joined and waits for no answer gives way to newcomers.
+    fn rests(&mut self, net: &mut Net, connection: ConnectionId) {
+        let guest = self.guests.get(&connection);
+        if guest.is_some_and(|guest| !guest.waits && guest.joined.is_none()) {
+            net.set_idle(connection, true);
+        }
     }
 
     // ---- who holds which id ------------------------------------------------------------------
@@ -576,7 +598,7 @@ impl RegistryService {
                     self.forget(member);
                 }
                 net.send_owned(connection, frame);
-                net.resume_reading(connection);
+                self.answered_request(net, connection);
             }
         }
     }
@@ -588,6 +610,7 @@ impl Service for RegistryService {
             address: peer,
             greeted: false,
             asked: false,
+            waits: false,
             heard: net.now(),
             joining: None,
             key: 0,
@@ -621,9 +644,12 @@ impl Service for RegistryService {
         match message {
             Message::Registry { id, body } => {
                 if !std::mem::replace(&mut guest.asked, true) {
-                    net.greeted(connection);
+                    net.set_deadline(connection, None);
                 }
+                // Until it is answered; what is answered at once makes it the last in the order of who gives way.
+                net.set_idle(connection, false);
                 self.request(net, connection, id, body);
+                self.rests(net, connection);
             }
             Message::Ping { nonce } => {
                 net.send(connection, |out| encode(&Message::Pong { nonce }, out));

@@ -7,6 +7,8 @@
 //!   one's slow line. Who has no turn within a second is told `BUSY`, and whoever takes least gives way to those that wait.
 //!   Memory is the sum of the buffers, whatever the number and size of the files.
 //! - A peer has a limit on what it may ask for ahead, and time limits on asking and on taking.
+//! - A connection keeps its place as long as it waits for a chunk or takes one. Without, whatever else comes on it, it
+//!   gives way to newcomers: so nobody keeps others out by being connected.
 //! - Under a rate limit, chunks are cut into pieces of a tick's worth, and all peers share the rate.
 //!
 //! Every request has exactly one answer. What is offered is the business of [`Catalog`]; a file that
@@ -41,6 +43,8 @@ pub struct ServeOptions {
     /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
     /// choice when absent.
     pub congestion: Option<String>,
+    /// Connections at once; [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX) when absent.
+    pub connections_max: Option<usize>,
 }
 
 /// Why a peer cannot serve.
@@ -99,7 +103,7 @@ impl Server {
                 Some(_) => limits::PACED_TICK,
                 None => limits::SHARE_TICK,
             }),
-            accepted_max: limits::SHARE_CONNECTIONS_MAX,
+            accepted_max: options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX),
             congestion: options.congestion.clone(),
             ..LoopConfig::default()
         };

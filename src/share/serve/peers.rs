@@ -43,6 +43,8 @@ pub(super) struct Peer {
     /// When it had its last turn, or connected, in order.
     pub last_turn: u64,
     pub greeted: bool,
+    /// It keeps its place, whoever comes.
+    pub keeps_place: bool,
     /// Asked for, and not being read yet.
     pub wanted: VecDeque<Wanted>,
     /// Being read.
@@ -72,6 +74,7 @@ impl Peer {
             address,
             last_turn,
             greeted: false,
+            keeps_place: false,
             wanted: VecDeque::new(),
             reading: 0,
             outgoing: VecDeque::new(),

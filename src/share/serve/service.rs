@@ -131,7 +131,8 @@ impl ShareService {
             return;
         };
         peer.greeted = true;
-        net.greeted(id);
+        // Whoever greets and asks for no chunk still gives way to whoever comes for one.
+        net.set_deadline(id, None);
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
         self.say(net, id, &greeting::welcome());
@@ -143,7 +144,9 @@ impl ShareService {
             PeerRequest::Hashes { content, first } => Some(self.hashes(content, first)),
             PeerRequest::Watch { content } => self.watch(net, id, request, content).err(),
             PeerRequest::Chunk { content, index } => {
-                self.want(id, Wanted { request, content, index }, net.now()).err()
+                let wanted = self.want(id, Wanted { request, content, index }, net.now());
+                self.keep_place(net, id);
+                wanted.err()
             }
             PeerRequest::Cancel { request } => {
                 self.cancel(net, id, request);
@@ -152,6 +155,16 @@ impl ShareService {
         };
         if let Some(body) = answer {
             self.say(net, id, &Message::ShareReply { id: request, body });
+        }
+    }
+
+    /// Whether a connection keeps its place: it waits for a chunk, or takes one. What was handed to the system and is not
+    /// taken, as nobody reads it, does not count; nor do questions of other kinds, which are answered at once.
+    fn keep_place(&mut self, net: &mut Net, id: ConnectionId) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let keeps = peer.is_uploading() && net.write_stall(id) < limits::UPLOAD_IDLE_AFTER;
+        if std::mem::replace(&mut peer.keeps_place, keeps) != keeps {
+            net.set_idle(id, !keeps);
         }
     }
 
@@ -640,6 +653,9 @@ impl Service for ShareService {
             self.tell_watchers(net);
             self.make_room(net);
             self.refuse_waiting(net);
+            for id in self.peers.keys().copied().collect::<Vec<_>>() {
+                self.keep_place(net, id);
+            }
             if !self.peers.values().any(Peer::is_uploading) {
                 self.buffers.release_memory();
             }
