@@ -906,6 +906,12 @@ pub const ANNOUNCE_BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
 pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// First wait before a registry is asked again that has no room just now, however soon it says to come again; the waits grow.
+pub const REGISTRY_RETRY_MIN: Duration = Duration::from_millis(BUSY_RETRY_AFTER_MS as u64);
+/// How often a peer says again that a registry refuses it, or answers what makes no sense.
+pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a registry is waited for over a whole list, beside [`JOIN_TIME_PER_FILE`] for each row that has come.
+pub const LIST_PATIENCE: Duration = Duration::from_secs(30);
 /// Different troubles with its registries that a peer remembers having told; past it the oldest may be told again.
 pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.

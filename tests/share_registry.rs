@@ -6,12 +6,13 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acervo::limits;
 use acervo::net::Listener;
 use acervo::share::fetch::FetchError;
-use acervo::share::line::LineError;
+use acervo::share::greeting;
+use acervo::share::line::{Line, LineError, Listing};
 use acervo::share::member::{Files, MemberOptions, Membership, Notice};
 use acervo::share::names::FileName;
 use acervo::share::peer::{Peer, PeerOptions, Wanted};
@@ -20,7 +21,9 @@ use acervo::share::types::{ContentId, FileEntry, PeerId};
 use acervo::types::{ClusterId, NodeId};
 use acervo::wire::codec;
 use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
-use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest, Source};
+use acervo::wire::share::{
+    FileSummary, PeerReply, PeerRequest, RegistryReply, RegistryRequest, Source,
+};
 use support::share::{Registry, noise, write};
 use support::{PATIENCE, eventually, exited_with};
 
@@ -446,6 +449,119 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
     assert_eq!(patient.peer(), PeerId(7));
 }
 
+/// A registry that greets, and answers each request with what `answer` says.
+fn liar(
+    mut answer: impl FnMut(RegistryRequest) -> RegistryReply + Clone + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut raw = Raw { stream: stream.unwrap(), next_id: 0 };
+            raw.receive();
+            raw.send(&greeting::welcome());
+            while let Some(Message::Registry { id, body }) = raw.receive() {
+                raw.send(&Message::RegistryReply { id, body: answer(body) });
+            }
+        }
+    });
+    address
+}
+
+/// All pages of a registry's list of files; or what it did not go on for.
+fn list(registry: SocketAddr, rows_max: usize) -> Result<usize, LineError> {
+    let mut line = Line::open(registry, Instant::now() + PATIENCE)?;
+    let mut listing = Listing::new(rows_max);
+    let mut rows = 0;
+    loop {
+        let page = listing.next_page(&mut line, |after| RegistryRequest::Files { after })?;
+        let RegistryReply::Files { files, more } = page else { panic!("{page:?}") };
+        rows += files.len();
+        if !listing.has_next(&line, files.iter().map(|row| &row.file.name), more)? {
+            return Ok(rows);
+        }
+    }
+}
+
+/// The list of a lying registry filled the disk.
+#[test]
+fn a_list_ends_whatever_the_registry_says() {
+    let page = |names: &[&str], more| {
+        let row = |of: &&str| FileSummary { file: file(of, 1), peers: 1 };
+        RegistryReply::Files { files: names.iter().map(row).collect(), more }
+    };
+    let wrong = |answer: RegistryReply, why: &str| {
+        let registry = liar(move |_| answer.clone());
+        let error = list(registry, 100).unwrap_err();
+        let LineError::Wrong { address, reason } = &error else { panic!("{error}") };
+        assert!(*address == registry && reason.contains(why), "{error}");
+    };
+    wrong(page(&["a", "b"], true), "does not go on where");
+    wrong(page(&["b", "a"], false), "does not go on where");
+    wrong(page(&[], true), "is empty");
+    wrong(RegistryReply::LeaveOk, "another question");
+    let mut number = 0;
+    let growing = liar(move |_| {
+        number += 1;
+        page(&[&format!("{number:09}")], true)
+    });
+    let error = list(growing, 100).unwrap_err();
+    assert!(error.to_string().contains("more than the 100 "), "{error}");
+    // Several contents of one name.
+    assert_eq!(list(liar(move |_| page(&["a", "a", "b"], false)), 100), Ok(3));
+    assert_eq!(list(liar(move |_| page(&[], false)), 100), Ok(0));
+}
+
+/// A refusal of 900 KB was shown whole, with what it does to a terminal.
+#[test]
+fn what_a_registry_says_is_cut_and_escaped() {
+    let message = "\x1b[2J".repeat(225_000);
+    let registry =
+        liar(move |_| RegistryReply::Error { message: message.clone(), retry_after_ms: 0 });
+    let error = list(registry, 100).unwrap_err();
+    assert!(matches!(error, LineError::Declined { .. }), "{error}");
+    let shown = error.to_string();
+    assert!(shown.len() < 2 * limits::REASON_BYTES_MAX && !shown.contains('\x1b'), "{shown}");
+}
+
+/// For 25 seconds a peer said nothing of a registry that did not let it join, or asked it 770 times a second.
+#[test]
+fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_rarely() {
+    let first_notice = |answer: RegistryReply| {
+        let (asked, joins) = std::sync::mpsc::channel();
+        let registry = liar(move |_| {
+            // Nobody may listen any more.
+            let _ = asked.send(Instant::now());
+            answer.clone()
+        });
+        let (notices, told) = std::sync::mpsc::channel();
+        let options = MemberOptions {
+            registries: vec![registry],
+            peer: PeerId(7),
+            address: at(5002),
+            files: Arc::new(Offered),
+            shares: true,
+            id_patience: PATIENCE,
+        };
+        let member = Membership::start(options, move |notice| drop(notices.send(notice))).unwrap();
+        (told.recv_timeout(PATIENCE).unwrap(), joins, member, told)
+    };
+    for answer in [RegistryReply::NotJoined, RegistryReply::LeaveOk] {
+        let (notice, joins, ..) = first_notice(answer);
+        assert!(matches!(notice, Notice::Lost(LineError::Wrong { .. })), "{notice:?}");
+        assert_eq!(joins.try_iter().count(), 1, "told after the first answer");
+    }
+    let message = "no room".to_owned();
+    let (notice, joins, _member, told) =
+        first_notice(RegistryReply::Error { message, retry_after_ms: 1 });
+    assert!(matches!(notice, Notice::Lost(LineError::Declined { .. })), "{notice:?}");
+    let times: Vec<Instant> = joins.iter().take(5).collect();
+    // Half of each of four waits that double.
+    let least = limits::REGISTRY_RETRY_MIN * (1 + 2 + 4 + 8) / 2;
+    assert!(times[4] - times[0] >= least, "{:?}", times[4] - times[0]);
+    assert!(told.try_recv().is_err(), "the same is told once");
+}
+
 /// One liar who told another size of a content took the file from everybody.
 #[test]
 fn a_false_size_of_a_content_hides_no_honest_source() {
@@ -583,7 +699,7 @@ fn an_address_is_the_peers_own_or_has_answered() {
     // A peer's own server.
     let serving = Listener::bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let address = serving.address();
-    let options = ServeOptions { catalogs: vec![], limit_bytes_per_s: None, congestion: None };
+    let options = ServeOptions::default();
     let _server = Server::start(serving, options).unwrap();
     assert_eq!(join("127.0.0.2", address.port()), (RegistryReply::JoinOk, vec![address]));
     // Its own address, in whatever notation.

@@ -26,7 +26,7 @@ use crate::process;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, count, rate, tell};
 use crate::share::fetch::{self, FetchError};
 use crate::share::folder::{Folder, FolderError, LeftOut};
-use crate::share::line::{Line, LineError};
+use crate::share::line::{Line, LineError, Listing};
 use crate::share::member::Notice;
 use crate::share::names::FileName;
 use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
@@ -221,7 +221,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
     let mut line = Line::open_any(&args.registries.registry, deadline)?;
     let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
-    let Some(choice) = choose(sources(asked)?, args.content.as_deref())? else {
+    let Some(choice) = choose(sources(asked), args.content.as_deref())? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
@@ -368,20 +368,16 @@ fn choose(found: Vec<Source>, wanted: Option<&str>) -> Result<Option<Choice>, Sh
 /// A name that somebody offers which people take for this one: of other case, or with its accents written as other
 /// characters, as some systems store them.
 fn look_alike(line: &mut Line, wanted: &FileName) -> Result<Option<FileName>, LineError> {
-    let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
     let key = folded(wanted);
-    let mut after = None;
+    let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
     for _ in 0..limits::LOOK_ALIKE_PAGES_MAX {
-        let asked = line.ask(&RegistryRequest::Files { after }, deadline)?;
-        let RegistryReply::Files { files, more } = asked else {
-            return Err(LineError::Unexpected);
-        };
+        let request = |after| RegistryRequest::Files { after };
+        let RegistryReply::Files { files, more } = listing.next_page(line, request)? else { break };
         let alike = files.iter().find(|row| folded(&row.file.name) == key);
         if let Some(row) = alike {
             return Ok(Some(row.file.name.clone()));
         }
-        after = files.last().map(|row| row.file.name.clone());
-        if !more || after.is_none() {
+        if !listing.has_next(line, files.iter().map(|row| &row.file.name), more)? {
             break;
         }
     }
@@ -505,18 +501,17 @@ struct FileJson<'a> {
 /// # Errors
 /// See [`ShareError`].
 pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
-    let mut list = List::open(args)?;
-    list.begin(
-        out,
-        "peers",
-        &format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes"),
-    )?;
-    let mut after = None;
+    let headings =
+        format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes");
+    let mut list = List::open(args, "peers", headings)?;
+    let mut listing = Listing::new(limits::REGISTRY_PEERS_MAX);
     loop {
-        let RegistryReply::Peers { peers, more } = list.ask(&RegistryRequest::Peers { after })?
+        let request = |after| RegistryRequest::Peers { after };
+        let RegistryReply::Peers { peers, more } = listing.next_page(&mut list.line, request)?
         else {
-            return Err(LineError::Unexpected.into());
+            return list.end(out);
         };
+        let has_next = listing.has_next(&list.line, peers.iter().map(|peer| &peer.peer), more)?;
         for peer in &peers {
             list.row(
                 out,
@@ -530,8 +525,7 @@ pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError
                 },
             )?;
         }
-        after = peers.last().map(|peer| peer.peer);
-        if !more || after.is_none() {
+        if !has_next {
             return list.end(out);
         }
     }
@@ -549,14 +543,17 @@ fn text_of_peer(peer: &PeerSummary) -> String {
 /// # Errors
 /// See [`ShareError`].
 pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
-    let mut list = List::open(args)?;
-    list.begin(out, "files", &format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers"))?;
-    let mut after = None;
+    let headings = format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers");
+    let mut list = List::open(args, "files", headings)?;
+    let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
     loop {
-        let RegistryReply::Files { files, more } = list.ask(&RegistryRequest::Files { after })?
+        let request = |after| RegistryRequest::Files { after };
+        let RegistryReply::Files { files, more } = listing.next_page(&mut list.line, request)?
         else {
-            return Err(LineError::Unexpected.into());
+            return list.end(out);
         };
+        let names = files.iter().map(|row| &row.file.name);
+        let has_next = listing.has_next(&list.line, names, more)?;
         for FileSummary { file, peers } in &files {
             let content = file.content.to_string();
             let size = HumanBytes(file.size).to_string();
@@ -564,38 +561,40 @@ pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError
             let (name, size) = (file.name.as_str(), file.size);
             list.row(out, &text, &FileJson { name, size, content, peers: *peers })?;
         }
-        after = files.last().map(|row| row.file.name.clone());
-        if !more || after.is_none() {
+        if !has_next {
             return list.end(out);
         }
     }
 }
 
-/// A list that is printed as it comes.
+/// A list that is printed as it comes. Nothing is printed before a page has come that can be.
 struct List {
     line: Line,
     format: Format,
+    /// The member of the JSON object that holds it.
+    name: &'static str,
+    headings: String,
+    has_begun: bool,
     rows: u64,
 }
 
 impl List {
-    fn open(args: &ListArgs) -> Result<List, ShareError> {
+    fn open(args: &ListArgs, name: &'static str, headings: String) -> Result<List, ShareError> {
         let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
         let line = Line::open_any(&args.registries.registry, deadline)?;
-        Ok(List { line, format: args.format.get(), rows: 0 })
-    }
-
-    fn ask(&mut self, request: &RegistryRequest) -> Result<RegistryReply, ShareError> {
-        Ok(self.line.ask(request, Instant::now() + limits::REGISTRY_CALL_TIMEOUT)?)
+        let format = args.format.get();
+        Ok(List { line, format, name, headings, has_begun: false, rows: 0 })
     }
 
     /// In text, a line of headings; in JSON, the beginning of an object with one list in it.
-    fn begin(&self, out: &mut dyn Write, name: &str, headings: &str) -> Result<(), ShareError> {
-        match self.format {
-            Format::Text => writeln!(out, "{headings}"),
-            Format::Json => write!(out, "{{\"{name}\":["),
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return Ok(());
         }
-        .map_err(ShareError::Output)
+        match self.format {
+            Format::Text => writeln!(out, "{}", self.headings),
+            Format::Json => write!(out, "{{\"{}\":[", self.name),
+        }
     }
 
     fn row(
@@ -604,6 +603,7 @@ impl List {
         text: &str,
         object: &impl Serialize,
     ) -> Result<(), ShareError> {
+        self.begin(out).map_err(ShareError::Output)?;
         let first = self.rows == 0;
         self.rows += 1;
         match self.format {
@@ -617,7 +617,8 @@ impl List {
         .map_err(ShareError::Output)
     }
 
-    fn end(&self, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    fn end(&mut self, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+        self.begin(out).map_err(ShareError::Output)?;
         if self.format == Format::Json {
             writeln!(out, "]}}").map_err(ShareError::Output)?;
         }

@@ -551,9 +551,9 @@ fn welcomed(message: Message) -> Result<Welcome, Failure> {
     }
 }
 
-/// What a server says is shown to people, so it is made fit for a terminal.
+/// What a server says is shown to people, so it is cut and made fit for a terminal.
 pub(crate) fn refused(reason: &str) -> Failure {
-    Failure::new(format!("{REFUSED}{}", crate::text::escape(reason.as_bytes())))
+    Failure::new(format!("{REFUSED}{}", crate::text::sentence(reason)))
 }
 
 pub(crate) fn next_message(reader: &mut MessageReader) -> Result<Option<Message>, Failure> {

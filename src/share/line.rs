@@ -5,10 +5,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::connection::{Failure, dial, left, next_message, refused};
+use rand::Rng;
+
+use crate::client::connection::{Failure, dial, left, refused};
 use crate::client::transport::MessageReader;
 use crate::limits;
-use crate::text::escape;
+use crate::net::backoff::Backoff;
+use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::{HelloRole, Message};
 use crate::wire::share::{RegistryReply, RegistryRequest};
@@ -37,9 +40,16 @@ pub enum LineError {
         "another connection has joined at {0} under this peer's id: if this folder is shared twice, stop one of them"
     )]
     IdTaken(SocketAddr),
-    /// It answers something else than it was asked.
-    #[error("the registry does not answer like one; check its address")]
-    Unexpected,
+    /// It was reached, and what it says is not what a registry says.
+    #[error(
+        "{address} does not answer as a registry does: {reason}; check the address, or ask another registry"
+    )]
+    Wrong {
+        /// Who.
+        address: SocketAddr,
+        /// What is wrong with it, escaped.
+        reason: String,
+    },
     /// There is nobody to ask.
     #[error("no registry was named")]
     Nobody,
@@ -95,34 +105,63 @@ impl Line {
     /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
     ///
     /// # Errors
-    /// See [`LineError`]. After [`LineError::Unreachable`] the connection is of no more use.
+    /// See [`LineError`]. After [`LineError::Unreachable`] and [`LineError::Wrong`] the connection is of no more use.
     pub fn ask(
         &mut self,
         body: &RegistryRequest,
         deadline: Instant,
     ) -> Result<RegistryReply, LineError> {
+        self.ask_telling(body, deadline, &mut |_| {})
+    }
+
+    /// As [`Line::ask`]; `tell` is called with the first refusal that is waited for.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ask_telling(
+        &mut self,
+        body: &RegistryRequest,
+        deadline: Instant,
+        tell: &mut dyn FnMut(LineError),
+    ) -> Result<RegistryReply, LineError> {
         let began = Instant::now();
+        let (min, max) = (limits::REGISTRY_RETRY_MIN, limits::REGISTRY_BACKOFF_MAX);
+        let mut floor = Backoff::new(min, max);
+        let mut is_told = false;
+        // However soon a registry says to come again.
+        let mut pause = |retry_after_ms: u32| {
+            let told = Duration::from_millis(u64::from(retry_after_ms));
+            told.max(floor.next_wait(rand::rng().next_u64()))
+        };
         loop {
-            let asked = self.exchange(body.clone(), deadline);
-            let reply = asked.map_err(|failure| unreachable(self.address, failure))?;
+            let reply = self.exchange(body.clone(), deadline)?;
             match reply {
-                RegistryReply::NotJoined => return Err(LineError::NotJoined(self.address)),
-                RegistryReply::IdTaken { retry_after_ms } => {
-                    let pause = Duration::from_millis(u64::from(retry_after_ms));
+                RegistryReply::NotJoined if !matches!(body, RegistryRequest::Join { .. }) => {
+                    return Err(LineError::NotJoined(self.address));
+                }
+                RegistryReply::IdTaken { retry_after_ms }
+                    if matches!(body, RegistryRequest::Join { .. }) =>
+                {
+                    let pause = pause(retry_after_ms);
                     if began.elapsed() + pause >= limits::ID_TAKEN_WAIT {
                         return Err(LineError::IdTaken(self.address));
                     }
                     thread::sleep(pause);
                 }
                 RegistryReply::Error { message, retry_after_ms } => {
-                    let pause = Duration::from_millis(u64::from(retry_after_ms));
-                    if pause.is_zero() || Instant::now() + pause >= deadline {
-                        let message = escape(message.as_bytes()).to_string();
-                        return Err(LineError::Declined { address: self.address, message });
+                    let declined =
+                        LineError::Declined { address: self.address, message: sentence(&message) };
+                    let pause = pause(retry_after_ms);
+                    if retry_after_ms == 0 || Instant::now() + pause >= deadline {
+                        return Err(declined);
+                    }
+                    if !std::mem::replace(&mut is_told, true) {
+                        tell(declined);
                     }
                     thread::sleep(pause);
                 }
-                reply => return Ok(reply),
+                reply if answers(body, &reply) => return Ok(reply),
+                _ => return Err(self.wrong("it answers another question than it was asked")),
             }
         }
     }
@@ -145,25 +184,32 @@ impl Line {
         &mut self,
         body: RegistryRequest,
         deadline: Instant,
-    ) -> Result<RegistryReply, Failure> {
-        let io_failure = |error: io::Error| Failure::io(&error);
+    ) -> Result<RegistryReply, LineError> {
+        let address = self.address;
+        let failed = |failure: Failure| unreachable(address, failure);
+        let io_failure = |error: io::Error| failed(Failure::io(&error));
         let id = self.next_id;
         self.next_id += 1;
         self.send(&Message::Registry { id, body }, deadline)?;
         loop {
-            while let Some(message) = next_message(&mut self.reader)? {
+            loop {
+                let message = match self.reader.next_message() {
+                    Ok(Some(message)) => message,
+                    Ok(None) => break,
+                    Err(error) => return Err(self.wrong(&error.to_string())),
+                };
                 match message {
                     Message::RegistryReply { id: of, body } if of == id => return Ok(body),
                     Message::Ping { nonce } => self.send(&Message::Pong { nonce }, deadline)?,
                     Message::Pong { .. } => {}
-                    Message::Refused { reason } => return Err(refused(&reason)),
-                    _ => return Err(Failure::new("it does not answer like a registry")),
+                    Message::Refused { reason } => return Err(failed(refused(&reason))),
+                    _ => return Err(self.wrong("it says what nobody has asked")),
                 }
             }
             let left = left(deadline).map_err(io_failure)?;
             self.stream.set_read_timeout(Some(left)).map_err(io_failure)?;
             match self.reader.fill(&mut &self.stream) {
-                Ok(0) => return Err(Failure::new("it closed the connection")),
+                Ok(0) => return Err(failed(Failure::new("it closed the connection"))),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_failure(error)),
@@ -171,14 +217,113 @@ impl Line {
         }
     }
 
-    fn send(&mut self, message: &Message, deadline: Instant) -> Result<(), Failure> {
+    /// What it says is not what a registry says.
+    pub fn wrong(&self, reason: &str) -> LineError {
+        LineError::Wrong { address: self.address, reason: sentence(reason) }
+    }
+
+    fn send(&mut self, message: &Message, deadline: Instant) -> Result<(), LineError> {
+        let address = self.address;
         let mut frame = Vec::new();
         codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, &mut frame)
-            .map_err(|error| Failure::new(error.to_string()))?;
-        let io_failure = |error: io::Error| Failure::io(&error);
+            .map_err(|error| unreachable(address, Failure::new(error.to_string())))?;
+        let io_failure = |error: io::Error| unreachable(address, Failure::io(&error));
         let left = left(deadline).map_err(io_failure)?;
         self.stream.set_write_timeout(Some(left)).map_err(io_failure)?;
         self.stream.write_all(&frame).map_err(io_failure)
+    }
+}
+
+/// Whether this is an answer to that.
+fn answers(request: &RegistryRequest, reply: &RegistryReply) -> bool {
+    match request {
+        RegistryRequest::Join { .. } => matches!(reply, RegistryReply::JoinOk),
+        RegistryRequest::Search { .. } | RegistryRequest::SearchContent { .. } => {
+            matches!(reply, RegistryReply::Sources(_))
+        }
+        RegistryRequest::Update { .. }
+        | RegistryRequest::Fetching { .. }
+        | RegistryRequest::Fetched { .. } => matches!(reply, RegistryReply::UpdateOk),
+        RegistryRequest::KeepAlive => matches!(reply, RegistryReply::AliveOk),
+        RegistryRequest::Leave => matches!(reply, RegistryReply::LeaveOk),
+        RegistryRequest::Peers { .. } => matches!(reply, RegistryReply::Peers { .. }),
+        RegistryRequest::Files { .. } => matches!(reply, RegistryReply::Files { .. }),
+    }
+}
+
+/// A list that a registry tells in pages, as far as it has come: it ends, whatever the registry says.
+pub struct Listing<K> {
+    /// Where the next page begins.
+    after: Option<K>,
+    rows: usize,
+    rows_max: usize,
+    /// For how long the registry has been waited for.
+    waited: Duration,
+}
+
+impl<K: Ord + Clone> Listing<K> {
+    /// Of no more rows than a registry keeps.
+    pub fn new(rows_max: usize) -> Listing<K> {
+        Listing { after: None, rows: 0, rows_max, waited: Duration::ZERO }
+    }
+
+    /// Asks for the next page, with where it is to begin; pages of few rows have less time for each.
+    ///
+    /// # Errors
+    /// See [`LineError`].
+    pub fn next_page(
+        &mut self,
+        line: &mut Line,
+        request: impl FnOnce(Option<K>) -> RegistryRequest,
+    ) -> Result<RegistryReply, LineError> {
+        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
+        let patience = limits::LIST_PATIENCE + limits::JOIN_TIME_PER_FILE * rows;
+        let left = patience.saturating_sub(self.waited).min(limits::REGISTRY_CALL_TIMEOUT);
+        let began = Instant::now();
+        let asked = line.ask(&request(self.after.clone()), began + left);
+        self.waited += began.elapsed();
+        asked
+    }
+
+    /// Takes note of a page by its keys; whether there is another one.
+    ///
+    /// # Errors
+    /// The page does not go on where the one before has ended, or there are too many.
+    pub fn has_next<'a>(
+        &mut self,
+        line: &Line,
+        page: impl Iterator<Item = &'a K>,
+        more: bool,
+    ) -> Result<bool, LineError>
+    where
+        K: 'a,
+    {
+        let mut last: Option<&K> = None;
+        let mut rows = 0;
+        for key in page {
+            // Of one name there may be several contents, all on one page.
+            let is_in_order = match (last, &self.after) {
+                (Some(last), _) => key >= last,
+                (None, after) => after.as_ref().is_none_or(|after| key > after),
+            };
+            if !is_in_order {
+                return Err(
+                    line.wrong("a page of its list does not go on where the last one ended")
+                );
+            }
+            last = Some(key);
+            rows += 1;
+        }
+        if more && rows == 0 {
+            return Err(line.wrong("a page of its list is empty, and it says that more follow"));
+        }
+        self.rows += rows;
+        if self.rows > self.rows_max {
+            let max = self.rows_max;
+            return Err(line.wrong(&format!("it lists more than the {max} that a registry keeps")));
+        }
+        self.after = last.cloned().or(self.after.take());
+        Ok(more)
     }
 }
 

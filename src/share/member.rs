@@ -68,7 +68,8 @@ pub enum Notice {
         /// Not for the first time.
         again: bool,
     },
-    /// The registry is gone, or refuses. Told once for each reason; the membership goes on trying.
+    /// The registry is gone, or refuses. Told once for each reason, of a refusal once in
+    /// [`REFUSAL_TOLD_INTERVAL`](limits::REFUSAL_TOLD_INTERVAL); the membership goes on trying.
     Lost(LineError),
 }
 
@@ -198,8 +199,8 @@ struct Member {
     /// Which registry is tried first: another one after each attempt that came to nothing, so that one that
     /// answers and cannot help does not stand before one that could.
     first: usize,
-    /// What has been wrong since it was joined, each told once; the newest is the last.
-    troubles: Vec<LineError>,
+    /// What has been wrong since it was joined, and when each was told; the newest is the last.
+    troubles: Vec<(LineError, Instant)>,
 }
 
 impl Member {
@@ -304,7 +305,9 @@ impl Member {
                     self.join();
                     result = self.call(&request);
                 }
-                let nobody = || Err(self.troubles.last().cloned().unwrap_or(LineError::Nobody));
+                let nobody = || {
+                    Err(self.troubles.last().map_or(LineError::Nobody, |(error, _)| error.clone()))
+                };
                 let result = result.unwrap_or_else(nobody);
                 // Whoever asked may have given up.
                 let _ = answer.send(result);
@@ -354,7 +357,7 @@ impl Member {
         }
     }
 
-    fn try_join(&self) -> Result<(Line, Vec<FileEntry>), LineError> {
+    fn try_join(&mut self) -> Result<(Line, Vec<FileEntry>), LineError> {
         let files = self.options.files.files();
         let patience =
             limits::REGISTRY_CALL_TIMEOUT + limits::JOIN_TIME_PER_FILE * files.len() as u32;
@@ -378,7 +381,7 @@ impl Member {
                 secret: self.secret,
                 shares,
             };
-            line.ask(&join, deadline)?;
+            line.ask_telling(&join, deadline, &mut |error| self.trouble(error))?;
         }
         Ok((line, files))
     }
@@ -466,15 +469,20 @@ impl Member {
 
     /// Says what is wrong, unless it has been said.
     fn trouble(&mut self, error: LineError) {
-        let told = self.troubles.len();
-        self.troubles.retain(|told| *told != error);
-        let is_new = self.troubles.len() == told;
-        if is_new && !matches!(error, LineError::NotJoined(_)) {
+        let now = Instant::now();
+        let before = self.troubles.iter().position(|(told, _)| *told == error);
+        let told_at = before.map(|at| self.troubles.remove(at).1);
+        // That it is still gone is no news. That it refuses is, to somebody who waits for something to come of it.
+        let is_refusal = matches!(error, LineError::Declined { .. } | LineError::Wrong { .. });
+        let is_due = told_at
+            .is_none_or(|at| is_refusal && now.duration_since(at) >= limits::REFUSAL_TOLD_INTERVAL);
+        if is_due && !matches!(error, LineError::NotJoined(_)) {
             (self.notice)(Notice::Lost(error.clone()));
         }
-        if told >= limits::REGISTRY_TROUBLES_KEPT {
+        if self.troubles.len() >= limits::REGISTRY_TROUBLES_KEPT {
             self.troubles.remove(0);
         }
-        self.troubles.push(error);
+        let told_at = told_at.filter(|_| !is_due).unwrap_or(now);
+        self.troubles.push((error, told_at));
     }
 }

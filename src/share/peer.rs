@@ -108,7 +108,12 @@ impl Peer {
         let mut catalogs: Vec<Arc<dyn Catalog>> = Vec::new();
         catalogs.extend(folder.iter().map(|folder| Arc::<Folder>::clone(folder) as _));
         catalogs.push(Arc::<Partials>::clone(&partials));
-        let serve = ServeOptions { catalogs, limit_bytes_per_s, congestion: congestion.clone() };
+        let serve = ServeOptions {
+            catalogs,
+            limit_bytes_per_s,
+            congestion: congestion.clone(),
+            ..ServeOptions::default()
+        };
         let server = Server::start(options.listener, serve)?;
         let files: Arc<dyn Files> = match &folder {
             Some(folder) => Arc::<Folder>::clone(folder),
@@ -176,7 +181,7 @@ impl Peer {
     /// # Errors
     /// The registry cannot be reached, or refuses.
     pub fn search(&self, name: &FileName) -> Result<Vec<Source>, LineError> {
-        sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?)
+        Ok(sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?))
     }
 
     /// Begins a download, and offers what has arrived of it to others.
@@ -229,7 +234,7 @@ impl Peer {
         let seek = move || loop {
             let asked = membership.ask(RegistryRequest::SearchContent { content });
             // Without a registry the download goes on with whom it knows.
-            for source in asked.and_then(self::sources).unwrap_or_default() {
+            for source in asked.map(self::sources).unwrap_or_default() {
                 if source.peer != membership.peer() {
                     handle.add_source(source);
                 }
@@ -245,14 +250,11 @@ impl Peer {
     }
 }
 
-/// The sources in an answer.
-///
-/// # Errors
-/// The answer is to another question.
-pub fn sources(reply: RegistryReply) -> Result<Vec<Source>, LineError> {
+/// The sources in an answer to a search, which no other answer passes for ([`LineError::Wrong`]).
+pub fn sources(reply: RegistryReply) -> Vec<Source> {
     match reply {
-        RegistryReply::Sources(sources) => Ok(sources),
-        _ => Err(LineError::Unexpected),
+        RegistryReply::Sources(sources) => sources,
+        _ => Vec::new(),
     }
 }
 

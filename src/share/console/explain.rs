@@ -10,7 +10,7 @@ use crate::share::fetch::{FetchError, FindError};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
 use crate::share::names::NameError;
-use crate::text::escape;
+use crate::text::{escape, sentence};
 use crate::wire::share::DenialCode;
 
 pub(super) fn explain_name(error: NameError) -> String {
@@ -42,8 +42,10 @@ pub(super) fn explain_line(error: &LineError) -> String {
              compartilhada duas vezes, pare uma delas."
         ),
         LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
-        LineError::Unexpected => {
-            "O registro não responde como um registro: confira o endereço.".to_owned()
+        LineError::Wrong { address, reason } => {
+            // It quotes what came, and is English.
+            log::info!("registry {address}: {reason}");
+            format!("Registro {address} não responde como um registro: confira o endereço.")
         }
         LineError::Nobody => "Nenhum registro foi dado.".to_owned(),
         LineError::Stopping => "Este peer está parando.".to_owned(),
@@ -116,7 +118,7 @@ pub(super) fn explain_find(error: &FindError) -> String {
         }
         FindError::Refused { address, code, reason } => {
             // Its own words are English.
-            log::info!("{address} refuses: {}", escape(reason.as_bytes()));
+            log::info!("{address} refuses: {}", sentence(reason));
             match code {
                 Some(DenialCode::NotFound) => format!("o peer {address} não tem este arquivo"),
                 Some(DenialCode::Changed) => format!("o arquivo do peer {address} mudou"),

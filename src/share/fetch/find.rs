@@ -8,6 +8,7 @@ use crate::limits::SHARE_FRAME_BYTES_MAX;
 use crate::share::greeting;
 use crate::share::names::FileName;
 use crate::share::types::FileEntry;
+use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::frame::Deframer;
 use crate::wire::message::Message;
@@ -25,7 +26,7 @@ pub enum FindError {
         source: io::Error,
     },
     /// It says no.
-    #[error("peer {address} refuses: {reason}")]
+    #[error("peer {address} refuses: {}", sentence(reason))]
     Refused {
         /// Who.
         address: SocketAddr,
