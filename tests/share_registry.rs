@@ -6,6 +6,7 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use acervo::limits;
@@ -423,6 +424,7 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
         let options = MemberOptions {
             registries: vec![registry.address],
             peer: PeerId(7),
+            id: Arc::default(),
             address: at(5002),
             files: Arc::new(Offered),
             shares: true,
@@ -459,7 +461,7 @@ fn liar(
         for stream in listener.incoming() {
             let mut raw = Raw { stream: stream.unwrap(), next_id: 0 };
             raw.receive();
-            raw.send(&greeting::welcome());
+            raw.send(&greeting::welcome(PeerId(0)));
             while let Some(Message::Registry { id, body }) = raw.receive() {
                 raw.send(&Message::RegistryReply { id, body: answer(body) });
             }
@@ -538,6 +540,7 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
         let options = MemberOptions {
             registries: vec![registry],
             peer: PeerId(7),
+            id: Arc::default(),
             address: at(5002),
             files: Arc::new(Offered),
             shares: true,
@@ -700,7 +703,12 @@ fn an_address_is_the_peers_own_or_has_answered() {
     let serving = Listener::bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let address = serving.address();
     let options = ServeOptions::default();
+    let id = Arc::clone(&options.peer);
+    id.store(2, Ordering::SeqCst);
     let _server = Server::start(serving, options).unwrap();
+    let another = refused(join("127.0.0.2", address.port()));
+    assert!(another.contains("no peer answers at"), "it is another peer: {another}");
+    id.store(1, Ordering::SeqCst);
     assert_eq!(join("127.0.0.2", address.port()), (RegistryReply::JoinOk, vec![address]));
     // Its own address, in whatever notation.
     let own = |port| vec![SocketAddr::from(([127, 0, 0, 1], port))];

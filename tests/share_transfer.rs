@@ -20,6 +20,7 @@ use acervo::share::greeting;
 use acervo::share::names::FileName;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer, Partials};
 use acervo::share::serve::{ServeOptions, Server};
+use acervo::share::types::PeerId;
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
@@ -251,7 +252,10 @@ impl Talk {
                     Message::Hello(_) if self.trick == Trick::Garbage => {
                         self.stream.write_all(&[0x15; 999])?;
                     }
-                    Message::Hello(_) => self.say(&greeting::welcome())?,
+                    Message::Hello(_) => {
+                        let peer = PeerId(u64::from(self.stream.local_addr()?.port()));
+                        self.say(&greeting::welcome(peer))?;
+                    }
                     Message::Share { id, body } => self.answer(id, body)?,
                     _ => {}
                 }
@@ -884,6 +888,18 @@ fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
     assert!(chunk > 0 && scene.server.status().peers >= 2, "{last_word:?}");
 }
 
+/// Whoever announces an address of somebody else's is found out where it is dialled.
+#[test]
+fn a_source_is_the_peer_that_was_announced_or_none() {
+    let scene = Scene::new(2 * MIB);
+    let impostor = Source { peer: PeerId(99), ..scene.source() };
+    let patience = Duration::from_millis(200);
+    let options = FetchOptions { patience, ..scene.options(vec![impostor.clone()]) };
+    let error = run(options).unwrap_err();
+    assert!(error.to_string().contains("another peer answers there"), "{error}");
+    scene.assert_whole(&run(scene.options(vec![impostor, scene.source()])).unwrap());
+}
+
 #[test]
 fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     let scene = Scene::new(12 * MIB);
@@ -1044,7 +1060,8 @@ fn one_peer_can_be_asked_what_it_has() {
     let scene = Scene::new(3 * MIB);
     let file = scene.path.file_name().unwrap().to_str().unwrap();
     let name = FileName::new(file).unwrap();
-    let entry = fetch::find(scene.server.address(), &name, PATIENCE).unwrap();
+    let (peer, entry) = fetch::find(scene.server.address(), &name, PATIENCE).unwrap();
+    assert_eq!(peer, scene.source().peer);
     assert_eq!((entry.size, entry.content), (3 * MIB as u64, scene.manifest.content()));
     let other = FileName::new("other.bin").unwrap();
     let error = fetch::find(scene.server.address(), &other, PATIENCE).unwrap_err();

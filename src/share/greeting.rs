@@ -1,6 +1,7 @@
 //! How connections of a share begin, and frames made of messages.
 
 use crate::limits::{HELLO_FRAME_BYTES_MAX, SHARE_FRAME_BYTES_MAX};
+use crate::share::types::PeerId;
 use crate::types::{ClusterId, NodeId, Timestamp};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
@@ -11,18 +12,31 @@ pub fn hello() -> Message {
     Message::Hello(Hello { protocol: PROTOCOL_VERSION, cluster, role: HelloRole::Share })
 }
 
-/// The answer to a good one. A share has no group, no log and no terms: they are zero.
-pub fn welcome() -> Message {
+/// The answer to a good one, of a peer with this id; a registry has none, and 0 for it. A share has no group, no log and no
+/// terms: they are zero.
+pub fn welcome(peer: PeerId) -> Message {
     Message::Welcome(Welcome {
         protocol: PROTOCOL_VERSION,
         cluster: ClusterId(0),
         node: NodeId(0),
-        incarnation: 0,
+        incarnation: peer.0,
         last_index: 0,
         term: 0,
         first_leader: None,
         applied_timestamp: Timestamp::ZERO,
     })
+}
+
+/// Whether who answers with this is the peer that was meant, and not whoever else listens at its address.
+///
+/// # Errors
+/// Why it is another one.
+pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
+    match PeerId(welcome.incarnation) {
+        PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
+        other if other != peer => Err(format!("another peer answers there, {other}")),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a message is the greeting of somebody who may speak here; else what to tell them.

@@ -46,6 +46,8 @@ pub struct MemberOptions {
     pub registries: Vec<SocketAddr>,
     /// Who.
     pub peer: PeerId,
+    /// Where others read who it is: it becomes another one when somebody else has taken the id.
+    pub id: Arc<AtomicU64>,
     /// Where it serves. An IP of zeros is filled in by the registry.
     pub address: SocketAddr,
     /// What it offers.
@@ -108,7 +110,8 @@ impl Membership {
         let (alive, ended) = bounded::<()>(0);
         let is_changed = Arc::new(AtomicBool::new(false));
         let changed = Arc::clone(&is_changed);
-        let peer = Arc::new(AtomicU64::new(options.peer.0));
+        let peer = Arc::clone(&options.id);
+        peer.store(options.peer.0, Ordering::Relaxed);
         let told = Arc::clone(&peer);
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
             Member::new(options, told, Box::new(notice), changed).run(&received);

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -108,7 +108,9 @@ impl Peer {
         let mut catalogs: Vec<Arc<dyn Catalog>> = Vec::new();
         catalogs.extend(folder.iter().map(|folder| Arc::<Folder>::clone(folder) as _));
         catalogs.push(Arc::<Partials>::clone(&partials));
+        let id = Arc::new(AtomicU64::new(peer.0));
         let serve = ServeOptions {
+            peer: Arc::clone(&id),
             catalogs,
             limit_bytes_per_s,
             congestion: congestion.clone(),
@@ -153,6 +155,7 @@ impl Peer {
         let member = MemberOptions {
             registries,
             peer,
+            id,
             address,
             files,
             shares,

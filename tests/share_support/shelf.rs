@@ -77,5 +77,8 @@ pub fn local() -> SocketAddr {
 }
 
 pub fn serve_with(options: ServeOptions) -> Server {
-    Server::start(Listener::bind(local()).unwrap(), options).unwrap()
+    let listener = Listener::bind(local()).unwrap();
+    // As `source` in the tests of transfers calls it.
+    options.peer.store(u64::from(listener.address().port()), Ordering::Relaxed);
+    Server::start(listener, options).unwrap()
 }

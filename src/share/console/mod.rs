@@ -443,9 +443,7 @@ fn fetch_from(
     stopping: &AtomicBool,
 ) -> Result<(), String> {
     let found = find(address, name, limits::REGISTRY_CALL_TIMEOUT);
-    let file = found.map_err(|error| explain_find(&error))?;
-    // Who it is does not matter: there is only this one.
-    let peer = PeerId(rand::rng().next_u64());
+    let (peer, file) = found.map_err(|error| explain_find(&error))?;
     let source = Source { peer, address, size: file.size, content: file.content };
     let wanted = Wanted {
         name: name.clone(),

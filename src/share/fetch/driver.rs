@@ -269,7 +269,8 @@ impl Driver {
     fn message(&mut self, net: &mut Net, source: SourceId, message: Message) -> Judged {
         let link = &mut self.links[source.0];
         match message {
-            Message::Welcome(_) if !link.greeted => {
+            Message::Welcome(welcome) if !link.greeted => {
+                greeting::check_welcome(&welcome, link.source.peer).map_err(DropReason::Refused)?;
                 link.greeted = true;
                 link.lost.clear();
                 if let Some(connection) = link.connection {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::limits::SHARE_FRAME_BYTES_MAX;
 use crate::share::greeting;
 use crate::share::names::FileName;
-use crate::share::types::FileEntry;
+use crate::share::types::{FileEntry, PeerId};
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::frame::Deframer;
@@ -40,7 +40,7 @@ pub enum FindError {
     Protocol(SocketAddr),
 }
 
-/// Asks the peer at `address` what it has under `name`, and waits for the answer.
+/// Asks the peer at `address` who it is and what it has under `name`, and waits for the answer.
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub fn find(
     address: SocketAddr,
     name: &FileName,
     timeout: Duration,
-) -> Result<FileEntry, FindError> {
+) -> Result<(PeerId, FileEntry), FindError> {
     let unreachable = |source| FindError::Unreachable { address, source };
     let deadline = Instant::now() + timeout;
     let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(unreachable)?;
@@ -63,11 +63,14 @@ pub fn find(
     stream.set_write_timeout(Some(timeout)).map_err(unreachable)?;
     stream.write_all(&question).map_err(unreachable)?;
     let mut deframer = Deframer::new(SHARE_FRAME_BYTES_MAX);
+    let mut peer = None;
     loop {
         while let Some(frame) = deframer.next_frame().map_err(|_| FindError::Protocol(address))? {
             match codec::decode(frame) {
-                Ok(Message::Welcome(_)) => {}
-                Ok(Message::ShareReply { body: PeerReply::Found(entry), .. }) => return Ok(entry),
+                Ok(Message::Welcome(welcome)) => peer = Some(PeerId(welcome.incarnation)),
+                Ok(Message::ShareReply { body: PeerReply::Found(entry), .. }) => {
+                    return peer.map(|peer| (peer, entry)).ok_or(FindError::Protocol(address));
+                }
                 Ok(Message::Refused { reason }) => {
                     return Err(FindError::Refused { address, code: None, reason });
                 }

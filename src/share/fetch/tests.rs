@@ -83,7 +83,9 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
             });
             let catalogs: Vec<Arc<dyn Catalog>> = vec![shelf];
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-            Server::start(listener, ServeOptions { catalogs, ..ServeOptions::default() }).unwrap()
+            let peer = Arc::new(u64::from(listener.address().port()).into());
+            let options = ServeOptions { peer, catalogs, ..ServeOptions::default() };
+            Server::start(listener, options).unwrap()
         })
         .collect();
     let sources = servers

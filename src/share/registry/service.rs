@@ -147,7 +147,7 @@ impl RegistryService {
         net.set_idle_timeout(connection, Some(limits::CLIENT_IDLE_TIMEOUT));
         // Whoever greets and asks nothing still gives way to whoever comes to ask.
         net.set_deadline(connection, Some(net.now() + limits::FIRST_REQUEST_TIMEOUT));
-        net.send(connection, |out| encode(&greeting::welcome(), out));
+        net.send(connection, |out| encode(&greeting::welcome(PeerId(0)), out));
     }
 
     fn request(&mut self, net: &mut Net, connection: ConnectionId, id: u64, body: RegistryRequest) {
@@ -404,7 +404,15 @@ impl RegistryService {
 
     fn answered(&mut self, net: &mut Net, dialled: ConnectionId, frame: &[u8]) {
         let result = match codec::decode(frame) {
-            Ok(Message::Welcome(_)) => Ok(()),
+            Ok(Message::Welcome(welcome)) => {
+                match self.checks.get(&dialled).map(|check| &check.work) {
+                    Some(Work::Join { member, .. }) => {
+                        greeting::check_welcome(&welcome, member.peer)
+                    }
+                    // The check has been given up.
+                    _ => Ok(()),
+                }
+            }
             Ok(Message::Refused { reason }) => Err(sentence(&reason)),
             _ => Err("what answers is no peer".to_owned()),
         };

@@ -36,6 +36,8 @@ use service::ShareService;
 /// How to serve.
 #[derive(Clone, Default)]
 pub struct ServeOptions {
+    /// Who serves, as it tells whoever connects; it may become another one.
+    pub peer: Arc<AtomicU64>,
     /// What to serve; the first one that has something gives it.
     pub catalogs: Vec<Arc<dyn Catalog>>,
     /// The most bytes to send a second, on the average and to all together; no limit when absent.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -24,7 +24,7 @@ use crate::share::greeting;
 use crate::share::names::FileName;
 use crate::share::offer::{Available, Catalog, Offer};
 use crate::share::rate::TokenBucket;
-use crate::share::types::ContentId;
+use crate::share::types::{ContentId, PeerId};
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
@@ -64,6 +64,7 @@ struct Pace {
 }
 
 pub(super) struct ShareService {
+    peer: Arc<AtomicU64>,
     catalogs: Vec<Arc<dyn Catalog>>,
     pace: Option<Pace>,
     peers: ConnectionMap<Peer>,
@@ -101,6 +102,7 @@ impl ShareService {
             Pace { bucket, piece_bytes: piece as usize }
         });
         Ok(ShareService {
+            peer: options.peer,
             catalogs: options.catalogs,
             pace,
             peers: ConnectionMap::default(),
@@ -135,7 +137,8 @@ impl ShareService {
         net.set_deadline(id, None);
         net.set_idle_timeout(id, Some(limits::SHARE_IDLE_TIMEOUT));
         net.set_frame_cap(id, limits::SHARE_REQUEST_BYTES_MAX);
-        self.say(net, id, &greeting::welcome());
+        let peer = PeerId(self.peer.load(Ordering::Relaxed));
+        self.say(net, id, &greeting::welcome(peer));
     }
 
     fn request(&mut self, net: &mut Net, id: ConnectionId, request: u64, body: PeerRequest) {
