@@ -856,7 +856,7 @@ fn whoever_takes_no_chunk_gives_way_to_whoever_comes_for_one() {
 fn a_place_is_kept_by_who_takes_a_chunk_and_not_by_who_reads_none() {
     let scene = Scene::with(64 * MIB, |options| options.connections_max = Some(2));
     let content = scene.manifest.content();
-    let mut asks = |last| {
+    let asks = |last| {
         let mut client = Client::from([127, 0, 2, last], &scene.server).greet();
         for index in 0..64 {
             client.ask(index, PeerRequest::Chunk { content, index });
