@@ -78,7 +78,9 @@ pub fn local() -> SocketAddr {
 
 pub fn serve_with(options: ServeOptions) -> Server {
     let listener = Listener::bind(local()).unwrap();
-    // As `source` in the tests of transfers calls it.
-    options.peer.store(u64::from(listener.address().port()), Ordering::Relaxed);
+    if options.peer.load(Ordering::Relaxed) == 0 {
+        // As `source` in the tests of transfers calls it.
+        options.peer.store(u64::from(listener.address().port()), Ordering::Relaxed);
+    }
     Server::start(listener, options).unwrap()
 }
