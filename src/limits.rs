@@ -571,7 +571,7 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 
 // ---- gateway ------------------------------------------------------------------------------
 
-/// Connections of gRPC clients to a gateway; one more is closed at once.
+/// Connections of gRPC clients to a gateway; one more takes the place of another, or is closed at once.
 pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
 /// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
 pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 128;
@@ -581,8 +581,8 @@ pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, forty megabytes in all.
 pub const GATEWAY_READS_MAX: usize = 16;
 /// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
-/// connection, which there is always room for. A connection gets another one while it has fewer than are left: one
-/// alone may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
+/// connection, which there is always room for. A connection gets another one while it, and its origin, has fewer than are
+/// left: an origin may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// How often a request looks whether whoever asked has given up.
 pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -591,10 +591,15 @@ pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 pub const GATEWAY_THREADS_MAX: usize = 128;
 /// A connection has so long from its HTTP/2 settings to its first request.
 pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// With nothing going on for this long a connection is idle, and may have to make room for another: longer than a client
-/// that calls again and again pauses, so that it is seldom dialled anew. After as long at its client's turn a call is
-/// stalled.
+/// With nothing going on for this long a connection may have to make room for another whatever both addresses have. After
+/// as long at its client's turn a call is stalled.
 pub const GATEWAY_STALLED_MIN: Duration = Duration::from_secs(5);
+/// Where calls or bytes are short, a call that has been at its client's turn for this long gives way to a connection that
+/// holds less: longer than a request that is on its way takes on a network of a site.
+pub const GATEWAY_PRESSED_MIN: Duration = Duration::from_millis(250);
+/// Where all connections there may be are in use, one in so many is kept for those that have not asked for anything yet,
+/// so that a client has the time to ask however fast a flood dials.
+pub const GATEWAY_NEWCOMERS_PART: usize = 8;
 /// A client that takes nothing from its socket for this long, while the gateway has something to write, is given up: as
 /// long as one that does not answer a ping.
 pub const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;

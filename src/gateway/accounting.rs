@@ -2,20 +2,23 @@
 //!
 //! Three things are limited, each for a connection, for an origin (an IP address) and for the gateway:
 //!
-//! - *Connections.* One more takes the place of a connection that has not made a call yet, of one whose origin has
-//!   many, or of an idle one.
+//! - *Connections.* One more takes the place of a connection that has not made a call yet, if there are many of those;
+//!   of one whose origin has many; or of the one that has been idle for longest, of its own origin or of one that has
+//!   more. So an origin makes room for others and for its own, and whoever calls again and again keeps nobody out.
 //! - *Calls.* Every connection has a place for one call to the store, and one for a call to the services beside it
-//!   (health, reflection). Of the shared places it gets one more while it has fewer than are left, so that nobody ever
-//!   has them all.
+//!   (health, reflection). Of the shared places it gets one more while it, and its origin, has fewer than are left, so
+//!   that nobody ever has them all.
 //! - *Bytes* of requests that have come, and of answers that have not gone. Every connection has an allowance of its
 //!   own; of the shared bytes it gets more while it, and its origin, would hold no more than are left.
 //!
 //! A call is either the gateway's turn, which has to answer, or the client's, which has to send the rest of its
 //! request or to read its answer. A connection is idle when no call to the store is the gateway's turn and its client
 //! has taken no part of an answer for a while. A call is stalled when it has been the client's turn for that long; its
-//! connection gives way to whoever finds the places of calls, or the bytes, used up. So unread answers and unfinished
-//! requests cost nobody anything as long as there is enough for all, and keep nobody out when there is not.
+//! connection gives way to whoever finds the places of calls, or the bytes, used up. To somebody who holds less a
+//! connection gives way much sooner, if the gateway owes it nothing: whoever asks for least goes first. So unread answers
+//! and unfinished requests cost nobody anything as long as there is enough for all, and keep nobody out when there is not.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -26,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
+use super::turns::{Meter, Usage};
 use crate::limits;
 use crate::net::{ConnectionId, Crowd, origin_of};
 
@@ -43,6 +47,8 @@ pub(super) struct AccountLimits {
     pub(super) own_bytes: usize,
     /// After this long without progress a connection is idle, and a call stalled.
     pub(super) stalled_min: Duration,
+    /// After this long at its client's turn a call gives way to a connection that holds less.
+    pub(super) pressed_min: Duration,
 }
 
 impl AccountLimits {
@@ -55,6 +61,7 @@ impl AccountLimits {
             bytes_max: limits::GATEWAY_BYTES_MAX,
             own_bytes: limits::GATEWAY_CONNECTION_BYTES,
             stalled_min: limits::GATEWAY_STALLED_MIN,
+            pressed_min: limits::GATEWAY_PRESSED_MIN,
         }
     }
 }
@@ -94,6 +101,7 @@ struct AccountState {
     is_displaced: AtomicBool,
     /// Wakes the connection's task.
     waker: AtomicWaker,
+    usage: Usage,
     accounts: Accounts,
 }
 
@@ -109,14 +117,41 @@ struct Books {
     limits: AccountLimits,
     crowd: Crowd,
     entries: HashMap<ConnectionId, Entry>,
-    /// Bytes that connections hold beyond their allowances, by origin; an origin with none is not in it.
-    origins: HashMap<IpAddr, usize>,
-    /// The sum of `origins`.
+    /// Every origin that has a connection.
+    origins: HashMap<IpAddr, Shares>,
+    /// The sum of all origins'.
+    total: Shares,
+    last_connection: u64,
+    last_call: u64,
+}
+
+/// What connections have of that which is shared.
+#[derive(Debug, Default)]
+struct Shares {
+    connections: usize,
+    /// Beyond the allowances of the connections.
     bytes: usize,
     store_calls: usize,
     auxiliary_calls: usize,
-    last_connection: u64,
-    last_call: u64,
+    meter: Arc<Meter>,
+}
+
+impl Shares {
+    fn calls(&mut self, pool: Pool) -> &mut usize {
+        match pool {
+            Pool::Store => &mut self.store_calls,
+            Pool::Auxiliary => &mut self.auxiliary_calls,
+        }
+    }
+}
+
+/// What a connection that finds too little asks others to make room for.
+struct Shortage {
+    asking: ConnectionId,
+    /// What it would hold then.
+    would_hold: usize,
+    /// What its origin would hold then.
+    origin_would_hold: usize,
 }
 
 struct Entry {
@@ -151,14 +186,19 @@ impl Entry {
         self.calls.values().filter(|call| call.pool == pool).count()
     }
 
-    /// The sum of `measure` over its stalled calls to the store.
-    fn stalled(&self, now: Instant, min: Duration, measure: impl Fn(&CallEntry) -> usize) -> usize {
-        let is_stalled = |call: &&CallEntry| {
+    /// The sum of `measure` over its calls to the store that have been at the client's turn for so long.
+    fn left_lying(
+        &self,
+        now: Instant,
+        min: Duration,
+        measure: &impl Fn(&CallEntry) -> usize,
+    ) -> usize {
+        let lies = |call: &&CallEntry| {
             call.pool == Pool::Store
                 && call.turn == Turn::Client
                 && now.saturating_duration_since(call.since) >= min
         };
-        self.calls.values().filter(is_stalled).map(measure).sum()
+        self.calls.values().filter(lies).map(measure).sum()
     }
 }
 
@@ -183,9 +223,7 @@ impl Accounts {
             crowd: Crowd::default(),
             entries: HashMap::new(),
             origins: HashMap::new(),
-            bytes: 0,
-            store_calls: 0,
-            auxiliary_calls: 0,
+            total: Shares::default(),
             last_connection: 0,
             last_call: 0,
         })))
@@ -214,17 +252,22 @@ impl Books {
     fn open(&mut self, accounts: &Accounts, ip: IpAddr) -> Account {
         self.last_connection += 1;
         let id = ConnectionId::from_u64(self.last_connection);
+        let origin = origin_of(ip);
+        let shares = self.origins.entry(origin).or_default();
+        shares.connections += 1;
+        self.total.connections += 1;
         let account = Arc::new(AccountState {
             id,
             has_called: AtomicBool::new(false),
             is_displaced: AtomicBool::new(false),
             waker: AtomicWaker::new(),
+            usage: Usage::of(Arc::clone(&shares.meter)),
             accounts: accounts.clone(),
         });
         self.crowd.came(id, ip);
         let entry = Entry {
             account: Arc::downgrade(&account),
-            origin: origin_of(ip),
+            origin,
             calls: HashMap::new(),
             bytes: 0,
             progressed_at: Instant::now(),
@@ -236,12 +279,19 @@ impl Books {
     /// Has a connection make room for one from `ip`; whether one could.
     fn make_room(&mut self, ip: IpAddr, displaced: &mut Displaced) -> bool {
         let (now, min) = (Instant::now(), self.limits.stalled_min);
-        let is_long = |since: &Instant| now.saturating_duration_since(*since) >= min;
+        let connections_of =
+            |origin: &IpAddr| self.origins.get(origin).map_or(0, |shares| shares.connections);
+        let (own, own_connections) = (origin_of(ip), connections_of(&origin_of(ip)));
         let longest_idle = || {
             let idle = |(id, entry): (&ConnectionId, &Entry)| {
-                entry.idle_since().filter(is_long).map(|since| (since, *id))
+                let since = entry.idle_since()?;
+                let connections = connections_of(&entry.origin);
+                let gives_way = entry.origin == own
+                    || connections > own_connections
+                    || now.saturating_duration_since(since) >= min;
+                gives_way.then_some((Reverse(connections), since, *id))
             };
-            self.entries.iter().filter_map(idle).min().map(|(_, id)| id)
+            self.entries.iter().filter_map(idle).min().map(|(.., id)| id)
         };
         let of_many = || {
             let silent = |id: &ConnectionId| {
@@ -250,7 +300,14 @@ impl Books {
             };
             self.crowd.settled_to_go(ip).min_by_key(silent)
         };
-        let victim = self.crowd.newcomer_to_go().or_else(of_many).or_else(longest_idle);
+        let newcomer = || self.crowd.newcomer_to_go();
+        let kept = (self.limits.connections_max / limits::GATEWAY_NEWCOMERS_PART).max(1);
+        let victim = (self.crowd.newcomers() >= kept)
+            .then(newcomer)
+            .flatten()
+            .or_else(of_many)
+            .or_else(longest_idle)
+            .or_else(newcomer);
         victim.is_some_and(|victim| {
             self.displace(victim, displaced);
             true
@@ -265,21 +322,37 @@ impl Books {
     fn forget(&mut self, id: ConnectionId) -> Option<Weak<AccountState>> {
         self.crowd.forget(id);
         let entry = self.entries.remove(&id)?;
-        for pool in [Pool::Store, Pool::Auxiliary] {
-            let shared = entry.calls.values().filter(|call| call.is_shared && call.pool == pool);
-            *self.shared_calls(pool).0 -= shared.count();
+        let own_bytes = self.limits.own_bytes;
+        self.for_shares(entry.origin, |shares| {
+            shares.connections -= 1;
+            shares.bytes -= entry.bytes.saturating_sub(own_bytes);
+            for call in entry.calls.values().filter(|call| call.is_shared) {
+                *shares.calls(call.pool) -= 1;
+            }
+        });
+        if self.origins.get(&entry.origin).is_some_and(|shares| shares.connections == 0) {
+            self.origins.remove(&entry.origin);
         }
-        let shared_bytes = entry.bytes.saturating_sub(self.limits.own_bytes);
-        self.give_back(entry.origin, shared_bytes);
         Some(entry.account)
     }
 
-    /// How many shared places are taken, and how many there are.
-    fn shared_calls(&mut self, pool: Pool) -> (&mut usize, usize) {
-        match pool {
-            Pool::Store => (&mut self.store_calls, self.limits.store_calls_max),
-            Pool::Auxiliary => (&mut self.auxiliary_calls, self.limits.auxiliary_calls_max),
+    /// Changes what an origin has, and the sum.
+    fn for_shares(&mut self, origin: IpAddr, change: impl Fn(&mut Shares)) {
+        if let Some(shares) = self.origins.get_mut(&origin) {
+            change(shares);
+            change(&mut self.total);
         }
+    }
+
+    /// Whether a connection that has so many calls gets one of the shared places.
+    fn has_place(&mut self, origin: IpAddr, pool: Pool, calls: usize) -> bool {
+        let max = match pool {
+            Pool::Store => self.limits.store_calls_max,
+            Pool::Auxiliary => self.limits.auxiliary_calls_max,
+        };
+        let left = max.saturating_sub(*self.total.calls(pool));
+        let of_origin = self.origins.get_mut(&origin).map_or(0, |shares| *shares.calls(pool));
+        calls < left && of_origin < left
     }
 
     fn begin(
@@ -292,26 +365,29 @@ impl Books {
         if is_first && self.entries.contains_key(&id) {
             self.crowd.settled(id);
         }
-        let others = self.entries.get(&id)?.calls_of(pool);
+        let entry = self.entries.get(&id)?;
+        let (origin, others) = (entry.origin, entry.calls_of(pool));
         let is_shared = others > 0;
         if is_shared {
-            let has_place = |books: &mut Books| {
-                let (taken, max) = books.shared_calls(pool);
-                others < max - *taken
-            };
-            if !has_place(self) {
+            if !self.has_place(origin, pool, others) {
+                let of_origin = self.origins.get(&origin).map_or(0, |shares| shares.store_calls);
+                let (would_hold, origin_would_hold) = (others, of_origin + 1);
+                let shortage = Shortage { asking: id, would_hold, origin_would_hold };
                 if pool == Pool::Store
-                    && let Some(victim) = self.most_stalled(id, |entry, now, min| {
-                        entry.stalled(now, min, |call| usize::from(call.is_shared))
-                    })
+                    && let Some(victim) = self.to_give_way(
+                        &shortage,
+                        |shares| shares.store_calls,
+                        |call| usize::from(call.is_shared),
+                        |_| usize::MAX,
+                    )
                 {
                     self.displace(victim, displaced);
                 }
-                if !has_place(self) {
+                if !self.has_place(origin, pool, others) {
                     return None;
                 }
             }
-            *self.shared_calls(pool).0 += 1;
+            self.for_shares(origin, |shares| *shares.calls(pool) += 1);
         }
         self.last_call += 1;
         let number = self.last_call;
@@ -328,29 +404,43 @@ impl Books {
         let Some(call) = entry.calls.remove(&number) else { return };
         entry.progressed_at = Instant::now();
         if call.is_shared {
-            *self.shared_calls(call.pool).0 -= 1;
+            let origin = entry.origin;
+            self.for_shares(origin, |shares| *shares.calls(call.pool) -= 1);
         }
         self.release(id, None, call.bytes);
     }
 
-    /// The connection, other than `but`, whose stalled calls `weigh` most; of the origin that holds the most bytes if
-    /// that has one.
-    fn most_stalled(
+    /// The connection that gives way in a shortage: one of stalled calls, or one that holds more than the asking one
+    /// would, whose client has let that lie and which is owed nothing. Of these, one of the origin that holds the most,
+    /// and of its connections the one with the most to give.
+    fn to_give_way(
         &self,
-        but: ConnectionId,
-        weigh: impl Fn(&Entry, Instant, Duration) -> usize,
+        shortage: &Shortage,
+        of_origin: impl Fn(&Shares) -> usize,
+        of_call: impl Fn(&CallEntry) -> usize,
+        to_give_max: impl Fn(&Entry) -> usize,
     ) -> Option<ConnectionId> {
-        let (now, min) = (Instant::now(), self.limits.stalled_min);
-        let largest = self.origins.iter().max_by_key(|(_, bytes)| **bytes).map(|(ip, _)| *ip);
-        let candidates = self.entries.iter().filter(|(id, _)| **id != but);
-        candidates
-            .map(|(id, entry)| {
-                let weight = weigh(entry, now, min);
-                (weight > 0, largest == Some(entry.origin), weight, *id)
-            })
-            .filter(|(is_stalled, ..)| *is_stalled)
-            .max()
-            .map(|(.., id)| id)
+        let (now, limits) = (Instant::now(), &self.limits);
+        let own_origin = self.entries.get(&shortage.asking)?.origin;
+        let held_by = |origin: &IpAddr| self.origins.get(origin).map_or(0, &of_origin);
+        let weighed = |(id, entry): (&ConnectionId, &Entry)| {
+            let lying = |min| entry.left_lying(now, min, &of_call).min(to_give_max(entry));
+            let stalled = lying(limits.stalled_min);
+            let of_its_origin = held_by(&entry.origin);
+            let is_heavier = || {
+                let is_heavier_origin =
+                    entry.origin == own_origin || of_its_origin > shortage.origin_would_hold;
+                let pressed = lying(limits.pressed_min);
+                let gives_way = entry.idle_since().is_some()
+                    && is_heavier_origin
+                    && pressed > shortage.would_hold;
+                gives_way.then_some(pressed)
+            };
+            let weight = Some(stalled).filter(|stalled| *stalled > 0).or_else(is_heavier)?;
+            Some((stalled > 0, of_its_origin, weight, *id))
+        };
+        let others = self.entries.iter().filter(|(id, _)| **id != shortage.asking);
+        others.filter_map(weighed).max().map(|(.., id)| id)
     }
 
     /// Counts bytes of a call, if they fit or room can be made.
@@ -371,9 +461,15 @@ impl Books {
         }
         while more > 0 && !self.fits(origin, held, more) {
             // Only bytes beyond a connection's own allowance are of use to others.
-            let victim = self.most_stalled(id, |entry, now, min| {
-                entry.stalled(now, min, |call| call.bytes).min(entry.bytes.saturating_sub(own))
-            });
+            let of_origin = self.origins.get(&origin).map_or(0, |shares| shares.bytes);
+            let (would_hold, origin_would_hold) = (held + more, of_origin + more);
+            let shortage = Shortage { asking: id, would_hold, origin_would_hold };
+            let victim = self.to_give_way(
+                &shortage,
+                |shares| shares.bytes,
+                |call| call.bytes,
+                |entry| entry.bytes.saturating_sub(own),
+            );
             let Some(victim) = victim else { return false };
             self.displace(victim, displaced);
         }
@@ -381,16 +477,13 @@ impl Books {
         let Some(call) = entry.calls.get_mut(&number) else { return false };
         call.bytes += bytes;
         entry.bytes += bytes;
-        if more > 0 {
-            *self.origins.entry(origin).or_default() += more;
-            self.bytes += more;
-        }
+        self.for_shares(origin, |shares| shares.bytes += more);
         true
     }
 
     fn fits(&self, origin: IpAddr, held: usize, more: usize) -> bool {
-        let left = self.limits.bytes_max.saturating_sub(self.bytes);
-        let of_origin = self.origins.get(&origin).copied().unwrap_or_default();
+        let left = self.limits.bytes_max.saturating_sub(self.total.bytes);
+        let of_origin = self.origins.get(&origin).map_or(0, |shares| shares.bytes);
         held + more <= left && of_origin + more <= left
     }
 
@@ -404,17 +497,7 @@ impl Books {
         let before = entry.bytes.saturating_sub(own);
         entry.bytes = entry.bytes.saturating_sub(bytes);
         let (origin, less) = (entry.origin, before - entry.bytes.saturating_sub(own));
-        self.give_back(origin, less);
-    }
-
-    fn give_back(&mut self, origin: IpAddr, bytes: usize) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-        if let Some(held) = self.origins.get_mut(&origin) {
-            *held = held.saturating_sub(bytes);
-            if *held == 0 {
-                self.origins.remove(&origin);
-            }
-        }
+        self.for_shares(origin, |shares| shares.bytes -= less);
     }
 
     fn turn(&mut self, id: ConnectionId, number: u64, turn: Turn) {
@@ -440,6 +523,11 @@ impl Account {
         self.0.is_displaced.load(Ordering::Acquire)
     }
 
+    /// How much work the connection has made.
+    pub(super) fn usage(&self) -> &Usage {
+        &self.0.usage
+    }
+
     /// Whether a request has come.
     pub(super) fn has_called(&self) -> bool {
         self.0.has_called.load(Ordering::Acquire)
@@ -448,6 +536,7 @@ impl Account {
     /// Begins a call at the client's turn, if there is a place for it.
     pub(super) fn begin(&self, pool: Pool) -> Option<Call> {
         let is_first = !self.0.has_called.swap(true, Ordering::AcqRel);
+        self.usage().add(limits::GATEWAY_CALL_BYTES);
         let mut displaced = Displaced::default();
         let number = self.0.accounts.books().begin(self.0.id, pool, is_first, &mut displaced);
         displaced.wake();
@@ -457,6 +546,11 @@ impl Account {
 }
 
 impl Call {
+    /// How much work the connection has made.
+    pub(super) fn usage(&self) -> &Usage {
+        self.account.usage()
+    }
+
     fn books(&self) -> (MutexGuard<'_, Books>, ConnectionId) {
         (self.account.0.accounts.books(), self.account.0.id)
     }
@@ -524,6 +618,7 @@ pub(super) mod tests {
         bytes_max: 1 << 30,
         own_bytes: 0,
         stalled_min: Duration::MAX,
+        pressed_min: Duration::MAX,
     };
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
@@ -569,7 +664,7 @@ pub(super) mod tests {
         assert!(open(THERE).is_none(), "each has two");
         // Who has been idle for long gives way to anybody.
         drop(second_call);
-        assert!(open(HERE).is_none(), "it may be about to call again");
+        assert!(open(HERE).is_none(), "it may be about to call again, and its origin has no more");
         set_stalled_min(&accounts, Duration::ZERO);
         assert!(open(HERE).is_some() && is_displaced(&second));
     }
@@ -614,7 +709,7 @@ pub(super) mod tests {
             std::iter::from_fn(|| account.begin(Pool::Store)).collect::<Vec<Call>>()
         };
         let calls: Vec<Vec<Call>> = greedy.iter().map(take_all).collect();
-        assert_eq!(calls.iter().map(Vec::len).collect::<Vec<_>>(), [5, 3, 2]);
+        assert_eq!(calls.iter().map(Vec::len).collect::<Vec<_>>(), [5, 1, 1], "an origin has half");
         let late = accounts.open(HERE).unwrap();
         assert_eq!(take_all(&late).len(), 1);
         // Whoever lets its calls lie gives way.
@@ -624,7 +719,7 @@ pub(super) mod tests {
         more.iter().for_each(|call| call.turn(Turn::Gateway));
         assert!(is_displaced(&greedy[0]) && !is_displaced(&late));
         drop((own, more, calls));
-        assert_eq!(accounts.books().store_calls, 0);
+        assert_eq!(accounts.books().total.store_calls, 0);
     }
 
     #[test]
@@ -650,8 +745,70 @@ pub(super) mod tests {
         assert!(third.charge(250) && is_displaced(&two) && !is_displaced(&other));
         assert!(!third.charge(1), "nobody has more than half");
         drop((second, third));
+        drop((one, two, other));
         let books = accounts.books();
-        assert_eq!((books.bytes, books.origins.len()), (0, 0));
+        assert_eq!((books.total.bytes, books.total.connections, books.origins.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn those_that_call_again_and_again_keep_no_newcomer_out() {
+        let accounts = Accounts::new(AccountLimits { connections_max: 16, ..AMPLE });
+        let call = |account: &Account| drop(owed(account));
+        let crowd: Vec<Account> = (0..16).map(|_| accounts.open(HERE).unwrap()).collect();
+        // Each has called; the first has called again since.
+        crowd.iter().for_each(call);
+        call(&crowd[0]);
+        // Of the crowd's own address, and of another, which has a right to more.
+        let newcomers: Vec<Account> =
+            [HERE, THERE].map(|ip| accounts.open(ip).expect("there is room")).into();
+        assert!(is_displaced(&crowd[1]) && is_displaced(&crowd[2]));
+        assert_eq!(crowd.iter().filter(|one| is_displaced(one)).count(), 2);
+        // A flood that dials leaves newcomers the time to call: two of them are left as they are.
+        let flood = accounts.open(HERE).unwrap();
+        assert!(is_displaced(&newcomers[0]) && !is_displaced(&newcomers[1]));
+        call(&newcomers[1]);
+        let more: Vec<Account> = (0..20).map(|_| accounts.open(HERE).unwrap()).collect();
+        assert!(is_displaced(&flood) && !is_displaced(&more[18]) && !is_displaced(&more[19]));
+        assert!(!is_displaced(&newcomers[1]), "others' dialling costs another address nothing");
+        assert_eq!(accounts.books().entries.len(), 16);
+    }
+
+    #[test]
+    fn unfinished_requests_give_way_to_who_asks_for_less_and_to_nobody_else() {
+        let limits = AccountLimits { bytes_max: 1000, pressed_min: Duration::ZERO, ..AMPLE };
+        let accounts = Accounts::new(limits);
+        let flood: Vec<Account> = (0..5).map(|_| accounts.open(HERE).unwrap()).collect();
+        let unfinished: Vec<Call> =
+            flood.iter().map(|one| one.begin(Pool::Store).unwrap()).collect();
+        assert!(unfinished.iter().all(|call| call.charge(100)));
+        let another = accounts.open(HERE).unwrap();
+        let call = another.begin(Pool::Store).unwrap();
+        assert!(!call.charge(100), "it asks for no less than the others hold");
+        let answering = owed(&flood[4]);
+        assert!(call.charge(60), "it asks for less");
+        assert_eq!(flood.iter().filter(|one| is_displaced(one)).count(), 1);
+        assert!(!is_displaced(&flood[4]), "it is owed an answer");
+        // Another address has its own half of the rest, and the origin that holds more gives way to it.
+        let other = accounts.open(THERE).unwrap();
+        let large = other.begin(Pool::Store).unwrap();
+        assert!(large.charge(270), "there is room");
+        let late = accounts.open(HERE).unwrap();
+        let small = late.begin(Pool::Store).unwrap();
+        assert!(small.charge(10) && !is_displaced(&other));
+        drop(answering);
+    }
+
+    #[test]
+    fn unfinished_calls_give_way_to_who_has_fewer() {
+        let limits = AccountLimits { store_calls_max: 8, pressed_min: Duration::ZERO, ..AMPLE };
+        let accounts = Accounts::new(limits);
+        let [greedy, modest] = [0; 2].map(|_| accounts.open(HERE).unwrap());
+        let unfinished: Vec<Call> = std::iter::from_fn(|| greedy.begin(Pool::Store)).collect();
+        assert_eq!(unfinished.len(), 5);
+        let first = owed(&modest);
+        let _second = modest.begin(Pool::Store).expect("it has fewer");
+        assert!(is_displaced(&greedy) && !is_displaced(&modest));
+        drop(first);
     }
 
     #[test]
@@ -661,9 +818,9 @@ pub(super) mod tests {
         let call = owed(&account);
         assert!(call.charge_request(20) && call.charge_request(20) && call.charge(5));
         call.release_request();
-        assert_eq!(accounts.books().bytes, 5);
+        assert_eq!(accounts.books().total.bytes, 5);
         call.release_request();
         drop(call);
-        assert_eq!(accounts.books().bytes, 0);
+        assert_eq!(accounts.books().total.bytes, 0);
     }
 }

@@ -1,16 +1,14 @@
 //! Requests of asynchronous calls to the blocking client library.
 //!
 //! Each request under way is waited for by a thread of a bounded pool; one more call waits for one of
-//! them, without a thread. A call that is given up (its deadline has passed, its client has reset it or is gone) has
+//! them, without a thread, and the one whose connection has asked for least gets the next (`turns`). A call that is given up (its deadline has passed, its client has reset it or is gone) has
 //! its request cancelled, and keeps no thread.
 
-use std::sync::Arc;
-
-use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::policy::CallLimits;
 use super::translate::status;
+use super::turns::Threads;
 use crate::client::{CancellationToken, Client, ClientError};
 use crate::limits;
 
@@ -18,7 +16,7 @@ use crate::limits;
 #[derive(Clone)]
 pub(super) struct Calls {
     client: Client,
-    threads: Arc<Semaphore>,
+    threads: Threads,
 }
 
 /// Cancels a request when the call that waits for it is dropped: at its deadline, too.
@@ -32,7 +30,7 @@ impl Drop for CancelOnDrop {
 
 impl Calls {
     pub(super) fn new(client: Client) -> Calls {
-        Calls { client, threads: Arc::new(Semaphore::new(limits::GATEWAY_THREADS_MAX)) }
+        Calls { client, threads: Threads::new(limits::GATEWAY_THREADS_MAX) }
     }
 
     /// Makes a request of the client library.
@@ -52,8 +50,7 @@ impl Calls {
         call: &CallLimits,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Status> {
-        let stopping = || Status::unavailable("this gateway is stopping: use another one");
-        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| stopping())?;
+        let thread = self.threads.take(call.usage()).await;
         let cancelling = CancelOnDrop(CancellationToken::default());
         let (token, call) = (cancelling.0.clone(), call.clone());
         let waiting = tokio::task::spawn_blocking(move || {
@@ -61,6 +58,6 @@ impl Calls {
             drop((thread, call));
             done
         });
-        waiting.await.map_err(|_| stopping())
+        waiting.await.map_err(|_| Status::unavailable("this gateway is stopping: use another one"))
     }
 }

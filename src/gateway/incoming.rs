@@ -7,14 +7,13 @@
 //!
 //! A read can bring as many calls as a connection may have, each of which takes some twenty kilobytes before anybody
 //! has looked at whether there is a place for it. So only a few reads may be ahead of that ([`Reads`]): else a thousand
-//! connections that call at the same moment would be read one after the other, and answered afterwards.
+//! connections that call at the same moment would be read one after the other, and answered afterwards. Whoever has made
+//! the gateway work least is read first (`turns`).
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
@@ -24,88 +23,11 @@ use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
 use super::accounting::{Account, AccountLimits, Accounts};
+use super::turns::Reads;
 use crate::limits;
 
 /// The preface of HTTP/2, and the header of the settings that follow it.
 const OPENING_BYTES: usize = 24 + 9;
-
-/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share everything.
-#[derive(Clone)]
-struct Reads(Arc<Mutex<ReadTurns>>);
-
-struct ReadTurns {
-    free: usize,
-    /// Tasks of connections that wait for a turn, in their order.
-    waiting: BTreeMap<u64, Waker>,
-    last: u64,
-}
-
-impl Reads {
-    fn new(max: usize) -> Reads {
-        Reads(Arc::new(Mutex::new(ReadTurns { free: max, waiting: BTreeMap::new(), last: 0 })))
-    }
-
-    fn turns(&self) -> MutexGuard<'_, ReadTurns> {
-        // Its methods leave it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a turn; when there is none, whoever asks gets a place among those that wait.
-    fn take(&self, place: &mut Option<u64>, waker: &Waker) -> bool {
-        let mut turns = self.turns();
-        if turns.free > 0 {
-            turns.free -= 1;
-            if let Some(place) = place.take() {
-                turns.waiting.remove(&place);
-            }
-            return true;
-        }
-        let number = match *place {
-            Some(number) if turns.waiting.contains_key(&number) => number,
-            _ => {
-                turns.last += 1;
-                turns.last
-            }
-        };
-        turns.waiting.insert(number, waker.clone());
-        *place = Some(number);
-        false
-    }
-
-    /// Nothing was read in a turn.
-    fn give_back(&self) {
-        self.turns().free += 1;
-    }
-
-    /// Something was read in a turn, which is over when the calls that it brings have begun: their tasks come into the
-    /// runtime's one queue now, before the task of this goes to its end.
-    fn pass_on(&self) {
-        let reads = self.clone();
-        tokio::spawn(async move {
-            tokio::task::yield_now().await;
-            reads.give_back();
-            // Whoever is woken may have no use for it: HTTP/2 does not read while it cannot write.
-            while let Some(waker) = reads.next() {
-                waker.wake();
-                tokio::task::yield_now().await;
-            }
-        });
-    }
-
-    fn next(&self) -> Option<Waker> {
-        let mut turns = self.turns();
-        if turns.free == 0 {
-            return None;
-        }
-        turns.waiting.pop_first().map(|(_, waker)| waker)
-    }
-
-    fn leave(&self, place: Option<u64>) {
-        if let Some(place) = place {
-            self.turns().waiting.remove(&place);
-        }
-    }
-}
 
 /// One client's connection. It counts as long as it is open.
 pub(super) struct Connection {
@@ -243,8 +165,8 @@ impl AsyncRead for Connection {
         if let Some(error) = self.end(cx) {
             return Poll::Ready(Err(error));
         }
-        let Connection { stream, reads, read_place, .. } = &mut *self;
-        if !reads.take(read_place, cx.waker()) {
+        let Connection { stream, reads, read_place, account, .. } = &mut *self;
+        if !reads.take(read_place, account.usage(), cx.waker()) {
             return Poll::Pending;
         }
         let filled = buffer.filled().len();
@@ -252,7 +174,10 @@ impl AsyncRead for Connection {
         let bytes = buffer.filled().len() - filled;
         match bytes {
             0 => reads.give_back(),
-            _ => reads.pass_on(),
+            _ => {
+                account.usage().add(bytes);
+                reads.pass_on();
+            }
         }
         self.received(bytes);
         read
@@ -322,7 +247,6 @@ mod tests {
     use super::super::accounting::Pool;
     use super::super::accounting::tests::AMPLE;
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// A connection whose client reads nothing, written to until it takes no more.
     async fn blocked(accounts: &Accounts, write_timeout: Duration) -> (Connection, TcpStream) {
@@ -349,30 +273,6 @@ mod tests {
                 return error.kind();
             }
         }
-    }
-
-    #[test]
-    fn few_reads_are_ahead_of_their_calls_and_who_has_no_use_for_a_turn_keeps_none() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let reads = Reads::new(1);
-            let begun = Arc::new(AtomicBool::new(false));
-            let noop = Waker::noop();
-            assert!(reads.take(&mut None, noop));
-            reads.pass_on();
-            let call = Arc::clone(&begun);
-            tokio::spawn(async move { call.store(true, Ordering::Relaxed) });
-            // Two wait, and the first of them has no use for its turn when it comes.
-            let (mut useless, mut place) = (None, None);
-            assert!(!reads.take(&mut useless, noop));
-            let turn = |cx: &mut Context<'_>| match reads.take(&mut place, cx.waker()) {
-                true => Poll::Ready(begun.load(Ordering::Relaxed)),
-                false => Poll::Pending,
-            };
-            assert!(std::future::poll_fn(turn).await, "the call had begun before");
-            reads.give_back();
-            assert!(reads.turns().waiting.is_empty());
-        });
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod policy;
 mod rows;
 mod service;
 mod translate;
+mod turns;
 
 use std::io;
 use std::net::SocketAddr;

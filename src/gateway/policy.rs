@@ -28,6 +28,7 @@ use tower::{Layer, Service};
 use super::accounting::{Account, Call, Pool, Turn};
 use super::interface::PREVIOUS_UNREAD;
 use super::translate::metadata_text;
+use super::turns::Usage;
 use crate::limits;
 
 /// The header by which a client says how long it waits.
@@ -59,6 +60,11 @@ impl CallLimits {
     pub(super) fn of<T>(request: &tonic::Request<T>) -> Result<CallLimits, Status> {
         let granted = request.extensions().get().cloned();
         granted.ok_or_else(|| Status::internal("the call was made without the gateway's limits"))
+    }
+
+    /// How much work the call's connection has made.
+    pub(super) fn usage(&self) -> &Usage {
+        self.call.usage()
     }
 
     /// Waits for a part of the call's work, until its deadline.

@@ -117,6 +117,12 @@ impl Crowd {
         }
     }
 
+    /// How many have not greeted yet, or are being closed.
+    #[cfg(feature = "grpc")]
+    pub fn newcomers(&self) -> usize {
+        self.newcomers.by_age.len()
+    }
+
     /// Settled connections of which one is to make room for one from `ip`.
     pub fn settled_to_go(&self, ip: IpAddr) -> impl Iterator<Item = ConnectionId> {
         let own = self.settled.size_of(origin_of(ip));

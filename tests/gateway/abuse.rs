@@ -73,6 +73,37 @@ fn connections_that_do_not_ask_for_anything_keep_nobody_out() {
 }
 
 #[test]
+fn connections_that_have_just_called_keep_nobody_out() {
+    allow_many_files();
+    let site = Site::start();
+    site.write("k", "v");
+    const END_STREAM: u8 = 1;
+    let get = |stream| {
+        let message = frame(0, END_STREAM, stream, b"\0\0\0\0\x03\x0a\x01k");
+        [headers(stream, "/project.KeyValueStore/Get"), message].concat()
+    };
+    let mut crowd: Vec<RawHttp2> = (0..limits::GATEWAY_CONNECTIONS_MAX)
+        .map(|_| {
+            let mut raw = RawHttp2::dial(&site.gateway);
+            raw.send(&get(1));
+            assert!(raw.is_answered());
+            raw
+        })
+        .collect();
+    // Nobody has been idle for long, and the newcomer comes from the crowd's own address.
+    for raw in &mut crowd {
+        let _ = raw.try_send(&get(3));
+    }
+    assert!(is_served(&site));
+    // The others go on, but for the few that made room.
+    let served = crowd.iter_mut().rev().take(500).filter_map(|raw| {
+        (raw.try_send(&get(5)) && (0..2).all(|_| raw.is_answered())).then_some(())
+    });
+    let served = served.count();
+    assert!(served > 480, "{served} of 500");
+}
+
+#[test]
 fn streams_and_requests_that_never_come_keep_nobody_out_and_end() {
     let site = Site::start();
     site.write("k", "v");

@@ -1,0 +1,392 @@
+//! Who is served first when there is more to do than can be done at once.
+//!
+//! A gateway has two queues: of connections that have something to be read, and of calls that wait for a thread. In
+//! both, whoever has made the gateway work least lately goes first: of the origins the one with the least work, and of
+//! its connections likewise. So a crowd that asks for as much as it can waits for itself, and a call of somebody who asks
+//! for little, from the crowd's own address too, waits for what is being done at that moment and for no queue.
+//!
+//! Nobody starves: work that is done counts, and whoever has waited has become the one with the least.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+/// Work done lately, in kibibytes: of what was read, and [`crate::limits::GATEWAY_CALL_BYTES`] a call. It halves every second,
+/// and for all meters at the same moment, so that which of two has more changes by work only.
+#[derive(Debug, Default)]
+pub(super) struct Meter(
+    /// The amount in the lower half; above it the second in which it was so much.
+    AtomicU64,
+);
+
+impl Meter {
+    pub(super) fn add(&self, bytes: usize) {
+        let second = this_second();
+        let more = bytes.div_ceil(1024) as u64;
+        let added = |before| {
+            let amount = (amount_in(before, second) + more).min(u64::from(u32::MAX));
+            Some((u64::from(second) << 32) | amount)
+        };
+        // The closure always has a new value.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, added);
+    }
+
+    fn amount(&self, second: u32) -> u64 {
+        amount_in(self.0.load(Ordering::Relaxed), second)
+    }
+}
+
+fn amount_in(meter: u64, second: u32) -> u64 {
+    let passed = second.saturating_sub((meter >> 32) as u32);
+    (meter & u64::from(u32::MAX)).checked_shr(passed).unwrap_or(0)
+}
+
+/// Seconds of the process's life.
+fn this_second() -> u32 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let passed = START.get_or_init(Instant::now).elapsed().as_secs();
+    u32::try_from(passed).unwrap_or(u32::MAX)
+}
+
+/// How much work a connection has made lately. Clones are the same connection's.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Usage {
+    origin: Arc<Meter>,
+    own: Arc<Meter>,
+}
+
+impl Usage {
+    /// That of a new connection of an origin.
+    pub(super) fn of(origin: Arc<Meter>) -> Usage {
+        Usage { origin, own: Arc::default() }
+    }
+
+    pub(super) fn add(&self, bytes: usize) {
+        self.origin.add(bytes);
+        self.own.add(bytes);
+    }
+
+    fn amounts(&self, second: u32) -> (u64, u64) {
+        (self.origin.amount(second), self.own.amount(second))
+    }
+}
+
+/// Those that wait, by the numbers under which they came.
+#[derive(Debug)]
+struct Waiting<T> {
+    queue: BTreeMap<u64, (Usage, T)>,
+    last: u64,
+}
+
+impl<T> Waiting<T> {
+    fn new() -> Waiting<T> {
+        Waiting { queue: BTreeMap::new(), last: 0 }
+    }
+
+    /// Whether somebody waits who has made less work than `usage`.
+    fn has_lighter(&self, usage: &Usage) -> bool {
+        let second = this_second();
+        let amounts = usage.amounts(second);
+        self.queue.values().any(|(other, _)| other.amounts(second) < amounts)
+    }
+
+    /// Takes out the one with the least work; of equals the one that came first.
+    fn pop(&mut self) -> Option<T> {
+        let second = this_second();
+        let lightest = |(number, (usage, _)): (&u64, &(Usage, T))| (usage.amounts(second), *number);
+        let (_, number) = self.queue.iter().map(lightest).min()?;
+        self.queue.remove(&number).map(|(_, waiting)| waiting)
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share everything.
+///
+/// While somebody waits and a turn is free, a task is under way that wakes those that wait, one after the other.
+#[derive(Clone)]
+pub(super) struct Reads(Arc<Mutex<ReadTurns>>);
+
+struct ReadTurns {
+    free: usize,
+    /// Tasks of connections.
+    waiting: Waiting<Waker>,
+}
+
+impl Reads {
+    pub(super) fn new(max: usize) -> Reads {
+        Reads(Arc::new(Mutex::new(ReadTurns { free: max, waiting: Waiting::new() })))
+    }
+
+    fn turns(&self) -> MutexGuard<'_, ReadTurns> {
+        // Its methods leave it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a turn; when there is none, or others that wait come first, whoever asks gets a place among those.
+    pub(super) fn take(&self, place: &mut Option<u64>, usage: &Usage, waker: &Waker) -> bool {
+        let mut turns = self.turns();
+        if let Some(place) = place {
+            turns.waiting.queue.remove(place);
+        }
+        if turns.free > 0 && !turns.waiting.has_lighter(usage) {
+            turns.free -= 1;
+            *place = None;
+            return true;
+        }
+        let number = *place.get_or_insert_with(|| turns.waiting.next_number());
+        turns.waiting.queue.insert(number, (usage.clone(), waker.clone()));
+        false
+    }
+
+    /// Nothing was read in a turn.
+    pub(super) fn give_back(&self) {
+        self.turns().free += 1;
+    }
+
+    /// Something was read in a turn, which is over when the calls that it brings have begun: their tasks come into the
+    /// runtime's one queue now, before the task of this goes to its end.
+    pub(super) fn pass_on(&self) {
+        let reads = self.clone();
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            reads.give_back();
+            // Whoever is woken may have no use for it: HTTP/2 does not read while it cannot write.
+            while let Some(waker) = reads.next() {
+                waker.wake();
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+
+    fn next(&self) -> Option<Waker> {
+        let mut turns = self.turns();
+        if turns.free == 0 {
+            return None;
+        }
+        turns.waiting.pop()
+    }
+
+    pub(super) fn leave(&self, place: Option<u64>) {
+        if let Some(place) = place {
+            self.turns().waiting.queue.remove(&place);
+        }
+    }
+}
+
+/// The places of threads that wait for servers. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Threads(Arc<Mutex<ThreadTurns>>);
+
+struct ThreadTurns {
+    free: usize,
+    waiting: Waiting<oneshot::Sender<Thread>>,
+}
+
+/// One thread's place, until it is dropped.
+pub(super) struct Thread(
+    /// `None` once another has got it.
+    Option<Threads>,
+);
+
+impl Threads {
+    pub(super) fn new(max: usize) -> Threads {
+        Threads(Arc::new(Mutex::new(ThreadTurns { free: max, waiting: Waiting::new() })))
+    }
+
+    fn turns(&self) -> MutexGuard<'_, ThreadTurns> {
+        // Its methods leave it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a place.
+    pub(super) async fn take(&self, usage: &Usage) -> Thread {
+        loop {
+            let granted = {
+                let mut turns = self.turns();
+                if turns.free > 0 {
+                    turns.free -= 1;
+                    return Thread(Some(self.clone()));
+                }
+                let (grant, granted) = oneshot::channel();
+                let number = turns.waiting.next_number();
+                turns.waiting.queue.insert(number, (usage.clone(), grant));
+                granted
+            };
+            // Who waits is never forgotten, but to ask again is no harm.
+            if let Ok(thread) = granted.await {
+                return thread;
+            }
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        let Some(threads) = self.0.take() else { return };
+        loop {
+            // Whoever is popped is dropped outside of the lock.
+            let next = {
+                let mut turns = threads.turns();
+                let next = turns.waiting.pop();
+                if next.is_none() {
+                    turns.free += 1;
+                }
+                next
+            };
+            let Some(grant) = next else { return };
+            match grant.send(Thread(Some(threads.clone()))) {
+                Ok(()) => return,
+                // It has given up; the place is still this one's, which looks on.
+                Err(mut unused) => unused.0 = None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+    use std::task::Poll;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn few_reads_are_ahead_of_their_calls_and_who_has_no_use_for_a_turn_keeps_none() {
+        block_on(async {
+            let reads = Reads::new(1);
+            let usage = Usage::default();
+            let begun = Arc::new(AtomicBool::new(false));
+            let noop = Waker::noop();
+            assert!(reads.take(&mut None, &usage, noop));
+            reads.pass_on();
+            let call = Arc::clone(&begun);
+            tokio::spawn(async move { call.store(true, Ordering::Relaxed) });
+            // Two wait, and the first of them has no use for its turn when it comes.
+            let (mut useless, mut place) = (None, None);
+            assert!(!reads.take(&mut useless, &usage, noop));
+            let turn = |cx: &mut std::task::Context<'_>| match reads.take(
+                &mut place,
+                &usage,
+                cx.waker(),
+            ) {
+                true => Poll::Ready(begun.load(Ordering::Relaxed)),
+                false => Poll::Pending,
+            };
+            assert!(std::future::poll_fn(turn).await, "the call had begun before");
+            reads.give_back();
+            assert!(reads.turns().waiting.queue.is_empty());
+        });
+    }
+
+    /// Of two origins, the first of which has done more, one light and one heavy connection each.
+    fn four() -> [Usage; 4] {
+        let [many, few] = [0; 2].map(|_| Arc::<Meter>::default());
+        let all =
+            [Usage::of(many.clone()), Usage::of(many), Usage::of(few.clone()), Usage::of(few)];
+        for (usage, kib) in all.iter().zip([5000, 3000, 2000, 10]) {
+            usage.add(kib * 1024);
+        }
+        all
+    }
+
+    #[test]
+    fn who_has_made_the_least_work_reads_first() {
+        block_on(async {
+            let reads = Reads::new(1);
+            let noop = Waker::noop();
+            assert!(reads.take(&mut None, &Usage::default(), noop));
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let tasks = four().into_iter().enumerate().map(|(at, usage)| {
+                let (reads, order) = (reads.clone(), Arc::clone(&order));
+                tokio::spawn(async move {
+                    let mut place = None;
+                    let turn = |cx: &mut std::task::Context<'_>| match reads.take(
+                        &mut place,
+                        &usage,
+                        cx.waker(),
+                    ) {
+                        true => Poll::Ready(()),
+                        false => Poll::Pending,
+                    };
+                    std::future::poll_fn(turn).await;
+                    order.lock().unwrap().push(at);
+                    reads.pass_on();
+                })
+            });
+            let tasks: Vec<_> = tasks.collect();
+            tokio::task::yield_now().await;
+            reads.pass_on();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            assert_eq!(*order.lock().unwrap(), [3, 2, 1, 0]);
+        });
+    }
+
+    #[test]
+    fn a_free_turn_is_not_taken_from_who_waits_and_has_made_less_work() {
+        let reads = Reads::new(1);
+        let noop = Waker::noop();
+        let [heavy, light, ..] = four();
+        assert!(reads.take(&mut None, &heavy, noop));
+        let (mut waiting, mut late) = (None, None);
+        assert!(!reads.take(&mut waiting, &light, noop));
+        reads.give_back();
+        assert!(!reads.take(&mut late, &heavy, noop));
+        assert!(reads.take(&mut waiting, &light, noop));
+        reads.give_back();
+        assert!(reads.take(&mut late, &heavy, noop));
+    }
+
+    #[test]
+    fn threads_go_to_who_has_made_the_least_work_and_grants_are_not_lost() {
+        block_on(async {
+            let threads = Threads::new(1);
+            let held = threads.take(&Usage::default()).await;
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let tasks = four().into_iter().enumerate().map(|(at, usage)| {
+                let (threads, order) = (threads.clone(), Arc::clone(&order));
+                tokio::spawn(async move {
+                    let _thread = threads.take(&usage).await;
+                    order.lock().unwrap().push(at);
+                })
+            });
+            let tasks: Vec<_> = tasks.collect();
+            tokio::task::yield_now().await;
+            // One gives up while it waits, and one when the place is already its own.
+            tasks[2].abort();
+            tokio::task::yield_now().await;
+            drop(held);
+            tasks[3].abort();
+            for task in tasks {
+                let _ = task.await;
+            }
+            assert_eq!(*order.lock().unwrap(), [1, 0]);
+            let turns = threads.turns();
+            assert_eq!((turns.free, turns.waiting.queue.len()), (1, 0));
+        });
+    }
+
+    #[test]
+    fn work_fades_by_half_a_second_and_never_overflows() {
+        let meter = Meter::default();
+        meter.add(64 * 1024);
+        let second = this_second();
+        assert!((32..=64).contains(&meter.amount(second)));
+        let at = (u64::from(7u32) << 32) | 64;
+        assert_eq!([7, 8, 9, 70, 6].map(|second| amount_in(at, second)), [64, 32, 16, 0, 64]);
+        (0..10).for_each(|_| meter.add(usize::MAX / 2));
+        assert!(meter.amount(this_second()) <= u64::from(u32::MAX));
+    }
+}
