@@ -325,7 +325,7 @@ impl Node {
             consensus.set_may_lead(false);
             consensus.set_store_lost(true);
         }
-        let writes = Writes::new(config.first_question);
+        let writes = Writes::new(config.first_question, config.limits.short_write_keys_max);
         let reads = Reads::new(config.first_question);
         let standing = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {
@@ -510,8 +510,8 @@ impl Node {
         }
     }
 
-    /// How many writes are in other servers' hands, and the bytes of their keys and values.
-    pub fn forwarded(&self) -> (usize, usize) {
+    /// How many writes are in other servers' hands: long ones and others, and the bytes of keys and values of the others.
+    pub fn forwarded(&self) -> (usize, usize, usize) {
         self.writes.forwarded()
     }
 
@@ -787,11 +787,18 @@ impl Node {
         if self.writes.len() >= self.config.limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
-        if self.writes.bytes() >= self.config.limits.pending_write_bytes_max {
-            return Err(busy("too many bytes are being written at this server"));
-        }
+        // A copy of what is under way takes no room.
         if self.writes.join(&write, origin) {
             return Ok(());
+        }
+        let limits = &self.config.limits;
+        if self.writes.bytes() >= limits.pending_write_bytes_max {
+            return Err(busy("too many bytes are being written at this server"));
+        }
+        // Long ones wait for their turn, and leave room for others meanwhile.
+        let is_long = self.writes.is_long(write.shape.keys);
+        if is_long && self.writes.long_bytes() >= limits.pending_write_bytes_max / 2 {
+            return Err(busy("too many long writes wait for their turn at this server"));
         }
         self.writes.add(Pending {
             origins: vec![origin],

@@ -92,7 +92,10 @@ impl Node {
     pub(super) fn full_disks(&self) -> BTreeSet<NodeId> {
         let mut full = self.disks.full.clone();
         full.extend(self.disks.own.is_full().then_some(self.config.node));
-        let with_room = self.config.nodes.len() - full.len();
+        // A server out of reach stores nothing either: with one full and one away, every write would come out of the
+        // full one's reserve, and at its end removals could be stored no more.
+        let own_room = usize::from(!self.disks.own.is_full());
+        let with_room = own_room + self.links.iter().filter(|peer| self.has_room(**peer)).count();
         let leader_is_full = self.consensus.leader().is_some_and(|leader| full.contains(&leader));
         if leader_is_full || with_room <= self.config.nodes.len() / 2 {
             return full;

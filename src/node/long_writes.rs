@@ -5,6 +5,10 @@
 //! long write waits for its turn, and short ones of other clients go past it: the writes of one client are proposed in
 //! the order in which they came.
 //!
+//! A follower has one long write of its clients in the leader's hands, and short ones of other clients go past the
+//! rest. A write that waits for its turn may wait for longer than others: after a time-out its client would send it
+//! again, behind those of all other clients, and might never come to its turn.
+//!
 //! What an earlier leader has proposed is not counted.
 
 use std::collections::{HashSet, VecDeque};
@@ -22,8 +26,8 @@ pub(super) struct LongWrites {
 
 impl LongWrites {
     /// A write of so many keys was proposed at `index`.
-    pub fn proposed(&mut self, index: LogIndex, keys: usize, limits: &NodeLimits) {
-        if keys > limits.short_write_keys_max {
+    pub fn proposed(&mut self, index: LogIndex, keys: usize, writes: &Writes) {
+        if writes.is_long(keys) {
             self.unapplied.push_back((index, keys));
             self.unapplied_keys += keys;
         }
@@ -45,7 +49,7 @@ impl LongWrites {
     ) -> VecDeque<usize> {
         let mut held = VecDeque::new();
         // As on most days, when there may be many waiting ones to look through.
-        if !writes.may_have_more_keys_than(limits.short_write_keys_max) {
+        if !writes.may_have_long_ones() {
             return held;
         }
         let mut clients = HashSet::new();
@@ -53,7 +57,7 @@ impl LongWrites {
         waiting.retain(|key| {
             let write = &writes.get(*key).write;
             let (client, keys) = (write.request.client, write.shape.keys);
-            let is_long = keys > limits.short_write_keys_max;
+            let is_long = writes.is_long(keys);
             // One may always be there, however long it is. None goes past another one.
             let fits = unapplied_keys == 0 || unapplied_keys + keys <= limits.long_write_keys_max;
             let goes = !clients.contains(&client) && (!is_long || fits && clients.is_empty());

@@ -1,6 +1,6 @@
 //! What follows from the inputs: `flush`, once for a bunch of them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use super::certainty::Certainty;
 use super::commit_news::CommitNews;
@@ -126,6 +126,7 @@ impl Node {
         let clock_us = self.log_time.now_us();
         let mut waiting = self.writes.take_waiting();
         let mut held = self.long_writes.hold_back(&self.writes, &mut waiting, &limits);
+        held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
@@ -181,9 +182,8 @@ impl Node {
                     let lags = unapplied > limits.apply_lag_entries_max
                         || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
-                        let pending = self.writes.get_mut(key);
-                        let write = &pending.write;
-                        self.long_writes.proposed(index, write.shape.keys, &limits);
+                        let write = &self.writes.get(key).write;
+                        self.long_writes.proposed(index, write.shape.keys, &self.writes);
                         let certain = self.certainty.proposed(&write.request, index, clock_us);
                         if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
@@ -276,6 +276,8 @@ impl Node {
         let reachable = |l: &NodeId| self.links.contains(l) && !self.unheard.contains(l);
         let leader = self.consensus.leader().filter(reachable);
         let mut budget_spent = false;
+        // None goes past another one of its client.
+        let mut held_clients = HashSet::new();
         for key in self.writes.take_waiting() {
             // Only clients' writes are forwarded, or two servers that each take the other for the
             // leader would play ball.
@@ -288,9 +290,19 @@ impl Node {
                 self.writes.wait(key);
                 continue;
             };
-            if budget_spent || !self.writes.may_forward(key, self.config.limits.forward_bytes_max) {
-                // In order, or a long one would wait for ever.
-                budget_spent = true;
+            let is_long = self.writes.is_long(self.writes.get(key).write.shape.keys);
+            let client = self.writes.get(key).write.request.client;
+            let is_behind = held_clients.contains(&client);
+            if is_behind
+                || !is_long && budget_spent
+                || !self.writes.may_forward(key, self.config.limits.forward_bytes_max)
+            {
+                // In order, or one of many bytes would wait for ever.
+                budget_spent |= !is_long && !is_behind;
+                if is_long {
+                    self.writes.get_mut(key).wait_for_turn();
+                }
+                held_clients.insert(client);
                 self.writes.wait(key);
                 continue;
             }
@@ -303,6 +315,10 @@ impl Node {
             }
             // From here on the leader watches the time; this is for when it never answers.
             pending.deadline_us = pending.give_up_us;
+            if is_long {
+                // That one lets it wait for its turn for as long.
+                pending.deadline_us += micros(limits::COMMIT_TIMEOUT);
+            }
             let (client, write) = (pending.client, pending.write.clone());
             let id = self.writes.forward(key, leader);
             let message = PeerMessage::Forward { id, client, write };

@@ -187,9 +187,20 @@ impl Group {
 
     /// Each server has one client, whose write number `sequence` this is.
     fn write(&mut self, at: usize, request: u64, sequence: u64, op: WriteOp) -> RequestToken {
-        let token = RequestToken { connection: at as u64, request };
+        self.write_of(at as u64, at, (request, sequence), op)
+    }
+
+    /// A write of any client through server `at`.
+    fn write_of(
+        &mut self,
+        client: u64,
+        at: usize,
+        (request, sequence): (u64, u64),
+        op: WriteOp,
+    ) -> RequestToken {
+        let token = RequestToken { connection: client, request };
         let request = RequestId {
-            client: ClientId(at as u64),
+            client: ClientId(client),
             sequence,
             answered_below: 1,
             begun: Timestamp::ZERO,
@@ -571,6 +582,48 @@ fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     }
 }
 
+/// The second one took what a server may forward, and kept everybody at that server waiting behind it.
+#[test]
+fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_waiting() {
+    let limits = limits::NodeLimits {
+        short_write_keys_max: 1,
+        long_write_keys_max: 3,
+        forward_bytes_max: 8,
+        ..Default::default()
+    };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    group.put(0, 1);
+    group.settle();
+    let before = group.nodes[2].status().last_index;
+    let long = |key: u8| {
+        let pairs = (0..9).map(|number| (Bytes::from(vec![key, number]), Bytes::new())).collect();
+        WriteOp::PutAll { pairs }
+    };
+    let put = || WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    group.withheld = Some(Vec::new());
+    let mut made = vec![group.write_of(10, 0, (1, 1), long(1))];
+    group.settle();
+    made.push(group.write_of(11, 0, (1, 1), long(2)));
+    made.push(group.write_of(11, 0, (2, 2), put()));
+    made.push(group.write_of(12, 0, (1, 1), long(3)));
+    made.push(group.write_of(13, 0, (1, 1), put()));
+    group.settle();
+    assert_eq!(group.nodes[2].status().last_index, before + 2, "the first and the short one");
+    let withheld = group.withheld.take().unwrap();
+    group.inbox.extend(withheld);
+    group.settle();
+    let timestamps: Vec<Timestamp> = made
+        .iter()
+        .map(|token| match &group.replies[token] {
+            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => *timestamp,
+            other => panic!("not written but {other:?}"),
+        })
+        .collect();
+    assert!(timestamps[1] < timestamps[2], "in the order of their client: {timestamps:?}");
+    assert!(timestamps[4] < timestamps[1], "{timestamps:?}");
+}
+
 /// Tells a server how much room there is on its disk.
 fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
     group.inbox.push_back((at, Input::DiskSpace(space)));
@@ -632,6 +685,19 @@ fn what_adds_to_the_store_is_refused_while_no_majority_has_room_and_removals_nev
     }
     group.settle();
     assert!(refused(&mut group, 1, 9).is_some());
+
+    // One that is out of reach stores nothing: what one full disk takes then comes out of its reserve.
+    disk_is(&mut group, 0, DiskSpace::Ample);
+    assert_eq!(refused(&mut group, 1, 11), None);
+    for at in [1, leader] {
+        group.inbox.push_back((at, Input::PeerDown { peer: NodeId(1) }));
+    }
+    group.settle();
+    let why = refused(&mut group, 1, 13).unwrap();
+    assert!(why.contains("the disk of server 2 is nearly full"), "{why}");
+    assert_eq!(group.nodes[leader].status().full_disks, vec![NodeId(2)]);
+    disk_is(&mut group, 1, DiskSpace::Low);
+    assert_eq!(refused(&mut group, 1, 15), None);
 }
 
 #[test]

@@ -78,6 +78,11 @@ impl Pending {
         servers
     }
 
+    /// It is long, or comes after a long one of its client, and waits for its turn as long as anything may wait.
+    pub fn wait_for_turn(&mut self) {
+        self.deadline_us = self.give_up_us;
+    }
+
     /// More is known of its effect.
     pub fn has_at_least(&mut self, effect: Effect) {
         self.effect = self.effect.max(effect);
@@ -137,18 +142,24 @@ pub(super) struct Writes {
     certain: BTreeMap<LogIndex, (usize, Stored)>,
     settled: BTreeMap<LogIndex, (usize, Stored)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
-    /// Bytes of keys and values in them.
+    /// Bytes of keys and values in those of them that are not long.
     forwarded_bytes: usize,
+    /// How many of them are long.
+    forwarded_long: usize,
     last_forward: u64,
     bytes: usize,
+    /// Of long writes.
+    long_bytes: usize,
+    /// A write of more keys is long.
+    short_keys_max: usize,
     /// Keys in them besides the first of each.
     further_keys: usize,
 }
 
 impl Writes {
-    /// None yet; forwards are numbered from after `last_forward`.
-    pub fn new(last_forward: u64) -> Writes {
-        Writes { last_forward, ..Writes::default() }
+    /// None yet; forwards are numbered from after `last_forward`, and a write of more than `short_keys_max` keys is long.
+    pub fn new(last_forward: u64, short_keys_max: usize) -> Writes {
+        Writes { last_forward, short_keys_max, ..Writes::default() }
     }
 
     /// Writes and copies of them that are to be answered.
@@ -161,9 +172,19 @@ impl Writes {
         self.bytes
     }
 
-    /// Whether any of them may have more keys than that.
-    pub fn may_have_more_keys_than(&self, keys: usize) -> bool {
-        self.further_keys >= keys
+    /// Those of long writes.
+    pub fn long_bytes(&self) -> usize {
+        self.long_bytes
+    }
+
+    /// Whether a write of so many keys is long: such ones take turns (see `long_writes`).
+    pub fn is_long(&self, keys: usize) -> bool {
+        keys > self.short_keys_max
+    }
+
+    /// Whether any of them may be long.
+    pub fn may_have_long_ones(&self) -> bool {
+        self.further_keys >= self.short_keys_max
     }
 
     pub fn is_empty(&self) -> bool {
@@ -177,6 +198,9 @@ impl Writes {
     /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
     pub fn add(&mut self, pending: Pending) {
         self.bytes += pending.write.memory_bytes();
+        if self.is_long(pending.write.shape.keys) {
+            self.long_bytes += pending.write.memory_bytes();
+        }
         self.origins += pending.origins.len();
         let identity = identity(&pending.write.request);
         self.further_keys += further_keys(&pending);
@@ -244,6 +268,9 @@ impl Writes {
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
         self.bytes -= pending.write.memory_bytes();
+        if self.is_long(pending.write.shape.keys) {
+            self.long_bytes -= pending.write.memory_bytes();
+        }
         self.origins -= pending.origins.len();
         let identity = identity(&pending.write.request);
         if self.by_identity.get(&identity) == Some(&key) {
@@ -290,21 +317,41 @@ impl Writes {
         !self.proposed.is_empty()
     }
 
-    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of them may be. One
-    /// may always be there, however long it is.
+    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of short ones may be, and of
+    /// long ones one: it may wait for its turn there. One may always be there, however many bytes it has.
     pub fn may_forward(&self, key: usize, bytes_max: usize) -> bool {
-        let bytes = self.all[key].write.shape.bytes;
-        self.forwarded.is_empty() || self.forwarded_bytes + bytes <= bytes_max
+        let shape = &self.all[key].write.shape;
+        if self.is_long(shape.keys) {
+            return self.forwarded_long == 0;
+        }
+        let (_, short_ones, short_bytes) = self.forwarded();
+        short_ones == 0 || short_bytes + shape.bytes <= bytes_max
     }
 
-    /// Writes in another server's hands, and the bytes of their keys and values.
-    pub fn forwarded(&self) -> (usize, usize) {
-        (self.forwarded.len(), self.forwarded_bytes)
+    /// A write is not in another server's hands any more.
+    fn came_back(&mut self, key: usize) {
+        let shape = &self.all[key].write.shape;
+        if self.is_long(shape.keys) {
+            self.forwarded_long -= 1;
+        } else {
+            self.forwarded_bytes -= shape.bytes;
+        }
+    }
+
+    /// Writes in another server's hands: long ones, others, and the bytes of keys and values of the others.
+    pub fn forwarded(&self) -> (usize, usize, usize) {
+        let short_ones = self.forwarded.len() - self.forwarded_long;
+        (self.forwarded_long, short_ones, self.forwarded_bytes)
     }
 
     /// Puts a write in another server's hands; returns the forward's number.
     pub fn forward(&mut self, key: usize, to: NodeId) -> u64 {
-        self.forwarded_bytes += self.all[key].write.shape.bytes;
+        let shape = &self.all[key].write.shape;
+        if self.is_long(shape.keys) {
+            self.forwarded_long += 1;
+        } else {
+            self.forwarded_bytes += shape.bytes;
+        }
         self.last_forward = self.last_forward.wrapping_add(1);
         self.forwarded.insert(self.last_forward, (key, to));
         self.last_forward
@@ -315,7 +362,7 @@ impl Writes {
         match self.forwarded.get(&id) {
             Some((key, to)) if *to == from => {
                 let key = *key;
-                self.forwarded_bytes -= self.all[key].write.shape.bytes;
+                self.came_back(key);
                 self.forwarded.remove(&id);
                 Some(key)
             }
@@ -369,7 +416,7 @@ impl Writes {
         // A hash map's order is not the same in every run; the numbers' is.
         taken.sort_unstable();
         for (id, key) in &taken {
-            self.forwarded_bytes -= self.all[*key].write.shape.bytes;
+            self.came_back(*key);
             self.forwarded.remove(id);
             self.all[*key].has_at_least(Effect::MayBeDone);
         }
@@ -405,8 +452,7 @@ impl Writes {
             }
             !over
         });
-        self.forwarded_bytes -=
-            late.iter().map(|(_, key)| all[*key].write.shape.bytes).sum::<usize>();
+        late.iter().for_each(|(_, key)| self.came_back(*key));
         late.sort_unstable();
         late.iter().for_each(|(_, key)| self.all[*key].has_at_least(Effect::MayBeDone));
         late.into_iter().map(|(_, key)| key).collect()

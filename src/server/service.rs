@@ -446,8 +446,8 @@ impl StoreService {
                 Step::BeginLog { number, snapshot, hard_state } => {
                     self.parts.log.push(LogWork::BeginAnew { number, snapshot, hard_state });
                 }
-                Step::Compact { durable_index, needed_from } => {
-                    self.parts.log.push(LogWork::Compact { durable_index, needed_from });
+                Step::Compact { durable_index, needed } => {
+                    self.parts.log.push(LogWork::Compact { durable_index, needed });
                 }
                 Step::Read { to, id, source, bytes_max } => {
                     let job = Job::SnapshotChunk { to, id, source, bytes_max };

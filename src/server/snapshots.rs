@@ -9,7 +9,7 @@
 //! Rules:
 //!
 //! - **A snapshot that was sent is worth having.** From the moment its view is pinned the leader keeps its log
-//!   from there on ([`Transfers::log_needed_from`]), until the receiver has stored everything that is
+//!   from there on ([`Transfers::log_needed`]), until the receiver has stored everything that is
 //!   committed. Otherwise a store that takes longer to send than the log takes to be cut is sent again and
 //!   again. The log kept so is bounded in bytes by the log's owner, and in time: a receiver that gets no
 //!   further for [`TransferLimits::stall_timeout_us`] loses its claim. And it is the first to go on a disk that is
@@ -37,6 +37,7 @@ use crate::limits;
 use crate::node::CheckedMessage;
 use crate::node::core::{Distrust, NodeStatus};
 use crate::node::{Input, UpkeepState};
+use crate::storage::log::compaction::Needed;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::types::{AppliedPoint, DiskSpace, HardState, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
@@ -101,12 +102,12 @@ pub enum Step {
         /// To be made durable with it.
         hard_state: HardState,
     },
-    /// Cut the log: the store is durable up to `durable_index`, and the log from `needed_from` on is needed.
+    /// Cut the log: the store is durable up to `durable_index`, and other servers need what is `needed`.
     Compact {
         /// The index that the newest checkpoint covers.
         durable_index: LogIndex,
-        /// See [`Transfers::log_needed_from`].
-        needed_from: Option<LogIndex>,
+        /// See [`Transfers::log_needed`].
+        needed: Needed,
     },
     /// Give the core an input.
     Tell(Input),
@@ -286,19 +287,19 @@ impl Transfers {
 
     // ---- the log -----------------------------------------------------------------------------
 
-    /// The first index of the log that a receiver of a snapshot still needs, if one does and there is room to keep it; or
-    /// the very first, while it is not known whose state is right: servers that lag behind can decide that when they
-    /// have come so far, and are sent no snapshot until then.
-    pub fn log_needed_from(&self) -> Option<LogIndex> {
-        let disputed = self.disputed.then_some(1);
-        let claims = self.claims.values().filter(|_| self.space == DiskSpace::Ample);
-        claims.map(|claim| claim.from).chain(disputed).min()
+    /// What receivers of snapshots still need of the log. While it is not known whose state is right, no snapshot is sent.
+    pub fn log_needed(&self) -> Needed {
+        if self.disputed {
+            return Needed::All;
+        }
+        let oldest = self.claims.values().map(|claim| claim.from).min();
+        oldest.map_or(Needed::Nothing, Needed::From)
     }
 
-    /// How much room there is on this server's disk. Where it gets scarce, what is kept for receivers goes at once.
+    /// How much room there is on this server's disk. Where it gets scarcer, what is kept for receivers goes at once.
     pub fn disk_space(&mut self, space: DiskSpace) -> Vec<Step> {
         let before = std::mem::replace(&mut self.space, space);
-        match before == DiskSpace::Ample && space != DiskSpace::Ample && !self.claims.is_empty() {
+        match space > before && !self.claims.is_empty() {
             true => vec![self.compact()],
             false => Vec::new(),
         }
@@ -323,8 +324,8 @@ impl Transfers {
                      {from} on, has grown too long and was cut: it needs another snapshot, best while less is written"
                 ),
                 DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => log::warn!(
-                    "the disk is too full to keep the log for server {peer} from index {from} on, and it was cut: \
-                     that server needs another snapshot, best when there is room again"
+                    "the disk is too full to keep all of the log for server {peer} from index {from} on, and it was \
+                     cut: that server needs another snapshot, best when there is room again"
                 ),
             }
             self.claims.remove(&peer);
@@ -336,7 +337,7 @@ impl Transfers {
     }
 
     fn compact(&self) -> Step {
-        Step::Compact { durable_index: self.durable_index, needed_from: self.log_needed_from() }
+        Step::Compact { durable_index: self.durable_index, needed: self.log_needed() }
     }
 
     // ---- sending -----------------------------------------------------------------------------

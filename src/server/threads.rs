@@ -23,7 +23,7 @@ use crate::limits::{self, ShrinkLimits};
 use crate::net::WakeHandle;
 use crate::node::{Input, compares_states};
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
-use crate::storage::log::compaction::{self, Kept};
+use crate::storage::log::compaction::{self, Kept, Needed};
 use crate::storage::log::{DiskLog, LogError};
 use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
@@ -77,7 +77,7 @@ pub(super) enum LogWork {
     /// Begin anew after a snapshot.
     BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
     /// Delete what the store holds durably and no server needs.
-    Compact { durable_index: LogIndex, needed_from: Option<LogIndex> },
+    Compact { durable_index: LogIndex, needed: Needed },
 }
 
 impl LogWork {
@@ -276,9 +276,9 @@ impl LogThread {
                     self.log.reset(snapshot.index, snapshot.term, hard_state)?;
                     let _ = reports.send(Report::LogBegunAnew { number });
                 }
-                LogWork::Compact { durable_index, needed_from } => {
+                LogWork::Compact { durable_index, needed } => {
                     self.append(reports)?;
-                    self.compact(durable_index, needed_from, reports)?;
+                    self.compact(durable_index, needed, reports)?;
                 }
             }
             if bytes < limits::LOG_GROUP_BYTES_MAX {
@@ -299,20 +299,16 @@ impl LogThread {
     fn compact(
         &mut self,
         durable_index: LogIndex,
-        needed_from: Option<LogIndex>,
+        needed: Needed,
         reports: &Sender<Report>,
     ) -> Result<(), LogError> {
         let (before, _) = self.log.reader().bounds();
-        // Where there is little room nothing is kept for servers that are a little late.
-        let recent_from = match self.reserve.space() {
-            DiskSpace::Ample => self.log.recent_from(),
-            DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => LogIndex::MAX,
-        };
         let first = compaction::first_kept(Kept {
             durable_index,
-            recent_from,
-            needed_from,
+            recent_from: self.log.recent_from(),
+            needed,
             longest_from: self.log.longest_from(),
+            space: self.reserve.space(),
         });
         self.log.compact(first)?;
         let (first_index, _) = self.log.reader().bounds();

@@ -9,9 +9,9 @@ use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
-use acervo::storage::log::compaction::{self, Kept};
+use acervo::storage::log::compaction::{self, Kept, Needed};
 use acervo::storage::snapshot::SnapshotSource;
-use acervo::types::{AppliedPoint, LogBatch, LogEntry, LogIndex, NodeId};
+use acervo::types::{AppliedPoint, DiskSpace, LogBatch, LogEntry, LogIndex, NodeId};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
 use crate::checker::{Verdict, Violation, ensure};
@@ -71,7 +71,8 @@ impl World {
         let delay_us = limits::TICK.as_micros() as u64 + self.rng.below(MILLISECOND);
         self.after(delay_us, Event::Tick { server, life });
         let Some(process) = &self.servers[server].process else { return Ok(()) };
-        let patience = 2 * (limits::COMMIT_TIMEOUT + self.setup.in_sync_timeout);
+        // A long write waits for its turn at a follower, and then as long at the leader.
+        let patience = 3 * limits::COMMIT_TIMEOUT + 2 * self.setup.in_sync_timeout;
         let patience_us = patience.as_micros() as u64 + ANSWER_SLACK_US;
         for (token, since_us) in &process.owed {
             ensure!(
@@ -208,11 +209,11 @@ impl World {
     fn observe(&mut self, server: usize) -> Verdict {
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         process.status = process.node.status();
-        let (writes, bytes) = process.node.forwarded();
+        let (long, writes, bytes) = process.node.forwarded();
         let bytes_max = self.setup.limits.forward_bytes_max;
         ensure!(
-            writes <= 1 || bytes <= bytes_max,
-            "{} has forwarded {writes} writes of {bytes} bytes, and may {bytes_max}",
+            long <= 1 && (writes <= 1 || bytes <= bytes_max),
+            "{} has forwarded {long} long writes, and {writes} of {bytes} bytes, and may {bytes_max}",
             node_id(server)
         );
         if !self.setup.honest {
@@ -509,20 +510,15 @@ impl World {
                     state.disk.write_snapshot(number, snapshot, hard_state, saved);
                     self.start_sync(server);
                 }
-                Step::Compact { durable_index, needed_from } => {
-                    self.compact(server, durable_index, needed_from)?;
+                Step::Compact { durable_index, needed } => {
+                    self.compact(server, durable_index, needed)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn compact(
-        &mut self,
-        server: usize,
-        durable_index: LogIndex,
-        needed_from: Option<LogIndex>,
-    ) -> Verdict {
+    fn compact(&mut self, server: usize, durable_index: LogIndex, needed: Needed) -> Verdict {
         // A server whose state is wrong and one that is behind the log would be two without a state: nobody could
         // decide.
         if !self.rng.chance(self.setup.compactions) || self.somebody_is_wrong() {
@@ -532,8 +528,9 @@ impl World {
         let first_index = compaction::first_kept(Kept {
             durable_index,
             recent_from: (durable_index + 1).saturating_sub(self.rng.below(30)),
-            needed_from,
+            needed,
             longest_from: (last_index + 1).saturating_sub(self.setup.held_entries_max),
+            space: self.servers[server].disk_space,
         });
         if self.servers[server].disk.compact(first_index) {
             self.input(server, Input::Compacted { first_index })?;
@@ -620,6 +617,7 @@ impl World {
         if self.servers[server].process.is_some() {
             return Ok(());
         }
+        self.servers[server].disk_space = DiskSpace::Ample;
         // Two servers never share an election time-out, so that elections end without luck.
         let spread = limits::ELECTION_TICKS / self.setup.servers;
         let election_ticks = limits::ELECTION_TICKS

@@ -235,6 +235,7 @@ impl World {
 
     /// Tells a server how much room there is on its disk. One that is started anew believes that there is enough.
     pub fn disk_is(&mut self, server: usize, space: DiskSpace) -> Verdict {
+        self.servers[server].disk_space = space;
         let steps = self.transfers(server, |transfers| transfers.disk_space(space));
         self.take_steps(server, steps)?;
         self.input(server, Input::DiskSpace(space))

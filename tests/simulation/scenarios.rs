@@ -627,7 +627,7 @@ fn the_log_that_is_kept_for_a_receiver_gives_way_on_a_disk_that_is_getting_full(
     assert!(is_kept(&world), "there is room for it");
     assert_eq!(world.snapshots, (1, 0), "it is still on its way");
     world.disk_is(0, DiskSpace::Low).unwrap();
-    assert!(!is_kept(&world), "it goes at once");
+    assert!(!is_kept(&world), "most of it goes at once");
     write_some(&mut world);
     run_for(&mut world, SECOND);
     assert!(!is_kept(&world), "and is not kept any more");

@@ -8,7 +8,7 @@ use acervo::server::early::EarlyReads;
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotWork, Transfers};
 use acervo::storage::snapshot::MemoryStaging;
-use acervo::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
+use acervo::types::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
 
 use crate::disk::Disk;
 use crate::machine::{Machine, Saved};
@@ -53,6 +53,8 @@ pub struct Server {
     pub sync_us_max: u64,
     /// Longest application of one piece of the log.
     pub apply_us_max: u64,
+    /// How much room there is on its disk.
+    pub disk_space: DiskSpace,
     /// Until then the workers take no job.
     pub workers_busy_until_us: u64,
     /// Until then nothing happens here.
