@@ -5,6 +5,7 @@ mod share_support;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,8 @@ use acervo::limits::{self, CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
 use acervo::share::chunks::{ChunkSet, SharedChunks};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::{
-    self, Fetch, FetchError, FetchHandle, FetchOptions, FindError, Outcome, Phase, SourceState,
+    self, Fetch, FetchError, FetchHandle, FetchOptions, FindError, Kept, Outcome, Phase,
+    SourceState,
 };
 use acervo::share::greeting;
 use acervo::share::names::FileName;
@@ -25,6 +27,7 @@ use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
 use acervo::wire::share::{DenialCode, PeerReply, PeerRequest, Source};
+use rustix::fs::FallocateFlags;
 use share_support::shelf::{self, Shelf, local, serve_with};
 use share_support::{PATIENCE, bytes, options, source};
 use tempfile::TempDir;
@@ -452,7 +455,11 @@ fn a_hostile_source_alone_gives_no_file_and_a_sentence() {
         let sentence = error.to_string();
         assert!(sentence.contains(why), "{trick:?}: {sentence}");
         assert!(!sentence.contains('\u{1b}'), "{trick:?}: {sentence:?}");
-        assert_eq!(names(scene.to.path()), ["film.mkv.part"], "{trick:?}");
+        // Only what holds something is kept, and said to be.
+        let is_kept = names(scene.to.path()) == ["film.mkv.part"];
+        assert_eq!(sentence.contains("kept"), is_kept, "{trick:?}: {sentence}");
+        let gave = matches!(trick, Trick::WrongBytes { .. } | Trick::ShortChunk { .. });
+        assert!(is_kept || !gave, "{trick:?}: it had given chunks");
         assert_eq!(
             fake.connections.load(Ordering::SeqCst),
             1,
@@ -535,6 +542,54 @@ fn a_part_that_is_removed_under_way_is_not_published_by_whoever_lost_it() {
     scene.assert_whole(&second.wait_for(PATIENCE).unwrap().unwrap());
 }
 
+/// It ended with the other program's bytes under the final name, and no word.
+#[test]
+fn a_part_that_another_program_changes_is_not_published_with_its_bytes() {
+    type Change = fn(&std::fs::File);
+    let changes: [(&str, Change); 5] = [
+        ("cut to nothing", |part| part.set_len(0).unwrap()),
+        ("cut within", |part| part.set_len(17).unwrap()),
+        ("made longer", |part| part.set_len(100 * MIB as u64).unwrap()),
+        ("written to", |part| part.write_all_at(b"foreign", 5).unwrap()),
+        ("punched", |part| {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(part, flags, 0, 4096).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        for was_open in [false, true] {
+            let scene = Scene::new(4 * MIB + 5);
+            let silent = scene.fake(Trick::Nothing { after: 1 });
+            let handle = start(scene.options(vec![silent.source()]));
+            wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
+            let path = scene.to.path().join("film.mkv.part");
+            let part = std::fs::File::options().write(true).open(path).unwrap();
+            change(&part);
+            // Whoever closes it only when it is published may have written to it at any time.
+            let open = was_open.then_some(part);
+            handle.add_source(scene.source());
+            let outcome = handle.wait_for(PATIENCE).unwrap();
+            scene.assert_whole(&outcome.unwrap_or_else(|error| panic!("{what}: {error}")));
+            drop(open);
+        }
+    }
+}
+
+/// Whoever lied about a content left a part of nothing, which kept the true file out when they had gone.
+#[test]
+fn a_part_in_which_nothing_was_verified_does_not_stay() {
+    let scene = Scene::new(2 * MIB);
+    for trick in [Trick::WrongBytes { after: 0 }, Trick::Nothing { after: 0 }] {
+        let fake = scene.fake(trick);
+        let mut options = scene.options(vec![fake.source()]);
+        options.patience = Duration::from_millis(200);
+        let error = run(options).unwrap_err();
+        assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+        assert!(!error.to_string().contains("kept"), "{error}");
+        assert!(names(scene.to.path()).is_empty(), "{:?}", names(scene.to.path()));
+    }
+}
+
 #[test]
 fn sixty_four_dead_sources_do_not_hide_the_one_that_is_there() {
     let scene = Scene::new(2 * MIB);
@@ -615,7 +670,7 @@ fn a_cancelled_download_keeps_its_part_and_a_dropped_one_lets_go_of_it() {
     wait_until("a chunk has arrived", || handle.progress().done_bytes > 0);
     handle.cancel();
     let error = handle.wait_for(PATIENCE).unwrap().unwrap_err();
-    assert!(matches!(error, FetchError::Cancelled), "{error:?}");
+    assert!(matches!(error, FetchError::Cancelled(Kept(true))), "{error:?}");
     drop(start(scene.options(vec![silent.source()])));
     let outcome = run(scene.options(vec![scene.source()])).unwrap();
     assert_eq!(outcome.kept_bytes, MIB as u64);

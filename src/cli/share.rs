@@ -286,7 +286,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                 return Ok(Outcome::Done);
             }
             Err((error, kept_bytes)) => {
-                if matches!(error, FetchError::Cancelled) || tries.peek().is_none() {
+                if matches!(error, FetchError::Cancelled(_)) || tries.peek().is_none() {
                     return Err(error.into());
                 }
                 log::info!("{error}; others tell another size of it");

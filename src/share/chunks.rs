@@ -125,6 +125,11 @@ impl SharedChunks {
         self.lock().insert(index);
     }
 
+    /// Takes a chunk out.
+    pub fn remove(&self, index: u64) {
+        self.lock().remove(index);
+    }
+
     /// Whether chunk `index` is there.
     pub fn contains(&self, index: u64) -> bool {
         self.lock().contains(index)

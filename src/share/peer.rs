@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
-use super::fetch::{Fetch, FetchError, FetchHandle, FetchOptions, Outcome, Progress};
+use super::fetch::{Fetch, FetchError, FetchHandle, FetchOptions, Kept, Outcome, Progress};
 use super::folder::hash::HashProgress;
 use super::folder::{Folder, FolderOptions, Watcher};
 use super::line::LineError;
@@ -248,7 +248,11 @@ impl Peer {
             }
         };
         let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(seek);
-        thread.map_err(|error| FetchError::Internal { name, reason: error.to_string() })?;
+        thread.map_err(|error| FetchError::Internal {
+            name,
+            reason: error.to_string(),
+            kept: Kept(false),
+        })?;
         Ok(Seeker { _stop: stop })
     }
 }

@@ -6,7 +6,7 @@ use crate::client::connection::describe;
 use crate::limits;
 use crate::net::ListenError;
 use crate::prompt::explain_reason;
-use crate::share::fetch::{FetchError, FindError};
+use crate::share::fetch::{FetchError, FindError, Kept};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
 use crate::share::names::NameError;
@@ -136,6 +136,11 @@ pub(super) fn explain_find(error: &FindError) -> String {
     }
 }
 
+/// The end of a sentence on a download that has failed.
+fn explain_kept(kept: Kept) -> &'static str {
+    if kept.0 { "; o que chegou fica guardado" } else { "" }
+}
+
 pub(super) fn explain_fetch(error: &FetchError) -> String {
     match error {
         FetchError::Exists(path) => {
@@ -155,9 +160,9 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
         FetchError::NotSoLarge { size, .. } => {
             format!("o disco, ou o limite do processo, não aceita arquivos de {size} bytes")
         }
-        FetchError::NoSource { last, .. } => {
+        FetchError::NoSource { last, kept, .. } => {
             log::info!("{}", escape(last.as_bytes()));
-            "o peer não o enviou até o fim; o que chegou fica guardado".to_owned()
+            format!("o peer não o enviou até o fim{}", explain_kept(*kept))
         }
         FetchError::ForeignPart(path) => {
             format!("{} não é parte deste arquivo: tire-o do caminho", path.display())
@@ -165,17 +170,20 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
         FetchError::PartGone(path) => {
             format!("{} foi removido durante o download", path.display())
         }
-        FetchError::Disk { path, source } => {
-            let why = explain_io(source);
-            format!("{} não pôde ser gravado ({why}); o que chegou fica guardado", path.display())
+        FetchError::Touched(path) => {
+            format!("outro programa não para de alterar {}", path.display())
         }
-        FetchError::Cancelled => "interrompido; o que chegou fica guardado".to_owned(),
+        FetchError::Disk { path, source, kept } => {
+            let why = explain_io(source);
+            format!("{} não pôde ser gravado ({why}){}", path.display(), explain_kept(*kept))
+        }
+        FetchError::Cancelled(kept) => format!("interrompido{}", explain_kept(*kept)),
         FetchError::TooLarge { size, .. } => {
             format!("um arquivo compartilhado não pode ter {}", counted(*size, "byte", "bytes"))
         }
-        FetchError::Internal { reason, .. } => {
+        FetchError::Internal { reason, kept, .. } => {
             log::error!("a download cannot go on: {}", escape(reason.as_bytes()));
-            "este programa não pôde continuar; o que chegou fica guardado".to_owned()
+            format!("este programa não pôde continuar{}", explain_kept(*kept))
         }
     }
 }
@@ -210,7 +218,7 @@ mod tests {
         let path = std::path::PathBuf::from("/x");
         let folder = FolderError::Unreadable { path: path.clone(), source: source() };
         assert_eq!(explain_folder(&folder), "a pasta /x não pode ser lida (erro 5 do sistema)");
-        let needed = FetchError::NoRoom { path, needed: 1, free: 2 };
+        let needed = FetchError::NoRoom { path, needed: 1, free: 2, kept: Kept(false) };
         assert_eq!(
             explain_fetch(&needed),
             "não há espaço: falta gravar 1 byte, e há 2 bytes livres"

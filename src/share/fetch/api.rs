@@ -1,5 +1,6 @@
 //! What a download is asked for, and what it tells.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,6 +44,16 @@ pub struct FetchOptions {
     pub seed: u64,
 }
 
+/// Whether something of what has arrived is kept, as the end of a sentence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept(pub bool);
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0 { "; what has arrived is kept" } else { "" })
+    }
+}
+
 /// Why a download ended without its file.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -58,6 +69,12 @@ pub enum FetchError {
     /// The partial file has been removed, or replaced by another, while it was written to.
     #[error("{} was removed while the file arrived; fetch the file again", .0.display())]
     PartGone(PathBuf),
+    /// Another program goes on changing the partial file.
+    #[error(
+        "{} is being changed by another program; stop that program and fetch the file again, \
+         what has arrived is kept", .0.display()
+    )]
+    Touched(PathBuf),
     /// The folder cannot take a file.
     #[error("cannot write to {}: {source}; fetch to another folder", .path.display())]
     Folder {
@@ -69,7 +86,7 @@ pub enum FetchError {
     /// The disk is too full, or became so.
     #[error(
         "no room for {}: {needed} bytes are to be written and {free} are free; \
-         make room, what has arrived is kept", .path.display()
+         make room and fetch the file again{kept}", .path.display()
     )]
     NoRoom {
         /// The partial file.
@@ -78,33 +95,41 @@ pub enum FetchError {
         needed: u64,
         /// Bytes the file system says it has.
         free: u64,
+        /// Whether a part of it is kept.
+        kept: Kept,
     },
     /// The file system, or a limit of this process, allows no file of this length.
     #[error(
         "{} may not grow to the {size} bytes it needs: the file system or `ulimit -f` allows no larger \
-         file; lift the limit or fetch to another folder, what has arrived is kept", .path.display()
+         file; lift the limit or fetch to another folder{kept}", .path.display()
     )]
     NotSoLarge {
         /// The partial file.
         path: PathBuf,
         /// The whole file's length in bytes.
         size: u64,
+        /// Whether a part of it is kept.
+        kept: Kept,
     },
     /// The disk failed.
-    #[error("{} failed: {source}; what has arrived is kept", .path.display())]
+    #[error("{} failed: {source}{kept}", .path.display())]
     Disk {
         /// The partial file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+        /// Whether a part of it is kept.
+        kept: Kept,
     },
     /// Nobody is left to fetch from.
-    #[error("no peer gives {name} any more ({last}); what has arrived is kept, try again later")]
+    #[error("no peer gives {name} any more ({last}); try again later{kept}")]
     NoSource {
         /// The file.
         name: FileName,
         /// What became of the source lost last.
         last: String,
+        /// Whether a part of it is kept.
+        kept: Kept,
     },
     /// A shared file is not that large.
     #[error("{name} has {size} bytes, more than a shared file may have")]
@@ -115,16 +140,34 @@ pub enum FetchError {
         size: u64,
     },
     /// This process could not go on.
-    #[error("cannot fetch {name}: {reason}; what has arrived is kept")]
+    #[error("cannot fetch {name}: {reason}{kept}")]
     Internal {
         /// The file.
         name: FileName,
         /// What failed.
         reason: String,
+        /// Whether a part of it is kept.
+        kept: Kept,
     },
     /// It was stopped from outside.
-    #[error("stopped; what has arrived is kept")]
-    Cancelled,
+    #[error("stopped{0}")]
+    Cancelled(Kept),
+}
+
+impl FetchError {
+    /// The same error, saying whether anything is kept of what has arrived.
+    pub(super) fn keeping(mut self, is_kept: bool) -> FetchError {
+        match &mut self {
+            FetchError::NoRoom { kept, .. }
+            | FetchError::NotSoLarge { kept, .. }
+            | FetchError::Disk { kept, .. }
+            | FetchError::NoSource { kept, .. }
+            | FetchError::Internal { kept, .. }
+            | FetchError::Cancelled(kept) => *kept = Kept(is_kept),
+            _ => {}
+        }
+        self
+    }
 }
 
 /// A download that has its file.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::api::{FetchError, FetchOptions, Outcome, Phase, SourceProgress, SourceState};
+use super::api::{FetchError, FetchOptions, Kept, Outcome, Phase, SourceProgress, SourceState};
 use super::hashes::HashLists;
 use super::links::{Incoming, Link, Question};
 use super::part::Part;
@@ -90,6 +90,10 @@ pub(super) struct Driver {
     check_next: u64,
     /// And how many have been looked at.
     checked: u64,
+    /// How often the whole file had to be checked again.
+    rechecks: u32,
+    /// The disk has set aside what the file takes, or cannot.
+    is_allocated: bool,
 
     sizes: Sizes,
     buffers: BufferPool,
@@ -149,6 +153,8 @@ impl Driver {
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
             check_next: 0,
             checked: 0,
+            rechecks: 0,
+            is_allocated: false,
             buffers: BufferPool::new(limits::CHUNK_BYTES, sizes.buffers()),
             sizes,
             workers,
@@ -163,8 +169,28 @@ impl Driver {
         })
     }
 
+    /// How it ended. A part of it that failed stays when there is something in it.
     pub(super) fn into_result(self) -> Option<Result<Outcome, FetchError>> {
-        self.result
+        // The workers hold the part, and with it its lock: who is told of the end may begin anew.
+        let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
+        let rest = self.workers.shut_down(deadline).unwrap_or_else(|error| {
+            log::error!("the workers of a download: {error}");
+            Vec::new()
+        });
+        for done in rest {
+            if let Done::Stored { index, outcome: Ok(true), .. } = done {
+                self.stored.insert(index);
+            }
+        }
+        let was_looked_at = matches!(self.phase, Phase::Fetching | Phase::Finishing);
+        let is_empty = self.stored.count() == 0 && (was_looked_at || !self.part.is_resumed());
+        let result = self.result?;
+        Some(result.map_err(|error| {
+            if is_empty {
+                self.part.remove();
+            }
+            error.keeping(!is_empty)
+        }))
     }
 
     fn elapsed(&self, net: &Net) -> Duration {
@@ -516,7 +542,7 @@ impl Driver {
             !self.options.more_may_come && !self.links.is_empty() && self.swarm.is_hopeless();
         if hopeless || waited >= self.options.patience {
             let (name, last) = (self.options.name.clone(), self.why_nobody());
-            self.end(net, Err(FetchError::NoSource { name, last }));
+            self.end(net, Err(FetchError::NoSource { name, last, kept: Kept(false) }));
         }
     }
 
@@ -616,7 +642,7 @@ impl Service for Driver {
         }
         self.take_sources(net);
         if self.shared.is_cancelled() {
-            self.end(net, Err(FetchError::Cancelled));
+            self.end(net, Err(FetchError::Cancelled(Kept(false))));
         }
     }
 

@@ -21,6 +21,7 @@ mod hashes;
 mod links;
 mod part;
 mod store;
+mod watch;
 
 use std::fs::File;
 use std::io;
@@ -37,11 +38,13 @@ use crate::net::{EventLoop, LoopConfig, WakeHandle};
 use crate::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash_chunk};
 use crate::share::offer::FileStamp;
 use crate::wire::share::Source;
-pub use api::{FetchError, FetchOptions, Outcome, Phase, Progress, SourceProgress, SourceState};
+pub use api::{
+    FetchError, FetchOptions, Kept, Outcome, Phase, Progress, SourceProgress, SourceState,
+};
 use driver::{Driver, Sizes};
 pub use find::{FindError, find};
 use hashes::HashLists;
-use part::{Existing, Part};
+use part::{Existing, Finish, Part};
 pub use part::{Mark, discard};
 
 /// How often a file that another download is just finishing is looked for again.
@@ -114,7 +117,8 @@ impl Fetch {
             return Err(FetchError::TooLarge { name: options.name, size: options.size });
         }
         let name = options.name.clone();
-        let internal = |reason: String| FetchError::Internal { name: name.clone(), reason };
+        let internal =
+            |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
         let event_loop = EventLoop::new(loop_config(&options), None)
             .map_err(|error| internal(error.to_string()))?;
         let shared = Arc::new(Shared::new(&options, event_loop.wake_handle()));
@@ -164,7 +168,7 @@ impl FetchHandle {
         match self.result.recv_timeout(timeout) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Err(FetchError::Cancelled)),
+            Err(RecvTimeoutError::Disconnected) => Some(Err(FetchError::Cancelled(Kept(false)))),
         }
     }
 
@@ -174,7 +178,7 @@ impl FetchHandle {
     ///
     /// Why there is no file.
     pub fn wait(self) -> Result<Outcome, FetchError> {
-        self.result.recv().unwrap_or(Err(FetchError::Cancelled))
+        self.result.recv().unwrap_or(Err(FetchError::Cancelled(Kept(false))))
     }
 }
 
@@ -243,13 +247,13 @@ fn check_folder(options: &FetchOptions) -> Result<(), FetchError> {
 fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outcome, FetchError> {
     shared.progress().phase = Phase::Checking;
     let path = options.to.join(options.name.as_str());
-    let disk = |source| FetchError::Disk { path: path.clone(), source };
+    let disk = |source| FetchError::Disk { path: path.clone(), source, kept: Kept(false) };
     let stamp = FileStamp::of(&file.metadata().map_err(disk)?);
     let mut hashes = Vec::new();
     let mut buffer = vec![0; limits::CHUNK_BYTES];
     for index in 0..chunk_count(options.size) {
         if shared.is_cancelled() {
-            return Err(FetchError::Cancelled);
+            return Err(FetchError::Cancelled(Kept(false)));
         }
         let bytes = &mut buffer[..chunk_len(index, options.size)];
         file.read_exact_at(bytes, chunk_offset(index)).map_err(disk)?;
@@ -275,11 +279,22 @@ fn fetch(
     part: Part,
 ) -> Result<Outcome, FetchError> {
     let name = options.name.clone();
-    let internal = |reason: String| FetchError::Internal { name: name.clone(), reason };
+    let internal =
+        |reason: String| FetchError::Internal { name: name.clone(), reason, kept: Kept(false) };
     if chunk_count(options.size) == 0 {
-        let manifest = HashLists::without_asking(options.content, options.size)
-            .ok_or_else(|| internal("a file of no bytes does not have this hash".to_owned()))?;
-        let stamp = part.finish()?;
+        let manifest =
+            HashLists::without_asking(options.content, options.size).ok_or_else(|| {
+                part.remove();
+                internal("a file of no bytes does not have this hash".to_owned())
+            })?;
+        let mut finish = part.finish()?;
+        if finish == Finish::Doubtful {
+            // There is nothing in it that could be wrong.
+            finish = part.finish()?;
+        }
+        let Finish::Published(stamp) = finish else {
+            return Err(FetchError::Touched(part.path().to_owned()));
+        };
         return Ok(Outcome {
             path: part.whole_path().to_owned(),
             manifest: Arc::new(manifest),
@@ -296,7 +311,7 @@ fn fetch(
     let result = match (driver.into_result(), ran) {
         (Some(result), _) => result,
         (None, Err(error)) => Err(internal(error.to_string())),
-        (None, Ok(())) => Err(FetchError::Cancelled),
+        (None, Ok(())) => Err(FetchError::Cancelled(Kept(false))),
     };
     if let (Err(_), Some(partials)) = (&result, &partials) {
         partials.remove();

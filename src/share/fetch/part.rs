@@ -33,10 +33,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rand::Rng;
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
+};
 use rustix::io::Errno;
 
-use super::api::FetchError;
+use super::api::{FetchError, Kept};
+use super::watch::Watch;
 use crate::limits::FILE_NAME_BYTES_MAX;
 use crate::net::{BUFFER_ALIGNMENT, Buffer};
 use crate::share::content::{chunk_len, chunk_offset};
@@ -96,6 +99,7 @@ pub(super) struct Part {
     /// The same file, past the page cache.
     direct: Option<File>,
     direct_works: AtomicBool,
+    watch: Watch,
     mark: Mark,
     is_resumed: bool,
 }
@@ -183,8 +187,17 @@ fn open(path: &Path, access: OFlags) -> Result<File, Errno> {
 }
 
 /// Where an open file is found whatever its names are.
-fn descriptor_path(file: &File) -> PathBuf {
+pub(super) fn descriptor_path(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// What came of finishing a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Finish {
+    /// It has its final name, and looks like this.
+    Published(FileStamp),
+    /// Another program may have changed it: it is a part still, and to be checked in whole before it is finished again.
+    Doubtful,
 }
 
 /// What is under the name of a partial file.
@@ -192,11 +205,12 @@ enum Found {
     Nothing,
     /// It got its final name, or went, just now.
     Finished,
-    Ours(Part),
+    Ours(Box<Part>),
 }
 
 impl Part {
     fn new(file: File, folder: &Path, path: &Path, name: &FileName, mark: Mark) -> Part {
+        let watch = Watch::start(&file);
         Part {
             folder: folder.to_owned(),
             path: path.to_owned(),
@@ -205,6 +219,7 @@ impl Part {
             file,
             direct: None,
             direct_works: AtomicBool::new(true),
+            watch,
             mark,
             is_resumed: false,
         }
@@ -224,14 +239,13 @@ impl Part {
             let new = |file, path: &Path| Part::new(file, folder, path, name, mark);
             let part = match Part::find(&path, |file| new(file, &path))? {
                 Found::Finished => return Ok(None),
-                Found::Ours(part) => Some(part),
+                Found::Ours(part) => Some(*part),
                 Found::Nothing => match existing(&folder.join(name.as_str()), size)? {
                     Existing::Nothing => Part::create(&path, new)?,
                     Existing::Candidate(_) => return Ok(None),
                 },
             };
-            if let Some(mut part) = part {
-                part.direct = part.open_direct();
+            if let Some(part) = part {
                 return Ok(Some(part));
             }
         }
@@ -251,6 +265,11 @@ impl Part {
         };
         let mut part = new(file);
         if !part.is_ours()? {
+            if part.is_blank() && part.lock().is_ok() && part.is_blank() && part.is_at(path) {
+                // A download of another content, which was killed before anything of it was verified.
+                part.remove();
+                return Ok(Found::Nothing);
+            }
             // Unless it has lost its trailer to the download that is just finishing it.
             return if part.is_at(path) { Err(foreign()) } else { Ok(Found::Finished) };
         }
@@ -268,7 +287,14 @@ impl Part {
         part.make_room()?;
         remove_ours(&part.file, &part.claim);
         part.remove_first_name();
-        Ok(Found::Ours(part))
+        part.begin();
+        Ok(Found::Ours(Box::new(part)))
+    }
+
+    /// Opens it for writing chunks. Whoever opens it after this is somebody else.
+    fn begin(&mut self) {
+        self.direct = self.open_direct();
+        self.watch = Watch::start(&self.file);
     }
 
     /// Makes a new partial file. `None`: somebody else's has come in between.
@@ -282,8 +308,16 @@ impl Part {
             .map_err(|error| FetchError::Folder { path: path.to_owned(), source: error.into() })?;
         let mut part = new(file, path);
         let made = part.lock().and_then(|()| part.make_room());
-        let named = made.map(|()| part.give_name(&temporary, path));
-        remove_ours(&part.file, &temporary);
+        // While nobody else knows its name.
+        part.begin();
+        let named = made.map(|()| {
+            let named = part.watch.own(&part.file, || part.give_name(&temporary, path));
+            part.watch.own(&part.file, || remove_ours(&part.file, &temporary));
+            named
+        });
+        if named.is_err() {
+            remove_ours(&part.file, &temporary);
+        }
         match named? {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
@@ -325,6 +359,10 @@ impl Part {
         self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn whole_path(&self) -> &Path {
         &self.whole
     }
@@ -354,6 +392,26 @@ impl Part {
         Ok(Mark::decode(&trailer) == Some(self.mark))
     }
 
+    /// Whether it is a partial file of ours, of whatever content, that nothing was ever written to but its trailer.
+    fn is_blank(&self) -> bool {
+        let Ok(metadata) = self.file.metadata() else { return false };
+        let Some(at) = metadata.len().checked_sub(BLOCK_BYTES as u64) else { return false };
+        let mut trailer = [0; BLOCK_BYTES];
+        if !metadata.is_file() || self.file.read_exact_at(&mut trailer, at).is_err() {
+            return false;
+        }
+        let is_whole =
+            |mark: Mark| mark.size.checked_next_multiple_of(BLOCK_BYTES as u64) == Some(at);
+        // A file system that knows no holes says that there is data from the beginning on.
+        Mark::decode(&trailer).is_some_and(is_whole)
+            && rustix::fs::seek(&self.file, SeekFrom::Data(0)) == Ok(at)
+    }
+
+    /// Takes its name away: nothing of it was verified.
+    pub(super) fn remove(&self) {
+        remove_ours(&self.file, &self.path);
+    }
+
     /// Whether the file has this name.
     fn is_at(&self, path: &Path) -> bool {
         self.file.metadata().is_ok_and(|metadata| is_at(&metadata, path))
@@ -381,6 +439,10 @@ impl Part {
     /// know how. That takes a millisecond on most, and a tenth of a second a gibibyte on one in memory:
     /// so it is done while the first chunks are on their way.
     pub(super) fn allocate(&self) -> io::Result<bool> {
+        self.watch.own(&self.file, || self.set_aside())
+    }
+
+    fn set_aside(&self) -> io::Result<bool> {
         // Others may have written meanwhile: never so much that nothing is left to them.
         if !self.fits()? {
             return Err(io::ErrorKind::StorageFull.into());
@@ -391,6 +453,7 @@ impl Part {
             let piece = ALLOCATE_BYTES.min(self.length() - at);
             match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, at, piece) {
                 Ok(()) => at += piece,
+                Err(Errno::INTR) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
@@ -413,12 +476,17 @@ impl Part {
     /// What an error of writing means, with `needed` bytes still to come.
     pub(super) fn write_error(&self, error: io::Error, needed: u64) -> FetchError {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                FetchError::NoRoom { path: self.path.clone(), needed, free: self.free() }
-            }
-            io::ErrorKind::FileTooLarge => {
-                FetchError::NotSoLarge { path: self.path.clone(), size: self.mark.size }
-            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FetchError::NoRoom {
+                path: self.path.clone(),
+                needed,
+                free: self.free(),
+                kept: Kept(false),
+            },
+            io::ErrorKind::FileTooLarge => FetchError::NotSoLarge {
+                path: self.path.clone(),
+                size: self.mark.size,
+                kept: Kept(false),
+            },
             io::ErrorKind::NotFound => FetchError::PartGone(self.path.clone()),
             _ => disk(&self.path, error),
         }
@@ -444,6 +512,10 @@ impl Part {
     /// end in vain.
     pub(super) fn write_chunk(&self, index: u64, buffer: &Buffer) -> io::Result<()> {
         self.check_not_removed()?;
+        self.watch.own(&self.file, || self.write_at(index, buffer))
+    }
+
+    fn write_at(&self, index: u64, buffer: &Buffer) -> io::Result<()> {
         let (length, offset) = (buffer.len(), chunk_offset(index));
         if let Some(direct) = &self.direct
             && self.direct_works.load(Ordering::Relaxed)
@@ -469,14 +541,23 @@ impl Part {
         }
     }
 
-    /// Makes the whole file durable and gives it its name.
-    pub(super) fn finish(&self) -> Result<FileStamp, FetchError> {
+    /// Makes the whole file durable and gives it its name, unless another program may have changed it.
+    pub(super) fn finish(&self) -> Result<Finish, FetchError> {
         let failed = |source| self.write_error(source, 0);
         if std::fs::symlink_metadata(&self.whole).is_ok() {
             return Err(FetchError::Exists(self.whole.clone()));
         }
         self.check_not_removed().map_err(failed)?;
-        self.cut().map_err(failed)?;
+        if self.watch.is_doubtful(&self.file) {
+            return self.doubt();
+        }
+        self.watch.own(&self.file, || self.cut()).map_err(failed)?;
+        // To make it durable may have taken long. What its stamp is from here on is what was verified.
+        let stamp = self.file.metadata().map(|metadata| FileStamp::of(&metadata));
+        let stamp = stamp.map_err(failed)?;
+        if self.watch.is_doubtful(&self.file) || stamp.size != self.mark.size {
+            return self.doubt();
+        }
         if let Err(error) = self.give_name(&self.path, &self.whole) {
             self.uncut();
             return Err(match error.kind() {
@@ -488,7 +569,24 @@ impl Part {
         remove_ours(&self.file, &self.path);
         remove_ours(&self.file, &self.claim);
         self.sync_folder()?;
-        self.file.metadata().map(|metadata| FileStamp::of(&metadata)).map_err(failed)
+        Ok(Finish::Published(stamp))
+    }
+
+    /// Makes it a part again, of which nothing is taken for verified.
+    fn doubt(&self) -> Result<Finish, FetchError> {
+        log::warn!("{} may have been changed: it is checked again", self.path.display());
+        let restored = self.watch.own(&self.file, || {
+            // Cut off here, or by others, or made longer by them.
+            if self.file.metadata()?.len() != self.length() {
+                self.file.set_len(self.length())?;
+            }
+            self.file.write_all_at(&self.mark.encode(), self.trailer_at())?;
+            remove_ours(&self.file, &self.claim);
+            Ok(())
+        });
+        restored.map_err(|error| self.write_error(error, self.mark.size))?;
+        self.watch.forget(&self.file);
+        Ok(Finish::Doubtful)
     }
 
     /// Cuts the file to the content's length, and makes it durable. Its claim says meanwhile whose it is.
@@ -561,7 +659,7 @@ fn remove_ours(file: &File, path: &Path) {
 }
 
 fn disk(path: &Path, source: io::Error) -> FetchError {
-    FetchError::Disk { path: path.to_owned(), source }
+    FetchError::Disk { path: path.to_owned(), source, kept: Kept(false) }
 }
 
 #[cfg(test)]
@@ -613,8 +711,7 @@ mod tests {
         part.read_chunk(1, &mut buffer).unwrap();
         assert_eq!(buffer.as_ref(), [7; 4321]);
         write(&part, 0, 3);
-        let stamp = part.finish().unwrap();
-        assert_eq!(stamp.size, SIZE);
+        assert!(matches!(part.finish().unwrap(), Finish::Published(stamp) if stamp.size == SIZE));
         let whole = std::fs::read(folder.path().join("film.mkv")).unwrap();
         assert!(whole[..CHUNK_BYTES].iter().all(|b| *b == 3));
         assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
@@ -634,7 +731,9 @@ mod tests {
     #[test]
     fn parts_of_other_things_are_not_touched() {
         let folder = tempfile::tempdir().unwrap();
-        drop(open(folder.path(), SIZE).unwrap().unwrap());
+        let part = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&part, 0, 3);
+        drop(part);
         let path = folder.path().join("film.mkv.part");
         let before = std::fs::read(&path).unwrap();
         let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
@@ -650,6 +749,27 @@ mod tests {
         std::fs::write(folder.path().join("elsewhere"), b"").unwrap();
         std::os::unix::fs::symlink("elsewhere", &path).unwrap();
         assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+    }
+
+    /// A liar's content or size, or a download killed at once, left a part that kept the true file out.
+    #[test]
+    fn a_part_that_nothing_was_written_to_makes_room_for_another_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("film.mkv.part");
+        for size in [0, SIZE + 99, SIZE] {
+            let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), size);
+            let other = other.unwrap().unwrap();
+            assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))), "in use");
+            other.allocate().unwrap();
+            drop(other);
+            drop(open(folder.path(), SIZE).unwrap().expect("there is room"));
+            std::fs::remove_file(&path).unwrap();
+        }
+        let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
+        let other = other.unwrap().unwrap();
+        write(&other, 1, 0);
+        drop(other);
+        assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))), "written to");
     }
 
     #[test]
@@ -716,7 +836,7 @@ mod tests {
         assert!(matches!(first.finish(), Err(FetchError::PartGone(_))));
         assert!(!whole.exists());
         write(&other, 1, 9);
-        other.finish().unwrap();
+        assert!(matches!(other.finish(), Ok(Finish::Published(_))));
         assert!(std::fs::read(&whole).unwrap() == vec![9; SIZE as usize]);
 
         // Moved elsewhere, and somebody's own file in its place.
@@ -726,7 +846,9 @@ mod tests {
         write(&moved, 1, 3);
         std::fs::rename(&path, folder.path().join("moved")).unwrap();
         std::fs::write(&path, b"somebody's own").unwrap();
-        moved.finish().unwrap();
+        // Its name was changed by somebody, who may have changed more.
+        assert!(matches!(moved.finish(), Ok(Finish::Doubtful)));
+        assert!(matches!(moved.finish(), Ok(Finish::Published(_))));
         assert!(std::fs::read(&whole).unwrap() == vec![3; SIZE as usize]);
         assert_eq!(std::fs::read(&path).unwrap(), b"somebody's own");
     }
@@ -757,6 +879,7 @@ mod tests {
     fn only_the_part_that_is_meant_is_discarded() {
         let folder = tempfile::tempdir().unwrap();
         let part = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&part, 0, 3);
         let discard = |size| discard(folder.path(), &name("film.mkv"), content(b"film"), size);
         discard(SIZE);
         assert_eq!(names(folder.path()), ["film.mkv.part"], "it is in use");
@@ -795,7 +918,8 @@ mod tests {
         assert_eq!(second.file.metadata().unwrap().modified().unwrap(), before.modified().unwrap());
         write(&first, 0, 3);
         write(&first, 1, 7);
-        first.finish().unwrap();
+        assert!(matches!(first.finish(), Ok(Finish::Doubtful)), "a second one has it open");
+        assert!(matches!(first.finish(), Ok(Finish::Published(_))));
         write(&second, 1, 7);
         let whole = std::fs::read(&first.whole).unwrap();
         assert_eq!(whole.len() as u64, SIZE, "nothing is behind the content");

@@ -4,10 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use super::api::FetchError;
-use super::part::Part;
+use super::part::{Finish, Part};
 use crate::net::Buffer;
 use crate::share::content::Manifest;
-use crate::share::offer::FileStamp;
 use crate::share::swarm::SourceId;
 
 /// Something to do.
@@ -27,12 +26,12 @@ pub(super) enum Job {
 pub(super) enum Done {
     /// A chunk was good and is stored, or was not good, or could not be stored.
     Stored { source: SourceId, index: u64, buffer: Buffer, outcome: io::Result<bool> },
-    /// Of `count` chunks these are good.
-    Checked { count: u64, buffer: Buffer, good: Vec<u64> },
+    /// Of `count` chunks from `first` on these are good.
+    Checked { first: u64, count: u64, buffer: Buffer, good: Vec<u64> },
     /// It has, or cannot.
     Allocated(io::Result<bool>),
-    /// The file is there.
-    Finished(Result<FileStamp, FetchError>),
+    /// The file is there, or has to be checked again.
+    Finished(Result<Finish, FetchError>),
 }
 
 /// Does it.
@@ -58,7 +57,7 @@ pub(super) fn work(job: Job) -> Done {
                 }
             });
             let good = good.collect();
-            Done::Checked { count, buffer, good }
+            Done::Checked { first, count, buffer, good }
         }
         Job::Allocate { part } => Done::Allocated(part.allocate()),
         Job::Finish { part } => Done::Finished(part.finish()),

@@ -439,6 +439,18 @@ impl Swarm {
         }
     }
 
+    /// A stored chunk is not good any more.
+    pub fn damaged(&mut self, index: u64, now: Duration) {
+        if let Some(chunk) = self.chunks.get_mut(index as usize)
+            && *chunk == Chunk::Stored
+        {
+            *chunk = Chunk::Missing;
+            self.stored -= 1;
+            self.put_back(index);
+            (self.progress_at, self.checked_at) = (now, now);
+        }
+    }
+
     /// A source refuses a chunk.
     pub fn denied(
         &mut self,

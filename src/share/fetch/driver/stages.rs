@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use super::super::api::{FetchError, Outcome, Phase};
+use super::super::api::{FetchError, Kept, Outcome, Phase};
 use super::super::hashes::{HashLists, Step};
 use super::super::links::Question;
+use super::super::part::Finish;
 use super::super::store::{Done, Job};
 use super::{Driver, Judged};
 use crate::limits;
@@ -115,11 +116,23 @@ impl Driver {
         }
     }
 
-    fn checked(&mut self, net: &mut Net, count: u64, good: &[u64]) {
+    fn checked(&mut self, net: &mut Net, first: u64, count: u64, good: &[u64]) {
         self.checked += count;
-        for index in good {
-            self.stored.insert(*index);
-            self.kept_bytes += chunk_len(*index, self.options.size) as u64;
+        let now = self.elapsed(net);
+        for index in first..first + count {
+            let is_good = good.contains(&index);
+            match (is_good, self.stored.contains(index)) {
+                (true, false) => {
+                    self.stored.insert(index);
+                    self.kept_bytes += chunk_len(index, self.options.size) as u64;
+                }
+                // Another program has changed it since.
+                (false, true) => {
+                    self.stored.remove(index);
+                    self.swarm.damaged(index, now);
+                }
+                _ => {}
+            }
         }
         if self.checked < chunk_count(self.options.size) {
             return self.check_more(net);
@@ -136,7 +149,8 @@ impl Driver {
     }
 
     fn finish_when_whole(&mut self, net: &mut Net) {
-        if self.swarm.is_done() && self.phase == Phase::Fetching {
+        // What is allocated after the file was cut would stay behind its end.
+        if self.swarm.is_done() && self.phase == Phase::Fetching && self.is_allocated {
             self.phase = Phase::Finishing;
             let part = Arc::clone(&self.part);
             self.submit(net, Job::Finish { part });
@@ -156,15 +170,16 @@ impl Driver {
                 format!("{outstanding} chunks wait to be stored, more than there are places for")
             }
         };
-        let error = FetchError::Internal { name: self.options.name.clone(), reason };
+        let error =
+            FetchError::Internal { name: self.options.name.clone(), reason, kept: Kept(false) };
         self.end(net, Err(error));
     }
 
     pub(super) fn done(&mut self, net: &mut Net, done: Done) {
         match done {
-            Done::Checked { count, buffer, good } => {
+            Done::Checked { first, count, buffer, good } => {
                 drop(buffer);
-                self.checked(net, count, &good);
+                self.checked(net, first, count, &good);
             }
             Done::Stored { source, index, buffer, outcome: Ok(good) } => {
                 drop(buffer);
@@ -175,15 +190,30 @@ impl Driver {
                 self.swarm.checked(source, index, good, now);
                 self.finish_when_whole(net);
             }
-            Done::Allocated(Ok(_)) => {}
+            Done::Allocated(Ok(_)) => {
+                self.is_allocated = true;
+                self.finish_when_whole(net);
+            }
             Done::Stored { outcome: Err(error), .. } | Done::Allocated(Err(error)) => {
                 let needed = self.options.size.saturating_sub(self.stored_bytes());
                 let error = self.part.write_error(error, needed);
                 self.end(net, Err(error));
             }
-            Done::Finished(Ok(stamp)) => self.finished(net, stamp),
+            Done::Finished(Ok(Finish::Published(stamp))) => self.finished(net, stamp),
+            Done::Finished(Ok(Finish::Doubtful)) => self.recheck(net),
             Done::Finished(Err(error)) => self.end(net, Err(error)),
         }
+    }
+
+    /// Checks the whole file, which another program may have changed. What is not good is fetched again.
+    fn recheck(&mut self, net: &mut Net) {
+        if self.rechecks == limits::PART_RECHECKS_MAX {
+            return self.end(net, Err(FetchError::Touched(self.part.path().to_owned())));
+        }
+        self.rechecks += 1;
+        self.phase = Phase::Checking;
+        (self.check_next, self.checked) = (0, 0);
+        self.check_more(net);
     }
 
     fn finished(&mut self, net: &mut Net, stamp: FileStamp) {
