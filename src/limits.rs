@@ -1089,10 +1089,12 @@ pub const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
 pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// In bytes a second.
 pub const SOURCE_RATE_MIN: u64 = 1024;
+/// Most that one turn of a download's loop counts against the patience with its sources: ten ticks, which a loaded machine may
+/// take. Beyond it the process did not run.
+pub const FETCH_TURN_MAX: Duration = Duration::from_secs(1);
 /// How often a download checks its whole file again because another program may have changed it: whoever opens it once
 /// costs one check, two when that goes on meanwhile. A program that never stops is told of instead.
 pub const PART_RECHECKS_MAX: u32 = 5;
-
 /// A source that was lost or fell silent is dialled again after this, doubling …
 pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
 /// … up to this.

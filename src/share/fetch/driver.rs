@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::api::{FetchError, FetchOptions, Kept, Outcome, Phase, SourceProgress, SourceState};
+use super::clock::Clock;
 use super::hashes::HashLists;
 use super::links::{Incoming, Link, Question};
 use super::part::Part;
@@ -67,7 +68,7 @@ pub(super) struct Driver {
     options: FetchOptions,
     shared: Arc<Shared>,
     part: Arc<Part>,
-    started: Instant,
+    clock: Clock,
     phase: Phase,
     result: Option<Result<Outcome, FetchError>>,
 
@@ -138,7 +139,7 @@ impl Driver {
         Ok(Driver {
             shared,
             part: Arc::new(part),
-            started,
+            clock: Clock::new(started),
             phase: Phase::Asking,
             result: None,
             swarm: Swarm::new(config, Duration::ZERO),
@@ -194,7 +195,7 @@ impl Driver {
     }
 
     fn elapsed(&self, net: &Net) -> Duration {
-        net.now().saturating_duration_since(self.started)
+        self.clock.elapsed(net.now())
     }
 
     fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {

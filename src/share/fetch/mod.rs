@@ -15,6 +15,7 @@
 //! download of its own), priorities among a file's chunks other than rarity.
 
 mod api;
+mod clock;
 mod driver;
 mod find;
 mod hashes;
