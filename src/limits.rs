@@ -1030,6 +1030,10 @@ pub const WATCHES_PER_PEER_MAX: usize = 16;
 /// Bytes of frames that wait for one peer behind a chunk that is sent slowly; past it it is not read until the
 /// chunk is sent.
 pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
+/// Of the chunks that a peer reads to send them, one in so many is compared with its hash, beside those that are asked for again.
+pub const UPLOAD_CHECKED_EACH: u64 = 16;
+/// Contents of which it is known which chunks were compared: the sets of a content of 1 TiB take 256 KiB.
+pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 /// Threads that read files for a peer that serves.
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.

@@ -955,6 +955,24 @@ fn a_source_is_the_peer_that_was_announced_or_none() {
     scene.assert_whole(&run(scene.options(vec![impostor, scene.source()])).unwrap());
 }
 
+/// Whoever shares a file that the disk has spoilt sends wrong bytes once, and is told.
+#[test]
+fn a_rotten_chunk_is_noticed_when_it_is_asked_for_again() {
+    let scene = Scene::new(2 * MIB);
+    let content = scene.manifest.content();
+    std::fs::write(&scene.path, vec![7; 2 * MIB]).unwrap();
+    let stamp = FileStamp::of(&std::fs::metadata(&scene.path).unwrap());
+    let offer = scene.shelf.offer(content).unwrap();
+    scene.shelf.insert(Offer { stamp: Some(stamp), ..offer });
+    let mut client = Client::greeted(&scene.server);
+    client.ask(1, PeerRequest::Chunk { content, index: 1 });
+    assert!(matches!(client.hear(), Some(Message::ShareReply { id: 1, .. })));
+    assert!(client.raw(MIB) == vec![7; MIB]);
+    client.ask(2, PeerRequest::Chunk { content, index: 1 });
+    assert_eq!(client.denial(), (2, DenialCode::Changed));
+    assert_eq!(scene.shelf.changed.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     let scene = Scene::new(12 * MIB);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -23,6 +24,12 @@ pub trait Catalog: Send + Sync {
     /// Serving `offer` has shown that its file is gone, or not what was hashed any more: do not offer
     /// it again before looking at the file.
     fn changed(&self, offer: &Offer);
+
+    /// Serving `offer` has shown that its file holds other bytes than were hashed, although it looks the same: looking at
+    /// it does not help, and it has to be hashed anew.
+    fn rotten(&self, offer: &Offer) {
+        self.changed(offer);
+    }
 }
 
 /// Something that can be served. Cheap to clone.
@@ -67,12 +74,17 @@ pub struct FileStamp {
     pub size: u64,
     /// Last modification, where the system knows it.
     pub modified: Option<SystemTime>,
+    /// Last change of the file or of what the system knows of it (ctime), in nanoseconds since the Unix epoch: unlike the
+    /// modification time, nobody can turn it back.
+    pub changed_ns: i128,
 }
 
 impl FileStamp {
     /// The stamp of an open file.
     pub fn of(metadata: &Metadata) -> FileStamp {
-        FileStamp { size: metadata.len(), modified: metadata.modified().ok() }
+        let changed_ns =
+            i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+        FileStamp { size: metadata.len(), modified: metadata.modified().ok(), changed_ns }
     }
 }
 

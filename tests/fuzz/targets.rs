@@ -607,7 +607,14 @@ fn share_state_examples() -> Vec<Vec<u8>> {
             let epoch = SystemTime::UNIX_EPOCH;
             if seconds < 0 { epoch - distance } else { epoch + distance }
         });
-        let look = Look { stamp: FileStamp { size: manifest.size(), modified }, inode: 77 };
+        let look = Look {
+            stamp: FileStamp {
+                size: manifest.size(),
+                modified,
+                changed_ns: 1_795_219_200_123_456_789,
+            },
+            inode: 77,
+        };
         (FileName::new(name).expect("a good name"), look, Arc::new(manifest))
     };
     let files = vec![

@@ -7,7 +7,7 @@
 //!
 //! Every file is hashed once, all processors at work, the smallest first ([`hash`]), and is offered as soon as it
 //! is known. What came of it is kept in a hidden file
-//! of the folder ([`state`]), under the file's size, modification time and inode: what still looks the
+//! of the folder ([`state`]), under the file's size, times of modification and change, and inode: what still looks the
 //! same is not hashed again. The folder is looked at every few seconds, rather than watched through the
 //! system: that works on every file system, network ones included, and costs one look a file. A file
 //! that is new or has changed is hashed when it has looked the same twice, so that one that is being
@@ -15,8 +15,9 @@
 //! for it, is not offered any more, and is remembered for a while: when it is seen again and looks as it did it is
 //! offered as it was, so that a disk that was away for seconds is not hashed anew.
 //!
-//! Whoever changes a file in place and turns its modification time back is not noticed here. The peers
-//! that fetch it notice: each chunk is verified where it arrives.
+//! Whoever changes a file in place and turns its modification time back is found out by the time of its last change. A disk
+//! that gives other bytes than it was given is not: so the server checks some of the chunks that it reads, and every
+//! one that is asked for a second time ([`Catalog::rotten`]).
 
 pub mod hash;
 mod scan;
@@ -51,7 +52,7 @@ use crate::text::escape;
 /// of it: a disk that was taken out and put back may get another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// Length and modification time.
+    /// Length, and times of modification and of change.
     pub stamp: FileStamp,
     /// The file's number in its file system; another file under the same name has another one.
     pub inode: u64,
@@ -433,6 +434,21 @@ impl Catalog for Folder {
                 known.learnt.insert(name.clone());
                 known.suspects.insert(name, shared);
             }
+            self.note_change();
+        }
+    }
+
+    fn rotten(&self, offer: &Offer) {
+        let Ok(name) = FileName::new(&offer.file) else { return };
+        let mut known = self.known();
+        if known.files.get(&name).is_some_and(|shared| Some(shared.look.stamp) == offer.stamp) {
+            log::warn!(
+                "{name} does not hold what was hashed, although nothing has changed it: it is hashed anew; \
+                 compare it with a copy, and look after the disk"
+            );
+            // Not a suspect, which would be offered again as it looks the same.
+            known.remove(&name);
+            known.learnt.insert(name);
             self.note_change();
         }
     }

@@ -29,7 +29,7 @@ use crate::share::types::{ChunkHash, PeerId};
 pub const STATE_FILE: &str = ".acervo-share";
 /// A file that is to become it is called this, a random number, and this.
 const NEW_FILE: (&str, &str) = (".acervo-share.", ".new");
-const MAGIC: &[u8; 8] = b"acshare\x01";
+const MAGIC: &[u8; 8] = b"acshare\x02";
 const HASH_BYTES: usize = 32;
 
 /// A file as it was hashed.
@@ -75,6 +75,7 @@ struct StoredFile {
     size: u64,
     /// Nanoseconds since the Unix epoch.
     modified_ns: Option<i128>,
+    changed_ns: i128,
     inode: u64,
     /// The chunk hashes, one after the other.
     hashes: Bytes,
@@ -189,6 +190,7 @@ pub fn encode(
         name,
         size: look.stamp.size,
         modified_ns: look.stamp.modified.map(nanoseconds),
+        changed_ns: look.stamp.changed_ns,
         inode: look.inode,
         hashes: manifest.chunks().iter().flat_map(|hash| hash.0).collect(),
     });
@@ -223,7 +225,8 @@ fn saved(file: StoredFile) -> Option<Saved> {
         Some(nanoseconds) => Some(time(nanoseconds)?),
         None => None,
     };
-    let look = Look { stamp: FileStamp { size: file.size, modified }, inode: file.inode };
+    let stamp = FileStamp { size: file.size, modified, changed_ns: file.changed_ns };
+    let look = Look { stamp, inode: file.inode };
     Some(Saved { name: file.name, look, manifest })
 }
 

@@ -416,3 +416,36 @@ fn kinds(folder: &Path) -> BTreeMap<String, std::fs::FileType> {
     };
     entries.map(kind).collect()
 }
+
+/// A file that was altered in place, with its modification time turned back, was served as it had been for ever; so was one
+/// that the disk had spoilt.
+#[test]
+fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    write(dir.path(), "a", b"before");
+    let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let content = |bytes: &[u8]| ContentId(*blake3::hash(bytes).as_bytes());
+    let (folder, _) = open(dir.path());
+    drop(folder);
+    let before = scan::look_at(&path).unwrap();
+    // As long as it takes until the system's clock for files has moved on.
+    while scan::look_at(&path).unwrap() == before {
+        write(dir.path(), "a", b"behind");
+        File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
+    }
+    let (folder, _) = open(dir.path());
+    assert_eq!(folder.find(&name("a")).unwrap().content, content(b"behind"), "over a restart");
+    let watcher = Watcher::start(Arc::clone(&folder), QUICK, |_| {}, || {}).unwrap();
+    // Whatever is in it, it is hashed anew although it looks the same.
+    let offer = folder.offer(content(b"behind")).unwrap();
+    folder.rotten(&offer);
+    assert!(folder.offer(content(b"behind")).is_none(), "until it is");
+    let deadline = Instant::now() + PATIENCE;
+    while folder.offer(content(b"behind")).is_none() {
+        assert!(Instant::now() < deadline, "it is not hashed anew");
+        thread::yield_now();
+    }
+    assert!(folder.hashing().files_done > 0);
+    drop(watcher);
+}

@@ -37,6 +37,7 @@ struct Job {
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     index: u64,
+    is_checked: bool,
     buffer: Buffer,
 }
 
@@ -52,9 +53,39 @@ struct Done {
 }
 
 fn work(mut job: Job) -> Done {
-    let outcome = source::read_chunk(&job.offer, job.index, &mut job.buffer);
+    let outcome = source::read_chunk(&job.offer, job.index, job.is_checked, &mut job.buffer);
     let Job { connection, request, catalog, offer, buffer, .. } = job;
     Done { connection, request, catalog, offer, buffer, outcome }
+}
+
+/// Which chunks are compared with their hashes before they are sent: those that are asked for a second time, since
+/// whoever got wrong bytes, or the next one, asks again; and of all others one in
+/// [`UPLOAD_CHECKED_EACH`](limits::UPLOAD_CHECKED_EACH), as a disk may rot at any time.
+#[derive(Default)]
+struct Checks {
+    reads: u64,
+    /// Of each content what was sent, and what was checked.
+    contents: HashMap<ContentId, (ChunkSet, ChunkSet)>,
+}
+
+impl Checks {
+    fn is_due(&mut self, content: ContentId, chunks: u64, index: u64) -> bool {
+        if self.contents.len() >= limits::UPLOAD_CHECKED_CONTENTS_MAX
+            && !self.contents.contains_key(&content)
+        {
+            // Everything is checked once more, the second time that it is asked for.
+            self.contents.clear();
+        }
+        let begin = || (ChunkSet::empty(chunks), ChunkSet::empty(chunks));
+        let (sent, checked) = self.contents.entry(content).or_insert_with(begin);
+        self.reads += 1;
+        let is_second = !sent.insert(index) && !checked.contains(index);
+        let is_due = is_second || self.reads.is_multiple_of(limits::UPLOAD_CHECKED_EACH);
+        if is_due {
+            checked.insert(index);
+        }
+        is_due
+    }
 }
 
 /// A rate limit and the piece that goes at once under it.
@@ -78,6 +109,7 @@ pub(super) struct ShareService {
     early_bytes: u64,
     /// Of what was sent: the rest that did not make one more such byte.
     early_rest: u64,
+    checks: Checks,
     buffers: BufferPool,
     readers: Pool<Job, Done>,
     counters: Arc<Counters>,
@@ -111,6 +143,7 @@ impl ShareService {
             marks: 0,
             early_bytes: limits::UPLOAD_EARLY_BYTES_MAX,
             early_rest: 0,
+            checks: Checks::default(),
             buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
             readers,
             counters,
@@ -418,7 +451,8 @@ impl ShareService {
         let busy = || denied(DenialCode::Busy, "no memory is free; try again later".to_owned());
         let length = chunk_len(index, offer.manifest.size());
         let buffer = self.buffers.take(length).ok_or_else(busy)?;
-        let job = Job { connection: id, request, catalog, offer, index, buffer };
+        let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
+        let job = Job { connection: id, request, catalog, offer, index, is_checked, buffer };
         self.readers.submit(job).map_err(|refused| match refused {
             SubmitError::Full(_) => {
                 debug_assert!(false, "{} jobs hold a buffer each", self.readers.outstanding());
@@ -459,8 +493,10 @@ impl ShareService {
             }
             Err(error) => {
                 log::info!("a peer asked in vain: {error}");
-                if matches!(error.code(), DenialCode::NotFound | DenialCode::Changed) {
-                    catalog.changed(&offer);
+                match error.code() {
+                    _ if matches!(error, SourceError::Rotten(_)) => catalog.rotten(&offer),
+                    DenialCode::NotFound | DenialCode::Changed => catalog.changed(&offer),
+                    _ => {}
                 }
                 let body = denied(error.code(), error.to_string());
                 self.say(net, id, &Message::ShareReply { id: request, body });

@@ -28,6 +28,9 @@ pub(super) enum SourceError {
     /// It is not what was hashed.
     #[error("{0} was changed since it was offered")]
     Changed(String),
+    /// It looks as it did when it was hashed, and holds something else.
+    #[error("{0} does not hold what was hashed")]
+    Rotten(String),
     /// The system does not let it be read.
     #[error("{file} cannot be read: {source}")]
     Unreadable {
@@ -42,7 +45,9 @@ impl SourceError {
     pub(super) fn code(&self) -> DenialCode {
         match self {
             SourceError::Gone(_) => DenialCode::NotFound,
-            SourceError::NotAFile(_) | SourceError::Changed(_) => DenialCode::Changed,
+            SourceError::NotAFile(_) | SourceError::Changed(_) | SourceError::Rotten(_) => {
+                DenialCode::Changed
+            }
             SourceError::Unreadable { .. } => DenialCode::Unreadable,
         }
     }
@@ -86,10 +91,12 @@ fn check(file: &File, offer: &Offer) -> Result<(), SourceError> {
     }
 }
 
-/// Reads chunk `index`, which the offer's content has, into `buffer`, which has room for it.
+/// Reads chunk `index`, which the offer's content has, into `buffer`, which has room for it. With `is_checked` what was read is
+/// compared with the chunk's hash, as it always is of a file that is being written to.
 pub(super) fn read_chunk(
     offer: &Offer,
     index: u64,
+    is_checked: bool,
     buffer: &mut Buffer,
 ) -> Result<(), SourceError> {
     let name = || offer.file.clone();
@@ -105,8 +112,11 @@ pub(super) fn read_chunk(
     }
     // What was written while it was read shows now, or in the receiver's check of the chunk.
     check(&file, offer)?;
-    if offer.stamp.is_none() && !offer.manifest.matches(index, buffer.as_ref()) {
-        return Err(SourceError::Changed(name()));
+    if (is_checked || offer.stamp.is_none()) && !offer.manifest.matches(index, buffer.as_ref()) {
+        return Err(match offer.stamp {
+            None => SourceError::Changed(name()),
+            Some(_) => SourceError::Rotten(name()),
+        });
     }
     Ok(())
 }
@@ -137,7 +147,7 @@ mod tests {
 
     fn read(offer: &Offer, index: u64) -> Result<Vec<u8>, SourceError> {
         let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(CHUNK_BYTES).unwrap();
-        read_chunk(offer, index, &mut buffer).map(|()| buffer.as_ref().to_vec())
+        read_chunk(offer, index, false, &mut buffer).map(|()| buffer.as_ref().to_vec())
     }
 
     #[test]
@@ -210,5 +220,34 @@ mod tests {
         assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
         std::fs::write(&path, b"before").unwrap();
         assert_eq!(read(&offer, 0).unwrap(), b"before");
+    }
+
+    /// What a disk makes of a file, as far as anybody can tell from outside.
+    fn rot(offer: &mut Offer, path: &Path, bytes: &[u8]) {
+        std::fs::write(path, bytes).unwrap();
+        offer.stamp = Some(FileStamp::of(&std::fs::metadata(path).unwrap()));
+    }
+
+    #[test]
+    fn rot_is_noticed_where_a_chunk_is_checked_and_a_time_that_is_turned_back_everywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut offer = offer(folder.path(), "file", b"before");
+        let path = folder.path().join("file");
+        let modified = offer.stamp.unwrap().modified.unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        // As long as it takes until the system's clock for files has moved on.
+        while FileStamp::of(&file.metadata().unwrap()).changed_ns == offer.stamp.unwrap().changed_ns
+        {
+            file.write_all_at(b"behind", 0).unwrap();
+            file.set_modified(modified).unwrap();
+        }
+        let stamp = FileStamp::of(&file.metadata().unwrap());
+        assert_eq!((stamp.size, stamp.modified), (6, Some(modified)));
+        assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
+        rot(&mut offer, &path, b"befoul");
+        assert_eq!(read(&offer, 0).unwrap(), b"befoul", "not checked");
+        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(CHUNK_BYTES).unwrap();
+        let checked = read_chunk(&offer, 0, true, &mut buffer);
+        assert!(matches!(checked, Err(SourceError::Rotten(_))), "{checked:?}");
     }
 }
