@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use signal_hook::consts::SIGXFSZ;
 
 use acervo::Client;
@@ -42,7 +42,7 @@ use acervo::share::registry::{self, RegistryConfig};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| refuse_arguments(&error));
+    let cli = parse().unwrap_or_else(|error| refuse_arguments(&error));
     let level = match &cli.command {
         // Whoever was asked for addresses on a terminal sees the lines of the specification there, and what is wrong.
         Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
@@ -122,6 +122,25 @@ fn main() -> ExitCode {
     };
     logging::finish();
     ExitCode::from(status)
+}
+
+/// Reads the command line, and the environment, of which an empty variable counts as not set.
+fn parse() -> Result<Cli, clap::Error> {
+    let mut command = without_empty_variables(Cli::command());
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |argument: &clap::Arg| {
+        let value = argument.get_env().and_then(std::env::var_os);
+        value.is_some_and(|value| value.is_empty())
+    };
+    let unset = |argument: clap::Arg| match is_empty(&argument) {
+        true => argument.env(None::<&'static str>),
+        false => argument,
+    };
+    command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
 /// Prints what is wrong with the command line, or the help that was asked for, and ends the process.

@@ -793,6 +793,12 @@ fn the_servers_may_come_from_the_environment_and_commands_have_kind_names() {
     assert_eq!(shell("$A health"), "healthy\n");
     assert_eq!(shell("$A version"), shell("$A --version"));
     // What is said on the line counts for more.
+    // A variable that a script has emptied is not set: the default counts, whoever is there.
+    for command in ["get k", "files"] {
+        let line = format!("ACERVO_SERVERS= ACERVO_REGISTRY= $A {command}");
+        let (status, _, said) = self::shell("", &line);
+        assert_ne!(status, 2, "{said}");
+    }
     let (status, _, _) = self::shell("", "ACERVO_SERVERS=nonsense $A get k");
     assert_eq!(status, 2);
     let line = format!("ACERVO_SERVERS=127.0.0.1:1 $A get key --servers {}", group.list());

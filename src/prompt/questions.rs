@@ -12,6 +12,11 @@ pub enum QuestionError {
     /// The input ended before the last question was answered.
     #[error("the input ended before every question was answered: nothing was started")]
     Ended,
+    /// Whatever is answered, no server of the group could listen here.
+    #[error(
+        "no server of the group has an IP of this machine ({0}): start it with --servers that name one"
+    )]
+    Foreign(String),
     /// The terminal could not be read or written.
     #[error("the terminal could not be used: {0}")]
     Io(#[from] io::Error),

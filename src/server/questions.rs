@@ -34,6 +34,11 @@ pub fn ask(
     // A group is never empty; if one were, there would be nothing to answer with.
     let Some(own) = first else { return Err(QuestionError::Ended) };
     let leader = group.first().copied().unwrap_or(own);
+    // No answer could be used, and the question would be asked for ever.
+    if !group.iter().any(|server| check_own_ip(server.ip(), probe).is_ok()) {
+        let group: Vec<_> = group.iter().map(SocketAddr::to_string).collect();
+        return Err(QuestionError::Foreign(group.join(", ")));
+    }
     let mut questions = Questions { group, input, output };
 
     let ip = questions.ip("IP deste servidor", own.ip(), &|ip| check_own_ip(ip, probe))?;
@@ -139,6 +144,15 @@ mod tests {
             "IP deste servidor [127.0.0.1]: Porta deste servidor [10097]: \
              IP do líder [127.0.0.1]: Porta do líder [10097]: "
         );
+    }
+
+    #[test]
+    fn a_group_without_an_ip_of_this_machine_is_not_asked_about() {
+        let mut output = Vec::new();
+        let probe = |_: SocketAddr| Err(ErrorKind::AddrNotAvailable.into());
+        let given = ask(&DEFAULT_SERVERS, &mut "\n\n\n\n".as_bytes(), &mut output, &probe);
+        assert!(matches!(given, Err(QuestionError::Foreign(_))), "{given:?}");
+        assert!(output.is_empty());
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub(super) fn explain_line(error: &LineError) -> String {
             format!("Registro {address} inacessível: {}.", explain_reason(reason))
         }
         LineError::Declined { address, message } => {
-            format!("Registro {address} recusou e diz: \"{}\".", message.trim_end_matches('.'))
+            // Its own words are English.
+            log::info!("registry {address} refuses: {message}");
+            format!("Registro {address} recusou: {}.", explain_refusal(message))
         }
         LineError::IdTaken(address) => format!(
             "Outra conexão entrou no registro {address} com a identidade desta pasta: se ela é \
@@ -50,6 +52,33 @@ pub(super) fn explain_line(error: &LineError) -> String {
         LineError::Nobody => "Nenhum registro foi dado.".to_owned(),
         LineError::Stopping => "Este peer está parando.".to_owned(),
     }
+}
+
+/// What a registry says when it refuses, as far as a person can do something about it.
+fn explain_refusal(message: &str) -> &'static str {
+    let known = [
+        (
+            "no peer answers at",
+            "ele não alcança este peer no endereço dado; dê um IP pelo qual o alcance",
+        ),
+        (
+            "cannot serve on a loopback address",
+            "este peer e o registro estão em máquinas diferentes; dê o IP pelo qual os outros o alcançam",
+        ),
+        ("cannot serve on port 0", "um peer não atende na porta 0"),
+        ("a peer offers at most", "a pasta tem arquivos demais"),
+        ("a shared file has at most", "um arquivo da pasta é grande demais"),
+        ("have joined from this IP address", "há peers demais com o IP deste"),
+        ("the peers of one IP address", "os peers com este IP já oferecem tudo o que podem"),
+        ("no room for", "ele está cheio; tente mais tarde"),
+        ("try again in a moment", "ele está ocupado"),
+        (
+            "the store behind this registry",
+            "os servidores em que ele guarda o índice não respondem",
+        ),
+    ];
+    let found = known.iter().find(|(part, _)| message.contains(part));
+    found.map_or("ele não aceita o pedido", |(_, why)| why)
 }
 
 pub(super) fn explain_folder(error: &FolderError) -> String {
@@ -214,6 +243,18 @@ mod tests {
             "o peer 10.0.0.1:5000 não tem este arquivo"
         );
         assert!(!explain_find(&refused(None)).contains("there is"));
+        let declined = |message: &str| {
+            let message = message.to_owned();
+            explain_line(&LineError::Declined { address, message })
+        };
+        assert_eq!(
+            declined("too many requests wait at this registry: try again in a moment"),
+            "Registro 10.0.0.1:5000 recusou: ele está ocupado."
+        );
+        assert_eq!(
+            declined("whatever it may say"),
+            "Registro 10.0.0.1:5000 recusou: ele não aceita o pedido."
+        );
         let source = || io::Error::from_raw_os_error(5);
         let path = std::path::PathBuf::from("/x");
         let folder = FolderError::Unreadable { path: path.clone(), source: source() };

@@ -28,7 +28,7 @@ use super::registry::spaced;
 use super::types::PeerId;
 use crate::limits;
 use crate::net::Listener;
-use crate::prompt::questions::{explain_probe, probe};
+use crate::prompt::questions::{check_own_ip, explain_probe, probe};
 use crate::prompt::{self, Input, Kind, OutputError, Screen, Stop, invalid, parse_ip, parse_port};
 use crate::text::{LineError as InputError, escape};
 use crate::wire::share::Source;
@@ -192,6 +192,9 @@ impl Dialogue<'_> {
                     )
                 }),
             });
+            if matches!(entry, Err(Stop::Cancelled)) {
+                self.say("Para sair, escolha SAIR ou tecle Ctrl-D.");
+            }
             let done = entry.and_then(|entry| match entry {
                 None => Ok(()),
                 Some(Entry::Join) => self.join(),
@@ -267,7 +270,9 @@ impl Dialogue<'_> {
         let screen = Arc::clone(&self.shared.screen);
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let ip = prompt::ask_or(self.input, &*screen, "IP deste peer", &local, |text| {
-            parse_ip(text).map_err(|why| invalid(&why))
+            // No port of a foreign IP is of use.
+            let ip = parse_ip(text).and_then(|ip| check_own_ip(ip, &probe));
+            ip.map_err(|why| invalid(&why))
         })?;
         // The port it serves at now is free again when it joins anew.
         let own = self.joined.as_ref().map(|joined| joined.address);
@@ -287,10 +292,10 @@ impl Dialogue<'_> {
             why.map(|()| address).map_err(|why| invalid(&why))
         })?;
         let folder = self.ask("Pasta deste peer: ", |line| {
-            let path = Path::new(line.trim());
+            let path = from_home(line.trim());
             let shown = escape(line.trim().as_bytes());
             match path.metadata() {
-                Ok(found) if found.is_dir() => Ok(path.to_owned()),
+                Ok(found) if found.is_dir() => Ok(path),
                 Ok(_) => Err(invalid(&format!("\"{shown}\" não é uma pasta"))),
                 Err(_) => Err(invalid(&format!("não há uma pasta \"{shown}\" que se possa ler"))),
             }
@@ -424,6 +429,17 @@ impl Dialogue<'_> {
     }
 }
 
+/// A path as it was typed, where `~` is the home folder, as in a shell.
+fn from_home(typed: &str) -> PathBuf {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    match (typed.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+            Path::new(&home).join(rest.trim_start_matches('/'))
+        }
+        _ => PathBuf::from(typed),
+    }
+}
+
 fn question(text: &str, default: &str) -> String {
     if default.is_empty() { format!("{text}: ") } else { format!("{text} [{default}]: ") }
 }
@@ -520,6 +536,35 @@ mod tests {
             assert_eq!(Entry::parse(line), Some(entry), "{line}");
         }
         assert_eq!(Entry::parse("4"), None);
+    }
+
+    /// Any other question is dropped without a word: the menu follows.
+    #[test]
+    fn ctrl_c_at_the_menu_tells_how_to_leave() {
+        struct Keys(std::vec::IntoIter<Typed>);
+        impl Input for Keys {
+            fn read_line(&mut self, _: &str) -> Result<Typed, InputError> {
+                Ok(self.0.next().unwrap_or(Typed::End))
+            }
+        }
+        let screen = Arc::new(Lines::default());
+        let options = ConsoleOptions { registries: vec![], limit_bytes_per_s: None };
+        let typed = [Typed::Cancelled, Typed::Line("1".to_owned()), Typed::Cancelled];
+        let mut keys = Keys(Vec::from(typed).into_iter());
+        Dialogue::new(&mut keys, Arc::<Lines>::clone(&screen) as _, options).run().unwrap();
+        assert_eq!(*screen.0.lock().unwrap(), ["Para sair, escolha SAIR ou tecle Ctrl-D."]);
+    }
+
+    #[test]
+    fn a_folder_can_be_named_from_home() {
+        let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+        if !home.as_os_str().is_empty() {
+            assert_eq!(from_home("~/Filmes"), home.join("Filmes"));
+            assert_eq!(from_home("~"), home.join(""));
+        }
+        for other in ["~maria/Filmes", "a~", "/x/~/y", ""] {
+            assert_eq!(from_home(other), PathBuf::from(other));
+        }
     }
 
     #[test]
