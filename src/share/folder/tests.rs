@@ -436,6 +436,8 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     }
     let (folder, _) = open(dir.path());
     assert_eq!(folder.find(&name("a")).unwrap().content, content(b"behind"), "over a restart");
+    drop(folder);
+    let folder = Folder::open(dir.path(), PeerId(7)).unwrap();
     let watcher = Watcher::start(Arc::clone(&folder), QUICK, |_| {}, || {}).unwrap();
     // Whatever is in it, it is hashed anew although it looks the same.
     let offer = folder.offer(content(b"behind")).unwrap();
