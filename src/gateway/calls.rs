@@ -16,6 +16,9 @@ use crate::limits;
 #[derive(Clone)]
 pub(super) struct Calls {
     client: Client,
+    /// A session of its own for long writes. The leader keeps the writes of one session in order, and a long one waits
+    /// for its turn: in the session of all other writes it would hold up those of every caller.
+    long_writes: Client,
     threads: Threads,
 }
 
@@ -29,8 +32,8 @@ impl Drop for CancelOnDrop {
 }
 
 impl Calls {
-    pub(super) fn new(client: Client) -> Calls {
-        Calls { client, threads: Threads::new(limits::GATEWAY_THREADS_MAX) }
+    pub(super) fn new(client: Client, long_writes: Client) -> Calls {
+        Calls { client, long_writes, threads: Threads::new(limits::GATEWAY_THREADS_MAX) }
     }
 
     /// Makes a request of the client library.
@@ -41,6 +44,18 @@ impl Calls {
     ) -> Result<T, Status> {
         let client = self.client.clone();
         self.wait_for(call, move || request(&client)).await?.map_err(|error| status(&error))
+    }
+
+    /// As [`Calls::request`], a write of so many keys; of a range nobody knows how many it has.
+    pub(super) async fn write_many<T: Send + 'static>(
+        &self,
+        call: &CallLimits,
+        keys: Option<usize>,
+        write: impl FnOnce(&Client) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let is_short = keys.is_some_and(|keys| keys <= limits::SHORT_WRITE_KEYS_MAX);
+        let client = if is_short { &self.client } else { &self.long_writes }.clone();
+        self.wait_for(call, move || write(&client)).await?.map_err(|error| status(&error))
     }
 
     /// Does something that waits for servers. The call keeps its place until the thread is free again, so that nobody

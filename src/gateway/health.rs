@@ -3,7 +3,7 @@
 //! It says whether this gateway is of use, so that a load balancer can choose. Whether writes find a
 //! majority is a question for the group, the same behind every gateway, and left to the calls.
 //!
-//! What the server says about who leads is passed on to the calls' client: writes that go straight to the
+//! What the server says about who leads is passed on to the calls' clients: writes that go straight to the
 //! leader cost the group a hop less.
 
 use tonic_health::ServingStatus;
@@ -16,9 +16,9 @@ use crate::limits;
 /// The name that stands for the whole gateway.
 const EVERYTHING: &str = "";
 
-/// Looks for ever, and reports; tells `client` who leads.
-pub(super) async fn watch(reporter: HealthReporter, client: Client) {
-    let servers = client.servers();
+/// Looks for ever, and reports; tells the clients of the calls who leads.
+pub(super) async fn watch(reporter: HealthReporter, clients: [Client; 2]) {
+    let servers = clients[0].servers();
     // A client of its own: its patience is short, and what it asks is in nobody's way.
     let built = Client::builder(servers).request_timeout(limits::GATEWAY_HEALTH_INTERVAL).build();
     let Ok(asking) = built else { return };
@@ -27,7 +27,8 @@ pub(super) async fn watch(reporter: HealthReporter, client: Client) {
         let answer = tokio::task::spawn_blocking(move || asking.any_status()).await;
         let answer = answer.ok().and_then(Result::ok);
         let leader = answer.as_ref().and_then(|status| status.leader.as_deref());
-        client.hint_leader(leader.and_then(|address| address.parse().ok()));
+        let leader = leader.and_then(|address| address.parse().ok());
+        clients.iter().for_each(|client| client.hint_leader(leader));
         let status = match answer {
             Some(_) => ServingStatus::Serving,
             None => ServingStatus::NotServing,

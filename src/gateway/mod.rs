@@ -116,21 +116,24 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let mut signals: Vec<Signal> =
         signals.collect::<Result<_, _>>().map_err(GatewayError::System)?;
     let connections_max = files::room()?.accepted_max.min(limits::GATEWAY_CONNECTIONS_MAX);
-    let client = Client::builder(config.servers.iter().copied())
-        .request_timeout(config.request_timeout)
-        .build()?;
+    let client = || {
+        let servers = config.servers.iter().copied();
+        Client::builder(servers).request_timeout(config.request_timeout).build()
+    };
+    let (client, long_writes) = (client()?, client()?);
     let listen_failed = |error| GatewayError::Listen { address: config.listen, error };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch = tokio::spawn(health::watch(reporter.clone(), client.clone()));
+    let watch =
+        tokio::spawn(health::watch(reporter.clone(), [client.clone(), long_writes.clone()]));
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let gateway = Gateway::new(Calls::new(client));
+    let gateway = Gateway::new(Calls::new(client, long_writes));
     let service = KeyValueStoreServer::new(gateway)
         .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
 

@@ -100,8 +100,10 @@ impl KeyValueStore for Gateway {
             return Ok(Response::new(nothing()));
         }
         let pairs: Vec<_> = items.into_iter().map(|item| (item.key, item.val)).collect();
+        let count = Some(pairs.len());
         let write = move |client: &Client| client.put_all(pairs);
-        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, write).await?;
+        let WrittenMany { timestamp: ver, rows, .. } =
+            self.calls.write_many(&call, count, write).await?;
         let translate = move |row| replaced_row(row, ver);
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, translate)))
     }
@@ -122,7 +124,8 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let (from, to, _) = range(request.into_inner())?;
         let remove = move |client: &Client| client.del_range(&from, &to);
-        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, remove).await?;
+        let WrittenMany { timestamp: ver, rows, .. } =
+            self.calls.write_many(&call, None, remove).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 
@@ -133,8 +136,10 @@ impl KeyValueStore for Gateway {
             return Ok(Response::new(nothing()));
         }
         let keys = keys(items);
+        let count = Some(keys.len());
         let remove = move |client: &Client| client.del_all(keys);
-        let WrittenMany { timestamp: ver, rows, .. } = self.calls.request(&call, remove).await?;
+        let WrittenMany { timestamp: ver, rows, .. } =
+            self.calls.write_many(&call, count, remove).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 

@@ -4,6 +4,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use acervo::limits::SHORT_WRITE_KEYS_MAX;
+use acervo::wire::message::{ErrorCode, Request};
+use futures_util::stream;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
@@ -12,7 +15,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::site::{Site, channel, key, pair, range, row, waiting, within};
+use crate::fake_server::{FakeServer, error};
+use crate::site::{Site, channel, connect, key, pair, range, row, waiting, within};
+use crate::support::gateway::Gateway;
 use crate::support::{PATIENCE, eventually, exited_with, hangups_are_ignored};
 
 #[test]
@@ -46,6 +51,39 @@ fn health(site: &Site, service: &str) -> ServingStatus {
         let request = HealthCheckRequest { service: service.into() };
         client.check(waiting(request)).await.unwrap().into_inner().status()
     })
+}
+
+#[test]
+fn long_writes_have_a_session_of_their_own() {
+    let server = FakeServer::start(|id, _, link| {
+        link.reply(id, error(ErrorCode::Invalid, "nothing is wanted here", 0));
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(&dir, &server.address.to_string(), &[]);
+    let most = SHORT_WRITE_KEYS_MAX;
+    let pairs = |count: usize| stream::iter((0..count).map(|at| pair(&format!("{at:04}"), "v")));
+    let keys = |count: usize| stream::iter((0..count).map(|at| key(&format!("{at:04}"))));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = connect(&gateway).await;
+        client.put(waiting(pair("a", "v"))).await.unwrap_err();
+        client.put_all(waiting(pairs(most))).await.unwrap_err();
+        client.del_all(waiting(keys(most))).await.unwrap_err();
+        client.put_all(waiting(pairs(most + 1))).await.unwrap_err();
+        client.del_all(waiting(keys(most + 1))).await.unwrap_err();
+        client.del_range(waiting(range(key("a"), key("b")))).await.unwrap_err();
+    });
+    let sessions: Vec<_> = server
+        .requests()
+        .into_iter()
+        .filter_map(|request| match request {
+            Request::Write(write) => Some(write.request.client),
+            _ => None,
+        })
+        .collect();
+    let [short, long] = [sessions[0], sessions[3]];
+    assert_ne!(short, long);
+    assert_eq!(sessions, [short, short, short, long, long, long]);
 }
 
 #[test]
