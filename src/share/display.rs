@@ -170,6 +170,8 @@ pub struct FetchDisplay {
     sources: Vec<ProgressBar>,
     told_at: Option<Instant>,
     phase: Option<Phase>,
+    /// The line that nobody gives any more has been written.
+    told_of_waiting: bool,
     /// Since when chunks have been coming.
     fetching_since: Option<Instant>,
 }
@@ -193,6 +195,7 @@ impl FetchDisplay {
             sources: Vec::new(),
             told_at: None,
             phase: None,
+            told_of_waiting: false,
             fetching_since: None,
         }
     }
@@ -245,7 +248,11 @@ impl FetchDisplay {
     fn tell_now_and_then(&mut self, progress: &Progress, now: Instant) {
         const EVERY: Duration = limits::PROGRESS_LINE_INTERVAL;
         let new_phase = self.phase != Some(progress.phase);
-        if !new_phase && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY) {
+        // Once: a source that is dialled again and again comes and goes.
+        let new_wait = progress.waits_for_a_source() && !self.told_of_waiting;
+        self.told_of_waiting |= new_wait;
+        if !new_phase && !new_wait && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY)
+        {
             return;
         }
         self.phase = Some(progress.phase);
@@ -261,6 +268,9 @@ impl FetchDisplay {
 
 /// What a download does, in a few words.
 fn state(progress: &Progress) -> String {
+    if progress.waits_for_a_source() {
+        return "no source left, waiting for one".to_owned();
+    }
     match progress.phase {
         Phase::Preparing => "making room".to_owned(),
         Phase::Asking => "asking for the chunk hashes".to_owned(),
@@ -361,6 +371,12 @@ mod tests {
         assert_eq!(state(&progress(rate)), "2.00 MiB/s, 3s left, 1 source");
         assert_eq!(state(&progress(0.0)), "0 B/s, 1 source");
         assert_eq!(state(&progress(f64::NAN)), "1 source", "before there is a rate");
+        // For half a minute there was "0 B/s, 0 sources", and on the console nothing.
+        let mut alone = progress(0.0);
+        alone.sources.remove(0);
+        assert_eq!(state(&alone), "no source left, waiting for one");
+        alone.phase = Phase::Checking;
+        assert_eq!(state(&alone), "checking what is there already", "it needs none for that");
     }
 
     #[test]

@@ -413,7 +413,7 @@ impl Dialogue<'_> {
             }
             Ok(address)
         })?;
-        self.task(move |shared| match fetch_from(&joined, &name, address, &shared.stopping) {
+        self.task(move |shared| match fetch_from(&joined, &name, address, shared) {
             Ok(()) => {
                 let (name, folder) = (escape(name.as_str().as_bytes()), joined.folder.display());
                 shared
@@ -456,7 +456,7 @@ fn fetch_from(
     joined: &Joined,
     name: &FileName,
     address: SocketAddr,
-    stopping: &AtomicBool,
+    shared: &Shared,
 ) -> Result<(), String> {
     let found = find(address, name, limits::REGISTRY_CALL_TIMEOUT);
     let (peer, file) = found.map_err(|error| explain_find(&error))?;
@@ -471,11 +471,20 @@ fn fetch_from(
         patience: limits::FETCH_PATIENCE_DEFAULT,
     };
     let mut transfer = joined.peer.download(wanted).map_err(|error| explain_fetch(&error))?;
+    let mut told = false;
     loop {
         if let Some(result) = transfer.wait_for(limits::STOP_LOOK_INTERVAL) {
             return result.map(drop).map_err(|error| explain_fetch(&error));
         }
-        if stopping.load(Ordering::Relaxed) {
+        if !told && transfer.progress().waits_for_a_source() {
+            told = true;
+            let name = escape(name.as_str().as_bytes());
+            let seconds = limits::FETCH_PATIENCE_DEFAULT.as_secs();
+            shared.screen.remark(&format!(
+                "O peer {address} deixou de enviar {name}: espera-se por ele até {seconds} segundos."
+            ));
+        }
+        if shared.stopping.load(Ordering::Relaxed) {
             transfer.cancel();
         }
     }

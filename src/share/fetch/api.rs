@@ -225,6 +225,17 @@ pub struct Progress {
     pub sources: Vec<SourceProgress>,
 }
 
+impl Progress {
+    /// Whether nobody gives any more: the download waits for one of its sources, or a new one, as long as its patience
+    /// lasts.
+    pub fn waits_for_a_source(&self) -> bool {
+        let is_lost = |source: &SourceProgress| matches!(source.state, SourceState::Lost(_));
+        matches!(self.phase, Phase::Asking | Phase::Fetching)
+            && !self.sources.is_empty()
+            && self.sources.iter().all(is_lost)
+    }
+}
+
 /// One source of a download.
 #[derive(Clone, Debug)]
 pub struct SourceProgress {
