@@ -497,9 +497,9 @@ pub enum Format {
 /// `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// The console prints its lines.
+    /// Yes.
     On,
-    /// The console prints nothing.
+    /// No.
     Off,
 }
 
