@@ -553,9 +553,9 @@ impl Part {
         }
         self.watch.own(&self.file, || self.cut()).map_err(failed)?;
         // To make it durable may have taken long. What its stamp is from here on is what was verified.
-        let stamp = self.file.metadata().map(|metadata| FileStamp::of(&metadata));
-        let stamp = stamp.map_err(failed)?;
-        if self.watch.is_doubtful(&self.file) || stamp.size != self.mark.size {
+        let look = || self.file.metadata().map(|metadata| FileStamp::of(&metadata));
+        let verified = look().map_err(failed)?;
+        if self.watch.is_doubtful(&self.file) || verified.size != self.mark.size {
             return self.doubt();
         }
         if let Err(error) = self.give_name(&self.path, &self.whole) {
@@ -569,7 +569,11 @@ impl Part {
         remove_ours(&self.file, &self.path);
         remove_ours(&self.file, &self.claim);
         self.sync_folder()?;
-        Ok(Finish::Published(stamp))
+        // Names given and taken change the time of the last change, and nothing else. A file that was written to since
+        // keeps the stamp that it has no more, and so is hashed anew before it is shared.
+        let named = look().map_err(failed)?;
+        let is_same = (named.size, named.modified) == (verified.size, verified.modified);
+        Ok(Finish::Published(if is_same { named } else { verified }))
     }
 
     /// Makes it a part again, of which nothing is taken for verified.
