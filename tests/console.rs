@@ -634,6 +634,27 @@ fn what_is_pasted_at_once_all_happens() {
     assert_eq!(person.events().len(), 150);
 }
 
+/// Of ten PUTs of one key that were pasted, another than the last stayed in half of all pastes: each went to a server of
+/// its own.
+#[test]
+fn of_several_pasted_puts_of_one_key_the_last_one_stays() {
+    let group = Group::start(3, &[]);
+    let mut person = Person::sit_down(&["--servers", &group.list()]);
+    person.terminal.wait_for_prompt(MENU);
+    let puts = |round: u32| {
+        (0..10).map(move |number| format!("2\rkey-{round}\r{number}\r")).collect::<String>()
+    };
+    let pasted: String = (0..8).map(puts).collect();
+    person.terminal.type_keys((pasted + "sair\r").as_bytes());
+    assert!(exited_with(person.terminal.wait_for_end(), 0));
+    let client = group.client();
+    for round in 0..8 {
+        let key = format!("key-{round}");
+        assert_eq!(client.get(key.as_str()).unwrap().value.as_deref(), Some(&b"9"[..]), "{key}");
+    }
+    assert_eq!(person.events().len(), 80);
+}
+
 /// Each line stands alone, and the question that was open is asked again below it.
 #[test]
 fn a_terminal_that_cannot_edit_lines() {

@@ -6,6 +6,8 @@
 //!
 //! [`run`] wires the real input and output ([`prompt`]) to the dialogue, which knows neither.
 
+use std::collections::hash_map;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex};
@@ -60,6 +62,9 @@ pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
     })
 }
 
+/// Requests that may be under way or wait for their turn before the console takes no more for a while.
+const SUBMITTED_MAX: u64 = 1024;
+
 const MENU: &str = "[1] INIT  [2] PUT  [3] GET > ";
 
 /// An entry of the menu.
@@ -89,6 +94,7 @@ struct Dialogue<'a> {
     client: Option<Client>,
     request_timeout: Duration,
     pending: Arc<Pending>,
+    puts: Arc<Puts>,
 }
 
 impl Dialogue<'_> {
@@ -103,6 +109,7 @@ impl Dialogue<'_> {
             client: None,
             request_timeout: options.request_timeout,
             pending: Arc::default(),
+            puts: Arc::default(),
         };
         if let Some(servers) = &options.servers {
             dialogue.client = Some(dialogue.connect(servers)?);
@@ -227,18 +234,81 @@ impl Dialogue<'_> {
     }
 
     fn submit(&self, client: &Client, ask: Ask) {
-        let (screen, asked) = (Arc::clone(&self.screen), ask.clone());
-        let under_way = Pending::begin(&self.pending);
+        // What is typed ahead without end waits where it was typed.
+        self.pending.wait_below(SUBMITTED_MAX, self.request_timeout);
+        let (client, under_way) = (client.clone(), Pending::begin(&self.pending));
+        self.puts.submit(Asked { client, ask, under_way }, &self.screen);
+    }
+}
+
+/// A request, and its place among those under way.
+struct Asked {
+    client: Client,
+    ask: Ask,
+    under_way: UnderWay,
+}
+
+/// PUTs of one key go one after the other, as they were typed: at servers chosen at random a later one would often be
+/// ordered first, and of ten that were pasted some other than the last would stay.
+#[derive(Default)]
+struct Puts {
+    /// Those that wait, by key, behind one that is under way.
+    waiting: Mutex<HashMap<Bytes, VecDeque<Asked>>>,
+}
+
+impl Puts {
+    fn submit(self: &Arc<Puts>, asked: Asked, screen: &Arc<dyn Screen>) {
+        if let Ask::Put { key, .. } = &asked.ask {
+            match lock(&self.waiting).entry(key.clone()) {
+                hash_map::Entry::Occupied(mut earlier) => {
+                    return earlier.get_mut().push_back(asked);
+                }
+                hash_map::Entry::Vacant(none) => none.insert(VecDeque::new()),
+            };
+        }
+        self.send(asked, screen);
+    }
+
+    fn send(self: &Arc<Puts>, asked: Asked, screen: &Arc<dyn Screen>) {
+        let Asked { client, ask, under_way } = asked;
+        let turn = match &ask {
+            Ask::Put { key, .. } => {
+                Some(Turn { key: key.clone(), puts: Arc::clone(self), screen: Arc::clone(screen) })
+            }
+            Ask::Get { .. } => None,
+        };
+        let (shown_on, asked) = (Arc::clone(screen), ask.clone());
         let report = move |event| {
             match render(&asked, &event) {
-                Rendered::Event(line) => screen.event(&line),
-                Rendered::Remark(line) => screen.remark(&line),
+                Rendered::Event(line) => shown_on.event(&line),
+                Rendered::Remark(line) => shown_on.remark(&line),
             }
             // Held until the last report, and given back when this closure goes.
-            let _ = &under_way;
+            let _ = (&turn, &under_way);
         };
         if let Err(error) = client.submit(ask, report) {
-            self.screen.say(&explain(&error));
+            screen.say(&explain(&error));
+        }
+    }
+}
+
+/// A PUT's turn; when it goes, the next one of its key is sent.
+struct Turn {
+    key: Bytes,
+    puts: Arc<Puts>,
+    screen: Arc<dyn Screen>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.puts.waiting);
+        let next = waiting.get_mut(&self.key).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            waiting.remove(&self.key);
+        }
+        drop(waiting);
+        if let Some(next) = next {
+            self.puts.send(next, &self.screen);
         }
     }
 }
@@ -397,9 +467,13 @@ impl Pending {
     }
 
     fn wait(&self, timeout: Duration) {
+        self.wait_below(1, timeout);
+    }
+
+    fn wait_below(&self, most: u64, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         let mut count = lock(&self.count);
-        while *count > 0 {
+        while *count >= most {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
             count = wait(&self.fewer, count, left);
         }
