@@ -332,6 +332,9 @@ fn who_is_still_fetching_serves_what_has_arrived() {
         (registry.folder("a"), registry.folder("first"), registry.folder("second"));
     write(&folder, "film.mkv", &film);
     let slow = registry.share(&folder, &["--limit", "4MiB/s"]);
+    let sharing =
+        registry.run(&["peers", "--format", "json"]).json()["peers"][0]["address"].clone();
+    assert!(sharing.is_string(), "{sharing}");
     let mut one = fetching(&registry, "film.mkv", &first, &["--quiet"]);
     let part = part_of(&first, "film.mkv");
     eventually("the first has something", || (arrived(&part) > 2 * MIB).then_some(()));
@@ -344,7 +347,9 @@ fn who_is_still_fetching_serves_what_has_arrived() {
     let object = two.json();
     let sources = object["sources"].as_array().unwrap();
     assert_eq!(sources.len(), 2, "{object}");
-    assert!(sources.iter().all(|source| source["bytes"].as_u64() > Some(0)), "{object}");
+    // On a busy machine the one that shares may have been busy with the first all the time.
+    let fetching = sources.iter().find(|source| source["address"] != sharing).unwrap();
+    assert!(fetching["bytes"].as_u64() > Some(0), "{object}");
     drop(slow);
 }
 
