@@ -58,6 +58,9 @@ pub struct NodeConfig {
     pub node: NodeId,
     /// Every node of the group, this one included.
     pub nodes: Vec<NodeId>,
+    /// What people call each of `nodes`, in the same order: its address. Where a name is missing a sentence tells the
+    /// place instead.
+    pub names: Vec<String>,
     /// Who leads first, when the group is blank.
     pub first_leader: NodeId,
     /// The acknowledgement rule.
@@ -947,12 +950,18 @@ impl Node {
         (self.in_reach(), self.config.nodes.len(), self.config.nodes.len() / 2 + 1)
     }
 
+    fn name_of(&self, node: NodeId) -> String {
+        let place = self.config.nodes.iter().position(|of| *of == node);
+        let name = place.and_then(|place| self.config.names.get(place)).cloned();
+        name.unwrap_or_else(|| by_place(node))
+    }
+
     /// A read was not confirmed in time.
     fn no_majority(&self) -> Reply {
         let (answering, all, needed) = self.reach();
         let answers = answers(answering, all);
         let message = if let Some(reason) = self.consensus.no_leader() {
-            format!("no majority: {}", reason.sentence(by_place))
+            format!("no majority: {}", reason.sentence(|node| self.name_of(node)))
         } else if answering < needed {
             format!(
                 "no majority: {answers} and {needed} are needed: \
@@ -969,7 +978,8 @@ impl Node {
         let (answering, all, needed) = self.reach();
         let answers = answers(answering, all);
         if let (Effect::NotDone, Some(reason)) = (effect, self.consensus.no_leader()) {
-            let message = format!("nothing was done: {}", reason.sentence(by_place));
+            let reason = reason.sentence(|node| self.name_of(node));
+            let message = format!("nothing was done: {answers}, but {reason}");
             return Reply::Error(ErrorReply::not_done(ErrorCode::NoMajority, message));
         }
         let (code, message) = match effect {

@@ -56,6 +56,7 @@ impl Group {
             let config = NodeConfig {
                 node: *id,
                 nodes: ids.clone(),
+                names: ids.iter().map(|id| format!("server-{id}")).collect(),
                 first_leader: NodeId(first_leaders[id.0 as usize - 1]),
                 ack,
                 in_sync_timeout: Duration::from_secs(2),
@@ -492,8 +493,8 @@ fn servers_that_are_told_different_first_leaders_agree_on_one_whoever_is_up() {
 #[test]
 fn who_is_waited_for_is_named_in_the_error_of_a_write() {
     for (told, waits_for) in [
-        (&[3, 3, 3], "begins with the server at place 3"),
-        (&[1, 2, 2], "and the server at place 3 of the group's list is not up"),
+        (&[3, 3, 3], "begins with server-3, which has not been up"),
+        (&[1, 2, 2], "and server-3 is not up"),
     ] {
         let mut group = Group::told(told, 2, AckPolicy::Majority);
         let token = group.put(0, 1);
@@ -501,6 +502,7 @@ fn who_is_waited_for_is_named_in_the_error_of_a_write() {
         let Some(Reply::Error(error)) = group.replies.get(&token) else { panic!("no error") };
         assert!(error.message.contains(waits_for), "{}", error.message);
         assert!(error.message.contains("--leader"), "{}", error.message);
+        assert!(error.message.contains("2 of 3 servers answer"), "{}", error.message);
     }
 }
 

@@ -328,6 +328,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
     NodeConfig {
         node: me,
         nodes: (1..=config.servers.len() as u64).map(NodeId).collect(),
+        names: config.servers.iter().map(ToString::to_string).collect(),
         first_leader,
         ack: config.ack,
         in_sync_timeout: config.in_sync_timeout,

@@ -325,7 +325,13 @@ impl StoreService {
                         _ => log::Level::Info,
                     };
                     // A target a kind, so that many of one kind are gathered without hiding another.
-                    log::log!(target: notice.target(), level, "{notice}");
+                    match &notice {
+                        Notice::NoLeader { reason } => {
+                            let why = reason.sentence(|node| self.address(node));
+                            log::log!(target: notice.target(), level, "{why}");
+                        }
+                        notice => log::log!(target: notice.target(), level, "{notice}"),
+                    }
                     if let Notice::History { history } = notice {
                         self.compare_history(history);
                     }

@@ -627,6 +627,7 @@ impl World {
         let config = NodeConfig {
             node: node_id(server),
             nodes: (0..self.setup.servers).map(node_id).collect(),
+            names: Vec::new(),
             first_leader: node_id(
                 self.setup.told.get(server).copied().unwrap_or(self.setup.first_leader),
             ),
