@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
 use crate::limits::{CONSOLE_DRAIN_TIMEOUT, CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
+use crate::text::counted;
 
 /// Something that is shown as one line, which its [`Display`](fmt::Display) writes without the line's
 /// end.
@@ -147,7 +148,8 @@ fn report_dropped(shared: &Shared) {
     let dropped = shared.dropped.swap(0, Ordering::Relaxed);
     if dropped > 0 {
         log::warn!(
-            "console: {dropped} lines were dropped, they came faster than they were written"
+            "console: {} dropped, which came faster than could be written",
+            counted(dropped, "line was", "lines were")
         );
     }
 }

@@ -231,6 +231,16 @@ mod tests {
     }
 
     #[test]
+    fn only_one_is_singular() {
+        let english = [0, 1, 2, 11, 21, 1_001].map(|number| counted(number, "key is", "keys are"));
+        let expected =
+            ["0 keys are", "1 key is", "2 keys are", "11 keys are", "21 keys are", "1001 keys are"];
+        assert_eq!(english, expected);
+        let portuguese = [0, 1, 2].map(|number| counted(number, "servidor", "servidores"));
+        assert_eq!(portuguese, ["0 servidores", "1 servidor", "2 servidores"]);
+    }
+
+    #[test]
     fn pictures_that_are_joined_are_printed_and_nothing_else_is_joined() {
         let family =
             "\u{1f468}\u{200d}\u{1f469}\u{200d}\u{1f467} \u{2764}\u{fe0f}\u{200d}\u{1f525}";

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Measured;
+use crate::text::counted;
 
 /// A measurement with everything that is needed to repeat it. Latencies are in microseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -91,14 +92,16 @@ impl Report {
         writeln!(out, "command      {}", self.command)?;
         writeln!(
             out,
-            "load         {}{kind}, {} clients, one request each",
-            self.operation, self.clients
+            "load         {}{kind}, {}, one request each",
+            self.operation,
+            counted(self.clients as u64, "client", "clients")
         )?;
         writeln!(out, "servers      {}", targets.join(" "))?;
         writeln!(
             out,
-            "data         {} keys, uniform; values of {} B",
-            self.keys, self.value_bytes
+            "data         {}, uniform; values of {} B",
+            counted(self.keys, "key", "keys"),
+            self.value_bytes
         )?;
         writeln!(
             out,

@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::limits::{
     CONNECTIONS_MAX, CONNECTIONS_MIN, CONNECTIONS_SPARE, FILES_RESERVED, REFUSALS_MAX,
 };
+use crate::text::counted;
 
 /// The system allows too few open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +50,9 @@ pub fn room() -> Result<Room, TooFewFiles> {
     let room = fit(files).ok_or(TooFewFiles(files))?;
     if room.clients_max < CONNECTIONS_MAX {
         log::warn!(
-            "the limit of {files} open files leaves room for {} clients: raise it to {wanted} \
+            "the limit of {files} open files leaves room for {}: raise it to {wanted} \
              (ulimit -n) for {CONNECTIONS_MAX}",
-            room.clients_max
+            counted(room.clients_max as u64, "client", "clients")
         );
     }
     Ok(room)

@@ -14,7 +14,7 @@ use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
-use crate::text::escape;
+use crate::text::{counted, escape};
 use crate::types::{LogIndex, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
 
@@ -165,7 +165,7 @@ fn describe(of: &PageOf) -> String {
         }
         PageOf::Keys { keys } => match &keys[..] {
             [key] => format!("key {}", escape(key)),
-            keys => format!("{} keys", keys.len()),
+            keys => counted(keys.len() as u64, "key", "keys"),
         },
         PageOf::Versions { key } => format!("the versions of key {}", escape(key)),
     }

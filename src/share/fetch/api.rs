@@ -11,6 +11,7 @@ use crate::share::content::Manifest;
 use crate::share::names::FileName;
 use crate::share::offer::{FileStamp, PartialsSlot};
 use crate::share::types::{ContentId, PeerId};
+use crate::text::counted;
 use crate::wire::share::Source;
 
 /// What to fetch, from whom, to where.
@@ -85,8 +86,8 @@ pub enum FetchError {
     },
     /// The disk is too full, or became so.
     #[error(
-        "no room for {}: {needed} bytes are to be written and {free} are free; \
-         make room and fetch the file again{kept}", .path.display()
+        "no room for {}: {} to be written and {free} free; make room and fetch the file again{kept}",
+        .path.display(), counted(*.needed, "byte is", "bytes are")
     )]
     NoRoom {
         /// The partial file.

@@ -23,6 +23,7 @@ use super::terms::TermRuns;
 use super::window::Window;
 use super::{LogError, LogOptions};
 use crate::storage::files::{Directory, DiskFile};
+use crate::text::counted;
 use crate::types::{HardState, LogIndex};
 
 /// What a log that is not blank holds.
@@ -202,9 +203,9 @@ fn settle_tail(
     let Scanned { header, file, path, last_frame, end, torn, mut len_bytes } = last;
     if torn {
         log::warn!(
-            "{}: cutting off an unfinished write at byte {end} ({} bytes)",
+            "{}: cutting off an unfinished write at byte {end} ({})",
             path.display(),
-            len_bytes - end
+            counted(len_bytes - end, "byte", "bytes")
         );
         // Cut, not left to be overwritten: a shorter frame written here would leave some of these
         // bytes behind it.
