@@ -656,6 +656,11 @@ pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a console's question is open before answers to earlier ones are shown above it: longer than it takes to
 /// read a line that was typed ahead, shorter than anybody notices.
 pub const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
+/// A console that waits for an answer before it asks on says so after this long, when people begin to wonder.
+pub const CONSOLE_SILENT_WAIT: Duration = Duration::from_millis(500);
+/// How long a GET at a console waits for a PUT of the same key that was typed before it: longer than a PUT takes when a
+/// server has just died, and no longer, since whoever shows a server that is late reads while a PUT waits for it.
+pub const CONSOLE_GET_HELD_MAX: Duration = Duration::from_secs(3);
 /// Bytes to which a terminal that edits lines by itself cuts each, without its end.
 pub const TERMINAL_LINE_BYTES_MAX: usize = 4095;
 /// Lines waiting to be shown above an open question; one more waits. Each request of a console may bring one for
@@ -694,6 +699,7 @@ pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(CONSOLE_GET_HELD_MAX.as_millis() > IN_SYNC_TIMEOUT_DEFAULT.as_millis());
     assert!(GATEWAY_THREADS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
     // The longest message, and the largest transaction with what its items take up, fit into one connection's half.

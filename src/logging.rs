@@ -33,6 +33,34 @@ const GATHER_LOOK: Duration = Duration::from_secs(1);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
+/// Shows one line, without its end.
+type Show = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Where lines are shown while a console asks on the terminal that standard error is.
+static DIVERSION: Mutex<Option<Show>> = Mutex::new(None);
+
+/// Lines are shown elsewhere as long as this lives.
+pub struct Diverted(());
+
+/// Has lines shown by `show` instead of written to standard error, where they would stand in the row of an open question.
+pub fn divert(show: impl Fn(&str) + Send + Sync + 'static) -> Diverted {
+    *diversion() = Some(Arc::new(show));
+    Diverted(())
+}
+
+impl Drop for Diverted {
+    fn drop(&mut self) {
+        // What was logged before belongs above whatever is written to the terminal from now on.
+        finish();
+        *diversion() = None;
+    }
+}
+
+fn diversion() -> MutexGuard<'static, Option<Show>> {
+    // It is set as a whole.
+    DIVERSION.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Logs to standard error from now on: what `RUST_LOG` says, or else `default_level`. Called once, by
 /// `main`; a second call does nothing.
 ///
@@ -152,8 +180,13 @@ fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, lo
         match item {
             Item::Line(line) => {
                 shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
-                // A standard error that was closed takes no lines, and there is nowhere to say so.
-                let _ = out.write_all(&line);
+                // Taken out of its lock: showing may wait, and the console may end meanwhile.
+                let show = diversion().clone();
+                match show {
+                    Some(show) => show(String::from_utf8_lossy(&line).trim_end_matches('\n')),
+                    // A standard error that was closed takes no lines, and there is nowhere to say so.
+                    None => drop(out.write_all(&line)),
+                }
             }
             Item::Drain(written) => {
                 // Nothing is gathered any more: what was is told now, behind which the end comes.
@@ -166,7 +199,8 @@ fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, lo
         let dropped = shared.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             log::warn!(
-                "{dropped} log lines were dropped: standard error was not read as fast as they came"
+                "{} dropped: standard error was not read as fast as the log was written",
+                counted(dropped, "log line was", "log lines were")
             );
         }
     }

@@ -474,12 +474,12 @@ fn console_lines(group: &Group, at: usize) -> Vec<String> {
 
 #[test]
 fn lagging_server() {
-    // SPEC A7, with a delay of seconds instead of ten.
+    // SPEC A7, with a shorter delay than ten seconds: a GET waits three of them for a PUT that was typed before it.
     let mut group = Group::prepare(3, &["--in-sync-timeout", "30s"]);
     let (leader, slow) = (0, 2);
     group.start_server(leader);
     group.start_server(1);
-    group.start_server_with(slow, &["--replication-delay", "4s"]);
+    group.start_server_with(slow, &["--replication-delay", "7s"]);
     let mut play = Play::new(&group.addresses(), leader);
     let mut person = Person::sit_down(&["--servers", &group.list()]);
 
@@ -653,6 +653,73 @@ fn of_several_pasted_puts_of_one_key_the_last_one_stays() {
         assert_eq!(client.get(key.as_str()).unwrap().value.as_deref(), Some(&b"9"[..]), "{key}");
     }
     assert_eq!(person.events().len(), 80);
+}
+
+/// A GET that was pasted behind a PUT was answered before it now and then, at another server.
+#[test]
+fn a_pasted_get_is_answered_after_the_put_before_it() {
+    let group = Group::start(3, &["--console", "off"]);
+    let mut person = Person::sit_down(&["--servers", &group.list()]);
+    person.terminal.wait_for_prompt(MENU);
+    let typed = |number: u32| format!("2\rkey\r{number}\r3\rkey\r");
+    let pasted: String = (0..20).map(typed).collect();
+    person.terminal.type_keys((pasted + "sair\r").as_bytes());
+    assert!(exited_with(person.terminal.wait_for_end(), 0));
+    let events = person.events();
+    assert_eq!(events.len(), 40, "{events:?}");
+    for (number, pair) in events.chunks(2).enumerate() {
+        let [put, get] = pair else { panic!("{pair:?}") };
+        assert!(put.starts_with(&format!("PUT_OK key: key value {number} timestamp ")), "{put}");
+        // It is asked for what the PUT wrote, wherever that is.
+        let seen = format!(", meu timestamp {} e do servidor ", word_after(put, " timestamp "));
+        assert!(get.starts_with("GET key: key value: ") && get.contains(&seen), "{get}");
+    }
+}
+
+/// Without a majority, or before the group has begun, a PUT says who answers and who is missing.
+#[test]
+fn a_put_that_nobody_orders_says_how_many_servers_answer_and_whom_to_start() {
+    let mut group = Group::prepare(3, &["--console", "off"]);
+    group.start_server(1);
+    let first = group.addresses()[0];
+    let put = |group: &Group| {
+        let mut person = Person::sit_down(&["--servers", &group.list()]);
+        person.type_put("2", "k", "v");
+        let start = "PUT key: k falhou: ";
+        person.terminal.wait_for("the failure", |screen| {
+            let whole = screen.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            whole.map(str::trim_end).find_map(|line| line.strip_prefix(start).map(str::to_owned))
+        })
+    };
+    let said = put(&group);
+    assert!(said.contains(": 1 de 3 servidores responde"), "{said}");
+    group.start_server(2);
+    let status = |group: &Group| group.client().status(group.addresses()[1]).ok();
+    eventually("the two have met", || {
+        let waits = |warning: &String| warning.contains("begins with");
+        status(&group)?.warnings.iter().any(waits).then_some(())
+    });
+    let said = put(&group);
+    assert_eq!(
+        said,
+        format!(
+            "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta {first}, com que ele começa, e nada foi feito; \
+             inicie-o e tente de novo."
+        )
+    );
+}
+
+/// The questions are in Portuguese, and so is what is said when they are not answered.
+#[test]
+fn a_server_whose_questions_are_not_answered_starts_nothing_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = free_addresses(3);
+    let mut terminal = server_terminal(&servers, dir.path());
+    terminal.wait_for_prompt(&format!("IP deste servidor [{}]: ", servers[0].ip()));
+    terminal.type_keys(b"\x04");
+    assert!(exited_with(terminal.wait_for_end(), 2));
+    let said = "acervo: a entrada terminou antes da última resposta, e nada foi iniciado";
+    assert_eq!(terminal.lines(|line| line.starts_with("acervo: ")), [said]);
 }
 
 /// Each line stands alone, and the question that was open is asked again below it.

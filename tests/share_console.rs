@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
 use support::share::{Registry, noise, write};
 use support::terminal::Terminal;
 use support::{ACERVO, eventually, exited_with, free_addresses};
@@ -30,10 +31,16 @@ fn is_event(line: &str) -> bool {
 
 impl Person {
     fn sit_down(registry: SocketAddr, address: SocketAddr, folder: &Path) -> Person {
+        Person::sit_down_at(registry, address, folder, "xterm")
+    }
+
+    /// At a terminal of this kind.
+    fn sit_down_at(registry: SocketAddr, address: SocketAddr, folder: &Path, kind: &str) -> Person {
         let mut command = Command::new(ACERVO);
         command.args(["peer", "--registry", &registry.to_string()]).env_remove("RUST_LOG");
         let folder = folder.canonicalize().unwrap();
-        Person { terminal: Terminal::run(command), address, folder, expected: Vec::new() }
+        let terminal = Terminal::run_on(command, kind);
+        Person { terminal, address, folder, expected: Vec::new() }
     }
 
     /// Waits for a line. The terminal does not show the space at the end of an empty list.
@@ -341,4 +348,129 @@ fn what_is_pasted_at_once_all_happens() {
     person.terminal.wait_for_text(&downloaded, 1);
     person.terminal.wait_for_text("peers com arquivo solicitado:", 30);
     assert!(std::fs::read(folder.join("film.mkv")).unwrap() == film);
+}
+
+/// A peer's console on a terminal, with a file that comes so slowly that it never arrives.
+fn downloading(registry: &Registry, kind: &str) -> (Person, support::share::Process) {
+    let (folder, other) = (registry.folder(kind), registry.folder(&format!("{kind}-other")));
+    write(&other, "film.mkv", &noise(8_000_000, "film"));
+    let addresses = free_addresses(2);
+    let peer =
+        registry.share(&other, &["--limit", "4KiB/s", "--listen", &addresses[1].to_string()]);
+    let mut person = Person::sit_down_at(registry.address, addresses[0], &folder, kind);
+    person.join("1", "");
+    person.search("2", "film.mkv", &[addresses[1]]);
+    person.type_download("3", addresses[1]);
+    eventually("something has come", || folder.join("film.mkv.part").exists().then_some(()));
+    (person, peer)
+}
+
+#[test]
+fn who_leaves_a_terminal_does_not_wait_for_downloads_whatever_its_kind() {
+    let registry = Registry::start(&[]);
+    for kind in ["xterm", "dumb"] {
+        let (mut person, peer) = downloading(&registry, kind);
+        person.terminal.wait_for_prompt(MENU);
+        person.terminal.type_keys(b"\x04");
+        let status = person.terminal.wait_for_end();
+        assert!(exited_with(status, 0), "{kind}: {status:?}");
+        let said = person.terminal.text();
+        assert!(said.contains("Arquivo film.mkv não foi baixado: interrompido"), "{kind}: {said}");
+        drop(peer);
+    }
+}
+
+#[test]
+fn another_join_offers_the_port_in_use_and_takes_it_under_another_ip() {
+    let registry = Registry::start(&[]);
+    // Free under every IP, and none that the system gives to whoever asks for any.
+    let first = 15_000 + (std::process::id() % 10_000) as u16;
+    let is_free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    let port = (first..30_000).find(is_free).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let folder = registry.folder("mine");
+    let mut person = Person::sit_down(registry.address, address, &folder);
+    person.join("1", "");
+    for ip in ["127.0.0.1", "0.0.0.0"] {
+        person.terminal.answer(MENU, "1");
+        person.terminal.answer("IP deste peer [127.0.0.1]: ", ip);
+        person.terminal.answer(&format!("Porta deste peer [{}]: ", address.port()), "");
+        let folder = person.folder.display().to_string();
+        person.terminal.answer("Pasta deste peer: ", &folder);
+        person.expect(format!("Sou peer {ip}:{} com arquivos ", address.port()));
+    }
+    person.leave();
+}
+
+#[test]
+fn a_search_that_found_nobody_is_said_before_a_download_asks() {
+    let registry = Registry::start(&[]);
+    let folder = registry.folder("mine");
+    write(&folder, "own.txt", b"own");
+    let mut person = Person::sit_down(registry.address, free_addresses(1)[0], &folder);
+    person.join("1", "own.txt");
+    let own = person.address;
+    for (name, peers, why) in [
+        ("nada.txt", &[][..], "O SEARCH não achou nenhum peer"),
+        ("own.txt", &[own][..], "O SEARCH só achou este peer"),
+    ] {
+        person.search("2", name, peers);
+        person.terminal.answer(MENU, "3");
+        // Enter leads back to the menu.
+        person.terminal.answer("IP do peer: ", "");
+        let said = format!(
+            "{why}: dê o IP e a porta de um que tenha {name}, ou tecle Enter para voltar ao menu."
+        );
+        assert_eq!(person.remark(why), said);
+    }
+    person.leave();
+}
+
+/// What is pasted behind a search asks its questions below the answer, however long that takes.
+#[test]
+fn a_pasted_download_waits_for_the_answer_of_its_search() {
+    let mut registry = Registry::start(&[]);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    write(&other, "film.mkv", b"film");
+    let addresses = free_addresses(2);
+    let _peer = registry.share(&other, &["--listen", &addresses[1].to_string()]);
+    let mut person = Person::sit_down(registry.address, addresses[0], &folder);
+    person.join("1", "");
+    person.terminal.wait_for_prompt(MENU);
+    registry.process().signal(Signal::STOP);
+    person.terminal.type_keys(b"2\rfilm.mkv\r3\r");
+    person.terminal.wait_for_text("Esperando a resposta do SEARCH de film.mkv.", 1);
+    assert!(!person.terminal.text().contains("IP do peer"), "{}", person.terminal.text());
+    registry.process().signal(Signal::CONT);
+    person.terminal.answer(&format!("IP do peer [{}]: ", addresses[1].ip()), "");
+    person.terminal.answer(&format!("Porta do peer [{}]: ", addresses[1].port()), "");
+    person.expect(format!("peers com arquivo solicitado: {}", addresses[1]));
+    person.expect(format!(
+        "Arquivo film.mkv baixado com sucesso na pasta {}",
+        person.folder.display()
+    ));
+    let text = person.terminal.text();
+    let at = |what: &str| text.find(what).unwrap();
+    assert!(at("peers com arquivo solicitado: ") < at("IP do peer ["), "{text}");
+    person.leave();
+}
+
+/// What cannot be kept in the folder is told by the log, above the question that is open and not in its row.
+#[test]
+fn lines_of_the_log_stand_alone() {
+    let registry = Registry::start(&[]);
+    let folder = registry.folder("mine");
+    write(&folder, "a.txt", b"a");
+    // What is known of the folder would be a file of this name.
+    std::fs::create_dir(folder.join(".acervo-share")).unwrap();
+    for kind in ["xterm", "dumb"] {
+        let address = free_addresses(1)[0];
+        let mut person = Person::sit_down_at(registry.address, address, &folder, kind);
+        person.join("1", "a.txt");
+        let warning = "cannot keep what was found in ";
+        person.terminal.wait_for_text(warning, 1);
+        let lines = person.terminal.lines(|line| line.contains(warning));
+        assert!(lines.iter().all(|line| !line.contains("DOWNLOAD")), "{kind}: {lines:?}");
+        person.leave();
+    }
 }

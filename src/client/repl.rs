@@ -6,21 +6,21 @@
 //!
 //! [`run`] wires the real input and output ([`prompt`]) to the dialogue, which knows neither.
 
-use std::collections::hash_map;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::sync::{lock, wait};
 use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
-use crate::limits::{CLIENT_SILENCE_TIMEOUT, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::limits::{CLIENT_SILENCE_TIMEOUT, CONSOLE_GET_HELD_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::prompt::{
-    self, Input, OutputError, Screen, Stop, explain_reason, invalid, is_misdirected, parse_ip,
-    parse_port,
+    self, Input, OutputError, Screen, Stop, explain_reach, explain_reason, invalid, is_misdirected,
+    parse_ip, parse_port,
 };
 use crate::server::config::DEFAULT_SERVERS;
 use crate::text::{LineError, counted, escape};
@@ -94,7 +94,7 @@ struct Dialogue<'a> {
     client: Option<Client>,
     request_timeout: Duration,
     pending: Arc<Pending>,
-    puts: Arc<Puts>,
+    order: Arc<Order>,
 }
 
 impl Dialogue<'_> {
@@ -109,7 +109,7 @@ impl Dialogue<'_> {
             client: None,
             request_timeout: options.request_timeout,
             pending: Arc::default(),
-            puts: Arc::default(),
+            order: Arc::default(),
         };
         if let Some(servers) = &options.servers {
             dialogue.client = Some(dialogue.connect(servers)?);
@@ -200,7 +200,7 @@ impl Dialogue<'_> {
                 let names: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
                 self.screen.say(&format!("Servidores: {}.", names.join(", ")));
             }
-            Err(error) => self.screen.say(&format!("INIT falhou: {error}.")),
+            Err(error) => self.screen.say(&format!("INIT falhou: {}", explain(&error))),
         }
         Ok(())
     }
@@ -237,46 +237,130 @@ impl Dialogue<'_> {
         // What is typed ahead without end waits where it was typed.
         self.pending.wait_below(SUBMITTED_MAX, self.request_timeout);
         let (client, under_way) = (client.clone(), Pending::begin(&self.pending));
-        self.puts.submit(Asked { client, ask, under_way }, &self.screen);
+        self.order.submit(Asked { client, ask, under_way }, &self.screen);
     }
 }
 
-/// A request, and its place among those under way.
+/// A request, and its place among those that are not answered.
 struct Asked {
     client: Client,
     ask: Ask,
     under_way: UnderWay,
 }
 
-/// PUTs of one key go one after the other, as they were typed: at servers chosen at random a later one would often be
-/// ordered first, and of ten that were pasted some other than the last would stay.
+/// Requests of one key go one after the other, as they were typed: at servers chosen at random a later PUT would often be
+/// ordered before an earlier one, and a GET that was pasted behind a PUT would miss it.
+///
+/// A GET does not wait for ever: behind a PUT that has been under way for [`CONSOLE_GET_HELD_MAX`] it goes all the same, so
+/// that whoever waits for a server that is late can see what each has meanwhile.
 #[derive(Default)]
-struct Puts {
-    /// Those that wait, by key, behind one that is under way.
-    waiting: Mutex<HashMap<Bytes, VecDeque<Asked>>>,
+struct Order {
+    state: Mutex<OrderState>,
+    /// A GET has begun to wait behind a PUT.
+    held: Condvar,
 }
 
-impl Puts {
-    fn submit(self: &Arc<Puts>, asked: Asked, screen: &Arc<dyn Screen>) {
-        if let Ask::Put { key, .. } = &asked.ask {
-            match lock(&self.waiting).entry(key.clone()) {
-                hash_map::Entry::Occupied(mut earlier) => {
-                    return earlier.get_mut().push_back(asked);
-                }
-                hash_map::Entry::Vacant(none) => none.insert(VecDeque::new()),
-            };
-        }
-        self.send(asked, screen);
+#[derive(Default)]
+struct OrderState {
+    /// The keys with a request under way.
+    keys: HashMap<Bytes, KeyOrder>,
+    /// A thread looks after the GETs that wait behind PUTs.
+    is_watched: bool,
+}
+
+/// The requests of one key.
+#[derive(Default)]
+struct KeyOrder {
+    /// Since when a PUT has been under way.
+    put_since: Option<Instant>,
+    get_is_under_way: bool,
+    /// In the order in which they were typed.
+    waiting: VecDeque<Asked>,
+}
+
+impl KeyOrder {
+    /// When the first that waits may go for having waited long enough: a GET behind a PUT.
+    fn held_until(&self) -> Option<Instant> {
+        let is_get = matches!(self.waiting.front()?.ask, Ask::Get { .. });
+        let until = self.put_since? + CONSOLE_GET_HELD_MAX;
+        (is_get && !self.get_is_under_way).then_some(until)
     }
 
-    fn send(self: &Arc<Puts>, asked: Asked, screen: &Arc<dyn Screen>) {
-        let Asked { client, ask, under_way } = asked;
-        let turn = match &ask {
-            Ask::Put { key, .. } => {
-                Some(Turn { key: key.clone(), puts: Arc::clone(self), screen: Arc::clone(screen) })
+    /// The first that waits, if it may go now: it is under way from now on.
+    fn take_next(&mut self, now: Instant) -> Option<Asked> {
+        let is_free = self.put_since.is_none() && !self.get_is_under_way;
+        if !is_free && self.held_until().is_none_or(|until| now < until) {
+            return None;
+        }
+        let next = self.waiting.pop_front()?;
+        match next.ask {
+            Ask::Put { .. } => self.put_since = Some(now),
+            Ask::Get { .. } => self.get_is_under_way = true,
+        }
+        Some(next)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.put_since.is_none() && !self.get_is_under_way && self.waiting.is_empty()
+    }
+}
+
+impl Order {
+    fn submit(self: &Arc<Order>, asked: Asked, screen: &Arc<dyn Screen>) {
+        let key = asked.ask.key().clone();
+        lock(&self.state).keys.entry(key.clone()).or_default().waiting.push_back(asked);
+        self.advance(&key, screen);
+    }
+
+    /// Sends what may go of a key's requests.
+    fn advance(self: &Arc<Order>, key: &Bytes, screen: &Arc<dyn Screen>) {
+        while let Some(next) = self.take_next(key, screen) {
+            self.send(next, screen);
+        }
+    }
+
+    fn take_next(self: &Arc<Order>, key: &Bytes, screen: &Arc<dyn Screen>) -> Option<Asked> {
+        let mut state = lock(&self.state);
+        let of_key = state.keys.get_mut(key)?;
+        let next = of_key.take_next(Instant::now());
+        if of_key.is_idle() {
+            state.keys.remove(key);
+        } else if next.is_none() && of_key.held_until().is_some() {
+            self.held.notify_one();
+            if !std::mem::replace(&mut state.is_watched, true) {
+                let (order, screen) = (Arc::clone(self), Arc::clone(screen));
+                let thread = thread::Builder::new().name("acervo-order".to_owned());
+                // Without it the GET waits for the PUT.
+                state.is_watched = thread.spawn(move || order.watch(&screen)).is_ok();
             }
-            Ask::Get { .. } => None,
-        };
+        }
+        next
+    }
+
+    /// Sends each GET that has waited long enough, until none waits behind a PUT.
+    fn watch(self: &Arc<Order>, screen: &Arc<dyn Screen>) {
+        let mut state = lock(&self.state);
+        loop {
+            let held = state.keys.iter().filter_map(|(key, of)| Some((of.held_until()?, key)));
+            let Some((until, key)) = held.min() else {
+                state.is_watched = false;
+                return;
+            };
+            state = match until.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => wait(&self.held, state, left),
+                _ => {
+                    let key = key.clone();
+                    drop(state);
+                    self.advance(&key, screen);
+                    lock(&self.state)
+                }
+            };
+        }
+    }
+
+    fn send(self: &Arc<Order>, asked: Asked, screen: &Arc<dyn Screen>) {
+        let Asked { client, ask, under_way } = asked;
+        let turn = Turn { ask: ask.clone(), order: Arc::clone(self), screen: Arc::clone(screen) };
         let (shown_on, asked) = (Arc::clone(screen), ask.clone());
         let report = move |event| {
             match render(&asked, &event) {
@@ -292,24 +376,23 @@ impl Puts {
     }
 }
 
-/// A PUT's turn; when it goes, the next one of its key is sent.
+/// A request's turn; when it goes, the next ones of its key are sent.
 struct Turn {
-    key: Bytes,
-    puts: Arc<Puts>,
+    ask: Ask,
+    order: Arc<Order>,
     screen: Arc<dyn Screen>,
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut waiting = lock(&self.puts.waiting);
-        let next = waiting.get_mut(&self.key).and_then(VecDeque::pop_front);
-        if next.is_none() {
-            waiting.remove(&self.key);
+        let key = self.ask.key();
+        if let Some(of_key) = lock(&self.order.state).keys.get_mut(key) {
+            match self.ask {
+                Ask::Put { .. } => of_key.put_since = None,
+                Ask::Get { .. } => of_key.get_is_under_way = false,
+            }
         }
-        drop(waiting);
-        if let Some(next) = next {
-            self.puts.send(next, &self.screen);
-        }
+        self.order.advance(key, &self.screen);
     }
 }
 
@@ -321,11 +404,11 @@ enum Rendered {
 }
 
 fn render(ask: &Ask, event: &Event) -> Rendered {
-    let (name, key) = match ask {
-        Ask::Put { key, .. } => ("PUT", key),
-        Ask::Get { key } => ("GET", key),
+    let name = match ask {
+        Ask::Put { .. } => "PUT",
+        Ask::Get { .. } => "GET",
     };
-    let key = escape(key);
+    let key = escape(ask.key());
     let get_line = |value: &dyn fmt::Display, server, client_timestamp, timestamp| {
         Rendered::Event(format!(
             "GET key: {key} value: {value} obtido do servidor {server}, \
@@ -376,15 +459,14 @@ fn explain(error: &ClientError) -> String {
         ClientError::TimedOut { timeout, last, effect } => {
             format!("sem resposta em {timeout:?} ({}){}.", explain_last(last), known(*effect))
         }
-        ClientError::NoMajority { server, .. } => format!(
-            "sem maioria: {server} não alcança servidores bastantes, e nada foi feito; inicie os outros e tente de novo."
-        ),
+        ClientError::NoMajority { server, message } => explain_no_majority(*server, message),
         ClientError::Unconfirmed { server, effect: Effect::Done, .. } => {
             format!("o PUT teve efeito, diz {server}, mas nem todos os servidores o confirmaram.")
         }
-        ClientError::Unconfirmed { server, effect, .. } => {
+        ClientError::Unconfirmed { server, effect, message } => {
+            let reach = explain_reach(message).map_or(String::new(), |reach| format!(", {reach}"));
             format!(
-                "sem confirmação de {server}{}; leia a chave antes de repetir.",
+                "sem confirmação de {server}{reach}{}; leia a chave antes de repetir.",
                 known(Some(*effect))
             )
         }
@@ -407,6 +489,31 @@ fn explain(error: &ClientError) -> String {
         }
         other => format!("\"{other}\"."),
     }
+}
+
+/// Why nobody has ordered a PUT, of which nothing was done.
+fn explain_no_majority(server: SocketAddr, message: &str) -> String {
+    let reach = explain_reach(message);
+    let reach = reach.map_or(String::new(), |reach| format!(": {reach}"));
+    let first =
+        message.split_once("it begins with ").and_then(|(_, rest)| rest.split_once(", which"));
+    if let Some((first, _)) = first {
+        return format!(
+            "o grupo ainda não começou{reach}, mas falta {first}, com que ele começa, e nada foi feito; inicie-o e tente de \
+             novo."
+        );
+    }
+    if message.contains("has not begun") || message.contains("no leader can be elected") {
+        return format!(
+            "o grupo não pode eleger um líder{reach}, e nada foi feito; o que falta diz 'acervo status'."
+        );
+    }
+    if message.contains("no leader took") {
+        return format!(
+            "nenhum líder aceitou o PUT a tempo{reach}, e nada foi feito; tente de novo."
+        );
+    }
+    format!("sem maioria{reach}, diz {server}, e nada foi feito; inicie os outros e tente de novo.")
 }
 
 /// What is known of a PUT's effect.
@@ -441,9 +548,10 @@ fn explain_last(last: &str) -> String {
         _ => explain_reason(rest),
     };
     // What a server says in its own words is in another language.
-    match explained.starts_with('"') {
-        true => format!("{server} não pode atender agora"),
-        false => format!("{server}: {explained}"),
+    match (explained.starts_with('"'), explain_reach(rest)) {
+        (true, Some(reach)) => format!("{server} não pode atender agora: {reach}"),
+        (true, None) => format!("{server} não pode atender agora"),
+        (false, _) => format!("{server}: {explained}"),
     }
 }
 
@@ -538,6 +646,43 @@ mod tests {
         let servers = dialogue.client.map(|client| client.servers());
         let said = lock(&screen.0).clone();
         (input.prompts, said, servers)
+    }
+
+    /// What may go of a key's requests, and when.
+    #[test]
+    fn requests_of_one_key_go_in_order_and_a_get_waits_for_a_put_only_so_long() {
+        let client = Client::builder(DEFAULT_SERVERS).build().unwrap();
+        let mut key = KeyOrder::default();
+        for number in 0..2 {
+            let value = Bytes::from(format!("{number}"));
+            for ask in [Ask::Put { key: "k".into(), value }, Ask::Get { key: "k".into() }] {
+                let under_way = Pending::begin(&Arc::default());
+                key.waiting.push_back(Asked { client: client.clone(), ask, under_way });
+            }
+        }
+        let start = Instant::now();
+        let next = |key: &mut KeyOrder, at: Duration| {
+            key.take_next(start + at).map(|asked| matches!(asked.ask, Ask::Get { .. }))
+        };
+        let (short, long) = (CONSOLE_GET_HELD_MAX - Duration::from_millis(1), CONSOLE_GET_HELD_MAX);
+        assert_eq!(next(&mut key, Duration::ZERO), Some(false));
+        assert_eq!(key.held_until(), Some(start + long));
+        assert_eq!(next(&mut key, short), None);
+        // A PUT that lasts does not keep its GET for ever.
+        assert_eq!(next(&mut key, long), Some(true));
+        // A PUT waits for both, however long.
+        assert_eq!((next(&mut key, 9 * long), key.held_until()), (None, None));
+        key.put_since = None;
+        assert_eq!(next(&mut key, 9 * long), None);
+        key.get_is_under_way = false;
+        assert_eq!(next(&mut key, 9 * long), Some(false));
+        assert_eq!(next(&mut key, 9 * long), None);
+        // One that is answered does not, either.
+        key.put_since = None;
+        assert_eq!(next(&mut key, 9 * long), Some(true));
+        assert!(!key.is_idle());
+        key.get_is_under_way = false;
+        assert!(key.is_idle());
     }
 
     #[test]
@@ -645,8 +790,34 @@ mod tests {
         let servers = vec![ServerFailure { server, reason }];
         let line = explain(&ClientError::Unreachable { servers, effect: Some(Effect::NotDone) });
         assert!(line.contains("nenhum destes endereços é de um servidor do acervo"), "{line}");
-        let line = explain(&ClientError::NoMajority { server, message });
-        assert!(line.starts_with("sem maioria") && !line.contains("servers"), "{line}");
+        let unconfirmed = ClientError::Unconfirmed { server, message, effect: Effect::MayBeDone };
+        assert_eq!(
+            explain(&unconfirmed),
+            "sem confirmação de 127.0.0.1:10098, 1 de 3 servidores responde; o PUT pode ter tido efeito; leia a chave \
+             antes de repetir."
+        );
+        let no_majority = |message: &str| {
+            explain(&ClientError::NoMajority { server, message: message.to_owned() })
+        };
+        for (message, said) in [
+            (
+                "no majority: 1 of 3 servers answer and 2 are needed: nothing was done; start the others",
+                "sem maioria: 1 de 3 servidores responde, diz 127.0.0.1:10098, e nada foi feito; inicie os outros e tente de \
+                 novo.",
+            ),
+            (
+                "nothing was done: 2 of 3 servers answer, but the group has not begun, because it begins with 127.0.0.1:9, \
+                 which has not been up: start that one",
+                "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta 127.0.0.1:9, com que ele começa, e nada foi \
+                 feito; inicie-o e tente de novo.",
+            ),
+            (
+                "no leader took the write in time although 3 of 3 servers answer: nothing was done; try again",
+                "nenhum líder aceitou o PUT a tempo: 3 de 3 servidores respondem, e nada foi feito; tente de novo.",
+            ),
+        ] {
+            assert_eq!(no_majority(message), said);
+        }
     }
 
     #[test]

@@ -31,6 +31,15 @@ pub enum Ask {
     },
 }
 
+impl Ask {
+    /// The key that it is about.
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Ask::Put { key, .. } | Ask::Get { key } => key,
+        }
+    }
+}
+
 /// What became of an [`Ask`]: any number of [`Event::Unreachable`], then one of the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

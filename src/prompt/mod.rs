@@ -8,10 +8,11 @@ pub mod questions;
 mod terminal;
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 
 use crate::client::connection::{FOUND_THERE, NO_GREETING, NOT_GREETED, REFUSED};
-use crate::text::{LineError, escape};
+use crate::text::{LineError, counted, escape};
 
 pub use self::terminal::{OutputError, run};
 
@@ -48,7 +49,7 @@ pub trait Screen: Send + Sync {
 /// What a dialogue runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Somebody types, and sees answers whenever they come.
+    /// Somebody types, sees answers whenever they come, and need not wait for those that they leave behind.
     Terminal,
     /// Lines come from a pipe or a file, and may end before the answers have come.
     Pipe,
@@ -197,6 +198,35 @@ fn explain_expected(expected: &str) -> &str {
         "an acervo registry or peer" => "um registro ou peer do acervo",
         other => other,
     }
+}
+
+/// How many servers answer, where a server's sentence says it: `1 of 3 servers answer`.
+pub fn explain_reach(message: &str) -> Option<String> {
+    let words: Vec<&str> = message.split(|c: char| !c.is_alphanumeric()).collect();
+    words.windows(5).find_map(|window| {
+        let [answering, "of", all, "server" | "servers", "answer" | "answers"] = window else {
+            return None;
+        };
+        let (answering, all): (u64, u64) = (answering.parse().ok()?, all.parse().ok()?);
+        let verb = if answering == 1 { "responde" } else { "respondem" };
+        Some(format!("{answering} de {} {verb}", counted(all, "servidor", "servidores")))
+    })
+}
+
+/// What the system said, in words of the console's language; the rest by its number.
+pub fn explain_io(error: &io::Error) -> String {
+    let known = match error.kind() {
+        io::ErrorKind::NotFound => "não existe",
+        io::ErrorKind::NotADirectory => "não é uma pasta",
+        io::ErrorKind::PermissionDenied => "sem permissão",
+        io::ErrorKind::ReadOnlyFilesystem => "o disco é só de leitura",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "o disco está cheio",
+        _ => match error.raw_os_error() {
+            Some(code) => return format!("erro {code} do sistema"),
+            None => "erro do sistema",
+        },
+    };
+    known.to_owned()
 }
 
 /// Whether a reason says that somebody else listens where a server was expected, so that waiting is of no use.

@@ -3,22 +3,22 @@
 use std::io::{self, BufRead, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
-use super::invalid;
+use super::{explain_io, invalid};
 use crate::text::{LineError, read_line};
 
-/// Why there is no answer.
+/// Why there is no answer, in the language of the questions.
 #[derive(Debug, thiserror::Error)]
 pub enum QuestionError {
     /// The input ended before the last question was answered.
-    #[error("the input ended before every question was answered: nothing was started")]
+    #[error("a entrada terminou antes da última resposta, e nada foi iniciado")]
     Ended,
     /// Whatever is answered, no server of the group could listen here.
     #[error(
-        "no server of the group has an IP of this machine ({0}): start it with --servers that name one"
+        "nenhum servidor do grupo tem um IP desta máquina ({0}): inicie com --servers que tenham um"
     )]
     Foreign(String),
     /// The terminal could not be read or written.
-    #[error("the terminal could not be used: {0}")]
+    #[error("o terminal não pôde ser usado: {}", explain_io(.0))]
     Io(#[from] io::Error),
 }
 
@@ -48,7 +48,7 @@ pub fn explain_probe(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
         ErrorKind::AddrNotAvailable => format!("{} não é um IP desta máquina", address.ip()),
-        _ => format!("não é possível usar {address}: {error}"),
+        _ => format!("não é possível usar {address}: {}", explain_io(error)),
     }
 }
 

@@ -18,6 +18,7 @@ use super::{Input, Kind, Screen, Typed};
 use crate::limits::{
     CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE, TERMINAL_LINE_BYTES_MAX,
 };
+use crate::logging;
 use crate::text::{LineError, read_line};
 
 /// Lines of the console that could not be written.
@@ -41,15 +42,28 @@ pub fn run<E: From<OutputError>>(
         }
         // Fails on terminals that cannot edit lines.
         if let Ok((mut keyboard, screen)) = open_terminal() {
+            let _diverted = divert_log(&screen);
             return dialogue(&mut keyboard, screen, Kind::Terminal);
         }
         let plain = Arc::new(Plain::default());
-        return dialogue(&mut PlainInput(Arc::clone(&plain)), plain, Kind::Pipe);
+        let screen: Arc<dyn Screen> = Arc::<Plain>::clone(&plain);
+        let _diverted = divert_log(&screen);
+        return dialogue(&mut PlainInput(plain), screen, Kind::Terminal);
     }
     let streams = Arc::new(Streams::default());
+    let screen: Arc<dyn Screen> = Arc::<Streams>::clone(&streams);
+    let _diverted = divert_log(&screen);
     let mut pipe = Pipe(io::stdin().lock(), Arc::clone(&streams));
-    dialogue(&mut pipe, Arc::<Streams>::clone(&streams), Kind::Pipe)?;
+    let kind = if io::stdin().is_terminal() { Kind::Terminal } else { Kind::Pipe };
+    dialogue(&mut pipe, screen, kind)?;
     streams.failure().map_or(Ok(()), |error| Err(OutputError(error).into()))
+}
+
+/// Where the log and the questions stand on one terminal, lines of the log are shown as remarks are.
+fn divert_log(screen: &Arc<dyn Screen>) -> Option<logging::Diverted> {
+    let screen = Arc::clone(screen);
+    let is_shared = io::stdin().is_terminal() && io::stderr().is_terminal();
+    is_shared.then(|| logging::divert(move |line| screen.remark(line)))
 }
 
 /// A signal that ends this process finds the terminal as a line editor needs it: it is put back first.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::limits;
 
@@ -71,6 +72,21 @@ impl FileName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name, and how else systems store what looks the same: with its accents in their letters (NFC) as keyboards type
+    /// them, or behind them (NFD).
+    pub fn spellings(&self) -> Vec<FileName> {
+        let mut spellings = vec![self.clone()];
+        for other in [self.0.nfc().collect::<String>(), self.0.nfd().collect()] {
+            // One that became too long is nobody's.
+            if let Ok(other) = FileName::new(&other)
+                && !spellings.contains(&other)
+            {
+                spellings.push(other);
+            }
+        }
+        spellings
+    }
 }
 
 /// What Windows keeps for devices (with any extension), what it would cut off, and what means something else to it.
@@ -103,6 +119,21 @@ impl<'de> Deserialize<'de> for FileName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_with_accents_has_the_spellings_of_other_systems() {
+        let spellings = |name: &str| -> Vec<String> {
+            let name = FileName::new(name).unwrap();
+            name.spellings().iter().map(|name| name.as_str().to_owned()).collect()
+        };
+        let (composed, decomposed) = ("caf\u{e9}.txt", "cafe\u{301}.txt");
+        assert_eq!(spellings("film.mkv"), ["film.mkv"]);
+        assert_eq!(spellings(composed), [composed, decomposed]);
+        assert_eq!(spellings(decomposed), [decomposed, composed]);
+        // As long as a name may be, until its accents are letters of their own.
+        let long = "\u{e9}".repeat(limits::FILE_NAME_BYTES_MAX / 2);
+        assert_eq!(spellings(&long), [&long[..]]);
+    }
 
     #[test]
     fn a_name_is_never_a_path_and_else_what_the_machine_can_store() {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::{PATIENCE, eventually};
 
@@ -29,11 +30,24 @@ impl Terminal {
     }
 
     /// The same on a terminal of this kind, as `TERM` names it.
-    pub fn run_on(mut command: Command, kind: &str) -> Terminal {
+    pub fn run_on(command: Command, kind: &str) -> Terminal {
+        Terminal::open(command, kind, 0)
+    }
+
+    /// The same on a terminal of so many columns.
+    pub fn run_wide(command: Command, columns: u16) -> Terminal {
+        Terminal::open(command, "xterm", columns)
+    }
+
+    fn open(mut command: Command, kind: &str, columns: u16) -> Terminal {
         let master =
             openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
+        if columns > 0 {
+            let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            tcsetwinsize(&master, size).unwrap();
+        }
         let name = ptsname(&master, Vec::new()).unwrap();
         let slave = || {
             let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -1,16 +1,14 @@
 //! Errors that the console's user can do something about, in the console's language.
 
-use std::io;
-
 use crate::client::connection::describe;
 use crate::limits;
 use crate::net::ListenError;
-use crate::prompt::explain_reason;
+use crate::prompt::{explain_io, explain_reason};
 use crate::share::fetch::{FetchError, FindError, Kept};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
 use crate::share::names::NameError;
-use crate::text::{escape, sentence};
+use crate::text::{counted, escape, sentence};
 use crate::wire::share::DenialCode;
 
 pub(super) fn explain_name(error: NameError) -> String {
@@ -90,27 +88,6 @@ pub(super) fn explain_folder(error: &FolderError) -> String {
             format!("a pasta {} já é compartilhada por outro processo", path.display())
         }
     }
-}
-
-/// `1 arquivo`, `2 arquivos`; zero is plural here as well, as it is in English.
-fn counted(number: u64, one: &str, many: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {many}") }
-}
-
-/// What the system said, in words of the console's language; the rest by its number.
-fn explain_io(error: &io::Error) -> String {
-    let known = match error.kind() {
-        io::ErrorKind::NotFound => "não existe",
-        io::ErrorKind::NotADirectory => "não é uma pasta",
-        io::ErrorKind::PermissionDenied => "sem permissão",
-        io::ErrorKind::ReadOnlyFilesystem => "o disco é só de leitura",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "o disco está cheio",
-        _ => match error.raw_os_error() {
-            Some(code) => return format!("erro {code} do sistema"),
-            None => "erro do sistema",
-        },
-    };
-    known.to_owned()
 }
 
 /// That so many things in the folder are not offered.
@@ -220,6 +197,7 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
 
     #[test]
     fn only_one_is_singular() {

@@ -19,19 +19,21 @@ use self::explain::{
     explain_fetch, explain_find, explain_folder, explain_hashing, explain_left_out, explain_line,
     explain_listen, explain_name,
 };
-use super::fetch::find;
+use super::fetch::{FindError, find};
 use super::folder::Folder;
 use super::member::Notice;
 use super::names::FileName;
 use super::peer::{Peer, PeerError, PeerOptions, Wanted};
 use super::registry::spaced;
-use super::types::PeerId;
+use super::types::{FileEntry, PeerId};
 use crate::limits;
 use crate::net::Listener;
 use crate::prompt::questions::{check_own_ip, explain_probe, probe};
-use crate::prompt::{self, Input, Kind, OutputError, Screen, Stop, invalid, parse_ip, parse_port};
+use crate::prompt::{
+    self, Input, Kind, OutputError, Screen, Stop, explain_io, invalid, parse_ip, parse_port,
+};
 use crate::text::{LineError as InputError, escape};
-use crate::wire::share::Source;
+use crate::wire::share::{DenialCode, Source};
 
 /// How the console is set up.
 #[derive(Clone, Debug)]
@@ -92,47 +94,60 @@ impl Entry {
 }
 
 /// What was searched for last.
-#[derive(Default)]
+#[derive(Clone)]
 struct Searched {
-    name: Option<FileName>,
-    /// Who has it, as soon as the answer has come.
-    sources: Vec<Source>,
-    /// It is still to come.
-    pending: bool,
+    name: FileName,
+    found: Found,
+}
+
+/// What came of a search.
+#[derive(Clone)]
+enum Found {
+    /// The answer is still to come, and its line is still to be shown.
+    Pending,
+    /// Whoever has the file, as the registry says.
+    Sources(Vec<Source>),
+    /// The registry did not answer.
+    Unanswered,
 }
 
 /// What the dialogue and its threads share.
 struct Shared {
     screen: Arc<dyn Screen>,
-    searched: Mutex<Searched>,
-    /// An answer has come.
+    searched: Mutex<Option<Searched>>,
+    /// An answer has come and was shown.
     answered: Condvar,
     stopping: AtomicBool,
 }
 
 impl Shared {
-    fn searched(&self) -> MutexGuard<'_, Searched> {
-        // Its fields are set one by one; any state of it is one to read.
+    fn searched(&self) -> MutexGuard<'_, Option<Searched>> {
+        // It is set as a whole.
         self.searched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was searched for last and who has it, waiting a little for an answer that is due.
-    fn last_search(&self) -> (Option<FileName>, Vec<Source>) {
-        let patience = limits::CLIENT_CONNECT_TIMEOUT;
-        let pending = |searched: &mut Searched| searched.pending;
-        let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
-        let (searched, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        (searched.name.clone(), searched.sources.clone())
+    /// What was searched for last and who has it. An answer that is due is waited for as long as it may take, and
+    /// after a moment that is told.
+    fn last_search(&self) -> Option<Searched> {
+        let wait = |patience| {
+            let pending = |searched: &mut Option<Searched>| {
+                matches!(searched, Some(Searched { found: Found::Pending, .. }))
+            };
+            let waited = self.answered.wait_timeout_while(self.searched(), patience, pending);
+            waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+        };
+        let soon = wait(limits::CONSOLE_SILENT_WAIT);
+        let Some(Searched { name, found: Found::Pending }) = &soon else { return soon };
+        let name = escape(name.as_str().as_bytes());
+        self.screen.say(&format!("Esperando a resposta do SEARCH de {name}."));
+        wait(limits::REGISTRY_CALL_TIMEOUT)
     }
 
-    /// The answer to a search has come, or none will.
-    fn found(&self, name: &FileName, sources: &[Source]) {
-        let mut searched = self.searched();
-        if searched.name.as_ref() == Some(name) {
-            searched.sources = sources.to_vec();
-            searched.pending = false;
+    /// The answer to a search has come and was shown, or none will come.
+    fn found(&self, name: &FileName, found: Found) {
+        if let Some(searched) = self.searched().as_mut().filter(|searched| searched.name == *name) {
+            searched.found = found;
         }
-        drop(searched);
         self.answered.notify_all();
     }
 }
@@ -234,13 +249,15 @@ impl Dialogue<'_> {
         self.shared.screen.say(line);
     }
 
-    fn task(&mut self, run: impl FnOnce(&Shared) + Send + 'static) {
+    /// Whether it was begun; if not, why has been said.
+    fn task(&mut self, run: impl FnOnce(&Shared) + Send + 'static) -> bool {
         self.tasks.retain(|task| !task.is_finished());
         self.under_way -= self.ended.1.try_iter().count();
         if self.under_way >= limits::CONSOLE_TASKS_MAX {
             // Requests that were typed ahead wait for their turn, as long as a search may take.
             if self.ended.1.recv_timeout(limits::REGISTRY_CALL_TIMEOUT).is_err() {
-                return self.say("Há pedidos demais em andamento: espere algum terminar.");
+                self.say("Há pedidos demais em andamento: espere algum terminar.");
+                return false;
             }
             self.under_way -= 1;
         }
@@ -254,8 +271,12 @@ impl Dialogue<'_> {
             Ok(task) => {
                 self.tasks.push(task);
                 self.under_way += 1;
+                true
             }
-            Err(error) => self.say(&format!("Não foi possível atender: {error}.")),
+            Err(error) => {
+                self.say(&format!("Não foi possível atender: {}.", explain_io(&error)));
+                false
+            }
         }
     }
 
@@ -274,13 +295,14 @@ impl Dialogue<'_> {
             let ip = parse_ip(text).and_then(|ip| check_own_ip(ip, &probe));
             ip.map_err(|why| invalid(&why))
         })?;
-        // The port it serves at now is free again when it joins anew.
+        // The port it serves at now is free again when it joins anew, and is the one that is offered.
         let own = self.joined.as_ref().map(|joined| joined.address);
-        let usable = |address: SocketAddr| match own == Some(address) {
+        let usable = |address: SocketAddr| match own.is_some_and(|own| is_taken_by(own, address)) {
             true => Ok(()),
             false => probe(address),
         };
-        let free = (FIRST_PORT..u16::MAX).find(|port| usable(SocketAddr::new(ip, *port)).is_ok());
+        let mut ports = own.map(|own| own.port()).into_iter().chain(FIRST_PORT..u16::MAX);
+        let free = ports.find(|port| usable(SocketAddr::new(ip, *port)).is_ok());
         let default = free.unwrap_or(FIRST_PORT);
         let address = self.ask(&format!("Porta deste peer [{default}]: "), |line| {
             let port = match line.trim() {
@@ -369,22 +391,25 @@ impl Dialogue<'_> {
         let name = self.ask("Arquivo: ", |line| {
             FileName::new(line).map_err(|error| invalid(&explain_name(error)))
         })?;
-        *self.shared.searched() =
-            Searched { name: Some(name.clone()), sources: Vec::new(), pending: true };
-        self.task(move |shared| {
-            let answer = joined.peer.search(&name);
-            // Before anything is shown, which may wait for the prompt.
-            shared.found(&name, answer.as_deref().unwrap_or_default());
-            match answer {
-                Ok(sources) => {
-                    let addresses: Vec<_> =
-                        sources.iter().map(|source| source.address.to_string()).collect();
-                    let addresses = addresses.join(" ");
-                    shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
-                }
-                Err(error) => shared.screen.remark(&explain_line(&error)),
+        *self.shared.searched() = Some(Searched { name: name.clone(), found: Found::Pending });
+        let asked = name.clone();
+        // The line is shown first: what was typed ahead asks its questions below it.
+        let is_begun = self.task(move |shared| match joined.peer.search(&asked) {
+            Ok(sources) => {
+                let addresses: Vec<_> =
+                    sources.iter().map(|source| source.address.to_string()).collect();
+                let addresses = addresses.join(" ");
+                shared.screen.event(&format!("peers com arquivo solicitado: {addresses}"));
+                shared.found(&asked, Found::Sources(sources));
+            }
+            Err(error) => {
+                shared.screen.remark(&explain_line(&error));
+                shared.found(&asked, Found::Unanswered);
             }
         });
+        if !is_begun {
+            self.shared.found(&name, Found::Unanswered);
+        }
         Ok(())
     }
 
@@ -392,17 +417,34 @@ impl Dialogue<'_> {
 
     fn download(&mut self) -> Result<(), Stop> {
         let Some(joined) = self.joined() else { return Ok(()) };
-        let (name, sources) = self.shared.last_search();
-        let other = sources.iter().find(|source| source.address != joined.address);
-        let offered = other.map(|source| source.address);
-        let Some(name) = name else {
+        let Some(Searched { name, found }) = self.shared.last_search() else {
             self.say("Faça SEARCH antes de DOWNLOAD.");
             return Ok(());
         };
+        let sources = match &found {
+            Found::Sources(sources) => &sources[..],
+            Found::Pending | Found::Unanswered => &[],
+        };
+        let other = sources.iter().find(|source| source.address != joined.address);
+        let offered = other.map(|source| source.address);
+        if offered.is_none() {
+            let why = match &found {
+                Found::Pending | Found::Unanswered => "O SEARCH não teve resposta",
+                Found::Sources(sources) if sources.is_empty() => "O SEARCH não achou nenhum peer",
+                Found::Sources(_) => "O SEARCH só achou este peer",
+            };
+            let name = escape(name.as_str().as_bytes());
+            self.say(&format!(
+                "{why}: dê o IP e a porta de um que tenha {name}, ou tecle Enter para voltar ao menu."
+            ));
+        }
         let default = offered.map(|address| address.ip().to_string()).unwrap_or_default();
-        let ip = self.ask(&question("IP do peer", &default), |line| {
-            parse_ip(or_default(line, &default)).map_err(|why| invalid(&why))
-        })?;
+        let ip =
+            self.ask(&question("IP do peer", &default), |line| match or_default(line, &default) {
+                "" => Ok(None),
+                answer => parse_ip(answer).map(Some).map_err(|why| invalid(&why)),
+            })?;
+        let Some(ip) = ip else { return Ok(()) };
         let default = offered.filter(|address| address.ip() == ip);
         let default = default.map(|address| address.port().to_string()).unwrap_or_default();
         let address = self.ask(&question("Porta do peer", &default), |line| {
@@ -413,7 +455,8 @@ impl Dialogue<'_> {
             }
             Ok(address)
         })?;
-        self.task(move |shared| match fetch_from(&joined, &name, address, shared) {
+        // If it was not begun that has been said.
+        let _ = self.task(move |shared| match fetch_from(&joined, &name, address, shared) {
             Ok(()) => {
                 let (name, folder) = (escape(name.as_str().as_bytes()), joined.folder.display());
                 shared
@@ -440,6 +483,12 @@ fn from_home(typed: &str) -> PathBuf {
     }
 }
 
+/// Whether nothing else can listen on `address` while this peer listens on `own`.
+fn is_taken_by(own: SocketAddr, address: SocketAddr) -> bool {
+    let is_any = own.ip().is_unspecified() || address.ip().is_unspecified();
+    own.port() == address.port() && (own.ip() == address.ip() || is_any)
+}
+
 fn question(text: &str, default: &str) -> String {
     if default.is_empty() { format!("{text}: ") } else { format!("{text} [{default}]: ") }
 }
@@ -451,6 +500,20 @@ fn or_default<'a>(line: &'a str, default: &'a str) -> &'a str {
     }
 }
 
+/// Asks a peer for the first of these names that it has, or gives what it said of the first.
+fn find_any(address: SocketAddr, names: &[FileName]) -> Result<(PeerId, FileEntry), FindError> {
+    let mut said = None;
+    for name in names {
+        match find(address, name, limits::REGISTRY_CALL_TIMEOUT) {
+            Err(error @ FindError::Refused { code: Some(DenialCode::NotFound), .. }) => {
+                said.get_or_insert(error);
+            }
+            other => return other,
+        }
+    }
+    Err(said.unwrap_or(FindError::Protocol(address)))
+}
+
 /// Downloads a file from one peer into the folder of another.
 fn fetch_from(
     joined: &Joined,
@@ -458,8 +521,8 @@ fn fetch_from(
     address: SocketAddr,
     shared: &Shared,
 ) -> Result<(), String> {
-    let found = find(address, name, limits::REGISTRY_CALL_TIMEOUT);
-    let (peer, file) = found.map_err(|error| explain_find(&error))?;
+    let (peer, file) =
+        find_any(address, &name.spellings()).map_err(|error| explain_find(&error))?;
     let source = Source { peer, address, size: file.size, content: file.content };
     let wanted = Wanted {
         name: name.clone(),

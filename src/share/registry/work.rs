@@ -8,10 +8,10 @@ use super::directory::{Directory, DirectoryError};
 use crate::console::Console;
 use crate::limits;
 use crate::net::ConnectionId;
-use crate::share::display::count;
 use crate::share::index::{Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
+use crate::text::counted;
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::RegistryReply;
@@ -150,7 +150,7 @@ impl RegistryWorker {
                 let names = (shares && self.console.is_on()).then(|| names(&files));
                 let files_count = files.len();
                 self.directory.join(member, place, files)?;
-                let files = count(files_count as u64, "file");
+                let files = counted(files_count as u64, "file", "files");
                 log::info!("peer {} at {address} has joined with {files}", member.peer);
                 if let Some(names) = names {
                     self.console.show(RegistryEvent::Joined { address, names });
@@ -161,7 +161,7 @@ impl RegistryWorker {
                 let (new, gone) = (added.len(), removed.len());
                 let known = self.directory.update(member, added, &removed)?;
                 if known {
-                    let new = count(new as u64, "file");
+                    let new = counted(new as u64, "file", "files");
                     log::debug!("peer {}: {new} added, {gone} removed", member.peer);
                 }
                 return Ok(if_known(known, RegistryReply::UpdateOk));
@@ -181,7 +181,13 @@ impl RegistryWorker {
                 return Ok((RegistryReply::LeaveOk, Effect::Out));
             }
             Work::Search { asker, name } => {
-                let sources = self.directory.search(&name)?;
+                let mut sources = Vec::new();
+                for name in name.spellings() {
+                    sources = self.directory.search(&name)?;
+                    if !sources.is_empty() {
+                        break;
+                    }
+                }
                 if self.console.is_on() {
                     self.console.show(RegistryEvent::Searched { address: asker, name });
                 }
