@@ -112,9 +112,7 @@ fn main() -> ExitCode {
     };
     // What is still held back may be the end of the answer.
     let status = match out.flush() {
-        Err(error)
-            if error.kind() != io::ErrorKind::BrokenPipe && status <= exit_status::NOT_FOUND =>
-        {
+        Err(error) if status <= exit_status::NOT_FOUND => {
             let error = CommandError::Output(error);
             fail(error.exit_status(), &error)
         }
@@ -158,7 +156,14 @@ fn refuse_arguments(error: &clap::Error) -> ! {
             ));
         }
     }
-    error.exit()
+    if error.use_stderr() || io::stdout().is_terminal() {
+        error.exit()
+    }
+    // Help that was asked for is an answer like others, and clap does not tell when it cannot be written.
+    let mut out = StandardOutput::new();
+    let written = write!(out, "{}", error.render()).and_then(|()| out.flush());
+    let status = one_shot(written.map(|()| Outcome::Done).map_err(CommandError::Output));
+    std::process::exit(status.into())
 }
 
 fn stdin() -> StdinLock<'static> {
@@ -174,7 +179,6 @@ fn fail(status: u8, error: &dyn Display) -> u8 {
 fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
     match result {
         Ok(outcome) => outcome.exit_status(),
-        Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
 }
@@ -195,7 +199,6 @@ fn read(args: &ReadArgs, result: Result<Outcome, CommandError>) -> u8 {
 fn shared(result: Result<Outcome, ShareError>) -> u8 {
     match result {
         Ok(outcome) => outcome.exit_status(),
-        Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
 }
@@ -268,7 +271,6 @@ fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> u8 {
     let command: Vec<String> = std::iter::once("acervo".to_owned()).chain(arguments).collect();
     match bench::command::run(&options, command.join(" "), out) {
         Ok(()) => exit_status::DONE,
-        Err(error) if error.is_quiet() => exit_status::DONE,
         Err(error) => fail(error.exit_status(), &error),
     }
 }
@@ -280,7 +282,6 @@ fn run_kvs(args: &acervo::cli::gateway::KvsArgs, out: &mut dyn Write) -> u8 {
     }
     match acervo::cli::kvs::run(args, out) {
         Ok(outcome) => outcome.exit_status(),
-        Err(error) if error.is_quiet() => error.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
 }
@@ -346,6 +347,9 @@ fn run_cluster(args: &ClusterArgs) -> u8 {
             return fail(exit_status::FAILED, &message);
         }
     };
+    if let Some(elsewhere) = args.not_asked_by(std::env::var("ACERVO_SERVERS").ok().as_deref()) {
+        logging::say(&format!("acervo: {elsewhere}"));
+    }
     let data_root = args.data_dir.clone();
     cluster::run(&ClusterConfig { program, servers, data_root, flags: all, last_flags: last })
         .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use acervo::types::Timestamp;
 use fake_server::{FakeServer, error};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::terminal::Terminal;
 use support::{ACERVO, Group, eventually, exited_with, free_addresses};
@@ -364,7 +365,7 @@ fn keys_and_values_of_any_bytes() {
 }
 
 #[test]
-fn a_long_range_streams_and_survives_a_closed_pipe() {
+fn a_long_range_streams_and_ends_without_a_word_when_its_pipe_is_closed() {
     let group = Group::start(3, &["--console", "off"]);
     let servers = group.list();
     // Several pages, and far more than a pipe holds.
@@ -391,7 +392,9 @@ fn a_long_range_streams_and_survives_a_closed_pipe() {
     drop(lines);
     let mut err = String::new();
     child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-    assert!(exited_with(child.wait().unwrap(), 0));
+    // As `cat` does.
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(Signal::PIPE.as_raw()));
     assert_eq!(err, "");
     assert_eq!(done(&servers, &["getrange", "k", "l"]).lines().count(), 100);
 }
@@ -594,6 +597,17 @@ fn what_cannot_be_written_or_read_is_not_taken_for_done() {
         let (status, _, err) = shell(&servers, &format!("$A {command} {servers_flag} >/dev/null"));
         assert_eq!((status, err.as_str()), (0, ""), "{command}");
     }
+    // Help and the release are answers, too.
+    for command in ["--version", "version", "--help", "help get", "get --help"] {
+        for redirection in [">/dev/full", ">&-"] {
+            let (status, _, err) = shell(&servers, &format!("$A {command} {redirection}"));
+            assert_eq!(status, 4, "{command} {redirection}: {err}");
+            assert!(err.contains("the answer could not be printed"), "{err}");
+        }
+        let (status, out, err) = shell(&servers, &format!("$A {command}"));
+        assert_eq!((status, err.as_str()), (0, ""), "{command}");
+        assert!(!out.is_empty() && !out.contains('\x1b'), "{command}: {out}");
+    }
     for command in ["put k -", "putall -", "getall -", "delall -"] {
         let (status, out, err) = shell(&servers, &format!("$A {command} --servers $S <&-"));
         assert_eq!((status, out.as_str()), (2, ""), "{command}: {err}");
@@ -771,6 +785,9 @@ fn status_and_health_tell_a_script_whether_the_group_is_of_use() {
     let health = run(&servers, &["health"]);
     assert_eq!((health.status, health.text()), (3, ""));
     assert!(health.err.contains("1 of 3 servers answer"), "{}", health.err);
+    let put = run(&servers, &["put", "k", "v"]);
+    assert_eq!((put.status, put.text()), (3, ""));
+    assert!(put.err.contains("no majority: 1 of 3 servers answer and 2 are needed"), "{}", put.err);
 }
 
 #[test]
@@ -799,8 +816,17 @@ fn the_servers_may_come_from_the_environment_and_commands_have_kind_names() {
         let (status, _, said) = self::shell("", &line);
         assert_ne!(status, 2, "{said}");
     }
-    let (status, _, _) = self::shell("", "ACERVO_SERVERS=nonsense $A get k");
-    assert_eq!(status, 2);
+    // And what cannot be one is answered with an example of the right kind.
+    for (line, example) in [
+        ("ACERVO_SERVERS=nonsense $A get k", "127.0.0.1:10097"),
+        ("ACERVO_REGISTRY=nonsense $A files", "127.0.0.1:1099"),
+        ("$A registry --listen nonsense", "127.0.0.1:1099"),
+        ("$A share . --listen nonsense", "127.0.0.1:5000"),
+    ] {
+        let (status, _, said) = self::shell("", line);
+        assert_eq!(status, 2, "{line}");
+        assert!(said.contains(&format!("write IP:PORT, such as {example}\n")), "{line}: {said}");
+    }
     let line = format!("ACERVO_SERVERS=127.0.0.1:1 $A get key --servers {}", group.list());
     assert_eq!(self::shell("", &line), (0, "v".to_owned(), String::new()));
 }

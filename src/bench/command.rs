@@ -99,11 +99,6 @@ impl BenchError {
             BenchError::Load(_) | BenchError::Output(_) => exit_status::FAILED,
         }
     }
-
-    /// Whether it is worth a line: whoever closed a pipe has read what they wanted.
-    pub fn is_quiet(&self) -> bool {
-        matches!(self, BenchError::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
 }
 
 /// Runs `options` and prints the report to `out`; `command` is repeated in it.

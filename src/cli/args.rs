@@ -1,6 +1,7 @@
 //! The command line: every command, flag, default and example, those of the commands on keys apart
 //! (`key_args`).
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,8 +21,9 @@ use crate::command::History;
 use crate::limits;
 use crate::node::core::AckPolicy;
 use crate::server::config::{
-    ConfigError, DEFAULT_DATA_ROOT, ServerConfig, check_group, data_dir_under,
+    ConfigError, DEFAULT_DATA_ROOT, DEFAULT_SERVERS, ServerConfig, check_group, data_dir_under,
 };
+use crate::text::escape;
 
 pub(super) const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
@@ -135,13 +137,13 @@ Examples:
   acervo server --listen 127.0.0.1:10099 --leader 127.0.0.1:10097 --replication-delay 10s")]
 pub struct ServerArgs {
     /// The address to listen on, one of --servers
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_server)]
     pub listen: Option<SocketAddr>,
     /// Who leads first, one of --servers; ignored on a data directory that was in use before
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_server)]
     pub leader: Option<SocketAddr>,
     /// Every server of the group, the same list at each of them
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Where everything durable lives [default: acervo-data/IP-PORT]
@@ -201,7 +203,7 @@ Examples:
 Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
 pub struct ClientArgs {
     /// The servers; INIT is then done already
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server)]
     pub servers: Option<Vec<SocketAddr>>,
     /// The whole time of one request
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
@@ -222,7 +224,7 @@ pub struct ClusterArgs {
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_ROOT)]
     pub data_dir: PathBuf,
     /// The servers of the group, in this order
-    #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Store what is replicated to the last server this much late, to watch a lagging server; writes wait for it
@@ -237,7 +239,7 @@ pub struct ClusterArgs {
 #[derive(Clone, Debug, Args)]
 pub struct GroupArgs {
     /// The servers of the group
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
 }
@@ -456,7 +458,7 @@ fn parse_target(text: &str) -> Result<Target, String> {
     match text {
         "random" => Ok(Target::Random),
         "leader" => Ok(Target::Leader),
-        address => parse_address(address)
+        address => parse_server(address)
             .map(Target::One)
             .map_err(|_| "write random, leader or IP:PORT of one of the servers".to_owned()),
     }
@@ -527,11 +529,22 @@ impl From<Ack> for AckPolicy {
     }
 }
 
-pub(super) fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let address: Option<SocketAddr> = text.trim().parse().ok();
-    address
-        .filter(|address| address.port() != 0)
-        .ok_or_else(|| "write IP:PORT, such as 127.0.0.1:10097".to_owned())
+/// The address of a server of a store.
+pub(super) fn parse_server(text: &str) -> Result<SocketAddr, String> {
+    parse_address(text, DEFAULT_SERVERS[0])
+}
+
+/// An address that can be dialled. Whoever wrote none is shown an example of the kind that is meant.
+pub(super) fn parse_address(text: &str, example: SocketAddr) -> Result<SocketAddr, String> {
+    match parse_listen(text, example)? {
+        address if address.port() == 0 => Err(format!("write IP:PORT, such as {example}")),
+        address => Ok(address),
+    }
+}
+
+/// The same, or any free port of an IP.
+pub(super) fn parse_listen(text: &str, example: SocketAddr) -> Result<SocketAddr, String> {
+    text.trim().parse().map_err(|_| format!("write IP:PORT, such as {example}"))
 }
 
 impl ServerArgs {
@@ -601,6 +614,24 @@ impl ClusterArgs {
     }
 }
 
+impl ClusterArgs {
+    /// What there is to say when `variable`, the servers that the environment names, are not those of this cluster:
+    /// commands would ask others.
+    pub fn not_asked_by(&self, variable: Option<&str>) -> Option<String> {
+        let variable = variable.filter(|variable| !variable.is_empty())?;
+        let named: Result<BTreeSet<_>, _> = variable.split(',').map(parse_server).collect();
+        let own: BTreeSet<_> = self.servers.iter().copied().collect();
+        (named.as_ref() != Ok(&own)).then(|| {
+            let own: Vec<_> = self.servers.iter().map(SocketAddr::to_string).collect();
+            format!(
+                "ACERVO_SERVERS is {} in this environment, so commands do not ask this cluster: unset it, or set it to {}",
+                escape(variable.as_bytes()),
+                own.join(",")
+            )
+        })
+    }
+}
+
 /// What a cluster's servers are started with.
 #[derive(Debug)]
 pub struct ClusterFlags {
@@ -633,7 +664,6 @@ impl TuningArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::config::DEFAULT_SERVERS;
     use clap::CommandFactory;
 
     fn server(arguments: &[&str]) -> Result<ServerArgs, String> {
@@ -697,6 +727,22 @@ mod tests {
         assert_eq!(again.ack, Ack::Majority);
         assert_eq!(again.in_sync_timeout, Duration::from_secs(30));
         assert_eq!(again.max_value, 64 * 1024);
+    }
+
+    #[test]
+    fn a_cluster_says_when_the_environment_has_commands_ask_others() {
+        let Command::Cluster(cluster) = Cli::parse_from(["acervo", "cluster"]).command else {
+            panic!("another command")
+        };
+        let turned = "127.0.0.1:10099,127.0.0.1:10098, 127.0.0.1:10097";
+        for same in [None, Some(""), Some(DEFAULT_GROUP), Some(turned)] {
+            assert_eq!(cluster.not_asked_by(same), None);
+        }
+        for other in ["10.0.0.1:10097", "127.0.0.1:10097", "nonsense"] {
+            let said = cluster.not_asked_by(Some(other)).unwrap();
+            assert!(said.starts_with(&format!("ACERVO_SERVERS is {other} in ")), "{said}");
+            assert!(said.ends_with(&format!("set it to {DEFAULT_GROUP}")), "{said}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The one-shot commands: one request, one answer printed, one exit status.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufRead, ErrorKind, Write};
+use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -114,17 +114,8 @@ impl CommandError {
                 exit_status::USAGE
             }
             CommandError::NoRoom(_) => exit_status::UNAVAILABLE,
-            // Whoever closed a pipe has read what they wanted.
-            CommandError::Output(error) if error.kind() == ErrorKind::BrokenPipe => {
-                exit_status::DONE
-            }
             CommandError::Output(_) => exit_status::FAILED,
         }
-    }
-
-    /// Whether it is worth a line.
-    pub fn is_quiet(&self) -> bool {
-        matches!(self, CommandError::Output(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::args::{DEFAULT_GROUP, FormatArgs, parse_address};
+use super::args::{DEFAULT_GROUP, FormatArgs, parse_listen, parse_server};
 use super::units::parse_duration;
 use crate::gateway::GatewayConfig;
 
@@ -25,15 +25,19 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub port: u16,
     /// The whole address to listen on
-    #[arg(long, value_name = "IP:PORT", conflicts_with = "port")]
+    #[arg(long, value_name = "IP:PORT", conflicts_with = "port", value_parser = parse_gateway)]
     pub listen: Option<SocketAddr>,
     /// The servers of the group
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// The whole time of one request to the servers; a call's own deadline may be shorter
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = parse_duration)]
     pub timeout: Duration,
+}
+
+fn parse_gateway(text: &str) -> Result<SocketAddr, String> {
+    parse_listen(text, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DEFAULT_PORT))
 }
 
 impl GatewayArgs {

@@ -76,15 +76,8 @@ impl KvsError {
                 Code::InvalidArgument | Code::FailedPrecondition => exit_status::USAGE,
                 _ => exit_status::UNAVAILABLE,
             },
-            // Whoever closed a pipe has read what they wanted.
-            KvsError::Output(_) if self.is_quiet() => exit_status::DONE,
             KvsError::Output(_) | KvsError::System(_) => exit_status::FAILED,
         }
-    }
-
-    /// Whether it is not worth a line.
-    pub fn is_quiet(&self) -> bool {
-        matches!(self, KvsError::Output(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
 

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use crate::limits;
 use crate::net::{ListenError, Listener};
 use crate::process;
-use crate::share::display::{FetchDisplay, HashDisplay, Style, count, rate, tell};
+use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
 use crate::share::fetch::{self, FetchError};
 use crate::share::folder::{Folder, FolderError, LeftOut};
 use crate::share::line::{Line, LineError, Listing};
@@ -31,7 +31,7 @@ use crate::share::member::Notice;
 use crate::share::names::FileName;
 use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
 use crate::share::types::{ContentId, FileEntry, PeerId};
-use crate::text::escape;
+use crate::text::{counted, escape};
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest, Source};
 
 /// How a command of the share failed.
@@ -80,19 +80,12 @@ impl ShareError {
             ShareError::Folder(_) | ShareError::Ambiguous(_) | ShareError::Name { .. } => {
                 exit_status::USAGE
             }
-            ShareError::Output(_) if self.is_quiet() => exit_status::DONE,
             ShareError::Fetch(_)
             | ShareError::Listen(_)
             | ShareError::Peer(_)
             | ShareError::Signals(_)
             | ShareError::Output(_) => exit_status::FAILED,
         }
-    }
-
-    /// Whether it is worth a line.
-    pub fn is_quiet(&self) -> bool {
-        // Whoever closed a pipe has read what they wanted.
-        matches!(self, ShareError::Output(error) if error.kind() == ErrorKind::BrokenPipe)
     }
 }
 
@@ -112,7 +105,7 @@ fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
 fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(Notice) + Send + 'static {
     move |notice| match notice {
         Notice::Joined { registry, names, .. } if !quiet => {
-            let files = count(names.len() as u64, "file");
+            let files = counted(names.len() as u64, "file", "files");
             display.tell(&format!("joined at {registry} with {files}"));
         }
         Notice::Joined { .. } => {}
@@ -124,31 +117,26 @@ fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(Notice) + Send +
 fn left_out(reasons: &BTreeMap<LeftOut, usize>) -> Option<String> {
     let total: usize = reasons.values().sum();
     // Names are left out for several reasons of their own, which the log tells one by one.
-    let mut kinds: Vec<(&str, u64)> = Vec::new();
+    let mut kinds: Vec<((&str, &str), u64)> = Vec::new();
     for (why, number) in reasons {
         let kind = match why {
-            LeftOut::Folder => "folder",
-            LeftOut::Link => "link",
-            LeftOut::Special => "special file",
-            LeftOut::Hidden => "hidden name",
-            LeftOut::Partial => "unfinished file",
-            LeftOut::NotUtf8 => "name that is not UTF-8",
-            LeftOut::Name(_) => "unusable name",
-            LeftOut::TooLarge => "file beyond 1 TiB",
-            LeftOut::TooMany => "file beyond the first 65,536",
+            LeftOut::Folder => ("folder", "folders"),
+            LeftOut::Link => ("link", "links"),
+            LeftOut::Special => ("special file", "special files"),
+            LeftOut::Hidden => ("hidden name", "hidden names"),
+            LeftOut::Partial => ("unfinished file", "unfinished files"),
+            LeftOut::NotUtf8 => ("name that is not UTF-8", "names that are not UTF-8"),
+            LeftOut::Name(_) => ("unusable name", "unusable names"),
+            LeftOut::TooLarge => ("file beyond 1 TiB", "files beyond 1 TiB"),
+            LeftOut::TooMany => ("file beyond the first 65,536", "files beyond the first 65,536"),
         };
         match kinds.last_mut() {
             Some((last, sum)) if *last == kind => *sum += *number as u64,
             _ => kinds.push((kind, *number as u64)),
         }
     }
-    let plural = |(kind, number): &(&str, u64)| match (*kind, *number) {
-        ("name that is not UTF-8", 2..) => format!("{number} names that are not UTF-8"),
-        ("file beyond 1 TiB", 2..) => format!("{number} files beyond 1 TiB"),
-        ("file beyond the first 65,536", 2..) => format!("{number} files beyond the first 65,536"),
-        _ => count(*number, kind),
-    };
-    let kinds: Vec<String> = kinds.iter().map(plural).collect();
+    let kinds: Vec<String> =
+        kinds.into_iter().map(|((one, many), number)| counted(number, one, many)).collect();
     (total > 0).then(|| format!("{total} left out: {}", kinds.join(", ")))
 }
 
@@ -183,7 +171,7 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
         display.tell(&format!("sharing {shown} at {}", peer.serving_at()));
         let hashing = folder.hashing();
         if !hashing.is_done() {
-            let left = count(hashing.files - hashing.files_done, "file");
+            let left = counted(hashing.files - hashing.files_done, "file", "files");
             display.tell(&format!("{left} still to hash: each is offered as soon as it is known"));
         }
     }
@@ -224,7 +212,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let Some(choice) = choose(sources(asked), args.content.as_deref())? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
-        tell(&format!("acervo: no peer has \"{name}\"{wanted}"));
+        let registry = line.address();
+        tell(&format!("acervo: no peer that registry {registry} knows has \"{name}\"{wanted}"));
         // A hint that cannot be had is none.
         if args.content.is_none()
             && let Ok(Some(other)) = look_alike(&mut line, &args.file_name().map_err(refused)?)
@@ -242,7 +231,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
             "acervo: {} files are called \"{}\"; fetching the one of {}, {} (--content chooses another)",
             choice.among,
             shown(name),
-            count(choice.peers() as u64, "peer"),
+            counted(choice.peers() as u64, "peer", "peers"),
             choice.content
         ));
     }
@@ -444,7 +433,7 @@ fn print_fetched(
                 "{}: {} from {} in {:.1} s, {}",
                 shown(name),
                 HumanBytes(fetched),
-                count(given as u64, "peer"),
+                counted(given as u64, "peer", "peers"),
                 took.as_secs_f64(),
                 rate(fetched as f64 / took.as_secs_f64())
             ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{FormatArgs, Switch, parse_address};
+use super::args::{FormatArgs, Switch, parse_address, parse_listen, parse_server};
 use super::units::{parse_duration, parse_rate};
 use crate::limits;
 use crate::share::names::FileName;
@@ -26,10 +26,10 @@ Examples:
 Peers that were joined come back by themselves when a registry is restarted.")]
 pub struct RegistryArgs {
     /// The address to listen on
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_address)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_registry)]
     pub listen: Option<SocketAddr>,
     /// Keep the index in the store of these servers, so that several registries serve one index
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_address)]
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server)]
     pub servers: Option<Vec<SocketAddr>>,
     /// A peer unheard of for this long is not offered any more; peers speak up every 5 seconds, so with
     /// less they come and go
@@ -89,7 +89,7 @@ pub struct ShareArgs {
     #[command(flatten)]
     pub registries: RegistriesArgs,
     /// The address to serve on; of port 0, any free one [default: every address, any free port]
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_peer)]
     pub listen: Option<SocketAddr>,
     /// The most bytes to send a second, such as 20MiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
@@ -131,7 +131,7 @@ pub struct FetchArgs {
     #[command(flatten)]
     pub registries: RegistriesArgs,
     /// The address to serve on what has arrived [default: every address, any free port]
-    #[arg(long, value_name = "IP:PORT", value_parser = parse_listen)]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_peer)]
     pub listen: Option<SocketAddr>,
     /// The most bytes to receive a second, and to send a second, such as 20MiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
@@ -178,11 +178,15 @@ impl RegistriesArgs {
     }
 }
 
+fn parse_registry(text: &str) -> Result<SocketAddr, String> {
+    parse_address(text, crate::share::registry::DEFAULT_REGISTRY)
+}
+
 /// Registries, each named once and no more than a peer may be given.
 fn parse_registries(text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut registries = Vec::new();
     for address in text.split(',') {
-        let address = parse_address(address)?;
+        let address = parse_registry(address)?;
         if registries.contains(&address) {
             return Err(format!("{address} is named twice"));
         }
@@ -194,8 +198,8 @@ fn parse_registries(text: &str) -> Result<Vec<SocketAddr>, String> {
     }
 }
 
-fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    text.trim().parse().map_err(|_| "write IP:PORT, such as 127.0.0.1:5000".to_owned())
+fn parse_peer(text: &str) -> Result<SocketAddr, String> {
+    parse_listen(text, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 5000))
 }
 
 impl FetchArgs {
@@ -207,7 +211,10 @@ impl FetchArgs {
         let given = self.name.as_encoded_bytes();
         let name = if self.escaped { unescape(given) } else { given.to_vec() };
         let name = String::from_utf8(name).map_err(|_| "a file name is UTF-8 text".to_owned())?;
-        FileName::new(&name).map_err(|error| error.to_string())
+        FileName::new(&name).map_err(|error| match self.escaped || unescape(given) == given {
+            true => error.to_string(),
+            false => format!("{error}; --escaped reads it as 'acervo files' shows it"),
+        })
     }
 }
 
@@ -240,6 +247,9 @@ mod tests {
             parse_registries(&list(limits::REGISTRIES_MAX + 1)).unwrap_err().contains("at most 9")
         );
         assert!(parse_registries("10.0.0.1:1,10.0.0.1:1").unwrap_err().contains("twice"));
-        assert!(parse_registries("").is_err() && parse_registries("10.0.0.1:1,").is_err());
+        for text in ["", "10.0.0.1:1,", "10.0.0.1:0", "registry"] {
+            let example = "write IP:PORT, such as 127.0.0.1:1099";
+            assert_eq!(parse_registries(text), Err(example.to_owned()), "{text}");
+        }
     }
 }

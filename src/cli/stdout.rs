@@ -3,9 +3,16 @@
 use std::io::{self, IsTerminal, LineWriter, Write};
 
 use rustix::io::Errno;
+use signal_hook::consts::SIGPIPE;
+use signal_hook::low_level::emulate_default_handler;
+
+use crate::logging;
 
 /// Standard output, a line at a time on a terminal and elsewhere. [`io::Stdout`] takes writes to a stream that cannot be
 /// written for done, and loses what it holds back at the end of the process without a word.
+///
+/// A pipe whose reader has gone ends the process by SIGPIPE, without a word, as it ends `cat` and `etcdctl`. Status 0 would
+/// tell a script with `pipefail` that everything was printed, and any other would be taken for an error of the store.
 pub struct StandardOutput(LineWriter<Raw>);
 
 struct Raw;
@@ -35,9 +42,16 @@ impl Write for StandardOutput {
 
 impl Write for Raw {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        rustix::io::write(io::stdout(), bytes).map_err(|error| match error {
-            Errno::BADF => io::Error::other("standard output is closed"),
-            error => error.into(),
+        rustix::io::write(io::stdout(), bytes).map_err(|error| {
+            if error == Errno::PIPE {
+                logging::finish();
+                // It does not come back, unless the system refuses; then this is an error like others.
+                let _ = emulate_default_handler(SIGPIPE);
+            }
+            match error {
+                Errno::BADF => io::Error::other("standard output is closed"),
+                error => error.into(),
+            }
         })
     }
 

@@ -15,7 +15,7 @@ use super::fetch::{Phase, Progress, SourceProgress, SourceState};
 use super::folder::hash::HashProgress;
 use super::names::FileName;
 use crate::limits;
-use crate::text::escape;
+use crate::text::{counted, escape};
 
 /// How something is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,17 +93,13 @@ impl HashDisplay {
         match self.style {
             Style::Quiet => {}
             Style::Bars => {
-                let bar = state.bar.get_or_insert_with(|| {
-                    let bar = new_bar(progress.bytes, false);
-                    let template =
-                        "hashing [{bar:32}] {bytes}/{total_bytes}  {bytes_per_sec}  {msg}";
-                    bar.set_style(style(template));
-                    bar
-                });
+                let bar = state.bar.get_or_insert_with(|| new_bar(progress.bytes));
                 bar.set_length(progress.bytes);
                 bar.set_position(progress.bytes_done);
-                let left = progress.files.saturating_sub(progress.files_done);
-                bar.set_message(format!("{} left", count(left, "file")));
+                let left =
+                    counted(progress.files.saturating_sub(progress.files_done), "file", "files");
+                let speed = rate(bar.per_sec());
+                draw_row(bar, "hashing ", &format!("{speed}, {left} left"));
                 state.told_at = Some(now);
                 if progress.is_done()
                     && let Some(bar) = state.bar.take()
@@ -148,10 +144,10 @@ fn hashing_line(progress: &HashProgress, is_first: bool) -> String {
     let size = HumanBytes(bytes);
     match (bytes_done * 100).checked_div(bytes) {
         Some(percent) if !is_first => {
-            let left = count(files.saturating_sub(files_done), "file");
+            let left = counted(files.saturating_sub(files_done), "file", "files");
             format!("hashing {left}: {percent} % of {size}")
         }
-        _ => format!("hashing {}, {size}", count(files, "file")),
+        _ => format!("hashing {}, {size}", counted(files, "file", "files")),
     }
 }
 
@@ -185,8 +181,6 @@ impl FetchDisplay {
         };
         let bars = MultiProgress::with_draw_target(target);
         let whole = bars.add(ProgressBar::new(size));
-        // As wide as the terminal leaves room for: a line that does not fit would stay behind when it is drawn anew.
-        whole.set_style(style("[{wide_bar}] {bytes}/{total_bytes}  {msg}"));
         FetchDisplay {
             style: style_of,
             name: escape(name.as_str().as_bytes()).to_string(),
@@ -227,11 +221,11 @@ impl FetchDisplay {
 
     fn draw(&mut self, progress: &Progress) {
         self.whole.set_position(progress.done_bytes);
-        self.whole.set_message(state(progress));
+        draw_row(&self.whole, "", &state(progress));
         let shown = progress.sources.len().min(limits::SOURCES_SHOWN_MAX);
         while self.sources.len() < shown {
             let bar = self.bars.add(ProgressBar::new_spinner());
-            bar.set_style(style("  {msg}"));
+            bar.set_style(style("  {wide_msg}"));
             self.sources.push(bar);
         }
         for (bar, source) in self.sources.iter().zip(&progress.sources) {
@@ -241,7 +235,7 @@ impl FetchDisplay {
             && progress.sources.len() > shown
         {
             let more = progress.sources.len() - shown + 1;
-            last.set_message(format!("and {more} more sources"));
+            last.set_message(format!("and {} more", counted(more as u64, "source", "sources")));
         }
     }
 
@@ -277,7 +271,7 @@ fn state(progress: &Progress) -> String {
         Phase::Checking => "checking what is there already".to_owned(),
         Phase::Fetching => {
             let active = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
-            let active = count(active, "source");
+            let active = counted(active, "source", "sources");
             if progress.rate_bytes_per_s.is_nan() {
                 return active;
             }
@@ -319,17 +313,42 @@ pub fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", HumanBytes(bytes_per_s.max(0.0) as u64))
 }
 
-/// `1 file`, `2 files`.
-pub fn count(number: u64, what: &str) -> String {
-    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+fn new_bar(length: u64) -> ProgressBar {
+    ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
 }
 
-fn new_bar(length: u64, hidden: bool) -> ProgressBar {
-    let target = match hidden {
-        true => ProgressDrawTarget::hidden(),
-        false => ProgressDrawTarget::stderr(),
-    };
-    ProgressBar::with_draw_target(Some(length), target)
+/// Draws a row as wide as the terminal: a title, the bar, how many bytes of how many, and what more there is to say.
+fn draw_row(bar: &ProgressBar, title: &str, more: &str) {
+    let bytes = format!("{}/{}", HumanBytes(bar.position()), HumanBytes(bar.length().unwrap_or(0)));
+    let (has_bar, text) = lay_out(title, &format!("{bytes}, {more}"), columns());
+    bar.set_style(style(if has_bar { "{prefix}[{wide_bar}] {msg}" } else { "{wide_msg}" }));
+    bar.set_prefix(title.to_owned());
+    bar.set_message(text);
+}
+
+/// Whether there is room for a bar beside a row's text, and the text. Where there is not even room for the text, its last
+/// parts are left out: a row that does not fit would stay behind when it is drawn anew.
+fn lay_out(title: &str, text: &str, columns: usize) -> (bool, String) {
+    let taken = title.chars().count() + "[] ".len() + text.chars().count();
+    if taken + BAR_COLUMNS_MIN <= columns {
+        return (true, text.to_owned());
+    }
+    let mut text = format!("{title}{text}");
+    while text.chars().count() > columns
+        && let Some(end) = text.rfind(", ")
+    {
+        text.truncate(end);
+    }
+    (false, text)
+}
+
+/// A bar that is shorter tells nothing.
+const BAR_COLUMNS_MIN: usize = 10;
+
+/// The width of the terminal; of one that does not know it, what the oldest ones have.
+fn columns() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stderr());
+    size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(80)
 }
 
 /// The templates are this file's own; one with a mistake in it would be shown as a plain bar.
@@ -380,6 +399,24 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_room_for_a_bar_has_none_and_one_without_room_for_its_text_is_cut_between_parts()
+     {
+        let text = "12.00 MiB/200.00 MiB, 60.00 MiB/s, 3s left, 1 source";
+        assert_eq!(lay_out("", text, 80), (true, text.to_owned()));
+        assert_eq!(lay_out("", text, text.len()), (false, text.to_owned()));
+        for (columns, shown) in [
+            (40, "12.00 MiB/200.00 MiB, 60.00 MiB/s"),
+            (30, "12.00 MiB/200.00 MiB"),
+            (10, "12.00 MiB/200.00 MiB"),
+        ] {
+            assert_eq!(lay_out("", text, columns), (false, shown.to_owned()));
+        }
+        let (has_bar, text) =
+            lay_out("hashing ", "1.00 GiB/3.00 GiB, 2.00 GiB/s, 3 files left", 40);
+        assert_eq!((has_bar, &text[..]), (false, "hashing 1.00 GiB/3.00 GiB, 2.00 GiB/s"));
+    }
+
+    #[test]
     fn no_rate_is_told_before_one_is_measured() {
         let name = FileName::new("film.mkv").unwrap();
         let mut display = FetchDisplay::new(Style::Lines, &name, 10 << 20);
@@ -392,8 +429,6 @@ mod tests {
 
     #[test]
     fn only_one_is_singular() {
-        let files = [0, 1, 2, 1_000].map(|number| count(number, "file"));
-        assert_eq!(files, ["0 files", "1 file", "2 files", "1000 files"]);
         let hashing = |files, files_done, bytes_done, is_first| {
             hashing_line(&HashProgress { files, files_done, bytes: 200, bytes_done }, is_first)
         };

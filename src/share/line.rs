@@ -20,7 +20,7 @@ use crate::wire::share::{RegistryReply, RegistryRequest};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
     /// It cannot be reached, or the connection broke.
-    #[error("{address} cannot be reached: {reason}")]
+    #[error("registry {address} cannot be reached: {reason}")]
     Unreachable {
         /// Who.
         address: SocketAddr,
@@ -28,7 +28,7 @@ pub enum LineError {
         reason: String,
     },
     /// It answers, and says no.
-    #[error("{address} says: {message}")]
+    #[error("registry {address} says: {message}")]
     Declined {
         /// Who.
         address: SocketAddr,
