@@ -85,6 +85,12 @@ fn withdraw_all<C>(flights: Vec<Flight<C>>, known: &mut Option<Effect>) {
     }
 }
 
+/// When something last came from a server that owes an answer.
+fn heard_of<C>(flights: &[Flight<C>], started: Instant, server: usize) -> Option<Duration> {
+    let flight = flights.iter().find(|flight| flight.server == server)?;
+    flight.sent.as_ref()?.connection.heard()?.checked_duration_since(started)
+}
+
 /// Replies by the tag of their attempt.
 type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
 
@@ -114,10 +120,7 @@ impl Inner {
                 return Err(self.timed_out("whoever asked has given up").of_write(effect));
             }
             let action = {
-                let heard = |server| {
-                    let flight = flights.iter().find(|flight| flight.server == server)?;
-                    self.since_start(flight.sent.as_ref()?.connection.heard()?)
-                };
+                let heard = |server| heard_of(&flights, self.started, server);
                 let (now, mut health, mut random) = self.state();
                 attempts.poll(now, heard, &mut health, &mut random)
             };
@@ -176,7 +179,9 @@ impl Inner {
                             let verdict = judge(self.servers[server], context, reply);
                             let (now, mut health, mut random) = self.state();
                             let (health, random) = (&mut health, &mut random);
-                            let end = attempts.answered(now, server, verdict, health, random);
+                            let heard = |server| heard_of(&flights, self.started, server);
+                            let end =
+                                attempts.answered(now, server, verdict, heard, health, random);
                             if let Some(result) = end {
                                 return result.map_err(|error| {
                                     withdraw_all(flights, &mut effect);

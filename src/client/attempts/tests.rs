@@ -1,6 +1,6 @@
 //! The choice of servers in virtual time, among servers that freeze, refuse, are slow and come back.
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::limits::{
@@ -45,6 +45,8 @@ struct World {
     servers: Vec<Does>,
     health: Health,
     random: StdRng,
+    /// How late the driver may be when it wakes by itself.
+    late: Duration,
 }
 
 /// What became of a request.
@@ -87,7 +89,13 @@ impl World {
     fn new(seed: u64, servers: &[Does]) -> World {
         let health = Health::new(servers.len());
         let random = StdRng::seed_from_u64(seed);
-        World { now: Duration::ZERO, servers: servers.to_vec(), health, random }
+        World {
+            now: Duration::ZERO,
+            servers: servers.to_vec(),
+            health,
+            random,
+            late: Duration::ZERO,
+        }
     }
 
     /// When a server's connection has something to say to a request sent at `sent`.
@@ -146,13 +154,14 @@ impl World {
                         next.filter(|at| self.event_at(flights[*at].0, flights[*at].1) <= until);
                     match next {
                         None => {
-                            self.now = until;
+                            let late = self.random.random_range(0..=self.late.as_micros() as u64);
+                            self.now = until + Duration::from_micros(late);
                             None
                         }
                         Some(at) => {
                             let (server, sent) = flights.remove(at);
                             self.now = self.now.max(self.event_at(server, sent));
-                            self.happens(&mut attempts, server)
+                            self.happens(&mut attempts, server, &says)
                         }
                     }
                 }
@@ -169,6 +178,7 @@ impl World {
         &mut self,
         attempts: &mut Attempts,
         server: usize,
+        says: &[Vec<Duration>],
     ) -> Option<Result<usize, ClientError>> {
         let (now, health, random) = (self.now, &mut self.health, &mut self.random);
         let verdict = match self.servers[server] {
@@ -181,7 +191,8 @@ impl World {
                 return None;
             }
         };
-        attempts.answered(now, server, verdict, health, random)
+        let heard = |server: usize| says[server].iter().copied().filter(|at| *at <= now).max();
+        attempts.answered(now, server, verdict, heard, health, random)
     }
 
     /// What a driver does between requests.
@@ -230,6 +241,31 @@ fn a_frozen_server_costs_one_hedge_and_then_nothing() {
                 world.probe();
             }
             assert!(slow <= 1, "{slow} requests waited for the frozen server");
+        });
+    }
+}
+
+/// A machine is never quite on time: the request was often answered by the second server a moment before the first one
+/// counted as silent, and so the first was asked first again by every later request.
+#[test]
+fn a_frozen_server_costs_one_request_also_when_the_client_is_late() {
+    for (rules, frozen, late) in [read(), write()].into_iter().flat_map(|rules| {
+        let late = [MS, rules.silence / 4, rules.silence / 2, 2 * rules.silence];
+        let frozen = [Freeze, FreezeGreeted];
+        let cases = frozen.into_iter().flat_map(move |frozen| late.map(|late| (frozen, late)));
+        cases.map(move |(frozen, late)| (rules.clone(), frozen, late))
+    }) {
+        println!("{frozen:?}, up to {late:?} late");
+        for_seeds(&[Answer(TRIP), frozen, Answer(TRIP)], |world| {
+            world.late = late;
+            let mut asked = 0;
+            for _ in 0..300 {
+                let end = world.call(rules.clone());
+                assert!(end.result.is_ok());
+                asked += end.sent.iter().filter(|server| **server == 1).count();
+                world.probe();
+            }
+            assert_eq!(asked, 1, "requests that were sent to the frozen server");
         });
     }
 }
