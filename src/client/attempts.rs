@@ -13,6 +13,8 @@
 //!   answers PING may take as long as it likes over a write; a read that is *slow* is hedged, which
 //!   means sent to one more server. Whichever answers first counts. When that is the second one and the
 //!   first has not even answered PING, the first counts as unhealthy, although its time to be silent is not over.
+//! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so later do not get a copy of
+//!   it as well, unless the one that has it comes to nothing. What has left cannot be called back.
 //! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final when
 //!   no server of a round has anything better to say; the others are then asked all at once, because
 //!   each may take its whole time to find out.
@@ -112,8 +114,9 @@ pub(super) struct Rules {
 /// What the driver is to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Send the request to this server.
-    Send(usize),
+    /// Send the request to this server. `instead`: all those that it was sent to before are silent, so that of a write,
+    /// which may not have left for any of them, one copy is enough.
+    Send { server: usize, instead: bool },
     /// Ask this server, which owes an answer, whether it is there.
     Ping(usize),
     /// Wait for something to happen, until this time at most.
@@ -265,7 +268,12 @@ impl Attempts {
             self.heard = self.heard.max(last_heard.unwrap_or_default());
             let heard = last_heard.unwrap_or_default().max(flight.sent);
             if flight.state == FlightState::Silent {
-                continue;
+                // Whoever has greeted late has the request only now.
+                if flight.greeting_since.is_none() || last_heard.is_none() {
+                    continue;
+                }
+                flight.state = FlightState::Waiting;
+                flight.ping_at = now + silence / 2;
             }
             if was_away {
                 // What has come meanwhile may not have been read yet.
@@ -331,6 +339,7 @@ impl Attempts {
             self.asked.push(server);
         }
         let half = self.rules.silence / 2;
+        let instead = self.flights.iter().all(|flight| flight.state == FlightState::Silent);
         self.flights.push(Flight {
             server,
             sent: now,
@@ -340,7 +349,7 @@ impl Attempts {
             ping_interval: half,
             state: FlightState::Waiting,
         });
-        Action::Send(server)
+        Action::Send { server, instead }
     }
 
     /// Until when to wait, if nothing happens before: for the next server to be asked, if one is, or
@@ -412,6 +421,13 @@ impl Attempts {
             self.passed_over.push(failure.clone());
         }
         self.failures[server] = Some(failure);
+    }
+
+    /// The request did not leave for a server that has greeted meanwhile, since another one has it. That one may be
+    /// asked if the other comes to nothing.
+    pub(super) fn withheld(&mut self, server: usize) {
+        self.land(server);
+        self.asked.retain(|asked| *asked != server);
     }
 
     /// A server has answered. Returns how the request ends, if it does with that. `heard` as for [`Attempts::poll`].

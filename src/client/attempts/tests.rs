@@ -129,7 +129,7 @@ impl World {
             }));
             let result = match action {
                 Action::GiveUp(error) => Some(Err(error)),
-                Action::Send(server) => {
+                Action::Send { server, .. } => {
                     assert!(!flights.iter().any(|of| of.0 == server), "it is there already");
                     flights.push((server, self.now));
                     sent.push(server);
@@ -312,6 +312,38 @@ fn a_server_that_has_greeted_and_then_freezes_costs_the_silence_timeout_once() {
     });
 }
 
+/// On a busy machine several servers greet late. Each of those that the write had been sent to got a copy of it then.
+#[test]
+fn a_write_waits_where_it_left_first_of_several_servers_that_greet_late() {
+    let mut random = StdRng::seed_from_u64(1);
+    let mut health = Health::new(2);
+    let servers: Arc<[SocketAddr]> = [address(0), address(1)].into();
+    let start = Duration::ZERO;
+    let rules = write();
+    let mut attempts =
+        Attempts::new(rules.clone(), servers, vec![0, 1], Some(0), start, &mut random);
+    let mut poll = |attempts: &mut Attempts, now, greeted: Option<Duration>| {
+        attempts.poll(now, |server| greeted.filter(|_| server == 0), &mut health, &mut random)
+    };
+    assert_eq!(poll(&mut attempts, start, None), Action::Send { server: 0, instead: true });
+    assert!(matches!(poll(&mut attempts, start, None), Action::Wait(_)));
+    let second = Action::Send { server: 1, instead: true };
+    assert_eq!(poll(&mut attempts, rules.greeting, None), second);
+    // The first one greets after all, and takes it.
+    let greeted = Some(rules.greeting + TRIP);
+    attempts.withheld(1);
+    let mut now = rules.greeting + 2 * TRIP;
+    let sent = loop {
+        match poll(&mut attempts, now, greeted) {
+            Action::Wait(until) => now = until,
+            Action::Ping(server) => assert_eq!(server, 0),
+            other => break other,
+        }
+    };
+    // It has as long to be heard as any server that has greeted.
+    assert_eq!((sent, now), (second, rules.greeting + 2 * TRIP + rules.silence));
+}
+
 /// A process that was stopped, or a machine that slept, finds all its time-outs over when it goes on, before it has
 /// read what came meanwhile.
 #[test]
@@ -324,7 +356,7 @@ fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
         let mut attempts = Attempts::new(write(), servers, vec![0, 1], Some(0), start, &mut random);
         let heard = |_| has_greeted.then_some(TRIP);
         let mut poll = |now| attempts.poll(now, heard, &mut health, &mut random);
-        assert_eq!(poll(start), Action::Send(0));
+        assert_eq!(poll(start), Action::Send { server: 0, instead: true });
         let mut now = 2 * TRIP;
         let mut away = 0;
         let server = loop {
@@ -335,7 +367,7 @@ fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
                 }
                 Action::Wait(until) => now = until,
                 Action::Ping(server) => assert_eq!(server, 0),
-                Action::Send(server) => break server,
+                Action::Send { server, .. } => break server,
                 Action::GiveUp(error) => panic!("{error}"),
             }
         };
