@@ -760,6 +760,18 @@ fn a_console_whose_lines_are_lost_says_so_and_fails() {
     assert!(err.contains("the answers could not be printed: "), "{err}");
 }
 
+/// Those of one key are sent one after the other, so together they take longer than one may. The console ended in the
+/// middle of them, with status 0 and without a word.
+#[test]
+fn a_console_at_the_end_of_its_input_waits_for_every_request_of_a_key() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let servers = silent.local_addr().unwrap().to_string();
+    let line = "for i in $(seq 15); do printf '2\\nk\\n%s\\n' $i; done | $A client --servers $S --timeout 300ms";
+    let (status, out, err) = shell(&servers, line);
+    assert_eq!((status, out.as_str()), (0, ""), "{err}");
+    assert_eq!(err.matches("PUT key: k falhou: ").count(), 15, "{err}");
+}
+
 #[test]
 fn no_rows_at_all_is_no_limit() {
     for command in [&["getrange", "a", "z"][..], &["history", "k"]] {

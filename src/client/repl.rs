@@ -37,6 +37,9 @@ pub enum ReplError {
     /// Lines of the specification could not be printed.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The console has ended before requests had an answer.
+    #[error("{} sem resposta: leia as chaves antes de repetir", counted(*.0, "pedido ficou", "pedidos ficaram"))]
+    Unanswered(u64),
 }
 
 /// How the console is set up.
@@ -57,8 +60,12 @@ pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
         let mut dialogue = Dialogue::new(input, screen, options)?;
         let result = dialogue.run();
         // Whoever has typed ahead, up to 'sair', has asked for it all. Ctrl-C ends the waiting, too.
-        dialogue.wait_for_pending();
-        Ok(result?)
+        let unanswered = dialogue.wait_for_pending();
+        result?;
+        match unanswered {
+            0 => Ok(()),
+            unanswered => Err(ReplError::Unanswered(unanswered)),
+        }
     })
 }
 
@@ -152,14 +159,15 @@ impl Dialogue<'_> {
         }
     }
 
-    /// Waits for the answers that are still under way, no longer than they may take.
-    fn wait_for_pending(&self) {
+    /// Waits for the answers that are still to come, no longer than they may take. How many did not.
+    fn wait_for_pending(&self) -> u64 {
         let count = self.pending.count();
         if count > 0 {
             let answers = counted(count, "resposta", "respostas");
             self.screen.say(&format!("Esperando {answers}; Ctrl-C desiste."));
         }
-        self.pending.wait(self.request_timeout + CLIENT_SILENCE_TIMEOUT);
+        self.pending.wait_below(1, self.request_timeout + CLIENT_SILENCE_TIMEOUT);
+        self.pending.count()
     }
 
     /// Asks until the answer can be used, saying why when it cannot.
@@ -574,14 +582,15 @@ impl Pending {
         *lock(&self.count)
     }
 
-    fn wait(&self, timeout: Duration) {
-        self.wait_below(1, timeout);
-    }
-
+    /// Waits until fewer than `most` are under way. Those of one key end one after the other, each in its own time: so the
+    /// time begins anew whenever one has ended.
     fn wait_below(&self, most: u64, timeout: Duration) {
-        let deadline = Instant::now() + timeout;
         let mut count = lock(&self.count);
+        let (mut fewest, mut deadline) = (*count, Instant::now() + timeout);
         while *count >= most {
+            if *count < fewest {
+                (fewest, deadline) = (*count, Instant::now() + timeout);
+            }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else { return };
             count = wait(&self.fewer, count, left);
         }
