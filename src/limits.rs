@@ -901,6 +901,15 @@ pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A registry, or a peer asked for a name, that has not answered by then is given up.
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A registry that has not answered a question for so long is frozen, or far away: the next one is asked as well.
+pub const REGISTRY_HEDGE_AFTER: Duration = Duration::from_millis(500);
+/// A registry has kept a peer when it knew it for so long after its JOIN: a peer that it takes for dead sooner is one
+/// that it never took in.
+pub const MEMBERSHIP_SETTLED_AFTER: Duration = REGISTRY_SILENCE_TIMEOUT_DEFAULT;
+/// First wait before a peer joins again where it was not kept …
+pub const REJOIN_BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// … and the longest: each JOIN tells the whole list of files.
+pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// For a JOIN it has so much more for each file: a registry may have to write them all into its store.
 pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
 /// How often a peer looks whether its registry has closed the connection.
@@ -1099,12 +1108,17 @@ pub const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
 pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// In bytes a second.
 pub const SOURCE_RATE_MIN: u64 = 1024;
-/// Most that one turn of a download's loop counts against the patience with its sources: ten ticks, which a loaded machine may
-/// take. Beyond it the process did not run.
-pub const FETCH_TURN_MAX: Duration = Duration::from_secs(1);
+/// Most that one turn of a loop of the share counts as time, and so against anybody's silence: ten ticks, which a loaded
+/// machine may take. Beyond it the process did not run.
+pub const SHARE_TURN_MAX: Duration = Duration::from_secs(1);
 /// How often a download checks its whole file again because another program may have changed it: whoever opens it once
-/// costs one check, two when that goes on meanwhile. A program that never stops is told of instead.
+/// costs one check, two when that goes on meanwhile. A program that never stops writing is told of instead.
 pub const PART_RECHECKS_MAX: u32 = 5;
+/// How often, before each of those checks but the first, it is looked whether a program that has the file open for writing
+/// has closed it …
+pub const PART_WRITER_LOOKS: u32 = 20;
+/// … and how long after each look: a second in all.
+pub const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A source that was lost or fell silent is dialled again after this, doubling …
 pub const SOURCE_AWAY_MIN: Duration = Duration::from_secs(1);
 /// … up to this.
@@ -1165,5 +1179,9 @@ const _: () = {
     assert!(2 * SOURCES_MAX <= DIALLED_CONNECTIONS_MAX);
     assert!(SOURCE_SILENCE_MAX.as_millis() + 10 * SHARE_TICK.as_millis() <= 3000);
     assert!(SHARE_PING_INTERVAL.as_millis() * 2 < SHARE_IDLE_TIMEOUT.as_millis());
+    // More than a loop ever sleeps.
+    assert!(2 * REGISTRY_EXPIRY_INTERVAL.as_millis() <= SHARE_TURN_MAX.as_millis());
+    assert!(2 * SHARE_TICK.as_millis() <= SHARE_TURN_MAX.as_millis());
+    assert!(CLOSE_LINGER.as_millis() <= SHARE_TURN_MAX.as_millis());
     assert!((UPLOAD_CHUNKS_PER_PEER_MAX + 1) * CHUNK_BYTES <= CLIENT_SEND_BYTES_PAUSE);
 };

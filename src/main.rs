@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
         Command::Gateway(_) => "info",
+        // Quiet is quiet: how it ends is told in one sentence.
+        Command::Fetch(args) if args.quiet => "off",
         _ => "warn",
     };
     if let Err(error) = logging::start(level) {

@@ -442,6 +442,7 @@ fn sharing_sparsely(folder: &Path, limit_bytes_per_s: Option<u64>) -> (Server, C
         manifest: Arc::new(manifest),
         folder: Arc::new(folder.to_owned()),
         file: "sparse".to_owned(),
+        opened: None,
         stamp: Some(FileStamp::of(&std::fs::metadata(&path).unwrap())),
         available: Available::Whole,
     };

@@ -822,6 +822,22 @@ fn a_new_connection_has_the_handshakes_deadline() {
     harness.expect_closed(silent_id, "Deadline");
 }
 
+/// A process that was stopped ended every connection when it went on: nobody had been heard in time.
+#[test]
+fn time_in_which_the_loop_did_not_run_counts_against_nobody() {
+    let harness = Harness::start(LoopConfig {
+        handshake_timeout: Duration::from_millis(50),
+        sweep_interval: Duration::from_millis(10),
+        close_linger: Duration::ZERO,
+        // No test takes the tens of thousands of turns that make up the deadline.
+        turn_max: Some(Duration::from_micros(1)),
+        ..config()
+    });
+    let (mut waiting, _) = harness.connect_known();
+    harness.ask(|_, _| std::thread::sleep(Duration::from_millis(200)));
+    assert_echo(&mut waiting, b"still served");
+}
+
 #[test]
 fn an_idle_connection_is_asked_about_and_then_closed() {
     let harness =

@@ -5,8 +5,8 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acervo::limits;
@@ -25,6 +25,7 @@ use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION
 use acervo::wire::share::{
     FileSummary, PeerReply, PeerRequest, RegistryReply, RegistryRequest, Source,
 };
+use rustix::process::Signal;
 use support::share::{Registry, noise, write};
 use support::{PATIENCE, eventually, exited_with};
 
@@ -429,6 +430,7 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
             files: Arc::new(Offered),
             shares: true,
             id_patience,
+            settled_after: limits::MEMBERSHIP_SETTLED_AFTER,
         };
         let member = Membership::start(options, move |notice| notices.send(notice).unwrap());
         (member.unwrap(), told)
@@ -452,22 +454,62 @@ fn who_loses_its_id_to_somebody_else_joins_under_another() {
 }
 
 /// A registry that greets, and answers each request with what `answer` says.
-fn liar(
-    mut answer: impl FnMut(RegistryRequest) -> RegistryReply + Clone + Send + 'static,
+fn liar(mut answer: impl FnMut(RegistryRequest) -> RegistryReply + Send + 'static) -> SocketAddr {
+    scripted(move |id, body| Some(Message::RegistryReply { id, body: answer(body) }))
+}
+
+/// A registry that greets, and sends for each request what `answer` says. Without anything it says nothing on that
+/// connection any more.
+fn scripted(
+    answer: impl FnMut(u64, RegistryRequest) -> Option<Message> + Send + 'static,
 ) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let answer = Arc::new(Mutex::new(answer));
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut raw = Raw { stream: stream.unwrap(), next_id: 0 };
-            raw.receive();
-            raw.send(&greeting::welcome(PeerId(0)));
-            while let Some(Message::Registry { id, body }) = raw.receive() {
-                raw.send(&Message::RegistryReply { id, body: answer(body) });
-            }
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || {
+                raw.receive();
+                raw.send(&greeting::welcome(PeerId(0)));
+                while let Some(Message::Registry { id, body }) = raw.receive() {
+                    let message = (*answer.lock().unwrap())(id, body);
+                    let Some(message) = message else {
+                        // Until the other side gives up.
+                        while raw.receive().is_some() {}
+                        return;
+                    };
+                    raw.send(&message);
+                    if matches!(message, Message::Refused { .. }) {
+                        return;
+                    }
+                }
+            });
         }
     });
     address
+}
+
+/// A membership at these registries, and what it tells.
+fn member_of(
+    registries: &[SocketAddr],
+    settled_after: Duration,
+) -> (Membership, std::sync::mpsc::Receiver<Notice>) {
+    let (notices, told) = std::sync::mpsc::channel();
+    let options = MemberOptions {
+        registries: registries.to_vec(),
+        peer: PeerId(7),
+        id: Arc::default(),
+        address: at(5002),
+        files: Arc::new(Offered),
+        shares: true,
+        id_patience: PATIENCE,
+        settled_after,
+    };
+    // Nobody may listen any more.
+    let member = Membership::start(options, move |notice| drop(notices.send(notice)));
+    (member.unwrap(), told)
 }
 
 /// All pages of a registry's list of files; or what it did not go on for.
@@ -536,17 +578,7 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
             let _ = asked.send(Instant::now());
             answer.clone()
         });
-        let (notices, told) = std::sync::mpsc::channel();
-        let options = MemberOptions {
-            registries: vec![registry],
-            peer: PeerId(7),
-            id: Arc::default(),
-            address: at(5002),
-            files: Arc::new(Offered),
-            shares: true,
-            id_patience: PATIENCE,
-        };
-        let member = Membership::start(options, move |notice| drop(notices.send(notice))).unwrap();
+        let (member, told) = member_of(&[registry], PATIENCE);
         (told.recv_timeout(PATIENCE).unwrap(), joins, member, told)
     };
     for answer in [RegistryReply::NotJoined, RegistryReply::LeaveOk] {
@@ -563,6 +595,135 @@ fn a_join_that_makes_no_sense_or_is_put_off_for_ever_is_told_at_once_and_asked_r
     let least = limits::REGISTRY_RETRY_MIN * (1 + 2 + 4 + 8) / 2;
     assert!(times[4] - times[0] >= least, "{:?}", times[4] - times[0]);
     assert!(told.try_recv().is_err(), "the same is told once");
+}
+
+/// What a registry answers that takes everybody in, and knows whoever has joined only if `keeps`.
+fn forgetful(request: &RegistryRequest, keeps: bool) -> RegistryReply {
+    match request {
+        RegistryRequest::Join { .. } => RegistryReply::JoinOk,
+        _ if !keeps => RegistryReply::NotJoined,
+        RegistryRequest::Update { .. } => RegistryReply::UpdateOk,
+        _ => RegistryReply::AliveOk,
+    }
+}
+
+/// "joined" was printed every five seconds, and the whole list of files told as often.
+#[test]
+fn a_registry_that_takes_in_and_does_not_keep_is_told_of_once_and_joined_ever_later() {
+    let (joins, keeps) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counted, kept) = (Arc::clone(&joins), Arc::clone(&keeps));
+    let registry = liar(move |request| {
+        let is_join = matches!(request, RegistryRequest::Join { .. });
+        counted.fetch_add(usize::from(is_join), Ordering::Relaxed);
+        forgetful(&request, kept.load(Ordering::Relaxed))
+    });
+    // In a time in which no busy machine needs so long from a JOIN to the next request.
+    let (member, told) = member_of(&[registry], Duration::from_secs(3));
+    let joined = told.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(joined, Notice::Joined { again: false, .. }), "{joined:?}");
+    let began = Instant::now();
+    eventually("it has joined four times", || {
+        // Whoever asks does not make it join any sooner.
+        let _ = member.ask(RegistryRequest::KeepAlive);
+        (joins.load(Ordering::Relaxed) >= 4).then_some(())
+    });
+    // Half of each of three waits that double.
+    let least = limits::REJOIN_BACKOFF_MIN * (1 + 2 + 4) / 2;
+    assert!(began.elapsed() >= least, "{:?}", began.elapsed());
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), [Notice::Lost(LineError::Forgotten(registry))]);
+
+    keeps.store(true, Ordering::Relaxed);
+    let joined = eventually("it is known to be kept", || {
+        let _ = member.ask(RegistryRequest::KeepAlive);
+        told.try_recv().ok()
+    });
+    assert!(matches!(joined, Notice::Joined { again: true, .. }), "{joined:?}");
+}
+
+/// The same of one that closes the connection each time.
+#[test]
+fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
+    let joins = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&joins);
+    let registry = scripted(move |id, request| match request {
+        RegistryRequest::Join { .. } => {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Some(Message::RegistryReply { id, body: RegistryReply::JoinOk })
+        }
+        _ => Some(Message::Refused { reason: "not \x1b[2Jtoday".to_owned() }),
+    });
+    let (member, told) = member_of(&[registry], PATIENCE);
+    eventually("it has joined five times", || {
+        let _ = member.ask(RegistryRequest::KeepAlive);
+        (joins.load(Ordering::Relaxed) >= 5).then_some(())
+    });
+    let told: Vec<Notice> = told.try_iter().collect();
+    let joined = told.iter().filter(|notice| matches!(notice, Notice::Joined { .. })).count();
+    let refused = |notice: &&Notice| matches!(notice, Notice::Lost(LineError::Refused { .. }));
+    assert!(joined <= 2 && told.iter().filter(refused).count() == told.len() - joined, "{told:?}");
+    assert!(told.len() <= 4, "{told:?}");
+
+    // It was told as "cannot be reached".
+    let mut line = Line::open(registry, Instant::now() + PATIENCE).unwrap();
+    let error = line.ask(&RegistryRequest::KeepAlive, Instant::now() + PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), format!("{registry} refuses: not \\x1b[2Jtoday"));
+    // So is who greets with a refusal: here a registry that is asked something before the greeting.
+    let refusing = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = refusing.local_addr().unwrap();
+    let refuse = std::thread::spawn(move || {
+        let mut raw = Raw { stream: refusing.accept().unwrap().0, next_id: 0 };
+        raw.send(&Message::Refused { reason: "full".to_owned() });
+        raw.receive();
+    });
+    let error = Line::open(address, Instant::now() + PATIENCE).map(drop).unwrap_err();
+    assert_eq!(error, LineError::Refused { address, reason: "full".to_owned() });
+    refuse.join().unwrap();
+}
+
+/// A registry that hung was waited for, for seconds, while another one could have answered.
+#[test]
+fn who_asks_several_registries_waits_for_none_that_hangs() {
+    // The one greets and says nothing, the other does not even greet.
+    let silent = scripted(|_, _| None);
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let frozen = frozen.local_addr().map(|address| (frozen, address)).unwrap();
+    let sources = |_| RegistryReply::Sources(vec![]);
+    let good = liar(sources);
+    let search = RegistryRequest::Search { name: name("a") };
+    let deadline = Instant::now() + PATIENCE;
+    let (line, reply) = Line::ask_any(&[silent, frozen.1, good], &search, deadline).unwrap();
+    assert_eq!((line.address(), reply), (good, RegistryReply::Sources(vec![])));
+    // What one says that was reached is told rather than who was not.
+    let full = RegistryReply::Error { message: "full".to_owned(), retry_after_ms: 0 };
+    let declining = liar(move |_| full.clone());
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let asked = Line::ask_any(&[declining, gone], &search, deadline).map(drop);
+    assert!(matches!(asked, Err(LineError::Declined { .. })), "{asked:?}");
+    assert_eq!(Line::ask_any(&[], &search, deadline).map(drop), Err(LineError::Nobody));
+}
+
+/// A peer whose registry had frozen searched for 15 seconds, until it had given that one up and joined at the other.
+#[test]
+fn a_peer_whose_registry_has_frozen_asks_the_other_one_at_once() {
+    let freezing = scripted(|id, request| {
+        let is_join = matches!(request, RegistryRequest::Join { .. });
+        is_join.then_some(Message::RegistryReply { id, body: RegistryReply::JoinOk })
+    });
+    let joins = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&joins);
+    let good = liar(move |request| match request {
+        RegistryRequest::Join { .. } => {
+            counted.fetch_add(1, Ordering::Relaxed);
+            RegistryReply::JoinOk
+        }
+        _ => RegistryReply::Sources(vec![]),
+    });
+    let (member, told) = member_of(&[freezing, good], PATIENCE);
+    let joined = told.recv_timeout(PATIENCE).unwrap();
+    assert!(matches!(joined, Notice::Joined { registry, .. } if registry == freezing));
+    let reply = member.ask(RegistryRequest::Search { name: name("a") });
+    assert_eq!(reply, Ok(RegistryReply::Sources(vec![])));
+    assert_eq!(joins.load(Ordering::Relaxed), 0, "it had not to join for that");
 }
 
 /// One liar who told another size of a content took the file from everybody.
@@ -637,6 +798,36 @@ fn an_id_whose_connection_has_frozen_is_free_after_its_silence() {
     assert_eq!(frozen.ask(RegistryRequest::KeepAlive), RegistryReply::NotJoined);
     drop(frozen);
     assert_eq!(new.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+}
+
+/// A registry that was stopped took everybody for silent when it went on.
+#[test]
+fn a_registry_that_was_stopped_forgets_nobody() {
+    let mut registry = Registry::start(&["--console", "off", "--silence-timeout", "4s"]);
+    let mut peer = Raw::greeted(&registry);
+    assert_eq!(peer.join(1, 5001, vec![file("a", 1)]), RegistryReply::JoinOk);
+    registry.process().signal(Signal::STOP);
+    // For longer than anybody may be silent.
+    std::thread::sleep(Duration::from_secs(5));
+    registry.process().signal(Signal::CONT);
+    // When somebody new has been greeted it has looked for silent peers.
+    assert_eq!(Raw::greeted(&registry).who_has("a"), [1]);
+    assert_eq!(peer.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+}
+
+#[test]
+fn what_a_stopped_peer_has_announced_comes_back_when_it_goes_on() {
+    // A peer says every five seconds that it is alive.
+    let registry = Registry::start(&["--console", "off", "--silence-timeout", "6s"]);
+    let folder = registry.folder("shared");
+    write(&folder, "a", b"1");
+    let peer = registry.share(&folder, &[]);
+    let mut asking = Raw::greeted(&registry);
+    eventually("it is offered", || (asking.search("a").len() == 1).then_some(()));
+    peer.signal(Signal::STOP);
+    eventually("it is forgotten", || asking.search("a").is_empty().then_some(()));
+    peer.signal(Signal::CONT);
+    eventually("it is offered again", || (asking.search("a").len() == 1).then_some(()));
 }
 
 #[test]
@@ -971,10 +1162,10 @@ fn peers_come_back_by_themselves_when_the_registry_does() {
     });
     // A peer that is stopped leaves.
     let mut peer = peer;
-    peer.signal(rustix::process::Signal::TERM);
+    peer.signal(Signal::TERM);
     assert!(exited_with(peer.wait(), 0));
     assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
-    registry.process().signal(rustix::process::Signal::TERM);
+    registry.process().signal(Signal::TERM);
     assert!(exited_with(registry.process().wait(), 0));
 }
 
@@ -1008,20 +1199,20 @@ fn a_closed_terminal_stops_a_registry_and_a_peer_cleanly_unless_they_were_told_t
     let folder = registry.folder("films");
     write(&folder, "film.mkv", b"film");
     let mut peer = registry.share(&folder, &[]);
-    peer.signal(rustix::process::Signal::HUP);
+    peer.signal(Signal::HUP);
     assert!(exited_with(peer.wait(), 0));
     assert_eq!(Raw::greeted(&registry).search("film.mkv"), [], "it has left");
-    registry.process().signal(rustix::process::Signal::HUP);
+    registry.process().signal(Signal::HUP);
     assert!(exited_with(registry.process().wait(), 0));
 
     let mut command = std::process::Command::new("nohup");
     command.args([support::ACERVO, "registry", "--listen", &registry.address()]);
     let mut process = support::share::Process::start(command, registry.dir.path(), "nohup");
     eventually("it listens", || TcpStream::connect(registry.address).ok());
-    process.signal(rustix::process::Signal::HUP);
+    process.signal(Signal::HUP);
     // It goes on, and ends when it is told to.
     assert_eq!(Raw::greeted(&registry).search("film.mkv"), []);
-    process.signal(rustix::process::Signal::TERM);
+    process.signal(Signal::TERM);
     assert!(exited_with(process.wait(), 0));
 }
 

@@ -1,7 +1,7 @@
 //! The share's commands without a menu: `share`, `fetch`, `peers` and `files`.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -207,8 +207,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let name = &args.file_name().map_err(refused)?;
     let started = Instant::now();
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
-    let mut line = Line::open_any(&args.registries.registry, deadline)?;
-    let asked = line.ask(&RegistryRequest::Search { name: name.clone() }, deadline)?;
+    let search = RegistryRequest::Search { name: name.clone() };
+    let (mut line, asked) = Line::ask_any(&args.registries.registry, &search, deadline)?;
     let Some(choice) = choose(sources(asked), args.content.as_deref())? else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
@@ -256,14 +256,14 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;
     let content = choice.content;
-    let mut tries = tries(choice.sizes, args.patience).into_iter().peekable();
-    while let Some((size, sources, patience)) = tries.next() {
+    let mut tries: VecDeque<_> = tries(choice.sizes, args.patience).into();
+    while let Some((size, sources, patience)) = tries.pop_front() {
         let wanted = Wanted {
             name: name.clone(),
             content,
             size,
             to: to.clone(),
-            sources,
+            sources: sources.clone(),
             look_for_more: true,
             patience,
         };
@@ -274,14 +274,16 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                     .map_err(ShareError::Output)?;
                 return Ok(Outcome::Done);
             }
-            Err((error, kept_bytes)) => {
-                if matches!(error, FetchError::Cancelled(_)) || tries.peek().is_none() {
-                    return Err(error.into());
-                }
-                log::info!("{error}; others tell another size of it");
-                // It would be in the way. What was kept from before may be of the true size.
-                if kept_bytes == 0 {
-                    fetch::discard(&to, name, content, size);
+            Err((error, verified_bytes)) => {
+                let is_short = patience < args.patience;
+                match after(&error, verified_bytes, is_short, tries.is_empty()) {
+                    Next::End => return Err(error.into()),
+                    Next::SameSize => tries = [(size, sources, args.patience)].into(),
+                    Next::OtherSize => {
+                        log::info!("{error}; others tell another size of it");
+                        // It would be in the way.
+                        fetch::discard(&to, name, content, size);
+                    }
                 }
             }
         }
@@ -305,8 +307,29 @@ fn tries(sizes: Vec<(u64, Vec<Source>)>, patience: Duration) -> Vec<(u64, Vec<So
     }
 }
 
+/// What follows on a download that has failed.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// It has failed for good.
+    End,
+    /// The size is the true one: it is worth all patience.
+    SameSize,
+    /// The size may be a lie, and another one is told.
+    OtherSize,
+}
+
+/// What follows when an attempt has failed in which so many bytes were found good, now or by an earlier download. A size
+/// of which a chunk was found good is true, whatever others tell; and only who cannot give it may have lied.
+fn after(error: &FetchError, verified_bytes: u64, is_short: bool, is_last: bool) -> Next {
+    match error {
+        FetchError::NoSource { .. } if verified_bytes > 0 && is_short => Next::SameSize,
+        FetchError::NoSource { .. } if verified_bytes == 0 && !is_last => Next::OtherSize,
+        _ => Next::End,
+    }
+}
+
 /// One download, shown while it lasts: how it ended, and how far it had come; of one that failed, how many bytes of
-/// it had been there before.
+/// it had been found good.
 fn transfer(
     peer: &Peer,
     wanted: Wanted,
@@ -328,7 +351,10 @@ fn transfer(
     let progress = transfer.progress();
     match result {
         Ok(outcome) => Ok((outcome, progress)),
-        Err(error) => Err((error, progress.kept_bytes)),
+        Err(error) => {
+            let given = progress.sources.iter().map(|source| source.given_bytes).sum::<u64>();
+            Err((error, progress.kept_bytes + given))
+        }
     }
 }
 
@@ -492,12 +518,12 @@ struct FileJson<'a> {
 pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
     let headings =
         format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes");
-    let mut list = List::open(args, "peers", headings)?;
+    let request = |after| RegistryRequest::Peers { after };
     let mut listing = Listing::new(limits::REGISTRY_PEERS_MAX);
+    let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
+    let mut list = List::new(args, line, "peers", headings);
     loop {
-        let request = |after| RegistryRequest::Peers { after };
-        let RegistryReply::Peers { peers, more } = listing.next_page(&mut list.line, request)?
-        else {
+        let RegistryReply::Peers { peers, more } = page else {
             return list.end(out);
         };
         let has_next = listing.has_next(&list.line, peers.iter().map(|peer| &peer.peer), more)?;
@@ -517,6 +543,7 @@ pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError
         if !has_next {
             return list.end(out);
         }
+        page = listing.next_page(&mut list.line, request)?;
     }
 }
 
@@ -533,12 +560,12 @@ fn text_of_peer(peer: &PeerSummary) -> String {
 /// See [`ShareError`].
 pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
     let headings = format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers");
-    let mut list = List::open(args, "files", headings)?;
+    let request = |after| RegistryRequest::Files { after };
     let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
+    let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
+    let mut list = List::new(args, line, "files", headings);
     loop {
-        let request = |after| RegistryRequest::Files { after };
-        let RegistryReply::Files { files, more } = listing.next_page(&mut list.line, request)?
-        else {
+        let RegistryReply::Files { files, more } = page else {
             return list.end(out);
         };
         let names = files.iter().map(|row| &row.file.name);
@@ -553,6 +580,7 @@ pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError
         if !has_next {
             return list.end(out);
         }
+        page = listing.next_page(&mut list.line, request)?;
     }
 }
 
@@ -568,11 +596,8 @@ struct List {
 }
 
 impl List {
-    fn open(args: &ListArgs, name: &'static str, headings: String) -> Result<List, ShareError> {
-        let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
-        let line = Line::open_any(&args.registries.registry, deadline)?;
-        let format = args.format.get();
-        Ok(List { line, format, name, headings, has_begun: false, rows: 0 })
+    fn new(args: &ListArgs, line: Line, name: &'static str, headings: String) -> List {
+        List { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
     }
 
     /// In text, a line of headings; in JSON, the beginning of an object with one list in it.
@@ -618,6 +643,22 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::fetch::Kept;
+
+    /// A liar's second size, and an honest source that paused for five seconds: what had arrived was removed.
+    #[test]
+    fn what_was_found_good_is_kept_whatever_size_others_tell() {
+        let gone = FetchError::NoSource {
+            name: FileName::new("a").unwrap(),
+            last: "it fell silent".to_owned(),
+            kept: Kept(false),
+        };
+        assert_eq!(after(&gone, 0, true, false), Next::OtherSize);
+        assert_eq!(after(&gone, 1, true, false), Next::SameSize);
+        assert_eq!(after(&gone, 1, false, false), Next::End);
+        assert_eq!(after(&gone, 0, false, true), Next::End);
+        assert_eq!(after(&FetchError::Cancelled(Kept(false)), 0, true, false), Next::End);
+    }
 
     fn offers(all: &[(u8, u64, usize)]) -> Vec<Source> {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));

@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
 use super::accept::{AcceptGate, AcceptStep};
+use super::clock::RunClock;
 use super::connection::{CloseReason, Phase};
 use super::connections::{ConnectionId, Origin};
 use super::handle::{Net, Notice, charge_received};
@@ -42,6 +43,7 @@ pub struct EventLoop {
     /// The cap on accepted connections is reached, and the log says so.
     full: bool,
     net: Net,
+    clock: RunClock,
     next_tick: Instant,
     next_sweep: Instant,
 }
@@ -65,6 +67,7 @@ impl EventLoop {
             wake,
             gate: AcceptGate::new(limits::ACCEPT_BACKOFF),
             full: false,
+            clock: RunClock::new(net.config.turn_max, net.now),
             next_tick: net.now,
             next_sweep: net.now,
             net,
@@ -79,6 +82,7 @@ impl EventLoop {
     /// Works for `service` until it calls [`Net::exit`].
     pub fn run<S: Service>(mut self, service: &mut S) -> Result<(), LoopError> {
         self.net.now = Instant::now();
+        self.clock = RunClock::new(self.net.config.turn_max, self.net.now);
         self.next_tick = self.net.now + self.net.config.tick_interval.unwrap_or_default();
         self.next_sweep = self.net.now + self.net.config.sweep_interval;
         service.on_start(&mut self.net);
@@ -104,7 +108,7 @@ impl EventLoop {
     /// Sleeps until there is something to do, then takes note of what the system says. The
     /// answer is whether a wake handle was used.
     fn wait(&mut self) -> Result<bool, LoopError> {
-        self.net.longest_stall = self.net.longest_stall.max(self.net.now.elapsed());
+        self.net.longest_stall = self.net.longest_stall.max(self.clock.seen().elapsed());
         let mut timeout = self.time_to_sleep();
         if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
             timeout = Some(Duration::ZERO);
@@ -114,7 +118,7 @@ impl EventLoop {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(LoopError::Poll(error)),
         }
-        self.net.now = Instant::now();
+        self.net.now = self.clock.at(Instant::now());
         // Taken at once, so that further wakes of a busy loop cost no system call.
         let woken = self.wake.take() | std::mem::take(&mut self.net.wake_again);
         for event in &self.events {

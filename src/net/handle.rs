@@ -148,7 +148,8 @@ impl Net {
         }
     }
 
-    /// The monotonic time of this iteration.
+    /// The monotonic time of this iteration, without that in which the process was stopped
+    /// ([`LoopConfig::turn_max`]).
     pub fn now(&self) -> Instant {
         self.now
     }

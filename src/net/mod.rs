@@ -56,6 +56,7 @@ mod accept;
 pub mod backoff;
 mod budget;
 mod buffer;
+mod clock;
 mod connection;
 mod connections;
 mod crowd;
@@ -69,6 +70,7 @@ mod wake;
 
 pub use budget::{BudgetLimits, origin_of};
 pub use buffer::{BUFFER_ALIGNMENT, Buffer, BufferPool};
+pub use clock::RunClock;
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 pub use crowd::Crowd;

@@ -127,6 +127,9 @@ pub struct LoopConfig {
     pub close_linger: Duration,
     /// How often deadlines are looked at.
     pub sweep_interval: Duration,
+    /// What of the time between two turns of the loop counts at most, in [`Net::now`] and all that is measured by it: a
+    /// process that was stopped takes nobody for silent. More than the loop ever sleeps. All of it counts when absent.
+    pub turn_max: Option<Duration>,
     /// The congestion control of every connection, by the system's name for it; the system's own
     /// choice when absent, or when it refuses.
     pub congestion: Option<String>,
@@ -151,6 +154,7 @@ impl Default for LoopConfig {
             write_stall_timeout: limits::WRITE_STALL_TIMEOUT,
             close_linger: limits::CLOSE_LINGER,
             sweep_interval: limits::SWEEP_INTERVAL,
+            turn_max: None,
             congestion: None,
         }
     }

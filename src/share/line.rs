@@ -5,9 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use rand::Rng;
 
-use crate::client::connection::{Failure, dial, left, refused};
+use crate::client::connection::{Failure, REFUSED, dial, left};
 use crate::client::transport::MessageReader;
 use crate::limits;
 use crate::net::backoff::Backoff;
@@ -35,6 +36,14 @@ pub enum LineError {
         /// Its sentence, escaped.
         message: String,
     },
+    /// It refuses the connection, which it ends with that.
+    #[error("{address} refuses: {reason}")]
+    Refused {
+        /// Who.
+        address: SocketAddr,
+        /// Its sentence, escaped.
+        reason: String,
+    },
     /// Somebody else has joined there under this peer's id, and is alive.
     #[error(
         "another connection has joined at {0} under this peer's id: if this folder is shared twice, stop one of them"
@@ -59,6 +68,12 @@ pub enum LineError {
     /// The registry does not know this peer, or not any more.
     #[error("the registry {0} does not know this peer")]
     NotJoined(SocketAddr),
+    /// It took this peer in, and did not know it a moment later.
+    #[error(
+        "the registry {0} took this peer in and did not know it soon after: if there are several behind that \
+         address, they have to share a store"
+    )]
+    Forgotten(SocketAddr),
 }
 
 /// A connection with one question under way at most.
@@ -73,11 +88,15 @@ impl Line {
     /// Dials and greets before `deadline`.
     ///
     /// # Errors
-    /// [`LineError::Unreachable`].
+    /// [`LineError::Unreachable`], [`LineError::Refused`].
     pub fn open(address: SocketAddr, deadline: Instant) -> Result<Line, LineError> {
         let deadline = deadline.min(Instant::now() + limits::CLIENT_CONNECT_TIMEOUT);
         let dialled = dial(address, HelloRole::Share, deadline);
-        let (stream, mut reader, _) = dialled.map_err(|failure| unreachable(address, failure))?;
+        let (stream, mut reader, _) =
+            dialled.map_err(|failure| match failure.reason.strip_prefix(REFUSED) {
+                Some(reason) => LineError::Refused { address, reason: reason.to_owned() },
+                None => unreachable(address, failure),
+            })?;
         reader.set_frame_bytes_max(limits::REGISTRY_FRAME_BYTES_MAX);
         Ok(Line { address, stream, reader, next_id: 1 })
     }
@@ -97,6 +116,60 @@ impl Line {
         Err(last.unwrap_or(LineError::Nobody))
     }
 
+    /// Asks the first of several registries that answers, and gives its connection as well. The next one is asked
+    /// when one has failed, or has not answered for [`REGISTRY_HEDGE_AFTER`](limits::REGISTRY_HEDGE_AFTER): so one that
+    /// hangs costs no more than that, whether it was reached or not.
+    ///
+    /// # Errors
+    /// What one of them said that was reached; else what was wrong with the last one.
+    pub fn ask_any(
+        addresses: &[SocketAddr],
+        body: &RegistryRequest,
+        deadline: Instant,
+    ) -> Result<(Line, RegistryReply), LineError> {
+        let (answer, answered) = bounded(addresses.len().max(1));
+        let mut addresses = addresses.iter();
+        let (mut under_way, mut failed) = (0, LineError::Nobody);
+        loop {
+            if let Some(address) = addresses.next() {
+                let (address, body, answer) = (*address, body.clone(), answer.clone());
+                let ask = move || {
+                    let asked = Line::open(address, deadline).and_then(|mut line| {
+                        let reply = line.ask(&body, deadline)?;
+                        Ok((line, reply))
+                    });
+                    // Another one may have been sooner.
+                    let _ = answer.send(asked);
+                };
+                // It ends with its answer, or at the deadline.
+                match thread::Builder::new().name("share-ask".to_owned()).spawn(ask) {
+                    Ok(_) => under_way += 1,
+                    Err(error) => failed = unreachable(address, Failure::io(&error)),
+                }
+            }
+            let is_last = addresses.as_slice().is_empty();
+            if under_way == 0 && is_last {
+                return Err(failed);
+            }
+            let result = match is_last {
+                true => answered.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => answered.recv_timeout(limits::REGISTRY_HEDGE_AFTER),
+            };
+            match result {
+                Ok(Ok(answered)) => return Ok(answered),
+                Ok(Err(error)) => {
+                    under_way -= 1;
+                    let none_was_reached =
+                        matches!(failed, LineError::Unreachable { .. } | LineError::Nobody);
+                    if none_was_reached || !matches!(error, LineError::Unreachable { .. }) {
+                        failed = error;
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Who is at the other end.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -105,7 +178,8 @@ impl Line {
     /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
     ///
     /// # Errors
-    /// See [`LineError`]. After [`LineError::Unreachable`] and [`LineError::Wrong`] the connection is of no more use.
+    /// See [`LineError`]. After [`LineError::Unreachable`], [`LineError::Refused`] and [`LineError::Wrong`] the
+    /// connection is of no more use.
     pub fn ask(
         &mut self,
         body: &RegistryRequest,
@@ -202,7 +276,9 @@ impl Line {
                     Message::RegistryReply { id: of, body } if of == id => return Ok(body),
                     Message::Ping { nonce } => self.send(&Message::Pong { nonce }, deadline)?,
                     Message::Pong { .. } => {}
-                    Message::Refused { reason } => return Err(failed(refused(&reason))),
+                    Message::Refused { reason } => {
+                        return Err(LineError::Refused { address, reason: sentence(&reason) });
+                    }
                     _ => return Err(self.wrong("it says what nobody has asked")),
                 }
             }
@@ -265,6 +341,22 @@ impl<K: Ord + Clone> Listing<K> {
     /// Of no more rows than a registry keeps.
     pub fn new(rows_max: usize) -> Listing<K> {
         Listing { after: None, rows: 0, rows_max, waited: Duration::ZERO }
+    }
+
+    /// Asks the first of several registries that answers for the first page; the next ones are to come over the same
+    /// connection.
+    ///
+    /// # Errors
+    /// As [`Line::ask_any`].
+    pub fn first_page(
+        &mut self,
+        addresses: &[SocketAddr],
+        request: impl FnOnce(Option<K>) -> RegistryRequest,
+    ) -> Result<(Line, RegistryReply), LineError> {
+        let began = Instant::now();
+        let asked = Line::ask_any(addresses, &request(None), began + limits::REGISTRY_CALL_TIMEOUT);
+        self.waited += began.elapsed();
+        asked
     }
 
     /// Asks for the next page, with where it is to begin; pages of few rows have less time for each.

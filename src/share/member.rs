@@ -9,8 +9,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -56,12 +56,15 @@ pub struct MemberOptions {
     pub shares: bool,
     /// For how long it asks for its id while somebody else has joined under it, before it joins under another.
     pub id_patience: Duration,
+    /// How long after its JOIN a registry has to know it, to have kept it.
+    pub settled_after: Duration,
 }
 
 /// What becomes of a membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// `JOIN_OK` has come.
+    /// `JOIN_OK` has come. Where registries take a peer in and do not keep it, this is told again only when one has kept
+    /// it.
     Joined {
         /// From whom.
         registry: SocketAddr,
@@ -89,6 +92,9 @@ enum Command {
 /// A running membership. It leaves when it is dropped.
 pub struct Membership {
     commands: Option<Sender<Command>>,
+    registries: Vec<SocketAddr>,
+    /// The one that it is connected to.
+    registry: Arc<Mutex<Option<SocketAddr>>>,
     peer: Arc<AtomicU64>,
     /// The files have changed since the registry was told.
     is_changed: Arc<AtomicBool>,
@@ -112,12 +118,15 @@ impl Membership {
         let changed = Arc::clone(&is_changed);
         let peer = Arc::clone(&options.id);
         peer.store(options.peer.0, Ordering::Relaxed);
-        let told = Arc::clone(&peer);
+        let registries = options.registries.clone();
+        let registry = Arc::default();
+        let (told, connected) = (Arc::clone(&peer), Arc::clone(&registry));
         let thread = thread::Builder::new().name("share-member".to_owned()).spawn(move || {
-            Member::new(options, told, Box::new(notice), changed).run(&received);
+            Member::new(options, told, connected, Box::new(notice), changed).run(&received);
             drop(alive);
         })?;
-        Ok(Membership { commands: Some(commands), peer, is_changed, thread: Some(thread), ended })
+        let (commands, thread) = (Some(commands), Some(thread));
+        Ok(Membership { commands, registries, registry, peer, is_changed, thread, ended })
     }
 
     /// Who it is: another one than it was when somebody else has taken that id.
@@ -144,14 +153,43 @@ impl Membership {
         self.send(Command::Fetched(content));
     }
 
-    /// Asks the registry something, as this peer.
+    /// Asks the registry something, as this peer. When that one does not answer soon the others are asked as well, over
+    /// connections of their own: a question needs no membership.
     ///
     /// # Errors
     /// See [`LineError`].
     pub fn ask(&self, request: RegistryRequest) -> Result<RegistryReply, LineError> {
-        let (answer, answered) = bounded(1);
-        self.send(Command::Ask(Box::new(request), answer));
-        answered.recv().unwrap_or(Err(LineError::Stopping))
+        let (answer, answered) = bounded(2);
+        self.send(Command::Ask(Box::new(request.clone()), answer.clone()));
+        let silent = *self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = self.registries.iter().filter(|registry| Some(**registry) != silent);
+        let others: Vec<SocketAddr> = others.copied().collect();
+        // Where there is one registry alone, its own peer asks it in its own time.
+        if self.registries.len() > 1 && !others.is_empty() {
+            match answered.recv_timeout(limits::REGISTRY_HEDGE_AFTER) {
+                Ok(result) => return result,
+                Err(RecvTimeoutError::Disconnected) => return Err(LineError::Stopping),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let ask = move || {
+                let deadline = Instant::now() + limits::REGISTRY_CALL_TIMEOUT;
+                let asked = Line::ask_any(&others, &request, deadline);
+                // The registry that it has joined at may have been sooner.
+                let _ = answer.send(asked.map(|(_, reply)| reply));
+            };
+            // Without a thread the first one's answer is waited for.
+            let _ = thread::Builder::new().name("share-ask".to_owned()).spawn(ask);
+        } else {
+            drop(answer);
+        }
+        let mut failed = None;
+        for result in answered {
+            match result {
+                Ok(reply) => return Ok(reply),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        Err(failed.unwrap_or(LineError::Stopping))
     }
 
     fn send(&self, command: Command) {
@@ -181,6 +219,8 @@ struct Member {
     options: MemberOptions,
     /// The id, for others to read.
     peer: Arc<AtomicU64>,
+    /// The registry that it is connected to, for others to read.
+    registry: Arc<Mutex<Option<SocketAddr>>>,
     /// Proves to its registry, over another connection, who it is.
     secret: u64,
     /// Since when somebody else has been found to hold the id.
@@ -199,6 +239,13 @@ struct Member {
     retry_at: Instant,
     alive_at: Instant,
     has_joined: bool,
+    /// When `JOIN_OK` has come last.
+    joined_at: Instant,
+    /// How often in a row it was taken in and not kept; being told that it is not known counts twice.
+    not_kept: u32,
+    rejoin_backoff: Backoff,
+    /// That it has joined, which is told when it is known to be kept.
+    untold: Option<Notice>,
     /// Which registry is tried first: another one after each attempt that came to nothing, so that one that
     /// answers and cannot help does not stand before one that could.
     first: usize,
@@ -210,6 +257,7 @@ impl Member {
     fn new(
         options: MemberOptions,
         peer: Arc<AtomicU64>,
+        registry: Arc<Mutex<Option<SocketAddr>>>,
         notice: Box<dyn FnMut(Notice) + Send>,
         is_changed: Arc<AtomicBool>,
     ) -> Member {
@@ -217,6 +265,7 @@ impl Member {
         Member {
             options,
             peer,
+            registry,
             secret: rand::rng().next_u64(),
             taken_since: None,
             notice,
@@ -233,6 +282,10 @@ impl Member {
             retry_at: now,
             alive_at: now,
             has_joined: false,
+            joined_at: now,
+            not_kept: 0,
+            rejoin_backoff: Backoff::new(limits::REJOIN_BACKOFF_MIN, limits::REJOIN_BACKOFF_MAX),
+            untold: None,
             first: 0,
             troubles: Vec::new(),
         }
@@ -268,7 +321,7 @@ impl Member {
             let address = self.line.take().map(|line| line.address());
             let reason = "it closed the connection".to_owned();
             if let Some(address) = address {
-                self.lost(LineError::Unreachable { address, reason });
+                self.left_out(LineError::Unreachable { address, reason });
             }
         }
         let now = Instant::now();
@@ -301,10 +354,12 @@ impl Member {
                 let mut result = self.call(&request);
                 let is_lost = matches!(
                     result,
-                    None | Some(Err(LineError::Unreachable { .. } | LineError::NotJoined(_)))
+                    None | Some(Err(LineError::Unreachable { .. }
+                        | LineError::Refused { .. }
+                        | LineError::NotJoined(_)))
                 );
-                if is_lost {
-                    // Somebody waits: this is worth trying now, whatever the back-off says.
+                // Somebody waits: this is worth trying now, whatever the back-off says, unless no registry keeps it.
+                if is_lost && (!self.is_doubtful() || Instant::now() >= self.retry_at) {
                     self.join();
                     result = self.call(&request);
                 }
@@ -323,16 +378,20 @@ impl Member {
         match self.try_join() {
             Ok((line, files)) => {
                 let registry = line.address();
+                self.show_registry(Some(registry));
                 self.line = Some(line);
-                self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
+                self.joined_at = Instant::now();
+                self.alive_at = self.joined_at + limits::KEEP_ALIVE_INTERVAL;
                 self.backoff.reset();
-                self.troubles.clear();
                 self.taken_since = None;
                 let names = files.iter().map(|file| file.name.clone()).collect();
                 let told = files.into_iter().map(|file| (file.name, (file.size, file.content)));
                 self.announced = told.collect();
                 let again = std::mem::replace(&mut self.has_joined, true);
-                (self.notice)(Notice::Joined { registry, names, again });
+                self.untold = Some(Notice::Joined { registry, names, again });
+                if !self.is_doubtful() {
+                    self.tell_joined();
+                }
                 for (content, size) in self.fetching.clone() {
                     self.tell(&RegistryRequest::Fetching { content, size });
                 }
@@ -444,8 +503,7 @@ impl Member {
     /// tells everything.
     fn tell(&mut self, request: &RegistryRequest) {
         if let Some(Err(error @ LineError::Declined { .. })) = self.call(request) {
-            self.line = None;
-            self.lost(error);
+            self.left_out(error);
         }
     }
 
@@ -454,14 +512,59 @@ impl Member {
         let line = self.line.as_mut()?;
         let result = line.ask(request, Instant::now() + limits::REGISTRY_CALL_TIMEOUT);
         match &result {
-            Ok(_) => self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL,
-            Err(LineError::Declined { .. }) => {}
-            Err(error) => {
-                self.line = None;
-                self.lost(error.clone());
+            Ok(_) => {
+                self.alive_at = Instant::now() + limits::KEEP_ALIVE_INTERVAL;
+                if self.is_settled() && std::mem::take(&mut self.not_kept) > 0 {
+                    self.rejoin_backoff.reset();
+                    self.tell_joined();
+                }
             }
+            Err(LineError::Declined { .. }) => {}
+            Err(error) => self.left_out(error.clone()),
         }
         Some(result)
+    }
+
+    /// Whether the registry has known it for long enough to have kept it.
+    fn is_settled(&self) -> bool {
+        self.joined_at.elapsed() >= self.options.settled_after
+    }
+
+    /// Whether it is taken in again and again and not kept. A registry that was restarted just then is no such case.
+    fn is_doubtful(&self) -> bool {
+        self.not_kept >= 2
+    }
+
+    fn show_registry(&self, registry: Option<SocketAddr>) {
+        *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = registry;
+    }
+
+    fn tell_joined(&mut self) {
+        self.troubles.clear();
+        if let Some(notice) = self.untold.take() {
+            (self.notice)(notice);
+        }
+    }
+
+    /// The connection over which it had joined is of no more use. Where it was not kept for long it joins again later
+    /// and later, and says once that it does: each JOIN tells the whole list.
+    fn left_out(&mut self, mut error: LineError) {
+        self.line = None;
+        self.show_registry(None);
+        self.first = self.first.wrapping_add(1);
+        if self.is_settled() {
+            return self.lost(error);
+        }
+        self.not_kept = self.not_kept.saturating_add(1);
+        if let LineError::NotJoined(address) = error {
+            self.not_kept = self.not_kept.saturating_add(1);
+            error = LineError::Forgotten(address);
+        }
+        self.lost(error);
+        if self.is_doubtful() {
+            let wait = self.rejoin_backoff.next_wait(rand::rng().next_u64());
+            self.retry_at = self.retry_at.max(Instant::now() + wait);
+        }
     }
 
     /// There is no connection: says so, and tries again a little later.
@@ -476,7 +579,10 @@ impl Member {
         let before = self.troubles.iter().position(|(told, _)| *told == error);
         let told_at = before.map(|at| self.troubles.remove(at).1);
         // That it is still gone is no news. That it refuses is, to somebody who waits for something to come of it.
-        let is_refusal = matches!(error, LineError::Declined { .. } | LineError::Wrong { .. });
+        let is_refusal = matches!(
+            error,
+            LineError::Declined { .. } | LineError::Refused { .. } | LineError::Wrong { .. }
+        );
         let is_due = told_at
             .is_none_or(|at| is_refusal && now.duration_since(at) >= limits::REFUSAL_TOLD_INTERVAL);
         if is_due && !matches!(error, LineError::NotJoined(_)) {

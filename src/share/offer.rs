@@ -1,7 +1,7 @@
 //! What a peer has to give: the seam between who knows the files and who serves them.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +41,8 @@ pub struct Offer {
     pub folder: Arc<PathBuf>,
     /// The file's name in that folder, without any separator.
     pub file: String,
+    /// The file itself, where it is open for whoever serves it: else it is opened by its name.
+    pub opened: Option<Arc<File>>,
     /// What the file looked like when it was hashed. Absent for a file that is being written to:
     /// then each chunk is checked before it is sent.
     pub stamp: Option<FileStamp>,
@@ -127,14 +129,22 @@ impl PartialsSlot {
     /// Offers the download's content, in place of what it has offered before.
     pub fn insert(&self, offer: Offer) {
         let content = offer.manifest.content();
-        self.remove();
-        self.partials.lock().by_content.entry(content).or_default().push((self.slot, offer));
+        // Under one lock: in between nobody would find it.
+        let mut offers = self.partials.lock();
+        offers.remove(self.slot);
+        offers.by_content.entry(content).or_default().push((self.slot, offer));
     }
 
     /// Offers it no more: the download has ended, or the folder's own catalogue has the file.
     pub fn remove(&self) {
-        self.partials.lock().by_content.retain(|_, offers| {
-            offers.retain(|(slot, _)| *slot != self.slot);
+        self.partials.lock().remove(self.slot);
+    }
+}
+
+impl PartialOffers {
+    fn remove(&mut self, of: u64) {
+        self.by_content.retain(|_, offers| {
+            offers.retain(|(slot, _)| *slot != of);
             !offers.is_empty()
         });
     }
@@ -175,6 +185,7 @@ mod tests {
             manifest: Arc::clone(&manifest),
             folder: Arc::new("/folder".into()),
             file: file.to_owned(),
+            opened: None,
             stamp: None,
             available,
         };

@@ -160,6 +160,7 @@ impl Peer {
             files,
             shares,
             id_patience: limits::ID_TAKEN_PATIENCE,
+            settled_after: limits::MEMBERSHIP_SETTLED_AFTER,
         };
         let membership = Arc::new(Membership::start(member, notice)?);
         // It is set once, here.

@@ -30,6 +30,7 @@ impl Shelf {
             manifest: Arc::clone(&manifest),
             folder: Arc::new(path.parent().unwrap().to_owned()),
             file: path.file_name().unwrap().to_str().unwrap().to_owned(),
+            opened: None,
             stamp: Some(FileStamp::of(&std::fs::metadata(path).unwrap())),
             available: Available::Whole,
         });

@@ -32,7 +32,8 @@ pub(super) fn explain_line(error: &LineError) -> String {
         LineError::Unreachable { address, reason } => {
             format!("Registro {address} inacessível: {}.", explain_reason(reason))
         }
-        LineError::Declined { address, message } => {
+        LineError::Declined { address, message }
+        | LineError::Refused { address, reason: message } => {
             // Its own words are English.
             log::info!("registry {address} refuses: {message}");
             format!("Registro {address} recusou: {}.", explain_refusal(message))
@@ -42,6 +43,10 @@ pub(super) fn explain_line(error: &LineError) -> String {
              compartilhada duas vezes, pare uma delas."
         ),
         LineError::NotJoined(address) => format!("Registro {address} não conhece este peer."),
+        LineError::Forgotten(address) => format!(
+            "Registro {address} aceitou este peer e logo não o conhecia mais: se há vários neste endereço, \
+             eles precisam de um armazenamento em comum."
+        ),
         LineError::Wrong { address, reason } => {
             // It quotes what came, and is English.
             log::info!("registry {address}: {reason}");

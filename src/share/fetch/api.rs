@@ -70,10 +70,10 @@ pub enum FetchError {
     /// The partial file has been removed, or replaced by another, while it was written to.
     #[error("{} was removed while the file arrived; fetch the file again", .0.display())]
     PartGone(PathBuf),
-    /// Another program goes on changing the partial file.
+    /// Another program goes on changing the partial file, or has it open for writing.
     #[error(
-        "{} is being changed by another program; stop that program and fetch the file again, \
-         what has arrived is kept", .0.display()
+        "{} is being changed by another program, or is open for writing in one; stop that program and fetch the file \
+         again, what has arrived is kept", .0.display()
     )]
     Touched(PathBuf),
     /// The folder cannot take a file.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::api::{FetchError, FetchOptions, Kept, Outcome, Phase, SourceProgress, SourceState};
-use super::clock::Clock;
 use super::hashes::HashLists;
 use super::links::{Incoming, Link, Question};
 use super::part::Part;
@@ -68,7 +67,7 @@ pub(super) struct Driver {
     options: FetchOptions,
     shared: Arc<Shared>,
     part: Arc<Part>,
-    clock: Clock,
+    started: Instant,
     phase: Phase,
     result: Option<Result<Outcome, FetchError>>,
 
@@ -85,6 +84,8 @@ pub(super) struct Driver {
     lists: HashLists,
     /// When one of them last became longer.
     hashes_at: Duration,
+    /// The chunk up to which some source has given hashes.
+    hashes_known: u64,
     manifest: Option<Arc<Manifest>>,
     stored: Arc<SharedChunks>,
     /// While checking: the first chunk that no worker has been given.
@@ -139,7 +140,7 @@ impl Driver {
         Ok(Driver {
             shared,
             part: Arc::new(part),
-            clock: Clock::new(started),
+            started,
             phase: Phase::Asking,
             result: None,
             swarm: Swarm::new(config, Duration::ZERO),
@@ -150,6 +151,7 @@ impl Driver {
             last_lost: None,
             lists: HashLists::new(options.content, options.size),
             hashes_at: Duration::ZERO,
+            hashes_known: 0,
             manifest: None,
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
             check_next: 0,
@@ -195,7 +197,7 @@ impl Driver {
     }
 
     fn elapsed(&self, net: &Net) -> Duration {
-        self.clock.elapsed(net.now())
+        net.now().saturating_duration_since(self.started)
     }
 
     fn end(&mut self, net: &mut Net, result: Result<Outcome, FetchError>) {

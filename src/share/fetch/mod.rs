@@ -15,7 +15,6 @@
 //! download of its own), priorities among a file's chunks other than rarity.
 
 mod api;
-mod clock;
 mod driver;
 mod find;
 mod hashes;
@@ -210,6 +209,7 @@ fn loop_config(options: &FetchOptions) -> LoopConfig {
         first_frame_bytes_max: limits::SHARE_FRAME_BYTES_MAX,
         handshake_timeout: limits::SOURCE_DIAL_TIMEOUT,
         congestion: options.congestion.clone(),
+        turn_max: Some(limits::SHARE_TURN_MAX),
         ..LoopConfig::default()
     }
 }

@@ -78,6 +78,7 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
                 manifest: Arc::new(manifest.clone()),
                 folder: Arc::new(folder.to_owned()),
                 file: "film.mkv".to_owned(),
+                opened: None,
                 stamp: Some(stamp),
                 available: Available::Whole,
             });

@@ -417,6 +417,7 @@ impl Catalog for Folder {
             manifest: Arc::clone(&shared.manifest),
             folder: Arc::clone(&self.path),
             file: name.as_str().to_owned(),
+            opened: None,
             stamp: Some(shared.look.stamp),
             available: Available::Whole,
         })

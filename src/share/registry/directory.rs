@@ -8,6 +8,7 @@ use rand::Rng;
 
 use crate::client::ClientError;
 use crate::limits;
+use crate::net::RunClock;
 use crate::share::index::{Index, IndexError, IndexLimits, Member, Place};
 use crate::share::names::FileName;
 use crate::share::types::{ContentId, FileEntry, PeerId};
@@ -140,18 +141,31 @@ pub trait Directory: Send + Sync {
 pub struct MemoryDirectory {
     index: Mutex<Index>,
     started: Instant,
+    /// Whoever is told of time passing ([`Directory::expire`]) looks at it.
+    clock: Mutex<RunClock>,
     silence_timeout: Duration,
 }
 
 impl MemoryDirectory {
     /// An empty one, which forgets a peer that is silent for longer than `silence_timeout`.
-    pub fn new(limits: IndexLimits, silence_timeout: Duration) -> MemoryDirectory {
-        let index = Mutex::new(Index::new(limits));
-        MemoryDirectory { index, started: Instant::now(), silence_timeout }
+    pub fn new(index: IndexLimits, silence_timeout: Duration) -> MemoryDirectory {
+        let (index, started) = (Mutex::new(Index::new(index)), Instant::now());
+        let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), started));
+        MemoryDirectory { index, started, clock, silence_timeout }
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.time_at(Instant::now())
+    }
+
+    /// How long this registry had run by `now`.
+    fn time_at(&self, now: Instant) -> Duration {
+        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.at(now).saturating_duration_since(self.started)
+    }
+
+    fn expire_at(&self, now: Instant) -> Vec<(PeerId, SocketAddr)> {
+        self.index().expire(self.time_at(now), self.silence_timeout)
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {
@@ -218,7 +232,7 @@ impl Directory for MemoryDirectory {
     }
 
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>, DirectoryError> {
-        Ok(self.index().expire(self.now(), self.silence_timeout))
+        Ok(self.expire_at(Instant::now()))
     }
 
     fn search(&self, name: &FileName) -> Result<Vec<Source>, DirectoryError> {
@@ -235,5 +249,34 @@ impl Directory for MemoryDirectory {
 
     fn files(&self, after: Option<&FileName>) -> Result<(Vec<FileSummary>, bool), DirectoryError> {
         Ok(self.index().files(after))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A registry that was stopped for longer than its silence time-out forgot every peer when it went on.
+    #[test]
+    fn time_in_which_the_registry_was_stopped_is_nobodys_silence() {
+        let (second, silence) = (Duration::from_secs(1), Duration::from_secs(30));
+        let directory = MemoryDirectory::new(IndexLimits::default(), silence);
+        let address: SocketAddr = "127.0.0.1:5001".parse().unwrap();
+        let member = |peer| Member { peer: PeerId(peer), session: peer };
+        for peer in [1, 2] {
+            let place = Place { address, origin: address.ip(), key: peer };
+            directory.join(member(peer), place, Vec::new()).unwrap();
+        }
+        let start = Instant::now();
+        let stopped = start + 3600 * second;
+        for tick in 0..50 {
+            assert_eq!(directory.expire_at(stopped + tick * second / 2), [], "tick {tick}");
+        }
+        // The one speaks, the other does not.
+        let told = stopped + 25 * second;
+        let now = directory.time_at(told);
+        assert!(directory.index().hear(member(1), now));
+        let gone = (1..=20).flat_map(|tick| directory.expire_at(told + tick * second / 2));
+        assert_eq!(gone.collect::<Vec<_>>(), [(PeerId(2), address)]);
     }
 }

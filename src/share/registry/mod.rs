@@ -9,7 +9,7 @@
 //! the event loop's budget, and one for which there is no room is told to come later.
 //!
 //! A peer is in the directory until it leaves, its connection ends, or nothing is heard of it for the
-//! silence time-out. A peer that has been forgotten is told so (`NOT_JOINED`) when it speaks again, and
+//! silence time-out, in which the registry itself has to have run. A peer that has been forgotten is told so (`NOT_JOINED`) when it speaks again, and
 //! joins anew: so a registry may be restarted whenever one likes.
 //!
 //! A peer's id proves nothing, so whoever has joined under one keeps it: a JOIN under the same id over another
@@ -185,6 +185,7 @@ pub fn serve(
             process_bytes_max: limits::REGISTRY_BUDGET_PROCESS_BYTES_MAX,
             ..BudgetLimits::default()
         },
+        turn_max: Some(limits::SHARE_TURN_MAX),
         ..LoopConfig::default()
     };
     let event_loop = EventLoop::new(loop_config, Some(listener))?;

@@ -107,6 +107,7 @@ impl Server {
             }),
             accepted_max: options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX),
             congestion: options.congestion.clone(),
+            turn_max: Some(limits::SHARE_TURN_MAX),
             ..LoopConfig::default()
         };
         let event_loop = EventLoop::new(config, Some(listener))?;

@@ -288,11 +288,14 @@ impl ShareService {
         };
         let now = match &offer.available {
             Available::Whole => ChunkSet::full(watch.told.chunks()),
-            Available::Partial(chunks) if chunks.count() == watch.told.count() => return true,
             Available::Partial(chunks) => chunks.snapshot(),
         };
+        // What is taken back, as another program has changed it, comes back: it is told once.
         let new = now.without(&watch.told).runs();
-        watch.told = now;
+        for (first, count) in &new {
+            // They are new, and there are such chunks.
+            watch.told.insert_run(*first, *count);
+        }
         if !new.is_empty() {
             self.tell_runs(net, id, watch.request, &new);
         }

@@ -100,8 +100,15 @@ pub(super) fn read_chunk(
     buffer: &mut Buffer,
 ) -> Result<(), SourceError> {
     let name = || offer.file.clone();
-    let file = open(offer)?;
-    check(&file, offer)?;
+    let by_name;
+    let file: &File = match &offer.opened {
+        Some(file) => file,
+        None => {
+            by_name = open(offer)?;
+            &by_name
+        }
+    };
+    check(file, offer)?;
     buffer.set_len(chunk_len(index, offer.manifest.size()));
     match file.read_exact_at(buffer.as_mut(), chunk_offset(index)) {
         Ok(()) => {}
@@ -111,7 +118,7 @@ pub(super) fn read_chunk(
         Err(source) => return Err(SourceError::Unreadable { file: name(), source }),
     }
     // What was written while it was read shows now, or in the receiver's check of the chunk.
-    check(&file, offer)?;
+    check(file, offer)?;
     if (is_checked || offer.stamp.is_none()) && !offer.manifest.matches(index, buffer.as_ref()) {
         return Err(match offer.stamp {
             None => SourceError::Changed(name()),
@@ -140,6 +147,7 @@ mod tests {
             manifest: Arc::new(Manifest::of_bytes(bytes).unwrap()),
             folder: Arc::new(folder.to_owned()),
             file: file.to_owned(),
+            opened: None,
             stamp: Some(FileStamp::of(&std::fs::metadata(&path).unwrap())),
             available: Available::Whole,
         }

@@ -67,7 +67,10 @@ impl Driver {
         let now = self.elapsed(net);
         match self.lists.take(source, first, hashes, now) {
             Step::More(first) => {
-                self.hashes_at = now;
+                // Progress is a page that nobody has given so far: any number of sources give the first one and leave.
+                if first > self.hashes_known {
+                    (self.hashes_at, self.hashes_known) = (now, first);
+                }
                 self.ask_hashes_of(net, source, first);
             }
             Step::Whole(manifest) => self.know(net, manifest),
@@ -86,6 +89,7 @@ impl Driver {
                 manifest,
                 folder: Arc::new(self.options.to.clone()),
                 file: self.part.file_name(),
+                opened: self.part.served(),
                 stamp: None,
                 available: Available::Partial(Arc::clone(&self.stored)),
             });
@@ -225,6 +229,7 @@ impl Driver {
                 manifest: Arc::clone(&manifest),
                 folder: Arc::new(self.options.to.clone()),
                 file: self.options.name.as_str().to_owned(),
+                opened: None,
                 stamp: Some(stamp),
                 available: Available::Whole,
             });

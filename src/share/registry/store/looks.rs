@@ -59,7 +59,7 @@ impl StoreDirectory {
         peers: &[(PeerId, PeerRow)],
         found: &[Found],
     ) -> (Vec<RegistryId>, Vec<(PeerId, u64)>) {
-        let now = Instant::now();
+        let now = self.now();
         let mut state = self.state();
         let State { mine, watch, totals, .. } = &mut *state;
         let mut dead = watch.look(found, self.silence_timeout / 2, now);
@@ -72,7 +72,8 @@ impl StoreDirectory {
             .collect();
         *totals = Some(count(peers));
         let is_silent = |mine: &Mine| {
-            mine.joined.is_some() && now.duration_since(mine.heard) > self.silence_timeout
+            mine.joined.is_some()
+                && now.saturating_duration_since(mine.heard) > self.silence_timeout
         };
         mine.retain(|_, mine| !is_silent(mine));
         let nobodys = peers.iter().filter(|(peer, row)| {

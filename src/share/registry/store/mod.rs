@@ -43,6 +43,7 @@ use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
 use crate::limits;
+use crate::net::RunClock;
 use crate::share::index::{
     IndexError, IndexLimits, Member, Place, most_offered_first, summaries, whole_first,
 };
@@ -58,6 +59,8 @@ pub struct StoreDirectory {
     /// How long a peer, or this registry, may be silent.
     silence_timeout: Duration,
     id: RegistryId,
+    /// Silence is measured by it.
+    clock: Mutex<RunClock>,
     state: Mutex<State>,
 }
 
@@ -105,9 +108,22 @@ const NEWEST: ReadOptions = ReadOptions { at: None, linearizable: true };
 impl StoreDirectory {
     /// A directory in the store that `client` speaks to. A peer, and a registry, may be silent for
     /// `silence_timeout`.
-    pub fn new(client: Client, limits: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
+    pub fn new(client: Client, index: IndexLimits, silence_timeout: Duration) -> StoreDirectory {
         let id = RegistryId(rand::rng().next_u64());
-        StoreDirectory { client, limits, silence_timeout, id, state: Mutex::default() }
+        let clock = Mutex::new(RunClock::new(Some(limits::SHARE_TURN_MAX), Instant::now()));
+        StoreDirectory {
+            client,
+            limits: index,
+            silence_timeout,
+            id,
+            clock,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The time, without that in which this registry was stopped.
+    fn now(&self) -> Instant {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).at(Instant::now())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -201,7 +217,8 @@ impl StoreDirectory {
     /// after which it is taken for dead, and twice the time in which it should have, does not: its peers may
     /// join here before they are forgotten.
     fn is_alive(&self, registry: RegistryId) -> Result<bool> {
-        if let Some(silence) = self.state().watch.seen_silence(registry, Instant::now()) {
+        let now = self.now();
+        if let Some(silence) = self.state().watch.seen_silence(registry, now) {
             return Ok(silence < self.silence_timeout / 2);
         }
         // Not seen by a look so far.
@@ -220,10 +237,11 @@ impl StoreDirectory {
 
     /// Does something with a member, if it is one, and has heard it.
     fn mine<T>(&self, member: Member, with: impl FnOnce(&mut Mine) -> T) -> Option<T> {
+        let now = self.now();
         let mut state = self.state();
         let mine = state.mine.get_mut(&member.peer)?;
         (mine.session == member.session).then(|| {
-            mine.heard = Instant::now();
+            mine.heard = now;
             with(mine)
         })
     }
@@ -259,6 +277,7 @@ impl Directory for StoreDirectory {
         let before = known.map(|known| known.files);
         self.check_origin(peer, origin, given as u64)?;
         self.check_room(before, given as u64)?;
+        let heard = self.now();
         self.state().mine.insert(
             peer,
             Mine {
@@ -266,7 +285,7 @@ impl Directory for StoreDirectory {
                 address,
                 key,
                 origin,
-                heard: Instant::now(),
+                heard,
                 joined: None,
                 files: 0,
                 bytes: 0,
@@ -355,6 +374,8 @@ impl Directory for StoreDirectory {
     }
 
     fn expire(&self) -> Result<Vec<(PeerId, SocketAddr)>> {
+        // Time passes, also where nothing is due.
+        self.now();
         {
             let mut state = self.state();
             let interval = self.silence_timeout / limits::STORE_LOOKS_PER_SILENCE;
@@ -418,7 +439,7 @@ impl Directory for StoreDirectory {
         rows.retain(|(_, row)| row.offered);
         let more = rows.len() > limits::LIST_ROWS_MAX;
         rows.truncate(limits::LIST_ROWS_MAX);
-        let (state, now) = (self.state(), Instant::now());
+        let (now, state) = (self.now(), self.state());
         let page = rows.into_iter().map(|(peer, row)| {
             let mine = state.mine.get(&peer).filter(|mine| mine.session == row.session);
             // Of another registry's peer nothing is known but how its registry does.

@@ -34,7 +34,7 @@ impl Watch {
     /// Takes in what a look at all rows has found, and says who is dead. After a pause longer than
     /// `gap_max` without a look everybody's time begins anew: perhaps they, too, could not reach the store.
     pub fn look(&mut self, found: &[Found], gap_max: Duration, now: Instant) -> Vec<RegistryId> {
-        let was_blind = self.looked.is_some_and(|at| now.duration_since(at) > gap_max);
+        let was_blind = self.looked.is_some_and(|at| now.saturating_duration_since(at) > gap_max);
         self.looked = Some(now);
         let before = std::mem::take(&mut self.seen);
         let mut dead = Vec::new();
@@ -42,7 +42,7 @@ impl Watch {
             let known = before.get(registry).filter(|(seen, _)| seen == version && !was_blind);
             let since = known.map_or(now, |(_, since)| *since);
             self.seen.insert(*registry, (*version, since));
-            if now.duration_since(since) > *timeout {
+            if now.saturating_duration_since(since) > *timeout {
                 dead.push(*registry);
             }
         }

@@ -1,0 +1,454 @@
+//! Parts that are opened, changed by others, finished, and left behind by crashes.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command, Stdio};
+
+use super::names::link;
+use super::*;
+use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX};
+use crate::net::BufferPool;
+
+const SIZE: u64 = CHUNK_BYTES as u64 + 4321;
+
+fn name(name: &str) -> FileName {
+    FileName::new(name).unwrap()
+}
+
+fn content(bytes: &[u8]) -> ContentId {
+    ContentId(*blake3::hash(bytes).as_bytes())
+}
+
+fn open(folder: &Path, size: u64) -> Result<Option<Part>, FetchError> {
+    Part::open(folder, &name("film.mkv"), content(b"film"), size)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn write(part: &Part, index: u64, byte: u8) {
+    let mut buffer =
+        BufferPool::new(CHUNK_BYTES, 1).take(chunk_len(index, part.on_disk.mark.size)).unwrap();
+    buffer.as_mut().fill(byte);
+    part.write_chunk(index, &buffer).unwrap();
+}
+
+#[test]
+fn a_part_is_written_left_resumed_and_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    assert!(!part.is_resumed());
+    write(&part, 1, 7);
+    drop(part);
+
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    assert!(part.is_resumed());
+    let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(0).unwrap();
+    part.read_chunk(1, &mut buffer).unwrap();
+    assert_eq!(buffer.as_ref(), [7; 4321]);
+    write(&part, 0, 3);
+    assert_eq!(
+        part.finish().unwrap(),
+        Finish::Doubtful,
+        "somebody may have it open since long ago"
+    );
+    assert!(matches!(part.finish().unwrap(), Finish::Published(stamp) if stamp.size == SIZE));
+    let whole = std::fs::read(folder.path().join("film.mkv")).unwrap();
+    assert!(whole[..CHUNK_BYTES].iter().all(|b| *b == 3));
+    assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    // A late comer, who opened the part before it got its name.
+    assert!(open(folder.path(), SIZE).unwrap().is_none());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn two_downloads_of_a_file_do_not_meet() {
+    let folder = tempfile::tempdir().unwrap();
+    let _part = open(folder.path(), SIZE).unwrap().unwrap();
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::UnderWay(_))));
+}
+
+#[test]
+fn parts_of_other_things_are_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    drop(part);
+    let path = folder.path().join("film.mkv.part");
+    let before = std::fs::read(&path).unwrap();
+    let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
+    assert!(matches!(other, Err(FetchError::ForeignPart(_))));
+    assert!(matches!(open(folder.path(), SIZE + 10_000), Err(FetchError::ForeignPart(_))));
+    assert!(std::fs::read(&path).unwrap() == before);
+
+    std::fs::write(&path, b"somebody's own").unwrap();
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's own");
+
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(folder.path().join("elsewhere"), b"").unwrap();
+    std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+}
+
+/// A liar's content or size, or a download killed at once, left a part that kept the true file out.
+#[test]
+fn a_part_that_nothing_was_written_to_makes_room_for_another_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("film.mkv.part");
+    for size in [0, SIZE + 99, SIZE] {
+        let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), size);
+        let other = other.unwrap().unwrap();
+        assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))), "in use");
+        other.allocate().unwrap();
+        drop(other);
+        drop(open(folder.path(), SIZE).unwrap().expect("there is room"));
+        std::fs::remove_file(&path).unwrap();
+    }
+    let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
+    let other = other.unwrap().unwrap();
+    write(&other, 1, 0);
+    drop(other);
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))), "written to");
+}
+
+#[test]
+fn nothing_is_replaced_not_even_what_came_last_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    let whole = folder.path().join("film.mkv");
+    std::fs::write(&whole, b"mine").unwrap();
+    assert!(matches!(part.finish(), Err(FetchError::Exists(_))));
+    assert_eq!(std::fs::read(&whole).unwrap(), b"mine");
+    drop(part);
+    assert!(matches!(open(folder.path(), SIZE), Err(FetchError::Exists(_))));
+    // What it has is not lost by the attempt.
+    std::fs::remove_file(&whole).unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    assert!(part.is_resumed());
+    // The same when the name is taken at the last moment, which only the attempt itself can notice.
+    part.on_disk.cut(&part.writable().unwrap().file).unwrap();
+    std::fs::write(&whole, b"mine").unwrap();
+    let error = part.on_disk.give_name(&part.on_disk.path, &part.on_disk.whole).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    part.on_disk.uncut(&part.writable().unwrap().file);
+    drop(part);
+    std::fs::remove_file(&whole).unwrap();
+    assert!(open(folder.path(), SIZE).unwrap().unwrap().is_resumed());
+    assert_eq!(names(folder.path()), ["film.mkv.part"]);
+}
+
+/// Browsers call their downloads so: of the right length, empty, or what there was a moment ago.
+#[test]
+fn somebodys_own_file_of_the_parts_name_is_neither_altered_nor_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("film.mkv.part");
+    for own in
+        [vec![5; SIZE as usize], Vec::new(), vec![0; SIZE.next_multiple_of(4096) as usize + 4096]]
+    {
+        std::fs::write(&path, &own).unwrap();
+        let before = std::fs::metadata(&path).unwrap();
+        assert!(matches!(open(folder.path(), SIZE), Err(FetchError::ForeignPart(_))));
+        let after = std::fs::metadata(&path).unwrap();
+        assert!(std::fs::read(&path).unwrap() == own);
+        assert_eq!((before.ino(), before.ctime_nsec()), (after.ino(), after.ctime_nsec()));
+        assert_eq!(names(folder.path()), ["film.mkv.part"]);
+    }
+}
+
+/// A download went on writing to its removed part, and then gave the final name to whatever was under the part's:
+/// the beginnings of another download, with bytes of its own or none.
+#[test]
+fn what_gets_the_final_name_is_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, whole) = (folder.path().join("film.mkv.part"), folder.path().join("film.mkv"));
+    let first = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&first, 0, 3);
+    std::fs::remove_file(&path).unwrap();
+    let buffer = BufferPool::new(CHUNK_BYTES, 1).take(4321).unwrap();
+    let error = first.write_chunk(1, &buffer).unwrap_err();
+    assert!(matches!(first.write_error(error, 0), FetchError::PartGone(_)));
+    let other = Part::open(folder.path(), &name("film.mkv"), content(b"other"), SIZE);
+    let other = other.unwrap().unwrap();
+    write(&other, 0, 9);
+    assert!(matches!(first.finish(), Err(FetchError::PartGone(_))));
+    assert!(!whole.exists());
+    write(&other, 1, 9);
+    assert!(matches!(other.finish(), Ok(Finish::Published(_))));
+    assert!(std::fs::read(&whole).unwrap() == vec![9; SIZE as usize]);
+
+    // Moved elsewhere, and somebody's own file in its place.
+    std::fs::remove_file(&whole).unwrap();
+    let moved = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&moved, 0, 3);
+    write(&moved, 1, 3);
+    std::fs::rename(&path, folder.path().join("moved")).unwrap();
+    std::fs::write(&path, b"somebody's own").unwrap();
+    assert!(matches!(moved.finish(), Ok(Finish::Published(_))));
+    assert!(std::fs::read(&whole).unwrap() == vec![3; SIZE as usize]);
+    assert_eq!(std::fs::read(&path).unwrap(), b"somebody's own");
+}
+
+/// Every step of the end, as a crash would leave it.
+#[test]
+fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("film.mkv");
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    write(&part, 1, 3);
+    part.on_disk.cut(&part.writable().unwrap().file).unwrap();
+    drop(part);
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    assert!(part.is_resumed(), "cut, and claimed");
+    assert_eq!(names(folder.path()), ["film.mkv.part"]);
+    part.on_disk.cut(&part.writable().unwrap().file).unwrap();
+    part.on_disk.give_name(&part.on_disk.path, &part.on_disk.whole).unwrap();
+    drop(part);
+    assert!(open(folder.path(), SIZE).unwrap().is_none(), "named already");
+    let Ok(Existing::Candidate(file)) = existing(&whole, SIZE) else { panic!("it is there") };
+    remove_leftovers(folder.path(), &name("film.mkv"), content(b"film"), &file);
+    assert_eq!(names(folder.path()), ["film.mkv"]);
+}
+
+#[test]
+fn only_the_part_that_is_meant_is_discarded() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    let discard = |size| discard(folder.path(), &name("film.mkv"), content(b"film"), size);
+    discard(SIZE);
+    assert_eq!(names(folder.path()), ["film.mkv.part"], "it is in use");
+    drop(part);
+    discard(SIZE + 1);
+    assert_eq!(names(folder.path()), ["film.mkv.part"], "it is of another size");
+    discard(SIZE);
+    assert!(names(folder.path()).is_empty());
+}
+
+/// A process was killed when the part had its name and kept the one that it was made under, which stayed a second
+/// name of the published file for ever.
+#[test]
+fn the_name_that_a_part_was_made_under_does_not_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    for own in [first_name(7), "mine.part".to_owned()] {
+        link(&part.on_disk.file, &folder.path().join(own)).unwrap();
+    }
+    std::fs::write(folder.path().join(first_name(8)), b"of another download").unwrap();
+    drop(part);
+    assert!(open(folder.path(), SIZE).unwrap().unwrap().is_resumed());
+    assert_eq!(names(folder.path()), [&first_name(8), "film.mkv.part", "mine.part"]);
+}
+
+/// Where locks are missing two downloads may have one part: what one has published stays as it is.
+#[test]
+fn a_late_write_of_a_second_download_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open(folder.path(), SIZE).unwrap().unwrap();
+    let file = super::open(&first.on_disk.path, OFlags::RDWR).unwrap();
+    let PartFile { path, mark, .. } = &first.on_disk;
+    let second = PartFile::new(&file, folder.path(), path, &name("film.mkv"), *mark).unwrap();
+    let before = second.file.metadata().unwrap();
+    second.make_room(&file).unwrap();
+    let second = Part::begin(second, file, true, true);
+    assert_eq!(
+        second.on_disk.file.metadata().unwrap().modified().unwrap(),
+        before.modified().unwrap()
+    );
+    write(&first, 0, 3);
+    write(&first, 1, 7);
+    assert!(matches!(first.finish(), Ok(Finish::Doubtful)), "a second one has it open");
+    second.end().writable = None;
+    assert!(matches!(first.finish(), Ok(Finish::Doubtful)), "it was checked while that wrote");
+    assert!(matches!(first.finish(), Ok(Finish::Published(_))));
+    write(&second, 1, 7);
+    let whole = std::fs::read(&first.on_disk.whole).unwrap();
+    assert_eq!(whole.len() as u64, SIZE, "nothing is behind the content");
+    assert_eq!(whole[CHUNK_BYTES..], [7; 4321]);
+}
+
+/// A download that did not fit took all room there was for a moment, and whoever wrote a file just then failed.
+#[test]
+fn what_does_not_fit_takes_no_room_from_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    let before = part.on_disk.file.metadata().unwrap().blocks();
+    let mark = Mark { size: 1 << 50, ..part.on_disk.mark };
+    let writable = part.writable().unwrap();
+    let new =
+        |mark| PartFile::new(&writable.file, folder.path(), part.path(), &name("film.mkv"), mark);
+    let on_disk = new(mark).unwrap();
+    assert!(matches!(on_disk.make_room(&writable.file), Err(FetchError::NoRoom { .. })));
+    assert_eq!(on_disk.file.metadata().unwrap().blocks(), before);
+}
+
+#[test]
+fn a_trailer_says_what_it_says_or_nothing() {
+    let mark = Mark { size: SIZE, content: content(b"film") };
+    let trailer = mark.encode();
+    assert_eq!(Mark::decode(&trailer), Some(mark));
+    for at in (0..88).chain([4095]) {
+        let mut bad = trailer;
+        bad[at] ^= 1;
+        assert_eq!(Mark::decode(&bad), None, "byte {at}");
+    }
+    for length in [0, 15, 16, 23, 24, 55, 56, 88, 4095] {
+        assert_eq!(Mark::decode(&trailer[..length]), None, "{length} bytes");
+    }
+}
+
+#[test]
+fn long_names_have_parts_too() {
+    let content = content(b"x");
+    assert_eq!(part_name(&name("a.b"), content), "a.b.part");
+    let longest = "ü".repeat(127) + "x";
+    let part = part_name(&name(&longest), content);
+    assert!(part.len() <= FILE_NAME_BYTES_MAX && part.ends_with(".part"), "{part}");
+    let other = part_name(&name(&longest), ContentId([0; 32]));
+    assert_ne!(part, other);
+    let folder = tempfile::tempdir().unwrap();
+    drop(Part::open(folder.path(), &name(&longest), content, 5).unwrap().unwrap());
+    assert!(folder.path().join(part).exists());
+}
+
+#[test]
+fn a_file_larger_than_any_disk_is_refused_at_once_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    // A sparse answer would not do: the room is asked of the file system.
+    let error = open(folder.path(), 1 << 55).unwrap_err();
+    assert!(matches!(error, FetchError::NoRoom { .. } | FetchError::NotSoLarge { .. }), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Another process that has a file mapped and nothing else. The system that builds this has a compiler for C, which
+/// knows no rule against mappings.
+struct Mapper(Child, BufReader<std::process::ChildStdout>);
+
+impl Mapper {
+    fn start(folder: &Path, file: &Path) -> Mapper {
+        let program = folder.join("mapped_writer");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mapped_writer.c");
+        let compiled = Command::new("cc").arg("-o").arg(&program).arg(source).status().unwrap();
+        assert!(compiled.success());
+        let mut command = Command::new(program);
+        command.arg(file).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        let mut mapper = Mapper(child, said);
+        mapper.expect("mapped\n");
+        mapper
+    }
+
+    fn expect(&mut self, expected: &str) {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        assert_eq!(line, expected);
+    }
+
+    fn store(&mut self, offset: usize, byte: u8) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{offset} {byte}").unwrap();
+        self.expect("written\n");
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn is_good(part: &Part, index: u64, byte: u8) -> bool {
+    let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(0).unwrap();
+    part.read_chunk(index, &mut buffer).unwrap();
+    buffer.as_ref().iter().all(|found| *found == byte)
+}
+
+/// What a store to a page of a mapping that is dirty does to a file cannot be seen from outside it.
+#[test]
+fn what_is_stored_through_a_mapping_is_never_published() {
+    // The mapping is made while the download goes on, or before it does.
+    for is_resumed in [false, true] {
+        let (folder, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut part = open(folder.path(), SIZE).unwrap().unwrap();
+        write(&part, 0, 3);
+        write(&part, 1, 3);
+        let mut mapper = Mapper::start(tools.path(), part.path());
+        mapper.store(10, 3);
+        if is_resumed {
+            drop(part);
+            part = open(folder.path(), SIZE).unwrap().unwrap();
+        }
+        mapper.store(10, 9);
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+        assert!(!is_good(&part, 0, 3), "the check finds it");
+        write(&part, 0, 3);
+        // A page that is dirty, and good when it is checked.
+        mapper.store(10, 3);
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+        assert!(is_good(&part, 0, 3) && is_good(&part, 1, 3));
+        mapper.store(10, 9);
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful, "it may go on");
+        assert!(!is_good(&part, 0, 3));
+        drop(mapper);
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful, "it was not checked since");
+        write(&part, 0, 3);
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful, "others may have written beside it");
+        assert!(is_good(&part, 0, 3) && is_good(&part, 1, 3));
+        assert!(matches!(part.finish(), Ok(Finish::Published(_))));
+        assert!(std::fs::read(part.whole_path()).unwrap().iter().all(|byte| *byte == 3));
+    }
+}
+
+/// A program that reads what arrives was taken for one that writes, and the download failed.
+#[test]
+fn whoever_reads_costs_one_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    write(&part, 1, 3);
+    let _reader = File::open(part.path()).unwrap();
+    assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+    let _another = File::open(part.path()).unwrap();
+    assert!(matches!(part.finish(), Ok(Finish::Published(_))));
+    // Who serves it to others costs none.
+    let part = Part::open(folder.path(), &name("b"), content(b"film"), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    part.served().unwrap().read_exact_at(&mut [0; 9], 7).unwrap();
+    write(&part, 1, 3);
+    assert!(matches!(part.finish(), Ok(Finish::Published(_))));
+}
+
+/// A writer waits for the lease, and what was checked under it does not count when it is let in.
+#[test]
+fn who_opens_it_for_writing_during_the_check_has_it_checked_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    write(&part, 1, 3);
+    drop(File::open(part.path()).unwrap());
+    assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+    let path = part.path().to_owned();
+    let writer = std::thread::spawn(move || {
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[9], 10).unwrap();
+    });
+    // It has asked when the lease is not whole any more.
+    let asked = || !part.end().lease.as_ref().is_some_and(Lease::is_whole);
+    while !asked() {
+        std::thread::yield_now();
+    }
+    assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+    writer.join().unwrap();
+    while is_good(&part, 0, 3) {
+        assert_eq!(part.finish().unwrap(), Finish::Doubtful, "wrong bytes are not published");
+    }
+}
