@@ -301,6 +301,129 @@ fn a_frozen_server_is_passed_over_long_before_its_connection_is_given_up() {
     assert!(writes(&greeting).iter().all(|write| write.sequence == 1));
 }
 
+/// Healthy was whoever greeted: a server that had frozen since was asked first by every third call, and each of them
+/// waited for it.
+#[test]
+fn a_server_that_froze_after_it_greeted_is_asked_by_the_calls_under_way_and_no_later_one() {
+    const CALLERS: usize = 4;
+    const CALLS: usize = 60;
+    let answer = |id, request, link: &Link| match request {
+        Request::Write(_) => link.reply(id, put_ok(5)),
+        Request::Get(_) => link.reply(id, value("v", 5)),
+        _ => link.reply(id, error(ErrorCode::Busy, "asked for something else", 0)),
+    };
+    fn in_the_middle(_: u64, request: Request, link: &Link) {
+        if matches!(request, Request::Get(_) | Request::Write(_)) {
+            // A frame of a hundred bytes, of which one comes.
+            let _ = link.0.lock().unwrap().write_all(&[0, 0, 0, 100, 0x93]);
+        }
+    }
+    let kinds: [fn() -> FakeServer; 2] =
+        [silent_server, || FakeServer::configured(in_the_middle, false, 7)];
+    for (seed, start) in (0..3).flat_map(|seed| kinds.map(|start| (seed, start))) {
+        println!("seed {seed}");
+        let frozen = start();
+        let good = [FakeServer::start(answer), FakeServer::start(answer)];
+        // A busy machine is not to look like a server that is frozen.
+        let timing = Timing {
+            hedge_delay: Duration::from_millis(200),
+            silence_timeout: PATIENCE,
+            ..Timing::default()
+        };
+        let client = client_of([good[0].address, frozen.address, good[1].address]).seed(seed);
+        let client = client.timing(timing).build().unwrap();
+        // The leader is the one that freezes.
+        client.hint_leader(Some(frozen.address));
+        thread::scope(|scope| {
+            for _ in 0..CALLERS {
+                scope.spawn(|| {
+                    for call in 0..CALLS {
+                        match call % 2 {
+                            0 => assert_ne!(client.get("k").unwrap().server, frozen.address),
+                            _ => assert_ne!(client.put("k", "v").unwrap().server, frozen.address),
+                        }
+                    }
+                });
+            }
+        });
+        let asked = gets(&frozen).len() + writes(&frozen).len();
+        assert!((1..=CALLERS).contains(&asked), "{asked} of {} calls", CALLERS * CALLS);
+    }
+}
+
+/// Passes everything on, both ways, until one of them ends.
+fn pass_all(client: &TcpStream, server: SocketAddr) {
+    let server = &TcpStream::connect(server).unwrap();
+    for (from, to) in [(client, server), (server, client)] {
+        let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+        thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+    }
+}
+
+/// Each server that had not greeted in time got the write as soon as it did, and passed it on.
+#[test]
+fn a_write_leaves_for_one_of_several_servers_that_greet_late_and_for_another_when_that_one_breaks()
+{
+    for breaks in [false, true] {
+        let held: Arc<Mutex<Vec<(u64, Link)>>> = Arc::default();
+        let start = || {
+            let held = Arc::clone(&held);
+            FakeServer::start(move |id, request, link| match request {
+                Request::Write(_) => held.lock().unwrap().push((id, link.clone())),
+                _ => link.reply(id, error(ErrorCode::Invalid, "no status", 0)),
+            })
+        };
+        let (servers, gates) =
+            ([start(), start()], [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap()));
+        let addresses = gates.each_ref().map(|gate| gate.local_addr().unwrap());
+        let timing = Timing {
+            connect_timeout: PATIENCE,
+            silence_timeout: PATIENCE,
+            hedge_delay: Duration::from_millis(200),
+            ..Timing::default()
+        };
+        let client = client_of(addresses).timing(timing).request_timeout(PATIENCE).build().unwrap();
+        // Both are asked, one after the other, and neither has greeted.
+        let putting = client.clone();
+        let put = thread::spawn(move || putting.put("k", "v"));
+        let clients = gates.each_ref().map(|gate| gate.accept().unwrap().0);
+        for (client, server) in clients.iter().zip(&servers) {
+            pass_all(client, server.address);
+        }
+        // What was sent on either connection before has arrived when this is answered.
+        for address in addresses {
+            client.status(address).unwrap_err();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while held.lock().unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "no server has got the write");
+            thread::yield_now();
+        }
+        let all = || servers.iter().flat_map(writes).collect::<Vec<_>>();
+        assert_eq!(all().len(), 1);
+        let (id, link) = held.lock().unwrap().remove(0);
+        match breaks {
+            false => link.reply(id, put_ok(5)),
+            true => {
+                close(&link);
+                while held.lock().unwrap().is_empty() {
+                    assert!(Instant::now() < deadline, "the other server does not get the write");
+                    thread::yield_now();
+                }
+                let (id, link) = held.lock().unwrap().remove(0);
+                link.reply(id, put_ok(5));
+            }
+        }
+        assert_eq!(put.join().unwrap().unwrap().timestamp, Timestamp(5));
+        let sent = all();
+        assert_eq!(sent.len(), 1 + usize::from(breaks));
+        assert!(sent.iter().all(|write| *write == sent[0]), "{sent:?}");
+    }
+}
+
 #[test]
 fn a_large_write_is_not_held_up_by_a_frozen_server_that_takes_no_more_of_it() {
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -868,6 +868,63 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
     }
 }
 
+/// A removal of a key read again, in the same piece, over all that the removals before it had taken away.
+#[test]
+fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
+    const ROUNDS: u64 = 300;
+    const RANGES: u64 = 60;
+    let key = Bytes::from("k");
+    let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
+    let (del, trim) = (WriteOp::Del { key: key.clone() }, WriteOp::Trim { key });
+    let pairs = (0..20u8).map(|key| (vec![b'k', key].into(), Bytes::new())).collect();
+    let put_all = WriteOp::PutAll { pairs };
+    let del_range = WriteOp::DelRange { from: Bytes::from("a"), to: Bytes::from("z") };
+    let again = |round: Vec<WriteOp>, times: u64| {
+        (0..times).flat_map(move |_| round.clone()).collect::<Vec<WriteOp>>()
+    };
+    let dels = again(vec![put.clone(), del.clone()], ROUNDS);
+    let cases = [
+        dels.clone(),
+        again(vec![put.clone(), put.clone(), trim.clone()], ROUNDS),
+        again(vec![put.clone(), put.clone(), trim, put, del], ROUNDS / 2),
+        again(vec![put_all, del_range.clone()], RANGES),
+        [dels, again(vec![del_range], RANGES)].concat(),
+    ];
+    for ((case, ops), rows_max) in
+        cases.iter().enumerate().flat_map(|case| [5, 100, 1_000].map(|rows_max| (case, rows_max)))
+    {
+        let engine = Arc::new(Counting::default());
+        let rows = engine.rows.clone();
+        let limits =
+            StateLimits { removal_scan_rows_max: 0, removal_grace_us: 0, ..StateLimits::default() };
+        let mut machine = StateMachine::open(engine, limits).unwrap();
+        let mut index = 0;
+        let mut apply = |action| {
+            index += 1;
+            rows.store(0, Ordering::Relaxed);
+            let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
+            let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
+            (applied.unwrap().upkeep.oldest_removal_us, rows.load(Ordering::Relaxed))
+        };
+        for (sequence, op) in (1..).zip(ops.iter().cloned()) {
+            let (client, begun) = (ClientId(1), Timestamp::ZERO);
+            let request = RequestId { client, sequence, answered_below: sequence, begun };
+            apply(Action::Write { request, op, previous: false });
+        }
+        let most = 8 * u64::from(rows_max) + 4 * RANGES + 20;
+        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max, bytes_max: BYTES_MAX };
+        for piece in 0.. {
+            let (left, looked_at) = apply(Action::Upkeep(purge));
+            let context = format!("piece {piece} of {rows_max}, case {case}");
+            assert!(looked_at <= most, "{looked_at} rows in {context}");
+            assert!(piece < 2_000, "the purge comes to no end: {context}");
+            if left.is_none() {
+                break;
+            }
+        }
+    }
+}
+
 /// A sweep went through the whole store, key by key, whenever anything in it was replaced.
 #[test]
 fn a_sweep_looks_only_at_keys_that_got_a_version() {

@@ -11,7 +11,10 @@
 //!   not run is nobody's silence. Any
 //!   request may be sent twice: reads change nothing, writes carry their identity. A server that
 //!   answers PING may take as long as it likes over a write; a read that is *slow* is hedged, which
-//!   means sent to one more server. Whichever answers first counts.
+//!   means sent to one more server. Whichever answers first counts. When that is the second one and the
+//!   first has not even answered PING, the first counts as unhealthy, although its time to be silent is not over.
+//! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so later do not get a copy of
+//!   it as well, unless the one that has it comes to nothing. What has left cannot be called back.
 //! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final when
 //!   no server of a round has anything better to say; the others are then asked all at once, because
 //!   each may take its whole time to find out.
@@ -111,8 +114,9 @@ pub(super) struct Rules {
 /// What the driver is to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Send the request to this server.
-    Send(usize),
+    /// Send the request to this server. `instead`: all those that it was sent to before are silent, so that of a write,
+    /// which may not have left for any of them, one copy is enough.
+    Send { server: usize, instead: bool },
     /// Ask this server, which owes an answer, whether it is there.
     Ping(usize),
     /// Wait for something to happen, until this time at most.
@@ -264,7 +268,12 @@ impl Attempts {
             self.heard = self.heard.max(last_heard.unwrap_or_default());
             let heard = last_heard.unwrap_or_default().max(flight.sent);
             if flight.state == FlightState::Silent {
-                continue;
+                // Whoever has greeted late has the request only now.
+                if flight.greeting_since.is_none() || last_heard.is_none() {
+                    continue;
+                }
+                flight.state = FlightState::Waiting;
+                flight.ping_at = now + silence / 2;
             }
             if was_away {
                 // What has come meanwhile may not have been read yet.
@@ -330,6 +339,7 @@ impl Attempts {
             self.asked.push(server);
         }
         let half = self.rules.silence / 2;
+        let instead = self.flights.iter().all(|flight| flight.state == FlightState::Silent);
         self.flights.push(Flight {
             server,
             sent: now,
@@ -339,7 +349,7 @@ impl Attempts {
             ping_interval: half,
             state: FlightState::Waiting,
         });
-        Action::Send(server)
+        Action::Send { server, instead }
     }
 
     /// Until when to wait, if nothing happens before: for the next server to be asked, if one is, or
@@ -403,7 +413,8 @@ impl Attempts {
     ) {
         health.failed(now, server, random);
         self.heard = heard.map_or(self.heard, |heard| heard.max(self.heard));
-        let was_silent = self.land(server) == Some(FlightState::Silent);
+        let landed = self.land(server);
+        let was_silent = landed.is_some_and(|flight| flight.state == FlightState::Silent);
         let failure = ServerFailure { server: self.addresses[server], reason };
         self.last = format!("{}: {}", failure.server, failure.reason);
         if !was_silent {
@@ -412,18 +423,30 @@ impl Attempts {
         self.failures[server] = Some(failure);
     }
 
-    /// A server has answered. Returns how the request ends, if it does with that.
+    /// The request did not leave for a server that has greeted meanwhile, since another one has it. That one may be
+    /// asked if the other comes to nothing.
+    pub(super) fn withheld(&mut self, server: usize) {
+        self.land(server);
+        self.asked.retain(|asked| *asked != server);
+    }
+
+    /// A server has answered. Returns how the request ends, if it does with that. `heard` as for [`Attempts::poll`].
     pub(super) fn answered<T>(
         &mut self,
         now: Duration,
         server: usize,
         verdict: Verdict<T>,
+        heard: impl Fn(usize) -> Option<Duration>,
         health: &mut Health,
         random: &mut StdRng,
     ) -> Option<Result<T, ClientError>> {
         self.heard = now;
         self.failures[server] = None;
-        self.land(server);
+        if let Some(answered) = self.land(server) {
+            for overdue in self.overtaken(&answered, heard) {
+                health.failed(now, overdue, random);
+            }
+        }
         match &verdict {
             Verdict::Gone(_) | Verdict::NoMajority(_) => health.failed(now, server, random),
             _ => health.answered(now, server),
@@ -451,9 +474,32 @@ impl Attempts {
     }
 
     /// The request is no more under way at a server.
-    fn land(&mut self, server: usize) -> Option<FlightState> {
+    fn land(&mut self, server: usize) -> Option<Flight> {
         let at = self.flights.iter().position(|flight| flight.server == server)?;
-        Some(self.flights.swap_remove(at).state)
+        Some(self.flights.swap_remove(at))
+    }
+
+    /// Servers of which nothing was heard, though they were asked whether they are there before the request was even
+    /// sent to the one that has answered it, and have owed an answer for the hedging time. The request ends before
+    /// they count as silent, and the next one would go to them first. Time in which this client did not run is not held
+    /// against them, since the other's request and answer went both ways within the same time.
+    fn overtaken(
+        &self,
+        answered: &Flight,
+        heard: impl Fn(usize) -> Option<Duration>,
+    ) -> Vec<usize> {
+        let is_overdue = |flight: &&Flight| {
+            let heard = heard(flight.server);
+            flight.state == FlightState::Slow
+                && match (flight.greeting_since, flight.pinged) {
+                    (Some(_), _) => heard.is_none(),
+                    (None, Some(pinged)) => {
+                        pinged <= answered.sent && heard.is_none_or(|heard| heard <= pinged)
+                    }
+                    (None, None) => false,
+                }
+        };
+        self.flights.iter().filter(is_overdue).map(|flight| flight.server).collect()
     }
 
     /// Every server's failure, when all that may be asked have failed.

@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use super::Inner;
 use super::attempts::{Action, Attempts, Rules, Verdict};
 use super::cancel;
-use super::connection::Failure;
+use super::connection::{Claim, Failure};
 use super::error::{ClientError, ServerFailure};
 use super::health::Health;
 use super::pool::Sent;
@@ -85,6 +85,12 @@ fn withdraw_all<C>(flights: Vec<Flight<C>>, known: &mut Option<Effect>) {
     }
 }
 
+/// When something last came from a server that owes an answer.
+fn heard_of<C>(flights: &[Flight<C>], started: Instant, server: usize) -> Option<Duration> {
+    let flight = flights.iter().find(|flight| flight.server == server)?;
+    flight.sent.as_ref()?.connection.heard()?.checked_duration_since(started)
+}
+
 /// Replies by the tag of their attempt.
 type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
 
@@ -106,6 +112,8 @@ impl Inner {
         let replies: Replies = Arc::new(Mailbox::new());
         let mut flights: Vec<Flight<C>> = Vec::new();
         let mut tags = 0;
+        // Of a write: the claim of the copies that were sent instead of each other.
+        let mut claim: Option<Claim> = None;
         // Of a write: what is known of the effect of those attempts that have ended.
         let mut effect = None;
         loop {
@@ -114,10 +122,7 @@ impl Inner {
                 return Err(self.timed_out("whoever asked has given up").of_write(effect));
             }
             let action = {
-                let heard = |server| {
-                    let flight = flights.iter().find(|flight| flight.server == server)?;
-                    self.since_start(flight.sent.as_ref()?.connection.heard()?)
-                };
+                let heard = |server| heard_of(&flights, self.started, server);
                 let (now, mut health, mut random) = self.state();
                 attempts.poll(now, heard, &mut health, &mut random)
             };
@@ -137,13 +142,16 @@ impl Inner {
                         sent.connection.ping();
                     }
                 }
-                Action::Send(server) => {
+                Action::Send { server, instead } => {
                     let (request, context) = build();
                     if matches!(request, Request::Write(_)) {
                         effect.get_or_insert(Effect::NotDone);
+                        // A copy that has left cannot be taken back.
+                        let shared = claim.take().filter(|claim| instead && !claim.is_taken());
+                        claim = Some(shared.unwrap_or_default());
                     }
                     tags += 1;
-                    let sent = self.send(server, request, tags, &replies);
+                    let sent = self.send(server, request, claim.clone(), tags, &replies);
                     flights.push(Flight { server, tag: tags, sent, resent: false, context });
                 }
                 Action::Wait(until) => {
@@ -176,7 +184,9 @@ impl Inner {
                             let verdict = judge(self.servers[server], context, reply);
                             let (now, mut health, mut random) = self.state();
                             let (health, random) = (&mut health, &mut random);
-                            let end = attempts.answered(now, server, verdict, health, random);
+                            let heard = |server| heard_of(&flights, self.started, server);
+                            let end =
+                                attempts.answered(now, server, verdict, heard, health, random);
                             if let Some(result) = end {
                                 return result.map_err(|error| {
                                     withdraw_all(flights, &mut effect);
@@ -188,9 +198,10 @@ impl Inner {
                         // health: the request goes on a new one.
                         Err(failure) if failure.ended && was_kept => {
                             let (request, context) = build();
-                            let sent = self.send(server, request, tag, &replies);
+                            let sent = self.send(server, request, None, tag, &replies);
                             flights.push(Flight { server, tag, sent, resent: true, context });
                         }
+                        Err(failure) if failure.withheld => attempts.withheld(server),
                         Err(failure) => {
                             let heard = failure.heard.and_then(|at| self.since_start(at));
                             let (now, mut health, mut random) = self.state();
@@ -245,10 +256,17 @@ impl Inner {
     }
 
     /// The reply comes by `replies`, and so does the news that there will be none.
-    fn send(&self, server: usize, request: Request, tag: u64, replies: &Replies) -> Option<Sent> {
+    fn send(
+        &self,
+        server: usize,
+        request: Request,
+        claim: Option<Claim>,
+        tag: u64,
+        replies: &Replies,
+    ) -> Option<Sent> {
         let told = Arc::clone(replies);
         let on_reply = Box::new(move |result| told.give((tag, result)));
-        let sent = self.pool.send(server, request, on_reply);
+        let sent = self.pool.send(server, request, claim, on_reply);
         sent.map_err(|failure| replies.give((tag, Err(failure)))).ok()
     }
 
@@ -271,7 +289,7 @@ impl Inner {
                 lock(&health).answered(started.elapsed(), server);
             }
         });
-        if let Ok(sent) = self.pool.send(server, Request::Status, on_reply) {
+        if let Ok(sent) = self.pool.send(server, Request::Status, None, on_reply) {
             sent.leave();
         }
     }

@@ -38,11 +38,18 @@ pub(crate) struct Failure {
     pub(super) may_have_left: bool,
     /// The connection ended, as idle ones do, without any sign that the server is unwell.
     pub(super) ended: bool,
+    /// The server is well, but another connection has taken the [`Claim`] to the request.
+    pub(super) withheld: bool,
 }
 
 impl Failure {
     pub(crate) fn new(reason: impl Into<String>) -> Failure {
-        Failure { reason: reason.into(), heard: None, may_have_left: false, ended: false }
+        let (heard, may_have_left, ended, withheld) = (None, false, false, false);
+        Failure { reason: reason.into(), heard, may_have_left, ended, withheld }
+    }
+
+    fn withheld() -> Failure {
+        Failure { withheld: true, ..Failure::new("another server has it") }
     }
 
     pub(crate) fn io(error: &io::Error) -> Failure {
@@ -50,6 +57,29 @@ impl Failure {
             matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
         Failure { ended, ..Failure::new(describe(error)) }
     }
+}
+
+/// The right to let a request leave, for one of several connections that would all take it once their servers have greeted.
+/// Clones are the same claim. Whoever takes it first lets the request leave; the others withhold it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    pub(super) fn is_taken(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether the caller is the first to take it.
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+}
+
+/// A request made before the server has greeted.
+struct Early {
+    id: u64,
+    request: Request,
+    claim: Option<Claim>,
 }
 
 /// Is told what a request came to, on the connection's thread or the caller's.
@@ -110,9 +140,8 @@ struct State {
     owed_since: Instant,
     /// When something last came, the greeting included. Until then nothing but the greeting has left.
     heard: Option<Instant>,
-    /// Requests made before the server has greeted, by their numbers, so that one whose caller has given up does not
-    /// leave after all.
-    early: Vec<(u64, Request)>,
+    /// Requests made before the server has greeted, so that one whose caller has given up does not leave after all.
+    early: Vec<Early>,
     closed: Option<Failure>,
 }
 
@@ -160,14 +189,24 @@ impl Connection {
     }
 
     /// Sends a request, or as much of it as the server takes; see [`Connection::push`]. Returns the
-    /// number by which it can be forgotten, unless the connection has ended already. `on_reply` is called once,
-    /// unless it is forgotten before.
-    pub(super) fn send(&self, mut body: Request, on_reply: OnReply) -> Option<u64> {
+    /// number by which it can be forgotten, unless the connection has ended already or the `claim` to the request is
+    /// taken. `on_reply` is called once, unless it is forgotten before.
+    pub(super) fn send(
+        &self,
+        mut body: Request,
+        claim: Option<Claim>,
+        on_reply: OnReply,
+    ) -> Option<u64> {
         let id = {
             let mut state = lock(&self.shared.state);
             if let Some(failure) = state.closed.clone() {
                 drop(state);
                 on_reply(Err(Failure { may_have_left: false, ..failure }));
+                return None;
+            }
+            if state.heard.is_some() && claim.as_ref().is_some_and(|claim| !claim.take()) {
+                drop(state);
+                on_reply(Err(Failure::withheld()));
                 return None;
             }
             if state.waiting.is_empty() {
@@ -177,7 +216,7 @@ impl Connection {
             state.next_id += 1;
             state.waiting.insert(id, on_reply);
             if state.heard.is_none() {
-                state.early.push((id, body));
+                state.early.push(Early { id, request: body, claim });
                 return Some(id);
             }
             id
@@ -192,7 +231,7 @@ impl Connection {
     pub(super) fn forget(&self, id: u64) -> bool {
         let mut state = lock(&self.shared.state);
         let forgotten = state.waiting.remove(&id);
-        state.early.retain(|(early, _)| *early != id);
+        state.early.retain(|early| early.id != id);
         let may_have_left = state.heard.is_some();
         drop(state);
         drop(forgotten);
@@ -343,7 +382,12 @@ impl Shared {
             return Err(failure.clone());
         }
         // All under one lock: a request has either left or can still be taken back.
-        for (id, mut body) in std::mem::take(&mut state.early) {
+        let mut withheld = Vec::new();
+        for Early { id, request: mut body, claim } in std::mem::take(&mut state.early) {
+            if claim.is_some_and(|claim| !claim.take()) {
+                withheld.extend(state.waiting.remove(&id));
+                continue;
+            }
             self.met.complete(&mut body);
             transport::encode(&Message::Request { id, body }, &mut lock(&self.outbox))
                 .map_err(|error| Failure::new(error.to_string()))?;
@@ -352,6 +396,7 @@ impl Shared {
         // Only this thread sets it.
         let _ = self.stream.set(stream);
         drop(state);
+        withheld.into_iter().for_each(|on_reply| on_reply(Err(Failure::withheld())));
         self.write_unless_busy();
         Ok(reader)
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use super::Timing;
-use super::connection::{Connection, Failure, Met, OnReply};
+use super::connection::{Claim, Connection, Failure, Met, OnReply};
 use super::sync::lock;
 use crate::types::ClusterId;
 use crate::wire::message::{Request, Welcome};
@@ -59,16 +59,17 @@ impl Pool {
         Pool { slots, timing, cluster: Arc::default(), met: Met::default() }
     }
 
-    /// Sends a request on the server's connection, which is opened if there is none. Waits for
-    /// neither: whatever happens is told to `on_reply`.
+    /// Sends a request on the server's connection, which is opened if there is none, unless the `claim` to it is taken
+    /// before it can leave. Waits for neither: whatever happens is told to `on_reply`.
     pub(super) fn send(
         &self,
         index: usize,
         body: Request,
+        claim: Option<Claim>,
         on_reply: OnReply,
     ) -> Result<Sent, Failure> {
         let (connection, was_kept) = self.connect(index)?;
-        let id = connection.send(body, on_reply);
+        let id = connection.send(body, claim, on_reply);
         Ok(Sent { connection, was_kept, id })
     }
 

@@ -1,6 +1,6 @@
 //! What follows from the inputs: `flush`, once for a bunch of them.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::certainty::Certainty;
 use super::commit_news::CommitNews;
@@ -13,7 +13,7 @@ use super::{ConsoleEvent, Notice, Now, Output, compares_states};
 use crate::command::{Action, Command, EncodedWrite, FeatureLevel, GroupRules, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
-use crate::types::{LogEntry, LogIndex, NodeId};
+use crate::types::{ClientId, LogEntry, LogIndex, NodeId};
 use crate::wire::message::{Effect, PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
@@ -276,33 +276,35 @@ impl Node {
         let reachable = |l: &NodeId| self.links.contains(l) && !self.unheard.contains(l);
         let leader = self.consensus.leader().filter(reachable);
         let mut budget_spent = false;
-        // None goes past another one of its client.
-        let mut held_clients = HashSet::new();
+        // None goes past another one of its client. Whether that is behind a long one.
+        let mut held_clients: HashMap<ClientId, bool> = HashMap::new();
         for key in self.writes.take_waiting() {
             // Only clients' writes are forwarded, or two servers that each take the other for the
             // leader would play ball.
             if !self.leave_to_clients(key, out) {
                 continue;
             }
-            let pending = self.writes.get_mut(key);
-            let leader = leader.filter(|_| pending.not_before_us <= now.monotonic_us);
             let Some(leader) = leader else {
                 self.writes.wait(key);
                 continue;
             };
+            let is_due = self.writes.get(key).not_before_us <= now.monotonic_us;
             let is_long = self.writes.is_long(self.writes.get(key).write.shape.keys);
             let client = self.writes.get(key).write.request.client;
-            let is_behind = held_clients.contains(&client);
+            let held = held_clients.get(&client);
+            let (is_behind, is_behind_long) = (held.is_some(), held == Some(&true));
             if is_behind
+                || !is_due
                 || !is_long && budget_spent
                 || !self.writes.may_forward(key, self.config.limits.forward_bytes_max)
             {
                 // In order, or one of many bytes would wait for ever.
-                budget_spent |= !is_long && !is_behind;
-                if is_long {
+                budget_spent |= !is_long && !is_behind && is_due;
+                let waits_for_turn = is_long || is_behind_long;
+                if waits_for_turn {
                     self.writes.get_mut(key).wait_for_turn();
                 }
-                held_clients.insert(client);
+                held_clients.insert(client, waits_for_turn);
                 self.writes.wait(key);
                 continue;
             }

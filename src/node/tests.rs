@@ -626,6 +626,40 @@ fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_wait
     assert!(timestamps[4] < timestamps[1], "{timestamps:?}");
 }
 
+/// Only the long ones had the time for that. The short one was refused, and came again behind those that came later.
+#[test]
+fn what_waits_at_a_follower_behind_a_long_write_of_its_client_has_as_long_as_that() {
+    let limits = limits::NodeLimits {
+        short_write_keys_max: 1,
+        long_write_keys_max: 3,
+        ..Default::default()
+    };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    group.put(0, 1);
+    group.settle();
+    let long = || {
+        let pairs = (0..9).map(|number| (Bytes::from(vec![number]), Bytes::new())).collect();
+        WriteOp::PutAll { pairs }
+    };
+    let put = || WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    group.withheld = Some(Vec::new());
+    group.write_of(10, 0, (1, 1), long());
+    group.settle();
+    let waiting = [
+        group.write_of(11, 0, (1, 1), long()),
+        group.write_of(11, 0, (2, 2), put()),
+        group.write_of(11, 0, (3, 3), put()),
+    ];
+    group.settle();
+    let ticks = (limits::COMMIT_TIMEOUT + Duration::from_secs(1)).as_millis() / 20;
+    for _ in 0..ticks {
+        group.tick();
+        let replies = waiting.map(|token| group.replies.get(&token));
+        assert!(replies.iter().all(Option::is_none), "{replies:?}");
+    }
+}
+
 /// Tells a server how much room there is on its disk.
 fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
     group.inbox.push_back((at, Input::DiskSpace(space)));

@@ -45,8 +45,8 @@ use crate::node::{AppliedWrite, UpkeepState};
 use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
 use crate::wire::message::Previous;
 
-/// The layout of the rows this build writes and reads.
-pub const STATE_FORMAT_VERSION: u32 = 5;
+/// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each version's rows.
+pub const STATE_FORMAT_VERSION: u32 = 6;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";

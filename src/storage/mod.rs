@@ -30,6 +30,8 @@ pub mod disk;
 pub mod engine;
 pub mod files;
 #[cfg(test)]
+mod formats;
+#[cfg(test)]
 mod gated_file;
 mod hash;
 pub mod keys;

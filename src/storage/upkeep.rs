@@ -30,6 +30,7 @@
 //! How far either has come is noted, so that a later page of a read that is too old says so instead of
 //! showing less than there was.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -103,12 +104,16 @@ pub(super) struct Budget {
     bytes: u64,
     /// Something was done.
     begun: bool,
+    /// Versions that the piece has removed, and their bytes. They stay below the batch that removes them, so that
+    /// whoever goes through their keys again in the same piece reads them again.
+    removed_rows: u32,
+    removed_bytes: u64,
 }
 
 impl Budget {
     /// Of a whole piece.
     pub fn new(rows: u32, bytes: u64) -> Budget {
-        Budget { rows, bytes, begun: false }
+        Budget { rows, bytes, begun: false, removed_rows: 0, removed_bytes: 0 }
     }
 
     fn allows_more(&self) -> bool {
@@ -120,6 +125,19 @@ impl Budget {
         self.begun = true;
         self.rows = self.rows.saturating_sub(1);
         self.look(bytes);
+    }
+
+    /// A version of so many bytes is removed.
+    fn remove(&mut self, bytes: usize) {
+        self.take(bytes);
+        self.removed_rows = self.removed_rows.saturating_add(1);
+        self.removed_bytes = self.removed_bytes.saturating_add(bytes as u64);
+    }
+
+    /// All that the piece has removed may be read again.
+    fn pass_removed(&mut self) {
+        self.rows = self.rows.saturating_sub(self.removed_rows);
+        self.bytes = self.bytes.saturating_sub(self.removed_bytes);
     }
 
     /// So many bytes were read, to see what is to be done.
@@ -144,16 +162,22 @@ pub(super) fn purge(
         if queued.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     // Oldest first: when a removal is at hand, what older ones of its key reached has gone.
-    for row in queued {
-        let (at, key) = keys::decode_queued(&row).map_err(|_| ApplyError::Damaged("a removal"))?;
+    let mut gone = HashMap::new();
+    for row in &queued {
+        let (at, key) = keys::decode_queued(row).map_err(|_| ApplyError::Damaged("a removal"))?;
         if at > before || !budget.allows_more() {
             break;
         }
         reached = reached.max(at);
-        purge_key(changes, &row, (at, key), unswept, &mut budget)?;
+        purge_key(changes, row, (at, key), unswept, &mut gone, &mut budget)?;
     }
     for range in removals::ranges(&changes.rows())? {
-        if range.at > before || !budget.allows_more() {
+        if range.at > before {
+            break;
+        }
+        // What removals of its keys, and of ranges that overlap it, have just taken away is on its way.
+        budget.pass_removed();
+        if !budget.allows_more() {
             break;
         }
         reached = reached.max(range.at);
@@ -185,23 +209,23 @@ fn first_row(
     Ok(found)
 }
 
-/// Removes the versions of a key up to `last`, as many as the budget allows, and what asks for a sweep on their
-/// account: no such row is older than `unswept`, if there are any. `false`: there are more.
+/// Removes these versions of a key, as many as the budget allows, and what asks for a sweep on their account: no such
+/// row is older than `unswept`, if there are any. `false`: there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
-    last: Timestamp,
+    versions: &keys::RowRange,
     unswept: Option<Timestamp>,
     budget: &mut Budget,
 ) -> Result<bool, ApplyError> {
     let mut gone: Vec<HashedRow> = Vec::new();
     let mut complete = true;
-    changes.rows().visit(&keys::versions_up_to(key, last), &mut |row, stored| {
+    changes.rows().visit(versions, &mut |row, stored| {
         complete = budget.allows_more();
         if !complete {
             return ControlFlow::Break(());
         }
-        budget.take(stored.len());
+        budget.remove(stored.len());
         gone.push(hashed(row, stored));
         ControlFlow::Continue(())
     })?;
@@ -217,27 +241,35 @@ fn remove_versions(
 
 /// Takes what a removal of a key reaches off the disk, and when all of that has gone the rows that say so:
 /// the mark first hides it from the newest reads, the removal from those of the past.
-fn purge_key(
+///
+/// `gone` says of each key up to which time this piece has left nothing of it. What lies before is not gone through again:
+/// a key with many removals would have its rows read again by each of them.
+fn purge_key<'k>(
     changes: &mut Changes<'_>,
     queued: &Bytes,
-    (at, key): (Timestamp, &[u8]),
+    (at, key): (Timestamp, &'k [u8]),
     unswept: Option<Timestamp>,
+    gone: &mut HashMap<&'k [u8], Timestamp>,
     budget: &mut Budget,
 ) -> Result<(), ApplyError> {
     let removal_row = keys::removal(key, at);
-    let stored =
-        changes.rows().first(&keys::removals(key, Timestamp(at.0.saturating_sub(1)), at))?;
+    let stored = changes.rows().first(&keys::only(&removal_row))?;
     let Some((_, removal)) = stored else { return Err(ApplyError::Damaged("a removal")) };
-    let floor = Removal::decode(&removal)?.floor(at);
-    if !remove_versions(changes, key, Timestamp(floor.0.saturating_sub(1)), unswept, budget)? {
+    let below = Timestamp(Removal::decode(&removal)?.floor(at).0.saturating_sub(1));
+    let mut versions = keys::versions_up_to(key, below);
+    if let Some(gone) = gone.get(key) {
+        versions.end = keys::version(key, *gone);
+    }
+    if !remove_versions(changes, key, &versions, unswept, budget)? {
         return Ok(());
     }
-    let newest = changes.rows().first(&keys::versions_up_to(key, at))?;
-    if let Some((row, stored)) = newest
-        && row == keys::version(key, at)
-    {
+    let mark = changes.rows().first(&keys::only(&keys::version(key, at)))?;
+    if let Some((row, stored)) = mark {
         changes.delete(row, &stored);
+        budget.remove(stored.len());
     }
+    let gone = gone.entry(key).or_insert(below);
+    *gone = below.max(*gone);
     changes.delete(removal_row, &removal);
     changes.delete(queued.clone(), &[]);
     budget.take(0);
@@ -259,7 +291,8 @@ fn purge_range(
         let Some(row) = first_row(&changes.rows(), &versions, budget)? else { break None };
         let (mut key, _) =
             keys::decode_version(&row).map_err(|_| ApplyError::Damaged("a version"))?;
-        if !budget.allows_more() || !remove_versions(changes, &key, range.at, unswept, budget)? {
+        let versions = keys::versions_up_to(&key, range.at);
+        if !budget.allows_more() || !remove_versions(changes, &key, &versions, unswept, budget)? {
             break Some(key);
         }
         // Looking at it counts, also where there is nothing to remove.

@@ -15,7 +15,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::fake_server::{FakeServer, error};
+use crate::fake_server::{FakeServer, Link, error, value};
 use crate::site::{Site, channel, connect, key, pair, range, row, waiting, within};
 use crate::support::gateway::Gateway;
 use crate::support::{PATIENCE, eventually, exited_with, hangups_are_ignored};
@@ -84,6 +84,36 @@ fn long_writes_have_a_session_of_their_own() {
     let [short, long] = [sessions[0], sessions[3]];
     assert_ne!(short, long);
     assert_eq!(sessions, [short, short, short, long, long, long]);
+}
+
+#[test]
+fn one_frozen_server_of_three_is_not_asked_by_every_third_call() {
+    const CALLS: usize = 200;
+    let count = |server: &FakeServer| {
+        let requests = server.requests();
+        requests.iter().filter(|request| matches!(request, Request::Get(_))).count()
+    };
+    let answer = |id, request, link: &Link| match request {
+        Request::Get(_) => link.reply(id, value("v", 5)),
+        _ => link.reply(id, error(ErrorCode::Busy, "asked for something else", 0)),
+    };
+    // Greets, and says nothing more.
+    let frozen = FakeServer::configured(|_, _, _| {}, false, 7);
+    let good = [FakeServer::start(answer), FakeServer::start(answer)];
+    let servers = [good[0].address, frozen.address, good[1].address].map(|at| at.to_string());
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start(&dir, &servers.join(","), &[]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = connect(&gateway).await;
+        for _ in 0..CALLS {
+            assert_eq!(client.get(waiting(key("k"))).await.unwrap().into_inner().val, "v");
+        }
+    });
+    // A busy machine may find the others silent for a moment, too.
+    let asked = count(&frozen);
+    assert!(asked <= CALLS / 20, "{asked} of {CALLS} calls");
+    assert!(good.iter().map(count).sum::<usize>() >= CALLS);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The choice of servers in virtual time, among servers that freeze, refuse, are slow and come back.
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::limits::{
@@ -45,6 +45,8 @@ struct World {
     servers: Vec<Does>,
     health: Health,
     random: StdRng,
+    /// How late the driver may be when it wakes by itself.
+    late: Duration,
 }
 
 /// What became of a request.
@@ -87,7 +89,13 @@ impl World {
     fn new(seed: u64, servers: &[Does]) -> World {
         let health = Health::new(servers.len());
         let random = StdRng::seed_from_u64(seed);
-        World { now: Duration::ZERO, servers: servers.to_vec(), health, random }
+        World {
+            now: Duration::ZERO,
+            servers: servers.to_vec(),
+            health,
+            random,
+            late: Duration::ZERO,
+        }
     }
 
     /// When a server's connection has something to say to a request sent at `sent`.
@@ -121,7 +129,7 @@ impl World {
             }));
             let result = match action {
                 Action::GiveUp(error) => Some(Err(error)),
-                Action::Send(server) => {
+                Action::Send { server, .. } => {
                     assert!(!flights.iter().any(|of| of.0 == server), "it is there already");
                     flights.push((server, self.now));
                     sent.push(server);
@@ -146,13 +154,14 @@ impl World {
                         next.filter(|at| self.event_at(flights[*at].0, flights[*at].1) <= until);
                     match next {
                         None => {
-                            self.now = until;
+                            let late = self.random.random_range(0..=self.late.as_micros() as u64);
+                            self.now = until + Duration::from_micros(late);
                             None
                         }
                         Some(at) => {
                             let (server, sent) = flights.remove(at);
                             self.now = self.now.max(self.event_at(server, sent));
-                            self.happens(&mut attempts, server)
+                            self.happens(&mut attempts, server, &says)
                         }
                     }
                 }
@@ -169,6 +178,7 @@ impl World {
         &mut self,
         attempts: &mut Attempts,
         server: usize,
+        says: &[Vec<Duration>],
     ) -> Option<Result<usize, ClientError>> {
         let (now, health, random) = (self.now, &mut self.health, &mut self.random);
         let verdict = match self.servers[server] {
@@ -181,7 +191,8 @@ impl World {
                 return None;
             }
         };
-        attempts.answered(now, server, verdict, health, random)
+        let heard = |server: usize| says[server].iter().copied().filter(|at| *at <= now).max();
+        attempts.answered(now, server, verdict, heard, health, random)
     }
 
     /// What a driver does between requests.
@@ -234,6 +245,31 @@ fn a_frozen_server_costs_one_hedge_and_then_nothing() {
     }
 }
 
+/// A machine is never quite on time: the request was often answered by the second server a moment before the first one
+/// counted as silent, and so the first was asked first again by every later request.
+#[test]
+fn a_frozen_server_costs_one_request_also_when_the_client_is_late() {
+    for (rules, frozen, late) in [read(), write()].into_iter().flat_map(|rules| {
+        let late = [MS, rules.silence / 4, rules.silence / 2, 2 * rules.silence];
+        let frozen = [Freeze, FreezeGreeted];
+        let cases = frozen.into_iter().flat_map(move |frozen| late.map(|late| (frozen, late)));
+        cases.map(move |(frozen, late)| (rules.clone(), frozen, late))
+    }) {
+        println!("{frozen:?}, up to {late:?} late");
+        for_seeds(&[Answer(TRIP), frozen, Answer(TRIP)], |world| {
+            world.late = late;
+            let mut asked = 0;
+            for _ in 0..300 {
+                let end = world.call(rules.clone());
+                assert!(end.result.is_ok());
+                asked += end.sent.iter().filter(|server| **server == 1).count();
+                world.probe();
+            }
+            assert_eq!(asked, 1, "requests that were sent to the frozen server");
+        });
+    }
+}
+
 #[test]
 fn a_server_that_comes_back_is_used_again_soon_and_nobody_waits_to_find_out() {
     for broken in [Freeze, Refuse, Gone, NoMajority(50 * MS)] {
@@ -276,6 +312,38 @@ fn a_server_that_has_greeted_and_then_freezes_costs_the_silence_timeout_once() {
     });
 }
 
+/// On a busy machine several servers greet late. Each of those that the write had been sent to got a copy of it then.
+#[test]
+fn a_write_waits_where_it_left_first_of_several_servers_that_greet_late() {
+    let mut random = StdRng::seed_from_u64(1);
+    let mut health = Health::new(2);
+    let servers: Arc<[SocketAddr]> = [address(0), address(1)].into();
+    let start = Duration::ZERO;
+    let rules = write();
+    let mut attempts =
+        Attempts::new(rules.clone(), servers, vec![0, 1], Some(0), start, &mut random);
+    let mut poll = |attempts: &mut Attempts, now, greeted: Option<Duration>| {
+        attempts.poll(now, |server| greeted.filter(|_| server == 0), &mut health, &mut random)
+    };
+    assert_eq!(poll(&mut attempts, start, None), Action::Send { server: 0, instead: true });
+    assert!(matches!(poll(&mut attempts, start, None), Action::Wait(_)));
+    let second = Action::Send { server: 1, instead: true };
+    assert_eq!(poll(&mut attempts, rules.greeting, None), second);
+    // The first one greets after all, and takes it.
+    let greeted = Some(rules.greeting + TRIP);
+    attempts.withheld(1);
+    let mut now = rules.greeting + 2 * TRIP;
+    let sent = loop {
+        match poll(&mut attempts, now, greeted) {
+            Action::Wait(until) => now = until,
+            Action::Ping(server) => assert_eq!(server, 0),
+            other => break other,
+        }
+    };
+    // It has as long to be heard as any server that has greeted.
+    assert_eq!((sent, now), (second, rules.greeting + 2 * TRIP + rules.silence));
+}
+
 /// A process that was stopped, or a machine that slept, finds all its time-outs over when it goes on, before it has
 /// read what came meanwhile.
 #[test]
@@ -288,7 +356,7 @@ fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
         let mut attempts = Attempts::new(write(), servers, vec![0, 1], Some(0), start, &mut random);
         let heard = |_| has_greeted.then_some(TRIP);
         let mut poll = |now| attempts.poll(now, heard, &mut health, &mut random);
-        assert_eq!(poll(start), Action::Send(0));
+        assert_eq!(poll(start), Action::Send { server: 0, instead: true });
         let mut now = 2 * TRIP;
         let mut away = 0;
         let server = loop {
@@ -299,7 +367,7 @@ fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
                 }
                 Action::Wait(until) => now = until,
                 Action::Ping(server) => assert_eq!(server, 0),
-                Action::Send(server) => break server,
+                Action::Send { server, .. } => break server,
                 Action::GiveUp(error) => panic!("{error}"),
             }
         };

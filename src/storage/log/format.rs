@@ -382,6 +382,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::storage::formats;
 
     fn segment() -> SegmentHeader {
         SegmentHeader {
@@ -409,6 +410,23 @@ mod tests {
             let decoded = SegmentHeader::decode(&array(&damaged));
             assert_eq!(decoded, Err(SegmentHeaderError::Damaged), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_segment_is_written_in_the_bytes_of_its_format() {
+        use std::fmt::Write;
+        let header = segment().encode();
+        let mut frame = FrameBuilder::default();
+        frame.clear();
+        frame.put_hard_state(&segment().hard_state);
+        frame.put_entry(&LogEntry { term: 3, index: 100, data: Bytes::from("data") });
+        let (bytes, _) = frame.finish(&segment(), 40, SEGMENT_HEADER_BYTES as u64);
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let mut listing = format!("format {FORMAT_VERSION}\n");
+        for bytes in [&header[..SECTOR_BYTES], &bytes[..end]] {
+            writeln!(listing, "    {}", formats::shown(bytes)).unwrap();
+        }
+        formats::compare("log.txt", &listing, "FORMAT_VERSION in src/storage/log/format.rs");
     }
 
     /// Fuzzing found that a header with a right checksum and first index 0 stopped the process.

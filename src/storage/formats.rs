@@ -1,0 +1,195 @@
+//! What is on the disk, byte for byte, beside the versions of the formats.
+//!
+//! A directory that another build wrote is told apart by those versions alone. So whoever changes what is stored, a field of
+//! a struct that goes into a row included, finds these tests failing, and raises the version.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::apply::{STATE_FORMAT_VERSION, StateMachine};
+use super::engine::{Direction, Engine};
+use super::memory::MemoryEngine;
+use super::{keys, log};
+use crate::command::{
+    Action, Command, FeatureLevel, GroupRules, History, Release, StateLimits, Upkeep, Version,
+    WriteOp,
+};
+use crate::types::{ClientId, LogEntry, RequestId, Timestamp};
+
+/// The limits of one group. Those that a release gives new groups may change, and no format with them.
+const LIMITS: StateLimits = StateLimits {
+    removal_scan_rows_max: 1024,
+    range_removals_max: 64,
+    versions_stepped_max: 8,
+    removal_grace_us: 60_000_000,
+    session_expiry_us: 90_000_000_000,
+    sessions_max: 65_536,
+    session_replies_max: 2_048,
+    session_replies_total_max: 262_144,
+};
+
+/// Bytes as text: what is printable as it is, the rest in hexadecimal.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => text.push(char::from(*byte)),
+            _ => write!(text, "<{byte:02x}>").unwrap(),
+        }
+        text
+    })
+}
+
+/// A store that has a row of every kind in every form that it can have, if not all at once.
+struct Kept {
+    engine: Arc<MemoryEngine>,
+    machine: StateMachine,
+    last: u64,
+    /// The client that writes.
+    client: ClientId,
+    listing: String,
+    listed: BTreeSet<String>,
+}
+
+impl Kept {
+    fn apply(&mut self, action: Action) {
+        self.last += 1;
+        let (timestamp, clock_us) = (Timestamp(self.last as i64 * 10), self.last * 10);
+        let data = Command { timestamp, clock_us, action }.encode();
+        self.machine.apply(&[LogEntry { term: 1, index: self.last, data }]).unwrap();
+    }
+
+    fn write(&mut self, op: WriteOp) {
+        let request = RequestId {
+            client: self.client,
+            sequence: self.last + 1,
+            answered_below: self.last.saturating_sub(1),
+            begun: Timestamp::ZERO,
+        };
+        self.apply(Action::Write { request, op, previous: false });
+    }
+
+    fn put(&mut self, key: &'static str) {
+        self.write(WriteOp::Put { key: Bytes::from(key), value: Bytes::from("value") });
+    }
+
+    fn del(&mut self, key: &'static str) {
+        self.write(WriteOp::Del { key: Bytes::from(key) });
+    }
+
+    fn sweep(&mut self, history: History, rows_max: u32) {
+        let (as_of_us, bytes_max) = (self.last * 10, 1_000);
+        self.apply(Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max }));
+    }
+
+    /// Lists the rows that have not been listed as they are.
+    fn list(&mut self, title: &str) {
+        self.machine.checkpoint().unwrap();
+        writeln!(self.listing, "{title}").unwrap();
+        let view = self.engine.view().unwrap();
+        let Kept { listing, listed, .. } = self;
+        view.scan(&keys::all(), Direction::Forward, &mut |row, value| {
+            let line = format!("    {} = {}\n", shown(row), shown(value));
+            if listed.insert(line.clone()) {
+                listing.push_str(&line);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn the_rows_of_the_store_are_those_of_its_format() {
+    let limits = StateLimits {
+        removal_scan_rows_max: 0,
+        removal_grace_us: 0,
+        session_replies_max: 2,
+        sessions_max: 1,
+        ..LIMITS
+    };
+    let engine = Arc::new(MemoryEngine::new());
+    let level = FeatureLevel { level: 2, release: Version(0, 1, 0) };
+    let machine = StateMachine::open(engine.clone(), Release { level, limits }).unwrap();
+    let (client, listing) = (ClientId(0x0102_0304_0506_0708), String::new());
+    let mut kept = Kept { engine, machine, last: 0, client, listing, listed: BTreeSet::new() };
+    writeln!(kept.listing, "format {STATE_FORMAT_VERSION}").unwrap();
+    kept.apply(Action::Level(level));
+    let history = History::Versions { count: 1 };
+    kept.apply(Action::Rules(GroupRules { limits, history }));
+    ["k", "l", "l", "m", "n"].iter().for_each(|key| kept.put(key));
+    kept.del("k");
+    kept.write(WriteOp::Trim { key: Bytes::from("l") });
+    kept.write(WriteOp::DelRange { from: Bytes::from("m"), to: Bytes::from("n") });
+    kept.list(
+        "removals of a key, of its older versions and of a range, and a walk that has not begun",
+    );
+    let purge = Upkeep::Purge { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };
+    kept.apply(Action::Upkeep(purge));
+    (0..3).for_each(|_| kept.put("o"));
+    kept.sweep(history, 3);
+    kept.list("a purge, and a walk within a key");
+    (0..3).for_each(|_| kept.sweep(history, 100));
+    (0..3).for_each(|_| kept.put("o"));
+    kept.sweep(history, 2);
+    kept.list("a sweep within a key");
+    kept.client = ClientId(9);
+    kept.write(WriteOp::SetHistory { history: History::For { age_us: 3_600 } });
+    kept.list("a session in the place of another, and another history");
+    compare("state.txt", &kept.listing, "STATE_FORMAT_VERSION in src/storage/apply.rs");
+}
+
+/// Compares what is written with what a file says is written in the version in its first line.
+pub(super) fn compare(file: &str, listing: &str, version: &str) {
+    let path = format!("{}/src/storage/formats/{file}", env!("CARGO_MANIFEST_DIR"));
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        listing == expected,
+        "what is stored has changed: raise {version}, if it is still that in {path}, and let that file hold \
+         this:\n{listing}"
+    );
+}
+
+#[test]
+fn the_commands_in_the_log_are_those_of_its_format() {
+    let key = || Bytes::from("k");
+    let value = Bytes::from("v");
+    let history = History::For { age_us: 3_600 };
+    let request = RequestId {
+        client: ClientId(0x0102_0304_0506_0708),
+        sequence: 300,
+        answered_below: 7,
+        begun: Timestamp(9),
+    };
+    let ops = [
+        WriteOp::Put { key: key(), value: value.clone() },
+        WriteOp::PutAll { pairs: vec![(key(), value)] },
+        WriteOp::Del { key: key() },
+        WriteOp::DelAll { keys: vec![key()] },
+        WriteOp::DelRange { from: key(), to: key() },
+        WriteOp::Trim { key: key() },
+        WriteOp::Mark,
+        WriteOp::SetHistory { history },
+    ];
+    let (rows_max, bytes_max) = (5, 6);
+    let histories = [History::All, history, History::Versions { count: 2 }];
+    let sweep = |history| Upkeep::Sweep { history, as_of_us: 4, rows_max, bytes_max };
+    let actions = ops
+        .map(|op| Action::Write { request, op, previous: true })
+        .into_iter()
+        .chain([Action::Upkeep(Upkeep::Purge { before_us: 4, rows_max, bytes_max })])
+        .chain(histories.map(|history| Action::Upkeep(sweep(history))))
+        .chain([
+            Action::Rules(GroupRules { limits: LIMITS, history }),
+            Action::Level(FeatureLevel { level: 2, release: Version(0, 1, 0) }),
+        ]);
+    let mut listing = format!("format {}\n", log::FORMAT_VERSION);
+    for action in actions {
+        let command = Command { timestamp: Timestamp(1_000), clock_us: 2_000, action };
+        writeln!(listing, "    {}", shown(&command.encode())).unwrap();
+    }
+    compare("commands.txt", &listing, "FORMAT_VERSION in src/storage/log/format.rs");
+}
