@@ -660,6 +660,34 @@ fn what_waits_at_a_follower_behind_a_long_write_of_its_client_has_as_long_as_tha
     }
 }
 
+/// It waits for a moment before it is sent again, and a later one of its client was sent at once.
+#[test]
+fn no_write_goes_past_one_of_its_client_that_is_to_be_forwarded_again() {
+    let mut group = Group::new(3, AckPolicy::Majority);
+    group.tick();
+    group.put(0, 1);
+    group.settle();
+    group.cut = true;
+    let first = group.put(0, 2);
+    group.settle();
+    // Whatever its number is: each server's begin behind a thousand of its own.
+    for id in 0..2_000 {
+        let message = CheckedMessage::new(PeerMessage::Forwarded { id, reply: None }).unwrap();
+        group.inbox.push_back((0, Input::Peer { from: NodeId(3), message }));
+    }
+    group.settle();
+    group.cut = false;
+    let second = group.put(0, 3);
+    group.settle();
+    assert!([first, second].iter().all(|token| !group.replies.contains_key(token)));
+    (0..10).for_each(|_| group.tick());
+    let made = [first, second].map(|token| match &group.replies[&token] {
+        Reply::PutOk { timestamp } => *timestamp,
+        other => panic!("{other:?}"),
+    });
+    assert!(made[0] < made[1], "{made:?}");
+}
+
 /// Tells a server how much room there is on its disk.
 fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
     group.inbox.push_back((at, Input::DiskSpace(space)));
