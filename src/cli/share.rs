@@ -319,11 +319,17 @@ enum Next {
 }
 
 /// What follows when an attempt has failed in which so many bytes were found good, now or by an earlier download. A size
-/// of which a chunk was found good is true, whatever others tell; and only who cannot give it may have lied.
+/// of which a chunk was found good is true, whatever others tell. Another one is no help against what this machine
+/// and whoever uses it do; all else may come of a size that is a lie: that nobody gives it, that it does not fit.
 fn after(error: &FetchError, verified_bytes: u64, is_short: bool, is_last: bool) -> Next {
     match error {
+        FetchError::Cancelled(_)
+        | FetchError::Touched(_)
+        | FetchError::Disk { .. }
+        | FetchError::PartGone(_)
+        | FetchError::UnderWay(_) => Next::End,
         FetchError::NoSource { .. } if verified_bytes > 0 && is_short => Next::SameSize,
-        FetchError::NoSource { .. } if verified_bytes == 0 && !is_last => Next::OtherSize,
+        _ if verified_bytes == 0 && !is_last => Next::OtherSize,
         _ => Next::End,
     }
 }
@@ -658,6 +664,11 @@ mod tests {
         assert_eq!(after(&gone, 1, false, false), Next::End);
         assert_eq!(after(&gone, 0, false, true), Next::End);
         assert_eq!(after(&FetchError::Cancelled(Kept(false)), 0, true, false), Next::End);
+        // What a size of nothing, or one that fits no disk, comes to.
+        let (name, reason) = (FileName::new("a").unwrap(), "no such hash".to_owned());
+        let nothing = FetchError::Internal { name, reason, kept: Kept(false) };
+        assert_eq!(after(&nothing, 0, true, false), Next::OtherSize);
+        assert_eq!(after(&nothing, 0, false, true), Next::End);
     }
 
     fn offers(all: &[(u8, u64, usize)]) -> Vec<Source> {
