@@ -82,6 +82,11 @@ pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
 /// Requests of all clients of a server under way at once; past it `BUSY`.
 pub const REQUESTS_MAX: usize = 24 * 1024;
+/// An address with no more clients than this has as many as anybody: a program that uses a few at once is not told from
+/// one that uses one.
+pub const CLIENTS_FEW: usize = 4;
+/// So many of each client are taken whatever others have under way.
+pub const REQUESTS_FEW: usize = 2;
 /// A value up to this length is always read when it is asked for: that many of them, for all
 /// requests that may be under way on a connection, can wait to be sent.
 pub const READ_SMALL_BYTES_MAX: usize = 16 * 1024;
@@ -190,6 +195,9 @@ pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
 /// A read that asks for what this server has in its log and has not applied yet is held this long,
 /// a tick more at most; then it is judged by what is applied.
 pub const EARLY_READ_WAIT: Duration = Duration::from_millis(40);
+/// Reads that all workers are handed at once; the others wait for their turns. Two batches, so that a worker finds the
+/// next when it has done one, and no more than a tenth of a second's work when all values are as long as they may be.
+pub const READS_HANDED_MAX: usize = 2 * READS_PER_BATCH_MAX;
 /// Reads that one worker is handed at once.
 pub const READS_PER_BATCH_MAX: usize = 64;
 /// Pieces of work waiting for the log writer or the applier. Consensus limits the bytes that are under way, and
@@ -257,6 +265,13 @@ pub const SHORT_WRITE_KEYS_MAX: usize = 512;
 /// … and so many keys of long writes in a leader's log may wait to be applied, which is a tenth of a second's work; one
 /// longer write still comes alone.
 pub const LONG_WRITE_KEYS_MAX: usize = 16 * 1024;
+/// After a long write that took this long to be applied, which is as much as a disk's slow sync …
+pub const LONG_WRITE_REST_FROM: Duration = Duration::from_millis(20);
+/// … the next one rests for so many times as long, if others ask for something: they find the way free three times in
+/// four …
+pub const LONG_WRITE_REST_TIMES: u32 = 3;
+/// … and for no longer than this, which is a fraction of the time that a long write may wait for its turn.
+pub const LONG_WRITE_REST_MAX: Duration = Duration::from_secs(3);
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
 /// Writes that a leader remembers when it has answered them, so that a copy that comes late is not ordered
@@ -578,8 +593,13 @@ pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 128;
 /// What a call takes up beside its messages, as measured: its task, and buffers that are made before anything has come.
 pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// Reads from connections of a gateway whose calls have not begun yet: each may bring
-/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, forty megabytes in all.
-pub const GATEWAY_READS_MAX: usize = 16;
+/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all. Whoever is next waits for
+/// these, some milliseconds each, and one processor deals with no more of them at once.
+pub const GATEWAY_READS_MAX: usize = 4;
+/// A new connection counts as if it had made the gateway work for as much as one read can bring. Else a crowd that dials
+/// anew with each request would go before everybody who has asked for anything.
+pub const GATEWAY_DIAL_BYTES: usize =
+    GATEWAY_CALL_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
 /// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
 /// connection, which there is always room for. A connection gets another one while it, and its origin, has fewer than are
 /// left: an origin may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
@@ -620,7 +640,7 @@ pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent on, and answers that
 /// have not been read. One connection, or one origin, may have half of it; past that `RESOURCE_EXHAUSTED`. With what
 /// connections have of their own and with HTTP/2's buffers the process stays below 512 MiB.
-pub const GATEWAY_BYTES_MAX: usize = 160 * 1024 * 1024;
+pub const GATEWAY_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// Bytes of these that every connection may have whatever others do: many small requests and answers.
 pub const GATEWAY_CONNECTION_BYTES: usize = 32 * 1024;
 /// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step and
@@ -743,7 +763,11 @@ const _: () = {
             + client_frame_bytes_max(VALUE_BYTES_MAX)
             < CLIENT_SEND_BYTES_MAX
     );
-    assert!(REQUESTS_MAX * REQUEST_SMALL_BYTES_MAX <= 32 * 1024 * 1024);
+    assert!(
+        (REQUESTS_MAX + REQUESTS_FEW * (CONNECTIONS_MAX + CONNECTIONS_SPARE))
+            * REQUEST_SMALL_BYTES_MAX
+            <= 36 * 1024 * 1024
+    );
     // Nobody who is alone can be too much for all of an origin, nor one origin for all; and the longest
     // read, which is in memory twice, and the longest request fit what requests of a connection may hold.
     assert!(BUDGET_CONNECTION_BYTES_MAX < BUDGET_ORIGIN_BYTES_MAX * 3 / 4);
@@ -827,6 +851,9 @@ pub const REGISTRY_FILES_PER_ORIGIN_MAX: usize = REGISTRY_FILES_MAX / 4;
 /// Within this time an address that is not the IP of the peer's own connection has to answer its registry: a
 /// round trip to anywhere, and a lost packet.
 pub const ADDRESS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// An address that has not answered within this, which is several round trips of a site, gives way to the next one that
+/// is to be checked if there are too many at once.
+pub const ADDRESS_CHECK_GIVES_WAY: Duration = Duration::from_millis(500);
 /// Addresses that a registry checks at once, of all peers; one more JOIN is told to come later.
 pub const ADDRESS_CHECKS_MAX: usize = 64;
 /// Addresses that it checks for one IP address in [`ADDRESS_CHECKS_PERIOD`], so that a registry is of no use for

@@ -168,9 +168,9 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
     let expected = format!("acervo: no room for {}", to.join("film.mkv.part").display());
     assert!(fetch.err().starts_with(&expected), "{}", fetch.err());
     assert!(
-        fetch.err().contains(
-            "and 0 are free; make room and fetch the file again; what has arrived is kept"
-        ),
+        fetch
+            .err()
+            .contains("and 0 free; make room and fetch the file again; what has arrived is kept"),
         "{}",
         fetch.err()
     );

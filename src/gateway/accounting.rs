@@ -3,8 +3,10 @@
 //! Three things are limited, each for a connection, for an origin (an IP address) and for the gateway:
 //!
 //! - *Connections.* One more takes the place of a connection that has not made a call yet, if there are many of those;
-//!   of one whose origin has many; or of the one that has been idle for longest, of its own origin or of one that has
-//!   more. So an origin makes room for others and for its own, and whoever calls again and again keeps nobody out.
+//!   of one whose origin has many; of the one that has been idle for longest, of its own origin or of one that has
+//!   more; or at last of one that is owed an answer, if its origin would keep as many as the other gets. Origins with a
+//!   few have as many as anybody. So an origin makes room for others and for its own, whoever calls again and again keeps
+//!   nobody out, and where each has a few nobody is cut off in a call while others are idle.
 //! - *Calls.* Every connection has a place for one call to the store, and one for a call to the services beside it
 //!   (health, reflection). Of the shared places it gets one more while it, and its origin, has fewer than are left, so
 //!   that nobody ever has them all.
@@ -32,6 +34,10 @@ use futures_util::task::AtomicWaker;
 use super::turns::{Meter, Usage};
 use crate::limits;
 use crate::net::{ConnectionId, Crowd, origin_of};
+
+/// An origin with no more connections than this has as many as anybody: a program that uses a few at once is not told
+/// from one that uses one.
+const ORIGIN_CONNECTIONS_FEW: usize = 4;
 
 /// The limits of a gateway; tests draw them small.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +115,10 @@ struct AccountState {
 pub(super) struct Call {
     account: Account,
     number: u64,
-    /// What is charged for its request and for the servers' answer, as far as it can be released before the call ends.
+    /// What is charged for its request, as far as it can be released before the call ends.
     request_bytes: AtomicUsize,
+    /// What is charged for an answer of the servers of which the call's own answer has not been made yet.
+    held_bytes: AtomicUsize,
 }
 
 struct Books {
@@ -152,6 +160,8 @@ struct Shortage {
     would_hold: usize,
     /// What its origin would hold then.
     origin_would_hold: usize,
+    /// Its origin has its half: what others hold would not help.
+    is_own: bool,
 }
 
 struct Entry {
@@ -282,6 +292,8 @@ impl Books {
         let connections_of =
             |origin: &IpAddr| self.origins.get(origin).map_or(0, |shares| shares.connections);
         let (own, own_connections) = (origin_of(ip), connections_of(&origin_of(ip)));
+        // Beyond the few that anybody may have.
+        let many = |connections: usize| connections.saturating_sub(ORIGIN_CONNECTIONS_FEW);
         let longest_idle = || {
             let idle = |(id, entry): (&ConnectionId, &Entry)| {
                 let since = entry.idle_since()?;
@@ -289,16 +301,21 @@ impl Books {
                 let gives_way = entry.origin == own
                     || connections > own_connections
                     || now.saturating_duration_since(since) >= min;
-                gives_way.then_some((Reverse(connections), since, *id))
+                gives_way.then_some((Reverse(many(connections)), since, *id))
             };
             self.entries.iter().filter_map(idle).min().map(|(.., id)| id)
         };
-        let of_many = || {
+        let of_more = || {
             let silent = |id: &ConnectionId| {
                 let entry = self.entries.get(id);
                 entry.map(|entry| (entry.idle_since().is_none(), entry.progressed_at))
             };
             self.crowd.settled_to_go(ip).min_by_key(silent)
+        };
+        let of_many = || {
+            of_more().filter(|id| {
+                self.entries.get(id).is_some_and(|entry| many(connections_of(&entry.origin)) > 0)
+            })
         };
         let newcomer = || self.crowd.newcomer_to_go();
         let kept = (self.limits.connections_max / limits::GATEWAY_NEWCOMERS_PART).max(1);
@@ -307,6 +324,7 @@ impl Books {
             .flatten()
             .or_else(of_many)
             .or_else(longest_idle)
+            .or_else(of_more)
             .or_else(newcomer);
         victim.is_some_and(|victim| {
             self.displace(victim, displaced);
@@ -372,7 +390,8 @@ impl Books {
             if !self.has_place(origin, pool, others) {
                 let of_origin = self.origins.get(&origin).map_or(0, |shares| shares.store_calls);
                 let (would_hold, origin_would_hold) = (others, of_origin + 1);
-                let shortage = Shortage { asking: id, would_hold, origin_would_hold };
+                let is_own = 2 * of_origin >= self.limits.store_calls_max;
+                let shortage = Shortage { asking: id, would_hold, origin_would_hold, is_own };
                 if pool == Pool::Store
                     && let Some(victim) = self.to_give_way(
                         &shortage,
@@ -439,7 +458,9 @@ impl Books {
             let weight = Some(stalled).filter(|stalled| *stalled > 0).or_else(is_heavier)?;
             Some((stalled > 0, of_its_origin, weight, *id))
         };
-        let others = self.entries.iter().filter(|(id, _)| **id != shortage.asking);
+        let may_help = |entry: &Entry| !shortage.is_own || entry.origin == own_origin;
+        let others = self.entries.iter();
+        let others = others.filter(|(id, entry)| **id != shortage.asking && may_help(entry));
         others.filter_map(weighed).max().map(|(.., id)| id)
     }
 
@@ -463,7 +484,8 @@ impl Books {
             // Only bytes beyond a connection's own allowance are of use to others.
             let of_origin = self.origins.get(&origin).map_or(0, |shares| shares.bytes);
             let (would_hold, origin_would_hold) = (held + more, of_origin + more);
-            let shortage = Shortage { asking: id, would_hold, origin_would_hold };
+            let is_own = 2 * of_origin + more > self.limits.bytes_max;
+            let shortage = Shortage { asking: id, would_hold, origin_would_hold, is_own };
             let victim = self.to_give_way(
                 &shortage,
                 |shares| shares.bytes,
@@ -540,8 +562,8 @@ impl Account {
         let mut displaced = Displaced::default();
         let number = self.0.accounts.books().begin(self.0.id, pool, is_first, &mut displaced);
         displaced.wake();
-        let (account, request_bytes) = (self.clone(), AtomicUsize::new(0));
-        number.map(|number| Call { account, number, request_bytes })
+        let (account, [request_bytes, held_bytes]) = (self.clone(), Default::default());
+        number.map(|number| Call { account, number, request_bytes, held_bytes })
     }
 }
 
@@ -584,6 +606,25 @@ impl Call {
     /// The request has been dealt with, and nothing of it is kept.
     pub(super) fn release_request(&self) {
         self.release(self.request_bytes.swap(0, Ordering::Relaxed));
+    }
+
+    /// As [`Call::charge`], for an answer of the servers. It stays charged until the call's own answer, which is made when
+    /// its client has room for it, is charged in its stead.
+    pub(super) fn hold(&self, bytes: usize) -> bool {
+        let fits = self.charge(bytes);
+        if fits {
+            self.held_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// As [`Call::charge`], for a piece of the call's own answer: only what it has more than what was held for it.
+    pub(super) fn charge_answer(&self, bytes: usize) -> bool {
+        let held = self.held_bytes.swap(0, Ordering::Relaxed);
+        if held > bytes {
+            self.release(held - bytes);
+        }
+        self.charge(bytes.saturating_sub(held))
     }
 
     /// Says whose turn it is from now on; also that a part of an answer was taken, when it is the client's again.
@@ -809,6 +850,58 @@ pub(super) mod tests {
         let _second = modest.begin(Pool::Store).expect("it has fewer");
         assert!(is_displaced(&greedy) && !is_displaced(&modest));
         drop(first);
+    }
+
+    #[test]
+    fn an_origin_at_its_half_cuts_nobody_else() {
+        let limits = AccountLimits {
+            bytes_max: 1000,
+            store_calls_max: 4,
+            stalled_min: Duration::ZERO,
+            ..AMPLE
+        };
+        let accounts = Accounts::new(limits);
+        let there = accounts.open(THERE).unwrap();
+        let stalled = [there.begin(Pool::Store).unwrap(), there.begin(Pool::Store).unwrap()];
+        assert!(stalled[0].charge(100));
+        let here: Vec<Account> = (0..3).map(|_| accounts.open(HERE).unwrap()).collect();
+        let calls: Vec<Call> = here.iter().map(owed).collect();
+        assert!(calls[0].charge(250) && calls[1].charge(250));
+        assert!(!calls[2].charge(10), "its origin has half");
+        let more: Vec<Call> = here
+            .iter()
+            .filter_map(|one| one.begin(Pool::Store))
+            .inspect(|c| c.turn(Turn::Gateway))
+            .collect();
+        assert_eq!(more.len(), 2, "its origin has half of the places");
+        assert!(!is_displaced(&there), "what it holds is of no use to them");
+        // Its own are.
+        calls[1].turn(Turn::Client);
+        assert!(calls[2].charge(10) && is_displaced(&here[1]));
+    }
+
+    #[test]
+    fn who_has_two_connections_is_not_cut_off_in_a_call_while_others_are_idle() {
+        let accounts = Accounts::new(AccountLimits { connections_max: 16, ..AMPLE });
+        let origin = |number: u8| IpAddr::from([10, 0, 1, number]);
+        let pair = [0; 2].map(|_| accounts.open(HERE).unwrap());
+        let calls = pair.each_ref().map(owed);
+        let idle: Vec<Account> = (0..14).map(|at| accounts.open(origin(at)).unwrap()).collect();
+        idle.iter().for_each(|one| drop(owed(one)));
+        // Each of another address.
+        let come = |from, to| -> Vec<(Account, Call)> {
+            let open = |at| accounts.open(origin(at)).expect("there is room");
+            (from..to).map(open).map(|one| (one.clone(), owed(&one))).collect()
+        };
+        let busy = come(20, 34);
+        assert!(pair.iter().all(|one| !is_displaced(one)) && idle.iter().all(is_displaced));
+        // With nobody idle left the second of two is one more than another gets.
+        let _last = come(40, 41);
+        assert_eq!(pair.iter().filter(|one| is_displaced(one)).count(), 1);
+        assert!(
+            accounts.open(origin(50)).is_none() && busy.iter().all(|(one, _)| !is_displaced(one))
+        );
+        drop(calls);
     }
 
     #[test]

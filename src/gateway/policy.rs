@@ -86,10 +86,10 @@ impl CallLimits {
         })
     }
 
-    /// Counts the bytes of what a server has answered until the call's own answer is made of it; `false` when they are
+    /// Counts the bytes of what a server has answered until the call's own answer has taken their place; `false` when they are
     /// too many and have to be dropped. To be called where they come in: many may come before the first is dealt with.
     pub(super) fn hold(&self, bytes: usize) -> bool {
-        self.call.charge_request(bytes)
+        self.call.hold(bytes)
     }
 
     /// Counts bytes that the call makes the gateway hold until it ends.
@@ -274,12 +274,13 @@ impl http_body::Body for AnswerBody {
         };
         self.call.call.turn(Turn::Client);
         let frame = match frame.into_data() {
-            Ok(bytes) => match self.call.charge(bytes.len(), true) {
-                Ok(()) => {
+            Ok(bytes) => match self.call.call.charge_answer(bytes.len()) {
+                true => {
                     let call = Arc::clone(&self.call.call);
                     Frame::data(Bytes::from_owner(HeldBytes { bytes, call }))
                 }
-                Err(status) => {
+                false => {
+                    let status = no_room(self.call.is_write);
                     self.inner = None;
                     let mut trailers = HeaderMap::new();
                     status.add_header(&mut trailers)?;
@@ -559,6 +560,28 @@ mod tests {
         }
         drop(unread);
         assert!(frame("Put").is_data());
+    }
+
+    #[test]
+    fn what_servers_answered_is_charged_until_the_client_has_room_for_its_answer() {
+        let account = account(AccountLimits { bytes_max: 2_000, own_bytes: 10, ..AMPLE });
+        let held = |request: Request<Body>| {
+            let call = request.extensions().get::<CallLimits>().unwrap().clone();
+            std::future::ready(match call.hold(900) {
+                true => Response::new(one_piece(vec![0; 900].into())),
+                false => no_room(false).into_http(),
+            })
+        };
+        let mut service = CallPolicy.layer(Inner(held));
+        let mut get = || block_on(service.call(request(&account, "Get", "60S"))).unwrap();
+        // Nobody has asked for its bytes: HTTP/2 does not while its client has no window.
+        let unread = get();
+        assert_eq!(status(&unread).code(), tonic::Code::Ok);
+        assert_eq!(status(&get()).code(), tonic::Code::ResourceExhausted);
+        let piece = block_on(unread.into_body().frame()).unwrap();
+        assert!(piece.is_data(), "it is charged once");
+        drop(piece);
+        assert_eq!(status(&get()).code(), tonic::Code::Ok);
     }
 
     #[test]

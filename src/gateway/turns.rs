@@ -3,9 +3,11 @@
 //! A gateway has two queues: of connections that have something to be read, and of calls that wait for a thread. In
 //! both, whoever has made the gateway work least lately goes first: of the origins the one with the least work, and of
 //! its connections likewise. So a crowd that asks for as much as it can waits for itself, and a call of somebody who asks
-//! for little, from the crowd's own address too, waits for what is being done at that moment and for no queue.
+//! for little, from the crowd's own address too, waits for what is being done at that moment and for no queue. To dial is
+//! work, too, so that nobody gets ahead by coming again.
 //!
-//! Nobody starves: work that is done counts, and whoever has waited has become the one with the least.
+//! Nobody starves who waits: work that is done counts, and whoever has waited has become the one with the least. A call
+//! that is refused is work, too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +17,9 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-/// Work done lately, in kibibytes: of what was read, and [`crate::limits::GATEWAY_CALL_BYTES`] a call. It halves every second,
+use crate::limits;
+
+/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_BYTES`] a call. It halves every second,
 /// and for all meters at the same moment, so that which of two has more changes by work only.
 #[derive(Debug, Default)]
 pub(super) struct Meter(
@@ -60,9 +64,11 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// That of a new connection of an origin.
+    /// That of a new connection of an origin. It has made some work by coming.
     pub(super) fn of(origin: Arc<Meter>) -> Usage {
-        Usage { origin, own: Arc::default() }
+        let usage = Usage { origin, own: Arc::default() };
+        usage.add(limits::GATEWAY_DIAL_BYTES);
+        usage
     }
 
     pub(super) fn add(&self, bytes: usize) {
@@ -209,7 +215,7 @@ impl Threads {
     /// Waits for a place.
     pub(super) async fn take(&self, usage: &Usage) -> Thread {
         loop {
-            let granted = {
+            let (granted, _waiting) = {
                 let mut turns = self.turns();
                 if turns.free > 0 {
                     turns.free -= 1;
@@ -218,13 +224,25 @@ impl Threads {
                 let (grant, granted) = oneshot::channel();
                 let number = turns.waiting.next_number();
                 turns.waiting.queue.insert(number, (usage.clone(), grant));
-                granted
+                (granted, WaitingCall { threads: self, number })
             };
             // Who waits is never forgotten, but to ask again is no harm.
             if let Ok(thread) = granted.await {
                 return thread;
             }
         }
+    }
+}
+
+/// A call that waits for a place, and leaves the queue when it is given up: nothing else counts those that have been.
+struct WaitingCall<'a> {
+    threads: &'a Threads,
+    number: u64,
+}
+
+impl Drop for WaitingCall<'_> {
+    fn drop(&mut self) {
+        self.threads.turns().waiting.queue.remove(&self.number);
     }
 }
 
@@ -335,6 +353,22 @@ mod tests {
     }
 
     #[test]
+    fn who_dials_goes_behind_who_asks_for_little() {
+        let mut waiting = Waiting::new();
+        let light = Usage::default();
+        light.add(10 * limits::GATEWAY_CALL_BYTES);
+        for name in ["first", "second"] {
+            let number = waiting.next_number();
+            waiting.queue.insert(number, (Usage::of(Arc::default()), name));
+        }
+        assert!(!waiting.has_lighter(&light));
+        let number = waiting.next_number();
+        waiting.queue.insert(number, (light, "light"));
+        let order: Vec<_> = std::iter::from_fn(|| waiting.pop()).collect();
+        assert_eq!(order, ["light", "first", "second"]);
+    }
+
+    #[test]
     fn a_free_turn_is_not_taken_from_who_waits_and_has_made_less_work() {
         let reads = Reads::new(1);
         let noop = Waker::noop();
@@ -367,6 +401,11 @@ mod tests {
             // One gives up while it waits, and one when the place is already its own.
             tasks[2].abort();
             tokio::task::yield_now().await;
+            assert_eq!(
+                threads.turns().waiting.queue.len(),
+                3,
+                "nobody else counts who has given up"
+            );
             drop(held);
             tasks[3].abort();
             for task in tasks {

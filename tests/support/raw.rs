@@ -89,10 +89,18 @@ impl Raw {
 
     /// Dials and greets as a client.
     pub fn client(address: SocketAddr) -> Raw {
-        let mut raw = Raw::dial(address);
-        raw.send(&hello(HelloRole::Client, ClusterId(0)));
-        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
-        raw
+        Raw::dial(address).greeted()
+    }
+
+    /// The same from another address of this machine.
+    pub fn client_from(ip: Ipv4Addr, address: SocketAddr) -> Raw {
+        Raw::dial_from(ip, address).greeted()
+    }
+
+    fn greeted(mut self) -> Raw {
+        self.send(&hello(HelloRole::Client, ClusterId(0)));
+        assert!(matches!(self.receive(), Some(Message::Welcome(_))));
+        self
     }
 
     /// Dials and greets as server number 3 of the group.
