@@ -448,6 +448,7 @@ impl Node {
                 }
             }
             Input::Compacted { first_index } => self.consensus.compacted(first_index),
+            Input::ApplierWorks => self.eligibility.applier_works(),
             Input::Eligibility { reason, holds } => {
                 self.eligibility.set(reason, holds);
                 self.judge_eligibility(out);
@@ -508,7 +509,10 @@ impl Node {
     pub fn flush_due_us(&self) -> Option<u64> {
         match self.consensus.role() {
             Role::Leader if self.propose_more => Some(0),
-            Role::Leader => self.commit_news.next_us(&self.links, self.consensus.commit()),
+            Role::Leader => {
+                let news_us = self.commit_news.next_us(&self.links, self.consensus.commit());
+                news_us.into_iter().chain(self.long_writes.due_us()).min()
+            }
             Role::Follower | Role::Candidate => None,
         }
     }
@@ -633,8 +637,12 @@ impl Node {
             self.finish(pending, reply, out);
         }
         self.reads.ask_again(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
-        for read in self.reads.take_expired(now_us) {
-            out.push(Output::Reply { token: read.token, reply: self.no_majority() });
+        for (read, confirmed) in self.reads.take_expired(now_us) {
+            let reply = match confirmed {
+                true => busy("what was written before is still being applied at this server"),
+                false => self.no_majority(),
+            };
+            out.push(Output::Reply { token: read.token, reply });
         }
     }
 
@@ -803,6 +811,9 @@ impl Node {
         if is_long && self.writes.long_bytes() >= limits.pending_write_bytes_max / 2 {
             return Err(busy("too many long writes wait for their turn at this server"));
         }
+        if !is_long {
+            self.long_writes.something_else_is_asked();
+        }
         self.writes.add(Pending {
             origins: vec![origin],
             client,
@@ -828,6 +839,7 @@ impl Node {
         } else if self.reads.len() >= self.config.limits.pending_reads_max {
             busy("too many linearizable reads are under way at this server")
         } else {
+            self.long_writes.something_else_is_asked();
             let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
             return self.reads.add(Read { token, deadline_us });
         };
@@ -843,7 +855,7 @@ impl Node {
     ) {
         self.applied = point;
         self.eligibility.applied(point.index);
-        self.long_writes.applied(point.index);
+        self.long_writes.applied(point.index, now.monotonic_us);
         self.consensus.applied(point.index);
         if self.store_lost && !self.consensus.is_installing() {
             self.store_lost = false;

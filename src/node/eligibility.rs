@@ -8,7 +8,8 @@
 //! The core sees a stalled disk by itself: it knows what it has handed out to be made durable or to be applied, and
 //! what has been reported. A disk is stalled when something is owed and nothing at all has been reported for a while.
 //! One that is merely slow, because it is behind a long queue, makes progress; were it judged by the age of its oldest
-//! debt, an overloaded group would pass the leadership round. Time is counted in ticks, of which a process that was
+//! debt, an overloaded group would pass the leadership round. The driver also says when the state machine gets on within
+//! one long entry ([`Input::ApplierWorks`](super::Input::ApplierWorks)). Time is counted in ticks, of which a process that was
 //! frozen gets few: what was reported meanwhile is waiting to be read, and nobody's disk is to blame.
 //!
 //! A stall alone is no reason to leave the group without a leader, since the same disk may be under all servers: at
@@ -137,6 +138,11 @@ impl Eligibility {
         self.applier.report(index);
     }
 
+    /// The state machine has got on with what it owes.
+    pub fn applier_works(&mut self) {
+        self.applier.idle_ticks = 0;
+    }
+
     /// The driver says that a reason which only it can see holds, or does not any more.
     pub fn set(&mut self, reason: Ineligible, holds: bool) {
         match reason {
@@ -156,7 +162,7 @@ impl Eligibility {
         self.applier.tick();
     }
 
-    // One large transaction is applied in one piece and may well take a second or two.
+    // What a state machine does last, when all rows of a large transaction are in the engine, may well take a second.
     fn applier_stall_ticks(&self) -> u64 {
         2 * self.log_stall_ticks
     }
@@ -242,6 +248,19 @@ mod tests {
             eligibility.persisted(done);
             eligibility.applied(done);
         }
+    }
+
+    #[test]
+    fn an_applier_that_gets_on_within_a_long_entry_is_not_stalled() {
+        let mut eligibility = Eligibility::new(10, 0);
+        eligibility.apply(1);
+        for _ in 0..100 {
+            eligibility.applier_works();
+            assert_eq!(ticks(&mut eligibility, 19), []);
+        }
+        assert_eq!(ticks(&mut eligibility, 1), [(Ineligible::ApplierStalled, true)]);
+        eligibility.applier_works();
+        assert_eq!(ticks(&mut eligibility, 1), [(Ineligible::ApplierStalled, false)]);
     }
 
     #[test]

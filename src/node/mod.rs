@@ -159,6 +159,8 @@ pub enum Input {
         /// The first index that is left.
         first_index: LogIndex,
     },
+    /// The state machine has got on with what it was given to apply since the last tick, if only within one entry.
+    ApplierWorks,
     /// The driver has found a reason why this node may not lead, or finds it no more. What the core can see itself
     /// (a stalled disk) is not told to it.
     Eligibility {

@@ -56,6 +56,7 @@ impl Node {
             PeerMessage::ReadIndex { id } => {
                 // A server that does not lead stays silent: the asking one tries again.
                 if self.consensus.role() == Role::Leader {
+                    self.long_writes.something_else_is_asked();
                     self.reads.add_server(from, id);
                 }
             }

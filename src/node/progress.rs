@@ -125,7 +125,8 @@ impl Node {
         let limits = self.config.limits;
         let clock_us = self.log_time.now_us();
         let mut waiting = self.writes.take_waiting();
-        let mut held = self.long_writes.hold_back(&self.writes, &mut waiting, &limits);
+        let mut held =
+            self.long_writes.hold_back(&self.writes, &mut waiting, &limits, now.monotonic_us);
         held.iter().for_each(|key| self.writes.get_mut(*key).wait_for_turn());
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
@@ -183,7 +184,12 @@ impl Node {
                         || self.consensus.bytes_in_memory() > limits.apply_lag_bytes_max;
                     for ((key, timestamp), index) in batch.into_iter().zip(first..) {
                         let write = &self.writes.get(key).write;
-                        self.long_writes.proposed(index, write.shape.keys, &self.writes);
+                        self.long_writes.proposed(
+                            index,
+                            write.shape.keys,
+                            &self.writes,
+                            now.monotonic_us,
+                        );
                         let certain = self.certainty.proposed(&write.request, index, clock_us);
                         if certain && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };

@@ -153,25 +153,26 @@ impl Reads {
         self.asked.retain(|_, round| !round.is_empty());
     }
 
-    /// Reads whose time is up, taken from their places.
-    pub fn take_expired(&mut self, now_us: u64) -> Vec<Read> {
+    /// Reads whose time is up, taken from their places; of each whether it was confirmed and only what it reads is not
+    /// applied.
+    pub fn take_expired(&mut self, now_us: u64) -> Vec<(Read, bool)> {
         let mut expired = Vec::new();
-        let mut sift = |reads: &mut Vec<Read>| {
+        let mut sift = |reads: &mut Vec<Read>, confirmed: bool| {
             reads.retain(|read| {
                 let over = read.deadline_us <= now_us;
                 if over {
-                    expired.push(*read);
+                    expired.push((*read, confirmed));
                 }
                 !over
             });
         };
-        sift(&mut self.waiting.reads);
-        self.asked.values_mut().for_each(|round| sift(&mut round.reads));
+        sift(&mut self.waiting.reads, false);
+        self.asked.values_mut().for_each(|round| sift(&mut round.reads, false));
         self.asked.retain(|_, round| !round.is_empty());
-        self.confirmed.values_mut().for_each(sift);
+        self.confirmed.values_mut().for_each(|reads| sift(reads, true));
         self.confirmed.retain(|_, reads| !reads.is_empty());
         self.len -= expired.len();
-        expired.sort_unstable_by_key(|read| read.token);
+        expired.sort_unstable_by_key(|(read, _)| read.token);
         expired
     }
 }
@@ -221,11 +222,21 @@ mod tests {
         let mut reads = Reads::new(7);
         reads.add(read(1));
         let question = reads.ask(0);
-        assert_eq!(tokens(reads.take_expired(100)), [1]);
+        let expired = |reads: &mut Reads| -> Vec<(u64, bool)> {
+            let number = |(read, confirmed): (Read, bool)| (read.token.request, confirmed);
+            reads.take_expired(100).into_iter().map(number).collect()
+        };
+        assert_eq!(expired(&mut reads), [(1, false)]);
         reads.ask_again(u64::MAX);
         assert!(!reads.is_question_due());
         reads.confirm(question, 1);
         assert!(reads.take_ready(1).is_empty() && reads.is_empty());
+        // One that was confirmed waited for nothing but what is applied.
+        reads.add(read(2));
+        let question = reads.ask(0);
+        reads.confirm(question, 5);
+        assert_eq!(expired(&mut reads), [(2, true)]);
+        assert!(reads.is_empty());
     }
 
     #[test]

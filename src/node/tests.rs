@@ -584,6 +584,47 @@ fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     }
 }
 
+/// One client that sent one long write after another left the others nothing: reads of the newest state, and writes of new
+/// sessions, wait until what is before them is applied.
+#[test]
+fn after_a_long_write_others_find_the_way_free_for_a_while() {
+    let limits = limits::NodeLimits {
+        short_write_keys_max: 1,
+        long_write_keys_max: 3,
+        ..Default::default()
+    };
+    let mut group = Group::within(limits, &[3, 3, 3], 3, AckPolicy::Majority);
+    group.tick();
+    for at in 0..3 {
+        group.put(at, 1);
+    }
+    group.settle();
+    let long = |keys: u8| {
+        let pairs = (0..keys).map(|key| (Bytes::from(vec![key]), Bytes::new())).collect();
+        WriteOp::PutAll { pairs }
+    };
+    let took = 4;
+    for (number, others_ask) in [(2, false), (3, true), (4, false)] {
+        group.withheld = Some(Vec::new());
+        group.write(0, number, number, long(9));
+        group.settle();
+        let next = group.write(1, number, number, long(2));
+        if others_ask {
+            group.put(2, number);
+        }
+        (0..took).for_each(|_| group.tick());
+        let withheld = group.withheld.take().unwrap();
+        group.inbox.extend(withheld);
+        group.settle();
+        assert_eq!(!group.replies.contains_key(&next), others_ask, "whether the next one rests");
+        let rest = took * limits::LONG_WRITE_REST_TIMES;
+        (0..rest - 1).for_each(|_| group.tick());
+        assert_eq!(!group.replies.contains_key(&next), others_ask, "it still does");
+        (0..2).for_each(|_| group.tick());
+        assert!(group.replies.contains_key(&next), "its turn comes");
+    }
+}
+
 /// The second one took what a server may forward, and kept everybody at that server waiting behind it.
 #[test]
 fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_waiting() {

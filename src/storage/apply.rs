@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::changes::Changes;
-use super::engine::{Durability, Engine, EngineError, EngineView, WriteBatch};
+use super::engine::{Durability, Engine, EngineError, EngineView, Steps, WriteBatch};
 use super::hash::StateHash;
 use super::log_clock::{LogClock, Marks};
 use super::reads::Store;
@@ -130,6 +130,8 @@ pub(super) struct Shared {
     engine: RwLock<Arc<dyn Engine>>,
     applied: RwLock<AppliedPoint>,
     applying_timestamp: AtomicI64,
+    /// Of what is being applied.
+    steps: Steps,
     limits: RwLock<StateLimits>,
     /// When timestamps were given out, by the log's clock.
     marks: RwLock<Arc<Marks>>,
@@ -191,6 +193,10 @@ impl Shared {
     pub(super) fn applying_timestamp(&self) -> Timestamp {
         Timestamp(self.applying_timestamp.load(Ordering::SeqCst))
     }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.count()
+    }
 }
 
 /// What applying entries comes to.
@@ -248,6 +254,7 @@ impl StateMachine {
             engine: RwLock::new(engine.clone()),
             applied: RwLock::new(point),
             applying_timestamp: AtomicI64::new(point.timestamp.0),
+            steps: Steps::default(),
             limits: RwLock::new(limits),
             marks: RwLock::new(Arc::new(clock.marks().clone())),
             removals: [AtomicBool::new(left.pending.keys), AtomicBool::new(left.pending.ranges)],
@@ -331,7 +338,7 @@ impl StateMachine {
         let mut point = self.point;
         let mut clock = self.clock.clone();
         let mut is_marked = false;
-        let mut changes = Changes::new(&*view, StateHash(point.hash));
+        let mut changes = Changes::new(&*view, StateHash(point.hash), self.shared.steps.clone());
         let mut left_touched = false;
         for entry in entries {
             let expected = point.index + 1;

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::engine::{EngineView, WriteBatch};
+use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::rows::Overlay;
 
@@ -11,12 +11,14 @@ pub(super) struct Changes<'a> {
     view: &'a dyn EngineView,
     batch: WriteBatch,
     pub hash: StateHash,
+    steps: Steps,
 }
 
 impl<'a> Changes<'a> {
-    /// Nothing yet, on the state of `view`, whose hash is `hash`.
-    pub fn new(view: &'a dyn EngineView, hash: StateHash) -> Changes<'a> {
-        Changes { view, batch: WriteBatch::default(), hash }
+    /// Nothing yet, on the state of `view`, whose hash is `hash`. Each change counts as a step, and once more when the
+    /// engine takes it.
+    pub fn new(view: &'a dyn EngineView, hash: StateHash, steps: Steps) -> Changes<'a> {
+        Changes { view, batch: WriteBatch::counted(steps.clone()), hash, steps }
     }
 
     /// The rows as they would be with the changes so far.
@@ -26,6 +28,7 @@ impl<'a> Changes<'a> {
 
     /// Sets a row that is not there.
     pub fn put(&mut self, row: Bytes, value: Bytes) {
+        self.steps.step();
         self.hash.add(state_row_hash(&row, &value));
         self.batch.put(row, value);
     }
@@ -38,6 +41,7 @@ impl<'a> Changes<'a> {
 
     /// Removes a row that is there, of which this is the [`state_row_hash`].
     pub fn delete_hashed(&mut self, row: Bytes, hash: u64) {
+        self.steps.step();
         self.hash.subtract(hash);
         self.batch.delete(row);
     }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -28,14 +30,37 @@ pub enum Direction {
     Reverse,
 }
 
+/// How many rows have been dealt with, for whoever has to tell work that is long from work that is stuck. Clones count
+/// together.
+#[derive(Clone, Debug, Default)]
+pub struct Steps(Arc<AtomicU64>);
+
+impl Steps {
+    /// One more row.
+    pub fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there have been.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Changes that become visible, and durable, together. The last change to a row counts. Kept in key
 /// order, in which engines insert fastest.
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     rows: BTreeMap<Bytes, Option<Bytes>>,
+    steps: Steps,
 }
 
 impl WriteBatch {
+    /// An empty one, whose rows are counted as they are taken from it.
+    pub fn counted(steps: Steps) -> WriteBatch {
+        WriteBatch { rows: BTreeMap::new(), steps }
+    }
+
     /// Sets a row.
     pub fn put(&mut self, key: Bytes, value: Bytes) {
         self.rows.insert(key, Some(value));
@@ -48,7 +73,7 @@ impl WriteBatch {
 
     /// The changes in key order: the new value, or `None` for a removed row.
     pub fn rows(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
-        self.rows.iter().map(|(key, value)| (key, value.as_ref()))
+        self.rows.iter().inspect(|_| self.steps.step()).map(|(key, value)| (key, value.as_ref()))
     }
 
     /// The changes within a range, in key order.

@@ -165,6 +165,11 @@ impl Store {
     pub fn applying_timestamp(&self) -> Timestamp {
         self.shared.applying_timestamp()
     }
+
+    /// How many rows the state machine has dealt with since the process began: it rises while a long entry is applied.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps()
+    }
 }
 
 fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<Page, ApplyError> {

@@ -112,6 +112,20 @@ fn a_noop_advances_the_index_and_nothing_else() {
     assert_eq!(machine.store().applying_timestamp(), before.timestamp);
 }
 
+/// A leader that was busy with one long entry was taken for one whose disk hangs, and gave the leadership away.
+#[test]
+fn whoever_watches_sees_that_a_long_entry_gets_on() {
+    let mut script = Script::default();
+    let pairs: Vec<_> =
+        (0..100u8).map(|number| (Bytes::from(vec![number]), Bytes::from_static(b"v"))).collect();
+    script.write(WriteOp::PutAll { pairs });
+    let (_engine, mut machine) = machine();
+    let before = machine.store().steps();
+    machine.apply(&script.entries).unwrap();
+    let steps = machine.store().steps() - before;
+    assert!(steps >= 200, "each of a hundred rows is made, and stored: {steps}");
+}
+
 #[test]
 fn a_repeated_write_changes_no_version() {
     let (_, mut machine) = machine();
