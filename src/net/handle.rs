@@ -405,6 +405,11 @@ impl Net {
         victim.is_some()
     }
 
+    /// Closes a connection in favour of another one that the service has chosen.
+    pub fn give_way(&mut self, id: ConnectionId) {
+        self.end(id, CloseReason::Displaced);
+    }
+
     /// Makes room for a connection from `ip` that is to be accepted, if there is none.
     pub(super) fn make_room(&mut self, ip: IpAddr) -> bool {
         if self.connections.count(Origin::Accepted) < self.config.accepted_max {

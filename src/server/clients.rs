@@ -13,11 +13,16 @@
 //! - A worker that finds a longer value than was granted sends the read back with the length. It is
 //!   *held* until that much can be granted.
 //!
+//! The workers are handed only so many reads at once. The others wait here, and each address's next one goes in its turn,
+//! and of an address each client's: a client that asks for one thing waits for what is being read at that moment, and
+//! not for the thousands of others.
+//!
 //! What requests themselves hold while they wait, in the core or for a worker, and what was granted, is
 //! counted in the event loop's budget: a request for which there is no room there is refused.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::get::ReadRequest;
 use super::work::{Job, ReadJob};
@@ -25,7 +30,7 @@ use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
     REQUESTS_PER_CONNECTION_MAX,
 };
-use crate::net::{ConnectionId, ConnectionMap, Net};
+use crate::net::{ConnectionId, ConnectionMap, Net, origin_of};
 use crate::node::RequestToken;
 
 /// What the event loop knows about the memory of its connections.
@@ -64,11 +69,82 @@ struct Held {
     bytes: usize,
 }
 
+/// Reads that wait for a worker.
+#[derive(Debug, Default)]
+struct Turns {
+    origins: HashMap<IpAddr, OriginTurns>,
+    /// Each of them once; the first is next.
+    order: VecDeque<IpAddr>,
+}
+
+/// Those of one address.
+#[derive(Debug, Default)]
+struct OriginTurns {
+    clients: HashMap<ConnectionId, VecDeque<ReadJob>>,
+    /// Each of them once; the first is next.
+    order: VecDeque<ConnectionId>,
+}
+
+impl Turns {
+    fn push(&mut self, origin: IpAddr, connection: ConnectionId, read: ReadJob) {
+        let turns = self.origins.entry(origin).or_insert_with(|| {
+            self.order.push_back(origin);
+            OriginTurns::default()
+        });
+        let reads = turns.clients.entry(connection).or_insert_with(|| {
+            turns.order.push_back(connection);
+            VecDeque::new()
+        });
+        reads.push_back(read);
+    }
+
+    fn pop(&mut self) -> Option<ReadJob> {
+        while let Some(origin) = self.order.pop_front() {
+            let Some(turns) = self.origins.get_mut(&origin) else { continue };
+            let read = turns.pop();
+            match turns.clients.is_empty() {
+                true => drop(self.origins.remove(&origin)),
+                false => self.order.push_back(origin),
+            }
+            if read.is_some() {
+                return read;
+            }
+        }
+        None
+    }
+
+    /// Takes out all that a client has waiting.
+    fn remove(&mut self, origin: IpAddr, connection: ConnectionId) -> VecDeque<ReadJob> {
+        let turns = self.origins.get_mut(&origin);
+        turns.and_then(|turns| turns.clients.remove(&connection)).unwrap_or_default()
+    }
+}
+
+impl OriginTurns {
+    fn pop(&mut self) -> Option<ReadJob> {
+        // Whoever is gone has nothing more.
+        while let Some(connection) = self.order.pop_front() {
+            let Some(reads) = self.clients.get_mut(&connection) else { continue };
+            let read = reads.pop_front();
+            match reads.is_empty() {
+                true => drop(self.clients.remove(&connection)),
+                false => self.order.push_back(connection),
+            }
+            if read.is_some() {
+                return read;
+            }
+        }
+        None
+    }
+}
+
 /// What one client connection has under way, and how much of it.
 #[derive(Debug)]
 struct Client {
     address: SocketAddr,
     under_way: usize,
+    /// The number of the request, of all clients', after which it last began or ended something.
+    active_at: u64,
     /// It is not read, because it has too much under way.
     paused: bool,
     /// Linearizable reads that wait for the core, by request id.
@@ -94,10 +170,17 @@ pub(super) struct Admission {
 #[derive(Debug)]
 pub(super) struct Clients {
     all: ConnectionMap<Client>,
+    /// How many there are of each address.
+    origins: HashMap<IpAddr, usize>,
     /// Requests of all of them.
     under_way: usize,
-    /// Plain reads for the workers, gathered in this iteration.
-    gathered: Vec<Job>,
+    /// Requests and clients that have come so far.
+    came: u64,
+    /// Reads that no worker has yet.
+    turns: Turns,
+    /// Reads that the workers have, and how many there may be.
+    handed: usize,
+    handed_max: usize,
     /// The longest value there may be.
     value_bytes_max: usize,
     /// What requests under way hold that is worth counting, those of gone clients included.
@@ -110,8 +193,12 @@ impl Clients {
     pub fn new(value_bytes_max: usize) -> Clients {
         Clients {
             all: ConnectionMap::default(),
+            origins: HashMap::new(),
             under_way: 0,
-            gathered: Vec::new(),
+            came: 0,
+            turns: Turns::default(),
+            handed: 0,
+            handed_max: limits::READS_HANDED_MAX,
             value_bytes_max,
             heavy: HashMap::new(),
             waiting: VecDeque::new(),
@@ -123,9 +210,12 @@ impl Clients {
     }
 
     pub fn add(&mut self, connection: ConnectionId, address: SocketAddr) {
+        self.came += 1;
+        *self.origins.entry(origin_of(address.ip())).or_default() += 1;
         let client = Client {
             address,
             under_way: 0,
+            active_at: self.came,
             paused: false,
             parked: HashMap::new(),
             granted: 0,
@@ -138,14 +228,35 @@ impl Clients {
     /// doing for it comes back and finds nobody.
     pub fn remove(&mut self, room: &mut impl Room, connection: ConnectionId) -> Option<SocketAddr> {
         let client = self.all.remove(&connection)?;
+        let origin = origin_of(client.address.ip());
+        if let Some(count) = self.origins.get_mut(&origin) {
+            *count -= 1;
+            if *count == 0 {
+                self.origins.remove(&origin);
+            }
+        }
         // Reads that waited here are answered no more.
         let parked = client.parked.into_keys();
-        let waited = parked.chain(client.held.iter().map(|held| held.read.token.request));
-        for request in waited {
+        let queued = self.turns.remove(origin, connection);
+        let queued = queued.iter().map(|read| read.token.request);
+        let held = client.held.iter().map(|held| held.read.token.request);
+        for request in parked.chain(queued).chain(held) {
             self.forget(room, RequestToken { connection: connection.to_u64(), request });
         }
         self.under_way -= client.under_way;
         Some(client.address)
+    }
+
+    /// The client that makes room for one more: of those that wait for no answer one of the address with the most of all
+    /// clients, if that has many, and of these the one that has for longest.
+    pub fn idle_to_go(&self) -> Option<ConnectionId> {
+        let idle = self.all.iter().filter(|(_, client)| client.under_way == 0);
+        let rank = |(id, client): (&ConnectionId, &Client)| {
+            let count = self.origins.get(&origin_of(client.address.ip())).copied();
+            let many = count.unwrap_or_default().saturating_sub(limits::CLIENTS_FEW);
+            (Reverse(many), client.active_at, *id)
+        };
+        idle.map(rank).min().map(|(.., id)| id)
     }
 
     /// Whether nobody waits for an answer.
@@ -173,12 +284,14 @@ impl Clients {
     ) -> Option<Admission> {
         let connection = ConnectionId::from_u64(token.connection);
         let client = self.all.get_mut(&connection)?;
+        self.came += 1;
+        client.active_at = self.came;
         client.under_way += 1;
         let pause = client.under_way >= REQUESTS_PER_CONNECTION_MAX && !client.paused;
         client.paused |= pause;
         self.under_way += 1;
         let mut busy = None;
-        if self.under_way > limits::REQUESTS_MAX {
+        if self.under_way > limits::REQUESTS_MAX && client.under_way > limits::REQUESTS_FEW {
             busy = Some("too many requests are under way");
         } else if bytes > REQUEST_SMALL_BYTES_MAX {
             if room.try_hold(connection, bytes) {
@@ -195,6 +308,7 @@ impl Clients {
         let connection = ConnectionId::from_u64(token.connection);
         self.forget(room, token);
         let Some(client) = self.all.get_mut(&connection) else { return false };
+        client.active_at = self.came;
         if client.under_way > 0 {
             client.under_way -= 1;
             self.under_way -= 1;
@@ -226,22 +340,16 @@ impl Clients {
     }
 
     /// A plain read for the workers.
-    pub fn read(
-        &mut self,
-        room: &mut impl Room,
-        token: RequestToken,
-        client: SocketAddr,
-        request: ReadRequest,
-    ) {
+    pub fn read(&mut self, token: RequestToken, client: SocketAddr, request: ReadRequest) {
         let connection = ConnectionId::from_u64(token.connection);
-        let large = self.try_grant(room, connection, self.value_bytes_max);
-        let granted = if large { self.value_bytes_max } else { 0 };
-        self.gathered.push(Job::Read(ReadJob { token, client, request, granted }));
+        let read = ReadJob { token, client, request, granted: 0 };
+        self.turns.push(origin_of(client.ip()), connection, read);
     }
 
     /// A worker is done with a read, whatever came of it.
     pub fn read_done(&mut self, room: &mut impl Room, token: RequestToken, granted: usize) {
         let connection = ConnectionId::from_u64(token.connection);
+        self.handed = self.handed.saturating_sub(1);
         room.release(connection, read_bytes(granted));
         if let Some(client) = self.all.get_mut(&connection) {
             client.granted = client.granted.saturating_sub(granted);
@@ -260,24 +368,56 @@ impl Clients {
         client.held.push_back(Held { read, bytes });
     }
 
-    /// Takes what the workers are to do now, held reads first.
+    /// Takes what the workers are to do now: held reads and others by halves, as far as there are both.
     pub fn take_reads(&mut self, room: &mut impl Room) -> Vec<Job> {
-        for _ in 0..self.waiting.len() {
-            let Some(connection) = self.waiting.pop_front() else { break };
-            while let Some(bytes) = self.next_held_bytes(connection)
-                && self.try_grant(room, connection, bytes)
-            {
+        let mut reads = Vec::new();
+        let half = self.handed_max.saturating_sub(self.handed).div_ceil(2);
+        self.take_held(room, half, &mut reads);
+        while self.handed < self.handed_max
+            && let Some(mut read) = self.turns.pop()
+        {
+            let connection = ConnectionId::from_u64(read.token.connection);
+            let holds = self.all.get(&connection).is_some_and(|client| !client.held.is_empty());
+            if holds {
+                // Very likely it is long, too, and would be read in vain.
+                let bytes = self.value_bytes_max;
+                self.hold(room, read, bytes);
+                continue;
+            }
+            let large = self.try_grant(room, connection, self.value_bytes_max);
+            read.granted = if large { self.value_bytes_max } else { 0 };
+            self.handed += 1;
+            reads.push(Job::Read(read));
+        }
+        let rest = self.handed_max.saturating_sub(self.handed);
+        self.take_held(room, rest, &mut reads);
+        reads
+    }
+
+    /// Takes up to so many held reads that can be granted what they need, of each client in its turn.
+    fn take_held(&mut self, room: &mut impl Room, mut most: usize, reads: &mut Vec<Job>) {
+        let mut refused = 0;
+        while most > 0
+            && refused < self.waiting.len()
+            && let Some(connection) = self.waiting.pop_front()
+        {
+            let Some(bytes) = self.next_held_bytes(connection) else { continue };
+            if self.try_grant(room, connection, bytes) {
                 let client = self.all.get_mut(&connection);
                 if let Some(Held { mut read, .. }) = client.and_then(|c| c.held.pop_front()) {
                     read.granted = bytes;
-                    self.gathered.push(Job::Read(read));
+                    self.handed += 1;
+                    most -= 1;
+                    reads.push(Job::Read(read));
                 }
+                refused = 0;
+            } else {
+                refused += 1;
             }
             if self.next_held_bytes(connection).is_some() {
                 self.waiting.push_back(connection);
             }
         }
-        std::mem::take(&mut self.gathered)
     }
 
     fn next_held_bytes(&self, connection: ConnectionId) -> Option<usize> {
@@ -395,14 +535,43 @@ mod tests {
                 assert_eq!(clients.begin(&mut roomy(), token(*id, n), 0).unwrap().busy, None);
             }
         }
-        assert!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy.is_some());
-        assert!(!clients.answered(&mut roomy(), token(*last, 1)));
+        for n in 1..=limits::REQUESTS_FEW as u64 {
+            let admission = clients.begin(&mut roomy(), token(*last, n), 0).unwrap();
+            assert_eq!(admission.busy, None, "there is room for a few of everybody's");
+        }
+        assert!(clients.begin(&mut roomy(), token(*last, 0), 0).unwrap().busy.is_some());
+        assert!(!clients.answered(&mut roomy(), token(*last, 0)));
         clients.remove(&mut roomy(), others[0]);
         assert_eq!(clients.begin(&mut roomy(), token(*last, 1), 0).unwrap().busy, None);
         for id in &ids {
             clients.remove(&mut roomy(), *id);
         }
         assert!(clients.nothing_under_way());
+    }
+
+    /// Four thousand clients of as many addresses that asked for nothing kept everybody else out.
+    #[test]
+    fn who_asks_for_nothing_makes_room_those_of_a_crowd_first() {
+        let mut clients = Clients::new(MIB);
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 50000));
+        let id = ConnectionId::from_u64;
+        // A crowd of one address, and two others.
+        (0..10).for_each(|n| clients.add(id(n), address(1)));
+        (10..12).for_each(|n| clients.add(id(n), address(n as u8)));
+        let ask = |clients: &mut Clients, n| {
+            clients.begin(&mut roomy(), token(id(n), 1), 0);
+        };
+        ask(&mut clients, 0);
+        ask(&mut clients, 1);
+        clients.answered(&mut roomy(), token(id(1), 1));
+        let mut order = Vec::new();
+        while let Some(next) = clients.idle_to_go() {
+            order.push(next.to_u64());
+            clients.remove(&mut roomy(), next);
+        }
+        // Of the crowd until it has as few as anybody; whoever waits for an answer stays.
+        assert_eq!(order, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1]);
+        assert_eq!(clients.len(), 1);
     }
 
     #[test]
@@ -420,7 +589,7 @@ mod tests {
     #[test]
     fn long_values_are_granted_as_far_as_the_send_queue_has_room() {
         let (mut clients, ids) = with_clients(1);
-        (0..6).for_each(|n| clients.read(&mut roomy(), token(ids[0], n), address(), request()));
+        (0..6).for_each(|n| clients.read(token(ids[0], n), address(), request()));
         let jobs = clients.take_reads(&mut roomy());
         assert_eq!(grants(&jobs), [MIB, MIB, MIB, MIB, 0, 0]);
 
@@ -446,10 +615,58 @@ mod tests {
         assert_eq!(grants(&clients.take_reads(&mut roomy())), [3 * MIB]);
     }
 
+    /// Whoever asked for one thing waited for the thousands of reads that others had asked for before.
+    #[test]
+    fn each_address_and_each_of_its_clients_has_its_turn() {
+        let (mut clients, ids) = with_clients(3);
+        clients.handed_max = 2;
+        let other: SocketAddr = "127.0.0.2:50000".parse().unwrap();
+        clients.add(ConnectionId::from_u64(9), other);
+        (0..100).for_each(|n| clients.read(token(ids[0], n), address(), request()));
+        (0..3).for_each(|n| clients.read(token(ids[1], n), address(), request()));
+        clients.read(token(ids[2], 0), address(), request());
+        clients.read(token(ConnectionId::from_u64(9), 0), other, request());
+        clients.remove(&mut roomy(), ids[2]);
+        let mut order = Vec::new();
+        for expected in [2, 2, 2, 2] {
+            let jobs = clients.take_reads(&mut roomy());
+            assert_eq!(jobs.len(), expected);
+            assert!(clients.take_reads(&mut roomy()).is_empty(), "the workers have enough");
+            for job in jobs {
+                let Job::Read(read) = job else { panic!("a read") };
+                clients.read_done(&mut roomy(), read.token, read.granted);
+                order.push((read.token.connection, read.token.request));
+            }
+        }
+        assert_eq!(order, [(0, 0), (9, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
+        // What is held and what is new go by turns.
+        let numbers = |jobs: Vec<Job>| -> Vec<(u64, u64)> {
+            let number = |job: &Job| match job {
+                Job::Read(read) => (read.token.connection, read.token.request),
+                other => panic!("{other:?}"),
+            };
+            jobs.iter().map(number).collect()
+        };
+        let held = |n: u64| {
+            let (token, client, request) = (token(ids[0], 1000 + n), address(), request());
+            ReadJob { token, client, request, granted: 0 }
+        };
+        (0..5).for_each(|n| clients.hold(&mut roomy(), held(n), MIB));
+        clients.read(token(ids[1], 3), address(), request());
+        assert_eq!(numbers(clients.take_reads(&mut roomy())), [(0, 1000), (1, 3)]);
+        // One that holds long ones reads nothing in vain meanwhile.
+        for n in [(0, 1000), (1, 3)] {
+            let token = RequestToken { connection: n.0, request: n.1 };
+            clients.read_done(&mut roomy(), token, MIB);
+        }
+        assert!(clients.take_reads(&mut queued(CLIENT_SEND_BYTES_PAUSE)).is_empty());
+        assert_eq!(numbers(clients.take_reads(&mut roomy())), [(0, 1001), (0, 1002)]);
+    }
+
     #[test]
     fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
         let (mut clients, ids) = with_clients(1);
-        clients.read(&mut roomy(), token(ids[0], 1), address(), request());
+        clients.read(token(ids[0], 1), address(), request());
         let Some(Job::Read(read)) = clients.take_reads(&mut roomy()).pop() else {
             panic!("one read")
         };
@@ -465,12 +682,12 @@ mod tests {
         let mut room = TestRoom { queued: 0, left: count * read_bytes(MIB) };
         let (mut clients, ids) = with_clients(count as u64 + 1);
         for id in &ids {
-            clients.read(&mut room, token(*id, 1), address(), request());
+            clients.read(token(*id, 1), address(), request());
         }
         assert_eq!(grants(&clients.take_reads(&mut room)), [MIB, MIB, MIB, 0]);
         clients.remove(&mut room, ids[0]);
         clients.read_done(&mut room, token(ids[0], 1), MIB);
-        clients.read(&mut room, token(ids[count], 2), address(), request());
+        clients.read(token(ids[count], 2), address(), request());
         assert_eq!(grants(&clients.take_reads(&mut room)), [MIB]);
     }
 

@@ -45,9 +45,12 @@ impl StoreService {
         match role {
             HelloRole::Client => {
                 let Some(address) = net.peer_address(connection) else { return };
-                let is_full = self.clients.len() >= self.parts.clients_max;
-                if is_full && !net.displace(address.ip()) {
-                    return self.refuse(net, connection, NO_ROOM.into());
+                if self.clients.len() >= self.parts.clients_max {
+                    match self.clients.idle_to_go() {
+                        Some(idle) => net.give_way(idle),
+                        None if net.displace(address.ip()) => {}
+                        None => return self.refuse(net, connection, NO_ROOM.into()),
+                    }
                 }
                 self.connections.insert(connection, Kind::Client);
                 self.clients.add(connection, address);

@@ -153,7 +153,7 @@ impl StoreService {
             let (applied, newest) = (node.applied_point().timestamp, node.newest_timestamp());
             let early = EarlyRead { token, client, request: read };
             let at_once = self.early.hold(now_us, early.request.wanted(), applied, newest, early);
-            return self.read_early(net, at_once);
+            return self.read_early(at_once);
         }
         if !self.clients.park(token, read) {
             // Two outstanding requests under one id: the protocol forbids it, and neither could be told
@@ -241,9 +241,9 @@ impl StoreService {
     }
 
     /// Plain reads, also those that came early, are answered now, whatever is applied.
-    pub(super) fn read_early(&mut self, net: &mut Net, reads: impl IntoIterator<Item = EarlyRead>) {
+    pub(super) fn read_early(&mut self, reads: impl IntoIterator<Item = EarlyRead>) {
         for EarlyRead { token, client, request } in reads {
-            self.clients.read(net, token, client, request);
+            self.clients.read(token, client, request);
         }
     }
 

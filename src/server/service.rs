@@ -90,6 +90,8 @@ pub(super) struct StoreService {
     pub(super) connections: ConnectionMap<Kind>,
     pub(super) clients: Clients,
     pub(super) early: EarlyReads<EarlyRead>,
+    /// What [`Store::steps`] was at the last tick.
+    applied_steps: u64,
     pub(super) transfers: Transfers,
     watch: Watch,
     outputs: Vec<Output>,
@@ -139,6 +141,7 @@ impl StoreService {
             connections: ConnectionMap::default(),
             clients: Clients::new(parts.config.value_bytes_max),
             early: EarlyReads::default(),
+            applied_steps: 0,
             transfers: Transfers::new(parts.first_transfer, TransferLimits::default()),
             watch: Watch::default(),
             outputs: Vec::new(),
@@ -283,7 +286,7 @@ impl StoreService {
                 }
                 Output::ReadReady { token } => {
                     if let Some((client, request)) = self.clients.unpark(token) {
-                        self.clients.read(net, token, client, request);
+                        self.clients.read(token, client, request);
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
@@ -765,11 +768,15 @@ impl Service for StoreService {
         if net.tick_is_late() {
             return self.input(net, Input::LateTick);
         }
+        let steps = self.parts.store.steps();
+        if std::mem::replace(&mut self.applied_steps, steps) != steps {
+            self.input(net, Input::ApplierWorks);
+        }
         self.input(net, Input::Tick);
         self.tell_news(net);
         let now_us = self.now(net).monotonic_us;
         let overdue = self.early.take_overdue(now_us);
-        self.read_early(net, overdue);
+        self.read_early(overdue);
         let now_us = self.now(net).monotonic_us;
         let node = &self.parts.node;
         let steps = self.transfers.tick(now_us, &node.status(), |peer| node.matched(peer));
@@ -801,7 +808,7 @@ impl Service for StoreService {
         let due = self.parts.node.flush_due_us();
         net.set_alarm(due.map(|due_us| self.started + Duration::from_micros(due_us)));
         let reached = self.early.take_reached(self.parts.node.applied_point().timestamp);
-        self.read_early(net, reached);
+        self.read_early(reached);
         if self.parts.node.awaits_application() || !self.early.is_empty() {
             self.parts.applier.hurry();
         }
