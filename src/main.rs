@@ -226,6 +226,7 @@ fn run_registry(args: &RegistryArgs) -> u8 {
         console: args.console == Switch::On,
         workers: args.workers.map_or_else(default_workers, |workers| workers as usize),
         silence_timeout: args.silence_timeout,
+        peers_max: args.peers_max as usize,
     };
     let (room, timeout) = (IndexLimits::default(), args.silence_timeout);
     let directory: Arc<dyn Directory> = match &args.servers {

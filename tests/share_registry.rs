@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use acervo::wire::share::{
 };
 use rustix::process::Signal;
 use support::share::{Registry, noise, write};
-use support::{PATIENCE, eventually, exited_with};
+use support::{PATIENCE, eventually, exited_with, raw};
 
 /// A connection whose bytes are made by hand.
 struct Raw {
@@ -1260,4 +1260,91 @@ fn joins_that_are_never_finished_make_room() {
     let oldest = &mut started[0];
     assert_eq!(part(oldest, 1, 60, true), RegistryReply::JoinOk);
     assert_eq!(oldest.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+}
+
+#[test]
+fn an_address_that_joins_again_and_again_makes_room_for_others() {
+    let registry = Registry::start(&["--console", "off", "--peers-max", "4"]);
+    let from_elsewhere = |peer: u64| {
+        let stream = raw::Raw::dial_from(Ipv4Addr::new(127, 0, 0, 2), registry.address).stream;
+        let mut raw = Raw { stream, next_id: 0 };
+        raw.send(&hello(HelloRole::Share));
+        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        let reply = raw.ask(RegistryRequest::Join {
+            peer: PeerId(peer),
+            address: raw.address(),
+            files: vec![],
+            part: 0,
+            last: true,
+            secret: peer,
+            shares: false,
+        });
+        (raw, reply)
+    };
+    let mut many: Vec<Raw> = (1..=4)
+        .map(|peer| {
+            let (raw, reply) = from_elsewhere(peer);
+            assert_eq!(reply, RegistryReply::JoinOk);
+            raw
+        })
+        .collect();
+    let (mut more, reply) = from_elsewhere(5);
+    assert!(matches!(reply, RegistryReply::Error { .. }), "not for more of its own: {reply:?}");
+    // It may still ask, and others join in its stead.
+    assert_eq!(more.search("film.bin"), []);
+    let mut other = Raw::greeted(&registry);
+    assert_eq!(other.join(10, 5000, vec![]), RegistryReply::JoinOk);
+    assert!(many.remove(0).receive().is_none(), "the one that was silent for longest");
+    assert!(
+        many.iter_mut().all(|raw| raw.ask(RegistryRequest::KeepAlive) == RegistryReply::AliveOk)
+    );
+    assert_eq!(other.ask(RegistryRequest::KeepAlive), RegistryReply::AliveOk);
+}
+
+/// As many addresses as a registry dials at once, none of which answered, kept every other one waiting for their time-outs.
+#[test]
+fn addresses_that_never_answer_make_room_for_one_that_does() {
+    let registry = Registry::start(&["--console", "off"]);
+    // It accepts, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let join_at = |ip: Ipv4Addr, peer: u64, address: SocketAddr| {
+        let stream = raw::Raw::dial_from(ip, registry.address).stream;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut raw = Raw { stream, next_id: 0 };
+        raw.send(&hello(HelloRole::Share));
+        assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
+        let body = RegistryRequest::Join {
+            peer: PeerId(peer),
+            address,
+            files: vec![],
+            part: 0,
+            last: true,
+            secret: peer,
+            shares: true,
+        };
+        raw.send(&Message::Registry { id: 1, body });
+        raw
+    };
+    let reply = |raw: &mut Raw| match raw.receive() {
+        Some(Message::RegistryReply { body, .. }) => body,
+        other => panic!("{other:?}"),
+    };
+    let address = silent.local_addr().unwrap();
+    let mut waiting: Vec<Raw> = (0..limits::ADDRESS_CHECKS_MAX as u64)
+        .map(|at| join_at(Ipv4Addr::new(127, 3, 0, at as u8 + 1), at + 10, address))
+        .collect();
+    let serving = Listener::bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let good = serving.address();
+    let options = ServeOptions::default();
+    options.peer.store(2, Ordering::SeqCst);
+    let _server = Server::start(serving, options).unwrap();
+    eventually("an address that answers is checked", || {
+        let reply = reply(&mut join_at(Ipv4Addr::new(127, 3, 1, 1), 2, good));
+        (reply == RegistryReply::JoinOk).then_some(())
+    });
+    let given_up = waiting.iter_mut().any(|raw| {
+        let reply = reply(raw);
+        matches!(reply, RegistryReply::Error { retry_after_ms, .. } if retry_after_ms > 0)
+    });
+    assert!(given_up, "not only when their time was over");
 }

@@ -42,6 +42,10 @@ pub struct RegistryArgs {
     #[arg(long, value_name = "N",
         value_parser = clap::value_parser!(u64).range(1..=limits::WORKERS_MAX as u64))]
     pub workers: Option<u64>,
+    /// The most peers that may have joined; the address with the most of them makes room for others
+    #[arg(long, value_name = "N", hide = true, default_value_t = limits::CONNECTIONS_MAX as u64,
+        value_parser = clap::value_parser!(u64).range(1..=limits::CONNECTIONS_MAX as u64))]
+    pub peers_max: u64,
 }
 
 /// Where the registries are.

@@ -27,13 +27,23 @@ pub fn welcome(peer: PeerId) -> Message {
     })
 }
 
+/// Which peer answers with this.
+///
+/// # Errors
+/// It is none.
+pub fn who_answers(welcome: &Welcome) -> Result<PeerId, String> {
+    match PeerId(welcome.incarnation) {
+        PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
+        peer => Ok(peer),
+    }
+}
+
 /// Whether who answers with this is the peer that was meant, and not whoever else listens at its address.
 ///
 /// # Errors
 /// Why it is another one.
 pub fn check_welcome(welcome: &Welcome, peer: PeerId) -> Result<(), String> {
-    match PeerId(welcome.incarnation) {
-        PeerId(0) => Err("a registry answers there, and no peer".to_owned()),
+    match who_answers(welcome)? {
         other if other != peer => Err(format!("another peer answers there, {other}")),
         _ => Ok(()),
     }

@@ -22,7 +22,6 @@ use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::greeting;
 use crate::share::rate::{RateMeter, TokenBucket};
 use crate::share::swarm::{Action, Config, DropReason, SourceId, Standing, Swarm};
-use crate::share::types::PeerId;
 use crate::text;
 use crate::wire::codec;
 use crate::wire::message::Message;
@@ -74,8 +73,8 @@ pub(super) struct Driver {
     swarm: Swarm,
     /// By source id.
     links: Vec<Link>,
-    /// Those that are known, so that none is taken for two.
-    known: HashSet<(PeerId, SocketAddr)>,
+    /// The addresses of those that are known, so that none is taken for two.
+    known: HashSet<SocketAddr>,
     by_connection: ConnectionMap<SourceId>,
     next_request: u64,
     /// Of the source lost last: who, why.
@@ -223,19 +222,18 @@ impl Driver {
         self.act(net);
         for source in added {
             let fits = (source.content, source.size) == (self.options.content, self.options.size);
-            let place = (source.peer, source.address);
-            if !fits || self.known.contains(&place) {
+            if !fits || self.known.contains(&source.address) {
                 continue;
             }
             // Without a place the next offer of it comes in question.
             let added = self.swarm.add_source(source.address, self.elapsed(net));
             let Some(id) = added else { continue };
-            self.known.insert(place);
+            self.known.insert(source.address);
             match self.links.get_mut(id.0) {
                 None => self.links.push(Link::new(source)),
                 Some(link) => {
                     let forgotten = std::mem::replace(link, Link::new(source)).source;
-                    self.known.remove(&(forgotten.peer, forgotten.address));
+                    self.known.remove(&forgotten.address);
                 }
             }
         }
@@ -299,7 +297,9 @@ impl Driver {
         let link = &mut self.links[source.0];
         match message {
             Message::Welcome(welcome) if !link.greeted => {
-                greeting::check_welcome(&welcome, link.source.peer).map_err(DropReason::Refused)?;
+                // Whoever it is: what it gives proves itself. Were it refused for having been announced under another id,
+                // anybody could have peers at its own IP refused by announcing their addresses.
+                link.source.peer = greeting::who_answers(&welcome).map_err(DropReason::Refused)?;
                 link.greeted = true;
                 link.lost.clear();
                 if let Some(connection) = link.connection {

@@ -64,6 +64,8 @@ pub struct RegistryConfig {
     pub workers: usize,
     /// A peer that is silent for longer is taken for dead, here as in the directory.
     pub silence_timeout: Duration,
+    /// The most peers that may have joined; fewer if the system allows fewer open files.
+    pub peers_max: usize,
 }
 
 /// Why a registry could not start, or stopped by itself.
@@ -216,7 +218,8 @@ pub fn serve(
     let pool = pool.map_err(RegistryError::Thread)?;
     started(&wake)?;
     log::info!("the registry listens on {address}");
-    let mut service = RegistryService::new(pool, config, stop, rand::rng().next_u64());
+    let peers_max = config.peers_max.min(room.clients_max);
+    let mut service = RegistryService::new(pool, config, peers_max, stop, rand::rng().next_u64());
     let ended = event_loop.run(&mut service);
     service.finish();
     if let Some(thread) = console_thread {

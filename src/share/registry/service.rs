@@ -67,6 +67,7 @@ struct AddressCheck {
     place: Place,
     work: Work,
     held: usize,
+    begun: Instant,
 }
 
 /// The service.
@@ -83,6 +84,8 @@ pub(super) struct RegistryService {
     /// looks for open ports learns no more than those.
     checked: HashMap<IpAddr, VecDeque<Instant>>,
     silence_timeout: Duration,
+    /// The most [`holders`](Self::holders), so that there are always places for those that come to ask.
+    peers_max: usize,
     /// Long jobs that wait for their turn. What they hold is counted, and so bounds how many there are.
     long: VecDeque<Job>,
     /// Long jobs with the workers, and how many there may be: others' questions find a thread free.
@@ -99,6 +102,7 @@ impl RegistryService {
     pub fn new(
         pool: Pool<Job, Completion>,
         config: &RegistryConfig,
+        peers_max: usize,
         stop: Receiver<()>,
         first_session: u64,
     ) -> RegistryService {
@@ -110,6 +114,7 @@ impl RegistryService {
             checks: ConnectionMap::default(),
             checked: HashMap::new(),
             silence_timeout: config.silence_timeout,
+            peers_max,
             long: VecDeque::new(),
             long_under_way: 0,
             long_max: config.workers.saturating_sub(1).max(1),
@@ -176,11 +181,16 @@ impl RegistryService {
         if let Work::Join { member, place, .. } = &work {
             let (peer, place) = (member.peer, *place);
             let own = self.guests.get(&connection).map(|guest| guest.address.ip());
+            if !self.has_place(net, connection) {
+                let full = busy("as many peers have joined as this registry has room for");
+                return self.decline(net, connection, id, held, full);
+            }
             if let Err(reply) = self.take_id(net.now(), peer, place.key, connection) {
                 return self.decline(net, connection, id, held, reply);
             }
             if own != Some(place.address.ip()) {
-                let check = AddressCheck { joiner: connection, id, place, work, held };
+                let begun = net.now();
+                let check = AddressCheck { joiner: connection, id, place, work, held, begun };
                 return self.check_address(net, check);
             }
         }
@@ -282,6 +292,13 @@ impl RegistryService {
 
     // ---- who holds which id ------------------------------------------------------------------
 
+    /// Whether there is a place for one more peer, or the address that has the most makes room for one of another.
+    fn has_place(&self, net: &mut Net, connection: ConnectionId) -> bool {
+        let Some(guest) = self.guests.get(&connection) else { return false };
+        let holds_one = guest.joined.is_some() || guest.joining.is_some();
+        holds_one || self.holders.len() < self.peers_max || net.displace(guest.address.ip())
+    }
+
     /// A connection is about to join as a peer, unless another that is alive has.
     fn take_id(
         &mut self,
@@ -357,7 +374,8 @@ impl RegistryService {
         true
     }
 
-    /// Gives up a check of the origin that has most, for one of an origin that has fewer.
+    /// Gives up a check of the origin that has most, for one of an origin that has fewer; or the one that has waited for
+    /// longest, if most addresses would have answered by then.
     fn drop_check(&mut self, net: &mut Net, origin: IpAddr) -> bool {
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
         self.checks.values().for_each(|c| *origins.entry(c.place.origin).or_default() += 1);
@@ -366,10 +384,15 @@ impl RegistryService {
             return false;
         };
         let alike = self.checks.iter().filter(|(_, check)| check.place.origin == heaviest);
-        let Some(dialled) = alike.map(|(dialled, _)| *dialled).next().filter(|_| most > own + 1)
-        else {
-            return false;
+        let of_most = alike.map(|(dialled, _)| *dialled).next().filter(|_| most > own + 1);
+        let is_late = |check: &AddressCheck| {
+            net.now().saturating_duration_since(check.begun) >= limits::ADDRESS_CHECK_GIVES_WAY
         };
+        let oldest = || {
+            let late = self.checks.iter().filter(|(_, check)| is_late(check));
+            late.min_by_key(|(_, check)| check.begun).map(|(dialled, _)| *dialled)
+        };
+        let Some(dialled) = of_most.or_else(oldest) else { return false };
         if let Some(AddressCheck { joiner, id, held, .. }) = self.checks.remove(&dialled) {
             net.close(dialled);
             let busy = busy("this registry is dialling too many addresses");
@@ -380,7 +403,7 @@ impl RegistryService {
 
     /// The address has answered, or has not and this is why.
     fn checked(&mut self, net: &mut Net, dialled: ConnectionId, result: Result<(), String>) {
-        let Some(AddressCheck { joiner, id, place, work, held }) = self.checks.remove(&dialled)
+        let Some(AddressCheck { joiner, id, place, work, held, .. }) = self.checks.remove(&dialled)
         else {
             return;
         };
