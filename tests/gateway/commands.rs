@@ -9,8 +9,8 @@ use acervo::wire::message::Request;
 
 use crate::fake_server::{FakeServer, write_ok};
 use crate::site::{Site, pair};
+use crate::support::ACERVO;
 use crate::support::gateway::Gateway;
-use crate::support::{ACERVO, exited_with};
 
 fn kvs(site: &Site, operation: &str, arguments: &[&str]) -> Command {
     kvs_at(site.gateway.address, operation, arguments)
