@@ -980,8 +980,9 @@ pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const JOIN_HASHING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// While a folder is being hashed, what has been found is kept this often.
 pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
-/// What a folder's state may weigh on the disk; a larger one is not read.
-pub const FOLDER_STATE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// What a folder's state may weigh on the disk; a larger one is neither written nor read: enough for the most files that
+/// one peer may offer, and for the chunk hashes of 3 TiB of content.
+pub const FOLDER_STATE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Sources of one download that are shown one by one.
 pub const SOURCES_SHOWN_MAX: usize = 8;
 /// Where there is no terminal, how far a download is is told this often.
@@ -1051,15 +1052,20 @@ pub const SHARE_CONNECTIONS_MAX: usize = 256;
 /// Chunks being read or sent for all peers, in MiB of memory …
 pub const UPLOAD_CHUNKS_MAX: usize = 32;
 /// … for those of them that are slow, of which each has one …
-pub const UPLOAD_SLOW_CHUNKS_MAX: usize = 24;
+pub const UPLOAD_SLOW_CHUNKS_MAX: usize = 12;
 /// … for those and for peers that have not taken any yet: what is left is for who is known to be quick …
-pub const UPLOAD_UNPROVED_CHUNKS_MAX: usize = 28;
+pub const UPLOAD_UNPROVED_CHUNKS_MAX: usize = 20;
 /// … and for a quick one.
 pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
 /// Whoever takes this long over a chunk, four times as long as the quickest, is slow …
 pub const UPLOAD_SLOW_AFTER_MIN: Duration = Duration::from_millis(20);
 /// … and whoever takes this long, in any case.
 pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
+/// An address whose connection ended over a first chunk that it had not taken counts as slow for so long: it has no
+/// other try at once, and whoever was misjudged has not long to wait for one.
+pub const UPLOAD_KNOWN_SLOW_FOR: Duration = Duration::from_secs(30);
+/// Addresses that are remembered so; the one of longest ago is forgotten for one more. Each has cost a place some time.
+pub const UPLOAD_KNOWN_SLOW_MAX: usize = 4096;
 /// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its place is concerned: long
 /// for a line that is only slow, and short beside the patience of whoever wants the place.
 pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
@@ -1080,10 +1086,10 @@ pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Of what peers take, one part in so many may be lost by closing connections early, so that others have their turn:
+/// Of what peers take, one part in so many may be lost by closing connections early so that other slow ones have their turn:
 /// where everybody is slow, since this side's line is, nearly all of it goes into whole chunks.
 pub const UPLOAD_EARLY_SHARE: u64 = 16;
-/// So much of that may be saved up: what new peers take that turn out to be slow, in a crowd.
+/// So much of that may be saved up.
 pub const UPLOAD_EARLY_BYTES_MAX: u64 = 4 * CHUNK_BYTES as u64;
 /// Of new peers that wait, one in so many turns is for the one that came first, and the others for those that came
 /// last: no crowd hides a newcomer, and no stream of newcomers starves who came before.

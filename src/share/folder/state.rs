@@ -123,7 +123,7 @@ pub fn load(folder: &Path, inode: u64) -> Option<State> {
     state.filter(|state| state.inode == inode)
 }
 
-/// The state file's bytes, a few more than there may be at most.
+/// The state file's bytes. What is longer than the most that is ever written is not read at all.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     // Whatever is there: a link is not followed, a FIFO not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -132,11 +132,20 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         Err(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO) => return Err(not_a_file()),
         Err(error) => return Err(error.into()),
     };
-    if !file.metadata()?.is_file() {
+    let found = file.metadata()?;
+    if !found.is_file() {
         return Err(not_a_file());
     }
-    let mut bytes = Vec::new();
-    file.take(FOLDER_STATE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    let length = found.len();
+    if length > FOLDER_STATE_BYTES_MAX {
+        let message = format!(
+            "it is {length} bytes long, and never needs more than {FOLDER_STATE_BYTES_MAX}"
+        );
+        return Err(io::Error::other(message));
+    }
+    // As long as it was said to be: one that grows meanwhile is damaged.
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(length).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -248,5 +257,24 @@ fn time(nanoseconds: i128) -> Option<SystemTime> {
         UNIX_EPOCH.checked_sub(distance)
     } else {
         UNIX_EPOCH.checked_add(distance)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sparse file of 50 GB made `share` hold 777 MiB.
+    #[test]
+    fn a_state_longer_than_any_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(STATE_FILE);
+        let file = File::create(&path).unwrap();
+        file.set_len(FOLDER_STATE_BYTES_MAX + 1).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("bytes long"), "{error}");
+        assert_eq!(load(dir.path(), 1), None);
+        file.set_len(1000).unwrap();
+        assert_eq!(read(&path).unwrap(), [0; 1000]);
     }
 }

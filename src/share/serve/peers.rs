@@ -66,6 +66,8 @@ pub(super) struct Peer {
     pub took: Option<Duration>,
     /// When it last had its turn, or asked after it had wanted nothing.
     pub waiting_since: Option<Instant>,
+    /// Until when it counts as slow before it has taken anything, as another connection of its address was.
+    pub known_slow_until: Option<Instant>,
 }
 
 impl Peer {
@@ -86,6 +88,7 @@ impl Peer {
             waited_for: None,
             took: None,
             waiting_since: None,
+            known_slow_until: None,
         }
     }
 
@@ -99,7 +102,8 @@ impl Peer {
     pub(super) fn times(&self, now: Instant) -> Times {
         let again = self.waited_for.map(|since| now.saturating_duration_since(since));
         let taking = self.kept_waiting + again.unwrap_or_default();
-        Times { took: self.took, taking }
+        let is_known_slow = self.known_slow_until.is_some_and(|until| now < until);
+        Times { took: self.took, taking, is_known_slow }
     }
 
     /// Whether this side waits for it from now on.

@@ -6,11 +6,18 @@
 //! - **Places change hands between chunks.** The next one is for the origin (an IP) that holds the fewest, so that a
 //!   hundred connections of one do not get a hundred turns; among its peers for new ones, as far as there are
 //!   places to try them, and then for those that have waited longest.
-//! - **A connection is closed early only at a small price.** When all peers are slow, because this side's line is, whoever is cut
+//! - **Who has shown nothing has one try.** A new peer's first chunk shows within half a second whether it is slow.
+//!   If it is, and the slow ones have all places that they may have while somebody waits who is not known to be slow, one of them goes: one that
+//!   takes far less than the others if there is one, else whoever loses least. Its address counts as slow for a while
+//!   ([`KnownSlow`]): however often it comes again, it waits behind those that take, and for places of slow ones only. So
+//!   a crowd of slow ones costs each of its addresses one short try a while, and a newcomer need not wait for theirs.
+//! - **Apart from that a connection is closed early only at a small price.** When all peers are slow, because this side's line is, whoever is cut
 //!   off within a chunk has taken bytes in vain, and will ask for them again. So only a small part of what is
-//!   served may be lost that way: those go first that have taken least, which are those who take nothing.
+//!   served may be lost so that one slow peer makes room for another.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use crate::limits;
 
@@ -31,6 +38,8 @@ pub(super) struct Times {
     pub took: Option<Duration>,
     /// Over the present one so far.
     pub taking: Duration,
+    /// Its address was slow a short while ago.
+    pub is_known_slow: bool,
 }
 
 impl Times {
@@ -42,7 +51,45 @@ impl Times {
         if beside_others || time >= limits::UPLOAD_SLOW_AFTER {
             return Taker::Slow;
         }
-        if self.took.is_some() { Taker::Quick } else { Taker::New }
+        match self.took {
+            Some(_) => Taker::Quick,
+            None if self.is_known_slow => Taker::Slow,
+            None => Taker::New,
+        }
+    }
+}
+
+/// Origins (IPs) that had a try and were slow, and until when that counts.
+#[derive(Debug, Default)]
+pub(super) struct KnownSlow {
+    until: HashMap<IpAddr, Instant>,
+}
+
+impl KnownSlow {
+    /// Until when a peer of this origin that has taken nothing yet counts as slow.
+    pub(super) fn until(&self, origin: IpAddr) -> Option<Instant> {
+        self.until.get(&origin).copied()
+    }
+
+    /// A connection of it ended over a chunk that it was slow to take. Until when that counts.
+    pub(super) fn was_slow(&mut self, origin: IpAddr, now: Instant) -> Instant {
+        if self.until.len() >= limits::UPLOAD_KNOWN_SLOW_MAX && !self.until.contains_key(&origin) {
+            self.until.retain(|_, until| now < *until);
+            let oldest = self.until.iter().min_by_key(|(_, until)| **until);
+            if self.until.len() >= limits::UPLOAD_KNOWN_SLOW_MAX
+                && let Some(oldest) = oldest.map(|(origin, _)| *origin)
+            {
+                self.until.remove(&oldest);
+            }
+        }
+        let until = now + limits::UPLOAD_KNOWN_SLOW_FOR;
+        self.until.insert(origin, until);
+        until
+    }
+
+    /// A peer of it has taken a chunk quickly. Whether it counted as slow.
+    pub(super) fn was_quick(&mut self, origin: IpAddr) -> bool {
+        self.until.remove(&origin).is_some()
     }
 }
 
@@ -97,6 +144,14 @@ impl Places {
         (0..claims.len()).min_by_key(|at| rank(&claims[*at]))
     }
 
+    /// How many of so many quick and new peers that wait have no place to come to.
+    pub(super) fn lacking(&self, quick: usize, new: usize) -> usize {
+        let unproved = self.slow + self.new;
+        let for_new = limits::UPLOAD_UNPROVED_CHUNKS_MAX.saturating_sub(unproved).min(self.free);
+        let for_quick = self.free - new.min(for_new);
+        new.saturating_sub(for_new) + quick.saturating_sub(for_quick)
+    }
+
     pub(super) fn taken(&mut self, taker: Taker) {
         self.free -= 1;
         match taker {
@@ -137,12 +192,16 @@ impl Holder {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiting {
     pub all: usize,
-    /// Peers among them that are not known to be slow.
+    /// Peers that are not slow, and have no place to come to ([`Places::lacking`]).
     pub not_slow: usize,
+    /// What the quickest of them took over its last chunk, if one has taken any.
+    pub quickest: Option<Duration>,
 }
 
 /// Whose connections to close, when these wait: no more than are waited for, but those that have come to a stop in any case.
-/// What they have taken in vain is taken off `early_bytes`, which is what may be lost.
+/// What is lost for the sake of other slow ones is taken off `early_bytes`, which is what may be. What gives way to those
+/// that are not slow costs nothing: an origin counts as such but once in a while, so that it bounds itself, and with a price that
+/// many slow ones had used up they would all stay.
 pub(super) fn to_close(
     holders: &[Holder],
     mut waiting: Waiting,
@@ -151,24 +210,38 @@ pub(super) fn to_close(
     let is_slow = |at: &usize| holders[*at].taker == Taker::Slow;
     let mut slow_buffers: usize =
         (0..holders.len()).filter(is_slow).map(|at| holders[at].buffers).sum();
-    let best = holders.iter().map(Holder::rate).fold(0.0, f64::max);
+    // One that waits counts by what it has shown: else those that take next to nothing have nobody to be compared with, once
+    // they have all places of slow ones.
+    let shown = waiting.quickest.map_or(0.0, |took| {
+        limits::CHUNK_BYTES as f64 / took.max(limits::UPLOAD_RATE_OVER_MIN).as_secs_f64()
+    });
+    let best = holders.iter().map(Holder::rate).fold(shown, f64::max);
     // One that was slow and has just begun is given its time.
     let had_time = |at: &usize| holders[*at].taking >= limits::UPLOAD_SLOW_AFTER;
     let mut order: Vec<usize> = (0..holders.len()).filter(is_slow).filter(had_time).collect();
-    order.sort_by_key(|at| holders[*at].lost_bytes());
+    let best_slow = order.iter().map(|at| holders[*at].rate()).fold(0.0, f64::max);
+    order.sort_by_key(|at| {
+        let rate = holders[*at].rate();
+        if rate * limits::UPLOAD_FAR_FACTOR < best_slow {
+            // Whoever has just begun seems slower than it is: the slowest goes, not who loses least.
+            (0, rate as u64)
+        } else {
+            (1, holders[*at].lost_bytes())
+        }
+    });
     let mut close = Vec::new();
     for at in order {
         let holder = &holders[at];
         let has_stopped = holder.taking >= limits::UPLOAD_CHUNK_TIMEOUT
             && holder.rate() < limits::SOURCE_RATE_MIN as f64;
-        // New ones that have turned out to be slow, in places where others are to be tried.
+        // Slow ones in places where others are to be tried, or are known to be quick.
         let is_one_too_many = waiting.not_slow > 0 && slow_buffers > limits::UPLOAD_SLOW_CHUNKS_MAX;
         let is_far_slower = waiting.all > 0
             && holder.taking >= limits::UPLOAD_CHUNK_TIMEOUT_CROWDED
             && holder.rate() * limits::UPLOAD_FAR_FACTOR < best;
         let is_cheap = holder.lost_bytes() <= *early_bytes;
-        if has_stopped || is_cheap && (is_one_too_many || is_far_slower) {
-            if !has_stopped {
+        if has_stopped || is_one_too_many || is_cheap && is_far_slower {
+            if !has_stopped && !is_one_too_many {
                 *early_bytes -= holder.lost_bytes();
             }
             slow_buffers -= holder.buffers;
@@ -199,6 +272,8 @@ mod tests {
         rate: f64,
         /// Comes back at once when it was cut off.
         is_stubborn: bool,
+        /// Bytes of a chunk that its system takes at once, whatever it does with them.
+        burst: f64,
         last_turn: u64,
         /// When it asks next, if it is not in the line.
         asks_at: Duration,
@@ -207,13 +282,23 @@ mod tests {
         left: VecDeque<f64>,
         taking: Duration,
         took: Option<Duration>,
+        known_slow_until: Option<Instant>,
         chunks: u64,
         failures: u32,
+    }
+
+    fn ip(origin: usize) -> IpAddr {
+        std::net::Ipv4Addr::from(origin as u32).into()
     }
 
     impl Peer {
         fn of(rate: f64) -> Peer {
             Peer { rate, ..Peer::default() }
+        }
+
+        fn times(&self, now: Instant) -> Times {
+            let is_known_slow = self.known_slow_until.is_some_and(|until| now < until);
+            Times { took: self.took, taking: self.taking, is_known_slow }
         }
 
         fn taken_bytes(&self) -> f64 {
@@ -225,10 +310,12 @@ mod tests {
     struct Server {
         peers: Vec<Peer>,
         line: Vec<usize>,
+        start: Instant,
         now: Duration,
         step: Duration,
         uplink: f64,
         early_bytes: u64,
+        known_slow: KnownSlow,
         earned: f64,
         new_turns: u64,
         marks: u64,
@@ -240,10 +327,12 @@ mod tests {
             let mut server = Server {
                 peers: Vec::new(),
                 line: Vec::new(),
+                start: Instant::now(),
                 now: Duration::ZERO,
                 step,
                 uplink,
                 early_bytes: limits::UPLOAD_EARLY_BYTES_MAX,
+                known_slow: KnownSlow::default(),
                 earned: 0.0,
                 new_turns: 0,
                 marks: 0,
@@ -256,6 +345,7 @@ mod tests {
         fn connect(&mut self, mut peer: Peer) {
             self.marks += 1;
             (peer.last_turn, peer.asks_at) = (self.marks, self.now);
+            peer.known_slow_until = self.known_slow.until(ip(peer.origin));
             self.peers.push(peer);
         }
 
@@ -263,8 +353,8 @@ mod tests {
             let uploading =
                 self.peers.iter().filter(|p| p.waits_since.is_some() || !p.left.is_empty());
             let quickest = uploading.filter_map(|peer| peer.took).min();
-            let times = |peer: &Peer| Times { took: peer.took, taking: peer.taking };
-            self.peers.iter().map(|peer| times(peer).taker(quickest)).collect()
+            let now = self.start + self.now;
+            self.peers.iter().map(|peer| peer.times(now).taker(quickest)).collect()
         }
 
         /// The line is shared equally, and nobody takes more than it can.
@@ -295,7 +385,11 @@ mod tests {
                     }
                     bytes -= *left;
                     peer.left.pop_front();
-                    peer.took = Some(std::mem::take(&mut peer.taking));
+                    let took = std::mem::take(&mut peer.taking);
+                    peer.took = Some(took);
+                    if took < limits::UPLOAD_SLOW_AFTER {
+                        self.known_slow.was_quick(ip(peer.origin));
+                    }
                     peer.chunks += 1;
                     peer.failures = 0;
                 }
@@ -331,9 +425,18 @@ mod tests {
             let holders: Vec<Holder> = ids.iter().map(holder).collect();
             let waits = |at: &&usize| self.peers[**at].left.is_empty();
             let all = self.line.iter().filter(waits).count();
-            let is_not_slow = |at: &&usize| takers[**at] != Taker::Slow;
-            let not_slow = self.line.iter().filter(waits).filter(is_not_slow).count();
-            for at in to_close(&holders, Waiting { all, not_slow }, &mut self.early_bytes) {
+            let wait = |kind: Taker| {
+                self.line.iter().filter(waits).filter(|at| takers[**at] == kind).count()
+            };
+            let not_slow = self.places(&takers).lacking(wait(Taker::Quick), wait(Taker::New));
+            let waiting = self.line.iter().filter(waits);
+            let quickest = waiting.filter_map(|at| self.peers[*at].took).min();
+            let waiting = Waiting { all, not_slow, quickest };
+            for at in to_close(&holders, waiting, &mut self.early_bytes) {
+                let origin = self.peers[ids[at]].origin;
+                let until = self.known_slow.was_slow(ip(origin), self.start + self.now);
+                let alike = self.peers.iter_mut().filter(|peer| peer.origin == origin);
+                alike.for_each(|peer| peer.known_slow_until = Some(until));
                 let peer = &mut self.peers[ids[at]];
                 self.marks += 1;
                 peer.last_turn = self.marks;
@@ -361,19 +464,23 @@ mod tests {
             });
         }
 
-        fn read_ahead(&mut self) {
-            let takers = self.takers();
+        fn places(&self, takers: &[Taker]) -> Places {
             let held = |of: Option<Taker>| -> usize {
-                let all = self.peers.iter().zip(&takers);
+                let all = self.peers.iter().zip(takers);
                 all.filter(|(_, taker)| of.is_none_or(|of| **taker == of))
                     .map(|(p, _)| p.left.len())
                     .sum()
             };
-            let mut places = Places {
+            Places {
                 free: limits::UPLOAD_CHUNKS_MAX - held(None),
                 slow: held(Some(Taker::Slow)),
                 new: held(Some(Taker::New)),
-            };
+            }
+        }
+
+        fn read_ahead(&mut self) {
+            let takers = self.takers();
+            let mut places = self.places(&takers);
             for second_round in [false, true] {
                 while places.free > 0 {
                     let may = |at: &usize| {
@@ -398,7 +505,8 @@ mod tests {
                     self.line.push(at);
                     self.marks += 1;
                     self.peers[at].last_turn = self.marks;
-                    self.peers[at].left.push_back(CHUNK);
+                    let left = CHUNK - self.peers[at].burst;
+                    self.peers[at].left.push_back(left);
                     self.peers[at].waits_since = Some(self.now);
                 }
             }
@@ -429,7 +537,8 @@ mod tests {
     /// How long a peer that comes when the others have long been there takes over a hundred chunks.
     fn time_of_one_more(others: usize, others_take: Duration) -> Duration {
         let rate = CHUNK / others_take.as_secs_f64();
-        let others = vec![Peer::of(rate); others];
+        let other = |at: usize| Peer { origin: 1 + at, ..Peer::of(rate) };
+        let others = (0..others).map(other).collect();
         let mut server = Server::new(others, f64::INFINITY, Duration::from_millis(2));
         server.run(secs(8));
         server.connect(Peer::of(110.0 * CHUNK));
@@ -458,13 +567,73 @@ mod tests {
         }
     }
 
+    /// Two hundred addresses that take 5 KB a second, and come again when they are cut off, had every place for as long as
+    /// they liked.
+    #[test]
+    fn slow_takers_that_come_again_never_keep_a_quick_one_out() {
+        for (others, at_secs) in
+            [(48, 1), (200, 0), (200, 1), (200, 7), (200, 29), (200, 35), (200, 100)]
+        {
+            let other = |at: usize| Peer {
+                origin: 1 + at,
+                is_stubborn: true,
+                burst: 128.0 * 1024.0,
+                ..Peer::of(5000.0)
+            };
+            let others_there = (0..others).map(other).collect();
+            let mut server = Server::new(others_there, f64::INFINITY, Duration::from_millis(5));
+            server.run(secs(at_secs));
+            server.connect(Peer::of(110.0 * CHUNK));
+            let chunks = |server: &Server| server.peers.last().map_or(0, |peer| peer.chunks);
+            while chunks(&server) == 0 {
+                server.step();
+                assert!(
+                    server.now < secs(at_secs + 2),
+                    "no try among {others} from {at_secs} s on"
+                );
+            }
+            let tried = server.now - secs(at_secs);
+            while chunks(&server) < 100 {
+                server.step();
+                assert!(server.now < secs(at_secs + 5), "beside {others} from {at_secs} s on");
+            }
+            let all = server.now - secs(at_secs);
+            println!(
+                "beside {others} from {at_secs} s on: a try after {tried:?}, all after {all:?}"
+            );
+            assert!(
+                tried <= secs(1) && all <= secs(3),
+                "{others}, {at_secs} s: {tried:?}, {all:?}"
+            );
+        }
+    }
+
+    /// Whoever is remembered to be slow is so for a while only, and no number of addresses takes more memory than there is.
+    #[test]
+    fn an_address_is_known_to_be_slow_for_a_while() {
+        let start = Instant::now();
+        let mut known = KnownSlow::default();
+        for origin in 0..limits::UPLOAD_KNOWN_SLOW_MAX + 10 {
+            known.was_slow(ip(origin), start + Duration::from_millis(origin as u64));
+        }
+        assert_eq!(known.until.len(), limits::UPLOAD_KNOWN_SLOW_MAX);
+        assert_eq!((known.until(ip(9)), known.until(ip(10)).is_some()), (None, true));
+        assert!(known.was_quick(ip(10)) && !known.was_quick(ip(10)));
+        let until = known.until(ip(11)).unwrap();
+        let of = |is_known_slow| Times { is_known_slow, ..Times::default() }.taker(None);
+        assert_eq!([of(true), of(false)], [Taker::Slow, Taker::New]);
+        known.was_slow(ip(0), until);
+        known.was_slow(ip(1), until + limits::UPLOAD_KNOWN_SLOW_FOR);
+        assert!(known.until.len() <= limits::UPLOAD_KNOWN_SLOW_MAX);
+    }
+
     /// On a line of ten megabits a second everybody is slow. Whoever came cut off who had taken most: of the 720 chunks that
     /// the line carries in this time, 255 arrived at 30 takers, 55 at 60 and none at 100.
     #[test]
     fn a_crowd_on_a_slow_line_loses_next_to_nothing() {
         let uplink = 1.2 * CHUNK;
         for takers in [20, 30, 60, 100] {
-            let peers = vec![Peer::of(f64::MAX); takers];
+            let peers = (0..takers).map(|origin| Peer { origin, ..Peer::of(f64::MAX) }).collect();
             let mut server = Server::new(peers, uplink, Duration::from_millis(50));
             server.run(secs(600));
             let chunks: Vec<u64> = server.peers.iter().map(|peer| peer.chunks).collect();
@@ -505,14 +674,18 @@ mod tests {
 
     #[test]
     fn who_keeps_this_side_waiting_is_slow() {
-        let times = |took: u64, taking: u64| Times { took: Some(secs(took)), taking: secs(taking) };
+        let times = |took: u64, taking: u64| Times {
+            took: Some(secs(took)),
+            taking: secs(taking),
+            is_known_slow: true,
+        };
         assert_eq!(times(0, 0).taker(None), Taker::Quick);
         assert_eq!(times(9, 0).taker(None), Taker::Slow);
         assert_eq!(times(0, 9).taker(None), Taker::Slow);
         assert_eq!(Times::default().taker(Some(secs(2))), Taker::New);
         let ms = Duration::from_millis;
         let beside = |took, quickest| {
-            Times { took: Some(ms(took)), taking: ms(0) }.taker(Some(ms(quickest)))
+            Times { took: Some(ms(took)), ..Times::default() }.taker(Some(ms(quickest)))
         };
         assert_eq!([beside(60, 20), beside(100, 20)], [Taker::Quick, Taker::Slow]);
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::peers::{Outgoing, Peer, Wanted, Watch};
-use super::places::{Claim, Holder, Places, Taker, Waiting, to_close};
+use super::places::{Claim, Holder, KnownSlow, Places, Taker, Waiting, to_close};
 use super::source::{self, SourceError};
 use super::{Counters, ServeOptions};
 use crate::limits;
@@ -109,6 +109,7 @@ pub(super) struct ShareService {
     early_bytes: u64,
     /// Of what was sent: the rest that did not make one more such byte.
     early_rest: u64,
+    known_slow: KnownSlow,
     checks: Checks,
     buffers: BufferPool,
     readers: Pool<Job, Done>,
@@ -143,6 +144,7 @@ impl ShareService {
             marks: 0,
             early_bytes: limits::UPLOAD_EARLY_BYTES_MAX,
             early_rest: 0,
+            known_slow: KnownSlow::default(),
             checks: Checks::default(),
             buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
             readers,
@@ -352,16 +354,10 @@ impl ShareService {
             return;
         }
         let (now, taker) = (net.now(), self.takers());
-        let mut places = Places { free: self.buffers.available(), slow: 0, new: 0 };
+        let mut places = self.places(&taker, now);
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
         for peer in self.peers.values() {
-            let holds = peer.holds();
-            *origins.entry(origin_of(peer.address.ip())).or_default() += holds;
-            match taker(peer, now) {
-                Taker::Slow => places.slow += holds,
-                Taker::New => places.new += holds,
-                Taker::Quick => {}
-            }
+            *origins.entry(origin_of(peer.address.ip())).or_default() += peer.holds();
         }
         for second_round in [false, true] {
             while places.free > 0
@@ -385,6 +381,18 @@ impl ShareService {
                 }
             }
         }
+    }
+
+    fn places(&self, taker: &impl Fn(&Peer, Instant) -> Taker, now: Instant) -> Places {
+        let mut places = Places { free: self.buffers.available(), slow: 0, new: 0 };
+        for peer in self.peers.values() {
+            match taker(peer, now) {
+                Taker::Slow => places.slow += peer.holds(),
+                Taker::New => places.new += peer.holds(),
+                Taker::Quick => {}
+            }
+        }
+        places
     }
 
     /// Where in the line the one is that has the next turn, and what it is.
@@ -570,6 +578,10 @@ impl ShareService {
         }
     }
 
+    fn all_of(&mut self, origin: IpAddr) -> impl Iterator<Item = &mut Peer> {
+        self.peers.values_mut().filter(move |peer| origin_of(peer.address.ip()) == origin)
+    }
+
     /// Ends connections of those that are too slow, so that others have their turn.
     fn make_room(&mut self, net: &mut Net) {
         let (now, taker) = (net.now(), self.takers());
@@ -586,9 +598,14 @@ impl ShareService {
                 (*id, holder)
             })
             .unzip();
-        let not_slow = self.waiting(now, Duration::ZERO);
-        let not_slow = not_slow.filter(|(_, peer)| taker(peer, now) != Taker::Slow).count();
-        let waiting = Waiting { all: self.waiting(now, limits::SHARE_TICK).count(), not_slow };
+        let wait = |kind: Taker| {
+            self.waiting(now, Duration::ZERO).filter(|(_, peer)| taker(peer, now) == kind).count()
+        };
+        let not_slow = self.places(&taker, now).lacking(wait(Taker::Quick), wait(Taker::New));
+        let all = self.waiting(now, limits::SHARE_TICK).count();
+        let quickest =
+            self.waiting(now, limits::SHARE_TICK).filter_map(|(_, peer)| peer.took).min();
+        let waiting = Waiting { all, not_slow, quickest };
         for at in to_close(&holders, waiting, &mut self.early_bytes) {
             if let Some(peer) = self.peers.get(&ids[at]) {
                 log::info!("{} takes too long over a chunk", peer.address);
@@ -636,7 +653,9 @@ fn not_here(content: ContentId) -> PeerReply {
 impl Service for ShareService {
     fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, address: SocketAddr) {
         self.marks += 1;
-        self.peers.insert(id, Peer::new(address, self.marks));
+        let mut peer = Peer::new(address, self.marks);
+        peer.known_slow_until = self.known_slow.until(origin_of(address.ip()));
+        self.peers.insert(id, peer);
         self.counters.peers.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -664,16 +683,30 @@ impl Service for ShareService {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        let bytes = peer.pieces.front().map_or(0, |(bytes, _)| *bytes as u64);
+        let (bytes, is_last) =
+            peer.pieces.front().map_or((0, false), |(b, last)| (*b as u64, *last));
         peer.piece_taken(net.now());
+        let was_quick = is_last && peer.took.is_some_and(|took| took < limits::UPLOAD_SLOW_AFTER);
+        let origin = origin_of(peer.address.ip());
+        if was_quick && self.known_slow.was_quick(origin) {
+            self.all_of(origin).for_each(|peer| peer.known_slow_until = None);
+        }
         self.early_rest += bytes;
         let earned = self.early_rest / limits::UPLOAD_EARLY_SHARE;
         self.early_rest %= limits::UPLOAD_EARLY_SHARE;
         self.early_bytes = (self.early_bytes + earned).min(limits::UPLOAD_EARLY_BYTES_MAX);
     }
 
-    fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
+    fn on_closed(&mut self, net: &mut Net, id: ConnectionId, reason: &CloseReason) {
         if let Some(peer) = self.peers.remove(&id) {
+            // Cut off, or gone by itself: whoever leaves shortly before it is found slow has had its try, too.
+            let is_slow = peer.took.is_none_or(|took| took >= limits::UPLOAD_SLOW_AFTER)
+                || peer.times(net.now()).taking >= limits::UPLOAD_SLOW_AFTER;
+            if peer.holds() > 0 && is_slow {
+                let origin = origin_of(peer.address.ip());
+                let until = Some(self.known_slow.was_slow(origin, net.now()));
+                self.all_of(origin).for_each(|peer| peer.known_slow_until = until);
+            }
             self.counters.peers.fetch_sub(1, Ordering::Relaxed);
             log::debug!("the connection with {} ended: {reason}", peer.address);
         }
