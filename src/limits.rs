@@ -1080,6 +1080,9 @@ pub const WATCHES_PER_PEER_MAX: usize = 16;
 pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// Of the chunks that a peer reads to send them, one in so many is compared with its hash, beside those that are asked for again.
 pub const UPLOAD_CHECKED_EACH: u64 = 16;
+/// Chunks that were said to be wrong and wait to be compared, one after the other. What comes when there are as many is
+/// dropped: a rotten file has more of them, or is asked for again.
+pub const DOUBTED_CHUNKS_MAX: usize = 64;
 /// Contents of which it is known which chunks were compared: the sets of a content of 1 TiB take 256 KiB.
 pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 /// Threads that read files for a peer that serves.

@@ -976,6 +976,32 @@ fn a_rotten_chunk_is_noticed_when_it_is_asked_for_again() {
     assert_eq!(scene.shelf.changed.load(Ordering::SeqCst), 1);
 }
 
+/// A chunk that was sent once was never looked at again: its source went on offering what it no longer had, to one taker after
+/// the other.
+#[test]
+fn a_rotten_chunk_is_noticed_when_its_taker_says_that_it_was_wrong() {
+    let scene = Scene::new(2 * MIB);
+    let content = scene.manifest.content();
+    let changed = || scene.shelf.changed.load(Ordering::SeqCst);
+    let mut client = Client::greeted(&scene.server);
+    // What is good stays, whatever is said of it; so does what there is not.
+    for (id, index) in [(1, 0), (2, 1), (3, 1), (4, 2), (5, u64::MAX)] {
+        client.ask(id, PeerRequest::Doubt { content, index });
+    }
+    client.ask(6, PeerRequest::Chunk { content, index: 1 });
+    assert!(matches!(client.hear(), Some(Message::ShareReply { id: 6, .. })), "no other answer");
+    assert!(client.raw(MIB) == scene.bytes[MIB..]);
+    assert_eq!(changed(), 0);
+    std::fs::write(&scene.path, vec![7; 2 * MIB]).unwrap();
+    let stamp = FileStamp::of(&std::fs::metadata(&scene.path).unwrap());
+    let offer = scene.shelf.offer(content).unwrap();
+    scene.shelf.insert(Offer { stamp: Some(stamp), ..offer });
+    let error = run(scene.options(vec![scene.source()])).unwrap_err();
+    assert!(error.to_string().contains("wrong bytes"), "{error}");
+    wait_until("its source looks at it", || changed() == 1);
+    assert!(scene.shelf.offer(content).is_none());
+}
+
 #[test]
 fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     let scene = Scene::new(12 * MIB);

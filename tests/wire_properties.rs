@@ -381,6 +381,7 @@ fn peer_request() -> impl Strategy<Value = PeerRequest> {
         content().prop_map(|content| Watch { content }),
         (content(), any::<u64>()).prop_map(|(content, index)| Chunk { content, index }),
         any::<u64>().prop_map(|request| Cancel { request }),
+        (content(), any::<u64>()).prop_map(|(content, index)| Doubt { content, index }),
     ]
 }
 

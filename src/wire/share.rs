@@ -219,6 +219,14 @@ pub enum PeerRequest {
         /// The id of the request.
         request: u64,
     },
+    /// The bytes that came for this chunk are not what its hash says: look at the file. It has no answer.
+    #[serde(rename = "DOUBT")]
+    Doubt {
+        /// Of what.
+        content: ContentId,
+        /// Which.
+        index: u64,
+    },
 }
 
 /// A peer answers.

@@ -483,6 +483,20 @@ impl Driver {
         }
     }
 
+    /// Tells a source that it has sent wrong bytes: one whose disk has spoilt its file looks at it, and offers what is
+    /// there now.
+    fn doubt(&mut self, net: &mut Net, source: SourceId, index: u64) {
+        let (id, content) = (self.next_request, self.options.content);
+        self.next_request += 1;
+        let body = PeerRequest::Doubt { content, index };
+        self.send(net, source, &Message::Share { id, body });
+        // The swarm leaves it; what was said is to arrive before.
+        if let Some(connection) = self.links[source.0].connection.take() {
+            self.by_connection.remove(&connection);
+            net.close_after_flush(connection);
+        }
+    }
+
     fn cancel(&mut self, net: &mut Net, source: SourceId, index: u64) {
         let asked = &self.links[source.0].asked;
         let request = asked.iter().find(|(_, question)| **question == Question::Chunk(index));

@@ -16,8 +16,9 @@
 //! offered as it was, so that a disk that was away for seconds is not hashed anew.
 //!
 //! Whoever changes a file in place and turns its modification time back is found out by the time of its last change. A disk
-//! that gives other bytes than it was given is not: so the server checks some of the chunks that it reads, and every
-//! one that is asked for a second time ([`Catalog::rotten`]).
+//! that gives other bytes than it was given is not: so the server checks some of the chunks that it reads, every one
+//! that is asked for a second time, and every one that its taker says was wrong. A file that does not hold what was hashed
+//! ([`Catalog::rotten`]) is not offered from that moment, and is hashed anew at once.
 
 pub mod hash;
 mod scan;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use rustix::fs::{Mode, OFlags};
 
 use self::hash::{HashError, HashProgress, HashQueue};
@@ -215,6 +216,8 @@ pub struct Folder {
     /// Something has changed that is not kept yet.
     unsaved: AtomicBool,
     stopping: AtomicBool,
+    /// Wakes the watcher; one wake that waits is enough.
+    wake: (Sender<()>, Receiver<()>),
     /// Held open for its lock.
     _lock: File,
 }
@@ -254,6 +257,7 @@ impl Folder {
             dirty: AtomicBool::new(false),
             unsaved: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
+            wake: bounded(1),
             _lock: lock,
             path: Arc::new(path),
         };
@@ -365,6 +369,12 @@ impl Folder {
     fn note_change(&self) {
         self.dirty.store(true, Ordering::Relaxed);
         self.unsaved.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        // A wake that is there already is enough.
+        let _ = self.wake.0.try_send(());
     }
 
     /// Keeps what is known for the next time, if that has changed. A folder that cannot be written to is hashed
@@ -447,9 +457,11 @@ impl Catalog for Folder {
                 "{name} does not hold what was hashed, although nothing has changed it: it is hashed anew; \
                  compare it with a copy, and look after the disk"
             );
-            // Not a suspect, which would be offered again as it looks the same.
-            known.remove(&name);
-            known.learnt.insert(name);
+            // Not a suspect, which would be offered again as it looks the same; and it has settled long since.
+            if let Some(Shared { look, .. }) = known.remove(&name) {
+                known.learnt.insert(name.clone());
+                self.queue.add(Found { name, look });
+            }
             self.note_change();
         }
     }
@@ -459,7 +471,6 @@ impl Catalog for Folder {
 #[derive(Debug)]
 pub struct Watcher {
     folder: Arc<Folder>,
-    wake: Sender<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -475,24 +486,21 @@ impl Watcher {
         progress: impl Fn(HashProgress) + Send + Sync + 'static,
         changed: impl Fn() + Send + 'static,
     ) -> io::Result<Watcher> {
-        let (wake, woken) = bounded::<()>(1);
-        let mut watcher = Watcher { folder: Arc::clone(&folder), wake, threads: Vec::new() };
+        let mut watcher = Watcher { folder: Arc::clone(&folder), threads: Vec::new() };
         let progress = Arc::new(progress);
         for _ in 0..options.threads.max(1) {
-            let (folder, wake) = (Arc::clone(&folder), watcher.wake.clone());
+            let folder = Arc::clone(&folder);
             let progress = Arc::clone(&progress);
             watcher.spawn("share-hash", move || {
                 let done = |found: &Found, result| folder.hashed(found, result, Instant::now());
                 let told = |state: HashProgress| {
                     progress(state);
-                    // A wake that is there already is enough.
-                    let _ = wake.try_send(());
+                    folder.wake();
                 };
                 folder.queue.work(&folder.path, &done, &told);
             })?;
         }
-        watcher
-            .spawn("share-folder", move || Watch::new(&folder, options).run(&woken, &changed))?;
+        watcher.spawn("share-folder", move || Watch::new(&folder, options).run(&changed))?;
         Ok(watcher)
     }
 
@@ -506,7 +514,7 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         self.folder.stopping.store(true, Ordering::Relaxed);
         self.folder.queue.stop();
-        let _ = self.wake.try_send(());
+        self.folder.wake();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 log::error!("a thread that looks after the shared folder panicked");
@@ -530,16 +538,15 @@ impl Watch<'_> {
         Watch { folder, options, pending: HashMap::new() }
     }
 
-    fn run(&mut self, woken: &Receiver<()>, changed: &dyn Fn()) {
+    fn run(&mut self, changed: &dyn Fn()) {
         let began = Instant::now();
         let mut look_at = began + self.options.rescan_interval;
         let (mut tell_at, mut save_at) = (began, began + limits::FOLDER_SAVE_INTERVAL);
         while !self.folder.stopping.load(Ordering::Relaxed) {
             let is_dirty = self.folder.dirty.load(Ordering::Relaxed);
             let until = if is_dirty { look_at.min(tell_at) } else { look_at };
-            if woken.recv_deadline(until) == Err(RecvTimeoutError::Disconnected) {
-                return;
-            }
+            // It has come, or it is time; the folder itself holds the other end.
+            let _ = self.folder.wake.1.recv_deadline(until);
             let mut now = Instant::now();
             if now >= look_at {
                 self.look(now);

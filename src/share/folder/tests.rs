@@ -183,6 +183,13 @@ fn wait_for(changes: &Receiver<()>, what: &str, check: impl Fn() -> bool) {
 
 /// A folder that is watched, what tells of changes, and how often anything was hashed.
 fn watch(path: &Path) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) {
+    watch_with(path, QUICK)
+}
+
+fn watch_with(
+    path: &Path,
+    options: FolderOptions,
+) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) {
     let folder = Folder::open(path, PeerId(7)).unwrap();
     let (changed, changes) = bounded(1024);
     let hashed = Arc::new(AtomicUsize::new(0));
@@ -190,7 +197,7 @@ fn watch(path: &Path) -> (Arc<Folder>, Watcher, Receiver<()>, Arc<AtomicUsize>) 
     let progress = move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
     };
-    let watcher = Watcher::start(Arc::clone(&folder), QUICK, progress, move || {
+    let watcher = Watcher::start(Arc::clone(&folder), options, progress, move || {
         let _ = changed.try_send(());
     });
     (folder, watcher.unwrap(), changes, hashed)
@@ -437,17 +444,30 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let (folder, _) = open(dir.path());
     assert_eq!(folder.find(&name("a")).unwrap().content, content(b"behind"), "over a restart");
     drop(folder);
-    let folder = Folder::open(dir.path(), PeerId(7)).unwrap();
-    let watcher = Watcher::start(Arc::clone(&folder), QUICK, |_| {}, || {}).unwrap();
-    // Whatever is in it, it is hashed anew although it looks the same.
+    // Nobody looks at the folder meanwhile.
+    let never = FolderOptions { rescan_interval: Duration::from_secs(1 << 20), ..QUICK };
+    let (folder, _watcher, changes, _) = watch_with(dir.path(), never);
     let offer = folder.offer(content(b"behind")).unwrap();
+    // Other bytes, of which the system knows nothing.
+    write(dir.path(), "a", b"befoul");
+    let look = scan::look_at(&path).unwrap();
+    let offer = Offer { stamp: Some(look.stamp), ..offer };
+    folder.known().files.get_mut(&name("a")).unwrap().look = look;
     folder.rotten(&offer);
-    assert!(folder.offer(content(b"behind")).is_none(), "until it is");
-    let deadline = Instant::now() + PATIENCE;
-    while folder.offer(content(b"behind")).is_none() {
-        assert!(Instant::now() < deadline, "it is not hashed anew");
-        thread::yield_now();
-    }
-    assert!(folder.hashing().files_done > 0);
-    drop(watcher);
+    assert!(folder.offer(content(b"behind")).is_none(), "it is withdrawn at once");
+    wait_for(&changes, "what it holds now", || folder.offer(content(b"befoul")).is_some());
+    assert_eq!(names(&folder), ["a"]);
+}
+
+/// That a file is not as it was is told at once, not when the folder is looked at again.
+#[test]
+fn what_is_withdrawn_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a", b"1");
+    drop(open(dir.path()));
+    let never = FolderOptions { rescan_interval: Duration::from_secs(1 << 20), ..QUICK };
+    let (folder, _watcher, changes, _) = watch_with(dir.path(), never);
+    folder.changed(&folder.offer(ContentId(*blake3::hash(b"1").as_bytes())).unwrap());
+    assert!(names(&folder).is_empty());
+    changes.recv_timeout(PATIENCE).expect("it is told");
 }

@@ -30,10 +30,18 @@ use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 use crate::workers::pool::{Pool, SubmitError};
 
+/// Who has a chunk read.
+#[derive(Clone, Copy)]
+enum Reader {
+    /// A peer that wants it, and what it called its request.
+    Peer(ConnectionId, u64),
+    /// This side, since somebody said that it was wrong.
+    Doubt,
+}
+
 /// A chunk to read.
 struct Job {
-    connection: ConnectionId,
-    request: u64,
+    reader: Reader,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     index: u64,
@@ -44,8 +52,7 @@ struct Job {
 /// What came of it. The buffer comes back whatever it was: the buffers bound the jobs outstanding, so none may be
 /// free any sooner than its job's place in the pool is.
 struct Done {
-    connection: ConnectionId,
-    request: u64,
+    reader: Reader,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     buffer: Buffer,
@@ -54,12 +61,12 @@ struct Done {
 
 fn work(mut job: Job) -> Done {
     let outcome = source::read_chunk(&job.offer, job.index, job.is_checked, &mut job.buffer);
-    let Job { connection, request, catalog, offer, buffer, .. } = job;
-    Done { connection, request, catalog, offer, buffer, outcome }
+    let Job { reader, catalog, offer, buffer, .. } = job;
+    Done { reader, catalog, offer, buffer, outcome }
 }
 
 /// Which chunks are compared with their hashes before they are sent: those that are asked for a second time, since
-/// whoever got wrong bytes, or the next one, asks again; and of all others one in
+/// whoever got wrong bytes may not have said so; and of all others one in
 /// [`UPLOAD_CHECKED_EACH`](limits::UPLOAD_CHECKED_EACH), as a disk may rot at any time.
 #[derive(Default)]
 struct Checks {
@@ -111,6 +118,10 @@ pub(super) struct ShareService {
     early_rest: u64,
     known_slow: KnownSlow,
     checks: Checks,
+    /// Chunks that were said to be wrong, each once; one at a time is looked at, so that whoever doubts everything takes
+    /// one buffer from those who want something.
+    doubts: VecDeque<(ContentId, u64)>,
+    is_doubt_read: bool,
     buffers: BufferPool,
     readers: Pool<Job, Done>,
     counters: Arc<Counters>,
@@ -146,6 +157,8 @@ impl ShareService {
             early_rest: 0,
             known_slow: KnownSlow::default(),
             checks: Checks::default(),
+            doubts: VecDeque::new(),
+            is_doubt_read: false,
             buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
             readers,
             counters,
@@ -188,6 +201,13 @@ impl ShareService {
             }
             PeerRequest::Cancel { request } => {
                 self.cancel(net, id, request);
+                None
+            }
+            PeerRequest::Doubt { content, index } => {
+                let doubt = (content, index);
+                if self.doubts.len() < limits::DOUBTED_CHUNKS_MAX && !self.doubts.contains(&doubt) {
+                    self.doubts.push_back(doubt);
+                }
                 None
             }
         };
@@ -346,6 +366,27 @@ impl ShareService {
         }
     }
 
+    /// Has the next chunk that was said to be wrong read and compared. Whoever said so may be gone, or lie.
+    fn read_doubted(&mut self) {
+        while !self.is_doubt_read
+            && let Some((content, index)) = self.doubts.pop_front()
+        {
+            let Some((catalog, offer)) = self.offer(content) else { continue };
+            if index >= chunk_count(offer.manifest.size()) || !offer.available.contains(index) {
+                continue;
+            }
+            let Some(buffer) = self.buffers.take(chunk_len(index, offer.manifest.size())) else {
+                return self.doubts.push_front((content, index));
+            };
+            let reader = Reader::Doubt;
+            let job = Job { reader, catalog, offer, index, is_checked: true, buffer };
+            self.is_doubt_read = self.readers.submit(job).is_ok();
+            if !self.is_doubt_read {
+                log::error!("chunks have no thread to be read by");
+            }
+        }
+    }
+
     /// Has chunks read for those who want some, in turn, as far as there are buffers.
     fn read_ahead(&mut self, net: &mut Net) {
         let peers = &self.peers;
@@ -463,7 +504,8 @@ impl ShareService {
         let length = chunk_len(index, offer.manifest.size());
         let buffer = self.buffers.take(length).ok_or_else(busy)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let job = Job { connection: id, request, catalog, offer, index, is_checked, buffer };
+        let reader = Reader::Peer(id, request);
+        let job = Job { reader, catalog, offer, index, is_checked, buffer };
         self.readers.submit(job).map_err(|refused| match refused {
             SubmitError::Full(_) => {
                 debug_assert!(false, "{} jobs hold a buffer each", self.readers.outstanding());
@@ -482,12 +524,18 @@ impl ShareService {
     }
 
     fn on_read(&mut self, net: &mut Net, done: Done) {
-        let Done { connection: id, request, catalog, offer, buffer, outcome } = done;
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.reading -= 1;
+        let Done { reader, catalog, offer, buffer, outcome } = done;
+        match reader {
+            Reader::Doubt => self.is_doubt_read = false,
+            Reader::Peer(id, _) => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.reading -= 1;
+                }
+            }
         }
-        match outcome {
-            Ok(()) => {
+        match (outcome, reader) {
+            (Ok(()), Reader::Doubt) => {}
+            (Ok(()), Reader::Peer(id, request)) => {
                 // A chunk's length always fits.
                 let body = PeerReply::Chunk { length: buffer.len() as u32 };
                 let header = match greeting::frame(&Message::ShareReply { id: request, body }) {
@@ -502,15 +550,17 @@ impl ShareService {
                 let bytes = Bytes::from_owner(buffer);
                 peer.outgoing.push_back(Outgoing { header, bytes });
             }
-            Err(error) => {
+            (Err(error), reader) => {
                 log::info!("a peer asked in vain: {error}");
                 match error.code() {
                     _ if matches!(error, SourceError::Rotten(_)) => catalog.rotten(&offer),
                     DenialCode::NotFound | DenialCode::Changed => catalog.changed(&offer),
                     _ => {}
                 }
-                let body = denied(error.code(), error.to_string());
-                self.say(net, id, &Message::ShareReply { id: request, body });
+                if let Reader::Peer(id, request) = reader {
+                    let body = denied(error.code(), error.to_string());
+                    self.say(net, id, &Message::ShareReply { id: request, body });
+                }
             }
         }
     }
@@ -742,6 +792,7 @@ impl Service for ShareService {
     }
 
     fn before_sleep(&mut self, net: &mut Net) {
+        self.read_doubted();
         self.read_ahead(net);
         self.send_chunks(net);
         // The loop is not away for longer than the process lives: far below 2⁶⁴ microseconds.

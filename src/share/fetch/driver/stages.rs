@@ -192,6 +192,9 @@ impl Driver {
                 }
                 let now = self.elapsed(net);
                 self.swarm.checked(source, index, good, now);
+                if !good {
+                    self.doubt(net, source, index);
+                }
                 self.finish_when_whole(net);
             }
             Done::Allocated(Ok(_)) => {
