@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::Look;
+use super::root::Root;
 use super::scan::{self, Found};
 use crate::limits::CHUNK_BYTES;
 use crate::share::content::{
@@ -183,18 +183,18 @@ impl HashQueue {
     /// with how far all of it is, which is also called in between.
     pub fn work(
         &self,
-        folder: &Path,
+        root: &Root,
         done: &dyn Fn(&Found, Result<Manifest, HashError>),
         told: &dyn Fn(HashProgress),
     ) {
         let (mut buffer, mut opened) = (Vec::new(), None);
         while let Some(turn) = self.next_turn(&mut buffer, &mut opened) {
             buffer.resize(CHUNK_BYTES, 0);
-            let hashed = hash(folder, &turn, &mut opened, &mut buffer);
+            let hashed = hash(root, &turn, &mut opened, &mut buffer);
             if let Some(hashes) = self.take(&turn, hashed) {
                 opened = None;
                 let Turn { found, number, .. } = turn;
-                let manifest = hashes.and_then(|hashes| finish(folder, &found, hashes));
+                let manifest = hashes.and_then(|hashes| finish(root, &found, hashes));
                 done(&found, manifest);
                 self.remove(&found, number);
             }
@@ -281,7 +281,7 @@ fn turn_count(size: u64) -> u64 {
 
 /// Hashes one chunk; nothing of a file without any.
 fn hash(
-    folder: &Path,
+    root: &Root,
     turn: &Turn,
     opened: &mut Option<Opened>,
     buffer: &mut [u8],
@@ -292,7 +292,7 @@ fn hash(
     }
     let file = match opened.take().filter(|opened| opened.number == turn.number) {
         Some(Opened { file, .. }) => file,
-        None => open(folder, &turn.found)?,
+        None => open(root, &turn.found)?,
     };
     let file = &opened.insert(Opened { number: turn.number, file }).file;
     let piece = &mut buffer[..chunk_len(turn.chunk, size)];
@@ -304,8 +304,8 @@ fn hash(
 }
 
 /// A manifest, provided that the file still looks as it did before it was read.
-fn finish(folder: &Path, found: &Found, hashes: Vec<ChunkHash>) -> Result<Manifest, HashError> {
-    let look = scan::look_at(&folder.join(found.name.as_str()));
+fn finish(root: &Root, found: &Found, hashes: Vec<ChunkHash>) -> Result<Manifest, HashError> {
+    let look = scan::look_at(&root.folder(), &found.name);
     if look != Some(found.look) {
         return Err(HashError::Changed);
     }
@@ -313,11 +313,11 @@ fn finish(folder: &Path, found: &Found, hashes: Vec<ChunkHash>) -> Result<Manife
 }
 
 /// Opens a file that was found, if it is still that one.
-fn open(folder: &Path, found: &Found) -> Result<File, HashError> {
+fn open(root: &Root, found: &Found) -> Result<File, HashError> {
     // Whatever has taken its place: a link is not followed, a FIFO not waited for.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let path = folder.join(found.name.as_str());
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?;
+    let file = rustix::fs::openat(root.folder(), found.name.as_str(), flags, Mode::empty())
+        .map_err(io::Error::from)?;
     let file = File::from(file);
     let metadata = file.metadata()?;
     let look: Look = scan::look(&metadata);
@@ -327,6 +327,7 @@ fn open(folder: &Path, found: &Found) -> Result<File, HashError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::sync::mpsc;
     use std::thread;
 
@@ -335,8 +336,9 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn found(folder: &Path, name: &str) -> Found {
-        let look = scan::look_at(&folder.join(name)).unwrap();
-        Found { name: FileName::new(name).unwrap(), look }
+        let name = FileName::new(name).unwrap();
+        let look = scan::look_at(&File::open(folder).unwrap(), &name).unwrap();
+        Found { name, look }
     }
 
     fn sparse(folder: &Path, name: &str, bytes: u64) -> Found {
@@ -368,7 +370,7 @@ mod tests {
         let work_done = |found: &Found, result: Result<Manifest, HashError>| {
             done.send((found.name.to_string(), result.unwrap().size())).unwrap();
         };
-        queue.work(dir.path(), &work_done, &told);
+        queue.work(&Root::open(dir.path()).unwrap(), &work_done, &told);
         let order: Vec<_> = order.try_iter().map(|(name, _)| name).collect();
         assert_eq!(order, ["none", "small", "middle", "large"]);
     }
@@ -383,12 +385,13 @@ mod tests {
             let queue = HashQueue::default();
             queue.add(found(dir.path(), name));
             fs::write(dir.path().join(name), after).unwrap();
+            let root = Root::open(dir.path()).unwrap();
             let (done, results) = mpsc::channel();
             thread::scope(|scope| {
                 for done in [done.clone(), done] {
-                    let (queue, dir) = (&queue, dir.path());
+                    let (queue, root) = (&queue, &root);
                     let done = move |_: &Found, result| done.send(result).unwrap();
-                    scope.spawn(move || queue.work(dir, &done, &|_| {}));
+                    scope.spawn(move || queue.work(root, &done, &|_| {}));
                 }
                 queue.wait_until_idle(PATIENCE);
                 queue.stop();

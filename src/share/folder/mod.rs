@@ -13,7 +13,8 @@
 //! that is new or has changed is hashed when it has looked the same twice, so that one that is being
 //! copied in is left alone until it is whole. What vanishes, or is not found as it was by a server that is asked
 //! for it, is not offered any more, and is remembered for a while: when it is seen again and looks as it did it is
-//! offered as it was, so that a disk that was away for seconds is not hashed anew.
+//! offered as it was, so that a disk that was away for seconds is not hashed anew. A link or another folder in the place
+//! of the one that was opened is not followed: everything has vanished then (`root`).
 //!
 //! Whoever changes a file in place and turns its modification time back is found out by the time of its last change. A disk
 //! that gives other bytes than it was given is not: so the server checks some of the chunks that it reads, every one
@@ -21,12 +22,12 @@
 //! ([`Catalog::rotten`]) is not offered from that moment, and is hashed anew at once.
 
 pub mod hash;
+mod root;
 mod scan;
 pub mod state;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,9 +36,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use rustix::fs::{Mode, OFlags};
 
 use self::hash::{HashError, HashProgress, HashQueue};
+use self::root::Root;
 pub use self::scan::LeftOut;
 use self::scan::{Found, Scan};
 use self::state::{Saved, State};
@@ -49,8 +50,8 @@ use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
 use crate::text::escape;
 
-/// What a file looks like from outside. As long as it looks the same it is taken to be the same. The device is no part
-/// of it: a disk that was taken out and put back may get another number.
+/// What a file of a folder looks like from outside. As long as it looks the same it is taken to be the same. The device
+/// is no part of it: a disk that was taken out and put back may get another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     /// Length, and times of modification and of change.
@@ -204,9 +205,8 @@ impl Known {
 /// A folder that is shared by this process and no other.
 #[derive(Debug)]
 pub struct Folder {
-    path: Arc<PathBuf>,
+    root: Root,
     peer: PeerId,
-    inode: u64,
     known: Mutex<Known>,
     queue: HashQueue,
     /// What the last look has found and is not offered.
@@ -218,8 +218,6 @@ pub struct Folder {
     stopping: AtomicBool,
     /// Wakes the watcher; one wake that waits is enough.
     wake: (Sender<()>, Receiver<()>),
-    /// Held open for its lock.
-    _lock: File,
 }
 
 impl Folder {
@@ -229,28 +227,13 @@ impl Folder {
     /// # Errors
     /// See [`FolderError`].
     pub fn open(path: &Path, peer: PeerId) -> Result<Arc<Folder>, FolderError> {
+        let root = Root::open(path)?;
         let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
-        // Where it is now, whatever becomes of the present working directory.
-        let path = path.canonicalize().map_err(unreadable)?;
-        // Whatever else may be there: a FIFO is not waited for.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let lock = rustix::fs::open(&path, flags, Mode::empty());
-        let lock = lock.map(File::from).map_err(|error| unreadable(error.into()))?;
-        let metadata = lock.metadata().map_err(unreadable)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path)),
-            // Some network file systems know no locks.
-            Err(TryLockError::Error(error)) => {
-                log::warn!("cannot make sure that nobody else shares {}: {error}", path.display());
-            }
-        }
-        let inode = scan::inode(&metadata);
-        state::clean(&path);
-        let state = state::load(&path, inode).unwrap_or_else(|| State::new(peer, inode));
+        let (path, inode) = (root.path(), root.inode());
+        state::clean(path);
+        let state = state::load(path, inode).unwrap_or_else(|| State::new(peer, inode));
         let folder = Folder {
             peer: state.peer,
-            inode,
             known: Mutex::default(),
             queue: HashQueue::default(),
             left_out: Mutex::default(),
@@ -258,8 +241,7 @@ impl Folder {
             unsaved: AtomicBool::new(true),
             stopping: AtomicBool::new(false),
             wake: bounded(1),
-            _lock: lock,
-            path: Arc::new(path),
+            root,
         };
         let scan = folder.scan().map_err(unreadable)?;
         let mut saved: HashMap<FileName, Saved> =
@@ -298,7 +280,7 @@ impl Folder {
 
     /// Looks at the folder. What is not offered, and was not when last looked, gets a line in the log.
     fn scan(&self) -> io::Result<Vec<Found>> {
-        let Scan { files, left_out } = scan::scan(&self.path)?;
+        let Scan { files, left_out } = scan::scan(&*self.root.in_place(self.peer)?)?;
         let mut before = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, why) in left_out.iter().filter(|(name, why)| before.get(*name) != Some(why)) {
             log::info!("{} is not offered: {why}", escape(name.as_encoded_bytes()));
@@ -314,14 +296,14 @@ impl Folder {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.root.path()
     }
 
     /// Offers a file that was downloaded into the folder and is known to be this, as long as it looks
     /// like `stamp`.
     pub fn add(&self, name: FileName, manifest: Arc<Manifest>, stamp: FileStamp) {
         // A file that is gone already, or has changed, is found by the next look at the folder.
-        let Some(look) = scan::look_at(&self.path.join(name.as_str())) else { return };
+        let Some(look) = scan::look_at(&self.root.folder(), &name) else { return };
         if look.stamp == stamp {
             let mut known = self.known();
             known.learnt.insert(name.clone());
@@ -384,17 +366,17 @@ impl Folder {
             return;
         }
         // Where a disk was taken out there may be another folder, which is none of ours.
-        if fs::metadata(&*self.path).map(|found| scan::inode(&found)).ok() != Some(self.inode) {
+        let Ok(folder) = self.root.in_place(self.peer) else {
             self.unsaved.store(true, Ordering::Relaxed);
             return;
-        }
+        };
         let files = self.known().files.clone();
         let files =
             files.into_iter().map(|(name, Shared { look, manifest })| (name, look, manifest));
-        if let Err(error) = state::save(&self.path, self.peer, self.inode, files) {
+        if let Err(error) = state::save(&folder, self.peer, self.root.inode(), files) {
             log::warn!(
                 "cannot keep what was found in {}, it will be hashed again next time: {error}",
-                self.path.display()
+                self.path().display()
             );
         }
     }
@@ -425,7 +407,7 @@ impl Catalog for Folder {
         let shared = known.files.get(name)?;
         Some(Offer {
             manifest: Arc::clone(&shared.manifest),
-            folder: Arc::clone(&self.path),
+            folder: Arc::clone(self.root.path()),
             file: name.as_str().to_owned(),
             opened: None,
             stamp: Some(shared.look.stamp),
@@ -497,7 +479,7 @@ impl Watcher {
                     progress(state);
                     folder.wake();
                 };
-                folder.queue.work(&folder.path, &done, &told);
+                folder.queue.work(&folder.root, &done, &told);
             })?;
         }
         watcher.spawn("share-folder", move || Watch::new(&folder, options).run(&changed))?;
@@ -575,11 +557,10 @@ impl Watch<'_> {
     /// Lists the folder. What is learnt from now on is newer than the list.
     fn list(&self) -> Vec<Found> {
         self.folder.known().learnt.clear();
-        self.folder.scan().unwrap_or_else(|error| {
-            // It may come back: a disk that was taken out, a network that is away.
-            log::debug!("cannot look at {}: {error}", self.folder.path.display());
-            Vec::new()
-        })
+        let found = self.folder.scan();
+        self.folder.root.tell(found.as_ref().map(|_| ()));
+        // It may come back: a disk that was taken out, a network that is away.
+        found.unwrap_or_default()
     }
 
     /// Forgets what has gone or changed, has hashed what has settled.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+
+use rustix::fs::{Dir, Mode, OFlags};
 
 use super::Look;
 use super::state;
@@ -73,13 +75,15 @@ impl fmt::Display for LeftOut {
 const OTHERS_PARTS: [&str; 4] = [".crdownload", ".aria2", ".!qb", ".download"];
 
 /// Looks at a folder.
-pub(super) fn scan(folder: &Path) -> io::Result<Scan> {
+pub(super) fn scan(folder: &File) -> io::Result<Scan> {
     let mut scan = Scan::default();
-    for entry in fs::read_dir(folder)? {
+    for entry in Dir::read_from(folder)? {
         let entry = entry?;
-        let file_name = entry.file_name();
-        // Not of what a link leads to, but of the link.
-        let Ok(metadata) = entry.metadata() else { continue };
+        let file_name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+        if file_name == "." || file_name == ".." {
+            continue;
+        }
+        let Ok(metadata) = metadata(folder, &file_name) else { continue };
         match judge(&file_name, &metadata) {
             Ok(found) => scan.files.push(found),
             Err(None) => {}
@@ -126,15 +130,17 @@ fn judge(file_name: &OsStr, metadata: &Metadata) -> Result<Found, Option<LeftOut
 }
 
 pub(super) fn look(metadata: &Metadata) -> Look {
-    Look { stamp: FileStamp::of(metadata), inode: inode(metadata) }
+    Look { stamp: FileStamp::of(metadata), inode: metadata.ino() }
 }
 
-pub(super) fn inode(metadata: &Metadata) -> u64 {
-    metadata.ino()
+/// Of what is in a folder under a name: not of what a link leads to, but of the link.
+fn metadata(folder: &File, name: &OsStr) -> io::Result<Metadata> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    File::from(rustix::fs::openat(folder, name, flags, Mode::empty())?).metadata()
 }
 
 /// What a regular file looks like; `None` when there is none.
-pub(super) fn look_at(path: &Path) -> Option<Look> {
-    let metadata = fs::symlink_metadata(path).ok()?;
+pub(super) fn look_at(folder: &File, name: &FileName) -> Option<Look> {
+    let metadata = metadata(folder, name.as_str().as_ref()).ok()?;
     metadata.is_file().then(|| look(&metadata))
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use rand::Rng;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Look;
@@ -158,7 +158,7 @@ fn not_a_file() -> io::Error {
 /// # Errors
 /// The folder cannot be written to.
 pub fn save(
-    folder: &Path,
+    folder: &File,
     peer: PeerId,
     inode: u64,
     files: impl Iterator<Item = (FileName, Look, Arc<Manifest>)>,
@@ -167,21 +167,25 @@ pub fn save(
     if bytes.len() as u64 > FOLDER_STATE_BYTES_MAX {
         return Err(io::Error::other("it knows too much to keep"));
     }
-    let path = folder.join(STATE_FILE);
-    match fs::symlink_metadata(&path) {
-        Ok(found) if !found.is_file() => return Err(not_a_file()),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(_) | Err(_) => {}
+    match rustix::fs::statat(folder, STATE_FILE, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile => {
+            return Err(not_a_file());
+        }
+        Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
     }
     let new = format!("{}{:016x}{}", NEW_FILE.0, rand::rng().next_u64(), NEW_FILE.1);
-    let new = folder.join(new);
     // Made anew, or not at all: nothing that is there is written through.
-    let mut file = File::options().write(true).create_new(true).open(&new)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o666);
+    let mut file = File::from(rustix::fs::openat(folder, &*new, flags, mode)?);
     // Not synced: after a power cut a damaged file costs another hashing and no more.
-    let written = file.write_all(&bytes).and_then(|()| fs::rename(&new, &path));
+    let written = file
+        .write_all(&bytes)
+        .and_then(|()| Ok(rustix::fs::renameat(folder, &*new, folder, STATE_FILE)?));
     if written.is_err() {
         // It holds nothing that anybody needs, and the next process removes it if this one cannot.
-        let _ = fs::remove_file(&new);
+        let _ = rustix::fs::unlinkat(folder, &*new, AtFlags::empty());
     }
     written
 }

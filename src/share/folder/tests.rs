@@ -1,3 +1,4 @@
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicUsize;
 
@@ -11,6 +12,11 @@ const QUICK: FolderOptions =
 
 fn name(name: &str) -> FileName {
     FileName::new(name).unwrap()
+}
+
+fn look_at(path: &Path) -> Option<Look> {
+    let folder = File::open(path.parent()?).ok()?;
+    scan::look_at(&folder, &name(path.file_name()?.to_str()?))
 }
 
 fn write(folder: &Path, file: &str, bytes: &[u8]) {
@@ -435,9 +441,9 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let content = |bytes: &[u8]| ContentId(*blake3::hash(bytes).as_bytes());
     let (folder, _) = open(dir.path());
     drop(folder);
-    let before = scan::look_at(&path).unwrap();
+    let before = look_at(&path).unwrap();
     // As long as it takes until the system's clock for files has moved on.
-    while scan::look_at(&path).unwrap() == before {
+    while look_at(&path).unwrap() == before {
         write(dir.path(), "a", b"behind");
         File::options().write(true).open(&path).unwrap().set_modified(modified).unwrap();
     }
@@ -450,7 +456,7 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     let offer = folder.offer(content(b"behind")).unwrap();
     // Other bytes, of which the system knows nothing.
     write(dir.path(), "a", b"befoul");
-    let look = scan::look_at(&path).unwrap();
+    let look = look_at(&path).unwrap();
     let offer = Offer { stamp: Some(look.stamp), ..offer };
     folder.known().files.get_mut(&name("a")).unwrap().look = look;
     folder.rotten(&offer);
@@ -470,4 +476,53 @@ fn what_is_withdrawn_is_told_at_once() {
     folder.changed(&folder.offer(ContentId(*blake3::hash(b"1").as_bytes())).unwrap());
     assert!(names(&folder).is_empty());
     changes.recv_timeout(PATIENCE).expect("it is told");
+}
+
+/// A link in the place of a shared folder was followed: everything behind it was offered.
+#[test]
+fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, away) = (dir.path().join("shared"), dir.path().join("away"));
+    let outside = dir.path().join("outside");
+    for folder in [&path, &outside] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    write(&path, "film", b"1");
+    write(&outside, "secret", b"22");
+    let (folder, _) = open(&path);
+    let mut watch = Watch::new(&folder, QUICK);
+    let now = Instant::now();
+    let to_outside = |path: &Path| symlink(&outside, path).unwrap();
+    let to_itself = |path: &Path| symlink(&away, path).unwrap();
+    let other = |path: &Path| {
+        std::fs::create_dir(path).unwrap();
+        write(path, "secret", b"22");
+    };
+    let file = |path: &Path| std::fs::write(path, b"22").unwrap();
+    let stands: [&dyn Fn(&Path); 4] = [&to_outside, &to_itself, &other, &file];
+    for (number, stand) in stands.into_iter().enumerate() {
+        std::fs::rename(&path, &away).unwrap();
+        stand(&path);
+        (0..3).for_each(|_| watch.look(now));
+        assert!(names(&folder).is_empty() && folder.hashing().is_done(), "{number}");
+        // Nothing is kept there either.
+        folder.note_change();
+        folder.save();
+        let is_kept = |folder: &Path| folder.join(state::STATE_FILE).exists();
+        assert!(!is_kept(&outside) && (number == 1 || !is_kept(&path)), "{number}");
+        std::fs::rename(&path, dir.path().join(format!("stood-{number}"))).unwrap();
+        std::fs::rename(&away, &path).unwrap();
+        watch.look(now);
+        assert_eq!(names(&folder), ["film"], "{number}");
+        assert!(folder.hashing().is_done(), "it is not hashed anew");
+    }
+    // What is found is looked at and hashed in the folder that was listed, not in what stands in its place since.
+    write(&path, "new", b"333");
+    let found = watch.list();
+    std::fs::rename(&path, &away).unwrap();
+    to_outside(&path);
+    write(&outside, "new", b"444");
+    let new = found.iter().find(|found| found.name == name("new")).unwrap();
+    assert_eq!(scan::look_at(&folder.root.folder(), &name("new")), Some(new.look));
+    assert_eq!(scan::look_at(&folder.root.folder(), &name("secret")), None);
 }

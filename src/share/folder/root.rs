@@ -1,0 +1,147 @@
+//! The folder that is shared: the one that was opened, whatever its path leads to later.
+//!
+//! Its files are listed, looked at and hashed below a descriptor of it. Where its path leads elsewhere - it was moved, its
+//! disk was taken out, a link or another folder stands in its place - it has vanished, until the path leads to
+//! it again: else everything behind a link to `/etc` would be published. A disk that comes back may get another device
+//! number; then the folder with the same inode is taken for it if what is kept there (`.acervo-share`) says so.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::FolderError;
+use super::state;
+use crate::share::types::PeerId;
+
+/// A folder, and where it was found.
+#[derive(Debug)]
+pub(super) struct Root {
+    path: Arc<PathBuf>,
+    inode: u64,
+    held: Mutex<Held>,
+    is_away: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// The folder, locked for as long as it is open.
+    folder: Arc<File>,
+    device: u64,
+}
+
+impl Root {
+    /// Opens a folder and locks it.
+    pub fn open(path: &Path) -> Result<Root, FolderError> {
+        let unreadable = |source| FolderError::Unreadable { path: path.to_owned(), source };
+        // Where it is now, whatever becomes of the present working directory.
+        let path = path.canonicalize().map_err(unreadable)?;
+        let folder = open(&path).map_err(unreadable)?;
+        let metadata = folder.metadata().map_err(unreadable)?;
+        match folder.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path)),
+            // Some network file systems know no locks.
+            Err(TryLockError::Error(error)) => {
+                log::warn!("cannot make sure that nobody else shares {}: {error}", path.display());
+            }
+        }
+        let held = Held { folder: Arc::new(folder), device: metadata.dev() };
+        Ok(Root {
+            path: Arc::new(path),
+            inode: metadata.ino(),
+            held: Mutex::new(held),
+            is_away: AtomicBool::new(false),
+        })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Arc<PathBuf> {
+        &self.path
+    }
+
+    /// Its number in its file system.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// The folder itself, wherever it is now.
+    pub fn folder(&self) -> Arc<File> {
+        Arc::clone(&self.held().folder)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Its two fields are changed together.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The folder, if it is in its place. `peer` is who shares it.
+    ///
+    /// # Errors
+    /// There is none, or something else.
+    pub fn in_place(&self, peer: PeerId) -> io::Result<Arc<File>> {
+        let found = open(&self.path)?;
+        let metadata = found.metadata()?;
+        let mut held = self.held();
+        if (metadata.dev(), metadata.ino()) != (held.device, self.inode) {
+            let is_it = metadata.ino() == self.inode
+                && state::load(&self.path, self.inode).is_some_and(|state| state.peer == peer)
+                && !matches!(found.try_lock(), Err(TryLockError::WouldBlock));
+            if !is_it {
+                return Err(io::Error::other("another folder is in its place"));
+            }
+            *held = Held { folder: Arc::new(found), device: metadata.dev() };
+        }
+        Ok(Arc::clone(&held.folder))
+    }
+
+    /// Says that it is not in its place, or is again; each once.
+    pub fn tell(&self, found: Result<(), &io::Error>) {
+        let was_away = self.is_away.swap(found.is_err(), Ordering::Relaxed);
+        match found {
+            Ok(()) if was_away => log::warn!("{} is there again", self.path.display()),
+            Err(error) if !was_away => log::warn!(
+                "{} is not the folder that is shared any more: {error}; nothing is offered until it is back",
+                self.path.display()
+            ),
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// Opens a folder, and nothing else that may be there: a link is not followed, a FIFO not waited for.
+fn open(path: &Path) -> io::Result<File> {
+    let flags =
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::share::folder::state::State;
+
+    #[test]
+    fn a_disk_that_comes_back_under_another_number_is_known_by_what_is_kept_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let returns = |state: Option<State>| {
+            if let Some(State { peer, inode, .. }) = state {
+                state::save(&root.folder(), peer, inode, std::iter::empty()).unwrap();
+            }
+            root.held().device += 1;
+            // A disk that is gone holds no lock on the one that comes.
+            root.folder().unlock().unwrap();
+            root.in_place(PeerId(7)).is_ok()
+        };
+        assert!(!returns(None));
+        assert!(!returns(Some(State::new(PeerId(8), root.inode()))));
+        assert!(!returns(Some(State::new(PeerId(7), root.inode() + 1))));
+        assert!(returns(Some(State::new(PeerId(7), root.inode()))));
+        assert!(root.in_place(PeerId(8)).is_ok(), "it is held under its new number");
+    }
+}
