@@ -1174,6 +1174,12 @@ pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
 pub const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
 /// A chunk that one source has owed for this long is asked of a second one that can be expected to be quicker.
 pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
+/// A source that gives next to nothing for this long of a chunk that should have come in half the time lets it lie: another
+/// one is asked, too, in the end of a download. More than a pause of a line, less than anybody waits for.
+pub const CHUNK_STALLED: Duration = Duration::from_millis(500);
+/// Fewer bytes than these, or than an eighth of what its rate promised, in that time are next to nothing: less than any line
+/// gives that is worth a place.
+pub const CHUNK_STALLED_BYTES: u64 = 4096;
 /// An address is dialled no sooner again than after this, whoever is said to be there.
 pub const SOURCE_REDIAL_MIN: Duration = Duration::from_secs(1);
 /// Bytes that were not checked yet are progress for so many times a download's patience after the last chunk that was

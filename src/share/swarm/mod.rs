@@ -17,6 +17,10 @@
 //!   also before it has nothing to do. Whoever is second is called off.
 //! - **A chunk that is owed too long is asked of a second source** ([`limits::CHUNK_OVERDUE`]), however fast the first one
 //!   seems: what it owes counts, and not what else it sends.
+//! - **What lies is raced for** (`race`, [`limits::CHUNK_STALLED`]): in the end a chunk whose source has stopped giving it
+//!   is asked of others while that one goes on, and of twice as many each time that those let it lie, too. Whoever has let
+//!   fewer chunks lie comes first, then whoever is quicker; one that has let a chunk lie gets none that another one
+//!   could have given soon, and makes room for whoever has not.
 //! - **Places are for trying, too.** While sources are known that were not tried yet, a quarter of the places goes round: whoever
 //!   owes a chunk for that long and is among the slowest makes room. Of several sources at one IP address no more
 //!   are in use than of any other that has some, and of one address one at a time.
@@ -32,10 +36,11 @@
 //!   whoever fails, or has nothing to give, makes room for one that was not tried yet: so no number of dead ones
 //!   hides those who give.
 //!
-//! Invariants: a chunk is missing, asked for (of one source, or two), arrived, or stored; it is missing
+//! Invariants: a chunk is missing, asked for (of one source, or more), arrived, or stored; it is missing
 //! again when the last who owed it is gone, or when what arrived was bad. Only `Ready` sources owe.
 
 mod picker;
+mod race;
 mod source;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -145,6 +150,8 @@ pub struct Swarm {
     random: SmallRng,
     /// Chunks that are owed for too long by one source, to be asked of a second one.
     overdue: Vec<u64>,
+    /// How many sources have let a chunk lie that has not arrived since.
+    stalls: BTreeMap<u64, u32>,
     stored: u64,
     /// Arrived, and neither stored nor found bad.
     arrived: usize,
@@ -173,6 +180,7 @@ impl Swarm {
             exchanges: 0,
             random: SmallRng::seed_from_u64(config.seed ^ 1),
             overdue: Vec::new(),
+            stalls: BTreeMap::new(),
             stored: 0,
             arrived: 0,
             actions: VecDeque::new(),
@@ -295,6 +303,7 @@ impl Swarm {
 
     /// The connection with a source is gone, or did not come about.
     pub fn disconnected(&mut self, id: SourceId, now: Duration) {
+        self.note_stall_of_oldest(id);
         self.put_away(id, (limits::SOURCE_AWAY_MIN, limits::SOURCE_AWAY_MAX), now);
     }
 
@@ -366,6 +375,7 @@ impl Swarm {
             // A source that is asked for nothing is not slow.
             if !source.asked.is_empty() {
                 source.begun_bytes += bytes;
+                source.moved(bytes, now);
                 source.meter.add(bytes, now);
                 if now.saturating_sub(self.checked_at) < self.config.unchecked_max {
                     self.progress_bytes += bytes;
@@ -382,6 +392,7 @@ impl Swarm {
     pub fn held(&mut self, id: SourceId, now: Duration) {
         if let Some(source) = self.sources.get_mut(id.0) {
             source.heard = now;
+            source.moved_at = now;
             source.asked.iter_mut().for_each(|asked| asked.at = now);
             (self.progress_at, self.checked_at) = (now, now);
         }
@@ -394,15 +405,20 @@ impl Swarm {
             return false;
         };
         source.begun_bytes = 0;
-        if !source.settle(index) {
+        let Some(asked) = source.settle(index) else {
             // It was called off when it was on its way already, or the source was given up.
             return false;
+        };
+        if asked.stalled {
+            // It was late, and has kept its word.
+            source.stalls = source.stalls.saturating_sub(1);
         }
         source.failures = 0;
         source.busy_times = 0;
         source.unchecked += 1;
         self.chunks[index as usize] = Chunk::Arrived;
         self.arrived += 1;
+        self.stalls.remove(&index);
         let others = self.debtors.remove(&index).unwrap_or_default();
         for other in others.into_iter().filter(|other| *other != id) {
             if let Some(source) = self.sources.get_mut(other.0) {
@@ -495,6 +511,7 @@ impl Swarm {
         self.look_for_sources = true;
         self.exchanges = (self.exchanges + 1).min(self.config.sources_max / 4);
         self.overdue.clear();
+        self.note_stalls(now);
         let has_candidate = self.has_candidate(now);
         for id in self.in_use.clone() {
             let source = &mut self.sources[id.0];
@@ -544,6 +561,12 @@ impl Swarm {
         self.ready() >= self.config.sources_max && self.sources.iter().any(is_untried)
     }
 
+    /// Whether all places are taken, and there is somebody who has let nothing lie.
+    fn is_anybody_better_hidden(&self, now: Duration) -> bool {
+        let is_better = |source: &Source| is_candidate(source, now) && source.stalls == 0;
+        self.ready() >= self.config.sources_max && self.sources.iter().any(is_better)
+    }
+
     /// Has the slowest of those that owe a chunk for long make room for sources that were not tried yet: so many that a
     /// quarter of the places is for those. The others go on, so that also where all are slow chunks come to their end.
     fn try_others(&mut self, now: Duration) {
@@ -581,7 +604,8 @@ impl Swarm {
     }
 
     /// Dials twice as many sources as there is room for, since many may be gone: those first of whose origin fewest are in
-    /// use, since whoever is at one IP address may call itself many; and then those that were not tried yet.
+    /// use, since whoever is at one IP address may call itself many; then those that were not tried yet; then those that have
+    /// let the fewest chunks lie.
     fn dial(&mut self, now: Duration) {
         let ready = self.ready();
         let in_use_max = ready + 2 * self.config.sources_max.saturating_sub(ready);
@@ -602,7 +626,8 @@ impl Swarm {
         while self.in_use.len() < in_use_max {
             let rank = |source: &Source| {
                 let origin = origins.get(&origin_of(source.address.ip()));
-                (origin.copied().unwrap_or_default(), source.standing != Standing::Untried)
+                let is_tried = source.standing != Standing::Untried;
+                (origin.copied().unwrap_or_default(), is_tried, source.stalls)
             };
             let is_free =
                 |source: &Source| is_candidate(source, now) && !taken.contains(&source.address);
@@ -651,6 +676,11 @@ impl Swarm {
             if alone { limits::LONE_SOURCE_SILENCE_MAX } else { limits::SOURCE_SILENCE_MAX };
         if silent_for >= silence_max {
             return Some((DropReason::Silent, limits::SOURCE_AWAY_MIN));
+        }
+        // Somebody else may make more of its place.
+        let is_end = self.picker.missing() == 0;
+        if is_end && source.is_stuck(now) && self.is_anybody_better_hidden(now) {
+            return Some((DropReason::Slow, limits::SOURCE_AWAY_MIN));
         }
         let rate = source.meter.rate();
         let best = others().map(|(_, other)| other.meter.rate()).fold(0.0, f64::max);
@@ -701,11 +731,7 @@ impl Swarm {
             return false;
         };
         let source = &mut self.sources[id.0];
-        if source.asked.is_empty() {
-            source.heard = now;
-        }
-        source.asked.push(Asked { chunk: index, at: now });
-        source.next = index + 1;
+        source.ask(index, now);
         self.chunks[index as usize] = Chunk::Asked;
         self.debtors.entry(index).or_default().push(id);
         self.actions.push_back(Action::Request(id, index));
@@ -717,6 +743,10 @@ impl Swarm {
     fn is_exchanged(&mut self, id: SourceId) -> bool {
         let source = &self.sources[id.0];
         if source.given_bytes == 0 || self.exchanges == 0 {
+            return false;
+        }
+        // It may be the one that gives what others let lie.
+        if !self.stalls.is_empty() && self.picker.missing() == 0 && source.stalls == 0 {
             return false;
         }
         let rates = self.in_use.iter().map(|id| self.sources[id.0].meter.rate());
@@ -754,90 +784,26 @@ impl Swarm {
     /// fetched again in the end, and cost what both have carried of it. The others take as long as the quickest of them over
     /// one chunk, at least: so whoever is the quickest of all leaves nothing to others.
     fn is_better_left_to_others(&self, id: SourceId, now: Duration) -> bool {
-        let own_s = self.sources[id.0].expected_next_s();
+        let (own, own_s) = (&self.sources[id.0], self.sources[id.0].expected_next_s());
         let others = self.in_use.iter().filter(|other| **other != id);
-        let others = others.map(|other| &self.sources[other.0]).filter(|other| {
-            // Who has everything can give whatever this one would.
-            let can = other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now);
-            can && other.meter.rate() > 0.0
+        // Who has everything can give whatever this one would.
+        let others = || {
+            others.clone().map(|other| &self.sources[other.0]).filter(|other| {
+                other.is_ready() && matches!(other.have, Have::Whole) && !other.is_busy(now)
+            })
+        };
+        // Of two one leaves it to the other at most: whoever is quick leaves nothing to those that have let more lie.
+        if others().any(|other| other.stalls < own.stalls && other.is_quick()) {
+            return true;
+        }
+        let others = others().filter(|other| {
+            other.meter.rate() > 0.0 && !(own.is_quick() && own.stalls < other.stalls)
         });
         let (rate, quickest_s) = others.fold((0.0, f64::INFINITY), |(rate, quickest_s), other| {
             (rate + other.meter.rate(), f64::min(quickest_s, other.expected_next_s()))
         });
         let left = self.picker.missing() + self.debtors.len() as u64;
         own_s > quickest_s && own_s * rate > left as f64 * CHUNK_BYTES as f64
-    }
-
-    /// A chunk that somebody else owes for too long, and that this source can be expected to have given in half the
-    /// time that it has been owed for already. The rates of whoever owes it do not matter.
-    fn pick_overdue(&mut self, id: SourceId, now: Duration) -> Option<u64> {
-        let (source, own_s) = (&self.sources[id.0], self.sources[id.0].expected_next_s());
-        let at = self.overdue.iter().position(|chunk| {
-            let debtors = self.debtors.get(chunk).map(Vec::as_slice);
-            let [debtor] = debtors.unwrap_or_default() else { return false };
-            *debtor != id
-                && source.has(*chunk)
-                && self.owed_for_s(*debtor, *chunk, now) >= 2.0 * own_s
-                && self.is_fit(id, *debtor, *chunk, now)
-        })?;
-        Some(self.overdue.swap_remove(at))
-    }
-
-    /// Whether a source is the one to be the second that is asked for a chunk: no other one, that is there and has it,
-    /// could be expected to be far quicker.
-    fn is_fit(&self, id: SourceId, debtor: SourceId, chunk: u64, now: Duration) -> bool {
-        let own = &self.sources[id.0];
-        let others = self.in_use.iter().filter(|other| **other != id && **other != debtor);
-        let mut others = others.map(|other| &self.sources[other.0]).filter(|other| {
-            other.is_ready() && other.has(chunk) && !other.is_busy(now) && other.meter.rate() > 0.0
-        });
-        // One that has not shown anything yet is only tried where all others have neither.
-        let own_s = if own.meter.rate() > 0.0 { own.expected_next_s() } else { f64::INFINITY };
-        !others.any(|other| 2.0 * other.expected_next_s() < own_s)
-    }
-
-    /// For how long a source has owed a chunk.
-    fn owed_for_s(&self, id: SourceId, chunk: u64, now: Duration) -> f64 {
-        let asked = self.sources[id.0].asked.iter().find(|asked| asked.chunk == chunk);
-        asked.map_or(0.0, |asked| now.saturating_sub(asked.at).as_secs_f64())
-    }
-
-    /// In the end: a chunk that somebody else is expected to take longer over than this source would.
-    fn pick_last(&self, id: SourceId, now: Duration) -> Option<u64> {
-        let source = &self.sources[id.0];
-        if self.picker.missing() > 0 {
-            return None;
-        }
-        // One that has not been tried yet is worth trying. One that has something to do is only worth it where it is
-        // far faster.
-        let own_s = source.expected_next_s();
-        let least_s = if source.asked.is_empty() { own_s } else { 4.0 * own_s };
-        let mut slowest: Option<(f64, u64)> = None;
-        for other_id in self.in_use.iter().filter(|other| **other != id) {
-            let other = &self.sources[other_id.0];
-            debug_assert!(
-                other.is_ready() || other.asked.is_empty(),
-                "{other_id:?} owes, and is gone"
-            );
-            for (position, asked) in other.asked.iter().enumerate() {
-                let alone = self.debtors.get(&asked.chunk).is_some_and(|of| of.len() == 1);
-                let mut other_s = other.expected_s(position);
-                let owed = now.saturating_sub(asked.at);
-                if owed >= limits::CHUNK_OVERDUE {
-                    other_s = other_s.max(owed.as_secs_f64() / 2.0);
-                }
-                let slower = slowest.is_none_or(|(most_s, _)| other_s > most_s);
-                if alone
-                    && source.has(asked.chunk)
-                    && other_s >= least_s
-                    && slower
-                    && self.is_fit(id, *other_id, asked.chunk, now)
-                {
-                    slowest = Some((other_s, asked.chunk));
-                }
-            }
-        }
-        slowest.map(|(_, index)| index)
     }
 
     /// A source owes a chunk no more. It is missing again unless another owes it.

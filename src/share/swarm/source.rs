@@ -42,6 +42,10 @@ pub(super) enum Have {
 pub(super) struct Asked {
     pub(super) chunk: u64,
     pub(super) at: Duration,
+    /// How long it was expected to take then.
+    pub(super) due: Duration,
+    /// It took much longer, which has been counted.
+    pub(super) stalled: bool,
 }
 
 /// One source.
@@ -65,6 +69,13 @@ pub(super) struct Source {
     pub(super) busy_times: u32,
     /// Bytes that have come since its last whole chunk: of the one it gives now.
     pub(super) begun_bytes: u64,
+    /// When it last gave as much as is progress for one that was so quick when it was asked last, or was asked while it
+    /// owed nothing …
+    pub(super) moved_at: Duration,
+    /// … bytes since …
+    pub(super) moved_bytes: u64,
+    /// … and how many bytes those have to be.
+    pub(super) moved_bytes_min: u64,
     /// When it was dialled last.
     pub(super) dialled: Option<Duration>,
     /// Since when it is there.
@@ -74,6 +85,8 @@ pub(super) struct Source {
     /// In a row, for how long to leave it alone.
     pub(super) failures: u32,
     pub(super) given_bytes: u64,
+    /// Chunks that it has let lie, and not given afterwards.
+    pub(super) stalls: u32,
     /// Chunks of its that have arrived and are not checked yet.
     pub(super) unchecked: usize,
 }
@@ -92,11 +105,15 @@ impl Source {
             busy_until: None,
             busy_times: 0,
             begun_bytes: 0,
+            moved_at: now,
+            moved_bytes: 0,
+            moved_bytes_min: limits::CHUNK_STALLED_BYTES,
             dialled: None,
             since: now,
             used: now,
             failures: 0,
             given_bytes: 0,
+            stalls: 0,
             unchecked: 0,
         }
     }
@@ -137,11 +154,59 @@ impl Source {
         self.asked.iter().any(|asked| asked.chunk == chunk)
     }
 
-    /// Strikes a debt; whether there was one.
-    pub(super) fn settle(&mut self, chunk: u64) -> bool {
-        let before = self.asked.len();
-        self.asked.retain(|asked| asked.chunk != chunk);
-        self.asked.len() < before
+    /// Strikes a debt, if there is one.
+    pub(super) fn settle(&mut self, chunk: u64) -> Option<Asked> {
+        let at = self.asked.iter().position(|asked| asked.chunk == chunk)?;
+        Some(self.asked.remove(at))
+    }
+
+    /// How long one more chunk should take it; no time as long as nobody knows.
+    pub(super) fn due(&self) -> Duration {
+        let due = Duration::try_from_secs_f64(self.expected_next_s());
+        due.unwrap_or(Duration::MAX).min(limits::LONE_SOURCE_SLOW_AFTER)
+    }
+
+    /// One more chunk is asked of it.
+    pub(super) fn ask(&mut self, chunk: u64, now: Duration) {
+        if self.asked.is_empty() {
+            self.heard = now;
+            self.moved_at = now;
+            self.moved_bytes = 0;
+        }
+        // An eighth of its rate, since others may come to share its line.
+        let stalled_s = limits::CHUNK_STALLED.as_secs_f64();
+        let least = (self.meter.rate() * stalled_s / 8.0) as u64;
+        self.moved_bytes_min = least.max(limits::CHUNK_STALLED_BYTES);
+        self.asked.push(Asked { chunk, at: now, due: self.due(), stalled: false });
+        self.next = chunk + 1;
+    }
+
+    /// So many bytes more have come of what it owes.
+    pub(super) fn moved(&mut self, bytes: u64, now: Duration) {
+        self.moved_bytes += bytes;
+        if self.moved_bytes >= self.moved_bytes_min {
+            self.moved_at = now;
+            self.moved_bytes = 0;
+        }
+    }
+
+    /// Whether it lets a chunk lie: it takes much longer than it should, and has stopped giving anything.
+    pub(super) fn is_stalled_over(&self, asked: &Asked, now: Duration) -> bool {
+        let has_stopped = now.saturating_sub(self.moved_at) >= limits::CHUNK_STALLED;
+        has_stopped && now.saturating_sub(asked.at) >= limits::CHUNK_STALLED.max(2 * asked.due)
+    }
+
+    /// Whether nothing is expected of it any more in what it owes.
+    pub(super) fn is_stuck(&self, now: Duration) -> bool {
+        let stopped_for = now.saturating_sub(self.moved_at);
+        let is_stalled = self.asked.first().is_some_and(|asked| self.is_stalled_over(asked, now));
+        is_stalled && stopped_for >= 2 * limits::CHUNK_STALLED
+    }
+
+    /// Whether it could begin with one more chunk now, and would not take long over it.
+    pub(super) fn is_quick(&self) -> bool {
+        let most_s = 2.0 * limits::CHUNK_STALLED.as_secs_f64();
+        self.asked.len() < self.window() && self.expected_next_s() <= most_s
     }
 
     /// How long it will take over its `position`th debt, from 0.
