@@ -159,6 +159,8 @@ fn a_disk_that_fills_up_is_said_when_it_happens_and_the_rest_is_fetched_later() 
             rustix::fs::fallocate(&file, hole, (index * MIB) as u64, MIB as u64).unwrap();
         }
     }
+    // Beside a writer nothing would be published.
+    drop(file);
     disk.fill();
     fetch.signal(Signal::CONT);
 
