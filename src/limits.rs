@@ -596,6 +596,9 @@ pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all. Whoever is next waits for
 /// these, some milliseconds each, and one processor deals with no more of them at once.
 pub const GATEWAY_READS_MAX: usize = 4;
+/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small messages wait to be
+/// taken, and so many bytes are fewer.
+pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
 /// A new connection counts as if it had made the gateway work for as much as one read can bring. Else a crowd that dials
 /// anew with each request would go before everybody who has asked for anything.
 pub const GATEWAY_DIAL_BYTES: usize =

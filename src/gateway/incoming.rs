@@ -9,10 +9,15 @@
 //! has looked at whether there is a place for it. So only a few reads may be ahead of that ([`Reads`]): else a thousand
 //! connections that call at the same moment would be read one after the other, and answered afterwards. Whoever has made
 //! the gateway work least is read first (`turns`).
+//!
+//! Of one connection little is read at once, and nothing more before the calls have taken that: HTTP/2 ends a connection of
+//! whose small messages too many wait, and a client that streams many does not know how fast they are taken.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -42,6 +47,8 @@ pub(super) struct Connection {
     reads: Reads,
     /// Its place among those that wait for a turn to read, if it has one.
     read_place: Option<u64>,
+    /// What it has read last has not been dealt with yet.
+    is_ahead: Arc<AtomicBool>,
     /// Runs from our half's end until the client has ended its own half.
     lingering: Option<Pin<Box<Sleep>>>,
     account: Account,
@@ -87,6 +94,7 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             write_timeout: limits::GATEWAY_WRITE_TIMEOUT,
             reads: reads.clone(),
             read_place: None,
+            is_ahead: Arc::default(),
             lingering: None,
             account,
         };
@@ -165,18 +173,20 @@ impl AsyncRead for Connection {
         if let Some(error) = self.end(cx) {
             return Poll::Ready(Err(error));
         }
-        let Connection { stream, reads, read_place, account, .. } = &mut *self;
-        if !reads.take(read_place, account.usage(), cx.waker()) {
+        let Connection { stream, reads, read_place, is_ahead, account, .. } = &mut *self;
+        if !reads.take(read_place, account.usage(), is_ahead, cx.waker()) {
             return Poll::Pending;
         }
-        let filled = buffer.filled().len();
-        let read = Pin::new(stream).poll_read(cx, buffer);
-        let bytes = buffer.filled().len() - filled;
+        let most = buffer.remaining().min(limits::GATEWAY_READ_BYTES_MAX);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+        let read = Pin::new(stream).poll_read(cx, &mut part);
+        let bytes = part.filled().len();
+        buffer.advance(bytes);
         match bytes {
             0 => reads.give_back(),
             _ => {
                 account.usage().add(bytes);
-                reads.pass_on();
+                reads.pass_on(is_ahead);
             }
         }
         self.received(bytes);

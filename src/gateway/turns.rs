@@ -10,7 +10,7 @@
 //! that is refused is work, too.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -136,13 +136,21 @@ impl Reads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a turn; when there is none, or others that wait come first, whoever asks gets a place among those.
-    pub(super) fn take(&self, place: &mut Option<u64>, usage: &Usage, waker: &Waker) -> bool {
+    /// Takes a turn; when there is none, or others that wait come first, or what was read in the last one has not been
+    /// dealt with, whoever asks gets a place among those that wait.
+    pub(super) fn take(
+        &self,
+        place: &mut Option<u64>,
+        usage: &Usage,
+        is_ahead: &AtomicBool,
+        waker: &Waker,
+    ) -> bool {
         let mut turns = self.turns();
         if let Some(place) = place {
             turns.waiting.queue.remove(place);
         }
-        if turns.free > 0 && !turns.waiting.has_lighter(usage) {
+        let may_read = turns.free > 0 && !is_ahead.load(Ordering::Relaxed);
+        if may_read && !turns.waiting.has_lighter(usage) {
             turns.free -= 1;
             *place = None;
             return true;
@@ -159,10 +167,12 @@ impl Reads {
 
     /// Something was read in a turn, which is over when the calls that it brings have begun: their tasks come into the
     /// runtime's one queue now, before the task of this goes to its end.
-    pub(super) fn pass_on(&self) {
-        let reads = self.clone();
+    pub(super) fn pass_on(&self, is_ahead: &Arc<AtomicBool>) {
+        let (reads, is_ahead) = (self.clone(), Arc::clone(is_ahead));
+        is_ahead.store(true, Ordering::Relaxed);
         tokio::spawn(async move {
             tokio::task::yield_now().await;
+            is_ahead.store(false, Ordering::Relaxed);
             reads.give_back();
             // Whoever is woken may have no use for it: HTTP/2 does not read while it cannot write.
             while let Some(waker) = reads.next() {
@@ -272,8 +282,10 @@ impl Drop for Thread {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
     use std::task::Poll;
+
+    /// That of a connection which has read nothing.
+    static FREE: AtomicBool = AtomicBool::new(false);
 
     fn block_on<T>(work: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
@@ -286,16 +298,17 @@ mod tests {
             let usage = Usage::default();
             let begun = Arc::new(AtomicBool::new(false));
             let noop = Waker::noop();
-            assert!(reads.take(&mut None, &usage, noop));
-            reads.pass_on();
+            assert!(reads.take(&mut None, &usage, &FREE, noop));
+            reads.pass_on(&Arc::default());
             let call = Arc::clone(&begun);
             tokio::spawn(async move { call.store(true, Ordering::Relaxed) });
             // Two wait, and the first of them has no use for its turn when it comes.
             let (mut useless, mut place) = (None, None);
-            assert!(!reads.take(&mut useless, &usage, noop));
+            assert!(!reads.take(&mut useless, &usage, &FREE, noop));
             let turn = |cx: &mut std::task::Context<'_>| match reads.take(
                 &mut place,
                 &usage,
+                &FREE,
                 cx.waker(),
             ) {
                 true => Poll::Ready(begun.load(Ordering::Relaxed)),
@@ -323,7 +336,7 @@ mod tests {
         block_on(async {
             let reads = Reads::new(1);
             let noop = Waker::noop();
-            assert!(reads.take(&mut None, &Usage::default(), noop));
+            assert!(reads.take(&mut None, &Usage::default(), &FREE, noop));
             let order = Arc::new(Mutex::new(Vec::new()));
             let tasks = four().into_iter().enumerate().map(|(at, usage)| {
                 let (reads, order) = (reads.clone(), Arc::clone(&order));
@@ -332,6 +345,7 @@ mod tests {
                     let turn = |cx: &mut std::task::Context<'_>| match reads.take(
                         &mut place,
                         &usage,
+                        &FREE,
                         cx.waker(),
                     ) {
                         true => Poll::Ready(()),
@@ -339,12 +353,12 @@ mod tests {
                     };
                     std::future::poll_fn(turn).await;
                     order.lock().unwrap().push(at);
-                    reads.pass_on();
+                    reads.pass_on(&Arc::default());
                 })
             });
             let tasks: Vec<_> = tasks.collect();
             tokio::task::yield_now().await;
-            reads.pass_on();
+            reads.pass_on(&Arc::default());
             for task in tasks {
                 task.await.unwrap();
             }
@@ -369,18 +383,42 @@ mod tests {
     }
 
     #[test]
+    fn who_has_read_reads_on_when_that_has_been_dealt_with() {
+        block_on(async {
+            let reads = Reads::new(4);
+            let (usage, is_ahead) = (Usage::default(), Arc::default());
+            let mut place = None;
+            assert!(reads.take(&mut place, &usage, &is_ahead, Waker::noop()));
+            reads.pass_on(&is_ahead);
+            assert!(!reads.take(&mut place, &usage, &is_ahead, Waker::noop()), "turns are free");
+            let other = Usage::default();
+            assert!(reads.take(&mut None, &other, &FREE, Waker::noop()), "others go on");
+            let turn = |cx: &mut std::task::Context<'_>| match reads.take(
+                &mut place,
+                &usage,
+                &is_ahead,
+                cx.waker(),
+            ) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            };
+            std::future::poll_fn(turn).await;
+        });
+    }
+
+    #[test]
     fn a_free_turn_is_not_taken_from_who_waits_and_has_made_less_work() {
         let reads = Reads::new(1);
         let noop = Waker::noop();
         let [heavy, light, ..] = four();
-        assert!(reads.take(&mut None, &heavy, noop));
+        assert!(reads.take(&mut None, &heavy, &FREE, noop));
         let (mut waiting, mut late) = (None, None);
-        assert!(!reads.take(&mut waiting, &light, noop));
+        assert!(!reads.take(&mut waiting, &light, &FREE, noop));
         reads.give_back();
-        assert!(!reads.take(&mut late, &heavy, noop));
-        assert!(reads.take(&mut waiting, &light, noop));
+        assert!(!reads.take(&mut late, &heavy, &FREE, noop));
+        assert!(reads.take(&mut waiting, &light, &FREE, noop));
         reads.give_back();
-        assert!(reads.take(&mut late, &heavy, noop));
+        assert!(reads.take(&mut late, &heavy, &FREE, noop));
     }
 
     #[test]
