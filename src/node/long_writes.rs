@@ -78,6 +78,11 @@ impl LongWrites {
         (self.is_held && self.unapplied.is_empty()).then_some(self.rest_until_us)
     }
 
+    /// What was held back is looked at: whether anything still is, [`hold_back`](Self::hold_back) says.
+    pub fn look(&mut self) {
+        self.is_held = false;
+    }
+
     /// Takes those out of `waiting` that have to wait for their turn, in order.
     pub fn hold_back(
         &mut self,
@@ -87,7 +92,6 @@ impl LongWrites {
         now_us: u64,
     ) -> VecDeque<usize> {
         let mut held = VecDeque::new();
-        self.is_held = false;
         // As on most days, when there may be many waiting ones to look through.
         if !writes.may_have_long_ones() {
             return held;

@@ -22,6 +22,8 @@ impl Node {
     pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
         self.notice_changes(now, out);
         if self.consensus.role() == Role::Leader {
+            // Also where nothing may be proposed now, or the alarm for it would go off without end.
+            self.long_writes.look();
             // Before the writes, which may take all the room there is as often as there is any, and may wait for just
             // this. One piece at a time, so that it does not keep them waiting.
             self.do_chores(now);

@@ -152,6 +152,12 @@ struct Client {
     /// Bytes granted to reads under way, beyond the small ones.
     granted: usize,
     held: VecDeque<Held>,
+    /// Reads that the workers have without a grant, and how many there may be while something is held: fewer each time that
+    /// one was in vain.
+    tried: usize,
+    tries_max: usize,
+    /// It has been told to make room, and is as good as gone.
+    leaves: bool,
 }
 
 /// What to do with a request.
@@ -181,6 +187,8 @@ pub(super) struct Clients {
     /// Reads that the workers have, and how many there may be.
     handed: usize,
     handed_max: usize,
+    /// Whether a held read had the last place of an odd number.
+    held_first: bool,
     /// The longest value there may be.
     value_bytes_max: usize,
     /// What requests under way hold that is worth counting, those of gone clients included.
@@ -199,6 +207,7 @@ impl Clients {
             turns: Turns::default(),
             handed: 0,
             handed_max: limits::READS_HANDED_MAX,
+            held_first: false,
             value_bytes_max,
             heavy: HashMap::new(),
             waiting: VecDeque::new(),
@@ -220,6 +229,9 @@ impl Clients {
             parked: HashMap::new(),
             granted: 0,
             held: VecDeque::new(),
+            tried: 0,
+            tries_max: limits::READS_PER_BATCH_MAX,
+            leaves: false,
         };
         self.all.insert(connection, client);
     }
@@ -247,16 +259,25 @@ impl Clients {
         Some(client.address)
     }
 
-    /// The client that makes room for one more: of those that wait for no answer one of the address with the most of all
-    /// clients, if that has many, and of these the one that has for longest.
-    pub fn idle_to_go(&self) -> Option<ConnectionId> {
-        let idle = self.all.iter().filter(|(_, client)| client.under_way == 0);
+    /// The client that makes room for one from `ip`: of those that wait for no answer one of the address with the most of all
+    /// clients, if that has many, and of these the one that has for longest. Whoever has many already is given the place
+    /// of one of its own, or of an address that has more.
+    pub fn idle_to_go(&mut self, room: &impl Room, ip: IpAddr) -> Option<ConnectionId> {
+        let count_of = |origin: IpAddr| self.origins.get(&origin).copied().unwrap_or_default();
+        let (asking, own) = (origin_of(ip), count_of(origin_of(ip)));
         let rank = |(id, client): (&ConnectionId, &Client)| {
-            let count = self.origins.get(&origin_of(client.address.ip())).copied();
-            let many = count.unwrap_or_default().saturating_sub(limits::CLIENTS_FEW);
-            (Reverse(many), client.active_at, *id)
+            let origin = origin_of(client.address.ip());
+            let count = count_of(origin);
+            let is_idle = client.under_way == 0 && !client.leaves && room.queued_bytes(*id) == 0;
+            let gives_way = own < limits::CLIENTS_FEW || origin == asking || count > own;
+            let many = count.saturating_sub(limits::CLIENTS_FEW);
+            (is_idle && gives_way).then_some((Reverse(many), client.active_at, *id))
         };
-        idle.map(rank).min().map(|(.., id)| id)
+        let (.., id) = self.all.iter().filter_map(rank).min()?;
+        if let Some(client) = self.all.get_mut(&id) {
+            client.leaves = true;
+        }
+        Some(id)
     }
 
     /// Whether nobody waits for an answer.
@@ -353,15 +374,25 @@ impl Clients {
         room.release(connection, read_bytes(granted));
         if let Some(client) = self.all.get_mut(&connection) {
             client.granted = client.granted.saturating_sub(granted);
+            if granted == 0 {
+                client.tried = client.tried.saturating_sub(1);
+                client.tries_max = (2 * client.tries_max).min(limits::READS_PER_BATCH_MAX);
+            }
         }
     }
 
     /// A value is longer than was granted: its read waits until `bytes` can be.
     pub fn hold(&mut self, room: &mut impl Room, read: ReadJob, bytes: usize) {
         let connection = ConnectionId::from_u64(read.token.connection);
-        let Some(client) = self.all.get_mut(&connection) else {
-            return self.forget(room, read.token);
-        };
+        match self.all.get_mut(&connection) {
+            None => return self.forget(room, read.token),
+            Some(client) => client.tries_max = (client.tries_max / 4).max(1),
+        }
+        self.put_by(connection, read, bytes);
+    }
+
+    fn put_by(&mut self, connection: ConnectionId, read: ReadJob, bytes: usize) {
+        let Some(client) = self.all.get_mut(&connection) else { return };
         if client.held.is_empty() {
             self.waiting.push_back(connection);
         }
@@ -371,21 +402,27 @@ impl Clients {
     /// Takes what the workers are to do now: held reads and others by halves, as far as there are both.
     pub fn take_reads(&mut self, room: &mut impl Room) -> Vec<Job> {
         let mut reads = Vec::new();
-        let half = self.handed_max.saturating_sub(self.handed).div_ceil(2);
+        let free = self.handed_max.saturating_sub(self.handed);
+        // Of an odd number the one more goes to either in turn: places may become free one by one.
+        self.held_first ^= free % 2 == 1;
+        let half = free / 2 + usize::from(free % 2 == 1 && self.held_first);
         self.take_held(room, half, &mut reads);
         while self.handed < self.handed_max
             && let Some(mut read) = self.turns.pop()
         {
             let connection = ConnectionId::from_u64(read.token.connection);
-            let holds = self.all.get(&connection).is_some_and(|client| !client.held.is_empty());
-            if holds {
+            let is_spent =
+                |client: &Client| !client.held.is_empty() && client.tried >= client.tries_max;
+            if self.all.get(&connection).is_some_and(is_spent) {
                 // Very likely it is long, too, and would be read in vain.
-                let bytes = self.value_bytes_max;
-                self.hold(room, read, bytes);
+                self.put_by(connection, read, self.value_bytes_max);
                 continue;
             }
-            let large = self.try_grant(room, connection, self.value_bytes_max);
-            read.granted = if large { self.value_bytes_max } else { 0 };
+            if self.try_grant(room, connection, self.value_bytes_max) {
+                read.granted = self.value_bytes_max;
+            } else if let Some(client) = self.all.get_mut(&connection) {
+                client.tried += 1;
+            }
             self.handed += 1;
             reads.push(Job::Read(read));
         }
@@ -565,13 +602,22 @@ mod tests {
         ask(&mut clients, 1);
         clients.answered(&mut roomy(), token(id(1), 1));
         let mut order = Vec::new();
-        while let Some(next) = clients.idle_to_go() {
+        let new = IpAddr::from([10, 0, 0, 99]);
+        assert_eq!(clients.idle_to_go(&queued(1), new), None, "each is being sent an answer");
+        while let Some(next) = clients.idle_to_go(&roomy(), new) {
             order.push(next.to_u64());
             clients.remove(&mut roomy(), next);
         }
         // Of the crowd until it has as few as anybody; whoever waits for an answer stays.
         assert_eq!(order, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1]);
         assert_eq!(clients.len(), 1);
+        // Whoever has many, all of which wait for answers, gets nobody else's place, and nobody's is given twice.
+        (20..30).for_each(|n| clients.add(id(n), address(1)));
+        (20..30).for_each(|n| ask(&mut clients, n));
+        clients.add(id(30), address(2));
+        assert_eq!(clients.idle_to_go(&roomy(), address(1).ip()), None);
+        assert_eq!(clients.idle_to_go(&roomy(), new), Some(id(30)));
+        assert_eq!(clients.idle_to_go(&roomy(), new), None);
     }
 
     #[test]
@@ -653,14 +699,35 @@ mod tests {
         };
         (0..5).for_each(|n| clients.hold(&mut roomy(), held(n), MIB));
         clients.read(token(ids[1], 3), address(), request());
-        assert_eq!(numbers(clients.take_reads(&mut roomy())), [(0, 1000), (1, 3)]);
-        // One that holds long ones reads nothing in vain meanwhile.
-        for n in [(0, 1000), (1, 3)] {
-            let token = RequestToken { connection: n.0, request: n.1 };
-            clients.read_done(&mut roomy(), token, MIB);
+        assert_eq!(numbers(clients.take_reads(&mut roomy())), [(0, 1000), (0, 4)]);
+        // One whose reads were in vain tries one at a time without a grant, until that is not in vain.
+        let mut full = queued(CLIENT_SEND_BYTES_PAUSE);
+        clients.read_done(&mut full, token(ids[0], 1000), MIB);
+        clients.read_done(&mut full, token(ids[0], 4), MIB);
+        assert_eq!(numbers(clients.take_reads(&mut full)), [(1, 3), (0, 5)]);
+        clients.read_done(&mut full, token(ids[1], 3), 0);
+        assert!(clients.take_reads(&mut full).is_empty());
+        clients.read_done(&mut full, token(ids[0], 5), 0);
+        for n in [200, 201, 202] {
+            clients.read(token(ids[0], n), address(), request());
         }
-        assert!(clients.take_reads(&mut queued(CLIENT_SEND_BYTES_PAUSE)).is_empty());
-        assert_eq!(numbers(clients.take_reads(&mut roomy())), [(0, 1001), (0, 1002)]);
+        assert_eq!(numbers(clients.take_reads(&mut full)), [(0, 200), (0, 201)]);
+        for n in [200, 201] {
+            clients.read_done(&mut full, token(ids[0], n), 0);
+        }
+        // Where places become free one by one, each has its turn.
+        clients.handed_max = 1;
+        clients.read(token(ids[1], 10), address(), request());
+        clients.read(token(ids[1], 11), address(), request());
+        let mut order = Vec::new();
+        for _ in 0..4 {
+            let one = numbers(clients.take_reads(&mut roomy()))[0];
+            let token = RequestToken { connection: one.0, request: one.1 };
+            clients.read_done(&mut roomy(), token, MIB);
+            order.push(one);
+        }
+        let new = order.iter().filter(|(_, request)| *request < 1000).count();
+        assert_eq!(new, 2, "held ones and new ones: {order:?}");
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl StoreService {
             HelloRole::Client => {
                 let Some(address) = net.peer_address(connection) else { return };
                 if self.clients.len() >= self.parts.clients_max {
-                    match self.clients.idle_to_go() {
+                    match self.clients.idle_to_go(net, address.ip()) {
                         Some(idle) => net.give_way(idle),
                         None if net.displace(address.ip()) => {}
                         None => return self.refuse(net, connection, NO_ROOM.into()),

@@ -36,7 +36,7 @@ pub enum Direction {
 pub struct Steps(Arc<AtomicU64>);
 
 impl Steps {
-    /// One more row.
+    /// Counts a row that has been made, or that the engine has taken.
     pub fn step(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use acervo::limits;
 use futures_util::stream;
@@ -201,11 +201,13 @@ fn answers_that_are_not_read_are_bounded_and_keep_nobody_out() {
             assert_eq!(read.val, "v");
         }
         // And who asks for much gets it, once the others have let it lie for long enough.
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match others.get(waiting(key("large"))).await {
                 Ok(read) => break assert_eq!(read.into_inner().val.len(), 1024 * 1024),
                 Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
             }
+            assert!(Instant::now() < deadline, "there is never room for it");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         drop(greedy);
@@ -232,11 +234,13 @@ fn keys_of_answers_that_are_not_read_keep_nobody_out() {
             assert!(hoard.len() < 32, "{} answers are held", hoard.len());
         }
         let mut others = connect(&site.gateway).await;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match others.put_all(waiting(stream::iter(pairs.clone()))).await {
                 Ok(rows) => break drop(rows),
                 Err(busy) => assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}"),
             }
+            assert!(Instant::now() < deadline, "there is never room for it");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let lost = hoard[0].message().await.unwrap_err();
