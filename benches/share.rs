@@ -182,6 +182,7 @@ fn start_fetch(to: &str, content: &str, size: u64, sources: &[&str]) -> Outcome<
         congestion: None,
         more_may_come: false,
         patience: Duration::from_secs(10),
+        ends_when_gone: false,
         seed: 1,
     })?)
 }

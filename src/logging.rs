@@ -26,7 +26,7 @@ use crate::limits::{
     LOG_DRAIN_TIMEOUT, LOG_GATHER_INTERVAL, LOG_LINE_SHOWN_BYTES_MAX, LOG_LINES_PER_SITE_MAX,
     LOG_QUEUE_BYTES_MAX, LOG_QUEUE_LINES_MAX,
 };
-use crate::text::counted;
+use crate::text::{counted, is_dumb_terminal};
 
 /// How often the writing thread looks for gathered lines that are due when nothing is logged.
 const GATHER_LOOK: Duration = Duration::from_secs(1);
@@ -70,8 +70,8 @@ pub fn start(default_level: &str) -> io::Result<()> {
     let (lines, queued) = Lines::new(LOG_QUEUE_LINES_MAX);
     let mut builder = env_logger::Builder::new();
     // A queue is no terminal to the logger, so whether lines are coloured is decided here.
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-        || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    let plain =
+        std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) || is_dumb_terminal();
     if io::stderr().is_terminal() && !plain {
         builder.write_style(env_logger::WriteStyle::Always);
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use signal_hook::consts::SIGXFSZ;
 
 use acervo::Client;
@@ -20,7 +20,7 @@ use acervo::cli::args::{
 use acervo::cli::commands::{self, CommandError, Outcome, exit_status};
 use acervo::cli::key_args::ReadArgs;
 use acervo::cli::share::{self as share_commands, ShareError};
-use acervo::cli::share_args::{PeerArgs, RegistryArgs};
+use acervo::cli::share_args::{PeerArgs, REGISTRY_VARIABLE, RegistriesArgs, RegistryArgs};
 use acervo::cli::stdout::StandardOutput;
 use acervo::client::ClientError;
 use acervo::client::repl::{self, ReplOptions};
@@ -35,6 +35,7 @@ use acervo::share::index::IndexLimits;
 use acervo::share::registry::directory::{Directory, MemoryDirectory};
 use acervo::share::registry::store::StoreDirectory;
 use acervo::share::registry::{self, RegistryConfig};
+use acervo::text;
 
 /// Gives memory back to the system soon after a flood has passed. The system's own allocator kept most of
 /// what it had ever handed out: 450 MB of it after a flood of unfinished frames.
@@ -106,10 +107,10 @@ fn main() -> ExitCode {
         Command::Kvs(args) => run_kvs(&args, out),
         Command::Registry(args) => run_registry(&args),
         Command::Peer(args) => run_peer(&args),
-        Command::Share(args) => shared(share_commands::share(&args)),
-        Command::Fetch(args) => shared(share_commands::fetch(&args, out)),
-        Command::Peers(args) => shared(share_commands::peers(&args, out)),
-        Command::Files(args) => shared(share_commands::files(&args, out)),
+        Command::Share(args) => shared(&args.registries, share_commands::share(&args)),
+        Command::Fetch(args) => shared(&args.registries, share_commands::fetch(&args, out)),
+        Command::Peers(args) => shared(&args.registries, share_commands::peers(&args, out)),
+        Command::Files(args) => shared(&args.registries, share_commands::files(&args, out)),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
     // What is still held back may be the end of the answer.
@@ -126,9 +127,17 @@ fn main() -> ExitCode {
 
 /// Reads the command line, and the environment, of which an empty variable counts as not set.
 fn parse() -> Result<Cli, clap::Error> {
-    let mut command = without_empty_variables(Cli::command());
+    let mut command = without_empty_variables(command_line());
     let matches = command.try_get_matches_from_mut(std::env::args_os())?;
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// The command line, whose help and errors have no colours where the terminal would show them as signs.
+fn command_line() -> clap::Command {
+    match text::is_dumb_terminal() {
+        true => Cli::command().color(ColorChoice::Never),
+        false => Cli::command(),
+    }
 }
 
 fn without_empty_variables(command: clap::Command) -> clap::Command {
@@ -149,7 +158,7 @@ fn refuse_arguments(error: &clap::Error) -> ! {
         std::env::args_os().map(|typed| typed.to_string_lossy().into_owned()).collect();
     let said = error.to_string();
     // The flag is named, and nobody has typed it.
-    for (flag, variable) in [("--servers", "ACERVO_SERVERS"), ("--registry", "ACERVO_REGISTRY")] {
+    for (flag, variable) in [("--servers", "ACERVO_SERVERS"), ("--registry", REGISTRY_VARIABLE)] {
         let is_typed = typed.iter().any(|argument| argument.starts_with(flag));
         if said.contains(&format!("'{flag} <")) && !is_typed && std::env::var_os(variable).is_some()
         {
@@ -198,9 +207,13 @@ fn read(args: &ReadArgs, result: Result<Outcome, CommandError>) -> u8 {
     }
 }
 
-fn shared(result: Result<Outcome, ShareError>) -> u8 {
+/// What came of a command of the share. A registry that nobody has typed may be another one than is meant.
+fn shared(registries: &RegistriesArgs, result: Result<Outcome, ShareError>) -> u8 {
     match result {
         Ok(outcome) => outcome.exit_status(),
+        Err(error @ ShareError::Registry(_)) if registries.are_from_environment() => {
+            fail(error.exit_status(), &format!("{error} (named by {REGISTRY_VARIABLE})"))
+        }
         Err(error) => fail(error.exit_status(), &error),
     }
 }
@@ -326,7 +339,7 @@ fn ask(args: &mut ServerArgs) -> Result<(SocketAddr, SocketAddr), u8> {
 
 /// Prints a command's usage and what is missing, as for any other mistake on the command line.
 fn usage(command: &str, message: &str) -> u8 {
-    let mut cli = Cli::command();
+    let mut cli = command_line();
     // Built, so that the usage line names the whole command.
     cli.build();
     let error = match cli.find_subcommand_mut(command) {

@@ -221,6 +221,12 @@ pub(crate) fn sentence(reason: &str) -> String {
     sentence
 }
 
+/// Whether the terminal takes letters only, as `TERM` says: control sequences would be shown as signs. A terminal that is
+/// not named may be any.
+pub fn is_dumb_terminal() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -904,3 +904,42 @@ fn sentences_say_what_is_the_matter() {
     std::net::TcpStream::connect(&web).unwrap().write_all(b"x").unwrap();
     answering.join().unwrap();
 }
+
+#[test]
+fn the_usage_of_a_range_names_prefixes_and_open_ends() {
+    for command in ["getrange", "delrange"] {
+        for arguments in [&[command, "--help"][..], &[command]] {
+            let ran = run("127.0.0.1:1", arguments);
+            let said = ran.out.iter().chain(ran.err.as_bytes()).copied().collect();
+            let said = String::from_utf8(said).unwrap();
+            for form in ["<FROM|..> <TO|..>", "--prefix <P>"] {
+                let form = format!("acervo {command} [OPTIONS] {form}\n");
+                assert!(said.contains(&form), "{said}");
+            }
+        }
+    }
+}
+
+/// A terminal that is not named gets what a dumb one gets: letters.
+#[test]
+fn a_terminal_without_a_name_gets_no_control_sequences() {
+    for kind in ["dumb", ""] {
+        for arguments in
+            [&["--help"][..], &["getrange"], &["files", "--registry", "x"], &["client"]]
+        {
+            let mut command = Command::new(ACERVO);
+            command.args(arguments).env_remove("NO_COLOR").env_remove("RUST_LOG");
+            let mut terminal = Terminal::run_on(command, kind);
+            if *arguments == ["client"] {
+                terminal.wait_for_text("INIT", 1);
+                terminal.type_keys(b"\x04");
+            }
+            terminal.wait_for_end();
+            let shown = terminal.raw();
+            assert!(
+                !shown.is_empty() && !shown.contains(&0x1b),
+                "{kind:?} {arguments:?}: {shown:?}"
+            );
+        }
+    }
+}

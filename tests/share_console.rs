@@ -426,6 +426,52 @@ fn a_search_that_found_nobody_is_said_before_a_download_asks() {
     person.leave();
 }
 
+/// The peer said that it has the file no more, and was waited for: "espera-se por ele até 30 segundos".
+#[test]
+fn a_file_that_its_peer_has_no_more_is_said_at_once_and_in_one_line() {
+    let registry = Registry::start(&[]);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    write(&other, "film.mkv", &noise(3_000_000, "film"));
+    let addresses = free_addresses(2);
+    let _peer = registry.share(&other, &["--listen", &addresses[1].to_string()]);
+    let mut person = Person::sit_down(registry.address, addresses[0], &folder);
+    person.join("1", "");
+    person.search("2", "film.mkv", &[addresses[1]]);
+    // Its peer has not looked at its folder since, as a rule.
+    std::fs::remove_file(other.join("film.mkv")).unwrap();
+    person.type_download("3", addresses[1]);
+    let said = person.remark("Arquivo film.mkv não foi baixado: ");
+    let whys = [
+        "o peer não tem mais este arquivo.".to_owned(),
+        format!("o peer {} não tem este arquivo.", addresses[1]),
+    ];
+    assert!(whys.iter().any(|why| said.ends_with(why)), "{said}");
+    assert!(!person.terminal.text().contains("deixou de enviar"), "{}", person.terminal.text());
+    person.leave();
+}
+
+/// Whoever listens where a registry is expected: it was told that "ele não aceita o pedido".
+#[test]
+fn who_is_no_registry_is_named() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, other) = (registry.folder("mine"), registry.folder("other"));
+    let peer = free_addresses(1)[0];
+    let _peer = registry.share(&other, &["--listen", &peer.to_string()]);
+    let store = support::Group::start(1, &["--console", "off"]);
+    let store = store.addresses()[0];
+    for (address, who) in [
+        (peer, "ali responde um peer, e não um registro; confira o endereço."),
+        (store, "ali responde um servidor do acervo, e não um registro; confira o endereço."),
+    ] {
+        let mut person = Person::sit_down(address, free_addresses(1)[0], &folder);
+        person.type_join("1");
+        let start = format!("Registro {address} ");
+        let said = person.remark(&start);
+        assert_eq!(said, format!("{start}inacessível: {who} Tentando de novo."));
+        person.leave();
+    }
+}
+
 /// What is pasted behind a search asks its questions below the answer, however long that takes.
 #[test]
 fn a_pasted_download_waits_for_the_answer_of_its_search() {

@@ -349,6 +349,7 @@ fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
         sources: sources.clone(),
         look_for_more: false,
         patience: PATIENCE,
+        ends_when_gone: false,
     };
     let first = peer.download(wanted(&to)).unwrap();
     eventually("a chunk", || (first.progress().done_bytes > 0).then_some(()));
@@ -678,6 +679,42 @@ fn a_registry_that_takes_in_and_refuses_is_told_of_once() {
     let error = Line::open(address, Instant::now() + PATIENCE).map(drop).unwrap_err();
     assert_eq!(error, LineError::Refused { address, reason: "full".to_owned() });
     refuse.join().unwrap();
+}
+
+/// It was told as one that cannot be reached: it greets, and its answer comes a byte at a time without an end, or breaks off.
+#[test]
+fn a_registry_that_was_reached_and_gives_no_whole_answer_is_told_as_that() {
+    let dribbling = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = dribbling.local_addr().unwrap();
+    let dribble = std::thread::spawn(move || {
+        for is_slow in [true, false] {
+            let mut raw = Raw { stream: dribbling.accept().unwrap().0, next_id: 0 };
+            raw.receive();
+            raw.send(&greeting::welcome(PeerId(0)));
+            raw.receive();
+            // The length of an answer, and then its bytes, one by one.
+            raw.stream.write_all(&[0, 0, 0x10, 0]).unwrap();
+            while is_slow && raw.stream.write_all(b"x").is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+    let said = |patience| {
+        let mut line = Line::open(address, Instant::now() + PATIENCE).unwrap();
+        let asked = line.ask(&RegistryRequest::KeepAlive, Instant::now() + patience);
+        asked.map(drop).unwrap_err().to_string()
+    };
+    let reached = format!("registry {address} was reached, but does not answer: ");
+    let short = Duration::from_millis(200);
+    assert_eq!(said(short), format!("{reached}no whole answer came in time"));
+    assert_eq!(said(PATIENCE), format!("{reached}it closed the connection"));
+    dribble.join().unwrap();
+    // One that does not even greet.
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = frozen.local_addr().unwrap();
+    let error = Line::open(address, Instant::now() + short).map(drop).unwrap_err();
+    let reason = "no whole answer came in time".to_owned();
+    assert_eq!(error, LineError::Unanswered { address, reason });
 }
 
 /// A registry that hung was waited for, for seconds, while another one could have answered.

@@ -497,6 +497,56 @@ fn a_silent_source_alone_ends_the_download_when_patience_does() {
     assert!(error.to_string().contains("refused"), "{error}");
 }
 
+/// That a source has the content no more is an answer, which was waited upon as if it were silence.
+#[test]
+fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
+    let scene = Scene::new(4 * MIB);
+    let gone = scene.fake(Trick::Denies { code: DenialCode::NotFound });
+    let options = |fakes: &[&Fake]| FetchOptions {
+        ends_when_gone: true,
+        ..scene.options(fakes.iter().map(|fake| fake.source()).collect())
+    };
+    let error = run(options(&[&gone])).unwrap_err();
+    assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("no peer has film.mkv any more ("), "{error}");
+    // A liar has it as little.
+    let liar = scene.fake(Trick::WrongHashes);
+    let error = run(options(&[&gone, &liar])).unwrap_err();
+    assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
+    // Whoever is silent, or looks at its file, may have it.
+    let patience = Duration::from_millis(700);
+    let silent = scene.fake(Trick::Nothing { after: 0 });
+    let looking = scene.fake(Trick::Denies { code: DenialCode::Changed });
+    for other in [&silent, &looking] {
+        let error = run(FetchOptions { patience, ..options(&[&gone, other]) }).unwrap_err();
+        assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+    }
+    let waits = FetchOptions { patience, ends_when_gone: false, ..options(&[&gone]) };
+    let error = run(waits).unwrap_err();
+    assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
+
+    // Where somebody looks for further sources, the last word is theirs.
+    for is_found in [true, false] {
+        let handle = start(FetchOptions { more_may_come: true, ..options(&[&gone]) });
+        // What was looked for before is no answer.
+        handle.looked(handle.look_wanted());
+        wait_until("a look is wanted", || handle.look_wanted() == 1);
+        assert!(handle.wait_for(Duration::ZERO).is_none());
+        if is_found {
+            handle.add_source(scene.source());
+        }
+        handle.looked(1);
+        let result = handle.wait_for(PATIENCE).unwrap();
+        match is_found {
+            true => {
+                scene.assert_whole(&result.unwrap());
+                std::fs::remove_file(scene.to.path().join("film.mkv")).unwrap();
+            }
+            false => assert!(matches!(result, Err(FetchError::Gone { .. })), "{result:?}"),
+        }
+    }
+}
+
 /// Junk counted as progress, so that one liar held a download for ever.
 #[test]
 fn junk_is_no_progress() {
@@ -1153,7 +1203,7 @@ fn a_watcher_is_told_of_each_new_chunk() {
     chunks.insert(4);
     expect(&mut client, &[(4, 1)]);
     client.ask(10, PeerRequest::Chunk { content, index: 0 });
-    assert_eq!(client.denial(), (10, DenialCode::NotFound));
+    assert_eq!(client.denial(), (10, DenialCode::Busy));
     chunks.insert(0);
     expect(&mut client, &[(0, 1)]);
     // Another program has changed one, which is fetched again. Whoever was told of it twice took the other side for a liar.

@@ -105,7 +105,11 @@ pub struct GetArgs {
 
 /// `acervo getrange`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "\
+acervo getrange [OPTIONS] <FROM|..> <TO|..>
+       acervo getrange [OPTIONS] --prefix <P>",
+    after_help = "\
 Examples:
   acervo getrange a z
   acervo getrange --prefix user: | grep Lisboa       every key that begins with 'user:'
@@ -119,7 +123,8 @@ are escaped (\\xNN, and \\\\ where a backslash would read as an escape), so that
 one object a line; text that is not UTF-8 is in hexadecimal under key_hex or value_hex.
 
 All of it is one state of the store, however long it takes and whatever is written meanwhile.
-A range without keys, or whose ends are the wrong way round, is empty: exit status 0.")]
+A range without keys, or whose ends are the wrong way round, is empty: exit status 0."
+)]
 pub struct GetRangeArgs {
     /// The keys that the command is about.
     #[command(flatten)]
@@ -252,7 +257,11 @@ pub struct DelArgs {
 
 /// `acervo delrange`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    override_usage = "\
+acervo delrange [OPTIONS] <FROM|..> <TO|..>
+       acervo delrange [OPTIONS] --prefix <P>",
+    after_help = "\
 Examples:
   acervo delrange --prefix user:
   acervo delrange a z > removed.tsv
@@ -260,7 +269,8 @@ Examples:
 
 The range is removed at once, however long it is. Then comes one line a key that it had, in key order, as
 those of putall: key, version of the deletion, version and value it had. What is not read within a
-minute may be gone.")]
+minute may be gone."
+)]
 pub struct DelRangeArgs {
     /// The keys that the command is about.
     #[command(flatten)]

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -60,6 +61,14 @@ pub enum ShareError {
         /// Why it cannot be one, as a sentence for a person.
         why: String,
     },
+    /// The folder to fetch to is not there, and cannot be made.
+    #[error("the folder {} cannot be made: {source}; fetch to another one with --to", .path.display())]
+    MakeFolder {
+        /// The folder that was named.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The beginning of a hash fits more than one content.
     #[error("--content {0} fits several contents of that name: give more digits")]
     Ambiguous(String),
@@ -77,10 +86,12 @@ impl ShareError {
         match self {
             ShareError::Registry(_) => exit_status::UNAVAILABLE,
             ShareError::Fetch(FetchError::NoSource { .. }) => exit_status::UNAVAILABLE,
+            ShareError::Fetch(FetchError::Gone { .. }) => exit_status::NOT_FOUND,
             ShareError::Folder(_) | ShareError::Ambiguous(_) | ShareError::Name { .. } => {
                 exit_status::USAGE
             }
             ShareError::Fetch(_)
+            | ShareError::MakeFolder { .. }
             | ShareError::Listen(_)
             | ShareError::Peer(_)
             | ShareError::Signals(_)
@@ -236,8 +247,12 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         ));
     }
     let stop = stop_flag()?;
-    // Only the last part of it: a path that was mistyped makes no tree of folders. What is wrong with it is told below.
-    let _ = std::fs::create_dir(&args.to);
+    // Something else that has the name is told of below.
+    if let Err(source) = std::fs::create_dir_all(&args.to)
+        && !args.to.exists()
+    {
+        return Err(ShareError::MakeFolder { path: args.to.clone(), source });
+    }
     let to = args.to.canonicalize().map_err(|source| {
         ShareError::Fetch(FetchError::Folder { path: args.to.clone(), source })
     })?;
@@ -256,7 +271,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;
     let content = choice.content;
-    let mut tries: VecDeque<_> = tries(choice.sizes, args.patience).into();
+    let whole_patience = args.patience.unwrap_or(limits::FETCH_PATIENCE_DEFAULT);
+    let mut tries: VecDeque<_> = tries(choice.sizes, whole_patience).into();
     while let Some((size, sources, patience)) = tries.pop_front() {
         let wanted = Wanted {
             name: name.clone(),
@@ -266,6 +282,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
             sources: sources.clone(),
             look_for_more: true,
             patience,
+            // Whoever says how long to wait waits for what may come back.
+            ends_when_gone: args.patience.is_none(),
         };
         match transfer(&peer, wanted, args.quiet, &stop) {
             Ok((outcome, progress)) => {
@@ -275,10 +293,10 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                 return Ok(Outcome::Done);
             }
             Err((error, verified_bytes)) => {
-                let is_short = patience < args.patience;
+                let is_short = patience < whole_patience;
                 match after(&error, verified_bytes, is_short, tries.is_empty()) {
                     Next::End => return Err(error.into()),
-                    Next::SameSize => tries = [(size, sources, args.patience)].into(),
+                    Next::SameSize => tries = [(size, sources, whole_patience)].into(),
                     Next::OtherSize => {
                         log::info!("{error}; others tell another size of it");
                         // It would be in the way.
@@ -639,6 +657,10 @@ impl List {
 
     fn end(&mut self, out: &mut dyn Write) -> Result<Outcome, ShareError> {
         self.begin(out).map_err(ShareError::Output)?;
+        if self.rows == 0 && self.format == Format::Text {
+            // It may be another registry than is meant.
+            tell(&format!("acervo: registry {} knows no {}", self.line.address(), self.name));
+        }
         if self.format == Format::Json {
             writeln!(out, "]}}").map_err(ShareError::Output)?;
         }

@@ -14,6 +14,8 @@ use crate::share::names::FileName;
 use crate::text::unescape;
 
 const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";
+/// The environment's variable that stands for `--registry` where that is not given.
+pub const REGISTRY_VARIABLE: &str = "ACERVO_REGISTRY";
 
 /// `acervo registry`.
 #[derive(Debug, Args)]
@@ -53,7 +55,7 @@ pub struct RegistryArgs {
 pub struct RegistriesArgs {
     /// The registry; of several that serve one index, the first that answers is asked
     // The whole path keeps clap from taking each address for an option's value of its own.
-    #[arg(long, env = "ACERVO_REGISTRY", value_name = "A[,B,C]", value_parser = parse_registries,
+    #[arg(long, env = REGISTRY_VARIABLE, value_name = "A[,B,C]", value_parser = parse_registries,
         default_value = DEFAULT_REGISTRY)]
     pub registry: ::std::vec::Vec<SocketAddr>,
 }
@@ -140,9 +142,10 @@ pub struct FetchArgs {
     /// The most bytes to receive a second, and to send a second, such as 20MiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub limit: Option<u64>,
-    /// Give up when no peer has given anything for this long
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
-    pub patience: Duration,
+    /// Give up when no peer has given anything for this long, also when all say that they have it no more: without this,
+    /// that ends it at once [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub patience: Option<Duration>,
     /// Show no progress
     #[arg(long)]
     pub quiet: bool,
@@ -172,6 +175,13 @@ pub struct ListArgs {
 }
 
 impl RegistriesArgs {
+    /// Whether these are what the environment names.
+    pub fn are_from_environment(&self) -> bool {
+        let named = std::env::var(REGISTRY_VARIABLE).ok();
+        let named = named.and_then(|named| parse_registries(&named).ok());
+        named.is_some_and(|named| named == self.registry)
+    }
+
     /// Where to serve when nothing is said: every address of the kind the registry has.
     pub fn anywhere(&self) -> SocketAddr {
         let ip = match self.registry.first() {

@@ -542,7 +542,11 @@ fn greet(
 
 /// Why a server that was dialled is of no use.
 pub(crate) const NO_GREETING: &str = "connected, but the server did not greet in time";
-/// The same; what was expected follows.
+/// Why a server that was reached is of no use: nothing came, or pieces of an answer without an end.
+pub(crate) const NOT_IN_TIME: &str = "no whole answer came in time";
+/// What [`describe`] makes of a time-out.
+pub(crate) const TIMED_OUT: &str = "timed out";
+/// Why a server that was dialled is of no use; what was expected follows.
 pub(crate) const NOT_GREETED: &str = "the connection was closed without a greeting: is it";
 /// The same; who was found follows.
 pub(crate) const FOUND_THERE: &str = "found there: ";
@@ -622,7 +626,7 @@ pub(crate) fn describe(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             "the connection broke".to_owned()
         }
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "timed out".to_owned(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => TIMED_OUT.to_owned(),
         _ => error.to_string(),
     }
 }

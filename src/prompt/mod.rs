@@ -11,7 +11,9 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use crate::client::connection::{FOUND_THERE, NO_GREETING, NOT_GREETED, REFUSED};
+use crate::client::connection::{
+    FOUND_THERE, NO_GREETING, NOT_GREETED, NOT_IN_TIME, REFUSED, TIMED_OUT,
+};
 use crate::text::{LineError, counted, escape};
 
 pub use self::terminal::{OutputError, run};
@@ -133,7 +135,8 @@ pub fn explain_reason(reason: &str) -> String {
     let known = match reason {
         "connection refused" => "conexão recusada",
         "the connection broke" => "a conexão caiu",
-        "timed out" => "sem resposta a tempo",
+        TIMED_OUT => "sem resposta a tempo",
+        NOT_IN_TIME => "nenhuma resposta completa chegou a tempo",
         "the server closed the connection" | "it closed the connection" => "ele fechou a conexão",
         "it does not answer like a registry" => "ele não responde como um registro",
         "the connection takes nothing more" => "ele não lê mais",

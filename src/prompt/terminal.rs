@@ -19,7 +19,7 @@ use crate::limits::{
     CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE, TERMINAL_LINE_BYTES_MAX,
 };
 use crate::logging;
-use crate::text::{LineError, read_line};
+use crate::text::{LineError, is_dumb_terminal, read_line};
 
 /// Lines of the console that could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,10 @@ pub fn run<E: From<OutputError>>(
                 "a signal that ends this console will leave its terminal as it is: {error}"
             );
         }
-        // Fails on terminals that cannot edit lines.
-        if let Ok((mut keyboard, screen)) = open_terminal() {
+        // Fails on further terminals that cannot edit lines.
+        if !is_dumb_terminal()
+            && let Ok((mut keyboard, screen)) = open_terminal()
+        {
             let _diverted = divert_log(&screen);
             return dialogue(&mut keyboard, screen, Kind::Terminal);
         }

@@ -15,7 +15,7 @@ use super::fetch::{Phase, Progress, SourceProgress, SourceState};
 use super::folder::hash::HashProgress;
 use super::names::FileName;
 use crate::limits;
-use crate::text::{counted, escape};
+use crate::text::{counted, escape, is_dumb_terminal};
 
 /// How something is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +34,10 @@ impl Style {
         match quiet {
             true => Style::Quiet,
             // Where the cursor cannot be moved a bar would be nothing at all until the end.
-            false if io::stderr().is_terminal() && !is_dumb() => Style::Bars,
+            false if io::stderr().is_terminal() && !is_dumb_terminal() => Style::Bars,
             false => Style::Lines,
         }
     }
-}
-
-fn is_dumb() -> bool {
-    std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty())
 }
 
 /// A line on standard error; without one there is nobody to tell.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rand::Rng;
 
-use crate::client::connection::{Failure, REFUSED, dial, left};
+use crate::client::connection::{
+    Failure, NO_GREETING, NOT_IN_TIME, REFUSED, TIMED_OUT, dial, left,
+};
 use crate::client::transport::MessageReader;
 use crate::limits;
 use crate::net::backoff::Backoff;
@@ -20,9 +22,17 @@ use crate::wire::share::{RegistryReply, RegistryRequest};
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
-    /// It cannot be reached, or the connection broke.
+    /// It cannot be reached, or who listens there does not greet as a registry does.
     #[error("registry {address} cannot be reached: {reason}")]
     Unreachable {
+        /// Who.
+        address: SocketAddr,
+        /// Why, in a few words.
+        reason: String,
+    },
+    /// It was reached, and no whole answer came from it.
+    #[error("registry {address} was reached, but does not answer: {reason}")]
+    Unanswered {
         /// Who.
         address: SocketAddr,
         /// Why, in a few words.
@@ -88,13 +98,14 @@ impl Line {
     /// Dials and greets before `deadline`.
     ///
     /// # Errors
-    /// [`LineError::Unreachable`], [`LineError::Refused`].
+    /// [`LineError::Unreachable`], [`LineError::Unanswered`], [`LineError::Refused`].
     pub fn open(address: SocketAddr, deadline: Instant) -> Result<Line, LineError> {
         let deadline = deadline.min(Instant::now() + limits::CLIENT_CONNECT_TIMEOUT);
         let dialled = dial(address, HelloRole::Share, deadline);
         let (stream, mut reader, _) =
             dialled.map_err(|failure| match failure.reason.strip_prefix(REFUSED) {
                 Some(reason) => LineError::Refused { address, reason: reason.to_owned() },
+                None if failure.reason == NO_GREETING => unanswered(address, NOT_IN_TIME),
                 None => unreachable(address, failure),
             })?;
         reader.set_frame_bytes_max(limits::REGISTRY_FRAME_BYTES_MAX);
@@ -178,7 +189,7 @@ impl Line {
     /// Asks. What the registry has no room for at the moment is asked again, until `deadline`.
     ///
     /// # Errors
-    /// See [`LineError`]. After [`LineError::Unreachable`], [`LineError::Refused`] and [`LineError::Wrong`] the
+    /// See [`LineError`]. After [`LineError::Unanswered`], [`LineError::Refused`] and [`LineError::Wrong`] the
     /// connection is of no more use.
     pub fn ask(
         &mut self,
@@ -260,8 +271,7 @@ impl Line {
         deadline: Instant,
     ) -> Result<RegistryReply, LineError> {
         let address = self.address;
-        let failed = |failure: Failure| unreachable(address, failure);
-        let io_failure = |error: io::Error| failed(Failure::io(&error));
+        let io_failure = |error: io::Error| unanswered_io(address, &error);
         let id = self.next_id;
         self.next_id += 1;
         self.send(&Message::Registry { id, body }, deadline)?;
@@ -285,7 +295,7 @@ impl Line {
             let left = left(deadline).map_err(io_failure)?;
             self.stream.set_read_timeout(Some(left)).map_err(io_failure)?;
             match self.reader.fill(&mut &self.stream) {
-                Ok(0) => return Err(failed(Failure::new("it closed the connection"))),
+                Ok(0) => return Err(unanswered(address, "it closed the connection")),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(io_failure(error)),
@@ -303,7 +313,7 @@ impl Line {
         let mut frame = Vec::new();
         codec::encode(message, limits::REGISTRY_FRAME_BYTES_MAX, &mut frame)
             .map_err(|error| unreachable(address, Failure::new(error.to_string())))?;
-        let io_failure = |error: io::Error| unreachable(address, Failure::io(&error));
+        let io_failure = |error: io::Error| unanswered_io(address, &error);
         let left = left(deadline).map_err(io_failure)?;
         self.stream.set_write_timeout(Some(left)).map_err(io_failure)?;
         self.stream.write_all(&frame).map_err(io_failure)
@@ -421,4 +431,15 @@ impl<K: Ord + Clone> Listing<K> {
 
 fn unreachable(address: SocketAddr, failure: Failure) -> LineError {
     LineError::Unreachable { address, reason: failure.reason }
+}
+
+fn unanswered(address: SocketAddr, reason: &str) -> LineError {
+    LineError::Unanswered { address, reason: reason.to_owned() }
+}
+
+fn unanswered_io(address: SocketAddr, error: &io::Error) -> LineError {
+    match Failure::io(error).reason {
+        reason if reason == TIMED_OUT => unanswered(address, NOT_IN_TIME),
+        reason => unanswered(address, &reason),
+    }
 }

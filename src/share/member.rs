@@ -355,6 +355,7 @@ impl Member {
                 let is_lost = matches!(
                     result,
                     None | Some(Err(LineError::Unreachable { .. }
+                        | LineError::Unanswered { .. }
                         | LineError::Refused { .. }
                         | LineError::NotJoined(_)))
                 );

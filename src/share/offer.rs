@@ -21,6 +21,11 @@ pub trait Catalog: Send + Sync {
     /// The file, or the part of one, that has a content.
     fn offer(&self, content: ContentId) -> Option<Offer>;
 
+    /// Whether a file that had this content is still to be looked at, or hashed anew: it may be offered again soon.
+    fn may_return(&self, _content: ContentId) -> bool {
+        false
+    }
+
     /// Serving `offer` has shown that its file is gone, or not what was hashed any more: do not offer
     /// it again before looking at the file.
     fn changed(&self, offer: &Offer);

@@ -78,6 +78,8 @@ pub struct Wanted {
     pub look_for_more: bool,
     /// How long to go on when nobody gives anything.
     pub patience: Duration,
+    /// Whether it ends as soon as everybody has answered that they have it no more.
+    pub ends_when_gone: bool,
 }
 
 /// A running peer. It leaves the share when it is dropped.
@@ -193,7 +195,8 @@ impl Peer {
     /// # Errors
     /// It cannot even begin.
     pub fn download(&self, wanted: Wanted) -> Result<Transfer, FetchError> {
-        let Wanted { name, content, size, to, sources, look_for_more, patience } = wanted;
+        let Wanted { name, content, size, to, sources, look_for_more, patience, ends_when_gone } =
+            wanted;
         let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
         // A peer does not fetch from itself.
         let me = self.membership.peer();
@@ -210,6 +213,7 @@ impl Peer {
             congestion: self.congestion.clone(),
             more_may_come: look_for_more,
             patience,
+            ends_when_gone,
             seed: rand::rng().next_u64(),
         })?);
         self.membership.fetching(content, size);
@@ -236,16 +240,25 @@ impl Peer {
         let (stop, stopped) = bounded::<()>(0);
         let (handle, membership) = (Arc::clone(handle), Arc::clone(&self.membership));
         let seek = move || loop {
+            let look = handle.look_wanted();
             let asked = membership.ask(RegistryRequest::SearchContent { content });
+            let is_answered = asked.is_ok();
             // Without a registry the download goes on with whom it knows.
             for source in asked.map(self::sources).unwrap_or_default() {
                 if source.peer != membership.peer() {
                     handle.add_source(source);
                 }
             }
-            let wait = stopped.recv_timeout(limits::SOURCES_REFRESH_INTERVAL);
-            if wait != Err(RecvTimeoutError::Timeout) {
-                return;
+            if is_answered {
+                handle.looked(look);
+            }
+            let next = Instant::now() + limits::SOURCES_REFRESH_INTERVAL;
+            // Sooner when nobody has it any more whom the download knows.
+            while Instant::now() < next && handle.look_wanted() == look {
+                let wait = stopped.recv_timeout(limits::STOP_LOOK_INTERVAL);
+                if wait != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         };
         let thread = thread::Builder::new().name("share-sources".to_owned()).spawn(seek);

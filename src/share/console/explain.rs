@@ -1,9 +1,9 @@
 //! Errors that the console's user can do something about, in the console's language.
 
-use crate::client::connection::describe;
+use crate::client::connection::{REFUSED, describe};
 use crate::limits;
 use crate::net::ListenError;
-use crate::prompt::{explain_io, explain_reason};
+use crate::prompt::{explain_io, explain_reason, is_misdirected};
 use crate::share::fetch::{FetchError, FindError, Kept};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
@@ -32,11 +32,21 @@ pub(super) fn explain_line(error: &LineError) -> String {
         LineError::Unreachable { address, reason } => {
             format!("Registro {address} inacessível: {}.", explain_reason(reason))
         }
-        LineError::Declined { address, message }
-        | LineError::Refused { address, reason: message } => {
+        LineError::Unanswered { address, reason } => {
+            format!("Registro {address} não responde: {}.", explain_reason(reason))
+        }
+        LineError::Declined { address, message } => {
             // Its own words are English.
             log::info!("registry {address} refuses: {message}");
             format!("Registro {address} recusou: {}.", explain_refusal(message))
+        }
+        LineError::Refused { address, reason } if is_misdirected(&format!("{REFUSED}{reason}")) => {
+            let who = explain_reason(&format!("{REFUSED}{reason}"));
+            format!("Registro {address} inacessível: {who}; confira o endereço.")
+        }
+        LineError::Refused { address, reason } => {
+            log::info!("registry {address} refuses: {reason}");
+            format!("Registro {address} recusou: {}.", explain_refusal(reason))
         }
         LineError::IdTaken(address) => format!(
             "Outra conexão entrou no registro {address} com a identidade desta pasta: se ela é \
@@ -175,6 +185,10 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             log::info!("{}", escape(last.as_bytes()));
             format!("o peer não o enviou até o fim{}", explain_kept(*kept))
         }
+        FetchError::Gone { last, kept, .. } => {
+            log::info!("{}", escape(last.as_bytes()));
+            format!("o peer não tem mais este arquivo{}", explain_kept(*kept))
+        }
         FetchError::ForeignPart(path) => {
             format!("{} não é parte deste arquivo: tire-o do caminho", path.display())
         }
@@ -202,6 +216,7 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::connection::NOT_IN_TIME;
     use std::io;
 
     #[test]
@@ -237,6 +252,24 @@ mod tests {
         assert_eq!(
             declined("whatever it may say"),
             "Registro 10.0.0.1:5000 recusou: ele não aceita o pedido."
+        );
+        let refused = |reason: &str| {
+            let reason = reason.to_owned();
+            explain_line(&LineError::Refused { address, reason })
+        };
+        assert_eq!(
+            refused("this is a server of a store: a share needs an acervo registry"),
+            "Registro 10.0.0.1:5000 inacessível: ali responde um servidor do acervo, e não um registro; \
+             confira o endereço."
+        );
+        assert_eq!(
+            refused("this is a peer of a share and no registry: check the address"),
+            "Registro 10.0.0.1:5000 inacessível: ali responde um peer, e não um registro; confira o endereço."
+        );
+        let reason = NOT_IN_TIME.to_owned();
+        assert_eq!(
+            explain_line(&LineError::Unanswered { address, reason }),
+            "Registro 10.0.0.1:5000 não responde: nenhuma resposta completa chegou a tempo."
         );
         let source = || io::Error::from_raw_os_error(5);
         let path = std::path::PathBuf::from("/x");

@@ -203,7 +203,7 @@ impl Dialogue<'_> {
                 line => Entry::parse(line).map(Some).ok_or_else(|| {
                     let line = escape(line.as_bytes());
                     format!(
-                        "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3)."
+                        "Opção desconhecida \"{line}\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3), ou SAIR."
                     )
                 }),
             });
@@ -532,6 +532,7 @@ fn fetch_from(
         sources: vec![source],
         look_for_more: false,
         patience: limits::FETCH_PATIENCE_DEFAULT,
+        ends_when_gone: true,
     };
     let mut transfer = joined.peer.download(wanted).map_err(|error| explain_fetch(&error))?;
     let mut told = false;
@@ -647,7 +648,7 @@ mod tests {
             [
                 "Faça JOIN antes de SEARCH e DOWNLOAD.",
                 "Faça JOIN antes de SEARCH e DOWNLOAD.",
-                "Opção desconhecida \"get\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3).",
+                "Opção desconhecida \"get\": escolha JOIN, SEARCH ou DOWNLOAD (1, 2 ou 3), ou SAIR.",
             ]
         );
         assert!(prompts.iter().all(|prompt| prompt == MENU));

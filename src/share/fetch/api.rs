@@ -41,6 +41,9 @@ pub struct FetchOptions {
     /// With no source reachable, or none that has what is missing, for this long the download gives
     /// up. What has arrived is kept.
     pub patience: Duration,
+    /// Whether it ends as soon as every source has answered that it has the content no more, and whoever looks for
+    /// further ones has found none. Else they are waited for like any that give nothing.
+    pub ends_when_gone: bool,
     /// Where the random choices start from.
     pub seed: u64,
 }
@@ -132,6 +135,16 @@ pub enum FetchError {
         /// Whether a part of it is kept.
         kept: Kept,
     },
+    /// Every source has answered that it has the content no more.
+    #[error("no peer has {name} any more ({last}){kept}")]
+    Gone {
+        /// The file.
+        name: FileName,
+        /// Who said so last, in its own words.
+        last: String,
+        /// Whether a part of it is kept.
+        kept: Kept,
+    },
     /// A shared file is not that large.
     #[error("{name} has {size} bytes, more than a shared file may have")]
     TooLarge {
@@ -163,6 +176,7 @@ impl FetchError {
             | FetchError::NotSoLarge { kept, .. }
             | FetchError::Disk { kept, .. }
             | FetchError::NoSource { kept, .. }
+            | FetchError::Gone { kept, .. }
             | FetchError::Internal { kept, .. }
             | FetchError::Cancelled(kept) => *kept = Kept(is_kept),
             _ => {}

@@ -14,7 +14,7 @@ use super::hashes::HashLists;
 use super::links::{Incoming, Link, Question};
 use super::part::Part;
 use super::store::{self, Done, Job};
-use super::{Progress, Shared};
+use super::{Added, Progress, Shared};
 use crate::limits;
 use crate::net::{Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service};
 use crate::share::chunks::{ChunkSet, SharedChunks};
@@ -79,6 +79,10 @@ pub(super) struct Driver {
     next_request: u64,
     /// Of the source lost last: who, why.
     last_lost: Option<String>,
+    /// The look for further sources that is waited for while nobody whom it knows has the content any more.
+    look: Option<u64>,
+    /// The last look that has ended.
+    looked: u64,
 
     lists: HashLists,
     /// When one of them last became longer.
@@ -148,6 +152,8 @@ impl Driver {
             by_connection: ConnectionMap::default(),
             next_request: 1,
             last_lost: None,
+            look: None,
+            looked: 0,
             lists: HashLists::new(options.content, options.size),
             hashes_at: Duration::ZERO,
             hashes_known: 0,
@@ -214,7 +220,11 @@ impl Driver {
 
     /// Takes in the sources that were added from outside.
     fn take_sources(&mut self, net: &mut Net) {
-        let added = std::mem::take(&mut *self.shared.added());
+        let Added { sources: added, looked } = {
+            let mut added = self.shared.added();
+            Added { sources: std::mem::take(&mut added.sources), looked: added.looked }
+        };
+        self.looked = looked;
         if added.is_empty() {
             return;
         }
@@ -332,6 +342,11 @@ impl Driver {
         let question = link.asked.get(&id).copied().ok_or(DropReason::Protocol)?;
         if question != Question::Watch {
             link.asked.remove(&id);
+        }
+        match &body {
+            PeerReply::Denied { code: DenialCode::Busy | DenialCode::Cancelled, .. } => {}
+            PeerReply::Denied { code, .. } => link.is_gone = *code == DenialCode::NotFound,
+            _ => link.is_gone = false,
         }
         match (question, body) {
             (Question::Watch, PeerReply::Have { runs }) => {
@@ -557,10 +572,30 @@ impl Driver {
         // With sources that are gone for good, and nobody who looks for others, there is nothing to wait for.
         let hopeless =
             !self.options.more_may_come && !self.links.is_empty() && self.swarm.is_hopeless();
-        if hopeless || waited >= self.options.patience {
-            let (name, last) = (self.options.name.clone(), self.why_nobody());
-            self.end(net, Err(FetchError::NoSource { name, last, kept: Kept(false) }));
+        let (name, kept) = (self.options.name.clone(), Kept(false));
+        if self.is_gone() {
+            let last = self.why_nobody();
+            self.end(net, Err(FetchError::Gone { name, last, kept }));
+        } else if hopeless || waited >= self.options.patience {
+            let last = self.why_nobody();
+            self.end(net, Err(FetchError::NoSource { name, last, kept }));
         }
+    }
+
+    /// Whether nobody has the content any more and the download is to end with that: an answer of every source, but for
+    /// those that lied, and of whoever looks for further ones. One that is silent, or looks at its file, may have it.
+    fn is_gone(&mut self) -> bool {
+        let is_out = |(link, id): (&Link, SourceId)| {
+            link.is_gone || self.swarm.standing(id) == Standing::Banned
+        };
+        let all_out = self.links.iter().zip((0..).map(SourceId)).all(is_out);
+        let is_gone = all_out && self.links.iter().any(|link| link.is_gone);
+        if !self.options.ends_when_gone || !is_gone {
+            self.look = None;
+            return false;
+        }
+        let look = *self.look.get_or_insert_with(|| self.shared.want_look());
+        !self.options.more_may_come || self.looked >= look
     }
 
     /// Why nobody gives anything: whoever is there and owes something comes first.
@@ -671,6 +706,10 @@ impl Service for Driver {
         self.next_tick = now + limits::SHARE_TICK;
         self.swarm.tick(self.elapsed(net));
         self.give_up_in_time(net);
+        if self.result.is_some() {
+            // That it waits for a source is not so any more.
+            return;
+        }
         self.ping(net);
         self.publish(net);
     }

@@ -43,6 +43,8 @@ pub(super) struct Link {
     pub(super) chunk_bytes: u64,
     /// Why the last connection ended.
     pub(super) lost: String,
+    /// Its last answer, on whichever connection, was that it has the content no more.
+    pub(super) is_gone: bool,
 }
 
 impl Link {
@@ -57,6 +59,7 @@ impl Link {
             received_bytes: 0,
             chunk_bytes: 0,
             lost: String::new(),
+            is_gone: false,
         }
     }
 

@@ -26,7 +26,7 @@ mod watch;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,10 +54,20 @@ const OPEN_ATTEMPTS_MAX: usize = 3;
 #[derive(Debug)]
 struct Shared {
     progress: Mutex<Progress>,
-    /// Sources that the download has not noticed yet.
-    added: Mutex<Vec<Source>>,
+    /// What the download has not noticed yet.
+    added: Mutex<Added>,
+    /// How often the download has wanted others to be looked for at once.
+    looks_wanted: AtomicU64,
     cancelled: AtomicBool,
     wake: WakeHandle,
+}
+
+/// What came of looking for further sources.
+#[derive(Debug, Default)]
+struct Added {
+    sources: Vec<Source>,
+    /// Of the looks that were wanted, the last one that has ended, and whose sources are all here.
+    looked: u64,
 }
 
 impl Shared {
@@ -73,7 +83,8 @@ impl Shared {
                 longest_stall: Duration::ZERO,
                 sources: Vec::new(),
             }),
-            added: Mutex::new(options.sources.clone()),
+            added: Mutex::new(Added { sources: options.sources.clone(), looked: 0 }),
+            looks_wanted: AtomicU64::new(0),
             cancelled: AtomicBool::new(false),
             wake,
         }
@@ -84,8 +95,14 @@ impl Shared {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn added(&self) -> MutexGuard<'_, Vec<Source>> {
+    fn added(&self) -> MutexGuard<'_, Added> {
+        // Each of its fields may be ahead of the other.
         self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks whoever looks for further sources to do so now; the number of that look.
+    fn want_look(&self) -> u64 {
+        self.looks_wanted.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     fn is_cancelled(&self) -> bool {
@@ -148,10 +165,22 @@ impl FetchHandle {
     pub fn add_source(&self, source: Source) {
         let mut added = self.shared.added();
         // Whoever adds faster than a download can look has more than it takes anyway.
-        if added.len() < limits::SOURCES_KNOWN_MAX {
-            added.push(source);
+        if added.sources.len() < limits::SOURCES_KNOWN_MAX {
+            added.sources.push(source);
         }
         drop(added);
+        self.shared.wake.wake();
+    }
+
+    /// The number of the last look for further sources that the download has wanted at once, from 0 on: nobody has the
+    /// content any more whom it knows. Read it before looking, and tell it to [`FetchHandle::looked`].
+    pub fn look_wanted(&self) -> u64 {
+        self.shared.looks_wanted.load(Ordering::Acquire)
+    }
+
+    /// The look of this number has ended: whoever was found is added.
+    pub fn looked(&self, number: u64) {
+        self.shared.added().looked = number;
         self.shared.wake.wake();
     }
 

@@ -127,6 +127,7 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
             congestion: None,
             more_may_come: false,
             patience: Duration::from_secs(60),
+            ends_when_gone: false,
             seed,
         };
         let part = Part::open(to.path(), &options.name, options.content, options.size);

@@ -120,6 +120,9 @@ struct Known {
     /// Files that a server has found changed or gone, until a look that began later decides: what still looks
     /// the same is offered again, and only what looks different is hashed.
     suspects: HashMap<FileName, Shared>,
+    /// What files had that look different since, or that are hashed anew for another reason, until that is done: they may
+    /// have it again.
+    in_doubt: HashMap<FileName, ContentId>,
     /// Files that could not be hashed, and are hashed again when they look different, or after a while.
     failed: HashMap<FileName, Failed>,
     /// Files about which something was learnt after the look under way began. What that look lists of them may be
@@ -132,6 +135,7 @@ impl Known {
         self.remove(&name);
         self.vanished.remove(&name);
         self.suspects.remove(&name);
+        self.in_doubt.remove(&name);
         self.contents.entry(shared.manifest.content()).or_default().push(name.clone());
         self.files.insert(name, shared);
     }
@@ -167,9 +171,10 @@ impl Known {
             .collect();
         let mut is_different = !gone.is_empty();
         for name in gone {
-            if let Some(shared) = self.remove(&name)
-                && !looks.contains_key(&name)
-            {
+            let Some(shared) = self.remove(&name) else { continue };
+            if looks.contains_key(&name) {
+                self.in_doubt.insert(name, shared.manifest.content());
+            } else {
                 self.remember(name, shared, now);
             }
         }
@@ -183,11 +188,15 @@ impl Known {
         }
         let is_recent = |since: Instant| now.duration_since(since) < limits::FOLDER_MEMORY;
         let mut back = Vec::new();
+        let in_doubt = &mut self.in_doubt;
+        in_doubt.retain(|name, _| looks.contains_key(name));
         self.vanished.retain(|name, (shared, since)| match looks.get(name) {
             None => is_recent(*since),
             Some(look) => {
                 if *look == shared.look {
                     back.push((name.clone(), shared.clone()));
+                } else {
+                    in_doubt.insert(name.clone(), shared.manifest.content());
                 }
                 false
             }
@@ -328,6 +337,7 @@ impl Folder {
     ) {
         let mut known = self.known();
         known.learnt.insert(name.clone());
+        known.in_doubt.remove(name);
         let before = known.failed.remove(name).filter(|file| file.look == *look);
         match result {
             Ok(manifest) => {
@@ -415,6 +425,12 @@ impl Catalog for Folder {
         })
     }
 
+    fn may_return(&self, content: ContentId) -> bool {
+        let known = self.known();
+        let is_it = |shared: &Shared| shared.manifest.content() == content;
+        known.in_doubt.values().any(|one| *one == content) || known.suspects.values().any(is_it)
+    }
+
     fn changed(&self, offer: &Offer) {
         let Ok(name) = FileName::new(&offer.file) else { return };
         let mut known = self.known();
@@ -440,8 +456,9 @@ impl Catalog for Folder {
                  compare it with a copy, and look after the disk"
             );
             // Not a suspect, which would be offered again as it looks the same; and it has settled long since.
-            if let Some(Shared { look, .. }) = known.remove(&name) {
+            if let Some(Shared { look, manifest }) = known.remove(&name) {
                 known.learnt.insert(name.clone());
+                known.in_doubt.insert(name.clone(), manifest.content());
                 self.queue.add(Found { name, look });
             }
             self.note_change();

@@ -461,8 +461,71 @@ fn what_was_altered_without_a_trace_or_is_rotten_is_hashed_anew() {
     folder.known().files.get_mut(&name("a")).unwrap().look = look;
     folder.rotten(&offer);
     assert!(folder.offer(content(b"behind")).is_none(), "it is withdrawn at once");
+    assert!(folder.may_return(content(b"behind")), "the file may hold it after all");
     wait_for(&changes, "what it holds now", || folder.offer(content(b"befoul")).is_some());
     assert_eq!(names(&folder), ["a"]);
+}
+
+/// Whoever asks is to know what is gone for good from what is only looked at, as after a touch.
+#[test]
+fn what_may_return_is_told_from_what_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    write(path, "film", b"1");
+    let (folder, _) = open(path);
+    let content = |bytes: &[u8]| ContentId(*blake3::hash(bytes).as_bytes());
+    let stands = || (folder.offer(content(b"1")).is_some(), folder.may_return(content(b"1")));
+    assert_eq!(stands(), (true, false));
+    let mut watch = Watch::new(&folder, QUICK);
+    let now = Instant::now();
+    let hash = |result| {
+        let found = folder.scan().unwrap().remove(0);
+        folder.hashed(&found, result, now);
+    };
+    let touch = || {
+        let file = File::options().write(true).open(path.join("film")).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        file.set_modified(modified + Duration::from_secs(5)).unwrap();
+    };
+    // Noticed by a server first, or by a look.
+    for by_server in [true, false] {
+        touch();
+        if by_server {
+            folder.changed(&folder.offer(content(b"1")).unwrap());
+            assert_eq!(stands(), (false, true));
+        }
+        (0..3).for_each(|_| watch.look(now));
+        assert_eq!(stands(), (false, true), "it waits to be hashed");
+        hash(Ok(Manifest::of_bytes(b"1").unwrap()));
+        assert_eq!(stands(), (true, false));
+        watch.look(now);
+    }
+    // It holds something else, or cannot be read.
+    for other in [Ok(Manifest::of_bytes(b"22").unwrap()), Err(HashError::Changed)] {
+        touch();
+        watch.look(now);
+        assert_eq!(stands(), (false, true));
+        hash(other);
+        assert_eq!(stands(), (false, false));
+        hash(Ok(Manifest::of_bytes(b"1").unwrap()));
+        watch.look(now);
+    }
+    // It goes, at once or while it waits to be hashed.
+    for is_touched in [false, true] {
+        write(path, "film", b"1");
+        touch();
+        watch.look(now);
+        hash(Ok(Manifest::of_bytes(b"1").unwrap()));
+        watch.look(now);
+        if is_touched {
+            touch();
+            watch.look(now);
+            assert_eq!(stands(), (false, true));
+        }
+        std::fs::remove_file(path.join("film")).unwrap();
+        watch.look(now);
+        assert_eq!(stands(), (false, false));
+    }
 }
 
 /// That a file is not as it was is told at once, not when the folder is looked at again.

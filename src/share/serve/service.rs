@@ -233,9 +233,18 @@ impl ShareService {
         }
     }
 
+    fn not_here(&self, content: ContentId) -> PeerReply {
+        match self.catalogs.iter().any(|catalog| catalog.may_return(content)) {
+            true => denied(DenialCode::Changed, format!("content {content} is being looked at")),
+            false => {
+                denied(DenialCode::NotFound, format!("content {content} is not here (any more)"))
+            }
+        }
+    }
+
     fn hashes(&self, content: ContentId, first: u64) -> PeerReply {
         let Some((_, offer)) = self.offer(content) else {
-            return not_here(content);
+            return self.not_here(content);
         };
         let rest = usize::try_from(first).ok().and_then(|i| offer.manifest.chunks().get(i..));
         match rest {
@@ -254,7 +263,7 @@ impl ShareService {
         request: u64,
         content: ContentId,
     ) -> Result<(), PeerReply> {
-        let (_, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        let (_, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
         let chunks = chunk_count(offer.manifest.size());
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
@@ -304,7 +313,7 @@ impl ShareService {
     /// Whether there can be more to tell later.
     fn tell_watcher(&mut self, net: &mut Net, id: ConnectionId, watch: &mut Watch) -> bool {
         let Some((_, offer)) = self.offer(watch.content) else {
-            let body = not_here(watch.content);
+            let body = self.not_here(watch.content);
             self.say(net, id, &Message::ShareReply { id: watch.request, body });
             return false;
         };
@@ -327,14 +336,14 @@ impl ShareService {
     /// Takes note of a wish for a chunk; or the answer to one that cannot be had.
     fn want(&mut self, id: ConnectionId, wanted: Wanted, now: Instant) -> Result<(), PeerReply> {
         let Wanted { content, index, .. } = wanted;
-        let (_, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        let (_, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
         if index >= chunk_count(offer.manifest.size()) {
             let message = format!("there is no chunk {index} of {content}");
             return Err(denied(DenialCode::Invalid, message));
         }
         if !offer.available.contains(index) {
             let message = format!("chunk {index} of {content} has not arrived here yet");
-            return Err(denied(DenialCode::NotFound, message));
+            return Err(denied(DenialCode::Busy, message));
         }
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
@@ -499,7 +508,7 @@ impl ShareService {
 
     fn read(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
         let Wanted { request, content, index } = wanted;
-        let (catalog, offer) = self.offer(content).ok_or_else(|| not_here(content))?;
+        let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
         let busy = || denied(DenialCode::Busy, "no memory is free; try again later".to_owned());
         let length = chunk_len(index, offer.manifest.size());
         let buffer = self.buffers.take(length).ok_or_else(busy)?;
@@ -694,10 +703,6 @@ fn send_piece(
 
 fn denied(code: DenialCode, message: String) -> PeerReply {
     PeerReply::Denied { code, message }
-}
-
-fn not_here(content: ContentId) -> PeerReply {
-    denied(DenialCode::NotFound, format!("content {content} is not here (any more)"))
 }
 
 impl Service for ShareService {
