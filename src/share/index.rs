@@ -28,6 +28,7 @@ use super::names::FileName;
 use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
 use crate::net::origin_of;
+use crate::text::counted;
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
 /// How much an index may hold; [`Default`] takes it from [`limits`].
@@ -70,7 +71,7 @@ impl Default for IndexLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
     /// Too many peers.
-    #[error("the registry knows {0} peers and has no room for another: try again later")]
+    #[error("the registry knows {} and has no room for another: try again later", counted(*.0 as u64, "peer", "peers"))]
     Peers(usize),
     /// Too many files of one peer.
     #[error("a peer offers at most {0} files: share fewer")]
@@ -79,7 +80,10 @@ pub enum IndexError {
     #[error("the registry has no room for so many files: try again later, or share fewer")]
     Files,
     /// Too many peers of one IP.
-    #[error("{0} peers have joined from this IP address, and no more may: stop some of them first")]
+    #[error(
+        "{} joined from this IP address, and no more may: stop some of them first",
+        counted(*.0 as u64, "peer has", "peers have")
+    )]
     PeersOfOrigin(usize),
     /// Too many files of all peers of one IP.
     #[error("the peers of one IP address offer at most {0} files together: share fewer")]

@@ -81,7 +81,7 @@ fn explain_refusal(message: &str) -> &'static str {
         ("cannot serve on port 0", "um peer não atende na porta 0"),
         ("a peer offers at most", "a pasta tem arquivos demais"),
         ("a shared file has at most", "um arquivo da pasta é grande demais"),
-        ("have joined from this IP address", "há peers demais com o IP deste"),
+        ("joined from this IP address", "há peers demais com o IP deste"),
         ("the peers of one IP address", "os peers com este IP já oferecem tudo o que podem"),
         ("no room for", "ele está cheio; tente mais tarde"),
         ("try again in a moment", "ele está ocupado"),
@@ -185,8 +185,7 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
             log::info!("{}", escape(last.as_bytes()));
             format!("o peer não o enviou até o fim{}", explain_kept(*kept))
         }
-        FetchError::Gone { last, kept, .. } => {
-            log::info!("{}", escape(last.as_bytes()));
+        FetchError::Gone { kept, .. } => {
             format!("o peer não tem mais este arquivo{}", explain_kept(*kept))
         }
         FetchError::ForeignPart(path) => {

@@ -136,12 +136,10 @@ pub enum FetchError {
         kept: Kept,
     },
     /// Every source has answered that it has the content no more.
-    #[error("no peer has {name} any more ({last}){kept}")]
+    #[error("no peer has {name} any more{kept}")]
     Gone {
         /// The file.
         name: FileName,
-        /// Who said so last, in its own words.
-        last: String,
         /// Whether a part of it is kept.
         kept: Kept,
     },

@@ -574,8 +574,7 @@ impl Driver {
             !self.options.more_may_come && !self.links.is_empty() && self.swarm.is_hopeless();
         let (name, kept) = (self.options.name.clone(), Kept(false));
         if self.is_gone() {
-            let last = self.why_nobody();
-            self.end(net, Err(FetchError::Gone { name, last, kept }));
+            self.end(net, Err(FetchError::Gone { name, kept }));
         } else if hopeless || waited >= self.options.patience {
             let last = self.why_nobody();
             self.end(net, Err(FetchError::NoSource { name, last, kept }));
