@@ -510,7 +510,7 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
     assert_eq!(error.to_string(), "no peer has film.mkv any more");
     // A liar has it as little.
-    let liar = scene.fake(Trick::WrongHashes);
+    let liar = scene.fake(Trick::WrongBytes { after: 0 });
     let error = run(options(&[&gone, &liar])).unwrap_err();
     assert!(matches!(error, FetchError::Gone { .. }), "{error:?}");
     // Whoever is silent, or looks at its file, may have it.
