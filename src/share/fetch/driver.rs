@@ -43,6 +43,8 @@ pub(super) struct Sizes {
     pub chunks_max: usize,
     /// See [`limits::DOWNLOAD_WORKERS`].
     pub workers: usize,
+    /// See [`limits::CHECKS_PER_JOB_MAX`].
+    pub checks_per_job: u64,
 }
 
 impl Default for Sizes {
@@ -51,6 +53,7 @@ impl Default for Sizes {
             sources_max: limits::SOURCES_MAX,
             chunks_max: limits::DOWNLOAD_CHUNKS_MAX,
             workers: limits::DOWNLOAD_WORKERS,
+            checks_per_job: limits::CHECKS_PER_JOB_MAX,
         }
     }
 }
@@ -95,6 +98,8 @@ pub(super) struct Driver {
     check_next: u64,
     /// And how many have been looked at.
     checked: u64,
+    /// Checks that workers have been given, and whose completions have not been collected.
+    checks_under_way: usize,
     /// How often the whole file had to be checked again.
     rechecks: u32,
     /// The disk has set aside what the file takes, or cannot.
@@ -161,6 +166,7 @@ impl Driver {
             stored: Arc::new(SharedChunks::new(ChunkSet::empty(chunk_count(options.size)))),
             check_next: 0,
             checked: 0,
+            checks_under_way: 0,
             rechecks: 0,
             is_allocated: false,
             buffers: BufferPool::new(limits::CHUNK_BYTES, sizes.buffers()),
@@ -717,6 +723,7 @@ impl Service for Driver {
         self.account(net);
         self.receive_waiting(net);
         self.ask_for_hashes(net);
+        self.check_more(net);
         self.act(net);
     }
 }

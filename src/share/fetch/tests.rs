@@ -1,10 +1,14 @@
 //! Downloads whose loop is driven in ways that a machine at peace would not show.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::Instant;
 
 use super::*;
 use crate::limits::CHUNK_BYTES;
 use crate::net::{Buffer, CloseReason, ConnectionId, Listener, Net, Service};
+use crate::share::content::{chunk_count, chunk_offset};
 use crate::share::names::FileName;
 use crate::share::offer::{Available, Catalog, Offer, Partials};
 use crate::share::serve::{ServeOptions, Server};
@@ -17,6 +21,21 @@ const TURNS_LATE: u32 = 20;
 struct Late {
     driver: Driver,
     turns: u32,
+    shared: Arc<Shared>,
+    part: PathBuf,
+    /// Another program writes to the first so many chunks of the part when all but so many have arrived.
+    spoils: u64,
+    to_come: u64,
+    deadline: Instant,
+}
+
+impl Late {
+    fn spoil(&mut self) {
+        let part = std::fs::File::options().write(true).open(&self.part).unwrap();
+        for index in 0..self.spoils {
+            part.write_all_at(b"foreign", chunk_offset(index)).unwrap();
+        }
+    }
 }
 
 impl Service for Late {
@@ -42,6 +61,10 @@ impl Service for Late {
 
     fn on_raw(&mut self, net: &mut Net, connection: ConnectionId, buffer: Buffer) {
         self.driver.on_raw(net, connection, buffer);
+        self.to_come = self.to_come.saturating_sub(1);
+        if self.to_come == self.spoils && self.spoils > 0 {
+            self.spoil();
+        }
     }
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
@@ -58,6 +81,8 @@ impl Service for Late {
     }
 
     fn on_tick(&mut self, net: &mut Net) {
+        let progress = || self.shared.progress().clone();
+        assert!(net.now() < self.deadline, "the download stands still: {:?}", progress());
         self.driver.on_tick(net);
     }
 
@@ -101,27 +126,23 @@ fn three_peers(folder: &std::path::Path, bytes: &[u8]) -> (Vec<Server>, Manifest
     (servers, manifest, sources)
 }
 
-/// A worker gave a buffer back before the loop had collected its completion, so that a loop that collected late
-/// took it, received another chunk and had no place for its job: 2 of 40 downloads failed.
-#[test]
-fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects() {
-    let shared = tempfile::tempdir().unwrap();
-    let mut bytes = vec![0; 9 * CHUNK_BYTES + 4097];
-    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-    let (_servers, manifest, sources) = three_peers(shared.path(), &bytes);
+/// Downloads `manifest` with small sizes of all kinds and a loop that collects late; another program spoils so many
+/// chunks of each.
+fn download_late(manifest: &Manifest, sources: &[Source], bytes: &[u8], spoils: u64) {
     for seed in 0..12 {
         let to = tempfile::tempdir().unwrap();
         let sizes = Sizes {
             sources_max: 3,
             chunks_max: 1 + seed as usize % 3,
             workers: 1 + seed as usize / 3 % 2,
+            checks_per_job: 1,
         };
         let options = FetchOptions {
             content: manifest.content(),
             size: manifest.size(),
             name: FileName::new("film.mkv").unwrap(),
             to: to.path().to_owned(),
-            sources: sources.clone(),
+            sources: sources.to_owned(),
             limit_bytes_per_s: None,
             partials: None,
             congestion: None,
@@ -133,11 +154,43 @@ fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects
         let part = Part::open(to.path(), &options.name, options.content, options.size);
         let event_loop = EventLoop::new(loop_config(&options), None).unwrap();
         let shared = Arc::new(Shared::new(&options, event_loop.wake_handle()));
-        let driver = Driver::new(options, shared, part.unwrap().unwrap(), sizes).unwrap();
-        let mut late = Late { driver, turns: 0 };
+        let part = part.unwrap().unwrap();
+        let path = part.path().to_owned();
+        let driver = Driver::new(options, Arc::clone(&shared), part, sizes).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let to_come = chunk_count(manifest.size());
+        let mut late = Late { driver, turns: 0, shared, part: path, spoils, to_come, deadline };
         event_loop.run(&mut late).unwrap();
         let outcome = late.driver.into_result().unwrap();
         let outcome = outcome.unwrap_or_else(|error| panic!("{sizes:?}, seed {seed}: {error}"));
         assert!(std::fs::read(outcome.path).unwrap() == bytes, "{sizes:?}, seed {seed}");
+    }
+}
+
+fn random_bytes(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+/// A worker gave a buffer back before the loop had collected its completion, so that a loop that collected late
+/// took it, received another chunk and had no place for its job: 2 of 40 downloads failed.
+#[test]
+fn downloads_end_well_however_few_the_buffers_and_however_late_the_loop_collects() {
+    let shared = tempfile::tempdir().unwrap();
+    let bytes = random_bytes(9 * CHUNK_BYTES + 4097);
+    let (_servers, manifest, sources) = three_peers(shared.path(), &bytes);
+    download_late(&manifest, &sources, &bytes, 0);
+}
+
+/// Chunks that were fetched again took the places of the checks, and when the last check that was under way had been
+/// collected beside them, nobody asked for the next one: "checking what is there already" for ever.
+#[test]
+fn a_check_of_the_whole_goes_on_beside_chunks_that_are_fetched_again() {
+    let shared = tempfile::tempdir().unwrap();
+    let bytes = random_bytes(16 * CHUNK_BYTES + 4097);
+    let (_servers, manifest, sources) = three_peers(shared.path(), &bytes);
+    for spoils in [3, 5] {
+        download_late(&manifest, &sources, &bytes, spoils);
     }
 }

@@ -94,27 +94,32 @@ impl Driver {
                 available: Available::Partial(Arc::clone(&self.stored)),
             });
         }
-        self.phase = Phase::Checking;
         if self.part.is_resumed() {
-            self.check_more(net);
+            self.phase = Phase::Checking;
         } else {
             self.begin(net);
         }
     }
 
-    /// Keeps the workers busy with checking.
-    fn check_more(&mut self, net: &mut Net) {
+    /// While the file is checked, keeps the workers busy with that: before each sleep, since a completion of any kind may
+    /// have made room for a check, and since nothing else would ask for the next one. Chunks that wait to be stored take
+    /// nothing from the places that checks have, or they could keep them out for as long as they come.
+    pub(super) fn check_more(&mut self, net: &mut Net) {
         let chunks = chunk_count(self.options.size);
         let Some(manifest) = self.manifest.clone() else {
             return;
         };
-        while self.check_next < chunks && self.workers.outstanding() <= self.sizes.workers {
+        while self.phase == Phase::Checking
+            && self.check_next < chunks
+            && self.checks_under_way <= self.sizes.workers
+        {
             let Some(buffer) = self.buffers.take(limits::CHUNK_BYTES) else {
                 return;
             };
             let (first, part) = (self.check_next, Arc::clone(&self.part));
-            let count = limits::CHECKS_PER_JOB_MAX.min(chunks - first);
+            let count = self.sizes.checks_per_job.min(chunks - first);
             self.check_next += count;
+            self.checks_under_way += 1;
             let manifest = Arc::clone(&manifest);
             self.submit(net, Job::Check { first, count, buffer, manifest, part });
         }
@@ -122,6 +127,7 @@ impl Driver {
 
     fn checked(&mut self, net: &mut Net, first: u64, count: u64, good: &[u64]) {
         self.checked += count;
+        self.checks_under_way -= 1;
         let now = self.elapsed(net);
         for index in first..first + count {
             let is_good = good.contains(&index);
@@ -138,10 +144,9 @@ impl Driver {
                 _ => {}
             }
         }
-        if self.checked < chunk_count(self.options.size) {
-            return self.check_more(net);
+        if self.checked == chunk_count(self.options.size) {
+            self.begin(net);
         }
-        self.begin(net);
     }
 
     fn begin(&mut self, net: &mut Net) {
@@ -214,13 +219,13 @@ impl Driver {
 
     /// Checks the whole file, which another program may have changed. What is not good is fetched again.
     fn recheck(&mut self, net: &mut Net) {
+        assert_eq!(self.checks_under_way, 0, "checks of {:?}", self.phase);
         if self.rechecks == limits::PART_RECHECKS_MAX {
             return self.end(net, Err(FetchError::Touched(self.part.path().to_owned())));
         }
         self.rechecks += 1;
         self.phase = Phase::Checking;
         (self.check_next, self.checked) = (0, 0);
-        self.check_more(net);
     }
 
     fn finished(&mut self, net: &mut Net, stamp: FileStamp) {
