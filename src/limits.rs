@@ -1193,14 +1193,22 @@ pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
 /// A source that gives fewer bytes of a page of chunk hashes than `SOURCE_RATE_MIN` over this time is left, if there are
 /// others.
 pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
-/// When nobody has given all chunk hashes this long after the last source was asked, another is asked beside it …
+/// When nobody has given all chunk hashes this long after the first source was asked, another is asked beside it, and
+/// so on as long as one of them will be done with its page soon …
 pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
-/// … up to so many at once …
-pub const HASH_LISTS_MAX: usize = 8;
+/// … and each of the next so soon when none will: a hundred that say nothing are gone through in some seconds.
+pub const HASHES_NEXT_AFTER: Duration = Duration::from_millis(25);
+/// A page is done soon when it takes no longer than this at the rate at which it comes.
+pub const HASHES_PAGE_SOON: Duration = Duration::from_secs(1);
+/// Sources that are asked for chunk hashes at once …
+pub const HASH_LISTS_MAX: usize = 16;
 /// … and at least two, as far as their lists take no more memory than this together; then …
 pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// … another in place of the slowest of those that have had this time.
-pub const HASHES_REPLACE_AFTER: Duration = Duration::from_secs(1);
+/// … another in place of the slowest of those that have had this time, which doubles when all that are known have had
+/// it, so that one that needs longer is waited for in the end …
+pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
+/// … up to this.
+pub const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
 /// Kept chunks that a worker checks at once.
 pub const CHECKS_PER_JOB_MAX: u64 = 64;
 /// Bytes read from one source before the others get their turn.

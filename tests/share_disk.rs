@@ -5,13 +5,14 @@ mod support;
 
 use std::fs::File;
 use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::FallocateFlags;
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use support::share::{Process, Ran, Registry, arrived, fetching, noise, part_of, write};
-use support::{ACERVO, eventually, exited_with};
+use support::{ACERVO, eventually, exited_with, free_addresses};
 
 const MIB: usize = 1024 * 1024;
 
@@ -69,6 +70,30 @@ fn a_limit_that_is_too_low_for_the_file_is_said_before_the_first_byte() {
     assert!(fetch.err().contains("may not grow to the 2097152 bytes"), "{}", fetch.err());
     assert_eq!(fetch.err().lines().count(), 1, "{}", fetch.err());
     assert_eq!(std::fs::read_dir(&to).unwrap().count(), 0, "nothing is left behind");
+}
+
+/// Strangers who said nothing took all files that the peer was allowed, the look at its folder failed, and
+/// all it had was withdrawn for as long as they stayed.
+#[test]
+fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
+    let registry = Registry::start(&[]);
+    let folder = registry.folder("a");
+    write(&folder, "first", b"first");
+    let at = free_addresses(1)[0];
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 200 && exec \"$0\" \"$@\"", ACERVO, "share"]);
+    command.arg(&folder).args(["--listen", &at.to_string(), "--registry", &registry.address()]);
+    let peer = Process::start(command, registry.dir.path(), "few");
+    let offers = |file: &str| registry.run(&["files"]).out.contains(file);
+    eventually("the first is offered", || offers("first").then_some(()));
+    let crowd: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(at).unwrap()).collect();
+    // When this one is offered the folder has been looked at beside them.
+    write(&folder, "second", b"second");
+    eventually("the second is offered", || {
+        assert!(offers("first"), "{}", peer.err());
+        offers("second").then_some(())
+    });
+    drop(crowd);
 }
 
 /// A shell in a mount name space of its own, with a small file system in memory at `at`.

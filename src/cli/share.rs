@@ -297,11 +297,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                 match after(&error, verified_bytes, is_short, tries.is_empty()) {
                     Next::End => return Err(error.into()),
                     Next::SameSize => tries = [(size, sources, whole_patience)].into(),
-                    Next::OtherSize => {
-                        log::info!("{error}; others tell another size of it");
-                        // It would be in the way.
-                        fetch::discard(&to, name, content, size);
-                    }
+                    // What the attempt has left is no more than an earlier one had: nothing is in the way of another.
+                    Next::OtherSize => log::info!("{error}; others tell another size of it"),
                 }
             }
         }

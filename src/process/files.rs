@@ -35,18 +35,8 @@ pub struct Room {
 /// # Errors
 /// Not even the group's own servers would fit.
 pub fn room() -> Result<Room, TooFewFiles> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
-    // To the system no limit is none.
-    let mut files = current.unwrap_or(u64::MAX);
-    if files < wanted {
-        let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
-        let result = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
-        match result {
-            Ok(()) => files = raised,
-            Err(error) => log::warn!("cannot raise the limit of {files} open files: {error}"),
-        }
-    }
+    let files = raise(wanted);
     let room = fit(files).ok_or(TooFewFiles(files))?;
     if room.clients_max < CONNECTIONS_MAX {
         log::warn!(
@@ -56,6 +46,35 @@ pub fn room() -> Result<Room, TooFewFiles> {
         );
     }
     Ok(room)
+}
+
+/// How many connections, up to `max`, a process may serve that needs as many files again for what it does itself. Raises
+/// the limit on open files if that is possible and needed.
+///
+/// # Errors
+/// There is room for next to none.
+pub fn half_room(max: usize) -> Result<usize, TooFewFiles> {
+    let files = raise((FILES_RESERVED + 2 * max + REFUSALS_MAX) as u64);
+    let room = fit(files).ok_or(TooFewFiles(files))?;
+    Ok(max.min(room.accepted_max / 2))
+}
+
+/// Raises the limit on open files up to `wanted`, as far as it goes; what it is then.
+fn raise(wanted: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // To the system no limit is none.
+    let files = current.unwrap_or(u64::MAX);
+    let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    if files >= raised {
+        return files;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum }) {
+        Ok(()) => raised,
+        Err(error) => {
+            log::warn!("cannot raise the limit of {files} open files: {error}");
+            files
+        }
+    }
 }
 
 /// Shares `files` out: the reserve first, then connections, whose last part is kept from clients.

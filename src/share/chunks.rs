@@ -18,9 +18,11 @@ impl ChunkSet {
 
     /// All of `chunks` chunks.
     pub fn full(chunks: u64) -> ChunkSet {
-        let mut set = ChunkSet::empty(chunks);
-        set.insert_run(0, chunks);
-        set
+        let mut words = vec![u64::MAX; chunks.div_ceil(64) as usize];
+        if let (Some(last), used @ 1..) = (words.last_mut(), chunks % 64) {
+            *last = (1 << used) - 1;
+        }
+        ChunkSet { words, chunks, count: chunks }
     }
 
     /// How many chunks the content has.

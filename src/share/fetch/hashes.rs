@@ -2,8 +2,9 @@
 //!
 //! A list comes from one source, so that it is known who lies if it is wrong. It comes in pages, and every page is as long
 //! as it may be, so that nobody can dribble hashes. Who does not answer at once costs a moment: another source is
-//! asked beside it, a few at a time, and the first whole list that is right counts. When all of these go on
-//! and none is done, the slowest makes room for one that was not asked. Whoever gives bytes is not late, however long a
+//! asked beside it, and more of them, the faster the less comes, and the first whole list that is right counts. When all
+//! of these go on and none is done, the slowest makes room for one that was not asked: at first soon, and when all have
+//! had that time, after twice as long, and so on. Whoever gives bytes is not late, however long a
 //! page takes; and an answer counts for the page that it was asked for, never for another.
 
 use std::time::Duration;
@@ -20,8 +21,10 @@ pub(super) struct HashLists {
     size: u64,
     lists_max: usize,
     lists: Vec<List>,
-    /// When the last of them was begun.
+    /// When the last of them was begun, or was due to be.
     begun: Duration,
+    /// How many have made room for others.
+    replacements: u32,
     /// The source after the one asked last, so that all have their turn.
     next: usize,
     /// The source whose list has made room for another one.
@@ -38,6 +41,18 @@ struct List {
     /// Bytes of the page that is awaited.
     page_bytes: u64,
     hashes: Vec<ChunkHash>,
+}
+
+impl List {
+    fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.begun)
+    }
+
+    /// Bytes a second that have come of it so far.
+    fn pace(&self, now: Duration) -> f64 {
+        let bytes = (self.hashes.len() * size_of::<ChunkHash>()) as u64 + self.page_bytes;
+        bytes as f64 / self.age(now).as_secs_f64().max(0.001)
+    }
 }
 
 /// What came of some hashes.
@@ -64,6 +79,7 @@ impl HashLists {
             lists_max,
             lists: Vec::new(),
             begun: Duration::ZERO,
+            replacements: 0,
             next: 0,
             replaced: None,
         }
@@ -109,17 +125,28 @@ impl HashLists {
         self.replaced.take()
     }
 
-    /// Whom to ask for the first page now, if anybody, among these, in rising order.
-    pub(super) fn next(&mut self, ready: &[SourceId], now: Duration) -> Option<SourceId> {
-        let waited = now.saturating_sub(self.begun) >= limits::HASHES_SECOND_AFTER;
+    /// Whom to ask for the first page now, if anybody, among these, in rising order, of so many that are known. To be
+    /// called until there is none.
+    pub(super) fn next(
+        &mut self,
+        ready: &[SourceId],
+        known: usize,
+        now: Duration,
+    ) -> Option<SourceId> {
+        let is_first = self.lists.is_empty();
+        let is_hopeful = self.lists.len() == 1 || self.is_any_done_soon(now);
+        let pause =
+            if is_hopeful { limits::HASHES_SECOND_AFTER } else { limits::HASHES_NEXT_AFTER };
+        let due = self.begun + pause;
         let is_full = self.lists.len() >= self.lists_max;
-        let slowest = self.slowest(now).filter(|_| is_full);
-        let is_due = self.lists.is_empty() || waited && (!is_full || slowest.is_some());
+        let slowest = self.slowest(known, now).filter(|_| is_full);
+        let is_due = is_first || due <= now && (!is_full || slowest.is_some());
         let is_asked = |id: &SourceId| self.lists.iter().any(|list| list.source == *id);
         let free = || ready.iter().filter(|id| !is_asked(id)).copied();
         let source = free().find(|id| id.0 >= self.next).or_else(|| free().next());
         let source = source.filter(|_| is_due)?;
         if let Some(at) = slowest {
+            self.replacements += 1;
             self.replaced = Some(self.lists.swap_remove(at).source);
         }
         self.lists.push(List {
@@ -130,24 +157,37 @@ impl HashLists {
             page_bytes: 0,
             hashes: Vec::new(),
         });
-        self.begun = now;
+        // Several are due when this was not asked for a while, but none for the time before.
+        let oldest = now.saturating_sub(limits::SHARE_TICK);
+        self.begun = if is_first { now } else { due.clamp(oldest, now) };
         self.next = source.0 + 1;
         Some(source)
     }
 
+    /// Whether some list's page will be whole soon, if it goes on as it did.
+    fn is_any_done_soon(&self, now: Duration) -> bool {
+        let chunks = chunk_count(self.size);
+        self.lists.iter().any(|list| {
+            let rest = chunks.saturating_sub(list.hashes.len() as u64);
+            let page =
+                rest.min(limits::HASHES_PER_FRAME_MAX as u64) * size_of::<ChunkHash>() as u64;
+            list.pace(now) * limits::HASHES_PAGE_SOON.as_secs_f64() >= page as f64
+        })
+    }
+
     /// The slowest of the lists that have had their time. The fastest of all goes on in any case.
-    fn slowest(&self, now: Duration) -> Option<usize> {
-        let age = |list: &List| now.saturating_sub(list.begun);
-        let pace = |at: &usize| {
-            let list = &self.lists[*at];
-            let bytes = (list.hashes.len() * size_of::<ChunkHash>()) as u64 + list.page_bytes;
-            bytes as f64 / age(list).as_secs_f64().max(0.001)
-        };
+    fn slowest(&self, known: usize, now: Duration) -> Option<usize> {
+        let rounds = self.replacements.checked_div(known as u32).unwrap_or(0);
+        let time = limits::HASHES_REPLACE_AFTER_MIN.saturating_mul(2_u32.saturating_pow(rounds));
+        let time = time.min(limits::HASHES_REPLACE_AFTER_MAX);
+        let pace = |at: &usize| self.lists[*at].pace(now);
         let fastest = (0..self.lists.len()).max_by(|a, b| pace(a).total_cmp(&pace(b)))?;
-        let had_time = |at: &usize| age(&self.lists[*at]) >= limits::HASHES_REPLACE_AFTER;
         (0..self.lists.len())
-            .filter(|at| *at != fastest && had_time(at))
-            .min_by(|a, b| pace(a).total_cmp(&pace(b)))
+            .filter(|at| *at != fastest && self.lists[*at].age(now) >= time)
+            // Of equals the oldest, or some would stay.
+            .min_by(|a, b| {
+                pace(a).total_cmp(&pace(b)).then(self.lists[*a].begun.cmp(&self.lists[*b].begun))
+            })
     }
 
     /// A source is gone.
@@ -214,7 +254,7 @@ mod tests {
         let (first, second) = manifest.chunks().split_at(HASHES_PER_FRAME_MAX);
         let begin = |source: usize| {
             let mut lists = HashLists::new(manifest.content(), manifest.size());
-            assert_eq!(lists.next(&ids([source]), ms(0)), Some(SourceId(source)));
+            assert_eq!(lists.next(&ids([source]), 2, ms(0)), Some(SourceId(source)));
             lists
         };
         let mut lists = begin(0);
@@ -242,23 +282,24 @@ mod tests {
         }
     }
 
-    /// Thirty sources that greet and say nothing, or give a page just before they would be late, and one that is honest.
+    /// A hundred sources that greet and say nothing, or give a page just before they would be late, and one that is
+    /// honest: it was asked after up to 17 seconds.
     #[test]
     fn whoever_is_slow_with_hashes_does_not_hide_the_others() {
         let manifest = two_pages();
-        for (dribbles, honest) in [(false, 0), (false, 17), (false, 30), (true, 11), (true, 30)] {
+        for (dribbles, honest) in [(false, 0), (false, 17), (false, 100), (true, 11), (true, 100)] {
             let mut lists = HashLists::new(manifest.content(), manifest.size());
-            let mut ready = ids(0..31);
+            let mut ready = ids(0..101);
             let mut now = ms(0);
             let mut pages: Vec<(Duration, SourceId, usize)> = Vec::new();
             'time: loop {
                 now += ms(10);
-                assert!(now < ms(12_000), "{honest} is not asked in time");
+                assert!(now < ms(4_000), "{honest} is not asked in time");
                 for late in lists.late(now) {
                     lists.lost(late);
                     ready.retain(|id| *id != late);
                 }
-                if let Some(source) = lists.next(&ready, now) {
+                while let Some(source) = lists.next(&ready, 101, now) {
                     if source.0 == honest {
                         break 'time;
                     }
@@ -279,11 +320,11 @@ mod tests {
     fn one_who_answers_at_once_is_asked_alone() {
         let manifest = Manifest::of_bytes(&vec![5; 4 * CHUNK_BYTES + 1]).unwrap();
         let mut lists = HashLists::new(manifest.content(), manifest.size());
-        assert_eq!(lists.next(&[], ms(0)), None);
-        assert_eq!(lists.next(&ids([3, 4]), ms(0)), Some(SourceId(3)));
-        assert_eq!(lists.next(&ids([3, 4]), ms(0)), None);
+        assert_eq!(lists.next(&[], 2, ms(0)), None);
+        assert_eq!(lists.next(&ids([3, 4]), 2, ms(0)), Some(SourceId(3)));
+        assert_eq!(lists.next(&ids([3, 4]), 2, ms(0)), None);
         lists.lost(SourceId(3));
-        assert_eq!(lists.next(&ids([3, 4]), ms(1)), Some(SourceId(4)));
+        assert_eq!(lists.next(&ids([3, 4]), 2, ms(1)), Some(SourceId(4)));
         assert!(matches!(lists.take(SourceId(4), 0, manifest.chunks(), ms(2)), Step::Whole(_)));
     }
 
@@ -295,22 +336,22 @@ mod tests {
         let (first, second) = manifest.chunks().split_at(HASHES_PER_FRAME_MAX);
         let mut lists = HashLists::new(manifest.content(), manifest.size());
         let only = SourceId(0);
-        assert_eq!(lists.next(&[only], ms(0)), Some(only));
+        assert_eq!(lists.next(&[only], 1, ms(0)), Some(only));
         // Twenty seconds over a page, and never silent.
         let page_bytes = size_of_val(first) as u64;
         for at in 1..=200 {
             lists.received(only, page_bytes / 200);
             assert_eq!(lists.late(ms(100 * at)), [], "at {at}");
-            assert_eq!(lists.next(&[only], ms(100 * at)), None);
+            assert_eq!(lists.next(&[only], 1, ms(100 * at)), None);
         }
         assert!(matches!(lists.take(only, 0, first, ms(20_000)), Step::More(4096)));
         // It is said to be late, and is not left, since there is no other.
         assert_eq!(lists.late(ms(22_000)), [only]);
         assert_eq!(lists.late(ms(22_100)), []);
-        assert_eq!(lists.next(&[only], ms(22_100)), None, "it is asked already");
+        assert_eq!(lists.next(&[only], 1, ms(22_100)), None, "it is asked already");
         // Another one is asked beside it; an answer to an earlier question is nobody's fault.
         let other = SourceId(1);
-        assert_eq!(lists.next(&[only, other], ms(22_200)), Some(other));
+        assert_eq!(lists.next(&[only, other], 2, ms(22_200)), Some(other));
         assert!(matches!(lists.take(only, 0, first, ms(22_300)), Step::Late));
         assert!(matches!(lists.take(other, 4096, second, ms(22_300)), Step::Late));
         assert!(matches!(lists.take(only, 4096, second, ms(22_400)), Step::Whole(_)));

@@ -44,8 +44,8 @@ pub use api::{
 use driver::{Driver, Sizes};
 pub use find::{FindError, find};
 use hashes::HashLists;
+pub use part::Mark;
 use part::{Existing, Finish, Part};
-pub use part::{Mark, discard};
 
 /// How often a file that another download is just finishing is looked for again.
 const OPEN_ATTEMPTS_MAX: usize = 3;

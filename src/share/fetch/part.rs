@@ -41,7 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use rand::Rng;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 pub use self::file::Mark;
@@ -104,16 +104,6 @@ struct End {
     is_published: bool,
 }
 
-/// Removes what a download has left of a content that turned out to have another size, if it is its partial file and
-/// nobody's any more.
-pub fn discard(folder: &Path, name: &FileName, content: ContentId, size: u64) {
-    let path = folder.join(part_name(name, content));
-    let new = |file: &File| PartFile::new(file, folder, &path, name, Mark { size, content });
-    if let Ok(Found::Ours(part, _)) = find(&path, new) {
-        part.remove();
-    }
-}
-
 /// What came of finishing a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finish {
@@ -132,12 +122,26 @@ enum Found {
     Ours(PartFile, File),
 }
 
+/// Whether another download has the lock of the partial file that is there. Looked at through a descriptor that reads
+/// alone: one that may write would take its lease from the other one, which would then have to check everything again.
+fn is_under_way(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> bool {
+    let Ok(file) = open(path, OFlags::RDONLY) else { return false };
+    let ours = new(&file).is_ok_and(|part| part.is_ours().unwrap_or(false));
+    let lock = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    ours && lock() == Err(Errno::WOULDBLOCK)
+}
+
 /// Opens the partial file that is there, if it is ours.
-fn find(path: &Path, new: impl FnOnce(&File) -> io::Result<PartFile>) -> Result<Found, FetchError> {
+fn find(path: &Path, new: impl Fn(&File) -> io::Result<PartFile>) -> Result<Found, FetchError> {
     let foreign = || FetchError::ForeignPart(path.to_owned());
+    if is_under_way(path, &new) {
+        return Err(FetchError::UnderWay(path.to_owned()));
+    }
     let file = match open(path, OFlags::RDWR) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(Found::Nothing),
+        // Somebody holds a lease of it: a download that began just now.
+        Err(Errno::AGAIN) => return Err(FetchError::UnderWay(path.to_owned())),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Err(foreign()),
         Err(error) => {
             return Err(FetchError::Folder { path: path.to_owned(), source: error.into() });
@@ -364,7 +368,9 @@ impl Part {
         // Whoever was there before the lease has opened it before.
         end.is_doubtful |= self.watch.was_opened() && end.checked.is_none();
         let is_checked = match held {
-            Ok(()) => !end.is_doubtful || end.checked.is_some(),
+            // Not every file system that gives leases looks whether the file is mapped: overlayfs does not. What is
+            // stored through a mapping after the pages were clean changes the stamp.
+            Ok(()) => !end.is_doubtful || end.checked == Some(verified),
             Err(NoLease::Unsupported) => end.checked == Some(verified),
             Err(NoLease::Writers) => false,
         };
@@ -372,6 +378,8 @@ impl Part {
             log::info!("{} may have been changed: it is checked", self.on_disk.path.display());
             end.is_doubtful = true;
             end.checked = (held != Err(NoLease::Writers)).then_some(verified);
+            // After the stamp was taken: from here on whatever is stored through a mapping changes it.
+            self.on_disk.file.sync_all().map_err(failed)?;
             return Ok(Finish::Doubtful);
         }
         self.on_disk.give_name(&self.on_disk.path, &self.on_disk.whole).map_err(
@@ -428,7 +436,8 @@ impl Part {
                     end.lease = Some(lease);
                     return Ok(());
                 }
-                Err(NoLease::Writers) if left > 0 && end.is_doubtful => {
+                // It may be a program that was started just now and has not let go of our own descriptors yet.
+                Err(NoLease::Writers) if left > 0 => {
                     left -= 1;
                     thread::sleep(limits::PART_WRITER_LOOK_INTERVAL);
                 }

@@ -567,17 +567,23 @@ impl Watch<'_> {
     }
 
     fn look(&mut self, now: Instant) {
-        let found = self.list();
-        self.take_in(found, now);
+        if let Some(found) = self.list() {
+            self.take_in(found, now);
+        }
     }
 
-    /// Lists the folder. What is learnt from now on is newer than the list.
-    fn list(&self) -> Vec<Found> {
+    /// Lists the folder. What is learnt from now on is newer than the list. `None`: it cannot be listed now, and nothing
+    /// follows from that for what is there.
+    fn list(&self) -> Option<Vec<Found>> {
         self.folder.known().learnt.clear();
         let found = self.folder.scan();
+        if let Some(error) = found.as_ref().err().filter(|error| scan::is_shortage(error)) {
+            log::warn!("{} is not looked at just now: {error}", self.folder.path().display());
+            return None;
+        }
         self.folder.root.tell(found.as_ref().map(|_| ()));
         // It may come back: a disk that was taken out, a network that is away.
-        found.unwrap_or_default()
+        Some(found.unwrap_or_default())
     }
 
     /// Forgets what has gone or changed, has hashed what has settled.

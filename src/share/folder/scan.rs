@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{Dir, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::Look;
 use super::state;
@@ -83,7 +84,12 @@ pub(super) fn scan(folder: &File) -> io::Result<Scan> {
         if file_name == "." || file_name == ".." {
             continue;
         }
-        let Ok(metadata) = metadata(folder, &file_name) else { continue };
+        let metadata = match metadata(folder, &file_name) {
+            Ok(metadata) => metadata,
+            Err(error) if is_shortage(&error) => return Err(error),
+            // It went just now.
+            Err(_) => continue,
+        };
         match judge(&file_name, &metadata) {
             Ok(found) => scan.files.push(found),
             Err(None) => {}
@@ -95,6 +101,12 @@ pub(super) fn scan(folder: &File) -> io::Result<Scan> {
     let too_many = rest.into_iter().map(|found| (found.name.as_str().into(), LeftOut::TooMany));
     scan.left_out.extend(too_many);
     Ok(scan)
+}
+
+/// Whether an error says that this process or its machine lacks something, and nothing of what was looked at.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    let lacking = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|errno| lacking.contains(&errno))
 }
 
 /// A file to offer, or why not; without a reason what Acervo itself keeps there.

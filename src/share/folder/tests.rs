@@ -308,7 +308,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     let hashes_nothing = || folder.hashing().is_done();
 
     // It looks as it did, and a server has not found it so.
-    let list = watch.list();
+    let list = watch.list().unwrap();
     folder.changed(&film);
     watch.take_in(list, now);
     assert!(names(&folder).is_empty() && hashes_nothing());
@@ -316,7 +316,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     assert!(names(&folder) == ["film"] && hashes_nothing());
 
     // It goes away after it was listed, and comes back.
-    let list = watch.list();
+    let list = watch.list().unwrap();
     std::fs::rename(&path, &away).unwrap();
     folder.changed(&film);
     watch.take_in(list, now);
@@ -327,7 +327,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     assert!(names(&folder) == ["film"] && hashes_nothing());
 
     // A download arrives after the folder was listed.
-    let list = watch.list();
+    let list = watch.list().unwrap();
     write(&path, "new", b"22");
     let metadata = std::fs::metadata(path.join("new")).unwrap();
     let manifest = Arc::new(Manifest::of_bytes(b"22").unwrap());
@@ -338,7 +338,7 @@ fn a_look_decides_nothing_about_what_was_learnt_since_it_began() {
     assert!(names(&folder) == ["film", "new"] && hashes_nothing());
 
     // It truly changes after it was listed.
-    let list = watch.list();
+    let list = watch.list().unwrap();
     write(&path, "film", b"333");
     folder.changed(&film);
     watch.take_in(list, now);
@@ -581,7 +581,7 @@ fn what_stands_in_the_place_of_a_shared_folder_is_not_offered() {
     }
     // What is found is looked at and hashed in the folder that was listed, not in what stands in its place since.
     write(&path, "new", b"333");
-    let found = watch.list();
+    let found = watch.list().unwrap();
     std::fs::rename(&path, &away).unwrap();
     to_outside(&path);
     write(&outside, "new", b"444");

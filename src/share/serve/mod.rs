@@ -30,6 +30,7 @@ use std::time::Duration;
 
 use crate::limits;
 use crate::net::{EventLoop, Listener, LoopConfig, LoopError, WakeHandle};
+use crate::process::files::{self, TooFewFiles};
 use crate::share::offer::Catalog;
 use service::ShareService;
 
@@ -45,7 +46,8 @@ pub struct ServeOptions {
     /// TCP congestion control by the system's name for it (`reno`, `cubic`, `bbr`); the system's own
     /// choice when absent.
     pub congestion: Option<String>,
-    /// Connections at once; [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX) when absent.
+    /// Connections at once; when absent [`SHARE_CONNECTIONS_MAX`](limits::SHARE_CONNECTIONS_MAX), or fewer where the system
+    /// allows few open files.
     pub connections_max: Option<usize>,
 }
 
@@ -55,6 +57,9 @@ pub enum ServeError {
     /// No event loop.
     #[error(transparent)]
     Loop(#[from] LoopError),
+    /// No room for connections.
+    #[error(transparent)]
+    Files(#[from] TooFewFiles),
     /// No threads.
     #[error("cannot start the threads that serve files: {0}; is the limit on processes too low?")]
     Threads(#[source] io::Error),
@@ -97,15 +102,17 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// This process may not have another event loop or thread.
+    /// This process may not have another event loop or thread, or so few open files that there is room for nobody.
     pub fn start(listener: Listener, options: ServeOptions) -> Result<Server, ServeError> {
         let address = listener.address();
+        // The other half is for downloads and for the files themselves: else strangers who say nothing would take them all.
+        let room = files::half_room(limits::SHARE_CONNECTIONS_MAX)?;
         let config = LoopConfig {
             tick_interval: Some(match options.limit_bytes_per_s {
                 Some(_) => limits::PACED_TICK,
                 None => limits::SHARE_TICK,
             }),
-            accepted_max: options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX),
+            accepted_max: options.connections_max.unwrap_or(room),
             congestion: options.congestion.clone(),
             turn_max: Some(limits::SHARE_TURN_MAX),
             ..LoopConfig::default()

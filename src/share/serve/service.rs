@@ -272,14 +272,19 @@ impl ShareService {
         if peer.watches.len() >= limits::WATCHES_PER_PEER_MAX {
             return Err(denied(DenialCode::Busy, "too many contents are watched".to_owned()));
         }
-        let now = match &offer.available {
-            Available::Whole => ChunkSet::full(chunks),
-            Available::Partial(chunks) => chunks.snapshot(),
+        let runs = match &offer.available {
+            // Not by way of a set: this is asked for in sixty bytes, and a set of the chunks of a large file takes long.
+            Available::Whole if chunks == 0 => Vec::new(),
+            Available::Whole => vec![(0, chunks)],
+            Available::Partial(chunks) => {
+                let told = chunks.snapshot();
+                let runs = told.runs();
+                if !told.is_full() {
+                    peer.watches.push(Watch { request, content, told });
+                }
+                runs
+            }
         };
-        let runs = now.runs();
-        if !now.is_full() {
-            peer.watches.push(Watch { request, content, told: now });
-        }
         self.tell_runs(net, id, request, &runs);
         Ok(())
     }

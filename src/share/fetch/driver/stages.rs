@@ -36,15 +36,16 @@ impl Driver {
         let ids = (0..self.links.len()).map(SourceId);
         let ready: Vec<SourceId> =
             ids.filter(|id| self.swarm.standing(*id) == Standing::Ready).collect();
-        let Some(source) = self.lists.next(&ready, now) else { return };
-        if let Some(slowest) = self.lists.take_replaced() {
-            self.swarm.make_room(slowest, now);
-        }
-        let asked = &self.links[source.0].asked;
-        // An answer that is still on its way will do.
-        let is_asked = asked.values().any(|question| *question == Question::Hashes(0));
-        if !is_asked && asked.len() < limits::ANSWERS_OWED_MAX {
-            self.ask_hashes_of(net, source, 0);
+        while let Some(source) = self.lists.next(&ready, self.links.len(), now) {
+            if let Some(slowest) = self.lists.take_replaced() {
+                self.swarm.make_room(slowest, now);
+            }
+            let asked = &self.links[source.0].asked;
+            // An answer that is still on its way will do.
+            let is_asked = asked.values().any(|question| *question == Question::Hashes(0));
+            if !is_asked && asked.len() < limits::ANSWERS_OWED_MAX {
+                self.ask_hashes_of(net, source, 0);
+            }
         }
     }
 

@@ -34,7 +34,9 @@ impl Lease {
             .and_then(|_| fcntl(file, libc::F_SETLEASE, libc::c_int::from(libc::F_RDLCK as i16)));
         match asked {
             Ok(_) => Ok(Lease(Arc::clone(file))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(NoLease::Writers),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_remote(file) => {
+                Err(NoLease::Writers)
+            }
             Err(_) => Err(NoLease::Unsupported),
         }
     }
@@ -51,6 +53,15 @@ impl Drop for Lease {
             log::debug!("a lease was gone: {error}");
         }
     }
+}
+
+/// Whether the file is on another machine. Where that one grants no leases, some file systems answer as if somebody had
+/// the file open for writing, and go on so for ever.
+fn is_remote(file: &File) -> bool {
+    // CIFS, SMB 2, SMB and NFS, as `statfs(2)` has them.
+    const REMOTE: [u32; 4] = [0xff53_4d42, 0xfe53_4d42, 0x517b, 0x6969];
+    // The field is of another width on some architectures; the numbers have 32 bits.
+    rustix::fs::fstatfs(file).is_ok_and(|stat| REMOTE.contains(&(stat.f_type as u32)))
 }
 
 /// The one call to the system that no crate of ours offers without `unsafe`.

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use super::names::link;
 use super::*;
-use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX};
+use crate::limits::{CHUNK_BYTES, FILE_NAME_BYTES_MAX, PART_RECHECKS_MAX};
 use crate::net::BufferPool;
 
 const SIZE: u64 = CHUNK_BYTES as u64 + 4321;
@@ -217,21 +217,6 @@ fn a_crash_in_the_end_loses_nothing_and_leaves_nothing() {
     assert_eq!(names(folder.path()), ["film.mkv"]);
 }
 
-#[test]
-fn only_the_part_that_is_meant_is_discarded() {
-    let folder = tempfile::tempdir().unwrap();
-    let part = open(folder.path(), SIZE).unwrap().unwrap();
-    write(&part, 0, 3);
-    let discard = |size| discard(folder.path(), &name("film.mkv"), content(b"film"), size);
-    discard(SIZE);
-    assert_eq!(names(folder.path()), ["film.mkv.part"], "it is in use");
-    drop(part);
-    discard(SIZE + 1);
-    assert_eq!(names(folder.path()), ["film.mkv.part"], "it is of another size");
-    discard(SIZE);
-    assert!(names(folder.path()).is_empty());
-}
-
 /// A process was killed when the part had its name and kept the one that it was made under, which stayed a second
 /// name of the published file for ever.
 #[test]
@@ -425,6 +410,22 @@ fn whoever_reads_costs_one_check() {
     part.served().unwrap().read_exact_at(&mut [0; 9], 7).unwrap();
     write(&part, 1, 3);
     assert!(matches!(part.finish(), Ok(Finish::Published(_))));
+}
+
+/// A second download opened the part for writing before it looked at the lock: it was told that it could not write there,
+/// and each attempt took the first one's lease, until that ended with words about a program that changes its part.
+#[test]
+fn a_second_download_takes_no_lease_from_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = open(folder.path(), SIZE).unwrap().unwrap();
+    write(&part, 0, 3);
+    write(&part, 1, 3);
+    drop(File::open(part.path()).unwrap());
+    assert_eq!(part.finish().unwrap(), Finish::Doubtful);
+    for _ in 0..2 * PART_RECHECKS_MAX {
+        assert!(matches!(open(folder.path(), SIZE), Err(FetchError::UnderWay(_))));
+    }
+    assert!(matches!(part.finish().unwrap(), Finish::Published(_)));
 }
 
 /// A writer waits for the lease, and what was checked under it does not count when it is let in.
