@@ -599,10 +599,18 @@ pub const GATEWAY_READS_MAX: usize = 4;
 /// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small messages wait to be
 /// taken, and so many bytes are fewer.
 pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
-/// A new connection counts as if it had made the gateway work for as much as one read can bring. Else a crowd that dials
-/// anew with each request would go before everybody who has asked for anything.
-pub const GATEWAY_DIAL_BYTES: usize =
-    GATEWAY_CALL_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
+/// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes as much of a processor …
+pub const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
+/// … and a new connection, which also counts half of what its address has made the gateway work lately: so whoever comes
+/// for the first time goes before a crowd that has been there for long, and whoever comes again and again goes behind
+/// everybody who has asked for little …
+pub const GATEWAY_DIAL_WORK_BYTES: usize = 16 * 1024;
+/// … up to what the calls of a read of nothing but calls come to.
+pub const GATEWAY_DIAL_WORK_BYTES_MAX: usize =
+    GATEWAY_CALL_WORK_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
+/// Addresses of which a gateway knows how much work they have made lately, though they have no connection at the moment:
+/// some hundred bytes each. When there are more, only those that have one are known.
+pub const GATEWAY_ORIGINS_REMEMBERED_MAX: usize = 4 * GATEWAY_CONNECTIONS_MAX;
 /// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
 /// connection, which there is always room for. A connection gets another one while it, and its origin, has fewer than are
 /// left: an origin may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.

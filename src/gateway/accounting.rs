@@ -125,7 +125,7 @@ struct Books {
     limits: AccountLimits,
     crowd: Crowd,
     entries: HashMap<ConnectionId, Entry>,
-    /// Every origin that has a connection.
+    /// Every origin that has a connection, and of those that had one some that have made work lately.
     origins: HashMap<IpAddr, Shares>,
     /// The sum of all origins'.
     total: Shares,
@@ -348,10 +348,20 @@ impl Books {
                 *shares.calls(call.pool) -= 1;
             }
         });
-        if self.origins.get(&entry.origin).is_some_and(|shares| shares.connections == 0) {
-            self.origins.remove(&entry.origin);
-        }
+        self.forget_origins();
         Some(entry.account)
+    }
+
+    /// Forgets origins that have no connection. Those that have made work lately are remembered as long as they are few: an
+    /// address that closes each connection before it dials the next would otherwise always come for the first time.
+    fn forget_origins(&mut self) {
+        let few = limits::GATEWAY_ORIGINS_REMEMBERED_MAX;
+        if self.origins.len() > few {
+            self.origins.retain(|_, shares| shares.connections > 0 || shares.meter.lately() > 0);
+        }
+        if self.origins.len() > few {
+            self.origins.retain(|_, shares| shares.connections > 0);
+        }
     }
 
     /// Changes what an origin has, and the sum.
@@ -558,7 +568,7 @@ impl Account {
     /// Begins a call at the client's turn, if there is a place for it.
     pub(super) fn begin(&self, pool: Pool) -> Option<Call> {
         let is_first = !self.0.has_called.swap(true, Ordering::AcqRel);
-        self.usage().add(limits::GATEWAY_CALL_BYTES);
+        self.usage().add(limits::GATEWAY_CALL_WORK_BYTES);
         let mut displaced = Displaced::default();
         let number = self.0.accounts.books().begin(self.0.id, pool, is_first, &mut displaced);
         displaced.wake();
@@ -788,7 +798,8 @@ pub(super) mod tests {
         drop((second, third));
         drop((one, two, other));
         let books = accounts.books();
-        assert_eq!((books.total.bytes, books.total.connections, books.origins.len()), (0, 0, 0));
+        assert_eq!((books.total.bytes, books.total.connections), (0, 0));
+        assert!(books.origins.values().all(|shares| shares.connections == 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! both, whoever has made the gateway work least lately goes first: of the origins the one with the least work, and of
 //! its connections likewise. So a crowd that asks for as much as it can waits for itself, and a call of somebody who asks
 //! for little, from the crowd's own address too, waits for what is being done at that moment and for no queue. To dial is
-//! work, too, so that nobody gets ahead by coming again.
+//! work, too, and the more the more often an address does it, so that nobody gets ahead by coming again.
 //!
 //! Nobody starves who waits: work that is done counts, and whoever has waited has become the one with the least. A call
 //! that is refused is work, too.
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::limits;
 
-/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_BYTES`] a call. It halves every second,
+/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_WORK_BYTES`] a call. It halves every second,
 /// and for all meters at the same moment, so that which of two has more changes by work only.
 #[derive(Debug, Default)]
 pub(super) struct Meter(
@@ -41,6 +41,11 @@ impl Meter {
 
     fn amount(&self, second: u32) -> u64 {
         amount_in(self.0.load(Ordering::Relaxed), second)
+    }
+
+    /// The amount now.
+    pub(super) fn lately(&self) -> usize {
+        usize::try_from(self.amount(this_second())).unwrap_or(usize::MAX)
     }
 }
 
@@ -66,8 +71,10 @@ pub(super) struct Usage {
 impl Usage {
     /// That of a new connection of an origin. It has made some work by coming.
     pub(super) fn of(origin: Arc<Meter>) -> Usage {
+        let lately = origin.lately().saturating_mul(1024);
+        let work = limits::GATEWAY_DIAL_WORK_BYTES.saturating_add(lately / 2);
         let usage = Usage { origin, own: Arc::default() };
-        usage.add(limits::GATEWAY_DIAL_BYTES);
+        usage.add(work.min(limits::GATEWAY_DIAL_WORK_BYTES_MAX));
         usage
     }
 
@@ -366,20 +373,32 @@ mod tests {
         });
     }
 
-    #[test]
-    fn who_dials_goes_behind_who_asks_for_little() {
-        let mut waiting = Waiting::new();
-        let light = Usage::default();
-        light.add(10 * limits::GATEWAY_CALL_BYTES);
-        for name in ["first", "second"] {
-            let number = waiting.next_number();
-            waiting.queue.insert(number, (Usage::of(Arc::default()), name));
+    fn order_of(waiting: [(&'static str, Usage); 3]) -> Vec<&'static str> {
+        let mut queue = Waiting::new();
+        for (name, usage) in waiting {
+            let number = queue.next_number();
+            queue.queue.insert(number, (usage, name));
         }
-        assert!(!waiting.has_lighter(&light));
-        let number = waiting.next_number();
-        waiting.queue.insert(number, (light, "light"));
-        let order: Vec<_> = std::iter::from_fn(|| waiting.pop()).collect();
-        assert_eq!(order, ["light", "first", "second"]);
+        std::iter::from_fn(|| queue.pop()).collect()
+    }
+
+    /// A crowd that had been there for seconds, and had much to be read, went before everybody who came: nobody was served
+    /// for as long as it stayed.
+    #[test]
+    fn who_comes_goes_before_a_crowd_and_who_comes_again_and_again_behind_who_asks_for_little() {
+        let little = Usage::of(Arc::default());
+        little.add(10 * limits::GATEWAY_CALL_WORK_BYTES);
+        let one_of_a_crowd = Usage::of(Arc::default());
+        one_of_a_crowd.add(100 * 1024);
+        let new = Usage::of(Arc::default());
+        let waiting = [("crowd", one_of_a_crowd), ("little", little.clone()), ("new", new)];
+        assert_eq!(order_of(waiting), ["new", "little", "crowd"]);
+
+        let origin = Arc::<Meter>::default();
+        (0..20).for_each(|_| drop(Usage::of(Arc::clone(&origin))));
+        let again = Usage::of(origin);
+        let waiting = [("again", again), ("new", Usage::of(Arc::default())), ("little", little)];
+        assert_eq!(order_of(waiting), ["new", "little", "again"]);
     }
 
     #[test]
