@@ -4,13 +4,13 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{PipeReader, PipeWriter, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::fs::FallocateFlags;
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use support::share::{Process, Ran, Registry, arrived, fetching, noise, part_of, write};
 use support::{ACERVO, eventually, exited_with, free_addresses};
 
@@ -94,6 +94,60 @@ fn a_crowd_that_says_nothing_takes_no_files_from_a_peer_with_few() {
         offers("second").then_some(())
     });
     drop(crowd);
+}
+
+/// The writing end of a pipe that is full, and the reading end that nobody reads.
+fn full_pipe() -> (PipeWriter, PipeReader) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b'x'; 4096]).is_ok() || writer.write(b"x").is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (writer, reader)
+}
+
+/// A process, until this is dropped.
+struct Killed(Child);
+
+impl Killed {
+    fn ended(&mut self) -> ExitStatus {
+        eventually("the process ends", || self.0.try_wait().unwrap())
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // One that has ended cannot be killed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A peer waited for its standard error to be read: it offered nothing new, did not join again, and no signal ended it.
+#[test]
+fn whoever_does_not_read_what_share_and_fetch_say_holds_up_neither() {
+    let mut registry = Registry::start(&[]);
+    let (folder, to) = (registry.folder("a"), registry.folder("to"));
+    write(&folder, "first", b"first");
+    let (full, _unread) = full_pipe();
+    let address = registry.address();
+    let start = |arguments: &[&str]| {
+        let mut command = Command::new(ACERVO);
+        command.args(arguments).args(["--registry", &address]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full.try_clone().unwrap());
+        Killed(command.spawn().unwrap())
+    };
+    let mut share = start(&["share", folder.to_str().unwrap()]);
+    let offers = |registry: &Registry, file: &str| registry.run(&["files"]).out.contains(file);
+    eventually("the first is offered", || offers(&registry, "first").then_some(()));
+    let mut fetch = start(&["fetch", "first", "--to", to.to_str().unwrap()]);
+    assert_eq!(fetch.ended().code(), Some(0));
+    write(&folder, "second", b"second");
+    eventually("the second is offered", || offers(&registry, "second").then_some(()));
+    registry.kill();
+    registry.restart();
+    eventually("it joins again", || offers(&registry, "second").then_some(()));
+    kill_process(Pid::from_raw(share.0.id() as i32).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(share.ended().code(), Some(0));
 }
 
 /// A shell in a mount name space of its own, with a small file system in memory at `at`.

@@ -22,6 +22,7 @@ use super::commands::{Outcome, exit_status};
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use crate::limits;
+use crate::logging;
 use crate::net::{ListenError, Listener};
 use crate::process;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
@@ -287,6 +288,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         };
         match transfer(&peer, wanted, args.quiet, &stop) {
             Ok((outcome, progress)) => {
+                // Nothing is left to be ended in order: a signal ends the process at once, whoever does not read its output.
+                stop.store(true, Ordering::Relaxed);
                 let fetched = FileEntry { name: name.clone(), size, content };
                 print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
                     .map_err(ShareError::Output)?;
@@ -485,6 +488,8 @@ fn print_fetched(
                 rate(fetched as f64 / took.as_secs_f64())
             ),
         });
+        // On a terminal the line goes before the answer.
+        logging::finish();
     }
     let path = outcome.path.display().to_string();
     match args.format.get() {

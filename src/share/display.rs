@@ -15,6 +15,7 @@ use super::fetch::{Phase, Progress, SourceProgress, SourceState};
 use super::folder::hash::HashProgress;
 use super::names::FileName;
 use crate::limits;
+use crate::logging;
 use crate::text::{counted, escape, is_dumb_terminal};
 
 /// How something is shown.
@@ -40,9 +41,15 @@ impl Style {
     }
 }
 
-/// A line on standard error; without one there is nobody to tell.
+/// A line on standard error, which whoever calls does not wait for: a pipe that nobody reads must stop nothing.
 pub fn tell(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    logging::say(line);
+}
+
+/// A line on the terminal that a bar is shown on, while the bar is away.
+fn tell_beside(bar: &ProgressBar, line: &str) {
+    // Without a terminal any more there is nobody to tell.
+    bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
 }
 
 /// Shows how far the hashing of a folder is: each set of files that are hashed together has a bar of its own, or a
@@ -119,7 +126,7 @@ impl HashDisplay {
     /// A line beside what is shown.
     pub fn tell(&self, line: &str) {
         match &self.state().bar {
-            Some(bar) => bar.suspend(|| tell(line)),
+            Some(bar) => tell_beside(bar, line),
             None => tell(line),
         }
     }
