@@ -25,6 +25,8 @@ use crate::wire::message::HelloRole;
 
 /// What the transport says of a call whose deadline has passed on this side.
 const OWN_DEADLINE: &str = "Timeout expired";
+/// Why a gateway is of no use that was reached.
+const SILENT: &str = "connections are taken there, and nothing is answered";
 
 /// How the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +150,8 @@ fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
             address,
             reason: format!("found there: {name}, which does not speak gRPC"),
         },
+        Found::Silent if is_write => KvsError::Unanswered { address, reason: SILENT.to_owned() },
+        Found::Silent => KvsError::Unreachable { address, reason: SILENT.to_owned() },
         Found::Http2OrNobody if is_write => KvsError::Unanswered { address, reason },
         Found::Http2OrNobody if is_own_deadline => KvsError::Call(status),
         Found::Http2OrNobody => {
@@ -162,6 +166,8 @@ enum Found {
     Http2OrNobody,
     /// Something else, which cannot have.
     Stranger(&'static str),
+    /// Something that says nothing: it may be a gateway that hangs.
+    Silent,
 }
 
 fn found_at(args: &KvsArgs) -> Found {
@@ -185,6 +191,10 @@ fn found_at(args: &KvsArgs) -> Found {
         Ok(b"HTTP") => return Found::Stranger("a web server"),
         Ok(b"SSH-") => return Found::Stranger("an SSH server"),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Found::Http2OrNobody,
+        // A store, a registry or a peer would have closed the connection by now.
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            return Found::Silent;
+        }
         _ => {}
     }
     for (role, name) in [
@@ -346,6 +356,9 @@ async fn connect(args: &KvsArgs) -> Result<KeyValueStoreClient<Channel>, KvsErro
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
         .connect_timeout(limits::CLIENT_CONNECT_TIMEOUT.min(args.timeout))
+        // A gateway that hangs is found out long before the call's own time is over.
+        .http2_keep_alive_interval(limits::KVS_PING_INTERVAL)
+        .keep_alive_timeout(limits::KVS_PING_TIMEOUT)
         .connect()
         .await
         .map_err(unreachable)?;

@@ -40,6 +40,26 @@ fn version(line: &str) -> i64 {
     line.split('\t').nth(1).unwrap().parse().unwrap()
 }
 
+/// A gateway that hung was told as something that does not speak gRPC, and a write as one that cannot have been done.
+#[test]
+fn a_gateway_that_takes_connections_and_answers_nothing_is_told_as_that() {
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hung.local_addr().unwrap();
+    let of = |operation, arguments: &[&str]| {
+        let arguments = [&["--timeout", "300ms", "--chave", "a"], arguments].concat();
+        let (_, said, status) = run_at(address, operation, &arguments);
+        assert_eq!(status, 3, "{said}");
+        said
+    };
+    let silent = "connections are taken there, and nothing is answered";
+    let unreachable = format!("acervo: the gateway at {address} cannot be reached ({silent})");
+    let said = of("get", &[]);
+    assert!(said.starts_with(&unreachable), "{said}");
+    let unanswered = format!("acervo: the gateway at {address} has not answered ({silent}), so");
+    let said = of("put", &["--valor", "1"]);
+    assert!(said.starts_with(&unanswered), "{said}");
+}
+
 #[test]
 fn the_nine_operations_from_a_shell() {
     let site = Site::start();
