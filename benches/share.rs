@@ -156,7 +156,7 @@ fn serve(path: &Path, limit_bytes_per_s: Option<u64>) -> Outcome<()> {
 fn fetch(to: &str, content: &str, size: &str, sources: &[&str]) -> Outcome<()> {
     let handle = start_fetch(to, content, size.parse()?, sources)?;
     let outcome = handle.wait_for(Duration::from_secs(600)).ok_or("too slow")??;
-    println!("{} {}", handle.progress().longest_stall.as_micros(), outcome.fetched_bytes);
+    println!("{} {}", handle.progress().longest_stall.as_micros(), outcome.received_bytes);
     Ok(())
 }
 

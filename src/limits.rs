@@ -1064,23 +1064,18 @@ pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
 /// Connections a peer serves. For one more the one gives way that has had no chunk under way for longest, of the IP that
 /// has most; when all have one, it is told `REFUSED`.
 pub const SHARE_CONNECTIONS_MAX: usize = 256;
-/// Chunks being read or sent for all peers, in MiB of memory …
+/// Buffers for whole chunks, in MiB of memory, for all quick peers that are served …
 pub const UPLOAD_CHUNKS_MAX: usize = 32;
-/// … for those of them that are slow, of which each has one …
-pub const UPLOAD_SLOW_CHUNKS_MAX: usize = 12;
-/// … for those and for peers that have not taken any yet: what is left is for who is known to be quick …
-pub const UPLOAD_UNPROVED_CHUNKS_MAX: usize = 20;
-/// … and for a quick one.
+/// … and for one of them.
 pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
-/// Whoever takes this long over a chunk, four times as long as the quickest, is slow …
-pub const UPLOAD_SLOW_AFTER_MIN: Duration = Duration::from_millis(20);
-/// … and whoever takes this long, in any case.
+/// What a chunk is cut into for peers that are new or slow, or find no buffer for a whole one. Each connection has a buffer of
+/// this size to itself, 16 MiB in all: so nobody waits for memory that another one's slow line holds.
+pub const UPLOAD_SLICE_BYTES: usize = 64 * 1024;
+/// Whoever keeps its peer waiting for this long over a chunk is slow.
 pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
-/// An address whose connection ended over a first chunk that it had not taken counts as slow for so long: it has no
-/// other try at once, and whoever was misjudged has not long to wait for one.
-pub const UPLOAD_KNOWN_SLOW_FOR: Duration = Duration::from_secs(30);
-/// Addresses that are remembered so; the one of longest ago is forgotten for one more. Each has cost a place some time.
-pub const UPLOAD_KNOWN_SLOW_MAX: usize = 4096;
+/// Slow peers of one IP that are sent a chunk at a time. Where everybody is slow, since the line of who serves is, this
+/// bounds the share of an IP that opens many connections.
+pub const UPLOAD_SLOW_PER_ORIGIN_MAX: usize = 16;
 /// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its place is concerned: long
 /// for a line that is only slow, and short beside the patience of whoever wants the place.
 pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
@@ -1104,24 +1099,12 @@ pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Of what peers take, one part in so many may be lost by closing connections early so that other slow ones have their turn:
-/// where everybody is slow, since this side's line is, nearly all of it goes into whole chunks.
-pub const UPLOAD_EARLY_SHARE: u64 = 16;
-/// So much of that may be saved up.
-pub const UPLOAD_EARLY_BYTES_MAX: u64 = 4 * CHUNK_BYTES as u64;
-/// Of new peers that wait, one in so many turns is for the one that came first, and the others for those that came
-/// last: no crowd hides a newcomer, and no stream of newcomers starves who came before.
-pub const UPLOAD_OLDEST_EACH: u64 = 4;
-/// Rates of peers that take chunks are taken over this time at least: what the system has room for is no rate.
+/// Before a peer has taken a chunk for this long its rate is what it has shown with the last one, if that is more.
 pub const UPLOAD_RATE_OVER_MIN: Duration = Duration::from_secs(2);
-/// What a peer has taken of a chunk is lost already when it has taken nothing more for this long.
-pub const UPLOAD_STALL: Duration = Duration::from_secs(5);
-/// A peer that keeps this side waiting for longer than this over one chunk, while others wait for its place, is
-/// disconnected when it is slower than the quickest of those that are served …
-pub const UPLOAD_CHUNK_TIMEOUT_CROWDED: Duration = Duration::from_secs(10);
-/// … by this factor.
+/// Slow peers of an IP that are slower by this factor than what another one of it has shown do not count when it is to be
+/// served, too.
 pub const UPLOAD_FAR_FACTOR: f64 = 4.0;
-/// One that does so for longer than this, waited for or not, is disconnected when it takes fewer bytes a second
+/// A peer that keeps its peer waiting for longer than this over one chunk is disconnected when it takes fewer bytes a second
 /// than a source has to give.
 pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -1235,8 +1218,8 @@ const _: () = {
     // 34 bytes a hash and up to 18 a run.
     assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
-    assert!(UPLOAD_SLOW_CHUNKS_MAX < UPLOAD_UNPROVED_CHUNKS_MAX);
-    assert!(UPLOAD_UNPROVED_CHUNKS_MAX + UPLOAD_CHUNKS_PER_PEER_MAX <= UPLOAD_CHUNKS_MAX);
+    assert!(UPLOAD_CHUNKS_PER_PEER_MAX < UPLOAD_CHUNKS_MAX);
+    assert!(UPLOAD_SLICE_BYTES <= CHUNK_BYTES);
     assert!(
         UPLOAD_WAIT_MAX.as_millis() + 2 * SHARE_TICK.as_millis() < SOURCE_SILENCE_MAX.as_millis()
     );

@@ -429,7 +429,8 @@ fn a_hostile_source_beside_a_good_one_does_no_harm() {
         let outcome = run(scene.options(vec![fake.source(), scene.source()]));
         let outcome = outcome.unwrap_or_else(|error| panic!("{trick:?}: {error}"));
         scene.assert_whole(&outcome);
-        let wasted = outcome.fetched_bytes.saturating_sub(scene.bytes.len() as u64);
+        assert_eq!(outcome.fetched_bytes, scene.bytes.len() as u64);
+        let wasted = outcome.received_bytes.saturating_sub(scene.bytes.len() as u64);
         assert!(wasted <= 8 * MIB as u64, "{trick:?}: {wasted} bytes came twice");
     }
 }
@@ -666,6 +667,41 @@ fn a_busy_source_is_asked_again() {
     scene.assert_whole(&run(scene.options(vec![fake.source()])).unwrap());
 }
 
+/// It was called silent, on the terminal and in the last sentence, while it answered twice a second.
+#[test]
+fn a_source_that_is_busy_is_called_so() {
+    let scene = Scene::new(6 * MIB);
+    let fake = scene.fake(Trick::Denies { code: DenialCode::Busy });
+    let mut options = scene.options(vec![fake.source()]);
+    options.patience = Duration::from_secs(1);
+    let handle = start(options);
+    let mut was_put_off = false;
+    wait_until("it gives up", || {
+        was_put_off |= handle.progress().is_put_off();
+        handle.progress().phase == Phase::Ended
+    });
+    assert!(was_put_off, "{:?}", handle.progress());
+    let error = handle.wait_for(PATIENCE).unwrap().unwrap_err().to_string();
+    assert!(error.contains("not today") && !error.contains("silent"), "{error}");
+}
+
+/// One byte that two peers gave was told as two.
+#[test]
+fn a_chunk_that_several_give_counts_once() {
+    for _ in 0..20 {
+        let scene = Scene::new(1);
+        let fakes: Vec<Fake> = (0..8).map(|_| scene.fake(Trick::Honest)).collect();
+        let handle = start(scene.options(fakes.iter().map(Fake::source).collect()));
+        let outcome = handle.wait_for(PATIENCE).unwrap().unwrap();
+        scene.assert_whole(&outcome);
+        assert_eq!((outcome.fetched_bytes, outcome.kept_bytes), (1, 0));
+        assert!(outcome.received_bytes >= 1);
+        let progress = handle.progress();
+        let given: Vec<u64> = progress.sources.iter().map(|source| source.given_bytes).collect();
+        assert_eq!((progress.fetched_bytes, given.iter().sum::<u64>()), (1, 1), "{given:?}");
+    }
+}
+
 /// A download that loses its only source in the middle of a chunk leaves what is good to the next
 /// one, which notices a bit that was flipped meanwhile.
 #[test]
@@ -867,8 +903,16 @@ impl Client {
 
     /// From an address of this machine: another one, as far as the server can tell.
     fn from(ip: [u8; 4], server: &Server) -> Client {
-        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        Client::with_room(ip, server, None)
+    }
+
+    /// With room for so many bytes that it has not read.
+    fn with_room(ip: [u8; 4], server: &Server, room_bytes: Option<usize>) -> Client {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        if let Some(room_bytes) = room_bytes {
+            sockopt::set_socket_recv_buffer_size(&socket, room_bytes).unwrap();
+        }
         bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
         connect(&socket, &server.address()).unwrap();
         let stream = TcpStream::from(socket);
@@ -1170,6 +1214,52 @@ fn any_number_of_peers_that_take_nothing_keeps_nobody_waiting() {
         scene.assert_whole(&outcome);
         std::fs::remove_file(outcome.path).unwrap();
     }
+}
+
+/// Whoever had not taken one chunk in time was slow, and had to wait behind all others that were: for minutes, and in vain.
+#[test]
+fn whoever_was_slow_once_is_served_beside_any_number_of_slow_takers() {
+    let scene = Scene::new(24 * MIB);
+    let content = scene.manifest.content();
+    let asks = |ip: [u8; 4]| {
+        let mut client = Client::from(ip, &scene.server).greet();
+        for index in 0..24 {
+            client.ask(index, PeerRequest::Chunk { content, index });
+        }
+        client
+    };
+    let crowd: Vec<Client> = (1..=100).map(|last| asks([127, 0, 4, last])).collect();
+    let mut slow = asks([127, 0, 5, 1]);
+    let begun = Instant::now();
+    // Until it is slow without any doubt, and so are they.
+    wait_until("it has kept the server waiting", || {
+        begun.elapsed() > 2 * limits::UPLOAD_SLOW_AFTER
+    });
+    for index in 0..24 {
+        let reply = PeerReply::Chunk { length: MIB as u32 };
+        assert_eq!(slow.hear(), Some(Message::ShareReply { id: index, body: reply }));
+        let at = index as usize * MIB;
+        assert!(slow.raw(MIB) == scene.bytes[at..at + MIB]);
+    }
+    drop(crowd);
+}
+
+/// Of a chunk that is sent in slices the beginning has gone when its file changes: what follows would be another file's.
+#[test]
+fn a_file_that_changes_within_a_chunk_ends_the_connection() {
+    let scene = Scene::new(2 * MIB);
+    let content = scene.manifest.content();
+    let mut client = Client::with_room([127, 0, 6, 1], &scene.server, Some(4096)).greet();
+    client.ask(1, PeerRequest::Chunk { content, index: 1 });
+    let reply = PeerReply::Chunk { length: MIB as u32 };
+    assert_eq!(client.hear(), Some(Message::ShareReply { id: 1, body: reply }));
+    std::fs::write(&scene.path, vec![7; 2 * MIB]).unwrap();
+    let mut got = vec![0; MIB];
+    let taken = client.deframer.take_raw(&mut got);
+    got.truncate(taken);
+    client.stream.read_to_end(&mut got).unwrap();
+    assert!(got.len() < MIB && got == scene.bytes[MIB..MIB + got.len()], "{} bytes", got.len());
+    assert_eq!(scene.shelf.changed.load(Ordering::SeqCst), 1);
 }
 
 #[test]

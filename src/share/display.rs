@@ -171,6 +171,8 @@ pub struct FetchDisplay {
     phase: Option<Phase>,
     /// The line that nobody gives any more has been written.
     told_of_waiting: bool,
+    /// Or that those who are there are busy.
+    told_of_busy: bool,
     /// Since when chunks have been coming.
     fetching_since: Option<Instant>,
 }
@@ -193,6 +195,7 @@ impl FetchDisplay {
             told_at: None,
             phase: None,
             told_of_waiting: false,
+            told_of_busy: false,
             fetching_since: None,
         }
     }
@@ -248,8 +251,10 @@ impl FetchDisplay {
         // Once: a source that is dialled again and again comes and goes.
         let new_wait = progress.waits_for_a_source() && !self.told_of_waiting;
         self.told_of_waiting |= new_wait;
-        if !new_phase && !new_wait && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY)
-        {
+        let new_busy = progress.is_put_off() && !self.told_of_busy;
+        self.told_of_busy |= new_busy;
+        let is_news = new_phase || new_wait || new_busy;
+        if !is_news && self.told_at.is_some_and(|at| now.duration_since(at) < EVERY) {
             return;
         }
         self.phase = Some(progress.phase);
@@ -267,6 +272,10 @@ impl FetchDisplay {
 fn state(progress: &Progress) -> String {
     if progress.waits_for_a_source() {
         return "no source left, waiting for one".to_owned();
+    }
+    if progress.is_put_off() {
+        let there = progress.sources.iter().filter(|source| !is_lost(source)).count() as u64;
+        return format!("waiting for its turn, {}", counted(there, "busy source", "busy sources"));
     }
     match progress.phase {
         Phase::Preparing => "making room".to_owned(),
@@ -304,6 +313,7 @@ fn source_line(source: &SourceProgress) -> String {
     match &source.state {
         SourceState::Connecting => format!("{address}  connecting"),
         SourceState::Idle => format!("{address}  {given}  waiting"),
+        SourceState::Busy => format!("{address}  {given}  busy with others"),
         SourceState::Active if source.rate_bytes_per_s.is_nan() => format!("{address}  {given}"),
         SourceState::Active => format!("{address}  {given}  {}", rate(source.rate_bytes_per_s)),
         // The reason may be the other side's own words.

@@ -192,8 +192,10 @@ pub struct Outcome {
     pub manifest: Arc<Manifest>,
     /// … as long as it looks like this.
     pub stamp: FileStamp,
-    /// Bytes of chunks that came over the network, those that came twice or wrong included.
+    /// Bytes of good chunks that came over the network; of one that came from two sources once.
     pub fetched_bytes: u64,
+    /// Bytes of whole chunks that came over the network, those that came twice or wrong included.
+    pub received_bytes: u64,
     /// Bytes that an earlier download had left and that were good.
     pub kept_bytes: u64,
     /// The file had been there, whole, before.
@@ -228,7 +230,7 @@ pub struct Progress {
     pub done_bytes: u64,
     /// Bytes of those that an earlier download had left.
     pub kept_bytes: u64,
-    /// Bytes of chunks received by this download.
+    /// Bytes of good chunks received by this download.
     pub fetched_bytes: u64,
     /// Bytes a second of late.
     pub rate_bytes_per_s: f64,
@@ -246,6 +248,15 @@ impl Progress {
         matches!(self.phase, Phase::Asking | Phase::Fetching)
             && !self.sources.is_empty()
             && self.sources.iter().all(is_lost)
+    }
+
+    /// Whether everybody who is there says that others are being served first, and to come again.
+    pub fn is_put_off(&self) -> bool {
+        let mut there =
+            self.sources.iter().filter(|one| !matches!(one.state, SourceState::Lost(_))).peekable();
+        self.phase == Phase::Fetching
+            && there.peek().is_some()
+            && there.all(|source| source.state == SourceState::Busy)
     }
 }
 
@@ -271,6 +282,8 @@ pub enum SourceState {
     Connecting,
     /// There, and nothing is asked of it now.
     Idle,
+    /// Says that others are being served first. It is asked again and again.
+    Busy,
     /// Gives.
     Active,
     /// Left, for now or for good, and why.

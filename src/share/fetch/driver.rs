@@ -114,6 +114,7 @@ pub(super) struct Driver {
     meter: RateMeter,
     kept_bytes: u64,
     fetched_bytes: u64,
+    received_bytes: u64,
     next_tick: Instant,
     next_ping: Instant,
 }
@@ -177,6 +178,7 @@ impl Driver {
             meter: RateMeter::new(RATE_CONSTANT),
             kept_bytes: 0,
             fetched_bytes: 0,
+            received_bytes: 0,
             next_tick: started,
             next_ping: started + limits::SHARE_PING_INTERVAL,
             options,
@@ -536,6 +538,7 @@ impl Driver {
         let sources = tried.map(|(link, id)| {
             let state = match self.swarm.standing(id) {
                 Standing::Connecting => SourceState::Connecting,
+                Standing::Ready if self.swarm.is_put_off(id) => SourceState::Busy,
                 Standing::Ready if self.swarm.owed(id) > 0 => SourceState::Active,
                 Standing::Ready => SourceState::Idle,
                 Standing::Untried | Standing::Away { .. } | Standing::Banned => {
@@ -607,7 +610,10 @@ impl Driver {
     fn why_nobody(&self) -> String {
         let with = |wanted: Standing| {
             let mut ids = (0..self.links.len()).map(SourceId);
-            let id = ids.find(|id| self.swarm.standing(*id) == wanted)?;
+            // One that says that it is busy is not silent: its own words are known.
+            let is_meant =
+                |id: &SourceId| self.swarm.standing(*id) == wanted && !self.swarm.is_put_off(*id);
+            let id = ids.find(is_meant)?;
             Some(self.links[id.0].source.address)
         };
         let silent = || with(Standing::Ready).map(|address| format!("{address}: it is silent"));
@@ -680,7 +686,7 @@ impl Service for Driver {
         let Some(Incoming::Receiving(index)) = self.links[source.0].incoming.take() else {
             return;
         };
-        self.fetched_bytes += buffer.len() as u64;
+        self.received_bytes += buffer.len() as u64;
         if let Some(manifest) = self.manifest.clone()
             && self.swarm.arrived(source, index)
         {

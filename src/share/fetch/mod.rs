@@ -295,7 +295,15 @@ fn compare(options: &FetchOptions, file: &File, shared: &Shared) -> Result<Outco
             part::remove_leftovers(&options.to, &options.name, options.content, file);
             let manifest = Arc::new(manifest);
             let kept_bytes = options.size;
-            Ok(Outcome { path, manifest, stamp, fetched_bytes: 0, kept_bytes, already_there: true })
+            Ok(Outcome {
+                path,
+                manifest,
+                stamp,
+                fetched_bytes: 0,
+                received_bytes: 0,
+                kept_bytes,
+                already_there: true,
+            })
         }
         Err(_) => Err(FetchError::Exists(path)),
     }
@@ -330,6 +338,7 @@ fn fetch(
             manifest: Arc::new(manifest),
             stamp,
             fetched_bytes: 0,
+            received_bytes: 0,
             kept_bytes: 0,
             already_there: false,
         });

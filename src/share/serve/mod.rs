@@ -3,8 +3,8 @@
 //! One thread owns the sockets (`service`); two others open and read the files (`source`), into
 //! buffers that go to the sockets as they are. What bounds it:
 //!
-//! - Buffers go round, a chunk at a time, and some of them are only for who is quick (`places`): so none waits for another
-//!   one's slow line. Who has no turn within a second is told `BUSY`, and whoever takes least gives way to those that wait.
+//! - Each connection has a buffer for a slice of a chunk, and those who are quick have more for whole chunks as long as there are
+//!   some (`places`): so none waits for another one's slow line. Who has no turn within a second is told `BUSY`.
 //!   Memory is the sum of the buffers, whatever the number and size of the files.
 //! - A peer has a limit on what it may ask for ahead, and time limits on asking and on taking.
 //! - A connection keeps its place as long as it waits for a chunk or takes one. Without, whatever else comes on it, it

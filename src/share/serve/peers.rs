@@ -19,12 +19,40 @@ pub(super) struct Wanted {
     pub index: u64,
 }
 
-/// A chunk on its way out: its announcing frame, and the rest of its bytes.
+/// A chunk, or a slice of one, on its way out: the chunk's announcing frame, and the rest of the bytes.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     /// Until it is sent.
     pub header: Option<Vec<u8>>,
     pub bytes: Bytes,
+    /// Nothing of its chunk comes after it.
+    pub ends_chunk: bool,
+}
+
+/// A piece of a chunk that was handed to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub bytes: usize,
+    /// Its buffer is free when it is taken.
+    pub ends_buffer: bool,
+    pub ends_chunk: bool,
+}
+
+/// A chunk that is read and sent slice by slice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slices {
+    pub wanted: Wanted,
+    /// The chunk's length in bytes.
+    pub length: usize,
+    /// Bytes of it that have been read.
+    pub read: usize,
+}
+
+impl Slices {
+    /// The length of the next slice in bytes.
+    pub(super) fn next_len(&self) -> usize {
+        (self.length - self.read).min(limits::UPLOAD_SLICE_BYTES)
+    }
 }
 
 /// A content of which a peer wants to know each new chunk.
@@ -47,12 +75,16 @@ pub(super) struct Peer {
     pub keeps_place: bool,
     /// Asked for, and not being read yet.
     pub wanted: VecDeque<Wanted>,
-    /// Being read.
+    /// Being read, as a whole or a slice of it.
     pub reading: usize,
+    /// The chunk that is sent in slices, until its last one has been read. Meanwhile nothing else is read for it.
+    pub slices: Option<Slices>,
     /// Read, and not handed to the connection whole.
     pub outgoing: VecDeque<Outgoing>,
-    /// For each piece handed to the connection and not taken by the system: its bytes, and is it a chunk's last?
-    pub pieces: VecDeque<(usize, bool)>,
+    /// Handed to the connection and not taken by the system.
+    pub pieces: VecDeque<Piece>,
+    /// A chunk is sent in part, so that no frame may be.
+    pub is_within_chunk: bool,
     /// Bytes of the chunk that it takes now, in pieces that the system has taken whole.
     pub taken_bytes: u64,
     /// Frames that may not come between a chunk's pieces.
@@ -66,8 +98,6 @@ pub(super) struct Peer {
     pub took: Option<Duration>,
     /// When it last had its turn, or asked after it had wanted nothing.
     pub waiting_since: Option<Instant>,
-    /// Until when it counts as slow before it has taken anything, as another connection of its address was.
-    pub known_slow_until: Option<Instant>,
 }
 
 impl Peer {
@@ -79,8 +109,10 @@ impl Peer {
             keeps_place: false,
             wanted: VecDeque::new(),
             reading: 0,
+            slices: None,
             outgoing: VecDeque::new(),
             pieces: VecDeque::new(),
+            is_within_chunk: false,
             taken_bytes: 0,
             behind: Vec::new(),
             watches: Vec::new(),
@@ -88,22 +120,30 @@ impl Peer {
             waited_for: None,
             took: None,
             waiting_since: None,
-            known_slow_until: None,
         }
     }
 
-    /// Chunks for which it has a buffer, of one kind or another.
+    /// Buffers that it has, of one kind or another.
     pub(super) fn holds(&self) -> usize {
-        let sent_to_the_end = self.pieces.iter().filter(|(_, last)| *last).count();
-        self.reading + self.outgoing.len() + sent_to_the_end
+        let handed_to_the_end = self.pieces.iter().filter(|piece| piece.ends_buffer).count();
+        self.reading + self.outgoing.len() + handed_to_the_end
+    }
+
+    /// Whether a chunk is being sent to it.
+    pub(super) fn is_served(&self) -> bool {
+        self.slices.is_some() || self.holds() > 0
+    }
+
+    /// Whether it wants something, and nothing is being sent to it.
+    pub(super) fn waits(&self) -> bool {
+        !self.wanted.is_empty() && !self.is_served()
     }
 
     /// How it takes its chunks.
     pub(super) fn times(&self, now: Instant) -> Times {
         let again = self.waited_for.map(|since| now.saturating_duration_since(since));
         let taking = self.kept_waiting + again.unwrap_or_default();
-        let is_known_slow = self.known_slow_until.is_some_and(|until| now < until);
-        Times { took: self.took, taking, is_known_slow }
+        Times { took: self.took, taking }
     }
 
     /// Whether this side waits for it from now on.
@@ -114,26 +154,27 @@ impl Peer {
 
     /// Bytes that it has taken of the present chunk, when so many wait on its connection.
     pub(super) fn taken_bytes(&self, queued: usize) -> u64 {
-        let handed: usize = self.pieces.iter().map(|(bytes, _)| bytes).sum();
+        let handed: usize = self.pieces.iter().map(|piece| piece.bytes).sum();
         self.taken_bytes + handed.saturating_sub(queued) as u64
     }
 
     /// The system has taken a piece whole.
     pub(super) fn piece_taken(&mut self, now: Instant) {
-        match self.pieces.pop_front() {
-            None => {}
-            Some((bytes, false)) => self.taken_bytes += bytes as u64,
-            Some((_, true)) => {
-                self.wait_for(!self.pieces.is_empty(), now);
-                self.took = Some(std::mem::take(&mut self.kept_waiting));
-                self.taken_bytes = 0;
-            }
+        let Some(piece) = self.pieces.pop_front() else { return };
+        self.taken_bytes += piece.bytes as u64;
+        if piece.ends_chunk || self.pieces.is_empty() {
+            // Until the next slice has been read it waits for this side.
+            self.wait_for(!self.pieces.is_empty(), now);
+        }
+        if piece.ends_chunk {
+            self.took = Some(std::mem::take(&mut self.kept_waiting));
+            self.taken_bytes = 0;
         }
     }
 
     /// Whether it is being served, or waits for that.
     pub(super) fn is_uploading(&self) -> bool {
-        !self.wanted.is_empty() || self.holds() > 0
+        !self.wanted.is_empty() || self.is_served()
     }
 
     /// Whether it is to be told of new chunks now. What is not told now is told later.
@@ -144,11 +185,6 @@ impl Peer {
     /// Whether so much waits behind the chunk that nothing more is to be asked, or told.
     pub(super) fn is_crowded(&self) -> bool {
         self.behind.len() > limits::BEHIND_CHUNK_BYTES_MAX
-    }
-
-    /// Whether a chunk is sent in part, so that no frame may be.
-    pub(super) fn is_within_chunk(&self) -> bool {
-        self.outgoing.front().is_some_and(|chunk| chunk.header.is_none())
     }
 }
 
@@ -166,18 +202,36 @@ mod tests {
         // It takes what it is given now and then, and is slow by the sum of what it does not take.
         for turn in 0..6 {
             peer.wait_for(true, at(1000 * turn));
-            assert!(peer.times(at(1000 * turn)).taker(None) != Taker::Slow, "turn {turn}");
+            assert!(peer.times(at(1000 * turn)).taker() != Taker::Slow, "turn {turn}");
             peer.wait_for(false, at(1000 * turn + 90));
         }
         assert_eq!(peer.times(at(9000)).taking, Duration::from_millis(540));
-        assert_eq!(peer.times(at(9000)).taker(None), Taker::Slow);
+        assert_eq!(peer.times(at(9000)).taker(), Taker::Slow);
         // Of a chunk in two pieces it has taken one and a half.
-        peer.pieces.extend([(600, false), (400, true)]);
+        let piece = |bytes, ends| Piece { bytes, ends_buffer: ends, ends_chunk: ends };
+        peer.pieces.extend([piece(600, false), piece(400, true)]);
         peer.piece_taken(at(9000));
         assert_eq!((peer.taken_bytes(200), peer.holds()), (800, 1));
         peer.piece_taken(at(9000));
         assert_eq!((peer.taken_bytes(0), peer.holds()), (0, 0));
         assert_eq!(peer.times(at(9000)).taking, Duration::ZERO);
         assert_eq!(peer.took, Some(Duration::from_millis(540)));
+    }
+
+    /// What is read between two slices is this side's time, and not the peer's.
+    #[test]
+    fn a_peer_is_not_slow_for_what_is_still_being_read() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), 1);
+        for slice in 0..4 {
+            peer.pieces.push_back(Piece { bytes: 10, ends_buffer: true, ends_chunk: slice == 3 });
+            peer.wait_for(true, at(1000 * slice));
+            peer.piece_taken(at(1000 * slice + 10));
+            assert_eq!(peer.holds(), 0);
+            assert_ne!(peer.times(at(1000 * slice + 900)).taker(), Taker::Slow);
+        }
+        assert_eq!(peer.took, Some(Duration::from_millis(40)));
+        assert_eq!(peer.times(at(9000)).taker(), Taker::Quick);
     }
 }

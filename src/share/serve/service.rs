@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::peers::{Outgoing, Peer, Wanted, Watch};
-use super::places::{Claim, Holder, KnownSlow, Places, Taker, Waiting, to_close};
+use super::peers::{Outgoing, Peer, Piece, Slices, Wanted, Watch};
+use super::places::{Claim, Rules, Taker, next_whole};
 use super::source::{self, SourceError};
 use super::{Counters, ServeOptions};
 use crate::limits;
@@ -30,21 +30,23 @@ use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};
 use crate::workers::pool::{Pool, SubmitError};
 
-/// Who has a chunk read.
+/// Who has a chunk read, or a slice of one.
 #[derive(Clone, Copy)]
 enum Reader {
     /// A peer that wants it, and what it called its request.
-    Peer(ConnectionId, u64),
+    Peer { id: ConnectionId, request: u64, is_slice: bool },
     /// This side, since somebody said that it was wrong.
     Doubt,
 }
 
-/// A chunk to read.
+/// What to read: as many bytes of a chunk as the buffer is long.
 struct Job {
     reader: Reader,
     catalog: Arc<dyn Catalog>,
     offer: Offer,
     index: u64,
+    /// From where on in the chunk.
+    offset: usize,
     is_checked: bool,
     buffer: Buffer,
 }
@@ -59,8 +61,9 @@ struct Done {
     outcome: Result<(), SourceError>,
 }
 
-fn work(mut job: Job) -> Done {
-    let outcome = source::read_chunk(&job.offer, job.index, job.is_checked, &mut job.buffer);
+fn work(mut job: Job, whole: &mut Vec<u8>) -> Done {
+    let (index, offset) = (job.index, job.offset);
+    let outcome = source::read(&job.offer, index, offset, job.is_checked, &mut job.buffer, whole);
     let Job { reader, catalog, offer, buffer, .. } = job;
     Done { reader, catalog, offer, buffer, outcome }
 }
@@ -106,23 +109,18 @@ pub(super) struct ShareService {
     catalogs: Vec<Arc<dyn Catalog>>,
     pace: Option<Pace>,
     peers: ConnectionMap<Peer>,
-    /// Peers with chunks to read for, each once.
-    turns: VecDeque<ConnectionId>,
-    /// Turns of peers that had had none before.
-    new_turns: u64,
+    rules: Rules,
     /// Turns and connections so far, by which they are put in order.
     marks: u64,
-    /// Bytes that may be lost by closing connections within a chunk.
-    early_bytes: u64,
-    /// Of what was sent: the rest that did not make one more such byte.
-    early_rest: u64,
-    known_slow: KnownSlow,
     checks: Checks,
     /// Chunks that were said to be wrong, each once; one at a time is looked at, so that whoever doubts everything takes
     /// one buffer from those who want something.
     doubts: VecDeque<(ContentId, u64)>,
     is_doubt_read: bool,
+    /// For whole chunks.
     buffers: BufferPool,
+    /// For slices, one for each connection.
+    slices: BufferPool,
     readers: Pool<Job, Done>,
     counters: Arc<Counters>,
     next_watch: Option<Instant>,
@@ -135,8 +133,19 @@ impl ShareService {
         counters: Arc<Counters>,
     ) -> io::Result<ShareService> {
         let wake = wake.clone();
-        let (threads, jobs_max) = (limits::UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX);
-        let readers = Pool::start("share-read", threads, jobs_max, move || wake.wake(), |_| work)?;
+        let slices_max = options.connections_max.unwrap_or(limits::SHARE_CONNECTIONS_MAX);
+        // Each job has a buffer.
+        let (threads, jobs_max) = (limits::UPLOAD_WORKERS, limits::UPLOAD_CHUNKS_MAX + slices_max);
+        let readers = Pool::start(
+            "share-read",
+            threads,
+            jobs_max,
+            move || wake.wake(),
+            |_| {
+                let mut whole = Vec::new();
+                move |job| work(job, &mut whole)
+            },
+        )?;
         let pace = options.limit_bytes_per_s.map(|rate| {
             let tick_bytes = rate / (1000 / limits::PACED_TICK.as_millis() as u64);
             let piece =
@@ -150,16 +159,13 @@ impl ShareService {
             catalogs: options.catalogs,
             pace,
             peers: ConnectionMap::default(),
-            turns: VecDeque::new(),
-            new_turns: 0,
+            rules: Rules::default(),
             marks: 0,
-            early_bytes: limits::UPLOAD_EARLY_BYTES_MAX,
-            early_rest: 0,
-            known_slow: KnownSlow::default(),
             checks: Checks::default(),
             doubts: VecDeque::new(),
             is_doubt_read: false,
-            buffers: BufferPool::new(limits::CHUNK_BYTES, jobs_max),
+            buffers: BufferPool::new(limits::CHUNK_BYTES, limits::UPLOAD_CHUNKS_MAX),
+            slices: BufferPool::new(limits::UPLOAD_SLICE_BYTES, slices_max),
             readers,
             counters,
             next_watch: None,
@@ -361,10 +367,6 @@ impl ShareService {
             peer.waiting_since = Some(now);
         }
         peer.wanted.push_back(wanted);
-        // Once each: what was called off may have left its turn here.
-        if !self.turns.contains(&id) {
-            self.turns.push_back(id);
-        }
         Ok(())
     }
 
@@ -393,7 +395,7 @@ impl ShareService {
                 return self.doubts.push_front((content, index));
             };
             let reader = Reader::Doubt;
-            let job = Job { reader, catalog, offer, index, is_checked: true, buffer };
+            let job = Job { reader, catalog, offer, index, offset: 0, is_checked: true, buffer };
             self.is_doubt_read = self.readers.submit(job).is_ok();
             if !self.is_doubt_read {
                 log::error!("chunks have no thread to be read by");
@@ -401,87 +403,105 @@ impl ShareService {
         }
     }
 
-    /// Has chunks read for those who want some, in turn, as far as there are buffers.
+    /// Has chunks and slices read for those who want some, in turn, as far as there are buffers.
     fn read_ahead(&mut self, net: &mut Net) {
-        let peers = &self.peers;
-        self.turns.retain(|id| peers.get(id).is_some_and(|peer| !peer.wanted.is_empty()));
-        if self.turns.is_empty() {
+        self.go_on_with_slices(net);
+        if self.peers.values().all(|peer| peer.wanted.is_empty()) {
             return;
         }
-        let (now, taker) = (net.now(), self.takers());
-        let mut places = self.places(&taker, now);
+        let now = net.now();
         let mut origins: HashMap<IpAddr, usize> = HashMap::new();
         for peer in self.peers.values() {
             *origins.entry(origin_of(peer.address.ip())).or_default() += peer.holds();
         }
         for second_round in [false, true] {
-            while places.free > 0
-                && let Some((at, kind)) =
-                    self.next_turn(&places, &origins, &taker, now, second_round)
-                && let Some(id) = self.turns.remove(at)
-                && let Some(peer) = self.peers.get_mut(&id)
-                && let Some(wanted) = peer.wanted.pop_front()
+            while let Some(id) = self.next_for_whole(&origins, now, second_round)
+                && let Some((origin, wanted)) = self.take_turn(id, now)
             {
-                places.taken(kind);
-                self.new_turns += u64::from(kind == Taker::New);
-                *origins.entry(origin_of(peer.address.ip())).or_default() += 1;
-                peer.waiting_since = Some(now);
-                self.marks += 1;
-                peer.last_turn = self.marks;
-                if !peer.wanted.is_empty() {
-                    self.turns.push_back(id);
-                }
-                if let Err(body) = self.read(id, wanted) {
+                *origins.entry(origin).or_default() += 1;
+                if let Err(body) = self.read_whole(id, wanted) {
                     self.say(net, id, &Message::ShareReply { id: wanted.request, body });
                 }
             }
         }
+        self.begin_slices(net);
     }
 
-    fn places(&self, taker: &impl Fn(&Peer, Instant) -> Taker, now: Instant) -> Places {
-        let mut places = Places { free: self.buffers.available(), slow: 0, new: 0 };
-        for peer in self.peers.values() {
-            match taker(peer, now) {
-                Taker::Slow => places.slow += peer.holds(),
-                Taker::New => places.new += peer.holds(),
-                Taker::Quick => {}
-            }
-        }
-        places
-    }
-
-    /// Where in the line the one is that has the next turn, and what it is.
-    fn next_turn(
+    /// Whose turn it is to have a buffer for a whole chunk.
+    fn next_for_whole(
         &self,
-        places: &Places,
         origins: &HashMap<IpAddr, usize>,
-        taker: &impl Fn(&Peer, Instant) -> Taker,
         now: Instant,
         second_round: bool,
-    ) -> Option<(usize, Taker)> {
-        let mut at = Vec::new();
-        let mut claims = Vec::new();
-        for (place, id) in self.turns.iter().enumerate() {
-            let Some(peer) = self.peers.get(id) else { continue };
-            let taker = taker(peer, now);
-            if places.may_have_one(peer.holds(), taker, second_round) {
-                let origin = origin_of(peer.address.ip());
-                let origin_holds = origins.get(&origin).copied().unwrap_or_default();
-                at.push(place);
-                claims.push(Claim { origin_holds, taker, last_turn: peer.last_turn });
-            }
-        }
-        let next = places.next(&claims, self.new_turns)?;
-        Some((at[next], claims[next].taker))
+    ) -> Option<ConnectionId> {
+        let free = self.buffers.available();
+        let may_have = |peer: &Peer| {
+            let taker = peer.times(now).taker();
+            peer.slices.is_none()
+                && self.rules.may_have_whole(free, peer.holds(), taker, second_round)
+        };
+        let wanting = self.peers.iter().filter(|(_, peer)| !peer.wanted.is_empty());
+        let (ids, claims): (Vec<ConnectionId>, Vec<Claim>) = wanting
+            .filter(|(_, peer)| may_have(peer))
+            .map(|(id, peer)| {
+                let origin_holds = origins.get(&origin_of(peer.address.ip())).copied();
+                let origin_holds = origin_holds.unwrap_or_default();
+                (*id, Claim { origin_holds, last_turn: peer.last_turn })
+            })
+            .unzip();
+        next_whole(&claims).map(|at| ids[at])
     }
 
-    /// Tells how a peer takes its chunks beside the others.
-    fn takers(&self) -> impl Fn(&Peer, Instant) -> Taker + use<> {
-        let uploading = self.peers.values().filter(|peer| peer.is_uploading());
-        // Under a rate nobody who keeps up keeps this side waiting at all, and there is nothing to compare.
-        let quickest = uploading.filter_map(|peer| peer.took).min();
-        let quickest = quickest.filter(|_| self.pace.is_none());
-        move |peer, now| peer.times(now).taker(quickest)
+    /// A peer has its turn: its origin, and what it wants.
+    fn take_turn(&mut self, id: ConnectionId, now: Instant) -> Option<(IpAddr, Wanted)> {
+        let peer = self.peers.get_mut(&id)?;
+        let wanted = peer.wanted.pop_front()?;
+        peer.waiting_since = Some(now);
+        self.marks += 1;
+        peer.last_turn = self.marks;
+        Some((origin_of(peer.address.ip()), wanted))
+    }
+
+    /// Has the first slice read for those to whom nothing is being sent, whoever has waited longest first.
+    fn begin_slices(&mut self, net: &mut Net) {
+        let now = net.now();
+        let mut origins = self.slow_rates(net);
+        let waiting = self.peers.iter().filter(|(_, peer)| peer.waits());
+        let mut line: Vec<(u64, ConnectionId)> =
+            waiting.map(|(id, peer)| (peer.last_turn, *id)).collect();
+        line.sort_unstable_by_key(|(last_turn, _)| *last_turn);
+        for (_, id) in line {
+            if self.slices.available() == 0 {
+                // One of a connection that was closed comes back soon.
+                return;
+            }
+            let Some(peer) = self.peers.get(&id) else { continue };
+            let times = peer.times(now);
+            let slow = origins.entry(origin_of(peer.address.ip())).or_default();
+            if !self.rules.may_begin(times, slow) {
+                continue;
+            }
+            if times.taker() == Taker::Slow {
+                slow.push(times.shown_rate());
+            }
+            let Some((_, wanted)) = self.take_turn(id, now) else { continue };
+            if let Err(body) = self.begin_slice(id, wanted) {
+                self.say(net, id, &Message::ShareReply { id: wanted.request, body });
+            }
+        }
+    }
+
+    /// At which rates slow peers of each origin take the chunks that they are being sent.
+    fn slow_rates(&self, net: &Net) -> HashMap<IpAddr, Vec<f64>> {
+        let mut origins: HashMap<IpAddr, Vec<f64>> = HashMap::new();
+        for (id, peer) in self.peers.iter().filter(|(_, peer)| peer.is_served()) {
+            let times = peer.times(net.now());
+            if times.taker() == Taker::Slow {
+                let rate = times.rate(peer.taken_bytes(net.queued_bytes(*id)));
+                origins.entry(origin_of(peer.address.ip())).or_default().push(rate);
+            }
+        }
+        origins
     }
 
     /// Peers that want something, have nothing, and have waited for so long.
@@ -491,9 +511,8 @@ impl ShareService {
         least: Duration,
     ) -> impl Iterator<Item = (ConnectionId, &Peer)> {
         self.peers.iter().map(|(id, peer)| (*id, peer)).filter(move |(_, peer)| {
-            let waits = !peer.wanted.is_empty() && peer.holds() == 0;
             let since = peer.waiting_since;
-            waits && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
+            peer.waits() && since.is_some_and(|since| now.saturating_duration_since(since) >= least)
         })
     }
 
@@ -511,19 +530,76 @@ impl ShareService {
         }
     }
 
-    fn read(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
+    fn read_whole(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
         let Wanted { request, content, index } = wanted;
         let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
-        let busy = || denied(DenialCode::Busy, "no memory is free; try again later".to_owned());
         let length = chunk_len(index, offer.manifest.size());
-        let buffer = self.buffers.take(length).ok_or_else(busy)?;
+        let buffer = self.buffers.take(length).ok_or_else(no_memory)?;
         let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
-        let reader = Reader::Peer(id, request);
-        let job = Job { reader, catalog, offer, index, is_checked, buffer };
+        let reader = Reader::Peer { id, request, is_slice: false };
+        self.submit(Job { reader, catalog, offer, index, offset: 0, is_checked, buffer })
+    }
+
+    /// Begins with a chunk that is read and sent slice by slice.
+    fn begin_slice(&mut self, id: ConnectionId, wanted: Wanted) -> Result<(), PeerReply> {
+        let Wanted { request, content, index } = wanted;
+        let (catalog, offer) = self.offer(content).ok_or_else(|| self.not_here(content))?;
+        let slices = Slices { wanted, length: chunk_len(index, offer.manifest.size()), read: 0 };
+        let buffer = self.slices.take(slices.next_len()).ok_or_else(no_memory)?;
+        let is_checked = self.checks.is_due(content, chunk_count(offer.manifest.size()), index);
+        let reader = Reader::Peer { id, request, is_slice: true };
+        self.submit(Job { reader, catalog, offer, index, offset: 0, is_checked, buffer })?;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.slices = Some(slices);
+        }
+        Ok(())
+    }
+
+    /// Has the next slice read for those that have taken the one before.
+    fn go_on_with_slices(&mut self, net: &mut Net) {
+        let has_room = |peer: &&Peer| peer.holds() == 0;
+        let next: Vec<(ConnectionId, Slices)> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| has_room(peer))
+            .filter_map(|(id, peer)| Some((*id, peer.slices?)))
+            .collect();
+        for (id, slices) in next {
+            let Wanted { request, content, index } = slices.wanted;
+            let reader = Reader::Peer { id, request, is_slice: true };
+            let offset = slices.read;
+            let submitted = match self.offer(content) {
+                None => Err("its file is not offered any more"),
+                Some((catalog, offer)) => {
+                    let Some(buffer) = self.slices.take(slices.next_len()) else {
+                        // One of a connection that was closed comes back soon.
+                        return;
+                    };
+                    let is_checked = false;
+                    let job = Job { reader, catalog, offer, index, offset, is_checked, buffer };
+                    self.submit(job).map_err(|_| "there is no thread to read it with")
+                }
+            };
+            if let Err(why) = submitted {
+                self.leave_within_chunk(net, id, why);
+            }
+        }
+    }
+
+    /// The rest of a chunk cannot be sent: nothing else can be said on its connection.
+    fn leave_within_chunk(&mut self, net: &mut Net, id: ConnectionId, why: &str) {
+        if let Some(peer) = self.peers.get(&id) {
+            log::info!("{} does not get the rest of its chunk: {why}", peer.address);
+        }
+        net.close(id);
+    }
+
+    fn submit(&mut self, job: Job) -> Result<(), PeerReply> {
+        let reader = job.reader;
         self.readers.submit(job).map_err(|refused| match refused {
             SubmitError::Full(_) => {
                 debug_assert!(false, "{} jobs hold a buffer each", self.readers.outstanding());
-                busy()
+                no_memory()
             }
             SubmitError::Stopped(_) => {
                 log::error!("chunks have no thread to be read by");
@@ -531,7 +607,9 @@ impl ShareService {
                 denied(DenialCode::Unreadable, message)
             }
         })?;
-        if let Some(peer) = self.peers.get_mut(&id) {
+        if let Reader::Peer { id, .. } = reader
+            && let Some(peer) = self.peers.get_mut(&id)
+        {
             peer.reading += 1;
         }
         Ok(())
@@ -541,7 +619,7 @@ impl ShareService {
         let Done { reader, catalog, offer, buffer, outcome } = done;
         match reader {
             Reader::Doubt => self.is_doubt_read = false,
-            Reader::Peer(id, _) => {
+            Reader::Peer { id, .. } => {
                 if let Some(peer) = self.peers.get_mut(&id) {
                     peer.reading -= 1;
                 }
@@ -549,20 +627,8 @@ impl ShareService {
         }
         match (outcome, reader) {
             (Ok(()), Reader::Doubt) => {}
-            (Ok(()), Reader::Peer(id, request)) => {
-                // A chunk's length always fits.
-                let body = PeerReply::Chunk { length: buffer.len() as u32 };
-                let header = match greeting::frame(&Message::ShareReply { id: request, body }) {
-                    Ok(header) => Some(header),
-                    Err(error) => return log::error!("a chunk cannot be announced: {error}"),
-                };
-                let Some(peer) = self.peers.get_mut(&id) else {
-                    return;
-                };
-                self.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-                let bytes = Bytes::from_owner(buffer);
-                peer.outgoing.push_back(Outgoing { header, bytes });
+            (Ok(()), Reader::Peer { id, request, is_slice }) => {
+                self.sendable(id, request, is_slice, buffer);
             }
             (Err(error), reader) => {
                 log::info!("a peer asked in vain: {error}");
@@ -571,12 +637,46 @@ impl ShareService {
                     DenialCode::NotFound | DenialCode::Changed => catalog.changed(&offer),
                     _ => {}
                 }
-                if let Reader::Peer(id, request) = reader {
-                    let body = denied(error.code(), error.to_string());
-                    self.say(net, id, &Message::ShareReply { id: request, body });
+                let Reader::Peer { id, request, .. } = reader else { return };
+                let slices = self.peers.get_mut(&id).and_then(|peer| peer.slices.take());
+                if slices.is_some_and(|slices| slices.read > 0) {
+                    return self.leave_within_chunk(net, id, &error.to_string());
                 }
+                let body = denied(error.code(), error.to_string());
+                self.say(net, id, &Message::ShareReply { id: request, body });
             }
         }
+    }
+
+    /// A whole chunk, or the next slice of one, has been read for a peer.
+    fn sendable(&mut self, id: ConnectionId, request: u64, is_slice: bool, buffer: Buffer) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.len());
+        if is_slice {
+            let Some(slices) = &mut peer.slices else {
+                debug_assert!(false, "a slice was read for {}, which gets none", peer.address);
+                return;
+            };
+            (is_first, length) = (slices.read == 0, slices.length);
+            slices.read += buffer.len();
+            ends_chunk = slices.read >= slices.length;
+            if ends_chunk {
+                peer.slices = None;
+            }
+        }
+        let mut header = None;
+        if is_first {
+            // A chunk's length always fits.
+            let body = PeerReply::Chunk { length: length as u32 };
+            header = match greeting::frame(&Message::ShareReply { id: request, body }) {
+                Ok(header) => Some(header),
+                Err(error) => return log::error!("a chunk cannot be announced: {error}"),
+            };
+            self.counters.chunks.fetch_add(1, Ordering::Relaxed);
+        }
+        self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        let bytes = Bytes::from_owner(buffer);
+        peer.outgoing.push_back(Outgoing { header, bytes, ends_chunk });
     }
 
     /// Hands chunks that were read to their connections, as far as the rate allows.
@@ -626,7 +726,7 @@ impl ShareService {
             return;
         };
         let mut encoded = Ok(());
-        if peer.is_within_chunk() {
+        if peer.is_within_chunk {
             encoded = codec::encode(message, limits::SHARE_FRAME_BYTES_MAX, &mut peer.behind);
             if peer.is_crowded() {
                 net.pause_reading(id);
@@ -642,44 +742,25 @@ impl ShareService {
         }
     }
 
-    fn all_of(&mut self, origin: IpAddr) -> impl Iterator<Item = &mut Peer> {
-        self.peers.values_mut().filter(move |peer| origin_of(peer.address.ip()) == origin)
-    }
-
-    /// Ends connections of those that are too slow, so that others have their turn.
-    fn make_room(&mut self, net: &mut Net) {
-        let (now, taker) = (net.now(), self.takers());
-        let holding = self.peers.iter().filter(|(_, peer)| peer.holds() > 0);
-        let (ids, holders): (Vec<ConnectionId>, Vec<Holder>) = holding
-            .map(|(id, peer)| {
-                let holder = Holder {
-                    taker: taker(peer, now),
-                    buffers: peer.holds(),
-                    taking: peer.times(now).taking,
-                    taken_bytes: peer.taken_bytes(net.queued_bytes(*id)),
-                    stalled: net.write_stall(*id),
-                };
-                (*id, holder)
-            })
-            .unzip();
-        let wait = |kind: Taker| {
-            self.waiting(now, Duration::ZERO).filter(|(_, peer)| taker(peer, now) == kind).count()
+    /// Ends connections over which nearly nothing goes.
+    fn close_stopped(&mut self, net: &mut Net) {
+        let now = net.now();
+        let has_stopped = |(id, peer): &(&ConnectionId, &Peer)| {
+            peer.is_served()
+                && peer.times(now).has_stopped(peer.taken_bytes(net.queued_bytes(**id)))
         };
-        let not_slow = self.places(&taker, now).lacking(wait(Taker::Quick), wait(Taker::New));
-        let all = self.waiting(now, limits::SHARE_TICK).count();
-        let quickest =
-            self.waiting(now, limits::SHARE_TICK).filter_map(|(_, peer)| peer.took).min();
-        let waiting = Waiting { all, not_slow, quickest };
-        for at in to_close(&holders, waiting, &mut self.early_bytes) {
-            if let Some(peer) = self.peers.get(&ids[at]) {
+        let stopped: Vec<ConnectionId> =
+            self.peers.iter().filter(has_stopped).map(|(id, _)| *id).collect();
+        for id in stopped {
+            if let Some(peer) = self.peers.get(&id) {
                 log::info!("{} takes too long over a chunk", peer.address);
             }
-            net.close(ids[at]);
+            net.close(id);
         }
     }
 }
 
-/// Hands the first `length` bytes of a chunk, or all, to its connection; what is left waits.
+/// Hands the first `length` bytes of a chunk or a slice, or all, to its connection; what is left waits.
 fn send_piece(
     net: &mut Net,
     id: ConnectionId,
@@ -690,20 +771,31 @@ fn send_piece(
     let mut queued = true;
     if let Some(header) = chunk.header.take() {
         queued = net.send_owned(id, header);
+        peer.is_within_chunk = true;
     }
-    let piece = chunk.bytes.split_to(length.min(chunk.bytes.len()));
-    let (bytes, is_last) = (piece.len(), chunk.bytes.is_empty());
-    if !queued || !net.send_raw(id, piece) {
+    let bytes = chunk.bytes.split_to(length.min(chunk.bytes.len()));
+    let ends_buffer = chunk.bytes.is_empty();
+    let ends_chunk = ends_buffer && chunk.ends_chunk;
+    let piece = Piece { bytes: bytes.len(), ends_buffer, ends_chunk };
+    if !queued || !net.send_raw(id, bytes) {
         // The connection is gone, which will be told.
         return;
     }
-    peer.pieces.push_back((bytes, is_last));
-    if !is_last {
+    peer.pieces.push_back(piece);
+    if !ends_buffer {
         peer.outgoing.push_front(chunk);
-    } else if !peer.behind.is_empty() {
-        net.send_owned(id, std::mem::take(&mut peer.behind));
-        net.resume_reading(id);
     }
+    if ends_chunk {
+        peer.is_within_chunk = false;
+        if !peer.behind.is_empty() {
+            net.send_owned(id, std::mem::take(&mut peer.behind));
+            net.resume_reading(id);
+        }
+    }
+}
+
+fn no_memory() -> PeerReply {
+    denied(DenialCode::Busy, "no memory is free; try again later".to_owned())
 }
 
 fn denied(code: DenialCode, message: String) -> PeerReply {
@@ -713,9 +805,7 @@ fn denied(code: DenialCode, message: String) -> PeerReply {
 impl Service for ShareService {
     fn on_accepted(&mut self, _net: &mut Net, id: ConnectionId, address: SocketAddr) {
         self.marks += 1;
-        let mut peer = Peer::new(address, self.marks);
-        peer.known_slow_until = self.known_slow.until(origin_of(address.ip()));
-        self.peers.insert(id, peer);
+        self.peers.insert(id, Peer::new(address, self.marks));
         self.counters.peers.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -740,33 +830,13 @@ impl Service for ShareService {
     }
 
     fn on_raw_sent(&mut self, net: &mut Net, id: ConnectionId) {
-        let Some(peer) = self.peers.get_mut(&id) else {
-            return;
-        };
-        let (bytes, is_last) =
-            peer.pieces.front().map_or((0, false), |(b, last)| (*b as u64, *last));
-        peer.piece_taken(net.now());
-        let was_quick = is_last && peer.took.is_some_and(|took| took < limits::UPLOAD_SLOW_AFTER);
-        let origin = origin_of(peer.address.ip());
-        if was_quick && self.known_slow.was_quick(origin) {
-            self.all_of(origin).for_each(|peer| peer.known_slow_until = None);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.piece_taken(net.now());
         }
-        self.early_rest += bytes;
-        let earned = self.early_rest / limits::UPLOAD_EARLY_SHARE;
-        self.early_rest %= limits::UPLOAD_EARLY_SHARE;
-        self.early_bytes = (self.early_bytes + earned).min(limits::UPLOAD_EARLY_BYTES_MAX);
     }
 
-    fn on_closed(&mut self, net: &mut Net, id: ConnectionId, reason: &CloseReason) {
+    fn on_closed(&mut self, _net: &mut Net, id: ConnectionId, reason: &CloseReason) {
         if let Some(peer) = self.peers.remove(&id) {
-            // Cut off, or gone by itself: whoever leaves shortly before it is found slow has had its try, too.
-            let is_slow = peer.took.is_none_or(|took| took >= limits::UPLOAD_SLOW_AFTER)
-                || peer.times(net.now()).taking >= limits::UPLOAD_SLOW_AFTER;
-            if peer.holds() > 0 && is_slow {
-                let origin = origin_of(peer.address.ip());
-                let until = Some(self.known_slow.was_slow(origin, net.now()));
-                self.all_of(origin).for_each(|peer| peer.known_slow_until = until);
-            }
             self.counters.peers.fetch_sub(1, Ordering::Relaxed);
             log::debug!("the connection with {} ended: {reason}", peer.address);
         }
@@ -786,13 +856,14 @@ impl Service for ShareService {
         if self.next_watch.is_none_or(|at| now >= at) {
             self.next_watch = Some(now + limits::SHARE_TICK);
             self.tell_watchers(net);
-            self.make_room(net);
+            self.close_stopped(net);
             self.refuse_waiting(net);
             for id in self.peers.keys().copied().collect::<Vec<_>>() {
                 self.keep_place(net, id);
             }
             if !self.peers.values().any(Peer::is_uploading) {
                 self.buffers.release_memory();
+                self.slices.release_memory();
             }
         }
     }
@@ -813,7 +884,7 @@ impl Service for ShareService {
     fn farewell(&mut self, id: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         match self.peers.get(&id) {
             // Within a chunk nothing can be said.
-            Some(peer) if peer.is_within_chunk() => Vec::new(),
+            Some(peer) if peer.is_within_chunk => Vec::new(),
             _ => greeting::refusal(&reason.to_string()),
         }
     }

@@ -91,13 +91,16 @@ fn check(file: &File, offer: &Offer) -> Result<(), SourceError> {
     }
 }
 
-/// Reads chunk `index`, which the offer's content has, into `buffer`, which has room for it. With `is_checked` what was read is
-/// compared with the chunk's hash, as it always is of a file that is being written to.
-pub(super) fn read_chunk(
+/// Reads `buffer` full from `offset` on in chunk `index`, which the offer's content has. With `is_checked` the whole chunk is
+/// compared with its hash, as it always is of a file that is being written to; `whole` is room for that where the buffer
+/// is for less.
+pub(super) fn read(
     offer: &Offer,
     index: u64,
+    offset: usize,
     is_checked: bool,
     buffer: &mut Buffer,
+    whole: &mut Vec<u8>,
 ) -> Result<(), SourceError> {
     let name = || offer.file.clone();
     let by_name;
@@ -109,8 +112,16 @@ pub(super) fn read_chunk(
         }
     };
     check(file, offer)?;
-    buffer.set_len(chunk_len(index, offer.manifest.size()));
-    match file.read_exact_at(buffer.as_mut(), chunk_offset(index)) {
+    let length = chunk_len(index, offer.manifest.size());
+    let is_compared = is_checked || offer.stamp.is_none();
+    let is_slice = buffer.len() < length;
+    let (read, begin): (&mut [u8], usize) = if is_compared && is_slice {
+        whole.resize(length, 0);
+        (whole, 0)
+    } else {
+        (buffer.as_mut(), offset)
+    };
+    match file.read_exact_at(read, chunk_offset(index) + begin as u64) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             return Err(SourceError::Changed(name()));
@@ -119,11 +130,15 @@ pub(super) fn read_chunk(
     }
     // What was written while it was read shows now, or in the receiver's check of the chunk.
     check(file, offer)?;
-    if (is_checked || offer.stamp.is_none()) && !offer.manifest.matches(index, buffer.as_ref()) {
+    if is_compared && !offer.manifest.matches(index, read) {
         return Err(match offer.stamp {
             None => SourceError::Changed(name()),
             Some(_) => SourceError::Rotten(name()),
         });
+    }
+    if is_compared && is_slice {
+        let slice = offset..offset + buffer.len();
+        buffer.as_mut().copy_from_slice(&whole[slice]);
     }
     Ok(())
 }
@@ -154,8 +169,19 @@ mod tests {
     }
 
     fn read(offer: &Offer, index: u64) -> Result<Vec<u8>, SourceError> {
-        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(CHUNK_BYTES).unwrap();
-        read_chunk(offer, index, false, &mut buffer).map(|()| buffer.as_ref().to_vec())
+        let length = chunk_len(index, offer.manifest.size());
+        read_part(offer, index, 0..length, false)
+    }
+
+    fn read_part(
+        offer: &Offer,
+        index: u64,
+        part: std::ops::Range<usize>,
+        is_checked: bool,
+    ) -> Result<Vec<u8>, SourceError> {
+        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(part.len()).unwrap();
+        super::read(offer, index, part.start, is_checked, &mut buffer, &mut Vec::new())
+            .map(|()| buffer.as_ref().to_vec())
     }
 
     #[test]
@@ -165,6 +191,13 @@ mod tests {
         let offer = offer(folder.path(), "a.bin", &bytes);
         assert!(read(&offer, 0).unwrap() == bytes[..CHUNK_BYTES]);
         assert!(read(&offer, 1).unwrap() == bytes[CHUNK_BYTES..]);
+        for is_checked in [false, true] {
+            let (first, last) = (0..1000, CHUNK_BYTES - 1000..CHUNK_BYTES);
+            assert!(read_part(&offer, 0, first.clone(), is_checked).unwrap() == bytes[first]);
+            assert!(read_part(&offer, 0, last.clone(), is_checked).unwrap() == bytes[last]);
+            let end = read_part(&offer, 1, 3..5, is_checked).unwrap();
+            assert!(end == bytes[CHUNK_BYTES + 3..]);
+        }
     }
 
     #[test]
@@ -254,8 +287,9 @@ mod tests {
         assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
         rot(&mut offer, &path, b"befoul");
         assert_eq!(read(&offer, 0).unwrap(), b"befoul", "not checked");
-        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(CHUNK_BYTES).unwrap();
-        let checked = read_chunk(&offer, 0, true, &mut buffer);
-        assert!(matches!(checked, Err(SourceError::Rotten(_))), "{checked:?}");
+        for part in [0..6, 2..4] {
+            let checked = read_part(&offer, 0, part, true);
+            assert!(matches!(checked, Err(SourceError::Rotten(_))), "{checked:?}");
+        }
     }
 }

@@ -248,6 +248,12 @@ impl Swarm {
         self.sources.get(id.0).map_or(0, |source| source.asked.len())
     }
 
+    /// Whether a source has said that it is busy, and given nothing since.
+    pub fn is_put_off(&self, id: SourceId) -> bool {
+        let says_busy = |source: &Source| source.busy_times > 0 && source.begun_bytes == 0;
+        self.sources.get(id.0).is_some_and(says_busy)
+    }
+
     /// Bytes a second that a source gives of late.
     pub fn rate(&self, id: SourceId) -> f64 {
         self.sources.get(id.0).map_or(0.0, |source| source.meter.rate())

@@ -195,6 +195,7 @@ impl Driver {
                 drop(buffer);
                 if good {
                     self.stored.insert(index);
+                    self.fetched_bytes += chunk_len(index, self.options.size) as u64;
                 }
                 let now = self.elapsed(net);
                 self.swarm.checked(source, index, good, now);
@@ -249,6 +250,7 @@ impl Driver {
             manifest,
             stamp,
             fetched_bytes: self.fetched_bytes,
+            received_bytes: self.received_bytes,
             kept_bytes: self.kept_bytes,
             already_there: false,
         };
