@@ -924,6 +924,22 @@ fn ticks_come_without_any_traffic() {
     harness.wait_until("ten ticks", |harness| harness.ask(|service, _| service.ticks) >= 10);
 }
 
+/// A download that was stopped for longer than its patience gave up as soon as it went on.
+#[test]
+fn time_in_which_the_loop_does_not_run_does_not_count() {
+    let (stop, turn_max) = (Duration::from_millis(500), Duration::from_millis(20));
+    let harness = Harness::start(LoopConfig { turn_max: Some(turn_max), ..config() });
+    let begun = Instant::now();
+    let before = harness.ask(move |_, net| {
+        // The process is stopped, as far as the loop can tell.
+        std::thread::sleep(stop);
+        net.now()
+    });
+    let counted = harness.ask(|_, net| net.now()) - before;
+    let passed = begun.elapsed();
+    assert!(passed - counted >= stop - turn_max, "{counted:?} of {passed:?}");
+}
+
 /// A frame that announces raw bytes, and the bytes.
 fn raw_message(bytes: &[u8]) -> Vec<u8> {
     let mut message = raw_header(bytes.len() as u32);

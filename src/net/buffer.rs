@@ -165,9 +165,13 @@ mod tests {
         first.as_mut()[9_999] = 7;
         let address = first.as_ref().as_ptr().addr();
         std::thread::spawn(move || drop(first)).join().unwrap();
+        assert_eq!(pool.available(), 1, "one came back");
         let mut again = pool.take(1).unwrap();
         assert_eq!(again.as_ref().as_ptr().addr(), address);
         again.set_len(usize::MAX);
         assert_eq!((again.len(), again.as_ref()[9_999]), (10_000, 7));
+        assert!(pool.take(1).is_none());
+        drop((again, second));
+        assert_eq!(pool.available(), 2);
     }
 }

@@ -91,10 +91,24 @@ fn check(file: &File, offer: &Offer) -> Result<(), SourceError> {
     }
 }
 
-/// Reads `buffer` full from `offset` on in chunk `index`, which the offer's content has. With `is_checked` the whole chunk is
+/// Reads `buffer` full from `offset` on in chunk `index`, which the offer's content has ([`read_by`]).
+pub(super) fn read(
+    offer: &Offer,
+    index: u64,
+    offset: usize,
+    is_checked: bool,
+    buffer: &mut Buffer,
+    whole: &mut Vec<u8>,
+) -> Result<(), SourceError> {
+    let fill = |file: &File, bytes: &mut [u8], at: u64| file.read_exact_at(bytes, at);
+    read_by(fill, offer, index, offset, is_checked, buffer, whole)
+}
+
+/// Has `fill` read `buffer` full, and looks at the file before and after. With `is_checked` the whole chunk is
 /// compared with its hash, as it always is of a file that is being written to; `whole` is room for that where the buffer
 /// is for less.
-pub(super) fn read(
+fn read_by(
+    fill: impl FnOnce(&File, &mut [u8], u64) -> io::Result<()>,
     offer: &Offer,
     index: u64,
     offset: usize,
@@ -121,7 +135,7 @@ pub(super) fn read(
     } else {
         (buffer.as_mut(), offset)
     };
-    match file.read_exact_at(read, chunk_offset(index) + begin as u64) {
+    match fill(file, read, chunk_offset(index) + begin as u64) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
             return Err(SourceError::Changed(name()));
@@ -261,6 +275,22 @@ mod tests {
         assert_eq!(read(&offer, 0).unwrap_err().code(), DenialCode::Changed);
         std::fs::write(&path, b"before").unwrap();
         assert_eq!(read(&offer, 0).unwrap(), b"before");
+    }
+
+    /// Between the look at a file and the one after it is read.
+    #[test]
+    fn what_was_written_while_it_was_read_is_not_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let offer = offer(folder.path(), "file", b"before");
+        let path = folder.path().join("file");
+        let mut buffer = BufferPool::new(CHUNK_BYTES, 1).take(6).unwrap();
+        let writes = |file: &File, bytes: &mut [u8], at: u64| {
+            // Longer, which shows however coarse the clock is.
+            std::fs::write(&path, b"changed").unwrap();
+            file.read_exact_at(bytes, at)
+        };
+        let outcome = read_by(writes, &offer, 0, 0, false, &mut buffer, &mut Vec::new());
+        assert!(matches!(outcome, Err(SourceError::Changed(_))), "{outcome:?}");
     }
 
     /// What a disk makes of a file, as far as anybody can tell from outside.
