@@ -182,7 +182,7 @@ fn start_fetch(to: &str, content: &str, size: u64, sources: &[&str]) -> Outcome<
         congestion: None,
         more_may_come: false,
         patience: Duration::from_secs(10),
-        ends_when_gone: false,
+        gone_after: None,
         seed: 1,
     })?)
 }

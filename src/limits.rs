@@ -1163,6 +1163,10 @@ pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
 pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
 /// … up to this: places change hands within a second.
 pub const SOURCE_BUSY_MAX: Duration = Duration::from_secs(2);
+/// A download of which something has come ends when all sources have said for this long that they have the content no
+/// more: some looks of a peer at its folder, after which a file that was renamed is offered again.
+pub const SOURCES_GONE_AFTER: Duration = Duration::from_secs(10);
+const _: () = assert!(SOURCES_GONE_AFTER.as_millis() >= 4 * FOLDER_RESCAN_INTERVAL.as_millis());
 /// A source that has the content no more, or whose file changed, is dialled again after this, doubling …
 pub const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
 /// … up to this: a file that was only touched or renamed is offered again as soon as it has been hashed.

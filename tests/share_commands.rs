@@ -391,7 +391,7 @@ fn a_fetch_whose_only_source_goes_gives_up_and_says_so() {
 
 /// Its peer was waited for, and had said that the file is gone.
 #[test]
-fn a_fetch_of_what_is_removed_meanwhile_ends_unless_it_is_to_be_patient() {
+fn a_fetch_of_what_is_removed_meanwhile_ends_and_of_what_is_renamed_goes_on() {
     let registry = Registry::start(&[]);
     let (folder, to) = (registry.folder("a"), registry.folder("to"));
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
@@ -404,12 +404,12 @@ fn a_fetch_of_what_is_removed_meanwhile_ends_unless_it_is_to_be_patient() {
     let said = fetch.err();
     assert_eq!(said, "acervo: no peer has film.mkv any more; what has arrived is kept\n");
     assert!(part.exists());
-    // With a patience of its own it is there when the file is back.
+    // Under another name it is the same.
     write(&folder, "film.mkv", &noise(16 * MIB, "film"));
     eventually("it is offered again", || {
         registry.run(&["files"]).out.contains("film.mkv").then_some(())
     });
-    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet", "--patience", "60s"]);
+    let mut fetch = fetching(&registry, "film.mkv", &to, &["--quiet"]);
     let began = arrived(&part);
     eventually("it goes on", || (arrived(&part) > began).then_some(()));
     std::fs::rename(folder.join("film.mkv"), folder.join("other.mkv")).unwrap();

@@ -349,7 +349,7 @@ fn a_second_download_of_a_content_leaves_the_first_ones_offer_alone() {
         sources: sources.clone(),
         look_for_more: false,
         patience: PATIENCE,
-        ends_when_gone: false,
+        gone_after: None,
     };
     let first = peer.download(wanted(&to)).unwrap();
     eventually("a chunk", || (first.progress().done_bytes > 0).then_some(()));

@@ -504,7 +504,7 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
     let scene = Scene::new(4 * MIB);
     let gone = scene.fake(Trick::Denies { code: DenialCode::NotFound });
     let options = |fakes: &[&Fake]| FetchOptions {
-        ends_when_gone: true,
+        gone_after: Some(Duration::ZERO),
         ..scene.options(fakes.iter().map(|fake| fake.source()).collect())
     };
     let error = run(options(&[&gone])).unwrap_err();
@@ -522,7 +522,7 @@ fn what_every_source_says_is_gone_ends_the_download_unless_it_is_to_wait() {
         let error = run(FetchOptions { patience, ..options(&[&gone, other]) }).unwrap_err();
         assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
     }
-    let waits = FetchOptions { patience, ends_when_gone: false, ..options(&[&gone]) };
+    let waits = FetchOptions { patience, gone_after: None, ..options(&[&gone]) };
     let error = run(waits).unwrap_err();
     assert!(matches!(error, FetchError::NoSource { .. }), "{error:?}");
 

@@ -284,7 +284,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
             look_for_more: true,
             patience,
             // Whoever says how long to wait waits for what may come back.
-            ends_when_gone: args.patience.is_none(),
+            gone_after: args.patience.is_none().then_some(limits::SOURCES_GONE_AFTER),
         };
         match transfer(&peer, wanted, args.quiet, &stop) {
             Ok((outcome, progress)) => {

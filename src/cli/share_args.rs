@@ -143,7 +143,7 @@ pub struct FetchArgs {
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub limit: Option<u64>,
     /// Give up when no peer has given anything for this long, also when all say that they have it no more: without this,
-    /// that ends it at once [default: 30s]
+    /// that ends it in some seconds [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub patience: Option<Duration>,
     /// Show no progress

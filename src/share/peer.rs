@@ -78,8 +78,8 @@ pub struct Wanted {
     pub look_for_more: bool,
     /// How long to go on when nobody gives anything.
     pub patience: Duration,
-    /// Whether it ends as soon as everybody has answered that they have it no more.
-    pub ends_when_gone: bool,
+    /// See [`FetchOptions::gone_after`].
+    pub gone_after: Option<Duration>,
 }
 
 /// A running peer. It leaves the share when it is dropped.
@@ -195,7 +195,7 @@ impl Peer {
     /// # Errors
     /// It cannot even begin.
     pub fn download(&self, wanted: Wanted) -> Result<Transfer, FetchError> {
-        let Wanted { name, content, size, to, sources, look_for_more, patience, ends_when_gone } =
+        let Wanted { name, content, size, to, sources, look_for_more, patience, gone_after } =
             wanted;
         let in_folder = self.folder.as_ref().filter(|folder| to == folder.path());
         // A peer does not fetch from itself.
@@ -213,7 +213,7 @@ impl Peer {
             congestion: self.congestion.clone(),
             more_may_come: look_for_more,
             patience,
-            ends_when_gone,
+            gone_after,
             seed: rand::rng().next_u64(),
         })?);
         self.membership.fetching(content, size);

@@ -32,7 +32,7 @@ pub fn options(manifest: &Manifest, to: &Path, sources: Vec<Source>) -> FetchOpt
         congestion: None,
         more_may_come: false,
         patience: PATIENCE,
-        ends_when_gone: false,
+        gone_after: None,
         seed: 7,
     }
 }

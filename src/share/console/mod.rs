@@ -532,7 +532,7 @@ fn fetch_from(
         sources: vec![source],
         look_for_more: false,
         patience: limits::FETCH_PATIENCE_DEFAULT,
-        ends_when_gone: true,
+        gone_after: Some(limits::SOURCES_GONE_AFTER),
     };
     let mut transfer = joined.peer.download(wanted).map_err(|error| explain_fetch(&error))?;
     let mut told = false;

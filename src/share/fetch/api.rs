@@ -41,9 +41,10 @@ pub struct FetchOptions {
     /// With no source reachable, or none that has what is missing, for this long the download gives
     /// up. What has arrived is kept.
     pub patience: Duration,
-    /// Whether it ends as soon as every source has answered that it has the content no more, and whoever looks for
-    /// further ones has found none. Else they are waited for like any that give nothing.
-    pub ends_when_gone: bool,
+    /// It ends when every source has answered that it has the content no more, and whoever looks for further ones has
+    /// found none: at once, or after so long if some of it has come. When absent they are waited for like any that give
+    /// nothing.
+    pub gone_after: Option<Duration>,
     /// Where the random choices start from.
     pub seed: u64,
 }

@@ -82,6 +82,8 @@ pub(super) struct Driver {
     next_request: u64,
     /// Of the source lost last: who, why.
     last_lost: Option<String>,
+    /// Since when every source has answered that it has the content no more.
+    gone_since: Option<Duration>,
     /// The look for further sources that is waited for while nobody whom it knows has the content any more.
     look: Option<u64>,
     /// The last look that has ended.
@@ -158,6 +160,7 @@ impl Driver {
             by_connection: ConnectionMap::default(),
             next_request: 1,
             last_lost: None,
+            gone_since: None,
             look: None,
             looked: 0,
             lists: HashLists::new(options.content, options.size),
@@ -582,7 +585,7 @@ impl Driver {
         let hopeless =
             !self.options.more_may_come && !self.links.is_empty() && self.swarm.is_hopeless();
         let (name, kept) = (self.options.name.clone(), Kept(false));
-        if self.is_gone() {
+        if self.is_gone(self.elapsed(net)) {
             self.end(net, Err(FetchError::Gone { name, kept }));
         } else if hopeless || waited >= self.options.patience {
             let last = self.why_nobody();
@@ -592,14 +595,19 @@ impl Driver {
 
     /// Whether nobody has the content any more and the download is to end with that: an answer of every source, but for
     /// those that lied, and of whoever looks for further ones. One that is silent, or looks at its file, may have it.
-    fn is_gone(&mut self) -> bool {
+    fn is_gone(&mut self, now: Duration) -> bool {
         let is_out = |(link, id): (&Link, SourceId)| {
             link.is_gone || self.swarm.standing(id) == Standing::Banned
         };
         let all_out = self.links.iter().zip((0..).map(SourceId)).all(is_out);
         let is_gone = all_out && self.links.iter().any(|link| link.is_gone);
-        if !self.options.ends_when_gone || !is_gone {
-            self.look = None;
+        let Some(gone_after) = self.options.gone_after.filter(|_| is_gone) else {
+            (self.gone_since, self.look) = (None, None);
+            return false;
+        };
+        // Where nothing has come nothing is lost. Else it may only have another name, and is offered again soon.
+        let gone_after = if self.fetched_bytes > 0 { gone_after } else { Duration::ZERO };
+        if now.saturating_sub(*self.gone_since.get_or_insert(now)) < gone_after {
             return false;
         }
         let look = *self.look.get_or_insert_with(|| self.shared.want_look());

@@ -148,7 +148,7 @@ fn download_late(manifest: &Manifest, sources: &[Source], bytes: &[u8], spoils: 
             congestion: None,
             more_may_come: false,
             patience: Duration::from_secs(60),
-            ends_when_gone: false,
+            gone_after: None,
             seed,
         };
         let part = Part::open(to.path(), &options.name, options.content, options.size);
