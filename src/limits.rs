@@ -599,6 +599,9 @@ pub const GATEWAY_READS_MAX: usize = 4;
 /// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small messages wait to be
 /// taken, and so many bytes are fewer.
 pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
+/// Where all connections there may be are in use it is looked at so often whether some of their clients have left: some
+/// hundred microseconds each time.
+pub const GATEWAY_LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes as much of a processor …
 pub const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
 /// … and a new connection, which also counts half of what its address has made the gateway work lately: so whoever comes

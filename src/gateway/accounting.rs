@@ -2,7 +2,8 @@
 //!
 //! Three things are limited, each for a connection, for an origin (an IP address) and for the gateway:
 //!
-//! - *Connections.* One more takes the place of a connection that has not made a call yet, if there are many of those;
+//! - *Connections.* One more takes the place of a connection whose client has ended its half, which nobody has read yet;
+//!   of one that has not made a call yet, if there are many of those;
 //!   of one whose origin has many; of the one that has been idle for longest, of its own origin or of one that has
 //!   more; or at last of one that is owed an answer, if its origin would keep as many as the other gets. Origins with a
 //!   few have as many as anybody. So an origin makes room for others and for its own, whoever calls again and again keeps
@@ -30,8 +31,10 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::net::TcpStream;
 
-use super::turns::{Meter, Usage};
+use super::turns::{self, Meter, Usage};
 use crate::limits;
 use crate::net::{ConnectionId, Crowd, origin_of};
 
@@ -105,6 +108,8 @@ struct AccountState {
     has_called: AtomicBool,
     /// The connection is to make room.
     is_displaced: AtomicBool,
+    /// What it has sent waits for its turn to be read.
+    is_waiting: AtomicBool,
     /// Wakes the connection's task.
     waker: AtomicWaker,
     usage: Usage,
@@ -131,6 +136,8 @@ struct Books {
     total: Shares,
     last_connection: u64,
     last_call: u64,
+    /// When it was last looked at whose clients have left.
+    looked_at: Option<Instant>,
 }
 
 /// What connections have of that which is shared.
@@ -166,6 +173,8 @@ struct Shortage {
 
 struct Entry {
     account: Weak<AccountState>,
+    /// The connection itself, once it is known.
+    stream: Weak<TcpStream>,
     origin: IpAddr,
     calls: HashMap<u64, CallEntry>,
     /// The sum of its calls' bytes.
@@ -236,6 +245,7 @@ impl Accounts {
             total: Shares::default(),
             last_connection: 0,
             last_call: 0,
+            looked_at: None,
         })))
     }
 
@@ -249,7 +259,8 @@ impl Accounts {
         let mut displaced = Displaced::default();
         let account = {
             let mut books = self.books();
-            let has_room = books.entries.len() < books.limits.connections_max
+            let has_room = books.has_room()
+                || books.displace_left(Instant::now(), &mut displaced)
                 || books.make_room(ip, &mut displaced);
             has_room.then(|| books.open(self, ip))
         };
@@ -259,6 +270,26 @@ impl Accounts {
 }
 
 impl Books {
+    fn has_room(&self) -> bool {
+        self.entries.len() < self.limits.connections_max
+    }
+
+    /// Has connections go whose clients have ended their halves; whether there is room then. What such a client has sent
+    /// before may wait long for its turn to be read, and the end behind it.
+    fn displace_left(&mut self, now: Instant, displaced: &mut Displaced) -> bool {
+        if self.looked_at.is_some_and(|at| now < at + limits::GATEWAY_LEFT_LOOK_INTERVAL) {
+            return false;
+        }
+        self.looked_at = Some(now);
+        let stream = |(id, entry): (&ConnectionId, &Entry)| Some((*id, entry.stream.upgrade()?));
+        let streams: Vec<(ConnectionId, Arc<TcpStream>)> =
+            self.entries.iter().filter_map(stream).collect();
+        for id in left(&streams) {
+            self.displace(id, displaced);
+        }
+        self.has_room()
+    }
+
     fn open(&mut self, accounts: &Accounts, ip: IpAddr) -> Account {
         self.last_connection += 1;
         let id = ConnectionId::from_u64(self.last_connection);
@@ -270,6 +301,7 @@ impl Books {
             id,
             has_called: AtomicBool::new(false),
             is_displaced: AtomicBool::new(false),
+            is_waiting: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             usage: Usage::of(Arc::clone(&shares.meter)),
             accounts: accounts.clone(),
@@ -277,6 +309,7 @@ impl Books {
         self.crowd.came(id, ip);
         let entry = Entry {
             account: Arc::downgrade(&account),
+            stream: Weak::new(),
             origin,
             calls: HashMap::new(),
             bytes: 0,
@@ -317,19 +350,35 @@ impl Books {
                 self.entries.get(id).is_some_and(|entry| many(connections_of(&entry.origin)) > 0)
             })
         };
-        let newcomer = || self.crowd.newcomer_to_go();
+        let newcomer = || self.newcomer_to_go(own);
         let kept = (self.limits.connections_max / limits::GATEWAY_NEWCOMERS_PART).max(1);
-        let victim = (self.crowd.newcomers() >= kept)
-            .then(newcomer)
-            .flatten()
-            .or_else(of_many)
-            .or_else(longest_idle)
-            .or_else(of_more)
-            .or_else(newcomer);
+        let victim = match self.crowd.newcomers() >= kept {
+            // Where it goes before none of them it is turned away, rather than somebody's call.
+            true => newcomer().or_else(of_many),
+            false => of_many().or_else(longest_idle).or_else(of_more).or_else(newcomer),
+        };
         victim.is_some_and(|victim| {
             self.displace(victim, displaced);
             true
         })
+    }
+
+    /// The connection without a call that makes room for one of `origin`: of whoever has many of them; then the oldest
+    /// that has sent nothing more though it could have been read; and then, as the others only wait for the gateway, one
+    /// whose origin has made it work more lately than that of the one that comes.
+    fn newcomer_to_go(&self, origin: IpAddr) -> Option<ConnectionId> {
+        let account = |id: &ConnectionId| self.entries.get(id)?.account.upgrade();
+        let is_waiting = |id: &ConnectionId| {
+            account(id).is_some_and(|account| account.is_waiting.load(Ordering::Relaxed))
+        };
+        let heaviest = || {
+            let lately = self.origins.get(&origin).map_or(0, |shares| shares.meter.lately());
+            let work = |id| Some((account(&id)?.usage.of_origin(), id));
+            let heaviest = self.crowd.all_newcomers().filter_map(work).max()?;
+            (heaviest.0 > turns::with_one_more(lately)).then_some(heaviest.1)
+        };
+        let silent = || self.crowd.all_newcomers().find(|id| !is_waiting(id));
+        self.crowd.newcomer_of_many().or_else(silent).or_else(heaviest)
     }
 
     /// Has a connection go. What it holds is free at once.
@@ -548,11 +597,37 @@ impl Drop for AccountState {
     }
 }
 
+/// Those whose other side has ended its half, or is gone.
+fn left(streams: &[(ConnectionId, Arc<TcpStream>)]) -> Vec<ConnectionId> {
+    let watched = |(_, stream)| PollFd::new(stream, PollFlags::RDHUP);
+    let mut watched: Vec<PollFd<'_>> =
+        streams.iter().map(|(id, stream)| (id, &**stream)).map(watched).collect();
+    if let Err(error) = poll(&mut watched, Some(&Timespec::default())) {
+        log::warn!("it cannot be seen whose clients have left: {error}");
+        return Vec::new();
+    }
+    let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    let both = streams.iter().zip(&watched);
+    both.filter(|(_, fd)| fd.revents().intersects(over)).map(|((id, _), _)| *id).collect()
+}
+
 impl Account {
+    /// Tells which connection it is the account of.
+    pub(super) fn is_of(&self, stream: &Arc<TcpStream>) {
+        if let Some(entry) = self.0.accounts.books().entries.get_mut(&self.0.id) {
+            entry.stream = Arc::downgrade(stream);
+        }
+    }
+
     /// Whether the connection is to end, to make room for others. Wakes its task when that becomes so.
     pub(super) fn is_displaced(&self, waker: &Waker) -> bool {
         self.0.waker.register(waker);
         self.0.is_displaced.load(Ordering::Acquire)
+    }
+
+    /// Tells whether the connection waits for its turn to be read.
+    pub(super) fn waits_for_its_turn(&self, waits: bool) {
+        self.0.is_waiting.store(waits, Ordering::Relaxed);
     }
 
     /// How much work the connection has made.
@@ -659,6 +734,8 @@ impl fmt::Debug for Call {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use tokio::io::AsyncWriteExt;
+
     use super::*;
 
     /// Room for everything, but for what a test changes.
@@ -771,6 +848,34 @@ pub(super) mod tests {
         assert!(is_displaced(&greedy[0]) && !is_displaced(&late));
         drop((own, more, calls));
         assert_eq!(accounts.books().total.store_calls, 0);
+    }
+
+    /// Hundreds whose clients had gone kept their places, as what they had sent waited to be read, and whoever came was
+    /// cut off in the first call.
+    #[test]
+    fn whose_client_has_left_gives_way_before_anybody_else() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let accounts = Accounts::new(AccountLimits { connections_max: 2, ..AMPLE });
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let stream = Arc::new(listener.accept().await.unwrap().0);
+            let newcomer = accounts.open(THERE).unwrap();
+            let abandoned = accounts.open(HERE).unwrap();
+            abandoned.is_of(&stream);
+            let call = owed(&abandoned);
+            client.write_all(b"what nobody has read").await.unwrap();
+            assert!(left(&[(abandoned.0.id, Arc::clone(&stream))]).is_empty());
+            drop(client);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while left(&[(abandoned.0.id, Arc::clone(&stream))]).is_empty() {
+                assert!(Instant::now() < deadline, "the end has not come");
+                tokio::task::yield_now().await;
+            }
+            let _third = accounts.open([127, 0, 0, 9].into()).unwrap();
+            assert!(is_displaced(&abandoned) && !is_displaced(&newcomer));
+            drop(call);
+        });
     }
 
     #[test]

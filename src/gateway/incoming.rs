@@ -22,6 +22,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
@@ -36,7 +38,7 @@ const OPENING_BYTES: usize = 24 + 9;
 
 /// One client's connection. It counts as long as it is open.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     /// Bytes received so far, as far as they matter.
     opening_bytes: usize,
     /// Runs until the opening, and then the first request, has come.
@@ -85,6 +87,10 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             log::debug!("{address} left at once: {error}");
             continue;
         }
+        let stream = Arc::new(stream);
+        account.is_of(&stream);
+        // It has not been read yet.
+        account.waits_for_its_turn(true);
         let patience = Some(Box::pin(sleep(limits::HANDSHAKE_TIMEOUT)));
         return Connection {
             stream,
@@ -118,7 +124,9 @@ impl Connection {
         if self.account.has_called() {
             self.patience = None;
         }
-        let timers = [&mut self.patience, &mut self.blocked];
+        // Time in which it is not read is the gateway's own.
+        let patience = self.patience.as_mut().filter(|_| self.read_place.is_none());
+        let timers = [patience, self.blocked.as_mut()];
         let is_late = timers.into_iter().flatten().any(|timer| timer.as_mut().poll(cx).is_ready());
         is_late.then(|| io::ErrorKind::TimedOut.into())
     }
@@ -158,6 +166,41 @@ impl Connection {
     }
 }
 
+/// Reads from a connection that is shared with its account.
+fn poll_read(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        match stream.try_read(buffer.initialize_unfilled()) {
+            Ok(bytes) => {
+                buffer.advance(bytes);
+                return Poll::Ready(Ok(()));
+            }
+            // It was not ready after all, and is waited for anew.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Writes to one likewise.
+fn poll_write(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    write: impl Fn(&TcpStream) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match write(stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         self.reads.leave(self.read_place);
@@ -174,12 +217,14 @@ impl AsyncRead for Connection {
             return Poll::Ready(Err(error));
         }
         let Connection { stream, reads, read_place, is_ahead, account, .. } = &mut *self;
-        if !reads.take(read_place, account.usage(), is_ahead, cx.waker()) {
+        let may_read = reads.take(read_place, account.usage(), is_ahead, cx.waker());
+        account.waits_for_its_turn(!may_read);
+        if !may_read {
             return Poll::Pending;
         }
         let most = buffer.remaining().min(limits::GATEWAY_READ_BYTES_MAX);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
-        let read = Pin::new(stream).poll_read(cx, &mut part);
+        let read = poll_read(stream, cx, &mut part);
         let bytes = part.filled().len();
         buffer.advance(bytes);
         match bytes {
@@ -200,7 +245,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let result = poll_write(&self.stream, cx, |stream| stream.try_write(bytes));
         self.written(cx, result)
     }
 
@@ -209,19 +254,19 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
+        let result = poll_write(&self.stream, cx, |stream| stream.try_write_vectored(pieces));
         self.written(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A socket has nothing to flush, so this says nothing about whether its client reads.
         match self.end(cx) {
             Some(error) => Poll::Ready(Err(error)),
-            None => Pin::new(&mut self.stream).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
         }
     }
 
@@ -233,7 +278,11 @@ impl AsyncWrite for Connection {
         let lingering = match lingering {
             Some(lingering) => lingering,
             None => {
-                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                match rustix::net::shutdown(&**stream, Shutdown::Write) {
+                    // The client has gone.
+                    Ok(()) | Err(Errno::NOTCONN) => {}
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                }
                 lingering.insert(Box::pin(sleep(limits::GATEWAY_LINGER)))
             }
         };
@@ -244,7 +293,7 @@ impl AsyncWrite for Connection {
         let mut discarded = [0; 1024];
         loop {
             let mut buffer = ReadBuf::new(&mut discarded);
-            match ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer)) {
+            match ready!(poll_read(stream, cx, &mut buffer)) {
                 Ok(()) if !buffer.filled().is_empty() => {}
                 Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }

@@ -61,6 +61,17 @@ fn this_second() -> u32 {
     u32::try_from(passed).unwrap_or(u32::MAX)
 }
 
+/// What one more connection counts of an origin that has made so many kibibytes of work lately.
+fn dial_work_bytes(lately: usize) -> usize {
+    let work = limits::GATEWAY_DIAL_WORK_BYTES.saturating_add(lately.saturating_mul(1024) / 2);
+    work.min(limits::GATEWAY_DIAL_WORK_BYTES_MAX)
+}
+
+/// How much an origin will have made, in kibibytes, with one more connection.
+pub(super) fn with_one_more(lately: usize) -> usize {
+    lately + dial_work_bytes(lately).div_ceil(1024)
+}
+
 /// How much work a connection has made lately. Clones are the same connection's.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Usage {
@@ -71,11 +82,15 @@ pub(super) struct Usage {
 impl Usage {
     /// That of a new connection of an origin. It has made some work by coming.
     pub(super) fn of(origin: Arc<Meter>) -> Usage {
-        let lately = origin.lately().saturating_mul(1024);
-        let work = limits::GATEWAY_DIAL_WORK_BYTES.saturating_add(lately / 2);
+        let work = dial_work_bytes(origin.lately());
         let usage = Usage { origin, own: Arc::default() };
-        usage.add(work.min(limits::GATEWAY_DIAL_WORK_BYTES_MAX));
+        usage.add(work);
         usage
+    }
+
+    /// How much its origin has made lately, in kibibytes.
+    pub(super) fn of_origin(&self) -> usize {
+        self.origin.lately()
     }
 
     pub(super) fn add(&self, bytes: usize) {

@@ -117,6 +117,19 @@ impl Crowd {
         }
     }
 
+    /// The oldest newcomer of the origin that has the most of them, if it has more than anybody may.
+    #[cfg(feature = "grpc")]
+    pub fn newcomer_of_many(&self) -> Option<ConnectionId> {
+        let (most, origin) = self.newcomers.largest()?;
+        (most > NEWCOMERS_FAIR).then(|| self.newcomers.of(origin).next()).flatten()
+    }
+
+    /// All newcomers, the oldest first.
+    #[cfg(feature = "grpc")]
+    pub fn all_newcomers(&self) -> impl Iterator<Item = ConnectionId> {
+        self.newcomers.by_age.values().copied()
+    }
+
     /// How many have not greeted yet, or are being closed.
     #[cfg(feature = "grpc")]
     pub fn newcomers(&self) -> usize {
