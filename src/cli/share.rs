@@ -21,6 +21,7 @@ use super::args::Format;
 use super::commands::{Outcome, exit_status};
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
+use super::stdout;
 use crate::limits;
 use crate::logging;
 use crate::net::{ListenError, Listener};
@@ -162,7 +163,7 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
     let display = Arc::new(HashDisplay::new(Style::choose(args.quiet)));
     let folder = Folder::open(&args.dir, PeerId(rand::rng().next_u64()))?;
     let stop = stop_flag()?;
-    let shown = folder.path().display().to_string();
+    let shown = escape(folder.path().as_os_str().as_encoded_bytes()).to_string();
     if let Some(line) = left_out(&folder.left_out()).filter(|_| !args.quiet) {
         display.tell(&line);
     }
@@ -493,6 +494,11 @@ fn print_fetched(
     }
     let path = outcome.path.display().to_string();
     match args.format.get() {
+        // Scripts want the path as it is.
+        Format::Text if !stdout::is_terminal() => {
+            out.write_all(outcome.path.as_os_str().as_encoded_bytes())?;
+            writeln!(out)
+        }
         Format::Text => writeln!(out, "{}", escape(path.as_bytes())),
         Format::Json => {
             let sources = progress.sources.iter().map(|source| SourceJson {
