@@ -587,13 +587,19 @@ pub fn summaries(
 }
 
 /// Sorts sources so that those of the most offered content come first, then by peer, and keeps no
-/// more than an answer may have: of one content a sample, since peers choose their ids.
+/// more than an answer may have: of one content a sample, since peers choose their ids. The most offered one is that
+/// which is at most origins, since who has one may call itself many; of equals the one that most peers have.
 pub fn most_offered_first(sources: Vec<Source>, seed: u64) -> Vec<Source> {
     let mut sources = few_of_each_origin(sources, &mut SmallRng::seed_from_u64(seed));
-    let mut offers: HashMap<ContentId, u32> = HashMap::new();
-    sources.iter().for_each(|source| *offers.entry(source.content).or_default() += 1);
+    let mut offers: HashMap<ContentId, (HashSet<IpAddr>, usize)> = HashMap::new();
+    for source in &sources {
+        let (origins, peers) = offers.entry(source.content).or_default();
+        origins.insert(origin_of(source.address.ip()));
+        *peers += 1;
+    }
     let by_content = |source: &Source| {
-        let count = offers.get(&source.content).copied().unwrap_or_default();
+        let offers = offers.get(&source.content);
+        let count = offers.map(|(origins, peers)| (origins.len(), *peers));
         (std::cmp::Reverse(count), source.content)
     };
     if sources.len() > limits::SOURCES_PER_ANSWER_MAX {

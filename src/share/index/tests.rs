@@ -421,3 +421,19 @@ fn an_answer_names_few_of_one_origin_and_one_at_an_address() {
     }
     assert!(seen.len() > 200, "whoever asks again hears of others: {}", seen.len());
 }
+
+/// Seventy contents that one IP announced under a name hid the one of three others.
+#[test]
+fn many_contents_of_one_origin_hide_none_that_is_at_several() {
+    let source = |ip: u8, port: u16, what| Source {
+        peer: PeerId(u64::from(port)),
+        address: ([10, 0, 0, ip], port).into(),
+        size: 1,
+        content: content(what),
+    };
+    let false_ones = (1..=70).flat_map(|what| (1..=16).map(move |port| source(9, port, what)));
+    let honest: Vec<Source> = (1..=3).map(|ip| source(ip, 5000, 200)).collect();
+    let found = most_offered_first(false_ones.chain(honest.clone()).collect(), 1);
+    assert_eq!(found.len(), limits::SOURCES_PER_ANSWER_MAX);
+    assert!(found[..3].iter().all(|source| honest.contains(source)));
+}
