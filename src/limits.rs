@@ -916,8 +916,6 @@ pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
 pub const SOURCES_PER_ORIGIN_MAX: usize = 16;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
-/// How long a fetch waits for who tells one size of a content, where others tell other sizes of it: all but one lie.
-pub const DOUBTFUL_PATIENCE: Duration = Duration::from_secs(5);
 /// Pages that a fetch reads in search of a name that looks like one that nobody has.
 pub const LOOK_ALIKE_PAGES_MAX: usize = 16;
 /// Of one name, this many contents are listed among the files, the most offered first.
@@ -1211,6 +1209,15 @@ pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
 /// … up to this.
 pub const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
+/// Where several sizes of a content are told, sources that are asked at once to prove one, each on a thread of its own …
+pub const SIZE_QUESTIONS_MAX: usize = 16;
+/// … at first for this long, from the dial on, which doubles when all have had it: sixty that say nothing cost two
+/// seconds, and a line of 100 KB/s gets a page of chunk hashes through on the third attempt …
+pub const SIZE_QUESTION_TIME: Duration = Duration::from_millis(500);
+/// … for the last chunk one after the other in this time, in which a near one has sent it.
+pub const SIZE_CHUNK_AFTER: Duration = Duration::from_millis(50);
+/// How often one who waits for a turn looks whether it has come.
+pub const SIZE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Kept chunks that a worker checks at once.
 pub const CHECKS_PER_JOB_MAX: u64 = 64;
 /// Bytes read from one source before the others get their turn.
@@ -1224,6 +1231,8 @@ const _: () = {
     assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
     // 34 bytes a hash and up to 18 a run.
     assert!(HASHES_PER_FRAME_MAX * 34 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
+    // Each full page of hashes is a whole subtree.
+    assert!(HASHES_PER_FRAME_MAX.is_power_of_two());
     assert!(RUNS_PER_FRAME_MAX * 19 + MESSAGE_OVERHEAD_BYTES_MAX <= SHARE_FRAME_BYTES_MAX);
     assert!(UPLOAD_CHUNKS_PER_PEER_MAX < UPLOAD_CHUNKS_MAX);
     assert!(UPLOAD_SLICE_BYTES <= CHUNK_BYTES);

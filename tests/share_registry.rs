@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -44,7 +44,17 @@ impl Raw {
     }
 
     fn greeted(registry: &Registry) -> Raw {
-        let mut raw = Raw::dial(registry);
+        Raw::dial(registry).greet()
+    }
+
+    fn greeted_from(ip: IpAddr, registry: &Registry) -> Raw {
+        let IpAddr::V4(ip) = ip else { panic!("{ip}") };
+        let stream = raw::Raw::dial_from(ip, registry.address).stream;
+        Raw { stream, next_id: 0 }.greet()
+    }
+
+    fn greet(self) -> Raw {
+        let mut raw = self;
         raw.send(&hello(HelloRole::Share));
         assert!(matches!(raw.receive(), Some(Message::Welcome(_))));
         raw
@@ -798,6 +808,84 @@ fn a_false_size_of_a_content_hides_no_honest_source() {
         std::fs::remove_file(path).unwrap();
         assert_eq!(std::fs::read_dir(to).unwrap().count(), 0, "no parts of lies are left");
     }
+}
+
+/// Twenty sizes, each told by two peers that are dead or say nothing, kept everybody from the file.
+#[test]
+fn many_false_sizes_of_a_content_hide_no_honest_source() {
+    let registry = Registry::start(&["--console", "off"]);
+    let (folder, to) = (registry.folder("films"), registry.folder("to"));
+    let film = noise(2_500_000, "film");
+    write(&folder, "film.bin", &film);
+    let own = support::free_addresses(1)[0].to_string();
+    let _honest = registry.share(&folder, &["--listen", &own]);
+    let content = ContentId(*blake3::hash(&film).as_bytes());
+    let (mut liars, mut silents) = (Vec::new(), Vec::new());
+    for lie in 1..=20_u64 {
+        let ip = support::free_addresses(1)[0].ip();
+        let silent = TcpListener::bind((ip, 0)).unwrap();
+        let dead = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
+        for (nth, address) in [silent.local_addr().unwrap(), dead].into_iter().enumerate() {
+            let mut liar = Raw::greeted_from(ip, &registry);
+            let size = film.len() as u64 + lie;
+            let files = vec![FileEntry { name: name("film.bin"), size, content }];
+            let mut join = join(2 * lie + nth as u64, 0, files);
+            if let RegistryRequest::Join { address: told, .. } = &mut join {
+                *told = address;
+            }
+            assert_eq!(liar.ask(join), RegistryReply::JoinOk);
+            liars.push(liar);
+        }
+        // Nobody accepts what is dialled there.
+        silents.push(silent);
+    }
+    let ran = registry.run(&["fetch", "film.bin", "--to", to.to_str().unwrap()]);
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    let path = to.join("film.bin");
+    assert!(std::fs::read(&path).unwrap() == film);
+    // What is there needs no proof.
+    let again = registry.run(&["fetch", "film.bin", "--to", to.to_str().unwrap()]);
+    assert_eq!(again.status, 0, "{}", again.err);
+    assert!(again.err.contains("was there already"), "{}", again.err);
+    write(&to, "film.bin", b"another");
+    let other = registry.run(&["fetch", "film.bin", "--to", to.to_str().unwrap()]);
+    assert!(other.err.contains("exists and is not the file to fetch"), "{}", other.err);
+}
+
+/// Four peers at one IP address beat three at three, and what they have nobody gave.
+#[test]
+fn another_content_that_one_address_announces_takes_a_name_from_nobody() {
+    let registry = Registry::start(&["--console", "off"]);
+    let to = registry.folder("to");
+    let film = noise(1_500_000, "film");
+    let mut liars = Vec::new();
+    for peer in 1..=4 {
+        let mut liar = Raw::greeted(&registry);
+        let port = support::free_addresses(1)[0].port();
+        assert_eq!(liar.join(peer, port, vec![file("film.bin", 5)]), RegistryReply::JoinOk);
+        liars.push(liar);
+    }
+    let (to_text, path) = (to.to_str().unwrap(), to.join("film.bin"));
+    let fetch = ["fetch", "film.bin", "--to", to_text, "--patience", "1s"];
+    let mut honest = Vec::new();
+    for at in 1..=2 {
+        let folder = registry.folder(&at.to_string());
+        write(&folder, "film.bin", &film);
+        let own = support::free_addresses(1)[0].to_string();
+        honest.push(registry.share(&folder, &["--listen", &own]));
+        let ran = registry.run(&fetch);
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        assert!(ran.err.contains("2 files are called"), "{}", ran.err);
+        assert!(std::fs::read(&path).unwrap() == film);
+        // Where equally many addresses have each, the content of most peers comes first, and is not the last word.
+        let line = format!("nobody gives {}; fetching the file of 1 peer", ContentId([5; 32]));
+        assert_eq!(ran.err.contains(&line), at == 1, "{}", ran.err);
+        std::fs::remove_file(&path).unwrap();
+    }
+    // Whoever names a content gets it or nothing.
+    let content = ContentId([5; 32]).to_string();
+    let ran = registry.run(&[&fetch[..], &["--content", &content]].concat());
+    assert_eq!((ran.status, path.exists()), (3, false), "{}", ran.err);
 }
 
 /// What a peer alone knows, that its connection is dead, it need not wait for its registry to find out.

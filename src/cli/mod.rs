@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod at;
+mod choice;
 pub mod commands;
 #[cfg(feature = "grpc")]
 pub mod gateway;

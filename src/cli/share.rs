@@ -1,12 +1,11 @@
 //! The share's commands without a menu: `share`, `fetch`, `peers` and `files`.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,6 +17,7 @@ use serde::Serialize;
 use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
+use super::choice::{Choice, choices};
 use super::commands::{Outcome, exit_status};
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
@@ -27,15 +27,15 @@ use crate::logging;
 use crate::net::{ListenError, Listener};
 use crate::process;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
-use crate::share::fetch::{self, FetchError};
+use crate::share::fetch::{self, FetchError, SizeOptions};
 use crate::share::folder::{Folder, FolderError, LeftOut};
 use crate::share::line::{Line, LineError, Listing};
 use crate::share::member::Notice;
 use crate::share::names::FileName;
 use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
-use crate::share::types::{ContentId, FileEntry, PeerId};
+use crate::share::types::{FileEntry, PeerId};
 use crate::text::{counted, escape};
-use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest, Source};
+use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
 
 /// How a command of the share failed.
 #[derive(Debug, thiserror::Error)]
@@ -194,23 +194,6 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
     Ok(Outcome::Done)
 }
 
-/// One content among those of a name.
-#[derive(Debug)]
-struct Choice {
-    content: ContentId,
-    /// Who says that they have it, by the size that they say it has: first the size that most say. A content has one
-    /// size, and whoever says another lies.
-    sizes: Vec<(u64, Vec<Source>)>,
-    /// How many contents there are.
-    among: usize,
-}
-
-impl Choice {
-    fn peers(&self) -> usize {
-        self.sizes.iter().map(|(_, sources)| sources.len()).sum()
-    }
-}
-
 /// `acervo fetch`.
 ///
 /// # Errors
@@ -222,7 +205,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     let deadline = started + limits::REGISTRY_CALL_TIMEOUT;
     let search = RegistryRequest::Search { name: name.clone() };
     let (mut line, asked) = Line::ask_any(&args.registries.registry, &search, deadline)?;
-    let Some(choice) = choose(sources(asked), args.content.as_deref())? else {
+    let choices = choices(sources(asked), args.content.as_deref())?;
+    let Some(first) = choices.first() else {
         let wanted = args.content.as_ref().map(|hash| format!(" with content {hash}"));
         let (name, wanted) = (shown(name), wanted.unwrap_or_default());
         let registry = line.address();
@@ -239,13 +223,10 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         return Ok(Outcome::NotFound);
     };
     drop(line);
-    if choice.among > 1 {
+    if choices.len() > 1 {
+        let (number, name) = (choices.len(), shown(name));
         tell(&format!(
-            "acervo: {} files are called \"{}\"; fetching the one of {}, {} (--content chooses another)",
-            choice.among,
-            shown(name),
-            counted(choice.peers() as u64, "peer", "peers"),
-            choice.content
+            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content chooses another)"
         ));
     }
     let stop = stop_flag()?;
@@ -272,85 +253,79 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     };
     // That the registry is away for a while is no news here: the download goes on.
     let peer = Peer::start(options, |_| {})?;
-    let content = choice.content;
-    let whole_patience = args.patience.unwrap_or(limits::FETCH_PATIENCE_DEFAULT);
-    let mut tries: VecDeque<_> = tries(choice.sizes, whole_patience).into();
-    while let Some((size, sources, patience)) = tries.pop_front() {
-        let wanted = Wanted {
-            name: name.clone(),
-            content,
-            size,
-            to: to.clone(),
-            sources: sources.clone(),
-            look_for_more: true,
-            patience,
-            // Whoever says how long to wait waits for what may come back.
-            gone_after: args.patience.is_none().then_some(limits::SOURCES_GONE_AFTER),
-        };
-        match transfer(&peer, wanted, args.quiet, &stop) {
-            Ok((outcome, progress)) => {
+    let mut choices = choices.into_iter().peekable();
+    while let Some(choice) = choices.next() {
+        let transferred = wanted(args, name, &to, &choice, &peer, &stop)
+            .map_err(|error| (error, 0))
+            .and_then(|wanted| {
+                let size = wanted.size;
+                let (outcome, progress) = transfer(&peer, wanted, args.quiet, &stop)?;
+                Ok((size, outcome, progress))
+            });
+        match (transferred, choices.peek()) {
+            (Ok((size, outcome, progress)), _) => {
                 // Nothing is left to be ended in order: a signal ends the process at once, whoever does not read its output.
                 stop.store(true, Ordering::Relaxed);
-                let fetched = FileEntry { name: name.clone(), size, content };
+                let fetched = FileEntry { name: name.clone(), size, content: choice.content };
                 print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
                     .map_err(ShareError::Output)?;
                 return Ok(Outcome::Done);
             }
-            Err((error, verified_bytes)) => {
-                let is_short = patience < whole_patience;
-                match after(&error, verified_bytes, is_short, tries.is_empty()) {
-                    Next::End => return Err(error.into()),
-                    Next::SameSize => tries = [(size, sources, whole_patience)].into(),
-                    // What the attempt has left is no more than an earlier one had: nothing is in the way of another.
-                    Next::OtherSize => log::info!("{error}; others tell another size of it"),
-                }
+            (Err((FetchError::NoSource { .. } | FetchError::Gone { .. }, 0)), Some(next)) => {
+                tell(&format!(
+                    "acervo: nobody gives {}; fetching the file of {next} instead",
+                    choice.content
+                ));
             }
+            (Err((error, _)), _) => return Err(error.into()),
         }
     }
-    // Every choice has a size.
+    // There was one to fetch.
     Ok(Outcome::NotFound)
 }
 
-/// The sizes that are told of a content, in the order in which they are tried, and for how long: a content has one
-/// size, and whoever tells another lies, but only an attempt shows who. So where there are several nobody is waited
-/// for long before each has been tried; the one that most tell is the last as well as the first.
-fn tries(sizes: Vec<(u64, Vec<Source>)>, patience: Duration) -> Vec<(u64, Vec<Source>, Duration)> {
-    let whole = sizes.iter().rev().cloned().map(|(size, sources)| (size, sources, patience));
-    let quick = patience.min(limits::DOUBTFUL_PATIENCE);
-    match sizes.len() {
-        0 | 1 => whole.collect(),
-        _ => {
-            let first = sizes.iter().cloned().map(|(size, sources)| (size, sources, quick));
-            first.chain(whole).collect()
+/// What to download of a content: its size is known when all tell the same, and else has to be proved.
+fn wanted(
+    args: &FetchArgs,
+    name: &FileName,
+    to: &Path,
+    choice: &Choice,
+    peer: &Peer,
+    stop: &Arc<AtomicBool>,
+) -> Result<Wanted, FetchError> {
+    let patience = args.patience.unwrap_or(limits::FETCH_PATIENCE_DEFAULT);
+    let (content, mut sources) = (choice.content, choice.sources.clone());
+    let (sizes, there) = (choice.sizes(), std::fs::symlink_metadata(to.join(name.as_str())));
+    let size = match (sizes.first(), there) {
+        (Some(only), _) if sizes.len() == 1 => *only,
+        // A file that is there is this one, whoever proves it, or in the way of any.
+        (_, Ok(there)) => there.len().min(limits::FILE_BYTES_MAX),
+        (_, Err(_)) => {
+            let options = SizeOptions {
+                name: name.clone(),
+                content,
+                sources: sources.clone(),
+                patience,
+                stop: Arc::clone(stop),
+            };
+            let proved = fetch::prove_size(options, peer.who_has(content))?;
+            let size = proved.size;
+            // First whoever is known to have it.
+            sources.insert(0, proved);
+            size
         }
-    }
-}
-
-/// What follows on a download that has failed.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    /// It has failed for good.
-    End,
-    /// The size is the true one: it is worth all patience.
-    SameSize,
-    /// The size may be a lie, and another one is told.
-    OtherSize,
-}
-
-/// What follows when an attempt has failed in which so many bytes were found good, now or by an earlier download. A size
-/// of which a chunk was found good is true, whatever others tell. Another one is no help against what this machine
-/// and whoever uses it do; all else may come of a size that is a lie: that nobody gives it, that it does not fit.
-fn after(error: &FetchError, verified_bytes: u64, is_short: bool, is_last: bool) -> Next {
-    match error {
-        FetchError::Cancelled(_)
-        | FetchError::Touched(_)
-        | FetchError::Disk { .. }
-        | FetchError::PartGone(_)
-        | FetchError::UnderWay(_) => Next::End,
-        FetchError::NoSource { .. } if verified_bytes > 0 && is_short => Next::SameSize,
-        _ if verified_bytes == 0 && !is_last => Next::OtherSize,
-        _ => Next::End,
-    }
+    };
+    Ok(Wanted {
+        name: name.clone(),
+        content,
+        size,
+        to: to.to_owned(),
+        sources,
+        look_for_more: true,
+        patience,
+        // Whoever says how long to wait waits for what may come back.
+        gone_after: args.patience.is_none().then_some(limits::SOURCES_GONE_AFTER),
+    })
 }
 
 /// One download, shown while it lasts: how it ended, and how far it had come; of one that failed, how many bytes of
@@ -381,28 +356,6 @@ fn transfer(
             Err((error, progress.kept_bytes + given))
         }
     }
-}
-
-/// The content to fetch: the one whose hash begins like this, or the one that most peers have.
-fn choose(found: Vec<Source>, wanted: Option<&str>) -> Result<Option<Choice>, ShareError> {
-    let mut contents: BTreeMap<ContentId, BTreeMap<u64, Vec<Source>>> = BTreeMap::new();
-    for source in found {
-        let sizes = contents.entry(source.content).or_default();
-        sizes.entry(source.size).or_default().push(source);
-    }
-    if let Some(hash) = wanted {
-        contents.retain(|content, _| content.to_string().starts_with(hash));
-        if contents.len() > 1 {
-            return Err(ShareError::Ambiguous(hash.to_owned()));
-        }
-    }
-    let among = contents.len();
-    let choices = contents.into_iter().map(|(content, sizes)| {
-        let mut sizes: Vec<_> = sizes.into_iter().collect();
-        sizes.sort_by_key(|(_, sources)| Reverse(sources.len()));
-        Choice { content, sizes, among }
-    });
-    Ok(choices.max_by_key(Choice::peers))
 }
 
 /// A name that somebody offers which people take for this one: of other case, or with its accents written as other
@@ -679,71 +632,6 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::fetch::Kept;
-
-    /// A liar's second size, and an honest source that paused for five seconds: what had arrived was removed.
-    #[test]
-    fn what_was_found_good_is_kept_whatever_size_others_tell() {
-        let gone = FetchError::NoSource {
-            name: FileName::new("a").unwrap(),
-            last: "it fell silent".to_owned(),
-            kept: Kept(false),
-        };
-        assert_eq!(after(&gone, 0, true, false), Next::OtherSize);
-        assert_eq!(after(&gone, 1, true, false), Next::SameSize);
-        assert_eq!(after(&gone, 1, false, false), Next::End);
-        assert_eq!(after(&gone, 0, false, true), Next::End);
-        assert_eq!(after(&FetchError::Cancelled(Kept(false)), 0, true, false), Next::End);
-        // What a size of nothing, or one that fits no disk, comes to.
-        let (name, reason) = (FileName::new("a").unwrap(), "no such hash".to_owned());
-        let nothing = FetchError::Internal { name, reason, kept: Kept(false) };
-        assert_eq!(after(&nothing, 0, true, false), Next::OtherSize);
-        assert_eq!(after(&nothing, 0, false, true), Next::End);
-    }
-
-    fn offers(all: &[(u8, u64, usize)]) -> Vec<Source> {
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let source = |what: u8, size| Source {
-            peer: PeerId(1),
-            address,
-            size,
-            content: ContentId([what; 32]),
-        };
-        let each = |(what, size, peers): &(u8, u64, usize)| vec![source(*what, *size); *peers];
-        all.iter().flat_map(each).collect()
-    }
-
-    fn chosen(all: &[(u8, u64, usize)], wanted: Option<&str>) -> (u8, Vec<u64>) {
-        let choice = choose(offers(all), wanted).unwrap().unwrap();
-        (choice.content.0[0], choice.sizes.iter().map(|(size, _)| *size).collect())
-    }
-
-    #[test]
-    fn the_content_that_most_peers_have_is_chosen_with_every_size_that_is_told() {
-        assert_eq!(chosen(&[(1, 10, 2), (2, 20, 3)], None), (2, vec![20]));
-        // A liar who tells another size of it hides nobody, and takes its content no vote.
-        assert_eq!(chosen(&[(1, 10, 1), (1, 99, 1), (2, 20, 1)], None), (1, vec![10, 99]));
-        assert_eq!(chosen(&[(1, 99, 1), (1, 10, 2)], None), (1, vec![10, 99]));
-        let hash = ContentId([1; 32]).to_string();
-        assert_eq!(chosen(&[(1, 10, 1), (1, 99, 2), (2, 5, 9)], Some(&hash)), (1, vec![99, 10]));
-        assert!(choose(Vec::new(), None).unwrap().is_none());
-        let several = choose(offers(&[(1, 10, 1), (2, 10, 1)]), Some(""));
-        assert!(matches!(several, Err(ShareError::Ambiguous(_))));
-    }
-
-    #[test]
-    fn every_size_is_tried_before_one_is_waited_for_and_the_likeliest_at_both_ends() {
-        let long = Duration::from_secs(30);
-        let order = |all: &[(u8, u64, usize)], patience| {
-            let sizes = choose(offers(all), None).unwrap().unwrap().sizes;
-            let tries = tries(sizes, patience).into_iter();
-            tries.map(|(size, sources, wait)| (size, sources.len(), wait)).collect::<Vec<_>>()
-        };
-        assert_eq!(order(&[(1, 10, 2)], long), [(10, 2, long)]);
-        let quick = limits::DOUBTFUL_PATIENCE;
-        let expected = [(10, 2, quick), (99, 1, quick), (99, 1, long), (10, 2, long)];
-        assert_eq!(order(&[(1, 10, 2), (1, 99, 1)], long), expected);
-    }
 
     #[test]
     fn what_is_left_out_is_counted_as_people_count() {

@@ -130,7 +130,7 @@ pub struct FetchArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub to: PathBuf,
     /// Which of several contents of that name, by its BLAKE3 hash or the first 8 or more digits of it
-    /// [default: the one that most peers have]
+    /// [default: the one at most IP addresses]
     #[arg(long, value_name = "HASH", value_parser = parse_hash)]
     pub content: Option<String>,
     /// Shared.

@@ -103,7 +103,7 @@ impl Manifest {
         if chunks.len() as u64 != expected {
             return Err(ManifestError::Count { size, expected, found: chunks.len() });
         }
-        let content = root(&chunks);
+        let content = root_of(&chunks);
         Ok(Manifest { size, chunks, content })
     }
 
@@ -157,8 +157,9 @@ impl Manifest {
     }
 }
 
-/// The root of the tree over chunk hashes, as many as the content has chunks.
-fn root(chunks: &[ChunkHash]) -> ContentId {
+/// The root of the tree over chunk hashes, as many as the content has chunks. Over the hashes of whole subtrees of equal
+/// size, which is a power of two, it is the same; only the last one may be of fewer chunks.
+pub fn root_of(chunks: &[ChunkHash]) -> ContentId {
     match chunks {
         [] => ContentId(*blake3::hash(&[]).as_bytes()),
         [only] => ContentId(only.0),
@@ -167,6 +168,14 @@ fn root(chunks: &[ChunkHash]) -> ContentId {
             let root = hazmat::merge_subtrees_root(&subtree(left), &subtree(right), Mode::Hash);
             ContentId(*root.as_bytes())
         }
+    }
+}
+
+/// The hash of the subtree over some of the chunks. There is none over no chunk: then it is one that fits nowhere.
+pub fn subtree_hash(chunks: &[ChunkHash]) -> ChunkHash {
+    match chunks {
+        [] => ChunkHash(root_of(chunks).0),
+        _ => ChunkHash(subtree(chunks)),
     }
 }
 
@@ -230,7 +239,7 @@ mod tests {
                     ChunkHash(hasher.finalize_non_root())
                 })
                 .collect();
-            assert_eq!(root(&hashes).0, *blake3::hash(&all).as_bytes(), "{count} leaves");
+            assert_eq!(root_of(&hashes).0, *blake3::hash(&all).as_bytes(), "{count} leaves");
         }
     }
 

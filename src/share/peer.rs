@@ -190,6 +190,20 @@ impl Peer {
         Ok(sources(self.membership.ask(RegistryRequest::Search { name: name.clone() })?))
     }
 
+    /// Asks the registry who else has a content, each time it is called; it is nobody when there is no answer.
+    pub fn who_has(
+        &self,
+        content: ContentId,
+    ) -> impl FnMut() -> Vec<Source> + Send + use<> + 'static {
+        let membership = Arc::clone(&self.membership);
+        move || {
+            let asked = membership.ask(RegistryRequest::SearchContent { content });
+            let mut found = asked.map(self::sources).unwrap_or_default();
+            found.retain(|source| source.peer != membership.peer());
+            found
+        }
+    }
+
     /// Begins a download, and offers what has arrived of it to others.
     ///
     /// # Errors

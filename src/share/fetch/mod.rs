@@ -20,6 +20,7 @@ mod find;
 mod hashes;
 mod links;
 mod part;
+mod size;
 mod store;
 mod watch;
 
@@ -46,6 +47,7 @@ pub use find::{FindError, find};
 use hashes::HashLists;
 pub use part::Mark;
 use part::{Existing, Finish, Part};
+pub use size::{SizeOptions, prove_size};
 
 /// How often a file that another download is just finishing is looked for again.
 const OPEN_ATTEMPTS_MAX: usize = 3;
