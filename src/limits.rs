@@ -599,6 +599,9 @@ pub const GATEWAY_READS_MAX: usize = 4;
 /// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small messages wait to be
 /// taken, and so many bytes are fewer.
 pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
+/// A connection that could have been read for so long and has not asked for anything gives way before those that wait for
+/// the gateway: longer than the round trip after which many clients send their first call.
+pub const GATEWAY_SILENT_MIN: Duration = Duration::from_millis(250);
 /// Where all connections there may be are in use it is looked at so often whether some of their clients have left: some
 /// hundred microseconds each time.
 pub const GATEWAY_LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(20);

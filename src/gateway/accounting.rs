@@ -108,12 +108,28 @@ struct AccountState {
     has_called: AtomicBool,
     /// The connection is to make room.
     is_displaced: AtomicBool,
-    /// What it has sent waits for its turn to be read.
-    is_waiting: AtomicBool,
+    silence: Arc<Silence>,
     /// Wakes the connection's task.
     waker: AtomicWaker,
     usage: Usage,
     accounts: Accounts,
+}
+
+/// Since when a connection could have been read and had sent nothing more. Apart from its account: whoever lets go of that
+/// as the last one opens the books.
+#[derive(Default)]
+struct Silence(Mutex<Option<Instant>>);
+
+impl Silence {
+    /// `None` while it waits for its turn to be read.
+    fn since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, is_silent: bool) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = is_silent.then(|| since.unwrap_or_else(Instant::now));
+    }
 }
 
 /// One call under way, until it is dropped.
@@ -175,6 +191,8 @@ struct Entry {
     account: Weak<AccountState>,
     /// The connection itself, once it is known.
     stream: Weak<TcpStream>,
+    usage: Usage,
+    silence: Arc<Silence>,
     origin: IpAddr,
     calls: HashMap<u64, CallEntry>,
     /// The sum of its calls' bytes.
@@ -297,19 +315,24 @@ impl Books {
         let shares = self.origins.entry(origin).or_default();
         shares.connections += 1;
         self.total.connections += 1;
+        let silence = Arc::<Silence>::default();
+        silence.set(true);
+        let usage = Usage::of(Arc::clone(&shares.meter));
         let account = Arc::new(AccountState {
             id,
             has_called: AtomicBool::new(false),
             is_displaced: AtomicBool::new(false),
-            is_waiting: AtomicBool::new(false),
+            silence: Arc::clone(&silence),
             waker: AtomicWaker::new(),
-            usage: Usage::of(Arc::clone(&shares.meter)),
+            usage: usage.clone(),
             accounts: accounts.clone(),
         });
         self.crowd.came(id, ip);
         let entry = Entry {
             account: Arc::downgrade(&account),
             stream: Weak::new(),
+            usage,
+            silence,
             origin,
             calls: HashMap::new(),
             bytes: 0,
@@ -364,21 +387,31 @@ impl Books {
     }
 
     /// The connection without a call that makes room for one of `origin`: of whoever has many of them; then the oldest
-    /// that has sent nothing more though it could have been read; and then, as the others only wait for the gateway, one
-    /// whose origin has made it work more lately than that of the one that comes.
+    /// that has long sent nothing more though it could have been read; and then, as the others may only wait for the
+    /// gateway, or for its answer to their opening, one whose origin has made it work more lately than that of the one that
+    /// comes, or as much, if it is silent at the moment.
     fn newcomer_to_go(&self, origin: IpAddr) -> Option<ConnectionId> {
-        let account = |id: &ConnectionId| self.entries.get(id)?.account.upgrade();
-        let is_waiting = |id: &ConnectionId| {
-            account(id).is_some_and(|account| account.is_waiting.load(Ordering::Relaxed))
+        let lately = self.origins.get(&origin).map_or(0, |shares| shares.meter.lately());
+        let (dials, now) = (turns::with_one_more(lately), Instant::now());
+        let silent_for = |id: &ConnectionId| {
+            let since = self.entries.get(id)?.silence.since()?;
+            Some(now.saturating_duration_since(since))
+        };
+        let work = |id: &ConnectionId| Some(self.entries.get(id)?.usage.of_origin());
+        let all = || self.crowd.all_newcomers();
+        let silent = || {
+            all().find(|id| silent_for(id).is_some_and(|long| long >= limits::GATEWAY_SILENT_MIN))
         };
         let heaviest = || {
-            let lately = self.origins.get(&origin).map_or(0, |shares| shares.meter.lately());
-            let work = |id| Some((account(&id)?.usage.of_origin(), id));
-            let heaviest = self.crowd.all_newcomers().filter_map(work).max()?;
-            (heaviest.0 > turns::with_one_more(lately)).then_some(heaviest.1)
+            let heaviest = all().filter_map(|id| Some((work(&id)?, id))).max()?;
+            (heaviest.0 > dials).then_some(heaviest.1)
         };
-        let silent = || self.crowd.all_newcomers().find(|id| !is_waiting(id));
-        self.crowd.newcomer_of_many().or_else(silent).or_else(heaviest)
+        let as_heavy = |id: &ConnectionId| {
+            let is_own = self.entries.get(id).is_some_and(|entry| entry.origin == origin);
+            silent_for(id).is_some() && (is_own || work(id).is_some_and(|work| work >= dials))
+        };
+        let equal = || all().find(as_heavy);
+        self.crowd.newcomer_of_many().or_else(silent).or_else(heaviest).or_else(equal)
     }
 
     /// Has a connection go. What it holds is free at once.
@@ -627,7 +660,7 @@ impl Account {
 
     /// Tells whether the connection waits for its turn to be read.
     pub(super) fn waits_for_its_turn(&self, waits: bool) {
-        self.0.is_waiting.store(waits, Ordering::Relaxed);
+        self.0.silence.set(!waits);
     }
 
     /// How much work the connection has made.

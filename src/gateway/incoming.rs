@@ -49,6 +49,8 @@ pub(super) struct Connection {
     reads: Reads,
     /// Its place among those that wait for a turn to read, if it has one.
     read_place: Option<u64>,
+    /// Since when it waits for one: time that is the gateway's own.
+    waits_since: Option<tokio::time::Instant>,
     /// What it has read last has not been dealt with yet.
     is_ahead: Arc<AtomicBool>,
     /// Runs from our half's end until the client has ended its own half.
@@ -100,6 +102,7 @@ async fn accept(listener: &TcpListener, accounts: &Accounts, reads: &Reads) -> C
             write_timeout: limits::GATEWAY_WRITE_TIMEOUT,
             reads: reads.clone(),
             read_place: None,
+            waits_since: None,
             is_ahead: Arc::default(),
             lingering: None,
             account,
@@ -216,11 +219,18 @@ impl AsyncRead for Connection {
         if let Some(error) = self.end(cx) {
             return Poll::Ready(Err(error));
         }
-        let Connection { stream, reads, read_place, is_ahead, account, .. } = &mut *self;
+        let Connection {
+            stream, reads, read_place, is_ahead, account, waits_since, patience, ..
+        } = &mut *self;
         let may_read = reads.take(read_place, account.usage(), is_ahead, cx.waker());
         account.waits_for_its_turn(!may_read);
         if !may_read {
+            waits_since.get_or_insert_with(tokio::time::Instant::now);
             return Poll::Pending;
+        }
+        if let (Some(since), Some(patience)) = (waits_since.take(), patience) {
+            let deadline = patience.deadline() + since.elapsed();
+            patience.as_mut().reset(deadline);
         }
         let most = buffer.remaining().min(limits::GATEWAY_READ_BYTES_MAX);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
@@ -235,6 +245,11 @@ impl AsyncRead for Connection {
             }
         }
         self.received(bytes);
+        if read.is_pending()
+            && let Some(error) = self.end(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
         read
     }
 }
