@@ -676,10 +676,8 @@ pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
 pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// And without an answer for this long it is closed.
 pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often `acervo kvs`, while it waits for an answer, asks the gateway whether it is there …
-pub const KVS_PING_INTERVAL: Duration = Duration::from_secs(5);
-/// … and without a sign for this long it waits no more: longer than a gateway is away that is flooded.
-pub const KVS_PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the gateway is.
+pub const KVS_SILENT_AFTER: Duration = Duration::from_secs(5);
 /// How long a connection that the gateway has ended waits for its client to end it too: some round
 /// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does not
 /// make a stop look like one that left calls without an answer.

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::stream;
 use serde::Serialize;
@@ -116,7 +116,16 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
         out: BufWriter::with_capacity(limits::OUTPUT_BUFFER_BYTES, out),
         format: args.format.get(),
     };
-    let called = runtime.map_err(KvsError::System)?.block_on(call(args, &mut printer));
+    let runtime = runtime.map_err(KvsError::System)?;
+    let called = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            called = call(args, &mut printer) => called,
+            silent = hung(args) => Err(silent),
+        }
+    });
+    // Whoever looks whether the gateway answers is waited for no more.
+    runtime.shutdown_background();
     let found = match called {
         Err(KvsError::Call(status)) if status.metadata().contains_key(PREVIOUS_UNREAD) => {
             say(status.message());
@@ -129,10 +138,34 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
     Ok(if found { Outcome::Done } else { Outcome::NotFound })
 }
 
+/// Ends when the gateway hangs: it is found out long before the call's own time is over, and looked for once, so that a
+/// pager that stops the printing ends nothing.
+async fn hung(args: &KvsArgs) -> KvsError {
+    tokio::time::sleep(limits::KVS_SILENT_AFTER).await;
+    let (host, port, timeout) = (args.host.clone(), args.porta, args.timeout);
+    let found = tokio::task::spawn_blocking(move || found_at(&host, port, timeout)).await;
+    match found {
+        Ok(Found::Silent) => silent(args),
+        Ok(Found::Http2OrNobody | Found::Stranger(_)) | Err(_) => std::future::pending().await,
+    }
+}
+
+/// What it means that nothing is answered there.
+fn silent(args: &KvsArgs) -> KvsError {
+    let (address, reason) = (address(args), SILENT.to_owned());
+    match is_write(args) {
+        true => KvsError::Unanswered { address, reason },
+        false => KvsError::Unreachable { address, reason },
+    }
+}
+
+fn is_write(args: &KvsArgs) -> bool {
+    use KvsOperation as Op;
+    !matches!(args.operation, Op::Get | Op::Getrange | Op::Getall)
+}
+
 /// What a failed call means to whoever made it.
 fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
-    use KvsOperation as Op;
-    let is_write = !matches!(args.operation, Op::Get | Op::Getrange | Op::Getall);
     let is_own_deadline = status.code() == Code::Cancelled && status.message() == OWN_DEADLINE;
     // No gateway's word, but this side's of what came in its place.
     let is_broken = match status.code() {
@@ -145,14 +178,13 @@ fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
     }
     let reason = escape(status.message().as_bytes()).to_string();
     let address = address(args);
-    match found_at(args) {
+    match found_at(&args.host, args.porta, args.timeout) {
         Found::Stranger(name) => KvsError::Unreachable {
             address,
             reason: format!("found there: {name}, which does not speak gRPC"),
         },
-        Found::Silent if is_write => KvsError::Unanswered { address, reason: SILENT.to_owned() },
-        Found::Silent => KvsError::Unreachable { address, reason: SILENT.to_owned() },
-        Found::Http2OrNobody if is_write => KvsError::Unanswered { address, reason },
+        Found::Silent => silent(args),
+        Found::Http2OrNobody if is_write(args) => KvsError::Unanswered { address, reason },
         Found::Http2OrNobody if is_own_deadline => KvsError::Call(status),
         Found::Http2OrNobody => {
             KvsError::Unreachable { address, reason: format!("it broke off: {reason}") }
@@ -170,15 +202,19 @@ enum Found {
     Silent,
 }
 
-fn found_at(args: &KvsArgs) -> Found {
-    let resolved = (args.host.as_str(), args.porta).to_socket_addrs();
+fn found_at(host: &str, port: u16, timeout: Duration) -> Found {
+    let resolved = (host, port).to_socket_addrs();
     let Some(address) = resolved.ok().and_then(|mut addresses| addresses.next()) else {
         return Found::Http2OrNobody;
     };
-    let timeout = limits::CLIENT_CONNECT_TIMEOUT.min(args.timeout);
-    let first_bytes = || -> io::Result<[u8; 4]> {
-        let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-        stream.set_read_timeout(Some(timeout))?;
+    // A gateway that is flooded may take long to answer.
+    let answer_timeout = limits::KVS_SILENT_AFTER.min(timeout);
+    let timeout = limits::CLIENT_CONNECT_TIMEOUT.min(timeout);
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, timeout) else {
+        return Found::Http2OrNobody;
+    };
+    let mut first_bytes = || -> io::Result<[u8; 4]> {
+        stream.set_read_timeout(Some(answer_timeout))?;
         // The preface of HTTP/2, and empty settings.
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
         let mut first = [0; 4];
@@ -190,7 +226,6 @@ fn found_at(args: &KvsArgs) -> Found {
         Ok([0, _, _, 4]) => return Found::Http2OrNobody,
         Ok(b"HTTP") => return Found::Stranger("a web server"),
         Ok(b"SSH-") => return Found::Stranger("an SSH server"),
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Found::Http2OrNobody,
         // A store, a registry or a peer would have closed the connection by now.
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             return Found::Silent;
@@ -356,9 +391,6 @@ async fn connect(args: &KvsArgs) -> Result<KeyValueStoreClient<Channel>, KvsErro
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .map_err(unreachable)?
         .connect_timeout(limits::CLIENT_CONNECT_TIMEOUT.min(args.timeout))
-        // A gateway that hangs is found out long before the call's own time is over.
-        .http2_keep_alive_interval(limits::KVS_PING_INTERVAL)
-        .keep_alive_timeout(limits::KVS_PING_TIMEOUT)
         .connect()
         .await
         .map_err(unreachable)?;

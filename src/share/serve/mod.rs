@@ -113,6 +113,7 @@ impl Server {
                 None => limits::SHARE_TICK,
             }),
             accepted_max: options.connections_max.unwrap_or(room),
+            refused_max: limits::REFUSALS_MAX.min(room / 2),
             congestion: options.congestion.clone(),
             turn_max: Some(limits::SHARE_TURN_MAX),
             ..LoopConfig::default()

@@ -73,6 +73,8 @@ pub(super) struct Peer {
     pub greeted: bool,
     /// It keeps its place, whoever comes.
     pub keeps_place: bool,
+    /// Its connection is being closed, or is gone: nothing more is read for it.
+    pub is_ending: bool,
     /// Asked for, and not being read yet.
     pub wanted: VecDeque<Wanted>,
     /// Being read, as a whole or a slice of it.
@@ -101,12 +103,19 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// Nothing more is read for it.
+    pub(super) fn end(&mut self) {
+        self.is_ending = true;
+        self.wanted.clear();
+    }
+
     pub(super) fn new(address: SocketAddr, last_turn: u64) -> Peer {
         Peer {
             address,
             last_turn,
             greeted: false,
             keeps_place: false,
+            is_ending: false,
             wanted: VecDeque::new(),
             reading: 0,
             slices: None,

@@ -359,6 +359,9 @@ impl ShareService {
         let Some(peer) = self.peers.get_mut(&id) else {
             return Ok(());
         };
+        if peer.is_ending {
+            return Ok(());
+        }
         if peer.wanted.len() >= limits::CHUNK_REQUESTS_PER_PEER_MAX {
             let message = "too many chunks are asked for at once".to_owned();
             return Err(denied(DenialCode::Busy, message));
@@ -557,7 +560,7 @@ impl ShareService {
 
     /// Has the next slice read for those that have taken the one before.
     fn go_on_with_slices(&mut self, net: &mut Net) {
-        let has_room = |peer: &&Peer| peer.holds() == 0;
+        let has_room = |peer: &&Peer| peer.holds() == 0 && !peer.is_ending;
         let next: Vec<(ConnectionId, Slices)> = self
             .peers
             .iter()
@@ -778,8 +781,8 @@ fn send_piece(
     let ends_chunk = ends_buffer && chunk.ends_chunk;
     let piece = Piece { bytes: bytes.len(), ends_buffer, ends_chunk };
     if !queued || !net.send_raw(id, bytes) {
-        // The connection is gone, which will be told.
-        return;
+        // The connection is gone, or is being closed, which will be told.
+        return peer.end();
     }
     peer.pieces.push_back(piece);
     if !ends_buffer {
@@ -825,6 +828,9 @@ impl Service for ShareService {
                     ),
                 );
                 net.close_after_flush(id);
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.end();
+                }
             }
         }
     }

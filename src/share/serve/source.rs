@@ -105,8 +105,9 @@ pub(super) fn read(
 }
 
 /// Has `fill` read `buffer` full, and looks at the file before and after. With `is_checked` the whole chunk is
-/// compared with its hash, as it always is of a file that is being written to; `whole` is room for that where the buffer
-/// is for less.
+/// compared with its hash, as the first slice of it always is where the file is being written to; `whole` is room for that
+/// where the buffer is for less. The slices after it are not: each would cost a reading of the whole, and whoever gets
+/// them compares.
 fn read_by(
     fill: impl FnOnce(&File, &mut [u8], u64) -> io::Result<()>,
     offer: &Offer,
@@ -127,7 +128,7 @@ fn read_by(
     };
     check(file, offer)?;
     let length = chunk_len(index, offer.manifest.size());
-    let is_compared = is_checked || offer.stamp.is_none();
+    let is_compared = is_checked || offer.stamp.is_none() && offset == 0;
     let is_slice = buffer.len() < length;
     let (read, begin): (&mut [u8], usize) = if is_compared && is_slice {
         whole.resize(length, 0);
