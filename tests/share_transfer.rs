@@ -1247,7 +1247,8 @@ fn whoever_was_slow_once_is_served_beside_any_number_of_slow_takers() {
 /// Of a chunk that is sent in slices the beginning has gone when its file changes: what follows would be another file's.
 #[test]
 fn a_file_that_changes_within_a_chunk_ends_the_connection() {
-    let scene = Scene::new(2 * MIB);
+    // At this rate a chunk takes four seconds: the system's buffers would otherwise take it whole before the change.
+    let scene = Scene::with(2 * MIB, |options| options.limit_bytes_per_s = Some(256 * 1024));
     let content = scene.manifest.content();
     let mut client = Client::with_room([127, 0, 6, 1], &scene.server, Some(4096)).greet();
     client.ask(1, PeerRequest::Chunk { content, index: 1 });
