@@ -96,7 +96,7 @@ fn whoever_listens_in_the_place_of_another_is_named() {
         (
             "mute",
             listener(hold).to_string(),
-            [&["did not greet in time"], &["did not greet in time"]],
+            [&["did not greet in time"], &["was reached, but does not answer"]],
         ),
         (
             "closing",
