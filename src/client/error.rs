@@ -133,7 +133,7 @@ pub enum ClientError {
     #[error("{0} is not one of this client's servers")]
     UnknownServer(SocketAddr),
     /// A client needs servers, each once, and not too many.
-    #[error("a client needs 1 to {SERVERS_MAX} different servers, and {0} were given")]
+    #[error("a client needs 1 to {SERVERS_MAX} servers, each named once, and the list has {0}")]
     BadServerList(usize),
     /// The system refused a thread.
     #[error("a thread could not be started: {0}")]

@@ -202,7 +202,13 @@ impl Dialogue<'_> {
                 })?;
             servers.push(SocketAddr::new(ip, port));
         }
-        match self.connect(&servers) {
+        // Of the same group the same timestamps are remembered: a new client would take older values for new ones.
+        let is_same = |client: &Client| {
+            let known = client.servers();
+            known.len() == servers.len() && servers.iter().all(|server| known.contains(server))
+        };
+        let known = self.client.clone().filter(is_same);
+        match known.map_or_else(|| self.connect(&servers), Ok) {
             Ok(client) => {
                 self.client = Some(client);
                 let names: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
@@ -737,6 +743,27 @@ mod tests {
         );
         assert_eq!(servers.unwrap(), DEFAULT_SERVERS);
         assert_eq!(said, ["Servidores: 127.0.0.1:10097, 127.0.0.1:10098, 127.0.0.1:10099."]);
+    }
+
+    /// A second INIT forgot what had been read, and a server that lagged gave an older value.
+    #[test]
+    fn init_with_the_same_servers_forgets_no_timestamp() {
+        const SEEN: &str = "s1-000000000000002a";
+        for (typed, remembers) in [
+            ("1\n\n\n\n\n\n\n", true),
+            ("1\n\n10099\n\n10098\n\n10097\n", true),
+            ("1\n\n\n\n\n\n5000\n", false),
+        ] {
+            let mut input = Script { typed: lines(typed).into_iter(), prompts: Vec::new() };
+            let screen = Arc::new(Lines::default());
+            let servers = Some(DEFAULT_SERVERS.to_vec());
+            let options = ReplOptions { servers, request_timeout: Duration::from_secs(1) };
+            let mut dialogue = Dialogue::new(&mut input, screen, &options).unwrap();
+            let client = dialogue.client.take().unwrap();
+            dialogue.client = Some(client.with_session(SEEN).unwrap());
+            dialogue.run().unwrap();
+            assert_eq!(dialogue.client.unwrap().session_token() == SEEN, remembers, "{typed:?}");
+        }
     }
 
     #[test]
