@@ -1207,7 +1207,7 @@ pub const HASH_LISTS_MAX: usize = 16;
 pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// … another in place of the slowest of those that have had this time, which doubles when all that are known have had
 /// it, so that one that needs longer is waited for in the end …
-pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(500);
+pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
 /// … up to this.
 pub const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
 /// Where several sizes of a content are told, sources that are asked at once to prove one, each on a thread of its own …
