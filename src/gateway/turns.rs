@@ -43,7 +43,7 @@ impl Meter {
         amount_in(self.0.load(Ordering::Relaxed), second)
     }
 
-    /// The amount now.
+    /// The work made lately, in kibibytes: half of what it was a second ago, and what has been added since.
     pub(super) fn lately(&self) -> usize {
         usize::try_from(self.amount(this_second())).unwrap_or(usize::MAX)
     }

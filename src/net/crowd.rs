@@ -110,15 +110,10 @@ impl Crowd {
 
     /// The newcomer whose place another gets.
     pub fn newcomer_to_go(&self) -> Option<ConnectionId> {
-        let (most, origin) = self.newcomers.largest()?;
-        match most > NEWCOMERS_FAIR {
-            true => self.newcomers.of(origin).next(),
-            false => self.newcomers.by_age.values().next().copied(),
-        }
+        self.newcomer_of_many().or_else(|| self.newcomers.by_age.values().next().copied())
     }
 
     /// The oldest newcomer of the origin that has the most of them, if it has more than anybody may.
-    #[cfg(feature = "grpc")]
     pub fn newcomer_of_many(&self) -> Option<ConnectionId> {
         let (most, origin) = self.newcomers.largest()?;
         (most > NEWCOMERS_FAIR).then(|| self.newcomers.of(origin).next()).flatten()

@@ -33,7 +33,7 @@ pub enum LineError {
     /// It was reached, and no whole answer came from it.
     #[error("registry {address} was reached, but does not answer: {reason}")]
     Unanswered {
-        /// Who.
+        /// Where the registry is that took the connection.
         address: SocketAddr,
         /// Why, in a few words.
         reason: String,

@@ -139,7 +139,7 @@ pub enum FetchError {
     /// Every source has answered that it has the content no more.
     #[error("no peer has {name} any more{kept}")]
     Gone {
-        /// The file.
+        /// The name by which the file was asked for.
         name: FileName,
         /// Whether a part of it is kept.
         kept: Kept,

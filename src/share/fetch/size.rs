@@ -174,7 +174,7 @@ struct Turn {
     source: Source,
     /// No sooner than this.
     from: Instant,
-    /// For how long.
+    /// How long it may take over its answers; doubled each time that it did not prove a size.
     time: Duration,
 }
 

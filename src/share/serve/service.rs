@@ -117,7 +117,7 @@ pub(super) struct ShareService {
     /// one buffer from those who want something.
     doubts: VecDeque<(ContentId, u64)>,
     is_doubt_read: bool,
-    /// For whole chunks.
+    /// Buffers of a whole chunk each, for takers that are quick.
     buffers: BufferPool,
     /// For slices, one for each connection.
     slices: BufferPool,
