@@ -1,12 +1,14 @@
-//! Between our own peer messages and the library's. Only the kinds servers need between them exist
-//! on our side, so nothing else can come in or go out.
+//! Converts between the consensus messages of the wire protocol and raft-rs's.
+//!
+//! [`RaftBody`] has only the kinds that servers need between them, so no other kind of library
+//! message can come in or go out: raft-rs panics on some of them.
 
 use raft::eraftpb::{Entry, EntryType, Message as RaftPb, MessageType};
 
 use crate::types::{LogEntry, NodeId};
 use crate::wire::message::{RaftBody, RaftMessage};
 
-/// The library's mark of a campaign the old leader asked for.
+/// The context by which raft-rs recognizes a campaign of a leadership transfer.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 pub(super) fn entry_to_raft(entry: LogEntry) -> Entry {
@@ -22,7 +24,7 @@ pub(super) fn entry_from_raft(pb: Entry) -> LogEntry {
     LogEntry { term: pb.term, index: pb.index, data: pb.data }
 }
 
-/// Turns a checked message into the library's.
+/// Converts a message that the guard has checked.
 pub(super) fn message_to_raft(message: RaftMessage) -> RaftPb {
     let mut pb =
         RaftPb { from: message.from.0, to: message.to.0, term: message.term, ..RaftPb::default() };
@@ -84,7 +86,8 @@ pub(super) fn message_to_raft(message: RaftMessage) -> RaftPb {
     pb
 }
 
-/// Turns what the library wants to send into ours; `None` for a kind that never travels.
+/// Converts a message that the library wants to send; `None` for a kind that the wire protocol does
+/// not have.
 pub(super) fn message_from_raft(mut pb: RaftPb) -> Option<RaftMessage> {
     let body = match pb.get_msg_type() {
         MessageType::MsgAppend => RaftBody::Append {

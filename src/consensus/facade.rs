@@ -1,4 +1,9 @@
-//! The facade: everything the node core may know of consensus.
+//! The facade of consensus: the only way for the node core to use Raft.
+//!
+//! [`Consensus`] wraps raft-rs's `RawNode`. The core calls the methods that say what has happened
+//! (a tick, a message, a link that came up, a batch that is durable, entries that are applied) and
+//! then [`Consensus::advance`], which returns in [`Effects`] what is to be done. No raft-rs type is
+//! visible outside. Where the library has a trap or a fault, the code that avoids it names it.
 
 use std::collections::BTreeMap;
 
@@ -6,46 +11,49 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
-use super::admission::Admission;
 use super::convert::message_to_raft;
-use super::guard::{self, Known, PeerFault, Verdict};
+use super::guard::{self, GuardVerdict, LocalState, RaftMessageFault};
 use super::log_store::{LogStore, snapshot_at};
 use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
+use super::voter_eligibility::VoterEligibility;
 use crate::limits::{self, NodeLimits};
 use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
-/// How consensus is set up.
+/// The configuration of one server's consensus, fixed for a run.
 #[derive(Clone, Debug)]
 pub struct ConsensusConfig {
-    /// This server.
+    /// The number of this server.
     pub node: NodeId,
-    /// The group, this server included.
+    /// All servers of the group, this one included.
     pub nodes: Vec<NodeId>,
-    /// Who leads first when the group is blank.
+    /// The server that this one was started to take for the first leader of a blank group
+    /// (`--leader`).
     pub first_leader: NodeId,
-    /// A fixed election time-out in ticks, for simulations; random when `None`.
+    /// A fixed election time-out in ticks, so that a simulation is deterministic; raft-rs draws one
+    /// at random when it is `None`.
     pub election_ticks: Option<usize>,
-    /// Bounds of what is under way.
+    /// Bounds of memory and of messages in flight.
     pub limits: NodeLimits,
 }
 
 /// Why no leader can be elected although enough servers are up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoLeader {
-    /// The group has not begun, and who is to lead first has never been up.
+    /// The group is not bootstrapped, and the server that is to lead first has never been up.
     NotBegun {
-        /// Who that is.
+        /// The server that is to lead first.
         first_leader: NodeId,
     },
-    /// The group has not begun, no majority of its servers was told the same first leader, and not all are up.
-    ToldDifferently {
-        /// One of those named.
+    /// The group is not bootstrapped, no majority of its servers is configured with the same first
+    /// leader, and not all are up.
+    DifferentFirstLeaders {
+        /// A server that some servers have configured as first leader.
         one: NodeId,
-        /// Another.
+        /// Another server that others have configured.
         another: NodeId,
-        /// A server that is not up.
+        /// A server that is not up and whose configuration is needed.
         missing: NodeId,
     },
     /// Too many data directories are blank, and what those held that were lost is not known.
@@ -54,13 +62,14 @@ pub enum NoLeader {
         blank: usize,
         /// Servers that are up with their own.
         full: usize,
-        /// How many of the latter an election takes.
+        /// Servers with their own data directory that an election takes.
         needed: usize,
     },
 }
 
 impl NoLeader {
-    /// What it means and what to do; `name` names a server.
+    /// Returns one sentence for the operator: what the state means and what to do. `name` names a
+    /// server.
     pub fn sentence(self, name: impl Fn(NodeId) -> String) -> String {
         match self {
             NoLeader::NotBegun { first_leader } => {
@@ -70,7 +79,7 @@ impl NoLeader {
                      start that one, or start the others again with --leader naming one that is up"
                 )
             }
-            NoLeader::ToldDifferently { one, another, missing } => format!(
+            NoLeader::DifferentFirstLeaders { one, another, missing } => format!(
                 "the group has not begun, because its servers were told different first leaders ({} \
                  and {}) and {} is not up: start every server, or start all again with the same --leader",
                 name(one),
@@ -97,18 +106,19 @@ pub enum ConsensusError {
     Library(#[from] raft::Error),
 }
 
-/// What a log was found to hold.
+/// The contents of the log on disk, as recovery found them.
 #[derive(Clone, Debug, Default)]
 pub struct RecoveredLog {
-    /// The first index; 1 when the log reaches back to the beginning.
+    /// The first index of the log; 1 when it reaches back to the beginning.
     pub first_index: LogIndex,
     /// The term of the entry just before the first one; 0 when there was none.
     pub previous_term: Term,
-    /// Where each run of entries of one term begins: (index, term), in order, from the first index.
+    /// The first index and the term of each run of entries of one term, in order, beginning with
+    /// the log's first index.
     pub term_runs: Vec<(LogIndex, Term)>,
     /// The last index; `first_index - 1` when there are no entries.
     pub last_index: LogIndex,
-    /// Every entry that is not applied.
+    /// All entries that are not applied, contiguous to `last_index`.
     pub entries: Vec<LogEntry>,
 }
 
@@ -150,39 +160,42 @@ pub enum ProposeError {
     Full,
 }
 
-/// What another server said of itself when the link to it came up.
+/// The state that another server named in its greeting when the link to it came up.
 #[derive(Clone, Copy, Debug)]
-struct Greeting {
-    /// Whom it was told leads first, if it was blank.
-    told_first_leader: Option<NodeId>,
-    /// Whether its log held no entry.
+struct GreetedState {
+    /// The first leader it has configured; `None` unless its data directory is blank.
+    configured_first_leader: Option<NodeId>,
     log_is_empty: bool,
 }
 
-/// One server's consensus.
+/// The consensus of one server: raft-rs, and what this part adds to it.
 pub struct Consensus {
     raw: RawNode<LogStore>,
     config: ConsensusConfig,
     pipeline: Pipeline,
     fetches: Fetches,
-    admission: Admission,
-    /// The admission is to be made durable.
-    admission_unsaved: bool,
+    voter_eligibility: VoterEligibility,
+    /// This server became eligible, and that is not in a batch for the log yet.
+    eligibility_unsaved: bool,
     applied: LogIndex,
-    /// The servers this one can send to, and what each said when its link came up.
-    links: BTreeMap<NodeId, Greeting>,
-    /// By how much others may raise this server's term now; see [`guard`].
+    /// The servers that this one has a link to, with the state that each named when the link came
+    /// up.
+    links: BTreeMap<NodeId, GreetedState>,
+    /// By how much messages of other servers may raise the term now; see [`guard`].
     term_credit: u64,
-    /// Whether this server may lead; see `node::eligibility`.
+    /// See `node::eligibility`.
     may_lead: bool,
-    /// The store is lost and waits for a snapshot. Log, term and vote are sound.
+    /// The store is lost and waits for a snapshot. The log, the term and the vote are sound.
     store_lost: bool,
-    /// This server had data and lost all of them.
+    /// This server had data and has lost all of it.
     data_lost: bool,
 }
 
 impl Consensus {
     /// Starts on a recovered log, whose `entries` are all those after `applied`.
+    ///
+    /// # Errors
+    /// The recovered state contradicts itself, or the library refuses its configuration.
     pub fn new(
         config: ConsensusConfig,
         hard_state: HardState,
@@ -205,7 +218,7 @@ impl Consensus {
             // In raft-rs 0.7.0 batching may append entries to an empty message that names another
             // predecessor. The core proposes in batches, so little is lost.
             batch_append: false,
-            // The core says when: see `tell_commit`.
+            // The core decides when followers are notified of a commit: see `send_commit_index`.
             skip_bcast_commit: true,
             max_uncommitted_size: config.limits.uncommitted_bytes_max,
             max_committed_size_per_ready: config.limits.apply_bytes_max,
@@ -213,14 +226,14 @@ impl Consensus {
         };
         let store = LogStore::new(&config.nodes, hard_state, log, applied, config.limits);
         let raw = RawNode::new(&library, store, &logging::logger())?;
-        let admission = Admission::new(hard_state.admitted, config.nodes.len());
+        let voter_eligibility = VoterEligibility::new(hard_state.admitted, config.nodes.len());
         Ok(Consensus {
             raw,
             config,
             pipeline: Pipeline::new(log_is_empty, hard_state),
             fetches: Fetches::default(),
-            admission,
-            admission_unsaved: false,
+            voter_eligibility,
+            eligibility_unsaved: false,
             applied,
             links: BTreeMap::new(),
             term_credit: limits::TERM_CREDIT_AT_START,
@@ -230,34 +243,37 @@ impl Consensus {
         })
     }
 
-    /// One tick of the election clock.
+    /// Advances the election clock by one tick.
     pub fn tick(&mut self) {
         self.term_credit = self.term_credit.saturating_add(limits::TERM_CREDIT_PER_TICK);
-        let campaigns = self.may_campaign() && !self.vote_comes_late();
+        let campaigns = self.may_campaign() && !self.vote_would_be_late();
         if self.role() == Role::Leader || campaigns {
             self.raw.tick();
         } else {
-            // Time passes all the same: as long as the library takes a leader for alive, by this count, it grants
-            // nobody else a vote.
+            // The count of ticks since the leader was heard rises all the same: while it is below
+            // the election time-out, the library grants no other server a vote.
             self.raw.raft.election_elapsed += 1;
         }
         self.request_snapshot();
     }
 
-    /// Says that this server is blank because it lost what it had: the group was born long ago.
+    /// Tells consensus that this server is blank because it has lost its data: the group exists, so
+    /// this server must not bootstrap it.
     pub fn set_data_lost(&mut self) {
         self.data_lost = true;
     }
 
-    /// Says whether this server's store is lost, so that it needs a snapshot though its log is whole.
+    /// Tells consensus whether this server's store is lost, so that it needs a snapshot although
+    /// its log is whole.
     pub fn set_store_lost(&mut self, lost: bool) {
         self.store_lost = lost;
     }
 
-    /// Asks the leader for a snapshot, if the store is lost and it has not been asked in this term. The
-    /// library repeats the question with every answer to the leader, and stores and acknowledges nothing meanwhile. So
-    /// the question waits until all that is stored here is committed: otherwise a leader that needs this server's
-    /// acknowledgement to commit up to where the snapshot must reach could never send one.
+    /// Requests a snapshot from the leader if the store is lost and none was requested in this
+    /// term. The library repeats the request with every answer to the leader, and stores and
+    /// acknowledges nothing meanwhile. So the request waits until everything in this log is
+    /// committed: otherwise a leader that needs this server's acknowledgement to commit up to where
+    /// the snapshot must reach could never send one.
     fn request_snapshot(&mut self) {
         let possible = self.is_log_long_enough()
             && self.raw.raft.pending_request_snapshot == raft::INVALID_INDEX
@@ -267,8 +283,9 @@ impl Consensus {
         }
     }
 
-    /// Whether the store is lost and the log reaches into the leader's term, which the library demands of a server that
-    /// asks for a snapshot. No further entries are stored then, so that the commit index reaches the end of the log.
+    /// Whether the store is lost and the log reaches into the leader's term, which the library
+    /// demands of a server that requests a snapshot. From then on no further entries are stored, so
+    /// that the commit index reaches the log's end.
     fn is_log_long_enough(&self) -> bool {
         self.store_lost
             && !self.pipeline.is_installing()
@@ -277,8 +294,8 @@ impl Consensus {
             && self.term_at(self.last_index()) == Some(self.term())
     }
 
-    /// Committed entries up to `index` were handed out and are not applied, because the store is lost and the snapshot
-    /// that it waits for holds them.
+    /// Committed entries up to `index` were handed out and are not applied, because the store is
+    /// lost and the snapshot that it waits for holds them.
     pub fn skipped(&mut self, index: LogIndex) {
         self.advance_applied(index);
     }
@@ -291,8 +308,9 @@ impl Consensus {
         }
     }
 
-    /// Whether this server may lead. One that may not neither campaigns nor takes a leadership over; one that leads
-    /// goes on until it is told to hand over or to step down.
+    /// Sets whether this server may lead. If it may not, it neither campaigns nor accepts a
+    /// leadership transfer; if it leads already, it goes on until
+    /// [`Consensus::transfer_leadership`] or [`Consensus::step_down`] is called.
     pub fn set_may_lead(&mut self, may_lead: bool) {
         self.may_lead = may_lead;
         if !may_lead && self.role() == Role::Candidate {
@@ -309,21 +327,24 @@ impl Consensus {
         }
     }
 
-    /// Whether a transfer of the leadership is under way; the library gives it up after an election time-out.
+    /// Whether a leadership transfer is under way. The library gives it up after an election
+    /// time-out.
     pub fn is_handing_over(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// At the group's birth, the named leader asks for votes without waiting for a time-out.
-    pub fn campaign_if_first(&mut self) {
-        let newborn = !self.admission.is_admitted() && self.may_campaign();
-        if newborn && self.role() == Role::Follower && self.leader().is_none() {
+    /// Campaigns at once, without an election time-out, if this server is the founder of a blank
+    /// group.
+    pub fn campaign_if_founder(&mut self) {
+        let bootstraps = !self.voter_eligibility.is_eligible() && self.may_campaign();
+        if bootstraps && self.role() == Role::Follower && self.leader().is_none() {
             self.campaign();
         }
     }
 
-    /// A server that has campaigned in vain does it once more, without waiting for a time-out. False: it campaigns since
-    /// less than `ticks`, so it may be about to win; in another term nobody would count the votes that are on their way.
+    /// Campaigns once more if this server is a candidate, without waiting for an election time-out.
+    /// Returns false if its campaign began less than `ticks` ago: it may be about to win, and a new
+    /// term would void the votes that are on their way.
     pub fn campaign_again(&mut self, ticks: usize) -> bool {
         let campaigns = self.role() == Role::Candidate;
         if campaigns && self.raw.raft.election_elapsed < ticks {
@@ -342,70 +363,74 @@ impl Consensus {
         let _ = self.raw.raft.step(hup);
     }
 
-    /// Admitted servers campaign; of the others only the named leader of a group that was never
-    /// born, which it knows by its empty log.
+    /// Eligible voters campaign; of the others only the founder of a group that was never
+    /// bootstrapped, which it knows by its empty log.
     fn may_campaign(&self) -> bool {
         // The library looks at entries that are not applied, and panics where a snapshot has taken
         // their place and is not applied yet.
         if self.pipeline.is_installing() || !self.may_lead {
             return false;
         }
-        self.admission.is_admitted()
+        self.voter_eligibility.is_eligible()
             || (!self.data_lost
                 && self.is_founder()
                 && self.last_index() == 0
-                && (self.admission.is_newborn(self.last_term_asked_for())
-                    || self.nobody_has_entries()))
+                && (self.voter_eligibility.may_bootstrap(self.last_term_asked_for())
+                    || self.no_server_has_entries()))
     }
 
-    /// Whether every other server has said since this one started that its log is empty, and none has said a later
-    /// term than this one's. Then no entry was ever acknowledged, or two directories have lost it; and a
-    /// vote that this server may have forgotten was for no later term than those it asks for. A founder needs this when
-    /// somebody that it had admitted with its question for votes has asked for votes itself, in a term that
-    /// the founder then does not remember asking for: nobody else can be elected, since the blank ones vote for the
-    /// founder alone.
-    fn nobody_has_entries(&self) -> bool {
+    /// Whether every other server has said since this one started that its log is empty, and none
+    /// has named a later term than this one's. Then no entry was ever acknowledged, or two data
+    /// directories have lost it; and a vote that this server may have forgotten was for no later
+    /// term than those it asks for. A founder needs this rule if a server that became eligible by
+    /// voting for it has campaigned since, in a term in which the founder does not remember asking
+    /// for votes: no other server can be elected, since blank ones vote for the founder alone.
+    fn no_server_has_entries(&self) -> bool {
         self.links.len() + 1 == self.config.nodes.len()
-            && self.links.values().all(|greeting| greeting.log_is_empty)
-            && self.admission.is_newborn(self.term())
+            && self.links.values().all(|greeted| greeted.log_is_empty)
+            && self.voter_eligibility.may_bootstrap(self.term())
     }
 
-    /// Whether a vote of this server would wait behind one that its disk has not taken in yet. At the group's birth
-    /// that does not matter: all logs are alike, and the one that is to lead first asks until it does.
-    fn vote_comes_late(&self) -> bool {
-        self.last_index() > 0 && self.pipeline.owes_a_vote()
+    /// Whether a vote of this server would wait behind one that is not durable yet. During
+    /// bootstrap that does not matter: all logs are alike, and the founder campaigns until it
+    /// leads.
+    fn vote_would_be_late(&self) -> bool {
+        self.last_index() > 0 && self.pipeline.has_undurable_vote()
     }
 
-    /// Who has asked for votes before was the founder then, and is for ever.
+    /// A server that has asked for votes with an empty log was the founder then, and remains it.
     fn is_founder(&self) -> bool {
-        self.last_term_asked_for() > 0 || self.first_leader() == Some(self.config.node)
+        self.last_term_asked_for() > 0 || self.founder() == Some(self.config.node)
     }
 
-    /// The term in which this server last asked for votes; 0 when it does not remember any.
+    /// The term in which this server last asked for votes, as far as its data directory remembers;
+    /// 0 for none.
     fn last_term_asked_for(&self) -> Term {
         if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
-    /// Who founds a group that is blank: the one that a majority of its servers was told; if there is none, and every
-    /// server is up and blank, the lowest of those named. That is the same server whoever is up, so that nobody else
-    /// ever has: see `admission`.
-    fn first_leader(&self) -> Option<NodeId> {
-        let names = self.names();
-        let told_by = |name: NodeId| names.iter().filter(|told| **told == name).count();
-        let agreed = names.iter().find(|name| told_by(**name) > self.config.nodes.len() / 2);
-        let all_are_blank = names.len() == self.config.nodes.len();
-        agreed.or(names.iter().min().filter(|_| all_are_blank)).copied()
+    /// The founder of a blank group: the server that a majority has configured as first leader; if
+    /// there is none, and every server is up and blank, the lowest of those configured. It is the
+    /// same server whichever servers are up: see `voter_eligibility`.
+    fn founder(&self) -> Option<NodeId> {
+        let named = self.configured_first_leaders();
+        let count = |server: NodeId| named.iter().filter(|name| **name == server).count();
+        let agreed = named.iter().find(|name| count(**name) > self.config.nodes.len() / 2);
+        let all_are_blank = named.len() == self.config.nodes.len();
+        agreed.or(named.iter().min().filter(|_| all_are_blank)).copied()
     }
 
-    /// Whom each of the servers that are up and blank was told, this one first.
-    fn names(&self) -> Vec<NodeId> {
-        let others = self.links.values().filter_map(|greeting| greeting.told_first_leader);
-        self.told_first_leader().into_iter().chain(others).collect()
+    /// The first leaders that the servers that are up and blank have configured, this server's own
+    /// first.
+    fn configured_first_leaders(&self) -> Vec<NodeId> {
+        let others = self.links.values().filter_map(|greeted| greeted.configured_first_leader);
+        self.configured_first_leader().into_iter().chain(others).collect()
     }
 
-    /// Whom this server was told leads first, as long as it has not taken part in the group or stored anything.
-    pub fn told_first_leader(&self) -> Option<NodeId> {
-        let is_blank = !self.admission.is_admitted() || self.last_index() == 0;
+    /// The first leader that this server has configured, as long as it has not taken part in the
+    /// group or stored any entry.
+    pub fn configured_first_leader(&self) -> Option<NodeId> {
+        let is_blank = !self.voter_eligibility.is_eligible() || self.last_index() == 0;
         is_blank.then_some(self.config.first_leader)
     }
 
@@ -416,81 +441,87 @@ impl Consensus {
         if self.leader().is_some() || up < needed {
             return None;
         }
-        let names = self.names();
+        let named = self.configured_first_leaders();
         let is_up = |node: &NodeId| *node == self.config.node || self.links.contains_key(node);
-        match (up - names.len(), self.first_leader()) {
+        match (up - named.len(), self.founder()) {
             (full, _) if self.data_lost && full < needed => {
-                Some(NoLeader::Blank { blank: names.len(), full, needed })
+                Some(NoLeader::Blank { blank: named.len(), full, needed })
             }
             (0, Some(first)) if is_up(&first) => None,
             (0, Some(first_leader)) => Some(NoLeader::NotBegun { first_leader }),
             (0, None) => {
                 let missing = self.config.nodes.iter().copied().find(|node| !is_up(node))?;
-                match (names.iter().min(), names.iter().max()) {
+                match (named.iter().min(), named.iter().max()) {
                     (Some(&one), Some(&another)) if one != another => {
-                        Some(NoLeader::ToldDifferently { one, another, missing })
+                        Some(NoLeader::DifferentFirstLeaders { one, another, missing })
                     }
                     _ => None,
                 }
             }
             (full, _) if full < needed => {
-                Some(NoLeader::Blank { blank: names.len(), full, needed })
+                Some(NoLeader::Blank { blank: named.len(), full, needed })
             }
             _ => None,
         }
     }
 
-    /// Whether a server that is not admitted may still grant this vote.
-    fn is_birth(&self, message: &RaftMessage) -> bool {
+    /// Whether this is the founder's request for a vote, which a server that is not an eligible
+    /// voter may grant.
+    fn is_bootstrap_vote(&self, message: &RaftMessage) -> bool {
         !self.data_lost
             && matches!(&message.body, RaftBody::Vote { last_index: 0, .. })
-            // Links may not all be up yet, and who asks has seen to the rest.
+            // Not all links may be up yet; the founder has checked the other conditions.
             && (message.from == self.config.first_leader
-                || self.first_leader() == Some(message.from))
+                || self.founder() == Some(message.from))
             && self.last_index() == 0
     }
 
-    /// Takes in a message that came on `link`'s connection.
-    pub fn step(&mut self, link: NodeId, message: RaftMessage) -> Result<(), PeerFault> {
+    /// Handles a message that came on `link`'s connection, after checking it.
+    ///
+    /// # Errors
+    /// No correct server would have sent the message: the link is to be closed.
+    pub fn step(&mut self, link: NodeId, message: RaftMessage) -> Result<(), RaftMessageFault> {
         let log = &self.raw.raft.raft_log;
-        let known = Known {
+        let local = LocalState {
             me: self.config.node,
             term: self.term(),
             term_credit: self.term_credit,
             role: self.role(),
-            is_rehearsing: self.raw.raft.state == StateRole::PreCandidate,
+            is_pre_candidate: self.raw.raft.state == StateRole::PreCandidate,
             leader: self.leader(),
             commit: self.commit(),
             last_index: self.last_index(),
             term_at: &|index| log.term(index).ok().filter(|term| *term > 0),
             all_durable: self.pipeline.is_idle(),
         };
-        let Verdict::Step(mut message) = guard::check(&known, link, message)? else {
+        let GuardVerdict::Step(mut message) = guard::check(&local, link, message)? else {
             return Ok(());
         };
-        // Rehearsals carry the term asked for, which their sender does not have.
-        let rehearsal = matches!(
+        // Pre-vote messages carry the term of the election asked about, which their sender is not
+        // in.
+        let is_pre_vote = matches!(
             message.body,
             RaftBody::Vote { pre: true, .. } | RaftBody::VoteReply { pre: true, .. }
         );
-        // A rehearsal asks whether a vote would be granted, and one that waits for a slow disk comes too late, or never.
-        // Granted all the same, it would let a server whose log is too old win one rehearsal after the other: each
-        // raises the term, and keeps those that could win the election from asking.
-        if matches!(message.body, RaftBody::Vote { pre: true, .. }) && self.vote_comes_late() {
+        // A pre-vote says that a vote would be granted, and a vote that waits for a slow disk comes
+        // too late or never. If the pre-vote were granted all the same, a server whose log is too
+        // old could win one pre-vote after the other. Each raises the term, and keeps the servers
+        // that could win the election from campaigning.
+        if matches!(message.body, RaftBody::Vote { pre: true, .. }) && self.vote_would_be_late() {
             return Ok(());
         }
-        if !rehearsal {
-            self.admission.heard(link, message.term);
+        if !is_pre_vote {
+            self.voter_eligibility.observe_term(link, message.term);
         }
         let is_vote = matches!(message.body, RaftBody::Vote { .. });
-        if is_vote && !self.admission.is_admitted() && !self.is_birth(&message) {
+        if is_vote && !self.voter_eligibility.is_eligible() && !self.is_bootstrap_vote(&message) {
             return Ok(());
         }
         let from_leader = matches!(
             message.body,
             RaftBody::Append { .. } | RaftBody::Heartbeat { .. } | RaftBody::TimeoutNow
         );
-        if from_leader && !self.admission.may_follow(message.term) {
+        if from_leader && !self.voter_eligibility.may_follow(message.term) {
             return Ok(());
         }
         if matches!(message.body, RaftBody::TimeoutNow) && !self.may_campaign() {
@@ -505,9 +536,10 @@ impl Consensus {
                 return Ok(());
             }
         }
-        if message.term > self.term() && !rehearsal {
-            // The library would ask the next leader for a snapshot before it has stored anything of its term, which
-            // that leader may need to commit up to there.
+        if message.term > self.term() && !is_pre_vote {
+            // The library would request a snapshot from the next leader before this server has
+            // stored an entry of its term, whose acknowledgement that leader may need to commit
+            // that far.
             self.raw.raft.pending_request_snapshot = raft::INVALID_INDEX;
         }
         let is_real_vote = matches!(message.body, RaftBody::Vote { pre: false, .. });
@@ -519,9 +551,9 @@ impl Consensus {
             return Ok(());
         }
         let term_before = self.term();
-        // Errors only say that the message was of no use.
+        // An error only means that the message had no effect.
         let _ = self.raw.step(message_to_raft(message));
-        // The guard has seen to it that the credit suffices.
+        // The guard lets only messages through that the credit suffices for.
         self.term_credit = self.term_credit.saturating_sub(self.term() - term_before);
 
         // raft-rs 0.7.0 may let a follower's next index fall to its match index (fixed upstream as
@@ -531,18 +563,19 @@ impl Consensus {
         {
             progress.next_idx = progress.matched + 1;
         }
-        let born = is_real_vote && self.raw.raft.vote == link.0 && self.admission.admit();
+        let voted = is_real_vote && self.raw.raft.vote == link.0 && self.voter_eligibility.grant();
         let caught_up = followed.is_some_and(|(term, commit)| {
             term == self.raw.raft.term
-                && self.admission.followed(term, commit, self.decided_in(term))
+                && self.voter_eligibility.catch_up(term, commit, self.commit_in(term))
         });
-        self.admission_unsaved |= born || caught_up;
+        self.eligibility_unsaved |= voted || caught_up;
         Ok(())
     }
 
-    /// Whether entries are to be dropped, so that memory is bounded. What is committed goes away by itself. What is
-    /// not may need more entries to be committed, so it is dropped only where no correct leader comes:
-    /// each stops proposing when it holds [`limits::UNAPPLIED_BYTES_MAX`] itself.
+    /// Whether new entries are to be dropped, so that memory is bounded. Committed entries leave
+    /// memory once they are applied, so a low bound is safe for them. Entries that are not
+    /// committed may need further ones to be committed, so their bound is one that no correct
+    /// leader reaches: a leader stops proposing at [`limits::UNAPPLIED_BYTES_MAX`].
     fn has_no_room(&mut self) -> bool {
         let max = self.config.limits.unapplied_bytes_max;
         let commit = self.commit();
@@ -552,16 +585,17 @@ impl Consensus {
     }
 
     /// The commit index, if the entry there is of this term.
-    fn decided_in(&self, term: Term) -> Option<LogIndex> {
+    fn commit_in(&self, term: Term) -> Option<LogIndex> {
         let commit = self.commit();
         (self.term_at(commit) == Some(term)).then_some(commit)
     }
 
-    /// At the leader: a server lacks what was acknowledged in its name. Answers of one server come in
-    /// order, so somebody has lied, and what it has is found out anew; the library would take the
-    /// refusal for an old one and never send what is missing.
+    /// At the leader: whether a follower rejects entries that were acknowledged in its name.
+    /// Answers of one server come in order, so one of the two was forged, and the follower is
+    /// probed anew. The library would take the rejection for an old one and never send what is
+    /// missing.
     fn contradicts_acknowledgement(&mut self, message: &RaftMessage) -> bool {
-        // Who asks for a snapshot has lost its store, not its log.
+        // A follower that requests a snapshot has lost its store, not its log.
         let RaftBody::AppendReply {
             index,
             reject_hint: Some((hint, _)),
@@ -584,39 +618,43 @@ impl Consensus {
         lacks_it
     }
 
-    /// The link to a peer is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
-    pub fn peer_up(
+    /// The link to another server is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
+    pub fn link_up(
         &mut self,
-        peer: NodeId,
+        server: NodeId,
         last_index: LogIndex,
         term: Term,
         first_leader: Option<NodeId>,
     ) {
         let log_is_empty = last_index == 0;
-        self.links.insert(peer, Greeting { told_first_leader: first_leader, log_is_empty });
-        self.admission.heard(peer, term);
+        let greeted = GreetedState { configured_first_leader: first_leader, log_is_empty };
+        self.links.insert(server, greeted);
+        self.voter_eligibility.observe_term(server, term);
         if self.role() != Role::Leader {
             return;
         }
-        if let Some(progress) = self.raw.raft.mut_prs().get_mut(peer.0)
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(server.0)
             && last_index < progress.matched
         {
-            // It lost its data directory: what it acknowledged before counts no more.
+            // It has lost its data directory: its earlier acknowledgements do not count any more.
             progress.matched = 0;
             progress.become_probe();
             progress.next_idx = last_index + 1;
         }
     }
 
-    /// The link to a peer broke: what was sent last may be lost.
-    pub fn peer_down(&mut self, peer: NodeId) {
-        self.links.remove(&peer);
+    /// The link to another server broke: the messages sent last may be lost.
+    pub fn link_down(&mut self, server: NodeId) {
+        self.links.remove(&server);
         if self.role() == Role::Leader {
-            self.raw.report_unreachable(peer.0);
+            self.raw.report_unreachable(server.0);
         }
     }
 
     /// Proposes entries, all or none. Returns the index of the first; the others follow it.
+    ///
+    /// # Errors
+    /// This server does not lead, or hands over, or too much is proposed and not committed.
     pub fn propose(&mut self, data: Vec<Bytes>) -> Result<LogIndex, ProposeError> {
         if self.role() != Role::Leader {
             return Err(ProposeError::NotLeader);
@@ -629,7 +667,7 @@ impl Consensus {
         let mut proposal = RaftPb { from: self.config.node.0, ..RaftPb::default() };
         proposal.set_msg_type(MessageType::MsgPropose);
         proposal.set_entries(data.into_iter().map(to_entry).collect());
-        // The library panics on an empty proposal; for us it is one that needs nothing.
+        // raft-rs panics on an empty proposal.
         if proposal.entries.is_empty() {
             return Ok(first);
         }
@@ -637,33 +675,35 @@ impl Consensus {
         Ok(first)
     }
 
-    /// Batches up to `number` are durable.
+    /// The log batches up to `number` are durable.
     pub fn persisted(&mut self, number: u64, out: &mut Effects) {
         self.pipeline.durable(&mut self.raw, number, out);
     }
 
-    /// The state machine has applied up to `index`, which was handed out before.
+    /// The state machine has applied up to `index`, which [`Effects::committed`] or
+    /// [`Effects::install`] has named.
     pub fn applied(&mut self, index: LogIndex) {
-        // A snapshot for a lost store may be of the very point that was applied before.
+        // A snapshot for a lost store may reach to the same index that was applied before.
         self.pipeline.installed(index);
         self.advance_applied(index);
     }
 
-    /// The log before `first_index` is gone.
+    /// The log before `first_index` has been deleted from disk.
     pub fn compacted(&mut self, first_index: LogIndex) {
         self.raw.mut_store().compact(first_index);
     }
 
-    /// A snapshot asked for by [`Effects::snapshots`] is in place at `to`, whose log begins after the index it
-    /// reaches to; or (`None`) will not be.
+    /// A snapshot that [`Effects::snapshots`] requested is installed at `to`, whose log begins
+    /// after the index `reached`; `None` if it failed.
     pub fn snapshot_sent(&mut self, to: NodeId, reached: Option<LogIndex>) {
         let Some(reached) = reached else {
             return self.raw.report_snapshot(to.0, SnapshotStatus::Failure);
         };
         self.raw.report_snapshot(to.0, SnapshotStatus::Finish);
-        // The library goes on from the index it had asked a snapshot of. The one sent is of a later one, and the log
-        // in between may be cut by now, for which the library would ask for another snapshot. A receiver
-        // that has less after all rejects the next message, and says what it has.
+        // The library would go on from the index of which it had requested a snapshot. The one sent
+        // reaches further, and the log in between may be compacted by now, so the library would
+        // request another snapshot. A receiver that has less after all rejects the next message and
+        // names its last index.
         let last_index = self.last_index();
         if let Some(progress) = self.raw.raft.mut_prs().get_mut(to.0)
             && progress.state == ProgressState::Probe
@@ -672,18 +712,18 @@ impl Consensus {
         }
     }
 
-    /// Takes over a snapshot that `from` has sent. When it is of use, and this is its sender's term,
-    /// [`Effects::install`] follows; otherwise the answer is `false`.
+    /// Takes over a snapshot that `from` has sent. If it is of use, and this is its sender's term,
+    /// [`Effects::install`] follows; otherwise returns false.
     pub fn restore(&mut self, from: NodeId, snapshot: SnapshotId) -> bool {
         let SnapshotId { leader_term, index, term } = snapshot;
         let of_use = leader_term == self.term()
             && self.leader().is_none_or(|leader| leader == from)
             && self.role() != Role::Leader
             && self.needs_snapshot(index)
-            // What is stored here may have been acknowledged; the library would drop it.
+            // The library would drop entries of this log that may have been acknowledged.
             && (!self.store_lost || index >= self.last_index())
             && term <= leader_term
-            && self.admission.may_follow(leader_term)
+            && self.voter_eligibility.may_follow(leader_term)
             && self.pipeline.can_install();
         if !of_use {
             return false;
@@ -693,7 +733,7 @@ impl Consensus {
         message.to = self.config.node.0;
         message.set_msg_type(MessageType::MsgSnapshot);
         message.set_snapshot(snapshot_at(&voters, index, term));
-        // An error only says that the message was of no use.
+        // An error only means that the message had no effect.
         let _ = self.raw.step(message);
         let taken = self.raw.snap().is_some();
         if taken {
@@ -702,69 +742,73 @@ impl Consensus {
         taken
     }
 
-    /// Whether a snapshot that reaches to `index` is of use: it has more than is committed here, or as
-    /// much while the store is lost.
+    /// Whether a snapshot that reaches to `index` is of use: it reaches beyond the local commit
+    /// index, or exactly to it while the store is lost.
     pub fn needs_snapshot(&self, index: LogIndex) -> bool {
         index > self.commit() || (index == self.commit() && self.store_lost)
     }
 
-    /// Whether a snapshot has taken the log's place and not yet the store's.
+    /// Whether a snapshot has replaced the log and not yet the store.
     pub fn is_installing(&self) -> bool {
         self.pipeline.is_installing()
     }
 
-    /// The term at an index, as far as it is known.
+    /// The term of the entry at an index; `None` beyond the log's end, and before the entry that
+    /// precedes its first.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.raw.raft.raft_log.term(index).ok().filter(|term| *term > 0)
     }
 
-    /// Entries asked for by a [`FetchRequest`](super::FetchRequest) have been read, or not (empty).
+    /// Entries that a [`FetchRequest`](super::FetchRequest) asked for have been read from disk;
+    /// none if that failed.
     pub fn fetched(&mut self, id: u64, entries: Vec<LogEntry>) {
         if let Some((low, context)) = self.fetches.take(id) {
             let failed = entries.is_empty();
             self.raw.mut_store().fetched(low, entries);
-            // After a failure the follower's next heartbeat asks again; asking at once would spin.
+            // After a failure the follower's next heartbeat answer asks again; asking at once would
+            // spin.
             if !failed {
                 self.raw.on_entries_fetched(context);
             }
         }
     }
 
-    /// Asks for a read index under the name `round`; at the leader, once it can be given. Returns
-    /// whether the question was taken.
-    pub fn read_index(&mut self, round: u64) -> bool {
+    /// Requests a read index under the number `request`. Returns false, and does nothing, if this
+    /// server does not lead or has not committed an entry of its term yet: raft-rs would drop the
+    /// request silently.
+    pub fn read_index(&mut self, request: u64) -> bool {
         let can = self.role() == Role::Leader && self.raw.raft.commit_to_current_term();
         if can {
-            self.raw.read_index(round.to_be_bytes().to_vec());
+            self.raw.read_index(request.to_be_bytes().to_vec());
         }
         can
     }
 
-    /// At the leader: sends `to` a REPLICATION with the commit index, even if there is nothing else to
-    /// send, unless it is known to be behind.
-    pub fn tell_commit(&mut self, to: NodeId) {
+    /// At the leader: sends `to` a REPLICATION that carries the commit index, also if there is no
+    /// entry to send, unless `to` is known to be behind.
+    pub fn send_commit_index(&mut self, to: NodeId) {
         if self.role() == Role::Leader && self.raw.raft.prs().get(to.0).is_some() {
             self.raw.raft.send_append(to.0);
         }
     }
 
-    /// Starts to hand the leadership over to `to`.
+    /// Begins a leadership transfer to `to`.
     pub fn transfer_leadership(&mut self, to: NodeId) {
         self.raw.transfer_leader(to.0);
     }
 
-    /// Collects what is to be done after any of the calls above.
+    /// Collects into `out` what is to be done after any of the calls above.
     pub fn advance(&mut self, out: &mut Effects) {
-        if self.role() == Role::Leader && self.admission.admit() {
-            self.admission_unsaved = true;
+        if self.role() == Role::Leader && self.voter_eligibility.grant() {
+            self.eligibility_unsaved = true;
         }
-        let unsaved = std::mem::take(&mut self.admission_unsaved);
-        out.admitted |= unsaved;
-        self.pipeline.run(&mut self.raw, self.admission.is_admitted(), unsaved, out);
+        let unsaved = std::mem::take(&mut self.eligibility_unsaved);
+        out.became_eligible |= unsaved;
+        self.pipeline.run(&mut self.raw, self.voter_eligibility.is_eligible(), unsaved, out);
         self.fetches.collect(self.raw.mut_store(), out);
     }
 
-    /// This server's part.
+    /// The role of this server; a pre-candidate counts as a candidate.
     pub fn role(&self) -> Role {
         match self.raw.raft.state {
             StateRole::Leader => Role::Leader,
@@ -773,7 +817,7 @@ impl Consensus {
         }
     }
 
-    /// The leader this server knows of.
+    /// The leader of the current term, as far as this server knows.
     pub fn leader(&self) -> Option<NodeId> {
         match self.raw.raft.leader_id {
             raft::INVALID_ID => None,
@@ -781,46 +825,47 @@ impl Consensus {
         }
     }
 
-    /// The current term.
+    /// The current term: the greatest that this server has seen.
     pub fn term(&self) -> Term {
         self.raw.raft.term
     }
 
-    /// The last index known committed.
+    /// The last index that is known to be committed.
     pub fn commit(&self) -> LogIndex {
         self.raw.raft.raft_log.committed
     }
 
-    /// The data of the committed entry of `timestamp`, which is not applied yet; `timestamp_of` says what an entry's
-    /// is. `None` also where it is not durable here, or not in memory.
+    /// Finds the committed entry with this timestamp among those that are not applied, and returns
+    /// its index and data. `timestamp_of` decodes an entry's timestamp. `None` also if the entry is
+    /// not durable here, or not in memory.
     pub fn find_unapplied(
         &self,
         timestamp: Timestamp,
         timestamp_of: impl Fn(&[u8]) -> Option<Timestamp>,
     ) -> Option<(LogIndex, &Bytes)> {
         let log = &self.raw.raft.raft_log;
-        // What the library holds itself may be about to replace what the store has.
-        let sure = log.committed.min(log.unstable.offset.saturating_sub(1));
-        self.raw.store().find_unapplied(sure, timestamp, timestamp_of)
+        // The entries that the library holds itself may be about to replace those of the store.
+        let durable = log.committed.min(log.unstable.offset.saturating_sub(1));
+        self.raw.store().find_unapplied(durable, timestamp, timestamp_of)
     }
 
-    /// Bytes of entries in memory: those that are not applied, and some that are.
+    /// Bytes of the entries in memory: all that are not applied, and recent ones that are.
     pub fn bytes_in_memory(&self) -> usize {
         self.raw.store().tail_bytes()
     }
 
-    /// Bytes of entries that are not applied, committed or not.
+    /// Bytes of the entries that are not applied, committed or not.
     pub fn unapplied_bytes(&self) -> usize {
         self.raw.store().unapplied_bytes()
     }
 
-    /// The last index of the log, durable or not.
+    /// The last index of the log, whether or not it is durable.
     pub fn last_index(&self) -> LogIndex {
         self.raw.raft.raft_log.last_index()
     }
 
-    /// At the leader: the last index that `peer` is known to have stored durably.
-    pub fn matched(&self, peer: NodeId) -> LogIndex {
-        self.raw.raft.prs().get(peer.0).map_or(0, |progress| progress.matched)
+    /// At the leader: the last index that `server` is known to have stored durably; 0 for none.
+    pub fn matched(&self, server: NodeId) -> LogIndex {
+        self.raw.raft.prs().get(server.0).map_or(0, |progress| progress.matched)
     }
 }

@@ -1,186 +1,193 @@
-//! The check between the network and the consensus library.
+//! Checks every consensus message before raft-rs sees it.
 //!
-//! raft-rs trusts its input: some messages make it panic, others quietly corrupt its bookkeeping.
-//! A server may be broken, wiped or hostile, so every message is held against what is known before
-//! it is stepped. A message that no correct server sends is a [`PeerFault`]: the connection closes.
-//! One that a correct server may send late is merely ignored.
+//! raft-rs trusts its input: some messages make it panic, others silently corrupt its bookkeeping.
+//! Another server may be broken, wiped or hostile, so each message is compared with the local state
+//! before it is stepped. A message that no correct server sends is a [`RaftMessageFault`]: the
+//! connection is closed. One that a correct server may send late is ignored.
 //!
-//! A greater term deposes whoever leads, so what raises a term is held short:
+//! A greater term deposes the leader, so two rules limit which messages may raise the term:
 //!
-//! - An answer does so only if this server asks: a leader may be told that it is deposed, and who
-//!   rehearses a vote that it is behind. The library's other answers never carry a greater term.
-//! - What claims a leadership or asks for a vote does so only within the [`Known::term_credit`],
-//!   which grows with time. Beyond it is ignored for now, not refused for ever: whoever was led to a
-//!   term far ahead is followed as soon as the credit reaches there.
+//! - An answer may do so only if this server has asked for it: a leader may learn that it is
+//!   deposed, and a pre-candidate that its term is behind. The library's other answers never carry
+//!   a greater term.
+//! - A message that claims leadership or requests a vote may do so only within
+//!   [`LocalState::term_credit`], which grows with time. Beyond the credit it is ignored for now
+//!   and not refused for good: a leader whose term is far ahead is followed once the credit
+//!   suffices.
 
 use crate::limits;
 use crate::types::{LogIndex, NodeId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
-/// A message that no correct server would have sent.
+/// Why no correct server would have sent a message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PeerFault {
-    /// The sender or the receiver it names is not who it should be.
+pub enum RaftMessageFault {
+    /// The sender or the receiver in the message is not the server at that end of the link.
     #[error("a consensus message from server {from} to server {to} came on another server's link")]
     WrongNode {
-        /// The sender it names.
+        /// The sender that the message names.
         from: NodeId,
-        /// The receiver it names.
+        /// The receiver that the message names.
         to: NodeId,
     },
-    /// No election ever reaches such a term.
+    /// The term is beyond [`limits::TERM_MAX`], which no sequence of elections reaches.
     #[error("there is no term {term}")]
     NoSuchTerm {
-        /// The message's.
+        /// The term of the message.
         term: Term,
     },
-    /// Entries do not follow one another.
+    /// The indices are not contiguous, or the terms fall.
     #[error("the entries of a REPLICATION after index {previous_index} do not follow one another")]
     BrokenEntries {
-        /// What they claim to follow.
+        /// The index that the entries claim to follow.
         previous_index: LogIndex,
     },
     /// An entry contradicts one that is committed here.
     #[error("a REPLICATION contradicts the committed entry at index {index}")]
     ContradictsCommitted {
-        /// Where.
+        /// The index of the entry.
         index: LogIndex,
     },
-    /// Acknowledges what was never sent.
+    /// A follower acknowledges entries that the leader does not have.
     #[error("a REPLICATION_OK for index {index} is beyond the log's end at {last_index}")]
     AcknowledgesTooMuch {
-        /// The message's.
+        /// The index that is acknowledged.
         index: LogIndex,
-        /// This server's.
+        /// The last index of the leader's log.
         last_index: LogIndex,
     },
     /// Two servers say they lead in one term.
     #[error("server {from} claims to lead in term {term}, which another server leads")]
     SecondLeader {
-        /// The second.
+        /// The server that sent the message.
         from: NodeId,
-        /// The term.
+        /// The term that both claim to lead.
         term: Term,
     },
 }
 
-/// What the guard needs to know of this server.
-pub(super) struct Known<'a> {
+/// The state of this server that messages are checked against.
+pub(super) struct LocalState<'a> {
     pub me: NodeId,
     pub term: Term,
-    /// By how much others may raise the term now.
+    /// By how much messages may raise the term now.
     pub term_credit: u64,
     pub role: Role,
-    /// It asks whether it would be voted for.
-    pub is_rehearsing: bool,
+    pub is_pre_candidate: bool,
     pub leader: Option<NodeId>,
     pub commit: LogIndex,
     pub last_index: LogIndex,
-    /// The term at an index of the log, whatever part of the log holds it; `None` where the log does
-    /// not reach (any more).
+    /// The term of the entry at an index; `None` beyond the log's end and where it is compacted.
     pub term_at: &'a dyn Fn(LogIndex) -> Option<Term>,
-    /// Whether everything this server has said of itself is durable, so that answers can be due.
+    /// Whether everything that this server has sent is durable, so that answers to it can have
+    /// come.
     pub all_durable: bool,
 }
 
-/// What to do with a message.
+/// What to do with a message that is not a fault.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum GuardVerdict {
     Step(RaftMessage),
     Ignore,
 }
 
-/// Judges one message that came on `link`'s connection.
+/// Checks one message that came on `link`'s connection. May change it, so that the library survives
+/// it.
 pub(super) fn check(
-    known: &Known<'_>,
+    local: &LocalState<'_>,
     link: NodeId,
     mut message: RaftMessage,
-) -> Result<Verdict, PeerFault> {
+) -> Result<GuardVerdict, RaftMessageFault> {
     let RaftMessage { from, to, term, .. } = message;
-    if from != link || to != known.me || from == known.me {
-        return Err(PeerFault::WrongNode { from, to });
+    if from != link || to != local.me || from == local.me {
+        return Err(RaftMessageFault::WrongNode { from, to });
     }
-    // Term 0 marks a local message inside the library; nothing that travels has it.
+    // In raft-rs term 0 stands for a message within the process; no message on the wire has it.
     if term == 0 {
-        return Ok(Verdict::Ignore);
+        return Ok(GuardVerdict::Ignore);
     }
     if term > limits::TERM_MAX {
-        return Err(PeerFault::NoSuchTerm { term });
+        return Err(RaftMessageFault::NoSuchTerm { term });
     }
-    // The library takes nothing from an older term; what a deposed leader had in its log may well
-    // contradict what was committed since.
-    if term < known.term {
-        return Ok(Verdict::Step(message));
+    // The library ignores messages of older terms. Entries of a deposed leader may well contradict
+    // what was committed since, so they are no fault.
+    if term < local.term {
+        return Ok(GuardVerdict::Step(message));
     }
-    if term > known.term && !may_raise_term(known, term, &message.body) {
-        return Ok(Verdict::Ignore);
+    if term > local.term && !may_raise_term(local, term, &message.body) {
+        return Ok(GuardVerdict::Ignore);
     }
-    let same_term = term == known.term;
+    let same_term = term == local.term;
     match &mut message.body {
         RaftBody::Append { previous_index, previous_term, entries, .. } => {
-            check_leadership(known, from, term)?;
-            check_entries(known, term, *previous_index, *previous_term, entries)?;
+            check_leadership(local, from, term)?;
+            check_entries(local, term, *previous_index, *previous_term, entries)?;
         }
         RaftBody::Heartbeat { commit, .. } => {
-            check_leadership(known, from, term)?;
-            // A leader that remembers more of us than we do ourselves: this data directory was
-            // lost. Answering lets the leader find out what we have; believing would panic.
-            if *commit > known.last_index {
+            check_leadership(local, from, term)?;
+            // The leader remembers entries of this server that its log does not hold: its data
+            // directory was lost. raft-rs panics on such a commit index. The answer shows the
+            // leader what this log holds.
+            if *commit > local.last_index {
                 *commit = 0;
             }
         }
         RaftBody::AppendReply { index, reject_hint, snapshot_wanted, .. } => {
-            let too_much =
-                PeerFault::AcknowledgesTooMuch { index: *index, last_index: known.last_index };
+            let too_much = RaftMessageFault::AcknowledgesTooMuch {
+                index: *index,
+                last_index: local.last_index,
+            };
             if let Some((hint, _)) = reject_hint {
-                // The library adds to the hint; real logs never come near.
+                // The library adds to the hint, which overflows beyond; no real log comes near.
                 if *hint > u64::MAX / 2 {
                     return Err(too_much);
                 }
-                // It asks in the term of its last entry, which this leader sent then. What lies further
-                // would never be reached, and nothing else would be sent to it.
-                let beyond = snapshot_wanted.is_some_and(|index| index > known.last_index);
-                if same_term && known.role == Role::Leader && beyond {
+                // A follower requests a snapshot in the term of its last entry, which this leader
+                // has sent. A snapshot of a later index would never exist, and nothing else would
+                // be sent to the follower.
+                let beyond = snapshot_wanted.is_some_and(|index| index > local.last_index);
+                if same_term && local.role == Role::Leader && beyond {
                     return Err(too_much);
                 }
-            } else if same_term && known.role == Role::Leader && *index > known.last_index {
+            } else if same_term && local.role == Role::Leader && *index > local.last_index {
                 return Err(too_much);
             }
         }
         RaftBody::VoteReply { pre: false, .. } => {
-            // Our request leaves only when everything before it is durable, so a correct answer
-            // cannot come earlier; believing a forged one would make an undurable leader.
-            if !known.all_durable {
-                return Ok(Verdict::Ignore);
+            // The request for votes is sent only when everything before it is durable, so a correct
+            // answer cannot come earlier. A forged one would elect a leader whose own vote is not
+            // durable.
+            if !local.all_durable {
+                return Ok(GuardVerdict::Ignore);
             }
         }
         RaftBody::TimeoutNow => {
-            if !same_term || known.leader != Some(from) {
-                return Ok(Verdict::Ignore);
+            if !same_term || local.leader != Some(from) {
+                return Ok(GuardVerdict::Ignore);
             }
         }
-        // Nothing of a rehearsal waits for a disk, nor does winning one make a leader.
+        // A pre-vote waits for no disk, and winning one makes no leader.
         RaftBody::VoteReply { pre: true, .. }
         | RaftBody::HeartbeatReply { .. }
         | RaftBody::Vote { .. } => {}
     }
-    Ok(Verdict::Step(message))
+    Ok(GuardVerdict::Step(message))
 }
 
-/// Whether a message of a greater term is to be taken, which makes the term this server's unless it
-/// is about a rehearsal.
-fn may_raise_term(known: &Known<'_>, term: Term, body: &RaftBody) -> bool {
-    let in_credit = term - known.term <= known.term_credit;
+/// Whether a message of a greater term is to be stepped. That raises this server's term, except for
+/// pre-votes.
+fn may_raise_term(local: &LocalState<'_>, term: Term, body: &RaftBody) -> bool {
+    let in_credit = term - local.term <= local.term_credit;
     match body {
         RaftBody::Append { .. } | RaftBody::Heartbeat { .. } => in_credit,
         RaftBody::Vote { pre, .. } => *pre || in_credit,
-        // To a leader that has been deposed and does not know it.
+        // The answer to a leader that has been deposed and does not know it.
         RaftBody::AppendReply { index: 0, reject_hint: None, .. } => {
-            known.role == Role::Leader && in_credit
+            local.role == Role::Leader && in_credit
         }
-        RaftBody::VoteReply { pre: true, reject: true, .. } => known.is_rehearsing && in_credit,
+        RaftBody::VoteReply { pre: true, reject: true, .. } => local.is_pre_candidate && in_credit,
         RaftBody::VoteReply { pre: true, reject: false, .. } => {
-            known.is_rehearsing && term == known.term + 1
+            local.is_pre_candidate && term == local.term + 1
         }
         RaftBody::AppendReply { .. }
         | RaftBody::VoteReply { pre: false, .. }
@@ -189,26 +196,30 @@ fn may_raise_term(known: &Known<'_>, term: Term, body: &RaftBody) -> bool {
     }
 }
 
-fn check_leadership(known: &Known<'_>, from: NodeId, term: Term) -> Result<(), PeerFault> {
-    let another_leads = known.leader.is_some_and(|leader| leader != from);
-    if term == known.term && another_leads {
-        return Err(PeerFault::SecondLeader { from, term });
+fn check_leadership(
+    local: &LocalState<'_>,
+    from: NodeId,
+    term: Term,
+) -> Result<(), RaftMessageFault> {
+    let another_leads = local.leader.is_some_and(|leader| leader != from);
+    if term == local.term && another_leads {
+        return Err(RaftMessageFault::SecondLeader { from, term });
     }
     Ok(())
 }
 
 fn check_entries(
-    known: &Known<'_>,
+    local: &LocalState<'_>,
     term: Term,
     previous_index: LogIndex,
     previous_term: Term,
     entries: &[crate::types::LogEntry],
-) -> Result<(), PeerFault> {
-    let broken = PeerFault::BrokenEntries { previous_index };
+) -> Result<(), RaftMessageFault> {
+    let broken = RaftMessageFault::BrokenEntries { previous_index };
     if previous_term > term || previous_index > u64::MAX / 2 {
         return Err(broken);
     }
-    // To the library an index past its log has term 0, and so would match.
+    // raft-rs takes the term of an index past its log for 0, which would match.
     if (previous_term == 0) != (previous_index == 0) {
         return Err(broken);
     }
@@ -221,9 +232,9 @@ fn check_entries(
             return Err(broken);
         }
         entry_term = entry.term;
-        let known_term = (known.term_at)(entry.index);
-        if entry.index <= known.commit && known_term.is_some_and(|term| term != entry.term) {
-            return Err(PeerFault::ContradictsCommitted { index });
+        let known_term = (local.term_at)(entry.index);
+        if entry.index <= local.commit && known_term.is_some_and(|term| term != entry.term) {
+            return Err(RaftMessageFault::ContradictsCommitted { index });
         }
     }
     Ok(())

@@ -1,5 +1,4 @@
-//! The log as the consensus library sees it: positions and terms of everything, bodies of the
-//! recent tail.
+//! The log as raft-rs sees it: indices and terms of all entries, and the data of the recent ones.
 //!
 //! Invariants:
 //! - `term_runs` describes every index from `first_index` to `last_index`, `previous_term` the one
@@ -7,9 +6,9 @@
 //! - `tail` holds exactly the indices `tail_first..=last_index`, and every entry not yet applied;
 //! - nothing below the applied index is ever replaced (consensus guarantees it).
 //!
-//! Bodies behind the tail are on disk. The library asks for them only to help a follower that is
-//! late; such a question is noted as a fetch, answered "not now", and asked again when the entries
-//! have been read.
+//! Entries before the tail are on disk. The library needs them only for a follower that is behind.
+//! It is then answered "temporarily unavailable", a fetch is noted, and it asks again when the
+//! entries have been read. This part does no IO itself.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -23,13 +22,15 @@ use super::convert::entry_to_raft;
 use crate::limits::NodeLimits;
 use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 
-/// A note that entries are wanted from disk.
+/// Entries that the library needs from disk: `low` to `high`, exclusive, and its context for the
+/// answer.
 pub(super) struct WantedFetch {
     pub low: LogIndex,
     pub high: LogIndex,
     pub context: GetEntriesContext,
 }
 
+/// The log of one server, in memory.
 pub(super) struct LogStore {
     hard_state: HardState,
     voters: Vec<u64>,
@@ -41,26 +42,26 @@ pub(super) struct LogStore {
     tail_first: LogIndex,
     tail: VecDeque<Entry>,
     tail_bytes: usize,
-    /// Of those, what is not applied.
+    /// The part of `tail_bytes` that is not applied.
     unapplied_bytes: usize,
-    /// Of those again, what is committed, as far as `committed`.
+    /// The part of `unapplied_bytes` that is committed, as far as `committed`.
     committed_bytes: usize,
     committed: LogIndex,
     limits: NodeLimits,
     /// Ranges read from disk, oldest first, until consensus has asked for them again.
     fetched: VecDeque<Vec<Entry>>,
     wanted: RefCell<Vec<WantedFetch>>,
-    /// Where fetches under way begin, so that one question is asked once.
+    /// The first indices of the fetches under way, so that the same range is not fetched twice.
     fetching: RefCell<Vec<LogIndex>>,
 }
 
-/// What an entry weighs in memory, about.
+/// The memory that an entry takes, approximately: its data and 64 bytes of overhead.
 pub(super) fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + 64
 }
 
 impl LogStore {
-    /// A store over what was recovered; `log.entries` are all that follow `applied`.
+    /// Builds the log from what recovery found; `log.entries` are all that follow `applied`.
     pub fn new(
         nodes: &[NodeId],
         hard_state: HardState,
@@ -91,7 +92,7 @@ impl LogStore {
         }
     }
 
-    /// Makes entries visible to consensus; replaces the suffix they overlap.
+    /// Appends entries, replacing the suffix that they overlap.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
         if first.index <= self.last_index {
@@ -116,7 +117,7 @@ impl LogStore {
         while self.last_index >= from && self.last_index >= self.tail_first {
             if let Some(entry) = self.tail.pop_back() {
                 self.tail_bytes -= entry_bytes(&entry);
-                // What is applied is never replaced.
+                // Applied entries are never replaced, so this one counts as unapplied.
                 self.unapplied_bytes -= entry_bytes(&entry);
                 if self.last_index <= self.committed {
                     self.committed_bytes -= entry_bytes(&entry);
@@ -128,8 +129,8 @@ impl LogStore {
         self.fetched.clear();
     }
 
-    /// The state machine has applied up to here: bodies of old applied entries beyond the cache's
-    /// size are forgotten.
+    /// The state machine has applied up to here. The oldest applied entries leave memory while the
+    /// tail exceeds [`NodeLimits::log_cache_bytes_max`].
     pub fn applied(&mut self, applied: LogIndex) {
         let newly_applied = (self.applied + 1).max(self.tail_first)..applied + 1;
         for index in newly_applied {
@@ -149,7 +150,8 @@ impl LogStore {
         }
     }
 
-    /// The log before `first_index` is gone. Only what is applied may go.
+    /// The log before `first_index` has been deleted. Only applied entries may be: a greater index
+    /// is lowered.
     pub fn compact(&mut self, first_index: LogIndex) {
         let first_index = first_index.min(self.applied + 1);
         if first_index <= self.first_index {
@@ -174,7 +176,7 @@ impl LogStore {
         self.tail_first = self.tail_first.max(first_index);
     }
 
-    /// The log begins anew after a snapshot.
+    /// Replaces the log by a snapshot that reaches to `index`: it begins anew after it.
     pub fn restore(&mut self, index: LogIndex, term: Term) {
         self.first_index = index + 1;
         self.previous_term = term;
@@ -188,8 +190,9 @@ impl LogStore {
         self.fetched.clear();
     }
 
-    /// The data of the entry in memory that `timestamp_of` says is of `timestamp`, among those from after the applied
-    /// one to `commit`, whose timestamps rise. Of an entry without one it says `None`.
+    /// Finds the entry with this timestamp among those in memory that are committed up to `commit`
+    /// and not applied. `timestamp_of` decodes an entry's timestamp, `None` if it has none. Binary
+    /// search: timestamps rise along the log.
     pub fn find_unapplied(
         &self,
         commit: LogIndex,
@@ -201,7 +204,8 @@ impl LogStore {
         let (mut low, mut high) = (first, commit.min(self.last_index) + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            // Those without a timestamp are the first ones of terms: few, and seldom next to each other.
+            // Only the first entries of terms have no timestamp: they are few, and seldom next to
+            // each other.
             let found = (low..=middle).rev().find_map(|index| {
                 let data = &self.tail.get(place(index))?.data;
                 Some((index, data, timestamp_of(data)?))
@@ -215,7 +219,7 @@ impl LogStore {
         None
     }
 
-    /// Bytes held in memory, about.
+    /// Bytes of the entries in memory, approximately.
     pub fn tail_bytes(&self) -> usize {
         self.tail_bytes
     }
@@ -225,8 +229,9 @@ impl LogStore {
         self.unapplied_bytes
     }
 
-    /// Bytes held in memory of entries that are committed, up to `commit`, and not applied. Consensus may know
-    /// more to be committed than it has appended here, and that what is here is about to be replaced.
+    /// Bytes of the entries in memory that are committed, up to `commit`, and not applied. The
+    /// library may know more to be committed than it has appended here, and may be about to replace
+    /// a suffix.
     pub fn committed_bytes(&mut self, commit: LogIndex) -> usize {
         let commit = commit.min(self.last_index);
         let newly_committed = (self.committed + 1).max(self.tail_first)..=commit;
@@ -242,7 +247,7 @@ impl LogStore {
         self.hard_state = hard_state;
     }
 
-    /// The term at an index of the log, or just before its first; `None` elsewhere.
+    /// The term of an entry of the log, or of the one just before its first; `None` elsewhere.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         if index + 1 == self.first_index {
             return Some(self.previous_term);
@@ -254,16 +259,16 @@ impl LogStore {
         self.term_runs.get(run.checked_sub(1)?).map(|(_, term)| *term)
     }
 
-    /// Fetches noted since the last call.
-    pub fn take_wanted(&mut self) -> Vec<WantedFetch> {
+    /// Takes the fetches noted since the last call.
+    pub fn take_wanted_fetches(&mut self) -> Vec<WantedFetch> {
         self.wanted.take()
     }
 
-    /// Takes entries read from disk; `low` is where the fetch began. An empty vector only forgets
-    /// that the fetch was under way.
+    /// Stores entries that a fetch from `low` on has read from disk, until the library asks for
+    /// them. Without entries the fetch has failed, and may be noted again.
     pub fn fetched(&mut self, low: LogIndex, entries: Vec<LogEntry>) {
         self.fetching.get_mut().retain(|l| *l != low);
-        // The suffix may have been replaced while the disk was read.
+        // A suffix of the log may have been replaced while the disk was read.
         let fits = entries.first().is_some_and(|e| e.index == low)
             && entries.iter().zip(low..).all(|(e, index)| e.index == index)
             && entries.iter().all(|e| self.term_at(e.index) == Some(e.term));
@@ -275,6 +280,7 @@ impl LogStore {
         }
     }
 
+    /// The first entries of at most `bytes_max` bytes in all, but at least one.
     fn limited<'a>(entries: impl Iterator<Item = &'a Entry>, bytes_max: Option<u64>) -> Vec<Entry> {
         let mut bytes = 0;
         let mut taken = Vec::new();
@@ -328,8 +334,8 @@ impl Storage for LogStore {
             let high = high.min(self.tail_first);
             self.wanted.borrow_mut().push(WantedFetch { low, high, context });
         }
-        // Contexts that cannot wait ask only for entries that are not applied, which are in the
-        // tail by invariant, so this answer is always understood.
+        // Only contexts that can wait see this answer: the others ask for entries that are not
+        // applied, which are in the tail by invariant.
         Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable))
     }
 
@@ -350,8 +356,8 @@ impl Storage for LogStore {
         Ok(self.last_index)
     }
 
-    /// Only names a point that the state machine has passed. The data travels outside consensus, as
-    /// a stream, and is of that point or a later one.
+    /// Names an index that the state machine has applied. The data is streamed outside of
+    /// consensus, and is of that index or a later one.
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         let term = self.term_at(self.applied).filter(|_| self.applied >= request_index.max(1));
         let Some(term) = term else {
@@ -361,7 +367,7 @@ impl Storage for LogStore {
     }
 }
 
-/// The library's name for a snapshot, without data.
+/// The library's metadata of a snapshot, without its data.
 pub(super) fn snapshot_at(voters: &[u64], index: LogIndex, term: Term) -> Snapshot {
     let mut snapshot = Snapshot::default();
     let metadata = snapshot.mut_metadata();
@@ -438,7 +444,7 @@ mod tests {
         let ask = |log: &LogStore| log.entries(1, 4, None, GetEntriesContext::empty(true));
         assert!(ask(&log).is_err());
         assert!(ask(&log).is_err());
-        let wanted = log.take_wanted();
+        let wanted = log.take_wanted_fetches();
         assert_eq!(wanted.len(), 1, "one question is asked once");
         assert_eq!((wanted[0].low, wanted[0].high), (1, 3));
         let body = LogEntry { term: 1, index: 1, data: Bytes::from_static(b"x") };

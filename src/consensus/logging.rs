@@ -1,5 +1,7 @@
-//! Carries the consensus library's own log lines to the `log` crate, one level lower: what raft-rs
-//! calls information is detail to an operator, who reads the node's own notices instead.
+//! Passes raft-rs's own log lines on to the `log` crate, one level lower.
+//!
+//! What raft-rs logs as information is detail to an operator, who reads the notices of the core
+//! (`node::Notice`) instead.
 
 use slog::{Drain, KV, Key, Level, Logger, Never, OwnedKVList, Record, Serializer, o};
 

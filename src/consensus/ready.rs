@@ -1,16 +1,21 @@
-//! From the library's `Ready` to ordered effects.
+//! Turns raft-rs's `Ready` into effects for the core, in the order that durability demands.
 //!
-//! The library hands out, in numbered steps, entries to store, messages to send and entries to
-//! apply. The rules, from its asynchronous interface:
-//! - `Storage` sees the entries before the step is acknowledged to the library;
-//! - a leader's messages go at once, so that its own disk and the followers' work side by side;
-//! - everybody else's messages wait until their step, and every step before it, is durable;
-//! - steps become durable in order.
+//! raft-rs hands out numbered `Ready`s: entries to store, messages to send, and entries to apply.
+//! The rules of its asynchronous interface:
+//! - `Storage` holds the entries before `advance_append_async` is called;
+//! - a leader's messages are sent at once, so that its disk and the followers' disks work in
+//!   parallel;
+//! - the messages of other servers wait until their `Ready`, and every one before it, is durable;
+//! - `Ready`s become durable in order.
 //!
-//! Three additions. A message that promises nothing durable does not wait ([`promises`]): were a follower's answer to a
-//! heartbeat to wait for its disk, slow disks at the followers would depose a leader that is well. The hard state travels with every batch that has to be written anyway, so a mere
-//! change of the commit index never costs a write. And a leader whose log was empty keeps its first
-//! messages back like anybody else: [`super::admission`] rests on that.
+//! Three additions:
+//! - A message that depends on nothing durable does not wait ([`depends_on_durability`]). If a
+//!   follower's answer to a heartbeat waited for its disk, slow disks at the followers would depose
+//!   a healthy leader.
+//! - The hard state is written with every batch that has to be written anyway, so a change of the
+//!   commit index alone costs no write.
+//! - A leader whose log was empty holds its first messages back like a follower. The bootstrap rule
+//!   of [`super::voter_eligibility`] relies on that.
 
 use std::collections::VecDeque;
 
@@ -22,75 +27,82 @@ use super::log_store::LogStore;
 use crate::types::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::RaftMessage;
 
-/// What consensus wants done, in the order of the fields.
+/// What is to be done for consensus, in the order of the fields.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// To send now.
+    /// Messages to send now.
     pub messages: Vec<RaftMessage>,
-    /// To make durable, in order.
+    /// Batches to make durable, in order; each is reported to
+    /// [`Consensus::persisted`](super::Consensus::persisted).
     pub batches: Vec<LogBatch>,
-    /// Committed and durable here: to apply, in order.
+    /// Entries that are committed, and durable here, to apply in order.
     pub committed: Vec<LogEntry>,
-    /// Read rounds that are confirmed: (round, index to have applied).
+    /// Read-index requests that are confirmed: the number of the request, and the index to have
+    /// applied before reading.
     pub reads: Vec<(u64, LogIndex)>,
-    /// Entries wanted from disk.
+    /// Entries to read from disk for followers that are behind.
     pub fetches: Vec<FetchRequest>,
-    /// Servers that are too far behind for the log: each is to get a snapshot, from this term's
-    /// leader.
+    /// Servers that the log does not reach back to: each is to get a snapshot, from the leader of
+    /// this term.
     pub snapshots: Vec<(NodeId, Term)>,
-    /// A snapshot that is to take the place of log and store.
+    /// A snapshot that is to replace the log and the store.
     pub install: Option<InstallRequest>,
-    /// This server is newly admitted to elections.
-    pub admitted: bool,
+    /// This server has just become an eligible voter.
+    pub became_eligible: bool,
 }
 
-/// A snapshot taken over by consensus. It stands between the batches numbered below and above it.
+/// A snapshot that consensus has accepted. It comes between the batches with lower and higher
+/// numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstallRequest {
-    /// Numbered like a batch, and reported durable like one.
+    /// Sequence number, shared with [`LogBatch::number`], so that completions are reported in one
+    /// order.
     pub number: u64,
-    /// Which snapshot.
+    /// The snapshot, by its index, its term and the term of its sender.
     pub snapshot: SnapshotId,
-    /// To be made durable with it.
+    /// The hard state to make durable together with the snapshot.
     pub hard_state: HardState,
 }
 
-/// Entries wanted from disk for a follower that is late.
+/// A request to read entries from disk for a follower that is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FetchRequest {
-    /// Names the request.
+    /// The number of the request, to be given to [`Consensus::fetched`](super::Consensus::fetched).
     pub id: u64,
-    /// First index.
+    /// The first index wanted.
     pub low: LogIndex,
-    /// One past the last.
+    /// The index after the last one wanted.
     pub high: LogIndex,
 }
 
-/// A step that is not durable yet.
-struct Step {
-    /// The batch with which it becomes durable.
+/// A `Ready` that is not durable yet.
+struct UnpersistedReady {
+    /// The number of the batch with which it becomes durable.
     batch: u64,
-    /// The library's number.
+    /// raft-rs's number of the `Ready`.
     ready: u64,
+    /// The messages that wait until it is durable.
     messages: Vec<RaftPb>,
 }
 
-/// The steps under way, oldest first.
+/// The `Ready`s that are not durable yet, and the numbers of the batches that were handed out for
+/// them.
 pub(super) struct Pipeline {
-    steps: VecDeque<Step>,
+    /// Oldest first.
+    unpersisted: VecDeque<UnpersistedReady>,
     last_batch: u64,
     last_durable_batch: u64,
-    /// The term and the vote that were handed out last, and the batch they came with.
-    elected: (u64, u64),
-    election_batch: u64,
-    /// The batch with the log's first entry; everything it holds is durable once that is.
+    /// The term and the vote that were handed out last, and the batch that they came with.
+    last_vote: (u64, u64),
+    last_vote_batch: u64,
     first_entry: FirstEntry,
-    /// Taken over by the library, not handed out yet.
+    /// A snapshot that the library has accepted and no `Ready` has carried yet.
     expected: Option<SnapshotId>,
-    /// Handed out, not applied yet.
+    /// The index of a snapshot that was handed out and is not applied yet.
     installing: Option<LogIndex>,
 }
 
+/// Where the first entry of the log is. Until it is durable a leader holds its messages back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum FirstEntry {
     None,
@@ -102,33 +114,33 @@ impl Pipeline {
     /// Starts with what is durable; `log_is_empty` says whether any entry is.
     pub fn new(log_is_empty: bool, durable: HardState) -> Pipeline {
         Pipeline {
-            steps: VecDeque::new(),
+            unpersisted: VecDeque::new(),
             last_batch: 0,
             last_durable_batch: 0,
-            elected: (durable.term, durable.vote),
-            election_batch: 0,
+            last_vote: (durable.term, durable.vote),
+            last_vote_batch: 0,
             first_entry: if log_is_empty { FirstEntry::None } else { FirstEntry::Durable },
             expected: None,
             installing: None,
         }
     }
 
-    /// Whether a snapshot could be installed now: one at a time.
+    /// Whether a snapshot may be accepted now: one at a time is installed.
     pub fn can_install(&self) -> bool {
         self.expected.is_none() && self.installing.is_none()
     }
 
-    /// The library has taken over this snapshot.
+    /// The library has accepted this snapshot.
     pub fn expect_snapshot(&mut self, snapshot: SnapshotId) {
         self.expected = Some(snapshot);
     }
 
-    /// Whether a snapshot has taken the place of entries and is not applied yet.
+    /// Whether a snapshot has replaced entries of the log and is not applied yet.
     pub fn is_installing(&self) -> bool {
         !self.can_install()
     }
 
-    /// The state machine stands at `applied`.
+    /// The state machine has applied up to `applied`.
     pub fn installed(&mut self, applied: LogIndex) {
         if self.installing.is_some_and(|index| index <= applied) {
             self.installing = None;
@@ -137,29 +149,29 @@ impl Pipeline {
 
     /// Whether everything handed out so far is durable.
     pub fn is_idle(&self) -> bool {
-        self.steps.is_empty() && self.last_durable_batch == self.last_batch
+        self.unpersisted.is_empty() && self.last_durable_batch == self.last_batch
     }
 
-    /// Whether a term or a vote waits for the disk. Until it is durable no further vote of this server leaves it.
-    pub fn owes_a_vote(&self) -> bool {
-        self.election_batch > self.last_durable_batch
+    /// Whether a term or a vote is not durable yet. Until it is, this server sends no further vote.
+    pub fn has_undurable_vote(&self) -> bool {
+        self.last_vote_batch > self.last_durable_batch
     }
 
-    /// Takes every step the library has and turns it into effects. `hard_state` is amended with
-    /// what the library does not know and stored with every batch; `force_write` makes a batch even
-    /// if the library needs none.
+    /// Turns every `Ready` that the library has into effects. `eligible` is stored with the hard
+    /// state, which the library does not know it of; `force_write` makes a batch even if the
+    /// library needs none.
     pub fn run(
         &mut self,
         raw: &mut RawNode<LogStore>,
-        admitted: bool,
+        eligible: bool,
         mut force_write: bool,
         out: &mut Effects,
     ) {
         while raw.has_ready() {
             let mut ready = raw.ready();
             out.reads.extend(ready.take_read_states().into_iter().filter_map(|state| {
-                let round = <[u8; 8]>::try_from(state.request_ctx.as_slice()).ok()?;
-                Some((u64::from_be_bytes(round), state.index))
+                let request = <[u8; 8]>::try_from(state.request_ctx.as_slice()).ok()?;
+                Some((u64::from_be_bytes(request), state.index))
             }));
             out.committed.extend(ready.take_committed_entries().into_iter().map(entry_from_raft));
 
@@ -175,8 +187,9 @@ impl Pipeline {
             if self.first_entry != FirstEntry::Durable {
                 held.append(&mut immediate);
             }
-            let (held, promising_nothing): (Vec<_>, Vec<_>) = held.into_iter().partition(promises);
-            let at_once = immediate.into_iter().chain(promising_nothing);
+            let (held, independent): (Vec<_>, Vec<_>) =
+                held.into_iter().partition(depends_on_durability);
+            let at_once = immediate.into_iter().chain(independent);
             out.messages.extend(at_once.filter_map(message_from_raft));
 
             if !ready.snapshot().is_empty()
@@ -184,7 +197,7 @@ impl Pipeline {
             {
                 raw.mut_store().restore(snapshot.index, snapshot.term);
                 self.installing = Some(snapshot.index);
-                let LogBatch { number, hard_state, .. } = self.batch(raw, admitted, Vec::new());
+                let LogBatch { number, hard_state, .. } = self.batch(raw, eligible, Vec::new());
                 let hard_state = hard_state.unwrap_or_default();
                 out.install = Some(InstallRequest { number, snapshot, hard_state });
                 self.first_entry = FirstEntry::Durable;
@@ -193,11 +206,11 @@ impl Pipeline {
             let entries = ready.take_entries();
             raw.mut_store().append(&entries);
             let number = ready.number();
-            // What stands between two batches carries the hard state of its step itself.
+            // An install request carries the hard state of its `Ready` itself.
             let must_write =
                 ready.must_sync() && (ready.snapshot().is_empty() || !entries.is_empty());
             if must_write {
-                out.batches.push(self.batch(raw, admitted, entries));
+                out.batches.push(self.batch(raw, eligible, entries));
                 force_write = false;
             }
             raw.advance_append_async(ready);
@@ -206,7 +219,7 @@ impl Pipeline {
                 out.messages.extend(held.into_iter().filter_map(message_from_raft));
                 raw.on_persist_ready(number);
             } else {
-                self.steps.push_back(Step {
+                self.unpersisted.push_back(UnpersistedReady {
                     batch: self.last_batch,
                     ready: number,
                     messages: held,
@@ -214,24 +227,28 @@ impl Pipeline {
             }
         }
         if force_write {
-            out.batches.push(self.batch(raw, admitted, Vec::new()));
+            out.batches.push(self.batch(raw, eligible, Vec::new()));
         }
     }
 
     fn batch(
         &mut self,
         raw: &mut RawNode<LogStore>,
-        admitted: bool,
+        eligible: bool,
         entries: Vec<raft::eraftpb::Entry>,
     ) -> LogBatch {
         let state = raw.raft.hard_state();
-        let hard_state =
-            HardState { term: state.term, vote: state.vote, commit: state.commit, admitted };
+        let hard_state = HardState {
+            term: state.term,
+            vote: state.vote,
+            commit: state.commit,
+            admitted: eligible,
+        };
         raw.mut_store().set_hard_state(hard_state);
         self.last_batch += 1;
-        if self.elected != (state.term, state.vote) {
-            self.elected = (state.term, state.vote);
-            self.election_batch = self.last_batch;
+        if self.last_vote != (state.term, state.vote) {
+            self.last_vote = (state.term, state.vote);
+            self.last_vote_batch = self.last_batch;
         }
         if self.first_entry == FirstEntry::None && !entries.is_empty() {
             self.first_entry = FirstEntry::In { batch: self.last_batch };
@@ -243,7 +260,7 @@ impl Pipeline {
         }
     }
 
-    /// Batches up to `number` are durable: what waited for them may go out.
+    /// The batches up to `number` are durable: the messages that waited for them are sent.
     pub fn durable(&mut self, raw: &mut RawNode<LogStore>, number: u64, out: &mut Effects) {
         self.last_durable_batch = self.last_durable_batch.max(number.min(self.last_batch));
         if matches!(self.first_entry, FirstEntry::In { batch } if batch <= self.last_durable_batch)
@@ -251,9 +268,11 @@ impl Pipeline {
             self.first_entry = FirstEntry::Durable;
         }
         let mut last_ready = None;
-        while let Some(step) = self.steps.pop_front_if(|s| s.batch <= self.last_durable_batch) {
-            out.messages.extend(step.messages.into_iter().filter_map(message_from_raft));
-            last_ready = Some(step.ready);
+        while let Some(durable) =
+            self.unpersisted.pop_front_if(|ready| ready.batch <= self.last_durable_batch)
+        {
+            out.messages.extend(durable.messages.into_iter().filter_map(message_from_raft));
+            last_ready = Some(durable.ready);
         }
         if let Some(ready) = last_ready {
             raw.on_persist_ready(ready);
@@ -261,22 +280,25 @@ impl Pipeline {
     }
 }
 
-/// Whether a message of a server that does not lead (or whose log is empty) promises what it must still know after a
-/// crash. What every kind says:
+/// Whether a message of a server that does not lead (or whose log is empty) is a promise that must
+/// survive a crash, so that it may be sent only when the state behind it is durable. By kind:
 ///
-/// - a vote that is granted, and the request for one, which is a vote for oneself: "I give this term's vote to nobody
-///   else". A promise, and the request also names a log that the sender claims to have;
-/// - a REPLICATION_OK: "I have stored the log up to this index". A promise, but for a refusal, which only helps the
-///   leader to find where the logs part, and for index 0, which a server of a later term answers to a deposed leader;
-/// - a vote that is refused, and everything about rehearsals of elections (pre-votes): nothing that binds anybody;
-/// - an answer to a heartbeat: "at this moment I follow you". Linearizable reads count it, and rightly: a server that
-///   had helped to elect a later leader *before* would know, because its vote was durable before it was sent; if it
-///   forgets this term and helps to elect one *afterwards*, the read began before that. That its sender is there is
-///   true as well, however slow its disk is;
-/// - a heartbeat of the first leader of all, which keeps its entries back: nothing.
+/// - a vote that is granted, and the request for one, which is a vote for oneself: "I give this
+///   term's vote to no other server". A promise; the request also names a log that the sender
+///   claims to have;
+/// - a REPLICATION_OK: "I have stored the log up to this index". A promise, but for a refusal,
+///   which only helps the leader to find where the logs part, and for index 0, which a server of a
+///   later term answers to a deposed leader;
+/// - a vote that is refused, and all messages of pre-votes: no promise;
+/// - an answer to a heartbeat: "at this moment I follow you". Linearizable reads count it, and
+///   rightly: a server that had helped to elect a later leader *before* would know, because its
+///   vote was durable before it was sent; if it forgets this term and helps to elect one
+///   *afterwards*, the read began before that. That its sender is there is true as well, however
+///   slow its disk is;
+/// - a heartbeat of the founder, which holds its entries back: no promise.
 ///
-/// A kind that is not named waits.
-fn promises(message: &RaftPb) -> bool {
+/// All other kinds wait.
+fn depends_on_durability(message: &RaftPb) -> bool {
     match message.get_msg_type() {
         MessageType::MsgHeartbeat
         | MessageType::MsgHeartbeatResponse
@@ -288,7 +310,8 @@ fn promises(message: &RaftPb) -> bool {
     }
 }
 
-/// Fetches under way: their ids, and how to wake the library when they are done.
+/// The fetches under way: their numbers, and the contexts by which the library learns that they are
+/// done.
 #[derive(Default)]
 pub(super) struct Fetches {
     next_id: u64,
@@ -296,16 +319,16 @@ pub(super) struct Fetches {
 }
 
 impl Fetches {
-    /// Notes what the store could not answer.
+    /// Turns the fetches that the log store has noted into requests.
     pub fn collect(&mut self, store: &mut LogStore, out: &mut Effects) {
-        for wanted in store.take_wanted() {
+        for wanted in store.take_wanted_fetches() {
             self.next_id += 1;
             self.waiting.push((self.next_id, wanted.low, wanted.context));
             out.fetches.push(FetchRequest { id: self.next_id, low: wanted.low, high: wanted.high });
         }
     }
 
-    /// Takes a fetch off the list: where it began, and the library's context.
+    /// Removes a fetch that is done; returns its first index and the library's context.
     pub fn take(&mut self, id: u64) -> Option<(LogIndex, GetEntriesContext)> {
         let at = self.waiting.iter().position(|(waiting, ..)| *waiting == id)?;
         let (_, low, context) = self.waiting.swap_remove(at);

@@ -395,7 +395,7 @@ impl Node {
                 self.links.insert(peer);
                 self.heard.insert(peer, self.ticks);
                 self.tell_disk_to(peer, out);
-                self.consensus.peer_up(peer, last_index, term, first_leader);
+                self.consensus.link_up(peer, last_index, term, first_leader);
                 self.campaign_if_first();
                 self.campaign_soon();
             }
@@ -405,7 +405,7 @@ impl Node {
                 self.peer_clocks.lost(peer);
                 self.forget_disk_of(peer);
                 self.peer_levels.lost(peer);
-                self.consensus.peer_down(peer);
+                self.consensus.link_down(peer);
                 self.contradiction.take_if(|contradiction| contradiction.peer == peer);
             }
             Input::InboundDown { peer } => {
@@ -592,7 +592,7 @@ impl Node {
             last_index: self.consensus.last_index(),
             in_sync,
             full_disks: self.full_disks().into_iter().collect(),
-            first_leader: self.consensus.told_first_leader(),
+            first_leader: self.consensus.configured_first_leader(),
             no_leader: self.consensus.no_leader(),
             level: self.level,
             history: self.rules.map(|rules| rules.history),
@@ -766,7 +766,7 @@ impl Node {
 
     fn campaign_if_first(&mut self) {
         if self.links.len() + 1 > self.config.nodes.len() / 2 {
-            self.consensus.campaign_if_first();
+            self.consensus.campaign_if_founder();
         }
     }
 

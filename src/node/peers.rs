@@ -9,7 +9,7 @@ use super::disputes::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::command::{Command, EncodedWrite};
-use crate::consensus::PeerFault;
+use crate::consensus::RaftMessageFault;
 use crate::limits;
 use crate::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
 use crate::wire::message::{
@@ -183,7 +183,7 @@ impl Node {
                 }
             }
             // Its link is needed to learn who is right.
-            Err(PeerFault::ContradictsCommitted { index }) => {
+            Err(RaftMessageFault::ContradictsCommitted { index }) => {
                 self.contradicted(now, from, index, out)
             }
             Err(fault) => {

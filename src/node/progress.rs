@@ -104,7 +104,7 @@ impl Node {
     }
 
     /// Whether writes must wait for servers that have never taken part. One that has not cannot
-    /// help to elect a leader (see `consensus::admission`), so a group that began its work without
+    /// help to elect a leader (see `consensus::voter_eligibility`), so a group that began its work without
     /// it would stand still when its first leader died.
     fn is_being_born(&mut self, now: Now) -> bool {
         let Some(until_us) = self.birth_until_us else { return false };
@@ -411,7 +411,7 @@ impl Node {
                 bytes_max: self.config.limits.append_bytes_max,
             });
         }
-        if std::mem::take(&mut effects.admitted) {
+        if std::mem::take(&mut effects.became_eligible) {
             out.push(Output::Notice(Notice::Admitted));
         }
         let trusted = self.distrust().is_none();
@@ -500,7 +500,7 @@ impl Node {
         if due.is_empty() {
             return;
         }
-        due.into_iter().for_each(|peer| self.consensus.tell_commit(peer));
+        due.into_iter().for_each(|peer| self.consensus.send_commit_index(peer));
         self.run_consensus(now, out);
     }
 

@@ -465,7 +465,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
 #[test]
 fn servers_that_are_told_different_first_leaders_agree_on_one_whoever_is_up() {
     let waits_for = |node| NoLeader::NotBegun { first_leader: NodeId(node) };
-    let differ = |one, another| NoLeader::ToldDifferently {
+    let differ = |one, another| NoLeader::DifferentFirstLeaders {
         one: NodeId(one),
         another: NodeId(another),
         missing: NodeId(3),

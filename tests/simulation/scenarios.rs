@@ -420,7 +420,7 @@ fn servers_that_were_told_three_first_leaders_wait_for_each_other_and_say_for_wh
         assert_eq!(world.leader(), None);
         let process = world.servers[0].process.as_ref().unwrap();
         let waits = |notice: &&Notice| match notice {
-            Notice::NoLeader { reason: NoLeader::ToldDifferently { missing, .. } } => {
+            Notice::NoLeader { reason: NoLeader::DifferentFirstLeaders { missing, .. } } => {
                 missing.0 == 2
             }
             _ => false,
