@@ -1,8 +1,7 @@
 //! What a message costs on its way into and out of a frame.
 
-use acervo::command::WriteOp;
 use acervo::limits::{VALUE_BYTES_MAX_DEFAULT, client_frame_bytes_max};
-use acervo::types::{ClientId, RequestId, Timestamp};
+use acervo::model::{ClientId, RequestId, Timestamp, WriteOp};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::{Message, Request, WriteRequest};

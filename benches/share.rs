@@ -37,10 +37,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use acervo::limits::CHUNK_BYTES;
+use acervo::model::ContentId;
 use acervo::share::fetch::{Fetch, FetchHandle, SourceState};
 use acervo::share::offer::Catalog;
 use acervo::share::serve::ServeOptions;
-use acervo::share::types::ContentId;
 use rustix::process::{Pid, Signal};
 use shelf::Shelf;
 
@@ -168,13 +168,13 @@ fn start_fetch(to: &str, content: &str, size: u64, sources: &[&str]) -> Outcome<
     let content = ContentId(id);
     let sources = sources.iter().map(|address| {
         let address: SocketAddr = address.parse().expect("an address");
-        let peer = acervo::share::types::PeerId(u64::from(address.port()));
+        let peer = acervo::model::PeerId(u64::from(address.port()));
         acervo::wire::share::Source { peer, address, size, content }
     });
     Ok(Fetch::start(acervo::share::fetch::FetchOptions {
         content,
         size,
-        name: acervo::share::names::FileName::new("fetched")?,
+        name: acervo::model::FileName::new("fetched")?,
         to: to.into(),
         sources: sources.collect(),
         limit_bytes_per_s: None,

@@ -3,8 +3,11 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
-use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits;
+use acervo::model::{
+    ClientId, ClusterId, Command, LogBatch, LogEntry, LogIndex, NodeId, PageOf, RequestId,
+    StateLimits, Timestamp, WriteOp,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::DataDir;
 use acervo::storage::disk::DiskEngine;
@@ -13,10 +16,6 @@ use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageLimits, Sight};
 use acervo::storage::snapshot::SnapshotSink;
-use acervo::types::{
-    ClientId, ClusterId, LogBatch, LogEntry, LogIndex, NodeId, RequestId, Timestamp,
-};
-use acervo::wire::message::PageOf;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use rand::rngs::StdRng;

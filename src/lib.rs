@@ -24,7 +24,7 @@
 //!
 //! | part | is for |
 //! | --- | --- |
-//! | [`types`], [`command`], [`limits`], [`text`] | the shared vocabulary, log entries, every limit, escaping |
+//! | [`model`], [`limits`], [`text`] | the shared vocabulary and the operations, every limit, escaping |
 //! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
 //! | [`logging`] | the process's log: it never waits for standard error, and gathers lines that repeat |
 //! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
@@ -56,16 +56,15 @@
 //! seed.
 
 pub mod bench;
-mod bounded;
 pub mod cli;
 pub mod client;
-pub mod command;
 pub mod consensus;
 pub mod console;
 #[cfg(feature = "grpc")]
 pub mod gateway;
 pub mod limits;
 pub mod logging;
+pub mod model;
 pub mod net;
 pub mod node;
 pub mod process;
@@ -74,7 +73,6 @@ pub mod server;
 pub mod share;
 pub mod storage;
 pub mod text;
-pub mod types;
 pub mod wire;
 pub mod workers;
 

@@ -20,9 +20,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use acervo::cli::commands::exit_status;
 use acervo::client::Client;
-use acervo::command::{Command as LogCommand, WriteOp};
 use acervo::limits;
-use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::model::{
+    ClientId, ClusterId, Command as LogCommand, LogEntry, NodeId, RequestId, Timestamp, WriteOp,
+};
 use acervo::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
     RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,

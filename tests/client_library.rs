@@ -13,9 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
-use acervo::command::WriteOp;
-use acervo::types::{ClientId, RequestId, Timestamp};
-use acervo::wire::message::{Effect, ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
+use acervo::model::{ClientId, Effect, RequestId, Timestamp, WriteOp};
+use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
 use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
 
 /// Seeds under which a client of two servers is certain to have started with each of them.

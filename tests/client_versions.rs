@@ -9,12 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Timing, Version};
-use acervo::command::WriteOp;
 use acervo::limits;
-use acervo::types::Timestamp;
-use acervo::wire::message::{
-    ErrorCode, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply, Request, WriteRequest,
-};
+use acervo::model::{PageNext, PageOf, Previous, Timestamp, WriteOp};
+use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, Request, WriteRequest};
 use bytes::Bytes;
 use fake_server::{FakeServer, Link, error, missing, nobody, put_ok, value, write_ok};
 

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acervo::client::{Client, ClientError};
-use acervo::command::History;
 use acervo::limits;
-use acervo::types::Timestamp;
+use acervo::model::{History, Timestamp};
 use acervo::wire::message::Role;
 use rustix::process::Signal;
 use support::{Group, PATIENCE, eventually, exited_with};

@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
-use acervo::types::Timestamp;
+use acervo::model::Timestamp;
 use fake_server::{FakeServer, error};
 use rustix::process::Signal;
 use serde_json::{Value, json};

@@ -10,7 +10,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use acervo::command::{Command, StateLimits, WriteOp};
+use acervo::model::{
+    ClientId, Command, HardState, LogBatch, LogEntry, LogIndex, RequestId, StateLimits, Term,
+    Timestamp, WriteOp,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
@@ -18,9 +21,6 @@ use acervo::storage::files::Directory;
 use acervo::storage::log::{DiskLog, LogError, LogOptions, RecoveredLog};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::{Redundancy, Storage, assemble};
-use acervo::types::{
-    ClientId, HardState, LogBatch, LogEntry, LogIndex, RequestId, Term, Timestamp,
-};
 use bytes::Bytes;
 use log_disk::{Faults, SimDisk};
 use rand::rngs::StdRng;

@@ -14,8 +14,11 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
-use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::ShrinkLimits;
+use acervo::model::{
+    AppliedPoint, ClientId, ClusterId, Command, DiskSpace, HardState, LogBatch, LogEntry, LogIndex,
+    NodeId, RequestId, StateLimits, Timestamp, WriteOp,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::{DataDir, Untrusted};
 use acervo::storage::files::Directory;
@@ -23,10 +26,6 @@ use acervo::storage::log::LogOptions;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::snapshot::{SnapshotChunk, SnapshotSink};
 use acervo::storage::{self, Redundancy, Storage, StorageError};
-use acervo::types::{
-    AppliedPoint, ClientId, ClusterId, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId,
-    RequestId, Timestamp,
-};
 use bytes::Bytes;
 use log_disk::{Faults, SimDisk};
 use rand::SeedableRng;

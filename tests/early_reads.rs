@@ -4,9 +4,8 @@
 
 mod support;
 
-use acervo::command::WriteOp;
 use acervo::limits;
-use acervo::types::Timestamp;
+use acervo::model::{Timestamp, WriteOp};
 use acervo::wire::message::{GetRequest, Message, Reply, Request};
 use bytes::Bytes;
 use rustix::process::Signal;

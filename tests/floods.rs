@@ -17,14 +17,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use acervo::limits::{self, CHUNK_BYTES};
+use acervo::model::{
+    ChunkHash, ClientId, ClusterId, ContentId, FileEntry, FileName, NodeId, PageOf, PeerId,
+    Timestamp,
+};
 use acervo::net::Listener;
 use acervo::share::content::Manifest;
-use acervo::share::names::FileName;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{ServeOptions, Server};
-use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
-use acervo::types::{ClientId, ClusterId, NodeId, Timestamp};
-use acervo::wire::message::{Channel, HelloRole, Message, PageOf, PageRequest, Reply, Request};
+use acervo::wire::message::{Channel, HelloRole, Message, PageRequest, Reply, Request};
 use acervo::wire::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use acervo::command::{EncodedWrite, WriteOp};
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
-use acervo::share::names::FileName;
-use acervo::share::types::{ContentId, FileEntry, PeerId};
-use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
+use acervo::model::{
+    ClientId, ClusterId, ContentId, Effect, EncodedWrite, FileEntry, FileName, LogEntry, NodeId,
+    PageNext, PageOf, PeerId, Previous, RequestId, Row, Timestamp, WriteOp,
+};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::*;

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use acervo::limits::{CHUNK_BYTES, DOWNLOAD_CHUNKS_MAX, REQUESTS_AHEAD_MAX, SHARE_FRAME_BYTES_MAX};
+use acervo::model::{ContentId, PeerId};
 use acervo::share::content::Manifest;
 use acervo::share::fetch::{Fetch, FetchError, FetchOptions, SourceState};
 use acervo::share::greeting;
 use acervo::share::offer::Catalog;
 use acervo::share::serve::ServeOptions;
-use acervo::share::types::{ContentId, PeerId};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;

@@ -10,16 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acervo::limits;
+use acervo::model::{ClusterId, ContentId, FileEntry, FileName, NodeId, PeerId};
 use acervo::net::Listener;
 use acervo::share::fetch::FetchError;
 use acervo::share::greeting;
 use acervo::share::line::{Line, LineError, Listing};
 use acervo::share::member::{Files, MemberOptions, Membership, Notice};
-use acervo::share::names::FileName;
 use acervo::share::peer::{Peer, PeerOptions, Wanted};
 use acervo::share::serve::{ServeOptions, Server};
-use acervo::share::types::{ContentId, FileEntry, PeerId};
-use acervo::types::{ClusterId, NodeId};
 use acervo::wire::codec;
 use acervo::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION};
 use acervo::wire::share::{

@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use acervo::client::{Client, ReadOptions, Row};
 use acervo::limits;
+use acervo::model::{ContentId, FileEntry, FileName, PeerId};
 use acervo::share::index::{IndexLimits, Member, Place};
-use acervo::share::names::FileName;
 use acervo::share::registry::directory::{Directory, DirectoryError, MemoryDirectory};
 use acervo::share::registry::store::StoreDirectory;
-use acervo::share::types::{ContentId, FileEntry, PeerId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;

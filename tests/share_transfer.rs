@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acervo::limits::{self, CHUNK_BYTES, SHARE_FRAME_BYTES_MAX};
+use acervo::model::{FileName, PeerId};
 use acervo::share::chunks::{ChunkSet, SharedChunks};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::{
@@ -19,10 +20,8 @@ use acervo::share::fetch::{
     SourceState,
 };
 use acervo::share::greeting;
-use acervo::share::names::FileName;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer, Partials};
 use acervo::share::serve::{ServeOptions, Server};
-use acervo::share::types::PeerId;
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::Message;
@@ -1109,7 +1108,7 @@ fn a_server_answers_every_request_once_and_what_is_called_off_too() {
     assert_eq!(client.denial(), (1, DenialCode::Invalid));
     client.ask(2, PeerRequest::Hashes { content, first: 12 });
     assert_eq!(client.denial(), (2, DenialCode::Invalid));
-    let elsewhere = acervo::share::types::ContentId([9; 32]);
+    let elsewhere = acervo::model::ContentId([9; 32]);
     for (id, body) in [
         (3, PeerRequest::Chunk { content: elsewhere, index: 0 }),
         (4, PeerRequest::Watch { content: elsewhere }),

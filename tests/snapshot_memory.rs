@@ -9,8 +9,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use acervo::limits;
-use acervo::types::Timestamp;
-use acervo::wire::message::{Message, PageNext, PageOf, PageRequest, Reply, Request};
+use acervo::model::{PageNext, PageOf, Timestamp};
+use acervo::wire::message::{Message, PageRequest, Reply, Request};
 use support::raw::{Raw, frame_of};
 use support::{Group, PATIENCE, eventually, memory, resident};
 

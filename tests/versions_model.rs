@@ -11,8 +11,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use acervo::command::{Action, Command, History, StateLimits, Upkeep, WriteOp};
 use acervo::limits;
+use acervo::model::{
+    Action, ClientId, Command, History, LogEntry, PageNext, PageOf, RequestId, Row, StateLimits,
+    Timestamp, Upkeep, WriteOp,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::{
@@ -21,8 +24,6 @@ use acervo::storage::engine::{
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageError, PageLimits, Sight, Store};
-use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
-use acervo::wire::message::{PageNext, PageOf, Row};
 use bytes::Bytes;
 use proptest::prelude::*;
 

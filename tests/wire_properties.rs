@@ -6,11 +6,12 @@
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use acervo::command::{EncodedWrite, History, WriteOp};
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
-use acervo::share::names::FileName;
-use acervo::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
-use acervo::types::{ClientId, ClusterId, LogEntry, NodeId, RequestId, SnapshotId, Timestamp};
+use acervo::model::{
+    ChunkHash, ClientId, ClusterId, ContentId, Effect, EncodedWrite, FileEntry, FileName, History,
+    LogEntry, NodeId, PageNext, PageOf, PeerId, Previous, RequestId, Row, SnapshotId, Timestamp,
+    WriteOp,
+};
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
 use acervo::wire::message::*;

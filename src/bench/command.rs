@@ -250,7 +250,7 @@ mod tests {
             else {
                 panic!("a fill writes");
             };
-            let crate::command::WriteOp::Put { key, .. } = write.op else { panic!("a fill puts") };
+            let crate::model::WriteOp::Put { key, .. } = write.op else { panic!("a fill puts") };
             frames.insert(key);
         }
         assert_eq!(frames.len(), 100);

@@ -5,12 +5,11 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::{Answer, Protocol};
-use crate::command::WriteOp;
 use crate::limits::{BENCH_PAGE_ROWS, VALUE_BYTES_MAX, client_frame_bytes_max};
-use crate::types::{ClientId, ClusterId, RequestId, Timestamp};
+use crate::model::{ClientId, ClusterId, PageOf, RequestId, Timestamp, WriteOp};
 use crate::wire::codec;
 use crate::wire::message::{
-    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageOf, PageRequest, Reply,
+    ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageRequest, Reply,
     Request, WriteRequest,
 };
 

@@ -17,8 +17,8 @@ use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
 use super::units::{parse_duration, parse_history, parse_size};
 use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, Target};
-use crate::command::History;
 use crate::limits;
+use crate::model::History;
 use crate::node::core::AckPolicy;
 use crate::server::config::{
     ConfigError, DEFAULT_DATA_ROOT, DEFAULT_SERVERS, ServerConfig, check_group, data_dir_under,

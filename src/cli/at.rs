@@ -8,7 +8,7 @@ use std::str::FromStr;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp as Time};
 
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// What `--at` can say.
 #[derive(Clone, Copy, Debug)]

@@ -6,8 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::share::ShareError;
+use crate::model::ContentId;
 use crate::net::origin_of;
-use crate::share::types::ContentId;
 use crate::text::counted;
 use crate::wire::share::Source;
 
@@ -63,7 +63,7 @@ pub(super) fn choices(found: Vec<Source>, wanted: Option<&str>) -> Result<Vec<Ch
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::types::PeerId;
+    use crate::model::PeerId;
 
     /// Content, size, the last byte of the IP address, and how many peers are there.
     fn chosen(all: &[(u8, u64, u8, u16)], wanted: Option<&str>) -> Vec<(u8, Vec<u64>)> {

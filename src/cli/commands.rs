@@ -19,8 +19,8 @@ use crate::client::{
     Client, ClientBuilder, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany,
 };
 use crate::limits::{OLDEST_VERSION_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
+use crate::model::Timestamp;
 use crate::text::{escape, is_printable, unescape};
-use crate::types::Timestamp;
 
 /// How a command ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use super::commands::CommandError;
 use super::key_args::RowsArgs;
 use crate::client::{Row, Rows};
 use crate::limits::OUTPUT_BUFFER_BYTES;
+use crate::model::Timestamp;
 use crate::text::{escape, is_printable};
-use crate::types::Timestamp;
 
 /// What rows are rows of.
 #[derive(Clone, Copy)]

@@ -24,6 +24,7 @@ use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use super::stdout;
 use crate::limits;
 use crate::logging;
+use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::{ListenError, Listener};
 use crate::process;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
@@ -31,9 +32,7 @@ use crate::share::fetch::{self, FetchError, SizeOptions};
 use crate::share::folder::{Folder, FolderError, LeftOut};
 use crate::share::line::{Line, LineError, Listing};
 use crate::share::member::Notice;
-use crate::share::names::FileName;
 use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
-use crate::share::types::{FileEntry, PeerId};
 use crate::text::{counted, escape};
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
 

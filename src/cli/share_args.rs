@@ -10,7 +10,7 @@ use clap::Args;
 use super::args::{FormatArgs, Switch, parse_address, parse_listen, parse_server};
 use super::units::{parse_duration, parse_rate};
 use crate::limits;
-use crate::share::names::FileName;
+use crate::model::FileName;
 use crate::text::unescape;
 
 const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";

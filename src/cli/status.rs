@@ -10,8 +10,8 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::client::{Client, ClientError};
-use crate::command::History;
 use crate::limits::STATUS_GRACE;
+use crate::model::History;
 use crate::text::escape;
 use crate::wire::message::{Role, ServerStatus};
 
@@ -317,7 +317,7 @@ fn server_json(row: &Row) -> ServerJson<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ClusterId, NodeId, Timestamp};
+    use crate::model::{ClusterId, NodeId, Timestamp};
 
     fn rows() -> Vec<Row> {
         let addresses: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:1009{port}")).collect();

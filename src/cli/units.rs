@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::command::History;
 use crate::limits::{FLAG_DURATION_MAX, HISTORY_VERSIONS_MAX};
+use crate::model::History;
 
 /// Why a duration or a size was not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum UnitError {
 ///
 /// ```
 /// use acervo::cli::units::parse_history;
-/// use acervo::command::History;
+/// use acervo::model::History;
 /// assert_eq!(parse_history("10"), Ok(History::Versions { count: 10 }));
 /// assert_eq!(parse_history("24h"), Ok(History::For { age_us: 24 * 3_600_000_000 }));
 /// ```

@@ -31,7 +31,8 @@ use rand::seq::SliceRandom;
 use super::error::{ClientError, ServerFailure};
 use super::health::{Health, jittered};
 use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL};
-use crate::wire::message::{Effect, ErrorCode, ErrorReply};
+use crate::model::Effect;
+use crate::wire::message::{ErrorCode, ErrorReply};
 
 /// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]

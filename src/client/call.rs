@@ -23,7 +23,8 @@ use crate::limits::{
     CLIENT_CANCEL_LOOK_INTERVAL, CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_GREETING_FACTOR,
     CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE,
 };
-use crate::wire::message::{Effect, ErrorCode, Reply, Request};
+use crate::model::Effect;
+use crate::wire::message::{ErrorCode, Reply, Request};
 
 /// How long a request goes on.
 pub(super) enum Retry<'a> {

@@ -22,7 +22,7 @@ use super::Timing;
 use super::sync::lock;
 use super::transport::{self, MessageReader, TransportError};
 use crate::limits::{CLIENT_PROVOKED_TIMEOUT, CLIENT_WRITE_SLICE, HELLO_FRAME_BYTES_MAX};
-use crate::types::{ClusterId, Timestamp};
+use crate::model::{ClusterId, Timestamp};
 use crate::wire::frame::FrameError;
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request, Welcome};
 

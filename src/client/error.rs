@@ -6,8 +6,7 @@ use std::time::Duration;
 use crate::limits::{
     KEY_BYTES_MAX, SERVERS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX,
 };
-use crate::types::Timestamp;
-use crate::wire::message::Effect;
+use crate::model::{Effect, Timestamp};
 
 /// Why a client could not be built or a request did not succeed.
 ///

@@ -49,7 +49,7 @@ use self::seen::Seen;
 use self::sequence::{Gate, Sequencer};
 use self::sync::lock;
 use crate::limits;
-use crate::types::{ClientId, Timestamp};
+use crate::model::{ClientId, Timestamp};
 use crate::wire::message::{Reply, Request, ServerStatus};
 
 pub use self::error::{ClientError, ServerFailure};
@@ -57,8 +57,8 @@ pub use self::reads::ReadOptions;
 pub use self::rows::{KeyRange, Rows};
 pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
-pub use crate::wire::message::Effect;
-pub use crate::wire::message::Row;
+pub use crate::model::Effect;
+pub use crate::model::Row;
 pub use cancel::CancellationToken;
 
 /// A client of a group of servers.

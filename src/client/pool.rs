@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::Timing;
 use super::connection::{Claim, Connection, Failure, Met, OnReply};
 use super::sync::lock;
-use crate::types::ClusterId;
+use crate::model::ClusterId;
 use crate::wire::message::{Request, Welcome};
 
 /// All of a client's servers.

@@ -18,15 +18,14 @@ use super::error::ClientError;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
 use super::{Client, Got, Inner, check_key};
-use crate::command::WriteOp;
-use crate::types::Timestamp;
+use crate::model::{Timestamp, WriteOp};
 use crate::wire::message::{GetRequest, Reply, Request};
 
 /// What a read is to show.
 ///
 /// ```
 /// use acervo::client::ReadOptions;
-/// use acervo::types::Timestamp;
+/// use acervo::model::Timestamp;
 ///
 /// let past = ReadOptions::at(Timestamp(1_763_700_000_000_000));
 /// let newest_of_all = ReadOptions { linearizable: true, ..ReadOptions::default() };

@@ -614,8 +614,8 @@ impl Drop for UnderWay {
 mod tests {
     use super::*;
     use crate::client::{PutOk, ServerFailure};
+    use crate::model::Timestamp;
     use crate::prompt::Typed;
-    use crate::types::Timestamp;
 
     /// Types the given things and keeps the prompts.
     struct Script {

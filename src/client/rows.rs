@@ -19,8 +19,8 @@ use super::reads::{ReadOptions, judge_behind};
 use super::sync::lock;
 use super::{Client, Inner, check_key, check_keys};
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
-use crate::types::Timestamp;
-use crate::wire::message::{PageNext, PageOf, PageRequest, Reply, Request, Row};
+use crate::model::{PageNext, PageOf, Row, Timestamp};
+use crate::wire::message::{PageRequest, Reply, Request};
 
 /// The rows of a long read. Nothing is asked before the first is wanted.
 ///

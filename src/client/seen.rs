@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use super::Causality;
 use crate::limits;
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// What a GET sends, and what its answer is judged by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::cancel;
 use super::sync::lock;
-use crate::types::{ClientId, RequestId, Timestamp};
+use crate::model::{ClientId, RequestId, Timestamp};
 
 /// Lets at most so many through at once; one more waits.
 pub(super) struct Gate {

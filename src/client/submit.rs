@@ -12,7 +12,7 @@ use super::error::{ClientError, ServerFailure};
 use super::reads::Read;
 use super::sequence::Gate;
 use super::{Client, PutOk, check_key, check_value};
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// A request of the interactive console.
 #[derive(Clone, Debug, PartialEq, Eq)]

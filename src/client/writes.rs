@@ -12,10 +12,9 @@ use super::error::ClientError;
 use super::rows::{KeyRange, Rows, Wanted};
 use super::sync::lock;
 use super::{Client, Inner, PutOk, check_key, check_value};
-use crate::command::{History, WriteOp};
 use crate::limits;
-use crate::types::Timestamp;
-use crate::wire::message::{Effect, ErrorCode, Previous, Reply, Request, Row, WriteRequest};
+use crate::model::{Effect, History, Previous, Row, Timestamp, WriteOp};
+use crate::wire::message::{ErrorCode, Reply, Request, WriteRequest};
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]

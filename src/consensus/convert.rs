@@ -5,7 +5,7 @@
 
 use raft::eraftpb::{Entry, EntryType, Message as RaftPb, MessageType};
 
-use crate::types::{LogEntry, NodeId};
+use crate::model::{LogEntry, NodeId};
 use crate::wire::message::{RaftBody, RaftMessage};
 
 /// The context by which raft-rs recognizes a campaign of a leadership transfer.

@@ -18,7 +18,7 @@ use super::logging;
 use super::ready::{Effects, Fetches, Pipeline};
 use super::voter_eligibility::VoterEligibility;
 use crate::limits::{self, NodeLimits};
-use crate::types::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
+use crate::model::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// The configuration of one server's consensus, fixed for a run.

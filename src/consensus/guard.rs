@@ -16,7 +16,7 @@
 //!   suffices.
 
 use crate::limits;
-use crate::types::{LogIndex, NodeId, Term};
+use crate::model::{LogIndex, NodeId, Term};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
 /// Why no correct server would have sent a message.
@@ -213,7 +213,7 @@ fn check_entries(
     term: Term,
     previous_index: LogIndex,
     previous_term: Term,
-    entries: &[crate::types::LogEntry],
+    entries: &[crate::model::LogEntry],
 ) -> Result<(), RaftMessageFault> {
     let broken = RaftMessageFault::BrokenEntries { previous_index };
     if previous_term > term || previous_index > u64::MAX / 2 {

@@ -20,7 +20,7 @@ use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use super::RecoveredLog;
 use super::convert::entry_to_raft;
 use crate::limits::NodeLimits;
-use crate::types::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use crate::model::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
 
 /// Entries that the library needs from disk: `low` to `high`, exclusive, and its context for the
 /// answer.

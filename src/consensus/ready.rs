@@ -24,7 +24,7 @@ use raft::{GetEntriesContext, RawNode};
 
 use super::convert::{entry_from_raft, message_from_raft};
 use super::log_store::LogStore;
-use crate::types::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
+use crate::model::{HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::RaftMessage;
 
 /// What is to be done for consensus, in the order of the fields.

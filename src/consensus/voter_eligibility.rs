@@ -34,7 +34,7 @@
 
 use std::collections::HashMap;
 
-use crate::types::{LogIndex, NodeId, Term};
+use crate::model::{LogIndex, NodeId, Term};
 
 /// Whether this server is an eligible voter, and what it has heard on the way to becoming one.
 #[derive(Debug)]

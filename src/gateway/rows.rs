@@ -15,8 +15,7 @@ use super::policy::CallLimits;
 use super::translate::{previous_unread, status};
 use crate::client::{ClientError, Rows};
 use crate::limits;
-use crate::types::Timestamp;
-use crate::wire::message::Row;
+use crate::model::{Row, Timestamp};
 
 /// The answer of an operation on many keys.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

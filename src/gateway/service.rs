@@ -13,8 +13,7 @@ use super::translate::{
     asked_version, check_key, done, greater, range, read_row, removed_row, replaced_row,
 };
 use crate::client::{Client, ReadOptions, WrittenMany};
-use crate::types::Timestamp;
-use crate::wire::message::Row;
+use crate::model::{Row, Timestamp};
 
 /// The operations of the interface, each made of requests to the group.
 pub(super) struct Gateway {

@@ -8,9 +8,8 @@ use super::interface::{KeyRange, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply
 use super::policy::NO_ROOM;
 use crate::client::{ClientError, Effect, Version, Written};
 use crate::limits;
+use crate::model::{Row, Timestamp};
 use crate::text::escape;
-use crate::types::Timestamp;
-use crate::wire::message::Row;
 
 /// As of which version: none, for the newest, when it is absent, zero or less.
 pub(super) fn asked_version(ver: Option<i64>) -> Option<Timestamp> {

@@ -28,9 +28,8 @@
 
 use std::collections::HashMap;
 
-use crate::command::StateLimits;
 use crate::limits;
-use crate::types::{ClientId, LogIndex, RequestId};
+use crate::model::{ClientId, LogIndex, RequestId, StateLimits};
 
 /// What a leader knows of its clients' sequences, in one reign.
 #[derive(Debug, Default)]
@@ -99,7 +98,7 @@ impl Certainty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Timestamp;
+    use crate::model::Timestamp;
 
     fn request(client: u64, sequence: u64) -> RequestId {
         RequestId { client: ClientId(client), sequence, answered_below: 0, begun: Timestamp::ZERO }

@@ -5,7 +5,7 @@
 
 use super::core::micros;
 use crate::limits;
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// Issues strictly increasing timestamps, all of them after [`Timestamp::FIRST`].
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::core::micros;
 use crate::limits;
-use crate::types::NodeId;
+use crate::model::NodeId;
 
 /// How far the others' clocks were ahead of this server's when they were last heard.
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::core::micros;
 use crate::limits;
-use crate::types::{LogIndex, NodeId};
+use crate::model::{LogIndex, NodeId};
 
 /// What a leader has told whom, in one reign.
 #[derive(Debug, Default)]

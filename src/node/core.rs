@@ -23,20 +23,16 @@ use super::long_writes::LongWrites;
 use super::reads::{Read, Reads};
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
-use super::{
-    AppliedWrite, Input, NoLeader, Notice, Now, Output, RequestToken, UpkeepState, by_place,
-};
-use crate::command::{
-    Command, EncodedWrite, FeatureLevel, GroupRules, History, OpKind, OpShape, Release,
-    StateLimits, WriteOutcome,
-};
+use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
 use crate::limits::{self, NodeLimits};
-use crate::text::counted;
-use crate::types::{
-    AppliedPoint, HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp,
+use crate::model::{
+    AppliedPoint, AppliedWrite, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, History,
+    LogIndex, NodeId, OpKind, OpShape, Recovered, Release, SnapshotId, StateLimits, Term,
+    Timestamp, WriteOutcome,
 };
-use crate::wire::message::{Effect, ErrorCode, ErrorReply, PeerMessage, RaftMessage, Reply, Role};
+use crate::text::counted;
+use crate::wire::message::{ErrorCode, ErrorReply, PeerMessage, RaftMessage, Reply, Role};
 
 /// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
 /// two round trips and two syncs.
@@ -94,34 +90,6 @@ pub struct NodeConfig {
     /// Where the numbers of this run's questions to other servers start. Drawn at random at every
     /// start, so that an answer that an earlier run asked for is never taken for one to this run.
     pub first_question: u64,
-}
-
-/// What a node finds on its disk at start.
-#[derive(Clone, Debug, Default)]
-pub struct Recovered {
-    /// The hard state; default when blank.
-    pub hard_state: HardState,
-    /// The first index the log still holds: 0 or 1 = from the start. Entries before it are in the
-    /// state machine only.
-    pub first_index: LogIndex,
-    /// The term of the entry before `first_index`; 0 when the log holds everything from the start.
-    pub previous_term: Term,
-    /// Where each run of entries of one term begins, in order: (first index of the run, term). The
-    /// first run begins at the log's first index.
-    pub term_runs: Vec<(LogIndex, Term)>,
-    /// The last index of the log; the one before `first_index` when it is empty.
-    pub last_index: LogIndex,
-    /// Every entry after `applied.index`, contiguous to `last_index`.
-    pub entries: Vec<LogEntry>,
-    /// Where the state machine stands.
-    pub applied: AppliedPoint,
-    /// What it has left to do in the background.
-    pub upkeep: UpkeepState,
-    /// The store is lost and the log is not. `applied` is then a point that was committed, and stands for no
-    /// state: nothing is applied before a snapshot has been put in place.
-    pub store_lost: bool,
-    /// Everything is blank, and was not: what this server had is lost. It takes no part in founding a group.
-    pub data_lost: bool,
 }
 
 /// What a node says of itself.

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use super::Output;
 use super::core::{Node, error};
 use crate::limits;
-use crate::types::{DiskSpace, NodeId};
+use crate::model::{DiskSpace, NodeId};
 use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Reply};
 
 /// What is known of the disks of the group.

@@ -21,7 +21,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::types::{LogIndex, NodeId};
+use crate::model::{LogIndex, NodeId};
 
 /// Indices whose hashes are remembered: a replica that lags further behind is compared at a later one.
 const REMEMBERED_MAX: usize = 32;

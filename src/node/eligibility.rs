@@ -17,7 +17,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::types::{LogIndex, NodeId};
+use crate::model::{LogIndex, NodeId};
 
 /// A reason why a node may not lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -11,8 +11,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::model::{LogIndex, NodeId};
 use crate::node::Notice;
-use crate::types::{LogIndex, NodeId};
 
 /// Proposals closer together than this share one entry of the history, so that its length is bound
 /// by the time-out, not by the load.

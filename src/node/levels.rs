@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::types::NodeId;
+use crate::model::NodeId;
 
 /// What the other servers have told a leader, in its term.
 #[derive(Debug, Default)]

@@ -20,7 +20,7 @@ use std::collections::{HashSet, VecDeque};
 use super::core::micros;
 use super::writes::Writes;
 use crate::limits::{self, NodeLimits};
-use crate::types::LogIndex;
+use crate::model::LogIndex;
 
 /// The long writes in this leader's log.
 #[derive(Debug, Default)]

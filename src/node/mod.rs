@@ -33,14 +33,11 @@ mod writes;
 use std::net::SocketAddr;
 
 use self::eligibility::Ineligible;
-use crate::command::{
-    Action, Command, EncodedWrite, FeatureLevel, GroupRules, History, WriteOutcome,
+use crate::model::{
+    Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, HardState,
+    History, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp, UpkeepState,
 };
-use crate::types::{
-    AppliedPoint, DiskSpace, HardState, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term,
-    Timestamp,
-};
-use crate::wire::message::{PeerMessage, Previous, RaftBody, RaftMessage, Reply};
+use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
 
 pub use crate::consensus::NoLeader;
 
@@ -223,45 +220,6 @@ impl CheckedMessage {
     /// The message.
     pub fn into_inner(self) -> PeerMessage {
         self.message
-    }
-}
-
-/// What a state machine has left to do in the background.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpkeepState {
-    /// The time of the log's clock.
-    pub clock_us: u64,
-    /// By when the oldest removal was done that is not off the disk yet, by the log's clock.
-    pub oldest_removal_us: Option<u64>,
-    /// When a sweep will have something to do, by the log's clock: as of this time or a later one.
-    pub sweep_due_us: Option<u64>,
-    /// The group's feature level.
-    pub level: u32,
-    /// What the group goes by; `None` when it has not settled on anything.
-    pub rules: Option<GroupRules>,
-}
-
-/// One applied command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppliedWrite {
-    /// Where it stood in the log.
-    pub index: LogIndex,
-    /// Its term.
-    pub term: Term,
-    /// What came of it: the first application's outcome, also for a retry. `None` when its
-    /// session had already forgotten this sequence, or there is none.
-    pub outcome: Option<WriteOutcome>,
-    /// What its key had just before, if that was asked for.
-    pub previous: Option<Previous>,
-    /// The greatest sequence that its client's session has met by now: applied or ruled out. 0 when the
-    /// client has no session.
-    pub newest_sequence: u64,
-}
-
-impl AppliedWrite {
-    /// Whether it was refused because it is not its client's first, and the others are not known.
-    pub fn is_of_unknown_session(&self) -> bool {
-        self.newest_sequence == 0
     }
 }
 

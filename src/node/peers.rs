@@ -8,12 +8,11 @@ use super::core::{Node, Stopping, micros};
 use super::disputes::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_US};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
-use crate::command::{Command, EncodedWrite};
 use crate::consensus::RaftMessageFault;
 use crate::limits;
-use crate::types::{AppliedPoint, LogEntry, LogIndex, NodeId};
+use crate::model::{AppliedPoint, Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId};
 use crate::wire::message::{
-    Effect, ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
+    ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
 };
 
 impl Node {

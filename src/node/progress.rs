@@ -10,11 +10,13 @@ use super::levels::PeerLevels;
 use super::long_writes::LongWrites;
 use super::writes::{Origin, Pending, Stored};
 use super::{ConsoleEvent, Notice, Now, Output, compares_states};
-use crate::command::{Action, Command, EncodedWrite, FeatureLevel, GroupRules, OpKind};
 use crate::consensus::{InstallRequest, ProposeError};
 use crate::limits;
-use crate::types::{ClientId, LogEntry, LogIndex, NodeId};
-use crate::wire::message::{Effect, PeerMessage, RaftBody, Reply, Role};
+use crate::model::{
+    Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogEntry, LogIndex,
+    NodeId, OpKind,
+};
+use crate::wire::message::{PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
     /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::RequestToken;
 use crate::limits::READ_INDEX_QUESTIONS_MAX;
-use crate::types::{LogIndex, NodeId};
+use crate::model::{LogIndex, NodeId};
 
 /// One client's read.
 #[derive(Clone, Copy, Debug)]

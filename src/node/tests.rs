@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::core::{AckPolicy, Node, NodeConfig, Recovered};
+use super::core::{AckPolicy, Node, NodeConfig};
 use super::upkeep::UpkeepConfig;
 use super::*;
-use crate::command::{Action, Command, GroupRules, History, Release, StateLimits, WriteOp};
 use crate::limits;
-use crate::types::{ClientId, DiskSpace, RequestId, Timestamp};
-use crate::wire::message::{Effect, ErrorCode, Role};
+use crate::model::{
+    Action, ClientId, Command, DiskSpace, Effect, GroupRules, History, Recovered, Release,
+    RequestId, StateLimits, Timestamp, WriteOp, WriteOutcome,
+};
+use crate::wire::message::{ErrorCode, Role};
 
 /// What a state machine has to say that has applied its group's rules.
 fn upkeep() -> UpkeepState {

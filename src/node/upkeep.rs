@@ -4,11 +4,9 @@
 //! what is proposed at a leader that falls is simply proposed again by the next one. Only a sweep that is late
 //! ([`limits::SWEEP_LATE`]) does not wait for ticks.
 
-use super::UpkeepState;
 use super::core::micros;
-use crate::command::{History, Upkeep};
 use crate::limits;
-use crate::types::LogIndex;
+use crate::model::{History, LogIndex, Upkeep, UpkeepState};
 
 /// How a node is to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,9 +18,9 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::RequestToken;
-use crate::command::EncodedWrite;
-use crate::types::{ClientId, LogIndex, NodeId, RequestId, Term, Timestamp};
-use crate::wire::message::{Effect, Previous};
+use crate::model::{
+    ClientId, Effect, EncodedWrite, LogIndex, NodeId, Previous, RequestId, Term, Timestamp,
+};
 
 /// Who gets the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

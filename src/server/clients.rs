@@ -482,7 +482,7 @@ pub(super) fn value_bytes_granted(granted: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Timestamp;
+    use crate::model::Timestamp;
     use crate::wire::message::GetRequest;
     use bytes::Bytes;
 

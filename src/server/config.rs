@@ -4,10 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::command::History;
 use crate::limits::{SERVERS_MAX, VALUE_BYTES_MAX, WORKERS_MAX};
+use crate::model::{ClusterId, History, NodeId};
 use crate::node::core::AckPolicy;
-use crate::types::{ClusterId, NodeId};
 
 /// The group when no other is named.
 pub const DEFAULT_SERVERS: [SocketAddr; 3] = [local(10097), local(10098), local(10099)];

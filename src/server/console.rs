@@ -62,7 +62,7 @@ impl fmt::Display for ConsoleEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::Timestamp;
+    use crate::model::Timestamp;
     use bytes::Bytes;
     use std::net::SocketAddr;
 

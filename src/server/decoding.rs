@@ -11,8 +11,8 @@
 use std::io;
 use std::time::Instant;
 
-use crate::command::EncodedWrite;
 use crate::limits;
+use crate::model::EncodedWrite;
 use crate::net::{ConnectionId, WakeHandle};
 use crate::node::CheckedMessage;
 use crate::text::sentence;

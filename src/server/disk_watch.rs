@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::threads::Report;
 use crate::limits;
+use crate::model::DiskSpace;
 use crate::net::WakeHandle;
 use crate::storage::datadir::{DataDir, Presence};
 use crate::storage::reserve::DiskReserve;
-use crate::types::DiskSpace;
 
 /// Ends the watch when it is dropped.
 pub(super) struct DiskWatch {

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use crate::limits;
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// Reads that wait, by the timestamp that they wait for.
 #[derive(Debug)]

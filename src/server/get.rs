@@ -10,13 +10,13 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::limits;
+use crate::model::{LogIndex, PageOf, Timestamp};
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
 use crate::text::{counted, escape};
-use crate::types::{LogIndex, Timestamp};
-use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageOf, PageRequest, Reply};
+use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply};
 
 /// What a client asks to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -274,10 +274,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::command::{Command, StateLimits, WriteOp};
+    use crate::model::{ClientId, Command, LogEntry, RequestId, StateLimits, WriteOp};
     use crate::storage::apply::StateMachine;
     use crate::storage::memory::MemoryEngine;
-    use crate::types::{ClientId, LogEntry, RequestId};
 
     fn ask(timestamp: i64, session: i64) -> GetRequest {
         GetRequest {

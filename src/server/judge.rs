@@ -91,11 +91,11 @@ mod tests {
 
     use super::*;
     use crate::Client;
+    use crate::model::{ClusterId, Timestamp};
     use crate::net::Listener;
     use crate::process::files;
     use crate::server::work::{Completion, Job, ReadJob};
     use crate::server::{Server, Stopper, local};
-    use crate::types::{ClusterId, Timestamp};
     use crate::wire::codec;
     use crate::wire::message::{
         ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,

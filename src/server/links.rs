@@ -16,10 +16,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::limits;
+use crate::model::NodeId;
 use crate::net::ConnectionId;
 use crate::net::backoff::Backoff;
 use crate::text::sentence;
-use crate::types::NodeId;
 use crate::wire::message::Channel;
 
 /// Where a connection that this server dials stands.

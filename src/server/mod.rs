@@ -44,9 +44,9 @@ pub use self::local::LocalGroup;
 use self::scrub::Scrubber;
 use self::service::{Ended, Parts, StoreService};
 use self::work::StoreWorker;
-use crate::command::{History, Release};
 use crate::console::ConsoleThread;
 use crate::limits;
+use crate::model::{History, NodeId, Release};
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::core::{Node, NodeConfig, NodeError};
 use crate::node::upkeep::UpkeepConfig;
@@ -55,7 +55,6 @@ pub use crate::process::files::TooFewFiles;
 use crate::process::{files, watch_signals};
 use crate::storage::log::LogOptions;
 use crate::storage::{self, Redundancy, StorageError, datadir::DataDir, datadir::DataDirError};
-use crate::types::NodeId;
 use crate::workers::pool::Pool;
 
 /// Why a server could not start, or stopped by itself.

@@ -5,9 +5,9 @@ use rand::Rng;
 use super::links::Outbound;
 use super::service::{Kind, NO_HELLO, NO_ROOM, StoreService, encode};
 use crate::limits;
+use crate::model::NodeId;
 use crate::net::{ConnectionId, Net};
 use crate::node::Input;
-use crate::types::NodeId;
 use crate::wire::message::{Channel, Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 
 impl StoreService {

@@ -26,8 +26,8 @@ use super::snapshots::{Step, TransferLimits, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
 use super::watch::{News, Watch};
 use super::work::{Completion, Job};
-use crate::command::History;
 use crate::limits;
+use crate::model::{ClusterId, DiskSpace, History, NodeId};
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
 use crate::node::core::{Node, not_to_be_read};
 use crate::node::eligibility::Ineligible;
@@ -36,7 +36,6 @@ use crate::storage::datadir::Untrusted;
 use crate::storage::reads::Store;
 use crate::storage::reserve::DiskReserve;
 use crate::text::{counted, sentence};
-use crate::types::{ClusterId, DiskSpace, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, Reply,

@@ -34,12 +34,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::limits;
+use crate::model::{
+    AppliedPoint, DiskSpace, HardState, LogIndex, NodeId, SnapshotId, Term, UpkeepState,
+};
 use crate::node::CheckedMessage;
+use crate::node::Input;
 use crate::node::core::{Distrust, NodeStatus};
-use crate::node::{Input, UpkeepState};
 use crate::storage::log::compaction::Needed;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::types::{AppliedPoint, DiskSpace, HardState, LogIndex, NodeId, SnapshotId, Term};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 
 /// Bounds of transfers: those of [`limits`], except in simulations.

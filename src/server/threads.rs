@@ -20,6 +20,7 @@ use super::get::StoreFault;
 use super::intake::Intake;
 use super::snapshots::{SnapshotReport, SnapshotWork};
 use crate::limits::{self, ShrinkLimits};
+use crate::model::{DiskSpace, HardState, LogBatch, LogEntry, LogIndex, SnapshotId};
 use crate::net::WakeHandle;
 use crate::node::{Input, compares_states};
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
@@ -27,7 +28,6 @@ use crate::storage::log::compaction::{self, Kept, Needed};
 use crate::storage::log::{DiskLog, LogError};
 use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
-use crate::types::{DiskSpace, HardState, LogBatch, LogEntry, LogIndex, SnapshotId};
 use crate::workers::queue::{self, Receiver, RecvError};
 
 /// What a writing thread reports.
@@ -490,11 +490,11 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::model::{ClusterId, NodeId};
     use crate::net::{EventLoop, LoopConfig};
     use crate::storage::datadir::DataDir;
     use crate::storage::files::{Directory, DiskFile, RealDirectory, Space};
     use crate::storage::log::LogOptions;
-    use crate::types::{ClusterId, NodeId};
 
     /// A directory on a disk that answers no sync any more once it hangs.
     #[derive(Clone)]

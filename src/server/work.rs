@@ -11,11 +11,11 @@ use super::console::Console;
 use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::threads::Report;
 use crate::limits;
+use crate::model::{LogEntry, LogIndex, NodeId};
 use crate::node::RequestToken;
 use crate::storage::log::LogReader;
 use crate::storage::reads::{PageLimits, Store};
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
-use crate::types::{LogEntry, LogIndex, NodeId};
 use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
 
@@ -158,7 +158,7 @@ mod tests {
     use std::sync::atomic::{AtomicU8, Ordering};
 
     use super::*;
-    use crate::command::StateLimits;
+    use crate::model::{StateLimits, Timestamp};
     use crate::storage::apply::StateMachine;
     use crate::storage::engine::{
         Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
@@ -166,7 +166,6 @@ mod tests {
     use crate::storage::keys::RowRange;
     use crate::storage::log::{DiskLog, LogOptions};
     use crate::storage::memory::MemoryEngine;
-    use crate::types::Timestamp;
     use crate::wire::message::GetRequest;
 
     const SOUND: u8 = 0;

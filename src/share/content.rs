@@ -21,8 +21,8 @@
 
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 
-use super::types::{ChunkHash, ContentId};
 use crate::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use crate::model::{ChunkHash, ContentId};
 
 /// How many chunks a content of `size` bytes has.
 pub const fn chunk_count(size: u64) -> u64 {

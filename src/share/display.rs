@@ -13,9 +13,9 @@ use indicatif::{
 
 use super::fetch::{Phase, Progress, SourceProgress, SourceState};
 use super::folder::hash::HashProgress;
-use super::names::FileName;
 use crate::limits;
 use crate::logging;
+use crate::model::FileName;
 use crate::text::{counted, escape, is_dumb_terminal};
 
 /// How something is shown.
@@ -372,7 +372,7 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::share::types::PeerId;
+    use crate::model::PeerId;
 
     fn source(state: SourceState) -> SourceProgress {
         SourceProgress {

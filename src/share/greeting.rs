@@ -1,8 +1,7 @@
 //! How connections of a share begin, and frames made of messages.
 
 use crate::limits::{HELLO_FRAME_BYTES_MAX, SHARE_FRAME_BYTES_MAX};
-use crate::share::types::PeerId;
-use crate::types::{ClusterId, NodeId, Timestamp};
+use crate::model::{ClusterId, NodeId, PeerId, Timestamp};
 use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Hello, HelloRole, Message, PROTOCOL_VERSION, Welcome};
 

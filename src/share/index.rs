@@ -24,9 +24,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use super::names::FileName;
-use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
+use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::origin_of;
 use crate::text::counted;
 use crate::wire::share::{FileSummary, PeerSummary, Source};

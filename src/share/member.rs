@@ -18,9 +18,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rand::Rng;
 
 use super::line::{Line, LineError};
-use super::names::FileName;
-use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
+use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::backoff::Backoff;
 use crate::wire::share::{RegistryReply, RegistryRequest};
 

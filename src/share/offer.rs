@@ -9,8 +9,7 @@ use std::time::SystemTime;
 
 use super::chunks::SharedChunks;
 use super::content::Manifest;
-use super::names::FileName;
-use super::types::{ContentId, FileEntry};
+use crate::model::{ContentId, FileEntry, FileName};
 
 /// What a [`Server`](super::serve::Server) may give away. It asks on its event loop: answer from
 /// memory, at once.

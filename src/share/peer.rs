@@ -20,11 +20,10 @@ use super::folder::hash::HashProgress;
 use super::folder::{Folder, FolderOptions, Watcher};
 use super::line::LineError;
 use super::member::{Files, MemberOptions, Membership, NoFiles, Notice};
-use super::names::FileName;
 use super::offer::{Catalog, Partials, PartialsSlot};
 use super::serve::{ServeError, ServeOptions, Server};
-use super::types::{ContentId, PeerId};
 use crate::limits;
+use crate::model::{ContentId, FileName, PeerId};
 use crate::net::Listener;
 use crate::wire::share::{RegistryReply, RegistryRequest, Source};
 

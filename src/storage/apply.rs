@@ -36,14 +36,12 @@ use super::snapshot::{SnapshotSource, StagedSnapshot};
 use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEEP, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
-use crate::command::{
-    Action, Command, CommandError, FeatureLevel, GroupRules, History, Release, StateLimits, Upkeep,
+use crate::limits::{self, ShrinkLimits};
+use crate::model::{
+    Action, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel, GroupRules, History,
+    LogEntry, LogIndex, Previous, Release, RequestId, StateLimits, Timestamp, Upkeep, UpkeepState,
     WriteOp, WriteOutcome,
 };
-use crate::limits::{self, ShrinkLimits};
-use crate::node::{AppliedWrite, UpkeepState};
-use crate::types::{AppliedPoint, LogEntry, LogIndex, RequestId, Timestamp};
-use crate::wire::message::Previous;
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each version's rows.
 pub const STATE_FORMAT_VERSION: u32 = 6;

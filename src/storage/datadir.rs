@@ -20,7 +20,7 @@ use super::reserve::{DiskReserve, ReservedDirectory};
 use super::set_aside::{self, SET_ASIDE_MAX};
 use super::snapshot::DiskStaging;
 use crate::limits;
-use crate::types::{ClusterId, NodeId};
+use crate::model::{ClusterId, NodeId};
 
 /// The layout of the directory this build writes, and the newest it reads.
 pub const DIRECTORY_FORMAT_VERSION: u32 = 1;

@@ -14,11 +14,10 @@ use super::apply::{STATE_FORMAT_VERSION, StateMachine};
 use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
-use crate::command::{
-    Action, Command, FeatureLevel, GroupRules, History, Release, StateLimits, Upkeep, Version,
-    WriteOp,
+use crate::model::{
+    Action, ClientId, Command, FeatureLevel, GroupRules, History, LogEntry, Release,
+    ReleaseVersion, RequestId, StateLimits, Timestamp, Upkeep, WriteOp,
 };
-use crate::types::{ClientId, LogEntry, RequestId, Timestamp};
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with them.
 const LIMITS: StateLimits = StateLimits {
@@ -112,7 +111,7 @@ fn the_rows_of_the_store_are_those_of_its_format() {
         ..LIMITS
     };
     let engine = Arc::new(MemoryEngine::new());
-    let level = FeatureLevel { level: 2, release: Version(0, 1, 0) };
+    let level = FeatureLevel { level: 2, release: ReleaseVersion(0, 1, 0) };
     let machine = StateMachine::open(engine.clone(), Release { level, limits }).unwrap();
     let (client, listing) = (ClientId(0x0102_0304_0506_0708), String::new());
     let mut kept = Kept { engine, machine, last: 0, client, listing, listed: BTreeSet::new() };
@@ -184,7 +183,7 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         .chain(histories.map(|history| Action::Upkeep(sweep(history))))
         .chain([
             Action::Rules(GroupRules { limits: LIMITS, history }),
-            Action::Level(FeatureLevel { level: 2, release: Version(0, 1, 0) }),
+            Action::Level(FeatureLevel { level: 2, release: ReleaseVersion(0, 1, 0) }),
         ]);
     let mut listing = format!("format {}\n", log::FORMAT_VERSION);
     for action in actions {

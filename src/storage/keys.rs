@@ -25,7 +25,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{ClientId, Timestamp};
+use crate::model::{ClientId, Timestamp};
 
 const SPACE_VERSIONS: u8 = 1;
 const SPACE_SESSIONS: u8 = 2;

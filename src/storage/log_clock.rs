@@ -7,12 +7,12 @@
 //! (`node::clock`); it goes on from one leader to the next and never goes back.
 //!
 //! Rows hold timestamps. What the clock said at a timestamp is known from *marks*, pairs of the two, one about
-//! every [`StateLimits::removal_grace_us`](crate::command::StateLimits) / 16 and fewer for the distant past.
+//! every [`StateLimits::removal_grace_us`](crate::model::StateLimits) / 16 and fewer for the distant past.
 //! Every answer errs to the side on which too much is kept.
 
 use bytes::{Buf, BufMut, Bytes};
 
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// Marks kept; of the older half of them every second one is dropped then, so that their distance grows with
 /// their age.

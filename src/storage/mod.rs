@@ -52,10 +52,8 @@ mod versions;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::command::StateLimits;
 use crate::limits;
-use crate::node::core::Recovered;
-use crate::types::{AppliedPoint, LogEntry, LogIndex};
+use crate::model::{AppliedPoint, LogEntry, LogIndex, Recovered, StateLimits};
 use apply::{ApplyError, StateMachine};
 use datadir::{DataDir, DataDirError, Untrusted};
 use disk::DiskEngine;
@@ -311,8 +309,9 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::command::{Command, WriteOp};
-    use crate::types::{ClientId, ClusterId, HardState, LogBatch, NodeId, RequestId, Timestamp};
+    use crate::model::{
+        ClientId, ClusterId, Command, HardState, LogBatch, NodeId, RequestId, Timestamp, WriteOp,
+    };
 
     fn put(index: LogIndex) -> LogEntry {
         let request = RequestId {

@@ -12,8 +12,7 @@ use super::rows::ViewRows;
 use super::upkeep::Horizon;
 pub use super::versions::PageLimits;
 use super::versions::Reader;
-use crate::types::{AppliedPoint, Timestamp};
-use crate::wire::message::{PageNext, PageOf, Row};
+use crate::model::{AppliedPoint, PageNext, PageOf, Row, Timestamp};
 
 /// A reader's handle: cheap to clone, for any thread.
 ///

@@ -31,8 +31,7 @@ use super::changes::Changes;
 use super::keys;
 use super::rows::Rows;
 use super::versions::{PageLimits, Reader, StoredVersion};
-use crate::command::StateLimits;
-use crate::types::Timestamp;
+use crate::model::{StateLimits, Timestamp};
 
 /// What a removal row says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::files::{Directory, DiskFile, Space};
 use crate::limits;
-use crate::types::DiskSpace;
+use crate::model::DiskSpace;
 
 const RESERVE: &str = "RESERVE";
 /// A write gets back this part of the reserve at a time.

@@ -30,8 +30,7 @@ use super::apply::ApplyError;
 use super::engine::{Direction, Engine, WriteBatch};
 use super::hash::{StateHash, words_hash};
 use super::keys;
-use crate::command::StateLimits;
-use crate::types::{ClientId, RequestId, Timestamp};
+use crate::model::{ClientId, RequestId, StateLimits, Timestamp};
 
 /// What the sessions say of a command that is about to be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! to be told.
 //!
 //! *Sweeping* removes versions past the history that is kept. It judges as of a time that lies
-//! [`StateLimits::removal_grace_us`](crate::command::StateLimits) back, or further: of each key, the
+//! [`StateLimits::removal_grace_us`](crate::model::StateLimits) back, or further: of each key, the
 //! versions newer than that stay, and of the others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
 //! one finds what it would have found.
 //!
@@ -43,8 +43,7 @@ use super::keys;
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use super::versions::StoredVersion;
-use crate::command::History;
-use crate::types::Timestamp;
+use crate::model::{History, Timestamp};
 
 /// The fact about the store that says up to when removals are off the disk.
 pub(super) const META_PURGED: &str = "purged";

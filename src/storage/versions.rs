@@ -10,8 +10,7 @@ use super::keys::{self, RowRange};
 use super::removals::{self, RangeRemoval, Removal};
 use super::rows::Rows;
 use crate::limits;
-use crate::types::Timestamp;
-use crate::wire::message::Row;
+use crate::model::{Row, Timestamp};
 
 /// What the row of a version holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

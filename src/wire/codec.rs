@@ -13,8 +13,8 @@ use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 
 use super::message::Message;
-use crate::bounded;
 use crate::limits::{FRAME_HEADER_BYTES, MESSAGE_DEPTH_MAX};
+use crate::model::bounded;
 
 /// Why a message could not be encoded or decoded.
 #[derive(Debug, thiserror::Error)]

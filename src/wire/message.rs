@@ -10,10 +10,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
-use crate::bounded;
-use crate::command::{EncodedWrite, History, WriteOp};
 use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
-use crate::types::{ClusterId, LogEntry, LogIndex, NodeId, RequestId, SnapshotId, Term, Timestamp};
+use crate::model::{
+    ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, PageNext, PageOf,
+    Previous, RequestId, Row, SnapshotId, Term, Timestamp, WriteOp, bounded,
+};
 
 /// Everything that travels, in both directions, on client and on server connections.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,79 +301,6 @@ pub struct PageRequest {
     pub keys_only: bool,
 }
 
-/// What a page is a page of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PageOf {
-    /// Keys from `from` to `to`, both included, in order, that have a value.
-    #[serde(rename = "RANGE")]
-    Range {
-        /// The first key; may be one byte longer than a key can be, as a beginning after one.
-        from: Bytes,
-        /// The last key.
-        to: Bytes,
-    },
-    /// The same keys as of a range, the last one first.
-    #[serde(rename = "RANGE_REVERSE")]
-    RangeReverse {
-        /// The first key of the range, which comes last.
-        from: Bytes,
-        /// The last key of the range, which comes first.
-        to: Bytes,
-    },
-    /// These keys, in this order, one row each whether they have a value or not.
-    #[serde(rename = "KEYS")]
-    Keys {
-        /// Which: at most [`limits::TRANSACTION_KEYS_MAX`](crate::limits::TRANSACTION_KEYS_MAX).
-        #[serde(deserialize_with = "bounded::keys")]
-        keys: Vec<Bytes>,
-    },
-    /// The versions of a key up to `at`, newest first.
-    #[serde(rename = "VERSIONS")]
-    Versions {
-        /// Which.
-        key: Bytes,
-    },
-}
-
-/// Where the next page begins.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PageNext {
-    /// Of a range: `from`.
-    #[serde(rename = "FROM")]
-    From(Bytes),
-    /// Of a range in reverse: `to`.
-    #[serde(rename = "TO")]
-    To(Bytes),
-    /// Of keys: leave out so many.
-    #[serde(rename = "SKIP")]
-    Skip(u32),
-    /// Of versions: `at`.
-    #[serde(rename = "AT")]
-    At(Timestamp),
-}
-
-/// A key at a version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// The key.
-    pub key: Bytes,
-    /// Its value; nil when it has none.
-    pub value: Option<Bytes>,
-    /// The value's version; 0 when there is none.
-    pub timestamp: Timestamp,
-}
-
-/// What a key had before a write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Previous {
-    /// The version of the value; 0 when there was none.
-    pub timestamp: Timestamp,
-    /// The value. Nil when there was none, or when it is longer than
-    /// [`limits::READ_SMALL_BYTES_MAX`](crate::limits::READ_SMALL_BYTES_MAX): then read it as a page of
-    /// one key, with `at` and `seen` one less than the write's timestamp.
-    pub value: Option<Bytes>,
-}
-
 /// What a server can answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -455,24 +383,6 @@ impl ErrorReply {
         let (retry_after_ms, begin_anew_at) = (0, Timestamp::ZERO);
         ErrorReply { code, message, retry_after_ms, effect: Effect::NotDone, begin_anew_at }
     }
-}
-
-/// What is known of the effect of a write that was not answered with its version. The later of two outweighs the
-/// earlier.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-pub enum Effect {
-    /// It has taken none, and will not.
-    #[default]
-    #[serde(rename = "NOT_DONE")]
-    NotDone,
-    /// It may have taken effect, or may yet.
-    #[serde(rename = "MAY_BE_DONE")]
-    MayBeDone,
-    /// It has taken effect: a majority of the servers has stored it.
-    #[serde(rename = "DONE")]
-    Done,
 }
 
 /// Why a request failed.

@@ -6,9 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded;
-use crate::share::names::FileName;
-use crate::share::types::{ChunkHash, ContentId, FileEntry, PeerId};
+use crate::model::{ChunkHash, ContentId, FileEntry, FileName, PeerId, bounded};
 
 /// A peer, or somebody who looks for files, asks the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,14 +10,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use acervo::command::{Command, StateLimits, WriteOp};
 use acervo::limits::FRAME_HEADER_BYTES;
+use acervo::model::{
+    AppliedPoint, ClientId, Command, ContentId, FileName, HardState, LogBatch, LogEntry, LogIndex,
+    PageOf, PeerId, RequestId, StateLimits, Timestamp, WriteOp,
+};
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::Mark;
 use acervo::share::folder::{Look, state};
-use acervo::share::names::FileName;
 use acervo::share::offer::FileStamp;
-use acervo::share::types::{ContentId, PeerId};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
@@ -25,12 +26,8 @@ use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageLimits, Sight};
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
-use acervo::types::{
-    AppliedPoint, ClientId, HardState, LogBatch, LogEntry, LogIndex, RequestId, Timestamp,
-};
 use acervo::wire::codec;
 use acervo::wire::frame::{Deframer, FrameError};
-use acervo::wire::message::PageOf;
 use bytes::Bytes;
 
 /// A parser under test: its name, its function, and inputs to begin with.

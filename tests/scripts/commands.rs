@@ -6,8 +6,8 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use acervo::cli::at::time_of;
+use acervo::model::Timestamp;
 use acervo::text::parse_hex;
-use acervo::types::Timestamp;
 use bytes::Bytes;
 use serde_json::Value;
 

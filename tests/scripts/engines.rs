@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use acervo::command::{Action, Command, StateLimits, WriteOp};
+use acervo::model::{
+    Action, ClientId, Command, LogEntry, PageNext, PageOf, RequestId, Row as StoredRow,
+    StateLimits, Timestamp, WriteOp,
+};
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::{PageLimits, Sight, Store};
-use acervo::types::{ClientId, LogEntry, RequestId, Timestamp};
-use acervo::wire::message::{PageNext, PageOf, Row as StoredRow};
 use bytes::Bytes;
 use tempfile::TempDir;
 

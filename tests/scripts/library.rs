@@ -1,7 +1,7 @@
 //! The client library, in front of three servers.
 
 use acervo::client::{Client, ClientError, ReadOptions, Rows, Written, WrittenMany};
-use acervo::types::Timestamp;
+use acervo::model::Timestamp;
 use bytes::Bytes;
 
 use crate::language::{Asked, Op};

@@ -6,10 +6,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use acervo::model::{FileName, PeerId};
 use acervo::share::content::Manifest;
 use acervo::share::fetch::FetchOptions;
-use acervo::share::names::FileName;
-use acervo::share::types::PeerId;
 use acervo::wire::share::Source;
 
 /// Longer than anything here takes on a loaded machine; only a failing test waits for it.

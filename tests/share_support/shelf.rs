@@ -7,12 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use acervo::limits::CHUNK_BYTES;
+use acervo::model::{ContentId, FileEntry, FileName};
 use acervo::net::Listener;
 use acervo::share::content::{Manifest, chunk_count, chunk_len, chunk_offset, hash_chunk};
-use acervo::share::names::FileName;
 use acervo::share::offer::{Available, Catalog, FileStamp, Offer};
 use acervo::share::serve::{ServeOptions, Server};
-use acervo::share::types::{ContentId, FileEntry};
 
 /// Files of a folder, offered as they were when they were added.
 #[derive(Default)]

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use acervo::command::{History, StateLimits};
 use acervo::limits::{self, NodeLimits};
+use acervo::model::{History, StateLimits};
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::server::snapshots::TransferLimits;

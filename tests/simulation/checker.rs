@@ -5,14 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use acervo::command::{Action, Command, StateLimits};
-use acervo::node::AppliedWrite;
-use acervo::types::{AppliedPoint, ClientId, LogEntry, LogIndex, NodeId, Term, Timestamp};
+use crate::model::{Expected, Model, Written};
+use acervo::model::{
+    Action, AppliedPoint, AppliedWrite, ClientId, Command, LogEntry, LogIndex, NodeId, StateLimits,
+    Term, Timestamp,
+};
 use acervo::wire::message::WriteRequest;
 
 use crate::disk::Disk;
 use crate::machine::Machine;
-use crate::model::{Expected, Model, Written};
 use crate::reads::Looked;
 
 /// A broken promise, in one sentence.

@@ -7,11 +7,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use acervo::command::Command;
-use acervo::node::UpkeepState;
-use acervo::node::core::Recovered;
-use acervo::types::{
-    AppliedPoint, HardState, LogBatch, LogEntry, LogIndex, SnapshotId, Term, Timestamp,
+use acervo::model::{
+    AppliedPoint, Command, HardState, LogBatch, LogEntry, LogIndex, Recovered, SnapshotId, Term,
+    Timestamp, UpkeepState,
 };
 
 use crate::machine::Saved;

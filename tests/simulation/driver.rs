@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
-use acervo::command::{FeatureLevel, Release, Version};
 use acervo::limits::{self, NodeLimits};
-use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus, Recovered};
+use acervo::model::{
+    AppliedPoint, DiskSpace, FeatureLevel, LogBatch, LogEntry, LogIndex, NodeId, Recovered,
+    Release, ReleaseVersion,
+};
+use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
 use acervo::storage::log::compaction::{self, Kept, Needed};
 use acervo::storage::snapshot::SnapshotSource;
-use acervo::types::{AppliedPoint, DiskSpace, LogBatch, LogEntry, LogIndex, NodeId};
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
 use crate::checker::{Verdict, Violation, ensure};
@@ -687,7 +689,7 @@ impl World {
             self.servers[server].upgrades += 1;
         }
         let level = 1 + self.servers[server].upgrades;
-        let level = FeatureLevel { level, release: Version(0, level as u16, 0) };
+        let level = FeatureLevel { level, release: ReleaseVersion(0, level as u16, 0) };
         Release { level, limits: self.setup.limits_of(server) }
     }
 

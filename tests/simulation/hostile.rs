@@ -6,9 +6,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use acervo::command::{Action, Command, EncodedWrite, FeatureLevel, Version, WriteOp};
+use acervo::model::{
+    Action, ClientId, Command, EncodedWrite, FeatureLevel, LogEntry, NodeId, ReleaseVersion,
+    RequestId, Timestamp, WriteOp,
+};
 use acervo::node::{CheckedMessage, Input};
-use acervo::types::{ClientId, LogEntry, NodeId, RequestId, Timestamp};
 use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role};
 use bytes::Bytes;
 
@@ -592,7 +594,7 @@ fn a_level_that_nobody_knows_is_refused() {
     let accused = play(|world, victim| {
         let (term, last, _) = standing(world, victim);
         let timestamp = Timestamp(world.now_of(victim).wall_us);
-        let level = FeatureLevel { level: 99, release: Version(99, 0, 0) };
+        let level = FeatureLevel { level: 99, release: ReleaseVersion(99, 0, 0) };
         let command = Command { timestamp, clock_us: 0, action: Action::Level(level) };
         let entries = vec![LogEntry { term: term + 1, index: last + 1, data: command.encode() }];
         let body =

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use acervo::types::Timestamp;
+use acervo::model::Timestamp;
 use bytes::Bytes;
 
 use crate::checker::{Verdict, ensure};

@@ -7,8 +7,8 @@
 use std::time::Duration;
 
 use acervo::limits;
+use acervo::model::NodeId;
 use acervo::node::core::AckPolicy;
-use acervo::types::NodeId;
 
 use crate::campaign::{describe, make_peace};
 use crate::checker::{Verdict, Violation, ensure};

@@ -11,8 +11,9 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use acervo::command::{Action, Command, Release, WriteOutcome};
-use acervo::node::{AppliedWrite, UpkeepState};
+use acervo::model::{
+    Action, AppliedPoint, AppliedWrite, Command, LogEntry, Release, UpkeepState, WriteOutcome,
+};
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
 use acervo::storage::apply::{Applied, StateMachine};
@@ -21,7 +22,6 @@ use acervo::storage::keys;
 use acervo::storage::memory::MemoryEngine;
 use acervo::storage::reads::Store;
 use acervo::storage::snapshot::MemoryStaging;
-use acervo::types::{AppliedPoint, LogEntry};
 use bytes::Bytes;
 
 /// A replica's state.

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use acervo::command::{Action, Command, GroupRules, StateLimits, Upkeep, WriteOp};
-use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{PageOf, Previous, Row};
+use acervo::model::{
+    Action, ClientId, Command, GroupRules, LogIndex, PageOf, Previous, RequestId, Row, StateLimits,
+    Timestamp, Upkeep, WriteOp,
+};
 use bytes::Bytes;
 
 /// A key's versions.

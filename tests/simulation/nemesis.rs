@@ -1,8 +1,8 @@
 //! What goes wrong: faults at random moments, each seed with its own mix, and their end.
 
 use acervo::limits;
+use acervo::model::DiskSpace;
 use acervo::node::Input;
-use acervo::types::DiskSpace;
 use std::collections::BTreeMap;
 
 use crate::checker::Verdict;

@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 
+use crate::model::leave_out_values;
+use acervo::model::{LogIndex, PageNext, PageOf, Row, Timestamp};
 use acervo::storage::reads::{PageLimits, Sight, Store};
-use acervo::types::{LogIndex, Timestamp};
-use acervo::wire::message::{GetRequest, PageNext, PageOf, PageRequest, Row};
+use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
 
 use crate::checker::{Checker, Verdict, Violation, ensure};
-use crate::model::leave_out_values;
 
 /// What clients saw as of old versions: a later state says the same, or nothing any more. This needs
 /// no model to be known.

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use acervo::command::{History, WriteOp};
 use acervo::limits::{self, NodeLimits};
+use acervo::model::{DiskSpace, History, PageOf, Timestamp, WriteOp};
 use acervo::node::core::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::upkeep::UpkeepConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::{PageLimits, Sight};
-use acervo::types::{DiskSpace, Timestamp};
-use acervo::wire::message::{ErrorCode, PageOf, PeerMessage, Role};
+use acervo::wire::message::{ErrorCode, PeerMessage, Role};
 use bytes::Bytes;
 
 use crate::campaign::make_peace;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use acervo::model::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
 use acervo::node::core::{Node, NodeStatus};
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::early::EarlyReads;
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotWork, Transfers};
 use acervo::storage::snapshot::MemoryStaging;
-use acervo::types::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
 
 use crate::disk::Disk;
 use crate::machine::{Machine, Saved};

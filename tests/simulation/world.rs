@@ -4,15 +4,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use acervo::command::{History, StateLimits};
 use acervo::limits::{self, NodeLimits};
+use acervo::model::{
+    AppliedPoint, AppliedWrite, History, LogIndex, NodeId, StateLimits, UpkeepState,
+};
 use acervo::node::core::AckPolicy;
 use acervo::node::upkeep::UpkeepConfig;
-use acervo::node::{AppliedWrite, Input, Now, UpkeepState};
+use acervo::node::{Input, Now};
 use acervo::server::snapshots::{SnapshotReport, TransferLimits};
 use acervo::storage::reads::PageLimits;
 use acervo::storage::snapshot::SnapshotSource;
-use acervo::types::{AppliedPoint, LogIndex, NodeId};
 use acervo::wire::message::{Reply, WriteRequest};
 
 use crate::checker::{Checker, Verdict, Violation};

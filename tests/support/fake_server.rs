@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use acervo::types::{ClusterId, NodeId, Timestamp};
+use acervo::model::{ClusterId, NodeId, Previous, Timestamp};
 use acervo::wire::message::{
-    ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Previous, Reply, Request, Welcome,
+    ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
 };
 
 /// The server. Stops when dropped.

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use acervo::client::Client;
-use acervo::command::WriteOp;
 use acervo::limits;
-use acervo::types::{ClientId, ClusterId, NodeId, RequestId, Timestamp};
+use acervo::model::{ClientId, ClusterId, NodeId, RequestId, Timestamp, WriteOp};
 use acervo::wire::codec;
 use acervo::wire::message::{
     Channel, ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,

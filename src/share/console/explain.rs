@@ -2,12 +2,12 @@
 
 use crate::client::connection::{REFUSED, describe};
 use crate::limits;
+use crate::model::NameError;
 use crate::net::ListenError;
 use crate::prompt::{explain_io, explain_reason, is_misdirected};
 use crate::share::fetch::{FetchError, FindError, Kept};
 use crate::share::folder::FolderError;
 use crate::share::line::LineError;
-use crate::share::names::NameError;
 use crate::text::{counted, escape, sentence};
 use crate::wire::share::DenialCode;
 

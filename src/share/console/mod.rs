@@ -22,11 +22,10 @@ use self::explain::{
 use super::fetch::{FindError, find};
 use super::folder::Folder;
 use super::member::Notice;
-use super::names::FileName;
 use super::peer::{Peer, PeerError, PeerOptions, Wanted};
 use super::registry::spaced;
-use super::types::{FileEntry, PeerId};
 use crate::limits;
+use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::Listener;
 use crate::prompt::questions::{check_own_ip, explain_probe, probe};
 use crate::prompt::{

@@ -7,10 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::{ContentId, FileName, PeerId};
 use crate::share::content::Manifest;
-use crate::share::names::FileName;
 use crate::share::offer::{FileStamp, PartialsSlot};
-use crate::share::types::{ContentId, PeerId};
 use crate::text::counted;
 use crate::wire::share::Source;
 

@@ -5,9 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::limits::SHARE_FRAME_BYTES_MAX;
+use crate::model::{FileEntry, FileName, PeerId};
 use crate::share::greeting;
-use crate::share::names::FileName;
-use crate::share::types::{FileEntry, PeerId};
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::frame::Deframer;

@@ -10,9 +10,9 @@
 use std::time::Duration;
 
 use crate::limits;
+use crate::model::{ChunkHash, ContentId};
 use crate::share::content::{Manifest, chunk_count};
 use crate::share::swarm::SourceId;
-use crate::share::types::{ChunkHash, ContentId};
 
 /// The lists of chunk hashes of one content that are being put together.
 #[derive(Debug)]

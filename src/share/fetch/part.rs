@@ -52,11 +52,10 @@ use self::names::{first_name, link, open, part_name, remove_ours};
 use super::api::FetchError;
 use super::watch::Watch;
 use crate::limits;
+use crate::model::{ContentId, FileName};
 use crate::net::Buffer;
 use crate::share::content::{chunk_len, chunk_offset};
-use crate::share::names::FileName;
 use crate::share::offer::FileStamp;
-use crate::share::types::ContentId;
 
 mod file;
 mod lease;

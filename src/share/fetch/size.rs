@@ -26,11 +26,10 @@ use rand::seq::SliceRandom;
 
 use super::api::{FetchError, Kept};
 use crate::limits;
+use crate::model::{ChunkHash, ContentId, FileName};
 use crate::net::origin_of;
 use crate::share::content::{chunk_count, chunk_offset, hash_chunk, root_of, subtree_hash};
 use crate::share::greeting;
-use crate::share::names::FileName;
-use crate::share::types::{ChunkHash, ContentId};
 use crate::text::sentence;
 use crate::wire::codec;
 use crate::wire::message::Message;

@@ -68,8 +68,8 @@ pub(super) fn work(job: Job) -> Done {
 mod tests {
     use super::*;
     use crate::limits::CHUNK_BYTES;
+    use crate::model::FileName;
     use crate::net::BufferPool;
-    use crate::share::names::FileName;
     use crate::workers::pool::Pool;
 
     /// A worker gave the buffer back before the loop had collected the completion, so that a loop that

@@ -7,12 +7,11 @@ use std::time::Instant;
 
 use super::*;
 use crate::limits::CHUNK_BYTES;
+use crate::model::{FileName, PeerId};
 use crate::net::{Buffer, CloseReason, ConnectionId, Listener, Net, Service};
 use crate::share::content::{chunk_count, chunk_offset};
-use crate::share::names::FileName;
 use crate::share::offer::{Available, Catalog, Offer, Partials};
 use crate::share::serve::{ServeOptions, Server};
-use crate::share::types::PeerId;
 
 /// How often a download's loop looks at its sockets between a completion and its collection.
 const TURNS_LATE: u32 = 20;

@@ -17,11 +17,10 @@ use super::Look;
 use super::root::Root;
 use super::scan::{self, Found};
 use crate::limits::CHUNK_BYTES;
+use crate::model::{ChunkHash, FileName};
 use crate::share::content::{
     Manifest, ManifestError, chunk_count, chunk_len, chunk_offset, hash_chunk,
 };
-use crate::share::names::FileName;
-use crate::share::types::ChunkHash;
 
 /// How far hashing is, since the queue was empty last.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -44,10 +44,9 @@ use self::scan::{Found, Scan};
 use self::state::{Saved, State};
 use super::content::Manifest;
 use super::member::Files;
-use super::names::FileName;
 use super::offer::{Available, Catalog, FileStamp, Offer};
-use super::types::{ContentId, FileEntry, PeerId};
 use crate::limits;
+use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::text::escape;
 
 /// What a file of a folder looks like from outside. As long as it looks the same it is taken to be the same. The device

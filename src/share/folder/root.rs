@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::FolderError;
 use super::state;
-use crate::share::types::PeerId;
+use crate::model::PeerId;
 
 /// A folder, and where it was found.
 #[derive(Debug)]

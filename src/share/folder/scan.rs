@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Look;
 use super::state;
 use crate::limits;
-use crate::share::names::{FileName, NameError};
+use crate::model::{FileName, NameError};
 use crate::share::offer::FileStamp;
 
 /// A file that can be offered.

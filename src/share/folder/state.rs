@@ -20,10 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Look;
 use crate::limits::FOLDER_STATE_BYTES_MAX;
+use crate::model::{ChunkHash, FileName, PeerId};
 use crate::share::content::Manifest;
-use crate::share::names::FileName;
 use crate::share::offer::FileStamp;
-use crate::share::types::{ChunkHash, PeerId};
 
 /// The file's name in the folder.
 pub const STATE_FILE: &str = ".acervo-share";

@@ -3,8 +3,8 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::model::NameError;
 use crate::share::content::chunk_count;
-use crate::share::names::NameError;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const QUICK: FolderOptions =

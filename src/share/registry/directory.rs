@@ -8,10 +8,9 @@ use rand::Rng;
 
 use crate::client::ClientError;
 use crate::limits;
+use crate::model::{ContentId, FileEntry, FileName, PeerId};
 use crate::net::RunClock;
 use crate::share::index::{Index, IndexError, IndexLimits, Member, Place};
-use crate::share::names::FileName;
-use crate::share::types::{ContentId, FileEntry, PeerId};
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
 /// Why a directory did not do what it was asked.

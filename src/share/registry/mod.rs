@@ -38,9 +38,9 @@ use rand::Rng;
 
 use self::directory::Directory;
 use self::service::RegistryService;
-use super::names::FileName;
 use crate::console::{self, Console};
 use crate::limits;
+use crate::model::FileName;
 use crate::net::{
     BudgetLimits, EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle,
 };

@@ -8,8 +8,8 @@ use bytes::Bytes;
 
 use super::places::Times;
 use crate::limits;
+use crate::model::ContentId;
 use crate::share::chunks::ChunkSet;
-use crate::share::types::ContentId;
 
 /// A chunk that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use super::places::{Claim, Rules, Taker, next_whole};
 use super::source::{self, SourceError};
 use super::{Counters, ServeOptions};
 use crate::limits;
+use crate::model::{ContentId, FileName, PeerId};
 use crate::net::{
     Buffer, BufferPool, CloseReason, ConnectionId, ConnectionMap, Net, Service, WakeHandle,
     origin_of,
@@ -21,10 +22,8 @@ use crate::net::{
 use crate::share::chunks::ChunkSet;
 use crate::share::content::{chunk_count, chunk_len};
 use crate::share::greeting;
-use crate::share::names::FileName;
 use crate::share::offer::{Available, Catalog, Offer};
 use crate::share::rate::TokenBucket;
-use crate::share::types::{ContentId, PeerId};
 use crate::wire::codec;
 use crate::wire::message::Message;
 use crate::wire::share::{DenialCode, PeerReply, PeerRequest};

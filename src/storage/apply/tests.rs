@@ -4,8 +4,7 @@ use proptest::prelude::*;
 
 use super::super::memory::MemoryEngine;
 use super::*;
-use crate::command::{History, Version};
-use crate::types::ClientId;
+use crate::model::{ClientId, History, ReleaseVersion};
 
 /// A log under construction: one write after another, each with its own sequence.
 #[derive(Default)]
@@ -210,14 +209,14 @@ fn no_sweep_by_an_old_rule_follows_a_new_one() {
         machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
         let seen = Timestamp(i64::MAX);
         let sight = crate::storage::reads::Sight { at: seen, seen, strict: false };
-        let of = crate::wire::message::PageOf::Versions { key: Bytes::from("k") };
+        let of = crate::model::PageOf::Versions { key: Bytes::from("k") };
         let page = machine.store().page(&of, sight, Default::default()).unwrap();
         assert_eq!(page.rows.len(), left);
     }
 }
 
 fn level(level: u32) -> FeatureLevel {
-    FeatureLevel { level, release: Version(0, level as u16, 7) }
+    FeatureLevel { level, release: ReleaseVersion(0, level as u16, 7) }
 }
 
 fn release(known: u32) -> Release {

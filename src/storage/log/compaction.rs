@@ -1,6 +1,6 @@
 //! Which part of the log may go: the decision apart from the files, so that simulations make the same one.
 
-use crate::types::{DiskSpace, LogIndex};
+use crate::model::{DiskSpace, LogIndex};
 
 /// The reasons to keep a part of the log.
 #[derive(Clone, Copy, Debug)]

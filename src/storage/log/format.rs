@@ -27,7 +27,7 @@
 
 use bytes::{Buf, BufMut};
 
-use crate::types::{HardState, LogEntry, LogIndex, Term};
+use crate::model::{HardState, LogEntry, LogIndex, Term};
 
 /// The format this build writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;

@@ -7,7 +7,7 @@
 //! [`EXTENT_STRIDE_BYTES`]: 32 bytes of memory for that much log.
 
 use super::LogError;
-use crate::types::LogIndex;
+use crate::model::LogIndex;
 
 /// Bytes of log that one extent covers, about.
 pub(super) const EXTENT_STRIDE_BYTES: u64 = 64 * 1024;

@@ -40,8 +40,8 @@ pub use format::FORMAT_VERSION;
 pub use reader::LogReader;
 
 use crate::limits;
+use crate::model::{HardState, LogBatch, LogEntry, LogIndex, Term};
 use crate::storage::files::{Directory, RealDirectory};
-use crate::types::{HardState, LogBatch, LogEntry, LogIndex, Term};
 use format::{FrameBuilder, SegmentHeader};
 use index::PositionIndex;
 use recovery::Recovery;

@@ -12,8 +12,8 @@ use super::format::{
 use super::index::{EXTENT_STRIDE_BYTES, Extent, PositionIndex};
 use super::segment::file_name;
 use super::window::Window;
+use crate::model::{LogEntry, LogIndex};
 use crate::storage::files::Directory;
-use crate::types::{LogEntry, LogIndex};
 
 /// Reads durable entries. Cheap to clone; never waits for a write or a sync.
 #[derive(Clone)]

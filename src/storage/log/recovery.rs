@@ -22,9 +22,9 @@ use super::segment::{self, SegmentWriter, Span, file_name, parse_file_name};
 use super::terms::TermRuns;
 use super::window::Window;
 use super::{LogError, LogOptions};
+use crate::model::{HardState, LogIndex};
 use crate::storage::files::{Directory, DiskFile};
 use crate::text::counted;
-use crate::types::{HardState, LogIndex};
 
 /// What a log that is not blank holds.
 pub(super) struct Recovery {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::format::{FrameBuilder, NUMBER_MAX, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::{LogError, LogOptions};
+use crate::model::LogIndex;
 use crate::storage::files::{Directory, DiskFile};
-use crate::types::LogIndex;
 
 const SUFFIX: &str = ".log";
 const SEQUENCE_DIGITS: usize = 16;

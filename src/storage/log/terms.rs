@@ -1,6 +1,6 @@
 //! The terms of a log's entries, as runs: few, however long the log.
 
-use crate::types::{LogIndex, Term};
+use crate::model::{LogIndex, Term};
 
 /// Where each run of entries of one term begins, from the entry before the log's first one on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! Invariants:
 //!
 //! - What [`SnapshotSink::finish`] accepts is, row for row, the state that the
-//!   [`AppliedPoint`](crate::types::AppliedPoint) announced: its hash is computed anew.
+//!   [`AppliedPoint`](crate::model::AppliedPoint) announced: its hash is computed anew.
 //! - A staged snapshot is durable before anything relies on it. From there on the order is: finish,
 //!   then [`DiskLog::reset`](super::log::DiskLog::reset), then
 //!   [`StateMachine::install`](super::apply::StateMachine::install), before the next one is finished.
@@ -29,7 +29,7 @@ pub use staging::{DiskStaging, MemoryStaging, StagingArea};
 use bytes::Bytes;
 
 use super::engine::EngineError;
-use crate::command::FeatureLevel;
+use crate::model::FeatureLevel;
 
 /// A piece of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,15 +6,14 @@ use bytes::Bytes;
 
 use super::chunk;
 use super::{SnapshotChunk, SnapshotError, StagingArea};
-use crate::command::FeatureLevel;
 use crate::limits;
+use crate::model::{AppliedPoint, FeatureLevel};
 use crate::storage::apply::{self, ApplyError, MetaRow};
 use crate::storage::changes::state_row_hash;
 use crate::storage::engine::{Durability, Engine, EngineError, WriteBatch};
 use crate::storage::hash::StateHash;
 use crate::storage::keys::{self, KeySpace};
 use crate::storage::sessions;
-use crate::types::AppliedPoint;
 
 /// A snapshot being taken in. One at a time; dropping it removes what it has written.
 pub struct SnapshotSink {

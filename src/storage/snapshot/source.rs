@@ -6,10 +6,10 @@ use bytes::Bytes;
 
 use super::SnapshotChunk;
 use super::chunk::ChunkBuilder;
+use crate::model::AppliedPoint;
 use crate::storage::apply::ApplyError;
 use crate::storage::engine::{Direction, EngineView};
 use crate::storage::keys::{self, RowRange};
-use crate::types::AppliedPoint;
 
 /// A snapshot being sent. For any thread; the state machine goes on meanwhile.
 pub struct SnapshotSource {

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::command::{Command, StateLimits, WriteOp};
+use crate::model::{
+    AppliedPoint, ClientId, ClusterId, Command, LogEntry, NodeId, RequestId, StateLimits,
+    Timestamp, WriteOp,
+};
 use crate::storage::apply::{ApplyError, StateMachine};
 use crate::storage::datadir::DataDir;
 use crate::storage::disk::DiskEngine;
@@ -14,7 +17,6 @@ use crate::storage::engine::{
 };
 use crate::storage::keys::{self, RowRange};
 use crate::storage::memory::MemoryEngine;
-use crate::types::{AppliedPoint, ClientId, ClusterId, LogEntry, NodeId, RequestId, Timestamp};
 
 const CHUNK_BYTES: usize = 200;
 

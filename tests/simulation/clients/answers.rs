@@ -1,17 +1,13 @@
 //! Answers as they arrive at a client: each is checked against everything that the client had
 //! witnessed before, and remembered.
 
-use acervo::command::WriteOp;
-use acervo::types::{LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{
-    Effect, ErrorCode, ErrorReply, GetRequest, PageNext, PageOf, PageRequest, Previous, Reply,
-    WriteRequest,
-};
+use crate::model::leave_out_values;
+use acervo::model::{Effect, LogIndex, PageNext, PageOf, Previous, RequestId, Timestamp, WriteOp};
+use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply, WriteRequest};
 use bytes::Bytes;
 
 use super::{Attempt, Longer, Outcome, Question};
 use crate::checker::{Verdict, Violation, ensure};
-use crate::model::leave_out_values;
 use crate::reads::PageAnswer;
 use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};

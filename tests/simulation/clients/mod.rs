@@ -10,12 +10,11 @@ mod wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use acervo::command::{EncodedWrite, WriteOp};
+use acervo::model::{ClientId, EncodedWrite, LogIndex, PageOf, RequestId, Row, Timestamp, WriteOp};
 use acervo::node::core::not_to_be_read;
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
-use acervo::types::{ClientId, LogIndex, RequestId, Timestamp};
-use acervo::wire::message::{ErrorCode, GetRequest, PageOf, PageRequest, Reply, Row, WriteRequest};
+use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, WriteRequest};
 use bytes::Bytes;
 
 use crate::checker::{Verdict, ensure};

@@ -1,8 +1,7 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
-use acervo::command::{History, WriteOp};
-use acervo::types::Timestamp;
-use acervo::wire::message::{GetRequest, PageOf, PageRequest};
+use acervo::model::{History, PageOf, Timestamp, WriteOp};
+use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
 
 use super::{Longer, Memory, Question};

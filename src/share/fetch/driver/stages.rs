@@ -10,11 +10,11 @@ use super::super::part::Finish;
 use super::super::store::{Done, Job};
 use super::{Driver, Judged};
 use crate::limits;
+use crate::model::ChunkHash;
 use crate::net::Net;
 use crate::share::content::{Manifest, chunk_count, chunk_len};
 use crate::share::offer::{Available, FileStamp, Offer};
 use crate::share::swarm::{DropReason, SourceId, Standing};
-use crate::share::types::ChunkHash;
 use crate::wire::share::PeerRequest;
 use crate::workers::pool::SubmitError;
 

@@ -10,10 +10,9 @@ use rustix::fs::{CWD, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags,
 use rustix::io::Errno;
 
 use super::names::{claim_name, descriptor_path, is_at, is_first_name, link, remove_ours};
+use crate::model::{ContentId, FileName};
 use crate::net::BUFFER_ALIGNMENT;
 use crate::share::fetch::api::{FetchError, Kept};
-use crate::share::names::FileName;
-use crate::share::types::ContentId;
 
 /// What direct IO goes in units of, and the trailer's length.
 pub(super) const BLOCK_BYTES: usize = BUFFER_ALIGNMENT;

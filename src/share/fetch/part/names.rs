@@ -11,9 +11,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::limits::FILE_NAME_BYTES_MAX;
+use crate::model::{ContentId, FileName};
 use crate::share::fetch::api::FetchError;
-use crate::share::names::FileName;
-use crate::share::types::ContentId;
 
 const SUFFIX: &str = ".part";
 

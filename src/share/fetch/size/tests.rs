@@ -2,8 +2,8 @@ use std::net::TcpListener;
 
 use super::*;
 use crate::limits::{CHUNK_BYTES, HASHES_PER_FRAME_MAX};
+use crate::model::PeerId;
 use crate::share::content::Manifest;
-use crate::share::types::PeerId;
 
 /// What a source does when it is asked for a proof.
 #[derive(Clone, Copy, Debug)]

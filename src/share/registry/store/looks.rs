@@ -8,7 +8,7 @@ use super::rows::*;
 use super::silence::Found;
 use super::{Mine, Result, State, StoreDirectory, count};
 use crate::client::ReadOptions;
-use crate::share::types::PeerId;
+use crate::model::PeerId;
 
 impl StoreDirectory {
     /// Says in the store that this registry lives.

@@ -43,13 +43,11 @@ use super::directory::{Directory, DirectoryError};
 use crate::Client;
 use crate::client::ReadOptions;
 use crate::limits;
+use crate::model::{ContentId, FileEntry, FileName, PeerId, Row};
 use crate::net::RunClock;
 use crate::share::index::{
     IndexError, IndexLimits, Member, Place, most_offered_first, summaries, whole_first,
 };
-use crate::share::names::FileName;
-use crate::share::types::{ContentId, FileEntry, PeerId};
-use crate::wire::message::Row;
 use crate::wire::share::{FileSummary, PeerSummary, Source};
 
 /// The directory. All registries of one store see the same.

@@ -7,10 +7,8 @@ use super::rows::*;
 use super::{Files, PeerRow, Result, StoreDirectory};
 use crate::client::ReadOptions;
 use crate::limits;
+use crate::model::{FileName, PeerId, Row};
 use crate::share::index::{Member, Place};
-use crate::share::names::FileName;
-use crate::share::types::PeerId;
-use crate::wire::message::Row;
 
 impl StoreDirectory {
     /// Writes a peer's row over the one it has, and says which that was.

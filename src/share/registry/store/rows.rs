@@ -18,9 +18,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::share::names::FileName;
-use crate::share::types::{ContentId, PeerId};
-use crate::wire::message::Row;
+use crate::model::{ContentId, FileName, PeerId, Row};
 
 /// A registry, from one start to its end, drawn at random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

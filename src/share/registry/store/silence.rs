@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::rows::RegistryId;
-use crate::types::Timestamp;
+use crate::model::Timestamp;
 
 /// A registry's row as it was found.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::names::FileName;
+use super::FileName;
 
 /// One peer, drawn at random when its folder is first shared and kept with it: a peer is its id, not
 /// its address.

@@ -1,0 +1,183 @@
+//! What a log entry says: the replicated commands and their encoding.
+//!
+//! Layout of an entry's data: the timestamp and the time of the log's clock as eight big-endian bytes each, then
+//! the command as MessagePack. The timestamp stands apart so that a follower can learn the newest one in its
+//! log without decoding the rest. Empty data is not a command but a new leader's no-op.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{FeatureLevel, GroupRules, RequestId, Timestamp, Upkeep, WriteOp};
+
+/// What an entry asks the state machine to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// A client's write, attributed for exactly-once application.
+    #[serde(rename = "WRITE")]
+    Write {
+        /// Who asked, and which of its writes this is.
+        request: RequestId,
+        /// What to do.
+        op: WriteOp,
+        /// Whoever answers tells what the key had before.
+        previous: bool,
+    },
+    /// The leader's own.
+    #[serde(rename = "UPKEEP")]
+    Upkeep(Upkeep),
+    /// The group goes by this from here on, unless it has rules already.
+    #[serde(rename = "RULES")]
+    Rules(GroupRules),
+    /// The group is at this level from here on, unless it is further already. This action keeps its form in all
+    /// releases, so that those that do not know the level can tell.
+    #[serde(rename = "LEVEL")]
+    Level(FeatureLevel),
+}
+
+/// An entry as the log keeps it: ordered and stamped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Assigned by the leader; the version that this write makes.
+    pub timestamp: Timestamp,
+    /// The time of the log's own clock, in microseconds, by which things grow old.
+    pub clock_us: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// Why an entry could not be read as a command.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Fewer bytes than a timestamp and a time.
+    #[error("log entry of {0} bytes is too short to be a command")]
+    TooShort(usize),
+    /// The MessagePack body is not a command.
+    #[error("log entry does not hold a command: {0}")]
+    Body(#[from] rmp_serde::decode::Error),
+}
+
+pub(super) const TIME_BYTES: usize = 8;
+
+impl Command {
+    /// A client's write at the beginning of the log's clock, from which nobody wants to know what was before.
+    pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
+        Command { timestamp, clock_us: 0, action: Action::Write { request, op, previous: false } }
+    }
+
+    /// Encodes the command as a log entry's data.
+    pub fn encode(&self) -> Bytes {
+        let bytes = match &self.action {
+            Action::Write { op, .. } => op.bytes(),
+            Action::Upkeep(_) | Action::Rules(_) | Action::Level(_) => 0,
+        };
+        let mut data = Vec::with_capacity(96 + bytes);
+        data.extend_from_slice(&self.timestamp.0.to_be_bytes());
+        data.extend_from_slice(&self.clock_us.to_be_bytes());
+        // Writing MessagePack into a growing vector cannot fail: the types hold no maps with
+        // unknown length and no IO is involved.
+        rmp_serde::encode::write(&mut data, &self.action).expect("encoding a command into memory");
+        Bytes::from(data)
+    }
+
+    /// Decodes a log entry's data. `Ok(None)` is a no-op.
+    pub fn decode(data: &[u8]) -> Result<Option<Command>, CommandError> {
+        if data.is_empty() {
+            return Ok(None);
+        }
+        let too_short = || CommandError::TooShort(data.len());
+        let (head, rest) = data.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
+        let (clock, body) = rest.split_first_chunk::<TIME_BYTES>().ok_or_else(too_short)?;
+        let action = rmp_serde::from_slice(body)?;
+        let timestamp = Timestamp(i64::from_be_bytes(*head));
+        Ok(Some(Command { timestamp, clock_us: u64::from_be_bytes(*clock), action }))
+    }
+
+    /// The time of the log's clock in an entry, without decoding the rest; `None` for a no-op or garbage.
+    pub fn peek_clock_us(data: &[u8]) -> Option<u64> {
+        let clock = data.get(TIME_BYTES..)?.first_chunk::<TIME_BYTES>()?;
+        Some(u64::from_be_bytes(*clock))
+    }
+
+    /// The timestamp of an entry, without decoding the rest; `None` for a no-op or garbage.
+    pub fn peek_timestamp(data: &[u8]) -> Option<Timestamp> {
+        data.first_chunk::<TIME_BYTES>().map(|head| Timestamp(i64::from_be_bytes(*head)))
+    }
+}
+
+/// A PUT among the commands, for consoles; keys and values are lent.
+#[derive(Deserialize)]
+enum PutCommand<'a> {
+    #[serde(rename = "WRITE")]
+    Write(RequestId, #[serde(borrow)] PutOp<'a>, bool),
+}
+
+#[derive(Deserialize)]
+enum PutOp<'a> {
+    #[serde(rename = "PUT")]
+    Put(&'a [u8], &'a [u8]),
+}
+
+impl Command {
+    /// Of a PUT: its timestamp, key and value, which are parts of `data` and not copied. `None` for everything
+    /// else, of which no more is read than what it is.
+    pub fn put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
+        let timestamp = Command::peek_timestamp(data)?;
+        let put: PutCommand<'_> = rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
+        let PutCommand::Write(_request, PutOp::Put(key, value), _previous) = put;
+        Some((timestamp, data.slice_ref(key), data.slice_ref(value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ClientId;
+
+    #[test]
+    fn a_command_survives_encoding() {
+        let command = Command {
+            timestamp: Timestamp(1_700_000_000_000_000),
+            clock_us: u64::MAX - 5,
+            action: Action::Write {
+                request: RequestId {
+                    client: ClientId(u64::MAX),
+                    sequence: 7,
+                    answered_below: 3,
+                    begun: Timestamp::ZERO,
+                },
+                op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
+                previous: true,
+            },
+        };
+        let data = command.encode();
+        assert_eq!(Command::peek_timestamp(&data), Some(command.timestamp));
+        assert_eq!(Command::decode(&data).unwrap(), Some(command));
+    }
+
+    #[test]
+    fn a_put_is_shown_from_where_it_lies_and_nothing_else_is_a_put() {
+        let request = RequestId {
+            client: ClientId(9),
+            sequence: 2,
+            answered_below: 1,
+            begun: Timestamp::ZERO,
+        };
+        let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
+        let op = WriteOp::Put { key: key.clone(), value: value.clone() };
+        let data = Command::write(Timestamp(5), request, op).encode();
+        assert_eq!(Command::put_of(&data), Some((Timestamp(5), key.clone(), value.clone())));
+        let others = [WriteOp::Mark, WriteOp::PutAll { pairs: vec![(key, value)] }];
+        for op in others {
+            assert_eq!(Command::put_of(&Command::write(Timestamp(5), request, op).encode()), None);
+        }
+        assert_eq!(Command::put_of(&Bytes::new()), None);
+    }
+
+    #[test]
+    fn a_noop_is_no_command_and_garbage_is_an_error() {
+        assert_eq!(Command::decode(b"").unwrap(), None);
+        assert!(Command::decode(b"short").is_err());
+        assert!(Command::decode(b"1234567812345678\xc1").is_err());
+        assert_eq!(Command::peek_timestamp(b"short"), None);
+    }
+}

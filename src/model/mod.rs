@@ -1,0 +1,38 @@
+//! The vocabulary of the store: what all rooms speak of, and what an operation is.
+//!
+//! Nothing here does IO, reads a clock or draws a random number, and nothing here knows a connection, a disk or a thread.
+//! Every other room may use it; it uses `limits` alone. What comes from outside is checked where its type is made, and
+//! never again: a `FileName` is never a path, whoever decoded it.
+//!
+//! It leaves out the messages that carry these things (`wire`) and the rows that they lie in (`storage`).
+
+pub(crate) mod bounded;
+mod command;
+mod content;
+mod encoded;
+mod file_name;
+mod group;
+mod history;
+mod ids;
+mod log;
+mod op;
+mod outcome;
+mod row;
+mod state;
+mod timestamp;
+mod upkeep;
+
+pub use command::{Action, Command, CommandError};
+pub use content::{ChunkHash, ContentId, FileEntry, PeerId};
+pub use encoded::EncodedWrite;
+pub use file_name::{FileName, NameError};
+pub use group::{FeatureLevel, GroupRules, Release, ReleaseVersion, StateLimits};
+pub use history::History;
+pub use ids::{ClientId, ClusterId, NodeId, RequestId};
+pub use log::{HardState, LogBatch, LogEntry, LogIndex, Term};
+pub use op::{OpKind, OpShape, WriteOp};
+pub use outcome::{AppliedWrite, Effect, Previous, WriteOutcome};
+pub use row::{PageNext, PageOf, Row};
+pub use state::{AppliedPoint, DiskSpace, Recovered, SnapshotId, UpkeepState};
+pub use timestamp::Timestamp;
+pub use upkeep::Upkeep;
