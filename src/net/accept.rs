@@ -1,4 +1,8 @@
-//! When to accept, and what an error of accepting means.
+//! When to accept connections, and what an error of `accept` means.
+//!
+//! Rule: an error of one connection never stops the listener, and a machine that has no more
+//! descriptors or memory to give is asked again after a pause, with one line in the log for each
+//! such period. The sockets are the event loop's.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,18 +10,18 @@ use std::time::{Duration, Instant};
 /// What to do after an error of `accept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptStep {
-    /// Nothing is waiting: stop until the system says otherwise.
+    /// Nothing is waiting: stop until the system reports readiness again.
     Drained,
     /// That one connection was lost: go on with the next.
     Next,
-    /// The machine has no more to give: stop for a while. `log` says whether this begins a burst.
+    /// The machine has no descriptors or memory left: accept nothing for a while.
     BackOff {
-        /// The first of a burst, worth a line in the log.
+        /// Whether this is the first of a run of failures, which alone is logged.
         log: bool,
     },
 }
 
-/// Whether the listener is worth asking for connections.
+/// Decides whether the listener is to be asked for connections.
 ///
 /// Readiness is edge-triggered: a listener that could not be drained, for want of file descriptors
 /// for example, is not announced again, so it is asked again after a wait.
@@ -35,7 +39,7 @@ impl AcceptGate {
         AcceptGate { backoff, ready: true, retry_at: None, in_burst: false }
     }
 
-    /// The system says that connections wait.
+    /// Notes that the system has reported waiting connections.
     pub(super) fn on_ready(&mut self) {
         self.ready = true;
     }
@@ -45,7 +49,7 @@ impl AcceptGate {
         self.ready && self.retry_at.is_none_or(|at| now >= at)
     }
 
-    /// When a closed gate opens by itself.
+    /// When a gate that is closed after a failure opens again.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at.filter(|_| self.ready)
     }

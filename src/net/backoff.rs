@@ -1,11 +1,14 @@
-//! How long to wait before dialling again: exponential, with jitter from outside.
+//! How long to wait before dialling again: exponential, with jitter.
+//!
+//! The random numbers come from outside, so that waits are repeatable in tests and in the
+//! simulator.
 
 use std::time::Duration;
 
 /// Waits that double from a minimum to a maximum while dialling keeps failing.
 ///
 /// Each wait is drawn from the upper half of the present step, so that servers that lost the same
-/// peer at the same moment do not all come back at the same moment.
+/// server at the same moment do not all dial it at the same moment.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     min: Duration,
@@ -28,7 +31,7 @@ impl Backoff {
         half + Duration::from_micros(random % jitter_us.saturating_add(1))
     }
 
-    /// Dialling succeeded: the next failure starts from the minimum.
+    /// Notes that dialling has succeeded, so that the next failure starts from the minimum.
     pub fn reset(&mut self) {
         self.step = self.min;
     }

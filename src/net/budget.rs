@@ -1,21 +1,26 @@
-//! How much memory others may make a process hold, and who has to go when it is too much.
+//! How much memory others may make a process hold, and which connections are closed when it is too
+//! much.
 //!
-//! Every byte that somebody else has caused to be held is counted here, of three kinds: *received* and
-//! not yet a whole frame, *queued* and not yet taken by the other side, and *held* by requests that are
-//! under way (a decoded write that waits for a majority, a value that is being read). Each is counted in
-//! three scopes: its connection, the connection's origin (the other side's IP), and the process.
+//! Every byte that the other side of a connection causes to be held is counted here, of three
+//! kinds: *received* and not yet a whole frame, *queued* and not yet taken by the other side, and
+//! *held* by requests that are under way (a decoded write that waits for a majority, a value that
+//! is being read). Each is counted in three scopes: its connection, the connection's origin (the
+//! other side's IP), and the process.
 //!
 //! What happens past a limit:
 //!
-//! - **A connection's own**: nothing more is read from it until it is less, so that its sender waits.
+//! - **A connection's own**: nothing more is read from it until it is less, so that its sender
+//!   waits.
 //! - **An origin's, or the process's**: nothing that would take more memory is read from anybody it
-//!   concerns, and connections are closed, in the heaviest origin first, until a quarter of the limit is
-//!   free again. Which ones: those of the most *byte-seconds*, what a connection has others hold times how
-//!   long it has stood without a whole frame, or without its queued bytes being taken. So somebody who
-//!   sends a large frame and is done, or asks for much and reads it, outlives somebody who keeps
-//!   much or little for long; many connections do not help, nor does a byte now and then.
-//! - **Requests** may hold half of each scope; one more is refused by whoever asks ([`Budget::try_hold`]).
-//!   Closing a connection frees nothing of what its requests hold: the other half is what closing can free.
+//!   concerns, and connections are closed, in the heaviest origin first, until a quarter of the
+//!   limit is free again. Which ones: those of the most *byte-seconds*, what a connection has
+//!   others hold times how long it has waited for a whole frame, or for its queued bytes to be
+//!   taken. So a client that sends a large frame and is done, or asks for much and reads it,
+//!   outlives one that keeps much or little for long; many connections do not help, nor does a byte
+//!   now and then.
+//! - **Requests** may hold half of each scope; one more is refused by whoever asks
+//!   ([`MemoryBudget::try_hold`]). Closing a connection frees nothing of what its requests hold:
+//!   the other half is what closing can free.
 //!
 //! An IPv6 origin is its first 64 bits, since whoever has one address has them all.
 //!
@@ -31,14 +36,14 @@ use crate::limits::{
     BUDGET_CONNECTION_BYTES_MAX, BUDGET_ORIGIN_BYTES_MAX, BUDGET_PROCESS_BYTES_MAX,
 };
 
-/// The limits of the three scopes, in bytes; [`Default`] takes them from [`limits`](crate::limits).
+/// The limits of the three scopes; [`Default`] takes them from [`limits`](crate::limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetLimits {
-    /// Of one connection.
+    /// Bytes that one connection may make this process hold.
     pub connection_bytes_max: usize,
-    /// Of all connections of one IP address together.
+    /// Bytes that all connections of one origin may make it hold together.
     pub origin_bytes_max: usize,
-    /// Of all connections together.
+    /// Bytes that all accepted connections may make it hold together.
     pub process_bytes_max: usize,
 }
 
@@ -56,72 +61,73 @@ impl Default for BudgetLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Victim {
     pub id: ConnectionId,
-    /// Bytes that were held for it.
+    /// Bytes that closing it frees.
     pub bytes: usize,
-    /// The limit that was passed.
+    /// The limit that was passed: of its origin, or of the process.
     pub max: usize,
 }
 
-/// Bytes of the kinds that closing a connection frees, and how long they have stood.
+/// Bytes that closing a connection frees, and since when the oldest of them have been held.
 #[derive(Clone, Copy, Debug, Default)]
-struct Standing {
+struct AgedBytes {
     bytes: usize,
     since: Option<Instant>,
 }
 
-impl Standing {
-    /// Bytes times milliseconds. A moment counts as one, so that of two that have just come the larger
-    /// is worse.
+impl AgedBytes {
+    /// Bytes times milliseconds. Less than a millisecond counts as one, so that of two that have
+    /// just come the larger weighs more.
     fn byte_ms(&self, now: Instant) -> u128 {
-        let stood = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        self.bytes as u128 * (stood.as_millis() + 1)
+        let age = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.bytes as u128 * (age.as_millis() + 1)
     }
 }
 
 #[derive(Debug)]
-struct Account {
+struct ConnectionAccount {
     origin: IpAddr,
-    received: Standing,
-    queued: Standing,
+    received: AgedBytes,
+    queued: AgedBytes,
     held: usize,
-    /// The connection is gone, and some of its requests are not.
+    /// The connection is gone, and requests of it are still under way.
     is_closed: bool,
 }
 
-impl Account {
+impl ConnectionAccount {
     fn freeable(&self) -> usize {
         self.received.bytes + self.queued.bytes
     }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Sum {
-    /// Of all kinds.
+struct BudgetTotals {
+    /// Received, queued and held bytes together.
     bytes: usize,
     held: usize,
     connections: usize,
 }
 
-/// The ledger. See the module for its rules.
+/// The accounts of all accepted connections, by the rules of the module.
 ///
-/// Invariants: an origin's sum is that of its accounts, and the process's that of all origins; an origin
-/// without accounts is not there.
+/// Invariants: an origin's sum is that of its accounts, and the process's that of all origins; an
+/// origin without accounts is not there.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct MemoryBudget {
     limits: BudgetLimits,
-    accounts: ConnectionMap<Account>,
-    origins: HashMap<IpAddr, Sum>,
-    process: Sum,
-    /// Origins over their limit.
+    accounts: ConnectionMap<ConnectionAccount>,
+    origins: HashMap<IpAddr, BudgetTotals>,
+    process: BudgetTotals,
+    /// Number of origins that are at or over their limit.
     origins_over: usize,
 }
 
-/// Past a limit, connections are closed until this much is left of it.
+/// Connections are closed until no more than this is held, where `max` was reached.
 fn low_water(max: usize) -> usize {
     max - max / 4
 }
 
-/// What quotas count as one IP address: IPv4 in either notation as itself, and of IPv6 the first 64 bits.
+/// The origin of an address, which is what quotas count: an IPv4 address in either notation as
+/// itself, and of an IPv6 address the first 64 bits.
 pub fn origin_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
@@ -133,28 +139,28 @@ pub fn origin_of(ip: IpAddr) -> IpAddr {
     }
 }
 
-impl Budget {
-    pub(super) fn new(limits: BudgetLimits) -> Budget {
-        Budget {
+impl MemoryBudget {
+    pub(super) fn new(limits: BudgetLimits) -> MemoryBudget {
+        MemoryBudget {
             limits,
             accounts: ConnectionMap::default(),
             origins: HashMap::new(),
-            process: Sum::default(),
+            process: BudgetTotals::default(),
             origins_over: 0,
         }
     }
 
-    /// Opens a connection's account.
+    /// Opens the account of a connection that was accepted from `ip`.
     pub(super) fn open(&mut self, id: ConnectionId, ip: IpAddr) {
         let origin = origin_of(ip);
-        let (received, queued) = (Standing::default(), Standing::default());
-        let account = Account { origin, received, queued, held: 0, is_closed: false };
+        let (received, queued) = (AgedBytes::default(), AgedBytes::default());
+        let account = ConnectionAccount { origin, received, queued, held: 0, is_closed: false };
         self.accounts.insert(id, account);
         self.origins.entry(origin).or_default().connections += 1;
     }
 
-    /// The connection is gone, and what was received from it and queued for it with it. What its requests
-    /// hold counts until it is released.
+    /// Closes the account: what was received and queued is free. What its requests hold counts
+    /// until it is released.
     pub(super) fn close(&mut self, id: ConnectionId) {
         self.set_received(id, 0, None);
         self.set_queued(id, 0, None);
@@ -164,28 +170,31 @@ impl Budget {
         self.forget_if_settled(id);
     }
 
-    /// So many bytes of memory hold what was received from a connection, and its frame at hand has been
-    /// waited for since then.
+    /// Sets the bytes of memory that hold what was received from a connection, and since when its
+    /// unfinished frame has been waited for.
     pub(super) fn set_received(&mut self, id: ConnectionId, bytes: usize, since: Option<Instant>) {
         let Some(account) = self.accounts.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut account.received, Standing { bytes, since }).bytes;
+        let before = std::mem::replace(&mut account.received, AgedBytes { bytes, since }).bytes;
         let origin = account.origin;
         self.change(origin, before, bytes, 0, 0);
     }
 
-    /// So many bytes of memory hold what is queued for a connection, the oldest of them since then.
+    /// Sets the bytes of memory that hold what is queued for a connection, and since when the
+    /// oldest have been queued.
     pub(super) fn set_queued(&mut self, id: ConnectionId, bytes: usize, since: Option<Instant>) {
         let Some(account) = self.accounts.get_mut(&id) else { return };
-        let before = std::mem::replace(&mut account.queued, Standing { bytes, since }).bytes;
+        let before = std::mem::replace(&mut account.queued, AgedBytes { bytes, since }).bytes;
         let origin = account.origin;
         self.change(origin, before, bytes, 0, 0);
     }
 
-    /// Counts what a request is about to hold, if it may: requests have half of each scope, and whoever has
-    /// stood there makes room for them. What was counted is to be released, whether the connection lives or
-    /// not.
+    /// Charges what a request is about to hold, or answers `false` where that is more than half of
+    /// one of the three scopes. What was charged is to be released, also when the connection has
+    /// gone meanwhile.
     pub(super) fn try_hold(&mut self, id: ConnectionId, bytes: usize) -> bool {
-        let Some(Account { origin, held, .. }) = self.accounts.get(&id) else { return false };
+        let Some(ConnectionAccount { origin, held, .. }) = self.accounts.get(&id) else {
+            return false;
+        };
         let of_origin = self.origins.get(origin).map_or(0, |sum| sum.held);
         let fits = held + bytes <= self.limits.connection_bytes_max / 2
             && of_origin + bytes <= self.limits.origin_bytes_max / 2
@@ -203,7 +212,7 @@ impl Budget {
         self.change(origin, 0, bytes, 0, bytes);
     }
 
-    /// A request does not hold this any more.
+    /// Takes back a charge of [`MemoryBudget::try_hold`].
     pub(super) fn release(&mut self, id: ConnectionId, bytes: usize) {
         let Some(account) = self.accounts.get_mut(&id) else { return };
         debug_assert!(account.held >= bytes, "{bytes} of {account:?}");
@@ -214,7 +223,7 @@ impl Budget {
         self.forget_if_settled(id);
     }
 
-    /// Whether what a connection sends may take more memory than it does.
+    /// Whether there is room for more of what a connection sends.
     pub(super) fn may_grow(&self, id: ConnectionId) -> bool {
         // The usual case, without looking anything up: all together hold less than one may.
         if self.process.bytes < self.limits.connection_bytes_max {
@@ -227,12 +236,14 @@ impl Budget {
             && self.process.bytes < self.limits.process_bytes_max
     }
 
-    /// Whether somebody has to go.
+    /// Whether a limit of an origin or of the process is reached, so that connections have to be
+    /// closed.
     pub(super) fn is_over(&self) -> bool {
         self.process.bytes >= self.limits.process_bytes_max || self.origins_over > 0
     }
 
-    /// Who has to go, in order, until enough is free.
+    /// The connections to close, in this order, until a quarter of each limit that is reached is
+    /// free.
     pub(super) fn victims(&self, now: Instant) -> Vec<Victim> {
         if !self.is_over() {
             return Vec::new();
@@ -281,12 +292,13 @@ impl Budget {
         victims
     }
 
-    /// Bytes of all kinds and connections.
+    /// Bytes of all kinds that all accepted connections make this process hold.
     pub(super) fn bytes(&self) -> usize {
         self.process.bytes
     }
 
-    /// Takes `less` away from the sums and adds `more`, of which so many are held ones.
+    /// Takes `less` bytes away from the sums of an origin and the process and adds `more`;
+    /// `less_held` and `held` are the parts of these that requests hold.
     fn change(&mut self, origin: IpAddr, less: usize, more: usize, less_held: usize, held: usize) {
         if less == more {
             return;
@@ -303,11 +315,11 @@ impl Budget {
     }
 
     fn forget_if_settled(&mut self, id: ConnectionId) {
-        let settled = |account: &Account| account.is_closed && account.held == 0;
+        let settled = |account: &ConnectionAccount| account.is_closed && account.held == 0;
         if !self.accounts.get(&id).is_some_and(settled) {
             return;
         }
-        let Some(Account { origin, .. }) = self.accounts.remove(&id) else { return };
+        let Some(ConnectionAccount { origin, .. }) = self.accounts.remove(&id) else { return };
         if let Some(sum) = self.origins.get_mut(&origin) {
             sum.connections -= 1;
             if sum.connections == 0 {
@@ -338,14 +350,14 @@ mod tests {
         Some(start + Duration::from_millis(ms))
     }
 
-    fn gone(budget: &Budget, now: Option<Instant>) -> Vec<u64> {
+    fn gone(budget: &MemoryBudget, now: Option<Instant>) -> Vec<u64> {
         budget.victims(now.unwrap()).into_iter().map(|victim| victim.id.to_u64()).collect()
     }
 
     #[test]
     fn the_one_that_has_made_others_hold_most_for_longest_goes() {
         let start = Instant::now();
-        let mut budget = Budget::new(LIMITS);
+        let mut budget = MemoryBudget::new(LIMITS);
         (0..4).for_each(|n| budget.open(id(n), ip(1)));
         budget.set_received(id(0), 300, at(start, 990));
         budget.set_received(id(1), 100, at(start, 0));
@@ -362,7 +374,7 @@ mod tests {
     #[test]
     fn of_several_origins_the_heaviest_pays() {
         let start = Instant::now();
-        let mut budget = Budget::new(LIMITS);
+        let mut budget = MemoryBudget::new(LIMITS);
         for n in 0..5 {
             budget.open(id(n), ip(1));
             budget.set_received(id(n), 110, at(start, 900));
@@ -381,7 +393,7 @@ mod tests {
 
     #[test]
     fn requests_have_half_of_each_scope_and_outlive_their_connection() {
-        let mut budget = Budget::new(LIMITS);
+        let mut budget = MemoryBudget::new(LIMITS);
         (0..8).for_each(|n| budget.open(id(n), ip((n / 2) as u8)));
         assert!(budget.try_hold(id(0), 200));
         assert!(!budget.try_hold(id(0), 1), "half of the connection's");
@@ -405,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_connection_over_its_own_limit_is_held_back_and_nobody_else() {
-        let mut budget = Budget::new(LIMITS);
+        let mut budget = MemoryBudget::new(LIMITS);
         (0..2).for_each(|n| budget.open(id(n), ip(1)));
         budget.set_queued(id(0), 250, None);
         budget.hold(id(0), 150);
@@ -423,14 +435,14 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, the sums are those of the accounts; who has to go frees enough if closing
-        /// can; and nobody goes when nothing is over.
+        /// Whatever happens, the sums are those of the accounts; who has to go frees enough if
+        /// closing can; and nobody goes when nothing is over.
         #[test]
         fn sums_are_right_and_victims_free_enough(
             steps in prop::collection::vec((0u64..6, 0u8..6, 0usize..400, 0u64..1_000), 1..200),
         ) {
             let start = Instant::now();
-            let mut budget = Budget::new(LIMITS);
+            let mut budget = MemoryBudget::new(LIMITS);
             let mut held: HashMap<u64, usize> = HashMap::new();
             (0..6).for_each(|n| budget.open(id(n), ip((n % 3) as u8)));
             for (n, step, bytes, ms) in steps {
@@ -456,13 +468,14 @@ mod tests {
                         for Victim { id: victim, bytes, .. } in victims {
                             prop_assert!(bytes > 0);
                             budget.close(victim);
-                            budget.release(victim, held.remove(&victim.to_u64()).unwrap_or_default());
+                            let bytes = held.remove(&victim.to_u64()).unwrap_or_default();
+                            budget.release(victim, bytes);
                             budget.open(victim, ip((victim.to_u64() % 3) as u8));
                         }
                         prop_assert!(!budget.is_over());
                     }
                 }
-                let sum = |of: &dyn Fn(&Account) -> bool| -> usize {
+                let sum = |of: &dyn Fn(&ConnectionAccount) -> bool| -> usize {
                     let accounts = budget.accounts.values().filter(|account| of(account));
                     accounts.map(|account| account.freeable() + account.held).sum()
                 };

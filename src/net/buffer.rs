@@ -1,41 +1,45 @@
-//! Buffers for raw bytes: of one size, page-aligned, counted, used again.
+//! Buffers for raw bytes: a bounded pool of one size, page-aligned, used again.
+//!
+//! They are for file contents, which are read from sockets and written to disks without a copy in
+//! between. Rule: no more than the pool's number exist at once, so that whoever takes one has the
+//! memory that it counts.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What direct IO asks of memory, on every common system.
+/// Alignment in bytes that direct IO needs for memory, on every common system.
 pub const BUFFER_ALIGNMENT: usize = 4096;
 
-/// A bounded set of [`Buffer`]s, shared by threads. A buffer comes back when it is dropped, wherever
-/// that is.
+/// A bounded set of [`Buffer`]s, shared by threads. A buffer comes back when it is dropped,
+/// wherever that is.
 #[derive(Clone)]
 pub struct BufferPool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolShared>,
 }
 
-struct Shared {
+struct PoolShared {
     buffer_bytes: usize,
     buffers_max: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
-    free: Vec<Storage>,
-    /// Buffers that somebody has.
+struct PoolState {
+    free: Vec<AlignedMemory>,
+    /// Number of buffers that are taken and not dropped yet.
     out: usize,
 }
 
 impl BufferPool {
-    /// A pool of at most `buffers_max` buffers of `buffer_bytes` bytes. Memory is taken when a buffer
-    /// is first needed.
+    /// A pool of at most `buffers_max` buffers of `buffer_bytes` bytes. Memory is taken when a
+    /// buffer is first needed.
     pub fn new(buffer_bytes: usize, buffers_max: usize) -> BufferPool {
         let state = Mutex::default();
-        BufferPool { shared: Arc::new(Shared { buffer_bytes, buffers_max, state }) }
+        BufferPool { shared: Arc::new(PoolShared { buffer_bytes, buffers_max, state }) }
     }
 
-    /// A buffer with room for `length` bytes, of any content. `None`: all are in use, or none is that
-    /// large.
+    /// A buffer of `length` bytes, whose content is whatever it held before. `None` when all are in
+    /// use, or when `length` is more than a buffer has.
     pub fn take(&self, length: usize) -> Option<Buffer> {
         if length > self.shared.buffer_bytes {
             return None;
@@ -47,16 +51,16 @@ impl BufferPool {
         state.out += 1;
         let storage = state.free.pop();
         drop(state);
-        let storage = storage.unwrap_or_else(|| Storage::new(self.shared.buffer_bytes));
+        let storage = storage.unwrap_or_else(|| AlignedMemory::new(self.shared.buffer_bytes));
         Some(Buffer { storage, length, pool: Arc::clone(&self.shared) })
     }
 
-    /// How many more could be taken now.
+    /// Number of buffers that could be taken now.
     pub fn available(&self) -> usize {
         self.shared.buffers_max - self.shared.lock().out
     }
 
-    /// Gives back the memory of buffers nobody has.
+    /// Returns the memory of free buffers to the allocator.
     pub fn release_memory(&self) {
         self.shared.lock().free = Vec::new();
     }
@@ -71,8 +75,8 @@ impl fmt::Debug for BufferPool {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl PoolShared {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // The state is never left half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,40 +85,40 @@ impl Shared {
 /// Memory with an aligned part: a little more than is needed, and where the part begins. The memory
 /// never grows, so it never moves.
 #[derive(Default)]
-struct Storage {
+struct AlignedMemory {
     memory: Vec<u8>,
     start: usize,
 }
 
-impl Storage {
-    fn new(bytes: usize) -> Storage {
+impl AlignedMemory {
+    fn new(bytes: usize) -> AlignedMemory {
         let memory = vec![0; bytes + BUFFER_ALIGNMENT];
         // The standard library may decline to say (it does not at run time): then the buffer works,
         // and direct IO from it is refused by the system.
         let start = memory.as_ptr().align_offset(BUFFER_ALIGNMENT);
-        Storage { memory, start: if start < BUFFER_ALIGNMENT { start } else { 0 } }
+        AlignedMemory { memory, start: if start < BUFFER_ALIGNMENT { start } else { 0 } }
     }
 }
 
-/// A buffer from a [`BufferPool`].
+/// A buffer from a [`BufferPool`], which goes back to it when it is dropped.
 pub struct Buffer {
-    storage: Storage,
+    storage: AlignedMemory,
     length: usize,
-    pool: Arc<Shared>,
+    pool: Arc<PoolShared>,
 }
 
 impl Buffer {
-    /// How many bytes it stands for.
+    /// Number of bytes in use, at most the pool's buffer size.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether it stands for none.
+    /// Whether no bytes are in use.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Lets it stand for another number of bytes, at most the pool's buffer size.
+    /// Changes the number of bytes in use; more than the pool's buffer size counts as that.
     pub fn set_len(&mut self, length: usize) {
         self.length = length.min(self.pool.buffer_bytes);
     }

@@ -1,16 +1,19 @@
-//! The time in which this process ran.
+//! Time without that in which the process was stopped.
+//!
+//! Rule: of a gap between two turns of the loop only so much counts as a loop needs, so that a
+//! process that was stopped, or whose machine slept, takes nobody for silent whom it could not have
+//! heard.
 
 use std::time::{Duration, Instant};
 
-/// A clock that stands still while the process is stopped, or the machine asleep: so that nobody's silence counts in
-/// which nobody could have been heard. Whoever has one looks at it in every turn, so of a longer gap between two looks
-/// only the usual is counted.
+/// A monotonic clock that counts at most `turn_max` of the time between two readings. It is read in
+/// every turn of a loop.
 #[derive(Debug)]
 pub struct RunClock {
-    /// What of a gap is counted at most; all of it when absent.
+    /// The most that counts of the time between two readings; `None` counts all of it.
     turn_max: Option<Duration>,
     seen: Instant,
-    /// What was not counted.
+    /// The time that was not counted so far.
     skipped: Duration,
 }
 
@@ -20,7 +23,7 @@ impl RunClock {
         RunClock { turn_max, seen: now, skipped: Duration::ZERO }
     }
 
-    /// What it shows at `now`. A time before one that it was asked for takes nothing back.
+    /// The time it shows at `now`, which never goes back, even if `now` does.
     pub fn at(&mut self, now: Instant) -> Instant {
         let gap = now.saturating_duration_since(self.seen);
         self.seen = self.seen.max(now);
@@ -29,7 +32,7 @@ impl RunClock {
         self.seen - self.skipped
     }
 
-    /// The system's time at which it was looked at last.
+    /// The system's monotonic time at which it was last read.
     pub(super) fn seen(&self) -> Instant {
         self.seen
     }

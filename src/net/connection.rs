@@ -1,4 +1,7 @@
-//! One connection's state.
+//! The state of one connection: what is known of its socket, and why it may end.
+//!
+//! Rule: whether to read, write or close is computed from this state whenever it is asked for, and
+//! never stored. The calls to the system are in `event_loop` and `handle`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 
 use super::buffer::Buffer;
-use super::connections::Origin;
+use super::connections::ConnectionKind;
 use super::send_queue::SendQueue;
 use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
 use crate::text::counted;
@@ -16,7 +19,7 @@ use crate::wire::frame::{Deframer, FrameError};
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseReason {
-    /// The service closed it.
+    /// This side's service closed it.
     #[error("closed by this side")]
     Local,
     /// The other side closed it.
@@ -25,22 +28,23 @@ pub enum CloseReason {
     /// What the other side sent is not a sequence of acceptable frames.
     #[error("{0}")]
     Frame(#[from] FrameError),
-    /// The socket failed.
+    /// The system reported an error of the socket.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
-    /// The deadline passed, by default that of the greeting.
+    /// Its deadline passed; a new connection has that of the greeting.
     #[error("not done in the time allowed")]
     Deadline,
-    /// A frame has begun and does not end.
+    /// A frame was begun and not whole within
+    /// [`LoopConfig::frame_timeout`](super::LoopConfig::frame_timeout).
     #[error(
         "a frame was begun and not whole after {}: {} of it came",
         counted(*seconds, "second", "seconds"),
         counted(*received_bytes as u64, "byte", "bytes")
     )]
     FrameSlow {
-        /// The time allowed.
+        /// The frame time-out, in seconds.
         seconds: u64,
-        /// Bytes of it that came.
+        /// Bytes of the frame that had come.
         received_bytes: usize,
     },
     /// Nothing was received for longer than the idle time-out.
@@ -49,23 +53,25 @@ pub enum CloseReason {
     /// The other side took no byte of what was queued for it for too long.
     #[error("the other side does not read: {queued_bytes} bytes wait for it")]
     WriteStalled {
-        /// Bytes that were waiting.
+        /// Bytes that waited to be written.
         queued_bytes: usize,
     },
     /// More was queued than the connection may have waiting.
     #[error("the other side reads too slowly: {queued_bytes} bytes would wait, {max} may")]
     QueueFull {
-        /// Bytes that would have been waiting.
+        /// Bytes that would have waited to be written.
         queued_bytes: usize,
-        /// The limit.
+        /// The connection's [`SendLimits::max_bytes`].
         max: usize,
     },
-    /// No place was left, and another connection got this one's.
+    /// It gave way: no place was left, and another connection got this one's.
     #[error(
-        "its place was needed: most connections come from its address, it has not greeted, or nothing was under way on it"
+        "its place was needed: most connections come from its address, it has not greeted, or \
+         nothing was under way on it"
     )]
     Displaced,
-    /// Accepted connections made this process hold more than they may, and this one much of it for long.
+    /// Accepted connections made this process hold more than the budget, and this one much of it
+    /// for long.
     #[error(
         "it takes or sends too slowly: {held_bytes} bytes are held for it, and for all together \
          more than {max}"
@@ -93,12 +99,12 @@ impl Default for SendLimits {
     }
 }
 
-/// Where a connection is in its life. It only ever moves downwards.
+/// The phases of a connection, in the order in which it goes through them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    /// Dialled, not there yet. What is sent waits.
+pub(super) enum ConnectionPhase {
+    /// Dialled and not established. What is sent waits.
     Connecting,
-    /// Frames in, frames out.
+    /// Frames are read and written.
     Open,
     /// Nothing is read any more; closed when what is queued has been written.
     Flushing,
@@ -110,14 +116,14 @@ pub(super) enum Phase {
 
 /// Raw bytes on their way in.
 pub(super) struct RawIncoming {
-    /// Where to, and how many.
+    /// Where they go; its length is the number that is awaited.
     pub(super) buffer: Buffer,
-    /// How many are there.
+    /// Number of bytes that have come.
     pub(super) filled: usize,
 }
 
 impl RawIncoming {
-    /// Where the next ones go.
+    /// The part of the buffer that is still to be filled.
     pub(super) fn rest(&mut self) -> &mut [u8] {
         &mut self.buffer.as_mut()[self.filled..]
     }
@@ -127,51 +133,54 @@ impl RawIncoming {
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     pub(super) peer: SocketAddr,
-    pub(super) origin: Origin,
-    pub(super) phase: Phase,
+    pub(super) kind: ConnectionKind,
+    pub(super) phase: ConnectionPhase,
     /// The service knows this connection and has not been told of its end.
     pub(super) announced: bool,
     /// Why it is being closed, from `Flushing` on.
     pub(super) close_reason: CloseReason,
 
-    /// The system said so and no call has shown otherwise.
+    /// The system has reported that it can be read, and no call has shown otherwise since.
     pub(super) readable: bool,
-    /// Likewise.
+    /// The system has reported that it can be written, and no call has shown otherwise since.
     pub(super) writable: bool,
-    /// The end of the other side's stream is near: a short read does not mean "no more".
+    /// The system has reported the end of the other side's stream: after a short read there may be
+    /// more to read.
     pub(super) end_announced: bool,
-    /// Its turns come before those of others, and whatever they take.
+    /// Its turns come before those of others, whatever time those take.
     pub(super) urgent: bool,
     /// Its last turn may have left whole frames behind.
     pub(super) frames_left: bool,
-    /// The service wants no frames for now.
+    /// The service has called [`Net::pause_reading`](super::Net::pause_reading).
     pub(super) paused: bool,
-    /// What it sends would take more memory than it may for now.
+    /// It is not read until the budget has room for what it sends.
     pub(super) held_back: bool,
-    /// The service works on a frame elsewhere, and wants the next one when it has done with that.
+    /// The service has called [`Net::hold_frames`](super::Net::hold_frames): a frame is decoded on
+    /// another thread.
     pub(super) held: bool,
-    /// Waits for a turn; kept so that it is in the list once.
+    /// It is in the list of connections that wait for a turn, which it enters once.
     pub(super) scheduled: bool,
-    /// Waits to be flushed; likewise.
+    /// It is in the list of connections with something to write, which it enters once.
     pub(super) dirty: bool,
 
     pub(super) deframer: Deframer,
-    /// Since when a frame of which some is here has been waited for, time in which this side does not
-    /// read apart.
+    /// Since when a frame that has begun has been waited for. Time in which this side does not read
+    /// does not count.
     pub(super) frame_since: Option<Instant>,
-    /// Since when the frame of which some is here has taken memory.
+    /// Since when the frame that has begun has taken memory, time in which this side does not read
+    /// included.
     pub(super) received_since: Option<Instant>,
-    /// What the budget was told of received bytes.
+    /// Received bytes that are charged to the budget.
     pub(super) received_charged: usize,
-    /// What it was told of queued ones.
+    /// Queued bytes that are charged to the budget.
     pub(super) queued_charged: usize,
-    /// When the oldest of the queued bytes may have been queued, and how many have been queued ever when
-    /// that was noted. When the other side has taken those, the mark is set anew; so it is never older than
-    /// what waits, and at most as young as half of it.
+    /// When the oldest of the queued bytes may have been queued, and the number of bytes ever
+    /// queued when that was noted. When the other side has taken those, the mark is set anew; so it
+    /// is never older than what waits, and at most as young as half of it.
     pub(super) queue_mark: Option<(Instant, u64)>,
-    /// The bytes that come next are not frames.
+    /// The buffer for the raw bytes that come next, where no frame is expected.
     pub(super) raw: Option<RawIncoming>,
-    /// Everything ever received.
+    /// Bytes of every kind received since the connection began.
     pub(super) received_bytes: u64,
     pub(super) raw_bytes: u64,
     pub(super) frame_cap: usize,
@@ -198,7 +207,7 @@ impl CloseReason {
 impl Connection {
     /// Whether frames may be handed to the service.
     pub(super) fn wants_read(&self) -> bool {
-        self.phase == Phase::Open
+        self.phase == ConnectionPhase::Open
             && !self.paused
             && !self.held_back
             && !self.held
@@ -207,16 +216,17 @@ impl Connection {
 
     /// Whether there is something to write and someone to write it to.
     pub(super) fn wants_write(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::Flushing) && !self.queue.is_empty()
+        matches!(self.phase, ConnectionPhase::Open | ConnectionPhase::Flushing)
+            && !self.queue.is_empty()
     }
 
     /// Whether a turn would find something to do.
     pub(super) fn wants_turn(&self) -> bool {
         match self.phase {
-            Phase::Connecting => self.writable,
-            Phase::Open => (self.readable || self.frames_left) && self.wants_read(),
-            Phase::Flushing => false,
-            Phase::Lingering => self.readable,
+            ConnectionPhase::Connecting => self.writable,
+            ConnectionPhase::Open => (self.readable || self.frames_left) && self.wants_read(),
+            ConnectionPhase::Flushing => false,
+            ConnectionPhase::Lingering => self.readable,
         }
     }
 
@@ -231,7 +241,7 @@ impl Connection {
         self.queue_mark.map(|(since, _)| since)
     }
 
-    /// Takes note of what is left over when everything that has come has been handed out.
+    /// Starts or stops the time of a frame, after every whole frame has been handed out.
     pub(super) fn note_partial_frame(&mut self, now: Instant) {
         if self.deframer.buffered_bytes() == 0 || !self.wants_read() {
             self.frame_since = None;
@@ -240,7 +250,7 @@ impl Connection {
         }
     }
 
-    /// Why the connection has lived long enough, if it has.
+    /// Why the connection is to be closed now, if one of its time limits has passed.
     pub(super) fn expired(
         &mut self,
         now: Instant,
@@ -248,7 +258,8 @@ impl Connection {
         frame_timeout: Duration,
     ) -> Option<CloseReason> {
         if !self.wants_read() {
-            // The rest of the frame may be in the system's buffer: it is this side that keeps it waiting.
+            // The rest of the frame may be in the system's buffer: it is this side that keeps it
+            // waiting.
             self.frame_since = self.frame_since.map(|_| now);
         }
         if self
@@ -269,7 +280,8 @@ impl Connection {
                 .then(|| CloseReason::WriteStalled { queued_bytes: self.queue.queued_bytes() });
         }
         let silent = now.saturating_duration_since(self.last_received);
-        (self.phase == Phase::Open && self.idle_timeout.is_some_and(|limit| silent >= limit))
-            .then_some(CloseReason::Idle)
+        (self.phase == ConnectionPhase::Open
+            && self.idle_timeout.is_some_and(|limit| silent >= limit))
+        .then_some(CloseReason::Idle)
     }
 }

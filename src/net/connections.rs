@@ -30,18 +30,19 @@ impl ConnectionId {
     }
 }
 
-/// Where a connection came from; each kind has its own cap.
+/// Which side dialled, and whether there was room. Each kind has a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The other side dialled.
+pub(super) enum ConnectionKind {
+    /// The other side dialled, and there was room.
     Accepted,
-    /// This side dialled.
+    /// This side has dialled.
     Dialled,
     /// The other side dialled when there was no room, and is being told so.
     Refused,
 }
 
-/// A slab of connections with generations.
+/// The connections by their ids: a slab in which each slot carries the generation of its present
+/// connection.
 #[derive(Default)]
 pub(super) struct Connections {
     slots: Slab<(u32, Connection)>,
@@ -60,13 +61,14 @@ impl Connections {
     pub(super) fn fresh_id(&mut self) -> ConnectionId {
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        // Every kind of connection has a cap far below 2³² (see `limits`), and slots are used again.
+        // Every kind of connection has a cap far below 2³² (see `limits`), and slots are used
+        // again.
         ConnectionId { slot: self.next_slot() as u32, generation }
     }
 
     pub(super) fn insert(&mut self, connection: Connection) -> ConnectionId {
         let id = self.fresh_id();
-        self.counts[connection.origin as usize] += 1;
+        self.counts[connection.kind as usize] += 1;
         self.slots.insert((id.generation, connection));
         id
     }
@@ -84,18 +86,18 @@ impl Connections {
     pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Connection> {
         self.get(id)?;
         let (_, connection) = self.slots.try_remove(id.slot())?;
-        self.counts[connection.origin as usize] -= 1;
+        self.counts[connection.kind as usize] -= 1;
         Some(connection)
     }
 
-    /// Who lives in a slot now.
+    /// The id of the connection that is in a slot now.
     pub(super) fn id_in_slot(&self, slot: usize) -> Option<ConnectionId> {
         let (generation, _) = self.slots.get(slot)?;
         Some(ConnectionId { slot: u32::try_from(slot).ok()?, generation: *generation })
     }
 
-    pub(super) fn count(&self, origin: Origin) -> usize {
-        self.counts[origin as usize]
+    pub(super) fn count(&self, kind: ConnectionKind) -> usize {
+        self.counts[kind as usize]
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -1,18 +1,20 @@
-//! Who gives its place up when there is none left.
+//! Which connection gives way when all places are taken.
 //!
-//! Places are few, so whoever takes many of them, or takes one and does nothing, must not keep others out. Accepted
+//! Rule: who takes many places, or takes one and does nothing, must not keep others out. Accepted
 //! connections are of three kinds:
 //!
-//! - *Newcomers* have not greeted yet, or are being closed, or have nothing under way where a service counts that
-//!   ([`Net::set_idle`](super::Net::set_idle)). Someone who means it greets and asks within a round trip. So
-//!   when all places are taken the oldest newcomer goes, of the origin that has the most of them; a flood shortens
-//!   the time in which to greet, and never leaves a server or a client without a place.
-//! - *Settled* ones have greeted. One of them goes only where another origin would otherwise have at least two fewer
-//!   than the origin with the most: of that one, the connection that has been silent for longest. An origin never
-//!   makes room for more of its own.
-//! - *Protected* ones, the group's own servers, never go, and are not known here.
+//! - *Newcomers* have not greeted yet, or are being closed, or have nothing under way where a
+//!   service counts that ([`Net::set_idle`](super::Net::set_idle)). A client that wants something
+//!   greets and asks within a round trip. So when all places are taken the oldest newcomer gives
+//!   way, of the origin that has the most of them; a flood shortens the time in which to greet, and
+//!   never leaves a server or a client without a place.
+//! - *Settled* ones have greeted. One of them gives way only where another origin would otherwise
+//!   have at least two fewer than the origin with the most: of that one, the connection that has
+//!   been silent for longest. An origin never makes room for more of its own.
+//! - *Protected* ones, the group's own servers, never give way, and are not known here.
 //!
-//! An origin is an IP as the budget counts it. There are no sockets and no clock here.
+//! An origin is an IP address as [`origin_of`] counts it. There are no sockets and no clock here:
+//! the caller closes what is named.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -21,12 +23,13 @@ use super::budget::origin_of;
 use super::connections::ConnectionId;
 use super::map::ConnectionMap;
 
-/// Origins with no more newcomers than this are alike: a server dials another with two connections at once.
+/// An origin with no more newcomers than this is not taken for a flood: a server dials another one
+/// with two connections at once, and dials again before the old ones are gone.
 const NEWCOMERS_FAIR: usize = 4;
 
-/// Connections by their origin, in the order in which they came.
+/// Connections by origin, in the order in which they came.
 #[derive(Debug, Default)]
-struct Group {
+struct ConnectionList {
     origins: HashMap<IpAddr, BTreeMap<u64, ConnectionId>>,
     by_size: BTreeSet<(usize, IpAddr)>,
     by_age: BTreeMap<u64, ConnectionId>,
@@ -34,7 +37,7 @@ struct Group {
     last: u64,
 }
 
-impl Group {
+impl ConnectionList {
     fn insert(&mut self, id: ConnectionId, origin: IpAddr) {
         self.last += 1;
         self.members.insert(id, (origin, self.last));
@@ -59,7 +62,7 @@ impl Group {
         Some(origin)
     }
 
-    /// The origin with the most, and how many.
+    /// The number of connections of the origin with the most, and that origin.
     fn largest(&self) -> Option<(usize, IpAddr)> {
         self.by_size.last().copied()
     }
@@ -73,47 +76,49 @@ impl Group {
     }
 }
 
-/// Accepted connections that may have to go.
+/// The accepted connections that may have to give way.
 #[derive(Debug, Default)]
 pub struct Crowd {
-    newcomers: Group,
-    settled: Group,
+    newcomers: ConnectionList,
+    settled: ConnectionList,
 }
 
 impl Crowd {
-    /// A connection is accepted.
+    /// Adds a connection that was accepted from `ip`, as a newcomer.
     pub fn came(&mut self, id: ConnectionId, ip: IpAddr) {
         self.newcomers.insert(id, origin_of(ip));
     }
 
-    /// It has greeted.
+    /// Notes that a newcomer has greeted, or has something under way again.
     pub fn settled(&mut self, id: ConnectionId) {
         if let Some(origin) = self.newcomers.remove(id) {
             self.settled.insert(id, origin);
         }
     }
 
-    /// From now on it makes room for whoever comes: it is being closed, or has nothing under way. Of those that do, the
-    /// one goes first that has for longest.
+    /// Counts a settled connection as the youngest newcomer: it is being closed, or has nothing
+    /// under way.
     pub fn yields(&mut self, id: ConnectionId) {
         if let Some(origin) = self.settled.remove(id) {
             self.newcomers.insert(id, origin);
         }
     }
 
-    /// It is gone, or it is never to go.
+    /// Removes a connection that is gone, or that is never to give way.
     pub fn forget(&mut self, id: ConnectionId) {
         if self.newcomers.remove(id).is_none() {
             self.settled.remove(id);
         }
     }
 
-    /// The newcomer whose place another gets.
+    /// The newcomer to close when all places are taken: [`Crowd::newcomer_of_many`], or else the
+    /// oldest.
     pub fn newcomer_to_go(&self) -> Option<ConnectionId> {
         self.newcomer_of_many().or_else(|| self.newcomers.by_age.values().next().copied())
     }
 
-    /// The oldest newcomer of the origin that has the most of them, if it has more than anybody may.
+    /// The oldest newcomer of the origin that has the most of them, if that has more than
+    /// [`NEWCOMERS_FAIR`].
     pub fn newcomer_of_many(&self) -> Option<ConnectionId> {
         let (most, origin) = self.newcomers.largest()?;
         (most > NEWCOMERS_FAIR).then(|| self.newcomers.of(origin).next()).flatten()
@@ -125,13 +130,14 @@ impl Crowd {
         self.newcomers.by_age.values().copied()
     }
 
-    /// How many have not greeted yet, or are being closed.
+    /// Number of newcomers, connections that are being closed included.
     #[cfg(feature = "grpc")]
     pub fn newcomers(&self) -> usize {
         self.newcomers.by_age.len()
     }
 
-    /// Settled connections of which one is to make room for one from `ip`.
+    /// The settled connections of which one may give way to one from `ip`: those of the origin with
+    /// the most, if that would still have one more than the origin of `ip`.
     pub fn settled_to_go(&self, ip: IpAddr) -> impl Iterator<Item = ConnectionId> {
         let own = self.settled.size_of(origin_of(ip));
         let largest = self.settled.largest().filter(|(most, _)| *most > own + 1);

@@ -1,4 +1,8 @@
-//! The loop itself. The module above tells how it goes.
+//! The event loop's iterations: waiting, accepting, reading, ticks, deadlines and writing.
+//!
+//! The module's header lists the stages of one iteration and the invariants. What a service may ask
+//! for meanwhile is in `handle`; which calls to the system are worth making is decided by
+//! `connection`.
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
@@ -10,22 +14,22 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::accept::{AcceptGate, AcceptStep};
 use super::clock::RunClock;
-use super::connection::{CloseReason, Phase};
-use super::connections::{ConnectionId, Origin};
-use super::handle::{Net, Notice, charge_received};
+use super::connection::{CloseReason, ConnectionPhase};
+use super::connections::{ConnectionId, ConnectionKind};
+use super::handle::{LoopNotice, Net, charge_received};
 use super::listener::Listener;
 use super::service::{LoopConfig, Service};
 use super::wake::{WakeHandle, WakeSource};
 use crate::limits;
 use crate::wire::frame::Deframer;
 
-/// The readiness system failed; there is no loop without it.
+/// The system's readiness notification (epoll) failed, without which there is no loop.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
     /// It could not be set up.
     #[error("cannot set up the event loop: {0}; is the limit on open files too low?")]
     Setup(#[source] io::Error),
-    /// It stopped working.
+    /// It failed while the loop ran.
     #[error("the event loop cannot wait for its sockets: {0}")]
     Poll(#[source] io::Error),
 }
@@ -33,14 +37,14 @@ pub enum LoopError {
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
 
-/// One thread's worth of sockets. Made first, so that worker threads can be given its
-/// [`WakeHandle`]; then [`run`](EventLoop::run) with the service.
+/// The sockets of one thread. It is made before its service, so that worker threads can be given
+/// its [`WakeHandle`], and then [runs](EventLoop::run) with it.
 pub struct EventLoop {
     poll: Poll,
     events: Events,
     wake: WakeSource,
     gate: AcceptGate,
-    /// The cap on accepted connections is reached, and the log says so.
+    /// The limit on accepted connections is reached, and the log has said so.
     full: bool,
     net: Net,
     clock: RunClock,
@@ -79,7 +83,7 @@ impl EventLoop {
         self.wake.handle()
     }
 
-    /// Works for `service` until it calls [`Net::exit`].
+    /// Runs until the service calls [`Net::exit`].
     pub fn run<S: Service>(mut self, service: &mut S) -> Result<(), LoopError> {
         self.net.now = Instant::now();
         self.clock = RunClock::new(self.net.config.turn_max, self.net.now);
@@ -90,7 +94,7 @@ impl EventLoop {
             self.tell_notices(service);
             service.before_sleep(&mut self.net);
             self.flush_dirty();
-            self.net.relieve();
+            self.net.evict_slow_readers();
             if self.net.exiting {
                 return self.leave();
             }
@@ -105,8 +109,8 @@ impl EventLoop {
         }
     }
 
-    /// Sleeps until there is something to do, then takes note of what the system says. The
-    /// answer is whether a wake handle was used.
+    /// Sleeps until there is something to do, then notes which sockets are ready. Returns whether a
+    /// wake handle was used.
     fn wait(&mut self) -> Result<bool, LoopError> {
         self.net.longest_stall = self.net.longest_stall.max(self.clock.seen().elapsed());
         let mut timeout = self.time_to_sleep();
@@ -123,7 +127,8 @@ impl EventLoop {
         let woken = self.wake.take() | std::mem::take(&mut self.net.wake_again);
         for event in &self.events {
             match event.token() {
-                // The notice is in the wake source; the event has only ended the sleep.
+                // The event has only ended the sleep; the wake source says whether there is
+                // something to take.
                 WAKER => {}
                 LISTENER => self.gate.on_ready(),
                 Token(slot) => note_readiness(&mut self.net, slot, event),
@@ -132,7 +137,7 @@ impl EventLoop {
         Ok(woken)
     }
 
-    /// Nothing when work is left over; `None` when only the system can bring any.
+    /// How long to sleep: zero when work is left over, `None` when only the system can bring any.
     fn time_to_sleep(&self) -> Option<Duration> {
         let net = &self.net;
         let now = net.now;
@@ -165,10 +170,16 @@ impl EventLoop {
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 disable_nagle(&stream);
                 let net = &mut self.net;
-                let was_full = net.connections.count(Origin::Accepted) >= net.config.accepted_max;
+                let was_full =
+                    net.connections.count(ConnectionKind::Accepted) >= net.config.accepted_max;
                 if net.make_room(peer.ip()) {
                     self.full &= was_full;
-                    return net.adopt(stream, peer, Origin::Accepted, Phase::Open);
+                    return net.adopt(
+                        stream,
+                        peer,
+                        ConnectionKind::Accepted,
+                        ConnectionPhase::Open,
+                    );
                 }
                 if !std::mem::replace(&mut self.full, true) {
                     log::warn!(
@@ -176,10 +187,10 @@ impl EventLoop {
                         net.config.accepted_max
                     );
                 }
-                if net.connections.count(Origin::Refused) >= net.config.refused_max {
+                if net.connections.count(ConnectionKind::Refused) >= net.config.refused_max {
                     return Err(io::ErrorKind::ConnectionAborted.into());
                 }
-                net.adopt(stream, peer, Origin::Refused, Phase::Open)
+                net.adopt(stream, peer, ConnectionKind::Refused, ConnectionPhase::Open)
             });
             match accepted {
                 Ok(id) => self.welcome(service, id),
@@ -201,8 +212,8 @@ impl EventLoop {
         let Some(connection) = self.net.connections.get(id) else {
             return;
         };
-        let (origin, peer) = (connection.origin, connection.peer);
-        if origin == Origin::Refused {
+        let (kind, peer) = (connection.kind, connection.peer);
+        if kind == ConnectionKind::Refused {
             self.net.send_owned(id, service.refusal(peer));
             self.net.close_after_flush(id);
         } else {
@@ -211,8 +222,8 @@ impl EventLoop {
         self.tell_notices(service);
     }
 
-    /// Gives every scheduled connection one turn, as far as the time of this stage goes. Those it schedules
-    /// again come in the next round, after those that were not reached.
+    /// Gives every scheduled connection one turn, as far as the time of this stage goes. Those it
+    /// schedules again come in the next round, after those that were not reached.
     fn give_turns<S: Service>(&mut self, service: &mut S) {
         let until = Instant::now() + self.net.config.stage_time;
         let mut round = self.net.ready.take_round();
@@ -222,10 +233,10 @@ impl EventLoop {
             };
             connection.scheduled = false;
             match connection.phase {
-                Phase::Connecting => self.finish_dial(service, id),
-                Phase::Open => self.read(service, id),
-                Phase::Flushing => {}
-                Phase::Lingering => self.discard(id),
+                ConnectionPhase::Connecting => self.finish_dial(service, id),
+                ConnectionPhase::Open => self.read(service, id),
+                ConnectionPhase::Flushing => {}
+                ConnectionPhase::Lingering => self.discard(id),
             }
             self.tell_notices(service);
         }
@@ -240,7 +251,8 @@ impl EventLoop {
         let outcome = match stream.take_error() {
             Ok(Some(error)) | Err(error) => Err(error),
             Ok(None) => stream.peer_addr().and_then(|peer| {
-                // Dialling a free port of one's own machine can, rarely, connect a socket to itself.
+                // Dialling a free port of one's own machine can, rarely, connect a socket to
+                // itself.
                 if stream.local_addr()? == peer {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }
@@ -250,7 +262,7 @@ impl EventLoop {
         match outcome {
             Ok(()) => {
                 disable_nagle(stream);
-                connection.phase = Phase::Open;
+                connection.phase = ConnectionPhase::Open;
                 connection.last_received = self.net.now;
                 connection.last_write_progress = self.net.now;
                 self.net.mark_dirty(id);
@@ -266,7 +278,7 @@ impl EventLoop {
         }
     }
 
-    /// One turn of reading: frames that are buffered, then the socket, within the budget.
+    /// One turn of reading: frames that are buffered, then the socket, within the read budget.
     fn read<S: Service>(&mut self, service: &mut S, id: ConnectionId) {
         let Some(connection) = self.net.connections.get_mut(id) else {
             return;
@@ -282,7 +294,7 @@ impl EventLoop {
                 self.net.end(id, reason);
             }
         } else if let Some(connection) = self.net.connections.get_mut(id)
-            && connection.phase == Phase::Open
+            && connection.phase == ConnectionPhase::Open
         {
             connection.deframer = deframer;
             connection.note_partial_frame(self.net.now);
@@ -352,7 +364,8 @@ impl EventLoop {
             if !connection.readable || budget == 0 {
                 return Ok(());
             }
-            // The smallest buffer is everybody's: small frames get through whatever others do.
+            // The smallest buffer is not charged: small frames get through whatever others make
+            // this process hold.
             if connection.raw.is_none()
                 && deframer.memory_bytes() >= limits::FRAME_BUFFER_BYTES_MIN
                 && !self.net.budget.may_grow(id)
@@ -421,12 +434,15 @@ impl EventLoop {
         if self.net.notices.is_empty() {
             return;
         }
-        // Only those that are here now: a service that dials again at once must not hold the loop.
+        // Only the present ones: a service that dials again at once, and fails at once, must not
+        // keep the loop here.
         for notice in std::mem::take(&mut self.net.notices) {
             match notice {
-                Notice::Closed(id, reason) => service.on_closed(&mut self.net, id, &reason),
-                Notice::DialFailed(id, error) => service.on_dial_failed(&mut self.net, id, &error),
-                Notice::RawSent(id) => service.on_raw_sent(&mut self.net, id),
+                LoopNotice::Closed(id, reason) => service.on_closed(&mut self.net, id, &reason),
+                LoopNotice::DialFailed(id, error) => {
+                    service.on_dial_failed(&mut self.net, id, &error)
+                }
+                LoopNotice::RawSent(id) => service.on_raw_sent(&mut self.net, id),
             }
         }
     }
@@ -449,7 +465,7 @@ impl EventLoop {
         }
     }
 
-    /// Looks at every connection's deadlines.
+    /// Closes the connections whose time is over, and returns read buffers of those that are quiet.
     fn sweep<S: Service>(&mut self, service: &mut S) {
         let now = self.net.now;
         if now < self.next_sweep {
@@ -475,7 +491,8 @@ impl EventLoop {
                 }
                 continue;
             }
-            let is_open = self.net.connections.get(id).is_some_and(|c| c.phase == Phase::Open);
+            let is_open =
+                self.net.connections.get(id).is_some_and(|c| c.phase == ConnectionPhase::Open);
             if is_open && matches!(reason, CloseReason::Deadline | CloseReason::FrameSlow { .. }) {
                 self.end_with_farewell(service, id, reason);
             } else {
@@ -497,7 +514,8 @@ impl EventLoop {
     }
 
     fn flush_dirty(&mut self) {
-        // When too much waits, everybody who reads is to have shown it before somebody is closed.
+        // When the budget is exceeded, write to every connection, however long that takes: one that
+        // reads is to have its queue emptied before slow readers are chosen.
         let hurried = !self.net.budget.is_over();
         let until = hurried.then(|| Instant::now() + self.net.config.stage_time);
         let mut round = self.net.dirty.take_round();
@@ -507,7 +525,7 @@ impl EventLoop {
         self.net.dirty.give_back(round);
     }
 
-    /// Writes what is queued and closes every connection, within the time a closing one may take.
+    /// Writes what is queued and closes every connection, within [`LoopConfig::close_linger`].
     fn leave(mut self) -> Result<(), LoopError> {
         self.net.stop_accepting();
         let deadline = self.net.now + self.net.config.close_linger;
@@ -528,7 +546,7 @@ impl EventLoop {
             while let Some(id) = round.next(None) {
                 if let Some(connection) = self.net.connections.get_mut(id) {
                     connection.scheduled = false;
-                    if connection.phase == Phase::Lingering {
+                    if connection.phase == ConnectionPhase::Lingering {
                         self.discard(id);
                     }
                 }
@@ -537,14 +555,15 @@ impl EventLoop {
     }
 }
 
-/// Small frames leave at once. A socket that refuses is already broken, which reading will show.
+/// Has the system send small frames at once. A socket that refuses is already broken, which reading
+/// will show.
 fn disable_nagle(stream: &TcpStream) {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("setting TCP_NODELAY: {error}");
     }
 }
 
-/// Remembers what the system says about a connection and schedules what follows from it.
+/// Notes what the system has reported about a connection and schedules what follows from it.
 ///
 /// An event may be about an earlier connection of the same slot, closed while the event was under
 /// way. That is harmless: readiness is a hint, which the next call on the socket corrects.
@@ -560,7 +579,7 @@ fn note_readiness(net: &mut Net, slot: usize, event: &Event) {
     connection.end_announced |= event.is_read_closed() || event.is_error();
     // A paused connection would not learn from reading that it is broken.
     if event.is_error()
-        && connection.phase != Phase::Connecting
+        && connection.phase != ConnectionPhase::Connecting
         && let Ok(Some(error)) = connection.stream.take_error()
     {
         return net.end(id, CloseReason::Io(error));

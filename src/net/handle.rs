@@ -1,4 +1,8 @@
-//! What a service can do: the handle it gets with every call.
+//! What a service can ask of its event loop: the [`Net`] handle that it gets with every callback.
+//!
+//! Rule: no method blocks or calls back into the service; what a call brings about is reported
+//! later, and what is sent is written at the end of the iteration. Limits on memory and places are
+//! kept here, through `budget` and `crowd`.
 
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
@@ -8,13 +12,13 @@ use bytes::Bytes;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 
-use super::budget::{Budget, Victim};
+use super::budget::{MemoryBudget, Victim};
 use super::buffer::Buffer;
-use super::connection::{CloseReason, Connection, Phase, RawIncoming, SendLimits};
-use super::connections::{ConnectionId, Connections, Origin};
+use super::connection::{CloseReason, Connection, ConnectionPhase, RawIncoming, SendLimits};
+use super::connections::{ConnectionId, ConnectionKind, Connections};
 use super::crowd::Crowd;
 use super::listener::Listener;
-use super::send_queue::{SegmentPool, SendQueue, Written};
+use super::send_queue::{SegmentPool, SendQueue, WriteProgress};
 use super::service::LoopConfig;
 use crate::limits::SEND_SEGMENT_BYTES;
 use crate::wire::frame::Deframer;
@@ -22,7 +26,7 @@ use crate::wire::frame::Deframer;
 /// Why [`Net::try_send`] queued nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// Too much is waiting already.
+    /// The queue is at its limit, [`SendLimits::max_bytes`].
     #[error("too much is waiting to be sent on this connection")]
     Full,
     /// The connection is gone, or about to be.
@@ -32,12 +36,12 @@ pub enum SendError {
 
 /// Connections that wait for their turn, urgent ones apart.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct TurnQueue {
     pub(super) urgent: Vec<ConnectionId>,
     pub(super) others: Vec<ConnectionId>,
 }
 
-impl Waiting {
+impl TurnQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.urgent.is_empty() && self.others.is_empty()
     }
@@ -46,16 +50,16 @@ impl Waiting {
         if urgent { self.urgent.push(id) } else { self.others.push(id) }
     }
 
-    /// Takes everything, to go round once.
-    pub(super) fn take_round(&mut self) -> Round {
+    /// Takes all that wait, so that each gets one turn.
+    pub(super) fn take_round(&mut self) -> TurnRound {
         let urgent = self.urgent.len();
         let mut all = std::mem::take(&mut self.others);
         all.splice(..0, self.urgent.drain(..));
-        Round { all, next: 0, urgent }
+        TurnRound { all, next: 0, urgent }
     }
 
-    /// Puts back what was not reached, before what has come since.
-    pub(super) fn give_back(&mut self, round: Round) {
+    /// Puts those back that were not reached, before those that have come since.
+    pub(super) fn give_back(&mut self, round: TurnRound) {
         let mut rest = round.all;
         rest.drain(..round.next);
         if self.others.is_empty() || !rest.is_empty() {
@@ -65,15 +69,15 @@ impl Waiting {
     }
 }
 
-/// One round of turns.
-pub(super) struct Round {
+/// Connections that get one turn each, urgent ones first.
+pub(super) struct TurnRound {
     all: Vec<ConnectionId>,
     next: usize,
     urgent: usize,
 }
 
-impl Round {
-    /// The next one, unless it may wait and the time is up.
+impl TurnRound {
+    /// The next connection. After `until` only urgent ones are given out.
     pub(super) fn next(&mut self, until: Option<Instant>) -> Option<ConnectionId> {
         let id = *self.all.get(self.next)?;
         let may_wait = self.next >= self.urgent;
@@ -85,8 +89,8 @@ impl Round {
     }
 }
 
-/// Something to tell the service once its present callback has returned.
-pub(super) enum Notice {
+/// What is to be reported to the service once its present callback has returned.
+pub(super) enum LoopNotice {
     Closed(ConnectionId, CloseReason),
     DialFailed(ConnectionId, io::Error),
     RawSent(ConnectionId),
@@ -103,32 +107,32 @@ pub struct Net {
     pub(super) connections: Connections,
     pub(super) now: Instant,
     /// Connections to give a turn.
-    pub(super) ready: Waiting,
+    pub(super) ready: TurnQueue,
     /// Connections with something to write.
-    pub(super) dirty: Waiting,
-    /// The tick that is being told is not the first of this iteration.
+    pub(super) dirty: TurnQueue,
+    /// The present tick is not the first of this iteration.
     pub(super) tick_is_late: bool,
-    /// The service has left completions behind.
+    /// The service has asked for another `on_wake` before the loop sleeps.
     pub(super) wake_again: bool,
-    pub(super) notices: Vec<Notice>,
+    pub(super) notices: Vec<LoopNotice>,
     /// What accepted connections make this process hold.
-    pub(super) budget: Budget,
-    /// Those of them that may have to make room.
+    pub(super) budget: MemoryBudget,
+    /// The accepted connections that may have to give way.
     pub(super) crowd: Crowd,
-    /// Connections that are not read because of it.
+    /// Connections that are not read until the budget has room.
     pub(super) held_back: Vec<ConnectionId>,
-    /// The loop is not to sleep past this.
+    /// The time past which the loop does not sleep.
     pub(super) alarm: Option<Instant>,
     pub(super) pool: SegmentPool,
     pub(super) exiting: bool,
-    /// The longest that an iteration has taken.
+    /// The longest time between two waits for the sockets, sleep not counted.
     pub(super) longest_stall: Duration,
 }
 
 impl Net {
     pub(super) fn new(config: LoopConfig, registry: Registry) -> Net {
         Net {
-            budget: Budget::new(config.budget),
+            budget: MemoryBudget::new(config.budget),
             crowd: Crowd::default(),
             held_back: Vec::new(),
             config,
@@ -136,8 +140,8 @@ impl Net {
             listener: None,
             connections: Connections::default(),
             now: Instant::now(),
-            ready: Waiting::default(),
-            dirty: Waiting::default(),
+            ready: TurnQueue::default(),
+            dirty: TurnQueue::default(),
             tick_is_late: false,
             wake_again: false,
             notices: Vec::new(),
@@ -154,8 +158,8 @@ impl Net {
         self.now
     }
 
-    /// Sets the time past which the loop is not to sleep, in place of the one set before, or none. The
-    /// system rounds it up to a millisecond. What follows is an iteration like any other, with
+    /// Sets the time past which the loop is not to sleep, in place of the one set before, or none.
+    /// The system rounds it up to a millisecond. What follows is an iteration like any other, with
     /// [`Service::before_sleep`](super::Service::before_sleep) at its end.
     pub fn set_alarm(&mut self, at: Option<Instant>) {
         self.alarm = at;
@@ -213,8 +217,8 @@ impl Net {
         }
     }
 
-    /// As [`Net::send`], for bytes that are not a frame but follow one that announces them. They are
-    /// never copied, and dropped as soon as the system has them all, of which
+    /// As [`Net::send`], for bytes that are not a frame but follow one that announces them. They
+    /// are never copied, and dropped as soon as the system has them all, of which
     /// [`Service::on_raw_sent`](super::Service::on_raw_sent) tells.
     pub fn send_raw(&mut self, id: ConnectionId, bytes: Bytes) -> bool {
         let sent = self.queue(id, |queue, max, _| queue.append_lent(max, bytes));
@@ -228,7 +232,9 @@ impl Net {
     /// bytes will be taken.
     pub fn receive_raw(&mut self, id: ConnectionId, buffer: Buffer) -> bool {
         match self.connections.get_mut(id) {
-            Some(connection) if connection.phase == Phase::Open && connection.raw.is_none() => {
+            Some(connection)
+                if connection.phase == ConnectionPhase::Open && connection.raw.is_none() =>
+            {
                 connection.raw = Some(RawIncoming { buffer, filled: 0 });
                 self.schedule(id);
                 true
@@ -247,22 +253,23 @@ impl Net {
         self.connections.get(id).map_or(0, |connection| connection.raw_bytes)
     }
 
-    /// Gives this connection's turns before those of others, and without regard to the time that theirs
-    /// take: for the few that carry little and must not wait.
+    /// Gives this connection's turns before those of others, and without regard to the time that
+    /// theirs take: for the few that carry little and must not wait.
     pub fn set_urgent(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.urgent = true;
         }
     }
 
-    /// In [`Service::on_tick`](super::Service::on_tick): whether this tick only makes up for time in which the
-    /// loop was away, another one having been told in this iteration.
+    /// In [`Service::on_tick`](super::Service::on_tick): whether this tick only makes up for a
+    /// stall of the loop, and is not the first of this iteration.
     pub fn tick_is_late(&self) -> bool {
         self.tick_is_late
     }
 
-    /// Has [`Service::on_wake`](super::Service::on_wake) called in the next iteration again, before which the
-    /// loop does not sleep: for a service that leaves something behind so as not to take too long.
+    /// Has [`Service::on_wake`](super::Service::on_wake) called again in the next iteration,
+    /// without a sleep before it: for a service that leaves completions for later so as not to
+    /// stall the loop.
     pub fn wake_again(&mut self) {
         self.wake_again = true;
     }
@@ -287,16 +294,18 @@ impl Net {
     /// [`Service::on_connected`](super::Service::on_connected) or
     /// [`Service::on_dial_failed`](super::Service::on_dial_failed), also when it is known at once.
     pub fn dial(&mut self, address: SocketAddr) -> ConnectionId {
-        let attempt = if self.connections.count(Origin::Dialled) >= self.config.dialled_max {
+        let attempt = if self.connections.count(ConnectionKind::Dialled) >= self.config.dialled_max
+        {
             Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections dialled"))
         } else {
             TcpStream::connect(address)
         };
-        let outcome = attempt
-            .and_then(|stream| self.adopt(stream, address, Origin::Dialled, Phase::Connecting));
+        let outcome = attempt.and_then(|stream| {
+            self.adopt(stream, address, ConnectionKind::Dialled, ConnectionPhase::Connecting)
+        });
         outcome.unwrap_or_else(|error| {
             let id = self.connections.fresh_id();
-            self.notices.push(Notice::DialFailed(id, error));
+            self.notices.push(LoopNotice::DialFailed(id, error));
             id
         })
     }
@@ -324,15 +333,15 @@ impl Net {
         }
     }
 
-    /// As [`Net::pause_reading`], and independent of it: until the frame that was handed out last, which is worked
-    /// on elsewhere, is done with.
+    /// As [`Net::pause_reading`], and independent of it: until the frame that was handed out last,
+    /// which is worked on elsewhere, is done with.
     pub fn hold_frames(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.held = true;
         }
     }
 
-    /// Undoes [`Net::hold_frames`].
+    /// Hands out frames again after [`Net::hold_frames`].
     pub fn release_frames(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id)
             && std::mem::take(&mut connection.held)
@@ -342,7 +351,7 @@ impl Net {
         }
     }
 
-    /// Undoes [`Net::pause_reading`].
+    /// Reads and hands out frames again after [`Net::pause_reading`].
     pub fn resume_reading(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id)
             && connection.paused
@@ -367,21 +376,23 @@ impl Net {
     }
 
     /// Closes the connection with [`CloseReason::Deadline`] at `deadline`, or never. A new
-    /// connection has the hand-shake's deadline: replace it, or take it away when it has [greeted](Net::greeted).
+    /// connection has the hand-shake's deadline: replace it, or take it away when it has
+    /// [greeted](Net::greeted).
     pub fn set_deadline(&mut self, id: ConnectionId, deadline: Option<Instant>) {
         if let Some(connection) = self.connections.get_mut(id) {
             connection.deadline = deadline;
         }
     }
 
-    /// The greeting is done: the connection has no deadline any more, and does not give way to newcomers.
+    /// The greeting is done: the connection has no deadline any more, and does not give way to
+    /// newcomers.
     pub fn greeted(&mut self, id: ConnectionId) {
         self.set_deadline(id, None);
         self.crowd.settled(id);
     }
 
-    /// Whether nothing is under way on a connection that has greeted: such a one gives way to newcomers, as if it had not,
-    /// and the one that has been idle for longest goes first.
+    /// Whether nothing is under way on a connection that has greeted: such a one gives way to
+    /// newcomers, as if it had not, and the one that has been idle for longest goes first.
     pub fn set_idle(&mut self, id: ConnectionId, is_idle: bool) {
         match is_idle {
             true => self.crowd.yields(id),
@@ -389,13 +400,14 @@ impl Net {
         }
     }
 
-    /// Whoever comes, this connection never makes room.
+    /// Exempts a connection from ever giving way: those between the group's own servers.
     pub fn protect(&mut self, id: ConnectionId) {
         self.crowd.forget(id);
     }
 
-    /// Closes a connection that has greeted, in favour of one from `ip`: the one silent for longest, from the
-    /// address that has the most. `false`: that one does not have more than `ip` would.
+    /// Closes a connection that has greeted, in favour of one from `ip`: the one silent for
+    /// longest, from the address that has the most. `false`: that one does not have more than `ip`
+    /// would.
     pub fn displace(&mut self, ip: IpAddr) -> bool {
         let silent_since = |id: &ConnectionId| Some(self.connections.get(*id)?.last_received);
         let victim = self.crowd.settled_to_go(ip).min_by_key(silent_since);
@@ -410,9 +422,10 @@ impl Net {
         self.end(id, CloseReason::Displaced);
     }
 
-    /// Makes room for a connection from `ip` that is to be accepted, if there is none.
+    /// Makes room for a connection from `ip` that is to be accepted, if all places are taken.
+    /// `false` when nobody gives way to it.
     pub(super) fn make_room(&mut self, ip: IpAddr) -> bool {
-        if self.connections.count(Origin::Accepted) < self.config.accepted_max {
+        if self.connections.count(ConnectionKind::Accepted) < self.config.accepted_max {
             return true;
         }
         match self.crowd.newcomer_to_go() {
@@ -440,15 +453,15 @@ impl Net {
 
     /// Connections accepted and not yet gone.
     pub fn accepted_connections(&self) -> usize {
-        self.connections.count(Origin::Accepted)
+        self.connections.count(ConnectionKind::Accepted)
     }
 
     /// Connections dialled, or being dialled, and not yet gone.
     pub fn dialled_connections(&self) -> usize {
-        self.connections.count(Origin::Dialled)
+        self.connections.count(ConnectionKind::Dialled)
     }
 
-    /// Stops listening; established connections go on.
+    /// Closes the listener; established connections stay.
     pub fn stop_accepting(&mut self) {
         if let Some(mut listener) = self.listener.take()
             && let Err(error) = self.registry.deregister(&mut listener.inner)
@@ -464,13 +477,13 @@ impl Net {
         self.exiting = true;
     }
 
-    /// Takes a socket into the slab. `peer` is its other end.
+    /// Takes a socket into the slab, with `peer` as the address of its other end.
     pub(super) fn adopt(
         &mut self,
         mut stream: TcpStream,
         peer: SocketAddr,
-        origin: Origin,
-        phase: Phase,
+        kind: ConnectionKind,
+        phase: ConnectionPhase,
     ) -> io::Result<ConnectionId> {
         if let Some(congestion) = &self.config.congestion
             && let Err(error) = rustix::net::sockopt::set_tcp_congestion(&stream, congestion)
@@ -489,13 +502,14 @@ impl Net {
         let id = self.connections.insert(Connection {
             stream,
             peer,
-            origin,
+            kind,
             phase,
-            announced: origin != Origin::Refused,
+            announced: kind != ConnectionKind::Refused,
             close_reason: CloseReason::Local,
             readable: false,
-            // A fresh connection takes some bytes, or its first write says otherwise.
-            writable: phase == Phase::Open,
+            // A new connection has room in the system's buffer, or its first write shows that it
+            // has not.
+            writable: phase == ConnectionPhase::Open,
             end_announced: false,
             urgent: false,
             frames_left: false,
@@ -521,7 +535,7 @@ impl Net {
             last_received: self.now,
             last_write_progress: self.now,
         });
-        if origin == Origin::Accepted {
+        if kind == ConnectionKind::Accepted {
             self.budget.open(id, peer.ip());
             self.crowd.came(id, peer.ip());
         }
@@ -547,7 +561,8 @@ impl Net {
         }
     }
 
-    /// Reads nothing more from a connection until [`Net::relieve`] finds room for it.
+    /// Reads nothing more from a connection until [`Net::evict_slow_readers`] finds room in the
+    /// budget for it.
     pub(super) fn hold_back(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.get_mut(id)
             && !connection.held_back
@@ -575,17 +590,17 @@ impl Net {
                     if flushed.bytes > 0 {
                         connection.last_write_progress = self.now;
                     }
-                    let sent = std::iter::repeat_with(|| Notice::RawSent(id));
+                    let sent = std::iter::repeat_with(|| LoopNotice::RawSent(id));
                     self.notices.extend(sent.take(flushed.lent));
                     flushed.state
                 }
                 Err(error) => return self.end(id, CloseReason::Io(error)),
             };
-            connection.writable = state != Written::Blocked;
+            connection.writable = state != WriteProgress::Blocked;
             if !wanted_read && connection.wants_read() {
                 self.schedule(id);
             }
-            if state == Written::Budget {
+            if state == WriteProgress::Budget {
                 self.mark_dirty(id);
             }
         }
@@ -595,7 +610,8 @@ impl Net {
         self.linger_if_flushed(id);
     }
 
-    /// Ends a connection: forgets it, closes its socket and, if the service knows it, says so.
+    /// Ends a connection: forgets it, closes its socket and, if the service knows it, has that
+    /// reported.
     pub(super) fn end(&mut self, id: ConnectionId, reason: CloseReason) {
         let Some(mut connection) = self.connections.remove(id) else {
             return;
@@ -609,30 +625,33 @@ impl Net {
             return;
         }
         self.notices.push(match (connection.phase, reason) {
-            (Phase::Connecting, CloseReason::Io(error)) => Notice::DialFailed(id, error),
-            (Phase::Connecting, CloseReason::Deadline) => {
-                Notice::DialFailed(id, io::ErrorKind::TimedOut.into())
+            (ConnectionPhase::Connecting, CloseReason::Io(error)) => {
+                LoopNotice::DialFailed(id, error)
             }
-            (Phase::Connecting, reason) => Notice::DialFailed(
+            (ConnectionPhase::Connecting, CloseReason::Deadline) => {
+                LoopNotice::DialFailed(id, io::ErrorKind::TimedOut.into())
+            }
+            (ConnectionPhase::Connecting, reason) => LoopNotice::DialFailed(
                 id,
                 io::Error::new(io::ErrorKind::ConnectionAborted, reason.to_string()),
             ),
-            (_, reason) => Notice::Closed(id, reason),
+            (_, reason) => LoopNotice::Closed(id, reason),
         });
     }
 
-    /// Makes room when accepted connections make this process hold more than they may. First goes memory
-    /// that nobody needs, then connections. Called when everything that sockets would take has been
-    /// written: who reads has little waiting then. Afterwards those that were held back for want of room
-    /// go on, as far as there is some.
-    pub(super) fn relieve(&mut self) {
+    /// Frees memory when accepted connections make this process hold more than the budget: first
+    /// buffers that are empty, then the connections with the most byte-seconds. It is called when
+    /// everything that sockets take has been written, so that a connection that is read by its
+    /// other side has little waiting. Afterwards connections that were not read for want of room
+    /// are read again, as far as there is some.
+    pub(super) fn evict_slow_readers(&mut self) {
         if self.budget.is_over() {
             for (id, connection) in self.connections.iter_mut() {
                 connection.deframer.release_if_empty();
                 connection.received_charged = connection.deframer.memory_bytes();
                 connection.queued_charged = connection.queue.held_bytes();
                 let (received, queued) = (connection.received_charged, connection.queued_charged);
-                // How long they have stood is told only here, where it counts.
+                // Ages are brought up to date only here, where they decide something.
                 self.budget.set_received(id, received, connection.received_since);
                 self.budget.set_queued(id, queued, connection.queued_since(self.now));
             }
@@ -652,19 +671,20 @@ impl Net {
         }
     }
 
-    /// Counts what a request of this connection is about to hold. `false`: so much more may not be held
-    /// for it, for its origin, or for all; refuse the request with `BUSY`. What was counted is to be
-    /// [released](Net::release), also when the connection has gone meanwhile.
+    /// Charges the budget with what a request of this connection is about to hold. `false` when its
+    /// connection, its origin or the process has no room for that: the request is to be refused
+    /// with `BUSY`. What was charged is to be [released](Net::release), also when the connection
+    /// has gone meanwhile.
     pub fn try_hold(&mut self, id: ConnectionId, bytes: usize) -> bool {
         self.budget.try_hold(id, bytes)
     }
 
-    /// A request does not hold this any more.
+    /// Takes back a charge of [`Net::try_hold`], when the request holds that no longer.
     pub fn release(&mut self, id: ConnectionId, bytes: usize) {
         self.budget.release(id, bytes);
     }
 
-    /// Bytes that accepted connections make this process hold, as far as the budget counts them.
+    /// Bytes that accepted connections make this process hold, as the budget counts them.
     pub fn budget_bytes(&self) -> usize {
         self.budget.bytes()
     }
@@ -675,9 +695,9 @@ impl Net {
             return;
         };
         match connection.phase {
-            Phase::Connecting => self.end(id, reason),
-            Phase::Open => {
-                connection.phase = Phase::Flushing;
+            ConnectionPhase::Connecting => self.end(id, reason),
+            ConnectionPhase::Open => {
+                connection.phase = ConnectionPhase::Flushing;
                 connection.close_reason = reason;
                 connection.deadline = Some(self.now + self.config.write_stall_timeout);
                 connection.deframer = Deframer::default();
@@ -687,38 +707,39 @@ impl Net {
                 self.crowd.yields(id);
                 self.mark_dirty(id);
             }
-            Phase::Flushing | Phase::Lingering => {}
+            ConnectionPhase::Flushing | ConnectionPhase::Lingering => {}
         }
     }
 
-    /// A connection whose last word is written closes its half and waits for the other side's.
+    /// Closes this side's half of a connection whose last bytes are written, and waits for the
+    /// other side to close its half.
     fn linger_if_flushed(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(id) else {
             return;
         };
-        if connection.phase != Phase::Flushing || !connection.queue.is_empty() {
+        if connection.phase != ConnectionPhase::Flushing || !connection.queue.is_empty() {
             return;
         }
         let reason = std::mem::replace(&mut connection.close_reason, CloseReason::Local);
         if std::mem::replace(&mut connection.announced, false) {
-            self.notices.push(Notice::Closed(id, reason));
+            self.notices.push(LoopNotice::Closed(id, reason));
         }
         if connection.stream.shutdown(Shutdown::Write).is_err() {
             return self.end(id, CloseReason::Local);
         }
-        connection.phase = Phase::Lingering;
+        connection.phase = ConnectionPhase::Lingering;
         connection.deadline = Some(self.now + self.config.close_linger);
         self.schedule(id);
     }
 
-    /// Runs `add` on the queue of a connection that can still be sent to. `None`: it cannot.
+    /// Runs `add` on the queue of a connection; `None` when nothing can be sent on it any more.
     fn queue(
         &mut self,
         id: ConnectionId,
         add: impl FnOnce(&mut SendQueue, usize, &mut SegmentPool) -> Result<(), usize>,
     ) -> Option<Result<(), usize>> {
         let connection = self.connections.get_mut(id)?;
-        if !matches!(connection.phase, Phase::Connecting | Phase::Open) {
+        if !matches!(connection.phase, ConnectionPhase::Connecting | ConnectionPhase::Open) {
             return None;
         }
         if connection.queue.is_empty() {
@@ -751,9 +772,9 @@ impl Net {
     }
 }
 
-/// Tells the budget how much memory holds received bytes of a connection now.
+/// Charges the budget with the memory that holds received bytes of a connection.
 pub(super) fn charge_received(
-    budget: &mut Budget,
+    budget: &mut MemoryBudget,
     id: ConnectionId,
     connection: &mut Connection,
     bytes: usize,
@@ -764,8 +785,13 @@ pub(super) fn charge_received(
     }
 }
 
-/// Tells it what holds queued ones.
-fn charge_queued(budget: &mut Budget, id: ConnectionId, connection: &mut Connection, now: Instant) {
+/// Charges the budget with the memory that holds queued bytes of a connection.
+fn charge_queued(
+    budget: &mut MemoryBudget,
+    id: ConnectionId,
+    connection: &mut Connection,
+    now: Instant,
+) {
     let bytes = connection.queue.held_bytes();
     if bytes > 0 || connection.queued_charged > 0 {
         connection.queued_charged = bytes;

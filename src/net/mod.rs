@@ -6,8 +6,8 @@
 //! knows frames, not messages.
 //!
 //! Between frames a connection may carry *raw* bytes, whose number a frame has announced: file
-//! contents, which are neither encoded nor copied into frames. [`Net::send_raw`] queues them as they
-//! lie in memory; [`Net::receive_raw`] has the next bytes of a connection read straight into a
+//! contents, which are neither encoded nor copied into frames. [`Net::send_raw`] queues them as
+//! they lie in memory; [`Net::receive_raw`] has the next bytes of a connection read straight into a
 //! [`Buffer`], up to its length and not a byte further, after which frames go on.
 //!
 //! How one iteration goes:
@@ -15,12 +15,12 @@
 //! 1. Sleep until a socket is ready, a [`WakeHandle`] is used, or a tick or deadline is due. The
 //!    monotonic clock is read once, here.
 //! 2. Accept a bounded number of connections, give every ready connection one bounded turn of
-//!    reading, then tell the service about wakes, ticks and expired deadlines. Urgent connections come
-//!    first; the others as far as [`LoopConfig::stage_time`] goes, and those not reached come first in the
-//!    next iteration.
+//!    reading, then report wakes, ticks and expired deadlines to the service. Urgent connections
+//!    come first; the others as far as [`LoopConfig::stage_time`] goes, and those not reached come
+//!    first in the next iteration.
 //! 3. Call [`Service::before_sleep`], where a service does what it has gathered.
-//! 4. Write what was queued: one vectored write per connection, when the socket takes it; likewise as far
-//!    as the time goes.
+//! 4. Write what was queued: one vectored write per connection, when the socket takes it; likewise
+//!    as far as the time goes.
 //!
 //! Invariants:
 //!
@@ -35,22 +35,22 @@
 //!   connection buffers at most one incomplete frame and one read. (What was read together with the
 //!   frame that announces raw bytes is copied from there; a connection that carries little but raw
 //!   bytes keeps its smallest read buffer.)
-//! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds, silence
-//!   and slowness end that connection with a [`CloseReason`]; errors of accepting pause accepting.
-//!   Only a failure of the readiness system itself ends the loop.
-//! - **Places are shared** (`crowd`): when all are taken, whoever has not greeted gives way to whoever comes, and an
-//!   origin that has many to one that has few.
-//! - **What others make this process hold is counted** (`budget`), by connection, by origin and in all;
-//!   past a limit somebody is not read, or has to go.
+//! - **One bad connection costs one connection.** Errors of a socket, lengths out of bounds,
+//!   silence and slowness end that connection with a [`CloseReason`]; errors of accepting pause
+//!   accepting. Only a failure of the readiness system itself ends the loop.
+//! - **Places are shared** (`crowd`): when all are taken, a connection that has not greeted gives
+//!   way to a new one, and an origin that has many to one that has few.
+//! - **What others make this process hold is counted** (`budget`), by connection, by origin and in
+//!   all; past a limit a connection is not read, or is closed.
 //! - **Ids are never confused.** A [`ConnectionId`] names one connection for ever; using it after
 //!   the connection is gone does nothing.
 //! - **Callbacks are never nested.** What a call to [`Net`] brings about, such as the end of a
-//!   connection, is told to the service after its present callback has returned. Every connection
-//!   a service was told of or has dialled ends with exactly one [`Service::on_closed`], or
-//!   [`Service::on_dial_failed`] when it never came about.
+//!   connection, is reported to the service after its present callback has returned. Every
+//!   connection that was reported to a service, or that it has dialled, ends with exactly one
+//!   [`Service::on_closed`], or [`Service::on_dial_failed`] when it never came about.
 //!
-//! Left out: names (addresses are resolved elsewhere, since that blocks), TLS, datagrams, half-closed
-//! connections (the end of the other side's stream is the end of the connection).
+//! Left out: names (addresses are resolved elsewhere, since that blocks), TLS, datagrams,
+//! half-closed connections (the end of the other side's stream is the end of the connection).
 
 mod accept;
 pub mod backoff;

@@ -1,4 +1,7 @@
-//! What waits to be written to one socket.
+//! The queue of bytes that wait to be written to one socket.
+//!
+//! Small frames are gathered into segments, long runs of bytes stay where they lie; all of it goes
+//! out in order, in vectored writes. How long the queue may be is said by whoever appends.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
@@ -7,10 +10,11 @@ use bytes::Bytes;
 
 use crate::limits::{SEND_SEGMENT_BYTES, SEND_SEGMENTS_KEEP};
 
-/// Slices offered to the system in one write.
+/// Slices offered to the system in one vectored write: as many segments as a socket's buffer holds,
+/// and some more.
 const SLICES_PER_WRITE: usize = 16;
 
-/// Emptied segments, shared by all connections of a loop.
+/// Emptied segments, which all connections of a loop use again.
 #[derive(Debug, Default)]
 pub(super) struct SegmentPool {
     free: Vec<Vec<u8>>,
@@ -30,10 +34,10 @@ impl SegmentPool {
     }
 }
 
-/// How far a write got.
+/// Why a write came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
-    /// Nothing is left.
+pub(super) enum WriteProgress {
+    /// The queue is empty.
     Drained,
     /// The socket takes no more for now.
     Blocked,
@@ -44,22 +48,22 @@ pub(super) enum Written {
 /// What a write has brought about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flushed {
-    /// Bytes written.
+    /// Number of bytes that the system has taken.
     pub(super) bytes: usize,
-    /// Lent runs of bytes of which the last byte was written.
+    /// Number of lent runs of bytes that were written to their end.
     pub(super) lent: usize,
-    /// How far it got.
-    pub(super) state: Written,
+    /// Why it stopped there.
+    pub(super) state: WriteProgress,
 }
 
-/// Some of what waits.
+/// A run of bytes of the queue, by who holds its memory.
 #[derive(Debug)]
 enum Segment {
-    /// Frames, in memory that is used again.
+    /// Frames, in memory that goes back to the pool.
     Frames(Vec<u8>),
-    /// Bytes that somebody else holds and is told of when they are written.
+    /// Bytes that the service has lent, and is told of when they are written.
     Lent(Bytes),
-    /// Bytes that somebody else may hold as well.
+    /// Bytes that others may hold as well.
     Shared(Bytes),
 }
 
@@ -88,25 +92,25 @@ pub(super) struct SendQueue {
     segments: VecDeque<Segment>,
     head_written: usize,
     queued: usize,
-    /// Memory of all segments.
+    /// Bytes of memory that all segments take.
     held: usize,
-    /// Bytes that have been written ever.
+    /// Bytes written since the connection began.
     written: u64,
 }
 
 impl SendQueue {
-    /// Bytes waiting.
+    /// Bytes that wait to be written.
     pub(super) fn queued_bytes(&self) -> usize {
         self.queued
     }
 
-    /// Bytes of memory: those waiting, the written ones of the segment that is being written, and what
-    /// segments have room for.
+    /// Bytes of memory: those waiting, the written ones of the segment that is being written, and
+    /// what segments have room for.
     pub(super) fn held_bytes(&self) -> usize {
         self.held
     }
 
-    /// Bytes that have been queued ever, and those of them that have been written.
+    /// Bytes queued since the connection began, and those of them that have been written.
     pub(super) fn ever(&self) -> (u64, u64) {
         (self.written + self.queued as u64, self.written)
     }
@@ -136,8 +140,9 @@ impl SendQueue {
         };
         let length_before = segment.len();
         write(&mut segment);
-        // Frames of other messages stand before it: a writer only ever appends.
-        debug_assert!(segment.len() >= length_before);
+        // Frames of other messages stand before it.
+        let length = segment.len();
+        assert!(length >= length_before, "a writer left {length} of {length_before} bytes");
         let added = segment.len().saturating_sub(length_before);
         let wanted = self.queued + added;
         let fits = wanted <= bytes_max;
@@ -154,7 +159,8 @@ impl SendQueue {
         if fits { Ok(()) } else { Err(wanted) }
     }
 
-    /// Appends bytes the caller already has. A long run becomes a segment of its own, uncopied.
+    /// Appends bytes the caller already has. A long run becomes a segment of its own and is not
+    /// copied.
     pub(super) fn append_owned(
         &mut self,
         bytes_max: usize,
@@ -178,7 +184,7 @@ impl SendQueue {
         self.segments.push_back(segment);
     }
 
-    /// Appends bytes that stay where they are.
+    /// Appends bytes that stay where they are, and whose writing the service is told of.
     pub(super) fn append_lent(&mut self, bytes_max: usize, bytes: Bytes) -> Result<(), usize> {
         let wanted = self.queued + bytes.len();
         if wanted > bytes_max {
@@ -217,10 +223,10 @@ impl SendQueue {
         let (mut bytes, mut lent) = (0, 0);
         loop {
             if self.is_empty() {
-                return Ok(Flushed { bytes, lent, state: Written::Drained });
+                return Ok(Flushed { bytes, lent, state: WriteProgress::Drained });
             }
             if bytes >= budget {
-                return Ok(Flushed { bytes, lent, state: Written::Budget });
+                return Ok(Flushed { bytes, lent, state: WriteProgress::Budget });
             }
             match self.write_once(socket) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -229,7 +235,7 @@ impl SendQueue {
                     lent += self.advance(written, pool);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Flushed { bytes, lent, state: Written::Blocked });
+                    return Ok(Flushed { bytes, lent, state: WriteProgress::Blocked });
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -323,13 +329,13 @@ mod tests {
         let mut pipe = Pipe { taken: Vec::new(), room: 0, step: 4_099 };
         let mut lent = 0;
         while !queue.is_empty() {
-            let blocked = Flushed { bytes: 0, lent: 0, state: Written::Blocked };
+            let blocked = Flushed { bytes: 0, lent: 0, state: WriteProgress::Blocked };
             assert_eq!(queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap(), blocked);
             pipe.room = 50_021;
             let before = queue.queued_bytes();
             let flushed = queue.write_to(&mut pipe, usize::MAX, &mut pool).unwrap();
             assert_eq!(queue.queued_bytes(), before - flushed.bytes);
-            assert_eq!(flushed.state == Written::Drained, queue.is_empty());
+            assert_eq!(flushed.state == WriteProgress::Drained, queue.is_empty());
             lent += flushed.lent;
             pipe.room = 0;
         }
@@ -361,7 +367,7 @@ mod tests {
         let mut queue = SendQueue::default();
         queue.append_owned(usize::MAX, &mut pool, vec![1; 100_000]).unwrap();
         let mut pipe = Pipe { taken: Vec::new(), room: usize::MAX, step: 1_000 };
-        let expected = Flushed { bytes: 5_000, lent: 0, state: Written::Budget };
+        let expected = Flushed { bytes: 5_000, lent: 0, state: WriteProgress::Budget };
         assert_eq!(queue.write_to(&mut pipe, 4_500, &mut pool).unwrap(), expected);
     }
 

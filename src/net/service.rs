@@ -1,4 +1,4 @@
-//! What the loop asks of whoever it works for.
+//! The trait that an event loop's service implements, and the loop's configuration.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,22 +11,23 @@ use super::connections::ConnectionId;
 use super::handle::Net;
 use crate::limits;
 
-/// What an event loop works for. Every callback runs on the loop's thread and must not block.
+/// The callbacks of an event loop. They run on the loop's thread, one at a time, and must not
+/// block.
 pub trait Service {
-    /// The loop begins: the place for first dials.
+    /// Called once before the first iteration, for instance to dial.
     fn on_start(&mut self, net: &mut Net) {
         let _ = net;
     }
 
-    /// Someone connected from `peer`.
+    /// A connection from `peer` was accepted.
     fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, peer: SocketAddr);
 
-    /// A dial succeeded.
+    /// A connection that [`Net::dial`] began is established.
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
         let _ = (net, connection);
     }
 
-    /// A dial failed; its id is gone.
+    /// A connection that [`Net::dial`] began could not be established; its id is gone already.
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
         let _ = (net, connection, error);
     }
@@ -34,9 +35,9 @@ pub trait Service {
     /// A whole frame came; `frame` is its body, at least one byte.
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]);
 
-    /// A whole frame came that is at least [`LoopConfig::large_frame_bytes`] long; its body, in pieces. To
-    /// decode it on another thread and keep the order of the connection's frames, pause reading until that is
-    /// done.
+    /// A whole frame came that is at least [`LoopConfig::large_frame_bytes`] long; its body, in
+    /// pieces. To decode it on another thread and keep the order of the connection's frames, pause
+    /// reading until that is done.
     fn on_large_frame(&mut self, net: &mut Net, connection: ConnectionId, pieces: Vec<Vec<u8>>) {
         self.on_frame(net, connection, &pieces.concat());
     }
@@ -54,12 +55,13 @@ pub trait Service {
     /// A connection ended; its id is gone already.
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason);
 
-    /// A [`WakeHandle`](super::WakeHandle) was used: take what other threads have left.
+    /// A [`WakeHandle`](super::WakeHandle) was used: other threads have left something to take.
     fn on_wake(&mut self, net: &mut Net) {
         let _ = net;
     }
 
-    /// Time passes, in steps of [`LoopConfig::tick_interval`].
+    /// Called once every [`LoopConfig::tick_interval`]. After a stall of the loop some ticks are
+    /// made up for.
     fn on_tick(&mut self, net: &mut Net) {
         let _ = net;
     }
@@ -71,14 +73,16 @@ pub trait Service {
         true
     }
 
-    /// Everything at hand has been told. What is sent now still goes out before the loop sleeps.
+    /// Called at the end of each iteration's callbacks. What is sent here still goes out before the
+    /// loop sleeps.
     fn before_sleep(&mut self, net: &mut Net) {
         let _ = net;
     }
 
     /// The last word, as whole frames, on an open connection that this side ends because its stream
-    /// cannot be understood ([`CloseReason::Frame`]), comes too slowly ([`CloseReason::FrameSlow`]) or its
-    /// deadline passed ([`CloseReason::Deadline`]); nothing by default. The connection's end is told as usual.
+    /// cannot be understood ([`CloseReason::Frame`]), comes too slowly ([`CloseReason::FrameSlow`])
+    /// or its deadline passed ([`CloseReason::Deadline`]); nothing by default. The connection's end
+    /// is told as usual.
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         let _ = (connection, reason);
         Vec::new()
@@ -94,27 +98,28 @@ pub trait Service {
 /// The limits of one event loop; [`Default`] takes them from [`limits`].
 #[derive(Clone, Debug)]
 pub struct LoopConfig {
-    /// Time between [`Service::on_tick`] calls; `None` for none.
+    /// Time between [`Service::on_tick`] calls; `None` for no ticks.
     pub tick_interval: Option<Duration>,
-    /// Accepted connections held at once.
+    /// The most accepted connections at once.
     pub accepted_max: usize,
-    /// Connections over that number which are being told so at once.
+    /// The most connections beyond that number which are being refused at once.
     pub refused_max: usize,
-    /// Dialled connections held at once.
+    /// The most dialled connections at once.
     pub dialled_max: usize,
-    /// The cap on frame bodies of a new connection.
+    /// The most bytes of a frame's body on a new connection.
     pub first_frame_bytes_max: usize,
     /// The send limits of a new connection.
     pub send_limits: SendLimits,
-    /// What accepted connections may make this process hold.
+    /// The memory that accepted connections may make this process hold.
     pub budget: BudgetLimits,
-    /// Frames at least this long are handed over by [`Service::on_large_frame`]; none is when absent.
+    /// Frames at least this long are handed over by [`Service::on_large_frame`]; with `None`, none
+    /// are.
     pub large_frame_bytes: Option<usize>,
     /// How long one stage of an iteration may take before the loop goes on to the next.
     pub stage_time: Duration,
-    /// Bytes read from a connection a turn.
+    /// The most bytes read from a connection in one turn.
     pub read_budget_bytes: usize,
-    /// Bytes written to a connection a turn.
+    /// The most bytes written to a connection in one turn.
     pub write_budget_bytes: usize,
     /// The first deadline of a new connection, dialling included.
     pub handshake_timeout: Duration,
@@ -127,8 +132,9 @@ pub struct LoopConfig {
     pub close_linger: Duration,
     /// How often deadlines are looked at.
     pub sweep_interval: Duration,
-    /// What of the time between two turns of the loop counts at most, in [`Net::now`] and all that is measured by it: a
-    /// process that was stopped takes nobody for silent. More than the loop ever sleeps. All of it counts when absent.
+    /// The most that counts of the time between two turns of the loop, in [`Net::now`] and all that
+    /// is measured by it, so that a process that was stopped takes nobody for silent. It is more
+    /// than the loop ever sleeps. `None` counts all.
     pub turn_max: Option<Duration>,
     /// The congestion control of every connection, by the system's name for it; the system's own
     /// choice when absent, or when it refuses.

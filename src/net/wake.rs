@@ -1,4 +1,7 @@
-//! Waking the loop from other threads.
+//! Waking an event loop from other threads.
+//!
+//! Rule: whatever a thread has left for the loop before it calls [`WakeHandle::wake`], the loop
+//! looks for before it next sleeps. A loop that is awake costs no system call.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use mio::{Registry, Token, Waker};
 
-/// The loop is working; it will look again before it sleeps.
+/// The loop is awake, and looks at the state again before it sleeps.
 const AWAKE: u8 = 0;
 /// The loop sleeps, or is about to.
 const ASLEEP: u8 = 1;
@@ -14,7 +17,7 @@ const ASLEEP: u8 = 1;
 const NOTIFIED: u8 = 2;
 
 #[derive(Debug)]
-struct Shared {
+struct WakeShared {
     state: AtomicU8,
     waker: Waker,
 }
@@ -26,7 +29,7 @@ struct Shared {
 /// there are, a sleeping loop costs one system call and a busy one costs none.
 #[derive(Clone, Debug)]
 pub struct WakeHandle {
-    shared: Arc<Shared>,
+    shared: Arc<WakeShared>,
 }
 
 impl WakeHandle {
@@ -47,20 +50,20 @@ impl WakeHandle {
 /// The loop's end of its wake handles.
 #[derive(Debug)]
 pub(super) struct WakeSource {
-    shared: Arc<Shared>,
+    shared: Arc<WakeShared>,
 }
 
 impl WakeSource {
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<WakeSource> {
         let waker = Waker::new(registry, token)?;
-        Ok(WakeSource { shared: Arc::new(Shared { state: AtomicU8::new(AWAKE), waker }) })
+        Ok(WakeSource { shared: Arc::new(WakeShared { state: AtomicU8::new(AWAKE), waker }) })
     }
 
     pub(super) fn handle(&self) -> WakeHandle {
         WakeHandle { shared: Arc::clone(&self.shared) }
     }
 
-    /// Announces that the loop is about to sleep. `false`: do not, there is a notice.
+    /// Notes that the loop is about to sleep. `false` when a handle was used, so that it must not.
     pub(super) fn may_sleep(&self) -> bool {
         self.shared
             .state
@@ -68,7 +71,8 @@ impl WakeSource {
             .is_ok()
     }
 
-    /// The loop is awake; was there a notice? Call it before looking for what the notice is about.
+    /// Notes that the loop is awake, and returns whether a handle was used. To be called before
+    /// looking for what the other thread has left.
     pub(super) fn take(&self) -> bool {
         self.shared.state.swap(AWAKE, Ordering::AcqRel) == NOTIFIED
     }

@@ -29,7 +29,7 @@ use crate::text::counted;
 pub struct ClusterConfig {
     /// The executable that each server runs.
     pub program: PathBuf,
-    /// The group; the first leads first.
+    /// The servers of the group, of which the first leads first.
     pub servers: Vec<SocketAddr>,
     /// Where each server gets a data directory of its own.
     pub data_root: PathBuf,
@@ -63,7 +63,7 @@ pub enum ClusterError {
 /// # Errors
 /// See [`ClusterError`]; the servers that did start have been stopped.
 pub fn run(config: &ClusterConfig) -> Result<(), ClusterError> {
-    // Before the first child, so that none ends unseen.
+    // Before the first child is started, so that the end of none is missed.
     let signals = watch_signals().map_err(ClusterError::Signals)?;
     let mut members = Members { running: Vec::new(), printing: Vec::new() };
     let result = members.start_all(config).and_then(|()| members.supervise(&signals));
@@ -71,8 +71,9 @@ pub fn run(config: &ClusterConfig) -> Result<(), ClusterError> {
     result
 }
 
-/// What stops a process, and SIGCHLD, as a channel. A signal that finds it full is not lost on anyone:
-/// whoever takes from it looks at all the children and stops at the first request to.
+/// Has SIGCHLD and the signals that stop a process sent to a channel. A signal that finds it full
+/// loses nothing: whoever takes from it looks at all children, and stops at the first signal that
+/// asks for it.
 fn watch_signals() -> io::Result<Receiver<i32>> {
     let mut signals = Signals::new(process::stop_signals().into_iter().chain([SIGCHLD]))?;
     let (sender, receiver): (Sender<i32>, _) = bounded(64);
@@ -153,7 +154,7 @@ impl Members {
         loop {
             let ended = self.take_ended();
             for (at, (server, status)) in ended.iter().enumerate() {
-                // Those that ended at the same time, and are told of next, went on a moment longer.
+                // Those that ended at the same time, and are named next, count as going on.
                 let left = (self.running.len() + ended.len() - 1 - at) as u64;
                 let left = counted(left, "goes on", "go on");
                 log::warn!("the server on {server} ended by itself ({status}); {left}");
@@ -163,7 +164,7 @@ impl Members {
             }
             match signals.recv() {
                 Ok(SIGCHLD) => {}
-                // Without the thread that watches them, signals can no longer be obeyed.
+                // A signal that stops, or the end of the thread that watches for signals.
                 Ok(_) | Err(_) => return Ok(()),
             }
         }
@@ -211,8 +212,8 @@ impl Members {
     }
 }
 
-/// Copies lines, each written at once behind `prefix`, until the input ends. When the output is gone
-/// the rest is read and thrown away, so that the child is never held up by it.
+/// Copies lines, each written at once behind `prefix`, until the input ends. When the output is
+/// gone the rest is read and thrown away, so that the child is never held up by it.
 fn pass_lines(mut input: impl BufRead, mut out: impl Write, prefix: &str) {
     let mut line = Vec::new();
     let mut gone = false;

@@ -1,4 +1,5 @@
-//! How a server is set up, after flags and questions have been answered and checked.
+//! The configuration of a server, checked as far as that can be done without touching disk or
+//! network.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use crate::limits::{SERVERS_MAX, VALUE_BYTES_MAX, WORKERS_MAX};
 use crate::model::{ClusterId, History, NodeId};
 use crate::node::core::AckPolicy;
 
-/// The group when no other is named.
+/// The group that is used when no other is named.
 pub const DEFAULT_SERVERS: [SocketAddr; 3] = [local(10097), local(10098), local(10099)];
 
 const fn local(port: u16) -> SocketAddr {
@@ -31,16 +32,16 @@ pub enum ConfigError {
         "a group needs an odd number of servers, and --servers names {0}: add or leave out one"
     )]
     NotOdd(usize),
-    /// More than the limit.
+    /// The list has more servers than [`SERVERS_MAX`].
     #[error("a group has at most {SERVERS_MAX} servers, and --servers names {0}")]
     TooMany(usize),
     /// A server is named twice.
     #[error("--servers names {0} twice: name each server once")]
     Repeated(SocketAddr),
-    /// Port zero, or an address that is every address.
+    /// An address with port zero, or one that stands for every address of a machine.
     #[error("{0} is not an address that other servers can dial: name an IP and a port")]
     NotDialable(SocketAddr),
-    /// This server is not of the group.
+    /// The address to listen on is not in the list of servers.
     #[error("--listen {listen} is not one of the group's servers ({})", names(servers))]
     ListenNotInGroup {
         /// The address that was given.
@@ -48,7 +49,7 @@ pub enum ConfigError {
         /// The servers of the group.
         servers: Vec<SocketAddr>,
     },
-    /// The leader is not of the group.
+    /// The first leader is not in the list of servers.
     #[error("--leader {leader} is not one of the group's servers ({})", names(servers))]
     LeaderNotInGroup {
         /// The address that was given.

@@ -1,5 +1,5 @@
-//! The lines of SPEC A6 at a server. Keys and values are escaped as
-//! [`text::escape`](crate::text::escape) says.
+//! The console lines of a server, which SPEC A6 gives exactly. Keys and values are escaped by
+//! [`text::escape`](crate::text::escape).
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use crate::console::Event;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::text::escape;
 
-/// A server's console.
-pub type Console = crate::console::Console<ConsoleEvent>;
+/// The console of a server: lines of [`ConsoleEvent`]s on standard output.
+pub type ServerConsole = crate::console::Console<ConsoleEvent>;
 
 impl Event for ConsoleEvent {
     fn weight(&self) -> usize {

@@ -1,12 +1,13 @@
-//! From frames to what they say: on the event loop when they are short, on a thread when they are long.
+//! Decoding frames: on the event loop when they are short, on a thread when they are long.
 //!
-//! Decoding a frame, checking it and encoding a write for the log take as long as the frame is: tens of
-//! milliseconds for a write on a hundred thousand keys, in which no heartbeat would be sent or heard. So a frame
-//! of [`LARGE_FRAME_BYTES`](crate::limits::LARGE_FRAME_BYTES) or more goes to a thread, and the loop gets back
-//! something that costs it nothing to pass on or to drop. Until then the connection hands out no further frame:
-//! what was sent behind it is taken in behind it.
+//! Decoding a frame, checking it and encoding a write for the log take as long as the frame is:
+//! tens of milliseconds for a write on a hundred thousand keys, in which no heartbeat would be sent
+//! or heard. So a frame of [`LARGE_FRAME_BYTES`](crate::limits::LARGE_FRAME_BYTES) or more goes to
+//! a thread, and the loop gets back something that costs it nothing to pass on or to drop. Until
+//! then the connection hands out no further frame: what was sent behind it is taken in behind it.
 //!
-//! Frames of other servers have a thread of their own, so that no client's keep replication waiting.
+//! Frames of other servers have a thread of their own, so that no client's keep replication
+//! waiting.
 
 use std::io;
 use std::time::Instant;
@@ -20,37 +21,39 @@ use crate::wire::codec::{self, CodecError};
 use crate::wire::message::{Message, Request, WriteRequest};
 use crate::workers::pool::{Pool, SubmitError};
 
-/// What a frame says.
+/// The content of a frame.
 #[derive(Debug)]
-pub(super) enum Incoming {
+pub(super) enum DecodedFrame {
     /// A client's write, encoded for the log.
     Write { id: u64, write: EncodedWrite },
-    /// What another server says, checked.
+    /// A message of another server, checked.
     Peer(CheckedMessage),
     /// Any other message, as it was decoded.
     Message(Message),
 }
 
-/// Why a frame says nothing.
+/// Why a frame could not be decoded.
 #[derive(Debug)]
 pub(super) struct Undecodable {
     /// One sentence, no longer than a reason may be.
     pub reason: String,
-    /// It is a request, under this id, that only breaks a limit: it can be answered.
+    /// The request's id, where it is a request that breaks no rule but a limit, and so gets an
+    /// answer.
     pub request: Option<u64>,
 }
 
-/// Decodes a frame's body, and does with what it holds all that takes as long as it is.
-pub(super) fn decode(body: &[u8]) -> Result<Incoming, Undecodable> {
+/// Decodes a frame's body, and does all that takes time in proportion to its length: checks a
+/// server's message, and encodes a write for the log.
+pub(super) fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
     match codec::decode(body) {
         Ok(Message::Request { id, body: Request::Write(write) }) => {
             let WriteRequest { request, op, previous } = write;
-            Ok(Incoming::Write { id, write: EncodedWrite::new(request, op, previous) })
+            Ok(DecodedFrame::Write { id, write: EncodedWrite::new(request, op, previous) })
         }
         Ok(Message::Peer(message)) => CheckedMessage::new(message)
-            .map(Incoming::Peer)
+            .map(DecodedFrame::Peer)
             .map_err(|reason| Undecodable { reason, request: None }),
-        Ok(message) => Ok(Incoming::Message(message)),
+        Ok(message) => Ok(DecodedFrame::Message(message)),
         Err(error) => {
             let only_too_long = matches!(error, CodecError::TooMany(_));
             let request = if only_too_long { codec::request_id(body) } else { None };
@@ -59,26 +62,26 @@ pub(super) fn decode(body: &[u8]) -> Result<Incoming, Undecodable> {
     }
 }
 
-/// A large frame to decode.
-struct Job {
+/// A large frame that waits to be decoded.
+struct DecodeJob {
     connection: ConnectionId,
     pieces: Vec<Vec<u8>>,
-    /// What the budget counts for it.
+    /// Bytes charged to the budget for it.
     held: usize,
 }
 
-/// What came of it.
+/// A large frame that was decoded.
 pub(super) struct Decoded {
     pub connection: ConnectionId,
-    pub incoming: Result<Incoming, Undecodable>,
-    /// Bytes that the budget counts for it, to be released by whoever takes it.
+    pub incoming: Result<DecodedFrame, Undecodable>,
+    /// Bytes charged to the budget for it, to be released by whoever takes it.
     pub held: usize,
 }
 
 /// The threads that decode large frames.
 pub(super) struct Decoders {
-    clients: Pool<Job, Decoded>,
-    servers: Pool<Job, Decoded>,
+    clients: Pool<DecodeJob, Decoded>,
+    servers: Pool<DecodeJob, Decoded>,
 }
 
 impl Decoders {
@@ -88,7 +91,7 @@ impl Decoders {
             let wake = wake.clone();
             let wake = move || wake.wake();
             Pool::start(name, 1, limits::WORKER_QUEUE_JOBS_MAX, wake, |_| {
-                |Job { connection, pieces, held }: Job| {
+                |DecodeJob { connection, pieces, held }: DecodeJob| {
                     let body = pieces.concat();
                     drop(pieces);
                     Decoded { connection, incoming: decode(&body), held }
@@ -98,7 +101,7 @@ impl Decoders {
         Ok(Decoders { clients: start("acervo-decode")?, servers: start("acervo-peers")? })
     }
 
-    /// Has a frame decoded. It comes back when too much waits for that.
+    /// Has a frame decoded on a thread. The error gives it back when too many wait for that.
     pub fn submit(
         &mut self,
         of_server: bool,
@@ -107,7 +110,7 @@ impl Decoders {
         held: usize,
     ) -> Result<(), Vec<Vec<u8>>> {
         let pool = if of_server { &mut self.servers } else { &mut self.clients };
-        pool.submit(Job { connection, pieces, held }).map_err(|refused| match refused {
+        pool.submit(DecodeJob { connection, pieces, held }).map_err(|refused| match refused {
             SubmitError::Full(job) => job.pieces,
             SubmitError::Stopped(job) => {
                 log::error!("a long message has no thread to be decoded by");
@@ -116,7 +119,7 @@ impl Decoders {
         })
     }
 
-    /// A decoded frame, if there is one; other servers' first.
+    /// Takes a decoded frame, if there is one. Those of other servers come first.
     pub fn collect(&mut self) -> Option<Decoded> {
         self.servers.collect().or_else(|| self.clients.collect())
     }

@@ -1,5 +1,8 @@
-//! Watches the disk on a thread of its own, which a disk that hangs may hold up: how much room there is,
-//! and whether the data directory is still where it was.
+//! Watches the disk on a thread of its own, which a disk that hangs may hold up.
+//!
+//! It looks how much room there is, how much the data directory takes, and whether the directory is
+//! still where it was, and reports changes to the event loop. What follows from them is decided
+//! there and in the core.
 
 use std::io;
 use std::sync::Arc;
@@ -15,20 +18,21 @@ use crate::net::WakeHandle;
 use crate::storage::datadir::{DataDir, Presence};
 use crate::storage::reserve::DiskReserve;
 
-/// Ends the watch when it is dropped.
+/// The watch, which ends when this is dropped.
 pub(super) struct DiskWatch {
     _stop: Sender<()>,
     taken_bytes: Arc<AtomicU64>,
 }
 
 impl DiskWatch {
-    /// Bytes that the data directory took on the disk when it was last looked at; 0 before.
+    /// Bytes that the data directory took on the disk at the last look; 0 before the first.
     pub(super) fn taken_bytes(&self) -> u64 {
         self.taken_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Starts the watch. It reports how much room there is when that changes, and the end of the directory.
+/// Starts the watch. It reports how much room there is when that changes, and the end of the
+/// directory.
 pub(super) fn start(
     data_dir: &DataDir,
     reports: Sender<Report>,
@@ -66,8 +70,9 @@ fn look_on(
             Ok(false) => {
                 let path = presence.path();
                 let gone = format!(
-                    "the data directory {} was removed or replaced while this server used it: put it \
-                     back, or start this server on an empty one, so that the group can bring it up to date",
+                    "the data directory {} was removed or replaced while this server used it: put \
+                     it back, or start this server on an empty one, so that the group can bring it \
+                     up to date",
                     path.display()
                 );
                 let _ = reports.send(Report::Failed(gone));

@@ -1,28 +1,29 @@
-//! Plain reads that came early: they ask for what this server has in its log and not in its state.
+//! Reads of what this server has in its log and has not applied yet.
 //!
 //! A write is acknowledged when it is committed, and applied a moment later; at a follower, when it
 //! hears of the commit. A client that reads what it has just written would be refused in between
 //! (SPEC A4), and would go from server to server for nothing. So a read whose timestamp is in this
 //! server's log waits until the state machine has come there, and after
-//! [`EARLY_READ_WAIT`](crate::limits::EARLY_READ_WAIT) judged by what is there then. What is not in the log is not
-//! worth waiting for: such a read is judged at once.
+//! [`EARLY_READ_WAIT`](crate::limits::EARLY_READ_WAIT) judged by what is there then. What is not in
+//! the log is not worth waiting for: such a read is judged at once.
 //!
-//! How many wait is bounded by the requests that clients may have under way. This part is bookkeeping without a
-//! clock, which the event loop and the simulator drive alike; `R` is whatever the driver needs to answer a read.
+//! How many wait is bounded by the requests that clients may have under way. This part is
+//! bookkeeping without a clock, which the event loop and the simulator drive alike; `R` is whatever
+//! the driver needs to answer a read.
 
 use std::collections::BTreeMap;
 
 use crate::limits;
 use crate::model::Timestamp;
 
-/// Reads that wait, by the timestamp that they wait for.
+/// Reads that wait for a state, by its timestamp.
 #[derive(Debug)]
 pub struct EarlyReads<R> {
-    by_timestamp: BTreeMap<Timestamp, Vec<Waiting<R>>>,
+    by_timestamp: BTreeMap<Timestamp, Vec<WaitingRead<R>>>,
 }
 
 #[derive(Debug)]
-struct Waiting<R> {
+struct WaitingRead<R> {
     read: R,
     until_us: u64,
 }
@@ -39,8 +40,8 @@ impl<R> EarlyReads<R> {
         self.by_timestamp.is_empty()
     }
 
-    /// Takes in a read that asks for the state at `wanted`, where the state machine stands at `applied` and the
-    /// log reaches to `newest`. Gives it back when it is to be judged at once.
+    /// Takes in a read that asks for the state at `wanted`, where the state machine stands at
+    /// `applied` and the log reaches to `newest`. Gives it back when it is to be judged at once.
     pub fn hold(
         &mut self,
         now_us: u64,
@@ -53,11 +54,11 @@ impl<R> EarlyReads<R> {
             return Some(read);
         }
         let until_us = now_us + limits::EARLY_READ_WAIT.as_micros() as u64;
-        self.by_timestamp.entry(wanted).or_default().push(Waiting { read, until_us });
+        self.by_timestamp.entry(wanted).or_default().push(WaitingRead { read, until_us });
         None
     }
 
-    /// Takes those that the state machine, which has come to `applied`, can answer.
+    /// Takes the reads that can be answered now that everything up to `applied` is applied.
     pub fn take_reached(&mut self, applied: Timestamp) -> Vec<R> {
         let mut reached = Vec::new();
         while let Some(first) = self.by_timestamp.first_entry()
@@ -68,7 +69,7 @@ impl<R> EarlyReads<R> {
         reached
     }
 
-    /// Takes those that have waited for long enough.
+    /// Takes the reads whose time has passed, which are judged by what is applied.
     pub fn take_overdue(&mut self, now_us: u64) -> Vec<R> {
         let mut overdue = Vec::new();
         self.by_timestamp.retain(|_, reads| {

@@ -1,4 +1,4 @@
-//! The rules for answering reads (SPEC A4 and B), on a worker thread.
+//! The rules for answering reads (SPEC A4 and B), which worker threads apply.
 //!
 //! The store changes while it is read. The rule needs two bounds on the state that the answer comes
 //! from: everything up to `low` is in it for certain, because that was applied before the read
@@ -86,10 +86,10 @@ impl ReadRequest {
     }
 }
 
-/// What a read comes to.
+/// The outcome of a read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// What the client is sent.
+pub struct ReadOutcome {
+    /// The reply that the client gets.
     pub reply: Reply,
     /// For the console: the version this server has, 0 for none, and what was answered. `None` when
     /// the store could not be read.
@@ -98,8 +98,8 @@ pub struct Answered {
     pub fault: Option<StoreFault>,
 }
 
-impl Answered {
-    /// What the console is shown of the answer to `request`, if anything.
+impl ReadOutcome {
+    /// Takes the console line for the answer to `request`, if there is one: pages have none.
     pub(super) fn take_shown(
         &mut self,
         client: SocketAddr,
@@ -112,17 +112,17 @@ impl Answered {
     }
 }
 
-/// Why a store cannot be read any more, as a sentence.
+/// Why the store cannot be read any more, as a sentence.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreFault {
-    /// It is not what was written: it has to be rebuilt.
+    /// It does not hold what was written, and has to be rebuilt.
     Damage(String),
-    /// The disk refused: what is on it may be sound, and the next start finds out.
+    /// The disk refused to read. What is on it may be sound, which the next start finds out.
     Failure(String),
 }
 
 impl StoreFault {
-    /// What an error comes to that was met while doing `what`.
+    /// The fault that an error means which was met while doing `what`.
     pub(super) fn of(error: &ApplyError, what: impl FnOnce() -> String) -> StoreFault {
         match error.is_damage() {
             true => StoreFault::Damage(format!("{} found that {error}", what())),
@@ -149,12 +149,12 @@ fn invalid(message: String) -> ErrorReply {
     ErrorReply::not_done(ErrorCode::Invalid, message)
 }
 
-fn unreadable(what: impl FnOnce() -> String, error: &ApplyError) -> Answered {
+fn unreadable(what: impl FnOnce() -> String, error: &ApplyError) -> ReadOutcome {
     let fault = StoreFault::of(error, || format!("reading {}", what()));
     let message = format!("this server cannot read its store ({error}): ask another one");
     let code = ErrorCode::Internal;
     let reply = Reply::Error(ErrorReply::not_done(code, message));
-    Answered { reply, shown: None, fault: Some(fault) }
+    ReadOutcome { reply, shown: None, fault: Some(fault) }
 }
 
 /// Names what a page shows, for the log.
@@ -171,21 +171,21 @@ fn describe(of: &PageOf) -> String {
     }
 }
 
-/// Everything up to here is in what is read from now on. A page says what state it shows, and where there is
-/// none yet 0 would tell the next page to show the newest.
+/// The timestamp up to which everything is in what is read from now on. It is never 0, since a page
+/// names the state it shows, and 0 would make the next page show the newest.
 fn reached(store: &Store) -> Timestamp {
     store.applied().timestamp.max(Timestamp::FIRST)
 }
 
-/// Answers a page, which is checked, from the store. It has at most the rows that were asked for, and is
-/// within `most`.
-pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Answered {
+/// Answers a page, which is checked, from the store. It has at most the rows that were asked for,
+/// and is within `most`.
+pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> ReadOutcome {
     let low = reached(store);
     let PageRequest { of, at, seen, session, rows_max, keys_only, .. } = request;
     if low < *session || low < *at || low < *seen {
         let timestamp = Timestamp::ZERO;
         let reply = Reply::TryOtherServerOrLater { timestamp, applied: low };
-        return Answered { reply, shown: None, fault: None };
+        return ReadOutcome { reply, shown: None, fault: None };
     }
     let strict = *seen > Timestamp::ZERO;
     let seen = if strict { *seen } else { low };
@@ -194,19 +194,19 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> An
     let most = PageLimits { rows, keys_only: *keys_only, ..most };
     match store.page(of, Sight { at, seen, strict }, most) {
         Ok(Page { rows, next }) => {
-            Answered { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
+            ReadOutcome { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
         }
         Err(PageError::Store(error)) => unreadable(|| describe(of), &error),
         Err(error @ PageError::Expired) => {
             let (code, message) = (ErrorCode::Expired, error.to_string());
             let reply = Reply::Error(ErrorReply::not_done(code, message));
-            Answered { reply, shown: None, fault: None }
+            ReadOutcome { reply, shown: None, fault: None }
         }
     }
 }
 
 /// Answers one GET, whose key is checked, from the store.
-pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
+pub fn answer_get(store: &Store, request: &GetRequest) -> ReadOutcome {
     let low = reached(store);
     let newest = request.at <= Timestamp::ZERO;
     let at = if newest { Timestamp(i64::MAX) } else { request.at };
@@ -218,10 +218,10 @@ pub fn answer_get(store: &Store, request: &GetRequest) -> Answered {
     judge(request, low, found, high)
 }
 
-/// Answers a GET of what the client has seen last of all, the version `request.timestamp` of this key, whose value is
-/// in the log and not in the store yet: there is nothing to wait for. `None` where that is not what is asked, or the
-/// value is long. The entry that holds it comes along.
-pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, Answered)> {
+/// Answers a GET from the log, where the newest that the client has seen is the version
+/// `request.timestamp` of this very key, and that is committed and not applied yet. `None` where
+/// something else is asked, or the value is long. The index of the entry that holds it comes along.
+pub fn answer_from_log(node: &Node, request: &ReadRequest) -> Option<(LogIndex, ReadOutcome)> {
     let ReadRequest::Get(request) = request else { return None };
     let GetRequest { key, timestamp, session, linearizable, at } = request;
     if *linearizable || *at > Timestamp::ZERO || session > timestamp {
@@ -244,17 +244,17 @@ fn judge(
     low: Timestamp,
     found: Option<(Timestamp, Bytes)>,
     high: Timestamp,
-) -> Answered {
+) -> ReadOutcome {
     let key_timestamp = found.as_ref().map_or(Timestamp::ZERO, |(timestamp, _)| *timestamp);
-    // Where the key exists its version speaks for it, where it does not the whole state does.
+    // A key that exists is judged by its own version, one that does not by the whole state.
     let reaches = match &found {
-        // As of a version: whoever has everything up to it says the same.
+        // As of a version every server that has applied everything up to it answers the same.
         _ if request.at > Timestamp::ZERO => low >= request.at,
         Some((timestamp, _)) => *timestamp >= request.timestamp,
         None => low >= request.timestamp,
     };
     if !reaches || low < request.session {
-        return Answered {
+        return ReadOutcome {
             reply: Reply::TryOtherServerOrLater { timestamp: key_timestamp, applied: low },
             shown: Some((key_timestamp, GetAnswer::TryOtherServerOrLater)),
             fault: None,
@@ -262,7 +262,7 @@ fn judge(
     }
     let value = found.map(|(_, value)| value);
     let shown = value.clone().map_or(GetAnswer::Null, GetAnswer::Value);
-    Answered {
+    ReadOutcome {
         reply: Reply::GetOk { value, timestamp: key_timestamp, as_of: high },
         shown: Some((key_timestamp, shown)),
         fault: None,
@@ -312,8 +312,8 @@ mod tests {
         assert_eq!(at(ask(21, 0), 20, None), refused(0, 20), "absent, perhaps not arrived yet");
     }
 
-    /// The simulation found it: the second page of a read of an empty store showed what had been written
-    /// meanwhile, because the first one had "seen 0", which asks for the newest.
+    /// The simulation found it: the second page of a read of an empty store showed what had been
+    /// written meanwhile, because the first one had "seen 0", which asks for the newest.
     #[test]
     fn the_second_page_of_an_empty_store_shows_it_empty() {
         let mut machine =

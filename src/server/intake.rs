@@ -1,6 +1,8 @@
-//! The applier's side of snapshots: it pins views of the store, stores what arrives, and installs it.
+//! The applier's side of snapshots: it pins views of the store, stores a snapshot that arrives, and
+//! installs it.
 //!
-//! Errors of the store itself end the process; errors of an arriving snapshot end the snapshot.
+//! Rule: an error of the store itself ends the process, and an error of an arriving snapshot ends
+//! that snapshot. Which snapshots are sent and taken in is decided by `snapshots`.
 
 use super::snapshots::{SnapshotReport, SnapshotWork};
 use crate::storage::apply::{ApplyError, StateMachine};
@@ -13,7 +15,7 @@ enum Arriving {
     Staged(StagedSnapshot),
 }
 
-/// What the applier keeps of an arriving snapshot: one at a time, in a staging area.
+/// The snapshot that is arriving, one at a time, in a staging area beside the store.
 pub struct Intake<A> {
     staging: A,
     arriving: Arriving,
@@ -40,7 +42,7 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                 vec![SnapshotReport::Prepared { to, id, source }]
             }
             SnapshotWork::Begin { id, point } => {
-                // What came before goes first: there is room for one.
+                // An earlier one is removed first, since there is room for one.
                 self.arriving = Arriving::Nothing;
                 match SnapshotSink::create(self.staging.clone(), point) {
                     Ok(sink) => {

@@ -1,10 +1,11 @@
-//! Sets down on the disk that what this server holds must not be used again.
+//! Makes verdicts durable: that this server's store, or all of its data, must not be used again.
 //!
-//! A server that leads hands over as soon as it has a verdict about its own data, and answers nothing from them any
-//! more. Invariant: it ends only when the verdict is durable, or cannot be made so in [`PATIENCE`]. A kill at any
-//! moment after that leaves a directory whose next start sets aside what was refuted, before anything is read from it.
-//! A thread is started for each verdict, of which a server has two at the most: the queues of the threads that write
-//! may be full, or their ends may be what the verdict is about.
+//! A server that leads hands over as soon as it has a verdict about its own data, and answers
+//! nothing from them any more. Invariant: it ends only when the verdict is durable, or cannot be
+//! made so in [`PATIENCE`]. A kill at any moment after that leaves a directory whose next start
+//! sets aside what was refuted, before anything is read from it. A thread is started for each
+//! verdict, of which a server has two at the most: the queues of the threads that write may be
+//! full, or their ends may be what the verdict is about.
 
 use std::io;
 use std::sync::Arc;
@@ -18,14 +19,14 @@ use crate::limits;
 use crate::net::WakeHandle;
 use crate::storage::datadir::{DataDirError, Untrusted};
 
-/// How long a server waits for a verdict to be durable. A disk that has not taken it in by then may never do so, and
-/// what is to be set aside may be on another one that does.
+/// How long a server waits for a verdict to be durable. A disk that has not taken it in by then may
+/// never do so, and what is to be set aside may be on another one that does.
 const PATIENCE: Duration = limits::STOP_DISK_TIMEOUT;
 
-/// Makes a verdict durable; waits for the disk.
+/// Makes a verdict durable, which waits for the disk.
 pub(super) type SetDown = dyn Fn(Untrusted) -> Result<(), DataDirError> + Send + Sync;
 
-/// The threads that set verdicts down.
+/// The threads that make verdicts durable.
 pub(super) struct Judge {
     set_down: Arc<SetDown>,
     patience: Duration,
@@ -33,17 +34,17 @@ pub(super) struct Judge {
     since: Option<Instant>,
     reports: Sender<Report>,
     wake: WakeHandle,
-    /// Each with a channel that is disconnected when the thread ends.
+    /// The threads, each with a channel that is disconnected when it ends.
     threads: Vec<(JoinHandle<()>, Receiver<()>)>,
 }
 
 impl Judge {
-    /// A server's data is not in doubt yet: no thread is started.
+    /// Begins without a verdict, and so without a thread.
     pub fn new(set_down: Arc<SetDown>, reports: Sender<Report>, wake: WakeHandle) -> Judge {
         Judge { set_down, patience: PATIENCE, since: None, reports, wake, threads: Vec::new() }
     }
 
-    /// Begins to make a verdict durable; a report tells the outcome.
+    /// Begins to make a verdict durable. The outcome comes as [`Report::VerdictSetDown`].
     pub fn set_down(&mut self, now: Instant, untrusted: Untrusted) -> io::Result<()> {
         self.since.get_or_insert(now);
         let (set_down, reports, wake) =
@@ -61,12 +62,13 @@ impl Judge {
         Ok(())
     }
 
-    /// Whether a verdict was reached so long ago that its being durable is not waited for any more.
+    /// Whether the first verdict is older than [`PATIENCE`], so that its durability is not waited
+    /// for any more.
     pub fn is_overdue(&self, now: Instant) -> bool {
         self.since.is_some_and(|since| now.saturating_duration_since(since) >= self.patience)
     }
 
-    /// Waits until `deadline` for verdicts that are being set down. Whether all are.
+    /// Waits until `deadline` for the threads. Returns whether all have ended.
     #[must_use]
     pub fn finish(self, deadline: Instant) -> bool {
         for (thread, ended) in self.threads {
@@ -132,7 +134,8 @@ mod tests {
         codec::decode(&body).unwrap()
     }
 
-    /// Opens so many servers of a group of three. Their disks take no verdict in before the sender is dropped.
+    /// Opens so many servers of a group of three. Their disks take no verdict in before the sender
+    /// is dropped.
     fn open(
         dir: &Path,
         count: usize,
@@ -179,8 +182,8 @@ mod tests {
         stream
     }
 
-    /// Once the leader led on for as long as the disk did not answer, and reads that waited for room for their values
-    /// were answered from what was not to be read.
+    /// Once the leader led on for as long as the disk did not answer, and reads that waited for
+    /// room for their values were answered from what was not to be read.
     #[test]
     fn while_the_disk_does_not_take_a_verdict_in_others_lead_and_no_read_is_answered() {
         let dir = tempfile::tempdir().unwrap();
@@ -252,7 +255,7 @@ mod tests {
         let make_worker = |_| {
             let (begun, ends) = (begun.clone(), ends.clone());
             move |job| {
-                let Job::Read(ReadJob { token, granted, .. }) = job else { panic!("{job:?}") };
+                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { panic!("{job:?}") };
                 begun.send(()).unwrap();
                 ends.recv().unwrap();
                 let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
@@ -260,7 +263,7 @@ mod tests {
                 let mut frame = Vec::new();
                 let reply = Message::Reply { id: token.request, body };
                 codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
-                Completion::Reply { token, granted, frame }
+                Completion::Reply { token, budget_bytes, frame }
             }
         };
         server.service.parts.pool =

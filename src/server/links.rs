@@ -1,16 +1,16 @@
 //! The links to the other servers of the group.
 //!
-//! Each server dials every other one and sends on the connections it dialled; what comes back on them
-//! is only the greeting. So nobody has to decide which of two simultaneous dials survives.
+//! Each server dials every other one and sends on the connections it dialled; what comes back on
+//! them is only the greeting. So nobody has to decide which of two simultaneous dials survives.
 //!
 //! A link is two connections: one for what must not wait, one for what may be long (see
-//! [`Channel`]). Megabytes of entries under way to a server, in queues here and there and in those of the two
-//! systems, do not hold back the heartbeat that keeps it from calling an election. The two come up and go
-//! down together.
+//! [`Channel`]). Megabytes of entries under way to a server, in queues here and there and in those
+//! of the two systems, do not hold back the heartbeat that keeps it from calling an election. The
+//! two come up and go down together.
 //!
-//! A peer's *incarnation* names its data directory. When a new one shows up, in a greeting of either
-//! direction, whatever is still on its way from the old one is cut off before it can be read: a
-//! leader must not count an acknowledgement of a directory that is gone.
+//! A server's *incarnation* names its data directory. When a new one shows up, in a greeting of
+//! either direction, whatever is still on its way from the old one is cut off before it can be
+//! read: a leader must not count an acknowledgement of a directory that is gone.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -22,72 +22,74 @@ use crate::net::backoff::Backoff;
 use crate::text::sentence;
 use crate::wire::message::Channel;
 
-/// Where a connection that this server dials stands.
+/// How far a connection that this server has dialled has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum DialStage {
     /// The other server has not accepted the connection yet.
     Dialling,
-    /// Connected; the greeting is not done.
+    /// The connection is established, and the greeting is not done.
     Greeting,
-    /// Usable, once the other one is.
+    /// The greeting is done. The link can be used when both connections are here.
     Welcomed,
 }
 
 /// One of the two connections that this server dials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct DialledConnection {
     pub connection: ConnectionId,
-    stage: Stage,
-    /// Ticks since it last got on: it was dialled, connected, came up, or a ping was answered on it. Ticks and not
-    /// time, since a loop that was away has not listened either.
+    stage: DialStage,
+    /// Ticks since its last progress: it was dialled, established or greeted, or a ping was
+    /// answered on it. Ticks and not time, since a loop that was stalled has not listened either.
     quiet_ticks: u32,
 }
 
-impl Line {
-    fn reach(&mut self, stage: Stage) {
+impl DialledConnection {
+    fn reach(&mut self, stage: DialStage) {
         self.stage = stage;
         self.quiet_ticks = 0;
     }
 
-    /// The connection stands, and the greeting begins.
+    /// Notes that the connection is established, and the greeting begins.
     pub fn connected(&mut self) {
-        self.reach(Stage::Greeting);
+        self.reach(DialStage::Greeting);
     }
 
-    /// The greeting is done.
+    /// Notes that the greeting is done.
     pub fn welcomed(&mut self) {
-        self.reach(Stage::Welcomed);
+        self.reach(DialStage::Welcomed);
     }
 
-    /// Something came from the other server, so that it is not silent.
+    /// Notes that something came from the other server.
     pub fn heard(&mut self) {
         self.quiet_ticks = 0;
     }
 
     /// Whether the greeting is done.
     pub fn is_welcomed(&self) -> bool {
-        self.stage == Stage::Welcomed
+        self.stage == DialStage::Welcomed
     }
 
-    /// A tick has passed. Returns why it is to be given up, if it is.
+    /// Counts a tick. Returns why the connection is to be given up, if it is.
     fn tick(&mut self) -> Option<&'static str> {
         self.quiet_ticks = self.quiet_ticks.saturating_add(1);
         let (patience, why) = match self.stage {
-            Stage::Dialling => (limits::PEER_DIAL_TIMEOUT, "it cannot be reached"),
-            Stage::Greeting => (limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting"),
-            Stage::Welcomed => (limits::PEER_SILENCE_TIMEOUT, "it is silent"),
+            DialStage::Dialling => (limits::PEER_DIAL_TIMEOUT, "it cannot be reached"),
+            DialStage::Greeting => {
+                (limits::PEER_SILENCE_TIMEOUT, "it does not answer the greeting")
+            }
+            DialStage::Welcomed => (limits::PEER_SILENCE_TIMEOUT, "it is silent"),
         };
         (self.quiet_ticks >= ticks(patience)).then_some(why)
     }
 }
 
-/// Where the connections that this server dials stand.
+/// The connections that this server dials to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outbound {
-    /// To be dialled at this time.
+    /// They are to be dialled at this time.
     Waiting(Instant),
-    /// Dialled, one for each [`Channel`]; usable once both are welcomed.
-    Dialled([Line; 2]),
+    /// They are dialled, one for each [`Channel`]. They can be used once both are welcomed.
+    Dialled([DialledConnection; 2]),
 }
 
 /// The connections to one other server of the group.
@@ -96,14 +98,14 @@ pub(super) struct Link {
     pub node: NodeId,
     pub address: SocketAddr,
     pub outbound: Outbound,
-    /// The connections on which it sends to us, one for each [`Channel`].
+    /// The connections that the other server has dialled, and sends on, one for each [`Channel`].
     pub inbound: [Option<ConnectionId>; 2],
-    /// The peer's data directory, as its last greeting named it.
+    /// The other server's data directory, as its last greeting named it.
     pub incarnation: Option<u64>,
     /// Ticks until it is pinged again.
     ping_ticks: u32,
     backoff: Backoff,
-    /// The last trouble that was logged, so that it is logged once.
+    /// The reason that was logged last, so that it is logged once.
     trouble: Option<String>,
 }
 
@@ -121,14 +123,18 @@ impl Link {
         }
     }
 
-    /// They are being dialled.
+    /// Notes the connections that are being dialled now.
     pub fn dial(&mut self, connections: [ConnectionId; 2]) {
-        let line = |connection| Line { connection, stage: Stage::Dialling, quiet_ticks: 0 };
+        let line = |connection| DialledConnection {
+            connection,
+            stage: DialStage::Dialling,
+            quiet_ticks: 0,
+        };
         self.outbound = Outbound::Dialled(connections.map(line));
     }
 
-    /// The connections that were dialled.
-    pub fn lines(&mut self) -> &mut [Line] {
+    /// The dialled connections; none while they wait to be dialled.
+    pub fn lines(&mut self) -> &mut [DialledConnection] {
         match &mut self.outbound {
             Outbound::Dialled(lines) => lines,
             Outbound::Waiting(_) => &mut [],
@@ -137,7 +143,10 @@ impl Link {
 
     /// Whether both connections can be used.
     pub fn is_up(&self) -> bool {
-        matches!(&self.outbound, Outbound::Dialled(lines) if lines.iter().all(Line::is_welcomed))
+        match &self.outbound {
+            Outbound::Dialled(lines) => lines.iter().all(DialledConnection::is_welcomed),
+            Outbound::Waiting(_) => false,
+        }
     }
 
     /// The connection to send on, when the link is up.
@@ -148,28 +157,29 @@ impl Link {
         }
     }
 
-    /// Links from and to it that can be used.
+    /// Number of directions, 0 to 2, in which the link can be used.
     pub fn usable(&self) -> u32 {
         u32::from(self.is_up()) + u32::from(self.inbound.iter().all(Option::is_some))
     }
 
-    /// What a connection that was dialled is for.
+    /// The channel of a dialled connection.
     pub fn channel_of(&mut self, connection: ConnectionId) -> Option<Channel> {
         let at = self.lines().iter().position(|line| line.connection == connection)?;
         Some(Channel::ALL[at])
     }
 
     /// The state of a connection that was dialled.
-    pub fn line_mut(&mut self, connection: ConnectionId) -> Option<&mut Line> {
+    pub fn line_mut(&mut self, connection: ConnectionId) -> Option<&mut DialledConnection> {
         self.lines().iter_mut().find(|line| line.connection == connection)
     }
 
-    /// The connections on which it sends to us; they are to be closed.
+    /// Takes out the connections on which the other server sends, for them to be closed.
     pub fn take_inbound(&mut self) -> impl Iterator<Item = ConnectionId> + use<> {
         std::mem::take(&mut self.inbound).into_iter().flatten()
     }
 
-    /// A tick has passed. Returns a dialled connection that is to be given up, and the link with it, with the reason.
+    /// Counts a tick. Returns a dialled connection that is to be given up, and the link with it,
+    /// with the reason.
     pub fn tick(&mut self) -> Option<(ConnectionId, &'static str)> {
         let mut given_up = None;
         for line in self.lines() {
@@ -180,14 +190,14 @@ impl Link {
         given_up
     }
 
-    /// Whether a ping is due, which it is not for a while then.
+    /// Whether a ping is due. The next one is due after [`limits::PEER_PING_INTERVAL`].
     pub fn take_ping(&mut self) -> bool {
         let due = self.ping_ticks == 0;
         self.ping_ticks = if due { ticks(limits::PEER_PING_INTERVAL) } else { self.ping_ticks } - 1;
         due
     }
 
-    /// The link is usable.
+    /// Notes that both dialled connections are greeted.
     pub fn came_up(&mut self) {
         self.backoff.reset();
         if self.trouble.take().is_some() {
@@ -195,10 +205,10 @@ impl Link {
         }
     }
 
-    /// The dialled connections are gone: dial again a little later.
+    /// Notes that the dialled connections are gone. They are dialled again after a growing wait.
     pub fn went_down(&mut self, now: Instant, random: u64, why: &str) {
         self.outbound = Outbound::Waiting(now + self.backoff.next_wait(random));
-        // The other side may have had its say in it.
+        // The reason may quote the other server.
         let why = sentence(why);
         if self.trouble.as_ref() != Some(&why) {
             log::info!(
@@ -210,8 +220,8 @@ impl Link {
         }
     }
 
-    /// A greeting of either direction named the peer's data directory. Returns whether another one
-    /// was known before.
+    /// Notes the other server's data directory, which a greeting of either direction has named.
+    /// Returns whether another one was known before.
     pub fn met(&mut self, incarnation: u64) -> bool {
         self.incarnation.replace(incarnation).is_some_and(|known| known != incarnation)
     }

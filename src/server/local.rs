@@ -1,8 +1,8 @@
 //! A whole group inside one process, for the tests of programs that use a group.
 //!
-//! The servers are the real ones: each has its event loop, its threads, its port and its data directory,
-//! syncs what it acknowledges, and talks to the others over sockets. What is missing is the process of its
-//! own: a signal stops none of them, and nothing is printed.
+//! The servers are the real ones: each has its event loop, its threads, its port and its data
+//! directory, syncs what it acknowledges, and talks to the others over sockets. Left out are the
+//! process of its own, signals and the console.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::net::Listener;
 use crate::node::core::AckPolicy;
 use crate::process::files;
 
-/// Worker threads of each server: what a test asks for at once is little.
+/// Worker threads of each server: tests ask for little at once.
 const WORKERS: usize = 2;
 
 /// A group of three servers in this process, on free ports of the loopback interface.
@@ -38,43 +38,45 @@ const WORKERS: usize = 2;
 /// ```
 #[derive(Debug)]
 pub struct LocalGroup {
-    members: Vec<Member>,
+    members: Vec<LocalServer>,
 }
 
 #[derive(Debug)]
-struct Member {
+struct LocalServer {
     address: SocketAddr,
     stopper: Stopper,
     thread: JoinHandle<Result<(), ServerError>>,
 }
 
 impl LocalGroup {
-    /// Starts the servers, each with a data directory of its own below `dir`. They listen when this returns;
-    /// the first write waits for them to have met.
+    /// Starts the servers, each with a data directory of its own below `dir`. They listen when this
+    /// returns; the first write waits for them to have met.
     ///
-    /// The ports are free ones, so that a group started again in the same folder is another group and
-    /// finds none of the data.
+    /// The ports are free ones, so that a group started again in the same folder is another group
+    /// and finds none of the data.
     ///
     /// # Errors
     /// A data directory cannot be written, or the system has no port, file or thread to give. No
     /// server is left running.
     pub fn start(dir: impl AsRef<Path>) -> Result<LocalGroup, ServerError> {
         let any_port = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        // All ports are taken before any server is told of them: nobody else can take one in between.
+        // All ports are taken before any server is told of them: nobody else can take one in
+        // between.
         let mut listeners =
             [Listener::bind(any_port)?, Listener::bind(any_port)?, Listener::bind(any_port)?];
         listeners.sort_by_key(Listener::address);
         let servers: Vec<SocketAddr> = listeners.iter().map(Listener::address).collect();
         let mut group = LocalGroup { members: Vec::new() };
         for listener in listeners {
-            group
-                .members
-                .push(Member::start(config(dir.as_ref(), listener.address(), &servers), listener)?);
+            group.members.push(LocalServer::start(
+                config(dir.as_ref(), listener.address(), &servers),
+                listener,
+            )?);
         }
         Ok(group)
     }
 
-    /// Where the servers listen.
+    /// The addresses on which the servers listen.
     pub fn servers(&self) -> Vec<SocketAddr> {
         self.members.iter().map(|member| member.address).collect()
     }
@@ -91,7 +93,7 @@ impl LocalGroup {
         for member in &self.members {
             member.stopper.stop();
         }
-        let ended: Vec<_> = self.members.drain(..).map(Member::wait).collect();
+        let ended: Vec<_> = self.members.drain(..).map(LocalServer::wait).collect();
         ended.into_iter().collect()
     }
 }
@@ -104,8 +106,8 @@ impl Drop for LocalGroup {
     }
 }
 
-impl Member {
-    fn start(config: ServerConfig, listener: Listener) -> Result<Member, ServerError> {
+impl LocalServer {
+    fn start(config: ServerConfig, listener: Listener) -> Result<LocalServer, ServerError> {
         let address = config.listen;
         let (room, stopper) = (files::room()?, Stopper::new());
         let server = Server::open(config.clone(), listener, room, stopper.clone())?;
@@ -114,7 +116,7 @@ impl Member {
             .name(format!("acervo-{}", address.port()))
             .spawn(move || serve(server, config, room, &serving))
             .map_err(ServerError::Thread)?;
-        Ok(Member { address, stopper, thread })
+        Ok(LocalServer { address, stopper, thread })
     }
 
     fn wait(self) -> Result<(), ServerError> {

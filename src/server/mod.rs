@@ -1,11 +1,20 @@
 //! One server process: event loop, core, workers, log writer and state machine wired together.
 //!
 //! [`run`] opens the data directory, starts the threads and works until it is told to stop or
-//! something breaks. `service` is the wiring at run time; `peering` is its part for other servers,
-//! with `links` the state of each link, and `requests` its part for clients, with `clients` their
-//! books and `get` the rule for reads. `threads` are the two that write, `judge` sets verdicts down, `work` is what the worker
-//! pool does. [`snapshots`] and [`intake`] decide about snapshots for the loop and for the applier. [`console`] writes the lines on standard output, [`cluster`] runs three servers under one
-//! terminal, `local` three in one process for tests, [`questions`] are what is asked on a keyboard.
+//! something breaks.
+//!
+//! - `service`: the event loop's callbacks, and what is done with the core's outputs.
+//! - `requests`, `clients`, `early`, `get`: requests of clients, their accounts, reads that wait for
+//!   a state, and the rules for reads.
+//! - `peering`, `links`: greetings, and the links to the other servers.
+//! - `decoding`: the threads that decode long frames.
+//! - `threads`, `work`: the two threads that write, and what the worker pool does.
+//! - [`snapshots`], [`intake`]: decisions about snapshots, for the event loop and for the applier.
+//! - `judge`, `scrub`, `disk_watch`, `watch`: verdicts about this server's data, reading the store
+//!   again, room on the disk, conditions that go to the log.
+//! - [`config`], [`questions`], [`console`]: the configuration, the questions on a keyboard, the
+//!   console lines.
+//! - [`cluster`], `local`: three servers under one terminal, and three in one process for tests.
 
 mod clients;
 pub mod cluster;
@@ -37,7 +46,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rand::Rng;
 
 use self::config::ServerConfig;
-use self::console::Console;
+use self::console::ServerConsole;
 use self::decoding::Decoders;
 use self::judge::Judge;
 pub use self::local::LocalGroup;
@@ -117,8 +126,8 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     serve(server, config, room, &stopper)
 }
 
-/// Serves until the server is asked to stop. When its data turned out not to be trusted, it starts again
-/// without it, on the same address.
+/// Serves until the server is asked to stop. When its data turned out not to be trusted, it starts
+/// again without it, on the same address.
 fn serve(
     mut server: Server,
     config: ServerConfig,
@@ -137,7 +146,7 @@ struct Server {
     event_loop: EventLoop,
     service: StoreService,
     console: Option<ConsoleThread>,
-    /// Held for its lock, for as long as anything writes in it.
+    /// It holds the directory's lock for as long as anything writes in it.
     data_dir: DataDir,
 }
 
@@ -157,7 +166,7 @@ impl Stopper {
     }
 
     fn stop(&self) {
-        // A stop that was asked for already needs no second word.
+        // A full channel holds an earlier request to stop.
         let _ = self.stop.try_send(());
         self.wake();
     }
@@ -168,7 +177,8 @@ impl Stopper {
         }
     }
 
-    /// Another event loop is the one to wake. It looks at once, for a word that came in between.
+    /// Sets the event loop to wake, and wakes it, so that it finds a stop that was asked for in
+    /// between.
     fn wakes(&self, wake: WakeHandle) {
         *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
         self.wake();
@@ -202,8 +212,8 @@ impl Server {
         let storage = storage::open(&mut data_dir, options, redundancy)?;
         if storage.recovered.store_lost {
             log::warn!(
-                "the store is lost or was damaged: this server votes, serves no reads, and waits for a \
-                 snapshot of everything from the leader"
+                "the store is lost or was damaged: this server votes, serves no reads, and waits \
+                 for a snapshot of everything from the leader"
             );
         }
         // A directory that has never taken part in the group still needs to know.
@@ -225,10 +235,11 @@ impl Server {
         let event_loop = EventLoop::new(loop_config, Some(listener))?;
         let wake = event_loop.wake_handle();
         let (console, console_thread) = if config.console {
-            let (console, thread) = Console::start(io::stdout()).map_err(ServerError::Thread)?;
+            let (console, thread) =
+                ServerConsole::start(io::stdout()).map_err(ServerError::Thread)?;
             (console, Some(thread))
         } else {
-            (Console::off(), None)
+            (ServerConsole::off(), None)
         };
         // As many reports as pieces of work, which the writers' queues bound.
         let (reports_in, reports) = unbounded();
@@ -306,8 +317,8 @@ impl Server {
         })
     }
 
-    /// Serves until it is asked to stop, or until something breaks, or until what it has cannot be
-    /// trusted: that is then set aside. Whether it is to start again.
+    /// Serves until it is asked to stop, or something breaks, or its data cannot be trusted, which
+    /// is then set aside. Returns whether the server is to start again.
     fn run(self) -> Result<bool, ServerError> {
         let Server { event_loop, mut service, console, mut data_dir } = self;
         let ended = event_loop.run(&mut service);
@@ -345,7 +356,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
     }
 }
 
-/// Of a server that was told another history than its group keeps. Whether there was something to say.
+/// Logs it when this server was told another history than its group keeps. Returns whether it was.
 fn say_which_history_counts(config: &ServerConfig, group: History) -> bool {
     let differs = config.history.filter(|own| *own != group);
     if let Some(own) = differs {

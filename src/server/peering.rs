@@ -1,9 +1,14 @@
-//! Greetings, and the links to the other servers: how they come up, are kept, and go down.
+//! Greetings of clients and servers, and how the links to the other servers come up, are kept and
+//! go down.
+//!
+//! Rule: a connection is nothing before it has greeted, and a link to another server can be used
+//! when both of its connections are greeted by the same data directory. The state of each link is
+//! in `links`.
 
 use rand::Rng;
 
 use super::links::Outbound;
-use super::service::{Kind, NO_HELLO, NO_ROOM, StoreService, encode};
+use super::service::{ConnectionRole, NO_HELLO, NO_ROOM, StoreService, encode};
 use crate::limits;
 use crate::model::NodeId;
 use crate::net::{ConnectionId, Net};
@@ -46,13 +51,13 @@ impl StoreService {
             HelloRole::Client => {
                 let Some(address) = net.peer_address(connection) else { return };
                 if self.clients.len() >= self.parts.clients_max {
-                    match self.clients.idle_to_go(net, address.ip()) {
+                    match self.clients.idle_to_displace(net, address.ip()) {
                         Some(idle) => net.give_way(idle),
                         None if net.displace(address.ip()) => {}
                         None => return self.refuse(net, connection, NO_ROOM.into()),
                     }
                 }
-                self.connections.insert(connection, Kind::Client);
+                self.connections.insert(connection, ConnectionRole::Client);
                 self.clients.add(connection, address);
                 // Whatever --max-value says: a value that is too long for it deserves an answer.
                 let cap = limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX);
@@ -73,7 +78,7 @@ impl StoreService {
                 replaced.extend(link.inbound[channel as usize].replace(connection));
                 let was_replaced = !replaced.is_empty();
                 replaced.into_iter().chain(outdated).for_each(|old| net.close(old));
-                self.connections.insert(connection, Kind::Inbound(node));
+                self.connections.insert(connection, ConnectionRole::Inbound(node));
                 match channel {
                     Channel::Control => {
                         net.set_frame_cap(connection, limits::PEER_CONTROL_FRAME_BYTES_MAX);
@@ -93,13 +98,14 @@ impl StoreService {
             }
         }
         net.greeted(connection);
-        if let Some(Kind::Inbound(_)) = self.connections.get(&connection) {
+        if let Some(ConnectionRole::Inbound(_)) = self.connections.get(&connection) {
             net.protect(connection);
         }
         self.send(net, connection, &welcome);
     }
 
-    /// What another server said last on its link to this one may be lost.
+    /// Notes that a connection from another server is gone, and with it perhaps what was sent on it
+    /// last.
     pub(super) fn inbound_down(&mut self, net: &mut Net, peer: NodeId) {
         self.input(net, Input::InboundDown { peer });
         let now_us = self.now(net).monotonic_us;
@@ -107,7 +113,8 @@ impl StoreService {
         self.take_steps(net, steps);
     }
 
-    /// What comes back on a connection that this server dialled: the greeting's answer, then pongs.
+    /// Handles a message on a connection that this server has dialled: the answer to the greeting,
+    /// then pongs.
     pub(super) fn answer_of_peer(
         &mut self,
         net: &mut Net,
@@ -138,7 +145,7 @@ impl StoreService {
         self.give_up_outbound(net, connection, peer, &trouble);
     }
 
-    /// A server has sent on a connection of ours what is no answer to anything.
+    /// Gives up a connection on which a server has sent what answers nothing.
     pub(super) fn unexpected_of_peer(
         &mut self,
         net: &mut Net,
@@ -148,7 +155,7 @@ impl StoreService {
         self.give_up_outbound(net, connection, peer, "it sent what no server expects");
     }
 
-    /// A connection that this server dialled is greeted well; with the second one the link is up.
+    /// Notes that a dialled connection is greeted; with the second one the link is up.
     fn welcomed(
         &mut self,
         net: &mut Net,
@@ -161,7 +168,7 @@ impl StoreService {
         if link.met(incarnation) {
             link.take_inbound().for_each(|old| net.close(old));
             if link.lines().iter().any(|line| line.is_welcomed()) {
-                // By the one before.
+                // The other connection was greeted by the directory before.
                 let why = "its data directory was replaced meanwhile";
                 return self.give_up_outbound(net, connection, peer, why);
             }
@@ -178,16 +185,16 @@ impl StoreService {
         }
     }
 
-    /// Says so when a group that has not begun was told different first leaders.
+    /// Logs it when the servers of a group that has not begun were told different first leaders.
     fn compare_first_leaders(&self, peer: NodeId, theirs: Option<NodeId>) {
         let ours = self.parts.node.status().first_leader;
         if let (Some(ours), Some(theirs)) = (ours, theirs)
             && ours != theirs
         {
             log::warn!(
-                "this server was started with --leader {} and {} with --leader {}: the one that most \
-                 servers were told leads first; if there is none such, the first of them in the group's list, when \
-                 every server is up",
+                "this server was started with --leader {} and {} with --leader {}: the one that \
+                 most servers were told leads first; if there is none such, the first of them in \
+                 the group's list, when every server is up",
                 self.address(ours),
                 self.address(peer),
                 self.address(theirs)
@@ -215,15 +222,16 @@ impl StoreService {
                 let connections = Channel::ALL.map(|_| net.dial(link.address));
                 link.dial(connections);
                 for connection in connections {
-                    self.connections.insert(connection, Kind::Outbound(link.node));
+                    self.connections.insert(connection, ConnectionRole::Outbound(link.node));
                 }
             }
         }
     }
 
-    /// A machine that is gone without a word leaves its connections open. So whoever dialled one
-    /// pings on it; silence ends it, and it is dialled again. One on which the system retransmits into a hole waits
-    /// longer and longer between two attempts; a new one gets through at once when the hole is mended.
+    /// Pings on the dialled connections and gives silent ones up, which are then dialled again. A
+    /// machine that loses its power or its network leaves its connections open, and on a connection
+    /// that was cut the system retransmits at ever longer intervals, where a new one gets through
+    /// as soon as the network is back.
     pub(super) fn keep_links_alive(&mut self, net: &mut Net) {
         for at in 0..self.links.len() {
             let link = &mut self.links[at];
@@ -236,7 +244,8 @@ impl StoreService {
                 }
                 if pings {
                     let ping = |out: &mut Vec<u8>| encode(&Message::Ping { nonce: 0 }, out);
-                    // When the queue is full, what is in it keeps the link from being called silent, or does not.
+                    // When the queue is full, whether it is taken decides above whether the link is
+                    // silent.
                     let _ = net.try_send(connection, ping);
                 }
             }

@@ -10,16 +10,16 @@ use std::net::{IpAddr, SocketAddr};
 use crate::prompt::questions::{self, QuestionError, check_own_ip, explain_probe};
 use crate::prompt::{parse_ip, parse_port};
 
-/// The addresses that were answered with, both of the group.
+/// The addresses that were given, both of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answers {
-    /// This server's address.
+    /// The address on which this server listens.
     pub listen: SocketAddr,
-    /// The first leader's.
+    /// The address of the server that leads first.
     pub leader: SocketAddr,
 }
 
-/// Asks. `probe` tells whether an address can be listened on.
+/// Asks the four questions. `probe` tells whether an address can be listened on.
 ///
 /// # Errors
 /// The input ended or failed.
@@ -31,7 +31,7 @@ pub fn ask(
 ) -> Result<Answers, QuestionError> {
     let free = |address: &&SocketAddr| probe(**address).is_ok();
     let first = group.iter().find(free).or(group.first()).copied();
-    // A group is never empty; if one were, there would be nothing to answer with.
+    // A checked group is never empty.
     let Some(own) = first else { return Err(QuestionError::Ended) };
     let leader = group.first().copied().unwrap_or(own);
     // No answer could be used, and the question would be asked for ever.

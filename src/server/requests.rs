@@ -1,11 +1,15 @@
-//! What clients ask, from the frame to the core or the workers, and what is refused on the way.
+//! Requests of clients, from the decoded frame to the core or the workers.
+//!
+//! Rule: each request is counted in [`Clients`](super::clients::Clients) first, and answered once,
+//! with a refusal where a limit is reached. What a read finds is decided by `get`, and what becomes
+//! of a write by the core.
 
 use std::net::SocketAddr;
 
 use super::decoding::Undecodable;
 use super::get::{ReadRequest, answer_from_log};
 use super::links::Link;
-use super::service::{Kind, NOT_OF_A_CLIENT, StoreService};
+use super::service::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
 use super::work::{Job, ReadJob};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
@@ -18,7 +22,7 @@ use crate::wire::codec;
 use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply, Request, ServerStatus};
 use crate::workers::pool::SubmitError;
 
-/// A plain read, as it may wait for its state.
+/// A plain read that waits until this server has applied the state that it asks for.
 pub(super) struct EarlyRead {
     token: RequestToken,
     client: SocketAddr,
@@ -40,15 +44,15 @@ impl StoreService {
         }
     }
 
-    /// A frame could not be decoded. A request whose list is too long has broken a limit and no rule: it
-    /// gets its answer, and the connection goes on.
+    /// A frame could not be decoded. A request whose list is too long has broken a limit and no
+    /// rule: it gets its answer, and the connection goes on.
     pub(super) fn undecodable(
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
         Undecodable { reason, request }: Undecodable,
     ) {
-        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
+        let is_client = matches!(self.connections.get(&connection), Some(ConnectionRole::Client));
         let Some(id) = request.filter(|_| is_client) else {
             return self.refuse(net, connection, reason);
         };
@@ -58,7 +62,7 @@ impl StoreService {
         self.reply(net, token, Reply::Error(invalid));
     }
 
-    /// Books a request that holds so many bytes; `None` when it is refused already.
+    /// Counts a request that holds `memory_bytes`; `None` when it has been refused.
     fn admit(
         &mut self,
         net: &mut Net,
@@ -88,10 +92,10 @@ impl StoreService {
         Some((token, admission.client))
     }
 
-    /// There is no memory for a large frame, or nobody to decode it.
+    /// Refuses a large frame for which there is no memory, or no thread to decode it.
     pub(super) fn refuse_large(&mut self, net: &mut Net, connection: ConnectionId, head: &[u8]) {
         let what = "requests under way hold all the memory that they may";
-        let is_client = matches!(self.connections.get(&connection), Some(Kind::Client));
+        let is_client = matches!(self.connections.get(&connection), Some(ConnectionRole::Client));
         let Some(id) = codec::request_id(head).filter(|_| is_client) else {
             return self.refuse(net, connection, format!("{what}: try again later"));
         };
@@ -100,7 +104,7 @@ impl StoreService {
         }
     }
 
-    /// A client wants a write.
+    /// Hands a client's write to the core, if it is admitted.
     pub(super) fn write_request(
         &mut self,
         net: &mut Net,
@@ -154,9 +158,9 @@ impl StoreService {
             let at_once = self.early.hold(now_us, early.request.wanted(), applied, newest, early);
             return self.read_early(at_once);
         }
-        if !self.clients.park(token, read) {
-            // Two outstanding requests under one id: the protocol forbids it, and neither could be told
-            // from the other.
+        if !self.clients.keep_unconfirmed(token, read) {
+            // Two outstanding requests under one id: the protocol forbids it, and neither could be
+            // told from the other.
             return self.refuse(net, connection, format!("request id {id} is in use"));
         }
         self.input(net, Input::Read { token });
@@ -171,7 +175,7 @@ impl StoreService {
         self.reply(net, token, Reply::Error(busy));
     }
 
-    /// Books an answer to a client, and lets it go on asking if it was held back.
+    /// Ends a request of a client, which is read again if it had too much under way.
     pub(super) fn answered(&mut self, net: &mut Net, token: RequestToken) {
         if self.clients.answered(net, token) {
             net.resume_reading(ConnectionId::from_u64(token.connection));
@@ -239,7 +243,7 @@ impl StoreService {
         at.map_or_else(|| node.to_string(), SocketAddr::to_string)
     }
 
-    /// Plain reads, also those that came early, are answered now, whatever is applied.
+    /// Has plain reads answered from what is applied now.
     pub(super) fn read_early(&mut self, reads: impl IntoIterator<Item = EarlyRead>) {
         for EarlyRead { token, client, request } in reads {
             self.clients.read(token, client, request);
@@ -248,11 +252,12 @@ impl StoreService {
 
     pub(super) fn submit_reads(&mut self, net: &mut Net) {
         let mut reads = self.clients.take_reads(net);
-        // The state may have come into doubt while they waited for it, for the core or for a grant.
+        // The state may have come into doubt while they waited for it, for the core or for their
+        // budget.
         if let Some(distrust) = self.distrust() {
             for job in std::mem::take(&mut reads) {
-                let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
-                self.clients.read_done(net, token, granted);
+                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                self.clients.read_done(net, token, budget_bytes);
                 self.reply(net, token, not_to_be_read(distrust));
             }
         }
@@ -269,8 +274,8 @@ impl StoreService {
                 }
             };
             for job in refused {
-                let Job::Read(ReadJob { token, granted, .. }) = job else { continue };
-                self.clients.read_done(net, token, granted);
+                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                self.clients.read_done(net, token, budget_bytes);
                 self.reply_busy(net, token, why);
             }
         }

@@ -1,8 +1,9 @@
-//! Reading the whole store again in the background, so that what rots is found while the other servers
+//! Reads the whole store again in the background, so that damage is found while the other servers
 //! can still replace it.
 //!
-//! A pass reads every row, and so every page that is not in the engine's cache; then every block of the
-//! file that is known, and so what is below the cache, too. It goes at [`limits::SCRUB_BYTES_PER_SECOND`].
+//! A pass reads every row, and so every page that is not in the engine's cache; then every block of
+//! the file that is known, and so what is below the cache, too. It goes at
+//! [`limits::SCRUB_BYTES_PER_SECOND`].
 
 use std::io;
 use std::thread::{self, JoinHandle};
@@ -18,10 +19,10 @@ use crate::net::WakeHandle;
 use crate::storage::apply::ApplyError;
 use crate::storage::reads::Store;
 
-/// The engine's blocks have 4 KiB.
+/// Bytes of a block of the store's file, each of which has a checksum.
 const BLOCK_BYTES: usize = 4096;
 
-/// The thread that scrubs.
+/// The thread that reads the store again and again.
 pub(super) struct Scrubber {
     stop: Sender<()>,
     thread: JoinHandle<()>,
@@ -29,7 +30,7 @@ pub(super) struct Scrubber {
     ended: Receiver<()>,
 }
 
-/// Told to stop, or damage was found.
+/// The thread was told to stop.
 struct Over;
 
 struct Pass<'a> {
@@ -38,7 +39,8 @@ struct Pass<'a> {
 }
 
 impl Scrubber {
-    /// Starts it; passes begin `interval` apart, the first one at once.
+    /// Starts the thread. The first pass begins at once, and each further one `interval` after the
+    /// end of the one before.
     pub fn start(
         store: Store,
         interval: Duration,
@@ -67,7 +69,7 @@ impl Scrubber {
         Ok(Scrubber { stop, thread, ended })
     }
 
-    /// Ends it, and waits for it until `deadline`. Whether it has ended.
+    /// Stops the thread and waits for it until `deadline`. Returns whether it has ended.
     #[must_use]
     pub fn finish(self, deadline: Instant) -> bool {
         drop(self.stop);

@@ -1,8 +1,8 @@
 //! The store's service on the event loop: connections in front, the node core behind.
 //!
 //! This is the wiring, and the only place where sockets, core, workers and writing threads meet. It
-//! decides nothing about consensus or data: it turns frames into the core's inputs, outputs into
-//! frames and work, and keeps the books of connections.
+//! decides nothing about consensus or data: it turns frames into the core's inputs, and outputs
+//! into frames and work, and knows what each connection is.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use crossbeam_channel::Receiver;
 
 use super::clients::Clients;
 use super::config::ServerConfig;
-use super::console::Console;
-use super::decoding::{Decoded, Decoders, Incoming, Undecodable, decode};
+use super::console::ServerConsole;
+use super::decoding::{Decoded, DecodedFrame, Decoders, Undecodable, decode};
 use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
 use super::judge::Judge;
@@ -22,9 +22,9 @@ use super::links::Link;
 use super::requests::EarlyRead;
 use super::say_which_history_counts;
 use super::scrub::Scrubber;
-use super::snapshots::{Step, TransferLimits, Transfers};
+use super::snapshots::{TransferLimits, TransferStep, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, Writer};
-use super::watch::{News, Watch};
+use super::watch::{LogNews, LogWatch};
 use super::work::{Completion, Job};
 use crate::limits;
 use crate::model::{ClusterId, DiskSpace, History, NodeId};
@@ -42,16 +42,16 @@ use crate::wire::message::{
 };
 use crate::workers::pool::{Pool, ShutDownError, SubmitError};
 
-/// What a connection turned out to be.
+/// The role of a connection, which its greeting tells.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum ConnectionRole {
     /// Accepted; the greeting is not done.
     Unknown,
-    /// A client; its books are in [`Clients`].
+    /// A client, whose account is in [`Clients`].
     Client,
-    /// Another server sends on it.
+    /// Another server has dialled it, and sends on it.
     Inbound(NodeId),
-    /// Dialled by this server.
+    /// This server has dialled it, and sends on it.
     Outbound(NodeId),
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Parts {
     pub clients_max: usize,
     pub incarnation: u64,
     pub node: Node,
-    pub console: Console,
+    pub console: ServerConsole,
     pub pool: Pool<Job, Completion>,
     pub decoders: Decoders,
     pub log: Writer<LogWork>,
@@ -75,7 +75,7 @@ pub(super) struct Parts {
     /// Where the numbers of snapshot transfers start; random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
-    /// Anything here means: stop.
+    /// A message on this channel asks the server to stop.
     pub stop: Receiver<()>,
 }
 
@@ -86,38 +86,39 @@ pub(super) struct StoreService {
     pub(super) cluster: ClusterId,
     pub(super) started: Instant,
     pub(super) links: Vec<Link>,
-    pub(super) connections: ConnectionMap<Kind>,
+    pub(super) connections: ConnectionMap<ConnectionRole>,
     pub(super) clients: Clients,
     pub(super) early: EarlyReads<EarlyRead>,
     /// What [`Store::steps`] was at the last tick.
     applied_steps: u64,
     pub(super) transfers: Transfers,
-    watch: Watch,
+    watch: LogWatch,
     outputs: Vec<Output>,
-    /// The time as the core is told it, and the iteration it was read in.
+    /// The time as it is given to the core, and the loop's time for which it was made.
     now: (Instant, Now),
     /// When a stop was asked for.
     stopping_since: Option<Instant>,
     /// The core has stopped: no request is taken any more.
     pub(super) stopped: bool,
-    /// As it was last reported.
+    /// The room on the disk, as it was last reported.
     pub(super) disk_space: DiskSpace,
-    /// It was said that `--history` is not what the group keeps.
+    /// The log has been told whether `--history` is what the group keeps.
     history_compared: bool,
     /// Why the loop ended, when something broke.
     failure: Option<String>,
-    /// Whoever runs this server wants it to end, and not to start again.
+    /// This server was asked to stop, and does not start again.
     stop_asked: bool,
     /// This server is to start again without what cannot be trusted, after it has handed over.
     pub(super) restart: Option<Untrusted>,
-    /// The verdict is durable, or is not waited for any more: this server ends.
+    /// The verdict is durable, or its durability is not waited for any more, so that this server
+    /// ends.
     ends_for_restart: bool,
 }
 
-/// How a server ended that did not break.
+/// How a server ended that was not broken by a failure.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
-    /// It was asked to end, and is not to start again.
+    /// It was asked to stop, and is not to start again.
     pub stop_asked: bool,
     /// What is to be set aside before the next start.
     pub restart: Option<Untrusted>,
@@ -142,7 +143,7 @@ impl StoreService {
             early: EarlyReads::default(),
             applied_steps: 0,
             transfers: Transfers::new(parts.first_transfer, TransferLimits::default()),
-            watch: Watch::default(),
+            watch: LogWatch::default(),
             outputs: Vec::new(),
             now: (now, now_at(now, now)),
             stopping_since: None,
@@ -157,13 +158,13 @@ impl StoreService {
         }
     }
 
-    /// Ends the threads in order: whether to start again, and how. The error is what broke, if anything
-    /// did.
+    /// Ends the threads in order, and returns whether to start again, and how. The error is what
+    /// broke.
     pub fn finish(self) -> Result<Ended, String> {
         let Parts { log, applier, pool, decoders, scrubber, reserve, disk_watch, judge, .. } =
             self.parts;
         drop(disk_watch);
-        // What waits for room on a full disk ends.
+        // Ends the waiting of writes for room on a full disk.
         reserve.close();
         let deadline = Instant::now() + limits::STOP_DISK_TIMEOUT;
         decoders.finish(deadline);
@@ -182,8 +183,8 @@ impl StoreService {
         let all_ended = scrubber_ended && pool_ended && log_ended && applier_ended && judge_ended;
         if !all_ended {
             log::error!(
-                "the disk does not answer: stopping without what was not written yet, which nobody was promised or \
-                 the log holds"
+                "the disk does not answer: stopping without what was not written yet, which nobody \
+                 was promised or the log holds"
             );
         }
         if let Some(failure) = self.failure {
@@ -238,8 +239,8 @@ impl StoreService {
         let Some(connection) = self.link_mut(to).and_then(|link| link.up(channel)) else { return };
         let resent_by_protocol = matches!(message, PeerMessage::Raft(_));
         let message = Message::Peer(message);
-        // A full queue drops what the protocol sends again, as a lossy network would, and closes the link where
-        // the other side must know that something is lost.
+        // A full queue drops what the protocol sends again, as a lossy network would, and closes
+        // the link where the other side must know that something is lost.
         if message.shared_parts().is_empty() {
             if resent_by_protocol {
                 let _ = net.try_send(connection, |out| encode(&message, out));
@@ -268,7 +269,7 @@ impl StoreService {
         self.answered(net, token);
     }
 
-    // ---- doing what the core wants -----------------------------------------------------------
+    // ---- carrying out the core's outputs ------------------------------------------------------
 
     fn carry_out(&mut self, net: &mut Net) {
         let mut outputs = std::mem::take(&mut self.outputs);
@@ -276,7 +277,7 @@ impl StoreService {
             match output {
                 Output::Send { to, message } => self.send_to_peer(net, to, message),
                 Output::Reply { token, reply } => {
-                    self.clients.unpark(token);
+                    self.clients.take_unconfirmed(token);
                     self.reply(net, token, reply);
                 }
                 Output::Persist(batch) => self.parts.log.push(LogWork::append(batch)),
@@ -284,7 +285,7 @@ impl StoreService {
                     self.parts.applier.push(ApplierWork::apply(entries, answering));
                 }
                 Output::ReadReady { token } => {
-                    if let Some((client, request)) = self.clients.unpark(token) {
+                    if let Some((client, request)) = self.clients.take_unconfirmed(token) {
                         self.clients.read(token, client, request);
                     }
                 }
@@ -326,7 +327,8 @@ impl StoreService {
                         | Notice::ClockApart { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
-                    // A target a kind, so that many of one kind are gathered without hiding another.
+                    // A target a kind, so that many of one kind are gathered without hiding
+                    // another.
                     match &notice {
                         Notice::NoLeader { reason } => {
                             let why = reason.sentence(|node| self.address(node));
@@ -347,19 +349,20 @@ impl StoreService {
                 Output::Stopped => self.stopped = true,
             }
         }
-        // Answers above may have made the core speak again; the capacity is kept.
+        // Carrying them out may have given the core inputs, and so further outputs. The capacity is
+        // kept.
         outputs.append(&mut self.outputs);
         self.outputs = outputs;
     }
 
-    /// Says once that `--history` is not what the group keeps.
+    /// Logs once if `--history` is not what the group keeps.
     fn compare_history(&mut self, group: History) {
         if !self.history_compared {
             self.history_compared = say_which_history_counts(&self.parts.config, group);
         }
     }
 
-    /// Closes the link on which a server has sent what no server sends.
+    /// Closes the connections on which a server has sent what breaks the protocol.
     fn disconnect(&mut self, net: &mut Net, peer: NodeId, reason: &str) {
         let inbound: Vec<_> =
             self.link_mut(peer).into_iter().flat_map(Link::take_inbound).collect();
@@ -371,49 +374,53 @@ impl StoreService {
         }
     }
 
-    /// A frame is decoded: hands what it says to whom it concerns.
+    /// Hands a decoded frame on, by the role of its connection.
     fn incoming(
         &mut self,
         net: &mut Net,
         connection: ConnectionId,
-        incoming: Result<Incoming, Undecodable>,
+        incoming: Result<DecodedFrame, Undecodable>,
     ) {
         let Some(kind) = self.connections.get(&connection).copied() else { return };
         let incoming = match (incoming, kind) {
             (Ok(incoming), _) => incoming,
-            (Err(error), Kind::Outbound(peer)) => {
+            (Err(error), ConnectionRole::Outbound(peer)) => {
                 return self.give_up_outbound(net, connection, peer, &error.reason);
             }
-            (Err(error), Kind::Inbound(peer)) => {
+            (Err(error), ConnectionRole::Inbound(peer)) => {
                 return self.disconnect(net, peer, &error.reason);
             }
-            (Err(error), Kind::Client | Kind::Unknown) => {
+            (Err(error), ConnectionRole::Client | ConnectionRole::Unknown) => {
                 return self.undecodable(net, connection, error);
             }
         };
         match (kind, incoming) {
-            (Kind::Unknown, Incoming::Message(message)) => self.greeting(net, connection, message),
-            (Kind::Unknown, _) => self.refuse(net, connection, NO_HELLO.into()),
-            (Kind::Client, Incoming::Write { id, write }) => {
+            (ConnectionRole::Unknown, DecodedFrame::Message(message)) => {
+                self.greeting(net, connection, message)
+            }
+            (ConnectionRole::Unknown, _) => self.refuse(net, connection, NO_HELLO.into()),
+            (ConnectionRole::Client, DecodedFrame::Write { id, write }) => {
                 self.write_request(net, connection, id, write);
             }
-            (Kind::Client, Incoming::Message(message)) => {
+            (ConnectionRole::Client, DecodedFrame::Message(message)) => {
                 self.client_message(net, connection, message);
             }
-            (Kind::Client, Incoming::Peer(_)) => {
+            (ConnectionRole::Client, DecodedFrame::Peer(_)) => {
                 self.refuse(net, connection, NOT_OF_A_CLIENT.into());
             }
-            (Kind::Inbound(from), Incoming::Peer(message)) => self.peer_message(net, from, message),
-            (Kind::Inbound(_), Incoming::Message(Message::Ping { nonce })) => {
+            (ConnectionRole::Inbound(from), DecodedFrame::Peer(message)) => {
+                self.peer_message(net, from, message)
+            }
+            (ConnectionRole::Inbound(_), DecodedFrame::Message(Message::Ping { nonce })) => {
                 self.send(net, connection, &Message::Pong { nonce });
             }
-            (Kind::Inbound(_), _) => {
+            (ConnectionRole::Inbound(_), _) => {
                 self.refuse(net, connection, "a server sends PEER and PING only".into());
             }
-            (Kind::Outbound(peer), Incoming::Message(message)) => {
+            (ConnectionRole::Outbound(peer), DecodedFrame::Message(message)) => {
                 self.answer_of_peer(net, connection, peer, message);
             }
-            (Kind::Outbound(peer), _) => self.unexpected_of_peer(net, connection, peer),
+            (ConnectionRole::Outbound(peer), _) => self.unexpected_of_peer(net, connection, peer),
         }
     }
 
@@ -445,19 +452,19 @@ impl StoreService {
         self.take_steps(net, steps);
     }
 
-    pub(super) fn take_steps(&mut self, net: &mut Net, steps: Vec<Step>) {
+    pub(super) fn take_steps(&mut self, net: &mut Net, steps: Vec<TransferStep>) {
         for step in steps {
             match step {
-                Step::Send { to, message } => self.send_to_peer(net, to, message),
-                Step::Store(work) => self.parts.applier.push(ApplierWork::Snapshot(work)),
-                Step::Tell(input) => self.input(net, input),
-                Step::BeginLog { number, snapshot, hard_state } => {
+                TransferStep::Send { to, message } => self.send_to_peer(net, to, message),
+                TransferStep::Store(work) => self.parts.applier.push(ApplierWork::Snapshot(work)),
+                TransferStep::Tell(input) => self.input(net, input),
+                TransferStep::BeginLog { number, snapshot, hard_state } => {
                     self.parts.log.push(LogWork::BeginAnew { number, snapshot, hard_state });
                 }
-                Step::Compact { durable_index, needed } => {
+                TransferStep::Compact { durable_index, needed } => {
                     self.parts.log.push(LogWork::Compact { durable_index, needed });
                 }
-                Step::Read { to, id, source, bytes_max } => {
+                TransferStep::Read { to, id, source, bytes_max } => {
                     let job = Job::SnapshotChunk { to, id, source, bytes_max };
                     let refused = match self.parts.pool.submit(job) {
                         Ok(()) => continue,
@@ -487,31 +494,33 @@ impl StoreService {
         self.take_steps(net, steps);
     }
 
-    fn tell_news(&mut self, net: &Net) {
+    fn log_conditions(&mut self, net: &Net) {
         let Now { wall_us, .. } = self.now(net);
         let newest = self.parts.node.newest_timestamp();
         for news in self.watch.look(net.now(), wall_us, newest.0) {
             match news {
-                News::ClockBehind(behind) => log::warn!(
-                    "this machine's clock is {behind:.0?} behind the newest version: versions go on counting \
-                     from there, and are no times of the day until it has caught up; set the clock"
+                LogNews::ClockBehind(behind) => log::warn!(
+                    "this machine's clock is {behind:.0?} behind the newest version: versions go \
+                     on counting from there, and are no times of the day until it has caught up; \
+                     set the clock"
                 ),
-                News::ClockCaughtUp => {
+                LogNews::ClockCaughtUp => {
                     log::info!("this machine's clock has caught up with the versions")
                 }
-                News::Busy(count) => log::warn!(
-                    "{} refused with BUSY, to be tried again in a moment: more is asked than this server, or \
-                     the group, can do",
+                LogNews::Busy(count) => log::warn!(
+                    "{} refused with BUSY, to be tried again in a moment: more is asked than this \
+                     server, or the group, can do",
                     counted(count, "request was", "requests were")
                 ),
             }
         }
     }
 
-    /// Damage was found. Whoever meets it next reports it again; it is said once.
+    /// Handles damage that was found. It may be reported several times, and is logged once.
     fn damaged(&mut self, net: &mut Net, found: &str, untrusted: Untrusted) {
         if self.parts.config.servers.len() == 1 {
-            // Nobody has what is missing. It stays as it is for whoever can save something.
+            // No other server has the data. It stays as it is, so that an operator may save
+            // something.
             return self.fail(net, found.to_owned());
         }
         if self.restart < Some(untrusted) {
@@ -528,8 +537,8 @@ impl StoreService {
         if self.restart >= Some(untrusted) {
             return;
         }
-        // From now on no read is answered, and others lead, whatever the disk does. Ending waits until a kill cannot
-        // undo the verdict.
+        // From now on no read is answered, and others lead, whatever the disk does. Ending waits
+        // until a kill cannot undo the verdict.
         self.restart = Some(untrusted);
         let reason = Ineligible::StoreDamaged;
         self.input(net, Input::Eligibility { reason, holds: true });
@@ -538,7 +547,7 @@ impl StoreService {
         }
     }
 
-    /// What was found is on the disk: this server ends, to start again without it.
+    /// Notes that the verdict is durable: this server ends, to start again without its data.
     fn verdict_set_down(&mut self, net: &mut Net) {
         if !std::mem::replace(&mut self.ends_for_restart, true) {
             net.stop_accepting();
@@ -546,13 +555,15 @@ impl StoreService {
         }
     }
 
-    /// Setting aside what is not to be trusted may succeed all the same, and waiting makes nothing better.
+    /// Goes on although the verdict is not durable: setting the data aside may succeed all the
+    /// same.
     fn verdict_not_set_down(&mut self, net: &mut Net, error: &str) {
         if self.ends_for_restart {
             return;
         }
         log::error!(
-            "{error}; until this server has set its data aside, a kill would make it trust them again"
+            "{error}; until this server has set its data aside, a kill would make it trust them \
+             again"
         );
         self.verdict_set_down(net);
     }
@@ -568,12 +579,12 @@ impl StoreService {
                 );
             }
             DiskSpace::Low => log::warn!(
-                "the disk of {path} is getting full: make room on it, or remove or trim keys, before writes are \
-                 refused"
+                "the disk of {path} is getting full: make room on it, or remove or trim keys, \
+                 before writes are refused"
             ),
             DiskSpace::Full | DiskSpace::Exhausted => log::error!(
-                "the disk of {path} is nearly full: writes are refused and removals are not; make room on it, or \
-                 remove or trim keys"
+                "the disk of {path} is nearly full: writes are refused and removals are not; make \
+                 room on it, or remove or trim keys"
             ),
         }
         let steps = self.transfers.disk_space(space);
@@ -602,13 +613,13 @@ fn refused(reason: String) -> Vec<u8> {
     frame
 }
 
-/// What someone is told who does not begin with a greeting.
+/// The refusal of a connection that does not begin with a greeting.
 pub(super) const NO_HELLO: &str = "the first message must be HELLO";
 
-/// What a client is told that speaks like somebody else.
+/// The refusal of a client that sends what clients do not send.
 pub(super) const NOT_OF_A_CLIENT: &str = "a client sends REQUEST and PING only";
 
-/// What someone over the limit on connections is told.
+/// The refusal of a connection for which there is no place.
 pub(super) const NO_ROOM: &str = "this server has no room for another connection: try again later";
 
 fn now_at(monotonic: Instant, started: Instant) -> Now {
@@ -626,11 +637,14 @@ impl Service for StoreService {
     }
 
     fn on_accepted(&mut self, _net: &mut Net, connection: ConnectionId, _peer: SocketAddr) {
-        self.connections.insert(connection, Kind::Unknown);
+        self.connections.insert(connection, ConnectionRole::Unknown);
     }
 
     fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
-        let Some(Kind::Outbound(peer)) = self.connections.get(&connection).copied() else { return };
+        let Some(ConnectionRole::Outbound(peer)) = self.connections.get(&connection).copied()
+        else {
+            return;
+        };
         let Some(channel) = self.link_mut(peer).and_then(|link| link.channel_of(connection)) else {
             return;
         };
@@ -652,7 +666,7 @@ impl Service for StoreService {
     }
 
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
-        if let Some(Kind::Outbound(peer)) = self.connections.remove(&connection) {
+        if let Some(ConnectionRole::Outbound(peer)) = self.connections.remove(&connection) {
             self.lost_outbound(net, connection, peer, &error.to_string());
         }
     }
@@ -662,9 +676,10 @@ impl Service for StoreService {
     }
 
     fn on_large_frame(&mut self, net: &mut Net, connection: ConnectionId, pieces: Vec<Vec<u8>>) {
-        let of_server = matches!(self.connections.get(&connection), Some(Kind::Inbound(_)));
-        // What another server sends has its limits on that side, and is never refused because of what clients
-        // of the same machine hold.
+        let of_server =
+            matches!(self.connections.get(&connection), Some(ConnectionRole::Inbound(_)));
+        // What another server sends has its limits on that side, and is never refused because of
+        // what clients of the same machine hold.
         let held = if of_server { 0 } else { pieces.iter().map(Vec::len).sum() };
         if held > 0 && !net.try_hold(connection, held) {
             return self.refuse_large(net, connection, &pieces[0]);
@@ -680,10 +695,10 @@ impl Service for StoreService {
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
         match self.connections.remove(&connection) {
-            Some(Kind::Outbound(peer)) => {
+            Some(ConnectionRole::Outbound(peer)) => {
                 self.lost_outbound(net, connection, peer, &reason.to_string());
             }
-            Some(Kind::Inbound(peer)) => {
+            Some(ConnectionRole::Inbound(peer)) => {
                 if let Some(link) = self.link_mut(peer)
                     && let Some(gone) = link.inbound.iter_mut().find(|c| **c == Some(connection))
                 {
@@ -691,14 +706,16 @@ impl Service for StoreService {
                     self.inbound_down(net, peer);
                 }
             }
-            Some(Kind::Client) => {
+            Some(ConnectionRole::Client) => {
                 if let Some(address) = self.clients.remove(net, connection) {
                     let level =
                         if reason.is_ordinary() { log::Level::Debug } else { log::Level::Info };
                     log::log!(level, "client {address} is disconnected: {reason}");
                 }
             }
-            Some(Kind::Unknown) => log::debug!("a connection without a greeting: {reason}"),
+            Some(ConnectionRole::Unknown) => {
+                log::debug!("a connection without a greeting: {reason}")
+            }
             None => {}
         }
     }
@@ -714,9 +731,9 @@ impl Service for StoreService {
         }
         while let Some(completion) = self.parts.pool.collect() {
             match completion {
-                Completion::Reply { token, granted, frame } => {
+                Completion::Reply { token, budget_bytes, frame } => {
                     let connection = ConnectionId::from_u64(token.connection);
-                    self.clients.read_done(net, token, granted);
+                    self.clients.read_done(net, token, budget_bytes);
                     // The state may have come into doubt while it was read.
                     match self.distrust() {
                         Some(distrust) => self.reply(net, token, not_to_be_read(distrust)),
@@ -727,8 +744,8 @@ impl Service for StoreService {
                     }
                 }
                 Completion::TooLong { read, bytes } => {
-                    self.clients.read_done(net, read.token, read.granted);
-                    self.clients.hold(net, read, bytes);
+                    self.clients.read_done(net, read.token, read.budget_bytes);
+                    self.clients.defer(net, read, bytes);
                 }
                 Completion::Fetched { fetch, entries } => {
                     self.input(net, Input::Fetched { fetch, entries });
@@ -746,7 +763,7 @@ impl Service for StoreService {
         }
         while let Some(Decoded { connection, incoming, held }) = self.parts.decoders.collect() {
             net.release(connection, held);
-            // Before what was sent behind it.
+            // It is handed on before the frames that were sent behind it.
             self.incoming(net, connection, incoming);
             net.release_frames(connection);
             if Instant::now() >= until {
@@ -772,7 +789,7 @@ impl Service for StoreService {
             self.input(net, Input::ApplierWorks);
         }
         self.input(net, Input::Tick);
-        self.tell_news(net);
+        self.log_conditions(net);
         let now_us = self.now(net).monotonic_us;
         let overdue = self.early.take_overdue(now_us);
         self.read_early(overdue);
@@ -812,7 +829,7 @@ impl Service for StoreService {
             self.parts.applier.hurry();
         }
         self.submit_reads(net);
-        // Whoever has asked already, plain reads included, gets an answer first.
+        // Requests that were taken, plain reads included, are answered first.
         if self.stopped && (self.restart.is_some() || self.clients.nothing_under_way()) {
             log::info!("stopping: nothing is under way");
             net.exit();
@@ -821,7 +838,7 @@ impl Service for StoreService {
 
     fn farewell(&mut self, connection: ConnectionId, reason: &CloseReason) -> Vec<u8> {
         let reason = match (self.connections.get(&connection), reason) {
-            (Some(Kind::Outbound(_)) | None, _) => return Vec::new(),
+            (Some(ConnectionRole::Outbound(_)) | None, _) => return Vec::new(),
             (Some(_), CloseReason::Deadline) => {
                 let seconds = limits::HANDSHAKE_TIMEOUT.as_secs();
                 format!("no whole HELLO came within {seconds} seconds")

@@ -1,32 +1,34 @@
-//! Snapshots on their way: to servers that are too far behind for the log, and from the leader.
+//! Snapshot transfers: to servers that the log no longer reaches, and from the leader.
 //!
 //! The leader's applier pins a consistent view of the store; a worker reads it piece by piece while
 //! writes go on; a few pieces are under way at once. The receiver stores them beside its own store
-//! ([`Intake`](super::intake::Intake)). When all are there and checked, the core decides whether the
-//! snapshot is still of use; then the log begins anew after it, and it takes the store's place. Only then does
-//! the receiver call it complete.
+//! ([`Intake`](super::intake::Intake)). When all are there and checked, the core decides whether
+//! the snapshot is still of use; then the log begins anew after it, and it takes the store's place.
+//! Only then does the receiver call it complete.
 //!
 //! Rules:
 //!
-//! - **A snapshot that was sent is worth having.** From the moment its view is pinned the leader keeps its log
-//!   from there on ([`Transfers::log_needed`]), until the receiver has stored everything that is
-//!   committed. Otherwise a store that takes longer to send than the log takes to be cut is sent again and
-//!   again. The log kept so is bounded in bytes by the log's owner, and in time: a receiver that gets no
-//!   further for [`TransferLimits::stall_timeout_us`] loses its claim. And it is the first to go on a disk that is
-//!   getting full ([`Transfers::disk_space`]): a receiver can have another snapshot later, a group that refuses writes
-//!   cannot wait.
-//! - **Nothing is tried again at once.** Consensus asks for another snapshot with every heartbeat that finds
-//!   the receiver behind the log. Each attempt costs a checkpoint and a view, so attempts to one server are
-//!   spaced: [`TransferLimits::retry_us_min`] after the first failure, twice as long after each further one.
-//! - **A piece that cannot be read just now is read later.** Busy workers delay a transfer and do not break it.
-//! - **A transfer belongs to a term.** It is dropped at both ends when another term begins, since the receiver
-//!   could not use it.
+//! - **The log that a snapshot needs is kept.** From the moment its view is pinned the leader keeps
+//!   its log from there on ([`Transfers::log_needed`]), until the receiver has stored everything
+//!   that is committed. Otherwise a store that takes longer to send than the log takes to be cut is
+//!   sent again and again. The log kept so is bounded in bytes by the log's owner, and in time: a
+//!   receiver that gets no further for [`TransferLimits::stall_timeout_us`] loses its claim. And it
+//!   is the first to go on a disk that is getting full ([`Transfers::disk_space`]): a receiver can
+//!   have another snapshot later, a group that refuses writes cannot wait.
+//! - **Nothing is tried again at once.** Consensus asks for another snapshot with every heartbeat
+//!   that finds the receiver behind the log. Each attempt costs a checkpoint and a view, so
+//!   attempts to one server are spaced: [`TransferLimits::retry_us_min`] after the first failure,
+//!   twice as long after each further one.
+//! - **A piece that cannot be read just now is read later.** Busy workers delay a transfer and do
+//!   not break it.
+//! - **A transfer belongs to a term.** It is dropped at both ends when another term begins, since
+//!   the receiver could not use it.
 //!
-//! A transfer that breaks is begun again from the start when consensus asks for it; nothing of a broken one is
-//! kept.
+//! A transfer that breaks is begun again from the start when consensus asks for it; nothing of a
+//! broken one is kept.
 //!
-//! This part is bookkeeping without IO, clock or randomness: what is to be done comes out as [`Step`]s, which the
-//! event loop and the simulator in `tests/simulation` carry out alike.
+//! This part is bookkeeping without IO, clock or randomness: what is to be done comes out as
+//! [`TransferStep`]s, which the event loop and the simulator in `tests/simulation` carry out alike.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,15 +49,16 @@ use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 /// Bounds of transfers: those of [`limits`], except in simulations.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferLimits {
-    /// See [`limits::SNAPSHOT_CHUNK_BYTES`].
+    /// Bytes of rows in a chunk, by default [`limits::SNAPSHOT_CHUNK_BYTES`].
     pub chunk_bytes_max: usize,
-    /// See [`limits::SNAPSHOT_CHUNKS_IN_FLIGHT`].
+    /// Chunks sent and not acknowledged, by default [`limits::SNAPSHOT_CHUNKS_IN_FLIGHT`].
     pub chunks_in_flight_max: u64,
-    /// See [`limits::SNAPSHOT_STALL_TIMEOUT`].
+    /// Time without progress after which a transfer ends, by default
+    /// [`limits::SNAPSHOT_STALL_TIMEOUT`].
     pub stall_timeout_us: u64,
-    /// See [`limits::SNAPSHOT_RETRY_MIN`].
+    /// The wait after the first failed attempt, by default [`limits::SNAPSHOT_RETRY_MIN`].
     pub retry_us_min: u64,
-    /// See [`limits::SNAPSHOT_RETRY_MAX`].
+    /// The longest wait after a failed attempt, by default [`limits::SNAPSHOT_RETRY_MAX`].
     pub retry_us_max: u64,
 }
 
@@ -73,8 +76,9 @@ impl Default for TransferLimits {
 
 /// An instruction for the driver; they are to be carried out in order.
 #[derive(Debug)]
-pub enum Step {
-    /// Send a message to another server, in order with the earlier ones; when it cannot be sent, close the link.
+pub enum TransferStep {
+    /// Send a message to another server, in order with the earlier ones; when it cannot be sent,
+    /// close the link.
     Send {
         /// The server that the message goes to.
         to: NodeId,
@@ -83,8 +87,8 @@ pub enum Step {
     },
     /// Hand work to the applier, which owns the store.
     Store(SnapshotWork),
-    /// Have a worker read the next piece, then call [`Transfers::read`]; when no worker can take it, call
-    /// [`Transfers::workers_busy`].
+    /// Have a worker read the next piece, then call [`Transfers::read`]; when no worker can take
+    /// it, call [`Transfers::workers_busy`].
     Read {
         /// The server that it is for.
         to: NodeId,
@@ -92,7 +96,7 @@ pub enum Step {
         id: u64,
         /// The view to read from.
         source: SnapshotSource,
-        /// For [`SnapshotSource::next_chunk`].
+        /// The most bytes that [`SnapshotSource::next_chunk`] is to give.
         bytes_max: usize,
     },
     /// Have the log begun anew after a snapshot, then call [`Transfers::log_begun`].
@@ -104,14 +108,15 @@ pub enum Step {
         /// To be made durable with it.
         hard_state: HardState,
     },
-    /// Cut the log: the store is durable up to `durable_index`, and other servers need what is `needed`.
+    /// Cut the log: the store is durable up to `durable_index`, and other servers need what is
+    /// `needed`.
     Compact {
         /// The index that the newest checkpoint covers.
         durable_index: LogIndex,
-        /// See [`Transfers::log_needed`].
+        /// What receivers of snapshots need of the log, from [`Transfers::log_needed`].
         needed: Needed,
     },
-    /// Give the core an input.
+    /// Hand an input to the core.
     Tell(Input),
 }
 
@@ -155,9 +160,9 @@ pub enum SnapshotWork {
 pub enum SnapshotReport {
     /// A view of the store is pinned, and the store is durable up to it.
     Prepared {
-        /// From [`SnapshotWork::Prepare`].
+        /// The server that is to get it, as in [`SnapshotWork::Prepare`].
         to: NodeId,
-        /// From [`SnapshotWork::Prepare`].
+        /// The transfer's number, as in [`SnapshotWork::Prepare`].
         id: u64,
         /// The pinned view that the pieces are read from.
         source: SnapshotSource,
@@ -166,8 +171,8 @@ pub enum SnapshotReport {
     Piece {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
-        /// Pieces of it stored so far, this one included; `None` when the transfer is not the one being taken in
-        /// any more.
+        /// Pieces of it stored so far, this one included; `None` when the transfer is not the one
+        /// being taken in any more.
         stored: Option<u64>,
     },
     /// An arriving snapshot is whole, checked, and durable beside the store.
@@ -175,7 +180,8 @@ pub enum SnapshotReport {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
     },
-    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Piece`] of the piece that failed.
+    /// An arriving snapshot could not be stored. Follows the [`SnapshotReport::Piece`] of the piece
+    /// that failed.
     Failed {
         /// The transfer's number, chosen at random by its sender.
         id: u64,
@@ -193,17 +199,17 @@ pub enum SnapshotReport {
 
 /// A transfer to another server.
 #[derive(Debug)]
-struct Outgoing {
+struct OutgoingTransfer {
     id: u64,
     to: NodeId,
     leader_term: Term,
-    stage: Stage,
-    /// When it last got further.
+    stage: TransferStage,
+    /// Time of its last progress.
     progress_us: u64,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum TransferStage {
     /// The attempt before failed a short time ago.
     Waiting { until_us: u64 },
     /// The applier is pinning a view.
@@ -221,7 +227,7 @@ enum Stage {
 
 /// A claim on the leader's log: what a server that was sent a snapshot needs next.
 #[derive(Debug)]
-struct Claim {
+struct LogClaim {
     from: LogIndex,
     /// All pieces were sent, so that the receiver may have the snapshot even if nobody hears of it.
     whole: bool,
@@ -230,14 +236,14 @@ struct Claim {
 
 /// Attempts that failed since the last one that succeeded.
 #[derive(Clone, Copy, Debug)]
-struct Failures {
+struct FailedAttempts {
     count: u32,
     last_us: u64,
 }
 
 /// A transfer from another server.
 #[derive(Debug)]
-struct Incoming {
+struct IncomingTransfer {
     id: u64,
     from: NodeId,
     snapshot: SnapshotId,
@@ -252,11 +258,12 @@ struct Incoming {
 #[derive(Debug)]
 pub struct Transfers {
     limits: TransferLimits,
-    outgoing: Vec<Outgoing>,
-    claims: BTreeMap<NodeId, Claim>,
-    failures: BTreeMap<NodeId, Failures>,
-    incoming: Option<Incoming>,
-    /// Pieces in the applier's queue, those of transfers that were given up included: they are memory.
+    outgoing: Vec<OutgoingTransfer>,
+    claims: BTreeMap<NodeId, LogClaim>,
+    failures: BTreeMap<NodeId, FailedAttempts>,
+    incoming: Option<IncomingTransfer>,
+    /// Pieces in the applier's queue, those of transfers that were given up included: they are
+    /// memory.
     pieces_queued: u64,
     /// Servers that can be sent to.
     linked: BTreeSet<NodeId>,
@@ -289,7 +296,8 @@ impl Transfers {
 
     // ---- the log -----------------------------------------------------------------------------
 
-    /// What receivers of snapshots still need of the log. While it is not known whose state is right, no snapshot is sent.
+    /// What receivers of snapshots still need of the log. While it is not known whose state is
+    /// right, no snapshot is sent.
     pub fn log_needed(&self) -> Needed {
         if self.disputed {
             return Needed::All;
@@ -298,8 +306,9 @@ impl Transfers {
         oldest.map_or(Needed::Nothing, Needed::From)
     }
 
-    /// How much room there is on this server's disk. Where it gets scarcer, what is kept for receivers goes at once.
-    pub fn disk_space(&mut self, space: DiskSpace) -> Vec<Step> {
+    /// How much room there is on this server's disk. Where it gets scarcer, what is kept for
+    /// receivers goes at once.
+    pub fn disk_space(&mut self, space: DiskSpace) -> Vec<TransferStep> {
         let before = std::mem::replace(&mut self.space, space);
         match space > before && !self.claims.is_empty() {
             true => vec![self.compact()],
@@ -308,26 +317,29 @@ impl Transfers {
     }
 
     /// The store is durable up to `index`, so that the log before it may go.
-    pub fn checkpointed(&mut self, index: LogIndex) -> Vec<Step> {
+    pub fn checkpointed(&mut self, index: LogIndex) -> Vec<TransferStep> {
         self.durable_index = self.durable_index.max(index);
         vec![self.compact()]
     }
 
-    /// The log before `first_index` is gone, whoever needed it: more was written than is kept, or there is no room.
-    pub fn compacted(&mut self, now_us: u64, first_index: LogIndex) -> Vec<Step> {
-        let overrun = |(_, claim): &(&NodeId, &Claim)| claim.from < first_index;
+    /// The log before `first_index` is gone, whoever needed it: more was written than is kept, or
+    /// there is no room.
+    pub fn compacted(&mut self, now_us: u64, first_index: LogIndex) -> Vec<TransferStep> {
+        let overrun = |(_, claim): &(&NodeId, &LogClaim)| claim.from < first_index;
         let late: Vec<NodeId> = self.claims.iter().filter(overrun).map(|(peer, _)| *peer).collect();
         let mut steps = Vec::new();
         for peer in late {
             let from = self.claims.get(&peer).map_or(0, |claim| claim.from);
             match self.space {
                 DiskSpace::Ample => log::warn!(
-                    "server {peer} takes in its snapshot so slowly that the log, which is kept for it from index \
-                     {from} on, has grown too long and was cut: it needs another snapshot, best while less is written"
+                    "server {peer} takes in its snapshot so slowly that the log, which is kept for \
+                     it from index {from} on, has grown too long and was cut: it needs another \
+                     snapshot, best while less is written"
                 ),
                 DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => log::warn!(
-                    "the disk is too full to keep all of the log for server {peer} from index {from} on, and it was \
-                     cut: that server needs another snapshot, best when there is room again"
+                    "the disk is too full to keep all of the log for server {peer} from index \
+                     {from} on, and it was cut: that server needs another snapshot, best when \
+                     there is room again"
                 ),
             }
             self.claims.remove(&peer);
@@ -338,16 +350,17 @@ impl Transfers {
         steps
     }
 
-    fn compact(&self) -> Step {
-        Step::Compact { durable_index: self.durable_index, needed: self.log_needed() }
+    fn compact(&self) -> TransferStep {
+        TransferStep::Compact { durable_index: self.durable_index, needed: self.log_needed() }
     }
 
     // ---- sending -----------------------------------------------------------------------------
 
     /// The core wants a snapshot sent.
-    pub fn start(&mut self, now_us: u64, to: NodeId, leader_term: Term) -> Vec<Step> {
+    pub fn start(&mut self, now_us: u64, to: NodeId, leader_term: Term) -> Vec<TransferStep> {
         if self.outgoing.iter().any(|out| out.to == to && out.leader_term == leader_term) {
-            // Asked for twice, as by a receiver whose answers were under way when the first was begun.
+            // Asked for twice, as by a receiver whose answers were under way when the first was
+            // begun.
             return Vec::new();
         }
         self.outgoing.retain(|out| out.to != to);
@@ -364,19 +377,19 @@ impl Transfers {
             failures.last_us.saturating_add(wait_us.min(self.limits.retry_us_max))
         });
         self.last_id += 1;
-        let stage = Stage::Waiting { until_us };
+        let stage = TransferStage::Waiting { until_us };
         let id = self.last_id;
-        self.outgoing.push(Outgoing { id, to, leader_term, stage, progress_us: now_us });
+        self.outgoing.push(OutgoingTransfer { id, to, leader_term, stage, progress_us: now_us });
         self.prepare_due(now_us)
     }
 
-    fn prepare_due(&mut self, now_us: u64) -> Vec<Step> {
+    fn prepare_due(&mut self, now_us: u64) -> Vec<TransferStep> {
         let mut steps = Vec::new();
         for out in &mut self.outgoing {
-            if matches!(out.stage, Stage::Waiting { until_us } if until_us <= now_us) {
-                out.stage = Stage::Preparing;
+            if matches!(out.stage, TransferStage::Waiting { until_us } if until_us <= now_us) {
+                out.stage = TransferStage::Preparing;
                 out.progress_us = now_us;
-                steps.push(Step::Store(SnapshotWork::Prepare { to: out.to, id: out.id }));
+                steps.push(TransferStep::Store(SnapshotWork::Prepare { to: out.to, id: out.id }));
             }
         }
         steps
@@ -389,28 +402,29 @@ impl Transfers {
         id: u64,
         source: SnapshotSource,
         term_at: impl Fn(LogIndex) -> Option<Term>,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id) else {
             return Vec::new();
         };
         let AppliedPoint { index, timestamp, hash } = source.point();
         let Some(term) = term_at(index) else { return self.give_up(now_us, to) };
         let snapshot = SnapshotId { leader_term: out.leader_term, index, term };
-        out.stage = Stage::Sending { index, source: None, sent: 0, stored: 0, ended: false };
+        out.stage =
+            TransferStage::Sending { index, source: None, sent: 0, stored: 0, ended: false };
         out.progress_us = now_us;
         // One that may be in place already keeps its claim until this one is whole.
-        let claim = Claim { from: index + 1, whole: false, progress_us: now_us };
+        let claim = LogClaim { from: index + 1, whole: false, progress_us: now_us };
         let kept = self.claims.entry(to).or_insert(claim);
         if !kept.whole {
-            *kept = Claim { from: index + 1, whole: false, progress_us: now_us };
+            *kept = LogClaim { from: index + 1, whole: false, progress_us: now_us };
         }
         log::info!(
-            "server {to} is further behind than the log reaches: sending it a snapshot of everything to \
-             log index {index}"
+            "server {to} is further behind than the log reaches: sending it a snapshot of \
+             everything to log index {index}"
         );
         let message = PeerMessage::Snapshot { id, snapshot, timestamp, hash };
         let bytes_max = self.limits.chunk_bytes_max;
-        vec![Step::Send { to, message }, Step::Read { to, id, source, bytes_max }]
+        vec![TransferStep::Send { to, message }, TransferStep::Read { to, id, source, bytes_max }]
     }
 
     /// A worker has read a piece (`Ok(None)`: there are no more), and gives the view back.
@@ -421,12 +435,12 @@ impl Transfers {
         id: u64,
         view: SnapshotSource,
         chunk: Result<Option<SnapshotChunk>, String>,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let limits = self.limits;
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id) else {
             return Vec::new();
         };
-        let Stage::Sending { index, source, sent, ended, .. } = &mut out.stage else {
+        let TransferStage::Sending { index, source, sent, ended, .. } = &mut out.stage else {
             return Vec::new();
         };
         match chunk {
@@ -435,7 +449,7 @@ impl Transfers {
                 *sent += 1;
                 *source = Some(view);
                 let message = PeerMessage::SnapshotChunk { id, sequence, data };
-                let mut steps = vec![Step::Send { to, message }];
+                let mut steps = vec![TransferStep::Send { to, message }];
                 steps.extend(read_on(out, &limits));
                 steps
             }
@@ -443,10 +457,10 @@ impl Transfers {
                 *ended = true;
                 let message = PeerMessage::SnapshotEnd { id, chunks: *sent };
                 let from = *index + 1;
-                let claim = Claim { from, whole: true, progress_us: now_us };
+                let claim = LogClaim { from, whole: true, progress_us: now_us };
                 let claim = self.claims.entry(to).and_modify(|c| c.whole = true).or_insert(claim);
                 claim.progress_us = now_us;
-                vec![Step::Send { to, message }]
+                vec![TransferStep::Send { to, message }]
             }
             Err(error) => {
                 log::error!("cannot read the snapshot for server {to}: {error}");
@@ -455,10 +469,10 @@ impl Transfers {
         }
     }
 
-    /// No worker could take a [`Step::Read`]: it is tried again with the next tick.
+    /// No worker could take a [`TransferStep::Read`]: it is tried again with the next tick.
     pub fn workers_busy(&mut self, to: NodeId, id: u64, view: SnapshotSource) {
         let out = self.outgoing.iter_mut().find(|out| out.to == to && out.id == id);
-        if let Some(Outgoing { stage: Stage::Sending { source, .. }, .. }) = out {
+        if let Some(OutgoingTransfer { stage: TransferStage::Sending { source, .. }, .. }) = out {
             *source = Some(view);
         }
     }
@@ -470,12 +484,13 @@ impl Transfers {
         id: u64,
         pieces: u64,
         outcome: SnapshotOutcome,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let limits = self.limits;
         let Some(out) = self.outgoing.iter_mut().find(|out| out.to == from && out.id == id) else {
             return Vec::new();
         };
-        let Stage::Sending { index, sent: sent_pieces, stored, ended, .. } = &mut out.stage else {
+        let TransferStage::Sending { index, sent: sent_pieces, stored, ended, .. } = &mut out.stage
+        else {
             return Vec::new();
         };
         match outcome {
@@ -502,7 +517,8 @@ impl Transfers {
             }
             SnapshotOutcome::Failed => {
                 log::info!(
-                    "server {from} could not use the snapshot: it gets another if it still needs one"
+                    "server {from} could not use the snapshot: it gets another if it still needs \
+                     one"
                 );
                 self.give_up(now_us, from)
             }
@@ -510,7 +526,8 @@ impl Transfers {
     }
 
     fn note_failure(&mut self, now_us: u64, to: NodeId) {
-        let failures = self.failures.entry(to).or_insert(Failures { count: 0, last_us: now_us });
+        let failures =
+            self.failures.entry(to).or_insert(FailedAttempts { count: 0, last_us: now_us });
         // What failed long ago says nothing about now.
         if now_us.saturating_sub(failures.last_us) > 2 * self.limits.retry_us_max {
             failures.count = 0;
@@ -519,7 +536,7 @@ impl Transfers {
         failures.last_us = now_us;
     }
 
-    fn give_up(&mut self, now_us: u64, to: NodeId) -> Vec<Step> {
+    fn give_up(&mut self, now_us: u64, to: NodeId) -> Vec<TransferStep> {
         self.outgoing.retain(|out| out.to != to);
         self.note_failure(now_us, to);
         if self.claims.get(&to).is_some_and(|claim| !claim.whole) {
@@ -539,7 +556,7 @@ impl Transfers {
         snapshot: SnapshotId,
         point: AppliedPoint,
         acceptable: bool,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let installing = self.incoming.as_ref().is_some_and(|incoming| incoming.whole);
         if !acceptable || installing || self.pieces_queued > 0 {
             return vec![answer(from, id, 0, SnapshotOutcome::Failed)];
@@ -547,9 +564,9 @@ impl Transfers {
         log::info!("taking in a snapshot from server {from} to log index {}", snapshot.index);
         let mut steps = Vec::new();
         if self.incoming.is_some() {
-            steps.push(Step::Store(SnapshotWork::Discard));
+            steps.push(TransferStep::Store(SnapshotWork::Discard));
         }
-        self.incoming = Some(Incoming {
+        self.incoming = Some(IncomingTransfer {
             id,
             from,
             snapshot,
@@ -558,7 +575,7 @@ impl Transfers {
             whole: false,
             progress_us: now_us,
         });
-        steps.push(Step::Store(SnapshotWork::Begin { id, point }));
+        steps.push(TransferStep::Store(SnapshotWork::Begin { id, point }));
         steps
     }
 
@@ -569,7 +586,7 @@ impl Transfers {
         id: u64,
         sequence: u64,
         data: Bytes,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let in_flight_max = self.limits.chunks_in_flight_max;
         match &mut self.incoming {
             Some(incoming) if incoming.is(from, id) && incoming.received == sequence => {
@@ -580,18 +597,18 @@ impl Transfers {
                 incoming.received += 1;
                 incoming.progress_us = now_us;
                 let chunk = SnapshotChunk { sequence, data };
-                vec![Step::Store(SnapshotWork::Chunk { id, chunk })]
+                vec![TransferStep::Store(SnapshotWork::Chunk { id, chunk })]
             }
             _ => Vec::new(),
         }
     }
 
-    fn ended(&mut self, now_us: u64, from: NodeId, id: u64, chunks: u64) -> Vec<Step> {
+    fn ended(&mut self, now_us: u64, from: NodeId, id: u64, chunks: u64) -> Vec<TransferStep> {
         match &mut self.incoming {
             Some(incoming) if incoming.is(from, id) && incoming.received == chunks => {
                 incoming.whole = true;
                 incoming.progress_us = now_us;
-                vec![Step::Store(SnapshotWork::Finish { id })]
+                vec![TransferStep::Store(SnapshotWork::Finish { id })]
             }
             Some(incoming) if incoming.is(from, id) => self.refuse("pieces are missing"),
             _ => Vec::new(),
@@ -604,41 +621,48 @@ impl Transfers {
         number: u64,
         snapshot: SnapshotId,
         hard_state: HardState,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let ours = self.incoming.as_ref().map(|incoming| (incoming.whole, incoming.snapshot));
         assert_eq!(ours, Some((true, snapshot)), "the core installs what was received");
-        vec![Step::BeginLog { number, snapshot, hard_state }]
+        vec![TransferStep::BeginLog { number, snapshot, hard_state }]
     }
 
-    /// The log has begun anew: the store follows, before anything that is committed after it is applied.
-    pub fn log_begun(&mut self, number: u64) -> Vec<Step> {
-        vec![Step::Store(SnapshotWork::Install), Step::Tell(Input::Persisted { number })]
+    /// The log has begun anew: the store follows, before anything that is committed after it is
+    /// applied.
+    pub fn log_begun(&mut self, number: u64) -> Vec<TransferStep> {
+        vec![
+            TransferStep::Store(SnapshotWork::Install),
+            TransferStep::Tell(Input::Persisted { number }),
+        ]
     }
 
     /// The core has no use for the received snapshot.
-    pub fn discarded(&mut self) -> Vec<Step> {
+    pub fn discarded(&mut self) -> Vec<TransferStep> {
         self.refuse("it is not needed any more")
     }
 
-    fn refuse(&mut self, reason: &str) -> Vec<Step> {
-        let Some(Incoming { from, id, stored, .. }) = self.incoming.take() else {
+    fn refuse(&mut self, reason: &str) -> Vec<TransferStep> {
+        let Some(IncomingTransfer { from, id, stored, .. }) = self.incoming.take() else {
             return Vec::new();
         };
         log::info!("the snapshot from server {from} is thrown away: {reason}");
-        vec![Step::Store(SnapshotWork::Discard), answer(from, id, stored, SnapshotOutcome::Failed)]
+        vec![
+            TransferStep::Store(SnapshotWork::Discard),
+            answer(from, id, stored, SnapshotOutcome::Failed),
+        ]
     }
 
     // ---- both --------------------------------------------------------------------------------
 
-    /// Takes in a message about snapshots ([`CheckedMessage::is_about_a_snapshot`]); `wanted` says whether one that is
-    /// offered is of use.
+    /// Takes in a message about snapshots ([`CheckedMessage::is_about_a_snapshot`]); `wanted` says
+    /// whether one that is offered is of use.
     pub fn message(
         &mut self,
         now_us: u64,
         from: NodeId,
         message: CheckedMessage,
         wanted: impl FnOnce(NodeId, SnapshotId) -> bool,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         match message.into_inner() {
             PeerMessage::Snapshot { id, snapshot, timestamp, hash } => {
                 let acceptable = wanted(from, snapshot);
@@ -656,13 +680,14 @@ impl Transfers {
         }
     }
 
-    /// Takes in what the applier reports. `term_at` gives the term of an entry of this server's log.
+    /// Takes in what the applier reports. `term_at` gives the term of an entry of this server's
+    /// log.
     pub fn report(
         &mut self,
         now_us: u64,
         report: SnapshotReport,
         term_at: impl Fn(LogIndex) -> Option<Term>,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         if let SnapshotReport::Piece { .. } = report {
             assert!(self.pieces_queued > 0, "the applier took a piece that it was not given");
             self.pieces_queued -= 1;
@@ -678,21 +703,21 @@ impl Transfers {
                 vec![answer(incoming.from, id, stored, SnapshotOutcome::Receiving)]
             }
             (SnapshotReport::Staged { id }, Some(incoming)) if incoming.id == id => {
-                let Incoming { from, snapshot, .. } = *incoming;
-                vec![Step::Tell(Input::SnapshotReceived { from, snapshot })]
+                let IncomingTransfer { from, snapshot, .. } = *incoming;
+                vec![TransferStep::Tell(Input::SnapshotReceived { from, snapshot })]
             }
             (SnapshotReport::Failed { id, reason }, Some(incoming)) if incoming.id == id => {
                 self.refuse(&reason)
             }
             (SnapshotReport::Installed { point, upkeep }, incoming) => {
                 log::info!("the snapshot to log index {} is in place", point.index);
-                let told = incoming.take().map(|Incoming { from, id, stored, .. }| {
+                let told = incoming.take().map(|IncomingTransfer { from, id, stored, .. }| {
                     answer(from, id, stored, SnapshotOutcome::Complete)
                 });
                 let applied = Input::Applied { outcomes: Vec::new(), point, upkeep };
-                [Step::Tell(applied)].into_iter().chain(told).collect()
+                [TransferStep::Tell(applied)].into_iter().chain(told).collect()
             }
-            (SnapshotReport::Staged { .. }, _) => vec![Step::Store(SnapshotWork::Discard)],
+            (SnapshotReport::Staged { .. }, _) => vec![TransferStep::Store(SnapshotWork::Discard)],
             (SnapshotReport::Piece { .. } | SnapshotReport::Failed { .. }, _) => Vec::new(),
         }
     }
@@ -703,19 +728,19 @@ impl Transfers {
     }
 
     /// The link on which this server sends to `peer` is gone.
-    pub fn link_down(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+    pub fn link_down(&mut self, now_us: u64, peer: NodeId) -> Vec<TransferStep> {
         self.linked.remove(&peer);
         self.broken(now_us, peer)
     }
 
-    /// The link on which `peer` sends to this server is gone, or another has taken its place before that was noticed:
-    /// what was said on it last is lost all the same.
-    pub fn inbound_down(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+    /// The link on which `peer` sends to this server is gone, or another has taken its place before
+    /// that was noticed: what was said on it last is lost all the same.
+    pub fn inbound_down(&mut self, now_us: u64, peer: NodeId) -> Vec<TransferStep> {
         self.broken(now_us, peer)
     }
 
     /// What was under way on a link to or from `peer` is lost.
-    fn broken(&mut self, now_us: u64, peer: NodeId) -> Vec<Step> {
+    fn broken(&mut self, now_us: u64, peer: NodeId) -> Vec<TransferStep> {
         let mut steps = Vec::new();
         if self.outgoing.iter().any(|out| out.to == peer) {
             steps.extend(self.give_up(now_us, peer));
@@ -726,22 +751,22 @@ impl Transfers {
         steps
     }
 
-    /// Time passes: begins what is due, and gives up what makes no progress or has lost its leader. `matched` is
-    /// how far the leader knows a server's log to reach.
+    /// Time passes: begins what is due, and gives up what makes no progress or has lost its leader.
+    /// `matched` is how far the leader knows a server's log to reach.
     pub fn tick(
         &mut self,
         now_us: u64,
         status: &NodeStatus,
         matched: impl Fn(NodeId) -> LogIndex,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let limits = self.limits;
         let stalled = |since_us: u64| now_us.saturating_sub(since_us) > limits.stall_timeout_us;
         let leads = status.role == Role::Leader;
         self.disputed = status.distrust == Some(Distrust::Disputed);
         self.outgoing.retain(|out| leads && out.leader_term == status.term);
         let mut steps = self.keep_claims(now_us, leads, status.commit, matched);
-        let late = |out: &&Outgoing| {
-            !matches!(out.stage, Stage::Waiting { .. }) && stalled(out.progress_us)
+        let late = |out: &&OutgoingTransfer| {
+            !matches!(out.stage, TransferStage::Waiting { .. }) && stalled(out.progress_us)
         };
         let late: Vec<NodeId> = self.outgoing.iter().filter(late).map(|out| out.to).collect();
         for to in late {
@@ -750,8 +775,11 @@ impl Transfers {
         }
         steps.extend(self.prepare_due(now_us));
         steps.extend(self.outgoing.iter_mut().filter_map(|out| read_on(out, &limits)));
-        if let Some(Incoming { from, snapshot, whole: false, progress_us, .. }) = self.incoming {
-            // This server may not have heard of its sender's term yet, which is said on another connection.
+        if let Some(IncomingTransfer { from, snapshot, whole: false, progress_us, .. }) =
+            self.incoming
+        {
+            // This server may not have heard of its sender's term yet, which is said on another
+            // connection.
             let other_leads = match snapshot.leader_term.cmp(&status.term) {
                 Ordering::Less => true,
                 Ordering::Equal => status.leader.is_some_and(|leader| leader != from),
@@ -766,14 +794,15 @@ impl Transfers {
         steps
     }
 
-    /// Moves the claims on the log along with their servers, and ends those that are met or in vain.
+    /// Moves the claims on the log along with their servers, and ends those that are met or in
+    /// vain.
     fn keep_claims(
         &mut self,
         now_us: u64,
         leads: bool,
         commit: LogIndex,
         matched: impl Fn(NodeId) -> LogIndex,
-    ) -> Vec<Step> {
+    ) -> Vec<TransferStep> {
         let before = self.claims.len();
         let limits = self.limits;
         let mut met = Vec::new();
@@ -791,8 +820,8 @@ impl Transfers {
             leads && !caught_up && !stalled
         });
         for peer in met {
-            // Only the first wait is left: an answer that was under way for long may still ask for a snapshot, and
-            // must not have one prepared sooner after a failure than any other.
+            // Only the first wait is left: an answer that was under way for long may still ask for
+            // a snapshot, and must not have one prepared sooner after a failure than any other.
             if let Some(failures) = self.failures.get_mut(&peer) {
                 failures.count = 1;
             }
@@ -802,26 +831,28 @@ impl Transfers {
     }
 }
 
-impl Incoming {
+impl IncomingTransfer {
     fn is(&self, from: NodeId, id: u64) -> bool {
         self.from == from && self.id == id && !self.whole
     }
 }
 
 /// The next piece may be read when the view is at hand and not too many are under way.
-fn read_on(out: &mut Outgoing, limits: &TransferLimits) -> Option<Step> {
-    let Stage::Sending { source, sent, stored, ended, .. } = &mut out.stage else { return None };
+fn read_on(out: &mut OutgoingTransfer, limits: &TransferLimits) -> Option<TransferStep> {
+    let TransferStage::Sending { source, sent, stored, ended, .. } = &mut out.stage else {
+        return None;
+    };
     if *ended || *sent - *stored >= limits.chunks_in_flight_max {
         return None;
     }
     let source = source.take()?;
-    Some(Step::Read { to: out.to, id: out.id, source, bytes_max: limits.chunk_bytes_max })
+    Some(TransferStep::Read { to: out.to, id: out.id, source, bytes_max: limits.chunk_bytes_max })
 }
 
-fn sent(to: NodeId, reached: Option<LogIndex>) -> Step {
-    Step::Tell(Input::SnapshotSent { to, reached })
+fn sent(to: NodeId, reached: Option<LogIndex>) -> TransferStep {
+    TransferStep::Tell(Input::SnapshotSent { to, reached })
 }
 
-fn answer(to: NodeId, id: u64, stored: u64, outcome: SnapshotOutcome) -> Step {
-    Step::Send { to, message: PeerMessage::SnapshotAnswer { id, stored, outcome } }
+fn answer(to: NodeId, id: u64, stored: u64, outcome: SnapshotOutcome) -> TransferStep {
+    TransferStep::Send { to, message: PeerMessage::SnapshotAnswer { id, stored, outcome } }
 }

@@ -1,13 +1,14 @@
-//! The two threads that write: one for the log, one for the store.
+//! The two threads that write: the log writer and the applier.
 //!
 //! Both take work in order from a bounded queue and report on a channel, with a wake of the event
-//! loop. A disk may hang for as long as it likes: the loop never waits for it. Consensus limits the bytes that are
-//! under way and not their pieces, of which there is one for each small write; so what waits is joined to longer
-//! pieces, of which there are few ([`limits::WRITER_QUEUE_MAX`] is never met).
+//! loop. A disk may hang for as long as it likes: the loop never waits for it. Consensus limits the
+//! bytes that are under way and not their pieces, of which there is one for each small write; so
+//! what waits is joined to longer pieces, of which there are few ([`limits::WRITER_QUEUE_MAX`] is
+//! never met).
 //!
 //! A failure of either ends the process: what a failed sync left on the disk is unknown, and so is
-//! a state machine that could not apply. A damaged store ends only the applier: the server hands over and
-//! starts again without its store.
+//! a state machine that could not apply. A damaged store ends only the applier: the server hands
+//! over and starts again without its store.
 
 use std::io;
 use std::sync::Arc;
@@ -30,27 +31,28 @@ use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
 use crate::workers::queue::{self, Receiver, RecvError};
 
-/// What a writing thread reports.
+/// A report of one of the threads that touch the disk, to the event loop.
 pub(super) enum Report {
-    /// For the node core.
+    /// Work is done, of which the core is to know.
     Done(Input),
-    /// The store is durable up to here: the log need not reach further back.
+    /// The store is durable up to this index, so that the log need not reach further back.
     Checkpointed(LogIndex),
-    /// How the installing of a snapshot goes on.
+    /// Progress of a snapshot at the applier.
     Snapshot(SnapshotReport),
     /// The log before this index has been deleted.
     Compacted { first_index: LogIndex },
-    /// The log has begun anew; the batch number that stands for it.
+    /// The log has begun anew, which has this number among the log's batches.
     LogBegunAnew { number: u64 },
-    /// The store is not what was written: one sentence. Nothing is applied any more.
+    /// The store is damaged, as this sentence says. Nothing is applied any more.
     StoreDamaged(String),
-    /// The log is not what was written: one sentence.
+    /// The log is damaged, as this sentence says.
     LogDamaged(String),
-    /// The last verdict about this server's data is durable, or cannot be made so: one sentence.
+    /// The last verdict about this server's data is durable, or cannot be made so, as this sentence
+    /// says.
     VerdictSetDown(Result<(), String>),
-    /// How much room there is on the disk has changed.
+    /// The room on the disk has changed to this.
     DiskSpace(DiskSpace),
-    /// The end: one sentence.
+    /// The process has to end, as this sentence says.
     Failed(String),
 }
 
@@ -65,18 +67,18 @@ impl From<StoreFault> for Report {
 
 /// Work that may be done together with what was handed over before it.
 pub(super) trait Join: Sized {
-    /// Adds what comes next, or gives it back where the two are not to be done as one: for good reason only, when
-    /// so much waits that the queue is `crowded`.
+    /// Adds the next piece of work, or gives it back where the two cannot be done as one. When so
+    /// much waits that the queue is `crowded`, only what must stay apart is given back.
     fn join(&mut self, next: Self, crowded: bool) -> Option<Self>;
 }
 
 /// Work for the log writer.
 pub(super) enum LogWork {
-    /// Make durable; the bytes of the entries.
+    /// Make a batch durable, whose entries have this many bytes.
     Append(LogBatch, usize),
-    /// Begin anew after a snapshot.
+    /// Begin the log anew after a snapshot.
     BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
-    /// Delete what the store holds durably and no server needs.
+    /// Delete the log before what the store holds durably and no server needs.
     Compact { durable_index: LogIndex, needed: Needed },
 }
 
@@ -88,8 +90,8 @@ impl LogWork {
 }
 
 impl Join for LogWork {
-    /// Batches are joined as far as their entries follow one another, to no more than a group that is made durable
-    /// at once.
+    /// Batches are joined as far as their entries follow one another, to no more than a group that
+    /// is made durable at once.
     fn join(&mut self, next: LogWork, _crowded: bool) -> Option<LogWork> {
         match (self, next) {
             (LogWork::Append(batch, bytes), LogWork::Append(more, more_bytes)) => {
@@ -129,8 +131,8 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// One batch of the engine is cheaper than many. But a piece ends where replicas compare states, since the hash is
-    /// that of its end.
+    /// One batch of the engine is cheaper than many. But a piece ends where replicas compare
+    /// states, since the hash is that of its end.
     fn has_room(&self) -> bool {
         let compared =
             self.entries.last().is_some_and(|last| compares_states(last, limits::STATE_HASH_EVERY));
@@ -156,8 +158,8 @@ impl ApplierWork {
 }
 
 impl Join for ApplierWork {
-    /// A comparison more or less is no reason when much waits: entries without data, after each of which replicas
-    /// compare, are so small that the bytes under way do not bound their number.
+    /// A comparison more or less is no reason when much waits: entries without data, after each of
+    /// which replicas compare, are so small that the bytes under way do not bound their number.
     fn join(&mut self, next: ApplierWork, crowded: bool) -> Option<ApplierWork> {
         match (self, next) {
             (ApplierWork::Apply(piece), ApplierWork::Apply(more))
@@ -197,7 +199,8 @@ impl<T: Join + Send + 'static> Writer<T> {
     /// Hands over work, without ever waiting.
     ///
     /// # Panics
-    /// Panics when the queue is full, since work must not be lost: see the module for why it is not.
+    /// Panics when the queue is full, since work must not be lost: see the module for why it is
+    /// not.
     pub fn push(&self, work: T) {
         // Without a receiver the thread has reported its failure and ended.
         if let Err((_, true)) = self.queue.try_join(work, T::join) {
@@ -451,8 +454,8 @@ impl ApplierThread {
         Ok(())
     }
 
-    /// A step when nothing else has come; what comes goes first. A copy that does not get done while much
-    /// is written is given up, since it makes every write dearer.
+    /// A step when nothing else has come; what comes goes first. A copy that does not get done
+    /// while much is written is given up, since it makes every write dearer.
     fn shrink_if_due(&mut self, idle: bool) -> Result<(), ApplyError> {
         let shrinking = &mut self.shrinking;
         if shrinking.looked.elapsed() >= shrinking.interval {
@@ -626,7 +629,8 @@ mod tests {
         LogEntry { term: 1, index, data: Bytes::from_static(&[7; 100]) }
     }
 
-    /// As many entries of a hundred bytes as may be committed and not applied, each in a piece of its own.
+    /// As many entries of a hundred bytes as may be committed and not applied, each in a piece of
+    /// its own.
     const ENTRIES: LogIndex = (limits::UNAPPLIED_BYTES_MAX / 164) as LogIndex;
 
     #[test]
@@ -651,7 +655,8 @@ mod tests {
         assert!(pieces < limits::WRITER_QUEUE_MAX / 100, "{pieces} pieces");
     }
 
-    /// Each was a piece of its own, and one message may hold as many of them as the queue has places.
+    /// Each was a piece of its own, and one message may hold as many of them as the queue has
+    /// places.
     #[test]
     fn entries_without_data_never_fill_the_queue_of_an_engine_that_hangs() {
         let (writer, work) = hung();

@@ -1,52 +1,52 @@
-//! What the log is to say of conditions that last: when they begin, when they end, and not with every
-//! request in between.
+//! Which conditions that last go to the log, and when: at their beginning, at their end, and not
+//! with every request in between. This part has no clock: it is given the time.
 
 use std::time::{Duration, Instant};
 
 use crate::limits;
 
-/// Something for the log.
+/// A change of a condition, to be written to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum LogNews {
     /// The machine's clock is this much behind the newest version.
     ClockBehind(Duration),
-    /// It no longer is.
+    /// The machine's clock is no longer behind the newest version.
     ClockCaughtUp,
-    /// So many requests were refused with `BUSY` since it was last said.
+    /// Number of requests that were refused with `BUSY` since the last such line.
     Busy(u64),
 }
 
-/// What has been said.
+/// What the log has been told of the two conditions.
 #[derive(Debug, Default)]
-pub(super) struct Watch {
+pub(super) struct LogWatch {
     clock_is_behind: bool,
     busy: u64,
     busy_said: Option<Instant>,
 }
 
-impl Watch {
-    /// A request was refused with `BUSY`.
+impl LogWatch {
+    /// Counts a request that was refused with `BUSY`.
     pub fn busy(&mut self) {
         self.busy += 1;
     }
 
-    /// Looks at the clock, which says `wall_us`, and the newest version there is. What begins is said at once;
-    /// refusals that go on, at intervals.
-    pub fn look(&mut self, now: Instant, wall_us: i64, newest_us: i64) -> Vec<News> {
+    /// Compares the machine's clock `wall_us` with the newest version `newest_us`. A condition that
+    /// begins is logged at once; refusals that go on, every [`limits::BUSY_LOG_INTERVAL`].
+    pub fn look(&mut self, now: Instant, wall_us: i64, newest_us: i64) -> Vec<LogNews> {
         let mut news = Vec::new();
         let behind = Duration::from_micros(newest_us.saturating_sub(wall_us).max(0) as u64);
         let is_behind = behind >= limits::CLOCK_BEHIND_WARNING;
         // Said again only after it has caught up for good, lest a clock at the edge fill the log.
         if is_behind && !self.clock_is_behind {
             self.clock_is_behind = true;
-            news.push(News::ClockBehind(behind));
+            news.push(LogNews::ClockBehind(behind));
         } else if behind.is_zero() && self.clock_is_behind {
             self.clock_is_behind = false;
-            news.push(News::ClockCaughtUp);
+            news.push(LogNews::ClockCaughtUp);
         }
         let quiet = |said: Instant| now.duration_since(said) < limits::BUSY_LOG_INTERVAL;
         if self.busy > 0 && !self.busy_said.is_some_and(quiet) {
-            news.push(News::Busy(std::mem::take(&mut self.busy)));
+            news.push(LogNews::Busy(std::mem::take(&mut self.busy)));
             self.busy_said = Some(now);
         }
         news
@@ -61,27 +61,27 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumps_back_is_told_once_and_so_is_its_end() {
-        let (mut watch, now) = (Watch::default(), Instant::now());
+        let (mut watch, now) = (LogWatch::default(), Instant::now());
         let mut look = |wall_us| watch.look(now, wall_us, HOUR_US);
         assert_eq!(look(HOUR_US - 1000), [], "versions are a little ahead under load");
-        assert_eq!(look(0), [News::ClockBehind(Duration::from_secs(3600))]);
+        assert_eq!(look(0), [LogNews::ClockBehind(Duration::from_secs(3600))]);
         assert_eq!(look(1), []);
         assert_eq!(look(HOUR_US - 1), [], "not quite");
-        assert_eq!(look(HOUR_US + 1), [News::ClockCaughtUp]);
+        assert_eq!(look(HOUR_US + 1), [LogNews::ClockCaughtUp]);
         assert_eq!(look(HOUR_US + 2), []);
-        assert_eq!(look(i64::MIN), [News::ClockBehind(Duration::from_micros(i64::MAX as u64))]);
+        assert_eq!(look(i64::MIN), [LogNews::ClockBehind(Duration::from_micros(i64::MAX as u64))]);
     }
 
     #[test]
     fn refusals_are_counted_and_told_at_intervals() {
-        let (mut watch, began) = (Watch::default(), Instant::now());
+        let (mut watch, began) = (LogWatch::default(), Instant::now());
         assert_eq!(watch.look(began, 0, 0), []);
         watch.busy();
-        assert_eq!(watch.look(began, 0, 0), [News::Busy(1)]);
+        assert_eq!(watch.look(began, 0, 0), [LogNews::Busy(1)]);
         (0..500).for_each(|_| watch.busy());
         assert_eq!(watch.look(began + limits::BUSY_LOG_INTERVAL / 2, 0, 0), []);
         watch.busy();
-        assert_eq!(watch.look(began + limits::BUSY_LOG_INTERVAL, 0, 0), [News::Busy(501)]);
+        assert_eq!(watch.look(began + limits::BUSY_LOG_INTERVAL, 0, 0), [LogNews::Busy(501)]);
         assert_eq!(watch.look(began + 9 * limits::BUSY_LOG_INTERVAL, 0, 0), []);
     }
 }

@@ -1,13 +1,13 @@
-//! What the worker pool does for a server: answers reads, and reads old log entries for servers that
-//! are late.
+//! What the worker pool does for a server: answers reads, and reads old log entries for servers
+//! that are late.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 
-use super::clients::value_bytes_granted;
-use super::console::Console;
+use super::clients::value_bytes_budget;
+use super::console::ServerConsole;
 use super::get::{ReadRequest, StoreFault, answer_get, answer_page};
 use super::threads::Report;
 use crate::limits;
@@ -22,37 +22,39 @@ use crate::wire::message::{ErrorCode, ErrorReply, Message, Reply};
 /// Room for what an answer holds besides its value, so that its frame is allocated once.
 const REPLY_BYTES_EXPECTED: usize = 64;
 
-/// One read to answer.
+/// A read that is to be answered from the store.
 #[derive(Debug)]
 pub(super) struct ReadJob {
     pub token: RequestToken,
     pub client: SocketAddr,
     pub request: ReadRequest,
-    /// How long the value may be (see `clients`).
-    pub granted: usize,
+    /// The read budget: how long the value may be, if that is more than a small one (see
+    /// `clients`).
+    pub budget_bytes: usize,
 }
 
-/// One piece of work.
+/// A piece of work for the pool, which a disk may hold up.
 #[derive(Debug)]
 pub(super) enum Job {
     /// A GET or a page, to be answered from the store.
     Read(ReadJob),
-    /// Log entries for a late server.
+    /// Log entries for a server that lags, which are no longer in memory.
     Fetch { fetch: u64, low: LogIndex, high: LogIndex, bytes_max: u64 },
     /// The next piece of a snapshot for server `to`.
     SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource, bytes_max: usize },
 }
 
-/// What came of it.
+/// The outcome of a [`Job`].
 #[derive(Debug)]
 pub(super) enum Completion {
-    /// An answer as a whole frame, for whom, and what was granted to it.
-    Reply { token: RequestToken, granted: usize, frame: Vec<u8> },
-    /// The value is longer than was granted: this long.
+    /// An answer as a whole frame, with the request that it is for and the budget that the read
+    /// had.
+    Reply { token: RequestToken, budget_bytes: usize, frame: Vec<u8> },
+    /// The value has this many bytes, which is more than the budget.
     TooLong { read: ReadJob, bytes: usize },
-    /// Entries, or none if they could not be read.
+    /// The entries, or none if they could not be read.
     Fetched { fetch: u64, entries: Vec<LogEntry> },
-    /// A piece, or none any more; the view comes back with it.
+    /// The next chunk, or `None` at the end; the view of the store comes back with it.
     SnapshotChunk {
         to: NodeId,
         id: u64,
@@ -61,13 +63,13 @@ pub(super) enum Completion {
     },
 }
 
-/// What a worker needs.
+/// What each thread of the pool works with.
 #[derive(Clone)]
 pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
-    pub console: Console,
-    /// For what must not wait for whoever asked: the store or the log cannot be read.
+    pub console: ServerConsole,
+    /// Where damage of the store or the log is reported at once, besides in the answer.
     pub reports: Sender<Report>,
 }
 
@@ -105,7 +107,7 @@ impl StoreWorker {
     }
 
     fn read(&self, read: ReadJob) -> Completion {
-        let allowed = value_bytes_granted(read.granted);
+        let allowed = value_bytes_budget(read.budget_bytes);
         let mut answered = match &read.request {
             ReadRequest::Get(request) => answer_get(&self.store, request),
             ReadRequest::Page(request) => {
@@ -129,7 +131,7 @@ impl StoreWorker {
         if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
             return Completion::TooLong { read, bytes: value_bytes };
         }
-        let ReadJob { token, client, request, granted } = read;
+        let ReadJob { token, client, request, budget_bytes } = read;
         if self.console.is_on()
             && let Some(event) = answered.take_shown(client, &request)
         {
@@ -148,7 +150,7 @@ impl StoreWorker {
                 log::error!("cannot even say that a value cannot be sent");
             }
         }
-        Completion::Reply { token, granted, frame }
+        Completion::Reply { token, budget_bytes, frame }
     }
 }
 
@@ -234,7 +236,7 @@ mod tests {
         let machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
         let (reports, reported) = crossbeam_channel::unbounded();
         let (store, log) = (machine.store(), log.reader());
-        let worker = StoreWorker { store, log, console: Console::off(), reports };
+        let worker = StoreWorker { store, log, console: ServerConsole::off(), reports };
         for state in [SOUND, AWAY, DAMAGED] {
             engine.state.store(state, Ordering::Relaxed);
             let request = GetRequest {
@@ -248,7 +250,7 @@ mod tests {
                 token: RequestToken { connection: 1, request: 1 },
                 client: ([127, 0, 0, 1], 1).into(),
                 request: ReadRequest::Get(request),
-                granted: 1000,
+                budget_bytes: 1000,
             }));
             match (state, reported.try_iter().next()) {
                 (SOUND, None) => {}

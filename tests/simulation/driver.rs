@@ -11,7 +11,9 @@ use acervo::model::{
 use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, Notice, Output, RequestToken};
-use acervo::server::snapshots::{SnapshotReport, SnapshotWork, Step, TransferLimits, Transfers};
+use acervo::server::snapshots::{
+    SnapshotReport, SnapshotWork, TransferLimits, TransferStep, Transfers,
+};
 use acervo::storage::log::compaction::{self, Kept, Needed};
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{PeerMessage, Reply, Role};
@@ -462,24 +464,24 @@ impl World {
     pub fn transfers(
         &mut self,
         server: usize,
-        happened: impl FnOnce(&mut Transfers) -> Vec<Step>,
-    ) -> Vec<Step> {
+        happened: impl FnOnce(&mut Transfers) -> Vec<TransferStep>,
+    ) -> Vec<TransferStep> {
         let process = self.servers[server].process.as_mut();
         process.map_or_else(Vec::new, |process| happened(&mut process.transfers))
     }
 
     /// Does what the bookkeeping of snapshots wants done.
-    pub fn take_steps(&mut self, server: usize, steps: Vec<Step>) -> Verdict {
+    pub fn take_steps(&mut self, server: usize, steps: Vec<TransferStep>) -> Verdict {
         for step in steps {
             let life = self.servers[server].life;
             self.trace.note(self.now_us, || format!("{} => {step:?}", server + 1));
             match step {
-                Step::Send { to, message } => {
+                TransferStep::Send { to, message } => {
                     let to = position(to, self.servers.len())
                         .ok_or_else(|| Violation(format!("a piece for {to}")))?;
                     self.send_in_order(server, to, &message)?;
                 }
-                Step::Tell(input) => {
+                TransferStep::Tell(input) => {
                     if let Input::SnapshotSent { to, reached: Some(_) } = &input
                         && let Some(process) = &mut self.servers[server].process
                     {
@@ -487,8 +489,8 @@ impl World {
                     }
                     self.input(server, input)?;
                 }
-                Step::Store(work) => self.snapshot_work(server, work)?,
-                Step::Read { to, id, source, bytes_max } => {
+                TransferStep::Store(work) => self.snapshot_work(server, work)?,
+                TransferStep::Read { to, id, source, bytes_max } => {
                     if self.servers[server].workers_busy_until_us > self.now_us {
                         self.transfers(server, |t| {
                             t.workers_busy(to, id, source);
@@ -501,7 +503,7 @@ impl World {
                     let event = Event::Piece { server, life, to, transfer, source, bytes_max };
                     self.after(delay_us, event);
                 }
-                Step::BeginLog { number, snapshot, hard_state } => {
+                TransferStep::BeginLog { number, snapshot, hard_state } => {
                     let state = &mut self.servers[server];
                     let Some(process) = &mut state.process else { return Ok(()) };
                     let Some(staged) = process.staging.staged() else {
@@ -512,7 +514,7 @@ impl World {
                     state.disk.write_snapshot(number, snapshot, hard_state, saved);
                     self.start_sync(server);
                 }
-                Step::Compact { durable_index, needed } => {
+                TransferStep::Compact { durable_index, needed } => {
                     self.compact(server, durable_index, needed)?;
                 }
             }
