@@ -16,21 +16,21 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 use crate::limits::{CONSOLE_DRAIN_TIMEOUT, CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
 use crate::text::counted;
 
-/// Something that is shown as one line, which its [`Display`](fmt::Display) writes without the line's
-/// end.
+/// An event that is shown as one line, which its [`Display`](fmt::Display) writes without the
+/// line's end.
 pub trait Event: fmt::Display + Send + 'static {
-    /// About how many bytes it holds while it waits.
+    /// Bytes that it holds while it waits, about.
     fn weight(&self) -> usize;
 }
 
-/// Where events go. Clones share one queue.
+/// The queue of events of a console. Clones share one queue.
 pub struct Console<E> {
     queue: Option<Queue<E>>,
 }
 
 struct Queue<E> {
     events: Sender<E>,
-    shared: Arc<Shared>,
+    shared: Arc<ConsoleShared>,
 }
 
 impl<E> Clone for Console<E> {
@@ -44,31 +44,31 @@ impl<E> Clone for Console<E> {
 }
 
 #[derive(Default)]
-struct Shared {
-    /// Weight of the events queued.
+struct ConsoleShared {
+    /// Sum of the weights of the events queued.
     bytes: AtomicUsize,
-    /// Events dropped since the log last said so.
+    /// Number of events dropped since the log last said so.
     dropped: AtomicU64,
-    /// The output failed; nobody needs to queue any more.
+    /// The output has failed, so that no event is queued any more.
     closed: AtomicBool,
 }
 
-/// The thread that writes. It ends when every [`Console`] is gone and all is written.
+/// The thread that writes the lines. It ends when every [`Console`] is gone and all is written.
 pub struct ConsoleThread {
     thread: JoinHandle<()>,
-    /// Nothing is ever sent; the thread's end closes it.
+    /// A channel on which nothing is sent, and which the thread's end closes.
     ended: Receiver<()>,
 }
 
 impl ConsoleThread {
-    /// Waits for what is queued to be written, but not for ever: whoever reads the output may have
-    /// stopped reading it. Drop every [`Console`] first.
+    /// Waits until what is queued is written, for at most [`CONSOLE_DRAIN_TIMEOUT`], since nobody
+    /// may read the output any more. Every [`Console`] is to be dropped first.
     pub fn join(self) {
         if self.ended.recv_timeout(CONSOLE_DRAIN_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             log::warn!("console: nobody reads standard output, its last lines are lost");
             return;
         }
-        // It has nothing to report: a panic there has already been printed.
+        // A panic there has been printed already.
         let _ = self.thread.join();
     }
 }
@@ -92,7 +92,7 @@ impl<E: Event> Console<E> {
         lines_max: usize,
     ) -> io::Result<(Console<E>, ConsoleThread)> {
         let (events, queued) = bounded(lines_max);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(ConsoleShared::default());
         let writing = Arc::clone(&shared);
         let (alive, ended) = bounded::<()>(0);
         let thread = thread::Builder::new().name("acervo-console".to_owned()).spawn(move || {
@@ -103,12 +103,12 @@ impl<E: Event> Console<E> {
         Ok((Console { queue: Some(Queue { events, shared }) }, thread))
     }
 
-    /// Whether anything would be shown; lets a caller skip the making of an event.
+    /// Whether an event would be shown, so that a caller need not make one that is not.
     pub fn is_on(&self) -> bool {
         self.queue.as_ref().is_some_and(|queue| !queue.shared.closed.load(Ordering::Relaxed))
     }
 
-    /// Queues a line, or drops it; never waits.
+    /// Queues an event, or drops it when the queue is full. It never waits.
     pub fn show(&self, event: E) {
         let Some(Queue { events, shared }) = self.queue.as_ref().filter(|_| self.is_on()) else {
             return;
@@ -122,7 +122,7 @@ impl<E: Event> Console<E> {
     }
 }
 
-fn write_lines<E: Event>(queued: &Receiver<E>, shared: &Shared, out: impl Write) {
+fn write_lines<E: Event>(queued: &Receiver<E>, shared: &ConsoleShared, out: impl Write) {
     let mut out = Some(BufWriter::new(out));
     loop {
         let event = match queued.try_recv() {
@@ -144,7 +144,7 @@ fn write_lines<E: Event>(queued: &Receiver<E>, shared: &Shared, out: impl Write)
     report_dropped(shared);
 }
 
-fn report_dropped(shared: &Shared) {
+fn report_dropped(shared: &ConsoleShared) {
     let dropped = shared.dropped.swap(0, Ordering::Relaxed);
     if dropped > 0 {
         log::warn!(
@@ -154,10 +154,10 @@ fn report_dropped(shared: &Shared) {
     }
 }
 
-/// Writes while there is an output; after the first failure there is none.
+/// Writes to the output, if there is one; after the first failure there is none.
 fn attempt<W: Write>(
     out: &mut Option<BufWriter<W>>,
-    shared: &Shared,
+    shared: &ConsoleShared,
     write: impl FnOnce(&mut BufWriter<W>) -> io::Result<()>,
 ) {
     let Some(writer) = out else { return };

@@ -3,14 +3,16 @@
 //!
 //! Two rules, which hold for every line of every kind of process:
 //!
-//! - **Logging never waits.** A line goes into a bounded queue; one thread writes the queue to standard
-//!   error. While nobody reads standard error (a terminal that is held, a full pipe, a disk that hangs)
-//!   lines are dropped, counted, and the count is logged once lines can be written again.
-//! - **A line that repeats is gathered.** Each place in the code may write [`LOG_LINES_PER_SITE_MAX`]
-//!   lines of one level and target within [`LOG_GATHER_INTERVAL`]; those beyond are counted, and one line at the end of the
-//!   interval says how many they were and shows the last of them. While it goes on, that one line is all.
-//!   So whoever provokes a warning five thousand times a second does not fill the disk. Lines of the
-//!   levels debug and trace are not gathered: who turns them on wants them all.
+//! - **Logging never waits.** A line goes into a bounded queue; one thread writes the queue to
+//!   standard error. While nobody reads standard error (a terminal that is held, a full pipe, a
+//!   disk that hangs) lines are dropped, counted, and the count is logged once lines can be written
+//!   again.
+//! - **A line that repeats is gathered.** Each place in the code may write
+//!   [`LOG_LINES_PER_SITE_MAX`] lines of one level and target within [`LOG_GATHER_INTERVAL`]; those
+//!   beyond are counted, and one line at the end of the interval says how many they were and shows
+//!   the last of them. While it goes on, that one line is all. So whoever provokes a warning five
+//!   thousand times a second does not fill the disk. LogLines of the levels debug and trace are not
+//!   gathered: who turns them on wants them all.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
@@ -33,16 +35,17 @@ const GATHER_LOOK: Duration = Duration::from_secs(1);
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 
-/// Shows one line, without its end.
+/// A function that shows one line, which comes without its end.
 type Show = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Where lines are shown while a console asks on the terminal that standard error is.
+/// The function that shows lines while a console uses the terminal that standard error is.
 static DIVERSION: Mutex<Option<Show>> = Mutex::new(None);
 
-/// Lines are shown elsewhere as long as this lives.
+/// Has lines shown elsewhere until it is dropped.
 pub struct Diverted(());
 
-/// Has lines shown by `show` instead of written to standard error, where they would stand in the row of an open question.
+/// Has lines shown by `show` instead of written to standard error, where they would stand in the
+/// row of an open question.
 pub fn divert(show: impl Fn(&str) + Send + Sync + 'static) -> Diverted {
     *diversion() = Some(Arc::new(show));
     Diverted(())
@@ -50,24 +53,24 @@ pub fn divert(show: impl Fn(&str) + Send + Sync + 'static) -> Diverted {
 
 impl Drop for Diverted {
     fn drop(&mut self) {
-        // What was logged before belongs above whatever is written to the terminal from now on.
+        // Lines that were logged before are shown before anything else is written to the terminal.
         finish();
         *diversion() = None;
     }
 }
 
 fn diversion() -> MutexGuard<'static, Option<Show>> {
-    // It is set as a whole.
+    // The value is replaced as a whole, and so is never half changed.
     DIVERSION.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Logs to standard error from now on: what `RUST_LOG` says, or else `default_level`. Called once, by
-/// `main`; a second call does nothing.
+/// Logs to standard error from now on: what `RUST_LOG` says, or else `default_level`. Called once,
+/// by `main`; a second call does nothing.
 ///
 /// # Errors
 /// The system refused a thread.
 pub fn start(default_level: &str) -> io::Result<()> {
-    let (lines, queued) = Lines::new(LOG_QUEUE_LINES_MAX);
+    let (lines, queued) = LogLines::new(LOG_QUEUE_LINES_MAX);
     let mut builder = env_logger::Builder::new();
     // A queue is no terminal to the logger, so whether lines are coloured is decided here.
     let plain =
@@ -100,7 +103,8 @@ pub fn say(line: &str) {
     }
 }
 
-/// Waits until what was logged is written, but not for ever: standard error may not be read.
+/// Waits until what was logged is written, for at most [`LOG_DRAIN_TIMEOUT`], since nobody may read
+/// standard error.
 pub fn finish() {
     if let Some(logger) = LOGGER.get() {
         logger.lines.drain(LOG_DRAIN_TIMEOUT);
@@ -111,32 +115,32 @@ pub fn finish() {
 
 enum Item {
     Line(Vec<u8>),
-    /// Everything before this is written when the sender is dropped.
+    /// A marker whose sender is dropped when everything before it is written.
     Drain(Sender<()>),
 }
 
 /// The sending half of the queue. Clones share it.
 #[derive(Clone)]
-struct Lines {
+struct LogLines {
     queue: Sender<Item>,
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
 #[derive(Default)]
-struct Shared {
-    /// Bytes of the lines queued.
+struct LogShared {
+    /// Sum of the bytes of the lines queued.
     bytes: AtomicUsize,
-    /// Lines dropped since the log last said so.
+    /// Number of lines dropped since the log last said so.
     dropped: AtomicU64,
 }
 
-impl Lines {
-    fn new(lines_max: usize) -> (Lines, Receiver<Item>) {
+impl LogLines {
+    fn new(lines_max: usize) -> (LogLines, Receiver<Item>) {
         let (queue, queued) = bounded(lines_max);
-        (Lines { queue, shared: Arc::default() }, queued)
+        (LogLines { queue, shared: Arc::default() }, queued)
     }
 
-    /// Queues a line or drops it; never waits.
+    /// Queues a line, or drops it when the queue is full. It never waits.
     fn push(&self, line: Vec<u8>) {
         let bytes = line.len();
         let queued = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -156,7 +160,7 @@ impl Lines {
 }
 
 /// The logger formats a record as a whole and writes it with one call, so a call is a line.
-impl Write for Lines {
+impl Write for LogLines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line.to_vec());
         Ok(line.len())
@@ -167,12 +171,12 @@ impl Write for Lines {
     }
 }
 
-fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, logger: &Logger) {
+fn write_lines(queued: &Receiver<Item>, shared: &LogShared, out: &mut dyn Write, logger: &Logger) {
     loop {
         let item = match queued.recv_timeout(GATHER_LOOK) {
             Ok(item) => item,
             Err(RecvTimeoutError::Timeout) => {
-                logger.tell_gathered(Instant::now(), LOG_GATHER_INTERVAL);
+                logger.log_gathered(Instant::now(), LOG_GATHER_INTERVAL);
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -184,13 +188,14 @@ fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, lo
                 let show = diversion().clone();
                 match show {
                     Some(show) => show(String::from_utf8_lossy(&line).trim_end_matches('\n')),
-                    // A standard error that was closed takes no lines, and there is nowhere to say so.
+                    // A standard error that was closed takes no lines, and there is nowhere to say
+                    // so.
                     None => drop(out.write_all(&line)),
                 }
             }
             Item::Drain(written) => {
-                // Nothing is gathered any more: what was is told now, behind which the end comes.
-                if logger.tell_gathered(Instant::now(), Duration::ZERO) > 0 {
+                // The process ends: what was withheld is logged now, before the marker.
+                if logger.log_gathered(Instant::now(), Duration::ZERO) > 0 {
                     let again = logger.lines.queue.try_send(Item::Drain(written));
                     debug_assert!(again.is_ok() || queued.is_full());
                 }
@@ -211,11 +216,11 @@ fn write_lines(queued: &Receiver<Item>, shared: &Shared, out: &mut dyn Write, lo
 struct Logger {
     inner: env_logger::Logger,
     gathered: Mutex<Gathered>,
-    lines: Lines,
+    lines: LogLines,
 }
 
-/// A place in the code that logs, and what it logs there: many warnings of one place must not hide an error
-/// of the same place, nor those of one target another's.
+/// A place in the code that logs, and what it logs there: many warnings of one place must not hide
+/// an error of the same place, nor those of one target another's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Site {
     file: &'static str,
@@ -224,7 +229,7 @@ struct Site {
     target: String,
 }
 
-/// What each place has logged lately.
+/// The lines of the present interval, by the place that logs them.
 #[derive(Default)]
 struct Gathered {
     sites: HashMap<Site, Burst>,
@@ -233,16 +238,16 @@ struct Gathered {
 #[derive(Debug)]
 struct Burst {
     since: Instant,
-    /// Lines that were written as they came.
+    /// Number of lines that were written as they came.
     written: u32,
-    /// Lines that were not, since the last were told of.
+    /// Number of lines that were withheld since the last summary.
     withheld: u64,
     last: String,
-    /// The interval before this one had lines withheld: in this one all are.
+    /// Lines were withheld in the interval before, so that in this one all are.
     goes_on: bool,
 }
 
-/// Lines that were withheld in one interval.
+/// The lines of one place that were withheld in one interval.
 #[derive(Debug, PartialEq, Eq)]
 struct Summary {
     level: Level,
@@ -276,7 +281,7 @@ impl Gathered {
         }
     }
 
-    /// What is to be told of intervals that are over.
+    /// Takes the summaries of intervals that are over.
     fn take_due(&mut self, now: Instant, interval: Duration) -> Vec<Summary> {
         let mut due = Vec::new();
         self.sites.retain(|site, burst| {
@@ -301,12 +306,12 @@ impl Gathered {
 
 impl Logger {
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        // Counts of lines: nothing is ever left half changed that matters.
+        // It holds counts, which are right enough after a panic.
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs what is due, and says for how many places.
-    fn tell_gathered(&self, now: Instant, interval: Duration) -> usize {
+    /// Logs the summaries that are due, and returns their number.
+    fn log_gathered(&self, now: Instant, interval: Duration) -> usize {
         let due = self.gathered().take_due(now, interval);
         for Summary { level, target, count, last } in &due {
             let seconds = interval.as_secs();
@@ -402,11 +407,11 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_counts_and_never_waits() {
-        let (lines, queued) = Lines::new(3);
+        let (lines, queued) = LogLines::new(3);
         (0..10).for_each(|n| lines.push(vec![n]));
         assert_eq!(lines.shared.dropped.load(Ordering::Relaxed), 7);
         assert_eq!(queued.len(), 3);
-        let (lines, queued) = Lines::new(100);
+        let (lines, queued) = LogLines::new(100);
         (0..8).for_each(|_| lines.push(vec![b'x'; LOG_QUEUE_BYTES_MAX / 4]));
         assert_eq!((queued.len(), lines.shared.dropped.load(Ordering::Relaxed)), (4, 4));
         // Nobody takes anything, and this ends all the same.

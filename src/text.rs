@@ -1,4 +1,4 @@
-//! Untrusted bytes made fit for a terminal or a log line.
+//! Escaping of untrusted bytes for terminals and log lines, and reading of lines with a bound.
 //!
 //! The escape is reversible: printable UTF-8 stands as it is, every other byte becomes `\xNN` (two
 //! lower-case hexadecimal digits), and a backslash is doubled only where it would otherwise be read
@@ -80,16 +80,18 @@ fn starts_with_two_hex_digits(text: &str) -> bool {
     matches!(text.as_bytes(), [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit())
 }
 
-/// Makes one picture of several, as of the members of a family. Anywhere else it is invisible.
+/// The character that joins several pictures to one, as the members of a family. Anywhere else it
+/// is invisible.
 const JOINER: char = '\u{200d}';
 
-/// What can be joined to others: pictures, the colours of their skin, and what makes a picture of a sign.
+/// Whether a character can be joined to others: pictures, skin colours, and what makes a picture of
+/// a sign.
 fn is_pictograph(character: char) -> bool {
     matches!(character, '\u{2190}'..='\u{2bff}' | '\u{fe0f}' | '\u{1f000}'..='\u{1faff}')
 }
 
-/// Control characters are not, nor are the invisible ones that break a line or turn the direction
-/// of writing, by which one text can pose as another.
+/// Whether a character is shown as it is. Control characters are not, nor are the invisible ones
+/// that break a line or turn the direction of writing, by which one text can pose as another.
 pub(crate) fn is_printable(character: char) -> bool {
     !character.is_control()
         && !matches!(character,
@@ -147,7 +149,7 @@ pub fn parse_hex(text: &str) -> Option<Vec<u8>> {
     Some(pairs.iter().map(|[high, low]| hex_digit(*high) << 4 | hex_digit(*low)).collect())
 }
 
-/// The value of a hexadecimal digit, which it is known to be.
+/// The value of a hexadecimal digit; the caller has checked that it is one.
 fn hex_digit(digit: u8) -> u8 {
     match digit {
         b'0'..=b'9' => digit - b'0',
@@ -158,13 +160,13 @@ fn hex_digit(digit: u8) -> u8 {
 /// Why a line could not be used. The next line can still be read, except after an IO error.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// The input failed.
+    /// The system could not read the input.
     #[error("the input could not be read: {0}")]
     Io(#[from] io::Error),
-    /// Longer than the limit; the rest of it was skipped.
+    /// The line is longer than the limit; the rest of it was skipped.
     #[error("a line is longer than {INPUT_LINE_BYTES_MAX} bytes")]
     TooLong,
-    /// Not text.
+    /// The line is not UTF-8.
     #[error("a line is not UTF-8")]
     NotUtf8,
 }
@@ -210,8 +212,8 @@ pub fn read_line(input: &mut dyn BufRead) -> Result<Option<String>, LineError> {
 
 /// A reason to refuse a connection, fit for a log and for a frame: it may hold what someone sent.
 pub(crate) fn sentence(reason: &str) -> String {
-    // An escape is never shorter than what it stands for, so what lies beyond this many bytes of the
-    // reason cannot show: it is cut off before it is escaped, however long it is.
+    // An escape is never shorter than what it stands for, so what lies beyond this many bytes of
+    // the reason cannot show: it is cut off before it is escaped, however long it is.
     let shown = &reason[..reason.floor_char_boundary(REASON_BYTES_MAX + 4)];
     let mut sentence = escape(shown.as_bytes()).to_string();
     if sentence.len() > REASON_BYTES_MAX {
@@ -221,8 +223,8 @@ pub(crate) fn sentence(reason: &str) -> String {
     sentence
 }
 
-/// Whether the terminal takes letters only, as `TERM` says: control sequences would be shown as signs. A terminal that is
-/// not named may be any.
+/// Whether the terminal takes letters only, as `TERM` says: control sequences would be shown as
+/// signs. A terminal that is not named may be any.
 pub fn is_dumb_terminal() -> bool {
     std::env::var_os("TERM").is_none_or(|term| term == "dumb" || term.is_empty())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use super::report::Report;
+use super::report::BenchReport;
 use super::{LoadError, Plan, StoreProtocol, Until, Workload, load};
 use crate::cli::commands::exit_status;
 use crate::client::{Client, ClientError};
@@ -28,25 +28,25 @@ pub enum Target {
 /// What `acervo bench` was asked for.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
-    /// What is asked.
+    /// The kind of requests.
     pub workload: Workload,
-    /// The group.
+    /// The servers of the group.
     pub servers: Vec<SocketAddr>,
-    /// Which of them.
+    /// The servers that requests go to.
     pub target: Target,
-    /// Clients with one request under way each.
+    /// Number of clients, each with one request under way.
     pub clients: usize,
-    /// How long is measured.
+    /// Time that is measured.
     pub measured: Duration,
-    /// How long is not, before.
+    /// Time under load before it is measured.
     pub warm_up: Duration,
-    /// Keys drawn from.
+    /// Number of keys from which each request draws one.
     pub keys: u64,
     /// Bytes of a written value.
     pub value_bytes: usize,
     /// Write every key once before.
     pub fill: bool,
-    /// What random choices are drawn from; drawn itself when absent.
+    /// Seed of the random choices; drawn at random when absent.
     pub seed: Option<u64>,
     /// Print JSON instead of text.
     pub json: bool,
@@ -70,9 +70,9 @@ pub enum BenchError {
     /// The keys could not all be written first.
     #[error("{failed} of {keys} keys could not be written before the reads: {code}")]
     Fill {
-        /// How many.
+        /// Number of keys that could not be written.
         failed: u64,
-        /// Of how many.
+        /// Number of keys that were to be written.
         keys: u64,
         /// The most frequent code.
         code: &'static str,
@@ -135,7 +135,7 @@ pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Resu
         Workload::GetLinearizable => ("get", true),
         Workload::Range { linearizable } => ("range", linearizable),
     };
-    let report = Report {
+    let report = BenchReport {
         command,
         version: env!("CARGO_PKG_VERSION"),
         ended_at_s: ended.as_secs(),

@@ -1,4 +1,8 @@
-//! The load generator: a [`Service`] with many clients, one request each.
+//! The load generator: a [`Service`] with many clients, each with one request under way.
+//!
+//! Rule: what is measured is the time from sending a request to its answer, on one thread, of
+//! requests that began and ended after the warm-up. What requests are made of is said by a
+//! [`Protocol`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,21 +17,21 @@ use super::{Answer, Protocol};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, EventLoop, LoopConfig, LoopError, Net, Service};
 
-/// What a connection that ended under a waiting client is counted as.
+/// The error code under which a request is counted whose connection ended.
 pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
-/// What a frame that is not an answer is counted as.
+/// The error code under which a request is counted that got a frame which is no answer.
 pub const NOT_UNDERSTOOD: &str = "NOT_UNDERSTOOD";
 
-/// How much load, where and for how long.
+/// The load to generate: how much, where and for how long.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Clients, each with one request under way.
+    /// Number of clients, each with one request under way.
     pub clients: usize,
     /// Each client has a connection to each of these and draws one for every request.
     pub targets: Vec<SocketAddr>,
-    /// When it ends.
+    /// When the load ends.
     pub until: Until,
-    /// What the random choices are drawn from.
+    /// Seed of the random choices.
     pub seed: u64,
 }
 
@@ -37,25 +41,25 @@ pub enum Until {
     /// After the warm-up, whose answers are forgotten, and this long. Requests still under way then
     /// are abandoned and not counted.
     Time {
-        /// Before anything counts.
+        /// Time under load before anything is measured.
         warm_up: Duration,
-        /// While everything counts.
+        /// Time that is measured.
         measured: Duration,
     },
     /// When this many requests have been answered, with everything counted.
     Requests(u64),
 }
 
-/// What was seen.
+/// The figures of a load.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// From the first request that counts to the end.
+    /// Time from the first request that is measured to the end.
     pub elapsed: Duration,
     /// Nanoseconds from asking to being answered, of every request that was done or found empty.
     pub latencies_ns: Histogram<u64>,
-    /// Of those, how many found no such key.
+    /// Number of those that found no such key.
     pub empty: u64,
-    /// Requests that failed, by code.
+    /// Number of requests that failed, by code.
     pub errors: BTreeMap<&'static str, u64>,
     /// Processor time of the generator's own thread meanwhile, where the system tells it. Close to
     /// `elapsed` means that the generator was the limit.
@@ -75,17 +79,18 @@ impl Measured {
     }
 }
 
-/// Why there is nothing to report.
+/// Why a load has no figures.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The clients could not all be connected.
     #[error(
-        "{server} could not be reached by all clients: {reason}; is it running, and is the limit on open files high enough?"
+        "{server} could not be reached by all clients: {reason}; is it running, and is the limit \
+         on open files high enough?"
     )]
     Connect {
-        /// Where.
+        /// The server that could not be reached.
         server: SocketAddr,
-        /// Why not.
+        /// The reason, as a clause.
         reason: String,
     },
     /// The event loop failed.
@@ -117,7 +122,7 @@ pub fn run(plan: &Plan, protocol: &mut dyn Protocol) -> Result<Measured, LoadErr
         random: SmallRng::seed_from_u64(plan.seed),
         clients: Vec::new(),
         owners: Owners::default(),
-        stage: Stage::Connecting { missing: plan.clients * plan.targets.len() },
+        stage: LoadStage::Connecting { missing: plan.clients * plan.targets.len() },
         left_to_ask: match plan.until {
             Until::Requests(requests) => requests,
             Until::Time { .. } => u64::MAX,
@@ -142,7 +147,7 @@ pub fn run(plan: &Plan, protocol: &mut dyn Protocol) -> Result<Measured, LoadErr
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum LoadStage {
     Connecting { missing: usize },
     WarmUp { until: Instant },
     Measuring { since: Instant },
@@ -150,22 +155,22 @@ enum Stage {
 
 /// One of a client's connections.
 #[derive(Clone, Copy)]
-struct Line {
+struct LoadConnection {
     id: ConnectionId,
-    /// Greeted: requests may be sent.
+    /// The greeting is done, so that requests may be sent.
     up: bool,
-    /// Ended; to be dialled again at the next tick.
+    /// It has ended, and is dialled again at the next tick.
     down: bool,
 }
 
 struct LoadClient {
     /// In the order of the plan's targets.
-    lines: Vec<Line>,
-    /// The line that owes an answer, and since when.
+    connections: Vec<LoadConnection>,
+    /// The connection on which an answer is awaited, and since when.
     waiting: Option<(usize, Instant)>,
 }
 
-/// Which client's which line a connection is.
+/// The client and the target of each connection.
 type Owners = std::collections::HashMap<ConnectionId, (usize, usize)>;
 
 struct Load<'a> {
@@ -174,10 +179,10 @@ struct Load<'a> {
     random: SmallRng,
     clients: Vec<LoadClient>,
     owners: Owners,
-    stage: Stage,
+    stage: LoadStage,
     left_to_ask: u64,
     under_way: usize,
-    /// A frame being made; kept for its memory.
+    /// The frame that is being made, kept for its memory.
     frame: Vec<u8>,
     busy_at_start: Option<Duration>,
     measured: Measured,
@@ -185,37 +190,38 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn dial(&mut self, net: &mut Net, client: usize, target: usize) -> Line {
+    fn dial(&mut self, net: &mut Net, client: usize, target: usize) -> LoadConnection {
         let id = net.dial(self.plan.targets[target]);
         self.owners.insert(id, (client, target));
-        Line { id, up: false, down: false }
+        LoadConnection { id, up: false, down: false }
     }
 
-    /// A line can be used.
-    fn line_up(&mut self, net: &mut Net, client: usize, target: usize) {
-        self.clients[client].lines[target].up = true;
+    /// Notes that a connection can be used.
+    fn connection_up(&mut self, net: &mut Net, client: usize, target: usize) {
+        self.clients[client].connections[target].up = true;
         match &mut self.stage {
-            Stage::Connecting { missing } => {
+            LoadStage::Connecting { missing } => {
                 *missing -= 1;
                 if *missing == 0 {
                     self.begin(net);
                 }
             }
-            Stage::WarmUp { .. } | Stage::Measuring { .. } => self.ask(net, client),
+            LoadStage::WarmUp { .. } | LoadStage::Measuring { .. } => self.ask(net, client),
         }
     }
 
-    /// A line is gone; while the clients are still being connected that ends everything.
-    fn line_down(&mut self, net: &mut Net, id: ConnectionId, reason: String) {
+    /// Notes that a connection is gone. While the clients are still being connected that ends the
+    /// load.
+    fn connection_down(&mut self, net: &mut Net, id: ConnectionId, reason: String) {
         let Some((client, target)) = self.owners.remove(&id) else { return };
-        if matches!(self.stage, Stage::Connecting { .. }) {
+        if matches!(self.stage, LoadStage::Connecting { .. }) {
             let server = self.plan.targets[target];
             self.failed.get_or_insert(LoadError::Connect { server, reason });
             return net.exit();
         }
         log::warn!("the connection to {} is lost: {reason}", self.plan.targets[target]);
         let state = &mut self.clients[client];
-        state.lines[target] = Line { id, up: false, down: true };
+        state.connections[target] = LoadConnection { id, up: false, down: true };
         if state.waiting.is_some_and(|(line, _)| line == target) {
             state.waiting = None;
             self.under_way -= 1;
@@ -225,17 +231,17 @@ impl Load<'_> {
     }
 
     fn count_error(&mut self, code: &'static str) {
-        if matches!(self.stage, Stage::Measuring { .. }) {
+        if matches!(self.stage, LoadStage::Measuring { .. }) {
             *self.measured.errors.entry(code).or_default() += 1;
         }
     }
 
-    /// All clients are connected.
+    /// Begins the load when all clients are connected.
     fn begin(&mut self, net: &mut Net) {
         let now = Instant::now();
         match self.plan.until {
             Until::Time { warm_up, .. } if warm_up > Duration::ZERO => {
-                self.stage = Stage::WarmUp { until: now + warm_up };
+                self.stage = LoadStage::WarmUp { until: now + warm_up };
             }
             Until::Time { .. } | Until::Requests(_) => self.measure(now),
         }
@@ -246,7 +252,7 @@ impl Load<'_> {
     }
 
     fn measure(&mut self, now: Instant) {
-        self.stage = Stage::Measuring { since: now };
+        self.stage = LoadStage::Measuring { since: now };
         self.busy_at_start = thread_busy();
     }
 
@@ -254,24 +260,24 @@ impl Load<'_> {
         self.ask_at(net, client, Instant::now());
     }
 
-    /// Sends the client's next request over a line drawn from those that are up. Without any, the
-    /// client asks when one comes up again.
+    /// Sends the client's next request over a connection drawn from those that are up. Without any,
+    /// the client asks when one comes up again.
     fn ask_at(&mut self, net: &mut Net, client: usize, now: Instant) {
         let state = &mut self.clients[client];
         if state.waiting.is_some() || self.left_to_ask == 0 {
             return;
         }
-        let up = state.lines.iter().filter(|line| line.up).count();
+        let up = state.connections.iter().filter(|line| line.up).count();
         if up == 0 {
             return;
         }
         let chosen = if up == 1 { 0 } else { self.random.random_range(0..up) };
-        let mut lines = state.lines.iter().enumerate().filter(|(_, line)| line.up);
-        let Some((target, line)) = lines.nth(chosen) else { return };
+        let mut connections = state.connections.iter().enumerate().filter(|(_, line)| line.up);
+        let Some((target, line)) = connections.nth(chosen) else { return };
         let id = line.id;
         self.frame.clear();
         self.protocol.request(client, &mut self.random, &mut self.frame);
-        // If the line is just being lost, `line_down` will count the request.
+        // If the connection is just being lost, `connection_down` will count the request.
         net.send(id, |out| out.extend_from_slice(&self.frame));
         state.waiting = Some((target, now));
         self.left_to_ask -= 1;
@@ -282,7 +288,7 @@ impl Load<'_> {
         let now = Instant::now();
         let Some((_, since)) = self.clients[client].waiting.take() else { return };
         self.under_way -= 1;
-        if matches!(self.stage, Stage::Measuring { .. }) {
+        if matches!(self.stage, LoadStage::Measuring { .. }) {
             match answer {
                 Answer::Done | Answer::Empty => {
                     let latency_ns = now.saturating_duration_since(since).as_nanos();
@@ -297,7 +303,7 @@ impl Load<'_> {
         self.end_if_done(net);
     }
 
-    /// The end of a load that is counted in requests.
+    /// Ends a load that is counted in requests when all are answered.
     fn end_if_done(&mut self, net: &mut Net) {
         if self.left_to_ask == 0 && self.under_way == 0 {
             self.end(net, Instant::now());
@@ -305,7 +311,7 @@ impl Load<'_> {
     }
 
     fn end(&mut self, net: &mut Net, now: Instant) {
-        if let Stage::Measuring { since } = self.stage {
+        if let LoadStage::Measuring { since } = self.stage {
             self.measured.elapsed = now.saturating_duration_since(since);
             self.measured.generator_busy =
                 thread_busy().zip(self.busy_at_start).map(|(end, start)| end.saturating_sub(start));
@@ -318,8 +324,8 @@ impl Service for Load<'_> {
     fn on_start(&mut self, net: &mut Net) {
         for client in 0..self.plan.clients {
             let targets = 0..self.plan.targets.len();
-            let lines = targets.map(|target| self.dial(net, client, target)).collect();
-            self.clients.push(LoadClient { lines, waiting: None });
+            let connections = targets.map(|target| self.dial(net, client, target)).collect();
+            self.clients.push(LoadClient { connections, waiting: None });
         }
     }
 
@@ -335,24 +341,24 @@ impl Service for Load<'_> {
             net.send(connection, |out| out.extend_from_slice(&self.frame));
         } else {
             net.greeted(connection);
-            self.line_up(net, client, target);
+            self.connection_up(net, client, target);
         }
     }
 
     fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
-        self.line_down(net, connection, error.to_string());
+        self.connection_down(net, connection, error.to_string());
     }
 
     fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
         let Some(&(client, target)) = self.owners.get(&connection) else { return };
-        if !self.clients[client].lines[target].up {
+        if !self.clients[client].connections[target].up {
             match self.protocol.welcomed(frame) {
                 Ok(()) => {
                     net.greeted(connection);
-                    self.line_up(net, client, target);
+                    self.connection_up(net, client, target);
                 }
                 Err(reason) => {
-                    self.line_down(net, connection, reason);
+                    self.connection_down(net, connection, reason);
                     net.close(connection);
                 }
             }
@@ -373,14 +379,14 @@ impl Service for Load<'_> {
     }
 
     fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
-        self.line_down(net, connection, reason.to_string());
+        self.connection_down(net, connection, reason.to_string());
     }
 
     fn on_tick(&mut self, net: &mut Net) {
         let now = Instant::now();
         match (self.stage, self.plan.until) {
-            (Stage::WarmUp { until }, _) if now >= until => self.measure(now),
-            (Stage::Measuring { since }, Until::Time { measured, .. })
+            (LoadStage::WarmUp { until }, _) if now >= until => self.measure(now),
+            (LoadStage::Measuring { since }, Until::Time { measured, .. })
                 if now.saturating_duration_since(since) >= measured =>
             {
                 return self.end(net, now);
@@ -389,8 +395,8 @@ impl Service for Load<'_> {
         }
         for client in 0..self.clients.len() {
             for target in 0..self.plan.targets.len() {
-                if self.clients[client].lines[target].down {
-                    self.clients[client].lines[target] = self.dial(net, client, target);
+                if self.clients[client].connections[target].down {
+                    self.clients[client].connections[target] = self.dial(net, client, target);
                 }
             }
         }

@@ -1,12 +1,14 @@
-//! Measuring a running group: the load behind `acervo bench` and behind `benches/put_replication.rs`.
+//! Measuring a running group: the load behind `acervo bench` and behind
+//! `benches/put_replication.rs`.
 //!
-//! [`load`] is the generator: logical clients with one request under way each, all on one event loop
-//! and one thread, so that on a small machine the group is measured and not the generator.
+//! [`load`] is the generator: logical clients with one request under way each, all on one event
+//! loop and one thread, so that on a small machine the group is measured and not the generator.
 //! [`Protocol`] is what the clients say: [`StoreProtocol`] speaks to a group, and the bench of the
 //! floor brings its own, so that both are measured by the same code. [`report`] prints.
 //!
-//! The load is closed: a client asks again when it is answered, so a slow group is asked less often,
-//! and the latencies are those of requests that did not queue behind their own client's last one.
+//! The load is closed: a client asks again when it is answered, so a slow group is asked less
+//! often, and the latencies are those of requests that did not queue behind their own client's last
+//! one.
 //!
 //! Left out: open loads with a fixed rate, mixed reads and writes, several generators.
 
@@ -20,7 +22,7 @@ pub use store::{StoreProtocol, Workload};
 
 use rand::rngs::SmallRng;
 
-/// What a generator's clients say and understand.
+/// The protocol that a generator's clients speak.
 pub trait Protocol {
     /// Appends the frame that opens a connection. `false`: this protocol has no greeting, and
     /// requests may be sent at once.
@@ -43,13 +45,13 @@ pub trait Protocol {
     fn answer(&mut self, client: usize, frame: &[u8]) -> Result<Answer, String>;
 }
 
-/// What a frame meant to a client that waits.
+/// The meaning of a frame to a client that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Done, or found.
+    /// The request is done, or its key was found.
     Done,
-    /// Answered, and there was no such key.
+    /// The read is answered, and there was no such key.
     Empty,
-    /// The server said no, by this code.
+    /// The server refused the request with this code.
     Failed(&'static str),
 }

@@ -1,4 +1,4 @@
-//! How a measurement is printed and kept.
+//! The report of a bench, as text for people or as a JSON object to keep.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use crate::text::counted;
 
 /// A measurement with everything that is needed to repeat it. Latencies are in microseconds.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// The command line, as it was given.
     pub command: String,
     /// The release that measured.
@@ -25,48 +25,49 @@ pub struct Report {
     pub clients: usize,
     /// Where the requests went.
     pub targets: Vec<SocketAddr>,
-    /// Keys drawn from, uniformly.
+    /// Number of keys from which each request draws one, uniformly.
     pub keys: u64,
     /// Bytes of a written value.
     pub value_bytes: usize,
     /// Whether reads were confirmed by a majority.
     pub linearizable: bool,
-    /// Seconds before anything counted.
+    /// Seconds under load before anything was measured.
     pub warm_up_s: f64,
-    /// What the random choices were drawn from.
+    /// Seed of the random choices.
     pub seed: u64,
-    /// Seconds that counted.
+    /// Seconds that were measured.
     pub elapsed_s: f64,
-    /// Successful requests.
+    /// Number of successful requests.
     pub operations: u64,
-    /// The same a second.
+    /// Successful requests a second.
     pub operations_per_s: f64,
     /// Reads among them that found no such key.
     pub not_found: u64,
-    /// Mean latency.
+    /// Mean latency in microseconds.
     pub mean_us: f64,
-    /// Half of them were at least this quick …
+    /// Median latency in microseconds.
     pub p50_us: f64,
-    /// … 99 of a hundred …
+    /// Latency that 99 % of the requests did not exceed, in microseconds.
     pub p99_us: f64,
-    /// … 999 of a thousand …
+    /// Latency that 99.9 % of the requests did not exceed, in microseconds.
     pub p999_us: f64,
-    /// … all of them.
+    /// The longest latency, in microseconds.
     pub max_us: f64,
-    /// Failed requests by code.
+    /// Number of failed requests by code.
     pub errors: BTreeMap<&'static str, u64>,
-    /// The generator's own use of its one processor, 0 to 1.
+    /// Share of a processor that the generator's thread took, 0 to 1; near 1 the generator was the
+    /// limit.
     pub generator_busy: Option<f64>,
 }
 
-impl Report {
+impl BenchReport {
     /// Takes the figures over from `measured`; what describes the run is left as it is.
-    pub fn with_figures(self, measured: &Measured) -> Report {
+    pub fn with_figures(self, measured: &Measured) -> BenchReport {
         let elapsed_s = measured.elapsed.as_secs_f64();
         let us = |duration: Duration| duration.as_nanos() as f64 / 1e3;
         let busy =
             |busy: Duration| if elapsed_s > 0.0 { busy.as_secs_f64() / elapsed_s } else { 0.0 };
-        Report {
+        BenchReport {
             elapsed_s,
             operations: measured.latencies_ns.len(),
             operations_per_s: measured.per_second(),
@@ -82,7 +83,7 @@ impl Report {
         }
     }
 
-    /// Prints it for people: a name and a value a line.
+    /// Prints the report for people: a name and a value a line.
     ///
     /// # Errors
     /// Those of `out`.
@@ -131,7 +132,7 @@ impl Report {
         )
     }
 
-    /// Prints it as one JSON object on a line of its own.
+    /// Prints the report as one JSON object on a line of its own.
     ///
     /// # Errors
     /// Those of `out`.

@@ -1,4 +1,4 @@
-//! What the clients of a load say to a group.
+//! The store's protocol, as the clients of a load speak it: one request at a time, never repeated.
 
 use bytes::Bytes;
 use rand::RngExt;
@@ -13,7 +13,7 @@ use crate::wire::message::{
     Request, WriteRequest,
 };
 
-/// What is asked.
+/// The kinds of requests that a load can be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// Write a key drawn uniformly.
@@ -28,12 +28,12 @@ pub enum Workload {
     GetLinearizable,
     /// Read a page of [`BENCH_PAGE_ROWS`] keys that begins at a key drawn uniformly.
     Range {
-        /// Whether it is to be of the newest committed state.
+        /// Whether the page is to show the newest committed state.
         linearizable: bool,
     },
 }
 
-/// A client side of the store's protocol that does nothing but ask.
+/// The requests of all clients of a load, with sequence numbers and identities of their own.
 pub struct StoreProtocol {
     workload: Workload,
     keys: u64,
@@ -41,16 +41,16 @@ pub struct StoreProtocol {
     value: Bytes,
     /// Each load client is a client of its own to the group.
     first_client: u64,
-    /// The last request number of each.
+    /// The last sequence number of each client.
     sequences: Vec<u64>,
     /// The greatest timestamp that a server had applied when it was greeted.
     begun: Timestamp,
 }
 
 impl StoreProtocol {
-    /// For `clients` clients that ask for `workload` over `keys` keys (at least one), with values of
-    /// `value_bytes`. `random` decides who the clients are to the group: two loads must not be the
-    /// same clients.
+    /// A protocol for `clients` clients that ask for `workload` over `keys` keys (at least one),
+    /// with values of `value_bytes`. `random` decides who the clients are to the group: two loads
+    /// must not be the same clients.
     pub fn new(
         workload: Workload,
         clients: usize,
@@ -188,7 +188,7 @@ impl Protocol for StoreProtocol {
     }
 }
 
-/// The code as it travels.
+/// The name of a code, as it is sent.
 fn code(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::NoMajority => "NO_MAJORITY",

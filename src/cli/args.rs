@@ -27,8 +27,9 @@ use crate::text::escape;
 
 pub(super) const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
-/// A replicated key-value store, and a registry and peers that pass files to each other: write through
-/// any server, read from any server, and never see an older value than one you have already seen.
+/// A replicated key-value store, and a registry and peers that pass files to each other: write
+/// through any server, read from any server, and never see an older value than one you have already
+/// seen.
 #[derive(Debug, Parser)]
 #[command(
     name = "acervo",
@@ -45,8 +46,8 @@ Examples:
   acervo share ~/Films        offer a folder
   acervo fetch aula.mp4       download from everybody who has it
 
-Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority, 4 anything else, such as an
-answer that cannot be written.
+Exit status: 0 found or done, 1 not found, 2 usage, 3 no server reached or no majority,
+4 anything else, such as an answer that cannot be written.
 ACERVO_SERVERS and ACERVO_REGISTRY stand for --servers and --registry where these are not given.
 The log goes to standard error; RUST_LOG chooses how much (error, warn, info, debug)."
 )]
@@ -128,7 +129,7 @@ pub enum Command {
     Completions(CompletionsArgs),
 }
 
-/// `acervo server`.
+/// The flags and arguments of `acervo server`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -143,7 +144,8 @@ pub struct ServerArgs {
     #[arg(long, value_name = "IP:PORT", value_parser = parse_server)]
     pub leader: Option<SocketAddr>,
     /// Every server of the group, the same list at each of them
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C",
+        value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// Where everything durable lives [default: acervo-data/IP-PORT]
@@ -178,14 +180,17 @@ pub struct TuningArgs {
     /// The most bytes a value may have, such as 64KiB or 1MiB
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = parse_size)]
     pub max_value: usize,
-    /// What a new group keeps of what newer versions have replaced: all, a time such as 24h, or a number of
-    /// versions; of a group that has begun it changes nothing, 'acervo set-history' does [default: all]
+    /// What a new group keeps of what newer versions have replaced: all, a time such as 24h, or a
+    /// number of versions; of a group that has begun it changes nothing, 'acervo set-history' does
+    /// [default: all]
     #[arg(long, value_name = "all|TIME|N", value_parser = parse_history)]
     pub history: Option<History>,
-    /// How long to rest between two checks of the whole store for damage, which run in the background
+    /// How long to rest between two checks of the whole store for damage, which run in the
+    /// background
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_duration)]
     pub scrub_interval: Duration,
-    /// How often an idle store is looked at, and copied into a smaller file if it takes too much of the disk
+    /// How often an idle store is looked at, and copied into a smaller file if it takes too much of
+    /// the disk
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
     pub shrink_interval: Duration,
     /// Threads that answer requests [default: one a processor]
@@ -193,7 +198,7 @@ pub struct TuningArgs {
     pub workers: Option<usize>,
 }
 
-/// `acervo client`.
+/// The flags and arguments of `acervo client`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -203,14 +208,15 @@ Examples:
 Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
 pub struct ClientArgs {
     /// The servers; INIT is then done already
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server)]
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C",
+        value_delimiter = ',', value_parser = parse_server)]
     pub servers: Option<Vec<SocketAddr>>,
     /// The whole time of one request
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
 }
 
-/// `acervo cluster`.
+/// The flags and arguments of `acervo cluster`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -227,7 +233,8 @@ pub struct ClusterArgs {
     #[arg(long, hide = true, value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
-    /// Store what is replicated to the last server this much late, to watch a lagging server; writes wait for it
+    /// Store what is replicated to the last server this much late, to watch a lagging server;
+    /// writes wait for it
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub replication_delay: Duration,
     /// Flags that every server of the group is started with.
@@ -239,7 +246,8 @@ pub struct ClusterArgs {
 #[derive(Clone, Debug, Args)]
 pub struct GroupArgs {
     /// The servers of the group
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C",
+        value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
 }
@@ -300,15 +308,16 @@ impl LsArgs {
     }
 }
 
-/// `acervo health`.
+/// The flags and arguments of `acervo health`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo health && acervo put title 'Dom Casmurro'
   acervo health --servers 10.0.0.1:10097 --timeout 2s      of one server
 
-Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority confirms, and no full disk
-keeps everybody from writing; else says why not, and ends with status 3.")]
+Prints 'healthy' and ends with status 0 when one of the servers answers a read that a majority
+confirms, and no full disk keeps everybody from writing; else says why not, and ends with
+status 3.")]
 pub struct HealthArgs {
     /// The servers that can be asked.
     #[command(flatten)]
@@ -318,24 +327,26 @@ pub struct HealthArgs {
     pub timeout: Duration,
 }
 
-/// `acervo status`.
+/// The flags and arguments of `acervo status`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo status
   acervo status --json
 
-'rows' counts the rows of a server's store: one a version of a key, what was removed in the last minute included, and some of
-its own; so there are at most so many keys. 'acervo getrange .. .. --count' tells how many.
+'rows' counts the rows of a server's store: one a version of a key, what was removed in the last
+minute included, and some of its own; so there are at most so many keys. 'acervo getrange .. ..
+--count' tells how many.
 
-Exit status 3 when no server answers, nobody leads, or disks are full, so that nothing can be written.")]
+Exit status 3 when no server answers, nobody leads, or disks are full, so that nothing can be
+written.")]
 pub struct StatusArgs {
     /// Which servers are asked, for how long, and how the answer is printed.
     #[command(flatten)]
     pub request: RequestArgs,
 }
 
-/// `acervo set-history`.
+/// The flags and arguments of `acervo set-history`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -343,7 +354,8 @@ Examples:
   acervo set-history 10      ten versions of each key
   acervo set-history all")]
 pub struct SetHistoryArgs {
-    /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of versions
+    /// What is kept of what newer versions have replaced: all, a time such as 24h, or a number of
+    /// versions
     #[arg(value_name = "all|TIME|N", value_parser = parse_history)]
     pub history: History,
     /// Which servers are asked, for how long, and how the answer is printed.
@@ -351,7 +363,7 @@ pub struct SetHistoryArgs {
     pub request: RequestArgs,
 }
 
-/// `acervo bench`.
+/// The flags and arguments of `acervo bench`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -464,7 +476,7 @@ fn parse_target(text: &str) -> Result<Target, String> {
     }
 }
 
-/// `acervo completions`.
+/// The flags and arguments of `acervo completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -496,12 +508,12 @@ pub enum Format {
     Json,
 }
 
-/// `on` or `off`.
+/// A flag's value that is `on` or `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// Yes.
+    /// The value is `on`.
     On,
-    /// No.
+    /// The value is `off`.
     Off,
 }
 
@@ -534,7 +546,8 @@ pub(super) fn parse_server(text: &str) -> Result<SocketAddr, String> {
     parse_address(text, DEFAULT_SERVERS[0])
 }
 
-/// An address that can be dialled. Whoever wrote none is shown an example of the kind that is meant.
+/// An address that can be dialled. Whoever wrote none is shown an example of the kind that is
+/// meant.
 pub(super) fn parse_address(text: &str, example: SocketAddr) -> Result<SocketAddr, String> {
     match parse_listen(text, example)? {
         address if address.port() == 0 => Err(format!("write IP:PORT, such as {example}")),
@@ -593,7 +606,8 @@ impl ClusterArgs {
     /// The first thing that is wrong.
     pub fn checked(&self) -> Result<ClusterFlags, ConfigError> {
         let mut tuning = self.tuning.clone();
-        // A server that is late on purpose stays in the in-sync set, or nobody would see a write wait for it.
+        // A server that is late on purpose stays in the in-sync set, or nobody would see a write
+        // wait for it.
         tuning.in_sync_timeout =
             tuning.in_sync_timeout.max(self.replication_delay.saturating_mul(3));
         let servers = check_group(self.servers.clone())?;
@@ -615,8 +629,8 @@ impl ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// What there is to say when `variable`, the servers that the environment names, are not those of this cluster:
-    /// commands would ask others.
+    /// What there is to say when `variable`, the servers that the environment names, are not those
+    /// of this cluster: commands would ask others.
     pub fn not_asked_by(&self, variable: Option<&str>) -> Option<String> {
         let variable = variable.filter(|variable| !variable.is_empty())?;
         let named: Result<BTreeSet<_>, _> = variable.split(',').map(parse_server).collect();
@@ -624,7 +638,8 @@ impl ClusterArgs {
         (named.as_ref() != Ok(&own)).then(|| {
             let own: Vec<_> = self.servers.iter().map(SocketAddr::to_string).collect();
             format!(
-                "ACERVO_SERVERS is {} in this environment, so commands do not ask this cluster: unset it, or set it to {}",
+                "ACERVO_SERVERS is {} in this environment, so commands do not ask this cluster: \
+                 unset it, or set it to {}",
                 escape(variable.as_bytes()),
                 own.join(",")
             )

@@ -25,7 +25,8 @@ impl Choice {
         self.sources.iter().map(|source| source.size).collect()
     }
 
-    /// At how many IP addresses it is, as quotas count them: whoever has one may call itself many peers.
+    /// At how many IP addresses it is, as quotas count them: whoever has one may call itself many
+    /// peers.
     fn origins(&self) -> usize {
         let origins = self.sources.iter().map(|source| origin_of(source.address.ip()));
         origins.collect::<HashSet<IpAddr>>().len()
@@ -41,8 +42,9 @@ impl fmt::Display for Choice {
     }
 }
 
-/// The contents to fetch, one in place of the other, the first one first: those that peers at most IP addresses have,
-/// and of equals those that most peers have; or only the one whose hash begins like `wanted`.
+/// The contents to fetch, one in place of the other, the first one first: those that peers at most
+/// IP addresses have, and of equals those that most peers have; or only the one whose hash begins
+/// like `wanted`.
 pub(super) fn choices(found: Vec<Source>, wanted: Option<&str>) -> Result<Vec<Choice>, ShareError> {
     let mut contents: BTreeMap<ContentId, Vec<Source>> = BTreeMap::new();
     for source in found {

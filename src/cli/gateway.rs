@@ -1,4 +1,5 @@
-//! `acervo gateway` and `acervo kvs`: their flags. What they do is in [`crate::gateway`] and [`super::kvs`].
+//! `acervo gateway` and `acervo kvs`: their flags. What they do is in [`crate::gateway`] and
+//! [`super::kvs`].
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -11,15 +12,15 @@ use crate::gateway::GatewayConfig;
 
 const DEFAULT_PORT: u16 = 40000;
 
-/// `acervo gateway`.
+/// The flags and arguments of `acervo gateway`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo gateway --port 40000
   acervo gateway --listen 0.0.0.0:40000 --servers 10.0.0.1:10097,10.0.0.2:10097,10.0.0.3:10097
 
-Any number of gateways can serve one group. Nothing is encrypted: keep the port in a private network.
-The interface is proto/project.proto; reflection and the standard health service are on.")]
+Any number of gateways can serve one group. Nothing is encrypted: keep the port in a private
+network. The interface is proto/project.proto; reflection and the standard health service are on.")]
 pub struct GatewayArgs {
     /// The port to listen on, at 127.0.0.1; 0 takes a free one, which the log names
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
@@ -28,7 +29,8 @@ pub struct GatewayArgs {
     #[arg(long, value_name = "IP:PORT", conflicts_with = "port", value_parser = parse_gateway)]
     pub listen: Option<SocketAddr>,
     /// The servers of the group
-    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server,
+    #[arg(long, env = "ACERVO_SERVERS", value_name = "A,B,C",
+        value_delimiter = ',', value_parser = parse_server,
         default_value = DEFAULT_GROUP)]
     pub servers: Vec<SocketAddr>,
     /// The whole time of one request to the servers; a call's own deadline may be shorter
@@ -52,7 +54,7 @@ impl GatewayArgs {
     }
 }
 
-/// `acervo kvs`.
+/// The flags and arguments of `acervo kvs`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -63,14 +65,14 @@ Examples:
   acervo kvs putall --chave a --valor 1 --chave b --valor 2
   acervo kvs del --porta 40001 --chave title
 
-Prints a line for each reply: key, version and value, or of a write key, version, old version and old
-value, with tabs between and control characters escaped; or a JSON object with the interface's names.
-Exit status 1 when nothing was found. An empty value of exactly the version asked for looks like none
-in this interface.")]
+Prints a line for each reply: key, version and value, or of a write key, version, old version and
+old value, with tabs between and control characters escaped; or a JSON object with the interface's
+names. Exit status 1 when nothing was found. An empty value of exactly the version asked for looks
+like none in this interface.")]
 pub struct KvsArgs {
-    /// What to do
+    /// The operation to call
     pub operation: KvsOperation,
-    /// The gateway's port
+    /// The port of the gateway
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub porta: u16,
     /// The gateway's host, a name or an IP
@@ -85,7 +87,7 @@ pub struct KvsArgs {
     /// As of a version; the greatest given counts for all keys
     #[arg(long, value_name = "N", num_args = 1.., allow_negative_numbers = true)]
     pub versao: Vec<i64>,
-    /// The call's deadline
+    /// The deadline of the call
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// How the replies are printed.
@@ -96,13 +98,13 @@ pub struct KvsArgs {
 /// The operations of the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KvsOperation {
-    /// Read a key
+    /// Read the value of a key
     Get,
     /// Read every key between two, both included
     Getrange,
-    /// Read several keys
+    /// Read several keys at once
     Getall,
-    /// Write a key
+    /// Write the value of a key
     Put,
     /// Write several keys at one version
     Putall,

@@ -1,7 +1,7 @@
 //! Keys, values and pairs from the command line and from standard input.
 //!
-//! What is read is bounded: a value by what any server takes, lines by their length, lists by what one
-//! write can hold.
+//! What is read is bounded: a value by what any server takes, lines by their length, lists by what
+//! one write can hold.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead};
@@ -31,8 +31,8 @@ pub enum InputError {
     },
     /// A line of it is not a pair.
     #[error(
-        "line {number} of standard input is not a pair: {reason}; write {{\"key\":\"K\",\"value\":\"V\"}}, \
-         or key_hex and value_hex for what is not text"
+        "line {number} of standard input is not a pair: {reason}; write \
+         {{\"key\":\"K\",\"value\":\"V\"}}, or key_hex and value_hex for what is not text"
     )]
     PairLine {
         /// The line's number, from 1.
@@ -50,7 +50,8 @@ pub enum InputError {
 
 fn explain(error: &io::Error) -> String {
     match error.kind() {
-        // What stands in the place of a stream that the process was started without is a directory, too.
+        // What stands in the place of a stream that the process was started without is a directory,
+        // too.
         io::ErrorKind::IsADirectory => "it is closed, or a folder".to_owned(),
         _ => error.to_string(),
     }

@@ -10,14 +10,15 @@ use super::at::At;
 /// What the commands on keys share.
 #[derive(Clone, Debug, Args)]
 pub struct KeyArgs {
-    /// Read keys and values on the command line, and lines of keys, as ranges print them: \xNN is one
-    /// byte, \\ a backslash
+    /// Read keys and values on the command line, and lines of keys, as ranges print them: \xNN is
+    /// one byte, \\ a backslash
     #[arg(long)]
     pub escaped: bool,
     /// Which servers are asked, for how long, and how the answer is printed.
     #[command(flatten)]
     pub request: RequestArgs,
-    /// Read nothing older than what the command that printed this token had seen, from any server that has come so far
+    /// Read nothing older than what the command that printed this token had seen, from any server
+    /// that has come so far
     #[arg(long, value_name = "TOKEN")]
     pub session: Option<String>,
     /// Print the session token afterwards, on standard error
@@ -39,7 +40,8 @@ pub struct ReadArgs {
     /// As of a version or a time: a version number, 2026-11-20T12:00:00Z, '10m ago', now
     #[arg(long, value_name = "VERSION|TIME", allow_hyphen_values = true)]
     pub at: Option<At>,
-    /// Ask any one server, also without a majority: what it answers may be older than what was written last
+    /// Ask any one server, also without a majority: what it answers may be older than what was
+    /// written last
     #[arg(long, conflicts_with = "session")]
     pub serializable: bool,
     /// How keys are given, which servers are asked, and in which session.
@@ -48,8 +50,8 @@ pub struct ReadArgs {
 }
 
 impl ReadArgs {
-    /// Whether a majority has to confirm the read. What a command has written, the next one reads, unless it says what else
-    /// it wants.
+    /// Whether a majority has to confirm the read. What a command has written, the next one reads,
+    /// unless it says what else it wants.
     pub fn is_linearizable(&self) -> bool {
         !self.serializable && self.shared.session.is_none()
     }
@@ -80,7 +82,7 @@ pub struct RowsArgs {
     pub count: bool,
 }
 
-/// `acervo get`.
+/// The flags and arguments of `acervo get`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -90,12 +92,14 @@ Examples:
   acervo get film > film.mkv              a pipe or a file gets the value's bytes and nothing else
   acervo get title --format json --session s1-00061e2b5e4c1a00
 
-A read misses no write that was done before it, unless --serializable or --session is given: then no majority
-has to confirm it. On a terminal a value ends with a line end, and what is not printable is escaped. Exit status 1 and nothing on standard output when there is no such key.")]
+A read misses no write that was done before it, unless --serializable or --session is given: then no
+majority has to confirm it. On a terminal a value ends with a line end, and what is not printable is
+escaped. Exit status 1 and nothing on standard output when there is no such key.")]
 pub struct GetArgs {
     /// The key to read
     pub key: OsString,
-    /// Print the bytes of the value and nothing else on a terminal, too, unless they have control characters
+    /// Print the bytes of the value and nothing else on a terminal, too, unless they have control
+    /// characters
     #[arg(long)]
     pub raw: bool,
     /// As of when the read is, and whether a majority confirms it.
@@ -103,7 +107,7 @@ pub struct GetArgs {
     pub read: ReadArgs,
 }
 
-/// `acervo getrange`.
+/// The flags and arguments of `acervo getrange`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "\
@@ -119,8 +123,8 @@ Examples:
   acervo getrange a z --at 2026-11-20T12:00:00Z --format json
 
 A line has the key, its version and the value, separated by tabs. Bytes that are not printable UTF-8
-are escaped (\\xNN, and \\\\ where a backslash would read as an escape), so that a line is a key. JSON is
-one object a line; text that is not UTF-8 is in hexadecimal under key_hex or value_hex.
+are escaped (\\xNN, and \\\\ where a backslash would read as an escape), so that a line is a key.
+JSON is one object a line; text that is not UTF-8 is in hexadecimal under key_hex or value_hex.
 
 All of it is one state of the store, however long it takes and whatever is written meanwhile.
 A range without keys, or whose ends are the wrong way round, is empty: exit status 0."
@@ -143,15 +147,15 @@ pub struct GetRangeArgs {
     pub read: ReadArgs,
 }
 
-/// `acervo getall`.
+/// The flags and arguments of `acervo getall`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo getall title author
   cut -f 1 wanted.tsv | acervo getall --escaped -
 
-One line a key, in the order given, as those of getrange; a key that does not exist has no value, and
-the version that was asked for or 0, and is no error.")]
+One line a key, in the order given, as those of getrange; a key that does not exist has no value,
+and the version that was asked for or 0, and is no error.")]
 pub struct GetAllArgs {
     /// The keys; '-' reads some from standard input, one a line
     #[arg(required = true, value_name = "KEY")]
@@ -161,7 +165,7 @@ pub struct GetAllArgs {
     pub read: ReadArgs,
 }
 
-/// `acervo history`.
+/// The flags and arguments of `acervo history`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -170,10 +174,10 @@ Examples:
   acervo history title --since '3h ago' --at '1h ago'
   acervo history title --versions-only | tail -n 1       the oldest there is
 
-A line has the version, its time and the value, separated by tabs, the newest first, since that is how they
-lie in the store; 'tac' turns lines round. Escapes are those of getrange. One key at a time: 'getrange
---prefix P --keys-only' tells which there are. Exit status 1 when there is no such key, or nothing of it
-since then.")]
+A line has the version, its time and the value, separated by tabs, the newest first, since that is
+how they lie in the store; 'tac' turns lines round. Escapes are those of getrange. One key at a
+time: 'getrange --prefix P --keys-only' tells which there are. Exit status 1 when there is no such
+key, or nothing of it since then.")]
 pub struct HistoryArgs {
     /// The key whose versions are read
     pub key: OsString,
@@ -194,7 +198,7 @@ pub struct HistoryArgs {
     pub read: ReadArgs,
 }
 
-/// `acervo put`.
+/// The flags and arguments of `acervo put`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -212,7 +216,7 @@ pub struct PutArgs {
     pub shared: KeyArgs,
 }
 
-/// `acervo putall`.
+/// The flags and arguments of `acervo putall`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -220,12 +224,13 @@ Examples:
   acervo putall - < pairs.jsonl
   acervo getrange a z --format json | acervo putall - --servers 10.0.0.1:10097
 
-A pair ends its key at the first '='; a key that has one is written \\x3d with --escaped. On standard input
-a pair is a JSON object a line, such as getrange prints: {\"key\":\"title\",\"value\":\"Dom Casmurro\"}, or
-with key_hex and value_hex; other fields are ignored.
+A pair ends its key at the first '='; a key that has one is written \\x3d with --escaped. On
+standard input a pair is a JSON object a line, such as getrange prints:
+{\"key\":\"title\",\"value\":\"Dom Casmurro\"}, or with key_hex and value_hex; other fields are
+ignored.
 
-All pairs are written at once, at one version, or none: more than fit one write are refused.
-One line a pair, separated by tabs: key, new version, old version (0 for none), old value, escaped as
+All pairs are written at once, at one version, or none: more than fit one write are refused. One
+line a pair, separated by tabs: key, new version, old version (0 for none), old value, escaped as
 those of getrange.")]
 pub struct PutAllArgs {
     /// The pairs; '-' reads some from standard input, as JSON lines
@@ -236,7 +241,7 @@ pub struct PutAllArgs {
     pub shared: KeyArgs,
 }
 
-/// `acervo del`.
+/// The flags and arguments of `acervo del`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -255,7 +260,7 @@ pub struct DelArgs {
     pub shared: KeyArgs,
 }
 
-/// `acervo delrange`.
+/// The flags and arguments of `acervo delrange`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "\
@@ -267,9 +272,9 @@ Examples:
   acervo delrange a z > removed.tsv
   acervo delrange m .. --count            how many keys were removed, from m to the last there is
 
-The range is removed at once, however long it is. Then comes one line a key that it had, in key order, as
-those of putall: key, version of the deletion, version and value it had. What is not read within a
-minute may be gone."
+The range is removed at once, however long it is. Then comes one line a key that it had, in key
+order, as those of putall: key, version of the deletion, version and value it had. What is not read
+within a minute may be gone."
 )]
 pub struct DelRangeArgs {
     /// The keys that the command is about.
@@ -286,7 +291,7 @@ pub struct DelRangeArgs {
     pub shared: KeyArgs,
 }
 
-/// `acervo delall`.
+/// The flags and arguments of `acervo delall`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -307,7 +312,7 @@ pub struct DelAllArgs {
     pub shared: KeyArgs,
 }
 
-/// `acervo trim`.
+/// The flags and arguments of `acervo trim`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -27,7 +27,8 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    /// The version that a row is printed with: where there is none, the one that was asked for, or 0.
+    /// The version that a row is printed with: where there is none, the one that was asked for, or
+    /// 0.
     fn version(self, row: &Row) -> Timestamp {
         match self {
             Shape::Read { at } if row.value.is_none() => version_asked(at),
@@ -134,8 +135,8 @@ impl Serialize for Object<'_> {
     }
 }
 
-/// Prints an object and a line end. What is not printable, which stands in strings only, is written as an escape, so that a
-/// terminal takes nothing for a command, and no text poses as another.
+/// Prints an object and a line end. What is not printable, which stands in strings only, is written
+/// as an escape, so that a terminal takes nothing for a command, and no text poses as another.
 pub(super) fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(object)?;
     let mut rest = &text[..];

@@ -51,19 +51,22 @@ pub enum ShareError {
     /// The peer cannot begin.
     #[error(transparent)]
     Peer(#[from] PeerError),
-    /// The download failed.
+    /// The download could not be finished.
     #[error(transparent)]
     Fetch(#[from] FetchError),
     /// What is to be fetched cannot be the name of a shared file.
     #[error("\"{}\" cannot be fetched: {why}", escape(.name.as_encoded_bytes()))]
     Name {
-        /// What was given.
+        /// The name that was given.
         name: OsString,
         /// Why it cannot be one, as a sentence for a person.
         why: String,
     },
     /// The folder to fetch to is not there, and cannot be made.
-    #[error("the folder {} cannot be made: {source}; fetch to another one with --to", .path.display())]
+    #[error(
+        "the folder {} cannot be made: {source}; fetch to another one with --to",
+        .path.display()
+    )]
     MakeFolder {
         /// The folder that was named.
         path: PathBuf,
@@ -225,7 +228,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     if choices.len() > 1 {
         let (number, name) = (choices.len(), shown(name));
         tell(&format!(
-            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content chooses another)"
+            "acervo: {number} files are called \"{name}\"; fetching the one of {first} (--content \
+             chooses another)"
         ));
     }
     let stop = stop_flag()?;
@@ -263,7 +267,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
             });
         match (transferred, choices.peek()) {
             (Ok((size, outcome, progress)), _) => {
-                // Nothing is left to be ended in order: a signal ends the process at once, whoever does not read its output.
+                // Nothing is left to be ended in order: a signal ends the process at once, whoever
+                // does not read its output.
                 stop.store(true, Ordering::Relaxed);
                 let fetched = FileEntry { name: name.clone(), size, content: choice.content };
                 print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
@@ -283,7 +288,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
     Ok(Outcome::NotFound)
 }
 
-/// What to download of a content: its size is known when all tell the same, and else has to be proved.
+/// What to download of a content: its size is known when all tell the same, and else has to be
+/// proved.
 fn wanted(
     args: &FetchArgs,
     name: &FileName,
@@ -327,8 +333,8 @@ fn wanted(
     })
 }
 
-/// One download, shown while it lasts: how it ended, and how far it had come; of one that failed, how many bytes of
-/// it had been found good.
+/// One download, shown while it lasts: how it ended, and how far it had come; of one that failed,
+/// how many bytes of it had been found good.
 fn transfer(
     peer: &Peer,
     wanted: Wanted,
@@ -357,8 +363,8 @@ fn transfer(
     }
 }
 
-/// A name that somebody offers which people take for this one: of other case, or with its accents written as other
-/// characters, as some systems store them.
+/// A name that somebody offers which people take for this one: of other case, or with its accents
+/// written as other characters, as some systems store them.
 fn look_alike(line: &mut Line, wanted: &FileName) -> Result<Option<FileName>, LineError> {
     let key = folded(wanted);
     let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);

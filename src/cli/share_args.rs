@@ -17,7 +17,7 @@ const DEFAULT_REGISTRY: &str = "127.0.0.1:1099";
 /// The environment's variable that stands for `--registry` where that is not given.
 pub const REGISTRY_VARIABLE: &str = "ACERVO_REGISTRY";
 
-/// `acervo registry`.
+/// The flags and arguments of `acervo registry`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,8 +33,8 @@ pub struct RegistryArgs {
     /// Keep the index in the store of these servers, so that several registries serve one index
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = parse_server)]
     pub servers: Option<Vec<SocketAddr>>,
-    /// A peer unheard of for this long is not offered any more; peers speak up every 5 seconds, so with
-    /// less they come and go
+    /// A peer unheard of for this long is not offered any more; peers speak up every 5 seconds, so
+    /// with less they come and go
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub silence_timeout: Duration,
     /// Whether console lines are written
@@ -60,7 +60,7 @@ pub struct RegistriesArgs {
     pub registry: ::std::vec::Vec<SocketAddr>,
 }
 
-/// `acervo peer`.
+/// The flags and arguments of `acervo peer`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -69,7 +69,7 @@ Examples:
 
 Entries are chosen by number or name; Ctrl-D, 'sair', 'exit' or 'quit' leave.")]
 pub struct PeerArgs {
-    /// Shared.
+    /// The registries that are asked.
     #[command(flatten)]
     pub registries: RegistriesArgs,
     /// The most bytes to send a second, and to receive a second, such as 20MiB/s
@@ -77,21 +77,22 @@ pub struct PeerArgs {
     pub limit: Option<u64>,
 }
 
-/// `acervo share`.
+/// The flags and arguments of `acervo share`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo share ~/Films
   acervo share ~/Films --registry 10.0.0.1:1099 --limit 20MiB/s
 
-Shared are the regular files directly in the folder, each as soon as it is hashed, the smallest first; not hidden
-ones, unfinished files (.part, .crdownload, .aria2), links, or folders in it: how many were left out is said, and RUST_LOG=info says which and why.
+Shared are the regular files directly in the folder, each as soon as it is hashed, the smallest
+first; not hidden ones, unfinished files (.part, .crdownload, .aria2), links, or folders in it: how
+many were left out is said, and RUST_LOG=info says which and why.
 What was found is kept in the folder as .acervo-share, so that no file is hashed twice.
 Ctrl-C stops.")]
 pub struct ShareArgs {
-    /// The folder
+    /// The folder to share
     pub dir: PathBuf,
-    /// Shared.
+    /// The registries that are asked.
     #[command(flatten)]
     pub registries: RegistriesArgs,
     /// The address to serve on; of port 0, any free one [default: every address, any free port]
@@ -108,18 +109,19 @@ pub struct ShareArgs {
     pub congestion: Option<String>,
 }
 
-/// `acervo fetch`.
+/// The flags and arguments of `acervo fetch`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   acervo fetch aula.mp4
   acervo fetch aula.mp4 --to ~/Films --limit 20MiB/s
   acervo fetch aula.mp4 --registry 10.0.0.1:1099 --format json --quiet
-  acervo fetch --escaped 'a\\xe2\\x80\\xaeb.txt'   a name with what a terminal does not show, as files lists it
+  acervo fetch --escaped 'a\\xe2\\x80\\xaeb.txt'   a name as 'acervo files' lists it
 
-Every peer that has the file gives a part of it. What is stopped half-way goes on where it was when the
-same command is given again.
-Exit status: 0 fetched, 1 nobody has it, 2 usage, 3 no registry or no peer reached, 4 it could not be stored.")]
+Every peer that has the file gives a part of it. What is stopped half-way goes on where it was when
+the same command is given again.
+Exit status: 0 fetched, 1 nobody has it, 2 usage, 3 no registry or no peer reached, 4 it could not
+be stored.")]
 pub struct FetchArgs {
     /// The file's name, with its extension
     pub name: OsString,
@@ -129,11 +131,11 @@ pub struct FetchArgs {
     /// The folder to put it in, which is made if it is not there
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub to: PathBuf,
-    /// Which of several contents of that name, by its BLAKE3 hash or the first 8 or more digits of it
-    /// [default: the one at most IP addresses]
+    /// Which of several contents of that name, by its BLAKE3 hash or the first 8 or more digits of
+    /// it [default: the one at most IP addresses]
     #[arg(long, value_name = "HASH", value_parser = parse_hash)]
     pub content: Option<String>,
-    /// Shared.
+    /// The registries that are asked.
     #[command(flatten)]
     pub registries: RegistriesArgs,
     /// The address to serve on what has arrived [default: every address, any free port]
@@ -142,14 +144,14 @@ pub struct FetchArgs {
     /// The most bytes to receive a second, and to send a second, such as 20MiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub limit: Option<u64>,
-    /// Give up when no peer has given anything for this long, also when all say that they have it no more: without this,
-    /// that ends it in some seconds [default: 30s]
+    /// Give up when no peer has given anything for this long, also when all say that they have it
+    /// no more: without this, that ends it in some seconds [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub patience: Option<Duration>,
-    /// Show no progress
+    /// Show no progress bar and no warnings
     #[arg(long)]
     pub quiet: bool,
-    /// Format.
+    /// Whether the answer is text or JSON.
     #[command(flatten)]
     pub format: FormatArgs,
     /// TCP congestion control by the system's name for it
@@ -166,10 +168,10 @@ Examples:
 
 Exit status 3 when no registry answers.")]
 pub struct ListArgs {
-    /// Shared.
+    /// The registries that are asked.
     #[command(flatten)]
     pub registries: RegistriesArgs,
-    /// Format.
+    /// Whether the answer is text or JSON.
     #[command(flatten)]
     pub format: FormatArgs,
 }

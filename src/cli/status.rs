@@ -21,8 +21,8 @@ pub(super) struct Row {
     pub(super) status: Result<ServerStatus, String>,
 }
 
-/// Asks all servers at once. When one has answered, the others have [`STATUS_GRACE`] left: a healthy one
-/// needs no longer, and a frozen one is what the question is often about.
+/// Asks all servers at once. When one has answered, the others have [`STATUS_GRACE`] left: a
+/// healthy one needs no longer, and a frozen one is what the question is often about.
 pub(super) fn ask_all(client: &Client) -> Vec<Row> {
     let (answers, answered) = mpsc::channel();
     let servers = client.servers();
@@ -55,15 +55,17 @@ pub(super) fn ask_all(client: &Client) -> Vec<Row> {
     servers.into_iter().map(row).collect()
 }
 
-/// Whether somebody is known to lead, so that writes can be ordered. A leader without a majority steps down, and whoever
-/// has not heard a leader for an election time-out knows none; who still speaks of an older term has not heard.
+/// Whether somebody is known to lead, so that writes can be ordered. A leader without a majority
+/// steps down, and whoever has not heard a leader for an election time-out knows none; who still
+/// speaks of an older term has not heard.
 pub(super) fn is_led(rows: &[Row]) -> bool {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
     statuses().any(|status| Some(status.term) == newest && status.leader.is_some())
 }
 
-/// The servers whose full disks keep everybody from writing, by the word of those who know of the newest term.
+/// The servers whose full disks keep everybody from writing, by the word of those who know of the
+/// newest term.
 pub(super) fn full_disks(rows: &[Row]) -> Vec<String> {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
@@ -83,8 +85,8 @@ pub(super) fn no_room(full: &[String]) -> String {
     };
     let are = if full.len() == 1 { "is" } else { "are" };
     format!(
-        "nothing more can be written: {disks} of {} {are} nearly full: make room there, or remove or trim keys and wait a \
-         minute or two; reading and removing go on",
+        "nothing more can be written: {disks} of {} {are} nearly full: make room there, or remove \
+         or trim keys and wait a minute or two; reading and removing go on",
         full.join(" and ")
     )
 }
@@ -186,7 +188,8 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     Ok(())
 }
 
-/// What it means for those who use the group, when something is wrong. The servers asked may be a part of it.
+/// What it means for those who use the group, when something is wrong. The servers asked may be a
+/// part of it.
 fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
     let Some(leader) = leader else {
         if rows.iter().all(|row| row.status.is_err()) {
@@ -200,7 +203,8 @@ fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
                 "none of these servers leads, but {}: ask it, too, to see who is in sync",
                 escape(elsewhere.as_bytes())
             ),
-            None => "no leader is known: writes wait until a majority of the group is up and has elected one"
+            None => "no leader is known: writes wait until a majority of the group is up and has \
+                     elected one"
                 .to_owned(),
         });
     };
@@ -360,13 +364,17 @@ mod tests {
         let mut out = Vec::new();
         print_table(&mut out, &rows()).unwrap();
         let expected = "\
-address          role      term  commit   applied  in sync  connections  longest stall  disk      rows  uptime  version
-127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         70.0 MiB  1234  1h 2m   0.1.0
-127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         70.0 MiB  1234  1h 2m   0.1.0
+address          role      term  commit   applied  in sync  connections  longest stall  \
+disk      rows  uptime  version
+127.0.0.1:10091  leader    12    1234567  1234560  yes      7            2.3 ms         \
+70.0 MiB  1234  1h 2m   0.1.0
+127.0.0.1:10092  follower  12    1234567  1234560  no       7            2.3 ms         \
+70.0 MiB  1234  1h 2m   0.1.0
 127.0.0.1:10093  unreachable: connection refused
 
 127.0.0.1:10092: its disk is slow
-writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once up, a server catches up by itself
+writes do not wait for 127.0.0.1:10092 and 127.0.0.1:10093, which may lag; once up, \
+a server catches up by itself
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
     }

@@ -8,17 +8,19 @@ use signal_hook::low_level::emulate_default_handler;
 
 use crate::logging;
 
-/// Standard output, a line at a time on a terminal and elsewhere. [`io::Stdout`] takes writes to a stream that cannot be
-/// written for done, and loses what it holds back at the end of the process without a word.
+/// Standard output, a line at a time on a terminal and elsewhere. [`io::Stdout`] takes writes to a
+/// stream that cannot be written for done, and loses what it holds back at the end of the process
+/// without a word.
 ///
-/// A pipe whose reader has gone ends the process by SIGPIPE, without a word, as it ends `cat` and `etcdctl`. Status 0 would
-/// tell a script with `pipefail` that everything was printed, and any other would be taken for an error of the store.
+/// A pipe whose reader has gone ends the process by SIGPIPE, without a word, as it ends `cat` and
+/// `etcdctl`. Status 0 would tell a script with `pipefail` that everything was printed, and any
+/// other would be taken for an error of the store.
 pub struct StandardOutput(LineWriter<Raw>);
 
 struct Raw;
 
 impl StandardOutput {
-    /// The process's.
+    /// The standard output of the process.
     #[expect(clippy::new_without_default, reason = "there is only one of it")]
     pub fn new() -> StandardOutput {
         StandardOutput(LineWriter::new(Raw))
@@ -45,7 +47,8 @@ impl Write for Raw {
         rustix::io::write(io::stdout(), bytes).map_err(|error| {
             if error == Errno::PIPE {
                 logging::finish();
-                // It does not come back, unless the system refuses; then this is an error like others.
+                // It does not come back, unless the system refuses; then this is an error like
+                // others.
                 let _ = emulate_default_handler(SIGPIPE);
             }
             match error {

@@ -19,8 +19,8 @@ pub enum UnitError {
     Size(String),
     /// What was given is not how much history to keep.
     #[error(
-        "'{0}' is not a history: write 'all', a duration such as 24h or 30d, or how many versions of a \
-         key are kept, from 1 to {HISTORY_VERSIONS_MAX}"
+        "'{0}' is not a history: write 'all', a duration such as 24h or 30d, or how many versions \
+         of a key are kept, from 1 to {HISTORY_VERSIONS_MAX}"
     )]
     History(String),
     /// Not a size a second.

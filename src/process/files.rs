@@ -10,7 +10,7 @@ use crate::limits::{
 };
 use crate::text::counted;
 
-/// The system allows too few open files.
+/// The system allows fewer open files than this process needs to serve anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the limit of {0} open files leaves no room for connections: \
@@ -19,22 +19,22 @@ use crate::text::counted;
 )]
 pub struct TooFewFiles(pub u64);
 
-/// How many connections there may be.
+/// The numbers of connections that the limit on open files has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Accepted ones.
+pub struct ConnectionRoom {
+    /// The most accepted connections.
     pub accepted_max: usize,
-    /// Those of them that may be clients.
+    /// The most of them that may be clients.
     pub clients_max: usize,
-    /// Further ones that are being told that there is no room.
+    /// The most further connections that are being refused at once.
     pub refused_max: usize,
 }
 
-/// Raises the limit on open files if that is possible and needed, and says what fits it.
+/// Raises the limit on open files if that is possible and needed, and returns what fits it.
 ///
 /// # Errors
 /// Not even the group's own servers would fit.
-pub fn room() -> Result<Room, TooFewFiles> {
+pub fn room() -> Result<ConnectionRoom, TooFewFiles> {
     let wanted = (FILES_RESERVED + CONNECTIONS_MAX + CONNECTIONS_SPARE + REFUSALS_MAX) as u64;
     let files = raise(wanted);
     let room = fit(files).ok_or(TooFewFiles(files))?;
@@ -48,8 +48,8 @@ pub fn room() -> Result<Room, TooFewFiles> {
     Ok(room)
 }
 
-/// How many connections, up to `max`, a process may serve that needs as many files again for what it does itself. Raises
-/// the limit on open files if that is possible and needed.
+/// How many connections, up to `max`, a process may serve that needs as many files again for what
+/// it does itself. Raises the limit on open files if that is possible and needed.
 ///
 /// # Errors
 /// There is room for next to none.
@@ -59,10 +59,11 @@ pub fn half_room(max: usize) -> Result<usize, TooFewFiles> {
     Ok(max.min(room.accepted_max / 2))
 }
 
-/// Raises the limit on open files up to `wanted`, as far as it goes; what it is then.
+/// Raises the limit on open files up to `wanted`, as far as the system allows, and returns the
+/// limit.
 fn raise(wanted: u64) -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    // To the system no limit is none.
+    // The system reports an unlimited number as `None`.
     let files = current.unwrap_or(u64::MAX);
     let raised = maximum.map_or(wanted, |maximum| maximum.min(wanted));
     if files >= raised {
@@ -78,7 +79,7 @@ fn raise(wanted: u64) -> u64 {
 }
 
 /// Shares `files` out: the reserve first, then connections, whose last part is kept from clients.
-fn fit(files: u64) -> Option<Room> {
+fn fit(files: u64) -> Option<ConnectionRoom> {
     let files = usize::try_from(files).unwrap_or(usize::MAX);
     let left = files.saturating_sub(FILES_RESERVED);
     if left < CONNECTIONS_MIN {
@@ -87,7 +88,7 @@ fn fit(files: u64) -> Option<Room> {
     let refused_max = REFUSALS_MAX.min(left / 8);
     let accepted_max = (left - refused_max).min(CONNECTIONS_MAX + CONNECTIONS_SPARE);
     let spare = CONNECTIONS_SPARE.min(accepted_max / 2);
-    Some(Room { accepted_max, clients_max: accepted_max - spare, refused_max })
+    Some(ConnectionRoom { accepted_max, clients_max: accepted_max - spare, refused_max })
 }
 
 #[cfg(test)]
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn everything_fits_a_large_limit_and_nothing_more_is_taken() {
-        let all = Room {
+        let all = ConnectionRoom {
             accepted_max: CONNECTIONS_MAX + CONNECTIONS_SPARE,
             clients_max: CONNECTIONS_MAX,
             refused_max: REFUSALS_MAX,

@@ -1,5 +1,5 @@
-//! What every process with an event loop, a server or a registry, settles with the system: how it is told to
-//! stop, and how many connections its limit on open files has room for.
+//! What every process with an event loop, a server or a registry, settles with the system: how it
+//! is told to stop, and how many connections its limit on open files has room for.
 
 pub mod files;
 
@@ -8,8 +8,8 @@ use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// The signals by which a process is told to stop: SIGINT, SIGTERM, and SIGHUP, which comes when its terminal is
-/// closed, unless whoever started it has it ignored, as `nohup` does.
+/// The signals by which a process is told to stop: SIGINT, SIGTERM, and SIGHUP, which comes when
+/// its terminal is closed, unless whoever started it has it ignored, as `nohup` does.
 pub fn stop_signals() -> Vec<i32> {
     let mut signals = vec![SIGINT, SIGTERM];
     if !is_ignored(SIGHUP) {
@@ -18,7 +18,8 @@ pub fn stop_signals() -> Vec<i32> {
     signals
 }
 
-/// Whether this process was started with a signal ignored. Where the system does not tell it is not.
+/// Whether this process was started with a signal ignored. Where the system does not tell it is
+/// not.
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,8 +1,8 @@
 //! Dialogues with a person: consoles with a menu, and questions at the start of a program.
 //!
-//! A console knows [`Input`] and [`Screen`] only; [`run`] gives it the real ones. Questions that are
-//! asked once, before anything runs, are in [`questions`]. The dialogue is in Portuguese, as the lines of
-//! the specification are.
+//! A console knows [`Input`] and [`Screen`] only; [`run`] gives it the real ones. Questions that
+//! are asked once, before anything runs, are in [`questions`]. The dialogue is in Portuguese, as
+//! the lines of the specification are.
 
 pub mod questions;
 mod terminal;
@@ -18,18 +18,18 @@ use crate::text::{LineError, counted, escape};
 
 pub use self::terminal::{OutputError, run};
 
-/// One thing that was typed.
+/// The outcome of one reading of a line.
 #[derive(Debug)]
 pub enum Typed {
-    /// A line, without its end.
+    /// A line was typed; its end is left out.
     Line(String),
-    /// Ctrl-C: whatever was being asked for is dropped.
+    /// Ctrl-C was typed: what was being asked for is dropped.
     Cancelled,
-    /// Ctrl-D, or the end of a pipe.
+    /// Ctrl-D was typed, or a pipe has ended.
     End,
 }
 
-/// Where lines come from.
+/// The source of lines that a person types, or that come from a pipe.
 pub trait Input {
     /// Shows `prompt` and waits for what is typed.
     ///
@@ -38,29 +38,30 @@ pub trait Input {
     fn read_line(&mut self, prompt: &str) -> Result<Typed, LineError>;
 }
 
-/// Where lines go, from any thread.
+/// The output of a console, which any thread may use.
 pub trait Screen: Send + Sync {
-    /// A line of the specification.
+    /// Shows a line of the specification.
     fn event(&self, line: &str);
-    /// A remark from another thread than the one that reads.
+    /// Shows a remark from another thread than the one that reads.
     fn remark(&self, line: &str);
-    /// A remark from the thread that reads, between two readings.
+    /// Shows a remark from the thread that reads, between two readings.
     fn say(&self, line: &str);
 }
 
-/// What a dialogue runs on.
+/// Whether a person types in a dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Somebody types, sees answers whenever they come, and need not wait for those that they leave behind.
+    /// Somebody types, sees answers whenever they come, and need not wait for those that they leave
+    /// behind.
     Terminal,
     /// Lines come from a pipe or a file, and may end before the answers have come.
     Pipe,
 }
 
-/// Why something was not finished.
+/// Why a question has no answer.
 #[derive(Debug)]
 pub enum Stop {
-    /// Back to the menu.
+    /// The user has cancelled it, and goes back to the menu.
     Cancelled,
     /// The user leaves the console, or its input has ended.
     Leave,
@@ -111,26 +112,27 @@ pub fn ask_or<T: fmt::Display + Clone>(
     })
 }
 
-/// Reads an IP, or says in one clause why it is none.
+/// Reads an IP.
 ///
 /// # Errors
-/// The clause.
+/// A clause that says why it is none.
 pub fn parse_ip(answer: &str) -> Result<IpAddr, String> {
     answer.parse().map_err(|_| format!("\"{}\" não é um IP", escape(answer.as_bytes())))
 }
 
-/// Reads a port, or says in one clause why it is none.
+/// Reads a port, from 1 to 65535.
 ///
 /// # Errors
-/// The clause.
+/// A clause that says why it is none.
 pub fn parse_port(answer: &str) -> Result<u16, String> {
     let port = answer.parse().ok().filter(|port| *port != 0);
     let why = || format!("\"{}\" não é uma porta (1 a 65535)", escape(answer.as_bytes()));
     port.ok_or_else(why)
 }
 
-/// Why a server cannot be reached, in the language of the dialogue. The client library tells it in English; what nobody
-/// has translated, as what the system says, is quoted, so that a line is in one language.
+/// Why a server cannot be reached, in the language of the dialogue. The client library tells it in
+/// English; what nobody has translated, as what the system says, is quoted, so that a line is in
+/// one language.
 pub fn explain_reason(reason: &str) -> String {
     let known = match reason {
         "connection refused" => "conexão recusada",
@@ -149,7 +151,7 @@ pub fn explain_reason(reason: &str) -> String {
     known.to_owned()
 }
 
-/// The same of reasons that are made of several parts.
+/// Explains reasons that are made of several parts.
 fn explain_parts(reason: &str) -> Option<String> {
     if let Some(time) = reason.strip_prefix("no answer within ") {
         return Some(format!("sem resposta em {time}"));
@@ -216,7 +218,7 @@ pub fn explain_reach(message: &str) -> Option<String> {
     })
 }
 
-/// What the system said, in words of the console's language; the rest by its number.
+/// An error of the system in the console's language; one that is not known here by its number.
 pub fn explain_io(error: &io::Error) -> String {
     let known = match error.kind() {
         io::ErrorKind::NotFound => "não existe",
@@ -232,13 +234,14 @@ pub fn explain_io(error: &io::Error) -> String {
     known.to_owned()
 }
 
-/// Whether a reason says that somebody else listens where a server was expected, so that waiting is of no use.
+/// Whether a reason says that somebody else listens where a server was expected, so that waiting is
+/// of no use.
 pub fn is_misdirected(reason: &str) -> bool {
     reason.starts_with(FOUND_THERE)
         || reason.strip_prefix(REFUSED).is_some_and(|refusal| refusal.starts_with("this is a "))
 }
 
-/// What a person is told of an answer that cannot be used.
+/// The line for an answer that cannot be used, from a clause that says why.
 pub fn invalid(why: &str) -> String {
     format!("Resposta inválida: {why}.")
 }
@@ -260,7 +263,8 @@ mod tests {
             ),
             (
                 format!("{FOUND_THERE}HTTP/2, as an acervo gateway speaks; {registry}"),
-                "ali responde um servidor HTTP/2, como o gateway do acervo, e não um registro ou peer do acervo",
+                "ali responde um servidor HTTP/2, como o gateway do acervo, e não um registro ou \
+                 peer do acervo",
             ),
             (
                 format!("{NOT_GREETED} an acervo registry or peer?"),
@@ -268,7 +272,8 @@ mod tests {
             ),
             (
                 format!(
-                    "{REFUSED}this is a registry or a peer of a share and not a store: ask an acervo server"
+                    "{REFUSED}this is a registry or a peer of a share and not a store: ask an \
+                     acervo server"
                 ),
                 "ali responde um registro ou um peer, e não um servidor do acervo",
             ),

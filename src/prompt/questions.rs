@@ -22,19 +22,19 @@ pub enum QuestionError {
     Io(#[from] io::Error),
 }
 
-/// Whether a server could listen on `address` here and now.
+/// Checks that `address` could be listened on now.
 ///
 /// # Errors
-/// The system's reason why not.
+/// The system's reason why it could not.
 pub fn probe(address: SocketAddr) -> io::Result<()> {
     TcpListener::bind(address).map(drop)
 }
 
-/// Whether an IP is one of this machine, or why it cannot be listened on, in one clause. Asked for before the port is, since
-/// no port of a foreign IP is of use.
+/// Checks that an IP is one of this machine. It is checked before the port is asked for, since no
+/// port of another machine's IP is of use.
 ///
 /// # Errors
-/// The clause.
+/// A clause that says why it cannot be listened on.
 pub fn check_own_ip(
     ip: IpAddr,
     probe: &dyn Fn(SocketAddr) -> io::Result<()>,
@@ -43,7 +43,7 @@ pub fn check_own_ip(
     probe(any_port).map(|()| ip).map_err(|error| explain_probe(any_port, &error))
 }
 
-/// The same of an address in one clause for a person.
+/// Why an address cannot be listened on, as a clause for a person.
 pub fn explain_probe(address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::AddrInUse => format!("a porta {} já está em uso", address.port()),
@@ -52,7 +52,8 @@ pub fn explain_probe(address: SocketAddr, error: &io::Error) -> String {
     }
 }
 
-/// Repeats a question until its answer can be used, saying why when it cannot. Enter takes the default.
+/// Repeats a question until its answer can be used, saying why when it cannot. Enter takes the
+/// default.
 ///
 /// # Errors
 /// The input ended or failed.
@@ -68,7 +69,7 @@ pub fn until_valid<T>(
         output.flush()?;
         let why = match read_line(input) {
             Ok(None) => {
-                // What is said next does not belong into the question's row.
+                // Ends the question's row, before the error is printed.
                 writeln!(output)?;
                 return Err(QuestionError::Ended);
             }

@@ -1,4 +1,8 @@
-//! A console's real input and output: a terminal with line editing, or a pipe.
+//! A console's real input and output: a terminal with line editing, a terminal without, or a pipe.
+//!
+//! Rule: an answer that comes while somebody types is shown above the line that is being typed, and
+//! no thread that brings one waits for the person. From a pipe, lines of the specification go to
+//! standard output and all else to standard error.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, IsTerminal, Write};
@@ -40,7 +44,7 @@ pub fn run<E: From<OutputError>>(
                 "a signal that ends this console will leave its terminal as it is: {error}"
             );
         }
-        // Fails on further terminals that cannot edit lines.
+        // Opening fails on terminals that cannot edit lines and are not called `dumb`.
         if !is_dumb_terminal()
             && let Ok((mut keyboard, screen)) = open_terminal()
         {
@@ -61,14 +65,15 @@ pub fn run<E: From<OutputError>>(
     streams.failure().map_or(Ok(()), |error| Err(OutputError(error).into()))
 }
 
-/// Where the log and the questions stand on one terminal, lines of the log are shown as remarks are.
+/// Has lines of the log shown as remarks, where log and questions share a terminal.
 fn divert_log(screen: &Arc<dyn Screen>) -> Option<logging::Diverted> {
     let screen = Arc::clone(screen);
     let is_shared = io::stdin().is_terminal() && io::stderr().is_terminal();
     is_shared.then(|| logging::divert(move |line| screen.remark(line)))
 }
 
-/// A signal that ends this process finds the terminal as a line editor needs it: it is put back first.
+/// Has signals that end this process restore the terminal's settings first, which the line editor
+/// has changed.
 fn restore_when_ended() -> io::Result<()> {
     let before = rustix::termios::tcgetattr(io::stdin())?;
     let mut signals = Signals::new([SIGTERM, SIGQUIT])?;
@@ -86,15 +91,15 @@ fn restore_when_ended() -> io::Result<()> {
 type LineEditor = Editor<(), DefaultHistory>;
 
 fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
-    // A bracketed paste would become one line with line ends in it. Without it what is pasted is typed, and every
-    // line end of it is Enter. What was typed ahead stays in the editor's buffer from one question to the next only
-    // with the editor's feature `buffer-redux`.
+    // A bracketed paste would become one line with line ends in it. Without it what is pasted is
+    // typed, and every line end of it is Enter. What was typed ahead stays in the editor's buffer
+    // from one question to the next only with the editor's feature `buffer-redux`.
     let config = Config::builder().auto_add_history(true).bracketed_paste(false).build();
     let mut editor = LineEditor::with_config(config)?;
     // There is nothing to complete, and a value that is pasted may have tabs.
     editor.bind_sequence(KeyEvent(KeyCode::Tab, Modifiers::NONE), Cmd::Insert(1, "\t".to_owned()));
     let mut printer = editor.create_external_printer()?;
-    let lines = Arc::new(Lines::default());
+    let lines = Arc::new(PendingLines::default());
     let waiting = Arc::clone(&lines);
     // Ends with the process.
     thread::Builder::new().name("acervo-screen".to_owned()).spawn(move || {
@@ -108,37 +113,39 @@ fn open_terminal() -> Result<(Keyboard, Arc<dyn Screen>), ReadlineError> {
     Ok((keyboard, Arc::new(Terminal(lines))))
 }
 
-/// Lines to be shown while somebody types.
+/// Lines that wait to be shown while somebody types.
 ///
-/// The editor shows a line above its prompt only when nothing is left to be read, and whoever hands it a second one
-/// waits meanwhile. With many lines typed ahead the threads that bring answers would wait for the reading thread, and that
-/// thread for them, once as many requests are under way as may be. So nobody waits for the editor but a thread of its
-/// own, and it only once a question has been open for [`CONSOLE_PROMPT_PAUSE`]: before and after each reading the
-/// reading thread itself writes what has come.
+/// The editor shows a line above its prompt only when nothing is left to be read, and whoever hands
+/// it a second one waits meanwhile. With many lines typed ahead the threads that bring answers
+/// would wait for the reading thread, and that thread for them, once as many requests are under way
+/// as may be. So nobody waits for the editor but a thread of its own, and it only once a question
+/// has been open for [`CONSOLE_PROMPT_PAUSE`]: before and after each reading the reading thread
+/// itself writes what has come.
 ///
-/// The queue holds more lines than requests can be under way, so that their threads never wait for room in it.
+/// The queue holds more lines than requests can be under way, so that their threads never wait for
+/// room in it.
 #[derive(Default)]
-struct Lines {
-    state: Mutex<LinesState>,
+struct PendingLines {
+    state: Mutex<PendingLinesState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct LinesState {
+struct PendingLinesState {
     queue: VecDeque<String>,
-    /// Whether the editor has the terminal.
+    /// Whether the editor is reading a line.
     is_reading: bool,
-    /// How often it has had it.
+    /// Number of lines that the editor has begun to read.
     readings: u64,
 }
 
-impl Lines {
-    fn state(&self) -> MutexGuard<'_, LinesState> {
+impl PendingLines {
+    fn state(&self) -> MutexGuard<'_, PendingLinesState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn show(&self, line: &str) {
-        let is_full = |state: &mut LinesState| {
+        let is_full = |state: &mut PendingLinesState| {
             state.is_reading && state.queue.len() >= CONSOLE_ABOVE_PROMPT_LINES_MAX
         };
         let waited = self.changed.wait_while(self.state(), is_full);
@@ -180,7 +187,8 @@ impl Lines {
             state = if !state.is_reading || state.queue.is_empty() {
                 self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
-                let still = |state: &mut LinesState| state.is_reading && state.readings == readings;
+                let still =
+                    |state: &mut PendingLinesState| state.is_reading && state.readings == readings;
                 let waited = self.changed.wait_timeout_while(state, CONSOLE_PROMPT_PAUSE, still);
                 let (state, result) = waited.unwrap_or_else(PoisonError::into_inner);
                 if result.timed_out() {
@@ -192,7 +200,7 @@ impl Lines {
     }
 }
 
-impl LinesState {
+impl PendingLinesState {
     fn write_all(&mut self) {
         let mut out = io::stdout().lock();
         for line in self.queue.drain(..) {
@@ -205,13 +213,13 @@ impl LinesState {
 /// bring back entries at the menu and keys where a key is asked for.
 struct Keyboard {
     editor: LineEditor,
-    /// By prompt, of which there is a handful.
+    /// The history of each prompt, of which there are few.
     histories: HashMap<String, DefaultHistory>,
-    lines: Arc<Lines>,
+    lines: Arc<PendingLines>,
 }
 
 impl Keyboard {
-    /// Puts the prompt's history into the editor, or takes it out again.
+    /// Exchanges the prompt's history with that of the editor.
     fn swap_history(&mut self, prompt: &str) {
         let history = self.histories.entry(prompt.to_owned()).or_default();
         mem::swap(history, self.editor.history_mut());
@@ -240,8 +248,8 @@ impl Input for Keyboard {
     }
 }
 
-/// Lines above the prompt that is being edited.
-struct Terminal(Arc<Lines>);
+/// Shows lines above the prompt that is being edited.
+struct Terminal(Arc<PendingLines>);
 
 impl Screen for Terminal {
     fn event(&self, line: &str) {
@@ -257,7 +265,7 @@ impl Screen for Terminal {
     }
 }
 
-/// Lines from anything else.
+/// Reads lines from a pipe or a file.
 struct Pipe<R>(R, Arc<Streams>);
 
 impl<R: BufRead> Input for Pipe<R> {
@@ -271,13 +279,13 @@ impl<R: BufRead> Input for Pipe<R> {
     }
 }
 
-/// Events on standard output, remarks on standard error.
+/// Writes lines of the specification to standard output and remarks to standard error.
 #[derive(Default)]
 struct Streams(Mutex<StreamsState>);
 
 #[derive(Default)]
 struct StreamsState {
-    /// A question stands on the terminal, in whose row no line belongs.
+    /// A question stands on the terminal, whose row is to be ended before a line is written.
     is_row_open: bool,
     /// Why the first line that was lost could not be written.
     failure: Option<io::Error>,
@@ -311,7 +319,7 @@ impl Screen for Streams {
         state.end_row();
         let mut out = io::stdout().lock();
         match writeln!(out, "{line}").and_then(|()| out.flush()) {
-            // Whoever closed a pipe has read what they wanted.
+            // A reader that closes the pipe has read what it wanted.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
                 state.failure.get_or_insert(error);
             }
@@ -329,11 +337,11 @@ impl Screen for Streams {
     }
 }
 
-/// A terminal that cannot edit lines. A line that comes while a question is open ends its row, and the question is asked
-/// again below.
+/// A terminal that cannot edit lines. A line that comes while a question is open ends its row, and
+/// the question is asked again below.
 #[derive(Default)]
 struct Plain {
-    /// The question that is open.
+    /// The question that is being answered.
     prompt: Mutex<Option<String>>,
 }
 
@@ -381,7 +389,7 @@ impl Input for PlainInput {
         let line = read_line(&mut io::stdin().lock());
         *self.0.prompt() = None;
         match line? {
-            // The terminal itself cuts what is longer, without a word.
+            // The terminal itself cuts off what is longer, and does not say so.
             Some(line) if line.len() >= TERMINAL_LINE_BYTES_MAX => Err(LineError::TooLong),
             line => Ok(line.map_or(Typed::End, Typed::Line)),
         }

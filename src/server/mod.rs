@@ -4,8 +4,8 @@
 //! something breaks.
 //!
 //! - `service`: the event loop's callbacks, and what is done with the core's outputs.
-//! - `requests`, `clients`, `early`, `get`: requests of clients, their accounts, reads that wait for
-//!   a state, and the rules for reads.
+//! - `requests`, `clients`, `early`, `get`: requests of clients, their accounts, reads that wait
+//!   for a state, and the rules for reads.
 //! - `peering`, `links`: greetings, and the links to the other servers.
 //! - `decoding`: the threads that decode long frames.
 //! - `threads`, `work`: the two threads that write, and what the worker pool does.
@@ -59,7 +59,7 @@ use crate::model::{History, NodeId, Release};
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::core::{Node, NodeConfig, NodeError};
 use crate::node::upkeep::UpkeepConfig;
-use crate::process::files::Room;
+use crate::process::files::ConnectionRoom;
 pub use crate::process::files::TooFewFiles;
 use crate::process::{files, watch_signals};
 use crate::storage::log::LogOptions;
@@ -131,7 +131,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
 fn serve(
     mut server: Server,
     config: ServerConfig,
-    room: Room,
+    room: ConnectionRoom,
     stopper: &Stopper,
 ) -> Result<(), ServerError> {
     while server.run()? {
@@ -190,7 +190,7 @@ impl Server {
     fn open(
         config: ServerConfig,
         listener: Listener,
-        room: Room,
+        room: ConnectionRoom,
         stopper: Stopper,
     ) -> Result<Server, ServerError> {
         let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
