@@ -10,11 +10,21 @@ use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
-use crate::limits::{CONSOLE_DRAIN_TIMEOUT, CONSOLE_QUEUE_BYTES_MAX, CONSOLE_QUEUE_LINES_MAX};
 use crate::text::counted;
+
+/// Events that wait to be written; further ones are dropped, and the loss is logged. Some seconds
+/// of the busiest server.
+const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
+/// Bytes of keys and values of the events that wait; beyond, further ones are dropped, too.
+/// Sixty-four of the longest values that a group takes unless it is told otherwise.
+const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How long a stopping process waits for its last lines to be written: a reader that is there takes
+/// them at once.
+const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An event that is shown as one line, which its [`Display`](fmt::Display) writes without the
 /// line's end.

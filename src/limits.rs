@@ -71,10 +71,6 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// Connections a server holds beyond those: other servers', and ones that have not said yet what
 /// they are, of which the oldest gives way. So clients cannot keep the group's own servers out.
 pub const CONNECTIONS_SPARE: usize = 256;
-/// Files that a server keeps free of connections: its log, its store, what it dials, refusals.
-pub const FILES_RESERVED: usize = 48;
-/// With room for fewer connections than this a server does not start.
-pub const CONNECTIONS_MIN: usize = 3 * SERVERS_MAX;
 /// Bytes read from one connection before the others get their turn.
 pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 /// Requests of one client connection under way at once; past it the loop stops reading from that
@@ -82,9 +78,6 @@ pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
 /// Requests of all clients of a server under way at once; past it `BUSY`.
 pub const REQUESTS_MAX: usize = 24 * 1024;
-/// An address with no more clients than this has as many as anybody: a program that uses a few at once is not told from
-/// one that uses one.
-pub const CLIENTS_FEW: usize = 4;
 /// So many of each client are taken whatever others have under way.
 pub const REQUESTS_FEW: usize = 2;
 /// A value up to this length is always read when it is asked for: that many of them, for all
@@ -114,8 +107,6 @@ pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// dropped (and resent later by the consensus protocol). What is under way to a server is bounded by
 /// [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog of very long entries.
 pub const PEER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes queued for one server on the connection for what must not wait; past it likewise.
-pub const PEER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
 /// On a server connection for what must not wait a longer frame closes the connection.
 pub const PEER_CONTROL_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// From accept (or dial) to a whole greeting; then the connection is closed.
@@ -157,8 +148,6 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(100);
 /// the next one, and does what is left in the next iteration: so it looks at its sockets again soon,
 /// whatever clients send. What a stage does in one step is bounded by the limits on frames.
 pub const LOOP_STAGE_TIME: Duration = Duration::from_millis(2);
-/// Frames taken from one connection before the others get their turn.
-pub const FRAMES_PER_TURN_MAX: usize = 256;
 /// A frame at least this long is decoded on a thread of its own kind and not on the event loop.
 pub const LARGE_FRAME_BYTES: usize = 64 * 1024;
 /// A large frame is received in pieces of at most this length.
@@ -169,59 +158,21 @@ pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 pub const DIALLED_CONNECTIONS_MAX: usize = 256;
 /// Connections over the cap that are being told so at once; one more is closed without a word.
 pub const REFUSALS_MAX: usize = 64;
-/// Connections accepted before the established ones get their turn.
-pub const ACCEPTS_PER_TURN_MAX: usize = 64;
 /// After the machine refused to give another socket, accepting is left alone this long.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// Bytes written to one connection before the others get their turn.
-pub const WRITE_BUDGET_BYTES: usize = 1024 * 1024;
 /// Frames are gathered in pieces of about this size before they are written.
 pub const SEND_SEGMENT_BYTES: usize = 64 * 1024;
-/// Emptied pieces kept for reuse by all connections of a loop.
-pub const SEND_SEGMENTS_KEEP: usize = 64;
 /// A connection closed after its last word is kept this long for the other side to hear it.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 /// How often deadlines are looked at; they are late by at most this much.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// Ticks made up for at once when the loop was away; the rest are forgotten.
-pub const TICKS_CATCH_UP_MAX: u32 = 3;
-/// Readiness events taken from the system at once.
-pub const EVENTS_PER_POLL_MAX: usize = 1024;
 
 // ---- queues between threads ---------------------------------------------------------------
 
 /// Jobs waiting for the worker pool; past it a read is refused with `BUSY`.
 pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
-/// A read that asks for what this server has in its log and has not applied yet is held this long,
-/// a tick more at most; then it is judged by what is applied.
-pub const EARLY_READ_WAIT: Duration = Duration::from_millis(40);
-/// Reads that all workers are handed at once; the others wait for their turns. Two batches, so that a worker finds the
-/// next when it has done one, and no more than a tenth of a second's work when all values are as long as they may be.
-pub const READS_HANDED_MAX: usize = 2 * READS_PER_BATCH_MAX;
 /// Reads that one worker is handed at once.
 pub const READS_PER_BATCH_MAX: usize = 64;
-/// Pieces of work waiting for the log writer or the applier. Consensus limits the bytes that are under way, and
-/// what waits is joined to long pieces: a hundredth of this is enough for them, and the rest for work on snapshots.
-pub const WRITER_QUEUE_MAX: usize = 64 * 1024;
-/// Console lines waiting to be written; past it lines are dropped and the loss is logged.
-pub const CONSOLE_QUEUE_LINES_MAX: usize = 64 * 1024;
-/// Bytes of keys and values in those lines; past it likewise.
-pub const CONSOLE_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Log lines waiting to be written to standard error; past it lines are dropped and counted.
-pub const LOG_QUEUE_LINES_MAX: usize = 8 * 1024;
-/// Bytes of those lines; past it likewise.
-pub const LOG_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Lines that one place in the code logs within [`LOG_GATHER_INTERVAL`] as they come: enough to see
-/// what it is about; past it they are counted and told of in one line.
-pub const LOG_LINES_PER_SITE_MAX: u32 = 8;
-/// Lines that were counted are told of this often.
-pub const LOG_GATHER_INTERVAL: Duration = Duration::from_secs(10);
-/// Of the last line that was only counted so much is shown.
-pub const LOG_LINE_SHOWN_BYTES_MAX: usize = 1024;
-/// How long a process that ends waits for its last log lines to be written.
-pub const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Requests refused with `BUSY` are counted, and their number logged this often at most.
-pub const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// A machine's clock that is further behind the newest version is mentioned in the log.
 pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
 /// The group's feature level rises when every server has told for this long that it knows the next one: ten times
@@ -293,9 +244,6 @@ pub const READ_INDEX_QUESTIONS_MAX: usize = 4096;
 pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Committed entries that nobody waits for are left to gather this long before they are applied
-/// together.
-pub const APPLY_GATHER: Duration = Duration::from_millis(1);
 /// Entries of a leader's log that are not applied; past it PUTs are answered only when they are applied,
 /// so that clients cannot run ahead of the state machine …
 pub const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
@@ -345,8 +293,6 @@ pub const TERM_MAX: u64 = u64::MAX / 2;
 /// log's clock be of the log. A machine without
 /// a clock of its own starts in 1970; and order would end with the greatest timestamp there can be.
 pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-/// How long a stopping server waits for the console's last lines to be written.
-pub const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// How long a stopping server waits for its threads, which may wait for a disk that does not answer. What they would
@@ -424,12 +370,6 @@ impl Default for NodeLimits {
 
 // ---- snapshots ----------------------------------------------------------------------------
 
-/// Bytes of rows in one piece of a snapshot (one larger row still travels alone).
-pub const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
-/// Pieces sent and not yet stored by the receiver; the next one waits.
-pub const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
-/// A transfer that makes no progress for this long is given up, and may begin again.
-pub const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// After a transfer to a server has failed, the next one waits this long; twice as long after each further failure …
 pub const SNAPSHOT_RETRY_MIN: Duration = Duration::from_millis(200);
 /// … and at most this long: each attempt costs the leader a checkpoint and a view of its store.
@@ -475,16 +415,11 @@ pub const DISK_RESERVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const LOG_SEGMENT_DISK_PART: u64 = 32;
 /// … but no less than this.
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
-/// While there is little room the engine makes a durable commit after so many bytes of entries, so that the log
-/// behind it can be deleted.
-pub const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
 /// A store that has little to do is looked at this often: one that takes a quarter more of the disk than it holds is
 /// copied into a smaller file …
 pub const SHRINK_INTERVAL_DEFAULT: Duration = Duration::from_secs(20);
 /// … unless more entries than these were applied meanwhile, when it is not idle.
 pub const SHRINK_ENTRIES_MAX: u64 = 128;
-/// The copy pauses after each step, and whatever has come meanwhile has its turn.
-pub const SHRINK_STEP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Bounds of the work of making a store smaller.
 #[derive(Clone, Copy, Debug)]
@@ -507,10 +442,6 @@ impl Default for ShrinkLimits {
     }
 }
 
-/// How often a server looks how much room there is on its disk, and whether its data directory is still there.
-pub const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Every how many such looks it adds up how much of the disk its data directory takes: once a second.
-pub const DISK_LOOKS_PER_SIZE: u64 = 20;
 /// A server whose disk is full says so to the others again after so many ticks.
 pub const DISK_FULL_TOLD_TICKS: u32 = 50;
 /// A leader whose disk is full hands over to a server with room. When that fails it leads on, and tries again after so
@@ -522,11 +453,6 @@ pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
 pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// … or this long after the first of them.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
-/// How fast the store is read again in the background, to find what rots: a few per cent of what a disk
-/// can do. A store of 10 GiB is read in half an hour.
-pub const SCRUB_BYTES_PER_SECOND: usize = 8 * 1024 * 1024;
-/// Read at once, between two pauses: a millisecond of a disk's time. A single larger row is read at once.
-pub const SCRUB_PIECE_BYTES: usize = 256 * 1024;
 /// From the end of one pass over the store to the beginning of the next. A bit rots once in months; what
 /// matters is that it is found before a second server's copy rots, too.
 pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_hours(24);
@@ -573,8 +499,6 @@ pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long a client tries at a time to write to a connection that takes nothing, before it looks after
 /// its answers and deadlines again.
 pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
-/// How much longer `acervo status` waits for a server when another has answered.
-pub const STATUS_GRACE: Duration = Duration::from_millis(150);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of the keys whose timestamps a client remembers one by one.
@@ -692,19 +616,11 @@ pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How long a console's question is open before answers to earlier ones are shown above it: longer than it takes to
-/// read a line that was typed ahead, shorter than anybody notices.
-pub const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
 /// A console that waits for an answer before it asks on says so after this long, when people begin to wonder.
 pub const CONSOLE_SILENT_WAIT: Duration = Duration::from_millis(500);
 /// How long a GET at a console waits for a PUT of the same key that was typed before it: longer than a PUT takes when a
 /// server has just died, and no longer, since whoever shows a server that is late reads while a PUT waits for it.
 pub const CONSOLE_GET_HELD_MAX: Duration = Duration::from_secs(3);
-/// Bytes to which a terminal that edits lines by itself cuts each, without its end.
-pub const TERMINAL_LINE_BYTES_MAX: usize = 4095;
-/// Lines waiting to be shown above an open question; one more waits. Each request of a console may bring one for
-/// each server, and its threads must not wait here for the thread that reads.
-pub const CONSOLE_ABOVE_PROMPT_LINES_MAX: usize = 2 * CLIENT_SUBMITS_MAX * (SERVERS_MAX + 1);
 /// A command that found nothing as of a time says since when there is something, if it hears that within this time …
 pub const OLDEST_VERSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and need not look through more versions of the key than this.
@@ -715,25 +631,10 @@ pub const OUTPUT_BUFFER_BYTES: usize = 64 * 1024;
 pub const FLAG_DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Worker threads `--workers` may ask for.
 pub const WORKERS_MAX: usize = 256;
-/// Bytes of one line a server of `acervo cluster` prints; a longer one is passed on in pieces.
-pub const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
 /// How long `acervo cluster` waits for its servers to stop before it kills them.
 pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 // ---- measuring ------------------------------------------------------------------------------
-
-/// Clients of one `acervo bench`; each has a connection to each server.
-pub const BENCH_CLIENTS_MAX: usize = 1024;
-/// Clients that write the keys before a bench of reads.
-pub const BENCH_FILL_CLIENTS: usize = 64;
-/// Keys of one page in a bench of ranges.
-pub const BENCH_PAGE_ROWS: u32 = 1_000;
-/// Keys of a bench.
-pub const BENCH_KEYS_MAX: u64 = 100_000_000;
-/// How often a bench looks whether its time is over.
-pub const BENCH_TICK: Duration = Duration::from_millis(10);
-/// Latencies beyond this, in nanoseconds, are recorded as this.
-pub const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
 
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
@@ -917,8 +818,6 @@ pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
 pub const SOURCES_PER_ORIGIN_MAX: usize = 16;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
-/// Pages that a fetch reads in search of a name that looks like one that nobody has.
-pub const LOOK_ALIKE_PAGES_MAX: usize = 16;
 /// Of one name, this many contents are listed among the files, the most offered first.
 pub const CONTENTS_PER_NAME_LISTED_MAX: usize = 16;
 /// Offers looked at for one page of files; then the page ends.

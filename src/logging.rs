@@ -24,11 +24,24 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use log::{Level, Log, Metadata, Record};
 
-use crate::limits::{
-    LOG_DRAIN_TIMEOUT, LOG_GATHER_INTERVAL, LOG_LINE_SHOWN_BYTES_MAX, LOG_LINES_PER_SITE_MAX,
-    LOG_QUEUE_BYTES_MAX, LOG_QUEUE_LINES_MAX,
-};
 use crate::text::{counted, is_dumb_terminal};
+
+/// Lines that wait to be written to standard error; further ones are dropped and counted. More than
+/// a start or a failure writes at once.
+const LOG_QUEUE_LINES_MAX: usize = 8 * 1024;
+/// Bytes of the lines that wait; beyond, further lines are dropped and counted, too.
+const LOG_QUEUE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Lines that one place in the code logs within [`LOG_GATHER_INTERVAL`] as they come: enough to see
+/// what it is about; past it they are counted and told of in one line.
+const LOG_LINES_PER_SITE_MAX: u32 = 8;
+/// How often a summary of withheld lines is logged: ten lines a minute of one place are read by
+/// somebody.
+const LOG_GATHER_INTERVAL: Duration = Duration::from_secs(10);
+/// Bytes that a summary shows of the last line that was withheld.
+const LOG_LINE_SHOWN_BYTES_MAX: usize = 1024;
+/// How long a process that ends waits for its last lines to be written: a reader that is there
+/// takes them at once.
+const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the writing thread looks for gathered lines that are due when nothing is logged.
 const GATHER_LOOK: Duration = Duration::from_secs(1);

@@ -14,6 +14,9 @@ use crate::client::{Client, ClientError};
 use crate::limits;
 use crate::wire::message::Role;
 
+/// Clients that write the keys before a bench of reads.
+const BENCH_FILL_CLIENTS: usize = 64;
+
 /// Where the requests of a bench go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -215,7 +218,7 @@ fn fill(
     seed: u64,
     identities: &mut SmallRng,
 ) -> Result<(), BenchError> {
-    let clients = limits::BENCH_FILL_CLIENTS;
+    let clients = BENCH_FILL_CLIENTS;
     let until = Until::Requests(options.keys);
     let plan = Plan { clients, targets: targets.to_vec(), until, seed };
     let (keys, value_bytes) = (options.keys, options.value_bytes);

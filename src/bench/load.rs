@@ -17,6 +17,11 @@ use super::{Answer, Protocol};
 use crate::limits;
 use crate::net::{CloseReason, ConnectionId, EventLoop, LoopConfig, LoopError, Net, Service};
 
+/// How often a load looks whether its time is over, and so the precision of its length.
+const BENCH_TICK: Duration = Duration::from_millis(10);
+/// Latencies beyond this, in nanoseconds, are recorded as this.
+const BENCH_LATENCY_NS_MAX: u64 = 600_000_000_000;
+
 /// The error code under which a request is counted whose connection ended.
 pub const CONNECTION_LOST: &str = "CONNECTION_LOST";
 /// The error code under which a request is counted that got a frame which is no answer.
@@ -107,7 +112,7 @@ pub enum LoadError {
 /// See [`LoadError`]. What goes wrong once all clients are connected is counted and not an error.
 pub fn run(plan: &Plan, protocol: &mut dyn Protocol) -> Result<Measured, LoadError> {
     let config = LoopConfig {
-        tick_interval: Some(limits::BENCH_TICK),
+        tick_interval: Some(BENCH_TICK),
         dialled_max: plan.clients.saturating_mul(plan.targets.len()),
         first_frame_bytes_max: limits::client_frame_bytes_max(limits::VALUE_BYTES_MAX),
         // Whatever is still under way at the end is of no interest.
@@ -115,7 +120,7 @@ pub fn run(plan: &Plan, protocol: &mut dyn Protocol) -> Result<Measured, LoadErr
         ..LoopConfig::default()
     };
     let event_loop = EventLoop::new(config, None)?;
-    let latencies_ns = Histogram::new_with_bounds(1, limits::BENCH_LATENCY_NS_MAX, 3)?;
+    let latencies_ns = Histogram::new_with_bounds(1, BENCH_LATENCY_NS_MAX, 3)?;
     let mut load = Load {
         plan,
         protocol,

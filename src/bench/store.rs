@@ -5,13 +5,16 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::{Answer, Protocol};
-use crate::limits::{BENCH_PAGE_ROWS, VALUE_BYTES_MAX, client_frame_bytes_max};
+use crate::limits::{VALUE_BYTES_MAX, client_frame_bytes_max};
 use crate::model::{ClientId, ClusterId, PageOf, RequestId, Timestamp, WriteOp};
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageRequest, Reply,
     Request, WriteRequest,
 };
+
+/// Keys of one page in a bench of ranges.
+const BENCH_PAGE_ROWS: u32 = 1_000;
 
 /// The kinds of requests that a load can be made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,11 @@ use crate::server::config::{
 };
 use crate::text::escape;
 
+/// The most clients of `acervo bench`, each of which has a connection to each server.
+const BENCH_CLIENTS_MAX: usize = 1024;
+/// The most keys of `acervo bench`, whose names have eight digits.
+const BENCH_KEYS_MAX: u64 = 100_000_000;
+
 pub(super) const DEFAULT_GROUP: &str = "127.0.0.1:10097,127.0.0.1:10098,127.0.0.1:10099";
 
 /// A replicated key-value store, and a registry and peers that pass files to each other: write
@@ -377,7 +382,7 @@ pub struct BenchArgs {
     pub operation: BenchOperation,
     /// Clients with one request under way each
     #[arg(long, value_name = "N", default_value = "64",
-        value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_CLIENTS_MAX as u64))]
+        value_parser = clap::value_parser!(u64).range(1..=BENCH_CLIENTS_MAX as u64))]
     pub clients: u64,
     /// How long to measure
     #[arg(long, value_name = "S", default_value = "10",
@@ -392,7 +397,7 @@ pub struct BenchArgs {
     pub value_size: usize,
     /// Keys to choose from, uniformly
     #[arg(long, value_name = "K", default_value = "100000",
-        value_parser = clap::value_parser!(u64).range(1..=limits::BENCH_KEYS_MAX))]
+        value_parser = clap::value_parser!(u64).range(1..=BENCH_KEYS_MAX))]
     pub keys: u64,
     /// The servers that can be asked.
     #[command(flatten)]

@@ -36,6 +36,10 @@ use crate::share::peer::{Peer, PeerError, PeerOptions, Wanted, sources};
 use crate::text::{counted, escape};
 use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryRequest};
 
+/// Pages of the list of files that a fetch reads to find a name that looks like the one that nobody
+/// has.
+const LOOK_ALIKE_PAGES_MAX: usize = 16;
+
 /// How a command of the share failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
@@ -368,7 +372,7 @@ fn transfer(
 fn look_alike(line: &mut Line, wanted: &FileName) -> Result<Option<FileName>, LineError> {
     let key = folded(wanted);
     let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
-    for _ in 0..limits::LOOK_ALIKE_PAGES_MAX {
+    for _ in 0..LOOK_ALIKE_PAGES_MAX {
         let request = |after| RegistryRequest::Files { after };
         let RegistryReply::Files { files, more } = listing.next_page(line, request)? else { break };
         let alike = files.iter().find(|row| folded(&row.file.name) == key);

@@ -5,15 +5,18 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::client::{Client, ClientError};
-use crate::limits::STATUS_GRACE;
 use crate::model::History;
 use crate::text::escape;
 use crate::wire::message::{Role, ServerStatus};
+
+/// How long `acervo status` waits for other servers when one has answered: a healthy one needs some
+/// milliseconds.
+const STATUS_GRACE: Duration = Duration::from_millis(150);
 
 /// One server and what it said, or why it did not.
 pub(super) struct Row {

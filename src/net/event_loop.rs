@@ -23,6 +23,18 @@ use super::wake::{WakeHandle, WakeSource};
 use crate::limits;
 use crate::wire::frame::Deframer;
 
+/// Frames taken from one connection before the others get their turn: a read buffer full of small
+/// ones.
+const FRAMES_PER_TURN_MAX: usize = 256;
+/// Connections accepted in one iteration, so that a flood of them does not keep established ones
+/// waiting.
+const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// Ticks made up for at once after a stall of the loop; the rest are left out, since a late core
+/// that is given many ticks would take the leader for silent.
+const TICKS_CATCH_UP_MAX: u32 = 3;
+/// Readiness events taken from the system at once; the others come in the next iteration.
+const EVENTS_PER_POLL_MAX: usize = 1024;
+
 /// The system's readiness notification (epoll) failed, without which there is no loop.
 #[derive(Debug, thiserror::Error)]
 pub enum LoopError {
@@ -67,7 +79,7 @@ impl EventLoop {
         }
         Ok(EventLoop {
             poll,
-            events: Events::with_capacity(limits::EVENTS_PER_POLL_MAX),
+            events: Events::with_capacity(EVENTS_PER_POLL_MAX),
             wake,
             gate: AcceptGate::new(limits::ACCEPT_BACKOFF),
             full: false,
@@ -158,7 +170,7 @@ impl EventLoop {
     }
 
     fn accept<S: Service>(&mut self, service: &mut S) {
-        for _ in 0..limits::ACCEPTS_PER_TURN_MAX {
+        for _ in 0..ACCEPTS_PER_TURN_MAX {
             if !self.gate.is_open(self.net.now) {
                 return;
             }
@@ -314,7 +326,7 @@ impl EventLoop {
         let mut frames = 0;
         loop {
             loop {
-                if frames == limits::FRAMES_PER_TURN_MAX {
+                if frames == FRAMES_PER_TURN_MAX {
                     if let Some(connection) = self.net.connections.get_mut(id) {
                         connection.frames_left = true;
                     }
@@ -452,7 +464,7 @@ impl EventLoop {
             return;
         };
         let now = self.net.now;
-        for caught_up in 0..limits::TICKS_CATCH_UP_MAX {
+        for caught_up in 0..TICKS_CATCH_UP_MAX {
             if now < self.next_tick {
                 return;
             }

@@ -11,6 +11,9 @@ use super::connections::ConnectionId;
 use super::handle::Net;
 use crate::limits;
 
+/// Bytes written to one connection before the others get their turn.
+const WRITE_BUDGET_BYTES: usize = 1024 * 1024;
+
 /// The callbacks of an event loop. They run on the loop's thread, one at a time, and must not
 /// block.
 pub trait Service {
@@ -154,7 +157,7 @@ impl Default for LoopConfig {
             large_frame_bytes: None,
             stage_time: limits::LOOP_STAGE_TIME,
             read_budget_bytes: limits::READ_BUDGET_BYTES,
-            write_budget_bytes: limits::WRITE_BUDGET_BYTES,
+            write_budget_bytes: WRITE_BUDGET_BYTES,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             frame_timeout: limits::FRAME_TIMEOUT,
             write_stall_timeout: limits::WRITE_STALL_TIMEOUT,

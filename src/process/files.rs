@@ -5,10 +5,13 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::limits::{
-    CONNECTIONS_MAX, CONNECTIONS_MIN, CONNECTIONS_SPARE, FILES_RESERVED, REFUSALS_MAX,
-};
+use crate::limits::{self, CONNECTIONS_MAX, CONNECTIONS_SPARE, REFUSALS_MAX};
 use crate::text::counted;
+
+/// Files that a server keeps free of connections: its log, its store, what it dials, refusals.
+const FILES_RESERVED: usize = 48;
+/// With room for fewer connections than this a server does not start.
+const CONNECTIONS_MIN: usize = 3 * limits::SERVERS_MAX;
 
 /// The system allows fewer open files than this process needs to serve anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,6 +9,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use rustix::termios::OptionalActions;
 use rustyline::error::ReadlineError;
@@ -19,11 +20,19 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::{Input, Kind, Screen, Typed};
-use crate::limits::{
-    CONSOLE_ABOVE_PROMPT_LINES_MAX, CONSOLE_PROMPT_PAUSE, TERMINAL_LINE_BYTES_MAX,
-};
+use crate::limits;
 use crate::logging;
 use crate::text::{LineError, is_dumb_terminal, read_line};
+
+/// How long a console's question is open before answers to earlier ones are shown above it: longer
+/// than it takes to read a line that was typed ahead, shorter than anybody notices.
+const CONSOLE_PROMPT_PAUSE: Duration = Duration::from_millis(20);
+/// Bytes to which a terminal that edits lines by itself cuts each, without its end.
+const TERMINAL_LINE_BYTES_MAX: usize = 4095;
+/// Lines waiting to be shown above an open question; one more waits. Each request of a console may
+/// bring one for each server, and its threads must not wait here for the thread that reads.
+const CONSOLE_ABOVE_PROMPT_LINES_MAX: usize =
+    2 * limits::CLIENT_SUBMITS_MAX * (limits::SERVERS_MAX + 1);
 
 /// Lines of the console that could not be written.
 #[derive(Debug, thiserror::Error)]

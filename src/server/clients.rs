@@ -35,6 +35,14 @@ use crate::limits::{
 use crate::net::{ConnectionId, ConnectionMap, Net, origin_of};
 use crate::node::RequestToken;
 
+/// An address with no more clients than this has as many as anybody: a program that uses a few at
+/// once is not told from one that uses one.
+const CLIENTS_FEW: usize = 4;
+/// Reads that all workers are handed at once; the others wait for their turns. Two batches, so that
+/// a worker finds the next when it has done one, and no more than a tenth of a second's work when
+/// all values are as long as they may be.
+const READS_HANDED_MAX: usize = 2 * limits::READS_PER_BATCH_MAX;
+
 /// The event loop's accounting of what its connections make the process hold.
 pub(super) trait ConnectionMemory {
     /// Bytes that wait to be sent to a client.
@@ -217,7 +225,7 @@ impl Clients {
             arrivals: 0,
             turns: ReadTurns::default(),
             at_workers: 0,
-            at_workers_max: limits::READS_HANDED_MAX,
+            at_workers_max: READS_HANDED_MAX,
             deferred_first: false,
             value_bytes_max,
             charged: HashMap::new(),
@@ -290,8 +298,8 @@ impl Clients {
             let count = count_of(origin);
             let is_idle =
                 client.under_way == 0 && !client.is_displaced && memory.queued_bytes(*id) == 0;
-            let gives_way = own < limits::CLIENTS_FEW || origin == asking || count > own;
-            let many = count.saturating_sub(limits::CLIENTS_FEW);
+            let gives_way = own < CLIENTS_FEW || origin == asking || count > own;
+            let many = count.saturating_sub(CLIENTS_FEW);
             (is_idle && gives_way).then_some((Reverse(many), client.active_at, *id))
         };
         let (.., id) = self.all.iter().filter_map(rank).min()?;

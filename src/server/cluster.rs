@@ -20,9 +20,12 @@ use signal_hook::consts::SIGCHLD;
 use signal_hook::iterator::Signals;
 
 use super::config::data_dir_under;
-use crate::limits::{CLUSTER_LINE_BYTES_MAX, CLUSTER_STOP_TIMEOUT};
+use crate::limits::CLUSTER_STOP_TIMEOUT;
 use crate::process;
 use crate::text::counted;
+
+/// Bytes of a child's line that are held in memory; a longer line is passed on in pieces.
+const CLUSTER_LINE_BYTES_MAX: usize = 64 * 1024;
 
 /// A group, as `acervo cluster` starts it.
 #[derive(Clone, Debug)]

@@ -8,15 +8,21 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::threads::Report;
-use crate::limits;
 use crate::model::DiskSpace;
 use crate::net::WakeHandle;
 use crate::storage::datadir::{DataDir, Presence};
 use crate::storage::reserve::DiskReserve;
+
+/// How often a server looks how much room there is on its disk, and whether its data directory is
+/// still there: often enough that a fast writer does not fill the reserve in between.
+const DISK_LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Number of looks between two sums of what the data directory takes on the disk: once a second.
+const DISK_LOOKS_PER_SIZE: u64 = 20;
 
 /// The watch, which ends when this is dropped.
 pub(super) struct DiskWatch {
@@ -59,7 +65,7 @@ fn look_on(
     let mut reported = DiskSpace::Ample;
     let mut failing = false;
     for look in 0_u64.. {
-        if look.is_multiple_of(limits::DISK_LOOKS_PER_SIZE) {
+        if look.is_multiple_of(DISK_LOOKS_PER_SIZE) {
             match presence.taken_bytes() {
                 Ok(bytes) => taken_bytes.store(bytes, Ordering::Relaxed),
                 Err(error) => log::debug!("cannot tell how large the data directory is: {error}"),
@@ -96,7 +102,7 @@ fn look_on(
             }
             Err(_) => {}
         }
-        if stopped.recv_timeout(limits::DISK_LOOK_INTERVAL) != Err(RecvTimeoutError::Timeout) {
+        if stopped.recv_timeout(DISK_LOOK_INTERVAL) != Err(RecvTimeoutError::Timeout) {
             return;
         }
     }

@@ -4,7 +4,7 @@
 //! hears of the commit. A client that reads what it has just written would be refused in between
 //! (SPEC A4), and would go from server to server for nothing. So a read whose timestamp is in this
 //! server's log waits until the state machine has come there, and after
-//! [`EARLY_READ_WAIT`](crate::limits::EARLY_READ_WAIT) judged by what is there then. What is not in
+//! [`EARLY_READ_WAIT`](EARLY_READ_WAIT) judged by what is there then. What is not in
 //! the log is not worth waiting for: such a read is judged at once.
 //!
 //! How many wait is bounded by the requests that clients may have under way. This part is
@@ -12,9 +12,13 @@
 //! the driver needs to answer a read.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use crate::limits;
 use crate::model::Timestamp;
+
+/// A read that asks for what this server has in its log and has not applied yet is held this long,
+/// a tick more at most; then it is judged by what is applied.
+const EARLY_READ_WAIT: Duration = Duration::from_millis(40);
 
 /// Reads that wait for a state, by its timestamp.
 #[derive(Debug)]
@@ -53,7 +57,7 @@ impl<R> EarlyReads<R> {
         if wanted <= applied || wanted > newest {
             return Some(read);
         }
-        let until_us = now_us + limits::EARLY_READ_WAIT.as_micros() as u64;
+        let until_us = now_us + EARLY_READ_WAIT.as_micros() as u64;
         self.by_timestamp.entry(wanted).or_default().push(WaitingRead { read, until_us });
         None
     }
@@ -87,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_read_is_held_until_its_state_is_reached_or_its_time_is_up() {
-        let wait_us = limits::EARLY_READ_WAIT.as_micros() as u64;
+        let wait_us = EARLY_READ_WAIT.as_micros() as u64;
         let (start_us, later_us) = (1_000, 1_000 + wait_us / 2);
         let mut early = EarlyReads::default();
         let mut hold = |at_us, wanted, read: u64| {

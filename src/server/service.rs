@@ -42,6 +42,10 @@ use crate::wire::message::{
 };
 use crate::workers::pool::{Pool, ShutDownError, SubmitError};
 
+/// Bytes queued for one server on the connection for what must not wait, which is thousands of
+/// heartbeats. Beyond, messages are dropped that consensus sends again.
+const PEER_CONTROL_SEND_BYTES_MAX: usize = 1024 * 1024;
+
 /// The role of a connection, which its greeting tells.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ConnectionRole {
@@ -655,7 +659,7 @@ impl Service for StoreService {
         let role = HelloRole::Server { node, incarnation, channel };
         let hello = Hello { protocol: PROTOCOL_VERSION, cluster: self.cluster, role };
         let max_bytes = match channel {
-            Channel::Control => limits::PEER_CONTROL_SEND_BYTES_MAX,
+            Channel::Control => PEER_CONTROL_SEND_BYTES_MAX,
             Channel::Bulk => limits::PEER_SEND_BYTES_MAX,
         };
         net.set_send_limits(connection, SendLimits { pause_bytes: max_bytes, max_bytes });

@@ -32,6 +32,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -46,15 +47,23 @@ use crate::storage::log::compaction::Needed;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 
+/// Bytes of rows in a chunk, which a worker reads in some milliseconds; a larger row is sent alone.
+const SNAPSHOT_CHUNK_BYTES: usize = 512 * 1024;
+/// Chunks sent and not yet stored by the receiver: enough to keep both ends at work, and 2 MiB of
+/// memory.
+const SNAPSHOT_CHUNKS_IN_FLIGHT: u64 = 4;
+/// A transfer that makes no progress for this long is given up, and may begin again.
+const SNAPSHOT_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Bounds of transfers: those of [`limits`], except in simulations.
 #[derive(Clone, Copy, Debug)]
 pub struct TransferLimits {
-    /// Bytes of rows in a chunk, by default [`limits::SNAPSHOT_CHUNK_BYTES`].
+    /// Bytes of rows in a chunk, by default [`SNAPSHOT_CHUNK_BYTES`].
     pub chunk_bytes_max: usize,
-    /// Chunks sent and not acknowledged, by default [`limits::SNAPSHOT_CHUNKS_IN_FLIGHT`].
+    /// Chunks sent and not acknowledged, by default [`SNAPSHOT_CHUNKS_IN_FLIGHT`].
     pub chunks_in_flight_max: u64,
     /// Time without progress after which a transfer ends, by default
-    /// [`limits::SNAPSHOT_STALL_TIMEOUT`].
+    /// [`SNAPSHOT_STALL_TIMEOUT`].
     pub stall_timeout_us: u64,
     /// The wait after the first failed attempt, by default [`limits::SNAPSHOT_RETRY_MIN`].
     pub retry_us_min: u64,
@@ -65,9 +74,9 @@ pub struct TransferLimits {
 impl Default for TransferLimits {
     fn default() -> TransferLimits {
         TransferLimits {
-            chunk_bytes_max: limits::SNAPSHOT_CHUNK_BYTES,
-            chunks_in_flight_max: limits::SNAPSHOT_CHUNKS_IN_FLIGHT,
-            stall_timeout_us: limits::SNAPSHOT_STALL_TIMEOUT.as_micros() as u64,
+            chunk_bytes_max: SNAPSHOT_CHUNK_BYTES,
+            chunks_in_flight_max: SNAPSHOT_CHUNKS_IN_FLIGHT,
+            stall_timeout_us: SNAPSHOT_STALL_TIMEOUT.as_micros() as u64,
             retry_us_min: limits::SNAPSHOT_RETRY_MIN.as_micros() as u64,
             retry_us_max: limits::SNAPSHOT_RETRY_MAX.as_micros() as u64,
         }

@@ -3,7 +3,7 @@
 //! Both take work in order from a bounded queue and report on a channel, with a wake of the event
 //! loop. A disk may hang for as long as it likes: the loop never waits for it. Consensus limits the
 //! bytes that are under way and not their pieces, of which there is one for each small write; so
-//! what waits is joined to longer pieces, of which there are few ([`limits::WRITER_QUEUE_MAX`] is
+//! what waits is joined to longer pieces, of which there are few ([`WRITER_QUEUE_MAX`] is
 //! never met).
 //!
 //! A failure of either ends the process: what a failed sync left on the disk is unknown, and so is
@@ -30,6 +30,20 @@ use crate::storage::log::{DiskLog, LogError};
 use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
 use crate::workers::queue::{self, Receiver, RecvError};
+
+/// Pieces of work waiting for the log writer or the applier. Consensus limits the bytes that are
+/// under way, and what waits is joined to long pieces: a hundredth of this is enough for them, and
+/// the rest for work on snapshots.
+const WRITER_QUEUE_MAX: usize = 64 * 1024;
+/// How long committed entries that nobody waits for gather before they are applied together: the
+/// engine's commit costs as much for one as for many.
+const APPLY_GATHER: Duration = Duration::from_millis(1);
+/// Bytes of entries after which the engine makes a durable commit while there is little room on the
+/// disk, so that the log before it can be deleted.
+const CHECKPOINT_BYTES_LOW: u64 = 4 * 1024 * 1024;
+/// Pause after each step of the copy that shrinks the store, in which whatever has come meanwhile
+/// is applied.
+const SHRINK_STEP_PAUSE: Duration = Duration::from_millis(5);
 
 /// A report of one of the threads that touch the disk, to the event loop.
 pub(super) enum Report {
@@ -186,7 +200,7 @@ impl<T: Join + Send + 'static> Writer<T> {
         name: &str,
         run: impl FnOnce(Receiver<T>) + Send + 'static,
     ) -> std::io::Result<Writer<T>> {
-        let (queue, work) = queue::bounded(limits::WRITER_QUEUE_MAX);
+        let (queue, work) = queue::bounded(WRITER_QUEUE_MAX);
         let (end, ended) = crossbeam_channel::bounded(0);
         let run = move || {
             let _end: Sender<()> = end;
@@ -204,7 +218,7 @@ impl<T: Join + Send + 'static> Writer<T> {
     pub fn push(&self, work: T) {
         // Without a receiver the thread has reported its failure and ended.
         if let Err((_, true)) = self.queue.try_join(work, T::join) {
-            panic!("{} pieces of work wait for a writing thread", limits::WRITER_QUEUE_MAX);
+            panic!("{} pieces of work wait for a writing thread", WRITER_QUEUE_MAX);
         }
     }
 
@@ -348,7 +362,7 @@ pub(super) fn applier(
         loop {
             let unsaved = thread.machine.durable_index() < thread.machine.applied().index;
             let wait = match () {
-                () if thread.shrinking.active => limits::SHRINK_STEP_PAUSE,
+                () if thread.shrinking.active => SHRINK_STEP_PAUSE,
                 () if unsaved => limits::CHECKPOINT_INTERVAL.min(shrink_interval),
                 () => shrink_interval,
             };
@@ -356,7 +370,7 @@ pub(super) fn applier(
             let idle = matches!(received, Err(RecvError::Timeout));
             let done = match received {
                 Ok(ApplierWork::Apply(mut piece)) => {
-                    work.linger(limits::APPLY_GATHER);
+                    work.linger(APPLY_GATHER);
                     let next = gather(&mut piece, &work);
                     thread.apply(&piece.entries, piece.answering).and_then(|()| match next {
                         Some(work) => thread.snapshot(work),
@@ -443,7 +457,7 @@ impl ApplierThread {
     fn checkpoint_if_due(&mut self) -> Result<(), ApplyError> {
         let bytes_max = match self.reserve.space() {
             DiskSpace::Ample => limits::CHECKPOINT_BYTES,
-            DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => limits::CHECKPOINT_BYTES_LOW,
+            DiskSpace::Low | DiskSpace::Full | DiskSpace::Exhausted => CHECKPOINT_BYTES_LOW,
         };
         let now_us = self.started.elapsed().as_micros() as u64;
         if self.machine.needs_checkpoint(now_us, bytes_max) {
@@ -620,7 +634,7 @@ mod tests {
 
     /// A writer whose disk hangs: nothing is taken from its queue.
     fn hung<T>() -> (Writer<T>, Receiver<T>) {
-        let (queue, work) = queue::bounded(limits::WRITER_QUEUE_MAX);
+        let (queue, work) = queue::bounded(WRITER_QUEUE_MAX);
         let (thread, (_, ended)) = (thread::spawn(|| {}), crossbeam_channel::bounded(0));
         (Writer { queue, thread, ended }, work)
     }
@@ -652,7 +666,7 @@ mod tests {
             answering |= piece.answering;
         }
         assert_eq!((applied, answering), (ENTRIES, true));
-        assert!(pieces < limits::WRITER_QUEUE_MAX / 100, "{pieces} pieces");
+        assert!(pieces < WRITER_QUEUE_MAX / 100, "{pieces} pieces");
     }
 
     /// Each was a piece of its own, and one message may hold as many of them as the queue has
@@ -661,7 +675,7 @@ mod tests {
     fn entries_without_data_never_fill_the_queue_of_an_engine_that_hangs() {
         let (writer, work) = hung();
         let mut applied = 0;
-        for index in 1..=3 * limits::WRITER_QUEUE_MAX as LogIndex {
+        for index in 1..=3 * WRITER_QUEUE_MAX as LogIndex {
             let entry = LogEntry { term: 1, index, data: Bytes::new() };
             writer.push(ApplierWork::apply(vec![entry], false));
         }
@@ -670,7 +684,7 @@ mod tests {
             assert!(indices.eq(applied + 1..=applied + piece.entries.len() as LogIndex));
             applied += piece.entries.len() as LogIndex;
         }
-        assert_eq!(applied, 3 * limits::WRITER_QUEUE_MAX as LogIndex);
+        assert_eq!(applied, 3 * WRITER_QUEUE_MAX as LogIndex);
     }
 
     #[test]
@@ -692,7 +706,7 @@ mod tests {
             assert!(bytes <= limits::LOG_GROUP_BYTES_MAX);
             batches.push(batch);
         }
-        assert!(batches.len() < limits::WRITER_QUEUE_MAX / 100, "{} batches", batches.len());
+        assert!(batches.len() < WRITER_QUEUE_MAX / 100, "{} batches", batches.len());
         let replacing = batches.pop().unwrap();
         assert_eq!((replacing.number, replacing.entries.len()), (ENTRIES + 2, 1));
         let last = batches.last().unwrap();

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::limits;
 
+/// How often the number of requests that were refused with `BUSY` is logged at most.
+const BUSY_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 /// A change of a condition, to be written to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LogNews {
@@ -31,7 +34,7 @@ impl LogWatch {
     }
 
     /// Compares the machine's clock `wall_us` with the newest version `newest_us`. A condition that
-    /// begins is logged at once; refusals that go on, every [`limits::BUSY_LOG_INTERVAL`].
+    /// begins is logged at once; refusals that go on, every [`BUSY_LOG_INTERVAL`].
     pub fn look(&mut self, now: Instant, wall_us: i64, newest_us: i64) -> Vec<LogNews> {
         let mut news = Vec::new();
         let behind = Duration::from_micros(newest_us.saturating_sub(wall_us).max(0) as u64);
@@ -44,7 +47,7 @@ impl LogWatch {
             self.clock_is_behind = false;
             news.push(LogNews::ClockCaughtUp);
         }
-        let quiet = |said: Instant| now.duration_since(said) < limits::BUSY_LOG_INTERVAL;
+        let quiet = |said: Instant| now.duration_since(said) < BUSY_LOG_INTERVAL;
         if self.busy > 0 && !self.busy_said.is_some_and(quiet) {
             news.push(LogNews::Busy(std::mem::take(&mut self.busy)));
             self.busy_said = Some(now);
@@ -79,9 +82,9 @@ mod tests {
         watch.busy();
         assert_eq!(watch.look(began, 0, 0), [LogNews::Busy(1)]);
         (0..500).for_each(|_| watch.busy());
-        assert_eq!(watch.look(began + limits::BUSY_LOG_INTERVAL / 2, 0, 0), []);
+        assert_eq!(watch.look(began + BUSY_LOG_INTERVAL / 2, 0, 0), []);
         watch.busy();
-        assert_eq!(watch.look(began + limits::BUSY_LOG_INTERVAL, 0, 0), [LogNews::Busy(501)]);
-        assert_eq!(watch.look(began + 9 * limits::BUSY_LOG_INTERVAL, 0, 0), []);
+        assert_eq!(watch.look(began + BUSY_LOG_INTERVAL, 0, 0), [LogNews::Busy(501)]);
+        assert_eq!(watch.look(began + 9 * BUSY_LOG_INTERVAL, 0, 0), []);
     }
 }
