@@ -1,12 +1,10 @@
 //! Acervo: a replicated key-value store that never goes back in time.
 //!
-//! This crate is the store, its client library and everything the `acervo` command is made of. To use
-//! a running group from a program, [`Client`] is all you need. The rest of this page is the tour for
-//! those who want to change it; `ARCHITECTURE.md` goes further.
+//! [`Client`] talks to a running group of servers; [`LocalGroup`] starts a group inside this process, for the tests of
+//! programs that use one. [`client`] has their types, and says what they promise.
 //!
 //! ```
-//! use acervo::Client;
-//! use acervo::server::LocalGroup;
+//! use acervo::{Client, LocalGroup};
 //!
 //! // Three servers in this process, for a test. Elsewhere they run as `acervo server`.
 //! let dir = tempfile::tempdir()?;
@@ -20,60 +18,84 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # The parts
-//!
-//! | part | is for |
-//! | --- | --- |
-//! | [`model`], [`limits`], [`text`] | the shared vocabulary and the operations, every limit, escaping |
-//! | [`console`], [`prompt`] | lines on standard output, off the request path; dialogues with a person |
-//! | [`logging`] | the process's log: it never waits for standard error, and gathers lines that repeat |
-//! | [`wire`] | frames, and the one [`Message`](wire::message::Message) type |
-//! | [`net`] | the event loop: one thread that owns every socket |
-//! | [`process`] | what a process settles with the system: signals, open files |
-//! | [`workers`] | the pool of threads that handle requests |
-//! | [`consensus`] | Raft, behind a facade |
-//! | [`node`] | the core: one server's mind, pure |
-//! | [`storage`] | the durable log, the engine, the state machine, the data directory |
-//! | [`server`] | a server process: all of the above wired together |
-//! | [`share`] | the registry and the peers that pass files to each other |
-//! | [`client`] | the client library and the interactive console |
-//! | `gateway` | the store for any gRPC client (feature `grpc`) |
-//! | [`cli`] | the command line |
-//!
-//! # The life of a request
-//!
-//! A frame comes in at [`net`], is decoded by [`server`], and becomes an
-//! [`Input`](node::Input) of the [`node`] core. What the core answers is carried out in order: messages
-//! to other servers, batches for the log's thread, committed entries for the applier's. A PUT is
-//! stamped, proposed, replicated while all disks sync side by side, applied, and answered when the
-//! acknowledgement rule is met. A plain GET needs no agreement and goes straight to the workers.
-//!
-//! # The rule of dependencies
-//!
-//! `mio` only in [`net`]; `raft` only in [`consensus`]; `redb` only in [`storage`]; clocks and randomness
-//! only where things are wired, in [`server`] and [`client`]. The core reads no clock, draws no random
-//! number, does no IO and prints nothing, so that `tests/simulation` can run it under every fault from a
-//! seed.
+//! Nothing else of this crate is for other programs. The servers, the gateway and the share run as the `acervo` command;
+//! `ARCHITECTURE.md` describes how they are built.
 
+// Every room is private, so that the compiler finds what nobody uses. The feature `internals` opens them to this
+// crate's own tests, benches and fuzz targets, which enable it in `[dev-dependencies]`; nothing else may.
+#![cfg_attr(feature = "internals", allow(missing_docs))]
+
+#[cfg(not(feature = "internals"))]
+mod bench;
+#[cfg(feature = "internals")]
 pub mod bench;
+#[doc(hidden)]
 pub mod cli;
 pub mod client;
+#[cfg(not(feature = "internals"))]
+mod consensus;
+#[cfg(feature = "internals")]
 pub mod consensus;
+#[cfg(not(feature = "internals"))]
+mod console;
+#[cfg(feature = "internals")]
 pub mod console;
-#[cfg(feature = "grpc")]
+#[cfg(all(feature = "grpc", not(feature = "internals")))]
+mod gateway;
+#[cfg(all(feature = "grpc", feature = "internals"))]
 pub mod gateway;
+#[cfg(not(feature = "internals"))]
+mod limits;
+#[cfg(feature = "internals")]
 pub mod limits;
+#[cfg(not(feature = "internals"))]
+mod logging;
+#[cfg(feature = "internals")]
 pub mod logging;
+#[cfg(not(feature = "internals"))]
+mod model;
+#[cfg(feature = "internals")]
 pub mod model;
+#[cfg(not(feature = "internals"))]
+mod net;
+#[cfg(feature = "internals")]
 pub mod net;
+#[cfg(not(feature = "internals"))]
+mod node;
+#[cfg(feature = "internals")]
 pub mod node;
+#[cfg(not(feature = "internals"))]
+mod process;
+#[cfg(feature = "internals")]
 pub mod process;
+#[cfg(not(feature = "internals"))]
+mod prompt;
+#[cfg(feature = "internals")]
 pub mod prompt;
+#[cfg(not(feature = "internals"))]
+mod server;
+#[cfg(feature = "internals")]
 pub mod server;
+#[cfg(not(feature = "internals"))]
+mod share;
+#[cfg(feature = "internals")]
 pub mod share;
+#[cfg(not(feature = "internals"))]
+mod storage;
+#[cfg(feature = "internals")]
 pub mod storage;
+#[cfg(not(feature = "internals"))]
+mod text;
+#[cfg(feature = "internals")]
 pub mod text;
+#[cfg(not(feature = "internals"))]
+mod wire;
+#[cfg(feature = "internals")]
 pub mod wire;
+#[cfg(not(feature = "internals"))]
+mod workers;
+#[cfg(feature = "internals")]
 pub mod workers;
 
-pub use client::Client;
+pub use self::client::Client;
+pub use self::server::{LocalGroup, ServerError};

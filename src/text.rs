@@ -100,21 +100,11 @@ pub(crate) fn is_printable(character: char) -> bool {
 }
 
 /// A number and what it counts, in the form that goes with it.
-///
-/// ```
-/// use acervo::text::counted;
-/// assert_eq!(counted(1, "server", "servers"), "1 server");
-/// assert_eq!(counted(0, "resposta", "respostas"), "0 respostas");
-/// ```
 pub fn counted(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// Reads what [`escape`] wrote, and what people write like it.
-///
-/// ```
-/// assert_eq!(acervo::text::unescape(br"tab\x09 \\x09"), b"tab\t \\x09");
-/// ```
 pub fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;

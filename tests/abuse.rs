@@ -18,12 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use acervo::cli::commands::exit_status;
 use acervo::client::Client;
 use acervo::limits;
 use acervo::model::{
     ClientId, ClusterId, Command as LogCommand, LogEntry, NodeId, RequestId, Timestamp, WriteOp,
 };
+use acervo::process::exit_status;
 use acervo::wire::message::{
     Channel, ErrorCode, Hello, HelloRole, Message, PROTOCOL_VERSION, PeerMessage, RaftBody,
     RaftMessage, Reply, Request, Role, ServerStatus, Welcome, WriteRequest,

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use acervo::cli::commands::exit_status;
+use acervo::process::exit_status;
 use rustix::fs::{CWD, Mode, mkfifoat};
 use support::{Group, exited_with};
 

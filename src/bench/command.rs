@@ -9,9 +9,9 @@ use rand::rngs::SmallRng;
 
 use super::report::BenchReport;
 use super::{LoadError, Plan, StoreProtocol, Until, Workload, load};
-use crate::cli::commands::exit_status;
 use crate::client::{Client, ClientError};
 use crate::limits;
+use crate::process::exit_status;
 use crate::wire::message::Role;
 
 /// Clients that write the keys before a bench of reads.

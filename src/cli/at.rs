@@ -43,13 +43,6 @@ pub enum AtError {
 impl FromStr for At {
     type Err = AtError;
 
-    /// ```
-    /// use acervo::cli::at::At;
-    /// for text in ["1795224871548738", "2026-11-20T12:00:00-03:00", "1h30m ago", "now"] {
-    ///     assert!(text.parse::<At>().is_ok());
-    /// }
-    /// assert!("yesterday".parse::<At>().is_err());
-    /// ```
     fn from_str(text: &str) -> Result<At, AtError> {
         let wrong = || AtError::NotUnderstood(text.to_owned());
         let trimmed = text.trim();

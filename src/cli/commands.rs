@@ -20,6 +20,7 @@ use crate::client::{
 };
 use crate::limits::{OLDEST_VERSION_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
 use crate::model::Timestamp;
+use crate::process::exit_status;
 use crate::text::{escape, is_printable, unescape};
 
 /// How a command ended well.
@@ -57,21 +58,6 @@ pub enum CommandError {
     /// The answer could not be printed.
     #[error("the answer could not be printed: {0}")]
     Output(io::Error),
-}
-
-/// The exit statuses of SPEC B.
-pub mod exit_status {
-    /// What was asked for was found, or is done.
-    pub const DONE: u8 = 0;
-    /// There is no such key; nothing else ends with this status.
-    pub const NOT_FOUND: u8 = 1;
-    /// The command line or its input cannot be used, or the group refuses what it asks for.
-    pub const USAGE: u8 = 2;
-    /// No server reached, or no majority.
-    pub const UNAVAILABLE: u8 = 3;
-    /// Anything else that went wrong on this side: an answer that cannot be written, a server or a console that could
-    /// not go on.
-    pub const FAILED: u8 = 4;
 }
 
 impl Outcome {

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::Format;
-use super::commands::{Outcome, exit_status};
+use super::commands::Outcome;
 use super::gateway::{KvsArgs, KvsOperation};
 use crate::client::connection::dial;
 use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
@@ -20,6 +20,7 @@ use crate::gateway::interface::{
     KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply,
 };
 use crate::limits;
+use crate::process::exit_status;
 use crate::text::escape;
 use crate::wire::message::HelloRole;
 

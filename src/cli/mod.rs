@@ -1,21 +1,25 @@
-//! What the command line is made of: flags, their units, what comes in, and how answers are printed.
+//! The command line: flags, their units, what comes in, how answers are printed, and the client's console.
 //!
-//! `main.rs` wires these to the client and the server. Nothing here talks to a server except
-//! through [`Client`](crate::Client).
+//! [`main`] is all that the binary calls. Nothing here talks to a server except through
+//! [`Client`](crate::Client); what is on no command line is in the room that it is about.
 
-pub mod args;
+mod args;
 pub mod at;
 mod choice;
-pub mod commands;
+mod commands;
 #[cfg(feature = "grpc")]
-pub mod gateway;
+mod gateway;
 mod input;
-pub mod key_args;
+mod key_args;
 #[cfg(feature = "grpc")]
-pub mod kvs;
+mod kvs;
 mod output;
-pub mod share;
-pub mod share_args;
+mod repl;
+mod run;
+mod share;
+mod share_args;
 mod status;
-pub mod stdout;
-pub mod units;
+mod stdout;
+mod units;
+
+pub use self::run::main;

@@ -18,7 +18,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
 use super::choice::{Choice, choices};
-use super::commands::{Outcome, exit_status};
+use super::commands::Outcome;
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use super::stdout;
@@ -27,6 +27,7 @@ use crate::logging;
 use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::{ListenError, Listener};
 use crate::process;
+use crate::process::exit_status;
 use crate::share::display::{FetchDisplay, HashDisplay, Style, rate, tell};
 use crate::share::fetch::{self, FetchError, SizeOptions};
 use crate::share::folder::{Folder, FolderError, LeftOut};

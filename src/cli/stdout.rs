@@ -21,7 +21,6 @@ struct Raw;
 
 impl StandardOutput {
     /// The standard output of the process.
-    #[expect(clippy::new_without_default, reason = "there is only one of it")]
     pub fn new() -> StandardOutput {
         StandardOutput(LineWriter::new(Raw))
     }

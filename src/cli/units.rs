@@ -29,13 +29,6 @@ pub enum UnitError {
 }
 
 /// Reads a history: `all`, a duration (days as `d`, too), or a number of versions.
-///
-/// ```
-/// use acervo::cli::units::parse_history;
-/// use acervo::model::History;
-/// assert_eq!(parse_history("10"), Ok(History::Versions { count: 10 }));
-/// assert_eq!(parse_history("24h"), Ok(History::For { age_us: 24 * 3_600_000_000 }));
-/// ```
 pub fn parse_history(text: &str) -> Result<History, UnitError> {
     let wrong = || UnitError::History(text.to_owned());
     if text == "all" {
@@ -69,12 +62,6 @@ fn unit_us(unit: &str) -> Option<u64> {
 }
 
 /// Reads a duration: a whole number and `us`, `ms`, `s`, `m`, `h` or `d`; a bare `0` needs no unit.
-///
-/// ```
-/// use std::time::Duration;
-/// assert_eq!(acervo::cli::units::parse_duration("500ms"), Ok(Duration::from_millis(500)));
-/// assert!(acervo::cli::units::parse_duration("soon").is_err());
-/// ```
 pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
     let wrong = || UnitError::Duration(text.to_owned());
     let too_long = || UnitError::DurationTooLong(text.to_owned());
@@ -93,10 +80,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 }
 
 /// Reads a size in bytes: a whole number, alone or with `B`, `KiB`, `MiB` or `GiB`.
-///
-/// ```
-/// assert_eq!(acervo::cli::units::parse_size("64KiB"), Ok(65536));
-/// ```
 pub fn parse_size(text: &str) -> Result<usize, UnitError> {
     let wrong = || UnitError::Size(text.to_owned());
     let (digits, unit) = split_number(text);
@@ -112,10 +95,6 @@ pub fn parse_size(text: &str) -> Result<usize, UnitError> {
 }
 
 /// Reads a rate in bytes a second: a size and `/s`, not zero.
-///
-/// ```
-/// assert_eq!(acervo::cli::units::parse_rate("20MiB/s"), Ok(20 << 20));
-/// ```
 pub fn parse_rate(text: &str) -> Result<u64, UnitError> {
     let size = text.strip_suffix("/s").and_then(|size| parse_size(size).ok());
     match size {

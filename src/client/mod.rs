@@ -12,7 +12,7 @@
 //! What it leaves out: async interfaces, finding servers by name, and encryption.
 //!
 //! The examples of this module run as tests, each against three servers that
-//! [`LocalGroup`](crate::server::LocalGroup) starts in a temporary folder. Lines for that are hidden
+//! [`LocalGroup`](crate::LocalGroup) starts in a temporary folder. Lines for that are hidden
 //! where they are not the point.
 
 mod attempts;
@@ -23,12 +23,11 @@ mod error;
 mod health;
 mod pool;
 mod reads;
-pub mod repl;
 mod rows;
 mod seen;
 mod sequence;
 mod submit;
-mod sync;
+pub(crate) mod sync;
 pub(crate) mod transport;
 mod writes;
 
@@ -49,16 +48,15 @@ use self::seen::Seen;
 use self::sequence::{Gate, Sequencer};
 use self::sync::lock;
 use crate::limits;
-use crate::model::{ClientId, Timestamp};
-use crate::wire::message::{Reply, Request, ServerStatus};
+use crate::wire::message::{Reply, Request};
 
 pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
 pub use self::rows::{KeyRange, Rows};
 pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
-pub use crate::model::Effect;
-pub use crate::model::Row;
+pub use crate::model::{ClientId, ClusterId, Effect, History, NodeId, Row, Timestamp};
+pub use crate::wire::message::{Role, ServerStatus};
 pub use cancel::CancellationToken;
 
 /// A client of a group of servers.
@@ -67,7 +65,7 @@ pub use cancel::CancellationToken;
 /// use acervo::Client;
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let servers = group.servers();
 /// // Some of the group's servers, or all: those that `acervo server --servers` names.
 /// let client = Client::connect(servers)?;
@@ -91,7 +89,7 @@ pub use cancel::CancellationToken;
 /// # use acervo::client::{Client, ClientError};
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let client = Client::connect(group.servers())?;
 /// thread::scope(|scope| {
 ///     let shelves: Vec<_> = (0..4)
@@ -129,7 +127,7 @@ pub use cancel::CancellationToken;
 /// }
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let servers = group.servers();
 /// let timing = Timing { reach_timeout: Duration::from_millis(200), ..Timing::default() };
 /// let client = Client::builder(servers).timing(timing).build()?;
@@ -233,7 +231,7 @@ pub struct Got {
 /// use acervo::client::{Causality, Client};
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let servers = group.servers();
 /// let client = Client::builder(servers)
 ///     .request_timeout(Duration::from_secs(5))
@@ -393,7 +391,7 @@ impl Client {
     /// use acervo::Client;
     ///
     /// # let dir = tempfile::tempdir()?;
-    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let group = acervo::LocalGroup::start(dir.path())?;
     /// # let servers = group.servers();
     /// // One process writes, and passes its token on: in a message, a cookie, a variable.
     /// let writer = Client::connect(servers.clone())?;
@@ -430,7 +428,7 @@ fn parse_token(token: &str) -> Result<Timestamp, ClientError> {
     i64::from_str_radix(digits, 16).map(Timestamp).map_err(|_| bad())
 }
 
-fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
+pub(crate) fn check_key(key: &[u8]) -> Result<Bytes, ClientError> {
     match key.len() {
         0 => Err(ClientError::KeyEmpty),
         length if length > limits::KEY_BYTES_MAX => Err(ClientError::KeyTooLong(length)),
@@ -444,7 +442,7 @@ fn check_keys<K: AsRef<[u8]>>(
     keys.into_iter().map(|key| check_key(key.as_ref())).collect()
 }
 
-fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
+pub(crate) fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
     if value.len() > limits::VALUE_BYTES_MAX {
         return Err(ClientError::ValueTooLong(value.len()));
     }

@@ -24,8 +24,7 @@ use crate::wire::message::{GetRequest, Reply, Request};
 /// What a read is to show.
 ///
 /// ```
-/// use acervo::client::ReadOptions;
-/// use acervo::model::Timestamp;
+/// use acervo::client::{ReadOptions, Timestamp};
 ///
 /// let past = ReadOptions::at(Timestamp(1_763_700_000_000_000));
 /// let newest_of_all = ReadOptions { linearizable: true, ..ReadOptions::default() };
@@ -80,7 +79,7 @@ impl Client {
     /// ```
     /// # use acervo::client::{Client, ReadOptions};
     /// # let dir = tempfile::tempdir()?;
-    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let group = acervo::LocalGroup::start(dir.path())?;
     /// # let client = Client::connect(group.servers())?;
     /// let first = client.put("title", "Helena")?;
     /// client.put("title", "Iaiá Garcia")?;

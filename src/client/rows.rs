@@ -31,7 +31,7 @@ use crate::wire::message::{PageRequest, Reply, Request};
 /// use acervo::client::ReadOptions;
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let client = acervo::Client::connect(group.servers())?;
 /// client.put_all([("ana", "1"), ("bia", "2"), ("caio", "3")])?;
 /// let mut rows = client.range("a", "bz", ReadOptions::default())?;
@@ -70,7 +70,7 @@ pub struct Rows {
 /// use acervo::client::{KeyRange, ReadOptions};
 ///
 /// # let dir = tempfile::tempdir()?;
-/// # let group = acervo::server::LocalGroup::start(dir.path())?;
+/// # let group = acervo::LocalGroup::start(dir.path())?;
 /// # let client = acervo::Client::connect(group.servers())?;
 /// client.put_all([("user:ana", "1"), ("user:bia", "2"), ("user;", "3")])?;
 /// let users = KeyRange::prefix("user:")?;

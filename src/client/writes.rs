@@ -101,7 +101,7 @@ impl Client {
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
-    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let group = acervo::LocalGroup::start(dir.path())?;
     /// # let client = acervo::Client::connect(group.servers())?;
     /// client.put("debit", "100")?;
     /// let done = client.put_all([("debit", "90"), ("credit", "110")])?;

@@ -29,4 +29,4 @@ pub use facade::{
     Consensus, ConsensusConfig, ConsensusError, NoLeader, ProposeError, RecoveredLog,
 };
 pub use guard::RaftMessageFault;
-pub use ready::{Effects, FetchRequest, InstallRequest};
+pub use ready::{Effects, InstallRequest};

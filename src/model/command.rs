@@ -60,6 +60,7 @@ pub(super) const TIME_BYTES: usize = 8;
 
 impl Command {
     /// A client's write at the beginning of the log's clock, from which nobody wants to know what was before.
+    #[cfg(any(test, feature = "internals"))]
     pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
         Command { timestamp, clock_us: 0, action: Action::Write { request, op, previous: false } }
     }

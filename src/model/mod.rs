@@ -26,7 +26,9 @@ pub use command::{Action, Command, CommandError};
 pub use content::{ChunkHash, ContentId, FileEntry, PeerId};
 pub use encoded::EncodedWrite;
 pub use file_name::{FileName, NameError};
-pub use group::{FeatureLevel, GroupRules, Release, ReleaseVersion, StateLimits};
+#[cfg(any(test, feature = "internals"))]
+pub use group::ReleaseVersion;
+pub use group::{FeatureLevel, GroupRules, Release, StateLimits};
 pub use history::History;
 pub use ids::{ClientId, ClusterId, NodeId, RequestId};
 pub use log::{HardState, LogBatch, LogEntry, LogIndex, Term};

@@ -293,6 +293,7 @@ impl MemoryBudget {
     }
 
     /// Bytes of all kinds that all accepted connections make this process hold.
+    #[cfg(any(test, feature = "internals"))]
     pub(super) fn bytes(&self) -> usize {
         self.process.bytes
     }

@@ -109,13 +109,8 @@ pub struct Buffer {
 
 impl Buffer {
     /// Number of bytes in use, at most the pool's buffer size.
-    pub fn len(&self) -> usize {
+    pub fn length(&self) -> usize {
         self.length
-    }
-
-    /// Whether no bytes are in use.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
     }
 
     /// Changes the number of bytes in use; more than the pool's buffer size counts as that.
@@ -162,7 +157,7 @@ mod tests {
         let mut first = pool.take(10_000).unwrap();
         let second = pool.take(5).unwrap();
         assert!(pool.take(1).is_none());
-        assert_eq!((pool.available(), second.len()), (0, 5));
+        assert_eq!((pool.available(), second.length()), (0, 5));
         for buffer in [&first, &second] {
             assert_eq!(buffer.as_ref().as_ptr().addr() % BUFFER_ALIGNMENT, 0);
         }
@@ -173,7 +168,7 @@ mod tests {
         let mut again = pool.take(1).unwrap();
         assert_eq!(again.as_ref().as_ptr().addr(), address);
         again.set_len(usize::MAX);
-        assert_eq!((again.len(), again.as_ref()[9_999]), (10_000, 7));
+        assert_eq!((again.length(), again.as_ref()[9_999]), (10_000, 7));
         assert!(pool.take(1).is_none());
         drop((again, second));
         assert_eq!(pool.available(), 2);

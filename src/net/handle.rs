@@ -452,11 +452,13 @@ impl Net {
     }
 
     /// Connections accepted and not yet gone.
+    #[cfg(any(test, feature = "internals"))]
     pub fn accepted_connections(&self) -> usize {
         self.connections.count(ConnectionKind::Accepted)
     }
 
     /// Connections dialled, or being dialled, and not yet gone.
+    #[cfg(any(test, feature = "internals"))]
     pub fn dialled_connections(&self) -> usize {
         self.connections.count(ConnectionKind::Dialled)
     }
@@ -685,6 +687,7 @@ impl Net {
     }
 
     /// Bytes that accepted connections make this process hold, as the budget counts them.
+    #[cfg(any(test, feature = "internals"))]
     pub fn budget_bytes(&self) -> usize {
         self.budget.bytes()
     }

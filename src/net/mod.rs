@@ -75,7 +75,9 @@ pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 pub use crowd::Crowd;
 pub use event_loop::{EventLoop, LoopError};
-pub use handle::{Net, SendError};
+pub use handle::Net;
+#[cfg(feature = "internals")]
+pub use handle::SendError;
 pub use listener::{ListenError, Listener};
 pub use map::ConnectionMap;
 pub use service::{LoopConfig, Service};

@@ -486,6 +486,7 @@ impl Node {
     }
 
     /// How many writes are in other servers' hands: long ones and others, and the bytes of keys and values of the others.
+    #[cfg(any(test, feature = "internals"))]
     pub fn forwarded(&self) -> (usize, usize, usize) {
         self.writes.forwarded()
     }

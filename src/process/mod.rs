@@ -1,6 +1,8 @@
 //! What every process with an event loop, a server or a registry, settles with the system: how it
-//! is told to stop, and how many connections its limit on open files has room for.
+//! is told to stop, how many connections its limit on open files has room for, and the status it
+//! exits with.
 
+pub mod exit_status;
 pub mod files;
 
 use std::io;

@@ -26,7 +26,7 @@ const WORKERS: usize = 2;
 ///
 /// ```
 /// use acervo::Client;
-/// use acervo::server::LocalGroup;
+/// use acervo::LocalGroup;
 ///
 /// let dir = tempfile::tempdir()?;
 /// let group = LocalGroup::start(dir.path())?;

@@ -129,6 +129,7 @@ impl Manifest {
     /// # Errors
     ///
     /// They are more than may be shared.
+    #[cfg(any(test, feature = "internals"))]
     pub fn of_bytes(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         let size = bytes.len() as u64;
         let chunks = (0..).zip(bytes.chunks(CHUNK_BYTES));

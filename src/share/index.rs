@@ -170,11 +170,13 @@ impl Index {
     }
 
     /// How many peers there are.
+    #[cfg(any(test, feature = "internals"))]
     pub fn peer_count(&self) -> usize {
         self.peers.len()
     }
 
     /// How many files they offer, each counted as often as it is offered.
+    #[cfg(any(test, feature = "internals"))]
     pub fn file_count(&self) -> usize {
         self.names.len()
     }

@@ -89,7 +89,7 @@ pub struct Peer {
     folder: Option<Arc<Folder>>,
     // In the order in which they end: who is asked for files that are not served any more should
     // know it from the registry.
-    watcher: Option<Watcher>,
+    _watcher: Option<Watcher>,
     membership: Arc<Membership>,
     server: Server,
 }
@@ -168,17 +168,20 @@ impl Peer {
         let _ = joined.set(Arc::clone(&membership));
         // Whatever was ready between the list of its JOIN and now.
         membership.changed();
-        Ok(Peer { limit_bytes_per_s, congestion, partials, folder, watcher, membership, server })
+        Ok(Peer {
+            limit_bytes_per_s,
+            congestion,
+            partials,
+            folder,
+            _watcher: watcher,
+            membership,
+            server,
+        })
     }
 
     /// Where it serves.
     pub fn serving_at(&self) -> SocketAddr {
         self.server.address()
-    }
-
-    /// Whether it looks after a folder.
-    pub fn shares_a_folder(&self) -> bool {
-        self.watcher.is_some()
     }
 
     /// Who has a file of this name.

@@ -141,6 +141,7 @@ pub struct DataDir {
     directory: Arc<dyn Directory>,
     reserve: Arc<DiskReserve>,
     path: PathBuf,
+    #[cfg(any(test, feature = "internals"))]
     is_new: bool,
     incarnation: u64,
     identity: Identity,
@@ -303,8 +304,9 @@ impl DataDir {
         if found.is_none() {
             write_identity(&*directory, wanted)?;
         }
-        let identity = found.unwrap_or(wanted);
+        #[cfg(any(test, feature = "internals"))]
         let is_new = found.is_none();
+        let identity = found.unwrap_or(wanted);
         let open_reserve = || {
             // Created here already: it may be on a disk of its own, whose room counts, too.
             let log = directory.directory(LOG)?;
@@ -316,6 +318,7 @@ impl DataDir {
             directory,
             reserve,
             path,
+            #[cfg(any(test, feature = "internals"))]
             is_new,
             incarnation: identity.incarnation,
             identity,
@@ -418,6 +421,7 @@ impl DataDir {
     }
 
     /// Whether this opening was the directory's first.
+    #[cfg(any(test, feature = "internals"))]
     pub fn is_new(&self) -> bool {
         self.is_new
     }
@@ -473,6 +477,7 @@ impl DataDir {
     }
 
     /// Where the engine's file lives.
+    #[cfg(any(test, feature = "internals"))]
     pub fn store_file(&self) -> PathBuf {
         self.path.join(STORE)
     }

@@ -16,7 +16,6 @@
 //! close; the state machine, whose sessions are only written with a durable batch, needs the two
 //! endings to be the same. So on drop the file is first shut to further writes.
 
-use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::ops::{Bound, ControlFlow};
@@ -34,7 +33,7 @@ use super::checked_file::{Backend, CheckedFile, Damage, Reading};
 use super::engine::{
     Direction, Durability, Engine, EngineError, EngineView, Scrubbed, Visitor, WriteBatch,
 };
-use super::files::{self, Directory, DiskFile, RealDirectory};
+use super::files::{self, Directory, DiskFile};
 use super::keys::RowRange;
 use super::pieces::{self, Stored};
 use crate::limits::ShrinkLimits;
@@ -157,13 +156,15 @@ impl DiskEngine {
     /// # Errors
     ///
     /// As [`open_on`](DiskEngine::open_on).
+    #[cfg(any(test, feature = "internals"))]
     pub fn open(path: &Path, cache_bytes: usize) -> Result<DiskEngine, EngineError> {
         let failed = open_failed(path);
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str))
+        let (Some(parent), Some(name)) =
+            (path.parent(), path.file_name().and_then(|name| name.to_str()))
         else {
             return Err(failed(&"it is not the name of a file"));
         };
-        let directory = RealDirectory::open(parent).map_err(|error| failed(&error))?;
+        let directory = files::RealDirectory::open(parent).map_err(|error| failed(&error))?;
         DiskEngine::open_on(Arc::new(directory), name, cache_bytes, Purpose::Use)
     }
 

@@ -88,6 +88,7 @@ impl WriteBatch {
     }
 
     /// What the batch says of a row: nothing, a new value, or `Some(None)` for a removed row.
+    #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         self.rows.get(key).map(Option::as_ref)
     }

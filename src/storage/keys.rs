@@ -102,6 +102,7 @@ pub fn version(key: &[u8], timestamp: Timestamp) -> Bytes {
 }
 
 /// The rows of all versions of a key, newest first.
+#[cfg(any(test, feature = "internals"))]
 pub fn versions(key: &[u8]) -> RowRange {
     let start = prefix(SPACE_VERSIONS, key);
     RowRange { end: after(&start), start: start.into() }

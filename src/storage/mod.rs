@@ -37,6 +37,7 @@ mod hash;
 pub mod keys;
 pub mod log;
 mod log_clock;
+#[cfg(any(test, feature = "internals"))]
 pub mod memory;
 mod pieces;
 pub mod reads;

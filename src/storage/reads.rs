@@ -65,6 +65,7 @@ impl Store {
     /// # Errors
     ///
     /// [`ApplyError::Engine`] and [`ApplyError::Damaged`].
+    #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
         self.get_at(key, Timestamp(i64::MAX))
     }

@@ -193,6 +193,7 @@ impl Deframer {
     }
 
     /// Takes a copy of `bytes`: for callers that already have them in memory.
+    #[cfg(any(test, feature = "internals"))]
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let spare = self.spare();

@@ -195,6 +195,7 @@ pub struct Outcome {
     /// Bytes of good chunks that came over the network; of one that came from two sources once.
     pub fetched_bytes: u64,
     /// Bytes of whole chunks that came over the network, those that came twice or wrong included.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
     pub received_bytes: u64,
     /// Bytes that an earlier download had left and that were good.
     pub kept_bytes: u64,
@@ -231,10 +232,12 @@ pub struct Progress {
     /// Bytes of those that an earlier download had left.
     pub kept_bytes: u64,
     /// Bytes of good chunks received by this download.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "tests read it"))]
     pub fetched_bytes: u64,
     /// Bytes a second of late.
     pub rate_bytes_per_s: f64,
     /// The longest time that the event loop was away from its sockets.
+    #[cfg_attr(not(feature = "internals"), expect(dead_code, reason = "benches read it"))]
     pub longest_stall: Duration,
     /// Who is or was asked, in order of their addition.
     pub sources: Vec<SourceProgress>,

@@ -694,7 +694,7 @@ impl Service for Driver {
         let Some(Incoming::Receiving(index)) = self.links[source.0].incoming.take() else {
             return;
         };
-        self.received_bytes += buffer.len() as u64;
+        self.received_bytes += buffer.length() as u64;
         if let Some(manifest) = self.manifest.clone()
             && self.swarm.arrived(source, index)
         {

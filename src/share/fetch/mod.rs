@@ -45,6 +45,7 @@ pub use api::{
 use driver::{Driver, Sizes};
 pub use find::{FindError, find};
 use hashes::HashLists;
+#[cfg(feature = "internals")]
 pub use part::Mark;
 use part::{Existing, Finish, Part};
 pub use size::{SizeOptions, prove_size};
@@ -208,6 +209,7 @@ impl FetchHandle {
     /// # Errors
     ///
     /// Why there is no file.
+    #[cfg(any(test, feature = "internals"))]
     pub fn wait(self) -> Result<Outcome, FetchError> {
         self.result.recv().unwrap_or(Err(FetchError::Cancelled(Kept(false))))
     }

@@ -316,7 +316,7 @@ impl Part {
     pub(super) fn write_chunk(&self, index: u64, buffer: &Buffer) -> io::Result<()> {
         self.on_disk.check_not_removed()?;
         let writable = self.writable()?;
-        let (length, offset) = (buffer.len(), chunk_offset(index));
+        let (length, offset) = (buffer.length(), chunk_offset(index));
         if let Some(direct) = &writable.direct
             && self.direct_works.load(Ordering::Relaxed)
         {

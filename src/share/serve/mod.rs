@@ -26,7 +26,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use crate::limits;
 use crate::net::{EventLoop, Listener, LoopConfig, LoopError, WakeHandle};
@@ -66,6 +65,7 @@ pub enum ServeError {
 }
 
 /// What a server has done so far.
+#[cfg(any(test, feature = "internals"))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServeStatus {
     /// Peers connected now.
@@ -75,7 +75,7 @@ pub struct ServeStatus {
     /// Bytes of them.
     pub bytes: u64,
     /// The longest time that the event loop was away from its sockets.
-    pub longest_stall: Duration,
+    pub longest_stall: std::time::Duration,
 }
 
 /// A [`ServeStatus`] that one thread keeps up to date and others read.
@@ -139,13 +139,14 @@ impl Server {
     }
 
     /// What it has done so far.
+    #[cfg(any(test, feature = "internals"))]
     pub fn status(&self) -> ServeStatus {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ServeStatus {
             peers: read(&self.counters.peers),
             chunks: read(&self.counters.chunks),
             bytes: read(&self.counters.bytes),
-            longest_stall: Duration::from_micros(read(&self.counters.longest_stall_us)),
+            longest_stall: std::time::Duration::from_micros(read(&self.counters.longest_stall_us)),
         }
     }
 }

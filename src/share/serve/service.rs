@@ -653,14 +653,14 @@ impl ShareService {
     /// A whole chunk, or the next slice of one, has been read for a peer.
     fn sendable(&mut self, id: ConnectionId, request: u64, is_slice: bool, buffer: Buffer) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.len());
+        let (mut is_first, mut ends_chunk, mut length) = (true, true, buffer.length());
         if is_slice {
             let Some(slices) = &mut peer.slices else {
                 debug_assert!(false, "a slice was read for {}, which gets none", peer.address);
                 return;
             };
             (is_first, length) = (slices.read == 0, slices.length);
-            slices.read += buffer.len();
+            slices.read += buffer.length();
             ends_chunk = slices.read >= slices.length;
             if ends_chunk {
                 peer.slices = None;
@@ -676,7 +676,7 @@ impl ShareService {
             };
             self.counters.chunks.fetch_add(1, Ordering::Relaxed);
         }
-        self.counters.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.counters.bytes.fetch_add(buffer.length() as u64, Ordering::Relaxed);
         let bytes = Bytes::from_owner(buffer);
         peer.outgoing.push_back(Outgoing { header, bytes, ends_chunk });
     }

@@ -129,7 +129,7 @@ fn read_by(
     check(file, offer)?;
     let length = chunk_len(index, offer.manifest.size());
     let is_compared = is_checked || offer.stamp.is_none() && offset == 0;
-    let is_slice = buffer.len() < length;
+    let is_slice = buffer.length() < length;
     let (read, begin): (&mut [u8], usize) = if is_compared && is_slice {
         whole.resize(length, 0);
         (whole, 0)
@@ -152,7 +152,7 @@ fn read_by(
         });
     }
     if is_compared && is_slice {
-        let slice = offset..offset + buffer.len();
+        let slice = offset..offset + buffer.length();
         buffer.as_mut().copy_from_slice(&whole[slice]);
     }
     Ok(())

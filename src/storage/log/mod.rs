@@ -41,7 +41,7 @@ pub use reader::LogReader;
 
 use crate::limits;
 use crate::model::{HardState, LogBatch, LogEntry, LogIndex, Term};
-use crate::storage::files::{Directory, RealDirectory};
+use crate::storage::files::Directory;
 use format::{FrameBuilder, SegmentHeader};
 use index::PositionIndex;
 use recovery::Recovery;
@@ -218,8 +218,10 @@ impl DiskLog {
     /// # Errors
     ///
     /// [`LogError::Io`], and the variants that tell of damage; then nothing was changed.
+    #[cfg(any(test, feature = "internals"))]
     pub fn open(dir: &Path, options: LogOptions) -> Result<(DiskLog, RecoveredLog), LogError> {
-        let fs = RealDirectory::open(dir).map_err(|error| LogError::io("open", dir, error))?;
+        let fs = crate::storage::files::RealDirectory::open(dir)
+            .map_err(|error| LogError::io("open", dir, error))?;
         DiskLog::open_on(Arc::new(fs), options)
     }
 

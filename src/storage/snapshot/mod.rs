@@ -18,13 +18,17 @@
 //! again.
 
 mod chunk;
+#[cfg(any(test, feature = "internals"))]
+mod memory;
 mod sink;
 mod source;
 mod staging;
 
+#[cfg(any(test, feature = "internals"))]
+pub use memory::MemoryStaging;
 pub use sink::{SnapshotSink, StagedSnapshot};
 pub use source::SnapshotSource;
-pub use staging::{DiskStaging, MemoryStaging, StagingArea};
+pub use staging::{DiskStaging, StagingArea};
 
 use bytes::Bytes;
 

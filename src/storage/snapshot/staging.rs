@@ -1,13 +1,12 @@
 //! Where a store is built beside the one in use, and how it takes that one's place.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::limits;
 use crate::storage::disk::{DiskEngine, Purpose};
 use crate::storage::engine::{Engine, EngineError};
 use crate::storage::files::Directory;
-use crate::storage::memory::MemoryEngine;
 use crate::storage::set_aside;
 
 /// A place for one store *under construction*, which becomes the *staged* one once it is complete,
@@ -139,77 +138,5 @@ impl StagingArea for DiskStaging {
         if let Err(error) = self.remove_staged() {
             log::warn!("a snapshot of no use is left until the next start: {error}");
         }
-    }
-}
-
-/// Staging in memory, for tests and simulations. Clones share their stores.
-#[derive(Clone, Default)]
-pub struct MemoryStaging {
-    stores: Arc<Mutex<MemoryStores>>,
-}
-
-#[derive(Default)]
-struct MemoryStores {
-    partial: Option<Arc<MemoryEngine>>,
-    staged: Option<Arc<MemoryEngine>>,
-    promoted: Option<Arc<MemoryEngine>>,
-}
-
-impl MemoryStaging {
-    /// Staging without any store.
-    pub fn new() -> MemoryStaging {
-        MemoryStaging::default()
-    }
-
-    /// The store that took the place of the one in use last.
-    pub fn promoted(&self) -> Option<Arc<MemoryEngine>> {
-        self.with(|stores| stores.promoted.clone())
-    }
-
-    /// The store that is complete and waits to take the place of the one in use.
-    pub fn staged(&self) -> Option<Arc<MemoryEngine>> {
-        self.with(|stores| stores.staged.clone())
-    }
-
-    /// Whether a store is under construction.
-    pub fn is_building(&self) -> bool {
-        self.with(|stores| stores.partial.is_some())
-    }
-
-    fn with<T>(&self, step: impl FnOnce(&mut MemoryStores) -> T) -> T {
-        // Each step is an assignment or two.
-        step(&mut self.stores.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl StagingArea for MemoryStaging {
-    fn begin(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        let engine = Arc::new(MemoryEngine::new());
-        self.with(|stores| stores.partial = Some(engine.clone()));
-        Ok(engine)
-    }
-
-    fn complete(&self) -> Result<(), EngineError> {
-        self.with(|stores| stores.staged = stores.partial.take());
-        Ok(())
-    }
-
-    fn promote(&self) -> Result<Arc<dyn Engine>, EngineError> {
-        let staged = self.with(|stores| {
-            stores.promoted = stores.staged.take();
-            stores.promoted.clone()
-        });
-        match staged {
-            Some(engine) => Ok(engine),
-            None => Err(EngineError::Read("no snapshot is staged".to_owned())),
-        }
-    }
-
-    fn abandon(&self) {
-        self.with(|stores| stores.partial = None);
-    }
-
-    fn discard(&self) {
-        self.with(|stores| stores.staged = None);
     }
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::sync::{lock, wait};
-use super::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
+use crate::client::sync::{lock, wait};
+use crate::client::{Ask, Causality, Client, ClientError, Effect, Event, check_key, check_value};
 use crate::limits::{CLIENT_SILENCE_TIMEOUT, CONSOLE_GET_HELD_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::prompt::{
     self, Input, OutputError, Screen, Stop, explain_reach, explain_reason, invalid, is_misdirected,
