@@ -1,6 +1,8 @@
-//! Every limit of the system, in one place, with what happens when it is reached.
+//! Limits that users see, that several parts share, or that stand in a relation to others.
 //!
-//! Units come last in the names. Relations between limits are checked when the crate is compiled.
+//! Each says what happens when it is reached, and why it has this value. Units come last in the
+//! names. Relations between limits are checked when the crate is compiled. A limit with one user
+//! stands beside that user.
 
 use std::time::Duration;
 
@@ -18,8 +20,8 @@ pub const MESSAGE_OVERHEAD_BYTES_MAX: usize = 4 * 1024;
 pub const PAIR_OVERHEAD_BYTES_MAX: usize = 9;
 /// Keys of one write on many keys; more are refused with `INVALID`.
 pub const TRANSACTION_KEYS_MAX: usize = 128 * 1024;
-/// Bytes of all keys and values of one write; more are refused with `INVALID`. It is one log entry, so
-/// that it takes effect as a whole.
+/// Bytes of all keys and values of one write; more are refused with `INVALID`. It is one log entry,
+/// so that it takes effect as a whole.
 pub const TRANSACTION_BYTES_MAX: usize = VALUE_BYTES_MAX + KEY_BYTES_MAX;
 /// Rows in one page of a longer read.
 pub const PAGE_ROWS_MAX: usize = 4096;
@@ -27,8 +29,9 @@ pub const PAGE_ROWS_MAX: usize = 4096;
 pub const PAGE_BYTES_MAX: usize = 512 * 1024;
 /// Rows of the store looked at for one page; after that many it ends, however few it holds.
 pub const PAGE_VISITS_MAX: usize = 64 * 1024;
-/// Bytes of the store looked at for one page. The engine reads a value with its key, so that a page of keys
-/// alone, or one that finds only versions that are too new, would otherwise read any number of long values.
+/// Bytes of the store looked at for one page. The engine reads a value with its key, so that a page
+/// of keys alone, or one that finds only versions that are too new, would otherwise read any number
+/// of long values.
 pub const PAGE_SCAN_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Versions of a key that are stepped over before the next key is looked up instead.
 pub const VERSIONS_STEPPED_MAX: usize = 8;
@@ -41,17 +44,18 @@ pub const RANGE_REMOVALS_MAX: usize = 64;
 pub const REMOVAL_GRACE: Duration = Duration::from_secs(60);
 /// Rows taken off the disk, or looked at by a sweep, in one log entry.
 pub const UPKEEP_ROWS_MAX: usize = 1024;
-/// Bytes read in one log entry for that, about. All replicas read them at the same index, from a disk that may be
-/// slow, while writes wait; and memory holds one value of them at a time.
+/// Bytes read in one log entry for that, about. All replicas read them at the same index, from a
+/// disk that may be slow, while writes wait; and memory holds one value of them at a time.
 pub const UPKEEP_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The most versions of a key that `--history` may keep by number.
 pub const HISTORY_VERSIONS_MAX: u32 = 10_000;
-/// A sweep for old versions begins this long after the one before, so that what is written again and again is swept
-/// once.
+/// A sweep for old versions begins this long after the one before, so that what is written again
+/// and again is swept once.
 pub const SWEEP_PAUSE: Duration = Duration::from_secs(10);
-/// A sweep is late when what is due has been due for this long. Then a piece follows the one before as soon as that is
-/// applied, and does not wait for a tick: one a tick could be outrun for ever by writers that replace 12,000 versions a
-/// second. Longer than the pause, in which a sweep in time falls behind as well.
+/// A sweep is late when what is due has been due for this long. Then a piece follows the one before
+/// as soon as that is applied, and does not wait for a tick: one a tick could be outrun for ever by
+/// writers that replace 12,000 versions a second. Longer than the pause, in which a sweep in time
+/// falls behind as well.
 pub const SWEEP_LATE: Duration = Duration::from_secs(20);
 const _: () = assert!(SWEEP_LATE.as_micros() > SWEEP_PAUSE.as_micros());
 /// Servers in a group; the default group has three.
@@ -61,15 +65,16 @@ pub const SERVERS_MAX: usize = 9;
 
 /// A frame is a 4-byte big-endian length and that many bytes of MessagePack.
 pub const FRAME_HEADER_BYTES: usize = 4;
-/// Before the greeting a longer frame closes the connection.
+/// Bytes of a frame before the greeting; a longer one closes the connection.
 pub const HELLO_FRAME_BYTES_MAX: usize = 1024;
-/// On a server connection a longer frame closes the connection.
+/// Bytes of a frame between servers; a longer one closes the connection. Room for the longest entry
+/// behind a full message of others.
 pub const PEER_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Clients connected to a server at once. One more gets the place of one from the address that has the most, if its
-/// own has fewer (`net::crowd`); else it is told `REFUSED` and closed.
+/// Clients connected to a server at once. One more gets the place of one of the origin that has the
+/// most, if its own has fewer (`net::crowd`); otherwise it is sent `REFUSED` and closed.
 pub const CONNECTIONS_MAX: usize = 4096;
-/// Connections a server holds beyond those: other servers', and ones that have not said yet what
-/// they are, of which the oldest gives way. So clients cannot keep the group's own servers out.
+/// Connections that a server holds beyond [`CONNECTIONS_MAX`]: those of other servers, and
+/// newcomers, of which the oldest gives way. So clients cannot keep the group's own servers out.
 pub const CONNECTIONS_SPARE: usize = 256;
 /// Bytes read from one connection before the others get their turn.
 pub const READ_BUDGET_BYTES: usize = 256 * 1024;
@@ -78,13 +83,13 @@ pub const READ_BUDGET_BYTES: usize = 256 * 1024;
 pub const REQUESTS_PER_CONNECTION_MAX: usize = 1024;
 /// Requests of all clients of a server under way at once; past it `BUSY`.
 pub const REQUESTS_MAX: usize = 24 * 1024;
-/// So many of each client are taken whatever others have under way.
+/// Requests of each client that are taken whatever others have under way.
 pub const REQUESTS_FEW: usize = 2;
 /// A value up to this length is always read when it is asked for: that many of them, for all
 /// requests that may be under way on a connection, can wait to be sent.
 pub const READ_SMALL_BYTES_MAX: usize = 16 * 1024;
-/// What a request holds while it is under way is counted one by one when it is more than this; for all that
-/// may be under way this much is little.
+/// Bytes that a request may hold while it is under way without being charged to the budget: for all
+/// requests that may be under way this is 36 MiB.
 pub const REQUEST_SMALL_BYTES_MAX: usize = 1024;
 /// The longest reason that is given to someone, or that is believed from someone, when a
 /// connection is refused; the rest is cut off.
@@ -93,30 +98,33 @@ pub const REASON_BYTES_MAX: usize = 512;
 pub const CLIENT_SEND_BYTES_PAUSE: usize = 4 * 1024 * 1024;
 /// Bytes queued for one client; past it the connection is closed.
 pub const CLIENT_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// Bytes that all accepted connections together may make a process hold: unfinished frames, what is queued
-/// for them, and what their requests hold meanwhile; past it those that others have waited for longest are
-/// closed (see `net::budget`). With what is copied on the way, threads, caches and a state machine at work a
-/// process stays below 512 MiB.
+/// Bytes that all accepted connections together may make a process hold: unfinished frames, what is
+/// queued for them, and what their requests hold meanwhile; past it those with the most
+/// byte-seconds are closed (see `net::budget`). With what is copied on the way, threads, caches and
+/// a state machine at work a process stays below 512 MiB.
 pub const BUDGET_PROCESS_BYTES_MAX: usize = 160 * 1024 * 1024;
-/// The same for all connections from one IP address, so that one machine leaves room for others.
+/// Bytes that all connections of one origin may make a process hold, so that one machine leaves
+/// room for others.
 pub const BUDGET_ORIGIN_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// The same for one connection; past it it is not read until less is held. Room for a queue that is as long
-/// as it may be, and for one request of the longest value.
+/// Bytes that one connection may make a process hold; past it it is not read until less is held.
+/// Room for a queue that is as long as it may be, and for one request of the longest value.
 pub const BUDGET_CONNECTION_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes queued for one server on the connection for what may be long; past it replication messages to it are
-/// dropped (and resent later by the consensus protocol). What is under way to a server is bounded by
-/// [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog of very long entries.
+/// Bytes queued for one server on the connection for what may be long; past it replication messages
+/// to it are dropped (and resent later by the consensus protocol). What is under way to a server is
+/// bounded by [`APPENDS_IN_FLIGHT_MAX`] and [`FORWARD_BYTES_MAX`]: this is met only with a backlog
+/// of very long entries.
 pub const PEER_SEND_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// On a server connection for what must not wait a longer frame closes the connection.
+/// Bytes of a frame on the connection between servers for what must not wait; a longer one closes
+/// it.
 pub const PEER_CONTROL_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// From accept (or dial) to a whole greeting; then the connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// From a frame's first byte to its last, the time in which this side does not read apart; then the connection
-/// is closed. A frame of the longest value gets through at 70 KB a second.
+/// From a frame's first byte to its last, the time in which this side does not read apart; then the
+/// connection is closed. A frame of the longest value gets through at 70 KB a second.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(120);
 /// A client connection with nothing under way and nothing received for this long is closed.
 pub const CLIENT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// A peer that accepts no byte of what is queued for it for this long is disconnected.
+/// A connection whose other side takes no byte of what is queued for it for this long is closed.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How deep a message's MessagePack may nest; a deeper one closes the connection.
 pub const MESSAGE_DEPTH_MAX: usize = 16;
@@ -125,17 +133,18 @@ pub const FRAME_BUFFER_BYTES_MIN: usize = 4 * 1024;
 /// The size up to which a connection's read buffer grows for small frames and to which it shrinks
 /// after large ones.
 pub const FRAME_BUFFER_BYTES_KEEP: usize = 64 * 1024;
-/// How often a server asks another one, on the connection it dialled, whether it is there.
+/// How often a server sends PING to another one, on the connections that it has dialled.
 pub const PEER_PING_INTERVAL: Duration = Duration::from_millis(200);
-/// Without an answer for this long, of which the loop was not away, the connection to another server is given up and
-/// dialled again. Consensus notices silence sooner, and by itself; this is so that a connection which the system has
-/// given up trying does not outlast what cut it.
+/// Without an answer for this long, stalls of this server's loop not counted, the connection to
+/// another server is given up and dialled again. Consensus notices silence sooner and by itself;
+/// this limit is there because the system tries a cut connection again at ever longer intervals,
+/// and a new one gets through at once.
 pub const PEER_SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A connection from another server on which nothing at all comes for this long is closed. Long, because the server that
-/// dialled it closes it much sooner, and replaces it.
+/// A connection from another server on which nothing at all comes for this long is closed. Long,
+/// because the server that dialled it closes it much sooner, and replaces it.
 pub const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Another server that is dialled is to accept the connection within this time; then it is dialled again. It is an
-/// election time-out: servers further apart cannot follow each other anyway.
+/// Another server that is dialled is to accept the connection within this time; then it is dialled
+/// again. It is an election time-out: servers further apart cannot follow each other anyway.
 pub const PEER_DIAL_TIMEOUT: Duration = Duration::from_millis(300);
 /// First wait before dialling a server again.
 pub const DIAL_BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -144,25 +153,27 @@ pub const DIAL_BACKOFF_MAX: Duration = Duration::from_millis(100);
 
 // ---- event loop -----------------------------------------------------------------------------
 
-/// After this long in one stage of an iteration (reading, taking completions, writing) the loop goes on to
-/// the next one, and does what is left in the next iteration: so it looks at its sockets again soon,
-/// whatever clients send. What a stage does in one step is bounded by the limits on frames.
+/// After this long in one stage of an iteration (reading, taking completions, writing) the loop
+/// goes on to the next one, and does what is left in the next iteration: so it looks at its sockets
+/// again soon, whatever clients send. What a stage does in one step is bounded by the limits on
+/// frames.
 pub const LOOP_STAGE_TIME: Duration = Duration::from_millis(2);
 /// A frame at least this long is decoded on a thread of its own kind and not on the event loop.
 pub const LARGE_FRAME_BYTES: usize = 64 * 1024;
 /// A large frame is received in pieces of at most this length.
 pub const LARGE_FRAME_PIECE_BYTES: usize = 256 * 1024;
-/// Bytes of one entry or value that are at least this many are not copied into the frame they go out in.
+/// Bytes of one entry or value that are at least this many are not copied into the frame they go
+/// out in.
 pub const SHARED_BYTES_MIN: usize = 16 * 1024;
 /// Connections an event loop has dialled and holds at once; one more fails to be dialled.
 pub const DIALLED_CONNECTIONS_MAX: usize = 256;
-/// Connections over the cap that are being told so at once; one more is closed without a word.
+/// Connections over the limit that are being refused at once; one more is closed without a reason.
 pub const REFUSALS_MAX: usize = 64;
-/// After the machine refused to give another socket, accepting is left alone this long.
+/// How long nothing is accepted after the system has refused another socket.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Frames are gathered in pieces of about this size before they are written.
 pub const SEND_SEGMENT_BYTES: usize = 64 * 1024;
-/// A connection closed after its last word is kept this long for the other side to hear it.
+/// How long a connection is kept after its last frame is written, for the other side to read it.
 pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 /// How often deadlines are looked at; they are late by at most this much.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
@@ -175,12 +186,14 @@ pub const WORKER_QUEUE_JOBS_MAX: usize = 16 * 1024;
 pub const READS_PER_BATCH_MAX: usize = 64;
 /// A machine's clock that is further behind the newest version is mentioned in the log.
 pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
-/// The group's feature level rises when every server has told for this long that it knows the next one: ten times
-/// as long as it takes a server to put right what somebody else has said in its name.
+/// The group's feature level rises when every server has told for this long that it knows the next
+/// one: ten times as long as it takes a server to put right what somebody else has said in its
+/// name.
 pub const LEVEL_SETTLED: Duration = Duration::from_secs(10);
 /// How often servers tell each other what their clocks say, and what their releases know.
 pub const ABOUT_INTERVAL: Duration = Duration::from_secs(1);
-/// The retry hint that goes with `BUSY`.
+/// How long a client that is refused with `BUSY` is told to wait, in milliseconds: a queue empties
+/// in less.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
 
 // ---- consensus ----------------------------------------------------------------------------
@@ -200,12 +213,12 @@ pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 pub const APPEND_ENTRIES_MAX: usize = 64 * 1024;
 /// Replication messages to one server that are not yet answered.
 pub const APPENDS_IN_FLIGHT_MAX: usize = 32;
-/// Bytes proposed and not yet committed; past it writes wait, in order. It is a second's work of a slow disk:
-/// what is proposed last is still committed in time.
+/// Bytes proposed and not yet committed; past it writes wait, in order. It is a second's work of a
+/// slow disk: what is proposed last is still committed in time.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Bytes of keys and values that a server has forwarded to the leader and has no answer about; past it writes
-/// wait, in order. One is always forwarded, however long it is. So a leader is not buried in what all servers
-/// have for it, and a new one gets no more than this of each.
+/// Bytes of keys and values that a server has forwarded to the leader and has no answer about; past
+/// it writes wait, in order. One is always forwarded, however long it is. So a leader is not buried
+/// in what all servers have for it, and a new one gets no more than this of each.
 pub const FORWARD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of entries proposed at once, and then …
 pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -213,45 +226,48 @@ pub const PROPOSE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const PROPOSE_WRITES_MAX: usize = 2048;
 /// A write of more keys than this is long: applying it takes several times a disk's sync …
 pub const SHORT_WRITE_KEYS_MAX: usize = 512;
-/// … and so many keys of long writes in a leader's log may wait to be applied, which is a tenth of a second's work; one
-/// longer write still comes alone.
+/// … and so many keys of long writes in a leader's log may wait to be applied, which is a tenth of
+/// a second's work; one longer write still comes alone.
 pub const LONG_WRITE_KEYS_MAX: usize = 16 * 1024;
 /// After a long write that took this long to be applied, which is as much as a disk's slow sync …
 pub const LONG_WRITE_REST_FROM: Duration = Duration::from_millis(20);
-/// … the next one rests for so many times as long, if others ask for something: they find the way free three times in
-/// four …
+/// … the next one rests for so many times as long, if others ask for something: they find the way
+/// free three times in four …
 pub const LONG_WRITE_REST_TIMES: u32 = 3;
-/// … and for no longer than this, which is a fraction of the time that a long write may wait for its turn.
+/// … and for no longer than this, which is a fraction of the time that a long write may wait for
+/// its turn.
 pub const LONG_WRITE_REST_MAX: Duration = Duration::from_secs(3);
 /// Writes under way at one server, waiting or proposed or forwarded; past it `BUSY`.
 pub const PENDING_WRITES_MAX: usize = 16 * 1024;
-/// Writes that a leader remembers when it has answered them, so that a copy that comes late is not ordered
-/// again: as many as it answers in about a second, within which clients send them. Past it the oldest is forgotten,
-/// and its copy is recognised when it is applied.
+/// Writes that a leader remembers when it has answered them, so that a copy that comes late is not
+/// ordered again: as many as it answers in about a second, within which clients send them. Past it
+/// the oldest is forgotten, and its copy is recognised when it is applied.
 pub const ANSWERED_WRITES_MAX: usize = 8 * 1024;
-/// Bytes of memory of their keys and values; past it likewise.
+/// Bytes of memory of the keys and values of writes under way at one server; past it `BUSY`.
 pub const PENDING_WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Memory that each key or value of a decoded request takes besides its bytes: its handle, as many again in a
-/// list that has just grown, and its place on the heap.
+/// Memory that each key or value of a decoded request takes besides its bytes: its handle, as many
+/// again in a list that has just grown, and its place on the heap.
 pub const ELEMENT_OVERHEAD_BYTES: usize = 96;
 /// Linearizable reads under way at one server; past it `BUSY`.
 pub const PENDING_READS_MAX: usize = 16 * 1024;
-/// Questions for the read index that a leader owes one server an answer to; one more is dropped, and asked
-/// again by a server that means it. A server asks one for all of its reads that arrive together.
+/// Questions for the read index that a leader owes one server an answer to; one more is dropped,
+/// and asked again by a server that means it. A server asks one for all of its reads that arrive
+/// together.
 pub const READ_INDEX_QUESTIONS_MAX: usize = 4096;
 /// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
 /// the next write of each is answered a little later.
 pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
-/// Entries of a leader's log that are not applied; past it PUTs are answered only when they are applied,
-/// so that clients cannot run ahead of the state machine …
+/// Entries of a leader's log that are not applied; past it PUTs are answered only when they are
+/// applied, so that clients cannot run ahead of the state machine …
 pub const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
-/// … and bytes of entries in its memory, likewise.
+/// … and bytes of entries in its memory: past either, PUTs are answered only when they are applied.
 pub const APPLY_LAG_BYTES_MAX: usize = LOG_CACHE_BYTES_MAX + 8 * 1024 * 1024;
-/// Bytes of entries a server holds in memory because they are not applied yet. A leader with more refuses writes with
-/// `BUSY`; a follower with more that are committed drops replication messages (which the consensus protocol
-/// resends later). Else a store that hangs while the log goes on would fill the memory.
+/// Bytes of entries a server holds in memory because they are not applied yet. A leader with more
+/// refuses writes with `BUSY`; a follower with more that are committed drops replication messages
+/// (which the consensus protocol resends later). Else a store that hangs while the log goes on
+/// would fill the memory.
 pub const UNAPPLIED_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Ranges read from disk for late followers and kept until consensus asks for them again.
 pub const FETCHED_RANGES_MAX: usize = 8;
@@ -265,12 +281,13 @@ pub const LOG_CACHE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The default of `--in-sync-timeout`.
 pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
-/// Without a report from a log that owes one for this long (from the state machine, for twice as long) a server may not
-/// lead: it hands over, and steps down after as long again if nobody is better off. It is what a leader grants a
-/// follower before it drops it from the in-sync set, and leaves time for the next leader before
-/// `COMMIT_TIMEOUT`.
+/// Without a report from a log that owes one for this long (from the state machine, for twice as
+/// long) a server may not lead: it hands over, and steps down after as long again if nobody is
+/// better off. It is what a leader grants a follower before it drops it from the in-sync set, and
+/// leaves time for the next leader before `COMMIT_TIMEOUT`.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A linearizable read's index is asked for again when nobody was asked for this long. An answer may take longer.
+/// A linearizable read's index is asked for again when nobody was asked for this long. An answer
+/// may take longer.
 pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
 /// Replicas compare state hashes every so many entries.
 pub const STATE_HASH_EVERY: u64 = 4096;
@@ -281,64 +298,66 @@ pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
 pub const BIRTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
-/// By how much other servers may raise this server's term with each tick of its run, in all; what is not
-/// used is kept. No election needs that many, and the 64-bit term lasts for a hundred years of it. Every
-/// server can follow wherever another was led, since all are given the same.
+/// By how much other servers may raise this server's term with each tick of its run, in all; what
+/// is not used is kept. No election needs that many, and the 64-bit term lasts for a hundred years
+/// of it. Every server can follow wherever another was led, since all are given the same.
 pub const TERM_CREDIT_PER_TICK: u64 = 1 << 26;
-/// And when it starts: so that a server that was away for long can follow at once.
+/// By how much other servers may raise this server's term when it starts, so that one that was down
+/// for long can follow at once.
 pub const TERM_CREDIT_AT_START: u64 = 1 << 32;
 /// Greater terms are no servers' but a forger's.
 pub const TERM_MAX: u64 = u64::MAX / 2;
-/// A replicated timestamp may be this far ahead of this machine's clock, and of the log, and so may a time of the
-/// log's clock be of the log. A machine without
-/// a clock of its own starts in 1970; and order would end with the greatest timestamp there can be.
+/// A replicated timestamp may be this far ahead of this machine's clock, and of the log, and so may
+/// a time of the log's clock be of the log. A machine without a clock of its own starts in 1970;
+/// and order would end with the greatest timestamp there can be.
 pub const TIMESTAMP_LEAP_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// How long a stopping server waits for what is under way before it hands over and exits.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
-/// How long a stopping server waits for its threads, which may wait for a disk that does not answer. What they would
-/// still have written was promised to nobody, or is in the log.
+/// How long a stopping server waits for its threads, which may wait for a disk that does not
+/// answer. What they would still have written was promised to nobody, or is in the log.
 pub const STOP_DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bounds of what a node has under way and keeps in memory: the constants of the same names, except in simulations.
+/// Bounds of what a node has under way and keeps in memory: the constants of the same names, except
+/// in simulations.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeLimits {
-    /// See [`APPEND_BYTES_MAX`].
+    /// By default [`APPEND_BYTES_MAX`], where the bound is explained.
     pub append_bytes_max: u64,
-    /// See [`APPENDS_IN_FLIGHT_MAX`].
+    /// By default [`APPENDS_IN_FLIGHT_MAX`], where the bound is explained.
     pub appends_in_flight_max: usize,
-    /// See [`UNCOMMITTED_BYTES_MAX`].
+    /// By default [`UNCOMMITTED_BYTES_MAX`], where the bound is explained.
     pub uncommitted_bytes_max: u64,
-    /// See [`UNAPPLIED_BYTES_MAX`].
+    /// By default [`UNAPPLIED_BYTES_MAX`], where the bound is explained.
     pub unapplied_bytes_max: usize,
-    /// See [`APPLY_BYTES_MAX`].
+    /// By default [`APPLY_BYTES_MAX`], where the bound is explained.
     pub apply_bytes_max: u64,
-    /// See [`APPLY_LAG_ENTRIES_MAX`].
+    /// By default [`APPLY_LAG_ENTRIES_MAX`], where the bound is explained.
     pub apply_lag_entries_max: u64,
-    /// See [`APPLY_LAG_BYTES_MAX`].
+    /// By default [`APPLY_LAG_BYTES_MAX`], where the bound is explained.
     pub apply_lag_bytes_max: usize,
-    /// See [`LOG_CACHE_BYTES_MAX`].
+    /// By default [`LOG_CACHE_BYTES_MAX`], where the bound is explained.
     pub log_cache_bytes_max: usize,
-    /// See [`FETCHED_RANGES_MAX`].
+    /// By default [`FETCHED_RANGES_MAX`], where the bound is explained.
     pub fetched_ranges_max: usize,
-    /// See [`PENDING_WRITES_MAX`].
+    /// By default [`PENDING_WRITES_MAX`], where the bound is explained.
     pub pending_writes_max: usize,
-    /// See [`PENDING_WRITE_BYTES_MAX`].
+    /// By default [`PENDING_WRITE_BYTES_MAX`], where the bound is explained.
     pub pending_write_bytes_max: usize,
-    /// See [`ANSWERED_WRITES_MAX`].
+    /// By default [`ANSWERED_WRITES_MAX`], where the bound is explained.
     pub answered_writes_max: usize,
-    /// See [`PENDING_READS_MAX`].
+    /// By default [`PENDING_READS_MAX`], where the bound is explained.
     pub pending_reads_max: usize,
-    /// See [`DELAYED_APPENDS_MAX`].
+    /// By default [`DELAYED_APPENDS_MAX`], where the bound is explained.
     pub delayed_appends_max: usize,
-    /// See [`FORWARD_BYTES_MAX`].
+    /// By default [`FORWARD_BYTES_MAX`], where the bound is explained.
     pub forward_bytes_max: usize,
-    /// See [`PROPOSE_BYTES_MAX`].
+    /// By default [`PROPOSE_BYTES_MAX`], where the bound is explained.
     pub propose_bytes_max: usize,
-    /// See [`PROPOSE_WRITES_MAX`].
+    /// By default [`PROPOSE_WRITES_MAX`], where the bound is explained.
     pub propose_writes_max: usize,
-    /// See [`SHORT_WRITE_KEYS_MAX`].
+    /// By default [`SHORT_WRITE_KEYS_MAX`], where the bound is explained.
     pub short_write_keys_max: usize,
-    /// See [`LONG_WRITE_KEYS_MAX`].
+    /// By default [`LONG_WRITE_KEYS_MAX`], where the bound is explained.
     pub long_write_keys_max: usize,
 }
 
@@ -370,18 +389,19 @@ impl Default for NodeLimits {
 
 // ---- snapshots ----------------------------------------------------------------------------
 
-/// After a transfer to a server has failed, the next one waits this long; twice as long after each further failure …
+/// After a transfer to a server has failed, the next one waits this long; twice as long after each
+/// further failure …
 pub const SNAPSHOT_RETRY_MIN: Duration = Duration::from_millis(200);
 /// … and at most this long: each attempt costs the leader a checkpoint and a view of its store.
 pub const SNAPSHOT_RETRY_MAX: Duration = Duration::from_secs(10);
-/// The leader keeps its log for servers that take in a snapshot up to this size; past it the log is cut, and such
-/// a server needs another snapshot. Three minutes of writes at 10 MB/s.
+/// The leader keeps its log for servers that take in a snapshot up to this size; past it the log is
+/// cut, and such a server needs another snapshot. Three minutes of writes at 10 MB/s.
 pub const LOG_HELD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// … and no more than this part of the disk.
 pub const LOG_HELD_DISK_PART: u64 = 8;
 
-/// The log's own clock, by which removals, versions and sessions grow old, runs no further than this at once, however
-/// far a machine's clock leaps. Longer than a busy event loop is away.
+/// The log's own clock, by which removals, versions and sessions grow old, runs no further than
+/// this at once, however far a machine's clock leaps. Longer than a busy event loop is stalled.
 pub const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
 
 // ---- replicated sessions ------------------------------------------------------------------
@@ -389,14 +409,15 @@ pub const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
 /// A client unheard of for this long is forgotten, by the log's own clock. No request is
 /// retried for so long.
 pub const SESSION_EXPIRY: Duration = Duration::from_secs(25 * 3600);
-/// Clients remembered; past it the one unheard of for longest is forgotten. More than can be connected at once, so that
-/// none of those is forgotten while it only waits its turn, nor refused as forgotten when it has just been greeted.
+/// Clients remembered; past it the one unheard of for longest is forgotten. More than can be
+/// connected at once, so that none of those is forgotten while it only waits its turn, nor refused
+/// as forgotten when it has just been greeted.
 pub const SESSIONS_MAX: usize = 64 * 1024;
 /// Replies remembered for one client; past it the oldest are forgotten. The client library keeps
 /// fewer writes under way than this.
 pub const SESSION_REPLIES_MAX: usize = 2048;
-/// Replies remembered for all clients together; past it those of the clients unheard of for longest are
-/// forgotten, and their retries refused.
+/// Replies remembered for all clients together; past it those of the clients unheard of for longest
+/// are forgotten, and their retries refused.
 pub const SESSION_REPLIES_TOTAL_MAX: usize = 256 * 1024;
 
 // ---- disk ---------------------------------------------------------------------------------
@@ -408,15 +429,15 @@ pub const LOG_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 pub const LOG_ZERO_FILL_BYTES: u64 = 4 * 1024 * 1024;
 /// Bytes of log batches written before one sync.
 pub const LOG_GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// What a server keeps of its disk for the end: less on a small disk, an eighth of it. As much again is to be
-/// free besides, or writes that add to the store are refused.
+/// What a server keeps of its disk for the end: less on a small disk, an eighth of it. As much
+/// again is to be free besides, or writes that add to the store are refused.
 pub const DISK_RESERVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// On a small disk log segments are smaller, since whole ones are deleted: this part of the disk …
 pub const LOG_SEGMENT_DISK_PART: u64 = 32;
 /// … but no less than this.
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 2 * LOG_ZERO_FILL_BYTES;
-/// A store that has little to do is looked at this often: one that takes a quarter more of the disk than it holds is
-/// copied into a smaller file …
+/// A store that has little to do is looked at this often: one that takes a quarter more of the disk
+/// than it holds is copied into a smaller file …
 pub const SHRINK_INTERVAL_DEFAULT: Duration = Duration::from_secs(20);
 /// … unless more entries than these were applied meanwhile, when it is not idle.
 pub const SHRINK_ENTRIES_MAX: u64 = 128;
@@ -444,8 +465,9 @@ impl Default for ShrinkLimits {
 
 /// A server whose disk is full says so to the others again after so many ticks.
 pub const DISK_FULL_TOLD_TICKS: u32 = 50;
-/// A leader whose disk is full hands over to a server with room. When that fails it leads on, and tries again after so
-/// many ticks: each attempt that fails delays removals by about an election time-out.
+/// A leader whose disk is full hands over to a server with room. When that fails it leads on, and
+/// tries again after so many ticks: each attempt that fails delays removals by about an election
+/// time-out.
 pub const DISK_HANDOVER_AGAIN_TICKS: u64 = 500;
 /// The engine makes a durable commit at least every so many applied entries …
 pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
@@ -453,8 +475,8 @@ pub const CHECKPOINT_ENTRIES: u64 = 64 * 1024;
 pub const CHECKPOINT_BYTES: u64 = 64 * 1024 * 1024;
 /// … or this long after the first of them.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
-/// From the end of one pass over the store to the beginning of the next. A bit rots once in months; what
-/// matters is that it is found before a second server's copy rots, too.
+/// From the end of one pass over the store to the beginning of the next. A bit rots once in months;
+/// what matters is that it is found before a second server's copy rots, too.
 pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_hours(24);
 /// The engine's page cache.
 pub const ENGINE_CACHE_BYTES: usize = 24 * 1024 * 1024;
@@ -463,16 +485,17 @@ pub const STAGING_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 // ---- client library -----------------------------------------------------------------------
 
-/// Time to establish one connection.
+/// Time in which a client's connection is to be established, greeting included.
 pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Nothing at all received while something is owed, pings included: the connection is given up.
 pub const CLIENT_SILENCE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a client asks "are you there?" while it waits.
+/// How often a client sends PING while a server owes it something.
 pub const CLIENT_PING_INTERVAL: Duration = Duration::from_secs(1);
 /// The default of a client request's whole time, retries included.
 pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
-/// With no server reachable at all for this long, a request fails: a person, or a script, hears at once that nobody is
-/// there. Who would rather wait for servers that are being started says so (`client::Timing`).
+/// With no server reachable at all for this long, a request fails: a person, or a script, hears at
+/// once that nobody is there. Who would rather wait for servers that are being started says so
+/// (`client::Timing`).
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
@@ -480,24 +503,29 @@ pub const CLIENT_REQUESTS_MAX: usize = 1024;
 pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
 /// … and at most, doubling in between.
 pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(100);
-/// A client asks another server, too, when the one asked says nothing for this long, or has not answered
-/// a read. Several times what a healthy server takes on a busy machine, and not noticed by a person.
+/// A client asks another server, too, when the one asked says nothing for this long, or has not
+/// answered a read. Several times what a healthy server takes on a busy machine, and not noticed by
+/// a person.
 pub const CLIENT_HEDGE_DELAY: Duration = Duration::from_millis(50);
-/// A write that is sent twice costs more than a read, so a server has this many times as long to greet …
+/// A write that is sent twice costs more than a read, so a server has this many times as long to
+/// greet …
 pub const CLIENT_WRITE_GREETING_FACTOR: u32 = 2;
-/// … and one that has greeted keeps a write as long as anything comes of it within so many times as long. On a busy
-/// machine the answer to a PING takes its time, and a leader that is frozen is not replaced any sooner.
+/// … and one that has greeted keeps a write as long as anything comes of it within so many times as
+/// long. On a busy machine the answer to a PING takes its time, and a leader that is frozen is not
+/// replaced any sooner.
 pub const CLIENT_WRITE_HEDGE_FACTOR: u32 = 6;
-/// A console, which names each server that it passes over, gives each this many times as long for either.
+/// A console, which names each server that it passes over, gives each this many times as long for
+/// either.
 pub const CLIENT_CONSOLE_HEDGE_FACTOR: u32 = 20;
 /// How often a client asks a server that was of no use whether it is back: at first …
 pub const CLIENT_PROBE_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and in the end, doubling in between. A server is used again this long after it is back.
 pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// Who has not greeted in time is given a line end, and so long to answer like a web server, which is then named.
+/// Who has not greeted in time is given a line end, and so long to answer like a web server, which
+/// is then named.
 pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a client tries at a time to write to a connection that takes nothing, before it looks after
-/// its answers and deadlines again.
+/// How long a client tries at a time to write to a connection that takes nothing, before it looks
+/// after its answers and deadlines again.
 pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -510,118 +538,135 @@ pub const CLIENT_SUBMITS_MAX: usize = 64;
 
 // ---- gateway ------------------------------------------------------------------------------
 
-/// Connections of gRPC clients to a gateway; one more takes the place of another, or is closed at once.
+/// Connections of gRPC clients to a gateway; one more takes the place of another, or is closed at
+/// once.
 pub const GATEWAY_CONNECTIONS_MAX: usize = 1024;
 /// Calls of one gRPC connection under way at once; HTTP/2 makes the client wait with one more.
 pub const GATEWAY_CALLS_PER_CONNECTION_MAX: u32 = 128;
-/// What a call takes up beside its messages, as measured: its task, and buffers that are made before anything has come.
+/// What a call takes up beside its messages, as measured: its task, and buffers that are made
+/// before anything has come.
 pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// Reads from connections of a gateway whose calls have not begun yet: each may bring
-/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all. Whoever is next waits for
-/// these, some milliseconds each, and one processor deals with no more of them at once.
+/// [`GATEWAY_CALLS_PER_CONNECTION_MAX`] calls of about twenty kilobytes, ten megabytes in all.
+/// Whoever is next waits for these, some milliseconds each, and one processor deals with no more of
+/// them at once.
 pub const GATEWAY_READS_MAX: usize = 4;
-/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small messages wait to be
-/// taken, and so many bytes are fewer.
+/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small
+/// messages wait to be taken, and so many bytes are fewer.
 pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
-/// A connection that could have been read for so long and has not asked for anything gives way before those that wait for
-/// the gateway: longer than the round trip after which many clients send their first call.
+/// A connection that could have been read for so long and has not asked for anything gives way
+/// before those that wait for the gateway: longer than the round trip after which many clients send
+/// their first call.
 pub const GATEWAY_SILENT_MIN: Duration = Duration::from_millis(250);
-/// Where all connections there may be are in use it is looked at so often whether some of their clients have left: some
-/// hundred microseconds each time.
+/// Where all connections there may be are in use it is looked at so often whether some of their
+/// clients have left: some hundred microseconds each time.
 pub const GATEWAY_LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes as much of a processor …
+/// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes
+/// as much of a processor …
 pub const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
-/// … and a new connection, which also counts half of what its address has made the gateway work lately: so whoever comes
-/// for the first time goes before a crowd that has been there for long, and whoever comes again and again goes behind
-/// everybody who has asked for little …
+/// … and a new connection, which also counts half of what its address has made the gateway work
+/// lately: so whoever comes for the first time goes before a crowd that has been there for long,
+/// and whoever comes again and again goes behind everybody who has asked for little …
 pub const GATEWAY_DIAL_WORK_BYTES: usize = 16 * 1024;
 /// … up to what the calls of a read of nothing but calls come to.
 pub const GATEWAY_DIAL_WORK_BYTES_MAX: usize =
     GATEWAY_CALL_WORK_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
-/// Addresses of which a gateway knows how much work they have made lately, though they have no connection at the moment:
-/// some hundred bytes each. When there are more, only those that have one are known.
+/// Addresses of which a gateway knows how much work they have made lately, though they have no
+/// connection at the moment: some hundred bytes each. When there are more, only those that have one
+/// are known.
 pub const GATEWAY_ORIGINS_REMEMBERED_MAX: usize = 4 * GATEWAY_CONNECTIONS_MAX;
-/// Calls of all connections under way at once, streams that are not read to their end included, beside one call a
-/// connection, which there is always room for. A connection gets another one while it, and its origin, has fewer than are
-/// left: an origin may have half of them, and nobody all. Else it is refused with `RESOURCE_EXHAUSTED`.
+/// Calls of all connections under way at once, streams that are not read to their end included,
+/// beside one call a connection, which there is always room for. A connection gets another one
+/// while it, and its origin, has fewer than are left: an origin may have half of them, and nobody
+/// all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// How often a request looks whether whoever asked has given up.
 pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits. What servers answer
-/// to them is not charged to anybody until its thread has it: a hundred and some mebibytes of the longest values.
+/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
+/// What servers answer to them is not charged to anybody until its thread has it: a hundred and
+/// some mebibytes of the longest values.
 pub const GATEWAY_THREADS_MAX: usize = 128;
 /// A connection has so long from its HTTP/2 settings to its first request.
 pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// With nothing going on for this long a connection may have to make room for another whatever both addresses have. After
-/// as long at its client's turn a call is stalled.
+/// With nothing going on for this long a connection may have to make room for another whatever both
+/// addresses have. After as long at its client's turn a call is stalled.
 pub const GATEWAY_STALLED_MIN: Duration = Duration::from_secs(5);
-/// Where calls or bytes are short, a call that has been at its client's turn for this long gives way to a connection that
-/// holds less: longer than a request that is on its way takes on a network of a site.
+/// Where calls or bytes are short, a call that has been at its client's turn for this long gives
+/// way to a connection that holds less: longer than a request that is on its way takes on a network
+/// of a site.
 pub const GATEWAY_PRESSED_MIN: Duration = Duration::from_millis(250);
-/// Where all connections there may be are in use, one in so many is kept for those that have not asked for anything yet,
-/// so that a client has the time to ask however fast a flood dials.
+/// Where all connections there may be are in use, one in so many is kept for those that have not
+/// asked for anything yet, so that a client has the time to ask however fast a flood dials.
 pub const GATEWAY_NEWCOMERS_PART: usize = 8;
-/// A client that takes nothing from its socket for this long, while the gateway has something to write, is given up: as
-/// long as one that does not answer a ping.
+/// A client that takes nothing from its socket for this long, while the gateway has something to
+/// write, is given up: as long as one that does not answer a ping.
 pub const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
-/// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4 MiB over a line of
-/// three megabits a second.
+/// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4
+/// MiB over a line of three megabits a second.
 pub const GATEWAY_MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
-/// A stream of requests has so long in all: 8 MiB, the most a transaction holds, over a line of one and a half megabits a
-/// second.
+/// A stream of requests has so long in all: 8 MiB, the most a transaction holds, over a line of one
+/// and a half megabits a second.
 pub const GATEWAY_GATHER_TIMEOUT: Duration = Duration::from_secs(45);
-/// Calls that a client has reset before the gateway has looked at them, of one connection; with one more it ends.
+/// Calls that a client has reset before the gateway has looked at them, of one connection; with one
+/// more it ends.
 pub const GATEWAY_RESETS_PENDING_MAX: usize = 64;
-/// Calls of health and reflection under way, watches included, beside all others and beside one a connection.
+/// Calls of health and reflection under way, watches included, beside all others and beside one a
+/// connection.
 pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
 /// A longer message to health or reflection is refused: they name a service or a symbol.
 pub const GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX: usize = 4 * 1024;
 /// A longer gRPC message is refused, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent on, and answers that
-/// have not been read. One connection, or one origin, may have half of it; past that `RESOURCE_EXHAUSTED`. With what
-/// connections have of their own and with HTTP/2's buffers the process stays below 512 MiB.
+/// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
+/// on, and answers that have not been read. One connection, or one origin, may have half of it;
+/// past that `RESOURCE_EXHAUSTED`. With what connections have of their own and with HTTP/2's
+/// buffers the process stays below 512 MiB.
 pub const GATEWAY_BYTES_MAX: usize = 96 * 1024 * 1024;
-/// Bytes of these that every connection may have whatever others do: many small requests and answers.
+/// Bytes of these that every connection may have whatever others do: many small requests and
+/// answers.
 pub const GATEWAY_CONNECTION_BYTES: usize = 32 * 1024;
-/// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step and
-/// holds for a stream whose reader is slow.
+/// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step
+/// and holds for a stream whose reader is slow.
 pub const GATEWAY_CHUNK_BYTES: usize = 64 * 1024;
-/// Rows likewise.
+/// Rows that a gateway takes from its client library in one step.
 pub const GATEWAY_CHUNK_ROWS: usize = 1024;
 /// Bytes that a gRPC client may send on one call before the gateway has taken them.
 pub const GATEWAY_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
-/// Bytes that a gRPC client may send on all its calls before the gateway has taken them. They are not charged to anybody,
-/// so all connections together must not have more than a process can hold.
+/// Bytes that a gRPC client may send on all its calls before the gateway has taken them. They are
+/// not charged to anybody, so all connections together must not have more than a process can hold.
 pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes of one call's HTTP/2 headers.
 pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
 /// How often a quiet gRPC connection is asked whether its client is there.
 pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
-/// And without an answer for this long it is closed.
+/// A quiet gRPC connection that does not answer a ping within this time is closed.
 pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the gateway is.
+/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the
+/// gateway is.
 pub const KVS_SILENT_AFTER: Duration = Duration::from_secs(5);
 /// How long a connection that the gateway has ended waits for its client to end it too: some round
-/// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does not
-/// make a stop look like one that left calls without an answer.
+/// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does
+/// not make a stop look like one that left calls without an answer.
 pub const GATEWAY_LINGER: Duration = Duration::from_secs(1);
 /// How often a gateway looks whether a server answers, for the health service.
 pub const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
-/// The default of the whole time a gateway gives its servers for one request; a call's own deadline may
-/// be shorter.
+/// The default of the whole time a gateway gives its servers for one request; a call's own deadline
+/// may be shorter.
 pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
 
 // ---- commands -----------------------------------------------------------------------------
 
 /// Bytes of one line typed or piped into a console; a longer one is refused.
 pub const INPUT_LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// A console that waits for an answer before it asks on says so after this long, when people begin to wonder.
+/// A console that waits for an answer before it asks on says so after this long, when people begin
+/// to wonder.
 pub const CONSOLE_SILENT_WAIT: Duration = Duration::from_millis(500);
-/// How long a GET at a console waits for a PUT of the same key that was typed before it: longer than a PUT takes when a
-/// server has just died, and no longer, since whoever shows a server that is late reads while a PUT waits for it.
+/// How long a GET at a console waits for a PUT of the same key that was typed before it: longer
+/// than a PUT takes when a server has just died, and no longer, since whoever shows a server that
+/// is late reads while a PUT waits for it.
 pub const CONSOLE_GET_HELD_MAX: Duration = Duration::from_secs(3);
-/// A command that found nothing as of a time says since when there is something, if it hears that within this time …
+/// A command that found nothing as of a time says since when there is something, if it hears that
+/// within this time …
 pub const OLDEST_VERSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// … and need not look through more versions of the key than this.
 pub const VERSIONS_LOOKED_AT_MAX: u64 = 1024;
@@ -642,10 +687,11 @@ const _: () = {
     assert!(CONSOLE_GET_HELD_MAX.as_millis() > IN_SYNC_TIMEOUT_DEFAULT.as_millis());
     assert!(GATEWAY_THREADS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
-    // The longest message, and the largest transaction with what its items take up, fit into one connection's half.
+    // The longest message, and the largest transaction with what its items take up, fit into one
+    // connection's half.
     assert!(GATEWAY_BYTES_MAX / 2 > 2 * TRANSACTION_BYTES_MAX + 150 * TRANSACTION_KEYS_MAX);
-    // All that a gateway can be made to hold: what is charged, what connections have of their own, calls under way, calls
-    // that have not begun, and what servers have just answered.
+    // All that a gateway can be made to hold: what is charged, what connections have of their own,
+    // calls under way, calls that have not begun, and what servers have just answered.
     assert!(
         GATEWAY_BYTES_MAX
             + GATEWAY_CONNECTIONS_MAX
@@ -688,8 +734,9 @@ const _: () = {
             * REQUEST_SMALL_BYTES_MAX
             <= 36 * 1024 * 1024
     );
-    // Nobody who is alone can be too much for all of an origin, nor one origin for all; and the longest
-    // read, which is in memory twice, and the longest request fit what requests of a connection may hold.
+    // Nobody who is alone can be too much for all of an origin, nor one origin for all; and the
+    // longest read, which is in memory twice, and the longest request fit what requests of a
+    // connection may hold.
     assert!(BUDGET_CONNECTION_BYTES_MAX < BUDGET_ORIGIN_BYTES_MAX * 3 / 4);
     assert!(BUDGET_ORIGIN_BYTES_MAX < BUDGET_PROCESS_BYTES_MAX);
     assert!(CLIENT_SEND_BYTES_MAX < BUDGET_CONNECTION_BYTES_MAX);
@@ -739,8 +786,8 @@ const _: () = {
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
 };
 
-/// The frame cap on a client connection for a given `--max-value`; a write on as many keys as are allowed
-/// fits, too.
+/// The frame cap on a client connection for a given `--max-value`; a write on as many keys as are
+/// allowed fits, too.
 pub const fn client_frame_bytes_max(value_bytes_max: usize) -> usize {
     value_bytes_max
         + KEY_BYTES_MAX
@@ -756,47 +803,51 @@ pub const REGISTRY_FRAME_BYTES_MAX: usize = 1024 * 1024;
 pub const REGISTRY_PEERS_MAX: usize = 8 * 1024;
 /// Files one peer may offer; a peer with more offers the first of them, by name.
 pub const FILES_PER_PEER_MAX: usize = 64 * 1024;
-/// Files of all peers of a registry, each counted as often as it is offered; past it JOIN and UPDATE
-/// are refused.
+/// Files of all peers of a registry, each counted as often as it is offered; past it JOIN and
+/// UPDATE are refused.
 pub const REGISTRY_FILES_MAX: usize = 1024 * 1024;
-/// Bytes of memory that a registry's index of them takes; past it likewise. So many files with names of 32
-/// bytes fit, and fewer with longer ones.
+/// Bytes of memory that a registry's index of files takes; past it JOIN and UPDATE are refused. So
+/// many files with names of 32 bytes fit, and fewer with longer ones.
 pub const REGISTRY_INDEX_BYTES_MAX: usize = 320 * 1024 * 1024;
 /// The part of it that peers of one IP address may take.
 pub const REGISTRY_INDEX_BYTES_PER_ORIGIN_MAX: usize = REGISTRY_INDEX_BYTES_MAX / 4;
-/// Peers that may join from one IP address: a quarter, so that nobody alone takes a registry from all others.
+/// Peers that may join from one IP address: a quarter, so that nobody alone takes a registry from
+/// all others.
 pub const REGISTRY_PEERS_PER_ORIGIN_MAX: usize = REGISTRY_PEERS_MAX / 4;
-/// Files that they may offer together, likewise.
+/// Files that the peers of one origin may offer together; past it a JOIN or an UPDATE is refused.
 pub const REGISTRY_FILES_PER_ORIGIN_MAX: usize = REGISTRY_FILES_MAX / 4;
-/// Within this time an address that is not the IP of the peer's own connection has to answer its registry: a
-/// round trip to anywhere, and a lost packet.
+/// Within this time an address that is not the IP of the peer's own connection has to answer its
+/// registry: a round trip to anywhere, and a lost packet.
 pub const ADDRESS_CHECK_TIMEOUT: Duration = Duration::from_secs(3);
-/// An address that has not answered within this, which is several round trips of a site, gives way to the next one that
-/// is to be checked if there are too many at once.
+/// An address that has not answered within this, which is several round trips of a site, gives way
+/// to the next one that is to be checked if there are too many at once.
 pub const ADDRESS_CHECK_GIVES_WAY: Duration = Duration::from_millis(500);
 /// Addresses that a registry checks at once, of all peers; one more JOIN is told to come later.
 pub const ADDRESS_CHECKS_MAX: usize = 64;
-/// Addresses that it checks for one IP address in [`ADDRESS_CHECKS_PERIOD`], so that a registry is of no use for
-/// searching a network for open ports.
+/// Addresses that it checks for one IP address in [`ADDRESS_CHECKS_PERIOD`], so that a registry is
+/// of no use for searching a network for open ports.
 pub const ADDRESS_CHECKS_PER_ORIGIN_MAX: usize = 8;
 /// As long as a peer repeats a JOIN, so that several peers behind one address have their turns.
 pub const ADDRESS_CHECKS_PERIOD: Duration = Duration::from_secs(8);
-/// IP addresses for which addresses were checked within it, which are remembered; one more is told to come later.
+/// IP addresses for which addresses were checked within it, which are remembered; one more is told
+/// to come later.
 pub const ADDRESS_CHECK_ORIGINS_MAX: usize = 1024;
-/// Who has greeted a registry has to ask something by then, and gives way to newcomers until it does.
+/// Who has greeted a registry has to ask something by then, and gives way to newcomers until it
+/// does.
 pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The parts of a JOIN have to come within this time: all files that a peer may have, over a slow line.
+/// The parts of a JOIN have to come within this time: all files that a peer may have, over a slow
+/// line.
 pub const JOIN_PARTS_TIMEOUT: Duration = Duration::from_secs(120);
-/// For how long a JOIN under an id whose connection is alive is repeated over one connection: that one is a peer's own
-/// which has ended just now.
+/// For how long a JOIN under an id whose connection is alive is repeated over one connection: that
+/// one is a peer's own which has ended just now.
 pub const ID_TAKEN_WAIT: Duration = Duration::from_secs(3);
-/// For how long a peer asks for its id, after which it joins under another: longer than a dead connection of its own
-/// counts as alive, unless its registry was told to wait longer.
+/// For how long a peer asks for its id, after which it joins under another: longer than a dead
+/// connection of its own counts as alive, unless its registry was told to wait longer.
 pub const ID_TAKEN_PATIENCE: Duration = Duration::from_secs(45);
 /// The retry hint for a JOIN under an id whose connection is alive.
 pub const JOINED_ELSEWHERE_RETRY_AFTER_MS: u32 = 500;
-/// What a file takes in a registry's index besides the bytes of its name: its place in three ordered maps that
-/// may be half empty, and its name's own place.
+/// What a file takes in a registry's index besides the bytes of its name: its place in three
+/// ordered maps that may be half empty, and its name's own place.
 pub const INDEX_FILE_BYTES: usize = 288;
 /// What accepted connections may make a registry hold, in place of
 /// [`BUDGET_PROCESS_BYTES_MAX`]: less, since its index is in memory too. JOINs that are on their way count here;
@@ -804,8 +855,8 @@ pub const INDEX_FILE_BYTES: usize = 288;
 pub const REGISTRY_BUDGET_PROCESS_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// The same for one IP address.
 pub const REGISTRY_BUDGET_ORIGIN_BYTES_MAX: usize = 112 * 1024 * 1024;
-/// A JOIN or UPDATE of more files than this is a long one: those are done one after the other, apart from the
-/// questions of others, on all threads but one.
+/// A JOIN or UPDATE of more files than this is a long one: those are done one after the other,
+/// apart from the questions of others, on all threads but one.
 pub const REGISTRY_LONG_FILES_MIN: usize = 128;
 /// Contents a peer may say it is fetching at once; past it further ones are refused.
 pub const FETCHING_PER_PEER_MAX: usize = 64;
@@ -813,8 +864,8 @@ pub const FETCHING_PER_PEER_MAX: usize = 64;
 pub const FILES_PER_FRAME: usize = 1024;
 /// Sources in one answer; of more than these, the ones of the most offered contents.
 pub const SOURCES_PER_ANSWER_MAX: usize = 1024;
-/// Of one content and one IP address, this many sources are in an answer, a sample: who is at one address may call
-/// itself many, and whoever asks again gets others.
+/// Of one content and one IP address, this many sources are in an answer, a sample: who is at one
+/// address may call itself many, and whoever asks again gets others.
 pub const SOURCES_PER_ORIGIN_MAX: usize = 16;
 /// Rows in a page of peers or files.
 pub const LIST_ROWS_MAX: usize = 512;
@@ -835,8 +886,8 @@ pub const REGISTRY_SILENCE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const STORE_FILES_PER_WRITE: usize = 1024;
 /// The whole time of one of its requests to the store.
 pub const STORE_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Within the silence time-out, a registry that shares its index so often says that it lives, and looks
-/// whether the others do.
+/// Within the silence time-out, a registry that shares its index so often says that it lives, and
+/// looks whether the others do.
 pub const STORE_LOOKS_PER_SILENCE: u32 = 4;
 /// How often a registry looks for peers that have fallen silent.
 pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -844,16 +895,18 @@ pub const REGISTRY_EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A registry, or a peer asked for a name, that has not answered by then is given up.
 pub const REGISTRY_CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A registry that has not answered a question for so long is frozen, or far away: the next one is asked as well.
+/// A registry that has not answered a question for so long is frozen, or far away: the next one is
+/// asked as well.
 pub const REGISTRY_HEDGE_AFTER: Duration = Duration::from_millis(500);
-/// A registry has kept a peer when it knew it for so long after its JOIN: a peer that it takes for dead sooner is one
-/// that it never took in.
+/// A registry has kept a peer when it knew it for so long after its JOIN: a peer that it takes for
+/// dead sooner is one that it never took in.
 pub const MEMBERSHIP_SETTLED_AFTER: Duration = REGISTRY_SILENCE_TIMEOUT_DEFAULT;
 /// First wait before a peer joins again where it was not kept …
 pub const REJOIN_BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// … and the longest: each JOIN tells the whole list of files.
 pub const REJOIN_BACKOFF_MAX: Duration = Duration::from_secs(60);
-/// For a JOIN it has so much more for each file: a registry may have to write them all into its store.
+/// For a JOIN it has so much more for each file: a registry may have to write them all into its
+/// store.
 pub const JOIN_TIME_PER_FILE: Duration = Duration::from_millis(1);
 /// How often a peer looks whether its registry has closed the connection.
 pub const REGISTRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -869,26 +922,32 @@ pub const ANNOUNCE_BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const REGISTRY_BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// … and the longest.
 pub const REGISTRY_BACKOFF_MAX: Duration = Duration::from_secs(3);
-/// First wait before a registry is asked again that has no room just now, however soon it says to come again; the waits grow.
+/// First wait before a registry is asked again that has no room just now, however soon it says to
+/// come again; the waits grow.
 pub const REGISTRY_RETRY_MIN: Duration = Duration::from_millis(BUSY_RETRY_AFTER_MS as u64);
 /// How often a peer says again that a registry refuses it, or answers what makes no sense.
 pub const REFUSAL_TOLD_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a registry is waited for over a whole list, beside [`JOIN_TIME_PER_FILE`] for each row that has come.
+/// How long a registry is waited for over a whole list, beside [`JOIN_TIME_PER_FILE`] for each row
+/// that has come.
 pub const LIST_PATIENCE: Duration = Duration::from_secs(30);
-/// Different troubles with its registries that a peer remembers having told; past it the oldest may be told again.
+/// Different troubles with its registries that a peer remembers having told; past it the oldest may
+/// be told again.
 pub const REGISTRY_TROUBLES_KEPT: usize = 2 * REGISTRIES_MAX;
 /// How often a shared folder is looked at for files that came, changed or went.
 pub const FOLDER_RESCAN_INTERVAL: Duration = Duration::from_secs(2);
 /// While a folder is being hashed, what is ready is announced this often, in one UPDATE.
 pub const FOLDER_TELL_INTERVAL: Duration = Duration::from_millis(500);
-/// What has vanished from a folder is remembered this long: a disk that comes back is not hashed anew.
+/// What has vanished from a folder is remembered this long: a disk that comes back is not hashed
+/// anew.
 pub const FOLDER_MEMORY: Duration = Duration::from_secs(3600);
-/// A file of a shared folder that could not be hashed is tried again after this, doubling with each failure …
+/// A file of a shared folder that could not be hashed is tried again after this, doubling with each
+/// failure …
 pub const FOLDER_RETRY_MIN: Duration = Duration::from_secs(10);
-/// … up to this: what a person mends should be offered while the person still looks, and a disk that fails is
-/// read once in this time.
+/// … up to this: what a person mends should be offered while the person still looks, and a disk
+/// that fails is read once in this time.
 pub const FOLDER_RETRY_MAX: Duration = Duration::from_secs(320);
-/// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is ready at once …
+/// Before it joins, a peer has its folder hashed for this long, so that its JOIN names what is
+/// ready at once …
 pub const JOIN_HASHING_WAIT: Duration = Duration::from_secs(1);
 /// … and for this long if few bytes are left.
 pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -896,8 +955,8 @@ pub const JOIN_HASHING_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const JOIN_HASHING_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// While a folder is being hashed, what has been found is kept this often.
 pub const FOLDER_SAVE_INTERVAL: Duration = Duration::from_secs(10);
-/// What a folder's state may weigh on the disk; a larger one is neither written nor read: enough for the most files that
-/// one peer may offer, and for the chunk hashes of 3 TiB of content.
+/// What a folder's state may weigh on the disk; a larger one is neither written nor read: enough
+/// for the most files that one peer may offer, and for the chunk hashes of 3 TiB of content.
 pub const FOLDER_STATE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Sources of one download that are shown one by one.
 pub const SOURCES_SHOWN_MAX: usize = 8;
@@ -909,7 +968,8 @@ pub const CONSOLE_TASKS_MAX: usize = 16;
 pub const STOP_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long chunks have to be coming before a rate is told of them.
 pub const RATE_MEASURED_MIN: Duration = Duration::from_secs(1);
-/// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives up.
+/// The default of `acervo fetch --patience`: with nobody who gives anything for this long it gives
+/// up.
 pub const FETCH_PATIENCE_DEFAULT: Duration = Duration::from_secs(30);
 /// Registries a peer may be given.
 pub const REGISTRIES_MAX: usize = SERVERS_MAX;
@@ -942,7 +1002,8 @@ const _: () = {
 
 // ---- share --------------------------------------------------------------------------------
 
-/// A file's name is at most this long, as every file system of today has it; a longer one is refused.
+/// A file's name is at most this long, as every file system of today has it; a longer one is
+/// refused.
 pub const FILE_NAME_BYTES_MAX: usize = 255;
 /// What files are cut into: a whole subtree of BLAKE3's tree.
 pub const CHUNK_BYTES: usize = 1024 * 1024;
@@ -962,68 +1023,76 @@ pub const SHARE_TICK: Duration = Duration::from_millis(100);
 pub const PACED_TICK: Duration = Duration::from_millis(10);
 /// The least that goes at once under a rate.
 pub const PACED_PIECE_BYTES_MIN: usize = 4 * 1024;
-/// Connections a peer serves. For one more the one gives way that has had no chunk under way for longest, of the IP that
-/// has most; when all have one, it is told `REFUSED`.
+/// Connections a peer serves. For one more the one gives way that has had no chunk under way for
+/// longest, of the IP that has most; when all have one, it is told `REFUSED`.
 pub const SHARE_CONNECTIONS_MAX: usize = 256;
 /// Buffers for whole chunks, in MiB of memory, for all quick peers that are served …
 pub const UPLOAD_CHUNKS_MAX: usize = 32;
 /// … and for one of them.
 pub const UPLOAD_CHUNKS_PER_PEER_MAX: usize = 3;
-/// What a chunk is cut into for peers that are new or slow, or find no buffer for a whole one. Each connection has a buffer of
-/// this size to itself, 16 MiB in all: so nobody waits for memory that another one's slow line holds.
+/// What a chunk is cut into for peers that are new or slow, or find no buffer for a whole one. Each
+/// connection has a buffer of this size to itself, 16 MiB in all: so nobody waits for memory that
+/// another one's slow line holds.
 pub const UPLOAD_SLICE_BYTES: usize = 64 * 1024;
 /// Whoever keeps its peer waiting for this long over a chunk is slow.
 pub const UPLOAD_SLOW_AFTER: Duration = Duration::from_millis(500);
-/// Slow peers of one IP that are sent a chunk at a time. Where everybody is slow, since the line of who serves is, this
-/// bounds the share of an IP that opens many connections.
+/// Slow peers of one IP that are sent a chunk at a time. Where everybody is slow, since the line of
+/// who serves is, this bounds the share of an IP that opens many connections.
 pub const UPLOAD_SLOW_PER_ORIGIN_MAX: usize = 16;
-/// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its place is concerned: long
-/// for a line that is only slow, and short beside the patience of whoever wants the place.
+/// Whoever takes nothing of what was sent to it for this long has no chunk under way, as far as its
+/// place is concerned: long for a line that is only slow, and short beside the patience of whoever
+/// wants the place.
 pub const UPLOAD_IDLE_AFTER: Duration = Duration::from_secs(2);
-/// Who has had no turn for this long is denied with `BUSY`: before it takes the serving side for silent.
+/// Who has had no turn for this long is denied with `BUSY`: before it takes the serving side for
+/// silent.
 pub const UPLOAD_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Chunks one peer has asked for and not got; one more is denied with `BUSY`.
 pub const CHUNK_REQUESTS_PER_PEER_MAX: usize = 64;
 /// Contents one peer watches; one more is denied with `BUSY`.
 pub const WATCHES_PER_PEER_MAX: usize = 16;
-/// Bytes of frames that wait for one peer behind a chunk that is sent slowly; past it it is not read until the
-/// chunk is sent.
+/// Bytes of frames that wait for one peer behind a chunk that is sent slowly; past it it is not
+/// read until the chunk is sent.
 pub const BEHIND_CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// Of the chunks that a peer reads to send them, one in so many is compared with its hash, beside those that are asked for again.
+/// Of the chunks that a peer reads to send them, one in so many is compared with its hash, beside
+/// those that are asked for again.
 pub const UPLOAD_CHECKED_EACH: u64 = 16;
-/// Chunks that were said to be wrong and wait to be compared, one after the other. What comes when there are as many is
-/// dropped: a rotten file has more of them, or is asked for again.
+/// Chunks that were said to be wrong and wait to be compared, one after the other. What comes when
+/// there are as many is dropped: a rotten file has more of them, or is asked for again.
 pub const DOUBTED_CHUNKS_MAX: usize = 64;
-/// Contents of which it is known which chunks were compared: the sets of a content of 1 TiB take 256 KiB.
+/// Contents of which it is known which chunks were compared: the sets of a content of 1 TiB take
+/// 256 KiB.
 pub const UPLOAD_CHECKED_CONTENTS_MAX: usize = 256;
 /// Threads that read files for a peer that serves.
 pub const UPLOAD_WORKERS: usize = 2;
 /// A peer that asks for nothing for this long is disconnected.
 pub const SHARE_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// Before a peer has taken a chunk for this long its rate is what it has shown with the last one, if that is more.
+/// Before a peer has taken a chunk for this long its rate is what it has shown with the last one,
+/// if that is more.
 pub const UPLOAD_RATE_OVER_MIN: Duration = Duration::from_secs(2);
-/// Slow peers of an IP that are slower by this factor than what another one of it has shown do not count when it is to be
-/// served, too.
+/// Slow peers of an IP that are slower by this factor than what another one of it has shown do not
+/// count when it is to be served, too.
 pub const UPLOAD_FAR_FACTOR: f64 = 4.0;
-/// A peer that keeps its peer waiting for longer than this over one chunk is disconnected when it takes fewer bytes a second
-/// than a source has to give.
+/// A peer that keeps its peer waiting for longer than this over one chunk is disconnected when it
+/// takes fewer bytes a second than a source has to give.
 pub const UPLOAD_CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Chunks of one download that have arrived and are being checked or stored; past it no further one is received, so that
-/// a slow disk slows the sources. Besides them each source in use may have a chunk under way: a buffer of its
-/// own, so that no number of slow sources keeps a fast one waiting.
+/// Chunks of one download that have arrived and are being checked or stored; past it no further one
+/// is received, so that a slow disk slows the sources. Besides them each source in use may have a
+/// chunk under way: a buffer of its own, so that no number of slow sources keeps a fast one
+/// waiting.
 pub const DOWNLOAD_CHUNKS_MAX: usize = 8;
 /// A source that is not there and greeted by then makes room for another.
 pub const SOURCE_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sources of one download in use at once, and so the buffers of chunks on their way, in MiB.
 pub const SOURCES_MAX: usize = 32;
-/// Sources of one download that it knows of: as many as an answer of a registry may name. Those in use are a random
-/// sample of them, and whoever fails is replaced. Past it one that has failed is forgotten for each new one.
+/// Sources of one download that it knows of: as many as an answer of a registry may name. Those in
+/// use are a random sample of them, and whoever fails is replaced. Past it one that has failed is
+/// forgotten for each new one.
 pub const SOURCES_KNOWN_MAX: usize = SOURCES_PER_ANSWER_MAX;
 /// A source is asked for as many chunks as it gives in this time, and one more …
 pub const REQUEST_AHEAD: Duration = Duration::from_millis(500);
-/// … at least these, so that it never waits a round trip for its next request, but one chunk while it takes twice
-/// that time for a chunk …
+/// … at least these, so that it never waits a round trip for its next request, but one chunk while
+/// it takes twice that time for a chunk …
 pub const REQUESTS_AHEAD_MIN: usize = 2;
 /// … and at most.
 pub const REQUESTS_AHEAD_MAX: usize = 16;
@@ -1043,14 +1112,15 @@ pub const SOURCE_SLOW_FOR: Duration = Duration::from_secs(30);
 pub const LONE_SOURCE_SLOW_AFTER: Duration = Duration::from_secs(30);
 /// In bytes a second.
 pub const SOURCE_RATE_MIN: u64 = 1024;
-/// Most that one turn of a loop of the share counts as time, and so against anybody's silence: ten ticks, which a loaded
-/// machine may take. Beyond it the process did not run.
+/// Most that one turn of a loop of the share counts as time, and so against anybody's silence: ten
+/// ticks, which a loaded machine may take. Beyond it the process did not run.
 pub const SHARE_TURN_MAX: Duration = Duration::from_secs(1);
-/// How often a download checks its whole file again because another program may have changed it: whoever opens it once
-/// costs one check, two when that goes on meanwhile. A program that never stops writing is told of instead.
+/// How often a download checks its whole file again because another program may have changed it:
+/// whoever opens it once costs one check, two when that goes on meanwhile. A program that never
+/// stops writing is told of instead.
 pub const PART_RECHECKS_MAX: u32 = 5;
-/// How often, before each of those checks but the first, it is looked whether a program that has the file open for writing
-/// has closed it …
+/// How often, before each of those checks but the first, it is looked whether a program that has
+/// the file open for writing has closed it …
 pub const PART_WRITER_LOOKS: u32 = 20;
 /// … and how long after each look: a second in all.
 pub const PART_WRITER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -1064,39 +1134,46 @@ pub const SOURCE_SLOW_AWAY: Duration = Duration::from_secs(20);
 pub const SOURCE_BUSY_MIN: Duration = Duration::from_millis(200);
 /// … up to this: places change hands within a second.
 pub const SOURCE_BUSY_MAX: Duration = Duration::from_secs(2);
-/// A download of which something has come ends when all sources have said for this long that they have the content no
-/// more: some looks of a peer at its folder, after which a file that was renamed is offered again.
+/// A download of which something has come ends when all sources have said for this long that they
+/// have the content no more: some looks of a peer at its folder, after which a file that was
+/// renamed is offered again.
 pub const SOURCES_GONE_AFTER: Duration = Duration::from_secs(10);
 const _: () = assert!(SOURCES_GONE_AFTER.as_millis() >= 4 * FOLDER_RESCAN_INTERVAL.as_millis());
-/// A source that has the content no more, or whose file changed, is dialled again after this, doubling …
+/// A source that has the content no more, or whose file changed, is dialled again after this,
+/// doubling …
 pub const SOURCE_WITHDRAWN_MIN: Duration = Duration::from_secs(1);
-/// … up to this: a file that was only touched or renamed is offered again as soon as it has been hashed.
+/// … up to this: a file that was only touched or renamed is offered again as soon as it has been
+/// hashed.
 pub const SOURCE_WITHDRAWN_MAX: Duration = Duration::from_secs(2);
-/// A source that is asked for nothing for this long, since it has nothing that is wanted or is slower than all others,
-/// makes room for one that was not tried yet.
+/// A source that is asked for nothing for this long, since it has nothing that is wanted or is
+/// slower than all others, makes room for one that was not tried yet.
 pub const SOURCE_IDLE_MAX: Duration = Duration::from_secs(3);
-/// A chunk that one source has owed for this long is asked of a second one that can be expected to be quicker.
+/// A chunk that one source has owed for this long is asked of a second one that can be expected to
+/// be quicker.
 pub const CHUNK_OVERDUE: Duration = Duration::from_secs(5);
-/// A source that gives next to nothing for this long of a chunk that should have come in half the time lets it lie: another
-/// one is asked, too, in the end of a download. More than a pause of a line, less than anybody waits for.
+/// A source that gives next to nothing for this long of a chunk that should have come in half the
+/// time lets it lie: another one is asked, too, in the end of a download. More than a pause of a
+/// line, less than anybody waits for.
 pub const CHUNK_STALLED: Duration = Duration::from_millis(500);
-/// Fewer bytes than these, or than an eighth of what its rate promised, in that time are next to nothing: less than any line
-/// gives that is worth a place.
+/// Fewer bytes than these, or than an eighth of what its rate promised, in that time are next to
+/// nothing: less than any line gives that is worth a place.
 pub const CHUNK_STALLED_BYTES: u64 = 4096;
 /// An address is dialled no sooner again than after this, whoever is said to be there.
 pub const SOURCE_REDIAL_MIN: Duration = Duration::from_secs(1);
-/// Bytes that were not checked yet are progress for so many times a download's patience after the last chunk that was
-/// good: long enough for a lone source of 7 KB/s, with the patience that is the default.
+/// Bytes that were not checked yet are progress for so many times a download's patience after the
+/// last chunk that was good: long enough for a lone source of 7 KB/s, with the patience that is the
+/// default.
 pub const UNCHECKED_PATIENCE: u32 = 4;
 /// A download has made progress when so many bytes have come, not with every one.
 pub const PROGRESS_BYTES_MIN: u64 = 16 * 1024;
-/// A source that gives fewer bytes of a page of chunk hashes than `SOURCE_RATE_MIN` over this time is left, if there are
-/// others.
+/// A source that gives fewer bytes of a page of chunk hashes than `SOURCE_RATE_MIN` over this time
+/// is left, if there are others.
 pub const HASHES_TIMEOUT: Duration = Duration::from_secs(2);
-/// When nobody has given all chunk hashes this long after the first source was asked, another is asked beside it, and
-/// so on as long as one of them will be done with its page soon …
+/// When nobody has given all chunk hashes this long after the first source was asked, another is
+/// asked beside it, and so on as long as one of them will be done with its page soon …
 pub const HASHES_SECOND_AFTER: Duration = Duration::from_millis(250);
-/// … and each of the next so soon when none will: a hundred that say nothing are gone through in some seconds.
+/// … and each of the next so soon when none will: a hundred that say nothing are gone through in
+/// some seconds.
 pub const HASHES_NEXT_AFTER: Duration = Duration::from_millis(25);
 /// A page is done soon when it takes no longer than this at the rate at which it comes.
 pub const HASHES_PAGE_SOON: Duration = Duration::from_secs(1);
@@ -1104,15 +1181,17 @@ pub const HASHES_PAGE_SOON: Duration = Duration::from_secs(1);
 pub const HASH_LISTS_MAX: usize = 16;
 /// … and at least two, as far as their lists take no more memory than this together; then …
 pub const HASH_LISTS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// … another in place of the slowest of those that have had this time, which doubles when all that are known have had
-/// it, so that one that needs longer is waited for in the end …
+/// … another in place of the slowest of those that have had this time, which doubles when all that
+/// are known have had it, so that one that needs longer is waited for in the end …
 pub const HASHES_REPLACE_AFTER_MIN: Duration = Duration::from_millis(250);
 /// … up to this.
 pub const HASHES_REPLACE_AFTER_MAX: Duration = Duration::from_secs(4);
-/// Where several sizes of a content are told, sources that are asked at once to prove one, each on a thread of its own …
+/// Where several sizes of a content are told, sources that are asked at once to prove one, each on
+/// a thread of its own …
 pub const SIZE_QUESTIONS_MAX: usize = 16;
-/// … at first for this long, from the dial on, which doubles when all have had it: sixty that say nothing cost two
-/// seconds, and a line of 100 KB/s gets a page of chunk hashes through on the third attempt …
+/// … at first for this long, from the dial on, which doubles when all have had it: sixty that say
+/// nothing cost two seconds, and a line of 100 KB/s gets a page of chunk hashes through on the
+/// third attempt …
 pub const SIZE_QUESTION_TIME: Duration = Duration::from_millis(500);
 /// … for the last chunk one after the other in this time, in which a near one has sent it.
 pub const SIZE_CHUNK_AFTER: Duration = Duration::from_millis(50);
@@ -1124,7 +1203,8 @@ pub const CHECKS_PER_JOB_MAX: u64 = 64;
 pub const SHARE_READ_BUDGET_BYTES: usize = CHUNK_BYTES;
 /// Threads that check and store the chunks of one download.
 pub const DOWNLOAD_WORKERS: usize = 2;
-/// How often a downloading side that is told of new chunks, and asks for none, says that it is there.
+/// How often a downloading side that is told of new chunks, and asks for none, says that it is
+/// there.
 pub const SHARE_PING_INTERVAL: Duration = Duration::from_secs(30);
 
 const _: () = {

@@ -31,6 +31,9 @@ pub enum Prompt {
     Shell,
 }
 
+/// What the heads of scripts quote from.
+const SPECIFICATION: &str = include_str!("../../docs/SPEC.md");
+
 /// A rule and the session that shows it.
 #[derive(Debug)]
 pub struct Script {
@@ -65,6 +68,12 @@ impl Script {
                 "it begins with the rule it shows and where SPEC B says so, after #",
             ));
         }
+        let head = in_one_line(&head.join(" ").replace('#', " "));
+        let (specification, quotes) =
+            (in_one_line(SPECIFICATION), head.split('"').skip(1).step_by(2));
+        if let Some(unknown) = quotes.into_iter().find(|quote| !specification.contains(quote)) {
+            return Err(wrong(1, &format!("docs/SPEC.md has no words \"{unknown}\"")));
+        }
         let mut open = false;
         for (line, text) in (1..).zip(text.lines()) {
             let text = text.trim_end();
@@ -98,6 +107,11 @@ impl Script {
     pub fn asks_one_behind(&self) -> bool {
         self.steps.iter().any(|step| step.prompt == Prompt::Behind)
     }
+}
+
+/// Text without line ends, indentation and emphasis, so that words can be found in it.
+fn in_one_line(text: &str) -> String {
+    text.replace('*', "").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn prompt(line: &str) -> Option<(Prompt, &str)> {

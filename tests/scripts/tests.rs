@@ -49,6 +49,17 @@ fn what_is_expected_passes_and_anything_else_fails() {
 }
 
 #[test]
+fn what_a_head_quotes_stands_in_the_specification() {
+    let quoting = |words: &str| {
+        let text = format!("# A rule.\n# SPEC B: \"{words}\"\n\n> get a\na = nothing\n");
+        Script::parse("file", &text).map(drop)
+    };
+    assert_eq!(quoting("Every write\n# makes a new version"), Ok(()));
+    let unknown = quoting("Every read makes a new version").unwrap_err();
+    assert!(unknown.contains("docs/SPEC.md has no words \"Every read makes"), "{unknown}");
+}
+
+#[test]
 fn versions_keep_their_names() {
     let put = |expected: &str| format!("> put a 1\na was nothing -> v1\n\n> put a 2\n{expected}\n");
     assert_eq!(outcome(&put("a was 1 @v1 -> v2\nv1 < v2")), Ok(()));
