@@ -28,7 +28,7 @@ const CONSOLE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An event that is shown as one line, which its [`Display`](fmt::Display) writes without the
 /// line's end.
-pub trait Event: fmt::Display + Send + 'static {
+pub trait ConsoleEntry: fmt::Display + Send + 'static {
     /// Bytes that it holds while it waits, about.
     fn weight(&self) -> usize;
 }
@@ -83,7 +83,7 @@ impl ConsoleThread {
     }
 }
 
-impl<E: Event> Console<E> {
+impl<E: ConsoleEntry> Console<E> {
     /// A console that shows nothing and costs nothing.
     pub fn off() -> Console<E> {
         Console { queue: None }
@@ -132,7 +132,7 @@ impl<E: Event> Console<E> {
     }
 }
 
-fn write_lines<E: Event>(queued: &Receiver<E>, shared: &ConsoleShared, out: impl Write) {
+fn write_lines<E: ConsoleEntry>(queued: &Receiver<E>, shared: &ConsoleShared, out: impl Write) {
     let mut out = Some(BufWriter::new(out));
     loop {
         let event = match queued.try_recv() {
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    impl Event for Number {
+    impl ConsoleEntry for Number {
         fn weight(&self) -> usize {
             self.weight
         }

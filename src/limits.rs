@@ -849,11 +849,11 @@ pub const JOINED_ELSEWHERE_RETRY_AFTER_MS: u32 = 500;
 /// What a file takes in a registry's index besides the bytes of its name: its place in three
 /// ordered maps that may be half empty, and its name's own place.
 pub const INDEX_FILE_BYTES: usize = 288;
-/// What accepted connections may make a registry hold, in place of
-/// [`BUDGET_PROCESS_BYTES_MAX`]: less, since its index is in memory too. JOINs that are on their way count here;
-/// half of it is for them.
+/// Bytes that accepted connections may make a registry hold, which is less than
+/// [`BUDGET_PROCESS_BYTES_MAX`], since its index is in memory, too. JOINs that are on their way
+/// count here; half of it is for them.
 pub const REGISTRY_BUDGET_PROCESS_BYTES_MAX: usize = 128 * 1024 * 1024;
-/// The same for one IP address.
+/// Bytes that the connections of one origin may make a registry hold.
 pub const REGISTRY_BUDGET_ORIGIN_BYTES_MAX: usize = 112 * 1024 * 1024;
 /// A JOIN or UPDATE of more files than this is a long one: those are done one after the other,
 /// apart from the questions of others, on all threads but one.

@@ -19,7 +19,7 @@ const BENCH_FILL_CLIENTS: usize = 64;
 
 /// Where the requests of a bench go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum BenchTarget {
     /// Each to a server drawn from those that answered at the start.
     Random,
     /// All to the server that leads at the start.
@@ -36,7 +36,7 @@ pub struct BenchOptions {
     /// The servers of the group.
     pub servers: Vec<SocketAddr>,
     /// The servers that requests go to.
-    pub target: Target,
+    pub target: BenchTarget,
     /// Number of clients, each with one request under way.
     pub clients: usize,
     /// Time that is measured.
@@ -174,7 +174,7 @@ pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Resu
 
 /// The servers meant by `--target`, among those that answer.
 fn targets(options: &BenchOptions) -> Result<Vec<SocketAddr>, BenchError> {
-    if let Target::One(address) = options.target {
+    if let BenchTarget::One(address) = options.target {
         return if options.servers.contains(&address) {
             Ok(vec![address])
         } else {
@@ -204,7 +204,7 @@ fn targets(options: &BenchOptions) -> Result<Vec<SocketAddr>, BenchError> {
     if answering.is_empty() {
         return Err(BenchError::NobodyAnswered(last));
     }
-    if options.target == Target::Random {
+    if options.target == BenchTarget::Random {
         return Ok(answering);
     }
     // A leader of an older term does not know yet that it was deposed.

@@ -16,7 +16,7 @@ use super::key_args::{
 use super::share_args::{FetchArgs, ListArgs, PeerArgs, RegistryArgs, ShareArgs};
 use super::units::{parse_duration, parse_history, parse_size};
 use crate::bench::Workload;
-use crate::bench::command::{BenchOptions, Target};
+use crate::bench::command::{BenchOptions, BenchTarget};
 use crate::limits;
 use crate::model::History;
 use crate::node::core::AckPolicy;
@@ -404,7 +404,7 @@ pub struct BenchArgs {
     pub group: GroupArgs,
     /// Where requests go: random, leader, or one of the servers
     #[arg(long, value_name = "WHERE", default_value = "random", value_parser = parse_target)]
-    pub target: Target,
+    pub target: BenchTarget,
     /// Confirm every read by a majority
     #[arg(long)]
     pub linearizable: bool,
@@ -471,12 +471,12 @@ fn parse_value_size(text: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_target(text: &str) -> Result<Target, String> {
+fn parse_target(text: &str) -> Result<BenchTarget, String> {
     match text {
-        "random" => Ok(Target::Random),
-        "leader" => Ok(Target::Leader),
+        "random" => Ok(BenchTarget::Random),
+        "leader" => Ok(BenchTarget::Leader),
         address => parse_server(address)
-            .map(Target::One)
+            .map(BenchTarget::One)
             .map_err(|_| "write random, leader or IP:PORT of one of the servers".to_owned()),
     }
 }

@@ -50,7 +50,7 @@ pub trait Screen: Send + Sync {
 
 /// Whether a person types in a dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum InputKind {
     /// Somebody types, sees answers whenever they come, and need not wait for those that they leave
     /// behind.
     Terminal,

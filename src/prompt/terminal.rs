@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-use super::{Input, Kind, Screen, Typed};
+use super::{Input, InputKind, Screen, Typed};
 use crate::limits;
 use crate::logging;
 use crate::text::{LineError, is_dumb_terminal, read_line};
@@ -45,7 +45,7 @@ pub struct OutputError(#[from] io::Error);
 /// # Errors
 /// Those of the dialogue; [`OutputError`] when it has ended well and a line was lost on the way.
 pub fn run<E: From<OutputError>>(
-    dialogue: impl FnOnce(&mut dyn Input, Arc<dyn Screen>, Kind) -> Result<(), E>,
+    dialogue: impl FnOnce(&mut dyn Input, Arc<dyn Screen>, InputKind) -> Result<(), E>,
 ) -> Result<(), E> {
     if io::stdin().is_terminal() && io::stdout().is_terminal() {
         if let Err(error) = restore_when_ended() {
@@ -58,18 +58,18 @@ pub fn run<E: From<OutputError>>(
             && let Ok((mut keyboard, screen)) = open_terminal()
         {
             let _diverted = divert_log(&screen);
-            return dialogue(&mut keyboard, screen, Kind::Terminal);
+            return dialogue(&mut keyboard, screen, InputKind::Terminal);
         }
         let plain = Arc::new(Plain::default());
         let screen: Arc<dyn Screen> = Arc::<Plain>::clone(&plain);
         let _diverted = divert_log(&screen);
-        return dialogue(&mut PlainInput(plain), screen, Kind::Terminal);
+        return dialogue(&mut PlainInput(plain), screen, InputKind::Terminal);
     }
     let streams = Arc::new(Streams::default());
     let screen: Arc<dyn Screen> = Arc::<Streams>::clone(&streams);
     let _diverted = divert_log(&screen);
     let mut pipe = Pipe(io::stdin().lock(), Arc::clone(&streams));
-    let kind = if io::stdin().is_terminal() { Kind::Terminal } else { Kind::Pipe };
+    let kind = if io::stdin().is_terminal() { InputKind::Terminal } else { InputKind::Pipe };
     dialogue(&mut pipe, screen, kind)?;
     streams.failure().map_or(Ok(()), |error| Err(OutputError(error).into()))
 }

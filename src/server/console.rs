@@ -3,14 +3,14 @@
 
 use std::fmt;
 
-use crate::console::Event;
+use crate::console::ConsoleEntry;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::text::escape;
 
 /// The console of a server: lines of [`ConsoleEvent`]s on standard output.
 pub type ServerConsole = crate::console::Console<ConsoleEvent>;
 
-impl Event for ConsoleEvent {
+impl ConsoleEntry for ConsoleEvent {
     fn weight(&self) -> usize {
         match self {
             ConsoleEvent::Put { key, value, .. }

@@ -97,7 +97,7 @@ mod tests {
     use crate::net::Listener;
     use crate::process::files;
     use crate::server::work::{Completion, Job, ReadJob};
-    use crate::server::{Server, Stopper, local};
+    use crate::server::{OpenedServer, Stopper, local};
     use crate::wire::codec;
     use crate::wire::message::{
         ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
@@ -140,7 +140,7 @@ mod tests {
         dir: &Path,
         count: usize,
         patience: Duration,
-    ) -> (Vec<Server>, Vec<Stopper>, Sender<()>) {
+    ) -> (Vec<OpenedServer>, Vec<Stopper>, Sender<()>) {
         let any_port = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         let mut listeners = [(); 3].map(|()| Listener::bind(any_port).unwrap());
         listeners.sort_by_key(Listener::address);
@@ -150,7 +150,7 @@ mod tests {
         let open = |(listener, stopper): (Listener, &Stopper)| {
             let config = local::config(dir, listener.address(), &addresses);
             let room = files::room().unwrap();
-            let mut server = Server::open(config, listener, room, stopper.clone()).unwrap();
+            let mut server = OpenedServer::open(config, listener, room, stopper.clone()).unwrap();
             let answered = answered.clone();
             server.service.parts.judge.patience = patience;
             server.service.parts.judge.set_down = Arc::new(move |_| {
@@ -164,7 +164,7 @@ mod tests {
     }
 
     /// Tells a server that its store is damaged, which it is not.
-    fn accuser(server: &Server) -> impl FnOnce() + use<> {
+    fn accuser(server: &OpenedServer) -> impl FnOnce() + use<> {
         let judge = &server.service.parts.judge;
         let (reports, wake) = (judge.reports.clone(), judge.wake.clone());
         move || {

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::config::{ServerConfig, data_dir_under};
-use super::{Server, ServerError, Stopper, serve};
+use super::{OpenedServer, ServerError, Stopper, serve};
 use crate::limits;
 use crate::net::Listener;
 use crate::node::core::AckPolicy;
@@ -110,7 +110,7 @@ impl LocalServer {
     fn start(config: ServerConfig, listener: Listener) -> Result<LocalServer, ServerError> {
         let address = config.listen;
         let (room, stopper) = (files::room()?, Stopper::new());
-        let server = Server::open(config.clone(), listener, room, stopper.clone())?;
+        let server = OpenedServer::open(config.clone(), listener, room, stopper.clone())?;
         let serving = stopper.clone();
         let thread = thread::Builder::new()
             .name(format!("acervo-{}", address.port()))

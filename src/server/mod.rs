@@ -115,7 +115,7 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
     // The port first: a second server started by mistake says so, whatever its directory.
     let listener = Listener::bind(config.listen)?;
     let stopper = Stopper::new();
-    let server = Server::open(config.clone(), listener, room, stopper.clone())?;
+    let server = OpenedServer::open(config.clone(), listener, room, stopper.clone())?;
     {
         let stopper = stopper.clone();
         watch_signals(move || stopper.stop()).map_err(ServerError::Signals)?;
@@ -129,20 +129,20 @@ pub fn run(config: ServerConfig) -> Result<(), ServerError> {
 /// Serves until the server is asked to stop. When its data turned out not to be trusted, it starts
 /// again without it, on the same address.
 fn serve(
-    mut server: Server,
+    mut server: OpenedServer,
     config: ServerConfig,
     room: ConnectionRoom,
     stopper: &Stopper,
 ) -> Result<(), ServerError> {
     while server.run()? {
         let listener = Listener::bind(config.listen)?;
-        server = Server::open(config.clone(), listener, room, stopper.clone())?;
+        server = OpenedServer::open(config.clone(), listener, room, stopper.clone())?;
     }
     Ok(())
 }
 
 /// A server that is set up: its threads run, and its event loop does not yet.
-struct Server {
+struct OpenedServer {
     event_loop: EventLoop,
     service: StoreService,
     console: Option<ConsoleThread>,
@@ -185,14 +185,14 @@ impl Stopper {
     }
 }
 
-impl Server {
+impl OpenedServer {
     /// Sets a server up on a bound address, which is the configuration's.
     fn open(
         config: ServerConfig,
         listener: Listener,
         room: ConnectionRoom,
         stopper: Stopper,
-    ) -> Result<Server, ServerError> {
+    ) -> Result<OpenedServer, ServerError> {
         let me = config.node_of(config.listen).ok_or(ServerError::NotInGroup(config.listen))?;
         let first_leader =
             config.node_of(config.leader).ok_or(ServerError::NotInGroup(config.leader))?;
@@ -309,7 +309,7 @@ impl Server {
             stop: stopper.stopped,
             config,
         };
-        Ok(Server {
+        Ok(OpenedServer {
             event_loop,
             service: StoreService::new(parts, me),
             console: console_thread,
@@ -320,7 +320,7 @@ impl Server {
     /// Serves until it is asked to stop, or something breaks, or its data cannot be trusted, which
     /// is then set aside. Returns whether the server is to start again.
     fn run(self) -> Result<bool, ServerError> {
-        let Server { event_loop, mut service, console, mut data_dir } = self;
+        let OpenedServer { event_loop, mut service, console, mut data_dir } = self;
         let ended = event_loop.run(&mut service);
         let finished = service.finish();
         if let Some(thread) = console {

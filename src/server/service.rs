@@ -23,7 +23,7 @@ use super::requests::EarlyRead;
 use super::say_which_history_counts;
 use super::scrub::Scrubber;
 use super::snapshots::{TransferLimits, TransferStep, Transfers};
-use super::threads::{ApplierWork, LogWork, Report, Writer};
+use super::threads::{ApplierWork, LogWork, Report, WriterThread};
 use super::watch::{LogNews, LogWatch};
 use super::work::{Completion, Job};
 use crate::limits;
@@ -69,8 +69,8 @@ pub(super) struct Parts {
     pub console: ServerConsole,
     pub pool: Pool<Job, Completion>,
     pub decoders: Decoders,
-    pub log: Writer<LogWork>,
-    pub applier: Writer<ApplierWork>,
+    pub log: WriterThread<LogWork>,
+    pub applier: WriterThread<ApplierWork>,
     pub store: Store,
     pub scrubber: Scrubber,
     pub reserve: Arc<DiskReserve>,

@@ -132,19 +132,19 @@ impl Join for LogWork {
 /// Work for the applier.
 pub(super) enum ApplierWork {
     /// Committed entries, to be applied in log order.
-    Apply(Piece),
+    Apply(EntriesPiece),
     /// A snapshot to be read from the store, or put in its place.
     Snapshot(SnapshotWork),
 }
 
 /// Committed entries that are applied together.
-pub(super) struct Piece {
+pub(super) struct EntriesPiece {
     entries: Vec<LogEntry>,
     bytes: usize,
     answering: bool,
 }
 
-impl Piece {
+impl EntriesPiece {
     /// One batch of the engine is cheaper than many. But a piece ends where replicas compare
     /// states, since the hash is that of its end.
     fn has_room(&self) -> bool {
@@ -157,7 +157,7 @@ impl Piece {
         self.bytes < limits::APPLY_BYTES_MAX as usize
     }
 
-    fn extend(&mut self, more: Piece) {
+    fn extend(&mut self, more: EntriesPiece) {
         self.entries.extend(more.entries);
         self.bytes += more.bytes;
         self.answering |= more.answering;
@@ -167,7 +167,7 @@ impl Piece {
 impl ApplierWork {
     pub fn apply(entries: Vec<LogEntry>, answering: bool) -> ApplierWork {
         let bytes = entries_bytes(&entries);
-        ApplierWork::Apply(Piece { entries, bytes, answering })
+        ApplierWork::Apply(EntriesPiece { entries, bytes, answering })
     }
 }
 
@@ -188,18 +188,18 @@ impl Join for ApplierWork {
 }
 
 /// A writing thread and its queue.
-pub(super) struct Writer<T> {
+pub(super) struct WriterThread<T> {
     queue: queue::Sender<T>,
     thread: JoinHandle<()>,
     /// Disconnected when the thread ends.
     ended: crossbeam_channel::Receiver<()>,
 }
 
-impl<T: Join + Send + 'static> Writer<T> {
+impl<T: Join + Send + 'static> WriterThread<T> {
     fn start(
         name: &str,
         run: impl FnOnce(Receiver<T>) + Send + 'static,
-    ) -> std::io::Result<Writer<T>> {
+    ) -> std::io::Result<WriterThread<T>> {
         let (queue, work) = queue::bounded(WRITER_QUEUE_MAX);
         let (end, ended) = crossbeam_channel::bounded(0);
         let run = move || {
@@ -207,7 +207,7 @@ impl<T: Join + Send + 'static> Writer<T> {
             run(work);
         };
         let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
-        Ok(Writer { queue, thread, ended })
+        Ok(WriterThread { queue, thread, ended })
     }
 
     /// Hands over work, without ever waiting.
@@ -230,7 +230,7 @@ impl<T: Join + Send + 'static> Writer<T> {
     /// Lets the thread finish what it has, and waits for it until `deadline`. Whether it has ended.
     #[must_use]
     pub fn finish(self, deadline: Instant) -> bool {
-        let Writer { queue, thread, ended } = self;
+        let WriterThread { queue, thread, ended } = self;
         drop(queue);
         if ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
             return false;
@@ -248,8 +248,8 @@ pub(super) fn log_writer(
     reserve: Arc<DiskReserve>,
     reports: Sender<Report>,
     wake: WakeHandle,
-) -> io::Result<Writer<LogWork>> {
-    Writer::start("acervo-log", move |work| {
+) -> io::Result<WriterThread<LogWork>> {
+    WriterThread::start("acervo-log", move |work| {
         let mut thread = LogThread { log, reserve, batches: Vec::new() };
         while let Ok(first) = work.recv() {
             let outcome = thread.group(first, &work, &reports);
@@ -350,8 +350,8 @@ pub(super) fn applier(
     shrink_interval: Duration,
     reports: Sender<Report>,
     wake: WakeHandle,
-) -> io::Result<Writer<ApplierWork>> {
-    Writer::start("acervo-apply", move |work: Receiver<ApplierWork>| {
+) -> io::Result<WriterThread<ApplierWork>> {
+    WriterThread::start("acervo-apply", move |work: Receiver<ApplierWork>| {
         let intake = Intake::new(staging);
         let now = Instant::now();
         let shrinking =
@@ -407,7 +407,7 @@ pub(super) fn applier(
 }
 
 /// Adds the pieces that have gathered behind this one, and gives back what else came.
-fn gather(piece: &mut Piece, work: &Receiver<ApplierWork>) -> Option<SnapshotWork> {
+fn gather(piece: &mut EntriesPiece, work: &Receiver<ApplierWork>) -> Option<SnapshotWork> {
     while piece.has_room() {
         match work.try_recv()? {
             ApplierWork::Apply(more) => piece.extend(more),
@@ -633,10 +633,10 @@ mod tests {
     }
 
     /// A writer whose disk hangs: nothing is taken from its queue.
-    fn hung<T>() -> (Writer<T>, Receiver<T>) {
+    fn hung<T>() -> (WriterThread<T>, Receiver<T>) {
         let (queue, work) = queue::bounded(WRITER_QUEUE_MAX);
         let (thread, (_, ended)) = (thread::spawn(|| {}), crossbeam_channel::bounded(0));
-        (Writer { queue, thread, ended }, work)
+        (WriterThread { queue, thread, ended }, work)
     }
 
     fn entry(index: LogIndex) -> LogEntry {

@@ -29,7 +29,7 @@ use crate::model::{FileEntry, FileName, PeerId};
 use crate::net::Listener;
 use crate::prompt::questions::{check_own_ip, explain_probe, probe};
 use crate::prompt::{
-    self, Input, Kind, OutputError, Screen, Stop, explain_io, invalid, parse_ip, parse_port,
+    self, Input, InputKind, OutputError, Screen, Stop, explain_io, invalid, parse_ip, parse_port,
 };
 use crate::text::{LineError as InputError, escape};
 use crate::wire::share::{DenialCode, Source};
@@ -225,8 +225,8 @@ impl Dialogue<'_> {
     }
 
     /// A pipe's user waits for what was asked for; whoever leaves a terminal does not.
-    fn end(&mut self, kind: Kind) {
-        if kind == Kind::Terminal {
+    fn end(&mut self, kind: InputKind) {
+        if kind == InputKind::Terminal {
             self.shared.stopping.store(true, Ordering::Relaxed);
         }
         for task in self.tasks.drain(..) {
@@ -589,7 +589,7 @@ mod tests {
         let options = ConsoleOptions { registries, limit_bytes_per_s: None };
         let mut dialogue = Dialogue::new(&mut input, Arc::<Lines>::clone(&screen) as _, options);
         dialogue.run().unwrap();
-        dialogue.end(Kind::Pipe);
+        dialogue.end(InputKind::Pipe);
         let said = screen.0.lock().unwrap().clone();
         (input.1, said)
     }

@@ -120,7 +120,7 @@ impl fmt::Display for RegistryEvent {
     }
 }
 
-impl console::Event for RegistryEvent {
+impl console::ConsoleEntry for RegistryEvent {
     fn weight(&self) -> usize {
         const EACH: usize = size_of::<FileName>();
         match self {
