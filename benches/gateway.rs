@@ -1,11 +1,11 @@
 //! What a gateway carries: 64 unary calls under way at once over real HTTP/2.
 //!
-//! Three real servers with real syncs, one real gateway, 100-byte values over 100,000 keys, all of them
-//! written before, and the calls made by the generated client, over one connection and over 64. Everything
-//! shares the machine. Criterion's times are per call of the whole load.
+//! Three real servers with real syncs, one real gateway, 100-byte values over 100,000 keys, all of
+//! them written before, and the calls made by the generated client, over one connection and over
+//! 64. Everything shares the machine. Criterion's times are per call of the whole load.
 //!
-//! `cargo bench --bench gateway`; add `-- --test` for a quick run of everything. `GATEWAY_ACK=majority`
-//! measures the acknowledgement rule that etcd has.
+//! `cargo bench --bench gateway`; add `-- --test` for a quick run of everything.
+//! `GATEWAY_ACK=majority` measures the acknowledgement rule that etcd has.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,10 +1,11 @@
 //! What a PUT costs, and the least it could cost here.
 //!
 //! Three real servers with real syncs under both acknowledgement rules, and in the same run the
-//! [`floor`]: the same two hops as bare echo with an `fdatasync` at every server. 1, 8 and 64 clients
-//! with one PUT under way each, 100-byte values over 100,000 keys, all sent to the leader, so that
-//! both make the same hops. One generator drives them all. Criterion's times are per operation of
-//! the whole load; after each, a line on standard error gives operations a second and latencies.
+//! [`floor`]: the same two hops as bare echo with an `fdatasync` at every server. 1, 8 and 64
+//! clients with one PUT under way each, 100-byte values over 100,000 keys, all sent to the leader,
+//! so that both make the same hops. One generator drives them all. Criterion's times are per
+//! operation of the whole load; after each, a line on standard error gives operations a second and
+//! latencies.
 //!
 //! `cargo bench --bench put_replication`; add `-- --test` for a quick run of everything.
 
@@ -26,7 +27,6 @@ const VALUE_BYTES: usize = 100;
 const KEYS: u64 = 100_000;
 const CLIENTS: [usize; 3] = [1, 8, 64];
 
-/// What is measured.
 #[derive(Clone, Copy)]
 enum Subject {
     Floor { name: &'static str, followers_needed: usize, file: File },
@@ -144,7 +144,8 @@ impl Seen {
         let us = |share: f64| latencies.value_at_quantile(share) as f64 / 1e3;
         let seconds = self.elapsed.as_secs_f64().max(1e-9);
         eprintln!(
-            "{name:<26} {clients:>2} clients {:>8.0} a second   p50 {:>7.1} µs  p99 {:>8.1}  p99.9 {:>8.1}   generator {:.0} %",
+            "{name:<26} {clients:>2} clients {:>8.0} a second   p50 {:>7.1} µs  p99 {:>8.1}  p99.9 \
+             {:>8.1}   generator {:.0} %",
             latencies.len() as f64 / seconds,
             us(0.5),
             us(0.99),

@@ -1,29 +1,33 @@
-//! What moving a file costs, beside plain copies over TCP and, where they are installed, other programs.
+//! What moving a file costs, beside plain copies over TCP and, where they are installed, other
+//! programs.
 //!
-//! Every subject is a pair of processes, a sender and a receiver (or three senders), on this machine:
+//! Every subject is a pair of processes, a sender and a receiver (or three senders), on this
+//! machine:
 //!
 //! - `acervo`: a peer that serves and a download that verifies, through the library.
-//! - `floor`: a sender that reads a mebibyte and writes it to a socket, a receiver that reads a mebibyte
-//!   and writes it to a file. It verifies nothing.
+//! - `floor`: a sender that reads a mebibyte and writes it to a socket, a receiver that reads a
+//!   mebibyte and writes it to a file. It verifies nothing.
 //! - `nginx → curl`, `aria2` from nginx with piece hashes of a mebibyte: as people use them.
 //!
-//! Rounds are interleaved, and one before the first warms up memory and is not counted. For each subject
-//! the medians of: MiB/s, processor seconds of both sides together a GiB, peak resident MiB of the
-//! receiver and of the largest sender, the longest time an event loop was away.
+//! Rounds are interleaved, and one before the first warms up memory and is not counted. For each
+//! subject the medians of: MiB/s, processor seconds of both sides together a GiB, peak resident MiB
+//! of the receiver and of the largest sender, the longest time an event loop was away.
 //!
-//! In the end: of two sources, one is frozen (SIGSTOP) in the middle; how long until the download has left
-//! it and goes on with the other alone.
+//! In the end: of two sources, one is frozen (SIGSTOP) in the middle; how long until the download
+//! has left it and goes on with the other alone.
 //!
-//! `cargo bench --bench share`; `-- --test` makes a quick run of everything. Variables: `SHARE_MIB` (the
-//! file's size, 2048), `SHARE_ROUNDS` (5), `SHARE_MEMORY` (`/dev/shm`), `SHARE_DISK` (the target folder).
+//! `cargo bench --bench share`; `-- --test` makes a quick run of everything. Variables: `SHARE_MIB`
+//! (the file's size, 2048), `SHARE_ROUNDS` (5), `SHARE_MEMORY` (`/dev/shm`), `SHARE_DISK` (the
+//! target folder).
 //!
-//! Everything is measured under the system's congestion control, and once more, for every program alike,
-//! under `cubic` where the kernel has it and `reno` where it does not, in a network namespace whose
-//! routes say so (`congctl`). Each table says which it was, as a socket says it. Where no namespace may be
-//! made, that is said instead.
+//! Everything is measured under the system's congestion control, and once more, for every program
+//! alike, under `cubic` where the kernel has it and `reno` where it does not, in a network
+//! namespace whose routes say so (`congctl`). Each table says which it was, as a socket says it.
+//! Where no namespace may be made, that is said instead.
 //!
-//! Not here is a BitTorrent client: `rqbit`, the fastest seen elsewhere (640 MiB/s under bbr and 615 under
-//! cubic from three sources), is in no distribution that the others are from, and needs a tracker.
+//! Not here is a BitTorrent client: `rqbit`, the fastest seen elsewhere (640 MiB/s under bbr and
+//! 615 under cubic from three sources), is in no distribution that the others are from, and needs a
+//! tracker.
 
 #[path = "../tests/share_support/shelf.rs"]
 mod shelf;
@@ -379,7 +383,8 @@ impl Drop for Nginx {
     }
 }
 
-// ---- the comparison -------------------------------------------------------------------------------
+// ---- the comparison
+// -------------------------------------------------------------------------------
 
 /// What is moved, and where to.
 struct Stage {
@@ -579,15 +584,16 @@ fn measure(quick: bool) -> Outcome<()> {
     let mut times = times.collect::<Outcome<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
     println!(
-        "\none of two sources frozen, {rounds} rounds, {control}: left after {:.0} ms, at most {:.0} ms",
+        "\none of two sources frozen, {rounds} rounds, {control}: left after {:.0} ms, at most \
+         {:.0} ms",
         times[times.len() / 2],
         times[times.len() - 1],
     );
     Ok(())
 }
 
-/// Milliseconds from freezing one of two sources until the download has left it; it ends with the other
-/// source alone.
+/// Milliseconds from freezing one of two sources until the download has left it; it ends with the
+/// other source alone.
 fn freeze(source: &Path, size: u64, to: &Path) -> Outcome<f64> {
     // So slow that a second passes before the end, with both at work.
     let limit = (size / 4).to_string();
@@ -623,8 +629,8 @@ fn freeze(source: &Path, size: u64, to: &Path) -> Outcome<f64> {
     Ok(left_ms)
 }
 
-/// A metalink with SHA-1 hashes of mebibyte pieces and a place for addresses; nothing where there is no
-/// `sha1sum`.
+/// A metalink with SHA-1 hashes of mebibyte pieces and a place for addresses; nothing where there
+/// is no `sha1sum`.
 fn metalink(folder: &Path, source: &Path, size: u64) -> Outcome<Option<PathBuf>> {
     let pieces = folder.join("pieces");
     std::fs::create_dir_all(&pieces)?;

@@ -1,4 +1,5 @@
-//! The disk side alone: applying batches, reading values, versions and ranges, appending to the log.
+//! The disk side alone: applying batches, reading values, versions and ranges, appending to the
+//! log.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -128,7 +129,8 @@ fn log(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A state of 100 MB sent and taken in, hash and durability included; writes wait for nothing of it.
+/// A state of 100 MB sent and taken in, hash and durability included; writes wait for nothing of
+/// it.
 fn snapshot(criterion: &mut Criterion) {
     let dir = TempDir::new().expect("a folder");
     let engine = DiskEngine::open(&dir.path().join("store.redb"), limits::ENGINE_CACHE_BYTES);

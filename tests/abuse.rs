@@ -220,7 +220,8 @@ fn many_clients_that_never_read_cost_a_bounded_memory_and_nobody_else() {
     let witness = Witness::start(group.client());
     let value = vec![b'v'; 7 * MIB];
     group.client().put("long", &value).unwrap();
-    // Far more than may wait for all together, though for each of them it is no more than for an honest one.
+    // Far more than may wait for all together, though for each of them it is no more than for an
+    // honest one.
     assert!(CLIENTS * value.len() > 3 * limits::BUDGET_PROCESS_BYTES_MAX);
 
     let before = resident(group.pid(0));
@@ -238,8 +239,8 @@ fn many_clients_that_never_read_cost_a_bounded_memory_and_nobody_else() {
     // Some are left alone: what waits for them is within the limit.
     let late = status(address).client_connections;
     assert!(late > 3, "all of them were disconnected");
-    // What waits, and as much again for values on their way there, which are in memory several times for
-    // a moment, and for what the allocator keeps.
+    // What waits, and as much again for values on their way there, which are in memory several
+    // times for a moment, and for what the allocator keeps.
     let bound = 2 * limits::BUDGET_PROCESS_BYTES_MAX;
     let grown = memory(group.pid(0), "VmHWM").saturating_sub(before);
     assert!(grown < bound, "{grown} bytes");
@@ -557,8 +558,8 @@ fn forged_messages_between_servers_cost_the_forger_its_connection_at_most() {
     assert!(exited_with(group.terminate(0), 0));
 }
 
-/// Speaks as server 3 of a group, and lies in everything that it says. It keeps what is promised to whoever trusts
-/// a server's word: it grants no vote and acknowledges no entry.
+/// Speaks as server 3 of a group, and lies in everything that it says. It keeps what is promised to
+/// whoever trusts a server's word: it grants no vote and acknowledges no entry.
 struct Liar {
     cluster: ClusterId,
     addresses: Vec<SocketAddr>,
@@ -642,7 +643,8 @@ impl Liar {
         }
     }
 
-    /// Everything that nobody asked, to each server: each on a connection of its own, which it may cost.
+    /// Everything that nobody asked, to each server: each on a connection of its own, which it may
+    /// cost.
     fn say_everything(&self) {
         for (at, address) in self.addresses.iter().enumerate() {
             let ServerStatus { term, last_index, .. } = status(*address);
@@ -732,7 +734,8 @@ impl Liar {
     }
 }
 
-/// Whatever a lying server has raised or mis-stated is put right when it has left, also where it was written down.
+/// Whatever a lying server has raised or mis-stated is put right when it has left, also where it
+/// was written down.
 #[test]
 fn what_a_lying_server_has_said_does_not_outlast_its_leaving() {
     let flags = ["--console", "off", "--in-sync-timeout", "300ms"];
@@ -813,8 +816,8 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
     witness.finish();
 }
 
-/// A frame of nine and a half megabytes of empty pairs: a request that breaks a limit is told so, and its
-/// connection goes on.
+/// A frame of nine and a half megabytes of empty pairs: a request that breaks a limit is told so,
+/// and its connection goes on.
 #[test]
 fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
     let (_group, address, witness) = one_server();
@@ -825,7 +828,8 @@ fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
         match raw.receive() {
             Some(Message::Reply { id: 7, body: Reply::Error(error) }) => {
                 assert_eq!(error.code, ErrorCode::Invalid);
-                let said = "a list announces 1900000 elements and may have 131072: make it several requests";
+                let said = "a list announces 1900000 elements and may have 131072: make it several \
+                            requests";
                 assert_eq!(error.message, said);
             }
             other => panic!("no error but {other:?}"),
@@ -835,8 +839,8 @@ fn a_request_with_too_many_pairs_is_invalid_and_its_connection_goes_on() {
     witness.finish();
 }
 
-/// One attacker: frames of nine and a half megabytes of empty pairs, which are refused, or writes on 125,000
-/// keys, which are not, each with a short write behind it.
+/// One attacker: frames of nine and a half megabytes of empty pairs, which are refused, or writes
+/// on 125,000 keys, which are not, each with a short write behind it.
 fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
     let mut raw = Raw::client(address);
     let refused = too_many_pairs();
@@ -878,8 +882,8 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
                     id,
                     body: Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. },
                 }) => made[id as usize] = timestamp,
-                // A million keys at once may take a slow machine longer than a server waits for them, or than they
-                // wait for their turn.
+                // A million keys at once may take a slow machine longer than a server waits for
+                // them, or than they wait for their turn.
                 Some(Message::Reply { id, body: Reply::Error(error) })
                     if [ErrorCode::Unconfirmed, ErrorCode::Busy].contains(&error.code) =>
                 {
@@ -922,8 +926,9 @@ fn eight_clients_with_large_frames_hold_up_nobody_and_change_no_leader() {
     assert_eq!((after.term, after.role), (before.term, Role::Leader));
 }
 
-/// Not a test but a measurement, for a quiet machine: what eight such attackers cost another client, and the
-/// event loops. `ACERVO_MEASURE=1 cargo test --release --test abuse measure_ -- --nocapture`
+/// Not a test but a measurement, for a quiet machine: what eight such attackers cost another
+/// client, and the event loops. `ACERVO_MEASURE=1 cargo test --release --test abuse measure_ --
+/// --nocapture`
 #[test]
 fn measure_what_large_frames_cost_others() {
     if std::env::var_os("ACERVO_MEASURE").is_none() {

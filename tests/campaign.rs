@@ -1,23 +1,27 @@
-//! Real processes under every fault that this machine can produce, for as long as is wanted, against a checker that
-//! knows nothing of how the store works.
+//! Real processes under every fault that this machine can produce, for as long as is wanted,
+//! against a checker that knows nothing of how the store works.
 //!
-//! The ordinary suite runs some seconds of kills and pauses. The long campaign also takes disks away:
+//! The ordinary suite runs some seconds of kills and pauses. The long campaign also takes disks
+//! away:
 //!
 //! ```text
 //! ACERVO_CAMPAIGN_S=3600 cargo test --release --test campaign -- --nocapture
 //! ```
 //!
-//! As root, and where loop devices can be mounted, each server then has a small file system of its own, which
-//! is frozen (`fsfreeze`: a disk that hangs), frozen again and again for a moment (a slow disk), and filled up. Elsewhere
-//! it says so and leaves these faults out. `ACERVO_SEED` replays the order of the faults (not what the machine makes of it).
+//! As root, and where loop devices can be mounted, each server then has a small file system of its
+//! own, which is frozen (`fsfreeze`: a disk that hangs), frozen again and again for a moment (a
+//! slow disk), and filled up. Elsewhere it says so and leaves these faults out. `ACERVO_SEED`
+//! replays the order of the faults (not what the machine makes of it).
 //!
 //! What is checked, whatever happens:
 //!
-//! - a linearizable read shows the last write that was acknowledged before it began, or a later one;
+//! - a linearizable read shows the last write that was acknowledged before it began, or a later
+//!   one;
 //! - a reader's session never goes back;
 //! - versions of acknowledged writes rise in the order in which one client made them;
 //! - in the end every server holds every acknowledged write, as of its version and as the newest;
-//! - after each fault is over, writes and linearizable reads go on within the tests' patience (a minute);
+//! - after each fault is over, writes and linearizable reads go on within the tests' patience (a
+//!   minute);
 //! - no server ends by itself, unless its disk was full.
 
 mod support;
@@ -48,7 +52,8 @@ const WRITE_PAUSE: Duration = Duration::from_millis(8);
 
 // ---- what clients saw -----------------------------------------------------------------------
 
-/// One key's acknowledged past. Its writer numbers its operations on the key from 1; a put's value is the number.
+/// One key's acknowledged past. Its writer numbers its operations on the key from 1; a put's value
+/// is the number.
 #[derive(Default)]
 struct Past {
     attempted: u64,
@@ -56,7 +61,8 @@ struct Past {
     acknowledged: Option<(u64, Timestamp)>,
     /// Numbers of the removals that were attempted.
     removals: Vec<u64>,
-    /// Numbers and versions of some acknowledged puts, all after the last removal that was attempted.
+    /// Numbers and versions of some acknowledged puts, all after the last removal that was
+    /// attempted.
     puts: Vec<(u64, Timestamp)>,
 }
 
@@ -95,8 +101,8 @@ impl Checker {
         self.pasts[key].lock().unwrap().acknowledged.map_or(0, |(number, _)| number)
     }
 
-    /// Judges what a read found that began when operation `floor` had been acknowledged; the least number
-    /// that it proves to have taken effect.
+    /// Judges what a read found that began when operation `floor` had been acknowledged; the least
+    /// number that it proves to have taken effect.
     fn judge(&self, key: usize, value: Option<&[u8]>, floor: u64, who: &str) -> u64 {
         let past = self.pasts[key].lock().unwrap();
         let attempted = past.attempted;
@@ -349,8 +355,8 @@ impl Campaign {
         "a server paused"
     }
 
-    /// A directory is lost. Only when everybody has confirmed everything: two lost copies of three is
-    /// what the promise leaves out.
+    /// A directory is lost. Only when everybody has confirmed everything: two lost copies of three
+    /// is what the promise leaves out.
     fn wipe(&mut self, at: usize) -> &'static str {
         let client = client(&self.group);
         let addresses = self.group.addresses();
@@ -501,7 +507,8 @@ fn no_answer_is_wrong_whatever_happens_to_servers_and_disks() {
     let mut counts: Vec<_> = campaign.counts.iter().collect();
     counts.sort();
     println!(
-        "{} writes acknowledged, {} unknown, {} reads, {checked} read again as of their versions; {counts:?}",
+        "{} writes acknowledged, {} unknown, {} reads, {checked} read again as of their versions; \
+         {counts:?}",
         campaign.checker.writes.load(Ordering::Relaxed),
         campaign.checker.unknown.load(Ordering::Relaxed),
         campaign.checker.reads.load(Ordering::Relaxed),

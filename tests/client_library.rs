@@ -28,8 +28,8 @@ fn client_of(servers: impl IntoIterator<Item = SocketAddr>) -> ClientBuilder {
     Client::builder(servers).client_id(ClientId(42)).timing(timing)
 }
 
-/// Short where a test waits for them on purpose. No request is sent to a second server while the first
-/// may still answer, so that a slow machine changes nothing.
+/// Short where a test waits for them on purpose. No request is sent to a second server while the
+/// first may still answer, so that a slow machine changes nothing.
 fn brisk() -> Timing {
     Timing {
         hedge_delay: PATIENCE,
@@ -300,8 +300,8 @@ fn a_frozen_server_is_passed_over_long_before_its_connection_is_given_up() {
     assert!(writes(&greeting).iter().all(|write| write.sequence == 1));
 }
 
-/// Healthy was whoever greeted: a server that had frozen since was asked first by every third call, and each of them
-/// waited for it.
+/// Healthy was whoever greeted: a server that had frozen since was asked first by every third call,
+/// and each of them waited for it.
 #[test]
 fn a_server_that_froze_after_it_greeted_is_asked_by_the_calls_under_way_and_no_later_one() {
     const CALLERS: usize = 4;
@@ -820,7 +820,8 @@ fn an_error_of_a_write_says_what_is_known_of_its_effect() {
     }
 }
 
-/// "Nothing was written" was said of a write that waited for the server's greeting, and left when it came.
+/// "Nothing was written" was said of a write that waited for the server's greeting, and left when
+/// it came.
 #[test]
 fn a_write_that_was_given_up_before_the_server_greeted_is_never_sent() {
     let late = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -485,7 +485,8 @@ fn linearizable_reads_say_so_on_the_first_page_only() {
     assert!(gets(&server).iter().all(|get| get.linearizable));
 }
 
-/// To read the past, a client may have to write a mark that changes nothing: its reader has written nothing.
+/// To read the past, a client may have to write a mark that changes nothing: its reader has written
+/// nothing.
 #[test]
 fn a_read_that_fails_speaks_of_no_write() {
     let brisk = Timing { silence_timeout: Duration::from_millis(100), ..unhurried() };
@@ -557,8 +558,8 @@ fn writes_on_one_key_tell_what_was_before() {
     assert_eq!(client.trim("k").unwrap().previous, version(30, "kept"));
 }
 
-/// It may be too long, or the leader may distrust its own state: then it tells nothing at all, which does not mean that
-/// there was nothing.
+/// It may be too long, or the leader may distrust its own state: then it tells nothing at all,
+/// which does not mean that there was nothing.
 #[test]
 fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
     let too_long = Some(Previous { timestamp: Timestamp(20), value: None });

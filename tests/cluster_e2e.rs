@@ -265,7 +265,8 @@ fn without_a_majority_a_write_fails_in_time_and_says_how_many_answer() {
     client.put("k", "v").unwrap();
     group.kill(1);
     group.kill(2);
-    // A client that had a connection to one of them could not tell what became of what it sent there.
+    // A client that had a connection to one of them could not tell what became of what it sent
+    // there.
     let client = group.client();
     match client.put("k", "w") {
         Err(ClientError::NoMajority { message, .. }) => {
@@ -324,8 +325,9 @@ fn log_bytes(group: &Group, at: usize) -> u64 {
     files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum()
 }
 
-/// `ACERVO_REJOIN_MIB=600` makes the store so large that the leader's log would be cut several times while the
-/// snapshot is on its way; without it the store is as large as it takes to have the log cut once.
+/// `ACERVO_REJOIN_MIB=600` makes the store so large that the leader's log would be cut several
+/// times while the snapshot is on its way; without it the store is as large as it takes to have the
+/// log cut once.
 #[test]
 fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     let mut group = Group::start(3, &["--console", "off"]);
@@ -377,7 +379,8 @@ fn server_behind_the_log_is_brought_back_by_one_snapshot_while_writes_go_on() {
     let prepared = |at| group.log(at).matches("sending it a snapshot").count();
     assert_eq!((0..3).map(prepared).sum::<usize>(), 1, "snapshots were prepared");
     assert!(longest_log_bytes <= limits::LOG_HELD_BYTES_MAX + 2 * limits::LOG_SEGMENT_BYTES);
-    // The log kept for it goes when it has caught up; the last segments stay, one of them just begun.
+    // The log kept for it goes when it has caught up; the last segments stay, one of them just
+    // begun.
     eventually("the leader's log is short again", || {
         (log_bytes(&group, leader) <= 4 * limits::LOG_SEGMENT_BYTES).then_some(())
     });

@@ -34,7 +34,6 @@ impl Ran {
         self.text().lines().map(|line| line.split('\t').collect()).collect()
     }
 
-    /// JSON lines.
     fn objects(&self) -> Vec<Value> {
         self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -232,7 +231,9 @@ fn the_past_of_a_key() {
     let (time, version) = (rows[0][1], versions[2]);
     assert_eq!(
         objects[0],
-        json!({"key": "title", "found": true, "timestamp": version, "time": time, "value": "tab\tend"})
+        json!({
+            "key": "title", "found": true, "timestamp": version, "time": time, "value": "tab\tend"
+        })
     );
 
     // Trimmed away is not found, and the newest is told.
@@ -283,7 +284,8 @@ fn many_keys_at_once() {
     assert_eq!(
         later,
         [json!({
-            "key": "a", "found": true, "timestamp": newer, "old_timestamp": stamp, "old_value": "1=1"
+            "key": "a", "found": true, "timestamp": newer,
+            "old_timestamp": stamp, "old_value": "1=1"
         })]
     );
     let then = ["--at", version, "--format", "json"];
@@ -570,7 +572,8 @@ fn a_command_reads_what_the_one_before_it_wrote() {
     assert_eq!(run(&late, &["get", "k", "--serializable"]).status, 1);
 }
 
-/// A shell's line, with the program as `$A` and the servers as `$S`; its exit status and what it said.
+/// A shell's line, with the program as `$A` and the servers as `$S`; its exit status and what it
+/// said.
 fn shell(servers: &str, line: &str) -> (i32, String, String) {
     let mut shell = Command::new("sh");
     shell.args(["-c", line]).env("A", ACERVO).env("S", servers).env_remove("RUST_LOG");
@@ -658,7 +661,8 @@ fn status_describes_every_server() {
     assert_eq!(status.status, 0, "{}", status.err);
     let rows: Vec<Vec<&str>> =
         status.text().lines().map(|line| line.split_whitespace().collect()).collect();
-    let header = "address role term commit applied in sync connections longest stall disk rows uptime version";
+    let header = "address role term commit applied in sync connections longest stall disk rows \
+                  uptime version";
     assert_eq!(rows[0].join(" "), header);
     let names: Vec<String> = group.addresses().iter().map(|a| a.to_string()).collect();
     for (row, (name, role)) in
@@ -760,13 +764,14 @@ fn a_console_whose_lines_are_lost_says_so_and_fails() {
     assert!(err.contains("the answers could not be printed: "), "{err}");
 }
 
-/// Those of one key are sent one after the other, so together they take longer than one may. The console ended in the
-/// middle of them, with status 0 and without a word.
+/// Those of one key are sent one after the other, so together they take longer than one may. The
+/// console ended in the middle of them, with status 0 and without a word.
 #[test]
 fn a_console_at_the_end_of_its_input_waits_for_every_request_of_a_key() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let servers = silent.local_addr().unwrap().to_string();
-    let line = "for i in $(seq 15); do printf '2\\nk\\n%s\\n' $i; done | $A client --servers $S --timeout 300ms";
+    let line = "for i in $(seq 15); do printf '2\\nk\\n%s\\n' $i; done \
+                | $A client --servers $S --timeout 300ms";
     let (status, out, err) = shell(&servers, line);
     assert_eq!((status, out.as_str()), (0, ""), "{err}");
     assert_eq!(err.matches("PUT key: k falhou: ").count(), 15, "{err}");
@@ -861,7 +866,8 @@ fn sentences_say_what_is_the_matter() {
     let oldest = format!("its oldest version is {version}, of ");
     assert!(early.err.contains(&oldest), "{}", early.err);
 
-    // Nobody there: at once, and not as a lack of time, and nothing is said of writes when it was a read.
+    // Nobody there: at once, and not as a lack of time, and nothing is said of writes when it was a
+    // read.
     let nobody = free_addresses(1)[0].to_string();
     for timeout in ["100ms", "60s"] {
         let failed = run(&nobody, &["get", "k", "--timeout", timeout]);

@@ -54,7 +54,6 @@ struct Person {
     terminal: Terminal,
     /// By key, the timestamp that a GET must send.
     seen: BTreeMap<String, i64>,
-    /// Its lines.
     expected: Expected,
 }
 
@@ -170,8 +169,8 @@ impl Person {
     }
 }
 
-/// An address as `/proc/net/tcp` writes it: the four bytes as a number of this machine, a colon, the
-/// port.
+/// An address as `/proc/net/tcp` writes it: the four bytes as a number of this machine, a colon,
+/// the port.
 fn kernel_address(text: &str) -> SocketAddr {
     let (ip, port) = text.split_once(':').unwrap();
     let ip = u32::from_str_radix(ip, 16).unwrap().to_ne_bytes();
@@ -458,7 +457,8 @@ fn five_consoles() {
         kill_process(Pid::from_child(&terminal.child), Signal::TERM).unwrap();
         let status = terminal.wait_for_end();
         assert!(exited_with(status, 0), "{status:?}");
-        // Beside the lines of the specification there are warnings, as of a server that stops, and nothing else.
+        // Beside the lines of the specification there are warnings, as of a server that stops, and
+        // nothing else.
         let shown = terminal.lines(|line| !line.contains(" WARN "));
         let (asked, events) = shown.split_at(dialogues[at].len().min(shown.len()));
         assert_eq!(asked, dialogues[at]);
@@ -474,7 +474,8 @@ fn console_lines(group: &Group, at: usize) -> Vec<String> {
 
 #[test]
 fn lagging_server() {
-    // SPEC A7, with a shorter delay than ten seconds: a GET waits three of them for a PUT that was typed before it.
+    // SPEC A7, with a shorter delay than ten seconds: a GET waits three of them for a PUT that was
+    // typed before it.
     let mut group = Group::prepare(3, &["--in-sync-timeout", "30s"]);
     let (leader, slow) = (0, 2);
     group.start_server(leader);
@@ -536,8 +537,9 @@ fn lagging_server() {
         let status = group.terminate(at);
         assert!(exited_with(status, 0), "{status:?}");
         let mut shown = console_lines(&group, at);
-        // A machine so busy that a server does not greet for a second has the client send a copy by way of another one,
-        // which says that it passes it on. The leader shows and replicates the write once all the same.
+        // A machine so busy that a server does not greet for a second has the client send a copy by
+        // way of another one, which says that it passes it on. The leader shows and replicates the
+        // write once all the same.
         let expected: Vec<&String> = play.expected[at].iter().flatten().collect();
         shown.retain(|line| !line.starts_with("Encaminhando PUT ") || expected.contains(&line));
         assert_lines(&format!("server {at}"), &shown, &play.expected[at]);
@@ -587,7 +589,8 @@ fn unreachable_servers_and_an_edited_line() {
     group.kill(0);
     group.kill(2);
     person.type_put("put", "k", "w");
-    let failure = "PUT key: k falhou: nenhum servidor pôde ser alcançado; tente mais tarde; nada foi gravado.";
+    let failure = "PUT key: k falhou: nenhum servidor pôde ser alcançado; tente mais tarde; nada \
+                   foi gravado.";
     person.terminal.wait_for_text(failure, 1);
     let mut said = remarks(&person).split_off(1);
     said.sort();
@@ -606,8 +609,9 @@ fn unreachable_servers_and_an_edited_line() {
     assert!(exited_with(person.terminal.wait_for_end(), 0));
 }
 
-/// Everything of a long paste happens, in the order in which each key was written, whatever is under way meanwhile: more
-/// requests than the client sends at once, a value with a tab, and the leaving at its end.
+/// Everything of a long paste happens, in the order in which each key was written, whatever is
+/// under way meanwhile: more requests than the client sends at once, a value with a tab, and the
+/// leaving at its end.
 #[test]
 fn what_is_pasted_at_once_all_happens() {
     let group = Group::start(3, &[]);
@@ -625,7 +629,8 @@ fn what_is_pasted_at_once_all_happens() {
         let read = client.get(format!("pasted-{number}")).unwrap();
         assert_eq!(read.value.as_deref(), Some(format!("value\t{number}").as_bytes()));
         let line = format!(
-            r"PUT_OK key: pasted-{number} value value\x09{number} timestamp {} realizada no servidor ",
+            "PUT_OK key: pasted-{number} value value\\x09{number} timestamp {} realizada no \
+             servidor ",
             read.timestamp
         );
         let shown = person.terminal.lines(|shown| shown.starts_with(&line));
@@ -634,8 +639,8 @@ fn what_is_pasted_at_once_all_happens() {
     assert_eq!(person.events().len(), 150);
 }
 
-/// Of ten PUTs of one key that were pasted, another than the last stayed in half of all pastes: each went to a server of
-/// its own.
+/// Of ten PUTs of one key that were pasted, another than the last stayed in half of all pastes:
+/// each went to a server of its own.
 #[test]
 fn of_several_pasted_puts_of_one_key_the_last_one_stays() {
     let group = Group::start(3, &[]);
@@ -703,8 +708,8 @@ fn a_put_that_nobody_orders_says_how_many_servers_answer_and_whom_to_start() {
     assert_eq!(
         said,
         format!(
-            "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta {first}, com que ele começa, e nada foi feito; \
-             inicie-o e tente de novo."
+            "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta {first}, com que \
+             ele começa, e nada foi feito; inicie-o e tente de novo."
         )
     );
 }

@@ -410,7 +410,8 @@ fn a_bit_flipped_in_the_middle_is_refused_by_name_and_offset() {
     }
 }
 
-/// It may have been acknowledged, and hold a vote: so it is no torn write, of which sectors are missing.
+/// It may have been acknowledged, and hold a vote: so it is no torn write, of which sectors are
+/// missing.
 #[test]
 fn a_bit_flipped_in_the_last_batch_is_refused_also() {
     let (disk, entries, places) = planted();

@@ -1,5 +1,5 @@
-//! Real processes whose data rots or contradicts the group's: they notice, are never wrong, come back
-//! without a hand, and say once what happened.
+//! Real processes whose data rots or contradicts the group's: they notice, are never wrong, come
+//! back without a hand, and say once what happened.
 
 mod support;
 
@@ -46,8 +46,8 @@ fn said(group: &Group, at: usize, what: &str) -> usize {
     group.log(at).matches(what).count()
 }
 
-/// Asks one server alone, until it answers with the newest value. It may refuse, it may lag, and it never
-/// shows what was never written.
+/// Asks one server alone, until it answers with the newest value. It may refuse, it may lag, and it
+/// never shows what was never written.
 fn reads_right(group: &Group, at: usize, round: usize) {
     let client = Client::builder([group.servers[at].address])
         .request_timeout(Duration::from_secs(2))
@@ -98,7 +98,8 @@ fn a_store_that_rots_at_rest_is_refused_and_comes_back() {
     reads_right(&group, 2, 2);
 }
 
-/// The leader's file rots while it runs, below the cache; and a lost directory is replaced meanwhile.
+/// The leader's file rots while it runs, below the cache; and a lost directory is replaced
+/// meanwhile.
 #[test]
 fn a_leader_whose_store_rots_hands_over_and_a_lost_directory_can_be_replaced() {
     let mut group = Group::start(3, &FLAGS);
@@ -132,8 +133,8 @@ fn a_leader_whose_store_rots_hands_over_and_a_lost_directory_can_be_replaced() {
     assert_eq!(said(&group, leader, "serves no reads, hands over"), 1, "it is said once");
 }
 
-/// What was found wrong may look sound to the next start, and only the verdict tells. It was once lost with a process
-/// that ended before it had set its store aside.
+/// What was found wrong may look sound to the next start, and only the verdict tells. It was once
+/// lost with a process that ended before it had set its store aside.
 #[test]
 fn a_server_that_ends_between_a_verdict_and_its_rebuilding_does_not_trust_its_store_again() {
     let mut group = Group::start(3, &FLAGS);
@@ -170,8 +171,9 @@ fn a_server_that_ends_between_a_verdict_and_its_rebuilding_does_not_trust_its_st
     assert!(std::fs::read_to_string(&identity).unwrap().contains("untrusted nothing"));
 }
 
-/// The two data directories that had the group's newest writes are not what they were: one was put back
-/// to an older state, the other one slept. The third one, which has them still, contradicts the group.
+/// The two data directories that had the group's newest writes are not what they were: one was put
+/// back to an older state, the other one slept. The third one, which has them still, contradicts
+/// the group.
 #[test]
 fn a_server_whose_log_contradicts_the_group_is_refuted_once_and_starts_blank() {
     let mut group = Group::start(3, &["--console", "off", "--ack", "majority"]);

@@ -1,8 +1,8 @@
-//! A server is killed, and its machine loses power, before every single thing that it does to its disk:
-//! while its data directory is created, while it starts for the first time, and while it takes in a
-//! snapshot. Each time it starts again with all that it had made durable, and goes on. So also while what
-//! is damaged is set aside: then nothing of what was damaged is ever lost before the server is whole again.
-//! And while what the group has refuted is: it is never trusted again.
+//! A server is killed, and its machine loses power, before every single thing that it does to its
+//! disk: while its data directory is created, while it starts for the first time, and while it
+//! takes in a snapshot. Each time it starts again with all that it had made durable, and goes on.
+//! So also while what is damaged is set aside: then nothing of what was damaged is ever lost before
+//! the server is whole again. And while what the group has refuted is: it is never trusted again.
 //!
 //! Every random run prints its seed, and `ACERVO_SEED=n` replays it.
 
@@ -140,8 +140,8 @@ fn live(
     machine.checkpoint()?;
     promised.checkpoint = LAST - 2;
 
-    // The store is copied into a smaller file, and written to meanwhile. A copy that fails is given up, and the disk
-    // that has stopped is noticed by what is written next.
+    // The store is copied into a smaller file, and written to meanwhile. A copy that fails is given
+    // up, and the disk that has stopped is noticed by what is written next.
     let limits = ShrinkLimits { slack_bytes: 0, step_bytes: 1000, sync_bytes: 3000 };
     let steps = (0..3).take_while(|_| machine.shrink(&limits).is_ok_and(|more| more)).count();
     machine.apply(&entries(LAST - 1, LAST - 1).entries)?;
@@ -414,8 +414,8 @@ fn the_store_of_a_lost_log_outlasts_every_moment_of_a_new_beginning() {
     check_every_moment_of_rebuilding(Damage::LogLost);
 }
 
-/// What the group has refuted looks sound. Only the verdict tells, so it has to outlast a kill at any moment between
-/// it and the rebuilding.
+/// What the group has refuted looks sound. Only the verdict tells, so it has to outlast a kill at
+/// any moment between it and the rebuilding.
 fn check_every_moment_of_a_verdict(verdict: Untrusted) {
     let seed = std::env::var("ACERVO_SEED")
         .map_or_else(|_| rand::random(), |seed| seed.parse().expect("ACERVO_SEED is a number"));

@@ -1,6 +1,6 @@
 //! What lies between "stored" and "applied", seen from outside: a read of what was just written is
-//! answered rather than refused, one of what may never come is refused and not kept, and writers cannot run ahead
-//! of the state machine for ever.
+//! answered rather than refused, one of what may never come is refused and not kept, and writers
+//! cannot run ahead of the state machine for ever.
 
 mod support;
 
@@ -33,8 +33,8 @@ fn ask(raw: &mut Raw, id: u64, body: Request) -> Reply {
     reply
 }
 
-/// Also while the state machine is busy with a long write for longer than a read waits for it: what was written last
-/// is in the log, and the read asks for nothing else.
+/// Also while the state machine is busy with a long write for longer than a read waits for it: what
+/// was written last is in the log, and the read asks for nothing else.
 #[test]
 fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
     let (_group, address, witness) = one_server();
@@ -81,7 +81,8 @@ fn a_read_of_what_is_never_committed_waits_a_moment_and_is_refused_then() {
     });
 
     let mut raw = Raw::client(address);
-    // Past all that is applied, and not past what is in the log. Then one past everything, and a plain one.
+    // Past all that is applied, and not past what is in the log. Then one past everything, and a
+    // plain one.
     let in_log = Timestamp(known.applied_timestamp.0 + 1);
     let nowhere = Timestamp(i64::MAX);
     let requests =

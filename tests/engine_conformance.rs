@@ -21,7 +21,6 @@ trait Bed {
     fn start() -> Self;
     fn engine(&self) -> Arc<dyn Engine>;
     fn crash(&mut self);
-    /// Drops the engine.
     fn end(&mut self);
 }
 

@@ -1,20 +1,25 @@
-//! How long a group of real processes gives no answer when one of its servers is killed, frozen or cut off.
+//! How long a group of real processes gives no answer when one of its servers is killed, frozen or
+//! cut off.
 //!
-//! The tests assert that writes go on and that everybody is in sync again afterwards. The time is for a quiet machine:
-//! `ACERVO_FAILOVER_ROUNDS=11` repeats each case, and prints the medians with `--nocapture`:
+//! The tests assert that writes go on and that everybody is in sync again afterwards. The time is
+//! for a quiet machine: `ACERVO_FAILOVER_ROUNDS=11` repeats each case, and prints the medians with
+//! `--nocapture`:
 //!
 //! ```text
 //! ACERVO_FAILOVER_ROUNDS=11 cargo test --release --test failover -- --nocapture --test-threads=1
 //! ```
 //!
-//! Cutting a server off takes network namespaces, and so root, which `ACERVO_FAILOVER_CUT=1` says that there is:
+//! Cutting a server off takes network namespaces, and so root, which `ACERVO_FAILOVER_CUT=1` says
+//! that there is:
 //!
 //! ```text
-//! unshare --net --mount sh -c 'ip link set lo up; ACERVO_FAILOVER_CUT=1 ACERVO_FAILOVER_ROUNDS=11 \
+//! unshare --net --mount sh -c 'ip link set lo up; \
+//!     ACERVO_FAILOVER_CUT=1 ACERVO_FAILOVER_ROUNDS=11 \
 //!     cargo test --release --offline --test failover -- --nocapture --test-threads=1'
 //! ```
 //!
-//! To reach on a quiet machine: follower killed 150 ms, leader killed, frozen or cut off 600 ms, healing 500 ms.
+//! To reach on a quiet machine: follower killed 150 ms, leader killed, frozen or cut off 600 ms,
+//! healing 500 ms.
 
 mod support;
 
@@ -49,8 +54,9 @@ fn leader_of_all(group: &Group, client: &Client) -> usize {
     })
 }
 
-/// Makes trouble while a client writes one thing after the other. The longest time between two of its answers from
-/// then on, until `answers` more have come after `after`, which may make an end to the trouble.
+/// Makes trouble while a client writes one thing after the other. The longest time between two of
+/// its answers from then on, until `answers` more have come after `after`, which may make an end to
+/// the trouble.
 fn outage(
     group: &mut Group,
     trouble: impl FnOnce(&mut Group),

@@ -1,9 +1,10 @@
-//! Floods against real processes: whatever somebody sends, or does not read, memory stays within its
-//! budget, the log stays short, and a well-behaved client of the same process is served all the while.
+//! Floods against real processes: whatever somebody sends, or does not read, memory stays within
+//! its budget, the log stays short, and a well-behaved client of the same process is served all the
+//! while.
 //!
-//! In the ordinary run the floods are just large enough to tell. With `ACERVO_FLOODS=full` they have the
-//! full size (300 connections with unfinished frames of 9 MB, 4,000 of 64 KB, 1,000 JOINs), and the peaks
-//! are printed; for an optimised build:
+//! In the ordinary run the floods are just large enough to tell. With `ACERVO_FLOODS=full` they
+//! have the full size (300 connections with unfinished frames of 9 MB, 4,000 of 64 KB, 1,000
+//! JOINs), and the peaks are printed; for an optimised build:
 //!
 //! `ACERVO_FLOODS=full cargo test --release --test floods -- --nocapture --test-threads 1`
 
@@ -104,7 +105,8 @@ fn unfinished_frames_take_no_more_than_the_budget_and_it_is_given_back() {
             }
         }
         let grown = peak(group.pid(0), &format!("{count} frames of {length} bytes")) - before;
-        // As much again for what buffers have room for, and for a buffer that is copied as it grows.
+        // As much again for what buffers have room for, and for a buffer that is copied as it
+        // grows.
         assert!(grown < 2 * limits::BUDGET_PROCESS_BYTES_MAX, "{} MiB", grown / MIB);
         witness.goes_on();
     }
@@ -145,8 +147,8 @@ fn requests_that_wait_are_counted_whatever_they_look_like_on_the_wire() {
     let address = group.addresses()[0];
     eventually("the server listens", || TcpStream::connect(address).ok());
     let before = resident(group.pid(0));
-    // Nothing is committed without the others, so writes wait, and linearizable reads too. Keys of two
-    // bytes take fifty times as much in memory.
+    // Nothing is committed without the others, so writes wait, and linearizable reads too. Keys of
+    // two bytes take fifty times as much in memory.
     let keys = |count: usize| -> Vec<Bytes> {
         (0..count).map(|n| Bytes::copy_from_slice(&(n as u16).to_be_bytes())).collect()
     };
@@ -505,7 +507,8 @@ fn questions_behind_a_chunk_that_is_sent_slowly_are_answered_when_there_is_room(
     let length = u32::from_be_bytes([header[0], rest[0], rest[1], rest[2]]) as usize;
     let mut chunk = vec![0; length + CHUNK_BYTES];
     raw.stream.read_exact(&mut chunk).unwrap();
-    // Right behind it comes what waited for its end: not much, since this side has not been read since.
+    // Right behind it comes what waited for its end: not much, since this side has not been read
+    // since.
     assert!(resident(here) < before + 100 * MIB);
     for id in 1..=QUESTIONS {
         match raw.receive() {

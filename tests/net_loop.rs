@@ -41,7 +41,6 @@ struct TestService {
     /// A frame that begins with this announces as many raw bytes as its next four bytes say, or as
     /// many as a buffer has room for if that is less; they are sent back behind the frame.
     raw_prefix: Option<&'static [u8]>,
-    /// Where they go.
     buffers: BufferPool,
     raw_sent: usize,
     /// Every frame pauses its connection.
@@ -379,7 +378,8 @@ fn too_much_for_all_together_closes_who_has_read_nothing_for_longest() {
     harness.ask(move |_, net| assert!(net.send_owned(deaf_id, vec![0; EACH])));
     let (_quiet, quiet_id) = harness.connect_known();
     harness.ask(move |_, net| assert!(net.send_owned(quiet_id, frame(&[0; 16]))));
-    // The system takes a little more for a while, and then no more: who has stood longest is sure only then.
+    // The system takes a little more for a while, and then no more: who has stood longest is sure
+    // only then.
     let stands = |id| {
         harness.wait_until("nothing more is taken", |harness| {
             harness.ask(move |_, net| net.write_stall(id)) >= Duration::from_millis(20)
@@ -447,7 +447,8 @@ fn one_origins_flood_does_not_take_the_room_of_another() {
     let limits = BudgetLimits { origin_bytes_max: MAX / 2, ..budget(MAX) };
     let harness = Harness::start(LoopConfig { budget: limits, ..config() });
     let cut = frame(&[7; 1 << 20]);
-    // Another machine, as far as anybody can tell, with unfinished frames of its own. It was here first.
+    // Another machine, as far as anybody can tell, with unfinished frames of its own. It was here
+    // first.
     let from = |last: u8| {
         let socket = rustix::net::socket(
             rustix::net::AddressFamily::INET,
@@ -822,7 +823,8 @@ fn a_new_connection_has_the_handshakes_deadline() {
     harness.expect_closed(silent_id, "Deadline");
 }
 
-/// A process that was stopped ended every connection when it went on: nobody had been heard in time.
+/// A process that was stopped ended every connection when it went on: nobody had been heard in
+/// time.
 #[test]
 fn time_in_which_the_loop_did_not_run_counts_against_nobody() {
     let harness = Harness::start(LoopConfig {

@@ -1,8 +1,8 @@
-//! A snapshot is streamed: what it costs in memory, at either end, does not grow with the store. Nor does it cost the
-//! values of a store to count its keys.
+//! A snapshot is streamed: what it costs in memory, at either end, does not grow with the store.
+//! Nor does it cost the values of a store to count its keys.
 //!
-//! `ACERVO_SNAPSHOT_MIB` says how much is in the store; 2048 is worth the minutes it takes. Without it, it is
-//! as much as the log needs to be shortened, which is more than the bound, too.
+//! `ACERVO_SNAPSHOT_MIB` says how much is in the store; 2048 is worth the minutes it takes. Without
+//! it, it is as much as the log needs to be shortened, which is more than the bound, too.
 
 mod support;
 
@@ -16,9 +16,9 @@ use support::{Group, PATIENCE, eventually, memory, resident};
 
 const MIB: usize = 1024 * 1024;
 const VALUE_BYTES: usize = MIB / 4;
-/// What a server may grow by while it sends a snapshot or takes one in: the engine's two caches (32 MiB),
-/// pieces on their way (4 of half a MiB at each of three stations), what the log's writer and the
-/// replication queues hold of the writes that go on, and the allocator's fragments.
+/// What a server may grow by while it sends a snapshot or takes one in: the engine's two caches (32
+/// MiB), pieces on their way (4 of half a MiB at each of three stations), what the log's writer and
+/// the replication queues hold of the writes that go on, and the allocator's fragments.
 const GROWTH_BYTES_MAX: usize = 64 * MIB;
 
 /// How much is stored at least.
@@ -70,8 +70,8 @@ fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
     let sender = memory(group.pid(leader), "VmHWM").saturating_sub(sender_before);
     let receiver = memory(group.pid(late), "VmHWM").saturating_sub(receiver_before);
     println!(
-        "{} MiB in {streamed:.1?}, {writes} writes meanwhile: the sender, at {} MiB, grew by {} MiB, \
-         the receiver, at {} MiB, by {} MiB",
+        "{} MiB in {streamed:.1?}, {writes} writes meanwhile: the sender, at {} MiB, grew by {} \
+         MiB, the receiver, at {} MiB, by {} MiB",
         count * VALUE_BYTES / MIB,
         sender_before / MIB,
         sender / MIB,
@@ -99,7 +99,8 @@ fn a_snapshot_of_any_size_costs_neither_end_more_than_a_bound() {
     assert!(grown < GROWTH_BYTES_MAX, "the server grew by {grown} bytes to tell of {count} keys");
 }
 
-/// What a page without values has of a key, at most: the key, the version, and the names and lengths around them.
+/// What a page without values has of a key, at most: the key, the version, and the names and
+/// lengths around them.
 const KEY_REPLY_BYTES_MAX: usize = 64;
 
 fn range(from: &'static str, to: &'static str) -> PageOf {

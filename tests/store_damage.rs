@@ -1,5 +1,5 @@
-//! Damage to the engine's file: whatever rots, every read is right or refused as damaged, and nothing
-//! panics. `ACERVO_DAMAGE_SEEDS` runs more seeds than an ordinary test run does.
+//! Damage to the engine's file: whatever rots, every read is right or refused as damaged, and
+//! nothing panics. `ACERVO_DAMAGE_SEEDS` runs more seeds than an ordinary test run does.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -181,8 +181,8 @@ fn whatever_rots_in_a_store_at_rest_is_refused_or_does_not_matter() {
             }
         }
     }
-    // Otherwise this tests nothing. With debug assertions the engine reads all of its pages when it opens,
-    // and so refuses at once what a release refuses when it is read.
+    // Otherwise this tests nothing. With debug assertions the engine reads all of its pages when it
+    // opens, and so refuses at once what a release refuses when it is read.
     assert!(refused + at_open > 0 && opened > refused, "{opened} {refused} {at_open}");
 }
 

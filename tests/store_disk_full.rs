@@ -1,10 +1,11 @@
-//! A disk fills up, first by what is written and then to the last byte by something else. Writes are refused
-//! before it is full, a warning has come before that, and reads, removals and restarts go on throughout.
+//! A disk fills up, first by what is written and then to the last byte by something else. Writes
+//! are refused before it is full, a warning has come before that, and reads, removals and restarts
+//! go on throughout.
 //!
 //! An idle store gives back what it does not need of a disk, full or not.
 //!
-//! The small disk is a tmpfs in a mount namespace of its own. Where mounting is not permitted the test says so
-//! and ends: `datadir_crash` fills a simulated disk, and `node` refuses, everywhere.
+//! The small disk is a tmpfs in a mount namespace of its own. Where mounting is not permitted the
+//! test says so and ends: `datadir_crash` fills a simulated disk, and `node` refuses, everywhere.
 
 mod support;
 
@@ -17,8 +18,8 @@ use support::{Group, eventually, exited_with};
 
 const KIB: usize = 1024;
 
-/// A namespace in which a server's data directory is on a small disk, of which something else has taken a quarter. It
-/// lives as long as the process that holds it.
+/// A namespace in which a server's data directory is on a small disk, of which something else has
+/// taken a quarter. It lives as long as the process that holds it.
 struct SmallDisk {
     holder: Child,
     /// Where the disk is, for what is not the server's.
@@ -32,7 +33,8 @@ impl SmallDisk {
         std::fs::create_dir(&disk).unwrap();
         std::fs::create_dir(&data).unwrap();
         let script = "mount -t tmpfs -o size=\"$4\",mode=700 none \"$2\" && mkdir \"$2/data\" \
-                      && mount --bind \"$2/data\" \"$1\" && head -c \"$3\" /dev/zero > \"$2/ballast\" \
+                      && mount --bind \"$2/data\" \"$1\" \
+                      && head -c \"$3\" /dev/zero > \"$2/ballast\" \
                       && echo mounted && exec cat";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--map-root-user", "sh", "-c", script, "sh"])
@@ -95,8 +97,8 @@ fn fill(client: &Client, value: &[u8], mut each: impl FnMut(usize)) -> (Vec<Stri
         let key = format!("key-{}", keys.len());
         match client.put(&key, value) {
             Ok(_) => keys.push(key),
-            // A leader whose disk is full leaves writes that are under way to its successor: the same is written
-            // again, as the error says.
+            // A leader whose disk is full leaves writes that are under way to its successor: the
+            // same is written again, as the error says.
             Err(ClientError::Unconfirmed { .. }) => continue,
             Err(refused) => return (keys, refused),
         }
@@ -121,7 +123,8 @@ fn assert_scripts_are_told(group: &Group, can_write: bool) {
 }
 
 fn assert_only_adding_is_refused(client: &Client, keys: &[String], value: &[u8], at: usize) {
-    // A put that leaves on a connection to a server that has been killed may have been carried out for all the client knows.
+    // A put that leaves on a connection to a server that has been killed may have been carried out
+    // for all the client knows.
     let refused =
         eventually("a put is refused", || match client.put("more", "data").unwrap_err() {
             ClientError::Unconfirmed { .. } => None,

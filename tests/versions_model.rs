@@ -1,10 +1,10 @@
 //! The nine operations against a model that is obviously right, on every engine.
 //!
-//! The model keeps a copy of the whole visible store after every write: a map from key to versions. To
-//! read as of `at`, as seen from `seen`, is to take the copy of that moment and look up the greatest
-//! version. The store keeps no copies, removes by marks and floors, purges in the background, and has to
-//! say the same for every pair of times, in one page or in many, before and after a crash, and after
-//! a snapshot has carried its state to another engine.
+//! The model keeps a copy of the whole visible store after every write: a map from key to versions.
+//! To read as of `at`, as seen from `seen`, is to take the copy of that moment and look up the
+//! greatest version. The store keeps no copies, removes by marks and floors, purges in the
+//! background, and has to say the same for every pair of times, in one page or in many, before and
+//! after a crash, and after a snapshot has carried its state to another engine.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -432,7 +432,8 @@ fn value() -> impl Strategy<Value = Bytes> {
 fn op() -> impl Strategy<Value = WriteOp> {
     prop_oneof![
         6 => (key(), value()).prop_map(|(key, value)| WriteOp::Put { key, value }),
-        2 => prop::collection::vec((key(), value()), 0..5).prop_map(|pairs| WriteOp::PutAll { pairs }),
+        2 => prop::collection::vec((key(), value()), 0..5)
+            .prop_map(|pairs| WriteOp::PutAll { pairs }),
         2 => key().prop_map(|key| WriteOp::Del { key }),
         1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll { keys }),
         1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
@@ -441,7 +442,8 @@ fn op() -> impl Strategy<Value = WriteOp> {
     ]
 }
 
-/// Limits that a short test reaches. So many ranges are never removed at once in it that one is refused.
+/// Limits that a short test reaches. So many ranges are never removed at once in it that one is
+/// refused.
 fn state_limits() -> impl Strategy<Value = StateLimits> {
     (0..6u32, 0..4u32, 0..100u64).prop_map(
         |(removal_scan_rows_max, versions_stepped_max, removal_grace_us)| StateLimits {
@@ -577,8 +579,8 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     world.check(&ends, before, world.last, page_of(100));
     world.check(&ends, before, before, page_of(1_000));
 
-    // A read that began before goes on until the purge reaches it; readers of the newest state see no
-    // difference while it goes on.
+    // A read that began before goes on until the purge reaches it; readers of the newest state see
+    // no difference while it goes on.
     let mut pieces = 0;
     while world.disk.upkeep().oldest_removal_us.is_some() {
         world.upkeep(Upkeep::Purge {
@@ -658,8 +660,9 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     assert_eq!(left.len(), kept);
 }
 
-/// Where only some versions of a key are kept, a long read of the past that the history still has once
-/// showed its first page and was refused at the second: every sweep had come further than its time.
+/// Where only some versions of a key are kept, a long read of the past that the history still has
+/// once showed its first page and was refused at the second: every sweep had come further than its
+/// time.
 #[test]
 fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let keys: Vec<Bytes> = (b'a'..=b'f').map(|key| Bytes::copy_from_slice(&[key])).collect();
@@ -766,8 +769,8 @@ impl Engine for Counting {
     }
 }
 
-/// Pieces were bounded in rows alone, so one could read a gigabyte of large values, at the same index on every
-/// replica.
+/// Pieces were bounded in rows alone, so one could read a gigabyte of large values, at the same
+/// index on every replica.
 #[test]
 fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
     const VALUE_BYTES: usize = 10_000;
@@ -789,7 +792,8 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         History::Versions { count: 100 },
     ];
     let cases = removals.iter().flat_map(|removal| histories.map(|history| (removal, history)));
-    // What is stored before the history is changed is found by a walk, and what is stored later by its own rows.
+    // What is stored before the history is changed is found by a walk, and what is stored later by
+    // its own rows.
     for ((removal, history), late) in cases.flat_map(|case| [(case, false), (case, true)]) {
         let engine = Arc::new(Counting::default());
         let bytes = engine.bytes.clone();
@@ -869,7 +873,8 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
     }
 }
 
-/// A removal of a key read again, in the same piece, over all that the removals before it had taken away.
+/// A removal of a key read again, in the same piece, over all that the removals before it had taken
+/// away.
 #[test]
 fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
     const ROUNDS: u64 = 300;
@@ -1034,8 +1039,9 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
     assert_eq!(left.len(), 1);
 }
 
-/// A change of the history first wrote a row for each version in the store that had replaced one, and removed nothing
-/// before: on a disk that was nearly full, and was to have room again by it, this took what was left.
+/// A change of the history first wrote a row for each version in the store that had replaced one,
+/// and removed nothing before: on a disk that was nearly full, and was to have room again by it,
+/// this took what was left.
 #[test]
 fn a_change_of_the_history_makes_room_without_taking_any_before() {
     const VALUE_BYTES: usize = 2_000;
@@ -1082,7 +1088,8 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
     }
 }
 
-/// Where everything is kept nothing is written for sweeps, and what is removed takes with it what asks for one.
+/// Where everything is kept nothing is written for sweeps, and what is removed takes with it what
+/// asks for one.
 #[test]
 fn nothing_asks_for_a_sweep_that_finds_nothing() {
     let keys: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();

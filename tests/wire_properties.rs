@@ -732,7 +732,8 @@ impl std::io::Read for Counting<'_> {
     }
 }
 
-/// A list of `count` times `element` where a message has one, and how much of the message stands before it.
+/// A list of `count` times `element` where a message has one, and how much of the message stands
+/// before it.
 fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let request = |body: &[u8]| [&opening("REQUEST")[..1 + 8], &[0x92, 7], body].concat();
     let write = |op: &str| {
@@ -760,7 +761,8 @@ fn lists(count: u32, element: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     heads.map(|(name, head)| (name, [head, list.clone()].concat())).into()
 }
 
-/// Two million empty pairs fit a frame. They are refused for their number, which stands before them.
+/// Two million empty pairs fit a frame. They are refused for their number, which stands before
+/// them.
 #[test]
 fn a_list_that_is_too_long_is_refused_before_anything_of_it_is_read() {
     let empty_pair = [0x92, 0xc4, 0, 0xc4, 0];

@@ -1,11 +1,12 @@
-//! The floor under a replicated write: the least that a leader, two followers and their disks cost on
-//! this machine.
+//! The floor under a replicated write: the least that a leader, two followers and their disks cost
+//! on this machine.
 //!
-//! Three real processes (this program again, with [`ARGUMENT`]) exchange bare length-prefixed frames
-//! over mio: client → leader → two followers → leader → client. Every server makes what it received
-//! durable with one `fdatasync` before it answers, as many frames at once as have come (group
-//! commit); the leader's disk works while the followers' do. There are no terms, no checks, no store, no
-//! second thread. The load is [`acervo::bench::load`]'s, the same as for the real thing.
+//! Three real processes (this program again, with [`ARGUMENT`]) exchange bare length-prefixed
+//! frames over mio: client → leader → two followers → leader → client. Every server makes what it
+//! received durable with one `fdatasync` before it answers, as many frames at once as have come
+//! (group commit); the leader's disk works while the followers' do. There are no terms, no checks,
+//! no store, no second thread. The load is [`acervo::bench::load`]'s, the same as for the real
+//! thing.
 
 mod server;
 
@@ -43,8 +44,8 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Starts servers whose leader answers when `followers_needed` of the two followers have, and its
-    /// own disk.
+    /// Starts servers whose leader answers when `followers_needed` of the two followers have, and
+    /// its own disk.
     pub fn start(followers_needed: usize, file: File) -> Floor {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let mut processes = Vec::new();

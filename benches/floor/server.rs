@@ -1,7 +1,7 @@
 //! One server of the floor.
 //!
-//! All frames of a direction have one length, so frames are counted and never parsed. The floor runs
-//! for seconds under a bench of ours: anything unexpected ends the process with a panic.
+//! All frames of a direction have one length, so frames are counted and never parsed. The floor
+//! runs for seconds under a bench of ours: anything unexpected ends the process with a panic.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -170,7 +170,8 @@ impl Server {
                     if is_follower {
                         self.acknowledged[at] += frames as u64;
                     } else {
-                        // Every frame has the same bytes: those of an incomplete one need not be kept.
+                        // Every frame has the same bytes: those of an incomplete one need not be
+                        // kept.
                         batch.resize(batch.len() + frames * FRAME_BYTES, b'v');
                         self.waiting.extend(std::iter::repeat_n(at, frames));
                     }

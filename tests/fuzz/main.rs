@@ -1,6 +1,6 @@
-//! Every parser of outside bytes against random changes to good inputs, so many runs a parser that the ordinary tests
-//! stay quick. `ACERVO_FUZZ_RUNS=10000000 cargo test --release --test fuzz` runs as many as are wanted; `fuzz/` has the
-//! same targets for a fuzzer that is guided by coverage.
+//! Every parser of outside bytes against random changes to good inputs, so many runs a parser that
+//! the ordinary tests stay quick. `ACERVO_FUZZ_RUNS=10000000 cargo test --release --test fuzz` runs
+//! as many as are wanted; `fuzz/` has the same targets for a fuzzer that is guided by coverage.
 //!
 //! A failure prints the input and the seed; `ACERVO_SEED` replays it.
 

@@ -1,8 +1,9 @@
-//! What every parser of outside bytes must survive, one function a parser: whatever the bytes are, it answers with a
-//! value or a typed error and never panics, and what it does accept is consistent.
+//! What every parser of outside bytes must survive, one function a parser: whatever the bytes are,
+//! it answers with a value or a typed error and never panics, and what it does accept is
+//! consistent.
 //!
-//! Two drivers call these functions: the bounded runner beside this file, in the ordinary tests, and the
-//! coverage-guided fuzzer in `fuzz/`.
+//! Two drivers call these functions: the bounded runner beside this file, in the ordinary tests,
+//! and the coverage-guided fuzzer in `fuzz/`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -50,8 +51,8 @@ pub const TARGETS: [Target; 7] = [
 
 // ---- frames ---------------------------------------------------------------------------------
 
-/// The first byte chooses the cap, the second how the rest is cut into pieces. However it is cut, the
-/// deframer gives the frames that a look at the whole stream gives.
+/// The first byte chooses the cap, the second how the rest is cut into pieces. However it is cut,
+/// the deframer gives the frames that a look at the whole stream gives.
 pub fn frames(data: &[u8]) {
     let [cap, step, stream @ ..] = data else { return };
     let cap = 1 + usize::from(*cap) * 5;
@@ -146,8 +147,9 @@ fn message_examples() -> Vec<Vec<u8>> {
 
 // ---- the log --------------------------------------------------------------------------------
 
-/// The bytes are changes to the files of a good log (or, by the first byte, all there is of one). The log then opens
-/// or says what is wrong; what it says it holds can be read, is contiguous, and can be appended to.
+/// The bytes are changes to the files of a good log (or, by the first byte, all there is of one).
+/// The log then opens or says what is wrong; what it says it holds can be read, is contiguous, and
+/// can be appended to.
 pub fn log(data: &[u8]) {
     let [mode, edits @ ..] = data else { return };
     let disk = if mode % 4 == 3 {
@@ -216,7 +218,8 @@ fn base_log() -> &'static Files {
     })
 }
 
-/// One change to one of the files: a byte set, a bit flipped, an end cut off, a file gone, bytes moved.
+/// One change to one of the files: a byte set, a bit flipped, an end cut off, a file gone, bytes
+/// moved.
 fn change(files: &mut Files, edit: &[u8]) {
     let [file, action, high, low, value] = *edit else { return };
     let names: Vec<String> = files.keys().cloned().collect();
@@ -247,8 +250,8 @@ fn change(files: &mut Files, edit: &[u8]) {
     }
 }
 
-/// Gives each frame of a segment a right checksum again, so that the code behind the checksums is reached, too. The
-/// layout is `storage::log::format`'s.
+/// Gives each frame of a segment a right checksum again, so that the code behind the checksums is
+/// reached, too. The layout is `storage::log::format`'s.
 fn mend_checksums(segment: &mut [u8]) {
     const HEADER: usize = 4096;
     const FIELDS: usize = 8 + 4 + 5 * 8 + 1 + 3 * 8 + 1;
@@ -413,8 +416,8 @@ impl DiskFile for RamFile {
 
 // ---- snapshots ------------------------------------------------------------------------------
 
-/// The bytes are chunks, each with a right checksum: what is behind the checksum is reached. A snapshot that
-/// the sink accepts can be put in the store's place and read.
+/// The bytes are chunks, each with a right checksum: what is behind the checksum is reached. A
+/// snapshot that the sink accepts can be put in the store's place and read.
 pub fn snapshot(data: &[u8]) {
     let Some((point, mut left)) = take_point(data) else { return };
     let staging = MemoryStaging::new();
@@ -467,8 +470,8 @@ fn snapshot_examples() -> Vec<Vec<u8>> {
 
 // ---- the rows of the store ------------------------------------------------------------------
 
-/// The bytes are rows that an engine holds. The state machine opens them or says what is wrong; reads and
-/// commands then answer or say what is wrong.
+/// The bytes are rows that an engine holds. The state machine opens them or says what is wrong;
+/// reads and commands then answer or say what is wrong.
 pub fn rows(data: &[u8]) {
     let engine = Arc::new(MemoryEngine::new());
     let mut batch = WriteBatch::default();
@@ -573,8 +576,8 @@ fn numbered(first: LogIndex, commands: &[Command]) -> Vec<LogEntry> {
 /// Where the hash of a folder's state is, and where what it is of begins.
 const STATE_HASH: std::ops::Range<usize> = 8..40;
 
-/// The state of a shared folder, as it is and with a hash that fits: what can be decoded is the same after it was
-/// encoded again.
+/// The state of a shared folder, as it is and with a hash that fits: what can be decoded is the
+/// same after it was encoded again.
 pub fn share_state(data: &[u8]) {
     let check = |bytes: &[u8]| {
         let Some(known) = state::decode(bytes) else { return };
@@ -627,8 +630,8 @@ fn share_state_examples() -> Vec<Vec<u8>> {
 
 // ---- partial files --------------------------------------------------------------------------
 
-/// What the last block of a `NAME.part` says. Every byte of it counts: whatever is taken for a trailer is the one that
-/// would be written.
+/// What the last block of a `NAME.part` says. Every byte of it counts: whatever is taken for a
+/// trailer is the one that would be written.
 pub fn part(data: &[u8]) {
     if let Some(mark) = Mark::decode(data) {
         assert_eq!(mark.encode(), data);

@@ -1,5 +1,5 @@
-//! Connections that say nothing or read nothing, calls that never come whole, answers that nobody reads, calls that
-//! are given up: none of them keeps anybody else out, or makes the gateway grow.
+//! Connections that say nothing or read nothing, calls that never come whole, answers that nobody
+//! reads, calls that are given up: none of them keeps anybody else out, or makes the gateway grow.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -61,7 +61,8 @@ fn connections_that_do_not_ask_for_anything_keep_nobody_out() {
             })
             .collect();
         assert!(is_served(&site));
-        // Those that are left are not waited for for ever. After an opening that takes longer than a test may.
+        // Those that are left are not waited for for ever. After an opening that takes longer than
+        // a test may.
         if opening.len() == 1 {
             let mut last = idle.into_iter().next_back().unwrap();
             last.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -151,7 +152,8 @@ fn a_connection_that_reads_nothing_gives_way() {
     allow_many_files();
     let site = Site::start();
     site.write("k", "v");
-    // Pings until neither side's buffers take any more: the gateway has answers to write, and nobody reads them.
+    // Pings until neither side's buffers take any more: the gateway has answers to write, and
+    // nobody reads them.
     let mut flood = RawHttp2::dial(&site.gateway);
     flood.0.set_nonblocking(true).unwrap();
     let ping = frame(6, 0, 0, &[7; 8]);
@@ -192,7 +194,8 @@ fn answers_that_are_not_read_are_bounded_and_keep_nobody_out() {
                 greedy.spawn(async move { client.get(waiting(key("large"))).await.map(drop) });
             }
         }
-        // One origin has half of the bytes. Who asks for more is told so; the others wait for a window in vain.
+        // One origin has half of the bytes. Who asks for more is told so; the others wait for a
+        // window in vain.
         let refused = greedy.join_next().await.unwrap().unwrap().unwrap_err();
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
         let mut others = connect(&site.gateway).await;
@@ -256,7 +259,8 @@ fn a_thousand_connections_that_call_at_once_are_dealt_with_one_after_the_other()
     allow_many_files();
     let site = Site::start();
     site.write("k", "v");
-    // Whole requests, and unfinished ones that announce a mebibyte, on as many streams as there may be.
+    // Whole requests, and unfinished ones that announce a mebibyte, on as many streams as there may
+    // be.
     let calls = |path: &str, message: &[u8]| {
         let streams = (1..2 * limits::GATEWAY_CALLS_PER_CONNECTION_MAX).step_by(2);
         let call = |stream| [headers(stream, path), frame(0, 0, stream, message)].concat();

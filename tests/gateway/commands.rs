@@ -40,7 +40,8 @@ fn version(line: &str) -> i64 {
     line.split('\t').nth(1).unwrap().parse().unwrap()
 }
 
-/// A gateway that hung was told as something that does not speak gRPC, and a write as one that cannot have been done.
+/// A gateway that hung was told as something that does not speak gRPC, and a write as one that
+/// cannot have been done.
 #[test]
 fn a_gateway_that_takes_connections_and_answers_nothing_is_told_as_that() {
     let hung = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -84,7 +85,8 @@ fn the_nine_operations_from_a_shell() {
     let json = ["--chave", "c", "none", "--format", "json"];
     let (rows, _, status) = run(&site, "getall", &json);
     let lines = format!(
-        "{{\"key\":\"c\",\"val\":\"line\\n\\ttab\",\"ver\":{ver2}}}\n{{\"key\":\"none\",\"val\":\"\",\"ver\":0}}\n"
+        "{{\"key\":\"c\",\"val\":\"line\\n\\ttab\",\"ver\":{ver2}}}\n\
+         {{\"key\":\"none\",\"val\":\"\",\"ver\":0}}\n"
     );
     assert_eq!((rows, status), (lines, 0));
 
@@ -167,7 +169,8 @@ fn a_write_that_is_done_is_done_though_what_it_replaced_cannot_be_read() {
     }
 }
 
-/// Speaks as much HTTP/2 as begins a connection, or nothing of it, and closes when something was asked.
+/// Speaks as much HTTP/2 as begins a connection, or nothing of it, and closes when something was
+/// asked.
 fn breaking_off(opening: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,5 +1,5 @@
-//! The interface file says what SPEC B1 says: the same messages, fields, numbers and types, and the same
-//! operations, streams included.
+//! The interface file says what SPEC B1 says: the same messages, fields, numbers and types, and the
+//! same operations, streams included.
 
 use prost::Message;
 

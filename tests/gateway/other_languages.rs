@@ -30,7 +30,8 @@ fn a_client_in_python_made_from_the_specification_gets_every_answer() {
             // Past the test harness, which would keep it to itself.
             let _ = writeln!(
                 std::io::stderr(),
-                "NOT TESTED: a client in Python, because {reason}; set {PYTHON} to one that has both"
+                "NOT TESTED: a client in Python, because {reason}; set {PYTHON} to one that has \
+                 both"
             );
             return;
         }

@@ -139,7 +139,8 @@ pub async fn channel(gateway: &Gateway) -> Channel {
     Endpoint::from_shared(gateway.url()).unwrap().connect().await.unwrap()
 }
 
-/// A client that reads of an answer its headers and status, and never has room for a byte between them.
+/// A client that reads of an answer its headers and status, and never has room for a byte between
+/// them.
 pub async fn connect_without_window(gateway: &Gateway) -> Client {
     let endpoint = Endpoint::from_shared(gateway.url()).unwrap();
     let channel = endpoint.initial_stream_window_size(0).connect().await.unwrap();

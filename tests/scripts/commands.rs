@@ -1,5 +1,5 @@
-//! The one-shot commands, in front of three servers: a process for each step, which reads what the one
-//! before has left.
+//! The one-shot commands, in front of three servers: a process for each step, which reads what the
+//! one before has left.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

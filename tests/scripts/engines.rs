@@ -1,4 +1,5 @@
-//! The replicated state machine itself, on an engine: what a server does with a log, without servers.
+//! The replicated state machine itself, on an engine: what a server does with a log, without
+//! servers.
 
 use std::sync::Arc;
 
@@ -53,7 +54,8 @@ impl Machine {
         Machine { name, machine, store, entries: 0, last, step_us, _folder: folder }
     }
 
-    /// Applies a write as one log entry; its version, and what its key had before if it has one key.
+    /// Applies a write as one log entry; its version, and what its key had before if it has one
+    /// key.
     fn write(&mut self, op: WriteOp) -> (i64, Option<(Bytes, i64)>) {
         self.entries += 1;
         self.last += self.step_us;

@@ -109,8 +109,8 @@ async fn call(
     message: Message,
     op: &Op,
 ) -> Result<Vec<Row>, Status> {
-    // Nothing found is an empty value at the version asked for. An empty value that was written at exactly
-    // that version looks the same, in this interface.
+    // Nothing found is an empty value at the version asked for. An empty value that was written at
+    // exactly that version looks the same, in this interface.
     let asked = op.version_of_nothing();
     let value = |reply| value_row(reply, asked);
     Ok(match message {

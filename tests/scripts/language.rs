@@ -15,7 +15,6 @@ pub struct Asked {
     pub at: Option<i64>,
 }
 
-/// The nine operations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     Get(Asked),
@@ -32,11 +31,9 @@ pub enum Op {
 /// A line of an expected answer.
 #[derive(Debug)]
 pub enum Expected {
-    /// `none`: no rows.
     None,
     /// `error: TEXT`: it is refused, and the reason has this in it.
     Error(String),
-    /// `v1 < v2`.
     Less(i64, i64),
     Row(ExpectedRow),
 }
@@ -55,7 +52,6 @@ pub struct ExpectedRow {
 }
 
 impl Op {
-    /// Reads a command.
     pub fn parse(line: &str, names: &Names) -> Result<Op, String> {
         Cursor::new(&expand(line)?.join(" "), names)?.op()
     }
@@ -79,7 +75,8 @@ impl Op {
         }
     }
 
-    /// The version that comes back with what is not found: the greatest that is asked of a read, or 0.
+    /// The version that comes back with what is not found: the greatest that is asked of a read, or
+    /// 0.
     pub fn version_of_nothing(&self) -> i64 {
         let is_read = matches!(self, Op::Get(_) | Op::GetRange(..) | Op::GetAll(_));
         let asked = self.asked().into_iter().filter_map(|asked| asked.at).filter(|_| is_read);

@@ -1,5 +1,5 @@
-//! Golden scripts: the rules of SPEC B, one script each (`rules`), run through everything that has to
-//! keep them. README.md says how scripts are written, and lists them.
+//! Golden scripts: the rules of SPEC B, one script each (`rules`), run through everything that has
+//! to keep them. README.md says how scripts are written, and lists them.
 
 mod commands;
 mod engines;
@@ -82,8 +82,8 @@ fn run_on_engine(machine: impl Fn(i64) -> Machine) {
     outcomes.check();
 }
 
-/// Runs the scripts on servers that are empty each time; those that ask one which is behind, on servers
-/// of which one is.
+/// Runs the scripts on servers that are empty each time; those that ask one which is behind, on
+/// servers of which one is.
 fn run_on_servers(through: Through, run_one: impl Fn(&Script, &Servers) -> Result<(), String>) {
     let (behind, others): (Vec<Script>, Vec<Script>) =
         scripts_through(through).partition(Script::asks_one_behind);

@@ -30,8 +30,8 @@ impl Names {
         }
     }
 
-    /// Names a version that was written, or finds it to be the one that has the name. One that is new is
-    /// greater than all before: that is so in every script, and no script has to say it.
+    /// Names a version that was written, or finds it to be the one that has the name. One that is
+    /// new is greater than all before: that is so in every script, and no script has to say it.
     pub fn bind(&mut self, name: &str, version: i64) -> Result<(), String> {
         if !is_name(name) {
             return Err(format!("'{name}' is no name of a version"));

@@ -13,7 +13,6 @@ use crate::script::{Prompt, Script, Step};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     pub key: Bytes,
-    /// Value and version.
     pub held: Option<(Bytes, i64)>,
     /// The version that came with nothing, where the back end tells one.
     pub nothing_at: Option<i64>,
@@ -249,8 +248,8 @@ fn fill_in(command: &str, back_end: &dyn BackEnd, names: &Names) -> Result<Strin
     Ok(filled)
 }
 
-/// Holds a printed line against one in which `<v1>` stands for a version, new or known, and `<any>` for
-/// whatever is there.
+/// Holds a printed line against one in which `<v1>` stands for a version, new or known, and `<any>`
+/// for whatever is there.
 fn line_fits(expected: &str, got: &str, names: &mut Names) -> Result<bool, String> {
     let mut pieces = expected.split('<');
     let Some(mut rest) = got.strip_prefix(pieces.next().unwrap_or_default()) else {

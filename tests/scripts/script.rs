@@ -23,11 +23,9 @@ const EVERYTHING: [(&str, Through); 4] = [
 /// Whom a step asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// `>`: the store.
     Store,
     /// `behind>`: a server to which nothing of what is written here has come.
     Behind,
-    /// `$`: a shell.
     Shell,
 }
 
@@ -45,7 +43,6 @@ pub struct Script {
 /// A command and what is expected of it.
 #[derive(Debug)]
 pub struct Step {
-    /// From 1.
     pub line: usize,
     pub prompt: Prompt,
     pub command: String,
@@ -155,12 +152,10 @@ impl Step {
         Ok(())
     }
 
-    /// What is asked.
     pub fn op(&self, names: &Names) -> Result<Op, String> {
         Op::parse(&self.command, names)
     }
 
-    /// What should come.
     pub fn expected(&self, names: &Names) -> Result<Vec<Expected>, String> {
         let mut all = Vec::new();
         for line in &self.expected {

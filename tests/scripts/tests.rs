@@ -136,7 +136,8 @@ fn what_a_shell_prints_and_its_status_are_both_compared() {
     let right = [
         "a\\t12\\tone\nb\\t12\\ttwo words\nexit 1",
         "a\\t<v1>\\tone\nb\\t<v1>\\ttwo words\nexit 1",
-        "a\\t<v1>\\t<any>\nb\\t<any> words\nexit 1\n\n$ acervo get a --at <v1-1>\n<any>\n<any>\nexit 1",
+        "a\\t<v1>\\t<any>\nb\\t<any> words\nexit 1\n\n$ acervo get a --at \
+         <v1-1>\n<any>\n<any>\nexit 1",
     ];
     for expected in right {
         assert_eq!(outcome(expected), Ok(()));

@@ -146,7 +146,8 @@ fn setup(seed: u64) -> (Setup, Rng) {
     (tell_differently(setup), rng)
 }
 
-/// In some seeds the servers are told different first leaders. Who founds the group follows from that alone.
+/// In some seeds the servers are told different first leaders. Who founds the group follows from
+/// that alone.
 fn tell_differently(setup: Setup) -> Setup {
     let mut rng = Rng::new(setup.seed ^ 0x746f_6c64);
     let servers = setup.servers;
@@ -256,7 +257,8 @@ pub fn make_peace(world: &mut World) -> Verdict {
     // Upkeep goes on in peace, so that the log never ends for long.
     let last = world.checker.last_index();
     let timely = world.setup.upkeep.removal_grace_us < PEACE_US_MAX / 2;
-    // A follower that is a second behind on purpose is sent its log in messages that may be tiny, one a second.
+    // A follower that is a second behind on purpose is sent its log in messages that may be tiny,
+    // one a second.
     let delayed = world.setup.replication_delay.iter().any(|delay| !delay.is_zero());
     let patience_us = PEACE_US_MAX * if delayed { 4 } else { 1 };
     let converged = world.run_until(patience_us, |world| {
@@ -276,8 +278,8 @@ pub fn make_peace(world: &mut World) -> Verdict {
         world.servers.iter().all(|server| !server.store_lost && !server.rotten)
     })?;
     ensure!(whole, "a server does not get its state back: {}", standing(world));
-    // All servers tell what they know, so the level rises to what the oldest release knows. One that is rebuilt
-    // meanwhile may come back with a newer one.
+    // All servers tell what they know, so the level rises to what the oldest release knows. One
+    // that is rebuilt meanwhile may come back with a newer one.
     let known = |world: &World| world.servers.iter().map(|server| 1 + server.upgrades).min();
     let raised = world.run_until(PEACE_US_MAX, |world| {
         world.statuses().all(|(_, status)| Some(status.level) == known(world))
@@ -396,7 +398,8 @@ fn random_seeds_keep_every_promise() {
     }
     let total = total.into_inner().unwrap();
     println!(
-        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} faults, {} snapshots",
+        "{seeds} seeds: {} writes, {} linearizable reads, {} pages, {} refusals, {} leaders, {} \
+         faults, {} snapshots",
         total.acknowledged,
         total.read,
         total.pages,

@@ -107,8 +107,8 @@ impl Checker {
         self.leaders.len()
     }
 
-    /// A replica applied entries at once: all apply the same, with equal effect. `answering`: what keys
-    /// had before was to be told.
+    /// A replica applied entries at once: all apply the same, with equal effect. `answering`: what
+    /// keys had before was to be told.
     pub fn applied(
         &mut self,
         entries: &[LogEntry],
@@ -216,7 +216,8 @@ impl Checker {
             |candidate: (LogIndex, Term)| in_sync.iter().all(|node| holds(node, candidate));
         ensure!(
             in_sync_too(first) || durable.any(in_sync_too),
-            "version {timestamp} acknowledged, but not all of {in_sync:?} in sync have stored {first:?}"
+            "version {timestamp} acknowledged, but not all of {in_sync:?} in sync have stored \
+             {first:?}"
         );
         Ok(())
     }

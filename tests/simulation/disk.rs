@@ -1,9 +1,9 @@
 //! A server's log on a disk that loses what was not synced.
 //!
-//! Batches wait in a queue; one sync makes all that were queued when it began durable. A crash keeps
-//! some prefix of the rest, the last batch of it perhaps torn: its hard state and some of its
-//! entries. A snapshot takes the place of log and state in one step: the real server stages it beside
-//! the store and finishes what a crash interrupted.
+//! Batches wait in a queue; one sync makes all that were queued when it began durable. A crash
+//! keeps some prefix of the rest, the last batch of it perhaps torn: its hard state and some of its
+//! entries. A snapshot takes the place of log and state in one step: the real server stages it
+//! beside the store and finishes what a crash interrupted.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -21,7 +21,6 @@ enum Write {
     Snapshot { number: u64, snapshot: SnapshotId, hard_state: HardState, machine: Saved },
 }
 
-/// One server's disk.
 #[derive(Default)]
 pub struct Disk {
     hard_state: HardState,
@@ -44,7 +43,8 @@ pub struct Disk {
     covered: BTreeMap<LogIndex, LogEntry>,
 }
 
-/// What a sync made durable: the last batch, and a log begun anew (its number and the index it begins after).
+/// What a sync made durable: the last batch, and a log begun anew (its number and the index it
+/// begins after).
 type Synced = (Option<u64>, Option<(u64, LogIndex)>);
 
 impl Disk {
@@ -82,8 +82,8 @@ impl Disk {
         true
     }
 
-    /// Ends the running sync: the number of the newest durable batch, and if the log was begun anew, the number
-    /// that stands for that and the index it begins after.
+    /// Ends the running sync: the number of the newest durable batch, and if the log was begun
+    /// anew, the number that stands for that and the index it begins after.
     pub fn finish_sync(&mut self) -> Result<Synced, String> {
         let mut newest = None;
         let mut installed = None;
@@ -114,8 +114,8 @@ impl Disk {
             }
             if let Write::Batch(batch) = write {
                 let torn = rng.index(batch.entries.len() + 1);
-                // The hard state is in one frame with the first entries, which end what they replace: its commit index
-                // never stands beside entries that it does not mean.
+                // The hard state is in one frame with the first entries, which end what they
+                // replace: its commit index never stands beside entries that it does not mean.
                 if rng.chance(500) && (torn > 0 || batch.entries.is_empty()) {
                     self.store(Write::Batch(batch), torn)?;
                 }
@@ -140,7 +140,8 @@ impl Disk {
         *self = Disk { lost, lost_base, ..Disk::default() };
     }
 
-    /// What is in the data directory is lost and set aside: the directory itself tells that there was something.
+    /// What is in the data directory is lost and set aside: the directory itself tells that there
+    /// was something.
     pub fn lose(&mut self) {
         self.wipe();
         self.data_lost = true;
@@ -232,8 +233,8 @@ impl Disk {
         entries
     }
 
-    /// The state is lost, with that of a snapshot that took the place of the log's beginning. Whether
-    /// the log goes back to the beginning, so that it has everything.
+    /// The state is lost, with that of a snapshot that took the place of the log's beginning.
+    /// Whether the log goes back to the beginning, so that it has everything.
     pub fn lose_state(&mut self) -> bool {
         self.snapshot = None;
         self.base.0 == 0

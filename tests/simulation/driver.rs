@@ -217,7 +217,8 @@ impl World {
         let bytes_max = self.setup.limits.forward_bytes_max;
         ensure!(
             long <= 1 && (writes <= 1 || bytes <= bytes_max),
-            "{} has forwarded {long} long writes, and {writes} of {bytes} bytes, and may {bytes_max}",
+            "{} has forwarded {long} long writes, and {writes} of {bytes} bytes, and may \
+             {bytes_max}",
             node_id(server)
         );
         if !self.setup.honest {
@@ -290,8 +291,9 @@ impl World {
             let NodeLimits { unapplied_bytes_max, append_bytes_max, appends_in_flight_max, .. } =
                 self.setup.limits;
             let held: usize = process.unapplied.values().sum();
-            // As much may be committed here as is not committed at its leader: each with what may arrive between two
-            // flushes more. One entry that is longer than a message may be travels alone, in each of them.
+            // As much may be committed here as is not committed at its leader: each with what may
+            // arrive between two flushes more. One entry that is longer than a message may be
+            // travels alone, in each of them.
             let messages = appends_in_flight_max.max(4);
             let message_bytes = messages * ENTRY_BYTES_MAX.max(append_bytes_max as usize);
             let held_max = 2 * (unapplied_bytes_max + message_bytes);
@@ -315,7 +317,6 @@ impl World {
         }
     }
 
-    /// A sync ends.
     pub fn synced(&mut self, server: usize) -> Verdict {
         let (newest, begun) = self.servers[server].disk.finish_sync()?;
         if let Some((number, index)) = begun
@@ -523,8 +524,8 @@ impl World {
     }
 
     fn compact(&mut self, server: usize, durable_index: LogIndex, needed: Needed) -> Verdict {
-        // A server whose state is wrong and one that is behind the log would be two without a state: nobody could
-        // decide.
+        // A server whose state is wrong and one that is behind the log would be two without a
+        // state: nobody could decide.
         if !self.rng.chance(self.setup.compactions) || self.somebody_is_wrong() {
             return Ok(());
         }
@@ -718,8 +719,8 @@ impl World {
         Ok(())
     }
 
-    /// Log and store of a server that is down are lost, or are found damaged at its start: it knows that it
-    /// had some.
+    /// Log and store of a server that is down are lost, or are found damaged at its start: it knows
+    /// that it had some.
     pub fn lose_data(&mut self, server: usize) -> Verdict {
         self.wipe(server)?;
         self.servers[server].disk.lose();
@@ -745,7 +746,8 @@ impl World {
         self.input(server, Input::HandOver)
     }
 
-    /// That a server's state was refuted is on its disk: now it hands over, and starts again without it.
+    /// That a server's state was refuted is on its disk: now it hands over, and starts again
+    /// without it.
     pub fn verdict_set_down(&mut self, server: usize) -> Verdict {
         (self.servers[server].untrusted, self.servers[server].refuted) = (true, true);
         self.end_soon(server)

@@ -1,8 +1,8 @@
 //! A server that is broken or hostile: what it sends may cost it its connections, and nothing else.
 //!
-//! The attacker takes the third server's place on the network. Two kinds of attack: random messages,
-//! plausible enough to get past the first checks, against which no server may panic; and each known
-//! trick by itself, through which the group must keep every promise.
+//! The attacker takes the third server's place on the network. Two kinds of attack: random
+//! messages, plausible enough to get past the first checks, against which no server may panic; and
+//! each known trick by itself, through which the group must keep every promise.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -189,8 +189,8 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
     }
 }
 
-/// Random messages at one server. It may be misled; it must not fall over, nor pull the others down:
-/// once it is gone they go on.
+/// Random messages at one server. It may be misled; it must not fall over, nor pull the others
+/// down: once it is gone they go on.
 fn random_attack(seed: u64) -> Verdict {
     let mut world = besieged(Setup { honest: false, ..Setup::calm(seed) })?;
     let mut rng = Rng::new(seed ^ 0x6861_636b);
@@ -391,7 +391,8 @@ fn answers_to_questions_that_nobody_asked_are_ignored() {
     });
 }
 
-/// What a server says that nobody asked, or in a term far ahead, as the forger has it of this victim.
+/// What a server says that nobody asked, or in a term far ahead, as the forger has it of this
+/// victim.
 fn forgeries(term: u64, last_index: u64) -> Vec<(&'static str, u64, RaftBody)> {
     let ahead = term + (1 << 32);
     let reply = |pre, reject| RaftBody::VoteReply { pre, reject, commit: 0, commit_term: 0 };
@@ -484,8 +485,8 @@ fn nothing_a_forger_does_outlasts_its_leaving() {
     }
 }
 
-/// The forger speaks as a server that is up, on a connection of its own, and leaves without anybody losing a link;
-/// nobody writes meanwhile.
+/// The forger speaks as a server that is up, on a connection of its own, and leaves without anybody
+/// losing a link; nobody writes meanwhile.
 fn forger_speaks_beside(seed: u64, trick: usize, name: usize, victim: usize) -> Verdict {
     let mut world = whole(Setup::calm(seed))?;
     world.run_for(SECOND)?;
@@ -604,7 +605,8 @@ fn a_level_that_nobody_knows_is_refused() {
     assert!(accused > 0);
 }
 
-/// Two forged messages, in the names of servers whose links nobody lost, once stopped all writes for good.
+/// Two forged messages, in the names of servers whose links nobody lost, once stopped all writes
+/// for good.
 #[test]
 fn forged_full_disks_keep_nobody_from_writing() {
     let run = || -> Verdict {
@@ -630,8 +632,8 @@ fn forged_full_disks_keep_nobody_from_writing() {
     run().unwrap_or_else(|Violation(reason)| panic!("{reason}"));
 }
 
-/// The forger says of one server's state, in both others' names, what it is not, and leaves; nothing is written
-/// any more that would be compared.
+/// The forger says of one server's state, in both others' names, what it is not, and leaves;
+/// nothing is written any more that would be compared.
 #[test]
 fn forged_hashes_keep_no_server_from_being_read() {
     let run = || -> Verdict {

@@ -15,8 +15,8 @@ impl World {
         let link = self.network.link(from, to);
         let epoch = link.epoch;
         let mut times = link.deliveries(Channel::of(message), self.now_us, &mut self.rng);
-        // No connection brings a message twice. Most are taken so all the same, but of two copies of a write the first may
-        // be refused as not done.
+        // No connection brings a message twice. Most are taken so all the same, but of two copies
+        // of a write the first may be refused as not done.
         if matches!(message, PeerMessage::Forward { .. }) {
             times.truncate(1);
         }
@@ -44,7 +44,8 @@ impl World {
         Ok(())
     }
 
-    /// The next message of a link's stream arrives, unless the link broke; it waits while nothing gets through.
+    /// The next message of a link's stream arrives, unless the link broke; it waits while nothing
+    /// gets through.
     pub fn carry(&mut self, from: usize, to: usize, epoch: u64) -> Verdict {
         let link = self.network.link(from, to);
         link.stream.retain(|(sent_in, _)| *sent_in == link.epoch);

@@ -1,8 +1,9 @@
-//! Liveness: while a majority of servers that are well is connected, every write through one of them is answered within
-//! a bounded time, and without an error, whatever happens to the rest.
+//! Liveness: while a majority of servers that are well is connected, every write through one of
+//! them is answered within a bounded time, and without an error, whatever happens to the rest.
 //!
-//! In each seed one trouble after the other befalls a minority, which has the leader in it more often than not. The
-//! troubles that leave a server half alive matter most: a disk that hangs under a process that goes on speaking.
+//! In each seed one trouble after the other befalls a minority, which has the leader in it more
+//! often than not. The troubles that leave a server half alive matter most: a disk that hangs under
+//! a process that goes on speaking.
 
 use std::time::Duration;
 
@@ -29,7 +30,6 @@ enum Trouble {
     HungLog,
     /// Its state machine does not.
     HungStore,
-    /// Neither does.
     HungDisk,
     /// Its log is slow.
     SlowDisk,
@@ -37,7 +37,6 @@ enum Trouble {
     Frozen,
     /// It is cut off without a word.
     CutOff,
-    /// It is killed.
     Killed,
     /// Its links to and from others break again and again, one direction at a time or both.
     Resets,
@@ -90,7 +89,8 @@ fn mend(world: &mut World, server: usize) -> Verdict {
     world.start(server)
 }
 
-/// Everybody is in sync, and may vote: a newborn group's servers are admitted a moment after their first entry.
+/// Everybody is in sync, and may vote: a newborn group's servers are admitted a moment after their
+/// first entry.
 fn is_whole(world: &World) -> bool {
     let all = world.servers.len();
     world.statuses().any(|(_, status)| status.in_sync.len() == all)

@@ -1,9 +1,9 @@
 //! A replica's state machine: the real one of `storage`, on its engine in memory.
 //!
 //! The checker holds it against the `model`, which is small enough to be obviously right. The real
-//! machine rather than the model in each replica: so the core's crashes, retries, snapshots and late
-//! pages meet the code that has to stand them (sessions, removals, horizons), and replicas can be
-//! compared by their own state hash and row by row.
+//! machine rather than the model in each replica: so the core's crashes, retries, snapshots and
+//! late pages meet the code that has to stand them (sessions, removals, horizons), and replicas can
+//! be compared by their own state hash and row by row.
 //!
 //! What it leaves out: engines on disks.
 
@@ -24,7 +24,6 @@ use acervo::storage::reads::Store;
 use acervo::storage::snapshot::MemoryStaging;
 use bytes::Bytes;
 
-/// A replica's state.
 pub struct Machine {
     engine: Arc<MemoryEngine>,
     machine: StateMachine,
@@ -58,7 +57,6 @@ impl Saved {
         Ok(Saved { point, rows: Some(view.into()) })
     }
 
-    /// Where it stands.
     pub fn point(&self) -> AppliedPoint {
         self.point
     }
@@ -114,7 +112,6 @@ impl Machine {
         self.machine.upkeep()
     }
 
-    /// For readers.
     pub fn store(&self) -> Store {
         self.machine.store()
     }

@@ -1,7 +1,7 @@
 //! A deterministic simulation of a group of server cores.
 //!
-//! Three cores run in virtual time on simulated disks and a simulated network, both of which fail in
-//! every way the real ones may; clients read and write through it all, and a checker that sees
+//! Three cores run in virtual time on simulated disks and a simulated network, both of which fail
+//! in every way the real ones may; clients read and write through it all, and a checker that sees
 //! everything compares what happened with what was promised. Everything follows from a seed:
 //!
 //! - `ACERVO_SIM_SEEDS=5000 cargo test --test simulation` runs a longer campaign;
@@ -10,7 +10,7 @@
 //! | part | what it is |
 //! | --- | --- |
 //! | `world`, `driver`, `links`, `clients` | virtual time, and what happens in it |
-//! | `server`, `disk`, `machine`, `network` | what the cores stand on; the state machine is the real one |
+//! | `server`, `disk`, `machine`, `network` | what cores stand on, with the real state machine |
 //! | `nemesis` | what goes wrong |
 //! | `checker`, `reads`, `model`, `linearizability` | what must hold |
 //! | `campaign` | many random seeds |
@@ -38,7 +38,7 @@
 //!
 //! | bug | caught by |
 //! | --- | --- |
-//! | a leader that may not lead does not step down | three scenarios, and `liveness` in half of its seeds |
+//! | a leader that may not lead does not step down | three scenarios, half of `liveness`'s seeds |
 //! | answers to heartbeats wait for the disk | two scenarios |
 //! | votes do not wait for the disk | 26 of 100 seeds |
 //! | rehearsals are granted by who owes the disk a vote | `liveness` in 4 of 5,000 seeds |

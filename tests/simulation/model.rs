@@ -1,9 +1,9 @@
 //! The store as everybody would like to think of it: after every entry of the log a copy of the
-//! whole map from keys to versions, so that reading as of `at`, as seen from `seen`, is to take the copy
-//! of that moment and look up the greatest version.
+//! whole map from keys to versions, so that reading as of `at`, as seen from `seen`, is to take the
+//! copy of that moment and look up the greatest version.
 //!
-//! Nothing ever leaves the disk here. Of what upkeep may have taken away it only keeps the time up to
-//! which: what lies past it must still be answered exactly.
+//! Nothing ever leaves the disk here. Of what upkeep may have taken away it only keeps the time up
+//! to which: what lies past it must still be answered exactly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -14,7 +14,6 @@ use acervo::model::{
 };
 use bytes::Bytes;
 
-/// A key's versions.
 type Versions = BTreeMap<Timestamp, Bytes>;
 
 /// The store after an entry. Copies share the versions of the keys that have not changed.
@@ -22,7 +21,6 @@ type Versions = BTreeMap<Timestamp, Bytes>;
 pub struct Moment {
     /// Of the last command.
     pub timestamp: Timestamp,
-    /// The log's clock.
     pub clock_us: u64,
     /// What was removed up to here may be off the disk.
     pub purged: Timestamp,
@@ -34,7 +32,6 @@ pub struct Moment {
 /// A write the history holds.
 #[derive(Clone, Debug)]
 pub struct Written {
-    /// Its version.
     pub timestamp: Timestamp,
     /// What its one key had just before.
     pub previous: Option<Previous>,
@@ -135,7 +132,6 @@ impl Session {
     }
 }
 
-/// The whole history.
 pub struct Model {
     /// After each index; at 0 the empty store.
     moments: Vec<Moment>,
@@ -207,7 +203,6 @@ impl Moment {
 }
 
 impl Model {
-    /// Nothing has happened.
     pub fn new(limits: StateLimits) -> Model {
         Model {
             moments: vec![Moment::default()],
@@ -218,8 +213,8 @@ impl Model {
         }
     }
 
-    /// Applies the next entry, which is `None` for a no-op; what a write must come to. `refused`: the
-    /// first replica that applied it did not carry it out.
+    /// Applies the next entry, which is `None` for a no-op; what a write must come to. `refused`:
+    /// the first replica that applied it did not carry it out.
     pub fn apply(&mut self, command: Option<&Command>, refused: bool) -> Option<Expected> {
         let mut moment = self.moments.last().cloned().unwrap_or_default();
         let mut expected = None;
@@ -324,7 +319,6 @@ impl Model {
         self.rules
     }
 
-    /// The last index.
     pub fn last_index(&self) -> LogIndex {
         self.moments.len() as u64 - 1
     }
@@ -334,8 +328,8 @@ impl Model {
         self.writes.get(&(client, sequence))
     }
 
-    /// When the newest state of a key was made that stands once `index` is applied, by a value or by
-    /// a deletion; 0 for never.
+    /// When the newest state of a key was made that stands once `index` is applied, by a value or
+    /// by a deletion; 0 for never.
     pub fn changed(&self, key: &Bytes, index: LogIndex) -> Timestamp {
         let Some(changes) = self.changes.get(key) else { return Timestamp::ZERO };
         let after = changes.partition_point(|(at, _)| *at <= index);

@@ -54,7 +54,6 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every kind.
     pub const ALL: [Fault; 19] = [
         Fault::Crash,
         Fault::CrashTwo,
@@ -81,12 +80,13 @@ impl Fault {
 /// The end of a fault.
 #[derive(Clone, Copy, Debug)]
 pub enum Mend {
-    /// The partition heals.
     Partition,
     /// The links behave again.
     Network,
     /// The disk, and the store on it, is quick again.
-    Disk { server: usize },
+    Disk {
+        server: usize,
+    },
     /// There is room on every disk.
     Room,
 }
@@ -233,7 +233,8 @@ impl World {
         }
     }
 
-    /// Tells a server how much room there is on its disk. One that is started anew believes that there is enough.
+    /// Tells a server how much room there is on its disk. One that is started anew believes that
+    /// there is enough.
     pub fn disk_is(&mut self, server: usize, space: DiskSpace) -> Verdict {
         self.servers[server].disk_space = space;
         let steps = self.transfers(server, |transfers| transfers.disk_space(space));
@@ -301,7 +302,8 @@ impl World {
         Ok(())
     }
 
-    /// A state may be damaged under the same condition. It is found at a start, or while the server runs.
+    /// A state may be damaged under the same condition. It is found at a start, or while the server
+    /// runs.
     fn rot_if_allowed(&mut self, server: usize) -> Verdict {
         if !self.others_are_whole(server) {
             return Ok(());
@@ -317,8 +319,8 @@ impl World {
         self.servers.iter().any(Server::is_wrong)
     }
 
-    /// Whether what every server knows to be committed reaches to where the others' logs begin, so that all can compare
-    /// their states.
+    /// Whether what every server knows to be committed reaches to where the others' logs begin, so
+    /// that all can compare their states.
     fn logs_meet(&self) -> bool {
         let ends = self.servers.iter().map(|server| server.disk.hard_state().commit);
         let begins = self.servers.iter().map(|server| server.disk.begins_after());
@@ -364,8 +366,9 @@ impl World {
         let delay_us = self.rng.pick(&[(50, 300), (500, 20_000), (5_000, 60_000)]);
         let (loss, duplication) = (self.rng.pick(&[0, 20, 200]), self.rng.pick(&[0, 50, 300]));
         let straggling = self.rng.pick(&[0, 20, 200]);
-        // A FORWARD that comes twice on one connection, or whose answer is lost on it, would make a write whose
-        // session ends meanwhile pass for one that was never applied. No connection does that.
+        // A FORWARD that comes twice on one connection, or whose answer is lost on it, would make a
+        // write whose session ends meanwhile pass for one that was never applied. No connection
+        // does that.
         let faithful = self.setup.short_sessions;
         let unless_faithful = |often| if faithful { 0 } else { often };
         Quality {
@@ -381,7 +384,6 @@ impl World {
         self.network.links().for_each(|link| link.quality = quality);
     }
 
-    /// A fault ends.
     pub fn mend(&mut self, mend: Mend) -> Verdict {
         self.trace.note(self.now_us, || format!("mended: {mend:?}"));
         match mend {

@@ -14,7 +14,6 @@ use crate::rng::Rng;
 pub enum LinkState {
     /// Not there: the sender dials.
     Down,
-    /// Messages travel.
     Up,
     /// Messages are lost and the sender has not noticed.
     Broken,
@@ -29,7 +28,6 @@ pub struct Quality {
     pub duplication: u64,
     /// Messages that take up to fifty times longer, of a thousand.
     pub straggling: u64,
-    /// The usual delay.
     pub delay_us: (u64, u64),
     /// Whether messages arrive in the order they were sent.
     pub ordered: bool,
@@ -43,7 +41,6 @@ impl Quality {
 
 /// One direction between two servers.
 pub struct Link {
-    /// To its sender.
     pub state: LinkState,
     /// Changes whenever what is in flight is lost.
     pub epoch: u64,
@@ -55,9 +52,9 @@ pub struct Link {
     pub blocked: bool,
     /// Whether an attempt to connect is scheduled.
     pub dialling: bool,
-    /// Its habits.
     pub quality: Quality,
-    /// What must not be lost while the link stands, in order: epoch and frame of each. The carrying resends.
+    /// What must not be lost while the link stands, in order: epoch and frame of each. The carrying
+    /// resends.
     pub stream: VecDeque<(u64, Vec<u8>)>,
     /// Whether the receiver takes the link for usable.
     pub heard: bool,
@@ -96,7 +93,6 @@ impl Network {
         &mut self.links[from * self.servers + to]
     }
 
-    /// Every link.
     pub fn links(&mut self) -> impl Iterator<Item = &mut Link> {
         self.links.iter_mut()
     }

@@ -1,6 +1,6 @@
-//! What a read may answer, by the model: what the state that it was read from held, as of the version
-//! asked for, with the removals up to where it was seen. Upkeep may have taken away only what lies past
-//! the horizon it has announced.
+//! What a read may answer, by the model: what the state that it was read from held, as of the
+//! version asked for, with the removals up to where it was seen. Upkeep may have taken away only
+//! what lies past the horizon it has announced.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,8 @@ use bytes::Bytes;
 
 use crate::checker::{Checker, Verdict, Violation, ensure};
 
-/// What clients saw as of old versions: a later state says the same, or nothing any more. This needs
-/// no model to be known.
+/// What clients saw as of old versions: a later state says the same, or nothing any more. This
+/// needs no model to be known.
 #[derive(Default)]
 pub struct Looked {
     /// By key and version asked for, from which state, and what.
@@ -23,11 +23,9 @@ pub struct Looked {
 /// A page as it was answered.
 #[derive(Clone, Debug)]
 pub struct PageAnswer {
-    /// The rows.
     pub rows: Vec<Row>,
     /// As of which version.
     pub at: Timestamp,
-    /// Seen from when.
     pub seen: Timestamp,
     /// Where the next one begins.
     pub next: Option<PageNext>,

@@ -3,7 +3,6 @@
 
 use std::ops::RangeInclusive;
 
-/// A seeded generator.
 pub struct Rng(u64);
 
 impl Rng {

@@ -132,7 +132,8 @@ fn a_write_forwarded_to_a_leader_that_dies_is_answered_through_the_next_one() {
     close(world);
 }
 
-/// Only the link on which the leader answers breaks, so that the server that waits never sees its own go down.
+/// Only the link on which the leader answers breaks, so that the server that waits never sees its
+/// own go down.
 #[test]
 fn a_forwarded_write_whose_answer_is_lost_with_a_link_is_passed_on_again_at_once() {
     for seed in 200..220 {
@@ -374,8 +375,9 @@ fn a_first_leader_that_lost_its_directory_does_not_found_the_group_anew() {
     close(world);
 }
 
-/// Servers 2 and 3 were told 2, and founded the group while 1, which was told otherwise, was out of reach. Then 3 lost
-/// its directory, and 1 and 3 took the lowest of those named that was up for the first leader.
+/// Servers 2 and 3 were told 2, and founded the group while 1, which was told otherwise, was out of
+/// reach. Then 3 lost its directory, and 1 and 3 took the lowest of those named that was up for the
+/// first leader.
 #[test]
 fn a_group_is_not_founded_twice_when_another_directory_than_the_first_leaders_is_lost() {
     for (told, founder, lost, seed) in
@@ -400,7 +402,8 @@ fn a_group_is_not_founded_twice_when_another_directory_than_the_first_leaders_is
         assert_eq!(world.leader(), None, "told {told:?}: founded anew");
         let reason = |world: &World| world.statuses().find_map(|(_, status)| status.no_leader);
         assert!(reason(&world).is_some(), "told {told:?}: it does not say why");
-        // What the lost directory held is not known, so nobody guesses with the founder back either.
+        // What the lost directory held is not known, so nobody guesses with the founder back
+        // either.
         world.start(founder).unwrap();
         run_for(&mut world, 5 * SECOND);
         assert_eq!(world.leader(), None);
@@ -432,8 +435,8 @@ fn servers_that_were_told_three_first_leaders_wait_for_each_other_and_say_for_wh
     }
 }
 
-/// Whoever has as much as the leader was ordered to take over, and did nothing if it may not lead; nobody else was
-/// tried before the leader gave up.
+/// Whoever has as much as the leader was ordered to take over, and did nothing if it may not lead;
+/// nobody else was tried before the leader gave up.
 #[test]
 fn a_leader_that_stops_hands_over_to_the_next_where_one_may_not_lead() {
     for unable in [1, 2] {
@@ -511,7 +514,8 @@ fn a_follower_far_behind_is_caught_up_from_disk() {
     close(world);
 }
 
-/// A group whose third server has lost its directory and is behind the log, which is cut at every chance.
+/// A group whose third server has lost its directory and is behind the log, which is cut at every
+/// chance.
 fn group_with_a_blank_server(setup: Setup) -> World {
     let mut world = group(Setup { checkpoints: 1_000, compactions: 1_000, ..setup });
     world.crash(2).unwrap();
@@ -585,8 +589,8 @@ fn busy_workers_delay_a_snapshot_and_do_not_break_it() {
     close(world);
 }
 
-/// A log that may not grow any longer is cut before the receiver has it all: it is sent snapshots at a bounded rate,
-/// until writes pause for long enough.
+/// A log that may not grow any longer is cut before the receiver has it all: it is sent snapshots
+/// at a bounded rate, until writes pause for long enough.
 #[test]
 fn a_receiver_that_is_too_slow_for_the_log_that_may_be_kept_gets_there_when_writes_pause() {
     let mut world = group_with_a_blank_server(Setup { held_entries_max: 60, ..slow_transfer(31) });
@@ -636,7 +640,8 @@ fn the_log_that_is_kept_for_a_receiver_gives_way_on_a_disk_that_is_getting_full(
     close(world);
 }
 
-/// Committed entries are kept in memory until they are applied. A leader whose store hung took ever more of them.
+/// Committed entries are kept in memory until they are applied. A leader whose store hung took ever
+/// more of them.
 #[test]
 fn a_leader_whose_store_hangs_refuses_writes_before_its_memory_is_full() {
     let limits = NodeLimits { unapplied_bytes_max: 20_000, ..NodeLimits::default() };
@@ -781,7 +786,8 @@ fn a_leader_that_may_not_lead_steps_down_though_nobody_can_take_over() {
     close(world);
 }
 
-/// One disk under all servers: nobody is better off, and an election would only be one more thing to wait for.
+/// One disk under all servers: nobody is better off, and an election would only be one more thing
+/// to wait for.
 #[test]
 fn a_stall_of_every_disk_at_once_deposes_nobody() {
     let mut world = group(Setup::calm(35));
@@ -863,7 +869,8 @@ fn under_ack_all_no_write_waits_without_a_bound_for_the_leaders_own_disk() {
     close(world);
 }
 
-/// Answers to heartbeats waited behind the disk, so that slow disks at the followers deposed a leader that was well.
+/// Answers to heartbeats waited behind the disk, so that slow disks at the followers deposed a
+/// leader that was well.
 #[test]
 fn slow_disks_at_the_followers_depose_nobody() {
     let mut world = group(Setup { ack: AckPolicy::Majority, ..Setup::calm(62) });
@@ -981,8 +988,8 @@ fn a_leader_whose_state_is_damaged_hands_over_and_gets_it_back() {
     }
 }
 
-/// No other server's log goes back far enough, and nobody writes: the snapshot is of the very point that
-/// is committed everywhere.
+/// No other server's log goes back far enough, and nobody writes: the snapshot is of the very point
+/// that is committed everywhere.
 #[test]
 fn a_damaged_state_comes_back_in_an_idle_group() {
     let mut world = group(Setup { compactions: 1_000, checkpoints: 1_000, ..Setup::calm(47) });
@@ -1025,8 +1032,8 @@ fn a_server_without_its_state_votes_and_neither_leads_nor_answers_reads() {
     close(world);
 }
 
-/// The leader can commit nothing without the server that waits for its snapshot, which stores nothing meanwhile: it
-/// must not be asked for a snapshot of what is not committed.
+/// The leader can commit nothing without the server that waits for its snapshot, which stores
+/// nothing meanwhile: it must not be asked for a snapshot of what is not committed.
 #[test]
 fn a_server_gets_its_state_back_from_a_leader_that_needs_it_for_its_majority() {
     for seed in 60..80 {
@@ -1062,8 +1069,8 @@ fn a_server_gets_its_state_back_from_a_leader_that_needs_it_for_its_majority() {
     }
 }
 
-/// It has to store the log up to the leader's term before it may ask for a snapshot. Nothing of that can be applied, and
-/// it must not fill the room for what is not applied.
+/// It has to store the log up to the leader's term before it may ask for a snapshot. Nothing of
+/// that can be applied, and it must not fill the room for what is not applied.
 #[test]
 fn a_server_without_its_state_stores_more_of_the_log_than_may_wait_to_be_applied() {
     let limits =
@@ -1093,7 +1100,8 @@ fn a_server_without_its_state_stores_more_of_the_log_than_may_wait_to_be_applied
     close(world);
 }
 
-/// A server's word about its state is lost with its process. In a group in which nobody writes there was no other.
+/// A server's word about its state is lost with its process. In a group in which nobody writes
+/// there was no other.
 #[test]
 fn a_dispute_is_decided_in_an_idle_group() {
     for (wrong, right, seed) in [(0, 1, 54), (1, 0, 55)] {
@@ -1110,7 +1118,8 @@ fn a_dispute_is_decided_in_an_idle_group() {
             let write = put(&mut world, 0, "v");
             answered_within(&mut world, write, 5 * SECOND);
         }
-        // What it has on its disk is right. It is back before anybody is elected, after which all would compare.
+        // What it has on its disk is right. It is back before anybody is elected, after which all
+        // would compare.
         world.crash(wrong).unwrap();
         world.servers[wrong].saved_skew = 0;
         world.start(wrong).unwrap();
@@ -1153,7 +1162,8 @@ fn a_replica_that_diverges_is_found_stops_serving_and_is_rebuilt_also_when_it_le
     }
 }
 
-/// What is said once may be lost with its link, or contradicted by a forger; so it is said again and again.
+/// What is said once may be lost with its link, or contradicted by a forger; so it is said again
+/// and again.
 #[test]
 fn full_disks_are_told_again_and_again_until_there_is_room() {
     let refused = |world: &mut World, server: usize, when: &str| {
@@ -1193,8 +1203,8 @@ fn full_disks_are_told_again_and_again_until_there_is_room() {
     close(world);
 }
 
-/// The verdict was once lost with the process: whoever was killed between it and the rebuilding trusted its state
-/// again, and served it until somebody asked.
+/// The verdict was once lost with the process: whoever was killed between it and the rebuilding
+/// trusted its state again, and served it until somebody asked.
 #[test]
 fn a_replica_that_was_refuted_and_is_killed_at_any_moment_never_serves_that_state_again() {
     let mut rebuilt_late = 0;
@@ -1258,8 +1268,8 @@ fn a_leader_that_was_refuted_hands_over_and_ends_though_its_disk_does_not_take_t
     close(world);
 }
 
-/// Two of three contradict each other and nobody can decide, so neither is read; what a key had before a write would be
-/// read all the same.
+/// Two of three contradict each other and nobody can decide, so neither is read; what a key had
+/// before a write would be read all the same.
 #[test]
 fn a_leader_that_doubts_its_state_does_writes_and_does_not_tell_what_was_before() {
     let setup = Setup { checkpoints: 1_000, ..Setup::calm(88) };
@@ -1282,8 +1292,9 @@ fn a_leader_that_doubts_its_state_does_writes_and_does_not_tell_what_was_before(
     close(world);
 }
 
-/// It ended as soon as it was asked for its vote, and did not give it. Where a link between the two others was not up yet,
-/// as in a group that has just begun, its successor was not elected, and the group waited for an election time-out.
+/// It ended as soon as it was asked for its vote, and did not give it. Where a link between the two
+/// others was not up yet, as in a group that has just begun, its successor was not elected, and the
+/// group waited for an election time-out.
 #[test]
 fn a_leader_that_stops_is_followed_by_another_one_in_the_next_term() {
     for seed in 500..560 {
@@ -1303,8 +1314,8 @@ fn a_leader_that_stops_is_followed_by_another_one_in_the_next_term() {
     }
 }
 
-/// Both had everything once and know it, so nobody takes the group for a new one; the third one may still
-/// have what was acknowledged.
+/// Both had everything once and know it, so nobody takes the group for a new one; the third one may
+/// still have what was acknowledged.
 #[test]
 fn two_servers_that_lost_what_they_had_found_no_new_group() {
     for seed in 80..84 {
@@ -1454,8 +1465,8 @@ fn versions(world: &World, at: usize) -> usize {
     store.page(&of, sight, PageLimits::default()).unwrap().rows.len()
 }
 
-/// A leap of the leader's clock by two hours once made versions that were seconds old older than an hour, and put
-/// removals off for two hours afterwards.
+/// A leap of the leader's clock by two hours once made versions that were seconds old older than an
+/// hour, and put removals off for two hours afterwards.
 #[test]
 fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     let history = History::For { age_us: HOUR };
@@ -1471,7 +1482,8 @@ fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     run_for(&mut world, 30 * SECOND);
     assert_eq!(versions(&world, leader), 4);
 
-    // Back again, the timestamps stand still for two hours, and what is removed leaves all the same.
+    // Back again, the timestamps stand still for two hours, and what is removed leaves all the
+    // same.
     world.servers[leader].clock_offset_us = 0;
     let removed = world.write(0, Some(leader), WriteOp::Del { key: Bytes::from_static(b"k") });
     answered_within(&mut world, removed, SECOND);

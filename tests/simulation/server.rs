@@ -26,7 +26,6 @@ pub fn position(node: NodeId, servers: usize) -> Option<usize> {
 /// What survives a crash, and what does not.
 #[derive(Default)]
 pub struct Server {
-    /// Survives: the log.
     pub disk: Disk,
     /// Survives: the state machine at its last durable commit.
     pub checkpoint: Saved,
@@ -38,8 +37,8 @@ pub struct Server {
     pub untrusted: bool,
     /// Survives: what hashes of the saved state differ by from those of the real one.
     pub saved_skew: u64,
-    /// The state of this server has been refuted, durably, and is still there: the simulator's own knowledge, against
-    /// which what the server does is held.
+    /// The state of this server has been refuted, durably, and is still there: the simulator's own
+    /// knowledge, against which what the server does is held.
     pub refuted: bool,
     /// Survives: by how much the level that its release knows is above the first.
     pub upgrades: u32,
@@ -49,7 +48,6 @@ pub struct Server {
     pub life: u64,
     /// The machine's clock, against the simulator's.
     pub clock_offset_us: i64,
-    /// Longest sync.
     pub sync_us_max: u64,
     /// Longest application of one piece of the log.
     pub apply_us_max: u64,
@@ -61,7 +59,8 @@ pub struct Server {
     pub paused_until_us: u64,
     /// Until then no sync of the log ends, and nothing is read from it.
     pub log_hung_until_us: u64,
-    /// Until then no verdict about the state is made durable: the data directory is on a disk of its own.
+    /// Until then no verdict about the state is made durable: the data directory is on a disk of
+    /// its own.
     pub verdict_hung_until_us: u64,
     /// Until then the state machine applies nothing.
     pub store_hung_until_us: u64,
@@ -89,9 +88,7 @@ impl Server {
 
 /// Work for the state machine.
 pub enum Piece {
-    /// Committed entries.
     Entries {
-        /// In log order.
         entries: Vec<LogEntry>,
         /// Somebody may wait for what keys had before.
         answering: bool,
@@ -102,11 +99,9 @@ pub enum Piece {
 
 /// All that is volatile.
 pub struct Process {
-    /// The core.
     pub node: Node,
     /// The core's last account of itself.
     pub status: NodeStatus,
-    /// The state machine.
     pub machine: Machine,
     /// What its hashes differ by from those of its real state.
     pub skew: u64,

@@ -34,7 +34,6 @@ const EPOCH_US: i64 = 1_700_000_000_000_000;
 /// How a world is made.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Fixes every choice.
     pub seed: u64,
     /// Servers in the group.
     pub servers: usize,
@@ -42,7 +41,6 @@ pub struct Setup {
     pub first_leader: usize,
     /// Whom each server was told leads first, where that is not the same for all.
     pub told: Vec<usize>,
-    /// The acknowledgement rule.
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed.
     pub in_sync_timeout: Duration,
@@ -76,7 +74,8 @@ pub struct Setup {
     pub state_limits: StateLimits,
     /// The same of the release that every second server runs.
     pub other_limits: StateLimits,
-    /// The newest feature level of any release: a server that starts may run a newer release than before.
+    /// The newest feature level of any release: a server that starts may run a newer release than
+    /// before.
     pub newest_level: u32,
     /// A server whose release is too old for its group.
     pub outdated: Option<usize>,
@@ -84,7 +83,8 @@ pub struct Setup {
     pub level_settled_us: u64,
     /// Whether sessions may end while requests of their clients are under way.
     pub short_sessions: bool,
-    /// Answered writes of which a copy stays behind in the network, of a thousand; of first writes three times as many.
+    /// Answered writes of which a copy stays behind in the network, of a thousand; of first writes
+    /// three times as many.
     pub late_copies: u64,
     /// How much of a long read a server answers at once.
     pub page_limits: PageLimits,
@@ -140,25 +140,58 @@ impl Setup {
 /// Everything that can be going to happen. `life` is the server's when it was scheduled.
 pub enum Event {
     /// A server's election clock.
-    Tick { server: usize, life: u64 },
+    Tick {
+        server: usize,
+        life: u64,
+    },
     /// A server's driver has no more input for now.
-    Flush { server: usize, life: u64 },
-    /// A message arrives.
-    Deliver { from: usize, to: usize, epoch: u64, frame: Vec<u8> },
+    Flush {
+        server: usize,
+        life: u64,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        epoch: u64,
+        frame: Vec<u8>,
+    },
     /// A server tries to connect to another.
-    Dial { from: usize, to: usize, life: u64 },
+    Dial {
+        from: usize,
+        to: usize,
+        life: u64,
+    },
     /// A server learns that its link broke.
-    LinkLost { from: usize, to: usize, session: u64 },
+    LinkLost {
+        from: usize,
+        to: usize,
+        session: u64,
+    },
     /// A server gives up a link on which it has heard nothing, if a partition is still in the way.
-    LinkSilent { from: usize, to: usize, session: u64 },
+    LinkSilent {
+        from: usize,
+        to: usize,
+        session: u64,
+    },
     /// It is durable that a server's state was refuted.
-    VerdictSetDown { server: usize, life: u64 },
+    VerdictSetDown {
+        server: usize,
+        life: u64,
+    },
     /// That it be so is not waited for any longer.
-    VerdictOverdue { server: usize, life: u64 },
-    /// A sync ends.
-    Synced { server: usize, life: u64 },
+    VerdictOverdue {
+        server: usize,
+        life: u64,
+    },
+    Synced {
+        server: usize,
+        life: u64,
+    },
     /// The state machine has applied the piece at hand.
-    ApplyDone { server: usize, life: u64 },
+    ApplyDone {
+        server: usize,
+        life: u64,
+    },
     /// The core learns of it.
     Applied {
         server: usize,
@@ -168,15 +201,36 @@ pub enum Event {
         point: AppliedPoint,
     },
     /// The loop learns up to where the store is durable.
-    Checkpointed { server: usize, life: u64, index: LogIndex },
+    Checkpointed {
+        server: usize,
+        life: u64,
+        index: LogIndex,
+    },
     /// The loop learns what the applier did about a snapshot.
-    SnapshotReport { server: usize, life: u64, report: SnapshotReport },
+    SnapshotReport {
+        server: usize,
+        life: u64,
+        report: SnapshotReport,
+    },
     /// Log entries have been read from disk.
-    Fetched { server: usize, life: u64, fetch: u64, range: (LogIndex, LogIndex), bytes_max: u64 },
+    Fetched {
+        server: usize,
+        life: u64,
+        fetch: u64,
+        range: (LogIndex, LogIndex),
+        bytes_max: u64,
+    },
     /// The next message of a link's stream arrives.
-    Carry { from: usize, to: usize, epoch: u64 },
+    Carry {
+        from: usize,
+        to: usize,
+        epoch: u64,
+    },
     /// The receiving end of a link learns that it broke.
-    InboundLost { from: usize, to: usize },
+    InboundLost {
+        from: usize,
+        to: usize,
+    },
     /// A worker reads a piece of a snapshot.
     Piece {
         server: usize,
@@ -187,24 +241,47 @@ pub enum Event {
         bytes_max: usize,
     },
     /// A client's request arrives at its server.
-    Arrive { attempt: usize },
+    Arrive {
+        attempt: usize,
+    },
     /// A worker answers a read.
-    Get { server: usize, life: u64, attempt: usize },
+    Get {
+        server: usize,
+        life: u64,
+        attempt: usize,
+    },
     /// An answer arrives at the client; a read's state stood at `read_at`.
-    Answer { attempt: usize, reply: Reply, read_at: LogIndex },
+    Answer {
+        attempt: usize,
+        reply: Reply,
+        read_at: LogIndex,
+    },
     /// A client loses an attempt: its connection broke, or it waited long enough.
-    Abandon { attempt: usize },
+    Abandon {
+        attempt: usize,
+    },
     /// A copy of a client's write, which was answered long ago, arrives at some server.
-    LateCopy { client: usize, write: WriteRequest },
+    LateCopy {
+        client: usize,
+        write: WriteRequest,
+    },
     /// A client tries an operation again.
-    Retry { operation: usize },
+    Retry {
+        operation: usize,
+    },
     /// A client thinks of something to do.
-    Think { client: usize },
+    Think {
+        client: usize,
+    },
     /// A server that is down starts.
-    Start { server: usize },
+    Start {
+        server: usize,
+    },
     /// A server that was asked to stop has had its time.
-    StopOverdue { server: usize, life: u64 },
-    /// The nemesis strikes.
+    StopOverdue {
+        server: usize,
+        life: u64,
+    },
     Strike,
     /// A fault of limited duration ends.
     Mend(Mend),
@@ -214,17 +291,13 @@ pub enum Event {
 pub struct World {
     /// Virtual microseconds since the beginning.
     pub now_us: u64,
-    /// All chance.
     pub rng: Rng,
-    /// The recorder.
     pub trace: Trace,
     /// How it was made.
     pub setup: Setup,
-    /// The servers.
     pub servers: Vec<Server>,
     /// What is between them.
     pub network: Network,
-    /// The clients.
     pub clients: Vec<Client>,
     /// Everything clients ever asked.
     pub operations: Vec<Operation>,
@@ -232,9 +305,7 @@ pub struct World {
     pub attempts: Vec<Attempt>,
     /// Late copies of writes that have arrived.
     pub copies: u64,
-    /// What must hold.
     pub checker: Checker,
-    /// What goes wrong.
     pub nemesis: Nemesis,
     /// What servers said on disconnecting a peer: (accuser, accused, reason).
     pub accusations: Vec<(usize, usize, String)>,
@@ -281,7 +352,6 @@ impl World {
         world
     }
 
-    /// Schedules an event.
     pub fn after(&mut self, delay_us: u64, event: Event) {
         self.at(self.now_us + delay_us, event);
     }
@@ -292,13 +362,11 @@ impl World {
         self.queue.insert((at_us, self.scheduled), event);
     }
 
-    /// A server's time.
     pub fn now_of(&self, server: usize) -> Now {
         let wall_us = EPOCH_US + self.now_us as i64 + self.servers[server].clock_offset_us;
         Now { monotonic_us: self.now_us, wall_us }
     }
 
-    /// Lets time pass.
     pub fn run_for(&mut self, duration_us: u64) -> Verdict {
         self.run_until(duration_us, |_| false).map(|_| ())
     }

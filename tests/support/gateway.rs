@@ -17,8 +17,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts a gateway to `servers`, a list as `--servers` takes it, and waits until it listens. Its
-    /// log is in `dir`.
+    /// Starts a gateway to `servers`, a list as `--servers` takes it, and waits until it listens.
+    /// Its log is in `dir`.
     pub fn start(dir: &TempDir, servers: &str, more_flags: &[&str]) -> Gateway {
         let [address] = free_addresses(1)[..] else { unreachable!("one was asked for") };
         let log = dir.path().join(format!("gateway-{address}.log"));

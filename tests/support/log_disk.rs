@@ -1,5 +1,5 @@
-//! A simulated disk: it keeps apart what was written from what is durable, and loses, tears and refuses
-//! writes on demand.
+//! A simulated disk: it keeps apart what was written from what is durable, and loses, tears and
+//! refuses writes on demand.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -109,8 +109,8 @@ impl SimDisk {
         state.faults = Faults::default();
     }
 
-    /// The power goes and comes back: each change that was not synced is kept, lost, or kept in some
-    /// of its sectors only.
+    /// The power goes and comes back: each change that was not synced is kept, lost, or kept in
+    /// some of its sectors only.
     pub fn power_cycle(&self, rng: &mut StdRng) {
         let mut state = self.state();
         let State { files, names, durable_names, renaming, .. } = &mut *state;

@@ -80,8 +80,9 @@ pub struct Group {
 }
 
 impl Group {
-    /// Starts `size` servers, the first of which leads first, with `flags` for each, and waits until all of them
-    /// listen: a client that finds nobody there says so at once, and does not ask again.
+    /// Starts `size` servers, the first of which leads first, with `flags` for each, and waits
+    /// until all of them listen: a client that finds nobody there says so at once, and does not ask
+    /// again.
     pub fn start(size: usize, flags: &[&str]) -> Group {
         let mut group = Group::prepare(size, flags);
         for at in 0..size {
@@ -183,7 +184,8 @@ impl Group {
         self.servers[at].child = Some(command.spawn().unwrap());
     }
 
-    /// Whether server `at` was started and has not ended by itself. One that has can be started again.
+    /// Whether server `at` was started and has not ended by itself. One that has can be started
+    /// again.
     pub fn is_running(&mut self, at: usize) -> bool {
         let ended = |child: &mut Child| child.try_wait().unwrap().is_some();
         if self.servers[at].child.as_mut().is_some_and(ended) {
@@ -201,7 +203,7 @@ impl Group {
         kill_process(pid, signal).unwrap();
     }
 
-    /// kill -9.
+    /// Ends a process with SIGKILL, without any warning to it.
     pub fn kill(&mut self, at: usize) {
         let mut child = self.servers[at].child.take().expect("the server runs");
         child.kill().unwrap();
@@ -253,7 +255,8 @@ impl Drop for Group {
     fn drop(&mut self) {
         for server in &mut self.servers {
             if let Some(mut child) = server.child.take() {
-                // A stopped process does not die of SIGKILL's politer cousins; this is the real one.
+                // A stopped process does not die of SIGKILL's politer cousins; this is the real
+                // one.
                 let _ = child.kill();
                 let _ = child.wait();
             }
@@ -300,7 +303,8 @@ pub fn hangups_are_ignored() -> bool {
     ignored
 }
 
-/// A client of servers that may be starting still, or be down for as long as a test likes: the request's own time decides.
+/// A client of servers that may be starting still, or be down for as long as a test likes: the
+/// request's own time decides.
 pub fn patient_client(servers: impl IntoIterator<Item = SocketAddr>) -> Client {
     let timing = Timing { reach_timeout: PATIENCE, ..Timing::default() };
     Client::builder(servers).timing(timing).request_timeout(PATIENCE).build().unwrap()

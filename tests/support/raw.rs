@@ -204,7 +204,6 @@ pub fn status(address: SocketAddr) -> ServerStatus {
     }
 }
 
-/// One server, quiet.
 pub fn one_server() -> (Group, SocketAddr, Witness) {
     let group = Group::start(1, &["--console", "off"]);
     let witness = Witness::start(group.client());

@@ -83,7 +83,7 @@ impl Registry {
         registry
     }
 
-    /// kill -9.
+    /// Ends a process with SIGKILL, without any warning to it.
     pub fn kill(&mut self) {
         self.process = None;
     }
@@ -192,8 +192,8 @@ pub fn fetching(registry: &Registry, name: &str, to: &Path, more: &[&str]) -> Pr
     Process::start(command, registry.dir.path(), "fetch")
 }
 
-/// How many bytes of a partial file have been written: those that are not zero, about. Its last block
-/// only says what it is a part of.
+/// How many bytes of a partial file have been written: those that are not zero, about. Its last
+/// block only says what it is a part of.
 pub fn arrived(part: &Path) -> usize {
     let bytes = std::fs::read(part).unwrap_or_default();
     let chunks = bytes[..bytes.len().saturating_sub(4096)].chunks(CHUNK_BYTES);

@@ -170,9 +170,9 @@ impl Drop for Terminal {
     }
 }
 
-/// Takes escape sequences out and turns carriage returns that rewrite a line into line ends, so that
-/// a line that was printed over a prompt stands alone. One that only puts the cursor back behind
-/// what is shown is left out.
+/// Takes escape sequences out and turns carriage returns that rewrite a line into line ends, so
+/// that a line that was printed over a prompt stands alone. One that only puts the cursor back
+/// behind what is shown is left out.
 fn plain(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut plain = String::with_capacity(text.len());

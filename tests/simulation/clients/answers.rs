@@ -13,9 +13,9 @@ use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};
 
 impl World {
-    /// An answer arrives.
     pub fn answer(&mut self, attempt: usize, reply: Reply, read_at: LogIndex) -> Verdict {
-        // Read from the log of a server before any has applied it: what it should be is known a little later.
+        // Read from the log of a server before any has applied it: what it should be is known a
+        // little later.
         if self.setup.honest && read_at > self.checker.last_index() {
             self.after(MILLISECOND, Event::Answer { attempt, reply, read_at });
             return Ok(());
@@ -204,8 +204,8 @@ impl World {
         let RequestId { client, sequence, .. } = write.request;
         self.checker.answered(client, sequence, timestamp)?;
         let written = self.checker.written(client, sequence);
-        // What is told before it is applied is told without what was before, and so is what a leader tells that doubts
-        // its state.
+        // What is told before it is applied is told without what was before, and so is what a
+        // leader tells that doubts its state.
         let expected = written.and_then(|written| written.previous.clone());
         let is_withheld = self.leader_in_doubt && previous.is_none();
         ensure!(

@@ -31,11 +31,8 @@ pub enum Memory {
     PerKey,
 }
 
-/// One client.
 pub struct Client {
-    /// Its identity.
     pub id: ClientId,
-    /// How it remembers.
     pub memory: Memory,
     /// How many operations it may still begin by itself.
     pub wishes: usize,
@@ -63,9 +60,7 @@ pub struct Client {
 /// What a client asks.
 #[derive(Clone, Debug)]
 pub enum Question {
-    /// A write.
     Write(WriteRequest),
-    /// A read.
     Get(GetRequest),
     /// A page of a longer read.
     Page(PageRequest),
@@ -97,11 +92,8 @@ pub enum Outcome {
 
 /// One operation of a client, however many attempts it takes.
 pub struct Operation {
-    /// Whose.
     pub client: usize,
-    /// What.
     pub question: Question,
-    /// When first asked.
     pub began_us: u64,
     /// When answered, and what.
     pub ended: Option<(u64, Outcome)>,
@@ -152,7 +144,6 @@ impl Question {
 }
 
 impl World {
-    /// Adds a client.
     pub fn add_client(&mut self, memory: Memory, pipeline: usize, patience_us: u64) -> usize {
         self.clients.push(Client {
             id: ClientId(self.rng.next_u64()),
@@ -201,7 +192,6 @@ impl World {
         self.write(client, server, WriteOp::Put { key, value })
     }
 
-    /// Begins a read.
     pub fn read(
         &mut self,
         client: usize,
@@ -279,8 +269,8 @@ impl World {
         self.after(patience_us, Event::Abandon { attempt });
     }
 
-    /// Numbers a write that is sent for the first time. False when it has to wait, since no server has greeted its
-    /// client.
+    /// Numbers a write that is sent for the first time. False when it has to wait, since no server
+    /// has greeted its client.
     fn is_numbered(&mut self, operation: usize) -> bool {
         let asked = &mut self.operations[operation];
         let client = asked.client;
