@@ -4,7 +4,7 @@
 //! hears of the commit. A client that reads what it has just written would be refused in between
 //! (SPEC A4), and would go from server to server for nothing. So a read whose timestamp is in this
 //! server's log waits until the state machine has come there, and after
-//! [`EARLY_READ_WAIT`](EARLY_READ_WAIT) judged by what is there then. What is not in
+//! [`EARLY_READ_WAIT`] judged by what is there then. What is not in
 //! the log is not worth waiting for: such a read is judged at once.
 //!
 //! How many wait is bounded by the requests that clients may have under way. This part is
