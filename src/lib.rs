@@ -1,7 +1,8 @@
 //! Acervo: a replicated key-value store that never goes back in time.
 //!
-//! [`Client`] talks to a running group of servers; [`LocalGroup`] starts a group inside this process, for the tests of
-//! programs that use one. [`client`] has their types, and says what they promise.
+//! [`Client`] talks to a running group of servers; [`LocalGroup`] starts a group inside this
+//! process, for the tests of programs that use one. [`client`] has their types, and says what they
+//! promise.
 //!
 //! ```
 //! use acervo::{Client, LocalGroup};
@@ -18,11 +19,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Nothing else of this crate is for other programs. The servers, the gateway and the share run as the `acervo` command;
-//! `ARCHITECTURE.md` describes how they are built.
+//! Nothing else of this crate is for other programs. The servers, the gateway and the share run as
+//! the `acervo` command; `ARCHITECTURE.md` describes how they are built.
 
-// Every room is private, so that the compiler finds what nobody uses. The feature `internals` opens them to this
-// crate's own tests, benches and fuzz targets, which enable it in `[dev-dependencies]`; nothing else may.
+// Every room is private, so that the compiler finds what nobody uses. The feature `internals` opens
+// them to this crate's own tests, benches and fuzz targets, which enable it in
+// `[dev-dependencies]`; nothing else may.
 #![cfg_attr(feature = "internals", allow(missing_docs))]
 
 #[cfg(not(feature = "internals"))]
@@ -99,3 +101,8 @@ pub mod workers;
 
 pub use self::client::Client;
 pub use self::server::{LocalGroup, ServerError};
+
+/// The examples of the page on the library, which run with those of this crate.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+mod library_page {}

@@ -641,9 +641,6 @@ pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
 pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// A quiet gRPC connection that does not answer a ping within this time is closed.
 pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the
-/// gateway is.
-pub const KVS_SILENT_AFTER: Duration = Duration::from_secs(5);
 /// How long a connection that the gateway has ended waits for its client to end it too: some round
 /// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does
 /// not make a stop look like one that left calls without an answer.

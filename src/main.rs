@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-/// Gives memory back to the system soon after a flood has passed. The system's own allocator kept most of
-/// what it had ever handed out: 450 MB of it after a flood of unfinished frames.
+/// An allocator that returns free memory to the system. The system's own kept most of what it had
+/// ever handed out: 450 MB of it after a flood of unfinished frames.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

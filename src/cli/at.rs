@@ -1,7 +1,7 @@
 //! `--at`: a version, or a time that is one.
 //!
-//! A version is a time in microseconds since the Unix epoch, so that to read as of a time is to read as
-//! of a version. What is relative to now becomes one when the command runs.
+//! A version is a time in microseconds since the Unix epoch, so that to read as of a time is to
+//! read as of a version. What is relative to now becomes one when the command runs.
 
 use std::str::FromStr;
 
@@ -10,12 +10,12 @@ use jiff::{Span, Timestamp as Time};
 
 use crate::model::Timestamp;
 
-/// What `--at` can say.
+/// The value of `--at`.
 #[derive(Clone, Copy, Debug)]
 pub enum At {
     /// A version; zero or less means the newest.
     Version(Timestamp),
-    /// A time past, as a negative span.
+    /// A time in the past, as a negative span from when the command runs.
     Ago(Span),
     /// The moment in which the command runs.
     Now,
@@ -30,12 +30,13 @@ pub enum AtError {
          2026-11-20T12:00:00Z, how long ago, such as '10m ago', or 'now'"
     )]
     NotUnderstood(String),
-    /// Somebody's seconds or milliseconds.
+    /// A number that looks like seconds or milliseconds.
     #[error(
-        "'{0}' looks like {1} since 1970, and versions count microseconds: append {2}, as `date +%s%6N` does"
+        "'{0}' looks like {1} since 1970, and versions count microseconds: append {2}, as `date \
+         +%s%6N` does"
     )]
     OtherUnit(String, &'static str, &'static str),
-    /// Versions are counted from 1970.
+    /// A time before 1970, from which versions are counted.
     #[error("'{0}' is before 1970 and so before every version")]
     BeforeEpoch(String),
 }
@@ -55,7 +56,8 @@ impl FromStr for At {
         }
         if trimmed.strip_prefix('-').unwrap_or(trimmed).bytes().all(|byte| byte.is_ascii_digit()) {
             let version: i64 = trimmed.parse().map_err(|_| wrong())?;
-            // From 1973 on. Taken for microseconds they would all be on the first days of 1970, when there is nothing.
+            // From 1973 on. Taken for microseconds they would all be on the first days of 1970,
+            // when there is nothing.
             return match version {
                 SECONDS_MIN..SECONDS_MAX => {
                     Err(AtError::OtherUnit(trimmed.to_owned(), "seconds", "000000"))
@@ -68,7 +70,8 @@ impl FromStr for At {
         }
         let time: Time = match trimmed.parse() {
             Ok(time) => time,
-            // What people write for the end of time is past the calendar's by a day, wherever on Earth it is.
+            // What people write for the end of time is past the calendar's by a day, wherever on
+            // Earth it is.
             Err(_) if is_end_of_time(trimmed) => Time::MAX,
             Err(_) => return Err(wrong()),
         };
@@ -76,11 +79,11 @@ impl FromStr for At {
     }
 }
 
-/// Numbers from here on are the seconds of 1973 and later …
+/// Numbers from here on are taken for seconds, of 1973 and later.
 const SECONDS_MIN: i64 = 100_000_000;
-/// … up to here, in the year 5138, where the milliseconds of 1973 begin …
+/// Seconds end here, in the year 5138, where the milliseconds of 1973 begin.
 const SECONDS_MAX: i64 = 100_000_000_000;
-/// … and from here on they are versions of 1973 and later.
+/// Milliseconds end here, where the versions of 1973 begin.
 const MILLISECONDS_MAX: i64 = 100_000_000_000_000;
 
 /// Whether it is a time on the last two days that can be written.
@@ -121,7 +124,7 @@ pub fn time_of(version: Timestamp) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// 2026-11-20T12:00:00Z.
+    /// The version of the time 2026-11-20T12:00:00Z.
     const NOON: i64 = 1_795_176_000_000_000;
 
     fn at(text: &str) -> Result<i64, AtError> {

@@ -11,16 +11,16 @@ use crate::net::origin_of;
 use crate::text::counted;
 use crate::wire::share::Source;
 
-/// One content among those of a name.
+/// A content that a name stands for, with those who have it.
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) content: ContentId,
-    /// Who says that they have it, whatever size they tell.
+    /// The peers that announced it, whatever size they tell.
     pub(super) sources: Vec<Source>,
 }
 
 impl Choice {
-    /// The sizes that are told of it. A content has one, and whoever tells another lies.
+    /// The sizes that are told of it. A content has one size; a peer that tells another lies.
     pub(super) fn sizes(&self) -> BTreeSet<u64> {
         self.sources.iter().map(|source| source.size).collect()
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Format, HealthArgs, RequestArgs, SetHistoryArgs, StatusArgs};
 use super::at::{AtError, time_of};
-use super::input::{Input, InputError};
+use super::input::{ArgumentReader, InputError};
 use super::key_args::{
     DelAllArgs, DelArgs, DelRangeArgs, GetAllArgs, GetArgs, GetRangeArgs, HistoryArgs, KeyArgs,
     PutAllArgs, PutArgs, RangeArgs, ReadArgs, TrimArgs,
@@ -23,36 +23,37 @@ use crate::model::Timestamp;
 use crate::process::exit_status;
 use crate::text::{escape, is_printable, unescape};
 
-/// How a command ended well.
+/// The outcome of a command that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CommandOutcome {
     /// What was asked for was found, or is done.
     Done,
-    /// There was no such key.
+    /// The key that was asked for does not exist.
     NotFound,
-    /// `status`, and no server answered, nobody leads, or disks are full; the table says why.
+    /// The outcome of `status` when no server answered, nobody leads, or disks are full; the table
+    /// says why.
     NotWritable,
 }
 
-/// How a command failed.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// The request failed, or its arguments cannot be used.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// What was given on the command line or standard input cannot be used.
+    /// An argument or a line of standard input cannot be used.
     #[error(transparent)]
     Input(#[from] InputError),
-    /// `--at` cannot be used.
+    /// The time or version of `--at` cannot be used.
     #[error(transparent)]
     At(#[from] AtError),
-    /// A terminal would take bytes of the value for commands.
+    /// A terminal would take bytes of the value for control sequences.
     #[error(
-        "the value has control characters, which a terminal would take for commands: send --raw into a pipe or a \
-         file, or leave it out"
+        "the value has control characters, which a terminal would take for commands: send --raw \
+         into a pipe or a file, or leave it out"
     )]
     RawOnTerminal,
-    /// `health`, and full disks keep everybody from writing: whose.
+    /// The full disks of these servers keep everybody from writing.
     #[error("{}", status::no_room(.0))]
     NoRoom(Vec<String>),
     /// The answer could not be printed.
@@ -60,13 +61,13 @@ pub enum CommandError {
     Output(io::Error),
 }
 
-impl Outcome {
+impl CommandOutcome {
     /// The process's exit status.
     pub fn exit_status(self) -> u8 {
         match self {
-            Outcome::Done => exit_status::DONE,
-            Outcome::NotFound => exit_status::NOT_FOUND,
-            Outcome::NotWritable => exit_status::UNAVAILABLE,
+            CommandOutcome::Done => exit_status::DONE,
+            CommandOutcome::NotFound => exit_status::NOT_FOUND,
+            CommandOutcome::NotWritable => exit_status::UNAVAILABLE,
         }
     }
 }
@@ -105,11 +106,11 @@ impl CommandError {
     }
 }
 
-/// `acervo get`.
+/// Does what `acervo get` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.read.shared)?;
     let (key, options) = (argument(&args.key, &args.read.shared), options(&args.read)?);
     let got = client.read(&key, options)?;
@@ -132,15 +133,16 @@ pub fn get(args: &GetArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
         let time = time_of(oldest).unwrap_or_else(|| "-".to_owned());
         let _ = writeln!(
             io::stderr(),
-            "acervo: the key \"{key}\" has nothing as of {at}: its oldest version is {oldest}, of {time}"
+            "acervo: the key \"{key}\" has nothing as of {at}: its oldest version is {oldest}, of \
+             {time}"
         );
-        return Ok(Outcome::NotFound);
+        return Ok(CommandOutcome::NotFound);
     }
     Ok(found_or_say(found, &key))
 }
 
-/// The oldest version of a key that exists now, if that is known. No more versions are looked at, and for no longer, than
-/// is worth it for a remark.
+/// The oldest version of a key that exists now, if that is known. No more versions are looked at,
+/// and for no longer, than is worth it for a remark.
 fn oldest(read: &ReadArgs, key: &[u8], options: ReadOptions) -> Option<Timestamp> {
     let deadline = Instant::now() + OLDEST_VERSION_TIMEOUT;
     let RequestArgs { group, timeout, .. } = &read.shared.request;
@@ -155,8 +157,8 @@ fn oldest(read: &ReadArgs, key: &[u8], options: ReadOptions) -> Option<Timestamp
     versions.last().copied().filter(|_| is_whole)
 }
 
-/// Prints a value: into a pipe or a file as it is, to the byte; on a terminal as text that cannot be taken for anything
-/// else.
+/// Prints a value: into a pipe or a file as it is, to the byte; on a terminal as text that cannot
+/// be taken for anything else.
 fn print_value(
     out: &mut dyn Write,
     value: &[u8],
@@ -178,11 +180,11 @@ fn print_value(
     Ok(lines.try_for_each(|line| writeln!(out, "{}", escape(line))))
 }
 
-/// `acervo getrange`.
+/// Does what `acervo getrange` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let shared = &args.read.shared;
     let client = key_client(shared)?;
     let options = options(&args.read)?;
@@ -192,10 +194,10 @@ pub fn get_range(args: &GetRangeArgs, out: &mut dyn Write) -> Result<Outcome, Co
     let shown = Shown::of(args.rows);
     print_rows(out, shared.request.format.get(), Shape::Read { at: options.at }, shown, rows)?;
     print_session(shared, &client);
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// `acervo getall`.
+/// Does what `acervo getall` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
@@ -203,10 +205,10 @@ pub fn get_all(
     args: &GetAllArgs,
     stdin: &mut dyn BufRead,
     out: &mut dyn Write,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandOutcome, CommandError> {
     let shared = &args.read.shared;
     let client = key_client(shared)?;
-    let keys = Input::new(stdin, shared.escaped).keys(&args.keys)?;
+    let keys = ArgumentReader::new(stdin, shared.escaped).keys(&args.keys)?;
     let options = options(&args.read)?;
     let rows = client.get_all(keys, options)?;
     print_rows(
@@ -217,14 +219,14 @@ pub fn get_all(
         rows,
     )?;
     print_session(shared, &client);
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// `acervo history`.
+/// Does what `acervo history` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let shared = &args.read.shared;
     let client = key_client(shared)?;
     let key = argument(&args.key, shared);
@@ -244,12 +246,12 @@ pub fn history(args: &HistoryArgs, out: &mut dyn Write) -> Result<Outcome, Comma
             "acervo: the key \"{}\" has no version since {since}",
             escape(&key)
         );
-        return Ok(Outcome::NotFound);
+        return Ok(CommandOutcome::NotFound);
     }
     Ok(found_or_say(found > 0, &key))
 }
 
-/// `acervo put`.
+/// Does what `acervo put` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
@@ -257,17 +259,17 @@ pub fn put(
     args: &PutArgs,
     stdin: &mut dyn BufRead,
     out: &mut dyn Write,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
-    let value = Input::new(stdin, args.shared.escaped).value(&args.value)?;
+    let value = ArgumentReader::new(stdin, args.shared.escaped).value(&args.value)?;
     match args.shared.request.format.get() {
         Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
             let Some(done) =
                 previous_told(client.replace(&key, value), &args.shared, &client, out)?
             else {
-                return Ok(Outcome::Done);
+                return Ok(CommandOutcome::Done);
             };
             let found = done.previous.is_some();
             print_json(out, &with_previous(answer(&key, found, done.timestamp, done.server), &done))
@@ -275,10 +277,10 @@ pub fn put(
     }
     .map_err(CommandError::Output)?;
     print_session(&args.shared, &client);
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// `acervo putall`.
+/// Does what `acervo putall` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
@@ -286,21 +288,21 @@ pub fn put_all(
     args: &PutAllArgs,
     stdin: &mut dyn BufRead,
     out: &mut dyn Write,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
-    let pairs = Input::new(stdin, args.shared.escaped).pairs(&args.pairs)?;
+    let pairs = ArgumentReader::new(stdin, args.shared.escaped).pairs(&args.pairs)?;
     print_written(&args.shared, &client, client.put_all(pairs)?, Shown::Whole, out)
 }
 
-/// `acervo del`.
+/// Does what `acervo del` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
     let Some(done) = previous_told(client.del(&key), &args.shared, &client, out)? else {
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     };
     let found = done.previous.is_some();
     match args.shared.request.format.get() {
@@ -314,17 +316,17 @@ pub fn del(args: &DelArgs, out: &mut dyn Write) -> Result<Outcome, CommandError>
     Ok(found_or_say(found, &key))
 }
 
-/// `acervo delrange`.
+/// Does what `acervo delrange` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn del_range(args: &DelRangeArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn del_range(args: &DelRangeArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
     let done = client.del_scan(key_range(&args.range, &args.shared)?)?;
     print_written(&args.shared, &client, done, Shown::of(args.rows), out)
 }
 
-/// `acervo delall`.
+/// Does what `acervo delall` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
@@ -332,35 +334,38 @@ pub fn del_all(
     args: &DelAllArgs,
     stdin: &mut dyn BufRead,
     out: &mut dyn Write,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
-    let keys = Input::new(stdin, args.shared.escaped).keys(&args.keys)?;
+    let keys = ArgumentReader::new(stdin, args.shared.escaped).keys(&args.keys)?;
     print_written(&args.shared, &client, client.del_all(keys)?, Shown::Whole, out)
 }
 
-/// `acervo set-history`.
+/// Does what `acervo set-history` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn set_history(args: &SetHistoryArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn set_history(
+    args: &SetHistoryArgs,
+    out: &mut dyn Write,
+) -> Result<CommandOutcome, CommandError> {
     let version = client(&args.request, None)?.set_history(args.history)?;
     match args.request.format.get() {
         Format::Text => writeln!(out, "{version}"),
         Format::Json => print_json(out, &serde_json::json!({ "version": version.0 })),
     }
     .map_err(CommandError::Output)?;
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// `acervo trim`.
+/// Does what `acervo trim` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
     let Some(done) = previous_told(client.trim(&key), &args.shared, &client, out)? else {
-        return Ok(Outcome::Done);
+        return Ok(CommandOutcome::Done);
     };
     let kept = done.previous.as_ref();
     let version = kept.map_or(Timestamp::ZERO, |kept| kept.timestamp);
@@ -377,8 +382,9 @@ pub fn trim(args: &TrimArgs, out: &mut dyn Write) -> Result<Outcome, CommandErro
     Ok(found_or_say(kept.is_some(), &key))
 }
 
-/// What a write on one key came to. A write that is done is done, also when what there was before cannot be read: then
-/// its version is all that there is to print, and why goes to standard error.
+/// The outcome of a write on one key, of which what there was before is to be printed. Where that
+/// could not be read, the write's version is printed here, with the reason on standard error, and
+/// `None` is returned.
 fn previous_told(
     written: Result<Written, ClientError>,
     shared: &KeyArgs,
@@ -400,7 +406,7 @@ fn previous_told(
     }
 }
 
-/// Without standard error there is nobody to tell.
+/// Writes an error to standard error; where that is closed, the exit status alone tells of it.
 fn say(error: &ClientError) {
     let _ = writeln!(io::stderr(), "acervo: {error}");
 }
@@ -411,7 +417,7 @@ fn print_written(
     done: WrittenMany,
     shown: Shown,
     out: &mut dyn Write,
-) -> Result<Outcome, CommandError> {
+) -> Result<CommandOutcome, CommandError> {
     // Told first, since the write is done, whatever becomes of the printing.
     print_session(shared, client);
     let shape = Shape::Before { timestamp: done.timestamp };
@@ -421,10 +427,10 @@ fn print_written(
         }
         printed => drop(printed?),
     }
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// What `--format json` prints for one key, whatever the command.
+/// The JSON object that every command prints for one key.
 fn answer(key: &[u8], found: bool, timestamp: Timestamp, server: SocketAddr) -> Object<'_> {
     let object = Object::default().bytes("key", key).flag("found", found);
     object.timestamp("timestamp", timestamp).text("server", Some(server.to_string()))
@@ -437,11 +443,11 @@ fn with_previous<'a>(object: Object<'a>, done: &'a Written) -> Object<'a> {
     object.timestamp("old_timestamp", version).value("old_value", value)
 }
 
-/// `acervo status`.
+/// Does what `acervo status` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let rows = status::ask_all(&client(&args.request, None)?);
     match args.request.format.get() {
         Format::Text => status::print_table(out, &rows),
@@ -449,16 +455,17 @@ pub fn status(args: &StatusArgs, out: &mut dyn Write) -> Result<Outcome, Command
     }
     .map_err(CommandError::Output)?;
     Ok(match status::is_led(&rows) && status::full_disks(&rows).is_empty() {
-        true => Outcome::Done,
-        false => Outcome::NotWritable,
+        true => CommandOutcome::Done,
+        false => CommandOutcome::NotWritable,
     })
 }
 
-/// `acervo health`: a read that a majority confirms, of a key that need not exist, and room for writes.
+/// Checks for `acervo health` that a majority confirms a read, of a key that need not exist, and
+/// that there is room for writes.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<CommandOutcome, CommandError> {
     let client = builder(&args.group.servers, args.timeout).build()?;
     // A range, since servers show every GET on their consoles.
     let anything = ReadOptions { linearizable: true, ..ReadOptions::default() };
@@ -468,7 +475,7 @@ pub fn health(args: &HealthArgs, out: &mut dyn Write) -> Result<Outcome, Command
         return Err(CommandError::NoRoom(full));
     }
     writeln!(out, "healthy").map_err(CommandError::Output)?;
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
 fn key_client(shared: &KeyArgs) -> Result<Client, ClientError> {
@@ -528,10 +535,10 @@ fn print_session(shared: &KeyArgs, client: &Client) {
     }
 }
 
-fn found_or_say(found: bool, key: &[u8]) -> Outcome {
+fn found_or_say(found: bool, key: &[u8]) -> CommandOutcome {
     if found {
-        return Outcome::Done;
+        return CommandOutcome::Done;
     }
     let _ = writeln!(io::stderr(), "acervo: there is no key \"{}\"", escape(key));
-    Outcome::NotFound
+    CommandOutcome::NotFound
 }

@@ -12,24 +12,24 @@ use crate::client::ClientError;
 use crate::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_KEYS_MAX, VALUE_BYTES_MAX};
 use crate::text::{LineError, escape, parse_hex, read_line, unescape};
 
-/// What stands for standard input.
+/// The argument that stands for standard input.
 const STANDARD_INPUT: &[u8] = b"-";
 
-/// Why what was given cannot be used.
+/// Why an argument, or what standard input has, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
     /// The system could not read standard input.
     #[error("standard input could not be read: {}", explain(.0))]
     Io(#[from] io::Error),
-    /// A line of it cannot be used.
+    /// A line of standard input cannot be used.
     #[error("line {number} of standard input cannot be used: {error}")]
     Line {
-        /// The line's number, from 1.
+        /// The number of the line, from 1.
         number: u64,
         /// What is wrong with the line, as a clause.
         error: LineError,
     },
-    /// A line of it is not a pair.
+    /// A line of standard input is not a pair.
     #[error(
         "line {number} of standard input is not a pair: {reason}; write \
          {{\"key\":\"K\",\"value\":\"V\"}}, or key_hex and value_hex for what is not text"
@@ -37,13 +37,13 @@ pub enum InputError {
     PairLine {
         /// The line's number, from 1.
         number: u64,
-        /// What is missing or wrong.
+        /// What is missing or wrong, as a clause.
         reason: String,
     },
-    /// An argument is not a pair.
+    /// An argument is not a pair of key and value.
     #[error("'{0}' is not a pair: write KEY=VALUE, or - for JSON lines on standard input")]
     Pair(String),
-    /// More than one write, or one question, can hold.
+    /// The list is longer than one write, or one read, can hold.
     #[error(transparent)]
     TooMuch(#[from] ClientError),
 }
@@ -58,7 +58,7 @@ fn explain(error: &io::Error) -> String {
 }
 
 /// Reads arguments, escaped ones or others, and standard input where they say so.
-pub(super) struct Input<'a> {
+pub(super) struct ArgumentReader<'a> {
     stdin: &'a mut dyn BufRead,
     escaped: bool,
     /// Lines of standard input read so far.
@@ -67,9 +67,9 @@ pub(super) struct Input<'a> {
 
 type Pair = (Vec<u8>, Vec<u8>);
 
-impl<'a> Input<'a> {
-    pub(super) fn new(stdin: &'a mut dyn BufRead, escaped: bool) -> Input<'a> {
-        Input { stdin, escaped, lines: 0 }
+impl<'a> ArgumentReader<'a> {
+    pub(super) fn new(stdin: &'a mut dyn BufRead, escaped: bool) -> ArgumentReader<'a> {
+        ArgumentReader { stdin, escaped, lines: 0 }
     }
 
     fn bytes(&self, bytes: &[u8]) -> Vec<u8> {
@@ -211,7 +211,7 @@ mod tests {
 
     fn pairs(arguments: &[&str], stdin: &str) -> Result<Vec<Pair>, String> {
         let mut stdin = stdin.as_bytes();
-        Input::new(&mut stdin, true).pairs(arguments).map_err(|error| error.to_string())
+        ArgumentReader::new(&mut stdin, true).pairs(arguments).map_err(|error| error.to_string())
     }
 
     fn pair(key: &[u8], value: &[u8]) -> Pair {
@@ -267,14 +267,14 @@ mod tests {
     #[test]
     fn keys_are_lines_and_their_number_has_a_limit() {
         let mut stdin = &b"a b\n\nc\\x00\n"[..];
-        let keys = Input::new(&mut stdin, true).keys(&["x", "-"]).unwrap();
+        let keys = ArgumentReader::new(&mut stdin, true).keys(&["x", "-"]).unwrap();
         assert_eq!(keys, [&b"x"[..], b"a b", b"c\0"]);
         let mut stdin = &b"c\\x00\n"[..];
-        let keys = Input::new(&mut stdin, false).keys(&["-"]).unwrap();
+        let keys = ArgumentReader::new(&mut stdin, false).keys(&["-"]).unwrap();
         assert_eq!(keys, [br"c\x00"]);
 
         let many = "k\n".repeat(TRANSACTION_KEYS_MAX + 1);
-        let error = Input::new(&mut many.as_bytes(), false).keys(&["-"]).unwrap_err();
+        let error = ArgumentReader::new(&mut many.as_bytes(), false).keys(&["-"]).unwrap_err();
         assert!(matches!(error, InputError::TooMuch(ClientError::TooManyKeys(_))));
         let line = format!("{{\"key\":\"k\",\"value\":\"{}\"}}\n", "v".repeat(1 << 20));
         let error = pairs(&["-"], &line.repeat(9)).unwrap_err();
@@ -284,9 +284,9 @@ mod tests {
     #[test]
     fn a_value_that_is_too_long_is_not_read_to_its_end() {
         let mut stdin = io::BufReader::new(io::repeat(b'v'));
-        let value = Input::new(&mut stdin, true).value(OsStr::new("-")).unwrap();
+        let value = ArgumentReader::new(&mut stdin, true).value(OsStr::new("-")).unwrap();
         assert_eq!(value.len(), VALUE_BYTES_MAX + 1);
         let mut raw = &b"\\x41"[..];
-        assert_eq!(Input::new(&mut raw, true).value(OsStr::new("-")).unwrap(), br"\x41");
+        assert_eq!(ArgumentReader::new(&mut raw, true).value(OsStr::new("-")).unwrap(), br"\x41");
     }
 }

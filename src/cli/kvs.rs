@@ -1,4 +1,5 @@
-//! `acervo kvs`: a client of the gRPC interface (SPEC B1), one call, its replies printed as they come.
+//! `acervo kvs`: a client of the gRPC interface (SPEC B1), which makes one call and prints its
+//! replies as they come.
 
 use std::error::Error as _;
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
@@ -12,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use super::args::Format;
-use super::commands::Outcome;
+use super::commands::CommandOutcome;
 use super::gateway::{KvsArgs, KvsOperation};
 use crate::client::connection::dial;
 use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
@@ -24,12 +25,16 @@ use crate::process::exit_status;
 use crate::text::escape;
 use crate::wire::message::HelloRole;
 
-/// What the transport says of a call whose deadline has passed on this side.
+/// When a call of `acervo kvs` has taken so long, it looks whether anything answers where the
+/// gateway is.
+const KVS_SILENT_AFTER: Duration = Duration::from_secs(5);
+
+/// The transport's message for a call whose deadline has passed on this side.
 const OWN_DEADLINE: &str = "Timeout expired";
-/// Why a gateway is of no use that was reached.
+/// The reason when something takes connections and answers nothing.
 const SILENT: &str = "connections are taken there, and nothing is answered";
 
-/// How the command failed.
+/// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KvsError {
     /// The gateway cannot be reached.
@@ -37,18 +42,18 @@ pub enum KvsError {
         "the gateway at {address} cannot be reached ({reason}): is 'acervo gateway' running there?"
     )]
     Unreachable {
-        /// Where it was expected.
+        /// The address at which it was expected.
         address: String,
         /// What the system said, or what was found there.
         reason: String,
     },
     /// A write was sent, or may have been, and nothing came back.
     #[error(
-        "the gateway at {address} has not answered ({reason}), so the write may have taken effect: read the key before \
-         you write it again"
+        "the gateway at {address} has not answered ({reason}), so the write may have taken effect: \
+         read the key before you write it again"
     )]
     Unanswered {
-        /// The gateway's address.
+        /// The address of the gateway.
         address: String,
         /// What the transport said, or that the time was over.
         reason: String,
@@ -84,7 +89,7 @@ impl KvsError {
     }
 }
 
-/// The code as gRPC writes it.
+/// The name of a code, as gRPC writes it.
 fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -111,7 +116,7 @@ fn code_name(code: Code) -> &'static str {
 ///
 /// # Errors
 /// See [`KvsError`].
-pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
+pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<CommandOutcome, KvsError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let mut printer = Printer {
         out: BufWriter::with_capacity(limits::OUTPUT_BUFFER_BYTES, out),
@@ -136,22 +141,24 @@ pub fn run(args: &KvsArgs, out: &mut dyn Write) -> Result<Outcome, KvsError> {
         called => called?,
     };
     printer.out.flush().map_err(KvsError::Output)?;
-    Ok(if found { Outcome::Done } else { Outcome::NotFound })
+    Ok(if found { CommandOutcome::Done } else { CommandOutcome::NotFound })
 }
 
-/// Ends when the gateway hangs: it is found out long before the call's own time is over, and looked for once, so that a
-/// pager that stops the printing ends nothing.
+/// Ends when the gateway hangs: it is found out long before the call's own time is over, and looked
+/// for once, so that a pager that stops the printing ends nothing.
 async fn hung(args: &KvsArgs) -> KvsError {
-    tokio::time::sleep(limits::KVS_SILENT_AFTER).await;
+    tokio::time::sleep(KVS_SILENT_AFTER).await;
     let (host, port, timeout) = (args.host.clone(), args.porta, args.timeout);
     let found = tokio::task::spawn_blocking(move || found_at(&host, port, timeout)).await;
     match found {
-        Ok(Found::Silent) => silent(args),
-        Ok(Found::Http2OrNobody | Found::Stranger(_)) | Err(_) => std::future::pending().await,
+        Ok(ListenerKind::Silent) => silent(args),
+        Ok(ListenerKind::Http2OrNobody | ListenerKind::Stranger(_)) | Err(_) => {
+            std::future::pending().await
+        }
     }
 }
 
-/// What it means that nothing is answered there.
+/// The error when nothing is answered at the gateway's address.
 fn silent(args: &KvsArgs) -> KvsError {
     let (address, reason) = (address(args), SILENT.to_owned());
     match is_write(args) {
@@ -165,7 +172,7 @@ fn is_write(args: &KvsArgs) -> bool {
     !matches!(args.operation, Op::Get | Op::Getrange | Op::Getall)
 }
 
-/// What a failed call means to whoever made it.
+/// The error that a failed call means.
 fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
     let is_own_deadline = status.code() == Code::Cancelled && status.message() == OWN_DEADLINE;
     // No gateway's word, but this side's of what came in its place.
@@ -180,39 +187,39 @@ fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
     let reason = escape(status.message().as_bytes()).to_string();
     let address = address(args);
     match found_at(&args.host, args.porta, args.timeout) {
-        Found::Stranger(name) => KvsError::Unreachable {
+        ListenerKind::Stranger(name) => KvsError::Unreachable {
             address,
             reason: format!("found there: {name}, which does not speak gRPC"),
         },
-        Found::Silent => silent(args),
-        Found::Http2OrNobody if is_write(args) => KvsError::Unanswered { address, reason },
-        Found::Http2OrNobody if is_own_deadline => KvsError::Call(status),
-        Found::Http2OrNobody => {
+        ListenerKind::Silent => silent(args),
+        ListenerKind::Http2OrNobody if is_write(args) => KvsError::Unanswered { address, reason },
+        ListenerKind::Http2OrNobody if is_own_deadline => KvsError::Call(status),
+        ListenerKind::Http2OrNobody => {
             KvsError::Unreachable { address, reason: format!("it broke off: {reason}") }
         }
     }
 }
 
 /// What listens where a gateway was expected.
-enum Found {
+enum ListenerKind {
     /// Something that speaks HTTP/2, or nothing any more: it may have taken a call.
     Http2OrNobody,
-    /// Something else, which cannot have.
+    /// Something else, which cannot have taken a call.
     Stranger(&'static str),
-    /// Something that says nothing: it may be a gateway that hangs.
+    /// Something that answers nothing, and may be a gateway that hangs.
     Silent,
 }
 
-fn found_at(host: &str, port: u16, timeout: Duration) -> Found {
+fn found_at(host: &str, port: u16, timeout: Duration) -> ListenerKind {
     let resolved = (host, port).to_socket_addrs();
     let Some(address) = resolved.ok().and_then(|mut addresses| addresses.next()) else {
-        return Found::Http2OrNobody;
+        return ListenerKind::Http2OrNobody;
     };
     // A gateway that is flooded may take long to answer.
-    let answer_timeout = limits::KVS_SILENT_AFTER.min(timeout);
+    let answer_timeout = KVS_SILENT_AFTER.min(timeout);
     let timeout = limits::CLIENT_CONNECT_TIMEOUT.min(timeout);
     let Ok(mut stream) = TcpStream::connect_timeout(&address, timeout) else {
-        return Found::Http2OrNobody;
+        return ListenerKind::Http2OrNobody;
     };
     let mut first_bytes = || -> io::Result<[u8; 4]> {
         stream.set_read_timeout(Some(answer_timeout))?;
@@ -224,12 +231,12 @@ fn found_at(host: &str, port: u16, timeout: Duration) -> Found {
     };
     match first_bytes().as_ref() {
         // It begins with settings of its own, whose length has three bytes.
-        Ok([0, _, _, 4]) => return Found::Http2OrNobody,
-        Ok(b"HTTP") => return Found::Stranger("a web server"),
-        Ok(b"SSH-") => return Found::Stranger("an SSH server"),
+        Ok([0, _, _, 4]) => return ListenerKind::Http2OrNobody,
+        Ok(b"HTTP") => return ListenerKind::Stranger("a web server"),
+        Ok(b"SSH-") => return ListenerKind::Stranger("an SSH server"),
         // A store, a registry or a peer would have closed the connection by now.
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-            return Found::Silent;
+            return ListenerKind::Silent;
         }
         _ => {}
     }
@@ -238,18 +245,18 @@ fn found_at(host: &str, port: u16, timeout: Duration) -> Found {
         (HelloRole::Share, "an acervo registry or a peer of a share"),
     ] {
         if dial(address, role, Instant::now() + timeout).is_ok() {
-            return Found::Stranger(name);
+            return ListenerKind::Stranger(name);
         }
     }
-    Found::Stranger("something")
+    ListenerKind::Stranger("something")
 }
 
-/// Without standard error there is nobody to tell.
+/// Writes a remark to standard error, if there is one.
 fn say(message: &str) {
     let _ = writeln!(io::stderr(), "acervo: {}", escape(message.as_bytes()));
 }
 
-/// Says why what there was before a write is missing from its answer, if it is.
+/// Writes to standard error why what there was before a write is missing from its answer, if it is.
 fn say_unread(metadata: &MetadataMap) -> bool {
     let why = metadata.get(PREVIOUS_UNREAD);
     if let Some(why) = why {
@@ -259,10 +266,10 @@ fn say_unread(metadata: &MetadataMap) -> bool {
     why.is_some()
 }
 
-/// A reply as it is printed.
+/// A reply of the gateway, as it is printed.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Line<'a> {
+enum ReplyLine<'a> {
     Value { key: &'a str, val: &'a str, ver: i64 },
     Put { key: &'a str, old_val: &'a str, old_ver: i64, ver: i64 },
 }
@@ -273,17 +280,17 @@ struct Printer<'a> {
 }
 
 impl Printer<'_> {
-    fn print(&mut self, line: &Line<'_>) -> Result<(), KvsError> {
+    fn print(&mut self, line: &ReplyLine<'_>) -> Result<(), KvsError> {
         let out = &mut self.out;
         let text = |text| escape(str::as_bytes(text));
         match (self.format, line) {
             (Format::Json, line) => serde_json::to_writer(&mut *out, line)
                 .map_err(io::Error::from)
                 .and_then(|()| out.write_all(b"\n")),
-            (Format::Text, Line::Value { key, val, ver }) => {
+            (Format::Text, ReplyLine::Value { key, val, ver }) => {
                 writeln!(out, "{}\t{ver}\t{}", text(key), text(val))
             }
-            (Format::Text, Line::Put { key, old_val, old_ver, ver }) => {
+            (Format::Text, ReplyLine::Put { key, old_val, old_ver, ver }) => {
                 writeln!(out, "{}\t{ver}\t{old_ver}\t{}", text(key), text(old_val))
             }
         }
@@ -292,16 +299,17 @@ impl Printer<'_> {
 
     fn value(&mut self, reply: &KeyValueVersionReply) -> Result<(), KvsError> {
         let KeyValueVersionReply { key, val, ver } = reply;
-        self.print(&Line::Value { key, val, ver: *ver })
+        self.print(&ReplyLine::Value { key, val, ver: *ver })
     }
 
     fn put(&mut self, reply: &PutReply) -> Result<(), KvsError> {
         let PutReply { key, old_val, old_ver, ver } = reply;
-        self.print(&Line::Put { key, old_val, old_ver: *old_ver, ver: *ver })
+        self.print(&ReplyLine::Put { key, old_val, old_ver: *old_ver, ver: *ver })
     }
 }
 
-/// Whether it was found, where one key was asked for: of several, it is an answer that they are not there.
+/// Whether a reply means that the key was found. Where several keys were asked for, "not there" is
+/// an answer, too.
 async fn call(args: &KvsArgs, printer: &mut Printer<'_>) -> Result<bool, KvsError> {
     use KvsOperation as Op;
     let client = &mut connect(args).await?;
@@ -406,7 +414,7 @@ fn with_deadline<T>(args: &KvsArgs, message: T) -> Request<T> {
     request
 }
 
-/// Prints a stream of values.
+/// Prints the replies of a stream as they come.
 async fn values(
     replies: tonic::Response<Streaming<KeyValueVersionReply>>,
     printer: &mut Printer<'_>,
@@ -418,7 +426,8 @@ async fn values(
     Ok(())
 }
 
-/// What the interface can tell: nothing found is an empty value at version 0, or at the one asked for.
+/// Whether a reply stands for nothing, as the interface tells it: an empty value at version 0, or
+/// at the one asked for.
 fn is_found(reply: &KeyValueVersionReply, asked: Option<i64>) -> bool {
     !reply.val.is_empty() || (reply.ver != 0 && Some(reply.ver) != asked)
 }

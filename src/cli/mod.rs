@@ -1,4 +1,5 @@
-//! The command line: flags, their units, what comes in, how answers are printed, and the client's console.
+//! The command line: flags, their units, what comes in, how answers are printed, and the client's
+//! console.
 //!
 //! [`main`] is all that the binary calls. Nothing here talks to a server except through
 //! [`Client`](crate::Client); what is on no command line is in the room that it is about.

@@ -15,7 +15,7 @@ use crate::limits::OUTPUT_BUFFER_BYTES;
 use crate::model::Timestamp;
 use crate::text::{escape, is_printable};
 
-/// What rows are rows of.
+/// The kind of rows, which decides their columns.
 #[derive(Clone, Copy)]
 pub(super) enum Shape {
     /// A read, as of a version if one was asked for.
@@ -37,14 +37,14 @@ impl Shape {
     }
 }
 
-/// What is printed of rows.
+/// How much is printed of each row.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
-    /// All that there is to tell of each.
+    /// All columns of each row.
     Whole,
-    /// Of each the key, or the version where it is a version of one key.
+    /// The key of each row, or the version where the rows are versions of one key.
     Keys,
-    /// How many they are.
+    /// Only the number of rows.
     Count,
 }
 
@@ -58,7 +58,7 @@ impl Shown {
     }
 }
 
-/// What stands for the version of what was not found.
+/// The version that is printed for what was not found: the one that was asked for, or 0.
 pub(super) fn version_asked(at: Option<Timestamp>) -> Timestamp {
     at.unwrap_or_default().max(Timestamp::ZERO)
 }
@@ -151,7 +151,8 @@ pub(super) fn print_json(out: &mut dyn Write, object: &impl Serialize) -> io::Re
     writeln!(out, "{rest}")
 }
 
-/// Prints rows as they come; how many had a value. What came before an error is printed.
+/// Prints rows as they come, and returns how many had a value. What came before an error is
+/// printed.
 pub(super) fn print_rows(
     out: &mut dyn Write,
     format: Format,

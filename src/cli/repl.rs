@@ -1,8 +1,8 @@
 //! The interactive client of SPEC A2: a menu with INIT, PUT and GET, on a terminal or on a pipe.
 //!
 //! Every request goes to a server chosen at random, on its own, while the prompt stays usable; an
-//! answer prints when it comes. The lines of SPEC A6 are the only ones on standard output when input
-//! is not a terminal; prompts and remarks then go to standard error.
+//! answer prints when it comes. The lines of SPEC A6 are the only ones on standard output when
+//! input is not a terminal; prompts and remarks then go to standard error.
 //!
 //! [`run`] wires the real input and output ([`prompt`]) to the dialogue, which knows neither.
 
@@ -25,7 +25,7 @@ use crate::prompt::{
 use crate::server::config::DEFAULT_SERVERS;
 use crate::text::{LineError, counted, escape};
 
-/// Why the console ended, if not because its user left.
+/// Why the console ended, other than that its user left.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplError {
     /// The list of servers cannot be used.
@@ -38,11 +38,14 @@ pub enum ReplError {
     #[error(transparent)]
     Output(#[from] OutputError),
     /// The console has ended before requests had an answer.
-    #[error("{} sem resposta: leia as chaves antes de repetir", counted(*.0, "pedido ficou", "pedidos ficaram"))]
+    #[error(
+        "{} sem resposta: leia as chaves antes de repetir",
+        counted(*.0, "pedido ficou", "pedidos ficaram")
+    )]
     Unanswered(u64),
 }
 
-/// How the console is set up.
+/// The options of the console.
 #[derive(Clone, Debug)]
 pub struct ReplOptions {
     /// The servers, when INIT is done already.
@@ -59,7 +62,8 @@ pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
     prompt::run(|input, screen, _| {
         let mut dialogue = Dialogue::new(input, screen, options)?;
         let result = dialogue.run();
-        // Whoever has typed ahead, up to 'sair', has asked for it all. Ctrl-C ends the waiting, too.
+        // Whoever has typed ahead, up to 'sair', has asked for it all. Ctrl-C ends the waiting,
+        // too.
         let unanswered = dialogue.wait_for_pending();
         result?;
         match unanswered {
@@ -69,7 +73,8 @@ pub fn run(options: &ReplOptions) -> Result<(), ReplError> {
     })
 }
 
-/// Requests that may be under way or wait for their turn before the console takes no more for a while.
+/// Requests that may be under way or wait for their turn; what is typed beyond waits where it was
+/// typed.
 const SUBMITTED_MAX: u64 = 1024;
 
 const MENU: &str = "[1] INIT  [2] PUT  [3] GET > ";
@@ -138,7 +143,10 @@ impl Dialogue<'_> {
                 "" => Ok(None),
                 line => Entry::parse(line).map(Some).ok_or_else(|| {
                     let line = escape(line.as_bytes());
-                    format!("Opção desconhecida \"{line}\": escolha INIT, PUT ou GET (1, 2 ou 3), ou SAIR.")
+                    format!(
+                        "Opção desconhecida \"{line}\": escolha INIT, PUT ou GET (1, 2 ou 3), ou \
+                         SAIR."
+                    )
                 }),
             });
             if matches!(done, Err(Stop::Cancelled)) {
@@ -159,7 +167,8 @@ impl Dialogue<'_> {
         }
     }
 
-    /// Waits for the answers that are still to come, no longer than they may take. How many did not.
+    /// Waits for the answers that are still to come, no longer than they may take. Returns how many
+    /// did not come.
     fn wait_for_pending(&self) -> u64 {
         let count = self.pending.count();
         if count > 0 {
@@ -202,7 +211,8 @@ impl Dialogue<'_> {
                 })?;
             servers.push(SocketAddr::new(ip, port));
         }
-        // Of the same group the same timestamps are remembered: a new client would take older values for new ones.
+        // For the same servers the client is kept: a new one would have forgotten what was seen,
+        // and could show an older value.
         let is_same = |client: &Client| {
             let known = client.servers();
             known.len() == servers.len() && servers.iter().all(|server| known.contains(server))
@@ -262,15 +272,17 @@ struct Asked {
     under_way: UnderWay,
 }
 
-/// Requests of one key go one after the other, as they were typed: at servers chosen at random a later PUT would often be
-/// ordered before an earlier one, and a GET that was pasted behind a PUT would miss it.
+/// Requests of one key go one after the other, as they were typed: at servers chosen at random a
+/// later PUT would often be ordered before an earlier one, and a GET that was pasted behind a PUT
+/// would miss it.
 ///
-/// A GET does not wait for ever: behind a PUT that has been under way for [`CONSOLE_GET_HELD_MAX`] it goes all the same, so
-/// that whoever waits for a server that is late can see what each has meanwhile.
+/// A GET does not wait for ever: behind a PUT that has been under way for [`CONSOLE_GET_HELD_MAX`]
+/// it goes all the same, so that whoever waits for a server that is late can see what each has
+/// meanwhile.
 #[derive(Default)]
 struct Order {
     state: Mutex<OrderState>,
-    /// A GET has begun to wait behind a PUT.
+    /// Signalled when a GET begins to wait behind a PUT.
     held: Condvar,
 }
 
@@ -293,14 +305,14 @@ struct KeyOrder {
 }
 
 impl KeyOrder {
-    /// When the first that waits may go for having waited long enough: a GET behind a PUT.
+    /// When the first request that waits may be sent although a PUT is under way, if it is a GET.
     fn held_until(&self) -> Option<Instant> {
         let is_get = matches!(self.waiting.front()?.ask, Ask::Get { .. });
         let until = self.put_since? + CONSOLE_GET_HELD_MAX;
         (is_get && !self.get_is_under_way).then_some(until)
     }
 
-    /// The first that waits, if it may go now: it is under way from now on.
+    /// Takes the first request that waits, if it may be sent now, and counts it as under way.
     fn take_next(&mut self, now: Instant) -> Option<Asked> {
         let is_free = self.put_since.is_none() && !self.get_is_under_way;
         if !is_free && self.held_until().is_none_or(|until| now < until) {
@@ -326,7 +338,7 @@ impl Order {
         self.advance(&key, screen);
     }
 
-    /// Sends what may go of a key's requests.
+    /// Sends those of a key's requests that may be sent now.
     fn advance(self: &Arc<Order>, key: &Bytes, screen: &Arc<dyn Screen>) {
         while let Some(next) = self.take_next(key, screen) {
             self.send(next, screen);
@@ -410,7 +422,7 @@ impl Drop for Turn {
     }
 }
 
-/// What a report looks like.
+/// A report as it is shown: a line of the specification, or a remark.
 #[derive(Debug, PartialEq, Eq)]
 enum Rendered {
     Event(String),
@@ -513,13 +525,14 @@ fn explain_no_majority(server: SocketAddr, message: &str) -> String {
         message.split_once("it begins with ").and_then(|(_, rest)| rest.split_once(", which"));
     if let Some((first, _)) = first {
         return format!(
-            "o grupo ainda não começou{reach}, mas falta {first}, com que ele começa, e nada foi feito; inicie-o e tente de \
-             novo."
+            "o grupo ainda não começou{reach}, mas falta {first}, com que ele começa, e nada foi \
+             feito; inicie-o e tente de novo."
         );
     }
     if message.contains("has not begun") || message.contains("no leader can be elected") {
         return format!(
-            "o grupo não pode eleger um líder{reach}, e nada foi feito; o que falta diz 'acervo status'."
+            "o grupo não pode eleger um líder{reach}, e nada foi feito; o que falta diz 'acervo \
+             status'."
         );
     }
     if message.contains("no leader took") {
@@ -540,7 +553,8 @@ fn known(effect: Option<Effect>) -> &'static str {
     }
 }
 
-/// What stood in the way last: an address and what is wrong with it, or something of this client.
+/// The last obstacle of a request, in the console's language: an address and what is wrong with it,
+/// or a reason of this client.
 fn explain_last(last: &str) -> String {
     let (server, rest) = last.split_once([' ', ':']).unwrap_or((last, ""));
     let server = server.trim_end_matches(':');
@@ -588,8 +602,8 @@ impl Pending {
         *lock(&self.count)
     }
 
-    /// Waits until fewer than `most` are under way. Those of one key end one after the other, each in its own time: so the
-    /// time begins anew whenever one has ended.
+    /// Waits until fewer than `most` are under way. Those of one key end one after the other, each
+    /// in its own time: so the time begins anew whenever one has ended.
     fn wait_below(&self, most: u64, timeout: Duration) {
         let mut count = lock(&self.count);
         let (mut fewest, mut deadline) = (*count, Instant::now() + timeout);
@@ -829,27 +843,30 @@ mod tests {
         let unconfirmed = ClientError::Unconfirmed { server, message, effect: Effect::MayBeDone };
         assert_eq!(
             explain(&unconfirmed),
-            "sem confirmação de 127.0.0.1:10098, 1 de 3 servidores responde; o PUT pode ter tido efeito; leia a chave \
-             antes de repetir."
+            "sem confirmação de 127.0.0.1:10098, 1 de 3 servidores responde; o PUT pode ter tido \
+             efeito; leia a chave antes de repetir."
         );
         let no_majority = |message: &str| {
             explain(&ClientError::NoMajority { server, message: message.to_owned() })
         };
         for (message, said) in [
             (
-                "no majority: 1 of 3 servers answer and 2 are needed: nothing was done; start the others",
-                "sem maioria: 1 de 3 servidores responde, diz 127.0.0.1:10098, e nada foi feito; inicie os outros e tente de \
-                 novo.",
+                "no majority: 1 of 3 servers answer and 2 are needed: nothing was done; start the \
+                 others",
+                "sem maioria: 1 de 3 servidores responde, diz 127.0.0.1:10098, e nada foi feito; \
+                 inicie os outros e tente de novo.",
             ),
             (
-                "nothing was done: 2 of 3 servers answer, but the group has not begun, because it begins with 127.0.0.1:9, \
-                 which has not been up: start that one",
-                "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta 127.0.0.1:9, com que ele começa, e nada foi \
-                 feito; inicie-o e tente de novo.",
+                "nothing was done: 2 of 3 servers answer, but the group has not begun, because it \
+                 begins with 127.0.0.1:9, which has not been up: start that one",
+                "o grupo ainda não começou: 2 de 3 servidores respondem, mas falta 127.0.0.1:9, \
+                 com que ele começa, e nada foi feito; inicie-o e tente de novo.",
             ),
             (
-                "no leader took the write in time although 3 of 3 servers answer: nothing was done; try again",
-                "nenhum líder aceitou o PUT a tempo: 3 de 3 servidores respondem, e nada foi feito; tente de novo.",
+                "no leader took the write in time although 3 of 3 servers answer: nothing was \
+                 done; try again",
+                "nenhum líder aceitou o PUT a tempo: 3 de 3 servidores respondem, e nada foi \
+                 feito; tente de novo.",
             ),
         ] {
             assert_eq!(no_majority(message), said);

@@ -1,5 +1,5 @@
-//! The `acervo` command from its first argument to its exit status: it reads the flags, starts the log, and hands
-//! each subcommand to the room that carries it out.
+//! The `acervo` command from its first argument to its exit status: it reads the flags, starts the
+//! log, and hands each subcommand to the room that carries it out.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, StdinLock, Write};
@@ -16,7 +16,7 @@ use super::args::{
     BenchArgs, Cli, ClusterArgs, ClusterFlags, Command, CompletionsArgs, ServerArgs, Shell, Switch,
     default_workers,
 };
-use super::commands::{self, CommandError, Outcome};
+use super::commands::{self, CommandError, CommandOutcome};
 use super::key_args::ReadArgs;
 use super::repl::{self, ReplOptions};
 use super::share::{self as share_commands, ShareError};
@@ -43,7 +43,8 @@ use crate::text;
 pub fn main() -> ExitCode {
     let cli = parse().unwrap_or_else(|error| refuse_arguments(&error));
     let level = match &cli.command {
-        // Whoever was asked for addresses on a terminal sees the lines of the specification there, and what is wrong.
+        // A person who is asked for addresses on a terminal sees the console's lines there, and
+        // only what is wrong.
         Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         Command::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         // The same where the registry's lines and the log would stand on one screen.
@@ -51,7 +52,7 @@ pub fn main() -> ExitCode {
         Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
         Command::Gateway(_) => "info",
-        // Quiet is quiet: how it ends is told in one sentence.
+        // With --quiet the outcome is the only sentence.
         Command::Fetch(args) if args.quiet => "off",
         _ => "warn",
     };
@@ -61,7 +62,8 @@ pub fn main() -> ExitCode {
             &format!("cannot start the thread that writes the log: {error}"),
         ));
     }
-    // A write past `ulimit -f` is an error like any other, with a sentence, and not the end of the process.
+    // A write past `ulimit -f` is an error like any other, with a sentence, and not the end of the
+    // process.
     let file_too_large = Arc::new(AtomicBool::new(false));
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, file_too_large) {
         log::warn!("a write past `ulimit -f` will end this process: {error}");
@@ -94,7 +96,7 @@ pub fn main() -> ExitCode {
         Command::Version => {
             let version = Cli::command().render_version();
             let printed = write!(out, "{version}").map_err(CommandError::Output);
-            one_shot(printed.map(|()| Outcome::Done))
+            one_shot(printed.map(|()| CommandOutcome::Done))
         }
         Command::Status(args) => one_shot(commands::status(&args, out)),
         Command::Bench(args) => run_bench(&args, out),
@@ -130,7 +132,8 @@ fn parse() -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// The command line, whose help and errors have no colours where the terminal would show them as signs.
+/// The command line, whose help and errors have no colours where the terminal would show them as
+/// signs.
 fn command_line() -> clap::Command {
     match text::is_dumb_terminal() {
         true => Cli::command().color(ColorChoice::Never),
@@ -150,7 +153,8 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_args(unset).mut_subcommands(without_empty_variables)
 }
 
-/// Prints what is wrong with the command line, or the help that was asked for, and ends the process.
+/// Prints what is wrong with the command line, or the help that was asked for, and ends the
+/// process.
 fn refuse_arguments(error: &clap::Error) -> ! {
     let typed: Vec<_> =
         std::env::args_os().map(|typed| typed.to_string_lossy().into_owned()).collect();
@@ -168,10 +172,11 @@ fn refuse_arguments(error: &clap::Error) -> ! {
     if error.use_stderr() || io::stdout().is_terminal() {
         error.exit()
     }
-    // Help that was asked for is an answer like others, and clap does not tell when it cannot be written.
+    // Help that was asked for is an answer like others, and clap does not tell when it cannot be
+    // written.
     let mut out = StandardOutput::new();
     let written = write!(out, "{}", error.render()).and_then(|()| out.flush());
-    let status = one_shot(written.map(|()| Outcome::Done).map_err(CommandError::Output));
+    let status = one_shot(written.map(|()| CommandOutcome::Done).map_err(CommandError::Output));
     std::process::exit(status.into())
 }
 
@@ -179,21 +184,21 @@ fn stdin() -> StdinLock<'static> {
     io::stdin().lock()
 }
 
-/// Says what went wrong in one line and gives the exit status back.
+/// Writes an error to standard error, in one line, and returns the exit status.
 fn fail(status: u8, error: &dyn Display) -> u8 {
     logging::say(&format!("acervo: {error}"));
     status
 }
 
-fn one_shot(result: Result<Outcome, CommandError>) -> u8 {
+fn one_shot(result: Result<CommandOutcome, CommandError>) -> u8 {
     match result {
         Ok(outcome) => outcome.exit_status(),
         Err(error) => fail(error.exit_status(), &error),
     }
 }
 
-/// A read. One that a majority has to confirm could have asked for less.
-fn read(args: &ReadArgs, result: Result<Outcome, CommandError>) -> u8 {
+/// The exit status of a read. Where no majority confirmed it, the error mentions `--serializable`.
+fn read(args: &ReadArgs, result: Result<CommandOutcome, CommandError>) -> u8 {
     match result {
         Err(error @ CommandError::Client(ClientError::NoMajority { .. }))
             if args.is_linearizable() =>
@@ -205,8 +210,9 @@ fn read(args: &ReadArgs, result: Result<Outcome, CommandError>) -> u8 {
     }
 }
 
-/// What came of a command of the share. A registry that nobody has typed may be another one than is meant.
-fn shared(registries: &RegistriesArgs, result: Result<Outcome, ShareError>) -> u8 {
+/// The exit status of a command of the share. An error about a registry says so where the
+/// environment has named it, since that may be another one than is meant.
+fn shared(registries: &RegistriesArgs, result: Result<CommandOutcome, ShareError>) -> u8 {
     match result {
         Ok(outcome) => outcome.exit_status(),
         Err(error @ ShareError::Registry(_)) if registries.are_from_environment() => {
@@ -262,7 +268,10 @@ fn run_peer(args: &PeerArgs) -> u8 {
         .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
 }
 
-fn print_completions(args: &CompletionsArgs, out: &mut dyn Write) -> Result<Outcome, CommandError> {
+fn print_completions(
+    args: &CompletionsArgs,
+    out: &mut dyn Write,
+) -> Result<CommandOutcome, CommandError> {
     let shell = match args.shell {
         Shell::Bash => clap_complete::Shell::Bash,
         Shell::Zsh => clap_complete::Shell::Zsh,
@@ -272,7 +281,7 @@ fn print_completions(args: &CompletionsArgs, out: &mut dyn Write) -> Result<Outc
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "acervo", &mut script);
     out.write_all(&script).map_err(CommandError::Output)?;
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
 fn run_bench(args: &BenchArgs, out: &mut dyn Write) -> u8 {

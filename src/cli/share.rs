@@ -18,7 +18,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use super::args::Format;
 use super::choice::{Choice, choices};
-use super::commands::Outcome;
+use super::commands::CommandOutcome;
 use super::output::print_json;
 use super::share_args::{FetchArgs, ListArgs, ShareArgs};
 use super::stdout;
@@ -41,7 +41,7 @@ use crate::wire::share::{FileSummary, PeerSummary, RegistryReply, RegistryReques
 /// has.
 const LOOK_ALIKE_PAGES_MAX: usize = 16;
 
-/// How a command of the share failed.
+/// Why a command of the share failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     /// The registry cannot be asked.
@@ -109,7 +109,7 @@ impl ShareError {
     }
 }
 
-/// Set by the signals that stop a process. A second one ends it at once.
+/// A flag that the signals which stop a process set. A second signal ends the process at once.
 fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in process::stop_signals() {
@@ -121,7 +121,7 @@ fn stop_flag() -> Result<Arc<AtomicBool>, ShareError> {
     Ok(stop)
 }
 
-/// What is said of a membership's ups and downs.
+/// Has changes of the membership written to standard error.
 fn notice(quiet: bool, display: Arc<HashDisplay>) -> impl FnMut(Notice) + Send + 'static {
     move |notice| match notice {
         Notice::Joined { registry, names, .. } if !quiet => {
@@ -160,11 +160,11 @@ fn left_out(reasons: &BTreeMap<LeftOut, usize>) -> Option<String> {
     (total > 0).then(|| format!("{total} left out: {}", kinds.join(", ")))
 }
 
-/// `acervo share`.
+/// Does what `acervo share` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`ShareError`].
-pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
+pub fn share(args: &ShareArgs) -> Result<CommandOutcome, ShareError> {
     let listener = Listener::bind(args.listen.unwrap_or_else(|| args.registries.anywhere()))?;
     let address = listener.address();
     let display = Arc::new(HashDisplay::new(Style::choose(args.quiet)));
@@ -198,14 +198,14 @@ pub fn share(args: &ShareArgs) -> Result<Outcome, ShareError> {
     while !stop.load(Ordering::Relaxed) {
         thread::park_timeout(limits::STOP_LOOK_INTERVAL);
     }
-    Ok(Outcome::Done)
+    Ok(CommandOutcome::Done)
 }
 
-/// `acervo fetch`.
+/// Does what `acervo fetch` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`ShareError`].
-pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
     let refused = |why| ShareError::Name { name: args.name.clone(), why };
     let name = &args.file_name().map_err(refused)?;
     let started = Instant::now();
@@ -227,7 +227,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                 "acervo: there is a name that looks the same: fetch --escaped '{other}'"
             ));
         }
-        return Ok(Outcome::NotFound);
+        return Ok(CommandOutcome::NotFound);
     };
     drop(line);
     if choices.len() > 1 {
@@ -278,7 +278,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
                 let fetched = FileEntry { name: name.clone(), size, content: choice.content };
                 print_fetched(args, out, &fetched, &outcome, &progress, started.elapsed())
                     .map_err(ShareError::Output)?;
-                return Ok(Outcome::Done);
+                return Ok(CommandOutcome::Done);
             }
             (Err((FetchError::NoSource { .. } | FetchError::Gone { .. }, 0)), Some(next)) => {
                 tell(&format!(
@@ -290,7 +290,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<Outcome, ShareErro
         }
     }
     // There was one to fetch.
-    Ok(Outcome::NotFound)
+    Ok(CommandOutcome::NotFound)
 }
 
 /// What to download of a content: its size is known when all tell the same, and else has to be
@@ -510,13 +510,13 @@ struct FileJson<'a> {
 ///
 /// # Errors
 /// See [`ShareError`].
-pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+pub fn peers(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
     let headings =
         format!("{:16}  {:21}  {:>7}  {:>10}  silent", "peer", "address", "files", "bytes");
     let request = |after| RegistryRequest::Peers { after };
     let mut listing = Listing::new(limits::REGISTRY_PEERS_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
-    let mut list = List::new(args, line, "peers", headings);
+    let mut list = PagedList::new(args, line, "peers", headings);
     loop {
         let RegistryReply::Peers { peers, more } = page else {
             return list.end(out);
@@ -549,16 +549,16 @@ fn text_of_peer(peer: &PeerSummary) -> String {
     format!("{peer:16}  {address:21}  {files:>7}  {bytes:>10}  {}s", silent_ms / 1000)
 }
 
-/// `acervo files`.
+/// Does what `acervo files` asks for, and prints the answer.
 ///
 /// # Errors
 /// See [`ShareError`].
-pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
     let headings = format!("{:16}  {:>10}  {:>5}  name", "content", "size", "peers");
     let request = |after| RegistryRequest::Files { after };
     let mut listing = Listing::new(limits::REGISTRY_FILES_MAX);
     let (line, mut page) = listing.first_page(&args.registries.registry, request)?;
-    let mut list = List::new(args, line, "files", headings);
+    let mut list = PagedList::new(args, line, "files", headings);
     loop {
         let RegistryReply::Files { files, more } = page else {
             return list.end(out);
@@ -580,7 +580,7 @@ pub fn files(args: &ListArgs, out: &mut dyn Write) -> Result<Outcome, ShareError
 }
 
 /// A list that is printed as it comes. Nothing is printed before a page has come that can be.
-struct List {
+struct PagedList {
     line: Line,
     format: Format,
     /// The member of the JSON object that holds it.
@@ -590,9 +590,9 @@ struct List {
     rows: u64,
 }
 
-impl List {
-    fn new(args: &ListArgs, line: Line, name: &'static str, headings: String) -> List {
-        List { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
+impl PagedList {
+    fn new(args: &ListArgs, line: Line, name: &'static str, headings: String) -> PagedList {
+        PagedList { line, format: args.format.get(), name, headings, has_begun: false, rows: 0 }
     }
 
     /// In text, a line of headings; in JSON, the beginning of an object with one list in it.
@@ -626,7 +626,7 @@ impl List {
         .map_err(ShareError::Output)
     }
 
-    fn end(&mut self, out: &mut dyn Write) -> Result<Outcome, ShareError> {
+    fn end(&mut self, out: &mut dyn Write) -> Result<CommandOutcome, ShareError> {
         self.begin(out).map_err(ShareError::Output)?;
         if self.rows == 0 && self.format == Format::Text {
             // It may be another registry than is meant.
@@ -635,7 +635,7 @@ impl List {
         if self.format == Format::Json {
             writeln!(out, "]}}").map_err(ShareError::Output)?;
         }
-        Ok(Outcome::Done)
+        Ok(CommandOutcome::Done)
     }
 }
 

@@ -19,14 +19,14 @@ use crate::wire::message::{Role, ServerStatus};
 const STATUS_GRACE: Duration = Duration::from_millis(150);
 
 /// One server and what it said, or why it did not.
-pub(super) struct Row {
+pub(super) struct StatusRow {
     pub(super) server: SocketAddr,
     pub(super) status: Result<ServerStatus, String>,
 }
 
 /// Asks all servers at once. When one has answered, the others have [`STATUS_GRACE`] left: a
 /// healthy one needs no longer, and a frozen one is what the question is often about.
-pub(super) fn ask_all(client: &Client) -> Vec<Row> {
+pub(super) fn ask_all(client: &Client) -> Vec<StatusRow> {
     let (answers, answered) = mpsc::channel();
     let servers = client.servers();
     for server in servers.iter().copied() {
@@ -54,14 +54,14 @@ pub(super) fn ask_all(client: &Client) -> Vec<Row> {
         rows.insert(server, status);
     }
     let late = || Err(format!("no answer within {STATUS_GRACE:?} of another server's"));
-    let row = |server| Row { server, status: rows.remove(&server).unwrap_or_else(late) };
+    let row = |server| StatusRow { server, status: rows.remove(&server).unwrap_or_else(late) };
     servers.into_iter().map(row).collect()
 }
 
 /// Whether somebody is known to lead, so that writes can be ordered. A leader without a majority
 /// steps down, and whoever has not heard a leader for an election time-out knows none; who still
 /// speaks of an older term has not heard.
-pub(super) fn is_led(rows: &[Row]) -> bool {
+pub(super) fn is_led(rows: &[StatusRow]) -> bool {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
     statuses().any(|status| Some(status.term) == newest && status.leader.is_some())
@@ -69,7 +69,7 @@ pub(super) fn is_led(rows: &[Row]) -> bool {
 
 /// The servers whose full disks keep everybody from writing, by the word of those who know of the
 /// newest term.
-pub(super) fn full_disks(rows: &[Row]) -> Vec<String> {
+pub(super) fn full_disks(rows: &[StatusRow]) -> Vec<String> {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     let newest = statuses().map(|status| status.term).max();
     let current = statuses().filter(|status| Some(status.term) == newest);
@@ -128,7 +128,7 @@ const HEADERS: [&str; 12] = [
 ];
 
 /// Prints the table. `in sync` is what the leader says of each server; `-` when no leader answered.
-pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
+pub(super) fn print_table(out: &mut dyn Write, rows: &[StatusRow]) -> io::Result<()> {
     let statuses = || rows.iter().filter_map(|row| row.status.as_ref().ok());
     // A deposed leader may not know it yet; the one with the newest term does.
     let leader = statuses().filter(|s| s.role == Role::Leader).max_by_key(|s| s.term);
@@ -193,7 +193,7 @@ pub(super) fn print_table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 
 /// What it means for those who use the group, when something is wrong. The servers asked may be a
 /// part of it.
-fn verdict(rows: &[Row], leader: Option<&ServerStatus>) -> Option<String> {
+fn verdict(rows: &[StatusRow], leader: Option<&ServerStatus>) -> Option<String> {
     let Some(leader) = leader else {
         if rows.iter().all(|row| row.status.is_err()) {
             return Some(
@@ -286,11 +286,11 @@ struct AnsweredJson<'a> {
 }
 
 /// The rows as one object.
-pub(super) fn json(rows: &[Row]) -> StatusJson<'_> {
+pub(super) fn json(rows: &[StatusRow]) -> StatusJson<'_> {
     StatusJson { servers: rows.iter().map(server_json).collect() }
 }
 
-fn server_json(row: &Row) -> ServerJson<'_> {
+fn server_json(row: &StatusRow) -> ServerJson<'_> {
     let address = row.server.to_string();
     match &row.status {
         Ok(status) => ServerJson::Answered(Box::new(AnsweredJson {
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
     use crate::model::{ClusterId, NodeId, Timestamp};
 
-    fn rows() -> Vec<Row> {
+    fn rows() -> Vec<StatusRow> {
         let addresses: Vec<String> = (1..=3).map(|port| format!("127.0.0.1:1009{port}")).collect();
         let status = |at: usize, role| ServerStatus {
             address: addresses[at].clone(),
@@ -357,8 +357,10 @@ mod tests {
             Ok(status(1, Role::Follower)),
             Err("connection refused".to_owned()),
         ];
-        let row =
-            |(address, status): (&String, _)| Row { server: address.parse().unwrap(), status };
+        let row = |(address, status): (&String, _)| StatusRow {
+            server: address.parse().unwrap(),
+            status,
+        };
         addresses.iter().zip(answers).map(row).collect()
     }
 
@@ -386,7 +388,7 @@ a server catches up by itself
     fn who_has_no_room_is_named_with_the_cure_by_the_newest_term() {
         let mut rows = rows();
         assert!(full_disks(&rows).is_empty());
-        let full = |row: &mut Row, servers: &[&str], term| {
+        let full = |row: &mut StatusRow, servers: &[&str], term| {
             let status = row.status.as_mut().unwrap();
             status.full_disks = servers.iter().map(|server| (*server).to_owned()).collect();
             status.term = term;

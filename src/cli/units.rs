@@ -8,22 +8,22 @@ use crate::model::History;
 /// Why a duration or a size was not understood.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
-    /// Not a number followed by a unit.
+    /// The text is no number followed by a unit.
     #[error("'{0}' is not a duration: write a whole number and a unit, such as 500ms, 10s or 2m")]
     Duration(String),
-    /// Longer than a day.
+    /// The duration is longer than a day.
     #[error("'{0}' is too long: at most {max} hours", max = FLAG_DURATION_MAX.as_secs() / 3600)]
     DurationTooLong(String),
-    /// Not a number, or an unknown unit.
+    /// The text is no number, or its unit is unknown.
     #[error("'{0}' is not a size: write a whole number of bytes, or one with KiB, MiB or GiB")]
     Size(String),
-    /// What was given is not how much history to keep.
+    /// The text does not say how much history to keep.
     #[error(
         "'{0}' is not a history: write 'all', a duration such as 24h or 30d, or how many versions \
          of a key are kept, from 1 to {HISTORY_VERSIONS_MAX}"
     )]
     History(String),
-    /// Not a size a second.
+    /// The text is no size a second.
     #[error("'{0}' is not a rate: write a size a second, such as 500KiB/s or 20MiB/s")]
     Rate(String),
 }

@@ -61,7 +61,7 @@ pub enum CloseReason {
     QueueFull {
         /// Bytes that would have waited to be written.
         queued_bytes: usize,
-        /// The connection's [`SendLimits::max_bytes`].
+        /// The limit of the connection, [`SendLimits::max_bytes`].
         max: usize,
     },
     /// It gave way: no place was left, and another connection got this one's.

@@ -1,4 +1,4 @@
-//! Binding the address a process is reached at.
+//! Binding the address that a process listens on, with an error for each reason why that fails.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,21 +8,21 @@ use mio::net::TcpListener;
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// Another socket has it.
+    /// Another socket listens on it.
     #[error("the address {0} is in use; choose another port, or stop the program that has it")]
     InUse(SocketAddr),
     /// The IP is not one of this machine's.
     #[error("{0} is not an address of this machine; choose one that is")]
     NotHere(SocketAddr),
-    /// The port is reserved.
+    /// The port is reserved for the system's administrator.
     #[error("not allowed to listen on {0}; choose a port above 1023")]
     Denied(SocketAddr),
-    /// Anything else.
+    /// The system refused for another reason.
     #[error("cannot listen on {address}: {source}")]
     Other {
-        /// The address asked for.
+        /// The address that was asked for.
         address: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -2,14 +2,14 @@
 //!
 //! `docs/commands.md` documents them: what has a number here keeps it.
 
-/// What was asked for was found, or is done.
+/// The command has found what was asked for, or has done it.
 pub const DONE: u8 = 0;
 /// There is no such key; nothing else ends with this status.
 pub const NOT_FOUND: u8 = 1;
 /// The command line or its input cannot be used, or the group refuses what it asks for.
 pub const USAGE: u8 = 2;
-/// No server reached, or no majority.
+/// No server was reached, or there is no majority, or disks are full.
 pub const UNAVAILABLE: u8 = 3;
-/// Anything else that went wrong on this side: an answer that cannot be written, a server or a console that could
-/// not go on.
+/// Anything else that went wrong on this side: an answer that cannot be written, a server or a
+/// console that could not go on.
 pub const FAILED: u8 = 4;
