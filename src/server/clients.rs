@@ -27,7 +27,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use super::get::ReadRequest;
-use super::work::{Job, ReadJob};
+use super::work::{PoolJob, ReadJob};
 use crate::limits::{
     self, CLIENT_SEND_BYTES_PAUSE, READ_SMALL_BYTES_MAX, REQUEST_SMALL_BYTES_MAX,
     REQUESTS_PER_CONNECTION_MAX,
@@ -437,7 +437,7 @@ impl Clients {
 
     /// Takes the reads that go to the workers now: half of the places for deferred ones and half
     /// for others, as far as there are both.
-    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<Job> {
+    pub fn take_reads(&mut self, memory: &mut impl ConnectionMemory) -> Vec<PoolJob> {
         let mut reads = Vec::new();
         let free = self.at_workers_max.saturating_sub(self.at_workers);
         // Of an odd number the one more goes to either in turn: places may become free one by one.
@@ -462,7 +462,7 @@ impl Clients {
                 client.unbudgeted += 1;
             }
             self.at_workers += 1;
-            reads.push(Job::Read(read));
+            reads.push(PoolJob::Read(read));
         }
         let rest = self.at_workers_max.saturating_sub(self.at_workers);
         self.take_deferred(memory, rest, &mut reads);
@@ -475,7 +475,7 @@ impl Clients {
         &mut self,
         memory: &mut impl ConnectionMemory,
         mut most: usize,
-        reads: &mut Vec<Job>,
+        reads: &mut Vec<PoolJob>,
     ) {
         let mut refused = 0;
         while most > 0
@@ -491,7 +491,7 @@ impl Clients {
                     read.budget_bytes = bytes;
                     self.at_workers += 1;
                     most -= 1;
-                    reads.push(Job::Read(read));
+                    reads.push(PoolJob::Read(read));
                 }
                 refused = 0;
             } else {
@@ -590,9 +590,9 @@ mod tests {
         TestMemory { queued, ..ample() }
     }
 
-    fn budgets(jobs: &[Job]) -> Vec<usize> {
-        let budget = |job: &Job| match job {
-            Job::Read(read) => read.budget_bytes,
+    fn budgets(jobs: &[PoolJob]) -> Vec<usize> {
+        let budget = |job: &PoolJob| match job {
+            PoolJob::Read(read) => read.budget_bytes,
             other => panic!("nobody asked for {other:?}"),
         };
         jobs.iter().map(budget).collect()
@@ -693,7 +693,7 @@ mod tests {
 
         let mut jobs = jobs.into_iter();
         let mut next = || match jobs.next() {
-            Some(Job::Read(read)) => read,
+            Some(PoolJob::Read(read)) => read,
             other => panic!("{other:?}"),
         };
         // The first four are small after all; the last two have no budget and are long.
@@ -732,16 +732,16 @@ mod tests {
             assert_eq!(jobs.len(), expected);
             assert!(clients.take_reads(&mut ample()).is_empty(), "the workers have enough");
             for job in jobs {
-                let Job::Read(read) = job else { panic!("a read") };
+                let PoolJob::Read(read) = job else { panic!("a read") };
                 clients.read_done(&mut ample(), read.token, read.budget_bytes);
                 order.push((read.token.connection, read.token.request));
             }
         }
         assert_eq!(order, [(0, 0), (9, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (0, 3)]);
         // What is deferred and what is new go by turns.
-        let numbers = |jobs: Vec<Job>| -> Vec<(u64, u64)> {
-            let number = |job: &Job| match job {
-                Job::Read(read) => (read.token.connection, read.token.request),
+        let numbers = |jobs: Vec<PoolJob>| -> Vec<(u64, u64)> {
+            let number = |job: &PoolJob| match job {
+                PoolJob::Read(read) => (read.token.connection, read.token.request),
                 other => panic!("{other:?}"),
             };
             jobs.iter().map(number).collect()
@@ -788,7 +788,7 @@ mod tests {
     fn a_value_longer_than_any_room_is_read_when_nothing_else_is() {
         let (mut clients, ids) = with_clients(1);
         clients.read(token(ids[0], 1), address(), request());
-        let Some(Job::Read(read)) = clients.take_reads(&mut ample()).pop() else {
+        let Some(PoolJob::Read(read)) = clients.take_reads(&mut ample()).pop() else {
             panic!("one read")
         };
         clients.read_done(&mut ample(), read.token, read.budget_bytes);

@@ -96,7 +96,7 @@ mod tests {
     use crate::model::{ClusterId, Timestamp};
     use crate::net::Listener;
     use crate::process::files;
-    use crate::server::work::{Completion, Job, ReadJob};
+    use crate::server::work::{PoolCompletion, PoolJob, ReadJob};
     use crate::server::{OpenedServer, Stopper, local};
     use crate::wire::codec;
     use crate::wire::message::{
@@ -255,7 +255,9 @@ mod tests {
         let make_worker = |_| {
             let (begun, ends) = (begun.clone(), ends.clone());
             move |job| {
-                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { panic!("{job:?}") };
+                let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else {
+                    panic!("{job:?}")
+                };
                 begun.send(()).unwrap();
                 ends.recv().unwrap();
                 let (value, timestamp) = (Some(Bytes::from_static(b"wrong")), Timestamp(1));
@@ -263,7 +265,7 @@ mod tests {
                 let mut frame = Vec::new();
                 let reply = Message::Reply { id: token.request, body };
                 codec::encode(&reply, limits::PEER_FRAME_BYTES_MAX, &mut frame).unwrap();
-                Completion::Reply { token, budget_bytes, frame }
+                PoolCompletion::Reply { token, budget_bytes, frame }
             }
         };
         server.service.parts.pool =

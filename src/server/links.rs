@@ -94,7 +94,7 @@ pub(super) enum Outbound {
 
 /// The connections to one other server of the group.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct ServerLink {
     pub node: NodeId,
     pub address: SocketAddr,
     pub outbound: Outbound,
@@ -109,9 +109,9 @@ pub(super) struct Link {
     trouble: Option<String>,
 }
 
-impl Link {
-    pub fn new(node: NodeId, address: SocketAddr, now: Instant) -> Link {
-        Link {
+impl ServerLink {
+    pub fn new(node: NodeId, address: SocketAddr, now: Instant) -> ServerLink {
+        ServerLink {
             node,
             address,
             outbound: Outbound::Waiting(now),

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 
 use super::decoding::Undecodable;
 use super::get::{ReadRequest, answer_from_log};
-use super::links::Link;
+use super::links::ServerLink;
 use super::service::{ConnectionRole, NOT_OF_A_CLIENT, StoreService};
-use super::work::{Job, ReadJob};
+use super::work::{PoolJob, ReadJob};
 use crate::limits;
 use crate::model::{DiskSpace, EncodedWrite, NodeId};
 use crate::net::{ConnectionId, Net};
@@ -206,7 +206,7 @@ impl StoreService {
             in_sync: status.in_sync.into_iter().map(address).collect(),
             full_disks: status.full_disks.into_iter().map(address).collect(),
             client_connections: self.clients.len() as u32,
-            server_connections: self.links.iter().map(Link::usable).sum(),
+            server_connections: self.links.iter().map(ServerLink::usable).sum(),
             uptime_ms: net.now().saturating_duration_since(self.started).as_millis() as u64,
             longest_stall_us: net.longest_stall().as_micros() as u64,
             disk_bytes: self.parts.disk_watch.taken_bytes(),
@@ -256,7 +256,7 @@ impl StoreService {
         // budget.
         if let Some(distrust) = self.distrust() {
             for job in std::mem::take(&mut reads) {
-                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
                 self.clients.read_done(net, token, budget_bytes);
                 self.reply(net, token, not_to_be_read(distrust));
             }
@@ -274,7 +274,7 @@ impl StoreService {
                 }
             };
             for job in refused {
-                let Job::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
+                let PoolJob::Read(ReadJob { token, budget_bytes, .. }) = job else { continue };
                 self.clients.read_done(net, token, budget_bytes);
                 self.reply_busy(net, token, why);
             }

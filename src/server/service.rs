@@ -18,14 +18,14 @@ use super::decoding::{Decoded, DecodedFrame, Decoders, Undecodable, decode};
 use super::disk_watch::DiskWatch;
 use super::early::EarlyReads;
 use super::judge::Judge;
-use super::links::Link;
+use super::links::ServerLink;
 use super::requests::EarlyRead;
 use super::say_which_history_counts;
 use super::scrub::Scrubber;
 use super::snapshots::{TransferLimits, TransferStep, Transfers};
 use super::threads::{ApplierWork, LogWork, Report, WriterThread};
 use super::watch::{LogNews, LogWatch};
-use super::work::{Completion, Job};
+use super::work::{PoolCompletion, PoolJob};
 use crate::limits;
 use crate::model::{ClusterId, DiskSpace, History, NodeId};
 use crate::net::{CloseReason, ConnectionId, ConnectionMap, Net, SendLimits, Service};
@@ -67,7 +67,7 @@ pub(super) struct Parts {
     pub incarnation: u64,
     pub node: Node,
     pub console: ServerConsole,
-    pub pool: Pool<Job, Completion>,
+    pub pool: Pool<PoolJob, PoolCompletion>,
     pub decoders: Decoders,
     pub log: WriterThread<LogWork>,
     pub applier: WriterThread<ApplierWork>,
@@ -89,7 +89,7 @@ pub(super) struct StoreService {
     pub(super) me: NodeId,
     pub(super) cluster: ClusterId,
     pub(super) started: Instant,
-    pub(super) links: Vec<Link>,
+    pub(super) links: Vec<ServerLink>,
     pub(super) connections: ConnectionMap<ConnectionRole>,
     pub(super) clients: Clients,
     pub(super) early: EarlyReads<EarlyRead>,
@@ -133,7 +133,7 @@ impl StoreService {
         let now = Instant::now();
         let others =
             parts.config.servers.iter().enumerate().map(|(i, a)| (NodeId(i as u64 + 1), *a));
-        let links = others.filter(|(node, _)| *node != me).map(|(n, a)| Link::new(n, a, now));
+        let links = others.filter(|(node, _)| *node != me).map(|(n, a)| ServerLink::new(n, a, now));
         let group = parts.node.status().history;
         let history_compared =
             group.is_some_and(|group| say_which_history_counts(&parts.config, group));
@@ -218,7 +218,7 @@ impl StoreService {
         self.parts.node.handle(now, input, &mut self.outputs);
     }
 
-    pub(super) fn link_mut(&mut self, node: NodeId) -> Option<&mut Link> {
+    pub(super) fn link_mut(&mut self, node: NodeId) -> Option<&mut ServerLink> {
         self.links.iter_mut().find(|link| link.node == node)
     }
 
@@ -294,7 +294,7 @@ impl StoreService {
                     }
                 }
                 Output::Fetch { fetch, low, high, bytes_max } => {
-                    let job = Job::Fetch { fetch, low, high, bytes_max };
+                    let job = PoolJob::Fetch { fetch, low, high, bytes_max };
                     match self.parts.pool.submit(job) {
                         Ok(()) => {}
                         // Consensus asks again, as it would if the entries were not there.
@@ -369,7 +369,7 @@ impl StoreService {
     /// Closes the connections on which a server has sent what breaks the protocol.
     fn disconnect(&mut self, net: &mut Net, peer: NodeId, reason: &str) {
         let inbound: Vec<_> =
-            self.link_mut(peer).into_iter().flat_map(Link::take_inbound).collect();
+            self.link_mut(peer).into_iter().flat_map(ServerLink::take_inbound).collect();
         if !inbound.is_empty() {
             log::warn!("closing the link from server {peer}: {reason}");
         }
@@ -469,7 +469,7 @@ impl StoreService {
                     self.parts.log.push(LogWork::Compact { durable_index, needed });
                 }
                 TransferStep::Read { to, id, source, bytes_max } => {
-                    let job = Job::SnapshotChunk { to, id, source, bytes_max };
+                    let job = PoolJob::SnapshotChunk { to, id, source, bytes_max };
                     let refused = match self.parts.pool.submit(job) {
                         Ok(()) => continue,
                         // Clients' reads may fill the queue for a moment.
@@ -479,7 +479,7 @@ impl StoreService {
                             job
                         }
                     };
-                    if let Job::SnapshotChunk { source, .. } = refused {
+                    if let PoolJob::SnapshotChunk { source, .. } = refused {
                         self.transfers.workers_busy(to, id, source);
                     }
                 }
@@ -735,7 +735,7 @@ impl Service for StoreService {
         }
         while let Some(completion) = self.parts.pool.collect() {
             match completion {
-                Completion::Reply { token, budget_bytes, frame } => {
+                PoolCompletion::Reply { token, budget_bytes, frame } => {
                     let connection = ConnectionId::from_u64(token.connection);
                     self.clients.read_done(net, token, budget_bytes);
                     // The state may have come into doubt while it was read.
@@ -747,14 +747,14 @@ impl Service for StoreService {
                         }
                     }
                 }
-                Completion::TooLong { read, bytes } => {
+                PoolCompletion::TooLong { read, bytes } => {
                     self.clients.read_done(net, read.token, read.budget_bytes);
                     self.clients.defer(net, read, bytes);
                 }
-                Completion::Fetched { fetch, entries } => {
+                PoolCompletion::Fetched { fetch, entries } => {
                     self.input(net, Input::Fetched { fetch, entries });
                 }
-                Completion::SnapshotChunk { to, id, source, chunk } => {
+                PoolCompletion::SnapshotChunk { to, id, source, chunk } => {
                     let now_us = self.now(net).monotonic_us;
                     let steps = self.transfers.read(now_us, to, id, source, chunk);
                     self.take_steps(net, steps);

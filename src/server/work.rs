@@ -35,7 +35,7 @@ pub(super) struct ReadJob {
 
 /// A piece of work for the pool, which a disk may hold up.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum PoolJob {
     /// A GET or a page, to be answered from the store.
     Read(ReadJob),
     /// Log entries for a server that lags, which are no longer in memory.
@@ -44,9 +44,9 @@ pub(super) enum Job {
     SnapshotChunk { to: NodeId, id: u64, source: SnapshotSource, bytes_max: usize },
 }
 
-/// The outcome of a [`Job`].
+/// The outcome of a [`PoolJob`].
 #[derive(Debug)]
-pub(super) enum Completion {
+pub(super) enum PoolCompletion {
     /// An answer as a whole frame, with the request that it is for and the budget that the read
     /// had.
     Reply { token: RequestToken, budget_bytes: usize, frame: Vec<u8> },
@@ -75,10 +75,10 @@ pub(super) struct StoreWorker {
 
 impl StoreWorker {
     /// Does one job on the calling thread, which a disk may hold up.
-    pub fn run(&self, job: Job) -> Completion {
+    pub fn run(&self, job: PoolJob) -> PoolCompletion {
         match job {
-            Job::Read(read) => self.read(read),
-            Job::Fetch { fetch, low, high, bytes_max } => {
+            PoolJob::Read(read) => self.read(read),
+            PoolJob::Fetch { fetch, low, high, bytes_max } => {
                 let entries = self.log.read(low, high, bytes_max).unwrap_or_else(|error| {
                     if error.is_damage() {
                         self.report(Report::LogDamaged(error.to_string()));
@@ -87,16 +87,16 @@ impl StoreWorker {
                     }
                     Vec::new()
                 });
-                Completion::Fetched { fetch, entries }
+                PoolCompletion::Fetched { fetch, entries }
             }
-            Job::SnapshotChunk { to, id, mut source, bytes_max } => {
+            PoolJob::SnapshotChunk { to, id, mut source, bytes_max } => {
                 let chunk = source.next_chunk(bytes_max);
                 if let Err(error) = &chunk {
                     let what = || format!("reading a snapshot for server {to}");
                     self.report(StoreFault::of(error, what).into());
                 }
                 let chunk = chunk.map_err(|error| error.to_string());
-                Completion::SnapshotChunk { to, id, source, chunk }
+                PoolCompletion::SnapshotChunk { to, id, source, chunk }
             }
         }
     }
@@ -106,7 +106,7 @@ impl StoreWorker {
         let _ = self.reports.send(report);
     }
 
-    fn read(&self, read: ReadJob) -> Completion {
+    fn read(&self, read: ReadJob) -> PoolCompletion {
         let allowed = value_bytes_budget(read.budget_bytes);
         let mut answered = match &read.request {
             ReadRequest::Get(request) => answer_get(&self.store, request),
@@ -129,7 +129,7 @@ impl StoreWorker {
         };
         // A value over every limit is not waited for: sending it fails, as below.
         if value_bytes > allowed && value_bytes <= limits::VALUE_BYTES_MAX + limits::KEY_BYTES_MAX {
-            return Completion::TooLong { read, bytes: value_bytes };
+            return PoolCompletion::TooLong { read, bytes: value_bytes };
         }
         let ReadJob { token, client, request, budget_bytes } = read;
         if self.console.is_on()
@@ -150,7 +150,7 @@ impl StoreWorker {
                 log::error!("cannot even say that a value cannot be sent");
             }
         }
-        Completion::Reply { token, budget_bytes, frame }
+        PoolCompletion::Reply { token, budget_bytes, frame }
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
                 linearizable: false,
                 at: Timestamp::ZERO,
             };
-            worker.run(Job::Read(ReadJob {
+            worker.run(PoolJob::Read(ReadJob {
                 token: RequestToken { connection: 1, request: 1 },
                 client: ([127, 0, 0, 1], 1).into(),
                 request: ReadRequest::Get(request),
