@@ -1,3 +1,5 @@
+//! A shared folder on a real file system: what is scanned, hashed, remembered and left out.
+
 use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::AtomicUsize;

@@ -1,3 +1,5 @@
+//! The registry's index against a model that is as simple as can be, over random steps.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The state machine: a log applied in any pieces leaves the same state, and sessions apply once.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Snapshots from one store into another: whole, in pieces, interrupted, and of damaged bytes.
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! The question of a file's true size, asked of sources that answer, lie, fall silent or leave.
+
 use std::net::TcpListener;
 
 use super::*;
