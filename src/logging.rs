@@ -319,7 +319,7 @@ impl Gathered {
 
 impl Logger {
     fn gathered(&self) -> MutexGuard<'_, Gathered> {
-        // It holds counts, which are right enough after a panic.
+        // A count that a panic has left behind is off by one line at most.
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -17,7 +17,7 @@ use crate::wire::message::Role;
 /// Clients that write the keys before a bench of reads.
 const BENCH_FILL_CLIENTS: usize = 64;
 
-/// Where the requests of a bench go.
+/// The servers that the requests of a bench go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BenchTarget {
     /// Each to a server drawn from those that answered at the start.
@@ -28,7 +28,7 @@ pub enum BenchTarget {
     One(SocketAddr),
 }
 
-/// What `acervo bench` was asked for.
+/// The options of `acervo bench`.
 #[derive(Clone, Debug)]
 pub struct BenchOptions {
     /// The kind of requests.
@@ -111,7 +111,7 @@ impl BenchError {
 pub fn run(options: &BenchOptions, command: String, out: &mut dyn Write) -> Result<(), BenchError> {
     let targets = targets(options)?;
     let seed = options.seed.unwrap_or_else(|| rand::rng().random());
-    // Who the clients are to the group must differ between two runs of one seed: a group remembers
+    // The clients' identities must differ between two runs of one seed: a group remembers
     // what it has answered to whom.
     let mut identities: SmallRng = rand::make_rng();
     if options.fill {

@@ -23,7 +23,7 @@ pub struct BenchReport {
     pub operation: &'static str,
     /// Clients with one request under way each.
     pub clients: usize,
-    /// Where the requests went.
+    /// The servers that the requests went to.
     pub targets: Vec<SocketAddr>,
     /// Number of keys from which each request draws one, uniformly.
     pub keys: u64,

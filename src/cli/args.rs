@@ -162,7 +162,7 @@ pub struct ServerArgs {
     /// Stop when standard input ends
     #[arg(long, hide = true)]
     pub stop_on_stdin_end: bool,
-    /// What servers of a cluster share.
+    /// Flags that every server of a group may be given.
     #[command(flatten)]
     pub tuning: TuningArgs,
 }
@@ -257,7 +257,7 @@ pub struct GroupArgs {
     pub servers: Vec<SocketAddr>,
 }
 
-/// What the one-shot commands share.
+/// Flags of every command that asks a server.
 #[derive(Clone, Debug, Args)]
 pub struct RequestArgs {
     /// The servers that can be asked.
@@ -271,7 +271,7 @@ pub struct RequestArgs {
     pub format: FormatArgs,
 }
 
-/// How an answer is printed.
+/// Flags that choose between text and JSON.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct FormatArgs {
     /// How to print the answer
@@ -283,7 +283,7 @@ pub struct FormatArgs {
 }
 
 impl FormatArgs {
-    /// What the flags come to.
+    /// The format that the two flags together ask for.
     pub fn get(self) -> Format {
         if self.json { Format::Json } else { self.format }
     }
@@ -419,7 +419,7 @@ pub struct BenchArgs {
     pub format: FormatArgs,
 }
 
-/// What a bench measures.
+/// The kinds of requests that a bench can measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BenchOperation {
     /// Writes of one key each.
@@ -431,7 +431,7 @@ pub enum BenchOperation {
 }
 
 impl BenchArgs {
-    /// What is to be done, or what is wrong with what was asked for.
+    /// The options of the bench.
     ///
     /// # Errors
     /// One sentence for a person.
@@ -504,7 +504,7 @@ pub enum Shell {
     Fish,
 }
 
-/// How one-shot commands print.
+/// The formats of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people and pipes.
@@ -560,7 +560,7 @@ pub(super) fn parse_address(text: &str, example: SocketAddr) -> Result<SocketAdd
     }
 }
 
-/// The same, or any free port of an IP.
+/// An address to listen on, whose port 0 stands for any free one.
 pub(super) fn parse_listen(text: &str, example: SocketAddr) -> Result<SocketAddr, String> {
     text.trim().parse().map_err(|_| format!("write IP:PORT, such as {example}"))
 }
@@ -634,8 +634,8 @@ impl ClusterArgs {
 }
 
 impl ClusterArgs {
-    /// What there is to say when `variable`, the servers that the environment names, are not those
-    /// of this cluster: commands would ask others.
+    /// A warning when the servers that the environment names in `variable` are not those of this
+    /// cluster, so that commands would ask others.
     pub fn not_asked_by(&self, variable: Option<&str>) -> Option<String> {
         let variable = variable.filter(|variable| !variable.is_empty())?;
         let named: Result<BTreeSet<_>, _> = variable.split(',').map(parse_server).collect();
@@ -652,7 +652,7 @@ impl ClusterArgs {
     }
 }
 
-/// What a cluster's servers are started with.
+/// The flags that the servers of a cluster are started with.
 #[derive(Debug)]
 pub struct ClusterFlags {
     /// The servers of the group, as every one of them is given them.

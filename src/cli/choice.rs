@@ -33,7 +33,7 @@ impl Choice {
     }
 }
 
-/// Who has it, for a person.
+/// Number of peers and addresses that have the content, and its hash, for a person.
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let peers = counted(self.sources.len() as u64, "peer", "peers");

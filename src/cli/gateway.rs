@@ -43,7 +43,7 @@ fn parse_gateway(text: &str) -> Result<SocketAddr, String> {
 }
 
 impl GatewayArgs {
-    /// What the flags ask for, in the terms of the gateway.
+    /// The gateway's configuration from these flags.
     pub fn config(self) -> GatewayConfig {
         let local = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port);
         GatewayConfig {

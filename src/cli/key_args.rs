@@ -7,7 +7,7 @@ use clap::Args;
 use super::args::RequestArgs;
 use super::at::At;
 
-/// What the commands on keys share.
+/// Flags of every command on keys.
 #[derive(Clone, Debug, Args)]
 pub struct KeyArgs {
     /// Read keys and values on the command line, and lines of keys, as ranges print them: \xNN is
@@ -26,7 +26,7 @@ pub struct KeyArgs {
     pub print_session: bool,
 }
 
-/// What the removals take and leave aside: they are about every version.
+/// A version, which removals accept and ignore, since they are about every version.
 #[derive(Clone, Debug, Args)]
 pub struct NoVersionArgs {
     /// Means nothing to a removal and is ignored
@@ -34,7 +34,7 @@ pub struct NoVersionArgs {
     pub at: Option<At>,
 }
 
-/// What the reads share.
+/// Flags of every command that reads.
 #[derive(Clone, Debug, Args)]
 pub struct ReadArgs {
     /// As of a version or a time: a version number, 2026-11-20T12:00:00Z, '10m ago', now
@@ -71,7 +71,7 @@ pub struct RangeArgs {
     pub prefix: Option<OsString>,
 }
 
-/// What is printed of rows.
+/// Flags that choose how much is printed of each row.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct RowsArgs {
     /// Print only the keys, one a line

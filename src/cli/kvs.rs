@@ -200,7 +200,7 @@ fn failed(args: &KvsArgs, status: Box<Status>) -> KvsError {
     }
 }
 
-/// What listens where a gateway was expected.
+/// The kinds of programs that may listen where a gateway was expected.
 enum ListenerKind {
     /// Something that speaks HTTP/2, or nothing any more: it may have taken a call.
     Http2OrNobody,
@@ -230,7 +230,7 @@ fn found_at(host: &str, port: u16, timeout: Duration) -> ListenerKind {
         Ok(first)
     };
     match first_bytes().as_ref() {
-        // It begins with settings of its own, whose length has three bytes.
+        // HTTP/2 begins with a SETTINGS frame, whose length has three bytes.
         Ok([0, _, _, 4]) => return ListenerKind::Http2OrNobody,
         Ok(b"HTTP") => return ListenerKind::Stranger("a web server"),
         Ok(b"SSH-") => return ListenerKind::Stranger("an SSH server"),

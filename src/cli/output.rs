@@ -20,7 +20,7 @@ use crate::text::{escape, is_printable};
 pub(super) enum Shape {
     /// A read, as of a version if one was asked for.
     Read { at: Option<Timestamp> },
-    /// What keys had before a write, and the version of the write.
+    /// The values that keys had before a write, and the version of the write.
     Before { timestamp: Timestamp },
     /// The versions of a key, down to one if not to the oldest.
     History { since: Option<Timestamp> },

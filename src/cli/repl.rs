@@ -543,7 +543,7 @@ fn explain_no_majority(server: SocketAddr, message: &str) -> String {
     format!("sem maioria{reach}, diz {server}, e nada foi feito; inicie os outros e tente de novo.")
 }
 
-/// What is known of a PUT's effect.
+/// The clause that says what is known of a PUT's effect.
 fn known(effect: Option<Effect>) -> &'static str {
     match effect {
         None => "",
@@ -575,7 +575,7 @@ fn explain_last(last: &str) -> String {
         }
         _ => explain_reason(rest),
     };
-    // What a server says in its own words is in another language.
+    // A server's own sentence is in English.
     match (explained.starts_with('"'), explain_reach(rest)) {
         (true, Some(reach)) => format!("{server} não pode atender agora: {reach}"),
         (true, None) => format!("{server} não pode atender agora"),

@@ -47,7 +47,7 @@ pub fn main() -> ExitCode {
         // only what is wrong.
         Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         Command::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
-        // The same where the registry's lines and the log would stand on one screen.
+        // Likewise where the registry's lines and the log share a terminal.
         Command::Registry(_) if io::stdout().is_terminal() && io::stderr().is_terminal() => "warn",
         Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
         #[cfg(feature = "grpc")]
@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
         Command::Files(args) => shared(&args.registries, share_commands::files(&args, out)),
         Command::Completions(args) => one_shot(print_completions(&args, out)),
     };
-    // What is still held back may be the end of the answer.
+    // The end of the answer may still be in the buffer.
     let status = match out.flush() {
         Err(error) if status <= exit_status::NOT_FOUND => {
             let error = CommandError::Output(error);

@@ -259,7 +259,7 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
         stop: Arc::clone(&stop),
         hashing: Arc::new(|_| {}),
     };
-    // That the registry is away for a while is no news here: the download goes on.
+    // An unreachable registry is not reported here, since the download goes on without it.
     let peer = Peer::start(options, |_| {})?;
     let mut choices = choices.into_iter().peekable();
     while let Some(choice) = choices.next() {
@@ -293,8 +293,8 @@ pub fn fetch(args: &FetchArgs, out: &mut dyn Write) -> Result<CommandOutcome, Sh
     Ok(CommandOutcome::NotFound)
 }
 
-/// What to download of a content: its size is known when all tell the same, and else has to be
-/// proved.
+/// The download of a content, whose size is known when all sources tell the same, and else has to
+/// be proved.
 fn wanted(
     args: &FetchArgs,
     name: &FileName,
@@ -409,7 +409,7 @@ fn shown(name: &FileName) -> impl std::fmt::Display {
     escape(name.as_str().as_bytes())
 }
 
-/// What `fetch --format json` prints.
+/// The JSON object that `fetch` prints.
 #[derive(Serialize)]
 struct FetchedJson<'a> {
     name: &'a str,

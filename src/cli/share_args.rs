@@ -50,7 +50,7 @@ pub struct RegistryArgs {
     pub peers_max: u64,
 }
 
-/// Where the registries are.
+/// The flag that names registries.
 #[derive(Clone, Debug, Args)]
 pub struct RegistriesArgs {
     /// The registry; of several that serve one index, the first that answers is asked
@@ -184,7 +184,7 @@ impl RegistriesArgs {
         named.is_some_and(|named| named == self.registry)
     }
 
-    /// Where to serve when nothing is said: every address of the kind the registry has.
+    /// The address to serve on by default: every address, of the kind that the registry has.
     pub fn anywhere(&self) -> SocketAddr {
         let ip = match self.registry.first() {
             Some(SocketAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),

@@ -80,7 +80,7 @@ pub(super) fn full_disks(rows: &[StatusRow]) -> Vec<String> {
         .collect()
 }
 
-/// What keeps everybody from writing, and the cure.
+/// A sentence that says which full disks keep everybody from writing, and what to do.
 pub(super) fn no_room(full: &[String]) -> String {
     let disks = match full {
         [_] => "the disk",
@@ -245,7 +245,7 @@ fn uptime(uptime_ms: u64) -> String {
     }
 }
 
-/// What `--format json` prints.
+/// The answer of `acervo status` as JSON.
 #[derive(Serialize)]
 pub(super) struct StatusJson<'a> {
     servers: Vec<ServerJson<'a>>,

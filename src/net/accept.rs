@@ -7,7 +7,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-/// What to do after an error of `accept`.
+/// The event loop's next step after an error of `accept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptStep {
     /// Nothing is waiting: stop until the system reports readiness again.

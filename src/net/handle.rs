@@ -89,7 +89,7 @@ impl TurnRound {
     }
 }
 
-/// What is to be reported to the service once its present callback has returned.
+/// An event that is reported to the service once its present callback has returned.
 pub(super) enum LoopNotice {
     Closed(ConnectionId, CloseReason),
     DialFailed(ConnectionId, io::Error),
@@ -115,7 +115,7 @@ pub struct Net {
     /// The service has asked for another `on_wake` before the loop sleeps.
     pub(super) wake_again: bool,
     pub(super) notices: Vec<LoopNotice>,
-    /// What accepted connections make this process hold.
+    /// The memory that accepted connections make this process hold.
     pub(super) budget: MemoryBudget,
     /// The accepted connections that may have to give way.
     pub(super) crowd: Crowd,

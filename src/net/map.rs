@@ -8,8 +8,8 @@ use super::connections::ConnectionId;
 /// A map from [`ConnectionId`] for what is looked up with every frame: nobody outside chooses ids,
 /// so they need no hash that withstands an attacker.
 ///
-/// It is a real map and no table by slot: a slot may have its next connection before the service
-/// was told of the end of the last one.
+/// It is a hash map and no table by slot, because a slot may have its next connection before the
+/// service was told of the end of the last one.
 pub type ConnectionMap<T> = HashMap<ConnectionId, T, BuildHasherDefault<IdHasher>>;
 
 /// Mixes the two halves of an id as MurmurHash3 mixes its last 64 bits (Appleby).

@@ -49,7 +49,7 @@ pub(super) enum WriteProgress {
     Budget,
 }
 
-/// What a write has brought about.
+/// The outcome of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Flushed {
     /// Number of bytes that the system has taken.

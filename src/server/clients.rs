@@ -149,7 +149,7 @@ impl OriginTurns {
     }
 }
 
-/// What one client connection has under way, and how much of it.
+/// The account of one client: its requests under way, and its reads.
 #[derive(Debug)]
 struct ClientState {
     address: SocketAddr,

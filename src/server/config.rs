@@ -99,9 +99,9 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Every server of the group, sorted, without repetition, an odd number of them.
     pub servers: Vec<SocketAddr>,
-    /// Who leads first; one of `servers`.
+    /// The server that leads first; one of `servers`.
     pub leader: SocketAddr,
-    /// Where everything durable lives.
+    /// The directory of everything durable.
     pub data_dir: PathBuf,
     /// When a write is acknowledged: stored by all in sync, or by a majority.
     pub ack: AckPolicy,
@@ -109,7 +109,7 @@ pub struct ServerConfig {
     pub in_sync_timeout: Duration,
     /// Store what is replicated here this much late (SPEC A7); zero normally.
     pub replication_delay: Duration,
-    /// What is kept of what newer versions have replaced.
+    /// The history to found a group with; `None` keeps everything.
     pub history: Option<History>,
     /// From the end of one check of the whole store to the beginning of the next.
     pub scrub_interval: Duration,

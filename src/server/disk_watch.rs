@@ -71,7 +71,7 @@ fn look_on(
                 Err(error) => log::debug!("cannot tell how large the data directory is: {error}"),
             }
         }
-        // What is sent here is lost only when the event loop has ended.
+        // A report is lost only when the event loop has ended.
         match presence.is_in_place() {
             Ok(false) => {
                 let path = presence.path();

@@ -18,7 +18,7 @@ use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
 use crate::text::{counted, escape};
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply};
 
-/// What a client asks to read.
+/// A client's read, of one key or a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadRequest {
     /// The newest version of a key, or one as of a time.

@@ -78,7 +78,7 @@ pub enum ServerError {
     /// The data directory is not this server's to use.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// What the data directory holds cannot be used.
+    /// The content of the data directory cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The core refuses what was recovered.

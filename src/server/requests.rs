@@ -218,7 +218,7 @@ impl StoreService {
         }
     }
 
-    /// What is wrong here, for whoever asks for the status.
+    /// The warnings of this server's status.
     fn warnings(&self, ineligible: &[Ineligible], no_leader: Option<NoLeader>) -> Vec<String> {
         let disk = match self.disk_space {
             DiskSpace::Ample => None,

@@ -76,7 +76,7 @@ pub(super) struct Parts {
     pub reserve: Arc<DiskReserve>,
     pub disk_watch: DiskWatch,
     pub judge: Judge,
-    /// Where the numbers of snapshot transfers start; random.
+    /// The number of the first snapshot transfer, drawn at random.
     pub first_transfer: u64,
     pub reports: Receiver<Report>,
     /// A message on this channel asks the server to stop.
@@ -93,7 +93,7 @@ pub(super) struct StoreService {
     pub(super) connections: ConnectionMap<ConnectionRole>,
     pub(super) clients: Clients,
     pub(super) early: EarlyReads<EarlyRead>,
-    /// What [`Store::steps`] was at the last tick.
+    /// The value of [`Store::steps`] at the last tick.
     applied_steps: u64,
     pub(super) transfers: Transfers,
     watch: LogWatch,

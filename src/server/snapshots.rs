@@ -129,7 +129,7 @@ pub enum TransferStep {
     Tell(Input),
 }
 
-/// What the applier does about snapshots.
+/// Work on snapshots for the applier.
 #[derive(Debug)]
 pub enum SnapshotWork {
     /// Pin a view of the store; answered by [`SnapshotReport::Prepared`].
@@ -164,7 +164,7 @@ pub enum SnapshotWork {
     Discard,
 }
 
-/// What the applier reports about snapshots.
+/// A report of the applier about snapshots.
 #[derive(Debug)]
 pub enum SnapshotReport {
     /// A view of the store is pinned, and the store is durable up to it.
@@ -199,7 +199,7 @@ pub enum SnapshotReport {
     },
     /// A snapshot has taken the store's place.
     Installed {
-        /// Where the state machine stands now.
+        /// The point up to which the state machine has applied now.
         point: AppliedPoint,
         /// What it has left to do in the background.
         upkeep: UpkeepState,
@@ -278,7 +278,7 @@ pub struct Transfers {
     linked: BTreeSet<NodeId>,
     /// Servers hold different states and it is not known who is right.
     disputed: bool,
-    /// How much room there is on this server's disk.
+    /// The room on this server's disk.
     space: DiskSpace,
     /// The index that this server's newest checkpoint covers.
     durable_index: LogIndex,
@@ -305,8 +305,8 @@ impl Transfers {
 
     // ---- the log -----------------------------------------------------------------------------
 
-    /// What receivers of snapshots still need of the log. While it is not known whose state is
-    /// right, no snapshot is sent.
+    /// The part of the log that receivers of snapshots still need. While it is not known whose
+    /// state is right, no snapshot is sent.
     pub fn log_needed(&self) -> Needed {
         if self.disputed {
             return Needed::All;
@@ -537,7 +537,7 @@ impl Transfers {
     fn note_failure(&mut self, now_us: u64, to: NodeId) {
         let failures =
             self.failures.entry(to).or_insert(FailedAttempts { count: 0, last_us: now_us });
-        // What failed long ago says nothing about now.
+        // Failures of long ago say nothing about now.
         if now_us.saturating_sub(failures.last_us) > 2 * self.limits.retry_us_max {
             failures.count = 0;
         }
@@ -748,7 +748,7 @@ impl Transfers {
         self.broken(now_us, peer)
     }
 
-    /// What was under way on a link to or from `peer` is lost.
+    /// Notes that what was under way on a link to or from `peer` is lost.
     fn broken(&mut self, now_us: u64, peer: NodeId) -> Vec<TransferStep> {
         let mut steps = Vec::new();
         if self.outgoing.iter().any(|out| out.to == peer) {

@@ -337,7 +337,7 @@ impl LogThread {
     }
 }
 
-/// What entries weigh in memory, about.
+/// Bytes of memory that entries take, about.
 fn entries_bytes(entries: &[LogEntry]) -> usize {
     entries.iter().map(|entry| entry.data.len() + 64).sum()
 }
@@ -436,7 +436,7 @@ struct Shrinking {
 }
 
 impl ApplierThread {
-    // What is sent here is lost only when the event loop has ended.
+    // A report is lost only when the event loop has ended.
     fn report(&self, report: Report) {
         let _ = self.reports.send(report);
     }

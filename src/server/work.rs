@@ -69,7 +69,8 @@ pub(super) struct StoreWorker {
     pub store: Store,
     pub log: LogReader,
     pub console: ServerConsole,
-    /// Where damage of the store or the log is reported at once, besides in the answer.
+    /// The channel on which damage of the store or the log is reported at once, besides in the
+    /// answer.
     pub reports: Sender<Report>,
 }
 
