@@ -499,6 +499,14 @@ pub const CLIENT_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 pub const CLIENT_REACH_TIMEOUT: Duration = Duration::from_millis(200);
 /// Requests of one client instance under way at once; one more waits.
 pub const CLIENT_REQUESTS_MAX: usize = 1024;
+/// About how many bytes the requests of one client instance that are under way take in memory; one
+/// that would bring more waits, unless it is alone. Eight of the longest values or transactions,
+/// which is more than a group orders at once.
+pub const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes that wait to be sent on one connection of a client; a server for which more would wait
+/// loses the connection. Twice what can be under way: requests whose callers have given up stay in
+/// the queue.
+pub const CLIENT_QUEUED_BYTES_MAX: usize = 2 * CLIENT_REQUEST_BYTES_MAX;
 /// Wait before a client goes round its servers again: at first …
 pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
 /// … and at most, doubling in between.
@@ -524,9 +532,6 @@ pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Who has not greeted in time is given a line end, and so long to answer like a web server, which
 /// is then named.
 pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long a client tries at a time to write to a connection that takes nothing, before it looks
-/// after its answers and deadlines again.
-pub const CLIENT_WRITE_SLICE: Duration = Duration::from_millis(5);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Bytes of the keys whose timestamps a client remembers one by one.
@@ -580,12 +585,10 @@ pub const GATEWAY_ORIGINS_REMEMBERED_MAX: usize = 4 * GATEWAY_CONNECTIONS_MAX;
 /// while it, and its origin, has fewer than are left: an origin may have half of them, and nobody
 /// all. Else it is refused with `RESOURCE_EXHAUSTED`.
 pub const GATEWAY_CALLS_MAX: usize = 1024;
-/// How often a request looks whether whoever asked has given up.
-pub const CLIENT_CANCEL_LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Requests of a gateway to its servers that are waited for by a thread each; one more call waits.
-/// What servers answer to them is not charged to anybody until its thread has it: a hundred and
-/// some mebibytes of the longest values.
-pub const GATEWAY_THREADS_MAX: usize = 128;
+/// Requests of a gateway to the group under way at once; one more call waits. What servers answer
+/// to them is not charged to anybody until its call has looked at it: a hundred and some mebibytes
+/// of the longest values.
+pub const GATEWAY_REQUESTS_MAX: usize = 128;
 /// A connection has so long from its HTTP/2 settings to its first request.
 pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// With nothing going on for this long a connection may have to make room for another whatever both
@@ -681,8 +684,9 @@ pub const CLUSTER_STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const _: () = {
     assert!(CLIENT_REQUESTS_MAX <= REQUESTS_PER_CONNECTION_MAX);
     assert!(CLIENT_SUBMITS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(CLIENT_REQUEST_BYTES_MAX >= 4 * TRANSACTION_BYTES_MAX);
     assert!(CONSOLE_GET_HELD_MAX.as_millis() > IN_SYNC_TIMEOUT_DEFAULT.as_millis());
-    assert!(GATEWAY_THREADS_MAX <= CLIENT_REQUESTS_MAX);
+    assert!(GATEWAY_REQUESTS_MAX <= CLIENT_REQUESTS_MAX);
     assert!(GATEWAY_MESSAGE_BYTES_MAX > VALUE_BYTES_MAX_DEFAULT + KEY_BYTES_MAX);
     // The longest message, and the largest transaction with what its items take up, fit into one
     // connection's half.
@@ -698,7 +702,7 @@ const _: () = {
                     + GATEWAY_AUXILIARY_CALLS_MAX
                     + 2 * GATEWAY_CONNECTIONS_MAX
                     + GATEWAY_READS_MAX * GATEWAY_CALLS_PER_CONNECTION_MAX as usize)
-            + GATEWAY_THREADS_MAX * VALUE_BYTES_MAX_DEFAULT
+            + GATEWAY_REQUESTS_MAX * VALUE_BYTES_MAX_DEFAULT
             < 512 * 1024 * 1024
     );
     assert!(COMMIT_TIMEOUT.as_millis() < GATEWAY_REQUEST_TIMEOUT_DEFAULT.as_millis());

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use acervo::net::{
     BudgetLimits, Buffer, BufferPool, CloseReason, ConnectionId, EventLoop, Listener, LoopConfig,
-    Net, SendError, SendLimits, Service, WakeHandle,
+    Net, SendError, SendLimits, Service, SharedLoop, WakeHandle,
 };
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -1094,4 +1094,50 @@ fn one_source_of_raw_bytes_does_not_keep_the_loop_from_others() {
     stop.store(1, Ordering::Relaxed);
     writer.join().unwrap();
     reader.join().unwrap();
+}
+
+/// A client's caller sends its own request while the loop's thread sleeps.
+#[test]
+fn another_thread_works_with_a_shared_loop_while_that_sleeps() {
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = listener.address();
+    let event_loop = EventLoop::new(LoopConfig::default(), Some(listener)).unwrap();
+    let (events_in, events) = unbounded();
+    let (_commands, commands_out) = unbounded();
+    let service = TestService {
+        events: events_in,
+        commands: commands_out,
+        echo: false,
+        raw_prefix: None,
+        buffers: BufferPool::new(RAW_MAX, RAW_BUFFERS),
+        raw_sent: 0,
+        pause_after_frame: false,
+        report_frames: true,
+        queued_bytes_max_seen: 0,
+        ticks: 0,
+        idle_asked: 0,
+    };
+    let shared = Arc::new(SharedLoop::new(event_loop, service));
+    let running = Arc::clone(&shared);
+    let thread = std::thread::spawn(move || running.run().unwrap());
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let Ok(Event::Accepted(id)) = events.recv_timeout(PATIENCE) else { panic!("not accepted") };
+    let deadline = Instant::now() + PATIENCE;
+    // It is refused for as long as the loop itself is at work.
+    let work = |work: &mut dyn FnMut(&mut Net)| {
+        while shared.try_with(|_, net| work(net)).is_none() {
+            assert!(Instant::now() < deadline, "the loop never sleeps");
+            std::thread::yield_now();
+        }
+    };
+    work(&mut |net| assert!(net.send(id, |out| out.extend(frame(b"from another thread")))));
+    let mut received = vec![0; frame(b"from another thread").len()];
+    stream.read_exact(&mut received).unwrap();
+    assert_eq!(received, frame(b"from another thread"));
+    // What is due earlier than the loop would wake by itself wakes it.
+    let due = Instant::now() + Duration::from_millis(1);
+    work(&mut |net| net.set_alarm(Some(due)));
+    work(&mut |net| net.exit());
+    thread.join().unwrap();
 }

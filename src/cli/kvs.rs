@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::args::Format;
 use super::commands::CommandOutcome;
 use super::gateway::{KvsArgs, KvsOperation};
-use crate::client::connection::dial;
+use crate::client::dial::dial;
 use crate::gateway::interface::key_value_store_client::KeyValueStoreClient;
 use crate::gateway::interface::{
     KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionReply, PREVIOUS_UNREAD, PutReply,

@@ -1,312 +1,214 @@
-//! Drives the [`Attempts`] of a request: sends what they say, waits for what comes.
+//! A call between the core and whoever waits for it: an [`Exchange`] made of two closures, and a
+//! future for its answer.
 //!
-//! Calls block their caller's thread. Nothing else waits: connections are dialled and read by threads
-//! of their own, and unhealthy servers are probed on the way.
+//! The client's thread completes the future through its [`Waker`], so that any executor can wait
+//! for it, and so can a thread ([`wait`]). A future that is dropped cancels its call.
 
+use std::cell::Cell;
+use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 
-use rand::rngs::StdRng;
+use super::core::{CallId, Exchange, Verdict, judge_unexpected};
+use super::driver::Inbox;
+use super::error::ClientError;
+use super::sync::lock;
+use crate::model::RequestId;
+use crate::wire::message::{Reply, Request};
 
-use super::Inner;
-use super::attempts::{Action, Attempts, Rules, Verdict};
-use super::cancel;
-use super::connection::{Claim, Failure};
-use super::error::{ClientError, ServerFailure};
-use super::health::Health;
-use super::pool::Sent;
-use super::sequence::Gate;
-use super::sync::{Mailbox, lock};
-use crate::limits::{
-    CLIENT_CANCEL_LOOK_INTERVAL, CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_WRITE_GREETING_FACTOR,
-    CLIENT_WRITE_HEDGE_FACTOR, CLIENT_WRITE_SLICE,
-};
-use crate::model::Effect;
-use crate::wire::message::{ErrorCode, Reply, Request};
-
-/// How long a request goes on.
-pub(super) enum Retry<'a> {
-    /// Round after round, until its deadline.
-    UntilDeadline,
-    /// Each server once.
-    EachServerOnce,
-    /// Each server once, for a person: whoever could not be reached, is leaving, or says nothing is reported, and so
-    /// has longer to say something.
-    Console(&'a mut dyn FnMut(&ServerFailure)),
+/// An exchange whose requests `build` makes, with what is to be remembered of each attempt, and
+/// whose replies `judge` looks at with that.
+pub(super) struct Question<B, J, C, T> {
+    build: B,
+    judge: J,
+    /// What is remembered of the attempts that are under way, by their numbers.
+    sent: Vec<(u64, C)>,
+    answer: Option<T>,
+    promise: Promise<T>,
 }
 
-impl Retry<'_> {
-    /// The same for another request.
-    pub(super) fn again(&mut self) -> Retry<'_> {
-        match self {
-            Retry::UntilDeadline => Retry::UntilDeadline,
-            Retry::EachServerOnce => Retry::EachServerOnce,
-            Retry::Console(report) => Retry::Console(&mut **report),
-        }
+impl<B, J, C, T> Question<B, J, C, T> {
+    pub(super) fn new(build: B, judge: J) -> (Question<B, J, C, T>, Arc<Slot<T>>) {
+        let slot = Arc::new(Slot(Mutex::new(SlotState::Open(None))));
+        let promise = Promise(Arc::clone(&slot));
+        (Question { build, judge, sent: Vec::new(), answer: None, promise }, slot)
     }
 }
 
-/// Whom a request is for.
-#[derive(Clone, Copy)]
-pub(super) enum Target {
-    /// Any server, at random among the healthy ones.
-    AnyServer,
-    /// Likewise, but the one first that is thought to lead, which orders writes by itself.
-    LeaderFirst,
-    /// The server at this place alone.
-    Server(usize),
-}
-
-/// An attempt under way, and what was kept of its request to judge the reply by.
-struct Flight<C> {
-    server: usize,
-    tag: u64,
-    /// `None` when it could not even be sent.
-    sent: Option<Sent>,
-    /// Its connection had ended, and it was sent once more on a new one.
-    resent: bool,
-    context: C,
-}
-
-/// More is known of a write's effect; of a read there is nothing to know.
-fn raise(known: &mut Option<Effect>, effect: Effect) {
-    if let Some(known) = known {
-        *known = effect.max(*known);
-    }
-}
-
-/// The call ends without waiting for these. Whoever was sent one of them may still carry it out.
-fn withdraw_all<C>(flights: Vec<Flight<C>>, known: &mut Option<Effect>) {
-    for sent in flights.into_iter().filter_map(|flight| flight.sent) {
-        if sent.withdraw() {
-            raise(known, Effect::MayBeDone);
-        }
-    }
-}
-
-/// When something last came from a server that owes an answer.
-fn heard_of<C>(flights: &[Flight<C>], started: Instant, server: usize) -> Option<Duration> {
-    let flight = flights.iter().find(|flight| flight.server == server)?;
-    flight.sent.as_ref()?.connection.heard()?.checked_duration_since(started)
-}
-
-/// Replies by the tag of their attempt.
-type Replies = Arc<Mailbox<(u64, Result<Reply, Failure>)>>;
-
-impl Inner {
-    /// Sends what `build` makes until `judge` is content with a reply. `build` is called anew for
-    /// every attempt, so that a retry asks with what is known by then; what it returns beside the
-    /// request is handed to `judge` with that attempt's reply.
-    pub(super) fn request<T, C>(
-        &self,
-        target: Target,
-        deadline: Instant,
-        mut retry: Retry<'_>,
-        mut build: impl FnMut() -> (Request, C),
-        mut judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T>,
-    ) -> Result<T, ClientError> {
-        let _permit = Gate::enter(&self.gate, deadline)
-            .ok_or_else(|| self.timed_out("too many requests of this client are under way"))?;
-        let mut attempts = self.attempts(target, deadline, &retry);
-        let replies: Replies = Arc::new(Mailbox::new());
-        let mut flights: Vec<Flight<C>> = Vec::new();
-        let mut tags = 0;
-        // Of a write: the claim of the copies that were sent instead of each other.
-        let mut claim: Option<Claim> = None;
-        // Of a write: what is known of the effect of those attempts that have ended.
-        let mut effect = None;
-        loop {
-            if cancel::is_cancelled() == Some(true) {
-                withdraw_all(flights, &mut effect);
-                return Err(self.timed_out("whoever asked has given up").of_write(effect));
-            }
-            let action = {
-                let heard = |server| heard_of(&flights, self.started, server);
-                let (now, mut health, mut random) = self.state();
-                attempts.poll(now, heard, &mut health, &mut random)
-            };
-            for failure in attempts.take_passed_over() {
-                if let Retry::Console(report) = &mut retry {
-                    report(&failure);
-                }
-            }
-            match action {
-                Action::GiveUp(error) => {
-                    withdraw_all(flights, &mut effect);
-                    return Err(error.of_write(effect));
-                }
-                Action::Ping(server) => {
-                    let of_server = flights.iter().find(|flight| flight.server == server);
-                    if let Some(sent) = of_server.and_then(|flight| flight.sent.as_ref()) {
-                        sent.connection.ping();
-                    }
-                }
-                Action::Send { server, instead } => {
-                    let (request, context) = build();
-                    if matches!(request, Request::Write(_)) {
-                        effect.get_or_insert(Effect::NotDone);
-                        // A copy that has left cannot be taken back.
-                        let shared = claim.take().filter(|claim| instead && !claim.is_taken());
-                        claim = Some(shared.unwrap_or_default());
-                    }
-                    tags += 1;
-                    let sent = self.send(server, request, claim.clone(), tags, &replies);
-                    flights.push(Flight { server, tag: tags, sent, resent: false, context });
-                }
-                Action::Wait(until) => {
-                    let mut until = self.started + until;
-                    if cancel::is_cancelled().is_some() {
-                        until = until.min(Instant::now() + CLIENT_CANCEL_LOOK_INTERVAL);
-                    }
-                    for sent in flights.iter().filter_map(|flight| flight.sent.as_ref()) {
-                        if sent.connection.is_stuck() {
-                            sent.connection.push();
-                            until = until.min(Instant::now() + CLIENT_WRITE_SLICE);
-                        }
-                    }
-                    self.probe();
-                    let Some((tag, result)) = replies.take(until) else { continue };
-                    let Some(at) = flights.iter().position(|flight| flight.tag == tag) else {
-                        continue;
-                    };
-                    let Flight { server, sent, resent, context, .. } = flights.swap_remove(at);
-                    let was_kept = !resent && sent.is_some_and(|sent| sent.was_kept);
-                    match &result {
-                        Ok(Reply::Error(error)) => raise(&mut effect, error.effect),
-                        Err(failure) if failure.may_have_left => {
-                            raise(&mut effect, Effect::MayBeDone);
-                        }
-                        _ => {}
-                    }
-                    match result {
-                        Ok(reply) => {
-                            let verdict = judge(self.servers[server], context, reply);
-                            let (now, mut health, mut random) = self.state();
-                            let (health, random) = (&mut health, &mut random);
-                            let heard = |server| heard_of(&flights, self.started, server);
-                            let end =
-                                attempts.answered(now, server, verdict, heard, health, random);
-                            if let Some(result) = end {
-                                return result.map_err(|error| {
-                                    withdraw_all(flights, &mut effect);
-                                    error.of_write(effect)
-                                });
-                            }
-                        }
-                        // Idle connections are closed by servers, which says nothing about their
-                        // health: the request goes on a new one.
-                        Err(failure) if failure.ended && was_kept => {
-                            let (request, context) = build();
-                            let sent = self.send(server, request, None, tag, &replies);
-                            flights.push(Flight { server, tag, sent, resent: true, context });
-                        }
-                        Err(failure) if failure.withheld => attempts.withheld(server),
-                        Err(failure) => {
-                            let heard = failure.heard.and_then(|at| self.since_start(at));
-                            let (now, mut health, mut random) = self.state();
-                            let (health, random) = (&mut health, &mut random);
-                            attempts.broke(now, server, failure.reason, heard, health, random);
-                        }
-                    }
-                }
-            }
-        }
+impl<B, J, C, T> Exchange for Question<B, J, C, T>
+where
+    B: FnMut(Option<RequestId>) -> (Request, C) + Send,
+    J: FnMut(SocketAddr, C, Reply) -> Verdict<T> + Send,
+    C: Send,
+    T: Send,
+{
+    fn request(&mut self, attempt: u64, identity: Option<RequestId>) -> Request {
+        let (request, context) = (self.build)(identity);
+        self.sent.push((attempt, context));
+        request
     }
 
-    fn attempts(&self, target: Target, deadline: Instant, retry: &Retry<'_>) -> Attempts {
-        let hedge = self.timing.hedge_delay;
-        let one_round = !matches!(retry, Retry::UntilDeadline);
-        let (greeting, silence, slow) = match (retry, target) {
-            (Retry::Console(_), _) => {
-                let patience = hedge * CLIENT_CONSOLE_HEDGE_FACTOR;
-                (patience, patience, None)
-            }
-            (_, Target::LeaderFirst) => {
-                (hedge * CLIENT_WRITE_GREETING_FACTOR, hedge * CLIENT_WRITE_HEDGE_FACTOR, None)
-            }
-            (_, Target::AnyServer | Target::Server(_)) => (hedge, hedge, Some(hedge)),
+    fn judge(&mut self, attempt: u64, server: SocketAddr, reply: Reply) -> Verdict<()> {
+        let Some(at) = self.sent.iter().position(|(sent, _)| *sent == attempt) else {
+            return judge_unexpected();
         };
-        let servers = match target {
-            Target::Server(server) => vec![server],
-            Target::AnyServer | Target::LeaderFirst => (0..self.servers.len()).collect(),
-        };
-        let first = match target {
-            Target::LeaderFirst => Some(self.thought_leader.load(Ordering::Relaxed)),
-            Target::AnyServer | Target::Server(_) => None,
-        };
-        let rules = Rules {
-            one_round,
-            greeting,
-            silence,
-            slow,
-            reach: self.timing.reach_timeout,
-            deadline: self.since_start(deadline).unwrap_or_default(),
-            timeout: self.request_timeout,
-        };
-        let now = self.started.elapsed();
-        Attempts::new(
-            rules,
-            Arc::clone(&self.servers),
-            servers,
-            first,
-            now,
-            &mut lock(&self.random),
-        )
+        let (_, context) = self.sent.swap_remove(at);
+        (self.judge)(server, context, reply).map(|answer| self.answer = Some(answer))
     }
 
-    /// The reply comes by `replies`, and so does the news that there will be none.
-    fn send(
-        &self,
-        server: usize,
-        request: Request,
-        claim: Option<Claim>,
-        tag: u64,
-        replies: &Replies,
-    ) -> Option<Sent> {
-        let told = Arc::clone(replies);
-        let on_reply = Box::new(move |result| told.give((tag, result)));
-        let sent = self.pool.send(server, request, claim, on_reply);
-        sent.map_err(|failure| replies.give((tag, Err(failure)))).ok()
-    }
-
-    /// Asks an unhealthy server, if one is due, whether it has a leader to follow by now.
-    fn probe(&self) {
-        let probed = {
-            let (now, mut health, mut random) = self.state();
-            health.take_probe(now, &mut random)
-        };
-        let Some(server) = probed else { return };
-        let health = Arc::clone(&self.health);
-        let started = self.started;
-        let on_reply = Box::new(move |result| {
-            let useful = match result {
-                Ok(Reply::StatusOk(status)) => status.leader.is_some(),
-                Ok(Reply::Error(error)) => error.code == ErrorCode::Busy,
-                _ => false,
-            };
-            if useful {
-                lock(&health).answered(started.elapsed(), server);
-            }
+    fn end(self: Box<Self>, result: Result<(), ClientError>) {
+        let Question { answer, promise, .. } = *self;
+        promise.keep(match (result, answer) {
+            (Err(error), _) => Err(error),
+            (Ok(()), Some(answer)) => Ok(answer),
+            (Ok(()), None) => unreachable!("a call is done, and has no answer"),
         });
-        if let Ok(sent) = self.pool.send(server, Request::Status, None, on_reply) {
-            sent.leave();
+    }
+}
+
+/// Where an answer is left for who waits for it.
+pub(super) struct Slot<T>(Mutex<SlotState<T>>);
+
+enum SlotState<T> {
+    /// There is no answer yet; who is to be woken by it.
+    Open(Option<Waker>),
+    Kept(Result<T, ClientError>),
+    Taken,
+}
+
+/// The answer that is to come. Dropped without one it leaves an error, so that nobody waits for
+/// ever.
+struct Promise<T>(Arc<Slot<T>>);
+
+impl<T> Promise<T> {
+    fn keep(self, result: Result<T, ClientError>) {
+        self.0.fill(result);
+    }
+}
+
+impl<T> Drop for Promise<T> {
+    fn drop(&mut self) {
+        self.0.fill(Err(ended()));
+    }
+}
+
+impl<T> Slot<T> {
+    fn fill(&self, result: Result<T, ClientError>) {
+        let mut state = lock(&self.0);
+        let SlotState::Open(waker) = &mut *state else { return };
+        let waker = waker.take();
+        *state = SlotState::Kept(result);
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
+}
 
-    /// The time, the servers' health, and the source of randomness.
-    fn state(&self) -> (Duration, MutexGuard<'_, Health>, MutexGuard<'_, StdRng>) {
-        // Always in this order.
-        let (health, random) = (lock(&self.health), lock(&self.random));
-        (self.started.elapsed(), health, random)
+/// What a call is told that the client's thread has left without an answer.
+pub(super) fn ended() -> ClientError {
+    ClientError::Thread("the client's thread has ended".to_owned())
+}
+
+/// A call that was begun. Dropping it cancels the call.
+pub(super) struct CallFuture<T> {
+    pub(super) slot: Arc<Slot<T>>,
+    pub(super) id: CallId,
+    /// `None` when the call could not be begun.
+    pub(super) inbox: Option<Arc<Inbox>>,
+}
+
+impl<T> Future for CallFuture<T> {
+    type Output = Result<T, ClientError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = lock(&self.slot.0);
+        match &mut *state {
+            SlotState::Open(waker) => {
+                match waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    None => *waker = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+            SlotState::Kept(_) => match std::mem::replace(&mut *state, SlotState::Taken) {
+                SlotState::Kept(result) => Poll::Ready(result),
+                SlotState::Open(_) | SlotState::Taken => unreachable!("it was looked at"),
+            },
+            SlotState::Taken => panic!("a future is polled that has been completed"),
+        }
+    }
+}
+
+impl<T> Drop for CallFuture<T> {
+    fn drop(&mut self) {
+        let is_open = matches!(&*lock(&self.slot.0), SlotState::Open(_));
+        if let (true, Some(inbox)) = (is_open, self.inbox.take()) {
+            inbox.cancel(self.id);
+        }
+    }
+}
+
+thread_local! {
+    /// This thread is at work with a client's calls, and so the one that brings answers: nobody may
+    /// wait for them on it.
+    static IS_DRIVER: Cell<bool> = const { Cell::new(false) };
+    /// This thread is going to wait for the call that it begins.
+    static IS_WAITING: Cell<bool> = const { Cell::new(false) };
+    static UNPARK: Waker = Waker::from(Arc::new(Unpark(thread::current())));
+}
+
+/// Does what a client's own thread does.
+pub(super) fn as_driver<T>(work: impl FnOnce() -> T) -> T {
+    let before = IS_DRIVER.replace(true);
+    let done = work();
+    IS_DRIVER.set(before);
+    done
+}
+
+pub(super) fn is_driver() -> bool {
+    IS_DRIVER.get()
+}
+
+pub(super) fn is_waiting() -> bool {
+    IS_WAITING.get()
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 
-    fn since_start(&self, at: Instant) -> Option<Duration> {
-        at.checked_duration_since(self.started)
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
     }
+}
 
-    pub(super) fn timed_out(&self, last: &str) -> ClientError {
-        ClientError::TimedOut { timeout: self.request_timeout, last: last.to_owned(), effect: None }
+/// Waits on this thread for calls, which end by their deadlines.
+pub(super) fn wait<T>(
+    calls: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    if is_driver() {
+        return Err(ClientError::Thread(
+            "the thread on which a client reports cannot wait for it".to_owned(),
+        ));
+    }
+    let mut calls = pin!(calls);
+    let waker = UNPARK.with(Waker::clone);
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        IS_WAITING.set(true);
+        let poll = calls.as_mut().poll(&mut cx);
+        IS_WAITING.set(false);
+        if let Poll::Ready(result) = poll {
+            return result;
+        }
+        // Also when it was woken before.
+        thread::park();
     }
 }

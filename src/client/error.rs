@@ -41,7 +41,8 @@ pub enum ClientError {
         /// The server's sentence, escaped so that a terminal can show it.
         message: String,
     },
-    /// A write was ordered and not confirmed in time: the servers that have it, or a majority, could not be reached.
+    /// A write was ordered and not confirmed in time: the servers that have it, or a majority,
+    /// could not be reached.
     #[error("{server}: {message}")]
     Unconfirmed {
         /// The server whose answer this is.
@@ -69,8 +70,8 @@ pub enum ClientError {
         /// What is known of the write's effect.
         effect: Effect,
     },
-    /// A long read, or the pause before one of its pages, took too long: what it was to show next has been
-    /// removed for good meanwhile. Begin it again.
+    /// A long read, or the pause before one of its pages, took too long: what it was to show next
+    /// has been removed for good meanwhile. Begin it again.
     #[error("{server}: {message}")]
     Expired {
         /// The server whose answer this is.
@@ -96,12 +97,13 @@ pub enum ClientError {
         /// What is known of a write's effect; `None` for a read.
         effect: Option<Effect>,
     },
-    /// The write is done, but what it replaced or removed, which was asked for as well, could not be read.
+    /// The write is done, but what it replaced or removed, which was asked for as well, could not
+    /// be read.
     #[error(
         "the write is done, with version {timestamp}; what was there before could not be read: {why}"
     )]
     PreviousUnread {
-        /// The write's version.
+        /// The version that the write made.
         timestamp: Timestamp,
         /// Why the read of it failed.
         why: Box<ClientError>,
@@ -149,7 +151,8 @@ pub struct ServerFailure {
 }
 
 impl ClientError {
-    /// What is known of the effect of a write that ended with this error. Of a read it is [`Effect::NotDone`].
+    /// What is known of the effect of a write that ended with this error. Of a read it is
+    /// [`Effect::NotDone`].
     pub fn effect(&self) -> Effect {
         match self {
             ClientError::TimedOut { effect, .. }
@@ -163,7 +166,8 @@ impl ClientError {
         }
     }
 
-    /// The error of a read that had to write a mark, which changes nothing: what became of the mark is nobody's business.
+    /// The error of a read that had to write a mark, which changes nothing: what became of the mark
+    /// is nobody's business.
     pub(super) fn of_read(self) -> ClientError {
         let unfinished = "no majority confirmed in time which state that was: try again";
         match self {
@@ -183,7 +187,8 @@ impl ClientError {
         }
     }
 
-    /// The same of a write, all of whose attempts together have had this effect as far as is known; of a read, `None`.
+    /// The same of a write, all of whose attempts together have had this effect as far as is known;
+    /// of a read, `None`.
     pub(super) fn of_write(mut self, known: Option<Effect>) -> ClientError {
         match &mut self {
             ClientError::TimedOut { effect, .. }

@@ -1,38 +1,41 @@
 //! The client library: one [`Client`] for a group of servers.
 //!
 //! What it promises: no caller of one client ever gets a value older than one that client has seen
-//! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within its
-//! time. What it needs: some of the servers' addresses; who leads is no business of a client.
+//! (SPEC A4), a write is applied once however often it had to be sent, and every call ends within
+//! its time. What it needs: some of the servers' addresses; who leads is no business of a client.
 //!
-//! How it is cut: `transport` reads and writes messages, `connection` is one pipelined connection and
-//! its reading thread, `pool` keeps one for each server, `health` knows which servers are worth asking,
-//! `attempts` decides who is asked and how often, `call` does it, `seen` remembers timestamps, `sequence` numbers the writes; `writes`, `reads` and `rows` are the
-//! operations, on them `submit` and [`repl`], the console.
+//! How it is cut: [`core`] is a state machine that decides everything about calls and connections,
+//! `driver` is the thread that gives it an event loop, `call` stands between it and whoever waits.
+//! `seen` remembers timestamps; `writes`, `reads` and `rows` are the operations, each written once,
+//! as an `async fn`. There are three faces of them: [`Client`] blocks, `asynchronous` (feature
+//! `async`) needs an executor and no particular one, `submit` reports on the client's thread, for
+//! the console. `greeting` and `dial` are for others that speak to a server, or to a share, too.
 //!
-//! What it leaves out: async interfaces, finding servers by name, and encryption.
+//! What it leaves out: finding servers by name, and encryption.
 //!
 //! The examples of this module run as tests, each against three servers that
 //! [`LocalGroup`](crate::LocalGroup) starts in a temporary folder. Lines for that are hidden
 //! where they are not the point.
 
-mod attempts;
+#[cfg(feature = "async")]
+mod asynchronous;
 mod call;
-mod cancel;
-pub(crate) mod connection;
+mod core;
+pub(crate) mod dial;
+mod driver;
 mod error;
-mod health;
-mod pool;
+pub(crate) mod greeting;
 mod reads;
 mod rows;
 mod seen;
-mod sequence;
+#[cfg(test)]
+mod simulation;
 mod submit;
 pub(crate) mod sync;
 pub(crate) mod transport;
 mod writes;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -40,16 +43,18 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use self::attempts::{Verdict, judge_error, judge_unexpected};
-use self::call::{Retry, Target};
-use self::health::Health;
-use self::pool::Pool;
+use self::call::{CallFuture, wait};
+use self::core::{CallSpec, CoreConfig, Retry, Target, Verdict, judge_error, judge_unexpected};
+use self::driver::Driver;
 use self::seen::Seen;
-use self::sequence::{Gate, Sequencer};
+use self::submit::Gate;
 use self::sync::lock;
 use crate::limits;
+use crate::model::RequestId;
 use crate::wire::message::{Reply, Request};
 
+#[cfg(feature = "async")]
+pub use self::asynchronous::{AsyncClient, AsyncRows, AsyncWrittenMany};
 pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
 pub use self::rows::{KeyRange, Rows};
@@ -57,7 +62,6 @@ pub use self::submit::{Ask, Event};
 pub use self::writes::{Version, Written, WrittenMany};
 pub use crate::model::{ClientId, ClusterId, Effect, History, NodeId, Row, Timestamp};
 pub use crate::wire::message::{Role, ServerStatus};
-pub use cancel::CancellationToken;
 
 /// A client of a group of servers.
 ///
@@ -145,23 +149,16 @@ pub use cancel::CancellationToken;
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// When its calls end at the latest, whatever their own time; on the driver's clock.
+    until: Option<Duration>,
 }
 
 struct Inner {
     servers: Arc<[SocketAddr]>,
-    pool: Pool,
-    /// All times that the health and the attempts are told are since then.
-    started: Instant,
-    health: Arc<Mutex<Health>>,
-    timing: Timing,
+    driver: Driver,
     request_timeout: Duration,
-    gate: Gate,
     submits: Arc<Gate>,
-    sequencer: Sequencer,
-    seen: Mutex<Seen>,
-    random: Mutex<StdRng>,
-    /// The place of a server among those known; of none when nobody is thought to lead.
-    thought_leader: AtomicUsize,
+    seen: Arc<Mutex<Seen>>,
 }
 
 /// How far the promise never to read backwards reaches.
@@ -180,9 +177,9 @@ pub enum Causality {
 pub struct Timing {
     /// To establish a connection, greeting included.
     pub connect_timeout: Duration,
-    /// How long a server may say nothing, or owe the answer to a read, before another is asked, too. A write waits
-    /// twice as long for a server to greet, and stays with one that has greeted as long as anything is heard of it,
-    /// PINGs included, within six times as long.
+    /// How long a server may say nothing, or owe the answer to a read, before another is asked,
+    /// too. A write waits twice as long for a server to greet, and stays with one that has greeted
+    /// as long as anything is heard of it, PINGs included, within six times as long.
     pub hedge_delay: Duration,
     /// How often a server that says nothing while it owes something is asked with PING.
     pub ping_interval: Duration,
@@ -314,21 +311,17 @@ impl ClientBuilder {
             None => rand::make_rng(),
         };
         let client = self.client.unwrap_or_else(|| ClientId(random.random()));
+        let config = CoreConfig { timing: self.timing, client, seed: random.random() };
+        let servers: Arc<[SocketAddr]> = self.servers.into();
+        let seen = Seen::new(self.causality, limits::CLIENT_SEEN_KEYS_MAX, session);
         let inner = Inner {
-            pool: Pool::new(&self.servers, self.timing),
-            health: Arc::new(Mutex::new(Health::new(count))),
-            servers: self.servers.into(),
-            started: Instant::now(),
-            timing: self.timing,
+            driver: Driver::new(Arc::clone(&servers), config),
+            servers,
             request_timeout: self.request_timeout,
-            gate: Gate::new(limits::CLIENT_REQUESTS_MAX),
             submits: Arc::new(Gate::new(limits::CLIENT_SUBMITS_MAX)),
-            sequencer: Sequencer::new(client, limits::SESSION_REPLIES_MAX as u64),
-            seen: Mutex::new(Seen::new(self.causality, limits::CLIENT_SEEN_KEYS_MAX, session)),
-            random: Mutex::new(random),
-            thought_leader: AtomicUsize::new(usize::MAX),
+            seen: Arc::new(Mutex::new(seen)),
         };
-        Ok(Client { inner: Arc::new(inner) })
+        Ok(Client { inner: Arc::new(inner), until: None })
     }
 }
 
@@ -365,8 +358,7 @@ impl Client {
     /// [`ClientError::UnknownServer`], [`ClientError::Unreachable`] with that server alone,
     /// [`ClientError::TimedOut`], [`ClientError::Unavailable`].
     pub fn status(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
-        let index = self.inner.index_of(server).ok_or(ClientError::UnknownServer(server))?;
-        self.inner.status(Target::Server(index), Retry::EachServerOnce)
+        wait(self.status_of(server))
     }
 
     /// Asks any server to describe itself: healthy ones first, until one answers.
@@ -374,14 +366,22 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unreachable`], [`ClientError::TimedOut`].
     pub fn any_status(&self) -> Result<ServerStatus, ClientError> {
-        self.inner.status(Target::AnyServer, Retry::UntilDeadline)
+        wait(self.status_by(Target::AnyServer, Retry::UntilDeadline))
     }
 
-    /// Says who leads, if anybody is known to: writes are sent there first, which saves them a hop. A hint and
-    /// no more: when it is wrong, or the server is gone, writes go their usual way.
+    /// Says who leads, if anybody is known to: writes are sent there first, which saves them a hop.
+    /// A hint and no more: when it is wrong, or the server is gone, writes go their usual way.
     pub fn hint_leader(&self, leader: Option<SocketAddr>) {
-        let index = leader.and_then(|server| self.inner.index_of(server));
-        self.inner.thought_leader.store(index.unwrap_or(usize::MAX), Ordering::Relaxed);
+        let index = leader.and_then(|server| self.index_of(server));
+        self.inner.driver.hint_leader(index);
+    }
+
+    /// A clone whose calls end at `deadline` at the latest, also when a call's own time
+    /// ([`ClientBuilder::request_timeout`]) would go on.
+    pub fn until(&self, deadline: Instant) -> Client {
+        let deadline = self.inner.driver.time(deadline);
+        let until = Some(self.until.map_or(deadline, |until| until.min(deadline)));
+        Client { inner: Arc::clone(&self.inner), until }
     }
 
     /// What this client has seen, as text for another client, here or in another process: with it,
@@ -449,23 +449,53 @@ pub(crate) fn check_value(value: &[u8]) -> Result<Bytes, ClientError> {
     Ok(Bytes::copy_from_slice(value))
 }
 
-impl Inner {
-    fn deadline(&self) -> Instant {
-        // The builder keeps the time-out far from overflowing the clock.
-        Instant::now() + self.request_timeout
+impl Client {
+    /// When a call that begins now ends at the latest, on the driver's clock.
+    fn deadline(&self) -> Duration {
+        let own = self.inner.driver.now() + self.inner.request_timeout;
+        self.until.map_or(own, |until| until.min(own))
     }
 
     fn index_of(&self, server: SocketAddr) -> Option<usize> {
-        self.servers.iter().position(|known| *known == server)
+        self.inner.servers.iter().position(|known| *known == server)
     }
 
-    fn status(&self, target: Target, retry: Retry<'_>) -> Result<ServerStatus, ClientError> {
-        let build = || (Request::Status, ());
-        self.request(target, self.deadline(), retry, build, |server, (), reply| match reply {
+    /// Sends what `build` makes until `judge` is content with a reply. `build` is called anew for
+    /// every attempt, so that a retry asks with what is known by then; what it returns beside the
+    /// request, of about so many bytes, is handed to `judge` with that attempt's reply. Both run on
+    /// the client's thread, and must not block.
+    fn request<T: Send + 'static, C: Send + 'static>(
+        &self,
+        target: Target,
+        deadline: Duration,
+        retry: Retry,
+        request_bytes: usize,
+        build: impl FnMut(Option<RequestId>) -> (Request, C) + Send + 'static,
+        judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T> + Send + 'static,
+    ) -> CallFuture<T> {
+        let inner = &*self.inner;
+        let timeout = match self.until {
+            None => inner.request_timeout,
+            Some(_) => deadline.saturating_sub(inner.driver.now()),
+        };
+        let is_write = target == Target::LeaderFirst;
+        let spec = CallSpec { target, retry, is_write, request_bytes, deadline, timeout };
+        inner.driver.call(spec, build, judge)
+    }
+
+    async fn status_of(&self, server: SocketAddr) -> Result<ServerStatus, ClientError> {
+        let index = self.index_of(server).ok_or(ClientError::UnknownServer(server))?;
+        self.status_by(Target::Server(index), Retry::EachServerOnce).await
+    }
+
+    async fn status_by(&self, target: Target, retry: Retry) -> Result<ServerStatus, ClientError> {
+        let build = |_| (Request::Status, ());
+        let judge = |server, (), reply| match reply {
             Reply::StatusOk(status) => Verdict::Done(*status),
             Reply::Error(error) => judge_error(server, error),
             _ => judge_unexpected(),
-        })
+        };
+        self.request(target, self.deadline(), retry, 0, build, judge).await
     }
 }
 

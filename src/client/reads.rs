@@ -1,23 +1,27 @@
-//! Reads of one key, newest or as of a version, and what has to be known before the past can be read.
+//! Reads of one key, newest or as of a version, and what has to be known before the past can be
+//! read.
 //!
-//! As of a version, a server answers once it has applied everything up to it; one that has not refuses,
-//! and another is asked. When none has come so far, nobody can answer yet: perhaps nothing was written
-//! since, perhaps the version lies in the future. A *mark* settles it, a write that changes nothing and
-//! takes a timestamp: all that is written later is newer than the mark. If it is past the version asked
-//! for, everything up to that version is decided; if it is not, the state as of the mark is the newest
-//! one not past that version. So the answer is the state as of the older of the two.
+//! As of a version, a server answers once it has applied everything up to it; one that has not
+//! refuses, and another is asked. When none has come so far, nobody can answer yet: perhaps nothing
+//! was written since, perhaps the version lies in the future. A *mark* settles it, a write that
+//! changes nothing and takes a timestamp: all that is written later is newer than the mark. If it
+//! is past the version asked for, everything up to that version is decided; if it is not, the state
+//! as of the mark is the newest one not past that version. So the answer is the state as of the
+//! older of the two.
 
+use std::future::Future;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::attempts::{Verdict, judge_error, judge_unexpected};
-use super::call::{Retry, Target};
+use super::call::wait;
+use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
-use super::{Client, Got, Inner, check_key};
+use super::{Client, Got, check_key};
 use crate::model::{Timestamp, WriteOp};
 use crate::wire::message::{GetRequest, Reply, Request};
 
@@ -32,8 +36,9 @@ use crate::wire::message::{GetRequest, Reply, Request};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Of each key the greatest version that is not greater than this; the newest for `None`, and for a
-    /// version of zero or less. In microseconds since the Unix epoch, so that a time is a version.
+    /// Of each key the greatest version that is not greater than this; the newest for `None`, and
+    /// for a version of zero or less. In microseconds since the Unix epoch, so that a time is a
+    /// version.
     pub at: Option<Timestamp>,
     /// Miss no write that was acknowledged to anybody before the call, removals included.
     pub linearizable: bool,
@@ -57,7 +62,7 @@ impl Client {
     /// # Errors
     /// Any [`ClientError`] of a request; [`ClientError::TimedOut`] also when no server catches up.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        self.inner.get(check_key(key.as_ref())?, false)
+        wait(self.get_newest(check_key(key.as_ref())?, false))
     }
 
     /// Reads the newest committed value of a key: no write acknowledged to anyone before the call
@@ -66,15 +71,15 @@ impl Client {
     /// # Errors
     /// As [`Client::get`], and [`ClientError::NoMajority`].
     pub fn get_linearizable(&self, key: impl AsRef<[u8]>) -> Result<Got, ClientError> {
-        self.inner.get(check_key(key.as_ref())?, true)
+        wait(self.get_newest(check_key(key.as_ref())?, true))
     }
 
     /// Reads a key; [`Client::get`] and [`Client::get_linearizable`] are the usual cases.
     ///
-    /// As of a version, a later read says the same as an earlier one, whatever is written meanwhile and
-    /// whichever servers answer, unless that version is removed or trimmed away. Any server that has
-    /// come so far can answer, without a majority; when none has, one write of no effect is made to
-    /// find out whether it lies in the future.
+    /// As of a version, a later read says the same as an earlier one, whatever is written meanwhile
+    /// and whichever servers answer, unless that version is removed or trimmed away. Any server
+    /// that has come so far can answer, without a majority; when none has, one write of no effect
+    /// is made to find out whether it lies in the future.
     ///
     /// ```
     /// # use acervo::client::{Client, ReadOptions};
@@ -89,15 +94,10 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// As [`Client::get`]; [`ClientError::NoMajority`] when the read is linearizable, or as of a version
-    /// that no server has reached.
+    /// As [`Client::get`]; [`ClientError::NoMajority`] when the read is linearizable, or as of a
+    /// version that no server has reached.
     pub fn read(&self, key: impl AsRef<[u8]>, options: ReadOptions) -> Result<Got, ClientError> {
-        let (key, linearizable) = (check_key(key.as_ref())?, options.linearizable);
-        let Some(at) = options.version() else { return self.inner.get(key, linearizable) };
-        let deadline = self.inner.deadline();
-        self.inner.as_of(at, deadline, |at, retry| {
-            self.inner.get_at(&key, at, linearizable, deadline, retry)
-        })
+        wait(self.get_as(check_key(key.as_ref())?, options))
     }
 }
 
@@ -114,36 +114,54 @@ pub(super) fn judge_behind<T>(server: SocketAddr) -> Verdict<T> {
     Verdict::Other(format!("{server} has not yet applied what this client has seen"))
 }
 
-impl Inner {
-    fn get(&self, key: Bytes, linearizable: bool) -> Result<Got, ClientError> {
-        self.read(key, linearizable, Retry::UntilDeadline, |server, _, read| match read {
-            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
-            Read::Behind { .. } => judge_behind(server),
-        })
-    }
-
-    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
-    pub(super) fn read<T>(
+impl Client {
+    pub(super) async fn get_newest(
         &self,
         key: Bytes,
         linearizable: bool,
-        retry: Retry<'_>,
-        take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T>,
+    ) -> Result<Got, ClientError> {
+        let take = |server, _, read| match read {
+            Read::Answer { value, timestamp } => Verdict::Done(Got { value, timestamp, server }),
+            Read::Behind { .. } => judge_behind(server),
+        };
+        self.read_with(key, linearizable, Retry::UntilDeadline, take).await
+    }
+
+    pub(super) async fn get_as(
+        &self,
+        key: Bytes,
+        options: ReadOptions,
+    ) -> Result<Got, ClientError> {
+        let linearizable = options.linearizable;
+        let Some(at) = options.version() else { return self.get_newest(key, linearizable).await };
+        let deadline = self.deadline();
+        let read = |at, retry| self.get_at(key.clone(), at, linearizable, deadline, retry);
+        self.as_of(at, deadline, read).await
+    }
+
+    /// A read with the floors of the moment at every attempt; `take` is told what was sent.
+    pub(super) async fn read_with<T: Send + 'static>(
+        &self,
+        key: Bytes,
+        linearizable: bool,
+        retry: Retry,
+        take: impl Fn(SocketAddr, Floors, Read) -> Verdict<T> + Send + 'static,
     ) -> Result<T, ClientError> {
-        let build = || {
-            let sent = lock(&self.seen).floors(&key);
+        let (seen, sending) = (Arc::clone(&self.inner.seen), Arc::clone(&self.inner.seen));
+        let (asked, request_bytes) = (key.clone(), key.len());
+        let build = move |_| {
+            let sent = lock(&sending).floors(&asked);
             let Floors { key: timestamp, applied: session } = sent;
-            let (key, at) = (key.clone(), Timestamp::ZERO);
+            let (key, at) = (asked.clone(), Timestamp::ZERO);
             (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), sent)
         };
-        let (target, deadline) = (Target::AnyServer, self.deadline());
-        self.request(target, deadline, retry, build, |server, sent, reply| match reply {
+        let judge = move |server, sent, reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {
                 let answered = match &value {
                     Some(_) => Answered::Value(timestamp),
                     None => Answered::Missing(as_of),
                 };
-                if !lock(&self.seen).accept(&key, sent, answered) {
+                if !lock(&seen).accept(&key, sent, answered) {
                     return Verdict::Again;
                 }
                 take(server, sent, Read::Answer { value, timestamp })
@@ -153,57 +171,66 @@ impl Inner {
             }
             Reply::Error(error) => judge_error(server, error),
             _ => judge_unexpected(),
-        })
+        };
+        let (target, deadline) = (Target::AnyServer, self.deadline());
+        self.request(target, deadline, retry, request_bytes, build, judge).await
     }
 
-    /// A key as of a version. What is seen of the past does not count as seen of the key, and what was
-    /// seen of the key does not hold the past back; but a removal that was seen stays one.
-    fn get_at(
+    /// A key as of a version. What is seen of the past does not count as seen of the key, and what
+    /// was seen of the key does not hold the past back; but a removal that was seen stays one.
+    async fn get_at(
         &self,
-        key: &Bytes,
+        key: Bytes,
         at: Timestamp,
         linearizable: bool,
-        deadline: Instant,
-        retry: Retry<'_>,
+        deadline: Duration,
+        retry: Retry,
     ) -> Result<Got, ClientError> {
-        let build = || {
-            let Floors { key: written, applied } = lock(&self.seen).floors(key);
+        let (seen, sending) = (Arc::clone(&self.inner.seen), Arc::clone(&self.inner.seen));
+        let (asked, request_bytes) = (key.clone(), key.len());
+        let build = move |_| {
+            let Floors { key: written, applied } = lock(&sending).floors(&asked);
             let (timestamp, session) = (Timestamp::ZERO, applied.max(written));
-            let key = key.clone();
+            let key = asked.clone();
             (Request::Get(GetRequest { key, timestamp, session, linearizable, at }), ())
         };
-        let target = Target::AnyServer;
-        self.request(target, deadline, retry, build, |server, (), reply| match reply {
+        let judge = move |server, (), reply| match reply {
             Reply::GetOk { value, timestamp, as_of } => {
                 if value.is_none() {
                     // Perhaps it was removed only lately: it must not come back.
-                    lock(&self.seen).absent(key, as_of);
+                    lock(&seen).absent(&key, as_of);
                 }
                 Verdict::Done(Got { value, timestamp, server })
             }
             Reply::TryOtherServerOrLater { .. } => judge_behind(server),
             Reply::Error(error) => judge_error(server, error),
             _ => judge_unexpected(),
-        })
+        };
+        let target = Target::AnyServer;
+        self.request(target, deadline, retry, request_bytes, build, judge).await
     }
 
     /// Reads as of `at`, by `read`, which is told as of when and how long to go on.
-    pub(super) fn as_of<T>(
+    pub(super) async fn as_of<T, R>(
         &self,
         at: Timestamp,
-        deadline: Instant,
-        mut read: impl FnMut(Timestamp, Retry<'_>) -> Result<T, ClientError>,
-    ) -> Result<T, ClientError> {
-        if at <= lock(&self.seen).session() {
+        deadline: Duration,
+        read: impl Fn(Timestamp, Retry) -> R,
+    ) -> Result<T, ClientError>
+    where
+        R: Future<Output = Result<T, ClientError>>,
+    {
+        let seen = lock(&self.inner.seen).session();
+        if at <= seen {
             // Some server has been there, so the others will be.
-            return read(at, Retry::UntilDeadline);
+            return read(at, Retry::UntilDeadline).await;
         }
-        match read(at, Retry::EachServerOnce) {
+        match read(at, Retry::EachServerOnce).await {
             Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
             settled => return settled,
         }
-        let mark = self.write_plainly(WriteOp::Mark, deadline);
+        let mark = self.write_plainly(WriteOp::Mark, deadline).await;
         let (mark, _) = mark.map_err(ClientError::of_read)?;
-        read(at.min(mark), Retry::UntilDeadline)
+        read(at.min(mark), Retry::UntilDeadline).await
     }
 }

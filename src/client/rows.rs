@@ -1,23 +1,24 @@
 //! Long reads, a page at a time.
 //!
 //! A long read shows one state, whichever servers its pages come from and whatever is written and
-//! removed meanwhile: the first page fixes it, and the others name it. It is at least as new as anything
-//! this client had seen when the first row was asked for. What is held in memory is a page, however
-//! long the read.
+//! removed meanwhile: the first page fixes it, and the others name it. It is at least as new as
+//! anything this client had seen when the first row was asked for. What is held in memory is a
+//! page, however long the read.
 
 use std::fmt;
 use std::iter::FusedIterator;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
 use bytes::Bytes;
 
-use super::attempts::{Verdict, judge_error, judge_unexpected};
-use super::call::{Retry, Target};
+use super::call::wait;
+use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::reads::{ReadOptions, judge_behind};
 use super::sync::lock;
-use super::{Client, Inner, check_key, check_keys};
+use super::{Client, check_key, check_keys};
 use crate::limits::{KEY_BYTES_MAX, PAGE_BYTES_MAX, PAGE_ROWS_MAX};
 use crate::model::{PageNext, PageOf, Row, Timestamp};
 use crate::wire::message::{PageRequest, Reply, Request};
@@ -159,8 +160,8 @@ pub(super) enum Wanted {
 }
 
 impl Client {
-    /// The keys from `from` to `to`, both included, that have a value, in order. None when `from` is
-    /// greater than `to`.
+    /// The keys from `from` to `to`, both included, that have a value, in order. None when `from`
+    /// is greater than `to`.
     ///
     /// # Errors
     /// A key that no server takes. With the rows come those of [`Client::read`], and
@@ -244,44 +245,39 @@ impl Rows {
     }
 
     /// Reads the next page, which may have no rows.
-    fn turn(&mut self) -> Result<(), ClientError> {
+    async fn turn(&mut self) -> Result<(), ClientError> {
         // Whatever goes wrong, there is no going on afterwards.
         self.done = true;
-        let inner = &*self.client.inner;
-        let deadline = inner.deadline();
+        let client = &self.client;
+        let deadline = client.deadline();
         let options = self.options;
         let rows_max =
             self.left.map_or(PAGE_ROWS_MAX as u64, |left| left.min(PAGE_ROWS_MAX as u64));
         // Within a limit that fits.
         let size = PageSize { rows_max: rows_max as u32, keys_only: self.keys_only };
+        let page = |asked, retry| client.page(&self.wanted, asked, size, deadline, retry);
         let page = match (self.moment, options.version()) {
-            (Some(moment), _) => {
-                let asked = Asked::Next(moment);
-                inner.page(&self.wanted, asked, size, deadline, Retry::UntilDeadline)?
-            }
+            (Some(moment), _) => page(Asked::Next(moment), Retry::UntilDeadline).await?,
             (None, None) => {
-                let asked = Asked::first(options, Timestamp::ZERO);
-                inner.page(&self.wanted, asked, size, deadline, Retry::UntilDeadline)?
+                page(Asked::first(options, Timestamp::ZERO), Retry::UntilDeadline).await?
             }
-            (None, Some(at)) => inner.as_of(at, deadline, |at, retry| {
-                inner.page(&self.wanted, Asked::first(options, at), size, deadline, retry)
-            })?,
+            (None, Some(at)) => {
+                let read = |at, retry| page(Asked::first(options, at), retry);
+                client.as_of(at, deadline, read).await?
+            }
         };
         if self.moment.is_none() {
             self.moment = Some(page.moment);
             // What is missing here must not come back from an older state.
-            lock(&inner.seen).saw(page.moment.seen);
+            lock(&client.inner.seen).saw(page.moment.seen);
         }
         self.done = !self.wanted.go_on(page.next);
         self.page = page.rows.into_iter();
         Ok(())
     }
-}
 
-impl Iterator for Rows {
-    type Item = Result<Row, ClientError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+    /// The next row; `None` after the last one.
+    pub(super) async fn advance(&mut self) -> Option<Result<Row, ClientError>> {
         if self.left == Some(0) {
             return None;
         }
@@ -293,10 +289,18 @@ impl Iterator for Rows {
             if self.done {
                 return None;
             }
-            if let Err(error) = self.turn() {
+            if let Err(error) = self.turn().await {
                 return Some(Err(error));
             }
         }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Row, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        wait(async { self.advance().await.transpose() }).transpose()
     }
 }
 
@@ -314,8 +318,8 @@ impl Wanted {
         Wanted::Keys { keys, done: 0 }
     }
 
-    /// What to ask for in the next page, and as of when if not as of the read's own time. Of keys, no
-    /// more than a page can answer, so that a request has a bound, too.
+    /// What to ask for in the next page, and as of when if not as of the read's own time. Of keys,
+    /// no more than a page can answer, so that a request has a bound, too.
     fn page_of(&self) -> (PageOf, Option<Timestamp>) {
         match self {
             Wanted::Range(KeyRange { from, to, reverse }) => {
@@ -430,23 +434,24 @@ impl Next {
     }
 }
 
-impl Inner {
-    fn page(
+impl Client {
+    async fn page(
         &self,
         wanted: &Wanted,
         asked: Asked,
         size: PageSize,
-        deadline: Instant,
-        retry: Retry<'_>,
+        deadline: Duration,
+        retry: Retry,
     ) -> Result<Page, ClientError> {
         let (of, from) = wanted.page_of();
         let PageSize { rows_max, keys_only } = size;
-        let build = || {
-            let of = of.clone();
+        let (page_of, seen) = (of.clone(), Arc::clone(&self.inner.seen));
+        let build = move |_| {
+            let of = page_of.clone();
             let request = match asked {
                 Asked::First { at, linearizable } => {
                     // No key by itself is meant, so all that was seen counts.
-                    let session = lock(&self.seen).session();
+                    let session = lock(&seen).session();
                     let seen = Timestamp::ZERO;
                     PageRequest { of, at, seen, session, linearizable, rows_max, keys_only }
                 }
@@ -458,8 +463,8 @@ impl Inner {
             };
             (Request::Page(request), ())
         };
-        let target = Target::AnyServer;
-        self.request(target, deadline, retry, build, |server, (), reply| match reply {
+        let request_bytes = build(None).0.memory_bytes();
+        let judge = move |server, (), reply| match reply {
             Reply::PageOk { rows, at, seen, next } => {
                 let fixed = seen > Timestamp::ZERO || next.is_none();
                 match Next::after(&of, at, rows.len(), next).filter(|_| fixed) {
@@ -470,6 +475,7 @@ impl Inner {
             Reply::TryOtherServerOrLater { .. } => judge_behind(server),
             Reply::Error(error) => judge_error(server, error),
             _ => judge_unexpected(),
-        })
+        };
+        self.request(Target::AnyServer, deadline, retry, request_bytes, build, judge).await
     }
 }

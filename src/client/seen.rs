@@ -5,9 +5,9 @@
 //! exist; a key's timestamp cannot stand for it, because a later version of the key may be older
 //! than other keys' writes in that state. The *session* timestamp is the greatest of them all.
 //!
-//! Memory is bounded: keys live in two generations of equal size. When the young one is full, by number or bytes, the
-//! old one is given up, and the greatest timestamp in it becomes a floor for every key that is not
-//! remembered, so that forgetting never weakens the promise.
+//! Memory is bounded: keys live in two generations of equal size. When the young one is full, by
+//! number or bytes, the old one is given up, and the greatest timestamp in it becomes a floor for
+//! every key that is not remembered, so that forgetting never weakens the promise.
 
 use std::collections::HashMap;
 use std::mem;
@@ -39,7 +39,7 @@ pub(super) enum Answered {
 #[derive(Clone, Copy, Debug)]
 struct KeySeen {
     timestamp: Timestamp,
-    /// Never below `base`.
+    /// A state that does not have the key any more is this new. Never below `base`.
     floor: Timestamp,
     /// [`Seen::forgotten`] when the key was last new here: what was known of it before lies within.
     base: Timestamp,

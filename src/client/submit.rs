@@ -1,18 +1,55 @@
 //! Requests whose answers come later, for a console that stays usable meanwhile.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::attempts::Verdict;
-use super::call::Retry;
+use super::call::is_driver;
+use super::core::{Report, Retry, Verdict};
 use super::error::{ClientError, ServerFailure};
 use super::reads::Read;
-use super::sequence::Gate;
+use super::sync::{lock, wait};
 use super::{Client, PutOk, check_key, check_value};
 use crate::model::Timestamp;
+
+/// Lets so many through at once; one more waits.
+pub(super) struct Gate {
+    under_way: Mutex<usize>,
+    max: usize,
+    freed: Condvar,
+}
+
+/// Leave to go on; given back when dropped.
+struct Permit(Arc<Gate>);
+
+impl Gate {
+    pub(super) fn new(max: usize) -> Gate {
+        Gate { under_way: Mutex::new(0), max, freed: Condvar::new() }
+    }
+
+    /// Waits for a permit until `deadline`. On the client's thread, which cannot wait, there is
+    /// always one: it is asked for in the last report of a request, which has one itself that it is
+    /// about to give back.
+    fn enter(self: &Arc<Gate>, deadline: Instant) -> Option<Permit> {
+        let mut under_way = lock(&self.under_way);
+        while *under_way >= self.max && !is_driver() {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            under_way = wait(&self.freed, under_way, left);
+        }
+        *under_way += 1;
+        drop(under_way);
+        Some(Permit(Arc::clone(self)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *lock(&self.0.under_way) -= 1;
+        self.0.freed.notify_one();
+    }
+}
 
 /// A request of the interactive console.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +109,10 @@ pub enum Event {
 }
 
 impl Client {
-    /// Asks one server, chosen at random, and reports through `report` on another thread. A refusal
-    /// is reported, not retried; only a server that cannot be reached, or is leaving, makes the
-    /// request go to the next one, and each server is asked at most once.
+    /// Asks one server, chosen at random, and reports through `report` on the client's own thread,
+    /// which it must not block. A refusal is reported, not retried; only a server that cannot be
+    /// reached, or is leaving, makes the request go to the next one, and each server is asked at
+    /// most once.
     ///
     /// Returns at once unless [`limits::CLIENT_SUBMITS_MAX`](crate::limits::CLIENT_SUBMITS_MAX)
     /// requests are waiting for their answers; then it waits for one of them.
@@ -84,34 +122,40 @@ impl Client {
     pub fn submit(
         &self,
         ask: Ask,
-        mut report: impl FnMut(Event) + Send + 'static,
+        report: impl FnMut(Event) + Send + 'static,
     ) -> Result<(), ClientError> {
         match &ask {
             Ask::Put { key, value } => check_key(key).and_then(|_| check_value(value)).map(drop)?,
             Ask::Get { key } => check_key(key).map(drop)?,
         }
-        let permit = Gate::enter(Arc::clone(&self.inner.submits), self.inner.deadline())
-            .ok_or_else(|| self.inner.timed_out("earlier requests are not answered"))?;
-        let client = self.clone();
-        let asking = move || {
-            let event = client.ask(ask, &mut report).unwrap_or_else(Event::Failed);
-            report(event);
-            drop(permit);
+        let timeout = self.inner.request_timeout;
+        let Some(permit) = self.inner.submits.enter(Instant::now() + timeout) else {
+            let last = "earlier requests are not answered".to_owned();
+            return Err(ClientError::TimedOut { timeout, last, effect: None });
         };
-        let started = thread::Builder::new().name("acervo-client-ask".to_owned()).spawn(asking);
-        started.map(drop).map_err(|error| ClientError::Thread(error.to_string()))
+        let client = self.clone();
+        self.inner.driver.spawn(async move {
+            let report = Arc::new(Mutex::new(report));
+            let unreachable = Arc::clone(&report);
+            let passed_over: Report =
+                Arc::new(move |failure| lock(&unreachable)(Event::Unreachable(failure)));
+            let event = client.ask(ask, passed_over).await.unwrap_or_else(Event::Failed);
+            lock(&report)(event);
+            // What the caller has put into it may begin the next request.
+            drop(report);
+            drop(permit);
+        })
     }
 
-    fn ask(&self, ask: Ask, report: &mut impl FnMut(Event)) -> Result<Event, ClientError> {
-        let mut unreachable = |failure: &ServerFailure| report(Event::Unreachable(failure.clone()));
-        let retry = Retry::Console(&mut unreachable);
+    async fn ask(&self, ask: Ask, passed_over: Report) -> Result<Event, ClientError> {
+        let retry = Retry::Console(passed_over);
         let key = match ask {
             Ask::Put { key, value } => {
-                return self.inner.put(key, value, retry).map(Event::PutOk);
+                return self.put_with(key, value, retry).await.map(Event::PutOk);
             }
             Ask::Get { key } => key,
         };
-        self.inner.read(key, false, retry, |server, sent, read| {
+        let take = |server, sent: super::seen::Floors, read| {
             let client_timestamp = sent.key;
             Verdict::Done(match read {
                 Read::Answer { value, timestamp } => {
@@ -121,6 +165,27 @@ impl Client {
                     Event::TryOtherServerOrLater { client_timestamp, timestamp, server }
                 }
             })
-        })
+        };
+        self.read_with(key, false, retry, take).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn one_more_than_the_gate_allows_waits() {
+        let soon = || Instant::now() + Duration::from_secs(60);
+        let gate = Arc::new(Gate::new(1));
+        let permit = gate.enter(soon()).unwrap();
+        assert!(gate.enter(Instant::now()).is_none());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| gate.enter(soon()).is_some());
+            drop(permit);
+            assert!(waiting.join().unwrap());
+        });
+        assert!(gate.enter(Instant::now()).is_some());
     }
 }

@@ -1,20 +1,21 @@
 //! Writes: on one key, on many at once, and what the keys had before.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::attempts::{Verdict, judge_error, judge_unexpected};
-use super::call::{Retry, Target};
+use super::call::wait;
+use super::core::{Retry, Target, Verdict, judge_error, judge_unexpected};
 use super::error::ClientError;
 use super::rows::{KeyRange, Rows, Wanted};
+use super::seen::Seen;
 use super::sync::lock;
-use super::{Client, Inner, PutOk, check_key, check_value};
+use super::{Client, PutOk, check_key, check_value};
 use crate::limits;
-use crate::model::{Effect, History, Previous, Row, Timestamp, WriteOp};
-use crate::wire::message::{ErrorCode, Reply, Request, WriteRequest};
+use crate::model::{History, Previous, RequestId, Row, Timestamp, WriteOp};
+use crate::wire::message::{Reply, Request, WriteRequest};
 
 /// A value and its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +44,9 @@ pub struct WrittenMany {
     pub timestamp: Timestamp,
     /// The server that answered.
     pub server: SocketAddr,
-    /// What the keys had just before: of a range, those that had something, in order; of given keys, one
-    /// row each, in the order given. Nothing is read until it is asked for; what is not read within
-    /// [`limits::REMOVAL_GRACE`] of the write may be [`ClientError::Expired`].
+    /// What the keys had just before: of a range, those that had something, in order; of given
+    /// keys, one row each, in the order given. Nothing is read until it is asked for; what is not
+    /// read within [`limits::REMOVAL_GRACE`] of the write may be [`ClientError::Expired`].
     pub rows: Rows,
 }
 
@@ -53,29 +54,30 @@ impl Client {
     /// Stores a new newest version of a key, durably.
     ///
     /// # Errors
-    /// Any [`ClientError`] of a request; [`ClientError::effect`] says whether the write has taken effect, as far as
-    /// that is known.
+    /// Any [`ClientError`] of a request; [`ClientError::effect`] says whether the write has taken
+    /// effect, as far as that is known.
     pub fn put(
         &self,
         key: impl AsRef<[u8]>,
         value: impl AsRef<[u8]>,
     ) -> Result<PutOk, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        self.inner.put(key, value, Retry::UntilDeadline)
+        wait(self.put_with(key, value, Retry::UntilDeadline))
     }
 
     /// As [`Client::put`], and tells what the key had before.
     ///
     /// # Errors
-    /// As [`Client::put`]. A previous value that is longer than [`limits::READ_SMALL_BYTES_MAX`], or that the leader
-    /// does not trust itself to tell, is read after the write: [`ClientError::PreviousUnread`] when that fails.
+    /// As [`Client::put`]. A previous value that is longer than [`limits::READ_SMALL_BYTES_MAX`],
+    /// or that the leader does not trust itself to tell, is read after the write:
+    /// [`ClientError::PreviousUnread`] when that fails.
     pub fn replace(
         &self,
         key: impl AsRef<[u8]>,
         value: impl AsRef<[u8]>,
     ) -> Result<Written, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        self.write_one(key.clone(), WriteOp::Put { key, value })
+        wait(self.write_one(key.clone(), WriteOp::Put { key, value }))
     }
 
     /// Removes every version of a key, durably, and tells the newest.
@@ -84,7 +86,7 @@ impl Client {
     /// As [`Client::replace`].
     pub fn del(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        self.write_one(key.clone(), WriteOp::Del { key })
+        wait(self.write_one(key.clone(), WriteOp::Del { key }))
     }
 
     /// Removes every version of a key but the newest, durably, and tells that one.
@@ -93,11 +95,11 @@ impl Client {
     /// As [`Client::replace`].
     pub fn trim(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        self.write_one(key.clone(), WriteOp::Trim { key })
+        wait(self.write_one(key.clone(), WriteOp::Trim { key }))
     }
 
-    /// Stores a value under each key, all or none, at one version. Of a key given twice the last value
-    /// counts.
+    /// Stores a value under each key, all or none, at one version. Of a key given twice the last
+    /// value counts.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -114,18 +116,13 @@ impl Client {
     /// ```
     ///
     /// # Errors
-    /// As [`Client::put`]; [`ClientError::TooManyKeys`] and [`ClientError::TooManyBytes`] when it is
-    /// more than can be written at once.
+    /// As [`Client::put`]; [`ClientError::TooManyKeys`] and [`ClientError::TooManyBytes`] when it
+    /// is more than can be written at once.
     pub fn put_all<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         pairs: impl IntoIterator<Item = (K, V)>,
     ) -> Result<WrittenMany, ClientError> {
-        let pairs = pairs
-            .into_iter()
-            .map(|(key, value)| Ok((check_key(key.as_ref())?, check_value(value.as_ref())?)));
-        let pairs: Vec<(Bytes, Bytes)> = pairs.collect::<Result<_, ClientError>>()?;
-        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-        self.write_many(WriteOp::PutAll { pairs }, Wanted::keys(keys))
+        wait(self.put_pairs(check_pairs(pairs)?))
     }
 
     /// Removes every version of each key, all or none.
@@ -136,12 +133,11 @@ impl Client {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<WrittenMany, ClientError> {
-        let keys = super::check_keys(keys)?;
-        self.write_many(WriteOp::DelAll { keys: keys.clone() }, Wanted::keys(keys))
+        wait(self.del_keys(super::check_keys(keys)?))
     }
 
-    /// Removes every version of every key from `from` to `to`, both included, at once, however many they
-    /// are. Nothing is removed when `from` is greater than `to`.
+    /// Removes every version of every key from `from` to `to`, both included, at once, however many
+    /// they are. Nothing is removed when `from` is greater than `to`.
     ///
     /// # Errors
     /// As [`Client::put`].
@@ -158,30 +154,49 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub fn del_scan(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
-        let (from, to) = (range.from.clone(), range.to.clone());
-        self.write_many(WriteOp::DelRange { from, to }, Wanted::Range(range))
+        wait(self.del_keys_of(range))
     }
 
-    /// Changes what the group keeps of what newer versions have replaced, from now on: `--history` of its
-    /// servers counts only when it is founded. The write's timestamp.
+    /// Changes what the group keeps of what newer versions have replaced, from now on: `--history`
+    /// of its servers counts only when it is founded. The write's timestamp.
     ///
     /// # Errors
     /// As [`Client::put`].
     pub fn set_history(&self, history: History) -> Result<Timestamp, ClientError> {
         let op = WriteOp::SetHistory { history };
-        let (timestamp, _) = self.inner.write_plainly(op, self.inner.deadline())?;
+        let (timestamp, _) = wait(self.write_plainly(op, self.deadline()))?;
         Ok(timestamp)
     }
+}
 
-    fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
-        let (timestamp, previous, server) = self.inner.write_telling(op)?;
+impl Client {
+    pub(super) async fn put_pairs(
+        &self,
+        pairs: Vec<(Bytes, Bytes)>,
+    ) -> Result<WrittenMany, ClientError> {
+        let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
+        self.write_many(WriteOp::PutAll { pairs }, Wanted::keys(keys)).await
+    }
+
+    pub(super) async fn del_keys(&self, keys: Vec<Bytes>) -> Result<WrittenMany, ClientError> {
+        self.write_many(WriteOp::DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
+    }
+
+    pub(super) async fn del_keys_of(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
+        let (from, to) = (range.from.clone(), range.to.clone());
+        self.write_many(WriteOp::DelRange { from, to }, Wanted::Range(range)).await
+    }
+
+    pub(super) async fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
+        let (timestamp, previous, server) = self.write_telling(op).await?;
         let at = timestamp;
         let previous = match previous {
             Some(Previous { timestamp: Timestamp::ZERO, .. }) => None,
             Some(Previous { timestamp, value: Some(value) }) => Some(Version { timestamp, value }),
             // Too long to be sent unasked, or not known where the write was done.
             Some(Previous { value: None, .. }) | None => {
-                let before = Rows::before(self, Wanted::keys(vec![key]), timestamp).next();
+                let mut before = Rows::before(self, Wanted::keys(vec![key]), timestamp);
+                let before = before.advance().await;
                 let version =
                     |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
                 let why = |why| ClientError::PreviousUnread { timestamp: at, why: Box::new(why) };
@@ -191,7 +206,7 @@ impl Client {
         Ok(Written { timestamp, previous, server })
     }
 
-    fn write_many(&self, op: WriteOp, wanted: Wanted) -> Result<WrittenMany, ClientError> {
+    async fn write_many(&self, op: WriteOp, wanted: Wanted) -> Result<WrittenMany, ClientError> {
         let keys = op.pairs().count();
         if keys > limits::TRANSACTION_KEYS_MAX {
             return Err(ClientError::TooManyKeys(keys));
@@ -199,106 +214,96 @@ impl Client {
         if op.bytes() > limits::TRANSACTION_BYTES_MAX {
             return Err(ClientError::TooManyBytes(op.bytes()));
         }
-        let (timestamp, server) = self.inner.write_plainly(op, self.inner.deadline())?;
+        let (timestamp, server) = self.write_plainly(op, self.deadline()).await?;
         Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
     }
-}
 
-impl Inner {
-    pub(super) fn put(
+    pub(super) async fn put_with(
         &self,
         key: Bytes,
         value: Bytes,
-        retry: Retry<'_>,
+        retry: Retry,
     ) -> Result<PutOk, ClientError> {
-        let op = WriteOp::Put { key, value };
-        self.write(op, false, self.deadline(), retry, |server, reply| match reply {
+        let take = |server, reply| match reply {
             Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
             other => Err(other),
-        })
+        };
+        self.write(WriteOp::Put { key, value }, false, self.deadline(), retry, take).await
     }
 
     /// A write of whose answer only the timestamp counts.
-    pub(super) fn write_plainly(
+    pub(super) async fn write_plainly(
         &self,
         op: WriteOp,
-        deadline: Instant,
+        deadline: Duration,
     ) -> Result<(Timestamp, SocketAddr), ClientError> {
-        self.write(op, false, deadline, Retry::UntilDeadline, |server, reply| match reply {
+        let take = |server, reply| match reply {
             Reply::WriteOk { timestamp, .. } => Ok((timestamp, (timestamp, server))),
             other => Err(other),
-        })
+        };
+        self.write(op, false, deadline, Retry::UntilDeadline, take).await
     }
 
     /// A write on one key that tells what was before.
-    fn write_telling(
+    async fn write_telling(
         &self,
         op: WriteOp,
     ) -> Result<(Timestamp, Option<Previous>, SocketAddr), ClientError> {
-        let retry = Retry::UntilDeadline;
-        self.write(op, true, self.deadline(), retry, |server, reply| match reply {
+        let take = |server, reply| match reply {
             Reply::WriteOk { timestamp, previous } => {
                 Ok((timestamp, (timestamp, previous, server)))
             }
             other => Err(other),
-        })
+        };
+        self.write(op, true, self.deadline(), Retry::UntilDeadline, take).await
     }
 
     /// A write under one identity, however often it is sent. `take` picks the answer and its
     /// timestamp out of the right reply and gives back any other.
-    fn write<T>(
+    async fn write<T: Send + 'static>(
         &self,
         op: WriteOp,
         previous: bool,
-        deadline: Instant,
-        retry: Retry<'_>,
-        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply>,
+        deadline: Duration,
+        retry: Retry,
+        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply> + Send + 'static,
     ) -> Result<T, ClientError> {
-        let mut retry = retry;
-        let mut renewed = false;
-        loop {
-            let ticket = self
-                .sequencer
-                .begin(deadline)
-                .ok_or_else(|| self.timed_out("an earlier write of this client is not answered"))?;
-            let write = WriteRequest { request: ticket.request, op: op.clone(), previous };
-            let begin_anew_at = Cell::new(None);
-            let build = || (Request::Write(write.clone()), ());
-            let judge = |server, (), reply| match take(server, reply) {
-                Ok((timestamp, answer)) => {
-                    self.saw_written(&write.op, timestamp);
-                    Verdict::Done(answer)
-                }
-                Err(Reply::Error(error)) => {
-                    let is_unknown = error.code == ErrorCode::UnknownSession;
-                    begin_anew_at.set(is_unknown.then_some(error.begin_anew_at));
-                    judge_error(server, error)
-                }
-                Err(_) => judge_unexpected(),
-            };
-            let result = self.request(Target::LeaderFirst, deadline, retry.again(), build, judge);
-            if let (Err(error), Some(begun)) = (&result, begin_anew_at.get()) {
-                ticket.forgotten(begun);
-                // It was never applied under this identity, so it is safe under another.
-                let is_open = error.effect() > Effect::NotDone;
-                if !is_open && !std::mem::replace(&mut renewed, true) {
-                    continue;
-                }
+        let request_bytes = op.memory_bytes();
+        let op = Arc::new(op);
+        let (sent, seen) = (Arc::clone(&op), Arc::clone(&self.inner.seen));
+        let build = move |identity: Option<RequestId>| {
+            let Some(request) = identity else { panic!("a write without an identity: {sent:?}") };
+            let op = WriteOp::clone(&sent);
+            (Request::Write(WriteRequest { request, op, previous }), ())
+        };
+        let judge = move |server, (), reply| match take(server, reply) {
+            Ok((timestamp, answer)) => {
+                saw_written(&mut lock(&seen), &op, timestamp);
+                Verdict::Done(answer)
             }
-            return result;
-        }
+            Err(Reply::Error(error)) => judge_error(server, error),
+            Err(_) => judge_unexpected(),
+        };
+        let target = Target::LeaderFirst;
+        self.request(target, deadline, retry, request_bytes, build, judge).await
     }
+}
 
-    fn saw_written(&self, op: &WriteOp, timestamp: Timestamp) {
-        let mut seen = lock(&self.seen);
-        match op {
-            WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
-            // It makes no version of its key.
-            WriteOp::Trim { key } => seen.absent(key, timestamp),
-            WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
-                seen.saw(timestamp);
-            }
-            WriteOp::Mark | WriteOp::SetHistory { .. } => seen.raise_session(timestamp),
+pub(super) fn check_pairs<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+    pairs: impl IntoIterator<Item = (K, V)>,
+) -> Result<Vec<(Bytes, Bytes)>, ClientError> {
+    let check = |(key, value): (K, V)| Ok((check_key(key.as_ref())?, check_value(value.as_ref())?));
+    pairs.into_iter().map(check).collect()
+}
+
+fn saw_written(seen: &mut Seen, op: &WriteOp, timestamp: Timestamp) {
+    match op {
+        WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
+        // It makes no version of its key.
+        WriteOp::Trim { key } => seen.absent(key, timestamp),
+        WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
+            seen.saw(timestamp);
         }
+        WriteOp::Mark | WriteOp::SetHistory { .. } => seen.raise_session(timestamp),
     }
 }

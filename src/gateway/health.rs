@@ -1,10 +1,12 @@
 //! The standard health service: SERVING while some server of the group answers.
 //!
-//! It says whether this gateway is of use, so that a load balancer can choose. Whether writes find a
-//! majority is a question for the group, the same behind every gateway, and left to the calls.
+//! It says whether this gateway is of use, so that a load balancer can choose. Whether writes find
+//! a majority is a question for the group, the same behind every gateway, and left to the calls.
 //!
-//! What the server says about who leads is passed on to the calls' clients: writes that go straight to the
-//! leader cost the group a hop less.
+//! What the server says about who leads is passed on to the calls' clients: writes that go straight
+//! to the leader cost the group a hop less.
+
+use std::time::Instant;
 
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -18,14 +20,10 @@ const EVERYTHING: &str = "";
 
 /// Looks for ever, and reports; tells the clients of the calls who leads.
 pub(super) async fn watch(reporter: HealthReporter, clients: [Client; 2]) {
-    let servers = clients[0].servers();
-    // A client of its own: its patience is short, and what it asks is in nobody's way.
-    let built = Client::builder(servers).request_timeout(limits::GATEWAY_HEALTH_INTERVAL).build();
-    let Ok(asking) = built else { return };
+    let asking = clients[0].asynchronous();
     loop {
-        let asking = asking.clone();
-        let answer = tokio::task::spawn_blocking(move || asking.any_status()).await;
-        let answer = answer.ok().and_then(Result::ok);
+        let until = Instant::now() + limits::GATEWAY_HEALTH_INTERVAL;
+        let answer = asking.until(until).any_status().await.ok();
         let leader = answer.as_ref().and_then(|status| status.leader.as_deref());
         let leader = leader.and_then(|address| address.parse().ok());
         clients.iter().for_each(|client| client.hint_leader(leader));

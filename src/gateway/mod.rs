@@ -1,28 +1,33 @@
 //! The gateway: the store's operations for any gRPC client (SPEC B1).
 //!
-//! A gateway keeps nothing. It translates calls into requests of the [client library](crate::client)
-//! and answers back, so that any number of gateways can stand beside one another, in front of one
-//! group. Every read is linearizable: a write acknowledged through one gateway, or to any other client
-//! of the group, is seen at once through every other one. Servers confirm such reads in batches, so
-//! that this costs little when there is much to do.
+//! A gateway keeps nothing. It translates calls into requests of the [client
+//! library](crate::client) and answers back, so that any number of gateways can stand beside one
+//! another, in front of one group. Every read is linearizable: a write acknowledged through one
+//! gateway, or to any other client of the group, is seen at once through every other one. Servers
+//! confirm such reads in batches, so that this costs little when there is much to do.
 //!
 //! How it is cut: [`interface`] is what `build.rs` makes of `proto/project.proto`; `service` is the
-//! nine operations; `translate` is what their messages and errors mean; `calls` brings the client
-//! library and asynchronous calls together; `rows` turns long reads into streams; `gather` takes
-//! request streams in; `policy` is what holds for every call (deadlines, limits); `incoming` is what
-//! holds for every connection; `accounting` is what all of them share; `health` tells load balancers whether to send anyone here.
+//! nine operations; `translate` is what their messages and errors mean; `calls` makes the requests
+//! to the group; `rows` turns long reads into streams; `gather` takes request streams in; `policy`
+//! is what holds for every call (deadlines, limits); `incoming` is what holds for every connection;
+//! `accounting` is what all of them share; `health` tells load balancers whether to send anyone
+//! here.
 //!
 //! Invariants:
-//! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads slowly
-//!   is waited for by nobody, and request streams are gathered within the limits of one transaction.
-//! - A write that was sent is never reported as undone: after a deadline, or when servers are lost, the
-//!   error says that it may have taken effect.
-//! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out: connections, calls
-//!   and bytes are shared (`accounting`), what is waited for has a time, and what was given up keeps neither a place nor
-//!   a thread. Health and reflection stand beside all this.
+//! - Nothing grows with what a client asks for: a stream holds one chunk of rows, whoever reads
+//!   slowly is waited for by nobody, and request streams are gathered within the limits of one
+//!   transaction.
+//! - A write that was sent is never reported as undone: after a deadline, or when servers are lost,
+//!   the error says that it may have taken effect.
+//! - Nobody waits on a thread of their own: one thread has all connections and calls, and each of
+//!   the two clients one.
+//! - Whoever has a connection can make a call, and a connection that does nothing keeps nobody out:
+//!   connections, calls and bytes are shared (`accounting`), what is waited for has a time, and
+//!   what was given up keeps neither a place nor a request. Health and reflection stand beside all
+//!   this.
 //!
-//! What it leaves out: encryption and authentication (keep the port private, or put a proxy before it),
-//! compression, and bytes that are not UTF-8, which this interface's strings cannot carry.
+//! What it leaves out: encryption and authentication (keep the port private, or put a proxy before
+//! it), compression, and bytes that are not UTF-8, which this interface's strings cannot carry.
 
 mod accounting;
 mod calls;
@@ -94,20 +99,17 @@ pub enum GatewayError {
     System(io::Error),
 }
 
-/// Runs a gateway until it is [told to stop](process::stop_signals), then answers what is under way and returns.
+/// Runs a gateway until it is [told to stop](process::stop_signals), then answers what is under way
+/// and returns.
 ///
 /// # Errors
 /// See [`GatewayError`].
 pub fn run(config: &GatewayConfig) -> Result<(), GatewayError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(limits::GATEWAY_THREADS_MAX + 1)
         .build()
         .map_err(GatewayError::System)?;
-    let result = runtime.block_on(serve(config));
-    // Requests whose callers have gone may still wait for a server.
-    runtime.shutdown_background();
-    result
+    runtime.block_on(serve(config))
 }
 
 async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
@@ -121,19 +123,19 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
         Client::builder(servers).request_timeout(config.request_timeout).build()
     };
     let (client, long_writes) = (client()?, client()?);
+    let calls = Calls::new(&client, &long_writes);
     let listen_failed = |error| GatewayError::Listen { address: config.listen, error };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
     let address = listener.local_addr().map_err(listen_failed)?;
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    let watch =
-        tokio::spawn(health::watch(reporter.clone(), [client.clone(), long_writes.clone()]));
+    let watch = tokio::spawn(health::watch(reporter.clone(), [client, long_writes]));
     let describe = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(interface::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let gateway = Gateway::new(Calls::new(client, long_writes));
+    let gateway = Gateway::new(calls);
     let service = KeyValueStoreServer::new(gateway)
         .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
 

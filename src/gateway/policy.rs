@@ -27,8 +27,9 @@ use tower::{Layer, Service};
 
 use super::accounting::{Account, Call, Pool, Turn};
 use super::interface::PREVIOUS_UNREAD;
-use super::translate::metadata_text;
+use super::translate::{metadata_text, status};
 use super::turns::Usage;
+use crate::client::ClientError;
 use crate::limits;
 
 /// The header by which a client says how long it waits.
@@ -74,12 +75,26 @@ impl CallLimits {
     ) -> Result<T, Status> {
         match self.deadline {
             None => work.await,
-            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| self.missed())?,
+            Some(deadline) => timeout_at(deadline, work).await.map_err(|_| self.late())?,
+        }
+    }
+
+    /// When the call has to be over, if its client said so.
+    pub(super) fn deadline(&self) -> Option<std::time::Instant> {
+        self.deadline.map(Instant::into_std)
+    }
+
+    /// What the call is told whose request to the group has failed. Requests end at the call's
+    /// deadline, too, and then it is that what the call has missed.
+    pub(super) fn failed(&self, error: &ClientError) -> Status {
+        match self.deadline {
+            Some(deadline) if deadline <= Instant::now() => self.late(),
+            _ => status(error),
         }
     }
 
     /// What the call is told that is not over by its deadline.
-    fn missed(&self) -> Status {
+    fn late(&self) -> Status {
         Status::deadline_exceeded(match self.is_write {
             false => "the call's deadline has passed",
             true => "the call's deadline has passed; the write may still take effect",

@@ -1,8 +1,8 @@
 //! Long answers as streams, a chunk of rows at a time.
 //!
-//! The transport asks for the next row when its client has room for it, and drops the stream when the
-//! client leaves or the deadline passes. So a chunk is read when the one before has gone out, and never
-//! for anyone who does not listen any more; between two chunks no thread waits.
+//! The transport asks for the next row when its client has room for it, and drops the stream when
+//! the client leaves or the deadline passes. So a chunk is read when the one before has gone out,
+//! and never for anyone who does not listen any more; between two chunks no request is under way.
 
 use std::pin::Pin;
 
@@ -12,8 +12,8 @@ use tonic::Status;
 
 use super::calls::Calls;
 use super::policy::CallLimits;
-use super::translate::{previous_unread, status};
-use crate::client::{ClientError, Rows};
+use super::translate::previous_unread;
+use crate::client::{AsyncRows, ClientError};
 use crate::limits;
 use crate::model::{Row, Timestamp};
 
@@ -23,18 +23,18 @@ pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 /// Streams the rows of a read, each made into a message by `translate`, within the call's limits.
 pub(super) fn of_read<T: Send + 'static>(
     calls: Calls,
-    rows: Rows,
+    rows: AsyncRows,
     call: CallLimits,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
     stream(calls, rows, call, false, translate)
 }
 
-/// As [`of_read`], what the write at `ver` replaced or removed. The write is done, so that no error may look as if it
-/// could be repeated.
+/// As [`of_read`], what the write at `ver` replaced or removed. The write is done, so that no error
+/// may look as if it could be repeated.
 pub(super) fn of_write<T: Send + 'static>(
     calls: Calls,
-    rows: Rows,
+    rows: AsyncRows,
     ver: Timestamp,
     call: CallLimits,
     translate: impl Fn(Row) -> T + Clone + Send + 'static,
@@ -45,33 +45,33 @@ pub(super) fn of_write<T: Send + 'static>(
 
 fn stream<T: Send + 'static>(
     calls: Calls,
-    rows: Rows,
+    rows: AsyncRows,
     call: CallLimits,
     is_done: bool,
     translate: impl Fn(Row) -> Result<T, Status> + Clone + Send + 'static,
 ) -> Replies<T> {
-    let first = Some((rows, 0));
+    let (first, limits_of) = (Some((rows, 0)), call.clone());
     let chunks = stream::try_unfold(first, move |state| {
         let (calls, call) = (calls.clone(), call.clone());
         async move {
             let Some((rows, charged)) = state else { return Ok(None) };
-            let held = call.clone();
-            let reading = calls.wait_for(&call, move || {
-                let Chunk { rows, bytes, rest } = read_chunk(rows);
-                // The rest of a page stays in memory while its rows are read one chunk after the other.
+            let reading = async {
+                let Chunk { rows, bytes, rest } = read_chunk(rows).await;
+                // The rest of a page stays in memory while its rows are read one chunk after the
+                // other.
                 let bytes = if rest.is_some() { limits::PAGE_BYTES_MAX } else { bytes };
-                held.charge(bytes.saturating_sub(charged), is_done)?;
-                Ok((rows, rest.map(|rest| (rest, bytes.max(charged)))))
-            });
-            let chunk = call.within(async { reading.await? }).await?;
+                let fits = call.charge(bytes.saturating_sub(charged), is_done);
+                Ok(fits.map(|()| (rows, rest.map(|rest| (rest, bytes.max(charged))))))
+            };
+            let chunk = call.within(async { calls.request(&call, reading).await? }).await?;
             Ok::<_, Status>(Some(chunk))
         }
     });
     let messages = chunks.map_ok(move |rows| {
-        let translate = translate.clone();
+        let (translate, call) = (translate.clone(), limits_of.clone());
         let message = move |row: Result<Row, ClientError>| match row {
             Ok(row) => translate(row),
-            Err(error) => Err(status(&error)),
+            Err(error) => Err(call.failed(&error)),
         };
         stream::iter(rows.into_iter().map(message))
     });
@@ -85,13 +85,13 @@ struct Chunk {
     /// Of their keys and values.
     bytes: usize,
     /// Where there may be more.
-    rest: Option<Rows>,
+    rest: Option<AsyncRows>,
 }
 
-fn read_chunk(mut rest: Rows) -> Chunk {
+async fn read_chunk(mut rest: AsyncRows) -> Chunk {
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while rows.len() < limits::GATEWAY_CHUNK_ROWS && bytes < limits::GATEWAY_CHUNK_BYTES {
-        match rest.next() {
+        match rest.next().await {
             None => return Chunk { rows, bytes, rest: None },
             Some(Ok(row)) => {
                 bytes += row.key.len() + row.value.as_ref().map_or(0, Bytes::len);

@@ -10,9 +10,9 @@ use super::interface::{KeyRange, KeyRequest, KeyValueRequest, KeyValueVersionRep
 use super::policy::{CallLimits, no_room};
 use super::rows::{self, Replies};
 use super::translate::{
-    asked_version, check_key, done, greater, range, read_row, removed_row, replaced_row,
+    asked_version, check_key, done, greater, range, read_row, removed_row, replaced_row, status,
 };
-use crate::client::{Client, ReadOptions, WrittenMany};
+use crate::client::{AsyncWrittenMany, KeyRange as Range, ReadOptions};
 use crate::model::{Row, Timestamp};
 
 /// The operations of the interface, each made of requests to the group.
@@ -41,12 +41,11 @@ impl KeyValueStore for Gateway {
         let KeyRequest { key, ver } = request.into_inner();
         check_key(&key)?;
         let at = asked_version(ver);
-        let asked = key.clone();
-        let held = call.clone();
-        let read = move |client: &Client| {
-            let got = client.read(&asked, newest_or(at))?;
+        let client = self.calls.client(&call);
+        let read = async {
+            let got = client.read(&key, newest_or(at)).await?;
             let bytes = got.value.as_ref().map_or(0, Bytes::len);
-            Ok(held.hold(bytes).then_some(got))
+            Ok(call.hold(bytes).then_some(got))
         };
         let got = self.calls.request(&call, read).await?.ok_or_else(|| no_room(false))?;
         let row = Row { key: key.into(), value: got.value, timestamp: got.timestamp };
@@ -56,8 +55,8 @@ impl KeyValueStore for Gateway {
     async fn get_range(&self, request: Request<KeyRange>) -> Answer<Self::GetRangeStream> {
         let call = CallLimits::of(&request)?;
         let (from, to, at) = range(request.into_inner())?;
-        let read = move |client: &Client| client.range(&from, &to, newest_or(at));
-        let rows = self.calls.request(&call, read).await?;
+        let range = between(&from, &to)?;
+        let rows = self.calls.client(&call).scan(range, newest_or(at));
         let translate = move |row| read_row(row, at);
         Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))
     }
@@ -66,9 +65,8 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let items = gather_keys(request).await?;
         let at = items.iter().map(|item| asked_version(item.ver)).fold(None, greater);
-        let keys = keys(items);
-        let read = move |client: &Client| client.get_all(keys, newest_or(at));
-        let rows = self.calls.request(&call, read).await?;
+        let rows = self.calls.client(&call).get_all(keys(items), newest_or(at));
+        let rows = rows.map_err(|error| status(&error))?;
         let translate = move |row| read_row(row, at);
         Ok(Response::new(rows::of_read(self.calls.clone(), rows, call, translate)))
     }
@@ -77,11 +75,8 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let KeyValueRequest { key, val } = request.into_inner();
         check_key(&key)?;
-        let written_key = key.clone();
-        let held = call.clone();
-        let write = move |client: &Client| {
-            done(client.replace(&written_key, &val), |bytes| held.hold(bytes))
-        };
+        let client = self.calls.client(&call);
+        let write = async { done(client.replace(&key, &val).await, |bytes| call.hold(bytes)) };
         let written = self.calls.request(&call, write).await?;
         let ver = written.timestamp;
         Ok(written.answer(key, |row| replaced_row(row, ver)))
@@ -99,10 +94,9 @@ impl KeyValueStore for Gateway {
             return Ok(Response::new(nothing()));
         }
         let pairs: Vec<_> = items.into_iter().map(|item| (item.key, item.val)).collect();
-        let count = Some(pairs.len());
-        let write = move |client: &Client| client.put_all(pairs);
-        let WrittenMany { timestamp: ver, rows, .. } =
-            self.calls.write_many(&call, count, write).await?;
+        let client = self.calls.writer(&call, Some(pairs.len()));
+        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+            self.calls.request(&call, client.put_all(pairs)).await?;
         let translate = move |row| replaced_row(row, ver);
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, translate)))
     }
@@ -111,10 +105,8 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let key = request.into_inner().key;
         check_key(&key)?;
-        let removed_key = key.clone();
-        let held = call.clone();
-        let remove =
-            move |client: &Client| done(client.del(&removed_key), |bytes| held.hold(bytes));
+        let client = self.calls.client(&call);
+        let remove = async { done(client.del(&key).await, |bytes| call.hold(bytes)) };
         let written = self.calls.request(&call, remove).await?;
         Ok(written.answer(key, removed_row))
     }
@@ -122,9 +114,9 @@ impl KeyValueStore for Gateway {
     async fn del_range(&self, request: Request<KeyRange>) -> Answer<Self::DelRangeStream> {
         let call = CallLimits::of(&request)?;
         let (from, to, _) = range(request.into_inner())?;
-        let remove = move |client: &Client| client.del_range(&from, &to);
-        let WrittenMany { timestamp: ver, rows, .. } =
-            self.calls.write_many(&call, None, remove).await?;
+        let client = self.calls.writer(&call, None);
+        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+            self.calls.request(&call, client.del_scan(between(&from, &to)?)).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 
@@ -135,10 +127,9 @@ impl KeyValueStore for Gateway {
             return Ok(Response::new(nothing()));
         }
         let keys = keys(items);
-        let count = Some(keys.len());
-        let remove = move |client: &Client| client.del_all(keys);
-        let WrittenMany { timestamp: ver, rows, .. } =
-            self.calls.write_many(&call, count, remove).await?;
+        let client = self.calls.writer(&call, Some(keys.len()));
+        let AsyncWrittenMany { timestamp: ver, rows, .. } =
+            self.calls.request(&call, client.del_all(keys)).await?;
         Ok(Response::new(rows::of_write(self.calls.clone(), rows, ver, call, removed_row)))
     }
 
@@ -146,9 +137,8 @@ impl KeyValueStore for Gateway {
         let call = CallLimits::of(&request)?;
         let key = request.into_inner().key;
         check_key(&key)?;
-        let trimmed_key = key.clone();
-        let held = call.clone();
-        let trim = move |client: &Client| done(client.trim(&trimmed_key), |bytes| held.hold(bytes));
+        let client = self.calls.client(&call);
+        let trim = async { done(client.trim(&key).await, |bytes| call.hold(bytes)) };
         let written = self.calls.request(&call, trim).await?;
         Ok(written.answer(key, removed_row))
     }
@@ -161,6 +151,10 @@ async fn gather_keys(request: Request<Streaming<KeyRequest>>) -> Result<Vec<KeyR
 /// Every read is linearizable, so that nobody can tell through which gateway a write went.
 fn newest_or(at: Option<Timestamp>) -> ReadOptions {
     ReadOptions { at, linearizable: true }
+}
+
+fn between(from: &str, to: &str) -> Result<Range, Status> {
+    Range::between(from, to).map_err(|error| status(&error))
 }
 
 fn keys(items: Vec<KeyRequest>) -> Vec<String> {

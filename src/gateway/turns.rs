@@ -1,13 +1,14 @@
 //! Who is served first when there is more to do than can be done at once.
 //!
-//! A gateway has two queues: of connections that have something to be read, and of calls that wait for a thread. In
-//! both, whoever has made the gateway work least lately goes first: of the origins the one with the least work, and of
-//! its connections likewise. So a crowd that asks for as much as it can waits for itself, and a call of somebody who asks
-//! for little, from the crowd's own address too, waits for what is being done at that moment and for no queue. To dial is
-//! work, too, and the more the more often an address does it, so that nobody gets ahead by coming again.
+//! A gateway has two queues: of connections that have something to be read, and of calls that wait
+//! for the group. In both, whoever has made the gateway work least lately goes first: of the
+//! origins the one with the least work, and of its connections likewise. So a crowd that asks for
+//! as much as it can waits for itself, and a call of somebody who asks for little, from the crowd's
+//! own address too, waits for what is being done at that moment and for no queue. To dial is work,
+//! too, and the more the more often an address does it, so that nobody gets ahead by coming again.
 //!
-//! Nobody starves who waits: work that is done counts, and whoever has waited has become the one with the least. A call
-//! that is refused is work, too.
+//! Nobody starves who waits: work that is done counts, and whoever has waited has become the one
+//! with the least. A call that is refused is work, too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,8 +20,9 @@ use tokio::sync::oneshot;
 
 use crate::limits;
 
-/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_WORK_BYTES`] a call. It halves every second,
-/// and for all meters at the same moment, so that which of two has more changes by work only.
+/// Work done lately, in kibibytes: of what was read, and [`limits::GATEWAY_CALL_WORK_BYTES`] a
+/// call. It halves every second, and for all meters at the same moment, so that which of two has
+/// more changes by work only.
 #[derive(Debug, Default)]
 pub(super) struct Meter(
     /// The amount in the lower half; above it the second in which it was so much.
@@ -43,7 +45,8 @@ impl Meter {
         amount_in(self.0.load(Ordering::Relaxed), second)
     }
 
-    /// The work made lately, in kibibytes: half of what it was a second ago, and what has been added since.
+    /// The work made lately, in kibibytes: half of what it was a second ago, and what has been
+    /// added since.
     pub(super) fn lately(&self) -> usize {
         usize::try_from(self.amount(this_second())).unwrap_or(usize::MAX)
     }
@@ -136,9 +139,11 @@ impl<T> Waiting<T> {
     }
 }
 
-/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share everything.
+/// Turns to read, as many as there may be reads whose calls have not begun yet. Clones share
+/// everything.
 ///
-/// While somebody waits and a turn is free, a task is under way that wakes those that wait, one after the other.
+/// While somebody waits and a turn is free, a task is under way that wakes those that wait, one
+/// after the other.
 #[derive(Clone)]
 pub(super) struct Reads(Arc<Mutex<ReadTurns>>);
 
@@ -158,8 +163,8 @@ impl Reads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a turn; when there is none, or others that wait come first, or what was read in the last one has not been
-    /// dealt with, whoever asks gets a place among those that wait.
+    /// Takes a turn; when there is none, or others that wait come first, or what was read in the
+    /// last one has not been dealt with, whoever asks gets a place among those that wait.
     pub(super) fn take(
         &self,
         place: &mut Option<u64>,
@@ -187,8 +192,8 @@ impl Reads {
         self.turns().free += 1;
     }
 
-    /// Something was read in a turn, which is over when the calls that it brings have begun: their tasks come into the
-    /// runtime's one queue now, before the task of this goes to its end.
+    /// Something was read in a turn, which is over when the calls that it brings have begun: their
+    /// tasks come into the runtime's one queue now, before the task of this goes to its end.
     pub(super) fn pass_on(&self, is_ahead: &Arc<AtomicBool>) {
         let (reads, is_ahead) = (self.clone(), Arc::clone(is_ahead));
         is_ahead.store(true, Ordering::Relaxed);
@@ -219,72 +224,73 @@ impl Reads {
     }
 }
 
-/// The places of threads that wait for servers. Clones share everything.
+/// The places of requests to the group that are under way. Clones share everything.
 #[derive(Clone)]
-pub(super) struct Threads(Arc<Mutex<ThreadTurns>>);
+pub(super) struct Requests(Arc<Mutex<RequestTurns>>);
 
-struct ThreadTurns {
+struct RequestTurns {
     free: usize,
-    waiting: Waiting<oneshot::Sender<Thread>>,
+    waiting: Waiting<oneshot::Sender<RequestPlace>>,
 }
 
-/// One thread's place, until it is dropped.
-pub(super) struct Thread(
+/// One request's place, until it is dropped.
+pub(super) struct RequestPlace(
     /// `None` once another has got it.
-    Option<Threads>,
+    Option<Requests>,
 );
 
-impl Threads {
-    pub(super) fn new(max: usize) -> Threads {
-        Threads(Arc::new(Mutex::new(ThreadTurns { free: max, waiting: Waiting::new() })))
+impl Requests {
+    pub(super) fn new(max: usize) -> Requests {
+        Requests(Arc::new(Mutex::new(RequestTurns { free: max, waiting: Waiting::new() })))
     }
 
-    fn turns(&self) -> MutexGuard<'_, ThreadTurns> {
+    fn turns(&self) -> MutexGuard<'_, RequestTurns> {
         // Its methods leave it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a place.
-    pub(super) async fn take(&self, usage: &Usage) -> Thread {
+    pub(super) async fn take(&self, usage: &Usage) -> RequestPlace {
         loop {
             let (granted, _waiting) = {
                 let mut turns = self.turns();
                 if turns.free > 0 {
                     turns.free -= 1;
-                    return Thread(Some(self.clone()));
+                    return RequestPlace(Some(self.clone()));
                 }
                 let (grant, granted) = oneshot::channel();
                 let number = turns.waiting.next_number();
                 turns.waiting.queue.insert(number, (usage.clone(), grant));
-                (granted, WaitingCall { threads: self, number })
+                (granted, WaitingCall { requests: self, number })
             };
             // Who waits is never forgotten, but to ask again is no harm.
-            if let Ok(thread) = granted.await {
-                return thread;
+            if let Ok(place) = granted.await {
+                return place;
             }
         }
     }
 }
 
-/// A call that waits for a place, and leaves the queue when it is given up: nothing else counts those that have been.
+/// A call that waits for a place, and leaves the queue when it is given up: nothing else counts
+/// those that have been.
 struct WaitingCall<'a> {
-    threads: &'a Threads,
+    requests: &'a Requests,
     number: u64,
 }
 
 impl Drop for WaitingCall<'_> {
     fn drop(&mut self) {
-        self.threads.turns().waiting.queue.remove(&self.number);
+        self.requests.turns().waiting.queue.remove(&self.number);
     }
 }
 
-impl Drop for Thread {
+impl Drop for RequestPlace {
     fn drop(&mut self) {
-        let Some(threads) = self.0.take() else { return };
+        let Some(requests) = self.0.take() else { return };
         loop {
             // Whoever is popped is dropped outside of the lock.
             let next = {
-                let mut turns = threads.turns();
+                let mut turns = requests.turns();
                 let next = turns.waiting.pop();
                 if next.is_none() {
                     turns.free += 1;
@@ -292,7 +298,7 @@ impl Drop for Thread {
                 next
             };
             let Some(grant) = next else { return };
-            match grant.send(Thread(Some(threads.clone()))) {
+            match grant.send(RequestPlace(Some(requests.clone()))) {
                 Ok(()) => return,
                 // It has given up; the place is still this one's, which looks on.
                 Err(mut unused) => unused.0 = None,
@@ -397,8 +403,8 @@ mod tests {
         std::iter::from_fn(|| queue.pop()).collect()
     }
 
-    /// A crowd that had been there for seconds, and had much to be read, went before everybody who came: nobody was served
-    /// for as long as it stayed.
+    /// A crowd that had been there for seconds, and had much to be read, went before everybody who
+    /// came: nobody was served for as long as it stayed.
     #[test]
     fn who_comes_goes_before_a_crowd_and_who_comes_again_and_again_behind_who_asks_for_little() {
         let little = Usage::of(Arc::default());
@@ -456,15 +462,15 @@ mod tests {
     }
 
     #[test]
-    fn threads_go_to_who_has_made_the_least_work_and_grants_are_not_lost() {
+    fn requests_go_to_who_has_made_the_least_work_and_grants_are_not_lost() {
         block_on(async {
-            let threads = Threads::new(1);
-            let held = threads.take(&Usage::default()).await;
+            let requests = Requests::new(1);
+            let held = requests.take(&Usage::default()).await;
             let order = Arc::new(Mutex::new(Vec::new()));
             let tasks = four().into_iter().enumerate().map(|(at, usage)| {
-                let (threads, order) = (threads.clone(), Arc::clone(&order));
+                let (requests, order) = (requests.clone(), Arc::clone(&order));
                 tokio::spawn(async move {
-                    let _thread = threads.take(&usage).await;
+                    let _place = requests.take(&usage).await;
                     order.lock().unwrap().push(at);
                 })
             });
@@ -474,7 +480,7 @@ mod tests {
             tasks[2].abort();
             tokio::task::yield_now().await;
             assert_eq!(
-                threads.turns().waiting.queue.len(),
+                requests.turns().waiting.queue.len(),
                 3,
                 "nobody else counts who has given up"
             );
@@ -484,7 +490,7 @@ mod tests {
                 let _ = task.await;
             }
             assert_eq!(*order.lock().unwrap(), [1, 0]);
-            let turns = threads.turns();
+            let turns = requests.turns();
             assert_eq!((turns.free, turns.waiting.queue.len()), (1, 0));
         });
     }

@@ -6,6 +6,7 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -52,9 +53,19 @@ const WAKER: Token = Token(usize::MAX - 1);
 /// The sockets of one thread. It is made before its service, so that worker threads can be given
 /// its [`WakeHandle`], and then [runs](EventLoop::run) with it.
 pub struct EventLoop {
+    sleeper: Sleeper,
+    turns: Turns,
+}
+
+/// What the loop sleeps with.
+struct Sleeper {
     poll: Poll,
     events: Events,
     wake: WakeSource,
+}
+
+/// What the loop works with between two sleeps.
+struct Turns {
     gate: AcceptGate,
     /// The limit on accepted connections is reached, and the log has said so.
     full: bool,
@@ -77,67 +88,167 @@ impl EventLoop {
                 .map_err(LoopError::Setup)?;
             net.listener = Some(listener);
         }
+        let events = Events::with_capacity(EVENTS_PER_POLL_MAX);
         Ok(EventLoop {
-            poll,
-            events: Events::with_capacity(EVENTS_PER_POLL_MAX),
-            wake,
-            gate: AcceptGate::new(limits::ACCEPT_BACKOFF),
-            full: false,
-            clock: RunClock::new(net.config.turn_max, net.now),
-            next_tick: net.now,
-            next_sweep: net.now,
-            net,
+            sleeper: Sleeper { poll, events, wake },
+            turns: Turns {
+                gate: AcceptGate::new(limits::ACCEPT_BACKOFF),
+                full: false,
+                clock: RunClock::new(net.config.turn_max, net.now),
+                next_tick: net.now,
+                next_sweep: net.now,
+                net,
+            },
         })
     }
 
     /// A handle by which other threads wake this loop.
     pub fn wake_handle(&self) -> WakeHandle {
-        self.wake.handle()
+        self.sleeper.wake.handle()
     }
 
     /// Runs until the service calls [`Net::exit`].
-    pub fn run<S: Service>(mut self, service: &mut S) -> Result<(), LoopError> {
+    pub fn run<S: Service>(self, service: &mut S) -> Result<(), LoopError> {
+        let EventLoop { mut sleeper, mut turns } = self;
+        turns.start(service);
+        loop {
+            turns.finish(service);
+            if turns.net.exiting {
+                return turns.leave(&mut sleeper);
+            }
+            sleeper.sleep(turns.time_to_sleep())?;
+            turns.work(service, &sleeper);
+        }
+    }
+}
+
+/// An event loop and its service, with which other threads can work for a moment while the loop
+/// sleeps: whoever waits for an answer anyway sends the question without waking the loop's thread.
+pub struct SharedLoop<S>(Mutex<SharedState<S>>);
+
+struct SharedState<S> {
+    turns: Turns,
+    service: S,
+    /// Until when the loop sleeps, unless it is woken; `None` for ever.
+    sleeps_until: Option<Instant>,
+    wake: WakeHandle,
+    /// Taken by the thread that runs the loop.
+    sleeper: Option<Sleeper>,
+}
+
+impl<S: Service> SharedLoop<S> {
+    /// A loop that does not run yet.
+    pub fn new(event_loop: EventLoop, service: S) -> SharedLoop<S> {
+        let EventLoop { sleeper, turns } = event_loop;
+        let wake = sleeper.wake.handle();
+        let sleeper = Some(sleeper);
+        SharedLoop(Mutex::new(SharedState { turns, service, sleeps_until: None, wake, sleeper }))
+    }
+
+    /// As [`EventLoop::run`], on the thread that is the loop's own. A second thread that runs it
+    /// returns at once.
+    pub fn run(&self) -> Result<(), LoopError> {
+        let mut state = self.lock();
+        let Some(mut sleeper) = state.sleeper.take() else { return Ok(()) };
+        let SharedState { turns, service, .. } = &mut *state;
+        turns.start(service);
+        loop {
+            let SharedState { turns, service, .. } = &mut *state;
+            turns.finish(service);
+            if turns.net.exiting {
+                return turns.leave(&mut sleeper);
+            }
+            let timeout = turns.time_to_sleep();
+            state.sleeps_until = timeout.map(|timeout| Instant::now() + timeout);
+            drop(state);
+            sleeper.sleep(timeout)?;
+            state = self.lock();
+            let SharedState { turns, service, .. } = &mut *state;
+            turns.work(service, &sleeper);
+        }
+    }
+
+    /// Works with the service at once, unless the loop itself, or another thread, is at work with
+    /// it. What it queues is written before this returns.
+    pub fn try_with<T>(&self, work: impl FnOnce(&mut S, &mut Net) -> T) -> Option<T> {
+        let mut state = match self.0.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let SharedState { turns, service, sleeps_until, wake, .. } = &mut *state;
+        turns.net.now = turns.clock.at(Instant::now());
+        let done = work(service, &mut turns.net);
+        turns.finish(service);
+        let wakes_at = turns.time_to_sleep().map(|timeout| turns.net.now + timeout);
+        // A loop that wakes too early looks again and sleeps on.
+        let is_late = wakes_at.is_some_and(|at| sleeps_until.is_none_or(|until| at < until));
+        if is_late || turns.net.exiting {
+            wake.wake();
+        }
+        Some(done)
+    }
+
+    /// Works with the service alone: for one whose loop has ended.
+    pub fn with_service<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
+        work(&mut self.lock().service)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SharedState<S>> {
+        // A service that has panicked is not called again by its own thread, which has ended.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sleeper {
+    /// Sleeps until a socket is ready or a wake handle is used.
+    fn sleep(&mut self, mut timeout: Option<Duration>) -> Result<(), LoopError> {
+        if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
+            timeout = Some(Duration::ZERO);
+        }
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(LoopError::Poll(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Turns {
+    fn start<S: Service>(&mut self, service: &mut S) {
         self.net.now = Instant::now();
         self.clock = RunClock::new(self.net.config.turn_max, self.net.now);
         self.next_tick = self.net.now + self.net.config.tick_interval.unwrap_or_default();
         self.next_sweep = self.net.now + self.net.config.sweep_interval;
         service.on_start(&mut self.net);
-        loop {
-            self.tell_notices(service);
-            service.before_sleep(&mut self.net);
-            self.flush_dirty();
-            self.net.evict_slow_readers();
-            if self.net.exiting {
-                return self.leave();
-            }
-            let woken = self.wait()?;
-            self.accept(service);
-            self.give_turns(service);
-            if self.wake.take() || woken {
-                service.on_wake(&mut self.net);
-            }
-            self.tick(service);
-            self.sweep(service);
-        }
     }
 
-    /// Sleeps until there is something to do, then notes which sockets are ready. Returns whether a
-    /// wake handle was used.
-    fn wait(&mut self) -> Result<bool, LoopError> {
+    /// Does what has been gathered, before the loop sleeps.
+    fn finish<S: Service>(&mut self, service: &mut S) {
+        self.tell_notices(service);
+        service.before_sleep(&mut self.net);
+        self.flush_dirty();
+        self.net.evict_slow_readers();
         self.net.longest_stall = self.net.longest_stall.max(self.clock.seen().elapsed());
-        let mut timeout = self.time_to_sleep();
-        if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
-            timeout = Some(Duration::ZERO);
+    }
+
+    /// Does what the loop was woken for.
+    fn work<S: Service>(&mut self, service: &mut S, sleeper: &Sleeper) {
+        let woken = self.note_events(sleeper);
+        self.accept(service);
+        self.give_turns(service);
+        if sleeper.wake.take() || woken {
+            service.on_wake(&mut self.net);
         }
-        match self.poll.poll(&mut self.events, timeout) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(LoopError::Poll(error)),
-        }
+        self.tick(service);
+        self.sweep(service);
+    }
+
+    /// Notes which sockets are ready. Returns whether a wake handle was used.
+    fn note_events(&mut self, sleeper: &Sleeper) -> bool {
         self.net.now = self.clock.at(Instant::now());
         // Taken at once, so that further wakes of a busy loop cost no system call.
-        let woken = self.wake.take() | std::mem::take(&mut self.net.wake_again);
-        for event in &self.events {
+        let woken = sleeper.wake.take() | std::mem::take(&mut self.net.wake_again);
+        for event in &sleeper.events {
             match event.token() {
                 // The event has only ended the sleep; the wake source says whether there is
                 // something to take.
@@ -146,7 +257,7 @@ impl EventLoop {
                 Token(slot) => note_readiness(&mut self.net, slot, event),
             }
         }
-        Ok(woken)
+        woken
     }
 
     /// How long to sleep: zero when work is left over, `None` when only the system can bring any.
@@ -538,7 +649,7 @@ impl EventLoop {
     }
 
     /// Writes what is queued and closes every connection, within [`LoopConfig::close_linger`].
-    fn leave(mut self) -> Result<(), LoopError> {
+    fn leave(&mut self, sleeper: &mut Sleeper) -> Result<(), LoopError> {
         self.net.stop_accepting();
         let deadline = self.net.now + self.net.config.close_linger;
         let all: Vec<ConnectionId> = self.net.connections.iter_mut().map(|(id, _)| id).collect();
@@ -553,7 +664,8 @@ impl EventLoop {
             }
             self.next_tick = deadline;
             self.next_sweep = deadline;
-            self.wait()?;
+            sleeper.sleep(self.time_to_sleep())?;
+            self.note_events(sleeper);
             let mut round = self.net.ready.take_round();
             while let Some(id) = round.next(None) {
                 if let Some(connection) = self.net.connections.get_mut(id) {

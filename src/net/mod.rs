@@ -74,7 +74,7 @@ pub use clock::RunClock;
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 pub use crowd::Crowd;
-pub use event_loop::{EventLoop, LoopError};
+pub use event_loop::{EventLoop, LoopError, SharedLoop};
 pub use handle::Net;
 #[cfg(feature = "internals")]
 pub use handle::SendError;

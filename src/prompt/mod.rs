@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
-use crate::client::connection::{
+use crate::client::greeting::{
     FOUND_THERE, NO_GREETING, NOT_GREETED, NOT_IN_TIME, REFUSED, TIMED_OUT,
 };
 use crate::text::{LineError, counted, escape};

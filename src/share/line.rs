@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rand::Rng;
 
-use crate::client::connection::{
-    Failure, NO_GREETING, NOT_IN_TIME, REFUSED, TIMED_OUT, dial, left,
-};
+use crate::client::dial::{dial, left};
+use crate::client::greeting::{Failure, NO_GREETING, NOT_IN_TIME, REFUSED, TIMED_OUT};
 use crate::client::transport::MessageReader;
 use crate::limits;
 use crate::net::backoff::Backoff;

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acervo::limits;
+use acervo::wire::message::Request;
 use futures_util::stream;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
@@ -290,8 +291,13 @@ fn peak_memory_mib(gateway: &Gateway) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() / 1024
 }
 
+/// Threads of a gateway.
+fn threads(gateway: &Gateway) -> usize {
+    std::fs::read_dir(format!("/proc/{}/task", gateway.pid())).unwrap().count()
+}
+
 #[test]
-fn calls_that_are_given_up_keep_no_thread() {
+fn calls_have_no_thread_each_and_leave_their_places_when_they_are_given_up() {
     // A server that answers the greeting, and nothing else before it is told to.
     let answers = Arc::new(AtomicBool::new(false));
     let answering = Arc::clone(&answers);
@@ -305,10 +311,10 @@ fn calls_that_are_given_up_keep_no_thread() {
     let gateway = Gateway::start(&dir, &server.address.to_string(), &["--timeout", "1h"]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let client = connect(&gateway).await;
+        let clients = [connect(&gateway).await, connect(&gateway).await, connect(&gateway).await];
         let mut given_up = JoinSet::new();
-        for at in 0..limits::GATEWAY_THREADS_MAX + 50 {
-            let mut client = client.clone();
+        for at in 0..2 * limits::GATEWAY_REQUESTS_MAX {
+            let mut client = clients[at % clients.len()].clone();
             // Half of them by their deadline, half by their client.
             let (deadline, patience) = match at % 2 {
                 0 => (Duration::from_millis(500), PATIENCE),
@@ -319,11 +325,20 @@ fn calls_that_are_given_up_keep_no_thread() {
                 tokio::time::timeout(patience, put).await.map_err(drop)
             });
         }
+        // As many of them are at the server as may be, and the others wait.
+        let are_writes = || {
+            let requests = server.requests();
+            requests.iter().filter(|request| matches!(request, Request::Write(_))).count()
+        };
+        while are_writes() < limits::GATEWAY_REQUESTS_MAX {
+            tokio::task::yield_now().await;
+        }
+        assert!(threads(&gateway) <= 4, "{} threads", threads(&gateway));
         while let Some(ended) = given_up.join_next().await {
             assert!(!matches!(ended.unwrap(), Ok(Ok(_))), "nobody has answered");
         }
         answers.store(true, Ordering::SeqCst);
-        let put = client.clone().put(waiting(pair("k", "v"))).await.unwrap();
+        let put = clients[0].clone().put(waiting(pair("k", "v"))).await.unwrap();
         assert_eq!(put.into_inner().ver, 7);
     });
 }

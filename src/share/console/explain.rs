@@ -1,6 +1,6 @@
 //! Errors that the console's user can do something about, in the console's language.
 
-use crate::client::connection::{REFUSED, describe};
+use crate::client::greeting::{REFUSED, describe};
 use crate::limits;
 use crate::model::NameError;
 use crate::net::ListenError;
@@ -215,7 +215,7 @@ pub(super) fn explain_fetch(error: &FetchError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::connection::NOT_IN_TIME;
+    use crate::client::greeting::NOT_IN_TIME;
     use std::io;
 
     #[test]

@@ -1,10 +1,11 @@
 //! Which servers are worth asking first, as one client sees it.
 //!
-//! A server that did not answer, or said that it cannot serve, is *unhealthy*: requests go to it only
-//! when no healthy server is left to ask. Meanwhile it is *probed*: one question in the background each
-//! back-off, which grows as long as nothing comes of it, so that nobody's request waits to find out
-//! whether it is back. Any useful answer makes it healthy again. One that fails again soon afterwards, as
-//! one does that answers probes and refuses reads, has its back-off go on where it was.
+//! A server that did not answer, or said that it cannot serve, is *unhealthy*: requests go to it
+//! only when no healthy server is left to ask. Meanwhile it is *probed*: one question in the
+//! background each back-off, which grows as long as nothing comes of it, so that nobody's request
+//! waits to find out whether it is back. Any useful answer makes it healthy again. One that fails
+//! again soon afterwards, as one does that answers probes and refuses reads, has its back-off go on
+//! where it was.
 //!
 //! A pure state machine: the time and the randomness come from outside.
 
@@ -78,6 +79,18 @@ impl Health {
             }
         }
         None
+    }
+
+    /// When the next server is to be probed, if one is.
+    pub(super) fn next_probe(&self) -> Option<Duration> {
+        if !(0..self.servers.len()).any(|server| self.is_healthy(server)) {
+            return None;
+        }
+        let probes = self.servers.iter().filter_map(|state| match state {
+            State::Healthy { .. } => None,
+            State::Unhealthy { probe_at, .. } => Some(*probe_at),
+        });
+        probes.min()
     }
 }
 

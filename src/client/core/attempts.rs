@@ -1,25 +1,26 @@
 //! Which server a request is sent to, when another one is tried, and when to give up.
 //!
-//! [`Attempts`] is a pure state machine, one for each request. Its driver ([`super::call`]) tells it
-//! the time and what came of what was sent, and does what [`Attempts::poll`] says next.
+//! [`Attempts`] is a pure state machine, one for each call. The core ([`super::Core`]) tells it the
+//! time and what came of what was sent, and does what [`Attempts::poll`] says next.
 //!
 //! - The order is random, healthy servers first. A *round* asks each server once; after a round
 //!   without an answer that counts there is a pause, which grows.
-//! - A server that owes an answer is asked with PING whether it is there. It is *silent* when it has not
-//!   greeted within the greeting time-out, or has and nothing at all comes of it for the silence time-out:
-//!   then it counts as unhealthy, and the request goes to the next server, too. Time in which this client itself did
-//!   not run is nobody's silence. Any
-//!   request may be sent twice: reads change nothing, writes carry their identity. A server that
-//!   answers PING may take as long as it likes over a write; a read that is *slow* is hedged, which
-//!   means sent to one more server. Whichever answers first counts. When that is the second one and the
-//!   first has not even answered PING, the first counts as unhealthy, although its time to be silent is not over.
-//! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so later do not get a copy of
-//!   it as well, unless the one that has it comes to nothing. What has left cannot be called back.
-//! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final when
-//!   no server of a round has anything better to say; the others are then asked all at once, because
-//!   each may take its whole time to find out.
-//! - A request ends with an answer, at its deadline, or when no server at all has been heard for the
-//!   reach time-out.
+//! - A server that owes an answer is asked with PING whether it is there. It is *silent* when it
+//!   has not greeted within the greeting time-out, or has and nothing at all comes of it for the
+//!   silence time-out: then it counts as unhealthy, and the request goes to the next server, too.
+//!   Time in which this client itself did not run is nobody's silence. Any request may be sent
+//!   twice: reads change nothing, writes carry their identity. A server that answers PING may take
+//!   as long as it likes over a write; a read that is *slow* is hedged, which means sent to one
+//!   more server. Whichever answers first counts. When that is the second one and the first has not
+//!   even answered PING, the first counts as unhealthy, although its time to be silent is not over.
+//! - A write leaves as soon as a server has greeted. Those that had not greeted in time and do so
+//!   later do not get a copy of it as well, unless the one that has it comes to nothing. What has
+//!   left cannot be called back.
+//! - `NO_MAJORITY` is the word of one server, which may be cut off from the others. It is final
+//!   when no server of a round has anything better to say; the others are then asked all at once,
+//!   because each may take its whole time to find out.
+//! - A request ends with an answer, at its deadline, or when no server at all has been heard for
+//!   the reach time-out.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,15 +29,15 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use super::error::{ClientError, ServerFailure};
+use super::super::error::{ClientError, ServerFailure};
 use super::health::{Health, jittered};
 use crate::limits::{CLIENT_BACKOFF_MAX, CLIENT_BACKOFF_MIN, CLIENT_PING_INTERVAL};
-use crate::model::Effect;
+use crate::model::{Effect, Timestamp};
 use crate::wire::message::{ErrorCode, ErrorReply};
 
 /// What an answer means for its request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict<T> {
+pub(in crate::client) enum Verdict<T> {
     /// That is the answer.
     Done(T),
     /// The answer was overtaken: the same server once more.
@@ -49,12 +50,31 @@ pub(super) enum Verdict<T> {
     Gone(String),
     /// So says this server, which may be cut off from the others.
     NoMajority(ClientError),
-    /// Nothing will help.
+    /// The call ends with this error, which no other server or time can cure.
     Fail(ClientError),
+    /// The servers do not know the write's client. Under another identity, which begins with this
+    /// time, it can be made again if no copy of it has had an effect.
+    Forgotten { error: ClientError, begun: Timestamp },
+}
+
+impl<T> Verdict<T> {
+    /// The same about an answer of which `keep` makes something else.
+    pub(in crate::client) fn map<U>(self, keep: impl FnOnce(T) -> U) -> Verdict<U> {
+        match self {
+            Verdict::Done(answer) => Verdict::Done(keep(answer)),
+            Verdict::Again => Verdict::Again,
+            Verdict::Other(why) => Verdict::Other(why),
+            Verdict::OtherAfter(after, why) => Verdict::OtherAfter(after, why),
+            Verdict::Gone(why) => Verdict::Gone(why),
+            Verdict::NoMajority(error) => Verdict::NoMajority(error),
+            Verdict::Fail(error) => Verdict::Fail(error),
+            Verdict::Forgotten { error, begun } => Verdict::Forgotten { error, begun },
+        }
+    }
 }
 
 /// What an `ERROR` reply means, the same for every request.
-pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T> {
+pub(in crate::client) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T> {
     // What a server says is shown to people, so it is made fit for a terminal.
     let message = crate::text::escape(error.message.as_bytes()).to_string();
     match error.code {
@@ -75,8 +95,9 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
             Verdict::Fail(ClientError::StaleRequest { server, message, effect })
         }
         ErrorCode::UnknownSession => {
-            let effect = error.effect;
-            Verdict::Fail(ClientError::StaleRequest { server, message, effect })
+            let (effect, begun) = (error.effect, error.begin_anew_at);
+            let error = ClientError::StaleRequest { server, message, effect };
+            Verdict::Forgotten { error, begun }
         }
         ErrorCode::DiskFull => Verdict::Fail(ClientError::DiskFull { server, message }),
         ErrorCode::Expired => Verdict::Fail(ClientError::Expired { server, message }),
@@ -89,7 +110,7 @@ pub(super) fn judge_error<T>(server: SocketAddr, error: ErrorReply) -> Verdict<T
 }
 
 /// What a reply of the wrong kind means.
-pub(super) fn judge_unexpected<T>() -> Verdict<T> {
+pub(in crate::client) fn judge_unexpected<T>() -> Verdict<T> {
     Verdict::Gone("it answered another question than was asked".to_owned())
 }
 
@@ -100,7 +121,8 @@ pub(super) struct Rules {
     pub(super) one_round: bool,
     /// A server that has not greeted for this long is silent.
     pub(super) greeting: Duration,
-    /// One that has, and of which nothing comes for this long though it was asked with PING, is silent, too.
+    /// One that has, and of which nothing comes for this long though it was asked with PING, is
+    /// silent, too.
     pub(super) silence: Duration,
     /// After this long the request is sent to a second server, even if the first is heard.
     pub(super) slow: Option<Duration>,
@@ -115,8 +137,8 @@ pub(super) struct Rules {
 /// What the driver is to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Send the request to this server. `instead`: all those that it was sent to before are silent, so that of a write,
-    /// which may not have left for any of them, one copy is enough.
+    /// Send the request to this server. `instead`: all those that it was sent to before are silent,
+    /// so that of a write, which may not have left for any of them, one copy is enough.
     Send { server: usize, instead: bool },
     /// Ask this server, which owes an answer, whether it is there.
     Ping(usize),
@@ -353,8 +375,8 @@ impl Attempts {
         Action::Send { server, instead }
     }
 
-    /// Until when to wait, if nothing happens before: for the next server to be asked, if one is, or
-    /// to look after those that owe an answer.
+    /// Until when to wait, if nothing happens before: for the next server to be asked, if one is,
+    /// or to look after those that owe an answer.
     fn wait(&mut self, next: Option<Duration>) -> Action {
         let Rules { greeting, silence, slow, deadline, .. } = self.rules;
         let mut until = next.map_or(deadline, |next| next.min(deadline));
@@ -402,7 +424,8 @@ impl Attempts {
         self.wait(Some(self.not_before))
     }
 
-    /// The connection to a server could not be made, or broke. `heard` is when something last came on it.
+    /// The connection to a server could not be made, or broke. `heard` is when something last came
+    /// on it.
     pub(super) fn broke(
         &mut self,
         now: Duration,
@@ -424,14 +447,15 @@ impl Attempts {
         self.failures[server] = Some(failure);
     }
 
-    /// The request did not leave for a server that has greeted meanwhile, since another one has it. That one may be
-    /// asked if the other comes to nothing.
+    /// The request did not leave for a server that has greeted meanwhile, since another one has it.
+    /// That one may be asked if the other comes to nothing.
     pub(super) fn withheld(&mut self, server: usize) {
         self.land(server);
         self.asked.retain(|asked| *asked != server);
     }
 
-    /// A server has answered. Returns how the request ends, if it does with that. `heard` as for [`Attempts::poll`].
+    /// A server has answered. Returns how the request ends, if it does with that. `heard` as for
+    /// [`Attempts::poll`].
     pub(super) fn answered<T>(
         &mut self,
         now: Duration,
@@ -454,7 +478,7 @@ impl Attempts {
         }
         match verdict {
             Verdict::Done(answer) => return Some(Ok(answer)),
-            Verdict::Fail(error) => return Some(Err(error)),
+            Verdict::Fail(error) | Verdict::Forgotten { error, .. } => return Some(Err(error)),
             Verdict::Again => self.again = Some(server),
             Verdict::Other(why) => (self.undecided, self.last) = (true, why),
             Verdict::OtherAfter(after, why) => {
@@ -480,10 +504,11 @@ impl Attempts {
         Some(self.flights.swap_remove(at))
     }
 
-    /// Servers of which nothing was heard, though they were asked whether they are there before the request was even
-    /// sent to the one that has answered it, and have owed an answer for the hedging time. The request ends before
-    /// they count as silent, and the next one would go to them first. Time in which this client did not run is not held
-    /// against them, since the other's request and answer went both ways within the same time.
+    /// Servers of which nothing was heard, though they were asked whether they are there before the
+    /// request was even sent to the one that has answered it, and have owed an answer for the
+    /// hedging time. The request ends before they count as silent, and the next one would go to
+    /// them first. Time in which this client did not run is not held against them, since the
+    /// other's request and answer went both ways within the same time.
     fn overtaken(
         &self,
         answered: &Flight,

@@ -1,4 +1,5 @@
-//! The choice of servers in virtual time, among servers that freeze, refuse, are slow and come back.
+//! The choice of servers in virtual time, among servers that freeze, refuse, are slow and come
+//! back.
 
 use rand::{RngExt, SeedableRng};
 
@@ -22,7 +23,7 @@ enum Does {
     Behind,
     /// Says that there is no majority, after this long.
     NoMajority(Duration),
-    /// Is stopping.
+    /// Says that it is stopping.
     Gone,
     /// Is down: connections are refused.
     Refuse,
@@ -245,8 +246,9 @@ fn a_frozen_server_costs_one_hedge_and_then_nothing() {
     }
 }
 
-/// A machine is never quite on time: the request was often answered by the second server a moment before the first one
-/// counted as silent, and so the first was asked first again by every later request.
+/// A machine is never quite on time: the request was often answered by the second server a moment
+/// before the first one counted as silent, and so the first was asked first again by every later
+/// request.
 #[test]
 fn a_frozen_server_costs_one_request_also_when_the_client_is_late() {
     for (rules, frozen, late) in [read(), write()].into_iter().flat_map(|rules| {
@@ -312,7 +314,8 @@ fn a_server_that_has_greeted_and_then_freezes_costs_the_silence_timeout_once() {
     });
 }
 
-/// On a busy machine several servers greet late. Each of those that the write had been sent to got a copy of it then.
+/// On a busy machine several servers greet late. Each of those that the write had been sent to got
+/// a copy of it then.
 #[test]
 fn a_write_waits_where_it_left_first_of_several_servers_that_greet_late() {
     let mut random = StdRng::seed_from_u64(1);
@@ -344,8 +347,8 @@ fn a_write_waits_where_it_left_first_of_several_servers_that_greet_late() {
     assert_eq!((sent, now), (second, rules.greeting + 2 * TRIP + rules.silence));
 }
 
-/// A process that was stopped, or a machine that slept, finds all its time-outs over when it goes on, before it has
-/// read what came meanwhile.
+/// A process that was stopped, or a machine that slept, finds all its time-outs over when it goes
+/// on, before it has read what came meanwhile.
 #[test]
 fn time_in_which_the_client_did_not_run_is_nobodys_silence() {
     for has_greeted in [false, true] {

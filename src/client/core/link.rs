@@ -1,0 +1,218 @@
+//! The connection to one server, as far as it takes no socket: who waits for which answer, and how
+//! long silence is borne.
+//!
+//! A link is opened when first needed, kept, and opened again when lost. Requests leave when the
+//! server has greeted, and not before: what was given up until then is never sent. While an answer
+//! is owed and nothing comes, the server is asked with PING; after [`Timing::silence_timeout`]
+//! without a byte the link is given up. An answer may take as long as it likes as long as the
+//! server is heard.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{CallId, Timing};
+use crate::limits::CLIENT_PROVOKED_TIMEOUT;
+
+/// Whom an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiter {
+    /// One attempt of a call.
+    Call { call: CallId, attempt: u64 },
+    /// The question whether an unhealthy server is back.
+    Probe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Closed,
+    /// TCP is being established, until this time at most.
+    Dialling(Duration),
+    /// HELLO is sent, and the answer is to come until this time.
+    Greeting(Duration),
+    /// The greeting is late, and what would make a web server speak is sent.
+    Provoked(Duration),
+    Open,
+}
+
+/// What the time has come for on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// TCP was not established in time.
+    NotDialled,
+    /// To find out whether it is a web server that does not greet.
+    Provoke,
+    /// The server did not greet in time.
+    NotGreeted,
+    /// Nothing came for the silence time-out while something was owed.
+    Silent,
+    /// To ask the server whether it is there.
+    Ping,
+}
+
+pub(super) struct Link {
+    phase: Phase,
+    /// Requests that have left, by their ids.
+    waiting: BTreeMap<u64, Waiter>,
+    /// Requests that leave when the server greets.
+    early: Vec<Waiter>,
+    next_id: u64,
+    /// The first id of the present connection.
+    first_id: u64,
+    /// Since when something has been owed without a pause.
+    owed_since: Duration,
+    /// When something last came, the greeting included; `None` before that.
+    heard: Option<Duration>,
+    /// When this link, rather than one of its calls, last sent PING.
+    pinged: Duration,
+}
+
+impl Link {
+    pub(super) fn new() -> Link {
+        Link {
+            phase: Phase::Closed,
+            waiting: BTreeMap::new(),
+            early: Vec::new(),
+            next_id: 1,
+            first_id: 1,
+            owed_since: Duration::ZERO,
+            heard: None,
+            pinged: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    pub(super) fn is_dialling(&self) -> bool {
+        matches!(self.phase, Phase::Dialling(_))
+    }
+
+    /// When the server was last heard; never as long as it has not greeted.
+    pub(super) fn heard(&self) -> Option<Duration> {
+        self.heard
+    }
+
+    pub(super) fn dial(&mut self, until: Duration) {
+        assert_eq!(self.phase, Phase::Closed, "a server is dialled that has a connection");
+        self.phase = Phase::Dialling(until);
+        self.first_id = self.next_id;
+    }
+
+    /// TCP is established. `false`: nobody dials.
+    pub(super) fn connected(&mut self) -> bool {
+        let Phase::Dialling(until) = self.phase else { return false };
+        self.phase = Phase::Greeting(until);
+        true
+    }
+
+    /// The server has greeted: those are returned whose requests can leave now.
+    pub(super) fn open(&mut self, now: Duration) -> Vec<Waiter> {
+        (self.phase, self.heard, self.pinged) = (Phase::Open, Some(now), now);
+        std::mem::take(&mut self.early)
+    }
+
+    /// Something came, or the server took more of what waits to be sent than it had taken before.
+    pub(super) fn hear(&mut self, now: Duration) {
+        if self.is_open() {
+            self.heard = self.heard.max(Some(now));
+        }
+    }
+
+    pub(super) fn wait_for_greeting(&mut self, waiter: Waiter) {
+        assert!(!self.is_open(), "{waiter:?} waits for a greeting that has come");
+        self.early.push(waiter);
+    }
+
+    /// The id of a request that leaves now.
+    pub(super) fn issue(&mut self, now: Duration, waiter: Waiter) -> u64 {
+        assert!(self.is_open(), "{waiter:?} leaves before the greeting");
+        if self.waiting.is_empty() {
+            self.owed_since = now;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiting.insert(id, waiter);
+        id
+    }
+
+    /// Who waits for this answer; `None` when nobody does any more.
+    ///
+    /// # Errors
+    /// No request with this id has left on this connection.
+    pub(super) fn answered(&mut self, id: u64) -> Result<Option<Waiter>, ()> {
+        if !(self.first_id..self.next_id).contains(&id) {
+            return Err(());
+        }
+        Ok(self.waiting.remove(&id))
+    }
+
+    /// Nobody waits for this answer any more.
+    pub(super) fn forget(&mut self, id: u64) {
+        self.waiting.remove(&id);
+    }
+
+    /// A request that has not left is not wanted any more.
+    pub(super) fn forget_early(&mut self, waiter: Waiter) {
+        self.early.retain(|early| *early != waiter);
+    }
+
+    /// The connection is gone: those are returned that waited, and whether their requests had left.
+    pub(super) fn close(&mut self) -> Vec<(Waiter, bool)> {
+        (self.phase, self.heard) = (Phase::Closed, None);
+        let left = std::mem::take(&mut self.waiting).into_values().map(|waiter| (waiter, true));
+        let early = std::mem::take(&mut self.early).into_iter().map(|waiter| (waiter, false));
+        left.chain(early).collect()
+    }
+
+    /// Since when the server has been owing without a sign of life; `None` when it owes nothing.
+    fn silent_since(&self) -> Option<Duration> {
+        let heard = self.heard.filter(|_| self.is_open() && !self.waiting.is_empty())?;
+        Some(heard.max(self.owed_since))
+    }
+
+    /// What the time has come for, and with that it is done.
+    pub(super) fn take_due(&mut self, now: Duration, timing: &Timing) -> Option<Due> {
+        match self.phase {
+            Phase::Dialling(until) => (until <= now).then_some(Due::NotDialled),
+            Phase::Greeting(until) => (until <= now).then(|| {
+                self.phase = Phase::Provoked(now + CLIENT_PROVOKED_TIMEOUT);
+                Due::Provoke
+            }),
+            Phase::Provoked(until) => (until <= now).then_some(Due::NotGreeted),
+            Phase::Closed | Phase::Open => {
+                let silent_since = self.silent_since()?;
+                if silent_since + timing.silence_timeout <= now {
+                    return Some(Due::Silent);
+                }
+                (silent_since.max(self.pinged) + timing.ping_interval <= now).then(|| {
+                    self.pinged = now;
+                    Due::Ping
+                })
+            }
+        }
+    }
+
+    /// When [`Link::take_due`] next has something, if nothing happens before.
+    pub(super) fn next_due(&self, timing: &Timing) -> Option<Duration> {
+        match self.phase {
+            Phase::Dialling(until) | Phase::Greeting(until) | Phase::Provoked(until) => Some(until),
+            Phase::Closed | Phase::Open => {
+                let silent_since = self.silent_since()?;
+                let ping_at = silent_since.max(self.pinged) + timing.ping_interval;
+                Some(ping_at.min(silent_since + timing.silence_timeout))
+            }
+        }
+    }
+
+    /// How many attempts of calls wait on it.
+    #[cfg(test)]
+    pub(super) fn waiting_calls(&self) -> usize {
+        let all = self.waiting.values().chain(&self.early);
+        all.filter(|waiter| matches!(waiter, Waiter::Call { .. })).count()
+    }
+}

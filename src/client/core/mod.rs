@@ -1,0 +1,876 @@
+//! The client core: a deterministic state machine that brings a client's calls to its servers and
+//! the answers back.
+//!
+//! It takes inputs ([`Core::begin`] a call, [`Core::cancel`] one, a connection is there, a frame
+//! came, a connection is gone, the time) and returns outputs ([`Output`]: dial, send, close, a call
+//! is over) and the time at which it wants to be called next. It reads no clock, draws no
+//! randomness but from the seed that it is given, and performs no I/O: `client::driver` does that,
+//! and the tests of this module do it in virtual time.
+//!
+//! How it is cut: [`attempts`] decides for one call which server is asked next and when to give up,
+//! [`health`] knows which servers are worth asking first, [`link`] is the connection to one server,
+//! [`sequence`] numbers the writes; this file brings calls and links together. What is sent, and
+//! what an answer means, is the call's own affair ([`Exchange`]): the core knows neither keys nor
+//! values.
+//!
+//! A call goes this way. It waits until there is room: for it among the calls under way
+//! ([`CLIENT_REQUESTS_MAX`], and [`CLIENT_REQUEST_BYTES_MAX`] of their requests), and, if it is a
+//! write, in the window of sequence numbers. Calls that wait go in the order in which they came,
+//! but a read passes writes that wait for the window. Then its attempts begin. Each is sent on its
+//! server's link, at once if that is open, else when the server greets; the request is built at
+//! that moment, so that a retry asks with what is known by then. The first answer that its
+//! [`Exchange`] takes ends the call, and so do its deadline and what [`attempts`] counts as final.
+//!
+//! Invariants:
+//!
+//! - A call ends exactly once, by its deadline, or is cancelled; then the core keeps nothing of it.
+//! - A write has one identity, however often it is sent. It is given another one only when the
+//!   servers do not know its client any more and no copy of it can have had an effect.
+//! - A copy of a write that is sent in the place of another one which may still leave shares its
+//!   *claim*: whichever server greets first gets it, and the others do not.
+//! - What has not left is never sent once its call is over. What has left cannot be called back: of
+//!   a write that ends without its answer the effect is not known then ([`Effect::MayBeDone`]).
+//! - Requests under way at a server are known by the ids that this core gave them. A server that
+//!   answers what it was not asked loses its connection, and one that answers with the wrong kind
+//!   of reply counts as of no use for now.
+//!
+//! What it leaves out: the sockets, the limit on what waits to be sent on one (the driver's), and
+//! timestamps that a client has seen (`client::seen`, which the exchanges ask).
+
+mod attempts;
+mod health;
+mod link;
+mod sequence;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use self::attempts::{Action, Attempts, Rules};
+use self::health::Health;
+use self::link::{Due, Link, Waiter};
+use self::sequence::Sequencer;
+use super::Timing;
+use super::error::{ClientError, ServerFailure};
+use super::greeting::{self, Failure};
+use crate::limits::{
+    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_REQUEST_BYTES_MAX, CLIENT_REQUESTS_MAX,
+    CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR, SESSION_REPLIES_MAX,
+};
+use crate::model::{ClientId, ClusterId, Effect, RequestId, Timestamp};
+use crate::wire::codec;
+use crate::wire::frame::FrameError;
+use crate::wire::message::{ErrorCode, HelloRole, Message, Reply, Request};
+
+pub(super) use self::attempts::{Verdict, judge_error, judge_unexpected};
+
+/// A call's number, chosen by whoever begins it and never used again.
+pub(super) type CallId = u64;
+
+/// Is told of each server that a call of a console has passed over.
+pub(super) type Report = Arc<dyn Fn(ServerFailure) + Send + Sync>;
+
+/// How long a call goes on.
+#[derive(Clone)]
+pub(super) enum Retry {
+    /// Round after round, until its deadline.
+    UntilDeadline,
+    /// Until each server has been asked once.
+    EachServerOnce,
+    /// Each server once, for a person: whoever could not be reached, is leaving, or says nothing is
+    /// reported, and so has longer to say something.
+    Console(Report),
+}
+
+/// Whom a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Any server, at random among the healthy ones.
+    AnyServer,
+    /// Likewise, but the one first that is thought to lead, which orders writes by itself.
+    LeaderFirst,
+    /// The server at this place alone.
+    Server(usize),
+}
+
+/// What the core has to know of a call.
+pub(super) struct CallSpec {
+    pub(super) target: Target,
+    pub(super) retry: Retry,
+    /// Its requests carry an identity, by which servers know copies of them.
+    pub(super) is_write: bool,
+    /// About how much memory one of its requests takes.
+    pub(super) request_bytes: usize,
+    /// When it ends at the latest.
+    pub(super) deadline: Duration,
+    /// The whole time it had, for its error.
+    pub(super) timeout: Duration,
+}
+
+/// What a call asks, and what becomes of the answers.
+pub(super) trait Exchange: Send {
+    /// The request of one attempt. A write gets the identity that it is to carry.
+    fn request(&mut self, attempt: u64, identity: Option<RequestId>) -> Request;
+
+    /// What the reply to that attempt means. With [`Verdict::Done`] the exchange keeps the answer
+    /// until its end.
+    fn judge(&mut self, attempt: u64, server: SocketAddr, reply: Reply) -> Verdict<()>;
+
+    /// The call is over: with the answer that was kept, or with an error.
+    fn end(self: Box<Self>, result: Result<(), ClientError>);
+}
+
+/// What a driver is to do.
+pub(super) enum Output {
+    /// Connect to the server. What comes of it is to be told by [`Core::connected`] or
+    /// [`Core::lost`].
+    Dial(usize),
+    /// Send a message on the server's connection.
+    Send { server: usize, message: Message },
+    /// The server has greeted: from now on frames may be as long as those of any client.
+    Greeted(usize),
+    /// Send what makes a web server speak, which waits for the end of a line.
+    Provoke(usize),
+    /// Close the server's connection, about which nothing more is to be told.
+    Close(usize),
+    /// A console's call passes over a server.
+    PassedOver { report: Report, failure: ServerFailure },
+    /// A call is over.
+    End { exchange: Box<dyn Exchange>, result: Result<(), ClientError> },
+}
+
+/// How a connection was lost, as a driver sees it.
+#[derive(Debug)]
+pub(super) enum Loss {
+    /// The server has closed it.
+    Ended,
+    /// It failed. `ended`: as idle connections do that have ended meanwhile.
+    Broken { reason: String, ended: bool },
+    /// What came is not a sequence of frames.
+    Frame(FrameError),
+}
+
+/// One attempt that is under way.
+struct Flight {
+    server: usize,
+    attempt: u64,
+    /// The id under which its request has left, if it has.
+    request_id: Option<u64>,
+    /// Which of the call's claims it needs in order to leave; of a read, and of a copy that is sent
+    /// once more on a new connection, none.
+    claim: Option<usize>,
+    /// The connection was open before the request, and it has not been sent once more on a new one.
+    was_kept: bool,
+}
+
+/// A call that is not over.
+struct Call {
+    exchange: Box<dyn Exchange>,
+    spec: CallSpec,
+    /// `None` while it waits for room.
+    attempts: Option<Attempts>,
+    identity: Option<RequestId>,
+    /// It has got a second identity.
+    is_renewed: bool,
+    flights: Vec<Flight>,
+    attempts_made: u64,
+    /// Of a write: for each claim of its copies, whether one of them has left.
+    claims: Vec<bool>,
+    /// Of a write: what is known of the effect of the attempts that have ended.
+    effect: Option<Effect>,
+    /// When it is next looked at.
+    timer: Duration,
+}
+
+impl Call {
+    fn raise(&mut self, effect: Effect) {
+        if let Some(known) = &mut self.effect {
+            *known = effect.max(*known);
+        }
+    }
+
+    fn take_flight(&mut self, attempt: u64) -> Option<Flight> {
+        let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
+        Some(self.flights.swap_remove(at))
+    }
+}
+
+/// What a client is made of, apart from its servers' addresses.
+#[derive(Clone, Copy)]
+pub(super) struct CoreConfig {
+    pub(super) timing: Timing,
+    pub(super) client: ClientId,
+    /// All randomness follows from it.
+    pub(super) seed: u64,
+}
+
+/// All calls and connections of a client.
+pub(super) struct Core {
+    servers: Arc<[SocketAddr]>,
+    timing: Timing,
+    random: StdRng,
+    health: Health,
+    links: Vec<Link>,
+    calls: HashMap<CallId, Call>,
+    /// Calls that wait for room, in their order.
+    waiting: VecDeque<CallId>,
+    /// When each call is next looked at.
+    timers: BTreeSet<(Duration, CallId)>,
+    under_way: usize,
+    /// About how much memory the requests of the calls under way take.
+    request_bytes: usize,
+    sequencer: Sequencer,
+    /// The group of the first server that has greeted. Timestamps of two groups do not compare, so
+    /// a server of another one is as good as unreachable.
+    cluster: Option<ClusterId>,
+    /// When the client met its group: the timestamp of the last write that the first server that
+    /// greeted had applied. A write must be sent with the same time to whichever server.
+    met: Option<Timestamp>,
+    /// Whom a hint named.
+    leader: Option<usize>,
+    outputs: VecDeque<Output>,
+    is_admitting: bool,
+}
+
+impl Core {
+    pub(super) fn new(servers: Arc<[SocketAddr]>, config: CoreConfig) -> Core {
+        let CoreConfig { timing, client, seed } = config;
+        Core {
+            timing,
+            random: StdRng::seed_from_u64(seed),
+            health: Health::new(servers.len()),
+            links: servers.iter().map(|_| Link::new()).collect(),
+            calls: HashMap::new(),
+            waiting: VecDeque::new(),
+            timers: BTreeSet::new(),
+            under_way: 0,
+            request_bytes: 0,
+            sequencer: Sequencer::new(client, SESSION_REPLIES_MAX as u64),
+            cluster: None,
+            met: None,
+            leader: None,
+            outputs: VecDeque::new(),
+            is_admitting: false,
+            servers,
+        }
+    }
+
+    /// Begins a call: at once if there is room, else when there is.
+    pub(super) fn begin(
+        &mut self,
+        now: Duration,
+        id: CallId,
+        spec: CallSpec,
+        exchange: Box<dyn Exchange>,
+    ) {
+        let (timer, effect) = (spec.deadline, spec.is_write.then_some(Effect::NotDone));
+        let call = Call {
+            exchange,
+            spec,
+            attempts: None,
+            identity: None,
+            is_renewed: false,
+            flights: Vec::new(),
+            attempts_made: 0,
+            claims: Vec::new(),
+            effect,
+            timer,
+        };
+        let before = self.calls.insert(id, call);
+        assert!(before.is_none(), "two calls have the number {id}");
+        self.timers.insert((timer, id));
+        self.waiting.push_back(id);
+        self.admit(now);
+    }
+
+    /// Nobody waits for the call any more: it ends without a word. A write that has left may still
+    /// take effect.
+    pub(super) fn cancel(&mut self, now: Duration, id: CallId) {
+        if let Some(call) = self.calls.remove(&id) {
+            self.release(id, call);
+            self.admit(now);
+        }
+    }
+
+    /// Who leads, as far as somebody knows: writes go there first.
+    pub(super) fn hint_leader(&mut self, leader: Option<usize>) {
+        self.leader = leader;
+    }
+
+    /// Whether no call is under way, and none waits.
+    pub(super) fn is_idle(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Drops all calls: nobody drives this core any more.
+    pub(super) fn abandon(&mut self) {
+        self.calls.clear();
+        self.waiting.clear();
+        self.outputs.clear();
+    }
+
+    /// What to do next, in this order.
+    pub(super) fn take_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Core::poll`] is to be called, if no input comes before.
+    pub(super) fn next_at(&self) -> Option<Duration> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let links = self.links.iter().filter_map(|link| link.next_due(&self.timing));
+        let probe = self.health.next_probe().filter(|_| !self.is_idle());
+        links.chain(timer).chain(probe).min()
+    }
+
+    /// Does what the time has come for.
+    pub(super) fn poll(&mut self, now: Duration) {
+        for server in 0..self.links.len() {
+            while let Some(due) = self.links[server].take_due(now, &self.timing) {
+                let reason = match due {
+                    Due::Provoke => {
+                        self.outputs.push_back(Output::Provoke(server));
+                        continue;
+                    }
+                    Due::Ping => {
+                        self.send(server, Message::Ping { nonce: 1 });
+                        continue;
+                    }
+                    Due::NotDialled => greeting::TIMED_OUT.to_owned(),
+                    Due::NotGreeted => greeting::NO_GREETING.to_owned(),
+                    Due::Silent => format!("nothing heard for {:?}", self.timing.silence_timeout),
+                };
+                self.give_up(now, server, Failure::new(reason));
+            }
+        }
+        while let Some((at, id)) = self.timers.first().copied()
+            && at <= now
+        {
+            self.look_after(now, id);
+            let moved_on = self.calls.get(&id).is_none_or(|call| call.timer > now);
+            assert!(moved_on, "call {id} is to be looked at again at the time {now:?}");
+        }
+        self.probe(now);
+    }
+
+    /// The server's connection is there, and is to be greeted on.
+    pub(super) fn connected(&mut self, server: usize) {
+        if self.links[server].connected() {
+            self.send(server, greeting::hello(HelloRole::Client));
+        }
+    }
+
+    /// Something came of the server, or it took more of what waits to be sent.
+    pub(super) fn heard(&mut self, now: Duration, server: usize) {
+        self.links[server].hear(now);
+    }
+
+    /// A whole frame came.
+    pub(super) fn frame(&mut self, now: Duration, server: usize, body: &[u8]) {
+        self.links[server].hear(now);
+        let taken = match codec::decode(body) {
+            Ok(message) if self.links[server].is_open() => self.message(now, server, message),
+            Ok(message) => self.greeted(now, server, message),
+            Err(_) if !self.links[server].is_open() => {
+                Err(greeting::stranger(None, HelloRole::Client))
+            }
+            Err(error) => Err(Failure::new(error.to_string())),
+        };
+        if let Err(failure) = taken {
+            self.give_up(now, server, failure);
+        }
+    }
+
+    /// The server's connection could not be made, or is gone.
+    pub(super) fn lost(&mut self, now: Duration, server: usize, loss: Loss) {
+        let link = &self.links[server];
+        let failure = match loss {
+            Loss::Ended if link.is_open() => {
+                Failure { ended: true, ..Failure::new("the server closed the connection") }
+            }
+            Loss::Broken { reason, ended } if link.is_open() => {
+                Failure { ended, ..Failure::new(reason) }
+            }
+            Loss::Broken { reason, ended } if !ended || link.is_dialling() => Failure::new(reason),
+            Loss::Ended | Loss::Broken { .. } => greeting::not_greeted(HelloRole::Client),
+            Loss::Frame(error) if link.is_open() => Failure::new(error.to_string()),
+            Loss::Frame(error) => greeting::stranger(Some(&error), HelloRole::Client),
+        };
+        self.fail_link(now, server, failure);
+    }
+
+    // ---- calls --------------------------------------------------------------------------------
+
+    /// Begins the attempts of calls that wait, as far as there is room.
+    fn admit(&mut self, now: Duration) {
+        // A call that ends at once makes room for the next one, which the loop below finds.
+        if std::mem::replace(&mut self.is_admitting, true) {
+            return;
+        }
+        self.admit_each(now);
+        self.is_admitting = false;
+    }
+
+    fn admit_each(&mut self, now: Duration) {
+        let mut at = 0;
+        while at < self.waiting.len() && self.under_way < CLIENT_REQUESTS_MAX {
+            let id = self.waiting[at];
+            let Some(call) = self.calls.get_mut(&id) else {
+                // It was cancelled, or has ended at its deadline.
+                self.waiting.remove(at);
+                continue;
+            };
+            let bytes = self.request_bytes + call.spec.request_bytes;
+            if self.under_way > 0 && bytes > CLIENT_REQUEST_BYTES_MAX {
+                return;
+            }
+            if call.spec.is_write {
+                call.identity = self.sequencer.begin();
+                if call.identity.is_none() {
+                    at += 1;
+                    continue;
+                }
+            }
+            self.waiting.remove(at);
+            (self.under_way, self.request_bytes) = (self.under_way + 1, bytes);
+            self.start(now, id);
+            // A call that has ended at once has made room for those that were passed.
+            at = 0;
+        }
+    }
+
+    fn start(&mut self, now: Duration, id: CallId) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let rules = rules(&call.spec, &self.timing);
+        let servers = match call.spec.target {
+            Target::Server(server) => vec![server],
+            Target::AnyServer | Target::LeaderFirst => (0..self.servers.len()).collect(),
+        };
+        let first = self.leader.filter(|_| call.spec.target == Target::LeaderFirst);
+        let addresses = Arc::clone(&self.servers);
+        let random = &mut self.random;
+        call.attempts = Some(Attempts::new(rules, addresses, servers, first, now, random));
+        self.look_after(now, id);
+    }
+
+    /// Does what a call has to do by now, and notes when it is next to be looked at.
+    fn look_after(&mut self, now: Duration, id: CallId) {
+        // Taken out, so that it can be lent together with the rest.
+        let Some(mut call) = self.calls.remove(&id) else { return };
+        match self.next_step(now, id, &mut call) {
+            Ok(until) => {
+                self.set_timer(id, &mut call, until);
+                self.calls.insert(id, call);
+            }
+            Err(error) => self.end(now, id, call, Err(error)),
+        }
+    }
+
+    /// Until when the call waits, if nothing happens before.
+    ///
+    /// # Errors
+    /// The one that it ends with.
+    fn next_step(
+        &mut self,
+        now: Duration,
+        id: CallId,
+        call: &mut Call,
+    ) -> Result<Duration, ClientError> {
+        loop {
+            let Some(attempts) = &mut call.attempts else {
+                if now < call.spec.deadline {
+                    return Ok(call.spec.deadline);
+                }
+                let is_full = self.under_way >= CLIENT_REQUESTS_MAX;
+                let last = match call.spec.is_write && !is_full {
+                    false => "too many requests of this client are under way",
+                    true => "an earlier write of this client is not answered",
+                };
+                return Err(timed_out(&call.spec, last));
+            };
+            let heard = |server: usize| self.links[server].heard();
+            let action = attempts.poll(now, heard, &mut self.health, &mut self.random);
+            for failure in attempts.take_passed_over() {
+                if let Retry::Console(report) = &call.spec.retry {
+                    let report = Arc::clone(report);
+                    self.outputs.push_back(Output::PassedOver { report, failure });
+                }
+            }
+            match action {
+                Action::GiveUp(error) => return Err(error),
+                Action::Wait(until) => return Ok(until),
+                Action::Ping(server) => {
+                    if self.links[server].is_open() {
+                        self.send(server, Message::Ping { nonce: 0 });
+                    }
+                }
+                Action::Send { server, instead } => {
+                    let claim = call.spec.is_write.then(|| {
+                        // A copy that has left cannot be taken back.
+                        let is_shared = instead && call.claims.last() == Some(&false);
+                        if !is_shared {
+                            call.claims.push(false);
+                        }
+                        call.claims.len() - 1
+                    });
+                    let was_kept = self.links[server].is_open();
+                    self.attempt(now, id, call, server, claim, was_kept);
+                }
+            }
+        }
+    }
+
+    /// Sends one attempt, now or when the server greets.
+    fn attempt(
+        &mut self,
+        now: Duration,
+        id: CallId,
+        call: &mut Call,
+        server: usize,
+        claim: Option<usize>,
+        was_kept: bool,
+    ) {
+        call.attempts_made += 1;
+        let attempt = call.attempts_made;
+        call.flights.push(Flight { server, attempt, request_id: None, claim, was_kept });
+        if self.links[server].is_open() {
+            return self.leave(now, id, call, attempt);
+        }
+        self.links[server].wait_for_greeting(Waiter::Call { call: id, attempt });
+        self.dial(now, server);
+    }
+
+    /// Lets an attempt's request leave, unless another copy of the write has left in its place.
+    fn leave(&mut self, now: Duration, id: CallId, call: &mut Call, attempt: u64) {
+        let Some(flight) = call.flights.iter_mut().find(|flight| flight.attempt == attempt) else {
+            return;
+        };
+        let server = flight.server;
+        if let Some(claim) = flight.claim
+            && std::mem::replace(&mut call.claims[claim], true)
+        {
+            call.take_flight(attempt);
+            if let Some(attempts) = &mut call.attempts {
+                attempts.withheld(server);
+            }
+            return;
+        }
+        if let (Some(identity), Some(met)) = (&mut call.identity, self.met)
+            && identity.begun == Timestamp::ZERO
+        {
+            // Of the client's first identity, which may have been given before any server was
+            // reached.
+            identity.begun = met;
+        }
+        let body = call.exchange.request(attempt, call.identity);
+        let request_id = self.links[server].issue(now, Waiter::Call { call: id, attempt });
+        flight.request_id = Some(request_id);
+        self.send(server, Message::Request { id: request_id, body });
+    }
+
+    /// A reply to an attempt came.
+    fn replied(&mut self, now: Duration, id: CallId, attempt: u64, reply: Reply) {
+        let Some(mut call) = self.calls.remove(&id) else { return };
+        let Some(flight) = call.take_flight(attempt) else {
+            self.calls.insert(id, call);
+            return;
+        };
+        let server = flight.server;
+        if let Reply::Error(error) = &reply {
+            call.raise(error.effect);
+        }
+        let verdict = call.exchange.judge(attempt, self.servers[server], reply);
+        let begun = match &verdict {
+            Verdict::Forgotten { begun, .. } => Some(*begun),
+            _ => None,
+        };
+        let end = call.attempts.as_mut().and_then(|attempts| {
+            let heard = |server: usize| self.links[server].heard();
+            let (health, random) = (&mut self.health, &mut self.random);
+            attempts.answered(now, server, verdict, heard, health, random)
+        });
+        match end {
+            Some(result) => match (result, begun) {
+                (Err(error), Some(begun)) => self.forgotten(now, id, call, error, begun),
+                (result, _) => self.end(now, id, call, result),
+            },
+            None => {
+                self.calls.insert(id, call);
+                self.look_after(now, id);
+            }
+        }
+    }
+
+    /// The servers do not know the write's client any more.
+    fn forgotten(
+        &mut self,
+        now: Duration,
+        id: CallId,
+        mut call: Call,
+        error: ClientError,
+        begun: Timestamp,
+    ) {
+        if let Some(identity) = call.identity {
+            self.sequencer.forgotten(identity, begun);
+        }
+        let effect = self.withdraw(&mut call, id);
+        let error = error.of_write(effect);
+        if error.effect() > Effect::NotDone || call.is_renewed {
+            return self.end(now, id, call, Err(error));
+        }
+        // It was never applied under this identity, so it is safe under another.
+        self.make_room(&mut call);
+        call.is_renewed = true;
+        call.claims.clear();
+        let deadline = call.spec.deadline;
+        self.set_timer(id, &mut call, deadline);
+        self.calls.insert(id, call);
+        self.waiting.push_front(id);
+        self.admit(now);
+    }
+
+    /// A call is over. Whoever was sent a request that is not answered may still carry it out.
+    fn end(&mut self, now: Duration, id: CallId, mut call: Call, result: Result<(), ClientError>) {
+        let effect = self.withdraw(&mut call, id);
+        let result = result.map_err(|error| error.of_write(effect));
+        let exchange = self.release(id, call);
+        self.outputs.push_back(Output::End { exchange, result });
+        self.admit(now);
+    }
+
+    /// Gives up the attempts of a call that are under way. Returns what is known of its effect
+    /// then.
+    fn withdraw(&mut self, call: &mut Call, id: CallId) -> Option<Effect> {
+        for Flight { server, attempt, request_id, .. } in std::mem::take(&mut call.flights) {
+            match request_id {
+                Some(request_id) => {
+                    call.raise(Effect::MayBeDone);
+                    self.links[server].forget(request_id);
+                }
+                None => self.links[server].forget_early(Waiter::Call { call: id, attempt }),
+            }
+        }
+        call.effect
+    }
+
+    /// Takes back all that a call has of the core, which forgets it.
+    fn release(&mut self, id: CallId, mut call: Call) -> Box<dyn Exchange> {
+        self.withdraw(&mut call, id);
+        match call.attempts {
+            Some(_) => self.make_room(&mut call),
+            None => self.waiting.retain(|waiting| *waiting != id),
+        }
+        self.timers.remove(&(call.timer, id));
+        call.exchange
+    }
+
+    /// A call is not under way any more.
+    fn make_room(&mut self, call: &mut Call) {
+        call.attempts = None;
+        self.under_way -= 1;
+        self.request_bytes -= call.spec.request_bytes;
+        if let Some(identity) = call.identity.take() {
+            self.sequencer.finish(identity);
+        }
+    }
+
+    fn set_timer(&mut self, id: CallId, call: &mut Call, timer: Duration) {
+        if call.timer != timer {
+            self.timers.remove(&(call.timer, id));
+            call.timer = timer;
+        }
+        self.timers.insert((timer, id));
+    }
+
+    // ---- links --------------------------------------------------------------------------------
+
+    fn send(&mut self, server: usize, message: Message) {
+        self.outputs.push_back(Output::Send { server, message });
+    }
+
+    fn dial(&mut self, now: Duration, server: usize) {
+        if self.links[server].is_closed() {
+            self.links[server].dial(now + self.timing.connect_timeout);
+            self.outputs.push_back(Output::Dial(server));
+        }
+    }
+
+    /// The first message of a server.
+    fn greeted(&mut self, now: Duration, server: usize, message: Message) -> Result<(), Failure> {
+        let welcome = greeting::welcomed(message)?;
+        if let Some(known) = self.cluster.filter(|known| *known != welcome.cluster) {
+            let other = welcome.cluster;
+            let reason = format!("it belongs to group {other}, the others to {known}");
+            return Err(Failure::new(reason));
+        }
+        self.cluster = Some(welcome.cluster);
+        self.met.get_or_insert(welcome.applied_timestamp);
+        self.outputs.push_back(Output::Greeted(server));
+        for waiter in self.links[server].open(now) {
+            match waiter {
+                Waiter::Probe => self.ask_probe(now, server),
+                Waiter::Call { call: id, attempt } => {
+                    let Some(mut call) = self.calls.remove(&id) else { continue };
+                    self.leave(now, id, &mut call, attempt);
+                    self.calls.insert(id, call);
+                    self.look_after(now, id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A message of a server that has greeted.
+    fn message(&mut self, now: Duration, server: usize, message: Message) -> Result<(), Failure> {
+        match message {
+            Message::Reply { id, body } => {
+                let waiter = self.links[server].answered(id).map_err(|()| {
+                    Failure::new("the server answered a request that was never made")
+                })?;
+                match waiter {
+                    Some(Waiter::Call { call, attempt }) => self.replied(now, call, attempt, body),
+                    Some(Waiter::Probe) => self.probed(now, server, &body),
+                    None => {}
+                }
+                Ok(())
+            }
+            Message::Ping { nonce } => {
+                self.send(server, Message::Pong { nonce });
+                Ok(())
+            }
+            Message::Pong { .. } => Ok(()),
+            Message::Refused { reason } => Err(greeting::refused(&reason)),
+            Message::Hello(_)
+            | Message::Welcome(_)
+            | Message::Request { .. }
+            | Message::Peer(_)
+            | Message::Registry { .. }
+            | Message::RegistryReply { .. }
+            | Message::Share { .. }
+            | Message::ShareReply { .. } => {
+                Err(Failure::new("the server sent a message that no client expects"))
+            }
+        }
+    }
+
+    /// Closes a connection, of which the server may not know yet.
+    fn give_up(&mut self, now: Duration, server: usize, failure: Failure) {
+        self.outputs.push_back(Output::Close(server));
+        self.fail_link(now, server, failure);
+    }
+
+    /// A connection is gone: whoever waited on it is told.
+    fn fail_link(&mut self, now: Duration, server: usize, failure: Failure) {
+        let heard = self.links[server].heard();
+        for (waiter, has_left) in self.links[server].close() {
+            let Waiter::Call { call: id, attempt } = waiter else { continue };
+            let Some(mut call) = self.calls.remove(&id) else { continue };
+            let Some(flight) = call.take_flight(attempt) else {
+                self.calls.insert(id, call);
+                continue;
+            };
+            if has_left {
+                call.raise(Effect::MayBeDone);
+            }
+            if failure.ended && flight.was_kept {
+                // Servers close idle connections, which says nothing about their health: the
+                // request goes on a new one.
+                self.attempt(now, id, &mut call, server, None, false);
+            } else if let Some(attempts) = &mut call.attempts {
+                let reason = failure.reason.clone();
+                let (health, random) = (&mut self.health, &mut self.random);
+                attempts.broke(now, server, reason, heard, health, random);
+            }
+            self.calls.insert(id, call);
+            self.look_after(now, id);
+        }
+    }
+
+    /// Asks an unhealthy server, if one is due, whether it has a leader to follow by now.
+    fn probe(&mut self, now: Duration) {
+        if self.is_idle() {
+            return;
+        }
+        while let Some(server) = self.health.take_probe(now, &mut self.random) {
+            if self.links[server].is_open() {
+                self.ask_probe(now, server);
+            } else {
+                self.links[server].forget_early(Waiter::Probe);
+                self.links[server].wait_for_greeting(Waiter::Probe);
+                self.dial(now, server);
+            }
+        }
+    }
+
+    fn ask_probe(&mut self, now: Duration, server: usize) {
+        let id = self.links[server].issue(now, Waiter::Probe);
+        self.send(server, Message::Request { id, body: Request::Status });
+    }
+
+    fn probed(&mut self, now: Duration, server: usize, reply: &Reply) {
+        let is_useful = match reply {
+            Reply::StatusOk(status) => status.leader.is_some(),
+            Reply::Error(error) => error.code == ErrorCode::Busy,
+            _ => false,
+        };
+        if is_useful {
+            self.health.answered(now, server);
+        }
+    }
+}
+
+/// How a call is tried.
+fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
+    let hedge = timing.hedge_delay;
+    let (greeting, silence, slow) = match (&spec.retry, spec.target) {
+        (Retry::Console(_), _) => {
+            let patience = hedge * CLIENT_CONSOLE_HEDGE_FACTOR;
+            (patience, patience, None)
+        }
+        (_, Target::LeaderFirst) => {
+            (hedge * CLIENT_WRITE_GREETING_FACTOR, hedge * CLIENT_WRITE_HEDGE_FACTOR, None)
+        }
+        (_, Target::AnyServer | Target::Server(_)) => (hedge, hedge, Some(hedge)),
+    };
+    Rules {
+        one_round: !matches!(spec.retry, Retry::UntilDeadline),
+        greeting,
+        silence,
+        slow,
+        reach: timing.reach_timeout,
+        deadline: spec.deadline,
+        timeout: spec.timeout,
+    }
+}
+
+fn timed_out(spec: &CallSpec, last: &str) -> ClientError {
+    let (timeout, last) = (spec.timeout, last.to_owned());
+    ClientError::TimedOut { timeout, last, effect: None }
+}
+
+#[cfg(test)]
+impl Core {
+    /// What must hold between any two inputs.
+    pub(super) fn check(&self) {
+        use std::collections::HashSet;
+        let under_way = self.calls.values().filter(|call| call.attempts.is_some());
+        assert_eq!(self.under_way, under_way.clone().count());
+        assert!(self.under_way <= CLIENT_REQUESTS_MAX);
+        let bytes: usize = under_way.map(|call| call.spec.request_bytes).sum();
+        assert_eq!(self.request_bytes, bytes);
+        assert!(bytes <= CLIENT_REQUEST_BYTES_MAX || self.under_way == 1);
+        assert_eq!(self.timers.len(), self.calls.len(), "each call is looked at again");
+        let waiting: HashSet<&CallId> = self.waiting.iter().collect();
+        for (id, call) in &self.calls {
+            assert_eq!(waiting.contains(id), call.attempts.is_none());
+            assert!(call.flights.len() <= self.servers.len(), "one attempt a server");
+            assert_eq!(call.identity.is_some(), call.spec.is_write && call.attempts.is_some());
+        }
+        let flights: usize = self.calls.values().map(|call| call.flights.len()).sum();
+        let waiters: usize = self.links.iter().map(Link::waiting_calls).sum();
+        assert_eq!(flights, waiters, "who waits on a link is an attempt of a call");
+    }
+}

@@ -1,0 +1,623 @@
+//! The thread of a client: it drives the [`Core`] with an event loop, for the client and all its
+//! clones.
+//!
+//! Whoever makes a call leaves it in the [`Inbox`] and wakes the loop; what has gathered there is
+//! taken together, so that requests of many callers travel in one write. A thread that is going to
+//! wait for the answer works with the core and the sockets itself for a moment if nobody else does,
+//! and so saves a switch of threads; the answer comes by the client's thread. That starts with the
+//! first call. It ends when the last clone is gone, once the calls under way are over.
+//!
+//! Futures can be [spawned](Driver::spawn) on the thread, too: that is how a call is reported whose
+//! caller does not wait. They must not block: everybody's answers come by this thread.
+//!
+//! What waits to be sent on a connection is bounded by [`CLIENT_QUEUED_BYTES_MAX`]; a server that
+//! takes so little that more would wait loses its connection. What comes in is one frame of each
+//! server at most, and an answer for each call.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::call::{CallFuture, Question, as_driver, ended, is_waiting};
+use super::core::{CallId, CallSpec, Core, CoreConfig, Exchange, Loss, Output, Verdict};
+use super::error::ClientError;
+use super::greeting::{describe, is_end};
+use super::sync::lock;
+use super::transport::{self, FRAME_BYTES_MAX};
+use crate::limits::{CLIENT_QUEUED_BYTES_MAX, CLIENT_REQUEST_TIMEOUT_MAX};
+use crate::model::RequestId;
+use crate::net::{
+    CloseReason, ConnectionId, ConnectionMap, EventLoop, LoopConfig, Net, SendLimits, Service,
+    SharedLoop, WakeHandle,
+};
+use crate::wire::message::{Reply, Request};
+
+/// The way to a client's thread, which is started when it is first needed.
+pub(super) struct Driver {
+    servers: Arc<[SocketAddr]>,
+    config: CoreConfig,
+    clock: Clock,
+    next_call: AtomicU64,
+    way: OnceLock<Way>,
+    /// Held while the thread is being started.
+    starting: Mutex<()>,
+}
+
+/// What makes a web server speak.
+const LINE_END: &[u8] = b"\r\n\r\n";
+
+/// What time it is for the core.
+enum Clock {
+    /// The system's monotonic clock, from here on.
+    Monotonic { started: Instant },
+    /// The time that a simulation sets, in microseconds.
+    #[cfg(test)]
+    Virtual { now_us: Arc<AtomicU64> },
+}
+
+/// How to reach a client's thread.
+struct Way {
+    inbox: Arc<Inbox>,
+    /// The loop, with which a thread that waits for its answer works itself; none in the
+    /// simulation.
+    shared: Option<Arc<SharedLoop<ClientService>>>,
+}
+
+impl Way {
+    /// Leaves the beginning of a call, or sees to it at once: whoever waits for the answer sends
+    /// the request without waking the client's thread, if nobody else is at work. What others make
+    /// travels together, when the thread wakes.
+    fn begin(&self, command: Command) -> Result<(), Command> {
+        let mut command = Some(command);
+        if is_waiting()
+            && let Some(shared) = &self.shared
+        {
+            as_driver(|| shared.try_with(|service, net| service.begin(net, &mut command)));
+        }
+        command.map_or(Ok(()), |command| self.inbox.push(command))
+    }
+}
+
+/// What is left for a client's thread. It holds no more than those who have left something: a
+/// call's place is in it or in the core, and whoever cancels a call that is still here takes it
+/// out.
+pub(super) struct Inbox {
+    state: Mutex<InboxState>,
+    /// `None` in the simulation, which looks by itself.
+    wake: Option<WakeHandle>,
+}
+
+#[derive(Default)]
+struct InboxState {
+    commands: Vec<Command>,
+    /// No client is left.
+    is_leaving: bool,
+    /// The thread has ended.
+    is_closed: bool,
+}
+
+pub(super) enum Command {
+    Begin { id: CallId, spec: CallSpec, exchange: Box<dyn Exchange> },
+    Cancel(CallId),
+    HintLeader(Option<usize>),
+    Poll(Arc<Task>),
+}
+
+impl Command {
+    /// Does on the client's thread what was left for it.
+    pub(super) fn perform(self, core: &mut Core, now: Duration) {
+        match self {
+            Command::Begin { id, spec, exchange } => core.begin(now, id, spec, exchange),
+            Command::Cancel(id) => core.cancel(now, id),
+            Command::HintLeader(leader) => core.hint_leader(leader),
+            Command::Poll(task) => task.poll(),
+        }
+    }
+}
+
+impl Inbox {
+    /// Leaves a command, or gives it back when nobody takes it any more.
+    fn push(&self, command: Command) -> Result<(), Command> {
+        let mut state = lock(&self.state);
+        if state.is_closed {
+            return Err(command);
+        }
+        state.commands.push(command);
+        drop(state);
+        self.wake();
+        Ok(())
+    }
+
+    fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            wake.wake();
+        }
+    }
+
+    /// Takes what is left here, in exchange for an empty list. Returns whether no client is left.
+    pub(super) fn take(&self, commands: &mut Vec<Command>) -> bool {
+        let mut state = lock(&self.state);
+        std::mem::swap(&mut state.commands, commands);
+        state.is_leaving
+    }
+
+    /// Nobody waits for a call any more.
+    pub(super) fn cancel(&self, id: CallId) {
+        let mut state = lock(&self.state);
+        let is_it =
+            |command: &Command| matches!(command, Command::Begin { id: begun, .. } if *begun == id);
+        let unbegun = state.commands.iter().rposition(is_it).map(|at| state.commands.remove(at));
+        drop(state);
+        if unbegun.is_none() {
+            // If the thread has ended there is nothing to cancel.
+            let _ = self.push(Command::Cancel(id));
+        }
+    }
+
+    fn leave(&self) {
+        lock(&self.state).is_leaving = true;
+        self.wake();
+    }
+}
+
+/// A future that the client's thread polls.
+pub(super) struct Task {
+    /// `None` once it is completed.
+    future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    inbox: Arc<Inbox>,
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        let inbox = Arc::clone(&self.inbox);
+        // If the thread has ended, so have the calls that the future waits for.
+        let _ = inbox.push(Command::Poll(self));
+    }
+}
+
+impl Task {
+    fn poll(self: &Arc<Task>) {
+        let waker = Waker::from(Arc::clone(self));
+        let mut future = lock(&self.future);
+        let Some(polled) = &mut *future else { return };
+        let poll = foreign(|| polled.as_mut().poll(&mut Context::from_waker(&waker)));
+        if poll.is_none_or(|poll| poll.is_ready()) {
+            *future = None;
+        }
+    }
+}
+
+/// Does what somebody else's code does; `None` when that panics, which ends nothing but itself: the
+/// thread is everybody's.
+fn foreign<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    done.inspect_err(|_| log::error!("what is done with an answer has panicked")).ok()
+}
+
+impl Driver {
+    pub(super) fn new(servers: Arc<[SocketAddr]>, config: CoreConfig) -> Driver {
+        Driver {
+            servers,
+            config,
+            clock: Clock::Monotonic { started: Instant::now() },
+            next_call: AtomicU64::new(1),
+            way: OnceLock::new(),
+            starting: Mutex::new(()),
+        }
+    }
+
+    /// One without a thread: a simulation takes what is in the inbox, and tells the time.
+    #[cfg(test)]
+    pub(super) fn simulated(
+        servers: Arc<[SocketAddr]>,
+        config: CoreConfig,
+        now_us: Arc<AtomicU64>,
+    ) -> (Driver, Arc<Inbox>) {
+        let inbox = Arc::new(Inbox { state: Mutex::default(), wake: None });
+        let (clock, next_call) = (Clock::Virtual { now_us }, AtomicU64::new(1));
+        let way = OnceLock::from(Way { inbox: Arc::clone(&inbox), shared: None });
+        let driver = Driver { servers, config, clock, next_call, way, starting: Mutex::new(()) };
+        (driver, inbox)
+    }
+
+    /// The time that the core knows: since the client was made.
+    pub(super) fn now(&self) -> Duration {
+        match &self.clock {
+            Clock::Monotonic { .. } => self.time(Instant::now()),
+            #[cfg(test)]
+            Clock::Virtual { now_us } => Duration::from_micros(now_us.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// That time, at another moment.
+    pub(super) fn time(&self, at: Instant) -> Duration {
+        match &self.clock {
+            Clock::Monotonic { started } => at.saturating_duration_since(*started),
+            #[cfg(test)]
+            Clock::Virtual { .. } => panic!("the machine's time {at:?} means nothing here"),
+        }
+    }
+
+    /// Begins a call, which ends by the deadline in `spec`.
+    pub(super) fn call<T, C>(
+        &self,
+        spec: CallSpec,
+        build: impl FnMut(Option<RequestId>) -> (Request, C) + Send + 'static,
+        judge: impl FnMut(SocketAddr, C, Reply) -> Verdict<T> + Send + 'static,
+    ) -> CallFuture<T>
+    where
+        T: Send + 'static,
+        C: Send + 'static,
+    {
+        let (question, slot) = Question::new(build, judge);
+        let id = self.next_call.fetch_add(1, Ordering::Relaxed);
+        let exchange: Box<dyn Exchange> = Box::new(question);
+        let way = self.way().ok();
+        // An exchange that cannot be left is dropped, which ends the call.
+        let way = way.filter(|way| way.begin(Command::Begin { id, spec, exchange }).is_ok());
+        let inbox = way.map(|way| Arc::clone(&way.inbox));
+        CallFuture { slot, id, inbox }
+    }
+
+    /// Has the client's thread poll a future until it is completed.
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub(super) fn spawn(
+        &self,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ClientError> {
+        let inbox = &self.way()?.inbox;
+        let future = Mutex::new(Some(Box::pin(future) as Pin<Box<_>>));
+        let task = Arc::new(Task { future, inbox: Arc::clone(inbox) });
+        inbox.push(Command::Poll(task)).map_err(|_| ended())
+    }
+
+    /// Says who leads, as far as somebody knows.
+    pub(super) fn hint_leader(&self, leader: Option<usize>) {
+        if let Ok(way) = self.way() {
+            // Of no use to a thread that has ended.
+            let _ = way.inbox.push(Command::HintLeader(leader));
+        }
+    }
+
+    fn way(&self) -> Result<&Way, ClientError> {
+        if let Some(way) = self.way.get() {
+            return Ok(way);
+        }
+        let _starting = lock(&self.starting);
+        match self.way.get() {
+            Some(way) => Ok(way),
+            None => {
+                let way = self.start()?;
+                Ok(self.way.get_or_init(|| way))
+            }
+        }
+    }
+
+    fn start(&self) -> Result<Way, ClientError> {
+        let refused = |error: &dyn std::fmt::Display| ClientError::Thread(error.to_string());
+        let event_loop = EventLoop::new(loop_config(), None).map_err(|error| refused(&error))?;
+        let (wake, state) = (event_loop.wake_handle(), Mutex::default());
+        let inbox = Arc::new(Inbox { state, wake: Some(wake) });
+        let core = Core::new(Arc::clone(&self.servers), self.config);
+        let started = match &self.clock {
+            Clock::Monotonic { started } => *started,
+            #[cfg(test)]
+            Clock::Virtual { .. } => unreachable!("the simulation has no thread"),
+        };
+        let service = ClientService {
+            core,
+            inbox: Open(Arc::clone(&inbox)),
+            servers: Arc::clone(&self.servers),
+            started,
+            links: self.servers.iter().map(|_| None).collect(),
+            places: ConnectionMap::default(),
+            commands: Vec::new(),
+            alarm: None,
+            is_leaving: false,
+        };
+        let shared = Arc::new(SharedLoop::new(event_loop, service));
+        let running = Arc::clone(&shared);
+        let run = move || {
+            let ended = Ended(running);
+            if let Err(error) = as_driver(|| ended.0.run()) {
+                log::error!("a client's thread ends: {error}");
+            }
+        };
+        let thread = thread::Builder::new().name("acervo-client".to_owned());
+        thread.spawn(run).map_err(|error| refused(&error))?;
+        Ok(Way { inbox, shared: Some(shared) })
+    }
+}
+
+/// When the thread ends, whyever, so do all calls.
+struct Ended(Arc<SharedLoop<ClientService>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.with_service(ClientService::close);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(way) = self.way.get() {
+            way.inbox.leave();
+        }
+    }
+}
+
+/// All time-outs are the core's own. A frame may take as long as its server is heard.
+fn loop_config() -> LoopConfig {
+    let never = CLIENT_REQUEST_TIMEOUT_MAX;
+    let (pause_bytes, max_bytes) = (CLIENT_QUEUED_BYTES_MAX, CLIENT_QUEUED_BYTES_MAX);
+    LoopConfig {
+        // Answers are read whatever waits to be sent: a server that waits for their being read
+        // reads nothing more.
+        send_limits: SendLimits { pause_bytes: pause_bytes + 1, max_bytes },
+        handshake_timeout: never,
+        frame_timeout: never,
+        write_stall_timeout: never,
+        ..LoopConfig::default()
+    }
+}
+
+/// The thread's end of an inbox.
+struct Open(Arc<Inbox>);
+
+impl Open {
+    /// Whatever is in it goes, and nothing more is taken.
+    fn close(&self) {
+        let mut state = lock(&self.0.state);
+        state.is_closed = true;
+        let commands = std::mem::take(&mut state.commands);
+        drop(state);
+        drop(commands);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// What is noted of a server's connection, to tell when something moves on it.
+struct LinkState {
+    connection: ConnectionId,
+    received_bytes: u64,
+    /// Everything that was queued for it, how much of that the socket has taken, and how much was
+    /// queued when it was last to be written to.
+    queued_ever: u64,
+    taken_ever: u64,
+    due_ever: u64,
+    /// The socket did not take all that was due.
+    is_stuck: bool,
+}
+
+impl LinkState {
+    fn new(connection: ConnectionId) -> LinkState {
+        LinkState {
+            connection,
+            received_bytes: 0,
+            queued_ever: 0,
+            taken_ever: 0,
+            due_ever: 0,
+            is_stuck: false,
+        }
+    }
+
+    /// Whether something has come since this was asked last, be it less than a frame, or the server
+    /// takes again what it did not take before: that its system takes what there was room for says
+    /// nothing about the server.
+    fn has_moved(&mut self, net: &Net) -> bool {
+        let received_bytes = net.received_bytes(self.connection);
+        let taken_ever = self.queued_ever - net.queued_bytes(self.connection) as u64;
+        let has_received = received_bytes > self.received_bytes;
+        let has_moved = has_received || (self.is_stuck && taken_ever > self.taken_ever);
+        self.is_stuck = taken_ever < self.due_ever;
+        (self.received_bytes, self.taken_ever) = (received_bytes, taken_ever);
+        self.due_ever = self.queued_ever;
+        has_moved
+    }
+}
+
+/// What the event loop of a client works for.
+struct ClientService {
+    core: Core,
+    inbox: Open,
+    servers: Arc<[SocketAddr]>,
+    started: Instant,
+    /// By server: its connection, made or being made, that the core knows.
+    links: Vec<Option<LinkState>>,
+    places: ConnectionMap<usize>,
+    /// Taken from the inbox; kept for its capacity.
+    commands: Vec<Command>,
+    alarm: Option<Instant>,
+    is_leaving: bool,
+}
+
+impl ClientService {
+    fn now(&self, net: &Net) -> Duration {
+        net.now().saturating_duration_since(self.started)
+    }
+
+    /// The server of a connection that the core knows.
+    fn forget(&mut self, connection: ConnectionId) -> Option<usize> {
+        let server = self.places.remove(&connection)?;
+        self.links[server] = None;
+        Some(server)
+    }
+
+    fn lost(&mut self, net: &Net, connection: ConnectionId, loss: Loss) {
+        let now = self.now(net);
+        if let Some(server) = self.forget(connection) {
+            self.core.lost(now, server, loss);
+        }
+    }
+
+    /// Begins a call on the thread of whoever waits for it, unless others have come before.
+    fn begin(&mut self, net: &mut Net, command: &mut Option<Command>) {
+        let is_free = {
+            let state = lock(&self.inbox.0.state);
+            state.commands.is_empty() && !state.is_closed
+        };
+        if let Some(command) = command.take_if(|_| is_free) {
+            let now = self.now(net);
+            command.perform(&mut self.core, now);
+            self.perform_all(net);
+        }
+    }
+
+    /// The thread has ended: nothing is left of what was under way.
+    fn close(&mut self) {
+        self.inbox.close();
+        self.core.abandon();
+    }
+
+    fn take_commands(&mut self, net: &mut Net) {
+        let now = self.now(net);
+        let mut commands = std::mem::take(&mut self.commands);
+        self.is_leaving = self.inbox.0.take(&mut commands);
+        commands.drain(..).for_each(|command| command.perform(&mut self.core, now));
+        self.commands = commands;
+        self.perform_all(net);
+    }
+
+    /// Does what the core wants. After every input, so that nothing more is told of a connection
+    /// that is to be closed.
+    fn perform_all(&mut self, net: &mut Net) {
+        while let Some(output) = self.core.take_output() {
+            self.perform(net, output);
+        }
+    }
+
+    fn perform(&mut self, net: &mut Net, output: Output) {
+        match output {
+            Output::Dial(server) => {
+                let connection = net.dial(self.servers[server]);
+                net.set_deadline(connection, None);
+                self.places.insert(connection, server);
+                let before = self.links[server].replace(LinkState::new(connection));
+                assert!(before.is_none(), "server {server} is dialled and has a connection");
+            }
+            Output::Send { server, message } => {
+                let Some(link) = &mut self.links[server] else { return };
+                let (connection, mut encoded) = (link.connection, Ok(0));
+                net.send(connection, |out| {
+                    let before = out.len();
+                    encoded = transport::encode(&message, out).map(|()| out.len() - before);
+                });
+                match encoded {
+                    Ok(bytes) => link.queued_ever += bytes as u64,
+                    Err(error) => {
+                        net.close(connection);
+                        let loss = Loss::Broken { reason: error.to_string(), ended: false };
+                        self.lost(net, connection, loss);
+                    }
+                }
+            }
+            Output::Greeted(server) => {
+                if let Some(connection) = self.connection(server) {
+                    net.set_frame_cap(connection, FRAME_BYTES_MAX);
+                }
+            }
+            Output::Provoke(server) => {
+                if let Some(link) = &mut self.links[server] {
+                    link.queued_ever += LINE_END.len() as u64;
+                    net.send_raw(link.connection, Bytes::from_static(LINE_END));
+                }
+            }
+            Output::Close(server) => {
+                if let Some(connection) = self.connection(server) {
+                    self.forget(connection);
+                    net.close(connection);
+                }
+            }
+            Output::PassedOver { report, failure } => {
+                foreign(|| report(failure));
+            }
+            Output::End { exchange, result } => exchange.end(result),
+        }
+    }
+
+    fn connection(&self, server: usize) -> Option<ConnectionId> {
+        self.links[server].as_ref().map(|link| link.connection)
+    }
+}
+
+impl Service for ClientService {
+    fn on_accepted(&mut self, net: &mut Net, connection: ConnectionId, _: SocketAddr) {
+        // Nobody listens.
+        net.close(connection);
+    }
+
+    fn on_connected(&mut self, net: &mut Net, connection: ConnectionId) {
+        if let Some(server) = self.places.get(&connection) {
+            self.core.connected(*server);
+            self.perform_all(net);
+        }
+    }
+
+    fn on_dial_failed(&mut self, net: &mut Net, connection: ConnectionId, error: &io::Error) {
+        let loss = Loss::Broken { reason: describe(error), ended: is_end(error) };
+        self.lost(net, connection, loss);
+        self.perform_all(net);
+    }
+
+    fn on_frame(&mut self, net: &mut Net, connection: ConnectionId, frame: &[u8]) {
+        let now = self.now(net);
+        if let Some(server) = self.places.get(&connection) {
+            self.core.frame(now, *server, frame);
+            self.perform_all(net);
+        }
+    }
+
+    fn on_closed(&mut self, net: &mut Net, connection: ConnectionId, reason: &CloseReason) {
+        let loss = match reason {
+            CloseReason::Remote => Loss::Ended,
+            CloseReason::Frame(error) => Loss::Frame(*error),
+            CloseReason::Io(error) => {
+                Loss::Broken { reason: describe(error), ended: is_end(error) }
+            }
+            other => Loss::Broken { reason: other.to_string(), ended: false },
+        };
+        self.lost(net, connection, loss);
+        self.perform_all(net);
+    }
+
+    fn on_wake(&mut self, net: &mut Net) {
+        self.take_commands(net);
+    }
+
+    fn before_sleep(&mut self, net: &mut Net) {
+        let now = self.now(net);
+        for (server, link) in self.links.iter_mut().enumerate() {
+            if link.as_mut().is_some_and(|link| link.has_moved(net)) {
+                self.core.heard(now, server);
+            }
+        }
+        self.core.poll(now);
+        self.perform_all(net);
+        // An earlier time that was set before stays: the time of a call that is over is when the
+        // next one would be looked after soonest, and so the thread is not woken by each of many
+        // short calls.
+        let next = self.core.next_at().map(|at| self.started + at);
+        let before = self.alarm.filter(|alarm| *alarm > net.now());
+        self.alarm = before.into_iter().chain(next).min();
+        net.set_alarm(self.alarm);
+        if self.is_leaving && self.core.is_idle() {
+            net.exit();
+        }
+    }
+}
