@@ -100,7 +100,8 @@ pub enum ClientError {
     /// The write is done, but what it replaced or removed, which was asked for as well, could not
     /// be read.
     #[error(
-        "the write is done, with version {timestamp}; what was there before could not be read: {why}"
+        "the write is done, with version {timestamp}; what was there before could not be read: \
+         {why}"
     )]
     PreviousUnread {
         /// The version that the write made.
@@ -203,8 +204,9 @@ impl ClientError {
             | ClientError::Invalid { server, message } => {
                 if let Some(effect) = known.filter(|effect| *effect > Effect::NotDone) {
                     let message = format!(
-                        "another attempt was not answered, so the write may have taken effect: read the key before \
-                         you write it again (this server says of its own attempt: {message})"
+                        "another attempt was not answered, so the write may have taken effect: \
+                         read the key before you write it again (this server says of its own \
+                         attempt: {message})"
                     );
                     return ClientError::Unconfirmed { server: *server, message, effect };
                 }

@@ -1,25 +1,31 @@
-//! What every connection of the gateway holds, and which one gives way when there is too little for all.
+//! What every connection of the gateway holds, and which one gives way when there is too little for
+//! all.
 //!
-//! Three things are limited, each for a connection, for an origin (an IP address) and for the gateway:
+//! Three things are limited, each for a connection, for an origin (an IP address) and for the
+//! gateway:
 //!
-//! - *Connections.* One more takes the place of a connection whose client has ended its half, which nobody has read yet;
-//!   of one that has not made a call yet, if there are many of those;
-//!   of one whose origin has many; of the one that has been idle for longest, of its own origin or of one that has
-//!   more; or at last of one that is owed an answer, if its origin would keep as many as the other gets. Origins with a
-//!   few have as many as anybody. So an origin makes room for others and for its own, whoever calls again and again keeps
-//!   nobody out, and where each has a few nobody is cut off in a call while others are idle.
-//! - *Calls.* Every connection has a place for one call to the store, and one for a call to the services beside it
-//!   (health, reflection). Of the shared places it gets one more while it, and its origin, has fewer than are left, so
-//!   that nobody ever has them all.
-//! - *Bytes* of requests that have come, and of answers that have not gone. Every connection has an allowance of its
-//!   own; of the shared bytes it gets more while it, and its origin, would hold no more than are left.
+//! - *Connections.* One more takes the place of a connection whose client has ended its half, which
+//!   nobody has read yet; of one that has not made a call yet, if there are many of those; of one
+//!   whose origin has many; of the one that has been idle for longest, of its own origin or of one
+//!   that has more; or at last of one that is owed an answer, if its origin would keep as many as
+//!   the other gets. Origins with a few have as many as anybody. So an origin makes room for others
+//!   and for its own, whoever calls again and again keeps nobody out, and where each has a few
+//!   nobody is cut off in a call while others are idle.
+//! - *Calls.* Every connection has a place for one call to the store, and one for a call to the
+//!   services beside it (health, reflection). Of the shared places it gets one more while it, and
+//!   its origin, has fewer than are left, so that nobody ever has them all.
+//! - *Bytes* of requests that have come, and of answers that have not gone. Every connection has an
+//!   allowance of its own; of the shared bytes it gets more while it, and its origin, would hold no
+//!   more than are left.
 //!
-//! A call is either the gateway's turn, which has to answer, or the client's, which has to send the rest of its
-//! request or to read its answer. A connection is idle when no call to the store is the gateway's turn and its client
-//! has taken no part of an answer for a while. A call is stalled when it has been the client's turn for that long; its
-//! connection gives way to whoever finds the places of calls, or the bytes, used up. To somebody who holds less a
-//! connection gives way much sooner, if the gateway owes it nothing: whoever asks for least goes first. So unread answers
-//! and unfinished requests cost nobody anything as long as there is enough for all, and keep nobody out when there is not.
+//! A call is either the gateway's turn, which has to answer, or the client's, which has to send the
+//! rest of its request or to read its answer. A connection is idle when no call to the store is the
+//! gateway's turn and its client has taken no part of an answer for a while. A call is stalled when
+//! it has been the client's turn for that long; its connection gives way to whoever finds the
+//! places of calls, or the bytes, used up. To somebody who holds less a connection gives way much
+//! sooner, if the gateway owes it nothing: whoever asks for least goes first. So unread answers and
+//! unfinished requests cost nobody anything as long as there is enough for all, and keep nobody out
+//! when there is not.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -38,8 +44,8 @@ use super::turns::{self, Meter, Usage};
 use crate::limits;
 use crate::net::{ConnectionId, Crowd, origin_of};
 
-/// An origin with no more connections than this has as many as anybody: a program that uses a few at once is not told
-/// from one that uses one.
+/// An origin with no more connections than this has as many as anybody: a program that uses a few
+/// at once is not told from one that uses one.
 const ORIGIN_CONNECTIONS_FEW: usize = 4;
 
 /// The limits of a gateway; tests draw them small.
@@ -78,10 +84,10 @@ impl AccountLimits {
 /// The services, by the places that their calls take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pool {
-    /// The key-value store.
     Store,
-    /// Health and reflection. Their calls may stay open for ever and oblige nobody to answer, so they take no place
-    /// of a call to the store, and a load balancer hears the truth of a gateway that is full.
+    /// Health and reflection. Their calls may stay open for ever and oblige nobody to answer, so
+    /// they take no place of a call to the store, and a load balancer hears the truth of a gateway
+    /// that is full.
     Auxiliary,
 }
 
@@ -98,7 +104,8 @@ pub(super) enum Turn {
 #[derive(Clone)]
 pub(super) struct Accounts(Arc<Mutex<Books>>);
 
-/// The account of one connection; among the extensions of its requests. Clones are the same account.
+/// The account of one connection; among the extensions of its requests. Clones are the same
+/// account.
 #[derive(Clone)]
 pub(super) struct Account(Arc<AccountState>);
 
@@ -115,8 +122,8 @@ struct AccountState {
     accounts: Accounts,
 }
 
-/// Since when a connection could have been read and had sent nothing more. Apart from its account: whoever lets go of that
-/// as the last one opens the books.
+/// Since when a connection could have been read and had sent nothing more. Apart from its account:
+/// whoever lets go of that as the last one opens the books.
 #[derive(Default)]
 struct Silence(Mutex<Option<Instant>>);
 
@@ -138,7 +145,8 @@ pub(super) struct Call {
     number: u64,
     /// What is charged for its request, as far as it can be released before the call ends.
     request_bytes: AtomicUsize,
-    /// What is charged for an answer of the servers of which the call's own answer has not been made yet.
+    /// What is charged for an answer of the servers of which the call's own answer has not been
+    /// made yet.
     held_bytes: AtomicUsize,
 }
 
@@ -146,7 +154,8 @@ struct Books {
     limits: AccountLimits,
     crowd: Crowd,
     entries: HashMap<ConnectionId, Entry>,
-    /// Every origin that has a connection, and of those that had one some that have made work lately.
+    /// Every origin that has a connection, and of those that had one some that have made work
+    /// lately.
     origins: HashMap<IpAddr, Shares>,
     /// The sum of all origins'.
     total: Shares,
@@ -207,8 +216,8 @@ struct CallEntry {
     is_shared: bool,
     bytes: usize,
     turn: Turn,
-    /// Since when; at the client's turn since it last took a part of the answer. Parts of a request do not count, or
-    /// a request that never ends would never be stalled.
+    /// Since when; at the client's turn since it last took a part of the answer. Parts of a request
+    /// do not count, or a request that never ends would never be stalled.
     since: Instant,
 }
 
@@ -223,7 +232,8 @@ impl Entry {
         self.calls.values().filter(|call| call.pool == pool).count()
     }
 
-    /// The sum of `measure` over its calls to the store that have been at the client's turn for so long.
+    /// The sum of `measure` over its calls to the store that have been at the client's turn for so
+    /// long.
     fn left_lying(
         &self,
         now: Instant,
@@ -239,8 +249,8 @@ impl Entry {
     }
 }
 
-/// Connections that have been made to give way. Their tasks are woken when the books are closed again: whoever lets go
-/// of an account as the last one opens them.
+/// Connections that have been made to give way. Their tasks are woken when the books are closed
+/// again: whoever lets go of an account as the last one opens them.
 #[derive(Default)]
 struct Displaced(Vec<Weak<AccountState>>);
 
@@ -292,8 +302,8 @@ impl Books {
         self.entries.len() < self.limits.connections_max
     }
 
-    /// Has connections go whose clients have ended their halves; whether there is room then. What such a client has sent
-    /// before may wait long for its turn to be read, and the end behind it.
+    /// Has connections go whose clients have ended their halves; whether there is room then. What
+    /// such a client has sent before may wait long for its turn to be read, and the end behind it.
     fn displace_left(&mut self, now: Instant, displaced: &mut Displaced) -> bool {
         if self.looked_at.is_some_and(|at| now < at + limits::GATEWAY_LEFT_LOOK_INTERVAL) {
             return false;
@@ -386,10 +396,11 @@ impl Books {
         })
     }
 
-    /// The connection without a call that makes room for one of `origin`: of whoever has many of them; then the oldest
-    /// that has long sent nothing more though it could have been read; and then, as the others may only wait for the
-    /// gateway, or for its answer to their opening, one whose origin has made it work more lately than that of the one that
-    /// comes, or as much, if it is silent at the moment.
+    /// The connection without a call that makes room for one of `origin`: of whoever has many of
+    /// them; then the oldest that has long sent nothing more though it could have been read; and
+    /// then, as the others may only wait for the gateway, or for its answer to their opening, one
+    /// whose origin has made it work more lately than that of the one that comes, or as much, if it
+    /// is silent at the moment.
     fn newcomer_to_go(&self, origin: IpAddr) -> Option<ConnectionId> {
         let lately = self.origins.get(&origin).map_or(0, |shares| shares.meter.lately());
         let (dials, now) = (turns::with_one_more(lately), Instant::now());
@@ -434,8 +445,9 @@ impl Books {
         Some(entry.account)
     }
 
-    /// Forgets origins that have no connection. Those that have made work lately are remembered as long as they are few: an
-    /// address that closes each connection before it dials the next would otherwise always come for the first time.
+    /// Forgets origins that have no connection. Those that have made work lately are remembered as
+    /// long as they are few: an address that closes each connection before it dials the next would
+    /// otherwise always come for the first time.
     fn forget_origins(&mut self) {
         let few = limits::GATEWAY_ORIGINS_REMEMBERED_MAX;
         if self.origins.len() > few {
@@ -521,9 +533,10 @@ impl Books {
         self.release(id, None, call.bytes);
     }
 
-    /// The connection that gives way in a shortage: one of stalled calls, or one that holds more than the asking one
-    /// would, whose client has let that lie and which is owed nothing. Of these, one of the origin that holds the most,
-    /// and of its connections the one with the most to give.
+    /// The connection that gives way in a shortage: one of stalled calls, or one that holds more
+    /// than the asking one would, whose client has let that lie and which is owed nothing. Of
+    /// these, one of the origin that holds the most, and of its connections the one with the most
+    /// to give.
     fn to_give_way(
         &self,
         shortage: &Shortage,
@@ -652,7 +665,8 @@ impl Account {
         }
     }
 
-    /// Whether the connection is to end, to make room for others. Wakes its task when that becomes so.
+    /// Whether the connection is to end, to make room for others. Wakes its task when that becomes
+    /// so.
     pub(super) fn is_displaced(&self, waker: &Waker) -> bool {
         self.0.waker.register(waker);
         self.0.is_displaced.load(Ordering::Acquire)
@@ -726,8 +740,8 @@ impl Call {
         self.release(self.request_bytes.swap(0, Ordering::Relaxed));
     }
 
-    /// As [`Call::charge`], for an answer of the servers. It stays charged until the call's own answer, which is made when
-    /// its client has room for it, is charged in its stead.
+    /// As [`Call::charge`], for an answer of the servers. It stays charged until the call's own
+    /// answer, which is made when its client has room for it, is charged in its stead.
     pub(super) fn hold(&self, bytes: usize) -> bool {
         let fits = self.charge(bytes);
         if fits {
@@ -736,7 +750,8 @@ impl Call {
         fits
     }
 
-    /// As [`Call::charge`], for a piece of the call's own answer: only what it has more than what was held for it.
+    /// As [`Call::charge`], for a piece of the call's own answer: only what it has more than what
+    /// was held for it.
     pub(super) fn charge_answer(&self, bytes: usize) -> bool {
         let held = self.held_bytes.swap(0, Ordering::Relaxed);
         if held > bytes {
@@ -745,7 +760,8 @@ impl Call {
         self.charge(bytes.saturating_sub(held))
     }
 
-    /// Says whose turn it is from now on; also that a part of an answer was taken, when it is the client's again.
+    /// Says whose turn it is from now on; also that a part of an answer was taken, when it is the
+    /// client's again.
     pub(super) fn turn(&self, turn: Turn) {
         let (mut books, id) = self.books();
         books.turn(id, self.number, turn);
@@ -883,8 +899,8 @@ pub(super) mod tests {
         assert_eq!(accounts.books().total.store_calls, 0);
     }
 
-    /// Hundreds whose clients had gone kept their places, as what they had sent waited to be read, and whoever came was
-    /// cut off in the first call.
+    /// Hundreds whose clients had gone kept their places, as what they had sent waited to be read,
+    /// and whoever came was cut off in the first call.
     #[test]
     fn whose_client_has_left_gives_way_before_anybody_else() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -978,7 +994,8 @@ pub(super) mod tests {
         assert!(call.charge(60), "it asks for less");
         assert_eq!(flood.iter().filter(|one| is_displaced(one)).count(), 1);
         assert!(!is_displaced(&flood[4]), "it is owed an answer");
-        // Another address has its own half of the rest, and the origin that holds more gives way to it.
+        // Another address has its own half of the rest, and the origin that holds more gives way to
+        // it.
         let other = accounts.open(THERE).unwrap();
         let large = other.begin(Pool::Store).unwrap();
         assert!(large.charge(270), "there is room");

@@ -1,7 +1,7 @@
-//! Request streams, taken in whole: an operation on many keys is one transaction, so nothing can begin
-//! before its last key is known. What one call may bring is bounded by the transaction's limits, and charged to the
-//! call for as long as it lasts (`accounting`); how long it may take, by a time for each frame (`policy`) and one for
-//! all of it.
+//! Request streams, taken in whole: an operation on many keys is one transaction, so nothing can
+//! begin before its last key is known. What one call may bring is bounded by the transaction's
+//! limits, and charged to the call for as long as it lasts (`accounting`); how long it may take, by
+//! a time for each frame (`policy`) and one for all of it.
 
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, Streaming};
@@ -9,12 +9,12 @@ use tonic::{Code, Request, Status, Streaming};
 use super::policy::CallLimits;
 use crate::limits;
 
-/// What an item takes up beside its own bytes, which are charged as they come: its fields, and what the allocator
-/// rounds them up to.
+/// What an item takes up beside its own bytes, which are charged as they come: its fields, and what
+/// the allocator rounds them up to.
 const ITEM_BYTES: usize = 128;
 
-/// Reads a request stream to its end. `measure` checks an item and says how many bytes of keys and values
-/// it has.
+/// Reads a request stream to its end. `measure` checks an item and says how many bytes of keys and
+/// values it has.
 pub(super) async fn gather<T>(
     request: Request<Streaming<T>>,
     measure: impl Fn(&T) -> Result<usize, Status>,

@@ -1,17 +1,20 @@
 //! The gateway's connections: how long they may take to say what they want, and how they end.
 //!
-//! A connection has a few seconds for the HTTP/2 preface and its settings, and longer for a request. When there is too
-//! little for all, one of them gives way (`accounting`). Whether it is to end is looked at whenever it is read *or
-//! written*: HTTP/2 reads nothing while it cannot write, so that a client that takes nothing from its socket would
-//! otherwise outlive every time and every shortage.
+//! A connection has a few seconds for the HTTP/2 preface and its settings, and longer for a
+//! request. When there is too little for all, one of them gives way (`accounting`). Whether it is
+//! to end is looked at whenever it is read *or written*: HTTP/2 reads nothing while it cannot
+//! write, so that a client that takes nothing from its socket would otherwise outlive every time
+//! and every shortage.
 //!
-//! A read can bring as many calls as a connection may have, each of which takes some twenty kilobytes before anybody
-//! has looked at whether there is a place for it. So only a few reads may be ahead of that ([`Reads`]): else a thousand
-//! connections that call at the same moment would be read one after the other, and answered afterwards. Whoever has made
-//! the gateway work least is read first (`turns`).
+//! A read can bring as many calls as a connection may have, each of which takes some twenty
+//! kilobytes before anybody has looked at whether there is a place for it. So only a few reads may
+//! be ahead of that ([`Reads`]): else a thousand connections that call at the same moment would be
+//! read one after the other, and answered afterwards. Whoever has made the gateway work least is
+//! read first (`turns`).
 //!
-//! Of one connection little is read at once, and nothing more before the calls have taken that: HTTP/2 ends a connection of
-//! whose small messages too many wait, and a client that streams many does not know how fast they are taken.
+//! Of one connection little is read at once, and nothing more before the calls have taken that:
+//! HTTP/2 ends a connection of whose small messages too many wait, and a client that streams many
+//! does not know how fast they are taken.
 
 use std::io;
 use std::net::SocketAddr;
@@ -287,7 +290,8 @@ impl AsyncWrite for Connection {
 
     /// Ends our half and reads on until the client has ended its own, or for
     /// [`limits::GATEWAY_LINGER`]. A socket that is closed with unread bytes resets its connection,
-    /// and a reset takes from the client what it had received and not read yet: the end of a stream.
+    /// and a reset takes from the client what it had received and not read yet: the end of a
+    /// stream.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Connection { stream, lingering, .. } = &mut *self;
         let lingering = match lingering {

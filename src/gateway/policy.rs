@@ -1,14 +1,14 @@
-//! What holds for every call, whichever operation it is: its deadline, its place, the bytes that it may make the
-//! gateway hold, and how long a request may take to arrive.
+//! What holds for every call, whichever operation it is: its deadline, its place, the bytes that it
+//! may make the gateway hold, and how long a request may take to arrive.
 //!
-//! Places and bytes are shared by all connections (see `accounting`). A call keeps its place, and is charged for its
-//! answer, until the last byte of the answer has been sent or dropped: HTTP/2 keeps for as long as its client likes
-//! what that does not read.
+//! Places and bytes are shared by all connections (see `accounting`). A call keeps its place, and
+//! is charged for its answer, until the last byte of the answer has been sent or dropped: HTTP/2
+//! keeps for as long as its client likes what that does not read.
 //!
-//! The transport knows deadlines too, but reports a missed one as CANCELLED, ends nobody's stream at
-//! it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect DEADLINE_EXCEEDED; an overlong
-//! message is INVALID_ARGUMENT like all that no repetition can make right, so that RESOURCE_EXHAUSTED means that there
-//! is too much to do, or no room on a disk.
+//! The transport knows deadlines too, but reports a missed one as CANCELLED, ends nobody's stream
+//! at it, and calls an overlong message OUT_OF_RANGE. Clients of other gRPC servers expect
+//! DEADLINE_EXCEEDED; an overlong message is INVALID_ARGUMENT like all that no repetition can make
+//! right, so that RESOURCE_EXHAUSTED means that there is too much to do, or no room on a disk.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -101,8 +101,9 @@ impl CallLimits {
         })
     }
 
-    /// Counts the bytes of what a server has answered until the call's own answer has taken their place; `false` when they are
-    /// too many and have to be dropped. To be called where they come in: many may come before the first is dealt with.
+    /// Counts the bytes of what a server has answered until the call's own answer has taken their
+    /// place; `false` when they are too many and have to be dropped. To be called where they come
+    /// in: many may come before the first is dealt with.
     pub(super) fn hold(&self, bytes: usize) -> bool {
         self.call.hold(bytes)
     }
@@ -110,8 +111,8 @@ impl CallLimits {
     /// Counts bytes that the call makes the gateway hold until it ends.
     ///
     /// # Errors
-    /// They are too many: of a read or a request, that it may be tried again; of a write that is `done`, that only its
-    /// answer is lost.
+    /// They are too many: of a read or a request, that it may be tried again; of a write that is
+    /// `done`, that only its answer is lost.
     pub(super) fn charge(&self, bytes: usize, done: bool) -> Result<(), Status> {
         match self.call.charge(bytes) {
             true => Ok(()),
@@ -120,7 +121,8 @@ impl CallLimits {
     }
 }
 
-/// What a call is told that makes the gateway hold too much; of a write that is done, never that it may be repeated.
+/// What a call is told that makes the gateway hold too much; of a write that is done, never that it
+/// may be repeated.
 pub(super) fn no_room(is_done: bool) -> Status {
     if is_done {
         let why = NO_ROOM;
@@ -130,7 +132,8 @@ pub(super) fn no_room(is_done: bool) -> Status {
         return Status::with_metadata(tonic::Code::Unknown, message, metadata);
     }
     Status::resource_exhausted(
-        "this gateway, or this connection, holds too much of requests and unread answers: try again later",
+        "this gateway, or this connection, holds too much of requests and unread answers: try \
+         again later",
     )
 }
 
@@ -142,8 +145,8 @@ pub(super) fn too_slow() -> Status {
     ))
 }
 
-/// Where a request's body stands between the messages of which it is made: each has five bytes before it, the last
-/// four of which say how long it is.
+/// Where a request's body stands between the messages of which it is made: each has five bytes
+/// before it, the last four of which say how long it is.
 #[derive(Debug, Default)]
 struct Framing {
     prefix: Vec<u8>,
@@ -152,8 +155,9 @@ struct Framing {
 }
 
 impl Framing {
-    /// How many bytes the messages have that begin in these bytes. Room for a message is made when it begins, so that is
-    /// when it has to be charged for. An overlong one is refused as soon as that.
+    /// How many bytes the messages have that begin in these bytes. Room for a message is made when
+    /// it begins, so that is when it has to be charged for. An overlong one is refused as soon as
+    /// that.
     fn announced(&mut self, mut bytes: &[u8]) -> usize {
         let mut announced = 0;
         while !bytes.is_empty() {
@@ -419,8 +423,8 @@ fn rename_overlong(mut answer: Response<Body>) -> Response<Body> {
     answer
 }
 
-/// How long the client waits, if it said so in a form that the protocol knows: up to eight digits and
-/// a unit.
+/// How long the client waits, if it said so in a form that the protocol knows: up to eight digits
+/// and a unit.
 fn time_left(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

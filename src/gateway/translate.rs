@@ -54,7 +54,8 @@ pub(super) fn read_row(row: Row, asked: Option<Timestamp>) -> Result<KeyValueVer
     };
     let val = String::from_utf8(value.into()).map_err(|_| {
         Status::failed_precondition(format!(
-            "the value of key \"{}\" is not UTF-8, which this interface cannot carry: read it with 'acervo get'",
+            "the value of key \"{}\" is not UTF-8, which this interface cannot carry: read it with \
+             'acervo get'",
             escape(&key)
         ))
     })?;
@@ -64,14 +65,15 @@ pub(super) fn read_row(row: Row, asked: Option<Timestamp>) -> Result<KeyValueVer
 fn text(key: Bytes) -> Result<String, Status> {
     String::from_utf8(key.into()).map_err(|error| {
         Status::failed_precondition(format!(
-            "the key \"{}\" is not UTF-8, which this interface cannot carry: read it with 'acervo getrange'",
+            "the key \"{}\" is not UTF-8, which this interface cannot carry: read it with 'acervo \
+             getrange'",
             escape(error.as_bytes())
         ))
     })
 }
 
-/// What a write removed, or what a trim kept. The write is done, so nothing in it is an error any more: what
-/// is not UTF-8 is shown with U+FFFD in its place.
+/// What a write removed, or what a trim kept. The write is done, so nothing in it is an error any
+/// more: what is not UTF-8 is shown with U+FFFD in its place.
 pub(super) fn removed_row(row: Row) -> KeyValueVersionReply {
     let val = row.value.map(shown).unwrap_or_default();
     KeyValueVersionReply { key: shown(row.key), val, ver: row.timestamp.0 }
@@ -92,8 +94,8 @@ pub(super) struct Done {
     unread: Option<String>,
 }
 
-/// A write is done, too, when only what it replaced or removed could not be read: an error would have clients, and
-/// their retry policies, write again.
+/// A write is done, too, when only what it replaced or removed could not be read: an error would
+/// have clients, and their retry policies, write again.
 ///
 /// `hold` says whether there is room for so many bytes of it.
 pub(super) fn done(
@@ -130,8 +132,8 @@ impl Done {
     }
 }
 
-/// The status of a write on many keys that is done at version `ver`, of which it could not be told to the end what there
-/// was before. No retry policy takes it for one that may be repeated.
+/// The status of a write on many keys that is done at version `ver`, of which it could not be told
+/// to the end what there was before. No retry policy takes it for one that may be repeated.
 pub(super) fn previous_unread(ver: Timestamp, why: &Status) -> Status {
     let code = match why.code() {
         Code::DeadlineExceeded => Code::DeadlineExceeded,
@@ -140,7 +142,8 @@ pub(super) fn previous_unread(ver: Timestamp, why: &Status) -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert(PREVIOUS_UNREAD, metadata_text(why.message()));
     let message = format!(
-        "the write is done, with version {ver}; what there was before could not be told to the end: {}",
+        "the write is done, with version {ver}; what there was before could not be told to the \
+         end: {}",
         why.message()
     );
     Status::with_metadata(code, message, metadata)
@@ -157,8 +160,8 @@ fn shown(bytes: Bytes) -> String {
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
-/// The status that says why a request failed. `UNAVAILABLE` has retry policies ask again, so a write that is known to be
-/// done, or that nobody can know of any more, is `UNKNOWN`.
+/// The status that says why a request failed. `UNAVAILABLE` has retry policies ask again, so a
+/// write that is known to be done, or that nobody can know of any more, is `UNKNOWN`.
 pub(super) fn status(error: &ClientError) -> Status {
     let message = error.to_string();
     match error {

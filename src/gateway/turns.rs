@@ -149,7 +149,6 @@ pub(super) struct Reads(Arc<Mutex<ReadTurns>>);
 
 struct ReadTurns {
     free: usize,
-    /// Tasks of connections.
     waiting: Waiting<Waker>,
 }
 
