@@ -75,21 +75,23 @@ impl NoLeader {
             NoLeader::NotBegun { first_leader } => {
                 let first = name(first_leader);
                 format!(
-                    "the group has not begun, because it begins with {first}, which has not been up: \
-                     start that one, or start the others again with --leader naming one that is up"
+                    "the group has not begun, because it begins with {first}, which has not been \
+                     up: start that one, or start the others again with --leader naming one that \
+                     is up"
                 )
             }
             NoLeader::DifferentFirstLeaders { one, another, missing } => format!(
-                "the group has not begun, because its servers were told different first leaders ({} \
-                 and {}) and {} is not up: start every server, or start all again with the same --leader",
+                "the group has not begun, because its servers were told different first leaders \
+                 ({} and {}) and {} is not up: start every server, or start all again with the \
+                 same --leader",
                 name(one),
                 name(another),
                 name(missing)
             ),
             NoLeader::Blank { blank, full, needed } => format!(
-                "no leader can be elected, because {blank} of the servers that are up have blank data \
-                 directories, or lost what was in them, and {full} their own, of which {needed} are needed: \
-                 start servers with the data directories that they had"
+                "no leader can be elected, because {blank} of the servers that are up have blank \
+                 data directories, or lost what was in them, and {full} their own, of which \
+                 {needed} are needed: start servers with the data directories that they had"
             ),
         }
     }
@@ -230,7 +232,7 @@ impl Consensus {
         Ok(Consensus {
             raw,
             config,
-            pipeline: Pipeline::new(log_is_empty, hard_state),
+            pipeline: Pipeline::new(log_is_empty, hard_state, applied),
             fetches: Fetches::default(),
             voter_eligibility,
             eligibility_unsaved: false,
@@ -618,7 +620,7 @@ impl Consensus {
         lacks_it
     }
 
-    /// The link to another server is up; see [`Input::PeerUp`](crate::node::Input::PeerUp).
+    /// The link to another server is up; see [`Input::LinkUp`](crate::node::Input::LinkUp).
     pub fn link_up(
         &mut self,
         server: NodeId,
@@ -667,11 +669,11 @@ impl Consensus {
         let mut proposal = RaftPb { from: self.config.node.0, ..RaftPb::default() };
         proposal.set_msg_type(MessageType::MsgPropose);
         proposal.set_entries(data.into_iter().map(to_entry).collect());
-        // raft-rs panics on an empty proposal.
-        if proposal.entries.is_empty() {
-            return Ok(first);
-        }
+        let count = proposal.entries.len() as u64;
+        // raft-rs panics on an empty proposal, without values.
+        assert!(count > 0, "an empty proposal after index {}", self.last_index());
         self.raw.step(proposal).map_err(|_| ProposeError::Full)?;
+        assert_eq!(self.last_index() + 1, first + count, "a proposal was appended in part");
         Ok(first)
     }
 
@@ -806,6 +808,11 @@ impl Consensus {
         out.became_eligible |= unsaved;
         self.pipeline.run(&mut self.raw, self.voter_eligibility.is_eligible(), unsaved, out);
         self.fetches.collect(self.raw.mut_store(), out);
+        let (applied, commit, last) = (self.applied, self.commit(), self.last_index());
+        assert!(
+            applied <= commit && commit <= last,
+            "applied {applied}, committed {commit}, last index {last}"
+        );
     }
 
     /// The role of this server; a pre-candidate counts as a candidate.

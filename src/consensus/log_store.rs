@@ -95,11 +95,17 @@ impl LogStore {
     /// Appends entries, replacing the suffix that they overlap.
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
+        assert!(
+            first.index > self.applied,
+            "an entry at index {} replaces one of those up to {}, which are applied",
+            first.index,
+            self.applied
+        );
         if first.index <= self.last_index {
             self.truncate(first.index);
         }
         for entry in entries {
-            debug_assert_eq!(entry.index, self.last_index + 1, "the log has no gaps");
+            assert_eq!(entry.index, self.last_index + 1, "the log has no gaps");
             if self.term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
                 self.term_runs.push((entry.index, entry.term));
             }
@@ -127,11 +133,30 @@ impl LogStore {
         }
         self.committed = self.committed.min(self.last_index);
         self.fetched.clear();
+        self.check_sums();
+    }
+
+    /// Each sum counts a part of the one before it. A difference that went below zero shows here,
+    /// too.
+    fn check_sums(&self) {
+        assert!(
+            self.committed_bytes <= self.unapplied_bytes && self.unapplied_bytes <= self.tail_bytes,
+            "of {} bytes {} are not applied and {} of those are committed",
+            self.tail_bytes,
+            self.unapplied_bytes,
+            self.committed_bytes
+        );
     }
 
     /// The state machine has applied up to here. The oldest applied entries leave memory while the
     /// tail exceeds [`NodeLimits::log_cache_bytes_max`].
     pub fn applied(&mut self, applied: LogIndex) {
+        assert!(
+            applied >= self.applied && applied <= self.last_index,
+            "applied {applied}, after {} and of a log that ends at {}",
+            self.applied,
+            self.last_index
+        );
         let newly_applied = (self.applied + 1).max(self.tail_first)..applied + 1;
         for index in newly_applied {
             let entry = self.tail.get((index - self.tail_first) as usize);
@@ -143,6 +168,7 @@ impl LogStore {
         }
         self.applied = applied;
         self.committed = self.committed.max(applied);
+        self.check_sums();
         while self.tail_bytes > self.limits.log_cache_bytes_max && self.tail_first <= applied {
             let Some(entry) = self.tail.pop_front() else { break };
             self.tail_bytes -= entry_bytes(&entry);
@@ -178,6 +204,7 @@ impl LogStore {
 
     /// Replaces the log by a snapshot that reaches to `index`: it begins anew after it.
     pub fn restore(&mut self, index: LogIndex, term: Term) {
+        assert!(index >= self.applied, "a snapshot of {index} replaces {} applied", self.applied);
         self.first_index = index + 1;
         self.previous_term = term;
         self.term_runs.clear();

@@ -98,6 +98,8 @@ pub(super) struct Pipeline {
     first_entry: FirstEntry,
     /// A snapshot that the library has accepted and no `Ready` has carried yet.
     expected: Option<SnapshotId>,
+    /// The last index that was handed out for application, in an entry or a snapshot.
+    last_handed_out: LogIndex,
     /// The index of a snapshot that was handed out and is not applied yet.
     installing: Option<LogIndex>,
 }
@@ -112,7 +114,7 @@ enum FirstEntry {
 
 impl Pipeline {
     /// Starts with what is durable; `log_is_empty` says whether any entry is.
-    pub fn new(log_is_empty: bool, durable: HardState) -> Pipeline {
+    pub fn new(log_is_empty: bool, durable: HardState, applied: LogIndex) -> Pipeline {
         Pipeline {
             unpersisted: VecDeque::new(),
             last_batch: 0,
@@ -121,6 +123,7 @@ impl Pipeline {
             last_vote_batch: 0,
             first_entry: if log_is_empty { FirstEntry::None } else { FirstEntry::Durable },
             expected: None,
+            last_handed_out: applied,
             installing: None,
         }
     }
@@ -132,6 +135,7 @@ impl Pipeline {
 
     /// The library has accepted this snapshot.
     pub fn expect_snapshot(&mut self, snapshot: SnapshotId) {
+        assert!(self.can_install(), "two snapshots are accepted at once, the second {snapshot:?}");
         self.expected = Some(snapshot);
     }
 
@@ -142,6 +146,11 @@ impl Pipeline {
 
     /// The state machine has applied up to `applied`.
     pub fn installed(&mut self, applied: LogIndex) {
+        assert!(
+            applied <= self.last_handed_out,
+            "index {applied} is reported applied, and {} was the last handed out",
+            self.last_handed_out
+        );
         if self.installing.is_some_and(|index| index <= applied) {
             self.installing = None;
         }
@@ -173,7 +182,18 @@ impl Pipeline {
                 let request = <[u8; 8]>::try_from(state.request_ctx.as_slice()).ok()?;
                 Some((u64::from_be_bytes(request), state.index))
             }));
-            out.committed.extend(ready.take_committed_entries().into_iter().map(entry_from_raft));
+            let committed = ready.take_committed_entries();
+            if let (Some(first), Some(last)) = (committed.first(), committed.last()) {
+                assert_eq!(
+                    first.index,
+                    self.last_handed_out + 1,
+                    "entries {} to {} are handed out for application",
+                    first.index,
+                    last.index
+                );
+                self.last_handed_out = last.index;
+            }
+            out.committed.extend(committed.into_iter().map(entry_from_raft));
 
             let mut immediate = ready.take_messages();
             immediate.retain(|message| {
@@ -192,13 +212,17 @@ impl Pipeline {
             let at_once = immediate.into_iter().chain(independent);
             out.messages.extend(at_once.filter_map(message_from_raft));
 
-            if !ready.snapshot().is_empty()
-                && let Some(snapshot) = self.expected.take()
-            {
+            if !ready.snapshot().is_empty() {
+                let index = ready.snapshot().get_metadata().index;
+                let Some(snapshot) = self.expected.take_if(|expected| expected.index == index)
+                else {
+                    panic!("a snapshot of index {index} was not accepted here");
+                };
                 raw.mut_store().restore(snapshot.index, snapshot.term);
                 self.installing = Some(snapshot.index);
-                let LogBatch { number, hard_state, .. } = self.batch(raw, eligible, Vec::new());
-                let hard_state = hard_state.unwrap_or_default();
+                self.last_handed_out = snapshot.index;
+                let (number, hard_state) = self.next_batch(raw, eligible);
+                assert!(out.install.is_none(), "two snapshots are installed at once: {out:?}");
                 out.install = Some(InstallRequest { number, snapshot, hard_state });
                 self.first_entry = FirstEntry::Durable;
                 force_write = false;
@@ -231,13 +255,14 @@ impl Pipeline {
         }
     }
 
-    fn batch(
-        &mut self,
-        raw: &mut RawNode<LogStore>,
-        eligible: bool,
-        entries: Vec<raft::eraftpb::Entry>,
-    ) -> LogBatch {
+    /// Begins the next batch: its number, and the hard state to make durable with it.
+    fn next_batch(&mut self, raw: &mut RawNode<LogStore>, eligible: bool) -> (u64, HardState) {
         let state = raw.raft.hard_state();
+        let (term, vote) = self.last_vote;
+        assert!(
+            state.term > term || state.term == term && (state.vote == vote || vote == 0),
+            "the hard state goes back: term {term} and vote {vote}, then {state:?}"
+        );
         let hard_state = HardState {
             term: state.term,
             vote: state.vote,
@@ -250,11 +275,21 @@ impl Pipeline {
             self.last_vote = (state.term, state.vote);
             self.last_vote_batch = self.last_batch;
         }
+        (self.last_batch, hard_state)
+    }
+
+    fn batch(
+        &mut self,
+        raw: &mut RawNode<LogStore>,
+        eligible: bool,
+        entries: Vec<raft::eraftpb::Entry>,
+    ) -> LogBatch {
+        let (number, hard_state) = self.next_batch(raw, eligible);
         if self.first_entry == FirstEntry::None && !entries.is_empty() {
-            self.first_entry = FirstEntry::In { batch: self.last_batch };
+            self.first_entry = FirstEntry::In { batch: number };
         }
         LogBatch {
-            number: self.last_batch,
+            number,
             hard_state: Some(hard_state),
             entries: entries.into_iter().map(entry_from_raft).collect(),
         }
@@ -262,7 +297,12 @@ impl Pipeline {
 
     /// The batches up to `number` are durable: the messages that waited for them are sent.
     pub fn durable(&mut self, raw: &mut RawNode<LogStore>, number: u64, out: &mut Effects) {
-        self.last_durable_batch = self.last_durable_batch.max(number.min(self.last_batch));
+        assert!(
+            number <= self.last_batch,
+            "batch {number} is reported durable, and {} was the last one",
+            self.last_batch
+        );
+        self.last_durable_batch = self.last_durable_batch.max(number);
         if matches!(self.first_entry, FirstEntry::In { batch } if batch <= self.last_durable_batch)
         {
             self.first_entry = FirstEntry::Durable;
