@@ -56,7 +56,7 @@ impl Scrubber {
         let (end, ended) = bounded(0);
         let run = move || {
             let _end: Sender<()> = end;
-            crate::workers::give_way_to_event_loops();
+            crate::workers::lower_thread_priority();
             let pass = Pass { store: &store, stop: &stopped };
             while let Ok(passed) = pass.run() {
                 if let Err(error) = passed {

@@ -1,8 +1,9 @@
-//! A fixed number of threads behind one bounded queue.
+//! A fixed number of worker threads behind one bounded queue.
 //!
-//! Every job has exactly one completion. So what is outstanding, that is submitted and not
-//! collected, bounds both the queue of jobs and the queue of completions, and is counted by the one
-//! thread that submits and collects. No worker ever waits for room.
+//! Invariant: every job has exactly one completion. So the number of outstanding jobs, which are
+//! submitted and whose completions are not collected, bounds both the queue of jobs and the channel
+//! of completions. The one thread that submits and collects counts it. No worker ever waits for
+//! room in the channel.
 
 use std::fmt;
 use std::io;
@@ -13,20 +14,21 @@ use crossbeam_channel as channel;
 
 use super::queue::{self, Receiver, Sender};
 
-/// One thread's share of a pool: does one job at a time, and may keep things between jobs. Any
-/// `FnMut(J) -> C` is one.
+/// The part of a pool that runs on one thread: it does one job at a time, and may keep state
+/// between jobs. Any `FnMut(J) -> C` is one.
 ///
-/// A worker must not panic: a job's failure is a completion like any other. The release build
-/// aborts on a panic, and so stops the process instead of going on with a worker less and a
-/// requester that waits for ever. Where panics unwind, as in tests, [`Pool::shut_down`] reports it.
+/// A worker must not panic: a job that fails is a completion like any other. The release build
+/// aborts on a panic, so that the process does not go on with a worker less and a requester that
+/// waits for ever. Where panics unwind, as in tests, [`Pool::shut_down`] reports them.
 pub trait Worker<J, C>: Send + 'static {
-    /// Some jobs follow: the time to open what they can share, such as a snapshot to read from.
+    /// Called before the jobs of a batch, to open what they can share, such as a read view of the
+    /// store.
     fn batch_begins(&mut self) {}
 
-    /// Does one job.
+    /// Does one job; called in the order of the batch.
     fn work(&mut self, job: J) -> C;
 
-    /// They are done.
+    /// Called after the last job of a batch.
     fn batch_ends(&mut self) {}
 }
 
@@ -36,37 +38,37 @@ impl<J, C, F: FnMut(J) -> C + Send + 'static> Worker<J, C> for F {
     }
 }
 
-/// Why a job was not taken; it comes back.
+/// Why a job was not accepted; it is returned.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError<T> {
     /// Too many jobs are outstanding.
     #[error("too many jobs are outstanding")]
     Full(T),
-    /// No worker is left.
+    /// All worker threads have ended, which happens only after a panic.
     #[error("no worker is left")]
     Stopped(T),
 }
 
-/// Why a pool was not shut down as it should be.
+/// Why a pool was not shut down cleanly.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShutDownError {
     /// A worker panicked, where panics unwind.
     #[error("worker thread {0} panicked")]
     Panicked(String),
-    /// A worker still does its job.
+    /// A worker was still busy at the deadline.
     #[error("a worker thread did not end in time")]
     Late,
 }
 
-/// What travels to a worker.
-enum Work<J> {
+/// What is sent to a worker.
+enum PoolJob<J> {
     One(J),
     Batch(Vec<J>),
 }
 
 /// Threads that turn jobs `J` into completions `C`. Owned by the thread that submits and collects.
 pub struct Pool<J, C> {
-    jobs: Sender<Work<J>>,
+    jobs: Sender<PoolJob<J>>,
     completions: channel::Receiver<C>,
     threads: Vec<JoinHandle<()>>,
     outstanding: usize,
@@ -77,6 +79,9 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     /// Starts `threads` threads, named `name-0` and so on, each with its own worker from
     /// `make_worker`. At most `jobs_max` jobs are outstanding. After each job, or batch, `wake` is
     /// called on the worker's thread; it must be cheap and must not block.
+    ///
+    /// # Errors
+    /// The system did not start a thread.
     pub fn start<W: Worker<J, C>>(
         name: &str,
         threads: usize,
@@ -99,21 +104,27 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
         Ok(Pool { jobs, completions, threads, outstanding: 0, jobs_max })
     }
 
-    /// Hands over one job.
+    /// Submits one job.
+    ///
+    /// # Errors
+    /// The job, if too many are outstanding or no worker is left.
     pub fn submit(&mut self, job: J) -> Result<(), SubmitError<J>> {
         if self.room() == 0 {
             return Err(SubmitError::Full(job));
         }
-        match self.send(Work::One(job), 1) {
+        match self.send(PoolJob::One(job), 1) {
             Ok(()) => Ok(()),
-            Err(Work::One(job)) => Err(SubmitError::Stopped(job)),
-            // What comes back is what was sent.
-            Err(Work::Batch(_)) => unreachable!("one job was sent"),
+            Err(PoolJob::One(job)) => Err(SubmitError::Stopped(job)),
+            // The queue returns the item that was sent.
+            Err(PoolJob::Batch(_)) => unreachable!("one job was sent"),
         }
     }
 
-    /// Hands over several jobs, all or none, for one worker to do in order and with one wake at the
+    /// Submits several jobs, all or none, for one worker to do in order and with one wake at the
     /// end. To use several workers, submit several batches.
+    ///
+    /// # Errors
+    /// The jobs, if too many are outstanding or no worker is left.
     pub fn submit_batch(&mut self, batch: Vec<J>) -> Result<(), SubmitError<Vec<J>>> {
         let count = batch.len();
         if count > self.room() {
@@ -122,20 +133,20 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
         if count == 0 {
             return Ok(());
         }
-        match self.send(Work::Batch(batch), count) {
+        match self.send(PoolJob::Batch(batch), count) {
             Ok(()) => Ok(()),
-            Err(Work::Batch(batch)) => Err(SubmitError::Stopped(batch)),
-            // What comes back is what was sent.
-            Err(Work::One(_)) => unreachable!("a batch was sent"),
+            Err(PoolJob::Batch(batch)) => Err(SubmitError::Stopped(batch)),
+            // The queue returns the item that was sent.
+            Err(PoolJob::One(_)) => unreachable!("a batch was sent"),
         }
     }
 
-    /// How many more jobs would be taken now.
+    /// The number of jobs that would be accepted now.
     pub fn room(&self) -> usize {
         self.jobs_max - self.outstanding
     }
 
-    /// Jobs submitted whose completions have not been collected.
+    /// The number of jobs submitted whose completions have not been collected.
     pub fn outstanding(&self) -> usize {
         self.outstanding
     }
@@ -143,12 +154,16 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
     /// Collects one completion, if there is one. Never waits.
     pub fn collect(&mut self) -> Option<C> {
         let completion = self.completions.try_recv().ok()?;
+        assert!(self.outstanding > 0, "a completion of no job");
         self.outstanding -= 1;
         Some(completion)
     }
 
-    /// Lets the workers finish everything submitted, ends them, and gives the completions that were
-    /// not collected. Workers that have not ended by `deadline` are left alone.
+    /// Lets the workers finish all jobs submitted, ends them, and returns the completions that were
+    /// not collected. Workers that have not ended by `deadline` are abandoned.
+    ///
+    /// # Errors
+    /// A worker had panicked, or was still busy at the deadline.
     pub fn shut_down(self, deadline: Instant) -> Result<Vec<C>, ShutDownError> {
         let Pool { jobs, completions, threads, .. } = self;
         // Workers end when the queue is empty and nobody can fill it any more.
@@ -171,10 +186,16 @@ impl<J: Send + 'static, C: Send + 'static> Pool<J, C> {
         panicked.map_or(Ok(rest), Err)
     }
 
-    fn send(&mut self, work: Work<J>, count: usize) -> Result<(), Work<J>> {
+    fn send(&mut self, work: PoolJob<J>, count: usize) -> Result<(), PoolJob<J>> {
         // The queue has a place for every job that may be outstanding, so it is never full.
         self.jobs.try_send(work)?;
         self.outstanding += count;
+        assert!(
+            self.outstanding <= self.jobs_max,
+            "{} jobs are outstanding, and {} may be",
+            self.outstanding,
+            self.jobs_max
+        );
         Ok(())
     }
 }
@@ -191,18 +212,18 @@ impl<J, C> fmt::Debug for Pool<J, C> {
 
 fn run<J, C>(
     worker: &mut impl Worker<J, C>,
-    jobs: &Receiver<Work<J>>,
+    jobs: &Receiver<PoolJob<J>>,
     completions: &channel::Sender<C>,
     wake: &impl Fn(),
 ) {
-    super::give_way_to_event_loops();
+    super::lower_thread_priority();
     while let Ok(work) = jobs.recv() {
         worker.batch_begins();
-        // Sending never waits (see the module), and fails only when the pool was dropped: then
-        // nobody wants the completion.
+        // Sending never waits, by the invariant of the module, and fails only if the pool was
+        // dropped: then the completion is of no use.
         match work {
-            Work::One(job) => drop(completions.send(worker.work(job))),
-            Work::Batch(batch) => {
+            PoolJob::One(job) => drop(completions.send(worker.work(job))),
+            PoolJob::Batch(batch) => {
                 for job in batch {
                     drop(completions.send(worker.work(job)));
                 }
@@ -341,17 +362,18 @@ mod tests {
         assert_eq!(pool.shut_down(soon()), Err(ShutDownError::Panicked("fragile-0".to_owned())));
     }
 
-    /// What workers compute held up the event loop that they compute for, where processors were few.
+    /// What workers compute held up the event loop that they compute for, where processors were
+    /// few.
     #[cfg(target_os = "linux")]
     #[test]
-    fn workers_give_way_to_the_thread_that_submits() {
+    fn workers_have_a_lower_priority_than_the_thread_that_submits() {
         let priority = || rustix::process::getpriority_process(None).unwrap();
         let pool = Pool::start("nice", 1, 1, || {}, |_| move |()| priority());
         let mut pool: Pool<(), i32> = pool.unwrap();
         let mine = priority();
         pool.submit(()).unwrap();
         let workers = pool.shut_down(soon()).unwrap();
-        assert_eq!(priority(), mine, "only the workers give way");
+        assert_eq!(priority(), mine, "only the workers have a lower one");
         assert_eq!(workers, [(mine + 5).min(19)], "the lowest priority there is has 19");
     }
 

@@ -1,12 +1,13 @@
 //! A bounded queue whose receivers park at once.
 //!
-//! Channels made for throughput spin and yield for a while before they park. Here the processors that
-//! a waiting thread would spin on are wanted by others: the threads of a server hand each write over
-//! several times, and sleep in between. This one is a list under a lock with a condition, and tells
-//! nobody who does not wait.
+//! Channels made for throughput spin and yield for a while before they park. The threads of a
+//! server pass each write on several times and sleep in between, and a thread that spins takes the
+//! processor from the thread that it waits for. This queue is a list under a lock with a condition
+//! variable, and notifies only receivers that wait.
 //!
-//! A sender never waits: the event loop is one. It also lets a receiver [`linger`](Receiver::linger), for work that is
-//! cheaper in batches, and a sender join what it sends to what waits already.
+//! A sender never waits, because the event loop is one. A receiver may
+//! [`linger`](Receiver::linger), for work that is cheaper in batches, and a sender may join an item
+//! to the last one that is queued.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Why nothing was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecvError {
-    /// The time is up.
+    /// No item came within the time given.
     #[error("nothing came in time")]
     Timeout,
     /// The queue is empty and there is no sender left.
@@ -23,36 +24,38 @@ pub enum RecvError {
     Disconnected,
 }
 
-struct Shared<T> {
-    state: Mutex<State<T>>,
-    /// For receivers: there is an item, or no sender any more.
+/// What the ends of one queue share.
+struct QueueShared<T> {
+    state: Mutex<QueueState<T>>,
+    /// Notified for receivers: there is an item, or no sender any more.
     filled: Condvar,
-    /// For a lingering receiver: it is hurried, or there is no sender any more.
+    /// Notified for a lingering receiver: it is to go on, or there is no sender any more.
     hurried: Condvar,
     items_max: usize,
 }
 
-struct State<T> {
+struct QueueState<T> {
     items: VecDeque<T>,
     senders: usize,
     receivers: usize,
-    /// Receivers that wait for an item.
+    /// The number of receivers that wait for an item.
     waiting_receivers: usize,
     lingering: bool,
-    /// Somebody waits for what is in the queue, or for what a lingering receiver has taken.
+    /// A requester waits for an item in the queue, or for one that a lingering receiver has taken.
     hurry: bool,
 }
 
-impl<T> Shared<T> {
-    /// No step below leaves the state half-changed, so a panic elsewhere does not spoil it.
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+impl<T> QueueShared<T> {
+    /// No method leaves the state inconsistent at a point where it can panic, so a poisoned lock is
+    /// ignored.
+    fn state(&self) -> MutexGuard<'_, QueueState<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes a queue for at most `items_max` items.
+/// Creates a queue of at most `items_max` items.
 pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
-    let state = State {
+    let state = QueueState {
         items: VecDeque::new(),
         senders: 1,
         receivers: 1,
@@ -60,7 +63,7 @@ pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
         lingering: false,
         hurry: false,
     };
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(QueueShared {
         state: Mutex::new(state),
         filled: Condvar::new(),
         hurried: Condvar::new(),
@@ -69,14 +72,15 @@ pub fn bounded<T>(items_max: usize) -> (Sender<T>, Receiver<T>) {
     (Sender { shared: shared.clone() }, Receiver { shared })
 }
 
-/// The end that fills a queue.
+/// The sending end of a queue. Never waits.
 pub struct Sender<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<QueueShared<T>>,
 }
 
 impl<T> Sender<T> {
-    /// Joins an item to the last one that waits, if there is one and `join` takes it; puts it at the end otherwise, as
-    /// [`Sender::try_send`] does. `join` is told whether the queue is half full, and runs under its lock.
+    /// Joins an item to the last one that is queued, if there is one and `join` accepts it;
+    /// otherwise puts it at the end, as [`Sender::try_send`] does. The last argument of `join` says
+    /// whether the queue is half full. `join` runs under the queue's lock.
     ///
     /// # Errors
     /// The item, and whether there is a receiver.
@@ -86,9 +90,9 @@ impl<T> Sender<T> {
         join: impl FnOnce(&mut T, T, bool) -> Option<T>,
     ) -> Result<(), (T, bool)> {
         let mut state = self.shared.state();
-        let crowded = state.items.len() >= self.shared.items_max / 2;
+        let is_half_full = state.items.len() >= self.shared.items_max / 2;
         let item = match state.items.back_mut() {
-            Some(last) => join(last, item, crowded),
+            Some(last) => join(last, item, is_half_full),
             None => Some(item),
         };
         let Some(item) = item else { return Ok(()) };
@@ -99,10 +103,10 @@ impl<T> Sender<T> {
         self.put(state, item).map_err(|item| (item, has_receiver))
     }
 
-    /// Puts an item at the end. It comes back when there is no room or no receiver.
+    /// Puts an item at the end of the queue.
     ///
     /// # Errors
-    /// The item.
+    /// The item, if there is no room or no receiver.
     pub fn try_send(&self, item: T) -> Result<(), T> {
         let state = self.shared.state();
         if state.items.len() >= self.shared.items_max {
@@ -111,11 +115,20 @@ impl<T> Sender<T> {
         self.put(state, item)
     }
 
-    fn put(&self, mut state: MutexGuard<'_, State<T>>, item: T) -> Result<(), T> {
+    fn put(&self, mut state: MutexGuard<'_, QueueState<T>>, item: T) -> Result<(), T> {
         if state.receivers == 0 {
             return Err(item);
         }
         state.items.push_back(item);
+        assert!(
+            state.items.len() <= self.shared.items_max
+                && state.waiting_receivers <= state.receivers,
+            "{} items of {}, {} waiting receivers of {}",
+            state.items.len(),
+            self.shared.items_max,
+            state.waiting_receivers,
+            state.receivers
+        );
         let wake = state.waiting_receivers > 0;
         drop(state);
         if wake {
@@ -124,7 +137,8 @@ impl<T> Sender<T> {
         Ok(())
     }
 
-    /// Somebody waits for what has been sent: a receiver that lingers, or would, goes on.
+    /// Ends the lingering of a receiver, or the next one, because a requester waits for an item
+    /// that has been sent.
     pub fn hurry(&self) {
         let mut state = self.shared.state();
         if (state.items.is_empty() && !state.lingering) || state.hurry {
@@ -149,29 +163,29 @@ impl<T> Drop for Sender<T> {
     }
 }
 
-/// The end that empties a queue. Of several, each item goes to one.
+/// The receiving end of a queue. Each item goes to one receiver.
 pub struct Receiver<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<QueueShared<T>>,
 }
 
 impl<T> Receiver<T> {
-    /// Takes the first item, waiting for one.
+    /// Takes the first item, waiting until there is one.
     ///
     /// # Errors
-    /// [`RecvError::Disconnected`].
+    /// [`RecvError::Disconnected`] if the queue is empty and there is no sender.
     pub fn recv(&self) -> Result<T, RecvError> {
         self.recv_until(None)
     }
 
-    /// Takes the first item, waiting for one for as long as `timeout`.
+    /// Takes the first item, waiting for at most `timeout`.
     ///
     /// # Errors
-    /// [`RecvError`].
+    /// [`RecvError`] if no item came, or none can come.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvError> {
         self.recv_until(Some(Instant::now() + timeout))
     }
 
-    /// Takes the first item, if there is one.
+    /// Takes the first item, if there is one, without waiting.
     pub fn try_recv(&self) -> Option<T> {
         self.shared.state().items.pop_front()
     }
@@ -195,12 +209,13 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// Waits while others send, without being woken by each item, until `time` has passed, or
-    /// [`Sender::hurry`] was called since the last time, or there is no sender any more. For the only
-    /// receiver of a queue.
+    /// Lets items gather: waits, without being woken by each item, until `time` has passed, or
+    /// [`Sender::hurry`] was called since the last call, or there is no sender any more. Only for a
+    /// queue with one receiver.
     pub fn linger(&self, time: Duration) {
         let deadline = Instant::now() + time;
         let mut state = self.shared.state();
+        assert!(!state.lingering && state.receivers == 1, "{} receivers linger", state.receivers);
         state.lingering = true;
         while !state.hurry && state.senders > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -229,9 +244,9 @@ impl<T> Drop for Receiver<T> {
 
 fn wait<'a, T>(
     condition: &Condvar,
-    state: MutexGuard<'a, State<T>>,
+    state: MutexGuard<'a, QueueState<T>>,
     time: Option<Duration>,
-) -> MutexGuard<'a, State<T>> {
+) -> MutexGuard<'a, QueueState<T>> {
     match time {
         Some(time) => condition.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0,
         None => condition.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -243,7 +258,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// Longer than any test may take.
+    /// A time that no test reaches.
     const FOREVER: Duration = Duration::from_secs(3600);
 
     fn send_all(sender: &Sender<u32>, items: std::ops::Range<u32>) {
