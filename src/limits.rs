@@ -206,7 +206,7 @@ pub const HEARTBEAT_TICKS: usize = 3;
 pub const ELECTION_TICKS: usize = 15;
 /// A server that a leader has sent no replication message for this long is told of a commit in a
 /// message of its own; others hear of it in the next replication message.
-pub const COMMIT_NEWS_DELAY: Duration = Duration::from_millis(1);
+pub const COMMIT_NOTIFICATION_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 /// Entries of one replication message; a longer list ends the connection.
@@ -253,10 +253,10 @@ pub const PENDING_READS_MAX: usize = 16 * 1024;
 /// Questions for the read index that a leader owes one server an answer to; one more is dropped,
 /// and asked again by a server that means it. A server asks one for all of its reads that arrive
 /// together.
-pub const READ_INDEX_QUESTIONS_MAX: usize = 4096;
+pub const READ_INDEX_REQUESTS_MAX: usize = 4096;
 /// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
 /// the next write of each is answered a little later.
-pub const CERTAIN_CLIENTS_MAX: usize = 16 * 1024;
+pub const KNOWN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Entries of a leader's log that are not applied; past it PUTs are answered only when they are
@@ -295,7 +295,7 @@ pub const STATE_HASH_EVERY: u64 = 4096;
 /// unless another leader shows up before.
 pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
 /// A newborn group's leader waits this long for every server to take part before it orders writes.
-pub const BIRTH_TIMEOUT: Duration = Duration::from_secs(2);
+pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
 pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(1);
 /// By how much other servers may raise this server's term with each tick of its run, in all; what
@@ -783,7 +783,7 @@ const _: () = {
     assert!(PEER_DIAL_TIMEOUT.as_millis() >= ELECTION_TICKS as u128 * TICK.as_millis());
     assert!(CLIENT_PING_INTERVAL.as_millis() * 2 < CLIENT_SILENCE_TIMEOUT.as_millis());
     assert!(2 * STALL_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
-    assert!(BIRTH_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
+    assert!(BOOTSTRAP_TIMEOUT.as_millis() < COMMIT_TIMEOUT.as_millis());
     assert!(COMMIT_TIMEOUT.as_millis() < CLIENT_REQUEST_TIMEOUT_DEFAULT.as_millis());
 };
 

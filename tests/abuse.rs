@@ -797,7 +797,7 @@ fn a_server_that_asks_for_the_read_index_without_end_costs_nobody_anything() {
     let before = resident(group.pid(leader));
     let mut greedy = Raw::third_server(address, cluster);
     const QUESTIONS: u64 = 2_000_000;
-    assert!(QUESTIONS > 100 * limits::READ_INDEX_QUESTIONS_MAX as u64);
+    assert!(QUESTIONS > 100 * limits::READ_INDEX_REQUESTS_MAX as u64);
     let mut piece = Vec::new();
     for id in 0..QUESTIONS {
         piece.extend_from_slice(&frame_of(&Message::Peer(PeerMessage::ReadIndex { id })));

@@ -1,7 +1,7 @@
-//! The core itself: its state, and what each input does to it.
+//! The state of the node core, and what each input does to it.
 //!
-//! Inputs only change state; whatever follows from them is worked out in `flush`
-//! (in `progress`), once for a whole bunch of inputs.
+//! Inputs only change state; what follows from them is worked out in `flush` (in `progress`), once
+//! for all inputs that have come together.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::certainty::Certainty;
 use super::clock::{HybridClock, LogTime};
-use super::clocks::PeerClocks;
-use super::commit_news::CommitNews;
+use super::commit_notification::CommitNotifications;
+use super::consistency_check::{Contradiction, StateHashes};
 use super::disk_space::Disks;
-use super::disputes::{Contradiction, StateHashes};
-use super::eligibility::{Departure, Eligibility, Ineligible};
+use super::early_ack::KnownSequences;
+use super::eligibility::{Eligibility, Ineligible, LeadershipAction};
 use super::in_sync::InSync;
-use super::levels::PeerLevels;
 use super::long_writes::LongWrites;
 use super::reads::{Read, Reads};
+use super::server_clocks::ServerClocks;
+use super::server_levels::ServerLevels;
 use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
 use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place};
@@ -34,11 +34,11 @@ use crate::model::{
 use crate::text::counted;
 use crate::wire::message::{ErrorCode, ErrorReply, PeerMessage, RaftMessage, Reply, Role};
 
-/// How far apart servers take their turns at campaigning when they come back into each other's reach: an election takes
-/// two round trips and two syncs.
+/// Ticks between the campaigns of two servers whose links come up at the same time: an election
+/// takes two round trips and two syncs.
 const CAMPAIGN_TURN_TICKS: u64 = 2;
 
-/// When a write is acknowledged (SPEC A3).
+/// The rule by which a write is acknowledged (SPEC A3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AckPolicy {
     /// Durable on a majority and stored by every server in sync.
@@ -47,92 +47,94 @@ pub enum AckPolicy {
     Majority,
 }
 
-/// How a node is set up.
+/// The configuration of a node, fixed for a run.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// This node.
+    /// The number of this node.
     pub node: NodeId,
     /// Every node of the group, this one included.
     pub nodes: Vec<NodeId>,
-    /// What people call each of `nodes`, in the same order: its address. Where a name is missing a sentence tells the
-    /// place instead.
+    /// The address of each of `nodes`, in the same order, for sentences that people read. Where one
+    /// is missing the sentence names the place in the list instead.
     pub names: Vec<String>,
-    /// Who leads first, when the group is blank.
+    /// The server that this one takes for the first leader of a blank group (`--leader`).
     pub first_leader: NodeId,
-    /// The acknowledgement rule.
+    /// When a write is acknowledged.
     pub ack: AckPolicy,
     /// How long a REPLICATION_OK may be owed before its server drops out of the in-sync set.
     pub in_sync_timeout: Duration,
-    /// Without a report from a log that owes one for this long, or from a state machine for twice as long, this node
-    /// may not lead.
+    /// If work for the log is outstanding and nothing is reported for this long, or for twice as
+    /// long from the state machine, this node may not lead.
     pub stall_timeout: Duration,
     /// Fixes the election time-out (in ticks, ≥ [`limits::ELECTION_TICKS`](crate::limits)) so that
     /// a simulation is deterministic; give each node its own. `None` draws one at random.
     pub election_ticks: Option<usize>,
     /// The most bytes a value may have.
     pub value_bytes_max: usize,
-    /// Take in replicated writes this much late (SPEC A7); zero normally.
+    /// Delay before replicated writes are handled (SPEC A7); zero normally.
     pub replication_delay: Duration,
-    /// Whether anybody wants [`Output::Console`].
+    /// Whether the driver wants [`Output::Console`].
     pub console: bool,
-    /// What is done in the background.
+    /// When garbage is collected, and how much of it at a time.
     pub upkeep: UpkeepConfig,
-    /// Bounds of what is under way and kept in memory.
+    /// Bounds of memory and of work under way.
     pub limits: NodeLimits,
-    /// Replicas compare states every so many entries; the same at all. [`limits::STATE_HASH_EVERY`](crate::limits)
-    /// except in simulations.
+    /// Number of entries from one comparison of states to the next; the same at all replicas.
+    /// [`limits::STATE_HASH_EVERY`](crate::limits) except in simulations.
     pub state_hash_every: LogIndex,
-    /// What this node's release has compiled in.
+    /// The feature level and the limits that are compiled into this node's release.
     pub release: Release,
-    /// How long every server is to have told that it knows a feature level before the group's rises to it;
+    /// How long every server must have named a feature level before the group's rises to it;
     /// [`limits::LEVEL_SETTLED`](crate::limits) except in simulations.
     pub level_settled: Duration,
-    /// Where the numbers of this run's questions to other servers start. Drawn at random at every
-    /// start, so that an answer that an earlier run asked for is never taken for one to this run.
+    /// The first number of this run's requests to other servers. Drawn at random at every start, so
+    /// that an answer to a request of an earlier run is never taken for one of this run.
     pub first_question: u64,
 }
 
-/// What a node says of itself.
+/// The state of a node as `acervo status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
-    /// Its part.
+    /// Whether it leads, follows or campaigns.
     pub role: Role,
-    /// The leader it knows of.
+    /// The leader of its term, as far as it knows.
     pub leader: Option<NodeId>,
-    /// Its term.
+    /// The current term.
     pub term: Term,
-    /// The last index known committed.
+    /// The last index that it knows to be committed.
     pub commit: LogIndex,
     /// Where its state machine stands.
     pub applied: AppliedPoint,
     /// The last index in its log, durable or not.
     pub last_index: LogIndex,
-    /// At the leader: the servers confirmed to be in sync in its term. Empty elsewhere.
+    /// At the leader: the in-sync set. Empty elsewhere.
     pub in_sync: Vec<NodeId>,
-    /// Servers whose full disks keep the group from taking what adds to the store; empty when it takes that.
+    /// Servers whose full disks keep the group from accepting writes that add to the store; empty
+    /// if it accepts them.
     pub full_disks: Vec<NodeId>,
-    /// Why this node may not lead; empty when it may.
+    /// The reasons why this node may not lead; empty if it may.
     pub ineligible: Vec<Ineligible>,
-    /// Why it serves no reads, if so.
+    /// The reason why it serves no reads; `None` if it does.
     pub distrust: Option<Distrust>,
-    /// Whom it was told leads first, as long as it has not taken part in the group or stored anything.
+    /// The first leader that it has configured, as long as it has not taken part in the group or
+    /// stored any entry.
     pub first_leader: Option<NodeId>,
-    /// Why no leader can be elected although enough servers are up, if that is so.
+    /// The reason why no leader can be elected although enough servers are up, if there is one.
     pub no_leader: Option<NoLeader>,
-    /// The group's feature level, as far as this node has applied the log.
+    /// The group's feature level, as of the entries that this node has applied.
     pub level: u32,
-    /// What the group keeps of what newer versions have replaced, when it has settled on anything.
+    /// The history that the group keeps; `None` before its rules are in the log.
     pub history: Option<History>,
 }
 
-/// Why a node does not trust its own state.
+/// The reason why a node does not trust its own state, and so serves no reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distrust {
-    /// It has none: it waits for a snapshot.
+    /// Its store is lost, and it waits for a snapshot.
     StoreLost,
-    /// Others hold another one, or contradict the log, and it is not known who is right.
+    /// Others hold another state, or contradict the log, and no majority has decided.
     Disputed,
-    /// It is wrong, and is about to be thrown away.
+    /// A majority holds another state: this one is about to be discarded.
     Refuted,
 }
 
@@ -140,10 +142,12 @@ impl std::fmt::Display for Distrust {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Distrust::StoreLost => {
-                "its store is lost or was damaged and is being rebuilt from the others: it serves no reads"
+                "its store is lost or was damaged and is being rebuilt from the others: it serves \
+                 no reads"
             }
             Distrust::Disputed => {
-                "its state or its log contradicts another server's and no majority has decided: it serves no reads"
+                "its state or its log contradicts another server's and no majority has decided: it \
+                 serves no reads"
             }
             Distrust::Refuted => {
                 "its data contradicts the majority's and is being thrown away: it serves no reads"
@@ -155,110 +159,115 @@ impl std::fmt::Display for Distrust {
 /// Why a node cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The configuration names no group this node belongs to.
+    /// The configuration does not name this node or the first leader among the group's nodes.
     #[error("node {0} is not one of the group's nodes, or the first leader is not")]
     NotInGroup(NodeId),
-    /// Consensus refuses what was recovered.
+    /// Consensus refuses the recovered state.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),
 }
 
-/// How far a stopping node has come.
+/// The progress of a node that is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stopping {
     No,
-    /// Finishing what is under way.
+    /// Finishing the requests under way.
     Draining,
-    /// Finishing nothing.
+    /// Stopping without finishing any request.
     Leaving,
-    /// Waiting for another server to lead.
+    /// Waiting until another server leads.
     HandingOver {
         until_us: u64,
     },
     Done,
 }
 
-/// One server's mind.
+/// The replication core of one server: a deterministic state machine.
 pub struct Node {
     pub(super) config: NodeConfig,
     pub(super) consensus: Consensus,
     pub(super) effects: Effects,
     pub(super) clock: HybridClock,
     pub(super) log_time: LogTime,
-    pub(super) peer_clocks: PeerClocks,
+    pub(super) server_clocks: ServerClocks,
     pub(super) writes: Writes,
-    /// Waiting writes were left for the next flush, only so that this one did not take too long.
+    /// Waiting writes were left for the next flush only so that this one did not take too long.
     pub(super) propose_more: bool,
     pub(super) long_writes: LongWrites,
-    /// The commit index as of the last flush.
+    /// The commit index at the end of the last flush.
     pub(super) flushed_commit: LogIndex,
-    /// At a leader, for its reign.
-    pub(super) certainty: Certainty,
-    /// At a leader, for its reign.
-    pub(super) commit_news: CommitNews,
+    /// Of the current term, if this node leads.
+    pub(super) known_sequences: KnownSequences,
+    /// Of the current term, if this node leads.
+    pub(super) commit_notifications: CommitNotifications,
     pub(super) reads: Reads,
     /// Peers this node can send to.
     pub(super) links: BTreeSet<NodeId>,
-    /// Peers whose link to this node broke and from which nothing has come since: an answer of theirs would be lost.
+    /// Peers whose link to this node broke and from which nothing has come since: an answer of
+    /// theirs would be lost.
     pub(super) unheard: BTreeSet<NodeId>,
     /// Ticks since the start.
     pub(super) ticks: u64,
-    /// The tick in which something last came from a peer, or its link came up.
+    /// By server: the tick in which its last message came, or its link came up.
     pub(super) heard: BTreeMap<NodeId, u64>,
-    /// Without a leader since longer than an election time-out, and with a majority newly in reach: the tick in which
-    /// to ask for votes.
+    /// If the links to a majority have come up: the tick in which to campaign, unless a leader is
+    /// known by then.
     pub(super) campaign_at: Option<u64>,
-    /// At a leader.
+    /// Of the current term, if this node leads.
     pub(super) in_sync: Option<InSync>,
-    /// At the leader of a newborn group: no write is ordered before every server has taken part, or
+    /// At the founder of a group: no write is proposed before every server has taken part, or
     /// before this time.
-    pub(super) birth_until_us: Option<u64>,
+    pub(super) bootstrap_until_us: Option<u64>,
     pub(super) eligibility: Eligibility,
     pub(super) disks: Disks,
     pub(super) applied: AppliedPoint,
     pub(super) hashes: StateHashes,
-    /// Indices that were handed out for application and at which replicas compare their states.
+    /// Indices that were handed out to be applied, and at which replicas compare their states.
     pub(super) compared_at: BTreeSet<LogIndex>,
-    /// At a leader: when it last appended an entry for which replicas compare their states.
+    /// When this node, as leader, last appended an entry to make replicas compare their states.
     pub(super) compared_anew_us: u64,
-    /// Entries that contradict this node's log, while it is not known who is right.
+    /// An entry that contradicts this node's log, while no majority has decided.
     pub(super) contradiction: Option<Contradiction>,
-    /// It was said, once in this run.
-    pub(super) contradiction_said: bool,
-    /// When the others were last asked about any.
+    /// A contradiction was reported; once in a run.
+    pub(super) contradiction_reported: bool,
+    /// When the others were last asked about a contradiction.
     pub(super) contradiction_asked_us: Option<u64>,
-    /// The number of the next question about states and logs.
+    /// The number of the next question about states or logs.
     pub(super) next_question: u64,
-    /// Nothing is applied before a snapshot has been put in place.
+    /// Nothing is applied before a snapshot is installed.
     pub(super) store_lost: bool,
-    /// The state or the log is known to be wrong; said once.
+    /// A majority has refuted the state or the log.
     pub(super) refuted: bool,
     pub(super) chores: Chores,
-    /// What the group goes by.
+    /// The rules of the group, once they are applied.
     pub(super) rules: Option<GroupRules>,
-    /// Rules were proposed in this term, by this node.
+    /// This node has proposed the rules in this term.
     pub(super) rules_proposed: bool,
     /// The group's feature level.
     pub(super) level: u32,
-    /// The highest that was proposed in this term, by this node.
+    /// The highest level that this node has proposed in this term.
     pub(super) level_proposed: u32,
-    /// At a leader, for its term.
-    pub(super) peer_levels: PeerLevels,
-    /// Role, leader and term as of the last flush.
-    pub(super) standing: (Role, Option<NodeId>, Term),
+    /// Of the current term, if this node leads.
+    pub(super) server_levels: ServerLevels,
+    /// Role, leader and term at the beginning of the last flush.
+    pub(super) leadership: (Role, Option<NodeId>, Term),
     pub(super) stopping: Stopping,
-    /// Since when no leader can be elected although enough servers are up …
+    /// Since when no leader can be elected although enough servers are up.
     no_leader_since_us: Option<u64>,
-    /// … and the reason that was said last.
-    no_leader_said: Option<NoLeader>,
-    /// Replication held back by `--replication-delay`: (due, link, message), in order.
+    /// The reason for that which was reported last.
+    no_leader_reported: Option<NoLeader>,
+    /// REPLICATIONs that `--replication-delay` holds back, in order: when each is due, the link
+    /// that it came on, and the message.
     pub(super) delayed: VecDeque<(u64, NodeId, RaftMessage)>,
     /// The highest index whose replication the console has shown.
     pub(super) shown_index: LogIndex,
 }
 
 impl Node {
-    /// Starts a node on what its disk holds.
+    /// Starts a node from its durable state.
+    ///
+    /// # Errors
+    /// The configuration contradicts itself, or the recovered state does.
     pub fn new(config: NodeConfig, recovered: Recovered) -> Result<Node, NodeError> {
         if !config.nodes.contains(&config.node) || !config.nodes.contains(&config.first_leader) {
             return Err(NodeError::NotInGroup(config.node));
@@ -298,19 +307,19 @@ impl Node {
         }
         let writes = Writes::new(config.first_question, config.limits.short_write_keys_max);
         let reads = Reads::new(config.first_question);
-        let standing = (consensus.role(), consensus.leader(), consensus.term());
+        let leadership = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {
             consensus,
             effects: Effects::default(),
             clock,
             log_time: LogTime::new(recovered.upkeep.clock_us),
-            peer_clocks: PeerClocks::default(),
+            server_clocks: ServerClocks::default(),
             writes,
             propose_more: false,
             long_writes: LongWrites::default(),
             flushed_commit: 0,
-            certainty: Certainty::new(recovered.upkeep.rules.map(|rules| rules.limits)),
-            commit_news: CommitNews::default(),
+            known_sequences: KnownSequences::new(recovered.upkeep.rules.map(|rules| rules.limits)),
+            commit_notifications: CommitNotifications::default(),
             reads,
             links: BTreeSet::new(),
             unheard: BTreeSet::new(),
@@ -318,7 +327,7 @@ impl Node {
             heard: BTreeMap::new(),
             campaign_at: None,
             in_sync: None,
-            birth_until_us: None,
+            bootstrap_until_us: None,
             disks: Disks::default(),
             eligibility,
             applied,
@@ -326,7 +335,7 @@ impl Node {
             compared_at: BTreeSet::new(),
             compared_anew_us: 0,
             contradiction: None,
-            contradiction_said: false,
+            contradiction_reported: false,
             contradiction_asked_us: None,
             next_question: config.first_question,
             store_lost: recovered.store_lost,
@@ -335,12 +344,12 @@ impl Node {
             rules_proposed: false,
             level: recovered.upkeep.level.max(FeatureLevel::FIRST.level),
             level_proposed: 0,
-            peer_levels: PeerLevels::default(),
+            server_levels: ServerLevels::default(),
             chores: Chores::new(config.upkeep, recovered.upkeep),
-            standing,
+            leadership,
             stopping: Stopping::No,
             no_leader_since_us: None,
-            no_leader_said: None,
+            no_leader_reported: None,
             delayed: VecDeque::new(),
             shown_index: last_index,
             config,
@@ -349,9 +358,9 @@ impl Node {
         Ok(node)
     }
 
-    /// Takes one input. Cheap: what follows from it is worked out by [`Node::flush`].
+    /// Handles one input. Cheap: what follows from it is worked out by [`Node::flush`].
     pub fn handle(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
-        self.log_time.pass(now.monotonic_us);
+        self.log_time.advance(now.monotonic_us);
         match input {
             Input::Tick => self.tick(now, out),
             Input::LateTick => {
@@ -359,28 +368,28 @@ impl Node {
                     self.consensus.tick();
                 }
             }
-            Input::PeerUp { peer, last_index, term, first_leader } => {
-                self.links.insert(peer);
-                self.heard.insert(peer, self.ticks);
-                self.tell_disk_to(peer, out);
-                self.consensus.link_up(peer, last_index, term, first_leader);
+            Input::LinkUp { server, last_index, term, first_leader } => {
+                self.links.insert(server);
+                self.heard.insert(server, self.ticks);
+                self.send_disk_state_to(server, out);
+                self.consensus.link_up(server, last_index, term, first_leader);
                 self.campaign_if_first();
                 self.campaign_soon();
             }
-            Input::PeerDown { peer } => {
-                self.links.remove(&peer);
-                self.take_back_forwarded(peer, now);
-                self.peer_clocks.lost(peer);
-                self.forget_disk_of(peer);
-                self.peer_levels.lost(peer);
-                self.consensus.link_down(peer);
-                self.contradiction.take_if(|contradiction| contradiction.peer == peer);
+            Input::LinkDown { server } => {
+                self.links.remove(&server);
+                self.take_back_forwarded(server, now);
+                self.server_clocks.lost(server);
+                self.forget_disk_state_of(server);
+                self.server_levels.lost(server);
+                self.consensus.link_down(server);
+                self.contradiction.take_if(|contradiction| contradiction.server == server);
             }
-            Input::InboundDown { peer } => {
-                self.unheard.insert(peer);
-                self.take_back_forwarded(peer, now);
+            Input::InboundDown { server } => {
+                self.unheard.insert(server);
+                self.take_back_forwarded(server, now);
             }
-            Input::Peer { from, message } => {
+            Input::Message { from, message } => {
                 self.heard.insert(from, self.ticks);
                 self.unheard.remove(&from);
                 if let Some(level) = message.level
@@ -388,9 +397,9 @@ impl Node {
                 {
                     // Not stored, or this release would not start again.
                     let reason = level.unknown_to(self.config.release.level);
-                    out.push(Output::Disconnect { peer: from, reason });
+                    out.push(Output::Disconnect { server: from, reason });
                 } else {
-                    self.peer_message(now, from, message.into_inner(), out);
+                    self.server_message(now, from, message.into_inner(), out);
                 }
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
@@ -404,7 +413,8 @@ impl Node {
                 self.log_time.observe(upkeep.clock_us);
                 let (level, rules) = (upkeep.level, upkeep.rules);
                 self.chores.applied(point.index, upkeep, now.monotonic_us);
-                // After the sweeps among what was applied: they were not by rules that came later.
+                // After the garbage collection among the applied entries, which was not by rules
+                // that came later.
                 self.take_rules(level, rules, out);
                 self.applied(now, outcomes, point, out);
             }
@@ -446,7 +456,7 @@ impl Node {
             out.push(Output::Notice(Notice::History { history }));
         }
         if self.group_limits() != limits_before {
-            self.certainty = Certainty::new(self.group_limits());
+            self.known_sequences = KnownSequences::new(self.group_limits());
         }
         self.set_chores();
     }
@@ -457,41 +467,43 @@ impl Node {
         }
     }
 
-    /// The limits that the group's state machines go by, when they are known.
+    /// The limits of the group's state machines, once they are known.
     pub(super) fn group_limits(&self) -> Option<StateLimits> {
         self.rules.map(|rules| rules.limits)
     }
 
-    /// The term of an entry, of the last one compacted away, or of the index a snapshot reaches to.
+    /// The term of the entry at an index; `None` beyond the log's end and where it is compacted.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.consensus.term_at(index)
     }
 
-    /// At the leader: the last index that `peer` is known to have stored durably.
-    pub fn matched(&self, peer: NodeId) -> LogIndex {
-        self.consensus.matched(peer)
+    /// At the leader: the last index that `server` is known to have stored durably; 0 for none.
+    pub fn matched(&self, server: NodeId) -> LogIndex {
+        self.consensus.matched(server)
     }
 
-    /// When [`Node::flush`] is to be called next even if there is no input: monotonic time, in
-    /// microseconds.
+    /// The monotonic time, in microseconds, at which [`Node::flush`] is to be called even if there
+    /// is no input.
     pub fn flush_due_us(&self) -> Option<u64> {
         match self.consensus.role() {
             Role::Leader if self.propose_more => Some(0),
             Role::Leader => {
-                let news_us = self.commit_news.next_us(&self.links, self.consensus.commit());
-                news_us.into_iter().chain(self.long_writes.due_us()).min()
+                let due_us =
+                    self.commit_notifications.next_us(&self.links, self.consensus.commit());
+                due_us.into_iter().chain(self.long_writes.due_us()).min()
             }
             Role::Follower | Role::Candidate => None,
         }
     }
 
-    /// How many writes are in other servers' hands: long ones and others, and the bytes of keys and values of the others.
+    /// The writes that are forwarded to the leader and not answered: the number of long ones, the
+    /// number of others, and the bytes of keys and values of the others.
     #[cfg(any(test, feature = "internals"))]
     pub fn forwarded(&self) -> (usize, usize, usize) {
         self.writes.forwarded()
     }
 
-    /// Why this node's state is not to be read, if so.
+    /// The reason why this node's state must not be read; `None` if it may be.
     pub fn distrust(&self) -> Option<Distrust> {
         if self.refuted {
             Some(Distrust::Refuted)
@@ -508,8 +520,9 @@ impl Node {
 
     /// Whether a snapshot that `from` offers is of use.
     pub fn wants_snapshot(&self, from: NodeId, snapshot: SnapshotId) -> bool {
-        // The offer may come before the first word of a new leader, which travels on another connection. Whether
-        // this node follows its sender is asked again when the snapshot is to be put in place.
+        // The offer may come before the first message of a new leader, which is sent on another
+        // connection. Whether this node follows its sender is checked again when the snapshot is to
+        // be installed.
         let follows = match snapshot.leader_term.cmp(&self.consensus.term()) {
             Ordering::Less => false,
             Ordering::Equal => self.consensus.leader().is_none_or(|leader| leader == from),
@@ -518,38 +531,41 @@ impl Node {
         follows && self.consensus.needs_snapshot(snapshot.index)
     }
 
-    /// Where the state machine stands.
+    /// The last index that the state machine has applied, with its timestamp and the hash of the
+    /// state.
     pub fn applied_point(&self) -> AppliedPoint {
         self.applied
     }
 
-    /// The last timestamp in this node's log or later: what is newer has not come here.
+    /// A timestamp not before the last one in this node's log: this node has no version that is
+    /// newer.
     pub fn newest_timestamp(&self) -> Timestamp {
         self.clock.last()
     }
 
-    /// The value that the version `timestamp` of `key` has, where it is committed and not applied yet; and the entry
-    /// that holds it.
+    /// Finds the value of `key` at exactly the version `timestamp` in an entry that is committed
+    /// and not applied yet; returns the entry's index and the value.
     pub fn unapplied_put(&self, timestamp: Timestamp, key: &[u8]) -> Option<(LogIndex, Bytes)> {
         let (index, data) = self.consensus.find_unapplied(timestamp, Command::peek_timestamp)?;
         let (_, put, value) = Command::put_of(data)?;
         (put == key).then_some((index, value))
     }
 
-    /// Whether an answer waits for committed entries to be applied.
+    /// Whether the answer to some request waits until committed entries are applied.
     pub fn awaits_application(&self) -> bool {
         self.writes.awaits_application() || self.reads.awaits_application()
     }
 
-    /// At a leader, how far the other servers' clocks are ahead of its own, when that is far.
+    /// At a leader: how far the other servers' clocks are ahead of its own, if that is more than a
+    /// warning takes.
     pub fn clock_apart_us(&self) -> Option<i64> {
         match self.consensus.role() {
-            Role::Leader => self.peer_clocks.apart_us(),
+            Role::Leader => self.server_clocks.apart_us(),
             Role::Follower | Role::Candidate => None,
         }
     }
 
-    /// Describes the node.
+    /// The state of the node as `acervo status` shows it.
     pub fn status(&self) -> NodeStatus {
         let in_sync = self.in_sync.iter().flat_map(InSync::members).collect();
         NodeStatus {
@@ -581,14 +597,14 @@ impl Node {
         self.consensus.tick();
         self.chores.tick();
         self.compare_clocks(now, out);
-        self.repeat_disk(out);
+        self.repeat_disk_state(out);
         self.campaign_if_first();
         if self.campaign_at.is_some_and(|at| at <= self.ticks)
             && self.consensus.campaign_again(CAMPAIGN_TURN_TICKS as usize)
         {
             self.campaign_at = None;
         }
-        self.say_why_nobody_leads(now, out);
+        self.report_no_leader(now, out);
         self.release_delayed(now, out);
         self.settle_disputes(now, out);
 
@@ -596,7 +612,7 @@ impl Node {
         expired.extend(self.writes.take_unanswered(now_us));
         for key in expired {
             let pending = self.writes.remove(key);
-            // Nothing was done of a write whose turn did not come while others were being carried out.
+            // A leader is known, so the write was not proposed because others came first.
             let led = self.consensus.leader().is_some();
             let reply = if led && pending.effect == Effect::NotDone {
                 busy("more is being written than the group can take")
@@ -605,7 +621,7 @@ impl Node {
             };
             self.finish(pending, reply, out);
         }
-        self.reads.ask_again(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
+        self.reads.repeat_request(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
         for (read, confirmed) in self.reads.take_expired(now_us) {
             let reply = match confirmed {
                 true => busy("what was written before is still being applied at this server"),
@@ -615,25 +631,27 @@ impl Node {
         }
     }
 
-    /// Once, when it has been so for longer than elections take.
-    fn say_why_nobody_leads(&mut self, now: Now, out: &mut Vec<Output>) {
+    /// Reports once why no leader can be elected, when that has lasted for longer than elections
+    /// take.
+    fn report_no_leader(&mut self, now: Now, out: &mut Vec<Output>) {
         let reason = self.consensus.no_leader();
         match (reason, self.no_leader_since_us) {
-            (None, _) => (self.no_leader_since_us, self.no_leader_said) = (None, None),
+            (None, _) => (self.no_leader_since_us, self.no_leader_reported) = (None, None),
             (Some(_), None) => self.no_leader_since_us = Some(now.monotonic_us),
             (Some(reason), Some(since_us)) => {
-                let is_late = now.monotonic_us - since_us >= micros(limits::BIRTH_TIMEOUT);
-                if is_late && self.no_leader_said != Some(reason) {
-                    self.no_leader_said = Some(reason);
+                let is_late = now.monotonic_us - since_us >= micros(limits::BOOTSTRAP_TIMEOUT);
+                if is_late && self.no_leader_reported != Some(reason) {
+                    self.no_leader_reported = Some(reason);
                     out.push(Output::Notice(Notice::NoLeader { reason }));
                 }
             }
         }
     }
 
-    /// Looks whether this node may lead; if it leads and may not, it hands over or steps down.
+    /// Updates whether this node may lead; if it leads and may not, it transfers the leadership or
+    /// steps down.
     fn judge_eligibility(&mut self, out: &mut Vec<Output>) {
-        for (reason, holds) in self.eligibility.look() {
+        for (reason, holds) in self.eligibility.update() {
             let notice = match holds {
                 true => Notice::MayNotLead { reason },
                 false => Notice::MayLeadAgain { reason },
@@ -642,92 +660,95 @@ impl Node {
         }
         let full = self.disks.own.is_full();
         let stops = matches!(self.stopping, Stopping::HandingOver { .. });
-        // Who was asked to take over because this disk is full, and has not, may be able to later.
+        // A server that did not accept a transfer because of this full disk may be able to later.
         if self.eligibility.reasons().is_empty()
             && !stops
             && (!full || self.ticks.is_multiple_of(limits::DISK_HANDOVER_AGAIN_TICKS))
         {
             self.eligibility.tried.clear();
         }
-        // A group of one has nobody else: its server leads as well as it can.
+        // A group of one has no other server: this one leads as well as it can.
         let alone = self.config.nodes.len() == 1;
         self.consensus.set_may_lead(alone || self.eligibility.reasons().is_empty());
-        let departure = match self.eligibility.departure() {
-            Departure::Stay if full => Departure::IfSomebodyCan,
-            departure => departure,
+        let action = match self.eligibility.action() {
+            LeadershipAction::Keep if full => LeadershipAction::TransferIfPossible,
+            action => action,
         };
-        if alone || self.consensus.role() != Role::Leader || departure == Departure::Stay {
+        if alone || self.consensus.role() != Role::Leader || action == LeadershipAction::Keep {
             return;
         }
         if self.consensus.is_handing_over() {
             return;
         }
-        let only_with_room = self.eligibility.departure() == Departure::Stay;
-        if !self.hand_over_to_the_next(only_with_room) && departure == Departure::Leave {
+        let only_with_room = self.eligibility.action() == LeadershipAction::Keep;
+        if !self.transfer_to_next(only_with_room) && action == LeadershipAction::TransferOrStepDown
+        {
             self.consensus.step_down();
         }
     }
 
-    /// Begins to hand over to a follower that was not tried yet: one that may not lead does not say so. False when
-    /// there is none.
-    pub(super) fn hand_over_to_the_next(&mut self, only_with_room: bool) -> bool {
+    /// Begins a leadership transfer to a follower that was not tried yet: one that may not lead
+    /// does not say so. Returns false if there is none.
+    pub(super) fn transfer_to_next(&mut self, only_with_room: bool) -> bool {
         let Some(successor) = self.successor(only_with_room) else { return false };
         self.eligibility.tried.insert(successor);
         self.consensus.transfer_leadership(successor);
         true
     }
 
-    /// The follower to hand over to, of those not tried yet. It has stored what is committed; and more than this node
-    /// has, if it is this node's log that is stalled, or its own may be stalled as well. One whose disk is full is
-    /// the last choice, and none for a leader that leaves because its own is.
+    /// The follower to transfer the leadership to, of those not tried yet. It has stored everything
+    /// that is committed; and more than this node if this node's log is stalled, because its own
+    /// may be stalled as well. A follower whose disk is full is the last choice, and no choice for
+    /// a leader that leaves because its own disk is full.
     pub(super) fn successor(&self, only_with_room: bool) -> Option<NodeId> {
         let mut needed = self.consensus.commit();
         if self.eligibility.reasons().contains(&Ineligible::LogStalled) {
             let own = self.consensus.matched(self.config.node);
             needed = needed.max(self.consensus.last_index().min(own + 1));
         }
-        let untried = self.links.iter().filter(|peer| !self.eligibility.tried.contains(peer));
-        let able = untried.filter(|peer| self.consensus.matched(**peer) >= needed);
-        able.filter(|peer| !only_with_room || self.has_room(**peer))
-            .max_by_key(|peer| (self.has_room(**peer), self.consensus.matched(**peer)))
+        let untried = self.links.iter().filter(|server| !self.eligibility.tried.contains(server));
+        let able = untried.filter(|server| self.consensus.matched(**server) >= needed);
+        able.filter(|server| !only_with_room || self.has_room(**server))
+            .max_by_key(|server| (self.has_room(**server), self.consensus.matched(**server)))
             .copied()
     }
 
-    /// When everybody was cut off from everybody, whoever comes back into reach is not waited for as long as for a
-    /// leader that may only be late. Servers take turns by their numbers, so that the first has won before the next
-    /// asks.
+    /// Campaigns before the election time-out if a link has come up that completes a majority: no
+    /// leader can be there that is merely late. Servers take turns by their numbers, so that the
+    /// first has won before the next campaigns.
     fn campaign_soon(&mut self) {
-        if self.has_majority_in_reach() {
+        if self.reaches_majority() {
             let before = self.links.range(..self.config.node).count() as u64;
             self.campaign_at = Some(self.ticks + before * CAMPAIGN_TURN_TICKS);
         }
     }
 
-    /// Whether something has come from the peer lately, and its link is up.
-    pub(super) fn is_heard(&self, peer: NodeId) -> bool {
-        let silent_ticks = self.ticks - self.heard.get(&peer).copied().unwrap_or_default();
-        self.links.contains(&peer) && silent_ticks <= limits::ELECTION_TICKS as u64
+    /// Whether the link to a server is up, and a message from it came within an election time-out.
+    pub(super) fn is_heard(&self, server: NodeId) -> bool {
+        let silent_ticks = self.ticks - self.heard.get(&server).copied().unwrap_or_default();
+        self.links.contains(&server) && silent_ticks <= limits::ELECTION_TICKS as u64
     }
 
-    /// Servers that answer, this one included. Only a leader is spoken to by all of them all the time.
-    fn in_reach(&self) -> usize {
+    /// The number of servers that this one reaches, itself included. Followers do not hear from
+    /// each other regularly, so at a follower each server with a link counts.
+    fn reachable(&self) -> usize {
         let leads = self.consensus.role() == Role::Leader;
-        1 + self.links.iter().filter(|peer| !leads || self.is_heard(**peer)).count()
+        1 + self.links.iter().filter(|server| !leads || self.is_heard(**server)).count()
     }
 
-    pub(super) fn has_majority_in_reach(&self) -> bool {
-        self.in_reach() > self.config.nodes.len() / 2
+    pub(super) fn reaches_majority(&self) -> bool {
+        self.reachable() > self.config.nodes.len() / 2
     }
 
     fn compare_clocks(&mut self, now: Now, out: &mut Vec<Output>) {
-        if self.peer_clocks.is_due(now.monotonic_us) {
+        if self.server_clocks.is_due(now.monotonic_us) {
             let level = self.config.release.level.level;
             let message = PeerMessage::About { wall_us: now.wall_us, level };
             let tell = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
             out.extend(self.links.iter().map(tell));
         }
         if self.consensus.role() == Role::Leader
-            && let Some(ahead_us) = self.peer_clocks.news()
+            && let Some(ahead_us) = self.server_clocks.take_warning()
         {
             out.push(Output::Notice(Notice::ClockApart { ahead_us }));
         }
@@ -755,7 +776,7 @@ impl Node {
         }
     }
 
-    /// Checks a write and puts it among those under way, or with its first copy.
+    /// Checks a write and adds it to those under way, or to the origins of its first copy.
     pub(super) fn take_write(
         &mut self,
         now: Now,
@@ -767,7 +788,7 @@ impl Node {
         if self.writes.len() >= self.config.limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
-        // A copy of what is under way takes no room.
+        // A copy of a write under way takes no memory.
         if self.writes.join(&write, origin) {
             return Ok(());
         }
@@ -775,7 +796,7 @@ impl Node {
         if self.writes.bytes() >= limits.pending_write_bytes_max {
             return Err(busy("too many bytes are being written at this server"));
         }
-        // Long ones wait for their turn, and leave room for others meanwhile.
+        // Long writes wait for their turn, and leave half of the memory to others meanwhile.
         let is_long = self.writes.is_long(write.shape.keys);
         if is_long && self.writes.long_bytes() >= limits.pending_write_bytes_max / 2 {
             return Err(busy("too many long writes wait for their turn at this server"));
@@ -833,17 +854,17 @@ impl Node {
             out.push(Output::Notice(Notice::StoreRebuilt));
         }
         self.clock.observe(point.timestamp);
-        // What a refuted state says of a write is not told, not even when it was done: of one that came before its sessions
-        // may have it wrong. Another server leads at once, and says it.
+        // The outcome of a write in a refuted state is not told to its client, because the state's
+        // sessions may be wrong about it. Another server leads at once and answers.
         let outcomes = if self.refuted { Vec::new() } else { outcomes };
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
             let client = self.writes.get_mut(key).write.request.client;
-            self.certainty.applied(client, write.index, write.newest_sequence);
+            self.known_sequences.applied(client, write.index, write.newest_sequence);
             match write.outcome {
                 Some(outcome) if outcome.refused => {
                     let pending = self.writes.remove(key);
-                    // Whichever copy came first, it was refused.
+                    // The outcome is the same for all copies of the write.
                     let refusal = busy("too many large ranges are being removed");
                     self.answer(&pending, &refusal, out);
                 }
@@ -875,15 +896,15 @@ impl Node {
         }
     }
 
-    /// The link to or from `peer` broke: writes that were passed on to it, or what it answered, may be lost, so they
-    /// are passed on again.
-    fn take_back_forwarded(&mut self, peer: NodeId, now: Now) {
-        for key in self.writes.take_forwarded(|to| to == peer) {
+    /// The link to or from `server` broke: the writes forwarded to it, or its answers, may be lost,
+    /// so they are forwarded again.
+    fn take_back_forwarded(&mut self, server: NodeId, now: Now) {
+        for key in self.writes.take_forwarded(|to| to == server) {
             self.wait_again(key, now);
         }
     }
 
-    /// A write that another leader must decide waits for one.
+    /// Puts a write back to wait for the next leader, which decides it.
     pub(super) fn wait_again(&mut self, key: usize, now: Now) {
         let pending = self.writes.get_mut(key);
         let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
@@ -892,12 +913,13 @@ impl Node {
         self.writes.wait(key);
     }
 
-    /// What a write is answered that came to nothing in a session that is not known. Only of one that was handed
-    /// on once it is known that it was not applied before. Its client begins anew with `applied`, the timestamp of
-    /// the last write applied: that is not before the last command of any session that was dropped.
+    /// The answer to a write that was refused because its session is not known. Only if it was
+    /// never sent on before (`resent`) is it known that it was not applied. Its client then begins
+    /// a new session at `applied`, the timestamp of the last write applied, which is not before the
+    /// last write of any session that was dropped.
     pub(super) fn unknown_session(resent: bool, applied: Timestamp) -> Reply {
-        let message = "what this client wrote before is forgotten, and so is whether this write was applied: \
-                       read the key to see what it holds";
+        let message = "what this client wrote before is forgotten, and so is whether this write \
+                       was applied: read the key to see what it holds";
         let (code, effect, begin_anew_at) = match resent {
             true => (ErrorCode::StaleRequest, Effect::MayBeDone, Timestamp::ZERO),
             false => (ErrorCode::UnknownSession, Effect::NotDone, applied),
@@ -906,7 +928,7 @@ impl Node {
         Reply::Error(ErrorReply { code, message, retry_after_ms: 0, effect, begin_anew_at })
     }
 
-    /// Tells everybody who has sent a write what it is answered.
+    /// Sends the reply to every origin of a write.
     pub(super) fn answer(&self, pending: &Pending, reply: &Reply, out: &mut Vec<Output>) {
         for origin in &pending.origins {
             let reply = reply.clone();
@@ -917,8 +939,8 @@ impl Node {
         }
     }
 
-    /// Answers a write with what came of it, and an error with what is known of its effect besides: an earlier leader
-    /// may have ordered it.
+    /// Answers a write, raising the effect in an error to what is known of the write: an earlier
+    /// leader may have ordered it.
     pub(super) fn finish(&self, pending: Pending, mut reply: Reply, out: &mut Vec<Output>) {
         if let Reply::Error(error) = &mut reply {
             error.effect = error.effect.max(pending.effect);
@@ -926,9 +948,9 @@ impl Node {
         self.answer(&pending, &reply, out);
     }
 
-    /// How many servers answer, of how many, and how many are needed.
+    /// The number of servers that answer, the size of the group, and the size of a majority.
     fn reach(&self) -> (usize, usize, usize) {
-        (self.in_reach(), self.config.nodes.len(), self.config.nodes.len() / 2 + 1)
+        (self.reachable(), self.config.nodes.len(), self.config.nodes.len() / 2 + 1)
     }
 
     fn name_of(&self, node: NodeId) -> String {
@@ -937,7 +959,7 @@ impl Node {
         name.unwrap_or_else(|| by_place(node))
     }
 
-    /// A read was not confirmed in time.
+    /// The reply to a read that was not confirmed in time.
     fn no_majority(&self) -> Reply {
         let (answering, all, needed) = self.reach();
         let answers = answers(answering, all);
@@ -954,7 +976,7 @@ impl Node {
         error(ErrorCode::NoMajority, &message)
     }
 
-    /// A write was not confirmed in time. What is said of its effect is what is known.
+    /// The reply to a write that was not confirmed in time; it says what is known of its effect.
     fn not_confirmed(&self, effect: Effect) -> Reply {
         let (answering, all, needed) = self.reach();
         let answers = answers(answering, all);
@@ -988,8 +1010,8 @@ impl Node {
             Effect::Done => (
                 ErrorCode::Unconfirmed,
                 format!(
-                    "the write is done, a majority has stored it, but not every server in sync is known to have \
-                     ({answers}): do not repeat it"
+                    "the write is done, a majority has stored it, but not every server in sync is \
+                     known to have ({answers}): do not repeat it"
                 ),
             ),
         };
@@ -1018,13 +1040,15 @@ fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply
     }
     if keys > limits::TRANSACTION_KEYS_MAX {
         return invalid(&format!(
-            "the write names {keys} keys and at most {} can be written at once: make it several writes",
+            "the write names {keys} keys and at most {} can be written at once: make it several \
+             writes",
             limits::TRANSACTION_KEYS_MAX
         ));
     }
     if bytes > limits::TRANSACTION_BYTES_MAX {
         return invalid(&format!(
-            "the write has {bytes} bytes and at most {} can be written at once: make it several writes",
+            "the write has {bytes} bytes and at most {} can be written at once: make it several \
+             writes",
             limits::TRANSACTION_BYTES_MAX
         ));
     }
@@ -1032,7 +1056,8 @@ fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply
         && !history.can_be_kept()
     {
         return invalid(&format!(
-            "a history of {history} cannot be kept: keep all, a time that is not zero, or 1 to {} versions of a key",
+            "a history of {history} cannot be kept: keep all, a time that is not zero, or 1 to {} \
+             versions of a key",
             limits::HISTORY_VERSIONS_MAX
         ));
     }
@@ -1042,7 +1067,7 @@ fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply
     Ok(())
 }
 
-/// How many servers answer, as a clause.
+/// A clause that says how many servers answer.
 fn answers(answering: usize, all: usize) -> String {
     let verb = if all == 1 { "answers" } else { "answer" };
     format!("{answering} of {} {verb}", counted(all as u64, "server", "servers"))
@@ -1063,17 +1088,17 @@ pub(super) fn shutting_down() -> Reply {
     error(ErrorCode::ShuttingDown, "this server is stopping: ask another one")
 }
 
-/// Refuses a read: another server answers it.
+/// The reply that refuses a read because this server does not trust its state.
 pub fn not_to_be_read(distrust: Distrust) -> Reply {
     error(ErrorCode::Internal, &format!("this server cannot be read ({distrust}): ask another one"))
 }
 
-/// A limit as the core counts time.
+/// A duration in microseconds, in which the core counts time.
 pub(super) fn micros(duration: Duration) -> u64 {
     duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
-/// A limit in ticks of the core's clock.
+/// A duration in ticks of the election clock.
 fn ticks(duration: Duration) -> u64 {
     micros(duration) / micros(limits::TICK)
 }

@@ -1,19 +1,23 @@
-//! Whether this node may lead.
+//! Decides whether this node may lead.
 //!
-//! A leader that cannot do its work keeps every other server from doing it: as long as its heartbeats go out, nobody
-//! else campaigns. So a node knows of a set of reasons why it may not lead. While one of them holds it neither
-//! campaigns nor takes over a leadership that is handed to it, and if it leads it hands over to a follower that has
-//! stored what is committed, or steps down.
+//! A leader that cannot do its work keeps every other server from doing it: while its heartbeats
+//! are sent, no other server campaigns. Rule: a node keeps a set of reasons why it may not lead.
+//! While one of them holds, it neither campaigns nor accepts a leadership transfer. If it leads, it
+//! transfers the leadership to a follower that has stored everything that is committed, or steps
+//! down.
 //!
-//! The core sees a stalled disk by itself: it knows what it has handed out to be made durable or to be applied, and
-//! what has been reported. A disk is stalled when something is owed and nothing at all has been reported for a while.
-//! One that is merely slow, because it is behind a long queue, makes progress; were it judged by the age of its oldest
-//! debt, an overloaded group would pass the leadership round. The driver also says when the state machine gets on within
-//! one long entry ([`Input::ApplierWorks`](super::Input::ApplierWorks)). Time is counted in ticks, of which a process that was
-//! frozen gets few: what was reported meanwhile is waiting to be read, and nobody's disk is to blame.
+//! The core detects a stalled disk by itself: it knows what it has handed out to be made durable or
+//! to be applied, and what has been reported. A disk is stalled if work is outstanding and nothing
+//! at all has been reported for the stall time-out. A disk that is merely slow, behind a long
+//! queue, makes progress. (If it were judged by the age of its oldest outstanding work, an
+//! overloaded group would pass the leadership from server to server.) The driver also reports
+//! progress within one long entry ([`Input::ApplierWorks`](super::Input::ApplierWorks)). Time is
+//! counted in ticks: a process that was suspended gets few of them, and the reports that came
+//! meanwhile wait to be read.
 //!
-//! A stall alone is no reason to leave the group without a leader, since the same disk may be under all servers: at
-//! first the leader only looks for a follower that is better off, and steps down when it has stalled twice as long.
+//! A stall alone does not leave the group without a leader, because the same disk may be under all
+//! servers: at first the leader only looks for a follower that is better off, and it steps down
+//! when it has stalled for twice as long.
 
 use std::collections::BTreeSet;
 
@@ -22,12 +26,13 @@ use crate::model::{LogIndex, NodeId};
 /// A reason why a node may not lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ineligible {
-    /// The log has owed a sync for longer than the stall time-out.
+    /// A batch for the log is outstanding, and nothing was reported durable for the stall time-out.
     LogStalled,
-    /// The state machine has owed the application of entries for longer than twice the stall time-out.
+    /// Entries to apply are outstanding, and the state machine has made no progress for twice the
+    /// stall time-out.
     ApplierStalled,
-    /// The store is lost, or the driver says with [`Input::Eligibility`](super::Input::Eligibility) that what this
-    /// server holds is not to be used.
+    /// The store is lost, or the driver has said with
+    /// [`Input::Eligibility`](super::Input::Eligibility) that this server's data is not to be used.
     StoreDamaged,
 }
 
@@ -35,42 +40,45 @@ impl std::fmt::Display for Ineligible {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Ineligible::LogStalled => {
-                "the disk under its log does not answer: look for a failing, full or overloaded disk"
+                "the disk under its log does not answer: look for a failing, full or overloaded \
+                 disk"
             }
             Ineligible::ApplierStalled => {
-                "the disk under its store does not answer: look for a failing, full or overloaded disk"
+                "the disk under its store does not answer: look for a failing, full or overloaded \
+                 disk"
             }
             Ineligible::StoreDamaged => "its data are lost or not to be trusted",
         })
     }
 }
 
-/// What a leader that may not lead is to do.
+/// What this node is to do with a leadership that it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Departure {
-    /// Lead on.
-    Stay,
-    /// Hand over to a follower that is better off; without one, lead on.
-    IfSomebodyCan,
-    /// Hand over if possible, and step down if not.
-    Leave,
+pub(super) enum LeadershipAction {
+    Keep,
+    /// Transfer it to a follower that is better off; if there is none, keep it.
+    TransferIfPossible,
+    /// Transfer it if possible; if not, step down.
+    TransferOrStepDown,
 }
 
-/// Work that was handed out in rising numbers and is reported in the same order.
+/// Work that was handed out under rising numbers and is reported in the same order.
 #[derive(Debug, Default)]
-struct Debt {
-    handed: u64,
+struct OutstandingWork {
+    /// The last number that was handed out.
+    handed_out: u64,
+    /// The last number that was reported done.
     done: u64,
-    /// Ticks since the last report, or since something became owed.
+    /// Ticks since the last report, or since work became outstanding.
     idle_ticks: u64,
 }
 
-impl Debt {
+impl OutstandingWork {
     fn hand_out(&mut self, number: u64) {
-        if self.done >= self.handed {
+        if self.done >= self.handed_out {
             self.idle_ticks = 0;
         }
-        self.handed = self.handed.max(number);
+        self.handed_out = self.handed_out.max(number);
     }
 
     fn report(&mut self, number: u64) {
@@ -81,39 +89,41 @@ impl Debt {
     }
 
     fn tick(&mut self) {
-        if self.done < self.handed {
+        if self.done < self.handed_out {
             self.idle_ticks += 1;
         }
     }
 
-    /// How often the stall time-out of `limit_ticks` has passed without a report.
+    /// How many times the stall time-out of `limit_ticks` has passed without a report.
     fn stalled(&self, limit_ticks: u64) -> u64 {
-        if self.done < self.handed { self.idle_ticks / limit_ticks } else { 0 }
+        if self.done < self.handed_out { self.idle_ticks / limit_ticks } else { 0 }
     }
 }
 
-/// The reasons that hold at this node, and what has been done about them.
+/// The reasons why this node may not lead, and the followers to which it has tried to transfer its
+/// leadership.
 #[derive(Debug)]
 pub(super) struct Eligibility {
-    log: Debt,
-    applier: Debt,
+    log: OutstandingWork,
+    applier: OutstandingWork,
     log_stall_ticks: u64,
-    /// As the driver says.
+    /// The driver says that the store is damaged.
     damaged: bool,
-    /// As the core knows: nothing is applied before a snapshot has been put in place.
+    /// The store is lost: nothing is applied before a snapshot is installed.
     lost: bool,
-    /// As of the last look.
+    /// The reasons that held at the last update.
     reasons: BTreeSet<Ineligible>,
-    /// Followers that this leader has tried to hand over to since it may not lead, or since it stops.
+    /// Followers that a transfer was tried to since this leader may not lead, or is stopping.
     pub tried: BTreeSet<NodeId>,
 }
 
 impl Eligibility {
-    /// Everything up to log index `applied` is applied; the log stalls after `stall_ticks` ticks.
+    /// No reason holds; everything up to `applied` is applied, and the log stalls after
+    /// `stall_ticks` ticks.
     pub fn new(stall_ticks: u64, applied: LogIndex) -> Eligibility {
         Eligibility {
-            log: Debt::default(),
-            applier: Debt { handed: applied, done: applied, idle_ticks: 0 },
+            log: OutstandingWork::default(),
+            applier: OutstandingWork { handed_out: applied, done: applied, idle_ticks: 0 },
             log_stall_ticks: stall_ticks.max(1),
             damaged: false,
             lost: false,
@@ -138,21 +148,21 @@ impl Eligibility {
         self.applier.report(index);
     }
 
-    /// The state machine has got on with what it owes.
+    /// The state machine has made progress within an entry.
     pub fn applier_works(&mut self) {
         self.applier.idle_ticks = 0;
     }
 
-    /// The driver says that a reason which only it can see holds, or does not any more.
+    /// Sets a reason that only the driver can see.
     pub fn set(&mut self, reason: Ineligible, holds: bool) {
         match reason {
             Ineligible::StoreDamaged => self.damaged = holds,
-            // What the core sees itself is not for the driver to say.
+            // The core sees stalls itself.
             Ineligible::LogStalled | Ineligible::ApplierStalled => {}
         }
     }
 
-    /// The store is lost, or has been rebuilt. That takes nothing back of what the driver has said.
+    /// Sets whether the store is lost. What the driver has said of the store stays.
     pub fn store_lost(&mut self, lost: bool) {
         self.lost = lost;
     }
@@ -162,47 +172,48 @@ impl Eligibility {
         self.applier.tick();
     }
 
-    // What a state machine does last, when all rows of a large transaction are in the engine, may well take a second.
+    // The last step of a large transaction, when all its rows are in the engine, may take a second.
     fn applier_stall_ticks(&self) -> u64 {
         2 * self.log_stall_ticks
     }
 
-    /// Looks anew at what holds. Returns what was not so at the last look: (reason, whether it holds now).
-    pub fn look(&mut self) -> Vec<(Ineligible, bool)> {
+    /// Evaluates all reasons. Returns those that have changed since the last update: (reason,
+    /// whether it holds now).
+    pub fn update(&mut self) -> Vec<(Ineligible, bool)> {
         let now = [
             (Ineligible::LogStalled, self.log.stalled(self.log_stall_ticks) > 0),
             (Ineligible::ApplierStalled, self.applier.stalled(self.applier_stall_ticks()) > 0),
             (Ineligible::StoreDamaged, self.damaged || self.lost),
         ];
-        let mut news = Vec::new();
+        let mut changes = Vec::new();
         for (reason, holds) in now {
             let changed = match holds {
                 true => self.reasons.insert(reason),
                 false => self.reasons.remove(&reason),
             };
             if changed {
-                news.push((reason, holds));
+                changes.push((reason, holds));
             }
         }
-        news
+        changes
     }
 
-    /// The reasons that held at the last look.
+    /// The reasons that held at the last update.
     pub fn reasons(&self) -> &BTreeSet<Ineligible> {
         &self.reasons
     }
 
     /// What this node is to do if it leads.
-    pub fn departure(&self) -> Departure {
+    pub fn action(&self) -> LeadershipAction {
         let stalled = self
             .log
             .stalled(self.log_stall_ticks)
             .max(self.applier.stalled(self.applier_stall_ticks()));
         match stalled {
-            _ if self.damaged || self.lost => Departure::Leave,
-            0 => Departure::Stay,
-            1 => Departure::IfSomebodyCan,
-            _ => Departure::Leave,
+            _ if self.damaged || self.lost => LeadershipAction::TransferOrStepDown,
+            0 => LeadershipAction::Keep,
+            1 => LeadershipAction::TransferIfPossible,
+            _ => LeadershipAction::TransferOrStepDown,
         }
     }
 }
@@ -215,7 +226,7 @@ mod tests {
         (0..count)
             .flat_map(|_| {
                 eligibility.tick();
-                eligibility.look()
+                eligibility.update()
             })
             .collect()
     }
@@ -228,12 +239,12 @@ mod tests {
         assert_eq!(ticks(&mut eligibility, 9), []);
         eligibility.persist(2);
         assert_eq!(ticks(&mut eligibility, 1), [(Ineligible::LogStalled, true)]);
-        assert_eq!(eligibility.departure(), Departure::IfSomebodyCan);
+        assert_eq!(eligibility.action(), LeadershipAction::TransferIfPossible);
         assert_eq!(ticks(&mut eligibility, 10), []);
-        assert_eq!(eligibility.departure(), Departure::Leave);
+        assert_eq!(eligibility.action(), LeadershipAction::TransferOrStepDown);
         eligibility.persisted(1);
         assert_eq!(ticks(&mut eligibility, 1), [(Ineligible::LogStalled, false)]);
-        assert_eq!(eligibility.departure(), Departure::Stay);
+        assert_eq!(eligibility.action(), LeadershipAction::Keep);
     }
 
     #[test]
@@ -251,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn an_applier_that_gets_on_within_a_long_entry_is_not_stalled() {
+    fn an_applier_that_makes_progress_within_a_long_entry_is_not_stalled() {
         let mut eligibility = Eligibility::new(10, 0);
         eligibility.apply(1);
         for _ in 0..100 {
@@ -271,11 +282,14 @@ mod tests {
         assert_eq!(ticks(&mut eligibility, 1), [(Ineligible::ApplierStalled, true)]);
         eligibility.applied(6);
         eligibility.set(Ineligible::StoreDamaged, true);
-        let news = eligibility.look();
-        assert_eq!(news, [(Ineligible::ApplierStalled, false), (Ineligible::StoreDamaged, true)]);
-        assert_eq!(eligibility.departure(), Departure::Leave);
+        let changes = eligibility.update();
+        assert_eq!(
+            changes,
+            [(Ineligible::ApplierStalled, false), (Ineligible::StoreDamaged, true)]
+        );
+        assert_eq!(eligibility.action(), LeadershipAction::TransferOrStepDown);
         eligibility.set(Ineligible::StoreDamaged, false);
-        assert_eq!(eligibility.look(), [(Ineligible::StoreDamaged, false)]);
+        assert_eq!(eligibility.update(), [(Ineligible::StoreDamaged, false)]);
         assert_eq!(eligibility.reasons(), &BTreeSet::new());
     }
 }

@@ -1,114 +1,118 @@
-//! The in-sync set: which servers an acknowledgement waits for under `--ack all` (SPEC A3).
+//! Keeps the in-sync set: the servers that an acknowledgement waits for under `--ack all` (SPEC
+//! A3).
 //!
-//! A server is in the set when it has been *confirmed in this term*: it is heard, and has stored the first entry of the
-//! term, and so everything before it, and what was committed a tick ago. A new leader starts with itself alone; a
-//! server that it has merely a link to may be blank, frozen, or lagging.
+//! Rule: a server joins the set when it is *confirmed in this term*: the leader hears from it, and
+//! it has stored the first entry of the term, and so everything before it, and everything that was
+//! committed a tick ago. A new leader starts with itself alone, because a server that merely has a
+//! link may be blank, frozen or behind.
 //!
-//! A server leaves the set at once when its link breaks, when nothing at all has come from it for an election time-out,
-//! and when its log turns out shorter than it was (its data directory was lost). It leaves, too, when it has owed a
-//! REPLICATION_OK for longer than the in-sync time-out. The last holds for the leader itself: when its own disk is the
-//! one that is late, what a majority has stored is acknowledged all the same.
+//! A server leaves the set at once when its link breaks, when nothing has come from it for an
+//! election time-out, or when its log turns out shorter than it was (its data directory was lost).
+//! It leaves, too, when it has owed a REPLICATION_OK for longer than the in-sync time-out. That
+//! holds for the leader itself as well: if its own disk is late, what a majority has stored is
+//! acknowledged all the same.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::{LogIndex, NodeId};
 use crate::node::Notice;
 
-/// Proposals closer together than this share one entry of the history, so that its length is bound
-/// by the time-out, not by the load.
-const HISTORY_GRAIN_US: u64 = 1_000;
+/// Proposals closer together than this share one element of `proposals`: with a time-out of seconds
+/// it has some thousand elements, however many writes there are.
+const PROPOSAL_GRAIN_US: u64 = 1_000;
 
-/// What is known of a server at the moment.
+/// The progress of a server, as of one update of the set.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
-    /// How far its durable log reaches.
+pub(super) struct ServerProgress {
+    /// The last index that it has stored durably.
     pub stored: LogIndex,
-    /// Its link is up and it has been heard lately.
+    /// Its link is up, and a message from it came within an election time-out.
     pub heard: bool,
 }
 
 #[derive(Debug)]
-struct Member {
+struct InSyncServer {
     in_sync: bool,
     stored: LogIndex,
 }
 
-/// The set, at a leader.
+/// The in-sync set of one leader, in one term.
 #[derive(Debug)]
 pub(super) struct InSync {
     timeout_us: u64,
     /// Every server of the group, this one included.
-    servers: BTreeMap<NodeId, Member>,
-    /// When which indices were proposed: (last index, time of the first of them), rising.
-    history: VecDeque<(LogIndex, u64)>,
-    /// A server that has stored this much has caught up: the first entry of the term, then the commit index as of the
-    /// last tick. Under load one that is always a moment behind the others would never have all that is committed.
+    servers: BTreeMap<NodeId, InSyncServer>,
+    /// Times of proposals: (last index, time of the first of them), both rising.
+    proposals: VecDeque<(LogIndex, u64)>,
+    /// A server that has stored this index has caught up: the first entry of the term, then the
+    /// commit index as of the last tick. Under load a server that is always slightly behind would
+    /// never reach the current commit index.
     caught_up_index: LogIndex,
 }
 
 impl InSync {
-    /// The set of the new leader `me`, whose term begins with the entry at `first_index`.
+    /// The set of the new leader `me` alone, whose term begins with the entry at `first_index`.
     pub fn new(timeout_us: u64, me: NodeId, nodes: &[NodeId], first_index: LogIndex) -> InSync {
-        let member = |id: &NodeId| (*id, Member { in_sync: *id == me, stored: 0 });
+        let member = |id: &NodeId| (*id, InSyncServer { in_sync: *id == me, stored: 0 });
         InSync {
             timeout_us,
             servers: nodes.iter().map(member).collect(),
-            history: VecDeque::new(),
+            proposals: VecDeque::new(),
             caught_up_index: first_index,
         }
     }
 
-    /// A tick has passed; `commit` is committed.
+    /// Notes that a tick has passed, and the commit index then.
     pub fn tick(&mut self, commit: LogIndex) {
         self.caught_up_index = self.caught_up_index.max(commit);
     }
 
-    /// Everything up to `last_index` has been proposed by now.
+    /// Notes that everything up to `last_index` has been proposed by now.
     pub fn proposed(&mut self, last_index: LogIndex, now_us: u64) {
-        match self.history.back_mut() {
+        match self.proposals.back_mut() {
             Some((last, _)) if *last >= last_index => {}
-            Some((last, since)) if now_us.saturating_sub(*since) < HISTORY_GRAIN_US => {
+            Some((last, since)) if now_us.saturating_sub(*since) < PROPOSAL_GRAIN_US => {
                 *last = last_index;
             }
-            _ => self.history.push_back((last_index, now_us)),
+            _ => self.proposals.push_back((last_index, now_us)),
         }
     }
 
-    /// Brings the set up to date.
+    /// Brings the set up to date with the progress of each server; adds a notice for each that
+    /// joins or leaves.
     pub fn update(
         &mut self,
         now_us: u64,
-        standing: impl Fn(NodeId) -> Standing,
+        progress: impl Fn(NodeId) -> ServerProgress,
         notices: &mut Vec<Notice>,
     ) {
         for (id, server) in &mut self.servers {
-            let Standing { stored, heard } = standing(*id);
+            let ServerProgress { stored, heard } = progress(*id);
             let shrunk = stored < server.stored;
             server.stored = stored;
-            let first_owed = self.history.partition_point(|(last, _)| *last <= stored);
+            let first_owed = self.proposals.partition_point(|(last, _)| *last <= stored);
             let late = self
-                .history
+                .proposals
                 .get(first_owed)
                 .is_some_and(|(_, since)| now_us.saturating_sub(*since) > self.timeout_us);
             if server.in_sync && (!heard || shrunk || late) {
                 server.in_sync = false;
-                notices.push(Notice::OutOfSync { peer: *id });
+                notices.push(Notice::OutOfSync { server: *id });
             } else if !server.in_sync && heard && !late && stored >= self.caught_up_index {
                 server.in_sync = true;
-                notices.push(Notice::InSync { peer: *id });
+                notices.push(Notice::InSync { server: *id });
             }
         }
-        let settled = self.stored_by_all().min(self.history.back().map_or(0, |(last, _)| *last));
-        while self.history.pop_front_if(|(last, _)| *last <= settled).is_some() {}
+        let settled = self.stored_by_all().min(self.proposals.back().map_or(0, |(last, _)| *last));
+        while self.proposals.pop_front_if(|(last, _)| *last <= settled).is_some() {}
     }
 
-    /// The last index that every server in the set has stored; `u64::MAX` when none is in it.
+    /// The last index that every server in the set has stored; `u64::MAX` if the set is empty.
     pub fn stored_by_all(&self) -> LogIndex {
         let in_sync = self.servers.values().filter(|server| server.in_sync);
         in_sync.map(|server| server.stored).min().unwrap_or(u64::MAX)
     }
 
-    /// The servers in the set.
     pub fn members(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.servers.iter().filter(|(_, server)| server.in_sync).map(|(id, _)| *id)
     }
@@ -129,8 +133,8 @@ mod tests {
     /// Brings the set up to date with servers that are all heard, and says what is new.
     fn update(set: &mut InSync, now_us: u64, stored: [LogIndex; 3]) -> Vec<Notice> {
         let mut notices = Vec::new();
-        let standing = |n: NodeId| Standing { stored: stored[n.0 as usize - 1], heard: true };
-        set.update(now_us, standing, &mut notices);
+        let progress = |n: NodeId| ServerProgress { stored: stored[n.0 as usize - 1], heard: true };
+        set.update(now_us, progress, &mut notices);
         notices
     }
 
@@ -152,7 +156,7 @@ mod tests {
         // A blank one, and one that lags behind the term's first entry.
         update(&mut set, 0, [10, 0, 9]);
         assert_eq!(members(&set), [ME]);
-        assert_eq!(update(&mut set, 1, [10, 0, 10]), [Notice::InSync { peer: B }]);
+        assert_eq!(update(&mut set, 1, [10, 0, 10]), [Notice::InSync { server: B }]);
         set.tick(11);
         update(&mut set, 2, [12, 10, 12]);
         assert_eq!(members(&set), [ME, B], "11 was committed a tick ago");
@@ -164,22 +168,22 @@ mod tests {
         set.proposed(2, 0);
         update(&mut set, 1_999_999, [2, 2, 1]);
         assert_eq!(set.stored_by_all(), 1, "B is still waited for");
-        assert_eq!(update(&mut set, 2_000_001, [2, 2, 1]), [Notice::OutOfSync { peer: B }]);
+        assert_eq!(update(&mut set, 2_000_001, [2, 2, 1]), [Notice::OutOfSync { server: B }]);
         assert_eq!(set.stored_by_all(), 2);
         set.proposed(5, 2_100_000);
         set.tick(5);
         update(&mut set, 2_200_000, [5, 5, 4]);
         assert_eq!(members(&set), [ME, A]);
-        assert_eq!(update(&mut set, 2_300_000, [5; 3]), [Notice::InSync { peer: B }]);
+        assert_eq!(update(&mut set, 2_300_000, [5; 3]), [Notice::InSync { server: B }]);
     }
 
     #[test]
     fn a_broken_link_or_silence_counts_at_once_and_so_does_a_log_that_has_shrunk() {
         let mut set = whole();
         let mut notices = Vec::new();
-        set.update(1, |n| Standing { stored: 1, heard: n != B }, &mut notices);
-        assert_eq!(notices, [Notice::OutOfSync { peer: B }]);
-        set.update(2, |n| Standing { stored: 1, heard: n != B }, &mut notices);
+        set.update(1, |n| ServerProgress { stored: 1, heard: n != B }, &mut notices);
+        assert_eq!(notices, [Notice::OutOfSync { server: B }]);
+        set.update(2, |n| ServerProgress { stored: 1, heard: n != B }, &mut notices);
         assert_eq!(members(&set), [ME, A], "what it stored before does not bring it back");
         update(&mut set, 3, [1, 0, 1]);
         assert_eq!(members(&set), [ME, B]);
@@ -191,7 +195,7 @@ mod tests {
         set.proposed(2, 0);
         update(&mut set, 1, [1, 2, 2]);
         assert_eq!(set.stored_by_all(), 1);
-        assert_eq!(update(&mut set, 2_000_001, [1, 2, 2]), [Notice::OutOfSync { peer: ME }]);
+        assert_eq!(update(&mut set, 2_000_001, [1, 2, 2]), [Notice::OutOfSync { server: ME }]);
         assert_eq!(set.stored_by_all(), 2);
     }
 
@@ -203,7 +207,7 @@ mod tests {
             set.tick(step);
             update(&mut set, step * 1_000, [step, step - 1, step - 1]);
             assert_eq!(set.members().count(), 3);
-            assert!(set.history.len() <= 3, "settled history is forgotten");
+            assert!(set.proposals.len() <= 3, "settled proposals is forgotten");
         }
     }
 

@@ -1,17 +1,19 @@
 //! Long writes take turns, so that short ones do not wait for all of them.
 //!
-//! Entries are applied in order, and one of a hundred thousand keys takes a good part of a second, in which nothing
-//! behind it is applied. So the log of a leader holds only so many keys of long writes that are not applied. The next
-//! long write waits for its turn, and short ones of other clients go past it: the writes of one client are proposed in
-//! the order in which they came.
+//! Entries are applied in order, and one of a hundred thousand keys takes a good part of a second,
+//! in which nothing behind it is applied. So the log of a leader holds only so many keys of long
+//! writes that are not applied. The next long write waits for its turn, and short ones of other
+//! clients go past it: the writes of one client are proposed in the order in which they came.
 //!
-//! A follower has one long write of its clients in the leader's hands, and short ones of other clients go past the
-//! rest. A write that waits for its turn may wait for longer than others: after a time-out its client would send it
-//! again, behind those of all other clients, and might never come to its turn.
+//! A follower has one long write of its clients in the leader's hands, and short ones of other
+//! clients go past the rest. A write that waits for its turn may wait for longer than others: after
+//! a time-out its client would send it again, behind those of all other clients, and might never
+//! come to its turn.
 //!
-//! While a long write is applied, reads that ask for the newest state wait, and so do writes of new sessions. So after one
-//! that took long the next rests for some times as long, if anybody else has asked for something meanwhile: else one
-//! client that sends one long write after another would leave the others nothing.
+//! While a long write is applied, reads that ask for the newest state wait, and so do writes of new
+//! sessions. So after one that took long the next rests for some times as long, if anybody else has
+//! asked for something meanwhile: else one client that sends one long write after another would
+//! leave the others nothing.
 //!
 //! What an earlier leader has proposed is not counted.
 
@@ -78,7 +80,8 @@ impl LongWrites {
         (self.is_held && self.unapplied.is_empty()).then_some(self.rest_until_us)
     }
 
-    /// What was held back is looked at: whether anything still is, [`hold_back`](Self::hold_back) says.
+    /// What was held back is looked at: whether anything still is, [`hold_back`](Self::hold_back)
+    /// says.
     pub fn look(&mut self) {
         self.is_held = false;
     }

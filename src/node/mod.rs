@@ -1,30 +1,32 @@
-//! The node core: one server's mind, without a body.
+//! The node core: the replication logic of one server, as a deterministic state machine.
 //!
-//! A [`Node`](core::Node) is a pure state machine. A driver hands it [`Input`]s with the time, and
-//! calls `flush` when it has no more for now, and again when the core asks for it; the core answers with [`Output`]s, which the driver
-//! carries out in order. It reads no clock, draws no random number, opens no file and no socket,
-//! prints nothing. The mio server is one driver, the simulator in `tests/` another.
+//! A driver hands a [`Node`](core::Node) [`Input`]s with the time, calls `flush` when it has no
+//! more for now, and again when the core asks for it. The core answers with [`Output`]s, which the
+//! driver carries out in order. The core reads no clock, opens no file and no socket, and prints
+//! nothing. The mio server is one driver, the simulator in `tests/` another.
 //!
-//! What it does: orders writes through consensus, forwards them when it does not lead, answers when
-//! the acknowledgement rule is met, keeps the in-sync set, and confirms linearizable reads.
+//! The core orders writes through consensus, forwards them when it does not lead, answers when the
+//! acknowledgement rule is met, keeps the in-sync set, and confirms linearizable reads.
 //!
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
-//! the workers; membership change.
+//! the workers; membership change. The election time-out is drawn at random inside raft-rs, unless
+//! [`NodeConfig::election_ticks`](core::NodeConfig::election_ticks) fixes it.
 
-mod certainty;
 mod clock;
-mod clocks;
-mod commit_news;
+mod commit_notification;
+mod consistency_check;
 pub mod core;
 mod disk_space;
-mod disputes;
+mod early_ack;
 pub mod eligibility;
 mod in_sync;
-mod levels;
 mod long_writes;
-mod peers;
+mod notice;
 mod progress;
 mod reads;
+mod server_clocks;
+mod server_levels;
+mod server_messages;
 #[cfg(test)]
 mod tests;
 pub mod upkeep;
@@ -33,25 +35,27 @@ mod writes;
 use std::net::SocketAddr;
 
 use self::eligibility::Ineligible;
+use self::notice::by_place;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, HardState,
-    History, LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp, UpkeepState,
+    LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp, UpkeepState,
 };
 use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
 
+pub use self::notice::{Notice, clock_apart};
 pub use crate::consensus::NoLeader;
 
-/// The time, from outside.
+/// The time, as the driver reads it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Microseconds from some fixed moment, never going back. Time-outs are measured by it.
+    /// Microseconds since a fixed time, never going back. Time-outs are measured by it.
     pub monotonic_us: u64,
-    /// Microseconds since the Unix epoch, as the machine's clock has it. Only timestamps use it,
-    /// and they keep their order whatever it does.
+    /// Microseconds since the Unix epoch, by the machine's clock. Only timestamps use it, and they
+    /// keep their order whatever it does.
     pub wall_us: i64,
 }
 
-/// Names a request at the driver: the driver chose it and gets it back with the answer.
+/// Identifies a request at the driver, which chooses it and gets it back with the reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestToken {
     /// The driver's connection (slot and generation packed as it likes).
@@ -60,46 +64,47 @@ pub struct RequestToken {
     pub request: u64,
 }
 
-/// What happens to a node.
+/// An event that the driver reports to a node.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// One tick of the election clock ([`limits::TICK`](crate::limits::TICK) of real time). A driver that was
-    /// away first hands over what has come meanwhile.
+    /// One tick of the election clock ([`limits::TICK`](crate::limits::TICK) of real time). A
+    /// driver that has stalled first hands over the messages that have come meanwhile.
     Tick,
-    /// A further tick for time in which the driver was away. A leader owes its heartbeats by the time that has
-    /// passed; but nobody may campaign because of time in which it could not have heard a leader.
+    /// A further tick for time in which the driver has stalled. A leader's heartbeats are due by
+    /// the time that has passed, but a node must not campaign because of time in which it could not
+    /// receive a leader's messages.
     LateTick,
-    /// The link on which this node sends to `peer` is ready. From now on nothing may reach this
-    /// node that an earlier incarnation of the peer's data directory sent.
-    PeerUp {
+    /// The link on which this node sends to `server` is up. From now on the driver must not pass on
+    /// messages that an earlier incarnation of that server's data directory has sent.
+    LinkUp {
         /// The other server.
-        peer: NodeId,
-        /// How far its log reaches, from its greeting.
+        server: NodeId,
+        /// The last index of its log, from its greeting.
         last_index: LogIndex,
         /// Its term, from its greeting.
         term: Term,
-        /// Whom it was told leads first, if its data directory is blank.
+        /// The first leader that it has configured, if its data directory is blank.
         first_leader: Option<NodeId>,
     },
-    /// That link is gone.
-    PeerDown {
+    /// That link is down.
+    LinkDown {
         /// The other server.
-        peer: NodeId,
+        server: NodeId,
     },
-    /// The link on which `peer` sends to this node broke, or another has taken its place: what was under way on it
-    /// is lost.
+    /// The link on which `server` sends to this node broke, or was replaced by another: the
+    /// messages on it are lost.
     InboundDown {
         /// The other server.
-        peer: NodeId,
+        server: NodeId,
     },
-    /// A message from another server, as decoded from the network: not trusted.
-    Peer {
-        /// Whose connection it came on.
+    /// A message from another server, decoded from the network and not trusted.
+    Message {
+        /// The server whose connection it came on.
         from: NodeId,
-        /// What it says.
+        /// The message, checked for what a state machine would stop at.
         message: CheckedMessage,
     },
-    /// A client of this server wants a write.
+    /// A client of this server requests a write.
     Write {
         /// For the answer.
         token: RequestToken,
@@ -108,77 +113,78 @@ pub enum Input {
         /// The write.
         write: EncodedWrite,
     },
-    /// A client of this server wants a linearizable read; the driver keeps what it was about.
+    /// A client of this server requests a linearizable read; the driver keeps what is to be read.
     Read {
         /// For [`Output::ReadReady`] or [`Output::Reply`] (on failure).
         token: RequestToken,
     },
-    /// How much room there is on this server's disk, when that changes.
+    /// The room on this server's disk has changed.
     DiskSpace(DiskSpace),
-    /// Log batches up to `number` are durable.
+    /// The log batches up to `number` are durable.
     Persisted {
         /// From [`LogBatch::number`].
         number: u64,
     },
-    /// The state machine has applied a piece of the log.
+    /// The state machine has applied entries of the log.
     Applied {
-        /// One outcome a client's write, in log order.
+        /// The outcome of each client's write among them, in log order.
         outcomes: Vec<AppliedWrite>,
-        /// What is left to do in the background.
+        /// The garbage that is left to collect.
         upkeep: UpkeepState,
-        /// Where the state machine stands now.
+        /// The last index that it has applied, with its timestamp and the hash of the state.
         point: AppliedPoint,
     },
-    /// Entries read from disk for a late follower, as [`Output::Fetch`] asked; empty on failure.
+    /// Entries were read from disk for a follower that is behind, as [`Output::Fetch`] requested.
     Fetched {
         /// From the request.
         fetch: u64,
-        /// Contiguous from the index asked for; at least one unless reading failed.
+        /// Contiguous from the index requested; none if reading failed.
         entries: Vec<LogEntry>,
     },
-    /// The snapshot that [`Output::SendSnapshot`] asked for is in place at its receiver, or will not be.
+    /// The transfer that [`Output::SendSnapshot`] requested has ended.
     SnapshotSent {
-        /// The server it was for.
+        /// The receiver of the snapshot.
         to: NodeId,
-        /// The index it reaches to; `None` when it is not in place.
+        /// The index of the snapshot that the receiver has installed; `None` if it has not.
         reached: Option<LogIndex>,
     },
-    /// A whole snapshot from another server lies ready beside the store. The answer, in the same
-    /// call or flush, is [`Output::InstallSnapshot`] or [`Output::DiscardSnapshot`].
+    /// A complete snapshot from another server is stored beside the store. The answer, in the same
+    /// call or the next flush, is [`Output::InstallSnapshot`] or [`Output::DiscardSnapshot`].
     SnapshotReceived {
-        /// Who sent it.
+        /// The server that has sent it.
         from: NodeId,
-        /// What it is.
+        /// The index and the term that it reaches to, and the term of its sender.
         snapshot: SnapshotId,
     },
-    /// The log's older part has been deleted.
+    /// The log was compacted.
     Compacted {
-        /// The first index that is left.
+        /// The first index that is left in it.
         first_index: LogIndex,
     },
-    /// The state machine has got on with what it was given to apply since the last tick, if only within one entry.
+    /// The state machine has made progress since the last tick, if only within one entry.
     ApplierWorks,
-    /// The driver has found a reason why this node may not lead, or finds it no more. What the core can see itself
-    /// (a stalled disk) is not told to it.
+    /// A reason why this node may not lead has begun or ceased to hold. The driver reports only
+    /// what the core cannot see itself, as it can a stalled disk.
     Eligibility {
-        /// Which reason.
+        /// The reason that has changed.
         reason: Ineligible,
         /// Whether it holds.
         holds: bool,
     },
-    /// Stop: refuse new writes, let the pending ones finish, hand the leadership over.
+    /// Stop: refuse new requests, finish those under way, transfer the leadership.
     Stop,
-    /// Stop without finishing anything, as what it would take cannot be trusted: refuse new writes, hand
-    /// the leadership over.
+    /// Stop without finishing the requests under way, because this server's state cannot be
+    /// trusted: refuse new requests, transfer the leadership.
     HandOver,
 }
 
-/// A message from another server that holds nothing which a state machine would stop at. Checking it takes as
-/// long as the message is, and needs nothing of the node: a driver does it where it decodes.
+/// A message from another server that contains no entry at which a state machine would stop. The
+/// check takes time in proportion to the message and needs no state of the node, so the driver
+/// makes it where it decodes.
 #[derive(Clone, Debug)]
 pub struct CheckedMessage {
     message: PeerMessage,
-    /// The highest level that it raises the group to.
+    /// The highest feature level that its entries raise the group to.
     level: Option<FeatureLevel>,
 }
 
@@ -186,15 +192,15 @@ impl CheckedMessage {
     /// Checks a message.
     ///
     /// # Errors
-    /// Why the link that it came on is to be closed; one sentence.
+    /// One sentence that says why the link is to be closed.
     pub fn new(message: PeerMessage) -> Result<CheckedMessage, String> {
         let mut level: Option<FeatureLevel> = None;
         if let PeerMessage::Raft(RaftMessage { body: RaftBody::Append { entries, .. }, .. }) =
             &message
         {
             for entry in entries {
-                // What is stored here is applied one day, by a state machine that stops at what it does not
-                // understand.
+                // A stored entry is applied later, by a state machine that stops at one that it
+                // cannot decode.
                 let Ok(command) = Command::decode(&entry.data) else {
                     return Err("a REPLICATION holds an entry that is no command".to_owned());
                 };
@@ -206,7 +212,7 @@ impl CheckedMessage {
         Ok(CheckedMessage { message, level })
     }
 
-    /// Whether it is the driver's own business: a part of a snapshot's transfer.
+    /// Whether it belongs to the transfer of a snapshot, which the driver handles.
     pub fn is_about_a_snapshot(&self) -> bool {
         matches!(
             self.message,
@@ -217,324 +223,107 @@ impl CheckedMessage {
         )
     }
 
-    /// The message.
+    /// Unwraps the message.
     pub fn into_inner(self) -> PeerMessage {
         self.message
     }
 }
 
-/// What a node wants done.
+/// An effect that the driver is to carry out for a node.
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// Send to another server, or drop it when there is no link: the protocol resends.
+    /// Send a message to another server, or drop it if there is no link: the protocol repeats it.
     Send {
         /// The other server.
         to: NodeId,
-        /// What to say.
+        /// The message to send.
         message: PeerMessage,
     },
-    /// Answer a client of this server.
+    /// Reply to a client of this server.
     Reply {
         /// From the request.
         token: RequestToken,
         /// The answer.
         reply: Reply,
     },
-    /// Make durable, in order, then report [`Input::Persisted`].
+    /// Make a batch of the log durable, in order, then report [`Input::Persisted`].
     Persist(LogBatch),
     /// Apply committed entries, in order, then report [`Input::Applied`].
     Apply {
         /// Contiguous.
         entries: Vec<LogEntry>,
-        /// Somebody here may wait for what their keys had before.
+        /// A client may wait for the previous values of their keys.
         answering: bool,
     },
-    /// A linearizable read may be answered from this node's state now.
+    /// A linearizable read may be answered from this node's state.
     ReadReady {
         /// From [`Input::Read`].
         token: RequestToken,
     },
     /// Read durable log entries from disk, then report [`Input::Fetched`].
     Fetch {
-        /// Names this request.
+        /// The number of the request, for [`Input::Fetched`].
         fetch: u64,
-        /// First index wanted.
+        /// The first index wanted.
         low: LogIndex,
-        /// One past the last index wanted.
+        /// The index after the last one wanted.
         high: LogIndex,
-        /// Stop after about this many bytes (but give at least one entry).
+        /// Read about this many bytes at most, but at least one entry.
         bytes_max: u64,
     },
-    /// A server is too far behind for the log: send it a snapshot of the state machine as it stands
-    /// now or later, then report [`Input::SnapshotSent`].
+    /// The log does not reach back to what a server needs: send it a snapshot of the current or a
+    /// later state, then report [`Input::SnapshotSent`].
     SendSnapshot {
-        /// The late server.
+        /// The server that is behind.
         to: NodeId,
         /// This node's term, for [`SnapshotId::leader_term`].
         leader_term: Term,
     },
-    /// Begin the log anew after the snapshot that was received, then put it in the store's place, then
-    /// report [`Input::Applied`]; report [`Input::Persisted`] when the log has been begun anew.
+    /// Install the snapshot that was received: replace the log by an empty one that begins after it
+    /// and report [`Input::Persisted`], then replace the store and report [`Input::Applied`].
     InstallSnapshot {
-        /// For [`Input::Persisted`], in one row with the numbers of batches.
+        /// Sequence number, shared with [`LogBatch::number`], so that completions arrive in one
+        /// order.
         number: u64,
-        /// Which snapshot.
+        /// The snapshot that [`Input::SnapshotReceived`] named.
         snapshot: SnapshotId,
-        /// To be durable with it.
+        /// The hard state to make durable together with it.
         hard_state: HardState,
     },
-    /// The snapshot that was received is of no use.
+    /// Discard the snapshot that was received: it is of no use.
     DiscardSnapshot,
-    /// Something the console shows; only when [`core::NodeConfig::console`] is set.
+    /// Show an event on the console; only if [`core::NodeConfig::console`] is set.
     Console(ConsoleEvent),
-    /// Something the operator should find in the log.
+    /// Write a notice for the operator to the log.
     Notice(Notice),
-    /// A peer broke the protocol: close its connections. The driver logs the reason.
+    /// Close the connections of a server that has violated the protocol, and log the reason.
     Disconnect {
         /// The other server.
-        peer: NodeId,
+        server: NodeId,
         /// One sentence.
         reason: String,
     },
-    /// The state of this server cannot be trusted, and its log can: hand over and start again with the
-    /// log and without a store ([`core::Recovered::store_lost`]).
+    /// Restart with the log and without the store ([`core::Recovered::store_lost`]): the state of
+    /// this server cannot be trusted, and its log can.
     RebuildStore,
-    /// The log of this server cannot be trusted: hand over and start again as a blank server.
+    /// Restart with a blank data directory: the log of this server cannot be trusted.
     BeginAnew,
-    /// After [`Input::Stop`] or [`Input::HandOver`]: nothing is pending and nobody waits for this node to
-    /// lead.
+    /// After [`Input::Stop`] or [`Input::HandOver`]: no request is under way, and another node
+    /// leads or the time for that is over.
     Stopped,
 }
 
-/// What an operator may want to know; the driver writes it to the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// This node leads from now on.
-    BecameLeader {
-        /// In this term.
-        term: Term,
-    },
-    /// This node led and does no more.
-    LostLeadership,
-    /// This node follows another leader, or none.
-    Following {
-        /// Whom.
-        leader: Option<NodeId>,
-        /// In this term.
-        term: Term,
-    },
-    /// At the leader: a server owed a REPLICATION_OK for too long; writes no longer wait for it.
-    OutOfSync {
-        /// Which.
-        peer: NodeId,
-    },
-    /// At the leader: a server has caught up; writes wait for it again.
-    InSync {
-        /// Which.
-        peer: NodeId,
-    },
-    /// This node may not lead while this reason holds; another server is to lead if it can.
-    MayNotLead {
-        /// Why.
-        reason: Ineligible,
-    },
-    /// No leader can be elected although enough servers are up.
-    NoLeader {
-        /// What keeps the group from electing one.
-        reason: NoLeader,
-    },
-    /// A reason why this node may not lead holds no more.
-    MayLeadAgain {
-        /// What it was.
-        reason: Ineligible,
-    },
-    /// At the leader: its clock is far from the other servers'.
-    ClockApart {
-        /// How far theirs are ahead.
-        ahead_us: i64,
-    },
-    /// What the group keeps of what newer versions have replaced, when it becomes known, and when it changes.
-    History {
-        /// What is kept.
-        history: History,
-    },
-    /// The group uses from here on what this level holds.
-    LevelRaised {
-        /// The level.
-        level: u32,
-    },
-    /// This node's data directory was blank; it is up to date now and takes part in elections.
-    Admitted,
-    /// A majority of the group holds one state and this server another: it is to be rebuilt.
-    Diverged {
-        /// The index at which the states were compared.
-        index: LogIndex,
-    },
-    /// A majority of the group, this server included, holds one state and `peer` another.
-    PeerDiverged {
-        /// The other replica.
-        peer: NodeId,
-        /// The index at which the states were compared.
-        index: LogIndex,
-    },
-    /// Replicas hold different states, and no majority holds the same one, as far as is known.
-    Disputed {
-        /// The index at which the states were compared.
-        index: LogIndex,
-    },
-    /// The dispute is over: a majority holds the same state as this server.
-    Undisputed,
-    /// Another server sent an entry that contradicts one that is committed here.
-    LogContradicted {
-        /// Who sent it.
-        peer: NodeId,
-        /// The index of the entry in question.
-        index: LogIndex,
-    },
-    /// A majority of the group holds another entry than this server there: its log is to be thrown away.
-    LogRefuted {
-        /// The index of the entry in question.
-        index: LogIndex,
-    },
-    /// The lost store has been rebuilt from a snapshot: this server serves reads again.
-    StoreRebuilt,
-}
-
-/// Whether replicas compare their states after an entry: after every so many, and after each without data, as every
-/// term's first entry is and those that a leader appends for this.
+/// Whether replicas compare their states after an entry: after every `every`th index, and after
+/// each entry without data, as the first of every term and those that a leader appends for this
+/// purpose.
 pub fn compares_states(entry: &LogEntry, every: LogIndex) -> bool {
     entry.data.is_empty() || entry.index.is_multiple_of(every)
 }
 
-/// What it means that the other servers' clocks are so far ahead of the leader's.
-pub fn clock_apart(ahead_us: i64) -> String {
-    let seconds = ahead_us.unsigned_abs() / 1_000_000;
-    let direction = if ahead_us < 0 { "ahead of" } else { "behind" };
-    format!(
-        "this server leads, and its clock is {seconds} s {direction} the other servers' clocks: versions get \
-         wrong times; set the clock, or synchronize it by NTP"
-    )
-}
-
-impl Notice {
-    /// The log target of its kind: many lines of one target are gathered into one, and what is said once must
-    /// not be among them.
-    pub fn target(&self) -> &'static str {
-        match self {
-            Notice::BecameLeader { .. }
-            | Notice::LostLeadership
-            | Notice::Following { .. }
-            | Notice::MayNotLead { .. }
-            | Notice::MayLeadAgain { .. } => "acervo::leadership",
-            Notice::NoLeader { .. } => "acervo::no_leader",
-            Notice::OutOfSync { .. } | Notice::InSync { .. } => "acervo::in_sync",
-            Notice::ClockApart { .. } => "acervo::clock",
-            Notice::Admitted => "acervo::admission",
-            Notice::History { .. } | Notice::LevelRaised { .. } => "acervo::rules",
-            Notice::Diverged { .. } => "acervo::diverged",
-            Notice::PeerDiverged { .. } => "acervo::peer_diverged",
-            Notice::Disputed { .. } | Notice::Undisputed => "acervo::dispute",
-            Notice::LogContradicted { .. } => "acervo::log_contradicted",
-            Notice::LogRefuted { .. } => "acervo::log_refuted",
-            Notice::StoreRebuilt => "acervo::store_rebuilt",
-        }
-    }
-}
-
-impl std::fmt::Display for Notice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Notice::BecameLeader { term } => write!(f, "this server leads in term {term}"),
-            Notice::LostLeadership => write!(f, "this server leads no more"),
-            Notice::Following { leader: Some(leader), term } => {
-                write!(f, "following server {leader} in term {term}")
-            }
-            Notice::Following { leader: None, term } => {
-                write!(
-                    f,
-                    "no leader is known in term {term}: writes wait until a majority of the servers is up \
-                     and has elected one"
-                )
-            }
-            Notice::OutOfSync { peer } => {
-                write!(
-                    f,
-                    "server {peer} is out of sync: writes no longer wait for it; it catches up by itself once it \
-                     is up and within reach"
-                )
-            }
-            Notice::InSync { peer } => write!(f, "server {peer} is in sync: writes wait for it"),
-            Notice::MayNotLead { reason } => {
-                write!(f, "this server leaves it to others to lead: {reason}")
-            }
-            Notice::MayLeadAgain { reason: Ineligible::LogStalled } => {
-                write!(f, "the disk under the log answers again: this server may lead")
-            }
-            Notice::MayLeadAgain { reason: Ineligible::ApplierStalled } => {
-                write!(f, "the disk under the store answers again: this server may lead")
-            }
-            Notice::MayLeadAgain { reason: Ineligible::StoreDamaged } => {
-                write!(f, "the store is whole again: this server may lead")
-            }
-            Notice::ClockApart { ahead_us } => f.write_str(&clock_apart(*ahead_us)),
-            Notice::NoLeader { reason } => f.write_str(&reason.sentence(by_place)),
-            Notice::Admitted => {
-                write!(f, "this server is up to date and takes part in elections")
-            }
-            Notice::Diverged { index } => write!(
-                f,
-                "the state of this server differs from that of the majority at log index {index}: it serves no \
-                 reads and rebuilds its store from the others"
-            ),
-            Notice::PeerDiverged { peer, index } => write!(
-                f,
-                "server {peer} holds another state than the majority at log index {index}: it rebuilds its store \
-                 by itself"
-            ),
-            Notice::Disputed { index } => write!(
-                f,
-                "servers hold different states at log index {index} and no majority holds the same: none of them \
-                 serves reads before the others are up and have decided; if they never will be, keep one data \
-                 directory and start the other servers on empty ones"
-            ),
-            Notice::Undisputed => {
-                write!(f, "a majority holds the same state as this server: it serves reads again")
-            }
-            Notice::LogContradicted { peer, index } => write!(
-                f,
-                "server {peer} sent another entry than the one that is committed here at log index {index}: this \
-                 server serves no reads before the others have said which one is theirs"
-            ),
-            Notice::LogRefuted { index } => write!(
-                f,
-                "the log of this server contradicts that of the majority at log index {index}: it sets its data \
-                 aside and starts as a blank server"
-            ),
-            Notice::History { history } => {
-                write!(
-                    f,
-                    "the group keeps a history of {history}: 'acervo set-history' changes that"
-                )
-            }
-            Notice::LevelRaised { level } => write!(
-                f,
-                "every server knows feature level {level}, and the group uses it: no release that does not \
-                 know it can take part any more"
-            ),
-            Notice::StoreRebuilt => {
-                write!(
-                    f,
-                    "the store has been rebuilt from the others: this server serves reads again"
-                )
-            }
-        }
-    }
-}
-
-/// What the core knows of SPEC A6's lines; the driver formats them off the request path.
+/// The contents of a console line of SPEC A6; the driver formats it off the request path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsoleEvent {
-    /// The leader received a PUT.
+    /// The leader has received a PUT.
     Put {
         /// The client's own address.
         client: SocketAddr,
@@ -543,14 +332,14 @@ pub enum ConsoleEvent {
         /// The value.
         value: bytes::Bytes,
     },
-    /// Another server received a PUT.
+    /// Another server has received a PUT and forwards it.
     Forwarding {
         /// The key.
         key: bytes::Bytes,
         /// The value.
         value: bytes::Bytes,
     },
-    /// A server received a replicated PUT.
+    /// A follower has received a replicated PUT.
     Replication {
         /// The key.
         key: bytes::Bytes,
@@ -559,7 +348,7 @@ pub enum ConsoleEvent {
         /// The leader's timestamp.
         timestamp: Timestamp,
     },
-    /// The leader has every REPLICATION_OK it waits for.
+    /// The leader has every REPLICATION_OK that the acknowledgement waits for.
     PutOk {
         /// The client's own address.
         client: SocketAddr,
@@ -568,22 +357,22 @@ pub enum ConsoleEvent {
         /// The write's timestamp.
         timestamp: Timestamp,
     },
-    /// A server answered a GET.
+    /// A server has answered a GET.
     Get {
         /// The client's own address.
         client: SocketAddr,
         /// The key.
         key: bytes::Bytes,
-        /// What the client had seen.
+        /// The read timestamp that the client required.
         client_timestamp: Timestamp,
-        /// What the server has; 0 for nothing.
+        /// The timestamp of the server's version; 0 if it has none.
         key_timestamp: Timestamp,
-        /// What was answered.
+        /// The value or refusal that was answered.
         answer: GetAnswer,
     },
 }
 
-/// The last field of the GET line.
+/// The answer in the last field of the GET line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GetAnswer {
     /// The value.
@@ -592,9 +381,4 @@ pub enum GetAnswer {
     Null,
     /// `TRY_OTHER_SERVER_OR_LATER`.
     TryOtherServerOrLater,
-}
-
-/// Names a server where its address is not known.
-fn by_place(node: NodeId) -> String {
-    format!("the server at place {node} of the group's list")
 }

@@ -1,13 +1,17 @@
-//! What follows from the inputs: `flush`, once for a bunch of them.
+//! What follows from the inputs: [`Node::flush`], once for all inputs that have come together.
+//!
+//! A leader proposes the waiting writes, a follower forwards them; read-index requests are made;
+//! consensus turns it all into messages, log batches and entries to apply; the writes that the
+//! acknowledgement rule is met for are answered.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
-use super::certainty::Certainty;
-use super::commit_news::CommitNews;
+use super::commit_notification::CommitNotifications;
 use super::core::{AckPolicy, Node, Stopping, busy, micros, not_to_be_read};
-use super::in_sync::{InSync, Standing};
-use super::levels::PeerLevels;
+use super::early_ack::KnownSequences;
+use super::in_sync::{InSync, ServerProgress};
 use super::long_writes::LongWrites;
+use super::server_levels::ServerLevels;
 use super::writes::{Origin, Pending, Stored};
 use super::{ConsoleEvent, Notice, Now, Output, compares_states};
 use crate::consensus::{InstallRequest, ProposeError};
@@ -19,18 +23,21 @@ use crate::model::{
 use crate::wire::message::{PeerMessage, RaftBody, Reply, Role};
 
 impl Node {
-    /// Does what the inputs since the last call ask for: proposes, runs consensus, answers.
-    /// Call it when no input is at hand, before waiting for more.
+    /// Works out what follows from the inputs since the last call: proposes or forwards writes,
+    /// runs consensus, answers. To be called when no input is at hand, before the driver waits for
+    /// more.
     pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.notice_changes(now, out);
+        self.handle_leadership_change(now, out);
         if self.consensus.role() == Role::Leader {
-            // Also where nothing may be proposed now, or the alarm for it would go off without end.
+            // Also if nothing may be proposed now, or `flush_due_us` would stay in the past.
             self.long_writes.look();
-            // Before the writes, which may take all the room there is as often as there is any, and may wait for just
-            // this. One piece at a time, so that it does not keep them waiting.
-            self.do_chores(now);
-            // What is never proposed can be refused for good.
-            if self.has_majority_in_reach() {
+            // Before the writes: they may use up the room for proposals each time that there is
+            // some, and a full disk may make them wait for this. It is one piece at a time, so that
+            // they do not wait long.
+            self.collect_garbage(now);
+            // Without a majority nothing is proposed, so that a write that expires is known not to
+            // be done.
+            if self.reaches_majority() {
                 self.propose_waiting(now, out);
             }
         } else {
@@ -38,14 +45,14 @@ impl Node {
         }
         self.start_reads(now, out);
         self.run_consensus(now, out);
-        // What was committed has made room, which the library counts only now.
+        // New commits have made room for proposals, which raft-rs counts only now.
         let commit = self.consensus.commit();
         self.propose_more |= commit > self.flushed_commit && self.writes.has_waiting();
         self.flushed_commit = commit;
         let answered = self.answer_stored(now, out);
-        self.tell_commit(&answered, now, out);
+        self.notify_commit(&answered, now, out);
         for read in self.reads.take_ready(self.applied.index) {
-            // The state may have been refuted since the read was taken in.
+            // The state may have been refuted since the read was accepted.
             out.push(match self.distrust() {
                 Some(distrust) => {
                     Output::Reply { token: read.token, reply: not_to_be_read(distrust) }
@@ -56,22 +63,23 @@ impl Node {
         self.stop_when_done(now, out);
     }
 
-    /// Notices elections won and lost, and moves what hung on the old leader.
-    fn notice_changes(&mut self, now: Now, out: &mut Vec<Output>) {
-        let standing = (self.consensus.role(), self.consensus.leader(), self.consensus.term());
-        let (role, leader, term) = standing;
-        let (role_before, leader_before, term_before) = self.standing;
-        self.standing = standing;
+    /// Handles elections won and lost since the last flush: writes and reads that depended on the
+    /// old leader wait for the next.
+    fn handle_leadership_change(&mut self, now: Now, out: &mut Vec<Output>) {
+        let leadership = (self.consensus.role(), self.consensus.leader(), self.consensus.term());
+        let (role, leader, term) = leadership;
+        let (role_before, leader_before, term_before) = self.leadership;
+        self.leadership = leadership;
 
-        let new_reign = term != term_before;
-        if role_before == Role::Leader && (role != Role::Leader || new_reign) {
+        let is_new_term = term != term_before;
+        if role_before == Role::Leader && (role != Role::Leader || is_new_term) {
             self.in_sync = None;
-            self.birth_until_us = None;
+            self.bootstrap_until_us = None;
             self.chores.lost_leadership();
             self.long_writes = LongWrites::default();
-            self.certainty = Certainty::new(self.group_limits());
+            self.known_sequences = KnownSequences::new(self.group_limits());
             (self.rules_proposed, self.level_proposed) = (false, 0);
-            self.commit_news = CommitNews::default();
+            self.commit_notifications = CommitNotifications::default();
             self.reads.forget_servers();
             for key in self.writes.take_led(!self.refuted) {
                 if self.leave_to_clients(key, out) {
@@ -80,47 +88,48 @@ impl Node {
             }
             out.push(Output::Notice(Notice::LostLeadership));
         }
-        if role == Role::Leader && (role_before != Role::Leader || new_reign) {
-            self.peer_levels = PeerLevels::default();
-            // Followers have not spoken to this server so far.
-            self.heard = self.links.iter().map(|peer| (*peer, self.ticks)).collect();
+        if role == Role::Leader && (role_before != Role::Leader || is_new_term) {
+            self.server_levels = ServerLevels::default();
+            // Followers do not send to each other, so none was heard before.
+            self.heard = self.links.iter().map(|server| (*server, self.ticks)).collect();
             let timeout_us = micros(self.config.in_sync_timeout);
             // The library has just appended the term's first entry.
             let first_index = self.consensus.last_index();
             let (me, nodes) = (self.config.node, &self.config.nodes);
             self.in_sync = Some(InSync::new(timeout_us, me, nodes, first_index));
-            // A newborn group's log holds its leader's first entry and nothing else.
-            let newborn = first_index == 1;
-            self.birth_until_us = newborn.then(|| now.monotonic_us + micros(limits::BIRTH_TIMEOUT));
+            // The log of a group that was just bootstrapped holds its founder's first entry alone.
+            let is_first_entry = first_index == 1;
+            self.bootstrap_until_us =
+                is_first_entry.then(|| now.monotonic_us + micros(limits::BOOTSTRAP_TIMEOUT));
             out.push(Output::Notice(Notice::BecameLeader { term }));
         } else if role != Role::Leader && (leader, term) != (leader_before, term_before) {
             out.push(Output::Notice(Notice::Following { leader, term }));
         }
-        // What was passed on to a server that leads no more is for the next leader to decide.
+        // Writes forwarded to a server that does not lead any more are decided by the next leader.
         for key in self.writes.take_forwarded(|to| Some(to) != leader) {
             self.wait_again(key, now);
         }
         if leader != leader_before {
-            self.reads.ask_again(u64::MAX);
+            self.reads.repeat_request(u64::MAX);
         }
     }
 
-    /// Whether writes must wait for servers that have never taken part. One that has not cannot
-    /// help to elect a leader (see `consensus::voter_eligibility`), so a group that began its work without
-    /// it would stand still when its first leader died.
-    fn is_being_born(&mut self, now: Now) -> bool {
-        let Some(until_us) = self.birth_until_us else { return false };
+    /// Whether writes must wait for servers that have never taken part in the group. Such a server
+    /// cannot help to elect a leader (see `consensus::voter_eligibility`), so a group that accepted
+    /// writes without it would be unavailable if its first leader died.
+    fn is_bootstrapping(&mut self, now: Now) -> bool {
+        let Some(until_us) = self.bootstrap_until_us else { return false };
         let everybody = self.config.nodes.iter().filter(|n| **n != self.config.node);
-        let complete = everybody.into_iter().all(|peer| self.consensus.matched(*peer) > 0);
+        let complete = everybody.into_iter().all(|server| self.consensus.matched(*server) > 0);
         if complete || now.monotonic_us >= until_us {
-            self.birth_until_us = None;
+            self.bootstrap_until_us = None;
         }
-        self.birth_until_us.is_some()
+        self.bootstrap_until_us.is_some()
     }
 
     fn propose_waiting(&mut self, now: Now, out: &mut Vec<Output>) {
         self.propose_more = false;
-        if self.is_being_born(now) || self.waits_for_a_leader_with_room() {
+        if self.is_bootstrapping(now) || self.waits_for_a_leader_with_room() {
             return;
         }
         if !self.has_rules(now) {
@@ -135,8 +144,8 @@ impl Node {
         let mut proposed = (0, 0);
         while !waiting.is_empty() {
             if self.consensus.unapplied_bytes() >= limits.unapplied_bytes_max {
-                // What was proposed or passed on before may be in the log already, and is no more to store for it. It
-                // waits for room, or until its time is over.
+                // A write that was proposed or forwarded before may be in the log already, and may
+                // have been answered nowhere. It waits for room, or until it expires.
                 let (kept, refused): (VecDeque<usize>, VecDeque<usize>) = waiting
                     .into_iter()
                     .partition(|key| self.writes.get_mut(*key).effect > Effect::NotDone);
@@ -194,17 +203,17 @@ impl Node {
                             &self.writes,
                             now.monotonic_us,
                         );
-                        let certain = self.certainty.proposed(&write.request, index, clock_us);
-                        if certain && !lags && says_its_timestamp_only(write) {
+                        let is_new = self.known_sequences.proposed(&write.request, index, clock_us);
+                        if is_new && !lags && says_its_timestamp_only(write) {
                             let stored = Stored { timestamp, previous: None };
-                            self.writes.propose_certain(key, index, stored);
+                            self.writes.propose_known_new(key, index, stored);
                         } else {
                             self.writes.propose(key, term, index);
                         }
                     }
                 }
-                // They wait, in order, until something is committed. How much may wait is bounded, and for
-                // how long.
+                // The writes wait, in order, until entries are committed. Their number, memory and
+                // time are bounded.
                 Err(ProposeError::Full | ProposeError::HandingOver | ProposeError::NotLeader) => {
                     batch.into_iter().rev().for_each(|(key, _)| waiting.push_front(key));
                     break;
@@ -215,15 +224,15 @@ impl Node {
         self.writes.wait_first(waiting);
     }
 
-    /// Whether the group's rules stand in the log: they come before the first write. Where they do not, this
-    /// leader proposes those of its own release.
+    /// Whether the group's rules are in the log, where they come before the first write. If they
+    /// are not, this leader proposes those of its own release.
     fn has_rules(&mut self, now: Now) -> bool {
         if self.rules.is_some() || self.rules_proposed {
             return true;
         }
         let limits = self.config.release.limits;
         let rules = GroupRules { limits, history: self.config.upkeep.history };
-        // Refused, it is tried again with the next flush, and what waits goes on waiting.
+        // If they are refused, the next flush tries again, and the writes go on waiting.
         self.rules_proposed = self.propose_own(Action::Rules(rules), now).is_some();
         self.rules_proposed
     }
@@ -236,7 +245,8 @@ impl Node {
         }
         let others = self.config.nodes.iter().copied().filter(|node| *node != self.config.node);
         let settled_us = micros(self.config.level_settled);
-        let known = self.peer_levels.known_to_all(others, own.level, now.monotonic_us, settled_us);
+        let known =
+            self.server_levels.known_to_all(others, own.level, now.monotonic_us, settled_us);
         if let Some(level) = known
             && level > self.level.max(self.level_proposed)
         {
@@ -247,15 +257,15 @@ impl Node {
         }
     }
 
-    /// Proposes what no client has asked for; its index, unless it was refused.
+    /// Proposes a command of the leader's own; returns its index, unless it was refused.
     fn propose_own(&mut self, action: Action, now: Now) -> Option<LogIndex> {
         let timestamp = self.clock.next(now.wall_us);
         let command = Command { timestamp, clock_us: self.log_time.now_us(), action };
         self.consensus.propose(vec![command.encode()]).ok()
     }
 
-    fn do_chores(&mut self, now: Now) {
-        if self.stopping != Stopping::No || self.is_being_born(now) || !self.has_rules(now) {
+    fn collect_garbage(&mut self, now: Now) {
+        if self.stopping != Stopping::No || self.is_bootstrapping(now) || !self.has_rules(now) {
             return;
         }
         self.raise_level(now);
@@ -282,15 +292,17 @@ impl Node {
         if !self.writes.has_waiting() {
             return;
         }
-        // Its answer must have a way back: one that comes before its link is up again would be lost.
+        // The answer needs the link from the leader, too: one that comes before it is up again
+        // would be lost.
         let reachable = |l: &NodeId| self.links.contains(l) && !self.unheard.contains(l);
         let leader = self.consensus.leader().filter(reachable);
         let mut budget_spent = false;
-        // None goes past another one of its client. Whether that is behind a long one.
+        // Clients with a write that is held back, in whose order the next ones stay; whether it
+        // waits behind a long write.
         let mut held_clients: HashMap<ClientId, bool> = HashMap::new();
         for key in self.writes.take_waiting() {
-            // Only clients' writes are forwarded, or two servers that each take the other for the
-            // leader would play ball.
+            // Forward only writes from our own clients. Two servers that each believe the other is
+            // leader would otherwise forward a write back and forth.
             if !self.leave_to_clients(key, out) {
                 continue;
             }
@@ -308,7 +320,7 @@ impl Node {
                 || !is_long && budget_spent
                 || !self.writes.may_forward(key, self.config.limits.forward_bytes_max)
             {
-                // In order, or one of many bytes would wait for ever.
+                // In order, or a write of many bytes would wait for ever.
                 budget_spent |= !is_long && !is_behind && is_due;
                 let waits_for_turn = is_long || is_behind_long;
                 if waits_for_turn {
@@ -325,10 +337,11 @@ impl Node {
             {
                 out.push(Output::Console(ConsoleEvent::Forwarding { key, value }));
             }
-            // From here on the leader watches the time; this is for when it never answers.
+            // From here on the leader applies the deadline; this one is for a leader that never
+            // answers.
             pending.deadline_us = pending.give_up_us;
             if is_long {
-                // That one lets it wait for its turn for as long.
+                // The leader lets it wait for its turn for as long.
                 pending.deadline_us += micros(limits::COMMIT_TIMEOUT);
             }
             let (client, write) = (pending.client, pending.write.clone());
@@ -338,7 +351,9 @@ impl Node {
         }
     }
 
-    /// Leaves a write to the clients of this server that wait for it. False, when there are none: then it is gone.
+    /// Removes the other servers from the origins of a write: they forward it to the next leader
+    /// themselves. Returns false if no client of this server waits for the write; it is then
+    /// removed.
     fn leave_to_clients(&mut self, key: usize, out: &mut Vec<Output>) -> bool {
         let (servers, goes_on) = self.writes.leave_to_clients(key);
         servers.into_iter().for_each(|(node, id)| self.answer_forward(node, id, None, out));
@@ -346,18 +361,18 @@ impl Node {
     }
 
     fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {
-        if !self.reads.is_question_due() {
+        if !self.reads.is_request_due() {
             return;
         }
         if self.consensus.role() == Role::Leader {
-            let question = self.reads.ask(now.monotonic_us);
-            // A leader that has committed nothing in its term does not know the commit index yet; it is
-            // asked again a little later.
-            self.consensus.read_index(question);
+            let request = self.reads.begin_request(now.monotonic_us);
+            // A leader that has committed no entry of its term does not know the commit index yet.
+            // The request is repeated.
+            self.consensus.read_index(request);
         } else if let Some(leader) = self.consensus.leader()
             && self.links.contains(&leader)
         {
-            let id = self.reads.ask(now.monotonic_us);
+            let id = self.reads.begin_request(now.monotonic_us);
             let message = PeerMessage::ReadIndex { id };
             out.push(Output::Send { to: leader, message });
         }
@@ -369,7 +384,7 @@ impl Node {
         for message in effects.messages.drain(..) {
             let to = message.to;
             if let RaftBody::Append { commit, .. } = &message.body {
-                self.commit_news.told(to, *commit, now.monotonic_us);
+                self.commit_notifications.sent(to, *commit, now.monotonic_us);
             }
             out.push(Output::Send { to, message: PeerMessage::Raft(message) });
         }
@@ -390,8 +405,8 @@ impl Node {
         let snapshots: Vec<_> = effects.snapshots.drain(..).collect();
         let answering = self.consensus.role() == Role::Leader;
         let committed = std::mem::take(&mut effects.committed);
-        // A lost store takes nothing before its snapshot, which holds all that is committed until then. What
-        // is handed out once the snapshot is being installed follows it.
+        // A lost store applies nothing before its snapshot, which contains everything committed
+        // until then. Entries that are handed out while the snapshot is being installed follow it.
         if !self.store_lost || self.consensus.is_installing() {
             for entries in split_at_hashes(committed, self.config.state_hash_every) {
                 if let Some(last) = entries.last() {
@@ -414,26 +429,26 @@ impl Node {
             });
         }
         if std::mem::take(&mut effects.became_eligible) {
-            out.push(Output::Notice(Notice::Admitted));
+            out.push(Output::Notice(Notice::EligibleToVote));
         }
         let trusted = self.distrust().is_none();
         for (to, leader_term) in snapshots {
             if trusted {
                 out.push(Output::SendSnapshot { to, leader_term });
             } else {
-                // What is in doubt is not passed on. It is asked for again.
+                // A state that is in doubt is not sent. The follower requests it again.
                 self.consensus.snapshot_sent(to, None);
             }
         }
-        for (question, index) in std::mem::take(&mut self.effects.reads) {
-            for (to, id) in self.reads.confirm(question, index) {
+        for (request, index) in std::mem::take(&mut self.effects.reads) {
+            for (to, id) in self.reads.confirm(request, index) {
                 let message = PeerMessage::ReadIndexOk { id, index };
                 out.push(Output::Send { to, message });
             }
         }
     }
 
-    /// Answers the writes that the acknowledgement rule is met for. Returns the servers that had
+    /// Answers the writes for which the acknowledgement rule is met. Returns the servers that had
     /// forwarded some of them.
     fn answer_stored(&mut self, now: Now, out: &mut Vec<Output>) -> BTreeSet<NodeId> {
         let mut forwarders = BTreeSet::new();
@@ -443,7 +458,7 @@ impl Node {
         let mut notices = Vec::new();
         in_sync.update(
             now.monotonic_us,
-            |server| Standing {
+            |server| ServerProgress {
                 stored: consensus.matched(server),
                 heard: server == self.config.node || self.is_heard(server),
             },
@@ -452,27 +467,29 @@ impl Node {
         let stored_by_all = in_sync.stored_by_all();
         self.in_sync = Some(in_sync);
         out.extend(notices.into_iter().map(Output::Notice));
-        // What this leader has proposed and is committed will be applied as it was proposed.
+        // An entry that this leader has proposed and that is committed will be applied as it was
+        // proposed.
         self.writes.commit(consensus.commit());
-        // Also what is certain was judged by its sessions.
+        // Whether a write is known to be new was also derived from the refuted state's sessions.
         if self.refuted {
             return forwarders;
         }
         let stored: LogIndex = match self.config.ack {
-            // What is settled is committed, and so durable on a majority.
+            // Settled writes are committed, and so durable on a majority.
             AckPolicy::Majority => LogIndex::MAX,
             AckPolicy::All => stored_by_all,
         };
         let trusted = self.distrust().is_none();
         for (index, (key, Stored { timestamp, previous })) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
-            // What was read from a state that is in doubt is not told: the client reads it elsewhere.
+            // A previous value from a state that is in doubt is not told: the client reads it at
+            // another server.
             let previous = previous.filter(|_| trusted);
             let reply = match pending.write.shape.kind {
                 OpKind::Put if !pending.write.previous => Reply::PutOk { timestamp },
                 _ => Reply::WriteOk { timestamp, previous },
             };
-            // Of a copy that came when all was done nothing is shown.
+            // A copy that came after the write was done is not shown.
             if pending.shown_as_leader
                 && let Some((_, key, _)) = Command::put_of(pending.write.data())
             {
@@ -492,17 +509,17 @@ impl Node {
         forwarders
     }
 
-    /// Tells the servers that are to know what is committed, those that are `asking` at once.
-    fn tell_commit(&mut self, asking: &BTreeSet<NodeId>, now: Now, out: &mut Vec<Output>) {
+    /// Notifies followers of the commit index, those in `urgent` without delay.
+    fn notify_commit(&mut self, urgent: &BTreeSet<NodeId>, now: Now, out: &mut Vec<Output>) {
         if self.consensus.role() != Role::Leader {
             return;
         }
         let commit = self.consensus.commit();
-        let due = self.commit_news.take_due(&self.links, asking, commit, now.monotonic_us);
+        let due = self.commit_notifications.take_due(&self.links, urgent, commit, now.monotonic_us);
         if due.is_empty() {
             return;
         }
-        due.into_iter().for_each(|peer| self.consensus.send_commit_index(peer));
+        due.into_iter().for_each(|server| self.consensus.send_commit_index(server));
         self.run_consensus(now, out);
     }
 
@@ -519,14 +536,14 @@ impl Node {
         }
         if let Stopping::HandingOver { until_us } = self.stopping {
             if self.consensus.role() == Role::Leader && !self.consensus.is_handing_over() {
-                if !self.hand_over_to_the_next(false) {
-                    // Whoever could not take over may be able to by now.
+                if !self.transfer_to_next(false) {
+                    // A server that did not take over before may be able to by now.
                     self.eligibility.tried.clear();
                 }
                 self.run_consensus(now, out);
             }
             let alone = self.links.is_empty();
-            // Not before another one leads: its successor may need the vote of the one that leaves.
+            // Not before another server leads: it may need this server's vote.
             let follows =
                 self.consensus.role() != Role::Leader && self.consensus.leader().is_some();
             let free = follows || alone;
@@ -538,8 +555,8 @@ impl Node {
     }
 }
 
-/// Whether there is nothing to learn from applying a write that is new. What a key had before is known
-/// only then, and whether a range can be removed.
+/// Whether the client of a write that is known to be new learns nothing from its being applied but
+/// the timestamp. Applying tells the previous value of a key, and whether a range can be removed.
 fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
     match write.shape.kind {
         OpKind::Put | OpKind::Del | OpKind::Trim => !write.previous,
@@ -548,7 +565,7 @@ fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
     }
 }
 
-/// Cuts committed entries so that no piece reaches past an index where replicas compare states: the
+/// Cuts committed entries so that a piece ends at each index where replicas compare states: the
 /// state machine reports its hash at the end of each piece.
 fn split_at_hashes(entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
     let mut pieces = Vec::new();

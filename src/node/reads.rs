@@ -1,15 +1,17 @@
-//! Linearizable reads under way: the read-index protocol, batched.
+//! Linearizable reads under way: the read-index protocol (Ongaro's thesis, 6.4), batched.
 //!
-//! All reads that arrive between two flushes share one *question*: an index is asked of the leader, which
-//! confirms by a heartbeat round trip that it still leads. The answer holds for reads that arrived before the question
-//! was asked; that is what makes them linearizable. (Ongaro's thesis, 6.4.) So the answer to a question settles what
-//! was first asked for with it or with an earlier one, however late it comes; a lost one is made up for by the next
-//! question's. Where answers take longer than a question is given before it is asked again, several are under way.
+//! All reads that arrive between two flushes share one *read-index request*: the leader confirms by
+//! a round of heartbeats that it still leads, and returns its commit index. Rule: the answer to a
+//! request confirms every read that arrived before the request was made, so it also confirms the
+//! reads of all earlier requests, however late it comes. A lost request is made up for by the next
+//! one. Where answers take longer than the interval after which a request is repeated, several
+//! requests are outstanding. That is safe because the commit index that a leader returns is at
+//! least the one at the time of the request.
 
 use std::collections::BTreeMap;
 
 use super::RequestToken;
-use crate::limits::READ_INDEX_QUESTIONS_MAX;
+use crate::limits::READ_INDEX_REQUESTS_MAX;
 use crate::model::{LogIndex, NodeId};
 
 /// One client's read.
@@ -19,47 +21,50 @@ pub(super) struct Read {
     pub deadline_us: u64,
 }
 
-/// Reads that were first asked for together.
+/// Reads that share their first read-index request.
 #[derive(Debug, Default)]
-struct Round {
+struct ReadBatch {
     reads: Vec<Read>,
-    /// Questions of other servers that this one answers: (server, its number).
+    /// Requests of other servers that this leader answers: (server, the number it gave its
+    /// request).
     servers: Vec<(NodeId, u64)>,
 }
 
-impl Round {
+impl ReadBatch {
     fn is_empty(&self) -> bool {
         self.reads.is_empty() && self.servers.is_empty()
     }
 }
 
+/// All linearizable reads of this server's clients, and the read-index requests of other servers,
+/// until they are answered.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    /// Not asked for yet.
-    waiting: Round,
-    /// Asked for and not confirmed, by the question that they were first in, counted from 1.
-    asked: BTreeMap<u64, Round>,
-    /// Questions so far.
-    questions: u64,
-    /// The number before the first question's.
+    /// Reads for which no request was made yet.
+    waiting: ReadBatch,
+    /// Reads that are not confirmed, by the first request that covers them, counted from 1.
+    requested: BTreeMap<u64, ReadBatch>,
+    /// Read-index requests made so far.
+    requests: u64,
+    /// The number before that of the first request.
     before_first: u64,
-    last_asked_us: u64,
-    /// What is asked for is to be asked for again.
-    again: bool,
-    /// Confirmed: answer when this index is applied.
+    last_request_us: u64,
+    /// The reads that are not confirmed need another request.
+    repeat: bool,
+    /// Confirmed reads, by the index that must be applied before they are answered.
     confirmed: BTreeMap<LogIndex, Vec<Read>>,
     len: usize,
-    /// How many questions of each server are among `waiting` and `asked`.
-    owed: BTreeMap<NodeId, usize>,
+    /// How many requests of each server are in `waiting` and `requested`.
+    unanswered: BTreeMap<NodeId, usize>,
 }
 
 impl Reads {
-    /// None yet; questions are numbered from after `before_first`.
+    /// No reads yet; requests are numbered from after `before_first`.
     pub fn new(before_first: u64) -> Reads {
         Reads { before_first, ..Reads::default() }
     }
 
-    /// Reads of this server's clients.
+    /// The number of reads of this server's clients.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -73,61 +78,62 @@ impl Reads {
         self.waiting.reads.push(read);
     }
 
-    /// Another server asks, unless it is owed too many answers already.
-    pub fn add_server(&mut self, server: NodeId, round: u64) {
-        let owed = self.owed.entry(server).or_default();
-        if *owed < READ_INDEX_QUESTIONS_MAX {
-            *owed += 1;
-            self.waiting.servers.push((server, round));
+    /// Adds another server's request, unless [`READ_INDEX_REQUESTS_MAX`] of that server are
+    /// unanswered: it repeats a request that is not answered.
+    pub fn add_server(&mut self, server: NodeId, number: u64) {
+        let unanswered = self.unanswered.entry(server).or_default();
+        if *unanswered < READ_INDEX_REQUESTS_MAX {
+            *unanswered += 1;
+            self.waiting.servers.push((server, number));
         }
     }
 
-    /// Whether something waits to be asked for, for the first time or again.
-    pub fn is_question_due(&self) -> bool {
-        self.again || !self.waiting.is_empty()
+    /// Whether a request is to be made, for new reads or again for those not confirmed.
+    pub fn is_request_due(&self) -> bool {
+        self.repeat || !self.waiting.is_empty()
     }
 
-    /// Asks for everything that is not confirmed; returns the question's number.
-    pub fn ask(&mut self, now_us: u64) -> u64 {
-        self.questions += 1;
-        (self.last_asked_us, self.again) = (now_us, false);
-        let round = std::mem::take(&mut self.waiting);
-        if !round.is_empty() {
-            self.asked.insert(self.questions, round);
+    /// Begins a request for everything that is not confirmed; returns its number.
+    pub fn begin_request(&mut self, now_us: u64) -> u64 {
+        self.requests += 1;
+        (self.last_request_us, self.repeat) = (now_us, false);
+        let batch = std::mem::take(&mut self.waiting);
+        if !batch.is_empty() {
+            self.requested.insert(self.requests, batch);
         }
-        self.before_first.wrapping_add(self.questions)
+        self.before_first.wrapping_add(self.requests)
     }
 
-    /// A question is answered. Returns the other servers' questions that it answers.
+    /// Notes the answer to a request. Returns the other servers' requests that it answers.
     pub fn confirm(&mut self, number: u64, index: LogIndex) -> Vec<(NodeId, u64)> {
-        let question = number.wrapping_sub(self.before_first);
+        let request = number.wrapping_sub(self.before_first);
         let mut servers = Vec::new();
-        if question > self.questions {
+        if request > self.requests {
             return servers;
         }
-        while let Some(first) = self.asked.first_entry()
-            && *first.key() <= question
+        while let Some(first) = self.requested.first_entry()
+            && *first.key() <= request
         {
-            let round = first.remove();
-            if !round.reads.is_empty() {
-                self.confirmed.entry(index).or_default().extend(round.reads);
+            let batch = first.remove();
+            if !batch.reads.is_empty() {
+                self.confirmed.entry(index).or_default().extend(batch.reads);
             }
-            servers.extend(round.servers);
+            servers.extend(batch.servers);
         }
         for (server, _) in &servers {
-            if let Some(owed) = self.owed.get_mut(server) {
-                *owed -= 1;
+            if let Some(unanswered) = self.unanswered.get_mut(server) {
+                *unanswered -= 1;
             }
         }
         servers
     }
 
-    /// Whether some read waits only for its index to be applied.
+    /// Whether a confirmed read waits for its index to be applied.
     pub fn awaits_application(&self) -> bool {
         !self.confirmed.is_empty()
     }
 
-    /// Reads that may be answered now that `applied` is.
+    /// Takes the reads that may be answered now that `applied` is applied.
     pub fn take_ready(&mut self, applied: LogIndex) -> Vec<Read> {
         let mut ready = Vec::new();
         while let Some(entry) = self.confirmed.first_entry()
@@ -139,22 +145,24 @@ impl Reads {
         ready
     }
 
-    /// What is not confirmed is asked for again, if the last question was asked before `asked_before_us`: it or
-    /// its answer was lost, or the leader was. An answer that is merely late is still taken.
-    pub fn ask_again(&mut self, asked_before_us: u64) {
-        self.again |= self.last_asked_us < asked_before_us && !self.asked.is_empty();
+    /// Makes another request due for the reads that are not confirmed, if the last one was made
+    /// before `requested_before_us`: it, its answer or the leader was lost. An answer that is
+    /// merely late still counts.
+    pub fn repeat_request(&mut self, requested_before_us: u64) {
+        self.repeat |= self.last_request_us < requested_before_us && !self.requested.is_empty();
     }
 
-    /// Other servers ask again elsewhere when this one stops leading.
+    /// Drops the requests of other servers, because this one does not lead any more: they repeat
+    /// them at the next leader.
     pub fn forget_servers(&mut self) {
-        self.owed.clear();
+        self.unanswered.clear();
         self.waiting.servers.clear();
-        self.asked.values_mut().for_each(|round| round.servers.clear());
-        self.asked.retain(|_, round| !round.is_empty());
+        self.requested.values_mut().for_each(|batch| batch.servers.clear());
+        self.requested.retain(|_, batch| !batch.is_empty());
     }
 
-    /// Reads whose time is up, taken from their places; of each whether it was confirmed and only what it reads is not
-    /// applied.
+    /// Takes the reads whose deadline has passed; of each, whether it was confirmed and waited only
+    /// for its index to be applied.
     pub fn take_expired(&mut self, now_us: u64) -> Vec<(Read, bool)> {
         let mut expired = Vec::new();
         let mut sift = |reads: &mut Vec<Read>, confirmed: bool| {
@@ -167,8 +175,8 @@ impl Reads {
             });
         };
         sift(&mut self.waiting.reads, false);
-        self.asked.values_mut().for_each(|round| sift(&mut round.reads, false));
-        self.asked.retain(|_, round| !round.is_empty());
+        self.requested.values_mut().for_each(|batch| sift(&mut batch.reads, false));
+        self.requested.retain(|_, batch| !batch.is_empty());
         self.confirmed.values_mut().for_each(|reads| sift(reads, true));
         self.confirmed.retain(|_, reads| !reads.is_empty());
         self.len -= expired.len();
@@ -190,20 +198,20 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_settles_what_arrived_before_its_question_and_nothing_later() {
+    fn a_late_answer_confirms_what_arrived_before_its_request_and_nothing_later() {
         // The numbers wrap.
         let mut reads = Reads::new(u64::MAX - 1);
         reads.add(read(1));
-        let first = reads.ask(0);
-        assert!(!reads.is_question_due());
-        reads.ask_again(0);
-        assert!(!reads.is_question_due(), "not yet");
+        let first = reads.begin_request(0);
+        assert!(!reads.is_request_due());
+        reads.repeat_request(0);
+        assert!(!reads.is_request_due(), "not yet");
         reads.add(read(2));
-        let second = reads.ask(5);
-        reads.ask_again(6);
-        assert!(reads.is_question_due());
+        let second = reads.begin_request(5);
+        reads.repeat_request(6);
+        assert!(reads.is_request_due());
         reads.add(read(3));
-        let third = reads.ask(6);
+        let third = reads.begin_request(6);
         assert!(reads.confirm(third.wrapping_add(1), 9).is_empty(), "it was never asked");
         assert!(reads.take_ready(9).is_empty());
         reads.confirm(first, 4);
@@ -213,69 +221,69 @@ mod tests {
         reads.confirm(third, 5);
         assert_eq!(tokens(reads.take_ready(5)), [2, 3]);
         assert!(reads.is_empty());
-        reads.ask_again(u64::MAX);
-        assert!(!reads.is_question_due(), "nothing is left to ask for");
+        reads.repeat_request(u64::MAX);
+        assert!(!reads.is_request_due(), "nothing is left to ask for");
     }
 
     #[test]
-    fn what_nobody_waits_for_any_more_is_not_asked_for_again() {
+    fn no_request_is_repeated_for_reads_that_have_expired() {
         let mut reads = Reads::new(7);
         reads.add(read(1));
-        let question = reads.ask(0);
+        let request = reads.begin_request(0);
         let expired = |reads: &mut Reads| -> Vec<(u64, bool)> {
             let number = |(read, confirmed): (Read, bool)| (read.token.request, confirmed);
             reads.take_expired(100).into_iter().map(number).collect()
         };
         assert_eq!(expired(&mut reads), [(1, false)]);
-        reads.ask_again(u64::MAX);
-        assert!(!reads.is_question_due());
-        reads.confirm(question, 1);
+        reads.repeat_request(u64::MAX);
+        assert!(!reads.is_request_due());
+        reads.confirm(request, 1);
         assert!(reads.take_ready(1).is_empty() && reads.is_empty());
         // One that was confirmed waited for nothing but what is applied.
         reads.add(read(2));
-        let question = reads.ask(0);
-        reads.confirm(question, 5);
+        let request = reads.begin_request(0);
+        reads.confirm(request, 5);
         assert_eq!(expired(&mut reads), [(2, true)]);
         assert!(reads.is_empty());
     }
 
     #[test]
-    fn a_server_that_asks_without_end_is_owed_a_bounded_number_of_answers() {
+    fn the_unanswered_requests_of_a_server_are_bounded() {
         let (greedy, honest) = (NodeId(2), NodeId(3));
         let mut reads = Reads::default();
-        for question in 0..3 * READ_INDEX_QUESTIONS_MAX as u64 {
+        for question in 0..3 * READ_INDEX_REQUESTS_MAX as u64 {
             reads.add_server(greedy, question);
             // Some wait, some have been asked for.
             if question % 1000 == 0 {
-                reads.ask(question);
+                reads.begin_request(question);
             }
         }
         reads.add_server(honest, 7);
         // Those that are asked for again count as they did.
-        reads.ask_again(u64::MAX);
+        reads.repeat_request(u64::MAX);
         reads.add_server(greedy, 8);
-        let question = reads.ask(0);
-        let owed = reads.confirm(question, 5);
+        let request = reads.begin_request(0);
+        let owed = reads.confirm(request, 5);
         let count = |server| owed.iter().filter(|(asker, _)| *asker == server).count();
-        assert_eq!((count(greedy), count(honest)), (READ_INDEX_QUESTIONS_MAX, 1));
+        assert_eq!((count(greedy), count(honest)), (READ_INDEX_REQUESTS_MAX, 1));
 
         // Answered ones make room.
         reads.add_server(greedy, 9);
-        let question = reads.ask(0);
-        assert_eq!(reads.confirm(question, 5), [(greedy, 9)]);
+        let request = reads.begin_request(0);
+        assert_eq!(reads.confirm(request, 5), [(greedy, 9)]);
     }
 
     #[test]
-    fn a_leader_no_more_owes_nobody() {
+    fn a_deposed_leader_drops_the_requests_of_other_servers() {
         let mut reads = Reads::default();
-        for question in 0..=READ_INDEX_QUESTIONS_MAX as u64 {
+        for question in 0..=READ_INDEX_REQUESTS_MAX as u64 {
             reads.add_server(NodeId(2), question);
         }
-        let before = reads.ask(0);
+        let before = reads.begin_request(0);
         reads.forget_servers();
         assert!(reads.confirm(before, 5).is_empty());
         reads.add_server(NodeId(2), 1);
-        let question = reads.ask(0);
-        assert_eq!(reads.confirm(question, 5), [(NodeId(2), 1)]);
+        let request = reads.begin_request(0);
+        assert_eq!(reads.confirm(request, 5), [(NodeId(2), 1)]);
     }
 }

@@ -88,10 +88,10 @@ impl Group {
             now: Now { monotonic_us: 1, wall_us: 1_000_000 },
         };
         for at in 0..up {
-            for peer in ids[..up].iter().filter(|p| **p != ids[at]) {
-                let first_leader = Some(NodeId(first_leaders[peer.0 as usize - 1]));
+            for server in ids[..up].iter().filter(|p| **p != ids[at]) {
+                let first_leader = Some(NodeId(first_leaders[server.0 as usize - 1]));
                 let (last_index, term) = (0, 0);
-                let greeted = Input::PeerUp { peer: *peer, last_index, term, first_leader };
+                let greeted = Input::LinkUp { server: *server, last_index, term, first_leader };
                 group.inbox.push_back((at, greeted));
             }
         }
@@ -134,7 +134,7 @@ impl Group {
                     let to = to.0 as usize - 1;
                     if to < self.nodes.len() && !self.cut {
                         let message = CheckedMessage::new(message).unwrap();
-                        self.inbox.push_back((to, Input::Peer { from, message }));
+                        self.inbox.push_back((to, Input::Message { from, message }));
                     }
                 }
                 Output::Persist(batch) => {
@@ -272,7 +272,8 @@ fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
     }
 }
 
-/// The write that server `at` had from its client as its first one comes again, by way of another server or of the same.
+/// The write that server `at` had from its client as its first one comes again, by way of another
+/// server or of the same.
 fn again(group: &mut Group, at: usize, by: usize, request: u64) -> RequestToken {
     let token = RequestToken { connection: by as u64, request };
     let id = RequestId {
@@ -288,7 +289,8 @@ fn again(group: &mut Group, at: usize, by: usize, request: u64) -> RequestToken 
     token
 }
 
-/// A client that hears nothing sends its write by way of other servers, too. Each copy was ordered, shown and replicated.
+/// A client that hears nothing sends its write by way of other servers, too. Each copy was ordered,
+/// shown and replicated.
 #[test]
 fn a_copy_of_a_write_that_is_under_way_or_was_just_done_is_not_ordered_again() {
     let mut group = Group::new(3, AckPolicy::All);
@@ -327,7 +329,8 @@ fn a_copy_of_a_write_that_is_under_way_or_was_just_done_is_not_ordered_again() {
     assert_eq!(group.nodes.iter().map(|node| node.writes.len()).sum::<usize>(), 0, "origins");
 }
 
-/// Copies from a client of the leader and from other servers wait for one write when the leadership is lost.
+/// Copies from a client of the leader and from other servers wait for one write when the leadership
+/// is lost.
 #[test]
 fn whoever_waits_for_a_write_is_answered_by_the_next_leader() {
     let mut group = Group::new(3, AckPolicy::All);
@@ -351,8 +354,8 @@ fn whoever_waits_for_a_write_is_answered_by_the_next_leader() {
     });
     group.cut = false;
     // The server that passed the copy on hears nothing of it, so its link breaks.
-    group.inbox.push_back((0, Input::PeerDown { peer: NodeId(3) }));
-    let up = Input::PeerUp { peer: NodeId(3), last_index: 0, term: 0, first_leader: None };
+    group.inbox.push_back((0, Input::LinkDown { server: NodeId(3) }));
+    let up = Input::LinkUp { server: NodeId(3), last_index: 0, term: 0, first_leader: None };
     group.inbox.push_back((0, up));
     (0..100).for_each(|_| group.tick());
     let answers: Vec<&Reply> = copies.iter().map(|token| &group.replies[token]).collect();
@@ -508,8 +511,8 @@ fn who_is_waited_for_is_named_in_the_error_of_a_write() {
     }
 }
 
-/// A leader proposes a write, loses the leadership and wins it back with the write in its log. Because its store was
-/// behind it said that nothing had been done.
+/// A leader proposes a write, loses the leadership and wins it back with the write in its log.
+/// Because its store was behind it said that nothing had been done.
 #[test]
 fn a_write_that_an_earlier_leadership_proposed_is_never_said_not_to_be_done() {
     let limits = limits::NodeLimits { unapplied_bytes_max: 1, ..Default::default() };
@@ -586,8 +589,8 @@ fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     }
 }
 
-/// One client that sent one long write after another left the others nothing: reads of the newest state, and writes of new
-/// sessions, wait until what is before them is applied.
+/// One client that sent one long write after another left the others nothing: reads of the newest
+/// state, and writes of new sessions, wait until what is before them is applied.
 #[test]
 fn after_a_long_write_others_find_the_way_free_for_a_while() {
     let limits = limits::NodeLimits {
@@ -627,7 +630,8 @@ fn after_a_long_write_others_find_the_way_free_for_a_while() {
     }
 }
 
-/// The second one took what a server may forward, and kept everybody at that server waiting behind it.
+/// The second one took what a server may forward, and kept everybody at that server waiting behind
+/// it.
 #[test]
 fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_waiting() {
     let limits = limits::NodeLimits {
@@ -669,7 +673,8 @@ fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_wait
     assert!(timestamps[4] < timestamps[1], "{timestamps:?}");
 }
 
-/// Only the long ones had the time for that. The short one was refused, and came again behind those that came later.
+/// Only the long ones had the time for that. The short one was refused, and came again behind those
+/// that came later.
 #[test]
 fn what_waits_at_a_follower_behind_a_long_write_of_its_client_has_as_long_as_that() {
     let limits = limits::NodeLimits {
@@ -716,7 +721,7 @@ fn no_write_goes_past_one_of_its_client_that_is_to_be_forwarded_again() {
     // Whatever its number is: each server's begin behind a thousand of its own.
     for id in 0..2_000 {
         let message = CheckedMessage::new(PeerMessage::Forwarded { id, reply: None }).unwrap();
-        group.inbox.push_back((0, Input::Peer { from: NodeId(3), message }));
+        group.inbox.push_back((0, Input::Message { from: NodeId(3), message }));
     }
     group.settle();
     group.cut = false;
@@ -737,7 +742,8 @@ fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
     group.settle();
 }
 
-/// A put and a removal through server `at`: why the put was refused, if it was. The removal never is.
+/// A put and a removal through server `at`: why the put was refused, if it was. The removal never
+/// is.
 fn refused(group: &mut Group, at: usize, request: u64) -> Option<String> {
     let put = group.put(at, request);
     let del = WriteOp::Del { key: Bytes::from_static(b"k") };
@@ -783,21 +789,22 @@ fn what_adds_to_the_store_is_refused_while_no_majority_has_room_and_removals_nev
 
     // A server that comes into reach later hears of it, too.
     others.into_iter().for_each(|at| disk_is(&mut group, at, DiskSpace::Full));
-    for peer in [NodeId(1), NodeId(2)] {
-        let up = Input::PeerUp { peer, last_index: 0, term: 0, first_leader: None };
-        let came = Input::PeerUp { peer: NodeId(3), last_index: 0, term: 0, first_leader: None };
-        group.inbox.push_back((leader, Input::PeerDown { peer }));
+    for server in [NodeId(1), NodeId(2)] {
+        let up = Input::LinkUp { server, last_index: 0, term: 0, first_leader: None };
+        let came = Input::LinkUp { server: NodeId(3), last_index: 0, term: 0, first_leader: None };
+        group.inbox.push_back((leader, Input::LinkDown { server }));
         group.inbox.push_back((leader, up));
-        group.inbox.push_back((peer.0 as usize - 1, came));
+        group.inbox.push_back((server.0 as usize - 1, came));
     }
     group.settle();
     assert!(refused(&mut group, 1, 9).is_some());
 
-    // One that is out of reach stores nothing: what one full disk takes then comes out of its reserve.
+    // One that is out of reach stores nothing: what one full disk takes then comes out of its
+    // reserve.
     disk_is(&mut group, 0, DiskSpace::Ample);
     assert_eq!(refused(&mut group, 1, 11), None);
     for at in [1, leader] {
-        group.inbox.push_back((at, Input::PeerDown { peer: NodeId(1) }));
+        group.inbox.push_back((at, Input::LinkDown { server: NodeId(1) }));
     }
     group.settle();
     let why = refused(&mut group, 1, 13).unwrap();
@@ -851,10 +858,11 @@ fn a_follower_without_room_takes_no_entries_and_catches_up_when_there_is_some() 
 /// Says it to the first server in another's name.
 fn forge(group: &mut Group, from: u64, message: PeerMessage) {
     let message = CheckedMessage::new(message).unwrap();
-    group.inbox.push_back((0, Input::Peer { from: NodeId(from), message }));
+    group.inbox.push_back((0, Input::Message { from: NodeId(from), message }));
 }
 
-/// Two forged messages once made a server throw its state away, or its log, and one made it serve no reads.
+/// Two forged messages once made a server throw its state away, or its log, and one made it serve
+/// no reads.
 #[test]
 fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
     let mut group = Group::new(3, AckPolicy::All);
@@ -890,8 +898,9 @@ fn what_forgers_say_of_states_and_logs_outlasts_nothing_and_refutes_nobody() {
     assert_eq!(group.nodes[0].status().distrust, None);
 }
 
-/// Each REPLICATION of a term that was over moved a leader's clock by up to a hundred years, though nothing of it was
-/// stored: after some three thousand of them no write had a later stamp than the one before.
+/// Each REPLICATION of a term that was over moved a leader's clock by up to a hundred years, though
+/// nothing of it was stored: after some three thousand of them no write had a later stamp than the
+/// one before.
 #[test]
 fn what_is_not_stored_does_not_move_the_clock() {
     let mut group = Group::new(3, AckPolicy::All);
@@ -917,7 +926,7 @@ fn what_is_not_stored_does_not_move_the_clock() {
         let raft = RaftMessage { from, to, term, body };
         let message = CheckedMessage::new(PeerMessage::Raft(raft)).unwrap();
         group.accusations = Some(Vec::new());
-        group.inbox.push_back((leader, Input::Peer { from, message }));
+        group.inbox.push_back((leader, Input::Message { from, message }));
         group.settle();
     }
     let put = group.put(0, 2);
@@ -942,7 +951,7 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
         if round % (settled / 2) == 0 {
             let message = PeerMessage::About { wall_us: 0, level: 1 };
             let message = CheckedMessage::new(message).unwrap();
-            group.inbox.push_back((2, Input::Peer { from: NodeId(1), message }));
+            group.inbox.push_back((2, Input::Message { from: NodeId(1), message }));
         }
         group.tick();
     }

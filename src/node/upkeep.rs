@@ -1,8 +1,8 @@
 //! When the leader has removed versions taken off the disk, and old ones removed.
 //!
-//! One piece is under way at a time, and at most one begins with every tick: it is background work, and
-//! what is proposed at a leader that falls is simply proposed again by the next one. Only a sweep that is late
-//! ([`limits::SWEEP_LATE`]) does not wait for ticks.
+//! One piece is under way at a time, and at most one begins with every tick: it is background work,
+//! and what is proposed at a leader that falls is simply proposed again by the next one. Only a
+//! sweep that is late ([`limits::SWEEP_LATE`]) does not wait for ticks.
 
 use super::core::micros;
 use crate::limits;
@@ -11,7 +11,8 @@ use crate::model::{History, LogIndex, Upkeep, UpkeepState};
 /// How a node is to do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UpkeepConfig {
-    /// What is kept of what newer versions have replaced, in a group that has not settled on anything.
+    /// What is kept of what newer versions have replaced, in a group that has not settled on
+    /// anything.
     pub history: History,
     /// How long what was removed stays readable for those who began before;
     /// [`limits::REMOVAL_GRACE`] except in simulations.
@@ -19,7 +20,8 @@ pub struct UpkeepConfig {
     /// From the end of one sweep to the beginning of the next; [`limits::SWEEP_PAUSE`] except in
     /// simulations.
     pub sweep_pause_us: u64,
-    /// For how long something is due when a sweep is late; [`limits::SWEEP_LATE`] except in simulations.
+    /// For how long something is due when a sweep is late; [`limits::SWEEP_LATE`] except in
+    /// simulations.
     pub sweep_late_us: u64,
     /// Rows in one piece; [`limits::UPKEEP_ROWS_MAX`] except in simulations.
     pub rows_max: u32,
@@ -115,7 +117,8 @@ impl Chores {
         }
         let as_of_us = match history {
             History::For { age_us } => clock_us.checked_sub(age_us.max(removal_grace_us))?,
-            // Where everything is kept, what an earlier history has left to do is only to be forgotten.
+            // Where everything is kept, what an earlier history has left to do is only to be
+            // forgotten.
             History::Versions { .. } | History::All => before_us,
         };
         if !self.is_sweep_due(as_of_us) || now_us < self.sweep_rests_until_us {

@@ -3,14 +3,16 @@
 //! A write is in exactly one place: waiting to be proposed or forwarded; proposed, under its (term,
 //! index), with its outcome to be learned when it is applied; proposed and certain of its outcome;
 //! settled, that is committed with a known outcome, waiting for the servers in sync; or forwarded,
-//! under the forward's number. It is never found by order of arrival. When leadership is lost everything goes back to waiting: the
-//! next leader may get it a second time, and the replicated session makes sure it is applied once.
+//! under the forward's number. It is never found by order of arrival. When leadership is lost
+//! everything goes back to waiting: the next leader may get it a second time, and the replicated
+//! session makes sure it is applied once.
 //!
-//! Clients send a write again, by way of another server or on another connection, when they do not know what became of it.
-//! **A copy of a write that is under way here, or was done lately in this leadership, is not ordered again**: whoever
-//! sent it waits with the first for what comes of that, or for the servers in sync to have stored what was done. That is
-//! safe since an answer tells what became of the write, not of its copy. A copy that comes later, or to another leader, is
-//! ordered, and is recognised when it is applied.
+//! Clients send a write again, by way of another server or on another connection, when they do not
+//! know what became of it. **A copy of a write that is under way here, or was done lately in this
+//! leadership, is not ordered again**: whoever sent it waits with the first for what comes of that,
+//! or for the servers in sync to have stored what was done. That is safe since an answer tells what
+//! became of the write, not of its copy. A copy that comes later, or to another leader, is ordered,
+//! and is recognised when it is applied.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -34,8 +36,8 @@ pub(super) enum Origin {
 /// One write under way.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// Everybody who sent it, the first one first; never empty. They share its deadlines, or copies that keep coming
-    /// would keep the first from being answered.
+    /// Everybody who sent it, the first one first; never empty. They share its deadlines, or copies
+    /// that keep coming would keep the first from being answered.
     pub origins: Vec<Origin>,
     /// The client's own address, as of the first.
     pub client: SocketAddr,
@@ -47,7 +49,8 @@ pub(super) struct Pending {
     pub give_up_us: u64,
     /// What is known of it apart from the place it is in now: earlier leaders may have proposed it.
     pub effect: Effect,
-    /// It has been proposed or forwarded before, and may have been applied though nobody has said so.
+    /// It has been proposed or forwarded before, and may have been applied though nobody has said
+    /// so.
     pub resent: bool,
     /// Not to be forwarded before.
     pub not_before_us: u64,
@@ -57,15 +60,16 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Whether another write is this one once more, and its answer the same. A client that gives two writes one
-    /// identity is answered as the session does it, when they are applied.
+    /// Whether another write is this one once more, and its answer the same. A client that gives
+    /// two writes one identity is answered as the session does it, when they are applied.
     fn is_repeated_by(&self, other: &EncodedWrite) -> bool {
         identity(&self.write.request) == identity(&other.request)
             && self.write.shape == other.shape
             && self.write.previous == other.previous
     }
 
-    /// Takes away the other servers that wait for it, which hear that they are to ask another leader.
+    /// Takes away the other servers that wait for it, which hear that they are to ask another
+    /// leader.
     pub fn take_servers(&mut self) -> Vec<(NodeId, u64)> {
         let mut servers = Vec::new();
         self.origins.retain(|origin| match origin {
@@ -78,7 +82,8 @@ impl Pending {
         servers
     }
 
-    /// It is long, or comes after a long one of its client, and waits for its turn as long as anything may wait.
+    /// It is long, or comes after a long one of its client, and waits for its turn as long as
+    /// anything may wait.
     pub fn wait_for_turn(&mut self) {
         self.deadline_us = self.give_up_us;
     }
@@ -103,7 +108,8 @@ fn identity(request: &RequestId) -> Identity {
     (request.client, request.sequence)
 }
 
-/// The writes of this leadership that were answered last, as far as their timestamp is all that there was to tell.
+/// The writes of this leadership that were answered last, as far as their timestamp is all that
+/// there was to tell.
 #[derive(Debug, Default)]
 struct Answered {
     writes: HashMap<Identity, (LogIndex, Timestamp)>,
@@ -131,7 +137,8 @@ fn further_keys(pending: &Pending) -> usize {
 #[derive(Debug, Default)]
 pub(super) struct Writes {
     all: Slab<Pending>,
-    /// Those of `all` by what they are; of two that are not the same and have one identity the later.
+    /// Those of `all` by what they are; of two that are not the same and have one identity the
+    /// later.
     by_identity: HashMap<Identity, usize>,
     answered: Answered,
     /// How many origins all of them have.
@@ -139,7 +146,7 @@ pub(super) struct Writes {
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
     /// Of this reign; see `certainty`.
-    certain: BTreeMap<LogIndex, (usize, Stored)>,
+    known_new: BTreeMap<LogIndex, (usize, Stored)>,
     settled: BTreeMap<LogIndex, (usize, Stored)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     /// Bytes of keys and values in those of them that are not long.
@@ -157,7 +164,8 @@ pub(super) struct Writes {
 }
 
 impl Writes {
-    /// None yet; forwards are numbered from after `last_forward`, and a write of more than `short_keys_max` keys is long.
+    /// None yet; forwards are numbered from after `last_forward`, and a write of more than
+    /// `short_keys_max` keys is long.
     pub fn new(last_forward: u64, short_keys_max: usize) -> Writes {
         Writes { last_forward, short_keys_max, ..Writes::default() }
     }
@@ -246,7 +254,8 @@ impl Writes {
         self.waiting.push_back(key);
     }
 
-    /// Puts back what [`Writes::take_waiting`] gave and was not placed, before everything that waits.
+    /// Puts back what [`Writes::take_waiting`] gave and was not placed, before everything that
+    /// waits.
     pub fn wait_first(&mut self, mut keys: VecDeque<usize>) {
         keys.append(&mut self.waiting);
         self.waiting = keys;
@@ -280,8 +289,9 @@ impl Writes {
         pending
     }
 
-    /// A write that another leader must decide: whoever is another server is to ask that one. Returns those, and
-    /// whether clients of this server wait for it besides; if none do, it is gone.
+    /// A write that another leader must decide: whoever is another server is to ask that one.
+    /// Returns those, and whether clients of this server wait for it besides; if none do, it is
+    /// gone.
     pub fn leave_to_clients(&mut self, key: usize) -> (Vec<(NodeId, u64)>, bool) {
         let pending = &mut self.all[key];
         let servers = pending.take_servers();
@@ -297,14 +307,15 @@ impl Writes {
         self.proposed.insert((term, index), key);
     }
 
-    /// What is to be answered to a write that was proposed at `index` is known, once it is committed.
-    pub fn propose_certain(&mut self, key: usize, index: LogIndex, stored: Stored) {
-        self.certain.insert(index, (key, stored));
+    /// What is to be answered to a write that was proposed at `index` is known, once it is
+    /// committed.
+    pub fn propose_known_new(&mut self, key: usize, index: LogIndex, stored: Stored) {
+        self.known_new.insert(index, (key, stored));
     }
 
     /// Everything up to `index` is committed in this reign.
     pub fn commit(&mut self, index: LogIndex) {
-        while let Some(first) = self.certain.first_entry()
+        while let Some(first) = self.known_new.first_entry()
             && *first.key() <= index
         {
             let (index, write) = first.remove_entry();
@@ -317,8 +328,9 @@ impl Writes {
         !self.proposed.is_empty()
     }
 
-    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of short ones may be, and of
-    /// long ones one: it may wait for its turn there. One may always be there, however many bytes it has.
+    /// Whether another write may be put in another server's hands, where `bytes_max` bytes of short
+    /// ones may be, and of long ones one: it may wait for its turn there. One may always be there,
+    /// however many bytes it has.
     pub fn may_forward(&self, key: usize, bytes_max: usize) -> bool {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape.keys) {
@@ -338,7 +350,8 @@ impl Writes {
         }
     }
 
-    /// Writes in another server's hands: long ones, others, and the bytes of keys and values of the others.
+    /// Writes in another server's hands: long ones, others, and the bytes of keys and values of the
+    /// others.
     pub fn forwarded(&self) -> (usize, usize, usize) {
         let short_ones = self.forwarded.len() - self.forwarded_long;
         (self.forwarded_long, short_ones, self.forwarded_bytes)
@@ -392,12 +405,12 @@ impl Writes {
         std::mem::replace(&mut self.settled, rest).into_iter().collect()
     }
 
-    /// Leadership is lost: takes every write whose fate another leader decides now. `trusted` says whether what this server
-    /// knew of their outcomes holds.
+    /// Leadership is lost: takes every write whose fate another leader decides now. `trusted` says
+    /// whether what this server knew of their outcomes holds.
     pub fn take_led(&mut self, trusted: bool) -> Vec<usize> {
         self.answered = Answered::default();
         let proposed = std::mem::take(&mut self.proposed).into_values();
-        let certain = std::mem::take(&mut self.certain).into_values().map(|(key, _)| key);
+        let certain = std::mem::take(&mut self.known_new).into_values().map(|(key, _)| key);
         let mut led: Vec<usize> = proposed.chain(certain).collect();
         led.iter().for_each(|key| self.all[*key].has_at_least(Effect::MayBeDone));
         // What is settled is committed and new: no other leader can undo it.
@@ -409,7 +422,8 @@ impl Writes {
         led
     }
 
-    /// Takes back what was forwarded to servers that are `lost`: what becomes of it there is not known.
+    /// Takes back what was forwarded to servers that are `lost`: what becomes of it there is not
+    /// known.
     pub fn take_forwarded(&mut self, lost: impl Fn(NodeId) -> bool) -> Vec<usize> {
         let forwarded = self.forwarded.iter().filter(|(_, (_, to))| lost(*to));
         let mut taken: Vec<(u64, usize)> = forwarded.map(|(id, (key, _))| (*id, *key)).collect();
@@ -437,7 +451,7 @@ impl Writes {
         };
         self.waiting.retain(|key| !is_over(*key, Effect::NotDone));
         self.proposed.retain(|_, key| !is_over(*key, Effect::MayBeDone));
-        self.certain.retain(|_, (key, _)| !is_over(*key, Effect::MayBeDone));
+        self.known_new.retain(|_, (key, _)| !is_over(*key, Effect::MayBeDone));
         expired
     }
 

@@ -107,7 +107,7 @@ impl StoreService {
     /// Notes that a connection from another server is gone, and with it perhaps what was sent on it
     /// last.
     pub(super) fn inbound_down(&mut self, net: &mut Net, peer: NodeId) {
-        self.input(net, Input::InboundDown { peer });
+        self.input(net, Input::InboundDown { server: peer });
         let now_us = self.now(net).monotonic_us;
         let steps = self.transfers.inbound_down(now_us, peer);
         self.take_steps(net, steps);
@@ -181,7 +181,7 @@ impl StoreService {
             link.came_up();
             self.transfers.link_up(peer);
             self.compare_first_leaders(peer, first_leader);
-            self.input(net, Input::PeerUp { peer, last_index, term, first_leader });
+            self.input(net, Input::LinkUp { server: peer, last_index, term, first_leader });
         }
     }
 
@@ -277,7 +277,7 @@ impl StoreService {
             net.close(other);
         }
         if was_up {
-            self.input(net, Input::PeerDown { peer });
+            self.input(net, Input::LinkDown { server: peer });
             let now_us = self.now(net).monotonic_us;
             let steps = self.transfers.link_down(now_us, peer);
             self.take_steps(net, steps);

@@ -327,7 +327,7 @@ impl StoreService {
                         | Notice::LogContradicted { .. }
                         | Notice::LogRefuted { .. } => log::Level::Error,
                         Notice::OutOfSync { .. }
-                        | Notice::PeerDiverged { .. }
+                        | Notice::ServerDiverged { .. }
                         | Notice::ClockApart { .. } => log::Level::Warn,
                         _ => log::Level::Info,
                     };
@@ -344,9 +344,9 @@ impl StoreService {
                         self.compare_history(history);
                     }
                 }
-                Output::Disconnect { peer, reason } => {
+                Output::Disconnect { server, reason } => {
                     // More than one message may have been wrong before this was carried out.
-                    self.disconnect(net, peer, &reason);
+                    self.disconnect(net, server, &reason);
                 }
                 Output::RebuildStore => self.restart(net, Untrusted::Store),
                 Output::BeginAnew => self.restart(net, Untrusted::Everything),
@@ -489,7 +489,7 @@ impl StoreService {
 
     fn peer_message(&mut self, net: &mut Net, from: NodeId, message: CheckedMessage) {
         if !message.is_about_a_snapshot() {
-            return self.input(net, Input::Peer { from, message });
+            return self.input(net, Input::Message { from, message });
         }
         let now_us = self.now(net).monotonic_us;
         let node = &self.parts.node;

@@ -59,7 +59,7 @@ fn attack_as(world: &mut World, name: usize, victim: usize, message: PeerMessage
     let frame = rmp_serde::to_vec(&message).map_err(|error| Violation(error.to_string()))?;
     let message = rmp_serde::from_slice(&frame).map_err(|error| Violation(error.to_string()))?;
     match CheckedMessage::new(message) {
-        Ok(message) => world.input(victim, Input::Peer { from: node_id(name), message }),
+        Ok(message) => world.input(victim, Input::Message { from: node_id(name), message }),
         Err(reason) => world.disconnect(victim, node_id(name), reason),
     }
 }
@@ -616,7 +616,7 @@ fn forged_full_disks_keep_nobody_from_writing() {
             for from in (0..3).filter(|from| *from != victim) {
                 let message =
                     CheckedMessage::new(PeerMessage::Disk { full: true }).map_err(Violation)?;
-                world.input(victim, Input::Peer { from: node_id(from), message })?;
+                world.input(victim, Input::Message { from: node_id(from), message })?;
             }
         }
         world.run_for(3 * SECOND)?;
@@ -646,7 +646,7 @@ fn forged_hashes_keep_no_server_from_being_read() {
             for from in (0..3).filter(|from| *from != victim) {
                 let message = PeerMessage::StateHash { index, hash: 5 };
                 let message = CheckedMessage::new(message).map_err(Violation)?;
-                world.input(victim, Input::Peer { from: node_id(from), message })?;
+                world.input(victim, Input::Message { from: node_id(from), message })?;
             }
             for _ in 0..50 {
                 world.run_for(20 * MILLISECOND)?;

@@ -79,7 +79,7 @@ impl World {
     pub fn peer_message(&mut self, from: usize, to: usize, message: CheckedMessage) -> Verdict {
         let (now_us, from) = (self.now_us, node_id(from));
         if !message.is_about_a_snapshot() {
-            return self.input(to, Input::Peer { from, message });
+            return self.input(to, Input::Message { from, message });
         }
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let node = &process.node;
@@ -146,7 +146,7 @@ impl World {
         if let Some(process) = &mut self.servers[from].process {
             process.transfers.link_up(node_id(to));
         }
-        self.input(from, Input::PeerUp { peer: node_id(to), last_index, term, first_leader })
+        self.input(from, Input::LinkUp { server: node_id(to), last_index, term, first_leader })
     }
 
     /// The receiving end of a link learns that it broke, unless it is up again.
@@ -160,7 +160,7 @@ impl World {
 
     fn inbound_down(&mut self, from: usize, to: usize) -> Verdict {
         let peer = node_id(from);
-        self.input(to, Input::InboundDown { peer })?;
+        self.input(to, Input::InboundDown { server: peer })?;
         let now_us = self.now_us;
         let Some(process) = &mut self.servers[to].process else { return Ok(()) };
         let steps = process.transfers.inbound_down(now_us, peer);
@@ -195,7 +195,7 @@ impl World {
             return Ok(());
         }
         link.state = LinkState::Down;
-        self.input(from, Input::PeerDown { peer: node_id(to) })?;
+        self.input(from, Input::LinkDown { server: node_id(to) })?;
         let now_us = self.now_us;
         if let Some(process) = &mut self.servers[from].process {
             let steps = process.transfers.link_down(now_us, node_id(to));

@@ -209,10 +209,13 @@ fn a_slow_follower_leaves_the_set_in_sync_and_returns_when_it_has_caught_up() {
     let noticed = |world: &World, wanted: fn(&Notice) -> bool| {
         world.servers[0].process.as_ref().unwrap().notices.iter().any(wanted)
     };
-    assert!(noticed(&world, |notice| matches!(notice, Notice::OutOfSync { peer } if peer.0 == 3)));
+    assert!(noticed(
+        &world,
+        |notice| matches!(notice, Notice::OutOfSync { server } if server.0 == 3)
+    ));
     world.servers[2].sync_us_max = 400;
     let returned = run_until(&mut world, 15 * SECOND, |world| {
-        noticed(world, |notice| matches!(notice, Notice::InSync { peer } if peer.0 == 3))
+        noticed(world, |notice| matches!(notice, Notice::InSync { server } if server.0 == 3))
     });
     assert!(returned, "the set stays small");
     close(world);
@@ -1183,7 +1186,7 @@ fn full_disks_are_told_again_and_again_until_there_is_room() {
     for follower in &followers {
         let message = CheckedMessage::new(PeerMessage::Disk { full: false }).unwrap();
         let from = node_id(*follower);
-        world.input(leader, Input::Peer { from, message }).unwrap();
+        world.input(leader, Input::Message { from, message }).unwrap();
     }
     run_for(&mut world, 2 * SECOND);
     refused(&mut world, leader, "a forger has said that there is room");

@@ -1,42 +1,45 @@
-//! Who is wrong when two servers contradict each other: in their states, or in their logs.
+//! Finds out which server is wrong when two contradict each other, in their states or in their
+//! logs.
 //!
-//! Every replica hashes its state at the same indices and tells the others. At equal index the states are
-//! equal; where they are not, applying was not deterministic, or a machine erred. And a server may be sent an
-//! entry that contradicts one that is committed at it.
+//! Every replica hashes its state at the same log indices and sends the hash to the others. At the
+//! same index the states must be equal; if they are not, applying was not deterministic, or a
+//! machine has failed. Likewise a server may be sent an entry that contradicts one that is
+//! committed in its own log.
 //!
-//! **What comes unasked only raises a question**: anybody could have sent it in another server's name. So a
-//! server that is told of another state, or is sent such an entry, asks all others, on the connections that it
-//! dialled itself, and only their answers count, which echo the question's number. A number is drawn by nobody
-//! else and told to nobody else, so that answers cannot be forged by who sees neither.
+//! Rule: **a message that was not asked for only raises a question**, because any process could
+//! have sent it in another server's name. The server then asks all others, on the connections that
+//! it has dialled itself, and only their answers count, which repeat the number of the question. No
+//! other process knows the number, so an answer cannot be forged by one that sees neither message.
 //!
-//! The rule is the same for both: **a server is wrong when more than half of the group answer something
-//! else.** Then it throws away what was refuted and takes the others'. As long as no majority agrees, nobody
-//! guesses: those who were answered otherwise serve no reads and pass no snapshots on, and go on to
-//! vote, to store, and to lead, because only the log brings the servers that are missing to where they can
-//! decide. One server's word alone never makes another throw anything away.
+//! **A server is wrong if more than half of the group answer something else.** It then discards its
+//! state or its log and takes the others'. While there is no such majority no server decides: the
+//! ones that were contradicted serve no reads and send no snapshots. They go on voting, storing and
+//! leading, because only the log brings the missing servers to where they can decide. The word of
+//! one server alone never makes another discard anything.
 //!
-//! An answer may be lost with a link, or with the process that was to give it, so questions are asked again until
-//! it is known who is right. Where the others do not remember their hashes any more, the leader appends an entry
-//! without data, after which everybody compares again: an idle group decides, too.
+//! An answer may be lost with a link or a process, so the question is repeated until it is decided.
+//! If the others do not remember their hashes any more, the leader appends an entry without data,
+//! after which all replicas compare again. So an idle group decides, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::model::{LogIndex, NodeId};
 
-/// Indices whose hashes are remembered: a replica that lags further behind is compared at a later one.
+/// Number of indices whose hashes are kept. A replica that is further behind is compared at a later
+/// index.
 const REMEMBERED_MAX: usize = 32;
-/// A dispute is said when it has lasted so long; the third server's word is usually a moment away.
-const DISPUTE_SAID_AFTER_US: u64 = 2_000_000;
-/// The others are asked again, for a hash or for the term of an entry, after this long; not sooner either, however
-/// much comes that raises questions.
+/// A dispute is reported when it has lasted this long: the third server usually answers within
+/// milliseconds.
+const DISPUTE_REPORTED_AFTER_US: u64 = 2_000_000;
+/// Interval at which the others are asked, for a hash or for the term of an entry; not more often
+/// either, however many messages raise questions.
 pub(super) const QUESTION_INTERVAL_US: u64 = 500_000;
 
-/// What an answer means for this server.
+/// The outcome of one answer about the hash of the state.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HashVerdict {
-    /// Nothing new.
     Nothing,
-    /// A majority agrees with this server, and these do not; each is named once.
+    /// A majority agrees with this server, and these servers do not; each is named once.
     OthersDiffer(Vec<NodeId>),
     /// A majority agrees with this server, which was not known before.
     Undisputed,
@@ -44,26 +47,26 @@ pub(super) enum HashVerdict {
     WeDiffer,
 }
 
-/// The hashes of states at this server, and what others say of theirs.
+/// The hashes of this server's states, and those that the others have sent.
 #[derive(Debug)]
 pub(super) struct StateHashes {
     nodes: usize,
-    /// By index, the oldest first.
-    known: VecDeque<(LogIndex, Known)>,
-    /// A server has said unasked that it holds another state than this one, and no majority has agreed with this
-    /// server since.
+    /// Ordered by index.
+    known: VecDeque<(LogIndex, HashesAtIndex)>,
+    /// A server has sent another hash than this server's without being asked, and no majority has
+    /// agreed with this server since.
     suspected: bool,
     question: Option<HashQuestion>,
     dispute: Option<Dispute>,
     named: BTreeSet<NodeId>,
 }
 
-/// What is known of the states at an index.
+/// The hashes known of one index.
 #[derive(Debug, Default)]
-struct Known {
+struct HashesAtIndex {
     ours: Option<u64>,
-    /// What others have said unasked.
-    told: BTreeMap<NodeId, u64>,
+    /// The hashes that other servers have sent without being asked.
+    unasked: BTreeMap<NodeId, u64>,
 }
 
 #[derive(Debug)]
@@ -79,7 +82,7 @@ struct HashQuestion {
 struct Dispute {
     index: LogIndex,
     since_us: u64,
-    said: bool,
+    reported: bool,
 }
 
 impl StateHashes {
@@ -94,32 +97,32 @@ impl StateHashes {
         }
     }
 
-    /// This server's state at `index` has this hash.
+    /// Notes the hash of this server's state at `index`.
     pub fn note_ours(&mut self, index: LogIndex, hash: u64) {
         if let Some(known) = self.known_at(index) {
             known.ours = Some(hash);
-            self.suspected |= known.told.values().any(|told| *told != hash);
+            self.suspected |= known.unasked.values().any(|other| *other != hash);
         }
         self.forget_oldest();
     }
 
-    /// A server says unasked that its state at `index` has this hash.
-    pub fn told(&mut self, peer: NodeId, index: LogIndex, hash: u64) {
+    /// Notes the hash that another server has sent without being asked.
+    pub fn note_unasked(&mut self, server: NodeId, index: LogIndex, hash: u64) {
         if let Some(known) = self.known_at(index) {
-            known.told.insert(peer, hash);
+            known.unasked.insert(server, hash);
             self.suspected |= known.ours.is_some_and(|ours| ours != hash);
         }
         self.forget_oldest();
     }
 
-    /// What is known at an index, unless it is long past.
-    fn known_at(&mut self, index: LogIndex) -> Option<&mut Known> {
+    /// The hashes at an index; `None` if it is older than all that are kept.
+    fn known_at(&mut self, index: LogIndex) -> Option<&mut HashesAtIndex> {
         let at = self.known.partition_point(|(known, _)| *known < index);
         if self.known.get(at).is_none_or(|(known, _)| *known != index) {
             if at == 0 && self.known.len() == REMEMBERED_MAX {
                 return None;
             }
-            self.known.insert(at, (index, Known::default()));
+            self.known.insert(at, (index, HashesAtIndex::default()));
         }
         self.known.get_mut(at).map(|(_, known)| known)
     }
@@ -130,13 +133,14 @@ impl StateHashes {
         }
     }
 
-    /// This server's hash at an index, for whoever asks.
+    /// The hash of this server's state at an index, if it is still kept.
     pub fn ours(&self, index: LogIndex) -> Option<u64> {
         let at = self.known.binary_search_by_key(&index, |(known, _)| *known).ok()?;
         self.known[at].1.ours
     }
 
-    /// The index for whose hash the others are to be asked now, with this number, if for any.
+    /// Begins a question with this number if one is due; returns the index whose hash the others
+    /// are to be asked for.
     pub fn question_due(&mut self, id: u64, now_us: u64) -> Option<LogIndex> {
         let waits = self.question.as_ref().is_some_and(|question| {
             now_us.saturating_sub(question.asked_us) < QUESTION_INTERVAL_US
@@ -144,21 +148,22 @@ impl StateHashes {
         if waits || !(self.suspected || self.dispute.is_some()) {
             return None;
         }
-        // Those who have told their hash there have come so far, and can answer.
+        // Servers that have sent their hash of an index can answer for it.
         let ours =
             self.known.iter().filter_map(|(index, known)| Some((*index, known, known.ours?)));
-        let (index, _, ours) = ours.max_by_key(|(index, known, _)| (known.told.len(), *index))?;
+        let (index, _, ours) =
+            ours.max_by_key(|(index, known, _)| (known.unasked.len(), *index))?;
         let answers = BTreeMap::new();
         self.question = Some(HashQuestion { id, index, ours, asked_us: now_us, answers });
         Some(index)
     }
 
-    /// The answer of a server that was asked, unless it is to another question.
-    pub fn answered(&mut self, peer: NodeId, id: u64, hash: u64, now_us: u64) -> HashVerdict {
+    /// Handles the answer of a server; one to another question counts for nothing.
+    pub fn answered(&mut self, server: NodeId, id: u64, hash: u64, now_us: u64) -> HashVerdict {
         let Some(question) = self.question.as_mut().filter(|question| question.id == id) else {
             return HashVerdict::Nothing;
         };
-        question.answers.insert(peer, hash);
+        question.answers.insert(server, hash);
         let (index, ours) = (question.index, question.ours);
         let votes = |wanted: u64| question.answers.values().filter(|hash| **hash == wanted).count();
         let majority = self.nodes / 2 + 1;
@@ -168,22 +173,24 @@ impl StateHashes {
         }
         if 1 + votes(ours) >= majority {
             self.suspected = false;
-            let said = self.dispute.take().is_some_and(|dispute| dispute.said);
-            let new: Vec<_> =
-                others.map(|(peer, _)| *peer).filter(|peer| self.named.insert(*peer)).collect();
-            return match (new.is_empty(), said) {
+            let reported = self.dispute.take().is_some_and(|dispute| dispute.reported);
+            let new: Vec<_> = others
+                .map(|(server, _)| *server)
+                .filter(|server| self.named.insert(*server))
+                .collect();
+            return match (new.is_empty(), reported) {
                 (false, _) => HashVerdict::OthersDiffer(new),
                 (true, true) => HashVerdict::Undisputed,
                 (true, false) => HashVerdict::Nothing,
             };
         }
         if others.next().is_some() {
-            self.dispute.get_or_insert(Dispute { index, since_us: now_us, said: false });
+            self.dispute.get_or_insert(Dispute { index, since_us: now_us, reported: false });
         }
         HashVerdict::Nothing
     }
 
-    /// The index that the others were last asked about.
+    /// The index that the last question was about.
     pub fn asked_index(&self) -> Option<LogIndex> {
         self.question.as_ref().map(|question| question.index)
     }
@@ -193,32 +200,32 @@ impl StateHashes {
         self.dispute.is_some()
     }
 
-    /// A dispute that has lasted, once.
+    /// Returns the index of a dispute that has lasted for [`DISPUTE_REPORTED_AFTER_US`], once.
     pub fn lasting_dispute(&mut self, now_us: u64) -> Option<LogIndex> {
         let dispute = self.dispute.as_mut()?;
-        let lasts = now_us.saturating_sub(dispute.since_us) >= DISPUTE_SAID_AFTER_US;
-        (lasts && !std::mem::replace(&mut dispute.said, true)).then_some(dispute.index)
+        let lasts = now_us.saturating_sub(dispute.since_us) >= DISPUTE_REPORTED_AFTER_US;
+        (lasts && !std::mem::replace(&mut dispute.reported, true)).then_some(dispute.index)
     }
 }
 
 /// An entry of another server that contradicts one that is committed here.
 #[derive(Debug)]
 pub(super) struct Contradiction {
-    pub peer: NodeId,
+    pub server: NodeId,
     pub index: LogIndex,
-    /// The last question's number.
+    /// The number of the last question about it.
     id: Option<u64>,
-    /// Whether those who were asked hold another entry there than this server.
+    /// By server that has answered: whether it holds another entry at the index than this server.
     answers: BTreeMap<NodeId, bool>,
-    /// A majority has upheld this server's entry. That lasts until a majority says otherwise, or the same entry would
-    /// put this server in doubt each time that it is sent.
+    /// A majority holds this server's entry. That stands until a majority says otherwise; else the
+    /// same entry would make this server stop serving reads each time that it is sent.
     upheld: bool,
 }
 
-/// What the answers about a contradiction say.
+/// The outcome of the answers about a contradiction.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LogVerdict {
-    /// It is not known yet who is right.
+    /// No majority is known.
     Open,
     /// More than half of the group hold this server's entry.
     Upheld,
@@ -227,12 +234,12 @@ pub(super) enum LogVerdict {
 }
 
 impl Contradiction {
-    pub fn new(peer: NodeId, index: LogIndex) -> Contradiction {
-        Contradiction { peer, index, id: None, answers: BTreeMap::new(), upheld: false }
+    pub fn new(server: NodeId, index: LogIndex) -> Contradiction {
+        Contradiction { server, index, id: None, answers: BTreeMap::new(), upheld: false }
     }
 
-    /// Whether the others are to be asked now, with this number. `asked_us` is when any were asked last about any
-    /// entry; they are then taken as asked.
+    /// Begins a question with this number if one is due; returns whether the others are to be
+    /// asked. `asked_us` is when they were last asked about any entry.
     pub fn is_question_due(&mut self, id: u64, asked_us: &mut Option<u64>, now_us: u64) -> bool {
         let due = asked_us.is_none_or(|at| now_us.saturating_sub(at) >= QUESTION_INTERVAL_US);
         if due {
@@ -242,22 +249,23 @@ impl Contradiction {
         due
     }
 
-    /// Whether a server that was asked does hold another entry than this one, and no majority holds this one's.
+    /// Whether a server that was asked holds another entry than this one, and no majority holds
+    /// this server's.
     pub fn is_confirmed(&self) -> bool {
         !self.upheld && self.answers.values().any(|differs| *differs)
     }
 
-    /// Whether it is known that this server is right.
+    /// Whether a majority is known to hold this server's entry.
     pub fn is_upheld(&self) -> bool {
         self.upheld
     }
 
-    /// An answer, in a group of `nodes` servers.
-    pub fn answered(&mut self, peer: NodeId, id: u64, differs: bool, nodes: usize) -> LogVerdict {
+    /// Handles the answer of a server, in a group of `nodes` servers.
+    pub fn answered(&mut self, server: NodeId, id: u64, differs: bool, nodes: usize) -> LogVerdict {
         if self.id != Some(id) {
             return LogVerdict::Open;
         }
-        self.answers.insert(peer, differs);
+        self.answers.insert(server, differs);
         let differ = self.answers.values().filter(|differs| **differs).count();
         let agree = 1 + self.answers.len() - differ;
         match nodes / 2 {
@@ -279,12 +287,13 @@ mod tests {
     const B: NodeId = NodeId(3);
     const LATER: u64 = QUESTION_INTERVAL_US;
 
-    /// Of a group of three, at one of which the state has hash 1 at index 10 and A has told another one.
+    /// Of a group of three, at one of which the state has hash 1 at index 10 and A has told another
+    /// one.
     fn suspicious() -> StateHashes {
         let mut hashes = StateHashes::new(3);
         hashes.note_ours(10, 1);
         assert_eq!(hashes.question_due(70, 0), None, "there is nothing to ask");
-        hashes.told(A, 10, 2);
+        hashes.note_unasked(A, 10, 2);
         assert_eq!(hashes.question_due(71, 0), Some(10));
         hashes
     }
@@ -296,9 +305,9 @@ mod tests {
             if early {
                 hashes.note_ours(10, 1);
             }
-            for peer in order {
-                hashes.told(peer, 10, 2);
-                assert_eq!(hashes.answered(peer, 0, 2, 0), HashVerdict::Nothing, "nobody asked");
+            for server in order {
+                hashes.note_unasked(server, 10, 2);
+                assert_eq!(hashes.answered(server, 0, 2, 0), HashVerdict::Nothing, "nobody asked");
             }
             hashes.note_ours(10, 1);
             assert!(!hashes.is_disputed());
@@ -312,7 +321,7 @@ mod tests {
             if ours_first {
                 hashes.note_ours(10, 1);
             }
-            hashes.told(B, 10, 2);
+            hashes.note_unasked(B, 10, 2);
             assert_eq!(hashes.question_due(5, 0), ours_first.then_some(10));
             hashes.note_ours(10, 1);
             hashes.question_due(5, 0);
@@ -328,13 +337,14 @@ mod tests {
         assert_eq!(hashes.answered(B, 71, 1, 0), HashVerdict::OthersDiffer(vec![A]));
         assert!(!hashes.is_disputed());
         hashes.note_ours(20, 1);
-        hashes.told(A, 20, 2);
+        hashes.note_unasked(A, 20, 2);
         assert_eq!(hashes.question_due(72, LATER), Some(20));
         hashes.answered(B, 72, 1, LATER);
         assert_eq!(hashes.answered(A, 72, 2, LATER), HashVerdict::Nothing, "it was named");
     }
 
-    /// It was once enough for a server to serve no reads until the next comparison, which may never come.
+    /// It was once enough for a server to serve no reads until the next comparison, which may never
+    /// come.
     #[test]
     fn a_forged_hash_is_forgotten_when_its_server_is_asked() {
         let mut hashes = suspicious();
@@ -350,11 +360,11 @@ mod tests {
             assert_eq!(hashes.answered(server, 71, hash, 0), HashVerdict::Nothing);
         }
         assert!(hashes.is_disputed());
-        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US - 1), None);
-        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), Some(10));
-        assert_eq!(hashes.lasting_dispute(DISPUTE_SAID_AFTER_US), None, "it is said once");
+        assert_eq!(hashes.lasting_dispute(DISPUTE_REPORTED_AFTER_US - 1), None);
+        assert_eq!(hashes.lasting_dispute(DISPUTE_REPORTED_AFTER_US), Some(10));
+        assert_eq!(hashes.lasting_dispute(DISPUTE_REPORTED_AFTER_US), None, "it is said once");
         hashes.note_ours(20, 1);
-        hashes.told(B, 20, 1);
+        hashes.note_unasked(B, 20, 1);
         assert_eq!(hashes.question_due(72, LATER - 1), None, "it was asked a moment ago");
         assert_eq!(hashes.question_due(72, LATER), Some(20), "where most can answer");
         assert_eq!(hashes.answered(B, 72, 1, LATER), HashVerdict::Undisputed);
@@ -366,12 +376,12 @@ mod tests {
     fn what_is_remembered_is_bounded_and_one_servers_word_refutes_nobody() {
         let mut hashes = StateHashes::new(3);
         for index in 0..1_000 {
-            hashes.told(A, index, 7);
-            hashes.told(A, index, 8);
+            hashes.note_unasked(A, index, 7);
+            hashes.note_unasked(A, index, 8);
         }
         assert_eq!(hashes.known.len(), REMEMBERED_MAX);
         hashes.note_ours(999, 1);
-        hashes.told(A, 0, 7);
+        hashes.note_unasked(A, 0, 7);
         assert_eq!(hashes.question_due(1, 0), Some(999), "the others are long past");
         assert_eq!((hashes.ours(999), hashes.ours(998)), (Some(1), None));
         assert_eq!(hashes.answered(A, 1, 8, 0), HashVerdict::Nothing);
@@ -380,8 +390,8 @@ mod tests {
     #[test]
     fn a_contradiction_is_settled_by_those_who_were_asked() {
         let (mut asked_us, mut contradiction) = (None, Contradiction::new(A, 9));
-        for peer in [A, B] {
-            assert_eq!(contradiction.answered(peer, 7, true, 3), LogVerdict::Open, "not asked");
+        for server in [A, B] {
+            assert_eq!(contradiction.answered(server, 7, true, 3), LogVerdict::Open, "not asked");
         }
         assert!(contradiction.is_question_due(7, &mut asked_us, 100));
         assert!(!contradiction.is_question_due(8, &mut asked_us, 99 + LATER));

@@ -1,11 +1,15 @@
-//! What other servers' messages do to the core.
+//! Handles the messages of other servers.
+//!
+//! They are not trusted: a consensus message is checked by `consensus` before it is stepped, an
+//! answer counts only if it repeats the number of a request that is outstanding, and timestamps far
+//! in the future close the link. Messages about snapshots are the driver's.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use super::consistency_check::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_US};
 use super::core::{Node, Stopping, micros};
-use super::disputes::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_US};
 use super::writes::Origin;
 use super::{ConsoleEvent, Notice, Now, Output};
 use crate::consensus::RaftMessageFault;
@@ -16,7 +20,7 @@ use crate::wire::message::{
 };
 
 impl Node {
-    pub(super) fn peer_message(
+    pub(super) fn server_message(
         &mut self,
         now: Now,
         from: NodeId,
@@ -46,38 +50,38 @@ impl Node {
                     None => {
                         let pending = self.writes.get_mut(key);
                         pending.not_before_us = now.monotonic_us + micros(limits::FORWARD_RETRY);
-                        // It may have been proposed there, by a leader that leads no more.
+                        // It may have been proposed by that server while it led.
                         pending.has_at_least(Effect::MayBeDone);
                         self.wait_again(key, now);
                     }
                 }
             }
             PeerMessage::ReadIndex { id } => {
-                // A server that does not lead stays silent: the asking one tries again.
+                // A server that does not lead does not answer: the other one repeats its request.
                 if self.consensus.role() == Role::Leader {
                     self.long_writes.something_else_is_asked();
                     self.reads.add_server(from, id);
                 }
             }
             PeerMessage::ReadIndexOk { id, index } => {
-                // Whoever answered was confirmed as leader after we asked, so the index is good
-                // even if it leads no more.
+                // The sender was confirmed as leader after the request, so the index is valid even
+                // if it does not lead any more.
                 self.reads.confirm(id, index);
             }
-            // The driver's own business.
+            // Handled by the driver.
             PeerMessage::Snapshot { .. }
             | PeerMessage::SnapshotChunk { .. }
             | PeerMessage::SnapshotEnd { .. }
             | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::About { wall_us, level } => {
-                self.peer_clocks.heard(from, wall_us, now.wall_us);
-                self.peer_levels.heard(from, level, now.monotonic_us);
+                self.server_clocks.heard(from, wall_us, now.wall_us);
+                self.server_levels.heard(from, level, now.monotonic_us);
             }
-            PeerMessage::Disk { full } => self.disk_of_peer(from, full),
+            PeerMessage::Disk { full } => self.disk_state_of(from, full),
             PeerMessage::StateHash { index, hash } => {
-                // What is further than this log cannot be compared soon, and must not crowd out the rest.
+                // An index beyond this log cannot be compared soon, and must not displace others.
                 if index <= self.consensus.last_index() {
-                    self.hashes.told(from, index, hash);
+                    self.hashes.note_unasked(from, index, hash);
                     self.ask_about_states(now, out);
                 }
             }
@@ -115,12 +119,13 @@ impl Node {
         let RaftBody::Append { entries, .. } = &message.body else {
             return self.step(now, from, message, out);
         };
-        // Not the newest stamp seen: what is not committed must not carry the bound further with every message.
+        // By the last applied timestamp and not the newest in the log: entries that are not
+        // committed must not raise the bound with every message.
         let newest = now.wall_us.max(self.applied.timestamp.0);
         let latest = newest.saturating_add(micros(limits::TIMESTAMP_LEAP_MAX) as i64);
         let stamps = entries.iter().filter_map(|entry| Command::peek_timestamp(&entry.data));
         let clocks = entries.iter().filter_map(|entry| Command::peek_clock_us(&entry.data));
-        // No group is that old, and a blank server takes in the age of its group at once.
+        // No group is that old; a blank server takes over the age of its group at once.
         let oldest_us = self.log_time.now_us().saturating_add(micros(limits::TIMESTAMP_LEAP_MAX));
         let ahead = if stamps.max().is_some_and(|stamp| stamp.0 > latest) {
             "a timestamp"
@@ -131,7 +136,7 @@ impl Node {
         };
         if !ahead.is_empty() {
             let reason = format!("a REPLICATION holds {ahead} more than 100 years ahead");
-            return out.push(Output::Disconnect { peer: from, reason });
+            return out.push(Output::Disconnect { server: from, reason });
         }
         self.show_replication(entries, out);
         let delay_us = micros(self.config.replication_delay);
@@ -144,7 +149,7 @@ impl Node {
         }
     }
 
-    /// Steps the replication whose delay is over.
+    /// Handles the delayed REPLICATIONs that are due.
     pub(super) fn release_delayed(&mut self, now: Now, out: &mut Vec<Output>) {
         while let Some((_, from, message)) =
             self.delayed.pop_front_if(|(due_us, ..)| *due_us <= now.monotonic_us)
@@ -169,24 +174,24 @@ impl Node {
             newest.filter(|(index, term, _)| self.consensus.term_at(*index) != Some(*term));
         match self.consensus.step(from, message) {
             Ok(()) => {
-                // Whoever contradicted this log leads no more.
+                // A server that contradicted this log does not lead any more.
                 if is_append {
-                    self.contradiction.take_if(|contradiction| contradiction.peer != from);
+                    self.contradiction.take_if(|contradiction| contradiction.server != from);
                 }
-                // Whoever leads next stamps its writes later than anything replicated here. What was not
-                // taken, as of a term that is over, may hold any stamp.
+                // The next leader's timestamps must be greater than any that was replicated here.
+                // Entries that were not stored, as those of an old term, may have any timestamp.
                 if let Some((index, term, timestamp)) = newest
                     && self.consensus.term_at(index) == Some(term)
                 {
                     self.clock.observe(timestamp);
                 }
             }
-            // Its link is needed to learn who is right.
+            // The link stays up, because the answers of that server are needed.
             Err(RaftMessageFault::ContradictsCommitted { index }) => {
                 self.contradicted(now, from, index, out)
             }
             Err(fault) => {
-                out.push(Output::Disconnect { peer: from, reason: fault.to_string() });
+                out.push(Output::Disconnect { server: from, reason: fault.to_string() });
             }
         }
     }
@@ -196,7 +201,7 @@ impl Node {
             return;
         }
         for entry in entries {
-            // Replication is repeated when an answer is lost; the console shows it once.
+            // A REPLICATION is repeated if its answer is lost; the console shows it once.
             if entry.index <= self.shown_index {
                 continue;
             }
@@ -235,7 +240,7 @@ impl Node {
         out.push(Output::Send { to, message: PeerMessage::Forwarded { id, reply } });
     }
 
-    /// Our state stands at an index where all replicas compare.
+    /// Sends the hash of this node's state at an index where replicas compare theirs.
     pub(super) fn share_state_hash(
         &mut self,
         now: Now,
@@ -245,24 +250,24 @@ impl Node {
         let AppliedPoint { index, hash, .. } = point;
         self.hashes.note_ours(index, hash);
         self.ask_about_states(now, out);
-        for peer in &self.links {
+        for server in &self.links {
             let message = PeerMessage::StateHash { index, hash };
-            out.push(Output::Send { to: *peer, message });
+            out.push(Output::Send { to: *server, message });
         }
     }
 
-    /// At the leader: all replicas are to compare their states again, as they do after an entry without data.
+    /// At the leader: appends an entry without data, after which all replicas compare their states.
     fn compare_anew(&mut self, now: Now) {
         let since_us = now.monotonic_us.saturating_sub(self.compared_anew_us);
         if self.consensus.role() == Role::Leader && since_us >= QUESTION_INTERVAL_US {
-            // One that is refused now is asked for again.
+            // If it is refused, the next question tries again.
             if self.consensus.propose(vec![Bytes::new()]).is_ok() {
                 self.compared_anew_us = now.monotonic_us;
             }
         }
     }
 
-    /// Asks the others for the hash of their states, when it is said that one is not this server's.
+    /// Asks the others for the hashes of their states if one of them may differ from this server's.
     fn ask_about_states(&mut self, now: Now, out: &mut Vec<Output>) {
         if let Some(index) = self.hashes.question_due(self.next_question, now.monotonic_us) {
             let message = PeerMessage::StateHashAt { id: self.take_question(), index };
@@ -284,9 +289,9 @@ impl Node {
         let Some(index) = self.hashes.asked_index() else { return };
         match verdict {
             HashVerdict::Nothing => {}
-            HashVerdict::OthersDiffer(peers) => {
-                for peer in peers {
-                    out.push(Output::Notice(Notice::PeerDiverged { peer, index }));
+            HashVerdict::OthersDiffer(servers) => {
+                for server in servers {
+                    out.push(Output::Notice(Notice::ServerDiverged { server, index }));
                 }
             }
             HashVerdict::Undisputed => out.push(Output::Notice(Notice::Undisputed)),
@@ -299,8 +304,9 @@ impl Node {
         }
     }
 
-    /// `from` has sent an entry that contradicts one that is committed here, or somebody in its name. One of two
-    /// logs may be wrong; one server's word against another's does not tell which, so all others are asked.
+    /// An entry that `from` has sent, or another process in its name, contradicts one that is
+    /// committed here. One server's word against another's does not tell which log is wrong, so all
+    /// others are asked.
     fn contradicted(&mut self, now: Now, from: NodeId, index: LogIndex, out: &mut Vec<Output>) {
         if self.refuted {
             return;
@@ -325,7 +331,7 @@ impl Node {
 
     fn heard_log_term(&mut self, from: NodeId, id: u64, term: Option<u64>, out: &mut Vec<Output>) {
         let Some(contradiction) = &mut self.contradiction else { return };
-        let (peer, index) = (contradiction.peer, contradiction.index);
+        let (server, index) = (contradiction.server, contradiction.index);
         let (Some(term), Some(ours)) = (term, self.consensus.term_at(index)) else { return };
         let verdict = contradiction.answered(from, id, term != ours, self.config.nodes.len());
         let confirmed = contradiction.is_confirmed();
@@ -333,12 +339,12 @@ impl Node {
             self.refuted = true;
             out.push(Output::Notice(Notice::LogRefuted { index }));
             out.push(Output::BeginAnew);
-        } else if confirmed && !std::mem::replace(&mut self.contradiction_said, true) {
-            out.push(Output::Notice(Notice::LogContradicted { peer, index }));
+        } else if confirmed && !std::mem::replace(&mut self.contradiction_reported, true) {
+            out.push(Output::Notice(Notice::LogContradicted { server, index }));
         }
     }
 
-    /// What is in doubt is asked for again, and a dispute that lasts is said once.
+    /// Repeats the questions that are not decided, and reports a dispute that lasts once.
     pub(super) fn settle_disputes(&mut self, now: Now, out: &mut Vec<Output>) {
         self.ask_about_states(now, out);
         if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
