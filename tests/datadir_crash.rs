@@ -246,7 +246,7 @@ fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
     assert_eq!(data_dir.reserve().space(), DiskSpace::Ample);
     let mut last = 0;
     let mut seen = BTreeSet::new();
-    while !data_dir.reserve().look().unwrap().is_full() {
+    while !data_dir.reserve().check().unwrap().is_full() {
         last += 1;
         log.append(&[large(last, last)]).unwrap();
         machine.apply(&large(last, last).entries).unwrap();
@@ -268,7 +268,7 @@ fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
         machine.checkpoint().unwrap();
     }
     last += 5;
-    assert!(data_dir.reserve().look().unwrap().is_full());
+    assert!(data_dir.reserve().check().unwrap().is_full());
     drop((log, machine, data_dir));
     let mut data_dir = self::data_dir(&disk).unwrap();
     let Storage { mut log, mut machine, recovered } =
@@ -286,12 +286,12 @@ fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
     });
     while data_dir.reserve().space() != DiskSpace::Exhausted {
         std::thread::yield_now();
-        data_dir.reserve().look().unwrap();
+        data_dir.reserve().check().unwrap();
     }
     assert!(!waiting.is_finished());
     disk.set_faults(full_at(4 * DISK_BYTES));
     let (mut log, _machine) = waiting.join().unwrap();
-    while data_dir.reserve().look().unwrap() > DiskSpace::Low {}
+    while data_dir.reserve().check().unwrap() > DiskSpace::Low {}
 
     // What would wait fails once the server stops.
     disk.set_faults(full_at(0));

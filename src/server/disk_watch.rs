@@ -88,7 +88,7 @@ fn look_on(
             Ok(true) => {}
             Err(error) => log::debug!("cannot look for the data directory: {error}"),
         }
-        match reserve.look() {
+        match reserve.check() {
             Ok(space) => {
                 failing = false;
                 if space != reported {

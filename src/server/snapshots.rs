@@ -43,7 +43,7 @@ use crate::model::{
 use crate::node::CheckedMessage;
 use crate::node::Input;
 use crate::node::core::{Distrust, NodeStatus};
-use crate::storage::log::compaction::Needed;
+use crate::storage::log::compaction::NeededByOthers;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};
 
@@ -123,7 +123,7 @@ pub enum TransferStep {
         /// The index that the newest checkpoint covers.
         durable_index: LogIndex,
         /// What receivers of snapshots need of the log, from [`Transfers::log_needed`].
-        needed: Needed,
+        needed: NeededByOthers,
     },
     /// Hand an input to the core.
     Tell(Input),
@@ -307,12 +307,12 @@ impl Transfers {
 
     /// The part of the log that receivers of snapshots still need. While it is not known whose
     /// state is right, no snapshot is sent.
-    pub fn log_needed(&self) -> Needed {
+    pub fn log_needed(&self) -> NeededByOthers {
         if self.disputed {
-            return Needed::All;
+            return NeededByOthers::All;
         }
         let oldest = self.claims.values().map(|claim| claim.from).min();
-        oldest.map_or(Needed::Nothing, Needed::From)
+        oldest.map_or(NeededByOthers::Nothing, NeededByOthers::From)
     }
 
     /// How much room there is on this server's disk. Where it gets scarcer, what is kept for

@@ -25,7 +25,7 @@ use crate::model::{DiskSpace, HardState, LogBatch, LogEntry, LogIndex, SnapshotI
 use crate::net::WakeHandle;
 use crate::node::{Input, compares_states};
 use crate::storage::apply::{Applied, ApplyError, StateMachine};
-use crate::storage::log::compaction::{self, Kept, Needed};
+use crate::storage::log::compaction::{self, NeededByOthers, RetentionReasons};
 use crate::storage::log::{DiskLog, LogError};
 use crate::storage::reserve::DiskReserve;
 use crate::storage::snapshot::DiskStaging;
@@ -93,7 +93,7 @@ pub(super) enum LogWork {
     /// Begin the log anew after a snapshot.
     BeginAnew { number: u64, snapshot: SnapshotId, hard_state: HardState },
     /// Delete the log before what the store holds durably and no server needs.
-    Compact { durable_index: LogIndex, needed: Needed },
+    Compact { durable_index: LogIndex, needed: NeededByOthers },
 }
 
 impl LogWork {
@@ -316,15 +316,15 @@ impl LogThread {
     fn compact(
         &mut self,
         durable_index: LogIndex,
-        needed: Needed,
+        needed: NeededByOthers,
         reports: &Sender<Report>,
     ) -> Result<(), LogError> {
         let (before, _) = self.log.reader().bounds();
-        let first = compaction::first_kept(Kept {
+        let first = compaction::first_kept(RetentionReasons {
             durable_index,
-            recent_from: self.log.recent_from(),
+            recent_first_index: self.log.recent_first_index(),
             needed,
-            longest_from: self.log.longest_from(),
+            longest_first_index: self.log.longest_first_index(),
             space: self.reserve.space(),
         });
         self.log.compact(first)?;

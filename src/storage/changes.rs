@@ -1,4 +1,5 @@
-//! The changes that entries make: a batch, the view below it, and the state's hash, kept in step.
+//! The changes of entries that are being applied: a batch, the read view below it, and the hash of
+//! the state, which is updated with each change.
 
 use bytes::Bytes;
 
@@ -6,7 +7,7 @@ use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
 use super::rows::Overlay;
 
-/// A batch that is being built.
+/// A batch under construction.
 pub(super) struct Changes<'a> {
     view: &'a dyn EngineView,
     batch: WriteBatch,
@@ -15,8 +16,8 @@ pub(super) struct Changes<'a> {
 }
 
 impl<'a> Changes<'a> {
-    /// Nothing yet, on the state of `view`, whose hash is `hash`. Each change counts as a step, and once more when the
-    /// engine takes it.
+    /// No changes yet, to the state of `view`, whose hash is `hash`. Each change counts as a step,
+    /// and again when the engine takes it.
     pub fn new(view: &'a dyn EngineView, hash: StateHash, steps: Steps) -> Changes<'a> {
         Changes { view, batch: WriteBatch::counted(steps.clone()), hash, steps }
     }
@@ -26,28 +27,28 @@ impl<'a> Changes<'a> {
         Overlay { view: self.view, batch: &self.batch }
     }
 
-    /// Sets a row that is not there.
+    /// Adds a row, which must not exist.
     pub fn put(&mut self, row: Bytes, value: Bytes) {
         self.steps.step();
         self.hash.add(state_row_hash(&row, &value));
         self.batch.put(row, value);
     }
 
-    /// Removes a row that is there, with this value.
+    /// Removes a row, which must exist with this value.
     pub fn delete(&mut self, row: Bytes, value: &[u8]) {
         let hash = state_row_hash(&row, value);
         self.delete_hashed(row, hash);
     }
 
-    /// Removes a row that is there, of which this is the [`state_row_hash`].
+    /// Removes a row, which must exist with this [`state_row_hash`].
     pub fn delete_hashed(&mut self, row: Bytes, hash: u64) {
         self.steps.step();
         self.hash.subtract(hash);
         self.batch.delete(row);
     }
 
-    /// Sets a fact about the store, which is no part of the hash: it follows from the other rows'
-    /// history.
+    /// Sets a fact about the store. It is not part of the hash, because it follows from the history
+    /// of the other rows.
     pub fn note(&mut self, row: Bytes, value: Bytes) {
         self.batch.put(row, value);
     }
@@ -57,8 +58,8 @@ impl<'a> Changes<'a> {
     }
 }
 
-/// What a row of a version or a removal adds to the state hash. A row's key ends where its encoding
-/// says, so key and value together are unambiguous.
+/// The hash that a row of a version or a removal contributes to the state hash. The encoding of a
+/// key is self-delimiting, so key and value together are unambiguous.
 pub(super) fn state_row_hash(row: &[u8], value: &[u8]) -> u64 {
     row_hash(b"row", &[row, value])
 }

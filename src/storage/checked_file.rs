@@ -1,9 +1,9 @@
-//! A file of which every block carries a checksum that is verified whenever the block is read: what
-//! the engine stands on, so that it never sees a byte that is not what was written.
+//! The file below the engine, in which every block has a checksum that is verified at every read,
+//! so that the engine never sees a byte that is not what was written.
 //!
-//! The engine trusts its file. A bit that rots in a value would be served as true, one in an inner
-//! page hides keys, and some damaged pages make it panic. Checksums of rows would find the first of
-//! these three only. So the check stands below the engine, and covers every page of every kind.
+//! redb trusts its file. A flipped bit in a value would be served, one in an inner page hides keys,
+//! and some damaged pages make it panic. Checksums of rows would find only the first of these. So
+//! the check is made below the engine, and covers every page of every kind.
 //!
 //! ```text
 //! file   := group*                         the last group may be shorter
@@ -12,30 +12,34 @@
 //! block 0 := header (320 bytes) | length u64 | CRC-32 of both | unused
 //! ```
 //!
-//! A block's number is part of what is summed, so that a block in another one's place is found too.
+//! The checksum covers the block's number, so that a block in the place of another is found, too.
 //! The engine sees the blocks as one file without the checksums.
 //!
-//! What a power cut may do. The engine never overwrites a block that its last durable commit refers to,
-//! and syncs what a commit refers to before it writes the header. Checksums are written with the sync
-//! after their blocks. So every block that the durable header refers to was synced together with its
-//! checksum; of blocks written since, nobody asks. The header is written in place: its checksum stands
-//! in the same sector, which a disk writes whole. Were it torn nevertheless, the store would be called
-//! damaged and be rebuilt, which is safe. With the header stands the length that the file had then,
-//! because the engine believes a file that was cut short at the boundary of a region.
+//! Why a power loss does no harm. redb never overwrites a block that its last durable commit refers
+//! to, and syncs everything that a commit refers to before it writes the header. Checksums are
+//! written with the sync after their blocks. So every block that the durable header refers to was
+//! synced together with its checksum, and blocks written since are not used. The header is written
+//! in place: its checksum is in the same sector, which a disk writes as a whole. If it were torn
+//! all the same, the store would count as damaged and be rebuilt, which is safe. The length of the
+//! file is stored with the header, because redb accepts a file that was cut short at the boundary
+//! of a region.
 //!
-//! A write may wait for long, for room on the disk or for a disk that hangs. Meanwhile blocks are read and checked:
-//! who changes the file holds `writing`, and the lock of what readers need only while nothing is waited for.
+//! A write may wait for long, for room on the disk or for a disk that hangs. Meanwhile blocks are
+//! read and checked: a writer holds `writing`, and holds the lock that readers need only while it
+//! waits for nothing.
 //!
-//! Nor does whoever reads write (see [`Reading`]). The engine's reads make room in its cache by writing pages of commits
-//! that are not durable; here this is refused, which the engine takes for a page that stays where it is (redb 4.4,
-//! `PagedCachedFile::read`: its flush is "best effort", keeps the page, and fails neither the read nor the file). The
-//! next write of the engine's own makes the room.
+//! A read never writes (see [`Reading`]). When redb reads, it may make room in its cache by writing
+//! pages of commits that are not durable. Here that is refused, and redb keeps the page in its
+//! cache (redb 4.4, `PagedCachedFile::read`: its flush is "best effort", keeps the page, and fails
+//! neither the read nor the file). The next write of redb's own makes the room.
 //!
-//! What still can make a read wait stands in the engine (redb 4.4): whoever begins one needs a lock that is held while
-//! the file is made longer, and the cache's pages have locks in 131 stripes, of which a writer holds one or two meanwhile.
+//! A read can still wait inside redb (4.4): to begin one takes a lock that is held while the file
+//! is extended, and the cache's pages have locks in 131 stripes, of which a writer holds one or
+//! two.
 //!
-//! The first damage found is kept, and every later call fails: what else is wrong is not known. A read that
-//! the system refuses is no damage, but an error like any other of the disk.
+//! The first damage that is found is final: every later call fails, because it is not known what
+//! else is damaged. A read that the system refuses is not damage, but an error like any other of
+//! the disk.
 //!
 //! What it leaves out: repair, and damage in memory.
 
@@ -52,44 +56,47 @@ use redb::StorageBackend;
 
 use super::files::DiskFile;
 
-/// The engine's page, and the unit that is summed.
+/// The engine's page, which is the unit that has a checksum.
 const BLOCK_BYTES: u64 = 4096;
-/// Blocks whose checksums fill one block.
+/// Number of blocks whose checksums fill one block.
 const GROUP_BLOCKS: u64 = BLOCK_BYTES / 4;
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
-/// What the engine writes at the start of its file, at once and in place.
+/// Bytes of the header that the engine writes at the start of its file, with one write and in
+/// place.
 const HEADER_BYTES: usize = 320;
-/// With the length and the checksum.
+/// The header with the length and the checksum.
 const HEADER_SECTOR_BYTES: usize = HEADER_BYTES + 8 + 4;
 
-/// Checksums of a group, as they are on the disk or will be after the next sync.
-struct Group {
+/// The checksums of a group, as they will be on the disk after the next sync.
+struct ChecksumGroup {
     sums: Box<[u32; GROUP_BLOCKS as usize]>,
-    /// Blocks that this process has written, or read and found right. Only these can be judged without
-    /// the engine: another block may have been written and not synced before a crash, and be unused.
+    /// Blocks that this process has written, or read and verified. Only these can be verified
+    /// without the engine: another block may have been written and not synced before a crash, and
+    /// not be in use.
     known: Box<[bool; GROUP_BLOCKS as usize]>,
     unwritten: bool,
 }
 
-struct State {
-    /// Read when they are first needed; four bytes for each block of the file.
-    groups: Vec<Option<Group>>,
-    /// As the engine sees it.
+struct FileState {
+    /// Read when they are first needed: four bytes for each block of the file.
+    groups: Vec<Option<ChecksumGroup>>,
+    /// The length of the file as the engine sees it.
     len: u64,
     header: [u8; HEADER_BYTES],
 }
 
-/// Why a file is damaged: one clause, with the place. Set once.
+/// The damage of a file: one clause, with the position. Set once.
 pub(super) type Damage = Arc<OnceLock<String>>;
 
-/// The file below an engine. It can be shut to writes, after which reading and unlocking go on.
+/// The file below an engine. It can be closed to writes, after which it can still be read and
+/// unlocked.
 pub(super) struct CheckedFile {
     file: Arc<dyn DiskFile>,
-    /// Held by whoever changes the file, and taken before the lock of `state`.
+    /// Held by the thread that changes the file; taken before the lock of `state`.
     writing: Mutex<()>,
-    /// Never held while something is written: a write may wait.
-    state: RwLock<State>,
-    shut: AtomicBool,
+    /// Never held during a write, which may wait.
+    state: RwLock<FileState>,
+    closed: AtomicBool,
     damage: Damage,
 }
 
@@ -97,12 +104,13 @@ thread_local! {
     static IS_READING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, this thread reads from an engine, and nothing that the engine wants to write on it is written: a
-/// write waits for others that wait for room. Nobody asks an engine to write something meanwhile.
+/// While it exists, this thread reads from an engine, and writes by the engine on this thread are
+/// refused: they would wait for other writes that wait for room. The thread must not write to an
+/// engine meanwhile.
 pub(super) struct Reading {
-    /// Whether the thread read already.
+    /// Whether the thread was reading already.
     outer: bool,
-    /// It stays on its thread.
+    /// Makes the type `!Send`: it must stay on its thread.
     thread: PhantomData<*const ()>,
 }
 
@@ -118,17 +126,17 @@ impl Drop for Reading {
     }
 }
 
-/// A handle that the engine owns.
+/// The handle by which the engine uses the file.
 #[derive(Debug)]
 pub(super) struct Backend(pub Arc<CheckedFile>);
 
-/// Where the engine's byte `offset` stands in the file.
-fn place(offset: u64) -> u64 {
+/// The position in the file of the engine's byte `offset`.
+fn position(offset: u64) -> u64 {
     let group = offset / GROUP_BYTES;
     (group + 1) * BLOCK_BYTES + offset
 }
 
-fn sums_place(group: u64) -> u64 {
+fn sums_position(group: u64) -> u64 {
     group * (GROUP_BYTES + BLOCK_BYTES)
 }
 
@@ -136,7 +144,7 @@ fn file_len(len: u64) -> u64 {
     len + len.div_ceil(GROUP_BYTES) * BLOCK_BYTES
 }
 
-/// The length that the engine sees in a file of this length; `None` when no such file was ever made.
+/// The length that the engine sees in a file of this length; `None` if no such file is ever made.
 fn engine_len(file_len: u64) -> Option<u64> {
     let (groups, rest) =
         (file_len / (GROUP_BYTES + BLOCK_BYTES), file_len % (GROUP_BYTES + BLOCK_BYTES));
@@ -154,18 +162,18 @@ fn block_sum(block: u64, bytes: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&block.to_le_bytes());
     hasher.update(bytes);
-    // Zero stands for a block that was never written.
+    // Zero means a block that was never written.
     hasher.finalize().max(1)
 }
 
 impl CheckedFile {
-    /// Takes over an open file, which may be empty, and which nobody else has open: it is locked, so the
-    /// engine's own locks are left out.
+    /// Takes over an open file, which may be empty. The caller has locked it, so the engine's own
+    /// locks are not needed.
     pub fn open(file: Arc<dyn DiskFile>, damage: Damage) -> io::Result<CheckedFile> {
         let found = file.len_bytes()?;
-        let state = State { groups: Vec::new(), len: 0, header: [0; HEADER_BYTES] };
+        let state = FileState { groups: Vec::new(), len: 0, header: [0; HEADER_BYTES] };
         let (writing, state) = (Mutex::new(()), RwLock::new(state));
-        let checked = CheckedFile { file, writing, state, shut: AtomicBool::new(false), damage };
+        let checked = CheckedFile { file, writing, state, closed: AtomicBool::new(false), damage };
         let Some(len) = engine_len(found) else {
             return Err(checked.damaged(format!("no store is {found} bytes long")));
         };
@@ -181,22 +189,22 @@ impl CheckedFile {
         Ok(checked)
     }
 
-    /// Refuses writes from now on.
-    pub fn shut(&self) {
-        self.shut.store(true, Ordering::Release);
+    /// Closes the file to writes.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
-    /// Blocks of the file.
+    /// The number of blocks in the file.
     pub fn blocks(&self) -> u64 {
         self.read_state().len / BLOCK_BYTES
     }
 
-    /// Reads `count` blocks from `first` on again and holds them against their checksums, as far as they
-    /// can be judged. The blocks of the checksums are compared as well. `false`: a write is under way, which may
-    /// wait for long, and nothing was read.
+    /// Reads `count` blocks from `first` on from the disk, and compares them with their checksums
+    /// as far as they are known. The blocks of the checksums are compared as well. Returns false,
+    /// and reads nothing, if a write is under way, which may wait for long.
     pub fn verify(&self, first: u64, count: u64) -> io::Result<bool> {
         self.check_sound()?;
-        // Kept while the file is read, so that nothing is written meanwhile.
+        // Held while the file is read, so that nothing is written meanwhile.
         let _writing = match self.writing.try_lock() {
             Ok(writing) => writing,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -219,7 +227,12 @@ impl CheckedFile {
         Ok(true)
     }
 
-    fn verify_group(&self, group: &Group, at: u64, blocks: std::ops::Range<u64>) -> io::Result<()> {
+    fn verify_group(
+        &self,
+        group: &ChecksumGroup,
+        at: u64,
+        blocks: std::ops::Range<u64>,
+    ) -> io::Result<()> {
         let stored = if group.unwritten { None } else { Some(self.read_sums(at)?) };
         let mut bytes = [0; BLOCK_BYTES as usize];
         for block in blocks {
@@ -227,7 +240,7 @@ impl CheckedFile {
             if !group.known[within] {
                 continue;
             }
-            self.read_at(&mut bytes, place(block * BLOCK_BYTES), block)?;
+            self.read_at(&mut bytes, position(block * BLOCK_BYTES), block)?;
             let sum = group.sums[within];
             if block_sum(block, &bytes) != sum {
                 return Err(self.damaged_block(block));
@@ -239,12 +252,13 @@ impl CheckedFile {
         Ok(())
     }
 
-    fn read_state(&self) -> RwLockReadGuard<'_, State> {
-        // Nothing under the lock can panic half-way.
+    fn read_state(&self) -> RwLockReadGuard<'_, FileState> {
+        // No method leaves the state inconsistent where it can panic, so a poisoned lock is
+        // ignored.
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_state(&self) -> RwLockWriteGuard<'_, State> {
+    fn write_state(&self) -> RwLockWriteGuard<'_, FileState> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -258,7 +272,7 @@ impl CheckedFile {
 
     fn check_open(&self) -> io::Result<()> {
         self.check_sound()?;
-        if self.shut.load(Ordering::Acquire) {
+        if self.closed.load(Ordering::Acquire) {
             return Err(io::Error::other("the store is closed"));
         }
         Ok(())
@@ -269,12 +283,12 @@ impl CheckedFile {
     }
 
     fn damaged_block(&self, block: u64) -> io::Error {
-        let at = place(block * BLOCK_BYTES);
+        let at = position(block * BLOCK_BYTES);
         self.damaged(format!("the block at byte {at} does not match its checksum"))
     }
 
-    /// What cannot be read is not damaged: the storage may be away for a moment, from all servers at once,
-    /// and what is on it be sound.
+    /// A block that cannot be read is not damaged: the storage may be unreachable for a while, for
+    /// all servers at once, and its contents be sound.
     fn read_at(&self, out: &mut [u8], at: u64, block: u64) -> io::Result<()> {
         match self.file.read_at(out, at) {
             Ok(read) if read == out.len() => Ok(()),
@@ -288,7 +302,7 @@ impl CheckedFile {
 
     fn read_header(&self) -> io::Result<([u8; HEADER_BYTES], u64)> {
         let mut sector = [0; HEADER_SECTOR_BYTES];
-        self.read_at(&mut sector, place(0), 0)?;
+        self.read_at(&mut sector, position(0), 0)?;
         let Some((summed, sum)) = sector.split_last_chunk::<4>() else {
             return Err(self.damaged_block(0));
         };
@@ -301,18 +315,18 @@ impl CheckedFile {
         Ok((*header, u64::from_le_bytes(*len)))
     }
 
-    /// Writes the header with this length of the file. The caller holds `writing`.
+    /// Writes the header together with the length of the file. The caller holds `writing`.
     fn write_header(&self, header: [u8; HEADER_BYTES], len: u64) -> io::Result<()> {
         let mut sector = Vec::with_capacity(HEADER_SECTOR_BYTES);
         sector.extend_from_slice(&header);
         sector.extend_from_slice(&len.to_le_bytes());
         sector.extend_from_slice(&block_sum(0, &sector).to_le_bytes());
-        self.file.write_all_at(&sector, place(0))?;
+        self.file.write_all_at(&sector, position(0))?;
         self.write_state().header = header;
         Ok(())
     }
 
-    /// Writes the checksums of a group, if they are not on the disk. The caller holds `writing`.
+    /// Writes the checksums of a group, unless they are on the disk. The caller holds `writing`.
     fn write_sums(&self, group: usize) -> io::Result<()> {
         let sums = {
             let state = self.read_state();
@@ -320,7 +334,7 @@ impl CheckedFile {
             unwritten.map(|group| group.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect())
         };
         let Some(sums): Option<Vec<u8>> = sums else { return Ok(()) };
-        self.file.write_all_at(&sums, sums_place(group as u64))?;
+        self.file.write_all_at(&sums, sums_position(group as u64))?;
         if let Some(group) = &mut self.write_state().groups[group] {
             group.unwritten = false;
         }
@@ -329,7 +343,7 @@ impl CheckedFile {
 
     fn read_sums(&self, group: u64) -> io::Result<Box<[u32; GROUP_BLOCKS as usize]>> {
         let mut bytes = [0; BLOCK_BYTES as usize];
-        self.read_at(&mut bytes, sums_place(group), group * GROUP_BLOCKS)?;
+        self.read_at(&mut bytes, sums_position(group), group * GROUP_BLOCKS)?;
         let mut sums = Box::new([0; GROUP_BLOCKS as usize]);
         for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
             *sum = u32::from_le_bytes(*bytes);
@@ -337,7 +351,7 @@ impl CheckedFile {
         Ok(sums)
     }
 
-    /// Holds blocks that were just read against their checksums.
+    /// Compares blocks that were just read with their checksums.
     fn check_blocks(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
         let blocks = || (first..).zip(bytes.chunks_exact(BLOCK_BYTES as usize));
         let all_known = {
@@ -355,7 +369,7 @@ impl CheckedFile {
         if all_known {
             return Ok(());
         }
-        // The first time in this process that one of them is read.
+        // Some block is read for the first time in this process.
         let mut state = self.write_state();
         for (block, bytes) in blocks() {
             let group = self.loaded(&mut state, block / GROUP_BLOCKS)?;
@@ -368,7 +382,11 @@ impl CheckedFile {
         Ok(())
     }
 
-    fn loaded<'a>(&self, state: &'a mut State, group: u64) -> io::Result<&'a mut Group> {
+    fn loaded<'a>(
+        &self,
+        state: &'a mut FileState,
+        group: u64,
+    ) -> io::Result<&'a mut ChecksumGroup> {
         let at = group as usize;
         if at >= state.groups.len() {
             let block = group * GROUP_BLOCKS;
@@ -378,13 +396,13 @@ impl CheckedFile {
         if slot.is_none() {
             let sums = self.read_sums(group)?;
             let known = Box::new([false; GROUP_BLOCKS as usize]);
-            *slot = Some(Group { sums, known, unwritten: false });
+            *slot = Some(ChecksumGroup { sums, known, unwritten: false });
         }
         slot.as_mut().ok_or_else(|| io::Error::other("a group of checksums is not there"))
     }
 }
 
-impl State {
+impl FileState {
     fn set_len(&mut self, len: u64) {
         self.len = len;
         self.groups.resize_with(len.div_ceil(GROUP_BYTES) as usize, || None);
@@ -392,7 +410,7 @@ impl State {
         if blocks_left > 0
             && let Some(Some(last)) = self.groups.last_mut()
         {
-            // What lies behind the end is never written until it is written again.
+            // The blocks after the end count as never written.
             last.sums[blocks_left as usize..].fill(0);
             last.known[blocks_left as usize..].fill(false);
             last.unwritten = true;
@@ -406,7 +424,7 @@ impl State {
     }
 }
 
-/// Cuts a range of the engine's bytes where groups end: (offset, length).
+/// Cuts a range of the engine's bytes at the ends of groups: (offset, length).
 fn runs(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
     let end = offset + len as u64;
     let mut next = offset;
@@ -445,7 +463,7 @@ impl StorageBackend for Backend {
         let mut rest = &mut *out;
         for (offset, len) in runs(offset, rest.len()) {
             let (run, behind) = rest.split_at_mut(len);
-            file.read_at(run, place(offset), offset / BLOCK_BYTES)?;
+            file.read_at(run, position(offset), offset / BLOCK_BYTES)?;
             rest = behind;
         }
         file.check_blocks(offset / BLOCK_BYTES, out)
@@ -460,7 +478,7 @@ impl StorageBackend for Backend {
             (state.len, state.header)
         };
         if len < len_before {
-            // The header on the disk must not ask for more than there is.
+            // The length in the header on the disk must never exceed that of the file.
             file.write_header(header, len)?;
             file.file.sync_data()?;
         }
@@ -505,7 +523,7 @@ impl StorageBackend for Backend {
         for (offset, len) in runs(offset, data.len()) {
             let (run, behind) = rest.split_at(len);
             file.loaded(&mut file.write_state(), offset / GROUP_BYTES)?;
-            file.file.write_all_at(run, place(offset))?;
+            file.file.write_all_at(run, position(offset))?;
             rest = behind;
         }
         let mut state = file.write_state();
@@ -593,7 +611,7 @@ mod tests {
             file.write(2 * BLOCK_BYTES, &bytes(2, 0)).unwrap();
             file.sync_data().unwrap();
             if damage {
-                file.0.file.write_all_at(&bytes(2, 0), place(BLOCK_BYTES)).unwrap();
+                file.0.file.write_all_at(&bytes(2, 0), position(BLOCK_BYTES)).unwrap();
                 assert!(file.0.verify(0, u64::MAX).is_err());
                 assert!(
                     file.read(2 * BLOCK_BYTES, &mut found).is_err(),

@@ -1,12 +1,12 @@
-//! The data directory and its guard: one process, one server, one group.
+//! The data directory: it belongs to one process, one server and one group.
 //!
-//! `LOCK` is locked for as long as the [`DataDir`] lives, so that two processes never write the same
-//! files. `IDENTITY` says whose directory it is, and whether its server was ever admitted to the group:
-//! a blank log then means that what it had is lost. A directory that is not this server's is refused
-//! before anything in it is touched. And it says whether a verdict was reached that what is in the directory
-//! must not be used again, so that a kill between the verdict and the rebuilding changes nothing.
+//! `LOCK` is locked while the [`DataDir`] exists, so that two processes never write the same files.
+//! `IDENTITY` names the group and the server that the directory belongs to, and is checked before
+//! anything in the directory is touched. It also says two things that must survive a crash: whether
+//! the server was ever an eligible voter (if its log is blank then, its data was lost), and whether
+//! the data was found untrusted and must not be used again.
 //!
-//! What is damaged is set aside (`set_aside`) until the server has been rebuilt.
+//! Damaged data is kept aside (`set_aside`) until the server has been rebuilt.
 
 use std::fmt;
 use std::fs;
@@ -22,7 +22,7 @@ use super::snapshot::DiskStaging;
 use crate::limits;
 use crate::model::{ClusterId, NodeId};
 
-/// The layout of the directory this build writes, and the newest it reads.
+/// The format version of the directory that this release writes, and the newest that it reads.
 pub const DIRECTORY_FORMAT_VERSION: u32 = 1;
 
 const LOCK: &str = "LOCK";
@@ -32,7 +32,8 @@ const LOG: &str = "log";
 const STORE: &str = "store.redb";
 const SNAPSHOT_PARTIAL: &str = "snapshot.partial";
 const SNAPSHOT_STAGED: &str = "snapshot.redb";
-/// What `mkfs` leaves at the root of a file system, which may be mounted as the data directory.
+/// The directory that `mkfs` creates at the root of a file system, which may be mounted as the data
+/// directory.
 const LOST_AND_FOUND: &str = "lost+found";
 const TITLE: &str = "acervo data directory";
 const IDENTITY_BYTES_MAX: usize = 4096;
@@ -40,10 +41,10 @@ const UNTRUSTED_NOTHING: &str = "nothing";
 const UNTRUSTED_STORE: &str = "store";
 const UNTRUSTED_EVERYTHING: &str = "everything";
 
-/// Why a data directory is refused. Each is one sentence for the person who started the server.
+/// Why a data directory is refused. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// The path is something else.
+    /// The path exists and is not a directory.
     #[error("{} is not a directory: name another with --data-dir", path.display())]
     NotADirectory {
         /// The path.
@@ -52,20 +53,20 @@ pub enum DataDirError {
     /// The operating system refused.
     #[error("cannot {action} {}: {source}; make it writable or name another with --data-dir", path.display())]
     Io {
-        /// A verb.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// To what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// A running process has it.
+    /// A running process has locked it.
     #[error("data directory {} is in use by another process: stop that one first", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
     },
-    /// It holds files and no identity.
+    /// It contains files and no `IDENTITY`.
     #[error(
         "{} is not empty and not a data directory of acervo: name another with --data-dir",
         path.display()
@@ -83,9 +84,9 @@ pub enum DataDirError {
     OtherNode {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The server that it belongs to.
         found: NodeId,
-        /// Who asked.
+        /// The server that was to open it.
         expected: NodeId,
     },
     /// It belongs to another group.
@@ -97,12 +98,12 @@ pub enum DataDirError {
     OtherCluster {
         /// The directory.
         path: PathBuf,
-        /// Whose it is.
+        /// The group that it belongs to.
         found: ClusterId,
-        /// Who asked.
+        /// The group of the server that was to open it.
         expected: ClusterId,
     },
-    /// A later release wrote it.
+    /// A later release wrote the directory.
     #[error(
         "data directory {} has format {version}, newer than this release reads \
          ({DIRECTORY_FORMAT_VERSION}): run the release that wrote it",
@@ -111,20 +112,21 @@ pub enum DataDirError {
     NewerFormat {
         /// The directory.
         path: PathBuf,
-        /// Its format.
+        /// The format version of the directory.
         version: u32,
     },
-    /// Too much is set aside.
+    /// Data was set aside too often.
     #[error(
-        "{} was found damaged {SET_ASIDE_MAX} times before it was rebuilt: check the disk, then move the data \
-         directory away and start on an empty one, so that the group can bring this server up to date",
+        "{} was found damaged {SET_ASIDE_MAX} times before it was rebuilt: check the disk, then \
+         move the data directory away and start on an empty one, so that the group can bring this \
+         server up to date",
         path.display()
     )]
     TooMuchSetAside {
-        /// What was to be set aside once more.
+        /// The data that was to be set aside once more.
         path: PathBuf,
     },
-    /// Its identity cannot be read.
+    /// `IDENTITY` cannot be decoded.
     #[error(
         "{} is damaged: move the data directory away and start on an empty one, so that the group \
          can bring this server up to date",
@@ -145,7 +147,7 @@ pub struct DataDir {
     is_new: bool,
     incarnation: u64,
     identity: Identity,
-    /// For the next time that this directory becomes a new one.
+    /// The incarnation for the next time that this directory becomes a blank one.
     next_incarnation: u64,
     /// Held for its lock.
     _lock: Arc<dyn DiskFile>,
@@ -157,34 +159,37 @@ impl fmt::Debug for DataDir {
     }
 }
 
-/// A data directory that may be removed while it is in use.
+/// Watches a data directory, which may be removed while it is in use.
 pub struct Presence {
     directory: Arc<dyn Directory>,
 }
 
 impl Presence {
-    /// Whether the directory is still where it was opened, with what tells whose it is.
+    /// Whether the directory is still at the path where it was opened, with `LOCK` and `IDENTITY`
+    /// in it.
     ///
     /// # Errors
     ///
-    /// The operating system's, when it cannot say.
+    /// The system's error, if it cannot say.
     pub fn is_in_place(&self) -> io::Result<bool> {
         self.directory.is_in_place(&[LOCK, IDENTITY])
     }
 
-    /// Bytes that the directory takes on the disk: the store, the log, the reserve, and what is set aside or on its way.
+    /// Bytes that the directory takes on the disk: store, log, reserve, data that is set aside, and
+    /// an arriving snapshot.
     ///
     /// # Errors
     ///
-    /// The operating system's, when it cannot say.
+    /// The system's error, if it cannot say.
     pub fn taken_bytes(&self) -> io::Result<u64> {
-        /// A block, in which the system counts whatever the file system's own are.
+        /// The unit in which the system counts, whatever the file system's block size is.
         const BLOCK_BYTES: u64 = 512;
         let (mut folders, mut bytes) = (vec![self.path()], 0);
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder)? {
                 let entry = entry?;
-                // Of the entry itself, be it a link; what has gone meanwhile takes nothing.
+                // The metadata of the entry itself, also if it is a link. A file that was removed
+                // meanwhile takes nothing.
                 match entry.metadata() {
                     Ok(found) if found.is_dir() => folders.push(entry.path()),
                     Ok(found) => bytes += found.blocks() * BLOCK_BYTES,
@@ -202,40 +207,40 @@ impl Presence {
     }
 }
 
-/// What `IDENTITY` says.
+/// The contents of `IDENTITY`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     cluster: ClusterId,
     node: NodeId,
-    /// Tells this directory from one that the same server had before and lost.
+    /// A random number that tells this directory from one that the same server had before and lost.
     incarnation: u64,
-    /// The server was once admitted to its group, as far as a start has found.
+    /// A start has found that the server was an eligible voter of its group.
     admitted: bool,
-    /// What must not be used again and is not yet set aside.
+    /// Data that must not be used again and is not set aside yet.
     untrusted: Option<Untrusted>,
 }
 
-/// What of a server's data was found to be damaged, or was refuted by the group.
+/// The part of a server's data that was found damaged, or was refuted by a majority of the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Untrusted {
-    /// The store; the log is kept, and the store is rebuilt.
+    /// The store: it is rebuilt, and the log is kept.
     Store,
-    /// Log and store: the server becomes a blank one.
+    /// Log and store: the server starts as a blank one.
     Everything,
 }
 
-/// Sets verdicts about a data directory down in it, while the directory is in use and from any thread. It does
-/// not hold the lock.
+/// Records in `IDENTITY` that data is untrusted, while the directory is in use, from any thread.
+/// Does not hold the lock of the directory.
 #[derive(Clone)]
 pub struct Verdicts {
     directory: Arc<dyn Directory>,
-    /// As it was last written. Nothing else writes it while a server runs.
+    /// The contents that were last written. Nothing else writes `IDENTITY` while a server runs.
     identity: Arc<Mutex<Identity>>,
 }
 
 impl Verdicts {
-    /// Makes it durable that this must not be used again: every start sets it aside first, until it is. A
-    /// verdict about less than an earlier one changes nothing.
+    /// Records durably that this data must not be used again: the next start sets it aside first. A
+    /// record about less than an earlier one changes nothing.
     ///
     /// # Errors
     ///
@@ -258,12 +263,12 @@ enum IdentityError {
 }
 
 impl DataDir {
-    /// Opens the directory of server `node` of `cluster`, creating it when it does not exist; a new
+    /// Opens the directory of server `node` of `cluster`, creating it if it does not exist; a new
     /// one is given `incarnation`, a random number.
     ///
     /// # Errors
     ///
-    /// Every [`DataDirError`]; then nothing in an existing directory was changed.
+    /// Any [`DataDirError`]; then nothing in an existing directory was changed.
     pub fn open(
         path: &Path,
         cluster: ClusterId,
@@ -274,7 +279,7 @@ impl DataDir {
         let directory = RealDirectory::open(path).map_err(io_error("open", path))?;
         let directory = Arc::new(directory);
         let data_dir = DataDir::open_on(directory.clone(), cluster, node, incarnation)?;
-        // Only now is it sure to be this server's own.
+        // Only now it is known to belong to this server.
         directory.restrict().map_err(io_error("restrict", path))?;
         Ok(data_dir)
     }
@@ -292,15 +297,15 @@ impl DataDir {
     ) -> Result<DataDir, DataDirError> {
         let path = directory.path("");
         let wanted = Identity { cluster, node, incarnation, admitted: false, untrusted: None };
-        let look = || match read_identity(&*directory)? {
+        let check_owner = || match read_identity(&*directory)? {
             Some(found) => check(&path, found, wanted).map(|()| Some(found)),
             None => refuse_foreign(&*directory).map(|()| None),
         };
-        // Before the lock, which would be a file in somebody else's directory; and again when nobody else can make it
-        // theirs meanwhile.
-        look()?;
+        // Checked before the lock, which would create a file in a foreign directory, and again
+        // under the lock, in case another server has taken the directory meanwhile.
+        check_owner()?;
         let lock = lock(&*directory)?;
-        let found = look()?;
+        let found = check_owner()?;
         if found.is_none() {
             write_identity(&*directory, wanted)?;
         }
@@ -308,7 +313,8 @@ impl DataDir {
         let is_new = found.is_none();
         let identity = found.unwrap_or(wanted);
         let open_reserve = || {
-            // Created here already: it may be on a disk of its own, whose room counts, too.
+            // Created here already, because it may be on a disk of its own, whose space counts,
+            // too.
             let log = directory.directory(LOG)?;
             DiskReserve::open(directory.clone(), log)
         };
@@ -328,8 +334,8 @@ impl DataDir {
         })
     }
 
-    /// Moves the engine's file out of the way, so that a new one is made. It is kept until the store has
-    /// been rebuilt. Nothing may have the file open.
+    /// Sets the engine's file aside, so that a new one is created. It is kept until the store has
+    /// been rebuilt. The file must not be open.
     ///
     /// # Errors
     ///
@@ -338,13 +344,13 @@ impl DataDir {
         self.moved(STORE, set_aside::set_store_aside(&*self.directory, STORE))
     }
 
-    /// What a verdict says must not be used again, and is still in its place.
+    /// Data that must not be used again and is still in place.
     pub fn untrusted(&self) -> Option<Untrusted> {
         self.identity.untrusted
     }
 
-    /// Moves what must not be used again out of the way, and then takes the verdict back. When this is cut short,
-    /// the verdict is found again and what is left of this is done. Nothing in the directory may be open.
+    /// Sets untrusted data aside, and then removes the record of it. If this is interrupted, the
+    /// next start finds the record and continues. No file in the directory may be open.
     ///
     /// # Errors
     ///
@@ -359,16 +365,16 @@ impl DataDir {
         }
     }
 
-    /// Makes this the directory of a server that has nothing, under a new incarnation: log and store are
-    /// moved out of the way, and kept until it has been brought up to date. When this is cut short, the
-    /// next start does it again. Nothing in the directory may be open.
+    /// Makes this a blank directory, under a new incarnation: log and store are set aside, and kept
+    /// until the server has caught up. If this is interrupted, the next start does it again. No
+    /// file in the directory may be open.
     ///
     /// # Errors
     ///
     /// [`DataDirError::Io`], [`DataDirError::TooMuchSetAside`].
     pub(super) fn begin_anew(&mut self) -> Result<(), DataDirError> {
-        // First, so that nobody takes the blank server for the one that had all that, or for one that
-        // never had anything.
+        // First, so that the other servers do not take the blank server for the one that had the
+        // data, or for one that never had any.
         let incarnation = self.next_incarnation;
         let untrusted = Some(Untrusted::Everything);
         let blank = Identity { incarnation, admitted: true, untrusted, ..self.identity };
@@ -380,14 +386,14 @@ impl DataDir {
         self.change_identity(Identity { untrusted: None, ..blank })
     }
 
-    /// Whether a server has been admitted to its group on this directory, as far as a start has found. One that
-    /// has and whose log says nothing of it has lost what it had.
+    /// Whether a start has found that the server was an eligible voter on this directory. If its
+    /// log does not say so, its data was lost.
     pub fn was_admitted(&self) -> bool {
         self.identity.admitted
     }
 
-    /// The server was found to be admitted to its group, and to need nothing from the others: notes it, and
-    /// removes what was set aside.
+    /// Notes that the server is an eligible voter and its data complete, and removes everything
+    /// that was set aside.
     ///
     /// # Errors
     ///
@@ -415,12 +421,12 @@ impl DataDir {
         }
     }
 
-    /// The random number the directory was created with.
+    /// The random number with which the directory was created.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
     }
 
-    /// Whether this opening was the directory's first.
+    /// Whether this opening has created the directory.
     #[cfg(any(test, feature = "internals"))]
     pub fn is_new(&self) -> bool {
         self.is_new
@@ -436,53 +442,54 @@ impl DataDir {
         &self.directory
     }
 
-    /// What is kept of the disk for the end.
+    /// The reserve of disk space in the directory.
     pub fn reserve(&self) -> &Arc<DiskReserve> {
         &self.reserve
     }
 
-    /// How large log segments are to be on this disk.
+    /// The size of log segments on this disk.
     pub fn log_segment_bytes(&self) -> u64 {
         let total_bytes = self.directory.space().map_or(u64::MAX, |space| space.total_bytes);
         let part_bytes = total_bytes / limits::LOG_SEGMENT_DISK_PART;
         part_bytes.clamp(limits::LOG_SEGMENT_BYTES_MIN, limits::LOG_SEGMENT_BYTES)
     }
 
-    /// How much of the log may be kept on this disk for servers that are being sent a snapshot: an eighth of a small
-    /// disk, or it would be the log that fills it.
+    /// The bytes of log that may be kept on this disk for servers that are being sent a snapshot:
+    /// an eighth of a small disk, which the log would fill otherwise.
     pub fn log_held_bytes_max(&self) -> u64 {
         let total_bytes = self.directory.space().map_or(u64::MAX, |space| space.total_bytes);
         (total_bytes / limits::LOG_HELD_DISK_PART).min(limits::LOG_HELD_BYTES_MAX)
     }
 
-    /// For whoever reaches a verdict about what is here while the server runs.
+    /// Returns a handle to record that data is untrusted while the server runs.
     pub fn verdicts(&self) -> Verdicts {
         let identity = Arc::new(Mutex::new(self.identity));
         Verdicts { directory: self.directory.clone(), identity }
     }
 
-    /// For whoever looks from time to time whether the directory is still there; it does not hold the lock.
+    /// Returns a handle to check whether the directory is still in place. It does not hold the
+    /// lock.
     pub fn presence(&self) -> Presence {
         Presence { directory: self.directory.clone() }
     }
 
-    /// Where the Raft log lives, below the directory.
+    /// The name of the Raft log's directory, below this one.
     pub(super) fn log_name(&self) -> &'static str {
         LOG
     }
 
-    /// Where the Raft log lives.
+    /// The path of the Raft log's directory.
     pub fn log_dir(&self) -> PathBuf {
         self.path.join(LOG)
     }
 
-    /// Where the engine's file lives.
+    /// The path of the engine's file.
     #[cfg(any(test, feature = "internals"))]
     pub fn store_file(&self) -> PathBuf {
         self.path.join(STORE)
     }
 
-    /// Where a snapshot is taken in and takes the store's place.
+    /// Returns the staging area in which a snapshot is received and replaces the store.
     pub fn staging(&self) -> DiskStaging {
         DiskStaging::new(self.directory.clone(), [SNAPSHOT_PARTIAL, SNAPSHOT_STAGED, STORE])
     }
@@ -505,7 +512,7 @@ fn create(path: &Path) -> Result<(), DataDirError> {
         }
         Err(error) => return Err(io_error("open", path)(error)),
     }
-    // Each level's name is made durable, from the nearest directory that exists down.
+    // Each level's name is made durable, beginning below the nearest directory that exists.
     let missing: Vec<&Path> = path.ancestors().take_while(|level| !level.is_dir()).collect();
     for level in missing.into_iter().rev().filter(|level| !level.as_os_str().is_empty()) {
         match files::create_directory(level) {
@@ -537,7 +544,7 @@ fn read_identity(directory: &dyn Directory) -> Result<Option<Identity>, DataDirE
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(io_error("open", &name))?,
     };
-    // One byte more than any identity has, so that a longer file does not pass for one.
+    // One byte more than any `IDENTITY` has, so that a longer file is not accepted.
     let mut text = vec![0; IDENTITY_BYTES_MAX + 1];
     let read = file.read_at(&mut text, 0).map_err(io_error("read", &name))?;
     match Identity::decode(&text[..read]) {
@@ -562,8 +569,8 @@ fn check(path: &Path, found: Identity, expected: Identity) -> Result<(), DataDir
     Ok(())
 }
 
-/// Refuses a directory without an identity that holds anything but what a first opening cut short
-/// leaves behind.
+/// Refuses a directory without `IDENTITY` that contains anything but the files that an interrupted
+/// first opening leaves.
 fn refuse_foreign(directory: &dyn Directory) -> Result<(), DataDirError> {
     let path = directory.path("");
     for name in directory.list().map_err(io_error("read", &path))? {
@@ -580,7 +587,7 @@ fn refuse_foreign(directory: &dyn Directory) -> Result<(), DataDirError> {
 
 fn write_identity(directory: &dyn Directory, identity: Identity) -> Result<(), DataDirError> {
     let write = || {
-        // What an opening cut short has left, or what somebody has put there: it goes unread.
+        // An interrupted opening has left it, or somebody has put it there: it is removed unread.
         files::remove_if_present(directory, IDENTITY_NEW)?;
         let file = directory.create(IDENTITY_NEW)?;
         file.write_all_at(identity.encode().as_bytes(), 0)?;
@@ -601,8 +608,8 @@ impl Identity {
             Some(Untrusted::Everything) => UNTRUSTED_EVERYTHING,
         };
         let body = format!(
-            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation {incarnation:016x}\n\
-             admitted {admitted}\nuntrusted {untrusted}\n"
+            "{TITLE}\nformat {version}\ncluster {cluster}\nnode {node}\nincarnation \
+             {incarnation:016x}\nadmitted {admitted}\nuntrusted {untrusted}\n"
         );
         let check = crc32fast::hash(body.as_bytes());
         format!("{body}check {check:08x}\n")
@@ -612,7 +619,7 @@ impl Identity {
         let damaged = IdentityError::Damaged;
         let Ok(text) = str::from_utf8(text) else { return Err(damaged) };
         let Some((body, check)) = text.rsplit_once("check ") else { return Err(damaged) };
-        // The title, the format and the checksum stay where they are in all formats.
+        // The title, the format version and the checksum are at the same place in all formats.
         if check.strip_suffix('\n') != Some(&format!("{:08x}", crc32fast::hash(body.as_bytes()))) {
             return Err(damaged);
         }

@@ -1,20 +1,20 @@
 //! The engine on disk: one redb file.
 //!
-//! Lazy batches are commits without durability; a durable one is an immediate commit that also
+//! A lazy batch is a commit without durability. A durable one is an immediate commit that also
 //! saves the allocator's state, so that opening after a crash takes a millisecond, whatever the
 //! size.
 //!
-//! Values longer than a quarter of a page are stored in pieces that fill pages (`storage::pieces`). What
-//! removals leave free in the file stays there, and pages that random writes have filled are half empty.
-//! So an idle store is copied, row by row, into a file that takes its place ([`Engine::shrink`]).
+//! Values longer than a quarter of a page are stored in pieces that fill pages (`storage::pieces`).
+//! The file never gets smaller by itself, and pages that random writes have split are half empty.
+//! So an idle store is copied, row by row, into a file that replaces it ([`Engine::shrink`]).
 //!
-//! It stands on a `storage::checked_file`: a damaged page is an error, and never seen by
-//! the engine. After the first one everything fails with [`EngineError::Damaged`].
+//! The engine's file is a `storage::checked_file`: a read of a damaged page is an error, and redb
+//! never sees its bytes. After the first one every call fails with [`EngineError::Damaged`].
 //!
-//! Closing is crash-only: whether the process is killed or the engine is dropped, the file stands
-//! at the last durable batch. redb by itself would make pending lazy commits durable on a clean
-//! close; the state machine, whose sessions are only written with a durable batch, needs the two
-//! endings to be the same. So on drop the file is first shut to further writes.
+//! Closing is crash-only: whether the process is killed or the engine is dropped, the file is as of
+//! the last durable batch. By itself, redb would make pending lazy commits durable on a clean
+//! close. The state machine writes its sessions only with a durable batch, so the two endings have
+//! to be the same: on drop, the file first refuses further writes.
 
 use std::fmt;
 use std::io;
@@ -40,7 +40,8 @@ use crate::limits::ShrinkLimits;
 
 type Row = &'static [u8];
 const ROWS: TableDefinition<'static, Row, Row> = TableDefinition::new("rows");
-/// Pieces of long values, a table for each size, so that pieces of one size lie side by side.
+/// Pieces of long values, a table for each size, so that pieces of one size are stored side by
+/// side.
 const PIECES: [TableDefinition<'static, u64, Row>; pieces::SIZES] = [
     TableDefinition::new("large pieces"),
     TableDefinition::new("page pieces"),
@@ -51,28 +52,28 @@ const FACTS: TableDefinition<'static, &'static str, u64> = TableDefinition::new(
 const LIVE_BYTES: &str = "live bytes";
 const LONG_BYTES: &str = "long bytes";
 
-/// What a new file is for.
+/// The purpose of a new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// It is the store.
+    /// The file is the store in use.
     Use,
-    /// A store is built in it. It can be done without, and fails on a full disk.
+    /// A store is built in the file. It is expendable: its writes fail on a full disk.
     Staging,
 }
 
-/// A redb file, and its successor while one is being made.
+/// A redb file, and the copy that will replace it while one is being made.
 pub struct DiskEngine {
     directory: Arc<dyn Directory>,
     name: String,
     cache_bytes: usize,
-    /// Replaced by its copy when that is whole.
+    /// Replaced by its copy when that is complete.
     file: RwLock<Arc<OpenFile>>,
     writer: Mutex<Writer>,
-    /// As in the writer's tally, for those who must not wait for a write.
+    /// The number of rows in the writer's tally, for threads that must not wait for a write.
     rows: AtomicU64,
 }
 
-/// Kept by the engine and by its views.
+/// An open file, shared by the engine and its views.
 struct OpenFile {
     database: Database,
     checked: Arc<CheckedFile>,
@@ -80,47 +81,48 @@ struct OpenFile {
     faults: Faults,
 }
 
-/// What only the writing thread needs.
+/// The state that only the writing thread uses.
 struct Writer {
     tally: Tally,
-    /// Something is not durable.
+    /// Some batch is not durable.
     dirty: bool,
-    /// What the file took and what it held when it was copied last: another copy does no better.
-    copied: Option<(u64, u64)>,
+    /// When the file was last copied: the bytes that the copy took, and the bytes of rows in it.
+    /// Another copy does no better.
+    last_copy: Option<(u64, u64)>,
     copy: Option<StoreCopy>,
 }
 
-/// What a file holds.
+/// The contents of a file, counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     rows: u64,
     /// Bytes of keys and values.
     live_bytes: u64,
-    /// Those of them that are in pieces.
+    /// The part of `live_bytes` that is stored in pieces.
     long_bytes: u64,
-    /// The next long value's pieces are stored under this number.
+    /// The number under which the pieces of the next long value are stored.
     next_id: u64,
 }
 
-/// A copy of the file under construction. Rows before `next` are in it; what is written to them is
+/// A copy of the file under construction. It contains the rows before `next`; changes to these are
 /// written to both files.
 struct StoreCopy {
     file: Arc<OpenFile>,
     tally: Tally,
-    /// The first row that is not copied yet; `None` when all are.
+    /// The first row that is not copied yet; `None` if all are.
     next: Option<Bytes>,
     unsynced_bytes: usize,
 }
 
-/// Tells what an error of the engine comes to.
+/// Classifies the errors of redb.
 struct Faults {
-    /// For whoever reads of it.
+    /// The path of the file, for error messages.
     path: String,
     damage: Damage,
 }
 
 impl Faults {
-    /// `other` says what it is when the file is not damaged.
+    /// Damage if any was found in the file, else `other`.
     fn judge(
         &self,
         error: impl Into<redb::Error>,
@@ -168,13 +170,13 @@ impl DiskEngine {
         DiskEngine::open_on(Arc::new(directory), name, cache_bytes, Purpose::Use)
     }
 
-    /// Opens a file of a directory, creating it when it does not exist. A new one gets its name when
-    /// it is a whole and durable store: so there never is a file of this name that is not.
+    /// Opens a file of a directory, creating it if it does not exist. A new one gets its name once
+    /// it is a complete and durable store, so a file of this name always is one.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Open`]: the file cannot be opened, or is in use. [`EngineError::Damaged`]: it is
-    /// not what was written. [`EngineError::File`]: it cannot be written.
+    /// [`EngineError::Open`]: the file cannot be opened, or is in use. [`EngineError::Damaged`]:
+    /// its bytes are not those that were written. [`EngineError::File`]: it cannot be written.
     pub fn open_on(
         directory: Arc<dyn Directory>,
         name: &str,
@@ -209,11 +211,11 @@ impl DiskEngine {
             cache_bytes,
             file: RwLock::new(Arc::new(file)),
             rows: AtomicU64::new(tally.rows),
-            writer: Mutex::new(Writer { tally, dirty: false, copied: None, copy: None }),
+            writer: Mutex::new(Writer { tally, dirty: false, last_copy: None, copy: None }),
         })
     }
 
-    /// Removes a store that nobody has open, and what a creation of it that was cut short has left.
+    /// Removes a store that is not open, and the files that an interrupted creation of it has left.
     ///
     /// # Errors
     ///
@@ -225,20 +227,20 @@ impl DiskEngine {
     }
 
     fn file(&self) -> Arc<OpenFile> {
-        // It is only ever replaced as a whole.
+        // The reference is replaced by a single assignment, so a poisoned lock is ignored.
         self.file.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
-        // After a panic in between, the state machine writes no more.
+        // After a panic under this lock the state machine does not write any more.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a copy would be so much smaller that it is worth making, and there is room for it.
+    /// Whether a copy would be enough smaller to be worth making, and there is room for it.
     fn wants_copy(&self, writer: &Writer, slack_bytes: u64) -> io::Result<bool> {
         let live_bytes = writer.tally.live_bytes;
         let used_bytes = self.file().file.used_bytes()?;
-        let expected_bytes = match writer.copied {
+        let expected_bytes = match writer.last_copy {
             Some((used_bytes, held_bytes)) => {
                 let scaled = u128::from(live_bytes) * u128::from(used_bytes);
                 u64::try_from(scaled / u128::from(held_bytes.max(1))).unwrap_or(u64::MAX)
@@ -256,14 +258,14 @@ impl DiskEngine {
         let file = files::remove_if_present(&*self.directory, &name)
             .and_then(|()| self.directory.create_expendable(&name))
             .map_err(|error| open_failed(&self.directory.path(&name))(&error))?;
-        // What is said of it later is said of the store.
+        // Errors of the copy name the store.
         let path = self.directory.path(&self.name);
         let file = Arc::new(OpenFile::open(file, &path, self.cache_bytes)?);
         let next = Some(Bytes::new());
         Ok(StoreCopy { file, tally: Tally::default(), next, unsynced_bytes: 0 })
     }
 
-    /// Copies the next rows.
+    /// Copies the next rows, at most [`ShrinkLimits::step_bytes`] of them.
     fn copy_more(&self, copy: &mut StoreCopy, limits: &ShrinkLimits) -> Result<(), EngineError> {
         let Some(next) = copy.next.take() else { return Ok(()) };
         let mut batch = WriteBatch::default();
@@ -292,7 +294,7 @@ impl DiskEngine {
         copy.file.write(&batch, durability, &mut copy.tally)
     }
 
-    /// The copy has all rows: it is made durable, and takes the file's place.
+    /// Makes the copy, which has all rows, durable, and replaces the file by it.
     fn finish_copy(&self, writer: &mut Writer, mut copy: StoreCopy) -> Result<(), CopyError> {
         copy.file
             .write(&WriteBatch::default(), Durability::Durable, &mut copy.tally)
@@ -311,7 +313,7 @@ impl DiskEngine {
         writer.tally = copy.tally;
         self.directory.sync().map_err(|error| CopyError::Fatal(failed("replace", error)))?;
         let used_bytes = copy.file.file.used_bytes().unwrap_or(u64::MAX);
-        writer.copied = Some((used_bytes, copy.tally.live_bytes));
+        writer.last_copy = Some((used_bytes, copy.tally.live_bytes));
         Ok(())
     }
 
@@ -320,8 +322,8 @@ impl DiskEngine {
         self.remove_copy(writer);
     }
 
-    /// Also when the copy itself was taken out of the writer to be finished: its file would be left until the
-    /// next start, and might fill the disk.
+    /// Also removes the file if the copy was taken out of the writer to be finished: it would be
+    /// left until the next start, and might fill the disk.
     fn remove_copy(&self, writer: &mut Writer) {
         writer.copy = None;
         if let Err(error) = files::remove_if_present(&*self.directory, &copy_of(&self.name)) {
@@ -330,16 +332,16 @@ impl DiskEngine {
     }
 }
 
-/// Why a copy did not take its file's place.
+/// Why a copy has not replaced its file.
 enum CopyError {
-    /// The file is in use as before.
+    /// The file is still in use.
     Harmless(EngineError),
-    /// The copy is in use, and a crash may find the file.
+    /// The copy is in use, and after a crash the old file may be found.
     Fatal(EngineError),
 }
 
 impl OpenFile {
-    /// The store in a file, which is empty or whole. `path` is for whoever reads that it failed.
+    /// Opens the store in a file, which is empty or complete. `path` is for error messages.
     fn open(
         file: Arc<dyn DiskFile>,
         path: &Path,
@@ -364,7 +366,7 @@ impl OpenFile {
         Ok(file)
     }
 
-    /// Reads expect the tables.
+    /// Creates the tables, which reads expect to exist.
     fn create_tables(&self) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         transaction.set_quick_repair(true);
@@ -468,8 +470,8 @@ impl OpenFile {
         Ok(transaction.commit()?)
     }
 
-    /// What is in the engine's cache is right also when the file is not; but no answer is to depend on
-    /// what happens to be there.
+    /// Pages in the engine's cache are valid even if the file is damaged, but an answer must not
+    /// depend on what happens to be cached.
     fn check_sound(&self) -> Result<(), EngineError> {
         let Some(detail) = self.faults.damage.get() else { return Ok(()) };
         Err(EngineError::Damaged { path: self.faults.path.clone(), detail: detail.clone() })
@@ -478,11 +480,11 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        self.checked.shut();
+        self.checked.close();
     }
 }
 
-/// The tables of pieces in a transaction, each opened when it is needed.
+/// The tables of pieces in a transaction, each opened when it is first needed.
 struct Pieces<'t> {
     transaction: &'t WriteTransaction,
     tables: [Option<Table<'t, u64, Row>>; pieces::SIZES],
@@ -497,7 +499,7 @@ impl<'t> Pieces<'t> {
         Ok(self.tables[size].insert(table))
     }
 
-    /// Stores a value's pieces; returns what stands for it in its row.
+    /// Stores a value in pieces; returns the contents of its row, which refers to them.
     fn put(&mut self, value: &[u8], tally: &mut Tally) -> Result<Vec<u8>, redb::Error> {
         let id = tally.next_id;
         tally.next_id += 1;
@@ -597,7 +599,7 @@ impl Engine for DiskEngine {
                 }
             },
             Some(copy) if copy.next.is_some() => self.copy_more(copy, limits),
-            // It goes on after the next durable batch.
+            // The copy is finished after the next durable batch.
             Some(_) if dirty => return Ok(true),
             Some(_) => {
                 let Some(copy) = writer.copy.take() else { return Ok(false) };
@@ -614,7 +616,7 @@ impl Engine for DiskEngine {
         match step {
             Ok(()) => Ok(true),
             Err(error) => {
-                // Damage of the file itself is found by whoever asks next.
+                // Damage of the store itself is reported by the next call.
                 self.give_up_copy(writer, &error);
                 Ok(false)
             }
@@ -631,23 +633,24 @@ impl Engine for DiskEngine {
     fn reusable_bytes(&self) -> u64 {
         let Tally { live_bytes, long_bytes, .. } = self.writer().tally;
         let used_bytes = self.file().file.used_bytes().unwrap_or_default();
-        // What random writes leave empty in the pages of short rows is not free for others. Pieces fill theirs.
+        // The empty part of pages of short rows cannot be used for other rows. Pages of pieces are
+        // full.
         let short_bytes = live_bytes.saturating_sub(long_bytes);
         used_bytes.saturating_sub(live_bytes + short_bytes / 4 * 3 + long_bytes / 8)
     }
 }
 
-/// The rows of one moment.
+/// A consistent read view of the rows.
 struct DiskView {
     rows: ReadOnlyTable<Row, Row>,
-    /// For the tables of pieces, which most reads do not need.
+    /// For opening the tables of pieces, which most reads do not need.
     transaction: ReadTransaction,
-    /// Open for as long as it is read, also when the engine is gone.
+    /// Keeps the file open while it is read, also after the engine was dropped.
     file: Arc<OpenFile>,
 }
 
 impl DiskView {
-    /// Hands over the value that a row stands for.
+    /// Passes the value that a row contains or refers to on to `take`.
     fn value<T>(&self, stored: &[u8], take: impl FnOnce(&[u8]) -> T) -> Result<T, EngineError> {
         let failed = |error| self.file.faults.read(error);
         match Stored::decode(stored).ok_or_else(|| failed(not_a_row()))? {
@@ -716,12 +719,12 @@ impl EngineView for DiskView {
     }
 }
 
-/// What a copy of a store is called before it takes the store's place.
+/// The name of a copy of a store before it replaces the store.
 fn copy_of(name: &str) -> String {
     format!("{name}.copy")
 }
 
-/// What a store is called before it is whole.
+/// The name of a store before it is complete.
 fn unfinished(name: &str) -> String {
     format!("{name}.new")
 }
@@ -770,7 +773,8 @@ mod tests {
         rows
     }
 
-    /// Each row's pieces are there once, and no others: what is left behind costs room that nobody finds again.
+    /// Each row's pieces are there once, and no others: what is left behind costs room that nobody
+    /// finds again.
     fn assert_pieces_match_rows(engine: &DiskEngine) {
         let transaction = engine.file().database.begin_read().unwrap();
         let mut wanted = BTreeSet::new();
@@ -837,7 +841,8 @@ mod tests {
         }
     }
 
-    /// The engine's reads wrote pages of lazy batches to make room in its cache, and then waited like any write.
+    /// The engine's reads wrote pages of lazy batches to make room in its cache, and then waited
+    /// like any write.
     #[test]
     fn a_read_writes_nothing_and_waits_for_no_room_and_no_page_is_lost() {
         const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -857,7 +862,8 @@ mod tests {
             expected.clone()
         };
         write(0..COUNT, 1, Durability::Durable);
-        // Less than the half of the cache that pages may take which are not written: they stay there.
+        // Less than the half of the cache that pages may take which are not written: they stay
+        // there.
         let expected = write(7..27, 2, Durability::Lazy);
         let read = |file: Arc<OpenFile>| {
             let mut rows = BTreeMap::new();
@@ -872,7 +878,8 @@ mod tests {
         std::thread::scope(|scope| {
             let (done, found) = std::sync::mpsc::channel();
             let (read, file) = (&read, file.clone());
-            // Once more than the cache holds, and again with the pages that are not written among the others.
+            // Once more than the cache holds, and again with the pages that are not written among
+            // the others.
             scope.spawn(move || _ = done.send([read(file.clone()), read(file)]));
             let found = found.recv_timeout(DEADLINE);
             gated.shut(false);

@@ -1,5 +1,7 @@
-//! What the store needs of an embedded engine: ordered rows of bytes, atomic batches, consistent
-//! scans. Small on purpose, so that engines can be exchanged and compared.
+//! The interface of an embedded engine: ordered rows of bytes, atomic batches, consistent scans.
+//!
+//! It is small on purpose, so that engines can be exchanged and compared: the one on disk is
+//! [`disk`](super::disk), the one for tests [`memory`](super::memory).
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -11,44 +13,44 @@ use bytes::Bytes;
 use super::keys::RowRange;
 use crate::limits::ShrinkLimits;
 
-/// When a batch must be on the disk.
+/// When a batch must be durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Some time later: visible at once, durable with the next [`Durable`](Durability::Durable)
-    /// batch. Lost, with everything since that batch, when the engine closes before.
+    /// Visible at once, and durable with the next [`Durable`](Durability::Durable) batch. Lost,
+    /// with everything since the last durable batch, if the engine is closed before.
     Lazy,
-    /// When [`Engine::write`] returns, and every batch before it as well.
+    /// Durable when [`Engine::write`] returns, and every batch before it as well.
     Durable,
 }
 
-/// In which order a scan visits rows.
+/// The order in which a scan visits rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Ascending keys.
+    /// In ascending order of keys.
     Forward,
-    /// Descending keys.
+    /// In descending order of keys.
     Reverse,
 }
 
-/// How many rows have been dealt with, for whoever has to tell work that is long from work that is stuck. Clones count
-/// together.
+/// Counts the rows that have been handled, so that long work can be told from work that is stuck.
+/// Clones share one count.
 #[derive(Clone, Debug, Default)]
 pub struct Steps(Arc<AtomicU64>);
 
 impl Steps {
-    /// Counts a row that has been made, or that the engine has taken.
+    /// Counts a row that was added to a batch, or taken from it by the engine.
     pub fn step(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there have been.
+    /// The number of rows counted so far.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Changes that become visible, and durable, together. The last change to a row counts. Kept in key
-/// order, in which engines insert fastest.
+/// Changes that become visible, and durable, together. The last change to a row counts. Ordered by
+/// key, in which engines insert fastest.
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     rows: BTreeMap<Bytes, Option<Bytes>>,
@@ -56,7 +58,7 @@ pub struct WriteBatch {
 }
 
 impl WriteBatch {
-    /// An empty one, whose rows are counted as they are taken from it.
+    /// An empty batch, whose rows are counted as they are taken from it.
     pub fn counted(steps: Steps) -> WriteBatch {
         WriteBatch { rows: BTreeMap::new(), steps }
     }
@@ -82,81 +84,84 @@ impl WriteBatch {
         range: &RowRange,
     ) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> {
         let bounds = (Bound::Included(&range.start), Bound::Excluded(&range.end));
-        // The standard map panics on a range the wrong way round; here it is empty.
+        // The standard map panics if a range ends before it begins; here such a range is empty.
         let rows = (range.start < range.end).then(|| self.rows.range::<Bytes, _>(bounds));
         rows.into_iter().flatten().map(|(key, value)| (key, value.as_ref()))
     }
 
-    /// What the batch says of a row: nothing, a new value, or `Some(None)` for a removed row.
+    /// The change of a row in the batch: `None` if there is none, `Some(None)` if the row is
+    /// removed.
     #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         self.rows.get(key).map(Option::as_ref)
     }
 }
 
-/// Why an engine failed.
+/// Why a call of an engine has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The engine's file could not be opened.
     #[error(
-        "cannot open the store {path}: {detail}; see what the system says of the file, and start the \
-         server again"
+        "cannot open the store {path}: {detail}; see what the system says of the file, and start \
+         the server again"
     )]
     Open {
         /// The file.
         path: String,
-        /// Why.
+        /// The engine's error.
         detail: String,
     },
-    /// The operating system refused something else to do with the engine's file. Whether a batch that
-    /// could not be written took effect is unknown.
+    /// The system refused another operation on the engine's file. Whether a batch that could not be
+    /// written took effect is unknown.
     #[error(
-        "cannot {action} {path}: {detail}; make room on the disk, or check it, and start the server \
-         again"
+        "cannot {action} {path}: {detail}; make room on the disk, or check it, and start the \
+         server again"
     )]
     File {
-        /// A verb.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// To what.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The engine's error.
         detail: String,
     },
-    /// The engine could not read. That need not be damage: the storage may have been away.
+    /// The engine could not read. That need not be damage: the storage may have been unreachable.
     #[error("cannot read the store: {0}; check the disk, and start the server again")]
     Read(String),
-    /// What is in the engine's file is not what was written. Everything fails with this from now on.
+    /// The bytes in the engine's file are not those that were written. Every call fails with this
+    /// from now on.
     #[error("the store {path} is damaged: {detail}")]
     Damaged {
         /// The file.
         path: String,
-        /// What, and where.
+        /// The damage, with its position.
         detail: String,
     },
 }
 
-/// How far a check of the engine's file has come.
+/// The progress of a check of the engine's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scrubbed {
-    /// Where it goes on, at the same block while a write is under way; `None` at the end of the file.
+    /// The block to continue at, the same one if a write was under way; `None` at the end of the
+    /// file.
     pub next_block: Option<u64>,
 }
 
-/// Called for each row with key and value, until it breaks.
+/// Called for each row with its key and value, until it breaks.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 /// An ordered key-value engine. Reads may come from any thread, at any time; each read sees the
-/// state between two batches, never a part of one.
+/// state between two batches, never a part of a batch.
 pub trait Engine: Send + Sync {
-    /// One row's value.
+    /// The value of one row.
     ///
     /// # Errors
     ///
     /// [`EngineError::Read`].
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
 
-    /// Visits the rows of a range, all as of one moment, until the visitor breaks. A range whose
-    /// ends are the wrong way round is empty. Writing meanwhile neither waits nor shows.
+    /// Visits the rows of a range, as of one state, until the visitor breaks. A range that ends
+    /// before it begins is empty. Writes neither wait for a scan nor show in it.
     ///
     /// # Errors
     ///
@@ -168,7 +173,7 @@ pub trait Engine: Send + Sync {
         visit: &mut Visitor<'_>,
     ) -> Result<(), EngineError>;
 
-    /// The rows as they are at this moment.
+    /// A read view of the current rows.
     ///
     /// # Errors
     ///
@@ -179,46 +184,48 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`EngineError::File`]; after it the engine should be written to no more.
+    /// [`EngineError::File`]; after it the engine must not be written to any more.
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), EngineError>;
 
-    /// The rows that it holds, pending lazy batches included. Known without reading anything.
+    /// The number of rows, lazy batches included. Known without reading anything.
     fn rows(&self) -> u64;
 
-    /// Reads a piece of the engine's file again, past every cache of the engine, and checks what is known
-    /// of it. What was neither read nor written through this engine is not known: a scan comes first.
+    /// Reads blocks of the engine's file from the disk, bypassing the engine's cache, and verifies
+    /// those that were read or written through this engine before: a scan has to come first.
     ///
     /// # Errors
     ///
     /// [`EngineError::Damaged`].
     fn scrub(&self, from_block: u64, blocks: u64) -> Result<Scrubbed, EngineError>;
 
-    /// Gives room back to the disk, a bounded step at a time, on the thread that writes; whether there is more
-    /// to do. Reading and writing go on in between, and what the engine holds stays as it is. When there is no
-    /// room on the disk for that, nothing is done.
+    /// Returns free space of the file to the disk, a bounded step at a time, on the thread that
+    /// writes. Returns whether there is more to do. Reads and writes go on in between. If the disk
+    /// has no room for the work, nothing is done.
     ///
     /// # Errors
     ///
-    /// [`EngineError::Damaged`]; [`EngineError::File`] when it is not known what a crash would find.
+    /// [`EngineError::Damaged`]; [`EngineError::File`] if it is unknown which file a crash would
+    /// leave.
     fn shrink(&self, limits: &ShrinkLimits) -> Result<bool, EngineError> {
         let _ = limits;
         Ok(false)
     }
 
-    /// Gives up what [`shrink`](Engine::shrink) has begun: there is too much else to do.
+    /// Abandons what [`shrink`](Engine::shrink) has begun, because the store is busy.
     fn stop_shrinking(&self) {}
 
-    /// About how much can be written before the engine's file takes more of the disk.
+    /// The approximate number of bytes that can be written before the engine's file takes more of
+    /// the disk.
     fn reusable_bytes(&self) -> u64 {
         0
     }
 }
 
-/// The rows of one moment, however long it is kept and whatever is written meanwhile. It keeps what
-/// it needs of the engine, which may be dropped before it.
+/// A read view: the rows as of one state, whatever is written meanwhile. It keeps what it needs of
+/// the engine, which may be dropped before it.
 pub trait EngineView: Send {
-    /// Visits the rows of a range until the visitor breaks. A range whose ends are the wrong way
-    /// round is empty.
+    /// Visits the rows of a range until the visitor breaks. A range that ends before it begins is
+    /// empty.
     ///
     /// # Errors
     ///

@@ -1,11 +1,14 @@
-//! The few file operations that everything durable needs, as traits small enough to fake: the crash
-//! tests run log, store and data directory on a simulated disk that loses, tears and refuses writes.
+//! The file operations that everything durable needs, as traits that are small enough to fake: the
+//! crash tests run log, store and data directory on a simulated disk that loses, tears and refuses
+//! writes.
 //!
 //! Invariants of the real directory:
 //!
-//! - Every name is looked up below the open directory, never by a path, and a link in the place of a
-//!   file is never followed. Only regular files are opened: a pipe is refused and never waited for.
-//! - Directories have mode 0700 and files 0600, whatever the umask, also when they had another before.
+//! - Every name is looked up below the open directory, never by a path, and a link in the place of
+//!   a file is never followed. Only regular files are opened; a FIFO is refused, and never waited
+//!   for.
+//! - Directories have mode 0700 and files 0600, whatever the umask, and also if they had another
+//!   mode before.
 
 use std::fs::File;
 use std::io;
@@ -22,57 +25,58 @@ const DIRECTORY_MODE: Mode = Mode::RWXU;
 /// Read and write for the owner alone.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const PERMISSION_BITS: u32 = 0o7777;
-/// Where the file system cannot allocate, zeroes are written in pieces of this size.
+/// If the file system cannot allocate, zeroes are written in pieces of this size.
 const ZEROES_BYTES: usize = 64 * 1024;
 
-/// One directory of files.
+/// An open directory, with the operations on the files in it.
 pub trait Directory: Send + Sync {
     /// The names in the directory, in any order.
     fn list(&self) -> io::Result<Vec<String>>;
-    /// Creates a file that must not exist yet, for reading and writing. It is sure to survive a
-    /// power loss only after [`sync`](Directory::sync).
+    /// Creates a file that must not exist yet, for reading and writing. It survives a power loss
+    /// only after [`sync`](Directory::sync).
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Creates a file that can be done without, until [`DiskFile::keep`]: on a disk that is getting full its
-    /// writes fail, where those of other files take from what is kept for the end.
+    /// Creates a file that is expendable until [`DiskFile::keep`] is called: when the disk is
+    /// nearly full its writes fail, where those of other files use the reserve.
     fn create_expendable(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.create(name)
     }
     /// Opens an existing file for reading and writing.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Opens an existing file for reading, and changes nothing of it, since it may be somebody else's.
+    /// Opens an existing file for reading, and does not change its mode: the directory may belong
+    /// to another program.
     fn open_for_reading(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         self.open(name)
     }
-    /// Removes a file.
+    /// Removes a file, which must exist.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Renames a file within the directory; it takes the place of one that has the name already.
+    /// Renames a file within the directory; it replaces one that has the name already.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes created, removed and renamed names durable.
     fn sync(&self) -> io::Result<()>;
-    /// A directory below this one; it is created, durably, when it does not exist.
+    /// Opens a directory below this one; it is created, durably, if it does not exist.
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>>;
-    /// The room on the file system that the directory is on.
+    /// The space on the file system that the directory is on.
     fn space(&self) -> io::Result<Space>;
     /// Whether the directory's path still leads to it, and these names are in it.
     fn is_in_place(&self, names: &[&str]) -> io::Result<bool>;
-    /// Where a file is, or the directory itself when `name` is empty, for error messages.
+    /// The path of a file, or of the directory itself if `name` is empty, for error messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
-/// The room on a file system.
+/// The space on a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// What this process may still write.
+    /// The bytes that this process may still write.
     pub free_bytes: u64,
-    /// The size of it all.
+    /// The size of the file system.
     pub total_bytes: u64,
 }
 
-/// One open file, addressed by position.
+/// An open file, read and written by position.
 pub trait DiskFile: Send + Sync {
-    /// The file's length in bytes.
+    /// The length of the file.
     fn len_bytes(&self) -> io::Result<u64>;
-    /// What the file takes of the disk, which is less than its length when it has holes.
+    /// The bytes that the file takes on the disk, which is less than its length if it has holes.
     fn used_bytes(&self) -> io::Result<u64> {
         self.len_bytes()
     }
@@ -80,19 +84,21 @@ pub trait DiskFile: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`, growing the file as needed.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Cuts the file, or grows it with zeroes.
+    /// Cuts the file, or extends it with zeroes.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
-    /// Takes the room for this many bytes from the file's beginning on; what is new reads as zeroes.
+    /// Allocates disk space for this many bytes from the beginning of the file; new bytes read as
+    /// zeroes.
     fn allocate(&self, len_bytes: u64) -> io::Result<()>;
-    /// From now on the file cannot be done without.
+    /// Makes the file not expendable any more.
     fn keep(&self) {}
-    /// Returns when everything written, and the length, is durable.
+    /// Returns when everything written to the file, and its length, is durable.
     fn sync_data(&self) -> io::Result<()>;
-    /// Locks the file until it is closed; `false` when another opening of it holds the lock.
+    /// Locks the file until it is closed; returns false if another open file description holds the
+    /// lock.
     fn try_lock(&self) -> io::Result<bool>;
 }
 
-/// Removes a file, which may be absent.
+/// Removes a file if it exists.
 pub(crate) fn remove_if_present(directory: &dyn Directory, name: &str) -> io::Result<()> {
     match directory.remove(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -100,29 +106,29 @@ pub(crate) fn remove_if_present(directory: &dyn Directory, name: &str) -> io::Re
     }
 }
 
-/// Makes the names in a directory durable. An empty path is the current directory.
+/// Makes the names in a directory durable. An empty path means the current directory.
 pub(crate) fn sync_path(path: &Path) -> io::Result<()> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     File::open(path)?.sync_all()
 }
 
-/// Creates a directory with its mode and makes its name durable. One that exists is an error.
+/// Creates a directory with mode 0700 and makes its name durable. It is an error if it exists.
 pub(crate) fn create_directory(path: &Path) -> io::Result<()> {
     rustix::fs::mkdir(path, DIRECTORY_MODE)?;
-    // The umask took bits from the mode that was asked for.
+    // The umask has removed bits from the mode requested.
     rustix::fs::chmod(path, DIRECTORY_MODE)?;
     path.parent().map_or(Ok(()), sync_path)
 }
 
-/// A real directory, held open.
+/// A directory of the system, held open.
 pub struct RealDirectory {
     fd: OwnedFd,
     path: PathBuf,
 }
 
 impl RealDirectory {
-    /// Opens the directory at `path`, creating it (durably) when it does not exist. Here alone a link
-    /// is followed: whoever names the path may put it where they like.
+    /// Opens the directory at `path`, creating it (durably) if it does not exist. Only here a link
+    /// is followed: the user who names the path may have placed it there.
     pub fn open(path: &Path) -> io::Result<RealDirectory> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -136,7 +142,7 @@ impl RealDirectory {
         Ok(RealDirectory { fd, path: path.to_path_buf() })
     }
 
-    /// Gives the directory its mode, if it has another.
+    /// Sets the directory's mode to 0700, if it has another.
     pub fn restrict(&self) -> io::Result<()> {
         let mode = Mode::from_raw_mode(rustix::fs::fstat(&self.fd)?.st_mode & PERMISSION_BITS);
         if mode != DIRECTORY_MODE {
@@ -156,7 +162,7 @@ impl RealDirectory {
     }
 }
 
-/// What was opened, if it is a regular file.
+/// Accepts an opened file only if it is a regular file.
 fn regular(opened: Result<OwnedFd, Errno>) -> io::Result<File> {
     let file = match opened {
         Ok(fd) => File::from(fd),
@@ -181,7 +187,8 @@ impl Directory for RealDirectory {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(&self.fd)? {
-            // A name that is not UTF-8 is none of ours; it is shown to who looks for foreign ones.
+            // A name that is not UTF-8 is not one of this program's; it is listed so that foreign
+            // files are found.
             let name = entry?.file_name().to_string_lossy().into_owned();
             if name != "." && name != ".." {
                 names.push(name);
@@ -218,7 +225,7 @@ impl Directory for RealDirectory {
     fn directory(&self, name: &str) -> io::Result<Arc<dyn Directory>> {
         match rustix::fs::mkdirat(&self.fd, name, DIRECTORY_MODE) {
             Ok(()) => {
-                // Ours since a moment ago, in a directory that only its owner may write to.
+                // It was created just now, in a directory that only its owner may write to.
                 rustix::fs::chmodat(&self.fd, name, DIRECTORY_MODE, AtFlags::empty())?;
                 self.sync()?;
             }
@@ -263,7 +270,7 @@ impl Directory for RealDirectory {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        // The directory itself without a slash at its end.
+        // An empty name yields the directory without a slash at its end.
         if name.is_empty() { self.path.clone() } else { self.path.join(name) }
     }
 }
@@ -274,7 +281,7 @@ impl DiskFile for File {
     }
 
     fn used_bytes(&self) -> io::Result<u64> {
-        // In blocks of 512 bytes, whatever the file system's own are.
+        // The system counts in blocks of 512 bytes, whatever the file system's own size is.
         Ok(MetadataExt::blocks(&self.metadata()?).saturating_mul(512))
     }
 

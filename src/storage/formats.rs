@@ -1,7 +1,8 @@
 //! What is on the disk, byte for byte, beside the versions of the formats.
 //!
-//! A directory that another build wrote is told apart by those versions alone. So whoever changes what is stored, a field of
-//! a struct that goes into a row included, finds these tests failing, and raises the version.
+//! A directory that another build wrote is told apart by those versions alone. So whoever changes
+//! what is stored, a field of a struct that goes into a row included, finds these tests failing,
+//! and raises the version.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -19,7 +20,8 @@ use crate::model::{
     ReleaseVersion, RequestId, StateLimits, Timestamp, Upkeep, WriteOp,
 };
 
-/// The limits of one group. Those that a release gives new groups may change, and no format with them.
+/// The limits of one group. Those that a release gives new groups may change, and no format with
+/// them.
 const LIMITS: StateLimits = StateLimits {
     removal_scan_rows_max: 1024,
     range_removals_max: 64,
@@ -147,8 +149,8 @@ pub(super) fn compare(file: &str, listing: &str, version: &str) {
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         listing == expected,
-        "what is stored has changed: raise {version}, if it is still that in {path}, and let that file hold \
-         this:\n{listing}"
+        "what is stored has changed: raise {version}, if it is still that in {path}, and let that \
+         file hold this:\n{listing}"
     );
 }
 

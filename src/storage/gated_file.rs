@@ -1,4 +1,4 @@
-//! A file for tests of what goes on while a write waits.
+//! A file for tests whose writes can be made to wait.
 
 use std::fs::File;
 use std::io;
@@ -6,10 +6,10 @@ use std::sync::{Condvar, Mutex};
 
 use super::files::DiskFile;
 
-/// A file of which nothing is written while its gate is shut, as on a disk without room.
+/// A file whose writes wait while its gate is closed, as on a disk without room.
 pub(super) struct GatedFile {
     inner: File,
-    /// Whether the gate is shut, and how many wait before it.
+    /// Whether the gate is closed, and the number of writes that wait.
     gate: Mutex<(bool, usize)>,
     changed: Condvar,
 }

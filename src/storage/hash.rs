@@ -1,27 +1,28 @@
 //! A hash of the whole replicated state, kept up to date row by row.
 //!
-//! The sum, modulo 2⁶⁴, of a hash of each row: independent of order, so that a change costs one
-//! addition or subtraction, and equal on two replicas exactly when (up to chance) their rows are.
-//! It finds replicas that went apart; it is no defence against rows chosen to collide.
+//! It is the sum, modulo 2⁶⁴, of a hash of each row. The sum does not depend on order, so a change
+//! costs one addition or subtraction, and it is equal on two replicas if and only if (up to chance)
+//! their rows are. It detects replicas that have diverged; it is no defence against rows that were
+//! chosen to collide.
 
-/// The sum over all rows.
+/// The sum of the hashes of all rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StateHash(pub u64);
 
 impl StateHash {
-    /// Takes a row in.
+    /// Adds the hash of a row.
     pub fn add(&mut self, row: u64) {
         self.0 = self.0.wrapping_add(row);
     }
 
-    /// Takes a row out.
+    /// Subtracts the hash of a row.
     pub fn subtract(&mut self, row: u64) {
         self.0 = self.0.wrapping_sub(row);
     }
 }
 
-/// The hash of one row. `parts` are hashed as one string: the caller sees to it that different
-/// rows of a kind give different strings.
+/// The hash of one row. `parts` are hashed as one string: the caller guarantees that different rows
+/// of a kind yield different strings.
 pub(super) fn row_hash(kind: &[u8], parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[kind.len() as u8]).update(kind);
@@ -32,8 +33,8 @@ pub(super) fn row_hash(kind: &[u8], parts: &[&[u8]]) -> u64 {
     hash.as_bytes().iter().take(8).fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
-/// The hash of a row of few numbers, for those that change with every write: the finaliser of
-/// SplitMix64 (Steele, Lea, Flood 2014), word after word. `kind` keeps the kinds of rows apart.
+/// The hash of a row of a few numbers, for rows that change with every write: the finalizer of
+/// SplitMix64 (Steele, Lea, Flood 2014), word by word. `kind` distinguishes the kinds of rows.
 pub(super) fn words_hash(kind: u64, words: &[u64]) -> u64 {
     words.iter().fold(mix(kind), |hash, word| mix(hash ^ word))
 }

@@ -17,8 +17,8 @@
 //! newest first := the same, inverted
 //! ```
 //!
-//! What removals, ranges and queued rows are about is in `storage::removals`, and what unswept ones are about in
-//! `storage::upkeep`.
+//! What removals, ranges and queued rows are about is in `storage::removals`, and what unswept ones
+//! are about in `storage::upkeep`.
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.

@@ -1,5 +1,4 @@
-//! An engine in memory: for tests and simulations, with a model of what a crash does to one on a
-//! disk.
+//! An engine in memory, for tests and simulations, with the effect that a crash has on one on disk.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -18,11 +17,11 @@ type Rows = Arc<BTreeMap<Bytes, Bytes>>;
 /// copies: simple and consistent, for small states.
 #[derive(Default)]
 pub struct MemoryEngine {
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryState {
     visible: Rows,
     durable: Rows,
 }
@@ -33,15 +32,15 @@ impl MemoryEngine {
         MemoryEngine::default()
     }
 
-    /// Does what a power loss does: everything since the last durable batch is gone.
+    /// Has the effect of a power loss: everything since the last durable batch is lost.
     pub fn crash(&self) {
         let mut state = self.state();
         state.visible = state.durable.clone();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change to the state is a single assignment or is redone by the next batch; nothing
-        // under the lock runs foreign code that could panic half-way.
+    fn state(&self) -> MutexGuard<'_, MemoryState> {
+        // No method leaves the state inconsistent where it can panic, so a poisoned lock is
+        // ignored.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

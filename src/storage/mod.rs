@@ -1,26 +1,28 @@
-//! Everything durable: the Raft log, the versions, the guard of the data directory.
+//! Everything durable: the Raft log, the store of versions, and the guard of the data directory.
 //!
-//! Two files of truth and one rule between them. The *log* ([`log::DiskLog`]) is synced once a
+//! Two durable structures and one rule between them. The *log* ([`log::DiskLog`]) is synced once a
 //! batch, before anything is acknowledged. The *store* ([`apply::StateMachine`] over an
-//! [`engine::Engine`]) is what the log says up to the applied index; its batches are lazy, and a
-//! crash takes it back to its last checkpoint, never further, versions and sessions and applied
-//! index together. The rule: the log is kept from the last checkpoint on, so at start the rest is
-//! applied again ([`open`]).
+//! [`engine::Engine`]) is the result of applying the log up to the applied index. Its batches are
+//! not synced one by one: a crash takes it back to its last checkpoint, with versions, sessions and
+//! applied index together. Rule: the log is kept from the last checkpoint on, so at start the
+//! entries after it are applied again ([`open`]).
 //!
 //! Invariants:
 //!
-//! - What was acknowledged is in the log; what is in the store is in the log or before its start.
-//! - A failed write or sync is final: nothing is written after it, nothing is retried.
-//! - Damage is found by checksums, named, and refused; only a torn tail, which nobody was
-//!   promised, is cut off. Where there are other servers, what is damaged is set aside: without its
-//!   store a server starts as one that waits for a snapshot, without its log as a blank one.
-//! - `redb` is named in [`disk`] and in the file below it, `checked_file`, and nowhere else.
+//! - Everything that was acknowledged is in the log. Everything in the store is in the log or was
+//!   before the log's first entry.
+//! - A failed write or sync is final: nothing is written after it, and it is not retried.
+//! - Damage is found by checksums, named, and refused. Only a torn tail of the log, which was never
+//!   acknowledged, is cut off. Where there are other servers, damaged data is set aside: without
+//!   its store a server waits for a snapshot, without its log it starts as a blank one.
+//! - `redb` is used in [`disk`] and in the file below it, `checked_file`, and nowhere else.
 //!
-//! A server that is too far behind for the other servers' logs takes in a [`snapshot`], which replaces
-//! log and store together; [`open`] finishes or undoes that when a crash cuts it short.
+//! A server that the other servers' logs do not reach back to receives a [`snapshot`], which
+//! replaces log and store together; [`open`] completes or undoes an installation that a crash
+//! interrupted.
 //!
-//! What it leaves out: choosing when to write, sync, checkpoint and compact (the drivers do), and carrying
-//! snapshots between servers.
+//! What it leaves out: when to write, sync, checkpoint and compact (the drivers decide), and the
+//! transport of snapshots between servers.
 
 pub mod apply;
 mod changes;
@@ -65,16 +67,16 @@ use snapshot::{DiskStaging, StagingArea};
 /// Why a server's storage could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
-    /// The log.
+    /// The log could not be opened or read.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The store.
+    /// The store could not be opened or read.
     #[error(transparent)]
     State(#[from] ApplyError),
-    /// What is damaged could not be set aside.
+    /// The damaged data could not be set aside.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
-    /// The store is ahead of the log: entries that were acknowledged are gone.
+    /// The store is ahead of the log: acknowledged entries are lost.
     #[error("the log ends at entry {last} and the store has applied {applied}: the log was lost")]
     LogLost {
         /// The log's last index.
@@ -82,7 +84,7 @@ pub enum StorageError {
         /// The store's applied index.
         applied: LogIndex,
     },
-    /// The store is behind the log's first entry: it was lost.
+    /// The store does not reach up to the log's first entry: it was lost.
     #[error(
         "the log starts at entry {first} and the store has applied {applied}: the store was lost"
     )]
@@ -92,7 +94,7 @@ pub enum StorageError {
         /// The store's applied index.
         applied: LogIndex,
     },
-    /// Log and store are blank in the directory of a server that had both.
+    /// Log and store are blank in the data directory of a server that had both.
     #[error("{} holds neither the log nor the store that this server had: both were lost", path.display())]
     AllLost {
         /// The data directory.
@@ -114,35 +116,38 @@ impl StorageError {
     }
 }
 
-/// Whether what is lost can come from elsewhere.
+/// Whether lost data can be restored from other servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Redundancy {
-    /// This server is the whole group: what is damaged is refused, and left as it is.
+    /// This server is the whole group: damaged data is refused, and left as it is.
     Alone,
     /// Other servers hold the same data and can rebuild this one.
     Replicated,
 }
 
-/// A server's storage, open.
+/// The open storage of a server.
 pub struct Storage {
-    /// The log's writer, for the log thread; [`DiskLog::reader`] gives readers.
+    /// The writer of the log, for the log's thread; [`DiskLog::reader`] returns readers.
     pub log: DiskLog,
-    /// The state machine, for the apply thread; [`StateMachine::store`] gives readers.
+    /// The state machine, for the applier's thread; [`StateMachine::store`] returns readers.
     pub machine: StateMachine,
-    /// What the core starts from.
+    /// The durable state that the core starts from.
     pub recovered: Recovered,
 }
 
-/// Opens the log and the store of a data directory and brings them together. A staged snapshot takes
-/// the store's place when the log starts after what the store holds, and is removed otherwise.
+/// Opens the log and the store of a data directory, and checks that they fit together. A staged
+/// snapshot replaces the store if the log starts after the store's applied index, and is removed
+/// otherwise.
 ///
-/// In a group of more than one, a damaged store is set aside, and the log stays: [`Recovered::store_lost`]
-/// unless the log reaches back to the beginning. When the log is damaged, or shorter than what was
-/// applied, everything is set aside and the server begins anew, blank.
+/// In a group of more than one, a damaged store is set aside and the log stays
+/// ([`Recovered::store_lost`], unless the log reaches back to the beginning). If the log is
+/// damaged, or ends before the applied index, log and store are set aside and the server starts as
+/// a blank one.
 ///
 /// # Errors
 ///
-/// Each part's own, and a [`StorageError`] when log and store do not meet.
+/// The errors of log, store and data directory, and those of log and store that do not fit
+/// together.
 pub fn open(
     data_dir: &mut DataDir,
     options: LogOptions,
@@ -150,8 +155,8 @@ pub fn open(
 ) -> Result<Storage, StorageError> {
     if let Some(untrusted) = data_dir.untrusted() {
         ::log::error!(
-            "{} when this server ended, and not yet set aside: that is done now, and the other servers bring this \
-             one up to date",
+            "{} when this server ended, and not yet set aside: that is done now, and the other \
+             servers bring this one up to date",
             match untrusted {
                 Untrusted::Store => "the store was refuted or found damaged",
                 Untrusted::Everything => "log and store were refuted or found damaged",
@@ -159,9 +164,9 @@ pub fn open(
         );
         data_dir.set_aside(untrusted)?;
     }
-    // Whichever is found first, each can be set aside once.
+    // The store and the log can each be set aside once, whichever is found damaged first.
     for _ in 0..2 {
-        match open_what_is_there(data_dir, options.clone(), redundancy) {
+        match open_once(data_dir, options.clone(), redundancy) {
             Err(error) if redundancy == Redundancy::Alone => return Err(error),
             Err(error) if error.is_damaged_store() => {
                 ::log::error!(
@@ -171,18 +176,18 @@ pub fn open(
             }
             Err(error) if error.is_lost_or_damaged_log() => {
                 ::log::error!(
-                    "{error}; log and store are set aside, and this server starts as a blank one, which the \
-                     others bring up to date"
+                    "{error}; log and store are set aside, and this server starts as a blank one, \
+                     which the others bring up to date"
                 );
                 data_dir.begin_anew()?;
             }
             other => return other,
         }
     }
-    open_what_is_there(data_dir, options, redundancy)
+    open_once(data_dir, options, redundancy)
 }
 
-fn open_what_is_there(
+fn open_once(
     data_dir: &mut DataDir,
     options: LogOptions,
     redundancy: Redundancy,
@@ -194,7 +199,7 @@ fn open_what_is_there(
     let (log, found) = DiskLog::open_on(log_dir, options)?;
     let staging = data_dir.staging();
     let engine = staging.open_store().map_err(ApplyError::from)?;
-    let engine = settle_snapshot(&staging, engine, &found)?;
+    let engine = finish_installation(&staging, engine, &found)?;
     let mut storage = assemble(log, found, engine, redundancy)?;
     let Recovered { store_lost, hard_state, data_lost, .. } = &mut storage.recovered;
     *data_lost = data_dir.was_admitted() && !hard_state.admitted;
@@ -207,9 +212,9 @@ fn open_what_is_there(
     Ok(storage)
 }
 
-/// The log tells how far the installation of a snapshot had come: it was reset for one exactly when it
-/// starts after what the store holds.
-fn settle_snapshot(
+/// Completes or undoes the installation of a snapshot. The log shows how far it had come: it was
+/// reset for the snapshot if and only if it starts after the store's applied index.
+fn finish_installation(
     staging: &DiskStaging,
     store: DiskEngine,
     found: &RecoveredLog,
@@ -228,7 +233,7 @@ fn settle_snapshot(
     Ok(Arc::new(store))
 }
 
-/// The staged snapshot and its index. One that is damaged is as good as none, whenever that shows.
+/// The staged snapshot and its index; `None` also if it is found damaged, at whichever step.
 fn open_staged(staging: &DiskStaging) -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
     let open = || -> Result<Option<(DiskEngine, LogIndex)>, ApplyError> {
         let Some(staged) = staging.open_staged()? else { return Ok(None) };
@@ -244,7 +249,7 @@ fn open_staged(staging: &DiskStaging) -> Result<Option<(DiskEngine, LogIndex)>, 
     }
 }
 
-/// Brings an open log and an engine together: checks that they meet, and reads the entries that
+/// Combines an open log and an engine: checks that they fit together, and reads the entries that
 /// the store has not applied.
 ///
 /// # Errors
@@ -267,13 +272,13 @@ pub fn assemble(
             let (first, applied) = (found.first_index, applied.index);
             return Err(StorageError::StoreLost { first, applied });
         }
-        // The entries up to here are in the snapshot to come.
+        // The snapshot to come contains the entries up to here.
         let index = found.hard_state.commit.clamp(found.first_index - 1, found.last_index);
         applied = AppliedPoint { index, ..AppliedPoint::default() };
     }
     let entries = read_after(&log, applied.index, found.last_index)?;
     let mut hard_state = found.hard_state;
-    // The commit index is written lazily; what was applied was committed.
+    // The commit index is written with a delay; applied entries were committed.
     hard_state.commit = hard_state.commit.max(applied.index);
     let recovered = Recovered {
         hard_state,
@@ -285,13 +290,13 @@ pub fn assemble(
         applied,
         upkeep: machine.upkeep(),
         store_lost,
-        // The data directory knows.
+        // Filled in by the caller, from the data directory.
         data_lost: false,
     };
     Ok(Storage { log, machine, recovered })
 }
 
-/// The entries after `applied`, all in memory: checkpoints keep them few.
+/// Reads the entries after `applied` into memory: checkpoints keep them few.
 fn read_after(log: &DiskLog, applied: LogIndex, last: LogIndex) -> Result<Vec<LogEntry>, LogError> {
     let reader = log.reader();
     let mut entries = Vec::new();
@@ -397,7 +402,8 @@ mod tests {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// A server with nine entries of which the store has applied seven; the log begins with `first`.
+    /// A server with nine entries of which the store has applied seven; the log begins with
+    /// `first`.
     fn storage_from(dir: &TempDir, first: LogIndex) {
         let entries: Vec<LogEntry> = (1..=9).map(put).collect();
         let hard_state = HardState { term: 1, vote: 1, commit: 8, admitted: true };
@@ -467,7 +473,8 @@ mod tests {
         );
     }
 
-    /// It opens, and only what is read in it shows that it is damaged; and so it was at every start.
+    /// It opens, and only what is read in it shows that it is damaged; and so it was at every
+    /// start.
     #[test]
     fn a_staged_snapshot_that_cannot_be_read_is_as_good_as_none() {
         let dir = TempDir::new().unwrap();

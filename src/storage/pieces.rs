@@ -1,25 +1,25 @@
-//! How long values are cut up.
+//! Cuts long values into pieces that fill the engine's pages.
 //!
-//! The engine gives a row that does not fit a page one of its own, whose size is a power of two: a value of
-//! 66,000 bytes takes 131,072. And of rows that fill more than half of a page each takes a whole one. So a
-//! long value is cut into pieces that fill large pages, then pages, and what is left into small pieces, of
-//! which some fit one page.
+//! redb gives a row that does not fit into a page a page of its own, whose size is a power of two:
+//! a value of 66,000 bytes takes 131,072. A row that fills more than half of a page takes a whole
+//! one. So a long value is cut into pieces that fill large pages, then pages, and the rest into
+//! small pieces, of which several fit into one page.
 
-/// The engine's pages, and the large ones that are used here.
+/// Bytes of the engine's pages.
 const PAGE_BYTES: usize = 4096;
 const LARGE_PAGE_BYTES: usize = 64 * 1024;
-/// What the engine adds to a row that has a page for itself is less than this.
+/// Upper bound of the bytes that the engine adds to a row in a page of its own.
 const PAGE_OVERHEAD_BYTES: usize = 48;
-/// Bytes of a piece, by size.
+/// Bytes of a full piece, by its size class.
 const PIECE_BYTES: [usize; SIZES] =
     [LARGE_PAGE_BYTES - PAGE_OVERHEAD_BYTES, PAGE_BYTES - PAGE_OVERHEAD_BYTES, SMALL_BYTES];
-/// Four of them fit a page, with what the engine adds.
+/// Four small pieces fit into a page, with the bytes that the engine adds.
 const SMALL_BYTES: usize = 1000;
-/// A row up to this length, with its key, is left whole: four of them fit a page. Of longer ones, three would take
-/// a third more than they hold.
+/// A row up to this length, with its key, is not cut: four of them fit into a page. Of longer rows
+/// three fit, which would take a third more than their bytes.
 const ROW_BYTES_MAX: usize = 990;
 
-/// How many sizes pieces have.
+/// The number of size classes of pieces.
 pub(super) const SIZES: usize = 3;
 
 const SHORT: u8 = 0;
@@ -29,33 +29,33 @@ const NUMBER_BITS: u32 = 16;
 /// A row's value as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stored<'a> {
-    /// Itself.
+    /// The value itself.
     Short(&'a [u8]),
-    /// In pieces.
+    /// A reference to the value's pieces.
     Long {
-        /// The number that its pieces are under.
+        /// The number under which its pieces are stored.
         id: u64,
-        /// Its length.
+        /// The length of the value.
         len: usize,
     },
 }
 
-/// A piece of a value.
+/// The position of one piece in its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
-    /// Which of the sizes it has.
+    /// The index of its size class.
     pub size: usize,
-    /// From 0.
+    /// The place among the value's pieces, from 0.
     pub number: u64,
-    /// Where it begins in the value.
+    /// The position in the value at which it begins.
     pub start: usize,
-    /// And ends.
+    /// The position in the value at which it ends.
     pub end: usize,
 }
 
-/// Whether a value is cut up.
+/// Whether a value is stored in pieces.
 pub(super) fn is_long(key_bytes: usize, value_bytes: usize) -> bool {
-    // A long key fills its row anyway; a piece is to be worth one.
+    // With a long key, the row stays long anyway, so a short value is not worth a piece.
     key_bytes + value_bytes > ROW_BYTES_MAX && value_bytes > ROW_BYTES_MAX / 2
 }
 
@@ -67,7 +67,7 @@ pub(super) fn layout(len: usize) -> impl Iterator<Item = Piece> {
         let whole = PIECE_BYTES[..SIZES - 1].iter().position(|bytes| left >= *bytes);
         let (size, bytes) = match whole {
             Some(size) => (size, PIECE_BYTES[size]),
-            // Small pieces of one length leave less of a page empty than a full one and a rest.
+            // Small pieces of equal length waste less of a page than full ones and a short rest.
             None => (SIZES - 1, left.div_ceil(left.div_ceil(SMALL_BYTES).max(1))),
         };
         let piece = Piece { size, number, start, end: start + bytes };
@@ -76,24 +76,24 @@ pub(super) fn layout(len: usize) -> impl Iterator<Item = Piece> {
     })
 }
 
-/// The key of a piece.
+/// The key of a piece in its table.
 pub(super) fn key(id: u64, number: u64) -> u64 {
     id << NUMBER_BITS | number
 }
 
-/// The value that a piece belongs to.
+/// The number of the value that a piece belongs to.
 pub(super) fn id_of(key: u64) -> u64 {
     key >> NUMBER_BITS
 }
 
-/// Writes to `stored` what is stored for a value that is left whole.
+/// Writes the contents of the row of a value that is not cut to `stored`.
 pub(super) fn encode_short(value: &[u8], stored: &mut Vec<u8>) {
     stored.clear();
     stored.push(SHORT);
     stored.extend_from_slice(value);
 }
 
-/// What is stored for a value in pieces.
+/// The contents of the row of a value in pieces.
 pub(super) fn encode_long(id: u64, len: usize) -> Vec<u8> {
     let mut stored = vec![LONG];
     stored.extend_from_slice(&id.to_be_bytes());
@@ -102,7 +102,7 @@ pub(super) fn encode_long(id: u64, len: usize) -> Vec<u8> {
 }
 
 impl<'a> Stored<'a> {
-    /// `None` for what was never stored so.
+    /// `None` if the contents are not of this encoding.
     pub fn decode(stored: &'a [u8]) -> Option<Stored<'a>> {
         match stored.split_first()? {
             (&SHORT, value) => Some(Stored::Short(value)),
@@ -116,7 +116,7 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// The number of its pieces, if it has any, and its length.
+    /// The number under which its pieces are stored, if it has any, and its length.
     pub fn kept(self) -> (Option<u64>, usize) {
         match self {
             Stored::Short(value) => (None, value.len()),

@@ -120,8 +120,8 @@ impl Store {
         }
     }
 
-    /// Reads rows from `from` on, about `bytes_max` of them, so that every page they lie in is checked;
-    /// where to go on.
+    /// Reads rows from `from` on, about `bytes_max` of them, so that every page they lie in is
+    /// checked; where to go on.
     ///
     /// # Errors
     ///
@@ -150,8 +150,8 @@ impl Store {
         Ok(self.shared.engine().scrub(from, blocks)?.next_block)
     }
 
-    /// Rows of the store, each version of each key among them: an upper bound of the number of keys, known without
-    /// looking for them.
+    /// Rows of the store, each version of each key among them: an upper bound of the number of
+    /// keys, known without looking for them.
     pub fn rows(&self) -> u64 {
         self.shared.engine().rows()
     }
@@ -166,7 +166,8 @@ impl Store {
         self.shared.applying_timestamp()
     }
 
-    /// How many rows the state machine has dealt with since the process began: it rises while a long entry is applied.
+    /// How many rows the state machine has dealt with since the process began: it rises while a
+    /// long entry is applied.
     pub fn steps(&self) -> u64 {
         self.shared.steps()
     }

@@ -1,13 +1,14 @@
-//! Room on the disk, and what is kept of it for the end.
+//! Keeps a reserve of disk space, so that a full disk does not stop a server.
 //!
-//! A server that has no room left could not even log the removal that makes some. So a data directory holds
-//! a *reserve*: a file of allocated bytes that stand for nothing. A write that finds the disk full takes
-//! some of them back and is tried again. Well before, the server refuses what would add to the store, and
-//! warns ([`DiskSpace`]). What is left without a reserve waits for room rather than fail: a failed write
-//! would end the server, and it would not start again before there is room.
+//! A server without any room could not even log the removal that makes some. So a data directory
+//! contains a *reserve*: a file of allocated bytes without content. Rule: a write that finds the
+//! disk full frees a part of the reserve and is repeated. Long before, the server refuses writes
+//! that add to the store, and warns ([`DiskSpace`]). If the reserve is used up a write waits for
+//! room and does not fail: a failed write would end the server, which would not start again without
+//! room either.
 //!
-//! Only writes are tried again, which put the same bytes in the same place. A sync is not: what a failed
-//! one leaves on the disk is unknown, whatever the reason.
+//! Only writes are repeated, because they put the same bytes in the same place. A sync is not
+//! repeated: after a failed one it is unknown what is on the disk, whatever the reason.
 
 use std::io;
 use std::path::PathBuf;
@@ -20,38 +21,38 @@ use crate::limits;
 use crate::model::DiskSpace;
 
 const RESERVE: &str = "RESERVE";
-/// A write gets back this part of the reserve at a time.
+/// The number of parts in which the reserve is freed.
 const PIECES: u64 = 16;
-/// How often a write without a reserve is tried again.
+/// The interval at which a write is repeated when the reserve is used up.
 const WAIT: Duration = Duration::from_millis(100);
 
 /// The reserve of a data directory.
 pub struct DiskReserve {
-    /// The data directory, and the log's, which may be on another file system.
+    /// The data directory and the log's directory, which may be on another file system.
     directories: [Arc<dyn Directory>; 2],
     file: Arc<dyn DiskFile>,
-    /// The reserve when it is whole; also the free room below which the disk counts as full.
+    /// The size of the complete reserve; also the free space below which the disk counts as full.
     whole_bytes: u64,
-    /// What the store can take in without taking more of the disk.
+    /// The bytes that the store can add without taking more of the disk.
     reusable_bytes: AtomicU64,
-    state: Mutex<State>,
-    /// For writes that wait: the server stops.
+    state: Mutex<ReserveState>,
+    /// Notified for writes that wait: the server stops.
     closing: Condvar,
     closed: AtomicBool,
 }
 
-struct State {
-    /// Allocated now.
+struct ReserveState {
+    /// The bytes of the reserve that are allocated now.
     held_bytes: u64,
     space: DiskSpace,
-    /// That a write waits has been logged.
-    told: bool,
-    /// The file system holds no reserve, for a reason other than its room.
+    /// It has been logged that a write waits.
+    wait_logged: bool,
+    /// The file system cannot allocate a reserve, for another reason than lack of room.
     refused: bool,
 }
 
 impl DiskReserve {
-    /// Finds the reserve of a directory, or creates it. A disk without room for one is no error.
+    /// Opens the reserve of a directory, or creates it. Lack of room for it is no error.
     ///
     /// # Errors
     ///
@@ -73,7 +74,12 @@ impl DiskReserve {
             file.set_len(whole_bytes)?;
             held_bytes = whole_bytes;
         }
-        let state = State { held_bytes, space: DiskSpace::Ample, told: false, refused: false };
+        let state = ReserveState {
+            held_bytes,
+            space: DiskSpace::Ample,
+            wait_logged: false,
+            refused: false,
+        };
         let reserve = DiskReserve {
             directories: [directory, log],
             file,
@@ -83,28 +89,29 @@ impl DiskReserve {
             closing: Condvar::new(),
             closed: AtomicBool::new(false),
         };
-        reserve.look()?;
+        reserve.check()?;
         Ok(reserve)
     }
 
-    /// How much room there was when it was last looked at.
+    /// The room on the disk as of the last check.
     pub fn space(&self) -> DiskSpace {
         self.state().space
     }
 
-    /// Looks at the disk, and makes the reserve whole again if there is room for it.
+    /// Checks the room on the disk, and refills the reserve if there is room for it.
     ///
     /// # Errors
     ///
     /// What the operating system says of the reserve's file or of the disk.
-    pub fn look(&self) -> io::Result<DiskSpace> {
+    pub fn check(&self) -> io::Result<DiskSpace> {
         let mut free_bytes = u64::MAX;
         for directory in &self.directories {
             free_bytes = free_bytes.min(directory.space()?.free_bytes);
         }
         let mut state = self.state();
         let missing_bytes = self.whole_bytes - state.held_bytes;
-        // The reserve comes before free room. A little is left free, so that not every write takes from it.
+        // The reserve is refilled first. Some space is left free, so that not every write uses the
+        // reserve.
         let spare_bytes = free_bytes.saturating_sub(self.whole_bytes / 4).min(missing_bytes);
         if spare_bytes > 0 && !state.refused {
             match self.file.allocate(state.held_bytes + spare_bytes) {
@@ -121,21 +128,22 @@ impl DiskReserve {
         }
         let mut held_bytes = state.held_bytes;
         if state.refused {
-            // What is free stands for it.
+            // Free space counts as the reserve.
             held_bytes += free_bytes.min(self.whole_bytes - held_bytes);
             free_bytes -= held_bytes - state.held_bytes;
         }
         state.space = self.judge(held_bytes, free_bytes, state.space);
-        state.told &= state.space == DiskSpace::Exhausted;
+        state.wait_logged &= state.space == DiskSpace::Exhausted;
         Ok(state.space)
     }
 
     fn judge(&self, held_bytes: u64, free_bytes: u64, before: DiskSpace) -> DiskSpace {
         let whole_bytes = self.whole_bytes;
-        // Once full it stays so until there is somewhat more, lest every write change it.
+        // Hysteresis: a full disk counts as full until there is somewhat more room, so that single
+        // writes do not change it.
         let margin_bytes = if before >= DiskSpace::Full { whole_bytes / 4 } else { 0 };
         let reusable_bytes = self.reusable_bytes.load(Ordering::Relaxed);
-        // Beside the reserve, also where that is not whole.
+        // The room beside the reserve, also if that is not complete.
         let room_bytes =
             (held_bytes + free_bytes).saturating_add(reusable_bytes).saturating_sub(whole_bytes);
         if held_bytes <= whole_bytes / 2 {
@@ -149,8 +157,8 @@ impl DiskReserve {
         }
     }
 
-    /// What the store can take in without taking more of the disk. It may be an estimate: what it is wrong by comes
-    /// out of the reserve, which is then too small to take writes.
+    /// Sets the bytes that the store can add without taking more of the disk. It may be an
+    /// estimate: an error is taken from the reserve.
     pub fn set_reusable(&self, bytes: u64) {
         self.reusable_bytes.store(bytes, Ordering::Relaxed);
     }
@@ -159,7 +167,7 @@ impl DiskReserve {
         held_bytes >= self.whole_bytes / 4 * 3
     }
 
-    /// After a write that found the disk full: `Ok` when it is to be tried again.
+    /// Makes room after a write that found the disk full. `Ok`: the write is to be repeated.
     fn make_room(&self, full: io::Error, path: &dyn Fn() -> PathBuf) -> io::Result<()> {
         let mut state = self.state();
         state.space = state.space.max(DiskSpace::Full);
@@ -174,14 +182,14 @@ impl DiskReserve {
         if self.closed.load(Ordering::Acquire) {
             return Err(full);
         }
-        if !std::mem::replace(&mut state.told, true) {
+        if !std::mem::replace(&mut state.wait_logged, true) {
             log::error!("cannot write {}: {full}; waiting until there is room", path().display());
         }
         drop(self.closing.wait_timeout(state, WAIT));
         Ok(())
     }
 
-    /// Fails when what can be done without is to be written although the reserve is needed.
+    /// Fails if an expendable file is to be written while the room is needed for the reserve.
     fn check_enough(&self) -> io::Result<()> {
         let state = self.state();
         match state.refused || self.is_enough(state.held_bytes) {
@@ -190,19 +198,20 @@ impl DiskReserve {
         }
     }
 
-    /// Writes that wait for room, and those to come, fail.
+    /// Makes writes that wait for room fail, and those to come.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.closing.notify_all();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Each step leaves it whole.
+    fn state(&self) -> MutexGuard<'_, ReserveState> {
+        // No method leaves the state inconsistent where it can panic, so a poisoned lock is
+        // ignored.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A directory whose writes take from the reserve when the disk is full.
+/// A directory whose writes use the reserve when the disk is full.
 pub(super) struct ReservedDirectory {
     pub(super) inner: Arc<dyn Directory>,
     pub(super) reserve: Arc<DiskReserve>,
@@ -212,7 +221,7 @@ struct ReservedFile {
     inner: Arc<dyn DiskFile>,
     reserve: Arc<DiskReserve>,
     path: PathBuf,
-    /// It can be done without: its writes fail on a full disk, and leave the reserve alone.
+    /// The file is expendable: its writes fail on a full disk, and do not use the reserve.
     expendable: AtomicBool,
 }
 

@@ -1,5 +1,5 @@
-//! Rows as one operation sees them: those of a view, or those of a view with a batch on top that is
-//! being built.
+//! The rows that an operation sees: those of a read view, or those of a view with the changes of an
+//! unwritten batch.
 
 use std::ops::ControlFlow;
 
@@ -8,10 +8,10 @@ use bytes::Bytes;
 use super::engine::{Direction, EngineError, EngineView, Visitor, WriteBatch};
 use super::keys::RowRange;
 
-/// Something that can be scanned.
+/// Rows that can be scanned in key order.
 pub(super) trait Rows {
-    /// Visits the rows of a range until the visitor breaks. A range whose ends are the wrong way round
-    /// is empty.
+    /// Visits the rows of a range until the visitor breaks. A range that ends before it begins is
+    /// empty.
     fn scan(
         &self,
         range: &RowRange,
@@ -35,7 +35,7 @@ pub(super) trait Rows {
     }
 }
 
-/// A view as it is.
+/// The rows of a view.
 pub(super) struct ViewRows<'a>(pub &'a dyn EngineView);
 
 impl Rows for ViewRows<'_> {
@@ -49,7 +49,7 @@ impl Rows for ViewRows<'_> {
     }
 }
 
-/// A view with the changes of a batch.
+/// The rows of a view with the changes of a batch.
 pub(super) struct Overlay<'a> {
     pub view: &'a dyn EngineView,
     pub batch: &'a WriteBatch,
@@ -74,7 +74,7 @@ impl Rows for Overlay<'_> {
         };
         let mut over = false;
         self.view.scan(range, direction, &mut |row, value| {
-            // What the batch has before this row, or instead of it.
+            // The batch's rows before this one, or instead of it, are visited first.
             while let Some((key, new)) = changed.next_if(|(key, _)| comes_first(key, row)) {
                 let replaces = key[..] == *row;
                 let flow = new.map_or(ControlFlow::Continue(()), |new| visit(key, new));

@@ -1,37 +1,39 @@
-//! What was found to be damaged, or wrong, and is kept until its server has been rebuilt.
+//! Keeps damaged or refuted data aside until its server has been rebuilt.
 //!
-//! Nothing that is set aside takes the place of what was set aside before: a failing disk may damage the
-//! blank store that followed a real one, and a crash may make a rebuilding begin again. The older one is
-//! then the last good copy.
+//! Data that is set aside never replaces data that was set aside before: a failing disk may damage
+//! the blank store that followed a real one, and a crash may make a rebuild start again. The older
+//! data is then the last good copy.
 
 use std::io;
 
 use super::files::{self, Directory};
 
-/// Stores are called this, the second one `store.damaged.2`, and so on.
+/// The name of a store that is set aside; the second one is `store.damaged.2`, and so on.
 const STORES: &str = "store.damaged";
-/// Logs are called this, the second one `log.damaged.2`, and so on.
+/// The name of a log that is set aside; the second one is `log.damaged.2`, and so on.
 const LOGS: &str = "log.damaged";
-/// How many stores, and how many logs, may be set aside. A disk that damages each new one in turn must not fill
-/// up with them. A rebuilding that a crash cuts short sets one more aside, so it can be cut short some times.
+/// The number of stores, and of logs, that may be set aside. A disk that damages each new one must
+/// not fill up with them. A rebuild that a crash interrupts sets one more aside, so some
+/// interruptions are allowed.
 pub(super) const SET_ASIDE_MAX: usize = 8;
 
-/// Renames the store called `name` to the first name that is free, durably. `false`: none is. Nothing may
-/// have the file open.
+/// Renames the store called `name` to the first free name, durably. Returns false if none is free.
+/// The file must not be open.
 pub(super) fn set_store_aside(directory: &dyn Directory, name: &str) -> io::Result<bool> {
     let taken = directory.list()?;
     set_aside(directory, name, STORES, &taken)
 }
 
-/// Renames the log's directory called `name` to the first name that is free, durably. `false`: none is.
-/// Nothing in it may be open.
+/// Renames the log's directory called `name` to the first free name, durably. Returns false if none
+/// is free. No file in it may be open.
 pub(super) fn set_log_aside(directory: &dyn Directory, name: &str) -> io::Result<bool> {
     let taken = logs(directory)?;
     set_aside(directory, name, LOGS, &taken)
 }
 
-/// A store has been rebuilt in its place, from the other servers: removes those that were set aside. Not so when
-/// a log was, too: they are all that is left of this server, which may not be admitted yet.
+/// Removes the stores that were set aside, because a store has been rebuilt from the other servers.
+/// Keeps them if a log was set aside, too: they are the last data of this server, which may not be
+/// an eligible voter yet.
 pub(super) fn store_rebuilt(directory: &dyn Directory) -> io::Result<()> {
     match logs(directory)?.is_empty() {
         true => remove_stores(directory),
@@ -39,11 +41,11 @@ pub(super) fn store_rebuilt(directory: &dyn Directory) -> io::Result<()> {
     }
 }
 
-/// The server needs nothing of what was set aside: removes it.
+/// Removes everything that was set aside, because the server does not need it any more.
 pub(super) fn remove_all(directory: &dyn Directory) -> io::Result<()> {
     remove_stores(directory)?;
     for log in logs(directory)? {
-        // The directory itself stays: a rename takes its place.
+        // The directory itself stays: a later rename replaces it.
         let log = directory.directory(&log)?;
         for name in log.list()? {
             files::remove_if_present(&*log, &name)?;
@@ -61,7 +63,7 @@ fn remove_stores(directory: &dyn Directory) -> io::Result<()> {
     Ok(())
 }
 
-/// The logs that are set aside. A directory without files was one.
+/// The names of the logs that are set aside. A directory without files was removed before.
 fn logs(directory: &dyn Directory) -> io::Result<Vec<String>> {
     let present = directory.list()?;
     let mut logs = Vec::new();
@@ -90,7 +92,7 @@ fn set_aside(
     Ok(true)
 }
 
-/// In the order in which they are taken.
+/// The possible names, in the order in which they are used.
 fn names(first: &str) -> impl Iterator<Item = String> {
     (1..=SET_ASIDE_MAX).map(move |number| match number {
         1 => first.to_owned(),

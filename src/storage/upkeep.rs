@@ -1,34 +1,36 @@
 //! What goes on behind the writes: removed versions leave the disk, and old ones are removed.
 //!
-//! Both are done by log entries that the leader proposes, a bounded piece each, and so at the same point
-//! on every replica.
+//! Both are done by log entries that the leader proposes, a bounded piece each, and so at the same
+//! point on every replica.
 //!
-//! *Purging* takes what was removed off the disk, the oldest removals first. Until then a long read that
-//! began before the removal goes on as it began, and what a removal removed can be read by whoever is
-//! to be told.
+//! *Purging* takes what was removed off the disk, the oldest removals first. Until then a long read
+//! that began before the removal goes on as it began, and what a removal removed can be read by
+//! whoever is to be told.
 //!
 //! *Sweeping* removes versions past the history that is kept. It judges as of a time that lies
-//! [`StateLimits::removal_grace_us`](crate::model::StateLimits) back, or further: of each key, the
-//! versions newer than that stay, and of the others as many of the newest as the rule keeps, at least one. So every read as of that time or a later
-//! one finds what it would have found.
+//! [`StateLimits::removal_grace_us`](crate::model::StateLimits) back, or further: of each key,
+//! the versions newer than that stay, and of the others as many of the newest as the rule keeps, at
+//! least one. So every read as of that time or a later one finds what it would have found.
 //!
-//! A key has something to remove only once a newer version of it has come to be that old. So with each version that
-//! is stored while the group does not keep everything goes an *unswept* row, by time and key. Sweeps take these oldest
-//! first, look at their keys alone, and remove them. The version of an unswept row may be gone; then there is nothing
-//! to do but to remove the row.
+//! A key has something to remove only once a newer version of it has come to be that old. So with
+//! each version that is stored while the group does not keep everything goes an *unswept* row, by
+//! time and key. Sweeps take these oldest first, look at their keys alone, and remove them. The
+//! version of an unswept row may be gone; then there is nothing to do but to remove the row.
 //!
-//! What was stored under another history may have no such row. So when the history is changed, the next pieces *walk*
-//! once through all versions. The walk sweeps each key that it comes to, and gives unswept rows only to what has replaced
-//! a version and is not old enough yet. A history may be changed to make room on a disk that is nearly full: the walk
-//! adds nothing to the store on account of what can be removed.
+//! What was stored under another history may have no such row. So when the history is changed, the
+//! next pieces *walk* once through all versions. The walk sweeps each key that it comes to, and
+//! gives unswept rows only to what has replaced a version and is not old enough yet. A history may
+//! be changed to make room on a disk that is nearly full: the walk adds nothing to the store on
+//! account of what can be removed.
 //!
-//! Both must read what they remove, since the state's hash is that of keys and values. So a piece is bounded in
-//! bytes as in rows ([`Budget`]), all that it looks at included: as much is read at the same index on every
-//! replica, while writes wait. A key may have more versions than one piece may look at; the next piece then
-//! goes on within it. Where the walk and the sweep of a key stand is part of the state ([`SweepProgress`]).
+//! Both must read what they remove, since the state's hash is that of keys and values. So a piece
+//! is bounded in bytes as in rows ([`Budget`]), all that it looks at included: as much is read at
+//! the same index on every replica, while writes wait. A key may have more versions than one piece
+//! may look at; the next piece then goes on within it. Where the walk and the sweep of a key stand
+//! is part of the state ([`SweepProgress`]).
 //!
-//! How far either has come is noted, so that a later page of a read that is too old says so instead of
-//! showing less than there was.
+//! How far either has come is noted, so that a later page of a read that is too old says so instead
+//! of showing less than there was.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -56,8 +58,8 @@ pub(super) const META_SWEEP: &str = "sweep";
 /// What is damaged where such a row cannot be read.
 const UNSWEPT: &str = "the row of an unswept version";
 
-/// How far removal has come: `purged` is the time of the last removal that is being taken off the disk,
-/// and of versions before `swept` only those that the history keeps are left.
+/// How far removal has come: `purged` is the time of the last removal that is being taken off the
+/// disk, and of versions before `swept` only those that the history keeps are left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Horizon {
     pub purged: Timestamp,
@@ -67,10 +69,10 @@ pub(super) struct Horizon {
 impl Horizon {
     /// Whether some of what a read as of `at`, seen from `seen`, should show may be gone.
     ///
-    /// A read that looked `far_back` when it began, further than what is removed stays, may have begun where
-    /// history was swept already. It shows what is left, as after a trim: what it shows is right, and what the
-    /// history does not keep is not found. A read that began closer to its time showed everything at first,
-    /// and is not to show less later.
+    /// A read that looked `far_back` when it began, further than what is removed stays, may have
+    /// begun where history was swept already. It shows what is left, as after a trim: what it shows
+    /// is right, and what the history does not keep is not found. A read that began closer to its
+    /// time showed everything at first, and is not to show less later.
     pub fn is_past(self, at: Timestamp, seen: Timestamp, far_back: bool) -> bool {
         seen < self.purged || (!far_back && at < self.swept)
     }
@@ -103,8 +105,8 @@ pub(super) struct Budget {
     bytes: u64,
     /// Something was done.
     begun: bool,
-    /// Versions that the piece has removed, and their bytes. They stay below the batch that removes them, so that
-    /// whoever goes through their keys again in the same piece reads them again.
+    /// Versions that the piece has removed, and their bytes. They stay below the batch that removes
+    /// them, so that whoever goes through their keys again in the same piece reads them again.
     removed_rows: u32,
     removed_bytes: u64,
 }
@@ -174,7 +176,8 @@ pub(super) fn purge(
         if range.at > before {
             break;
         }
-        // What removals of its keys, and of ranges that overlap it, have just taken away is on its way.
+        // What removals of its keys, and of ranges that overlap it, have just taken away is on its
+        // way.
         budget.pass_removed();
         if !budget.allows_more() {
             break;
@@ -208,8 +211,8 @@ fn first_row(
     Ok(found)
 }
 
-/// Removes these versions of a key, as many as the budget allows, and what asks for a sweep on their account: no such
-/// row is older than `unswept`, if there are any. `false`: there are more.
+/// Removes these versions of a key, as many as the budget allows, and what asks for a sweep on
+/// their account: no such row is older than `unswept`, if there are any. `false`: there are more.
 fn remove_versions(
     changes: &mut Changes<'_>,
     key: &[u8],
@@ -238,11 +241,11 @@ fn remove_versions(
     Ok(complete)
 }
 
-/// Takes what a removal of a key reaches off the disk, and when all of that has gone the rows that say so:
-/// the mark first hides it from the newest reads, the removal from those of the past.
+/// Takes what a removal of a key reaches off the disk, and when all of that has gone the rows that
+/// say so: the mark first hides it from the newest reads, the removal from those of the past.
 ///
-/// `gone` says of each key up to which time this piece has left nothing of it. What lies before is not gone through again:
-/// a key with many removals would have its rows read again by each of them.
+/// `gone` says of each key up to which time this piece has left nothing of it. What lies before is
+/// not gone through again: a key with many removals would have its rows read again by each of them.
 fn purge_key<'k>(
     changes: &mut Changes<'_>,
     queued: &Bytes,
@@ -275,8 +278,8 @@ fn purge_key<'k>(
     Ok(())
 }
 
-/// Takes what the removal of a range reaches off the disk, key by key; its row goes last, and covers the
-/// keys that are left until then.
+/// Takes what the removal of a range reaches off the disk, key by key; its row goes last, and
+/// covers the keys that are left until then.
 fn purge_range(
     changes: &mut Changes<'_>,
     range: RangeRemoval,
@@ -310,15 +313,15 @@ fn purge_range(
 /// How far a sweep has come, where the unswept rows do not say it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum SweepProgress {
-    /// The history was changed: the walk goes on at the version of this row, or the first one behind it. `within` is
-    /// how far the sweep of that version's key has come, if it has begun.
+    /// The history was changed: the walk goes on at the version of this row, or the first one
+    /// behind it. `within` is how far the sweep of that version's key has come, if it has begun.
     Walking { from: Bytes, within: Option<Within> },
     /// The last piece ended within this key.
     Within { key: Bytes, within: Within },
 }
 
-/// How far a sweep has come with the versions of a key, from the newest on. What removals take away meanwhile
-/// are the oldest ones, so it stays true.
+/// How far a sweep has come with the versions of a key, from the newest on. What removals take away
+/// meanwhile are the oldest ones, so it stays true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Within {
     /// The key is judged as of this time, whatever the clock says when the next piece begins.
@@ -327,8 +330,8 @@ pub(super) struct Within {
     kept: u32,
     /// The oldest of those.
     oldest_kept: Timestamp,
-    /// Up to here all is looked at: nothing is left but marks, which leave with their removals. So a piece that may do
-    /// little passes over them once.
+    /// Up to here all is looked at: nothing is left but marks, which leave with their removals. So
+    /// a piece that may do little passes over them once.
     passed: Timestamp,
 }
 
@@ -391,8 +394,8 @@ pub(super) fn change_history(
 
 /// One piece of a sweep: of the walk that follows a change of the history, or else of what is due.
 ///
-/// The oldest versions of a key go first: whenever a piece ends, the key's newest versions are left without
-/// a gap, and a read as of any time finds the right one or none.
+/// The oldest versions of a key go first: whenever a piece ends, the key's newest versions are left
+/// without a gap, and a read as of any time finds the right one or none.
 pub(super) fn sweep(
     changes: &mut Changes<'_>,
     history: History,
@@ -487,8 +490,9 @@ fn look_ahead(
     }
 }
 
-/// Goes once through all versions from `from` on: sweeps their keys, and gives an unswept row to what has replaced a
-/// version since `as_of` and has none. Where it goes on, if there is more than this piece may do.
+/// Goes once through all versions from `from` on: sweeps their keys, and gives an unswept row to
+/// what has replaced a version since `as_of` and has none. Where it goes on, if there is more than
+/// this piece may do.
 fn walk(
     changes: &mut Changes<'_>,
     kept: u32,
@@ -496,8 +500,8 @@ fn walk(
     (mut from, mut within): (Bytes, Option<Within>),
     budget: &mut Budget,
 ) -> Result<Option<SweepProgress>, ApplyError> {
-    // Swept versions leave no unswept row behind, and none is older than this. What the walk adds is newer than what
-    // it sweeps.
+    // Swept versions leave no unswept row behind, and none is older than this. What the walk adds
+    // is newer than what it sweeps.
     let oldest = oldest_unswept(&changes.rows())?.unwrap_or(Timestamp(i64::MAX));
     let before_oldest = Timestamp(oldest.0.saturating_sub(1));
     loop {
@@ -530,8 +534,9 @@ fn walk(
     }
 }
 
-/// Sweeps the keys of the oldest unswept rows, up to `as_of`, and removes the rows; where everything is `kept`, only
-/// that. `within` is how far the piece before came with the first of them.
+/// Sweeps the keys of the oldest unswept rows, up to `as_of`, and removes the rows; where
+/// everything is `kept`, only that. `within` is how far the piece before came with the first of
+/// them.
 fn sweep_due_keys(
     changes: &mut Changes<'_>,
     kept: Option<u32>,
@@ -583,9 +588,10 @@ fn remove_unswept(
     Ok(())
 }
 
-/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, and of all that it looks at
-/// the unswept rows later than `stays`: the row at that time is the one by which the next piece finds the key again.
-/// No row of the key is older. `within` is how far it has come with that. `false`: there are more.
+/// Removes the versions of a key that are not among the newest `kept` ones up to `as_of`, and of
+/// all that it looks at the unswept rows later than `stays`: the row at that time is the one by
+/// which the next piece finds the key again. No row of the key is older. `within` is how far it has
+/// come with that. `false`: there are more.
 fn sweep_key(
     changes: &mut Changes<'_>,
     (stays, key): (Timestamp, &[u8]),
@@ -624,7 +630,8 @@ fn sweep_key(
         })?;
         if !complete || found(within) < kept {
             remove_looked_at(changes, (stays, key), &looked_at, budget)?;
-            // There are not more, and so none too many; but looking counts, also where there are none.
+            // There are not more, and so none too many; but looking counts, also where there are
+            // none.
             budget.take(0);
             return Ok(complete);
         }
@@ -664,7 +671,8 @@ fn sweep_key(
     Ok(complete)
 }
 
-/// Removes the unswept rows of versions of a key: those later than `stays`, as there are no older ones.
+/// Removes the unswept rows of versions of a key: those later than `stays`, as there are no older
+/// ones.
 fn remove_looked_at(
     changes: &mut Changes<'_>,
     (stays, key): (Timestamp, &[u8]),

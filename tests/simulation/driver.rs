@@ -14,7 +14,7 @@ use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{
     SnapshotReport, SnapshotWork, TransferLimits, TransferStep, Transfers,
 };
-use acervo::storage::log::compaction::{self, Kept, Needed};
+use acervo::storage::log::compaction::{self, NeededByOthers, RetentionReasons};
 use acervo::storage::snapshot::SnapshotSource;
 use acervo::wire::message::{PeerMessage, Reply, Role};
 
@@ -154,12 +154,14 @@ impl World {
                         process.console.push(event);
                     }
                 }
-                Output::Disconnect { peer, reason } => self.disconnect(server, peer, reason)?,
+                Output::Disconnect { server: blamed, reason } => {
+                    self.disconnect(server, blamed, reason)?
+                }
                 Output::Notice(notice) => {
                     let contradicts = matches!(
                         notice,
                         Notice::Diverged { .. }
-                            | Notice::PeerDiverged { .. }
+                            | Notice::ServerDiverged { .. }
                             | Notice::Disputed { .. }
                             | Notice::LogContradicted { .. }
                             | Notice::LogRefuted { .. }
@@ -523,18 +525,23 @@ impl World {
         Ok(())
     }
 
-    fn compact(&mut self, server: usize, durable_index: LogIndex, needed: Needed) -> Verdict {
+    fn compact(
+        &mut self,
+        server: usize,
+        durable_index: LogIndex,
+        needed: NeededByOthers,
+    ) -> Verdict {
         // A server whose state is wrong and one that is behind the log would be two without a
         // state: nobody could decide.
         if !self.rng.chance(self.setup.compactions) || self.somebody_is_wrong() {
             return Ok(());
         }
         let last_index = self.servers[server].disk.last_index();
-        let first_index = compaction::first_kept(Kept {
+        let first_index = compaction::first_kept(RetentionReasons {
             durable_index,
-            recent_from: (durable_index + 1).saturating_sub(self.rng.below(30)),
+            recent_first_index: (durable_index + 1).saturating_sub(self.rng.below(30)),
             needed,
-            longest_from: (last_index + 1).saturating_sub(self.setup.held_entries_max),
+            longest_first_index: (last_index + 1).saturating_sub(self.setup.held_entries_max),
             space: self.servers[server].disk_space,
         });
         if self.servers[server].disk.compact(first_index) {

@@ -1,44 +1,48 @@
-//! Which part of the log may go: the decision apart from the files, so that simulations make the same one.
+//! Decides how much of the log to keep. The decision is apart from the files, so that the simulator
+//! makes the same one.
 
 use crate::model::{DiskSpace, LogIndex};
 
-/// The reasons to keep a part of the log.
+/// The reasons to keep entries of the log.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
-    /// The store is durable up to here: what lies behind is needed after a crash.
+pub struct RetentionReasons {
+    /// The store is durable up to here: the entries after it are needed after a crash.
     pub durable_index: LogIndex,
-    /// From here on the log spares servers that are a little late a snapshot.
-    pub recent_from: LogIndex,
-    /// What other servers need of it.
-    pub needed: Needed,
-    /// From here on the log is as long as it may become for them.
-    pub longest_from: LogIndex,
-    /// How much room there is on the disk. A disk may be [`DiskSpace::Low`] for weeks, in which a lost server is to be
-    /// rebuilt all the same: then no more is kept for it than servers are spared on other days. On a full one, nothing.
+    /// From here on the log is kept so that a server that is slightly behind needs no snapshot.
+    pub recent_first_index: LogIndex,
+    /// The entries that other servers need.
+    pub needed: NeededByOthers,
+    /// The log must not begin before this index for their sake.
+    pub longest_first_index: LogIndex,
+    /// The room on the disk. A disk may be [`DiskSpace::Low`] for weeks, and a lost server must be
+    /// rebuilt all the same: then as much is kept for it as is otherwise kept for servers that are
+    /// slightly behind. On a full disk nothing is kept for other servers.
     pub space: DiskSpace,
 }
 
-/// What other servers need of the log, beyond what spares late ones a snapshot.
+/// The entries that other servers need, apart from those that are slightly behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Needed {
-    /// Nothing.
+pub enum NeededByOthers {
+    /// No server needs any.
     Nothing,
-    /// From this index on it is for servers that are being sent a snapshot.
+    /// Servers that are being sent a snapshot need the log from this index on.
     From(LogIndex),
-    /// All that there is, however full the disk: it is not known whose state is right, and servers that lag behind can
-    /// decide that when they have come so far.
+    /// Everything, however full the disk: replicas hold different states, and servers that are
+    /// behind can decide which is right once they have caught up.
     All,
 }
 
-/// The first index to keep.
-pub fn first_kept(kept: Kept) -> LogIndex {
+/// Returns the first index to keep.
+pub fn first_kept(kept: RetentionReasons) -> LogIndex {
     let is_ample = kept.space == DiskSpace::Ample;
-    let late = is_ample.then_some(kept.recent_from);
+    let late = is_ample.then_some(kept.recent_first_index);
     let needed = match kept.needed {
-        Needed::All => Some(kept.longest_from),
-        Needed::From(from) if is_ample => Some(from.max(kept.longest_from)),
-        Needed::From(from) if kept.space == DiskSpace::Low => Some(from.max(kept.recent_from)),
-        Needed::From(_) | Needed::Nothing => None,
+        NeededByOthers::All => Some(kept.longest_first_index),
+        NeededByOthers::From(from) if is_ample => Some(from.max(kept.longest_first_index)),
+        NeededByOthers::From(from) if kept.space == DiskSpace::Low => {
+            Some(from.max(kept.recent_first_index))
+        }
+        NeededByOthers::From(_) | NeededByOthers::Nothing => None,
     };
     late.into_iter().chain(needed).fold(kept.durable_index + 1, LogIndex::min)
 }
@@ -49,34 +53,45 @@ mod tests {
 
     #[test]
     fn what_is_needed_is_kept_up_to_a_bound() {
-        let kept = Kept {
+        let kept = RetentionReasons {
             durable_index: 900,
-            recent_from: 800,
-            needed: Needed::Nothing,
-            longest_from: 100,
+            recent_first_index: 800,
+            needed: NeededByOthers::Nothing,
+            longest_first_index: 100,
             space: DiskSpace::Ample,
         };
         assert_eq!(first_kept(kept), 800);
-        assert_eq!(first_kept(Kept { needed: Needed::From(500), ..kept }), 500);
+        assert_eq!(first_kept(RetentionReasons { needed: NeededByOthers::From(500), ..kept }), 500);
         assert_eq!(
-            first_kept(Kept { needed: Needed::From(50), ..kept }),
+            first_kept(RetentionReasons { needed: NeededByOthers::From(50), ..kept }),
             100,
             "no longer than that"
         );
-        assert_eq!(first_kept(Kept { needed: Needed::From(850), ..kept }), 800);
-        assert_eq!(first_kept(Kept { durable_index: 300, needed: Needed::From(500), ..kept }), 301);
-        assert_eq!(first_kept(Kept { durable_index: 9, longest_from: 700, ..kept }), 10);
-
-        let low = Kept { space: DiskSpace::Low, ..kept };
-        assert_eq!(first_kept(low), 901, "nothing for servers that are a little late");
-        assert_eq!(first_kept(Kept { needed: Needed::From(850), ..low }), 850);
+        assert_eq!(first_kept(RetentionReasons { needed: NeededByOthers::From(850), ..kept }), 800);
         assert_eq!(
-            first_kept(Kept { needed: Needed::From(500), ..low }),
+            first_kept(RetentionReasons {
+                durable_index: 300,
+                needed: NeededByOthers::From(500),
+                ..kept
+            }),
+            301
+        );
+        assert_eq!(
+            first_kept(RetentionReasons { durable_index: 9, longest_first_index: 700, ..kept }),
+            10
+        );
+
+        let low = RetentionReasons { space: DiskSpace::Low, ..kept };
+        assert_eq!(first_kept(low), 901, "nothing for servers that are a little late");
+        assert_eq!(first_kept(RetentionReasons { needed: NeededByOthers::From(850), ..low }), 850);
+        assert_eq!(
+            first_kept(RetentionReasons { needed: NeededByOthers::From(500), ..low }),
             800,
             "no longer than that"
         );
-        let full = Kept { space: DiskSpace::Full, needed: Needed::From(850), ..kept };
+        let full =
+            RetentionReasons { space: DiskSpace::Full, needed: NeededByOthers::From(850), ..kept };
         assert_eq!(first_kept(full), 901);
-        assert_eq!(first_kept(Kept { needed: Needed::All, ..full }), 100);
+        assert_eq!(first_kept(RetentionReasons { needed: NeededByOthers::All, ..full }), 100);
     }
 }

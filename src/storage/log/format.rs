@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment  := segment header, padded with zeroes to 4096 bytes; frames; zeroes
-//! header   := magic 8 | version u32 | segment u64 | starts afresh u8 | first index u64
+//! header   := magic 8 | version u32 | segment u64 | begins new log u8 | first index u64
 //!             | previous term u64 | first batch u64 | marker u64
 //!             | term u64 | vote u64 | commit u64 | admitted u8; zeroes to byte 508 | crc u32
 //! frame    := marker u64 | segment u64 | batch u64 | payload bytes u32 | records u32
@@ -11,63 +11,66 @@
 //! record   := body bytes u32 | crc u32 | kind u8 | term u64 | index u64; body
 //! ```
 //!
-//! Magic, version and checksum of a segment's header have the same place in all formats, so that damage is told
-//! from a newer format.
+//! Magic, version and checksum of a segment's header are at the same place in all formats, so that
+//! damage can be told from a newer format.
 //!
-//! A disk writes sectors of 512 bytes, each whole or not at all, over zeroes. So of a frame whose write was cut
-//! short some sector is zero that should not be, which *zero sectors* tells: how many parts of sectors
-//! behind the frame's header are zero as written.
+//! A disk writes sectors of 512 bytes, each as a whole or not at all, over zeroes. So in a frame
+//! whose write was interrupted, a sector is zero that was not written as zero. *Zero sectors* tells
+//! them apart: it is the number of parts of sectors after the frame's header that were written as
+//! zero.
 //!
-//! A frame is the unit of atomicity: it counts whole or not at all. An entry's body is its data; a
-//! hard state's is `vote u64 | commit u64 | admitted u8`, its term stands in the record's header.
+//! A frame is the unit of atomicity: it counts as a whole or not at all. An entry's body is its
+//! data; a hard state's is `vote u64 | commit u64 | admitted u8`, and its term is in the record's
+//! header.
 //!
-//! The *marker* opens every frame of a segment and is drawn at random for it, so that a client
-//! cannot plant something that looks like a frame inside a value: a search for frames behind a
-//! damaged place can trust what it finds.
+//! The *marker* begins every frame of a segment and is random, so that a client cannot plant
+//! something that looks like a frame inside a value: a search for frames after a damaged place can
+//! rely on it.
 
 use bytes::{Buf, BufMut};
 
 use crate::model::{HardState, LogEntry, LogIndex, Term};
 
-/// The format this build writes, and the newest it reads.
+/// The format version that this release writes, and the newest that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The space the segment header takes: one page, so that the first frame begins a fresh one.
+/// The size of the segment header: one page, so that the first frame begins on a new one.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 4096;
 pub(super) const FRAME_HEADER_BYTES: usize = 44;
 pub(super) const RECORD_HEADER_BYTES: usize = 25;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"ACERVLOG";
-/// What a disk writes whole or not at all, at least.
+/// The smallest unit that a disk writes as a whole or not at all.
 const SECTOR_BYTES: usize = 512;
-/// Of the segment header, what is summed: its first sector without the checksum. Nothing else of it is used.
+/// The part of the segment header that its checksum covers: the first sector without the checksum.
+/// The rest is not used.
 const SEGMENT_SUMMED_BYTES: usize = SECTOR_BYTES - 4;
 const FRAME_ALIGN_BYTES: u64 = 8;
 const KIND_ENTRY: u8 = 1;
 const KIND_HARD_STATE: u8 = 2;
 const HARD_STATE_BODY_BYTES: usize = 17;
 
-/// What a segment says of itself at its start.
+/// The header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
-    /// The segment's number, also its file's name.
+    /// The number of the segment, from which its file name is made.
     pub segment: u64,
-    /// Whether the log begins here: segments before this one, if any are left, are no part of it.
-    pub starts_afresh: bool,
-    /// One past the log's last index when the segment was started.
+    /// Whether a new log begins here: segments before this one, if any are left, are superseded.
+    pub begins_new_log: bool,
+    /// The index after the log's last one when the segment was created.
     pub first_index: LogIndex,
-    /// The term of the entry before `first_index`, when the segment was started.
+    /// The term of the entry before `first_index` when the segment was created.
     pub previous_term: Term,
-    /// The batch its first frame carries.
+    /// The batch in its first frame.
     pub first_batch: u64,
-    /// What its frames begin with.
+    /// The number with which its frames begin.
     pub marker: u64,
-    /// The hard state when the segment was started, so that older segments can go.
+    /// The hard state when the segment was created, so that older segments can be deleted.
     pub hard_state: HardState,
 }
 
-/// Entries, batches and segments are counted from 1 and never come this far. A greater number, which no
-/// writer wrote, is refused where it is read, so that nothing behind that can overflow.
+/// Upper bound of indices, batches and segment numbers, which are counted from 1 and never reach
+/// it. A greater number is refused where it is read, so that no later calculation can overflow.
 pub(super) const NUMBER_MAX: u64 = 1 << 62;
 
 /// Why a segment header could not be read.
@@ -83,7 +86,7 @@ impl SegmentHeader {
         out.put_slice(&SEGMENT_MAGIC);
         out.put_u32_le(FORMAT_VERSION);
         out.put_u64_le(self.segment);
-        out.put_u8(u8::from(self.starts_afresh));
+        out.put_u8(u8::from(self.begins_new_log));
         out.put_u64_le(self.first_index);
         out.put_u64_le(self.previous_term);
         out.put_u64_le(self.first_batch);
@@ -99,13 +102,13 @@ impl SegmentHeader {
         out
     }
 
-    /// Whether these are what is left of a header whose write was cut short: nothing of what matters.
+    /// Whether these bytes are a header whose write was interrupted: its first sector is zero.
     pub fn is_unwritten(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> bool {
         is_zero(&bytes[..SECTOR_BYTES])
     }
 
     pub fn decode(bytes: &[u8; SEGMENT_HEADER_BYTES]) -> Result<Self, SegmentHeaderError> {
-        // Every read below is within the first sector.
+        // Every field read below is within the first sector.
         let (fields, mut crc) = bytes.split_at(SEGMENT_SUMMED_BYTES);
         if crc32fast::hash(fields) != crc.get_u32_le() {
             return Err(SegmentHeaderError::Damaged);
@@ -119,7 +122,7 @@ impl SegmentHeader {
         }
         Ok(SegmentHeader {
             segment: fields_left.get_u64_le(),
-            starts_afresh: fields_left.get_u8() != 0,
+            begins_new_log: fields_left.get_u8() != 0,
             first_index: fields_left.get_u64_le(),
             previous_term: fields_left.get_u64_le(),
             first_batch: fields_left.get_u64_le(),
@@ -135,7 +138,7 @@ impl SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// Whether its numbers are ones that a writer can have written.
+    /// Whether all numbers are within [`NUMBER_MAX`], as a writer leaves them.
     pub fn is_plausible(&self) -> bool {
         let counted = 1..NUMBER_MAX;
         self.segment < NUMBER_MAX
@@ -145,7 +148,7 @@ impl SegmentHeader {
     }
 }
 
-/// The head of a frame, as read back.
+/// The header of a frame, as read from disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {
     pub marker: u64,
@@ -173,7 +176,7 @@ impl FrameHeader {
         out
     }
 
-    /// `None` when the bytes are not the head of a frame of this segment.
+    /// `None` if the bytes are not the header of a frame of this segment.
     pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES], of: &SegmentHeader) -> Option<FrameHeader> {
         let (fields, mut crc) = bytes.split_at(FRAME_HEADER_BYTES - 4);
         let mut left = fields;
@@ -192,15 +195,15 @@ impl FrameHeader {
         good.then_some(header)
     }
 
-    /// Whether bytes that are not the head of a frame are what is left of one at `offset` whose write was cut short:
-    /// a sector's part of them was not written. As written none is zero, since one begins with the marker
-    /// and another one ends with the checksum.
+    /// Whether bytes at `offset` that are not a valid frame header are one whose write was
+    /// interrupted: some sector's part of them is zero. A header that was written has none, because
+    /// one part begins with the marker and the other ends with the checksum.
     pub fn is_torn(bytes: &[u8; FRAME_HEADER_BYTES], offset: u64) -> bool {
         zero_sectors(bytes, offset) > 0
     }
 }
 
-/// How many of the parts into which sectors divide bytes that lie at `offset` are zero.
+/// The number of parts of sectors that are zero in the bytes at `offset`.
 pub(super) fn zero_sectors(bytes: &[u8], offset: u64) -> u32 {
     let first = SECTOR_BYTES - (offset % SECTOR_BYTES as u64) as usize;
     let (first, rest) = bytes.split_at(first.min(bytes.len()));
@@ -212,15 +215,15 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Where the frame after one ends: frames begin at multiples of eight bytes.
+/// The position of the next frame: frames begin at multiples of eight bytes.
 pub(super) fn next_frame(payload_end: u64) -> u64 {
     payload_end.next_multiple_of(FRAME_ALIGN_BYTES)
 }
 
-/// The distance between places where a frame can begin.
+/// The distance between positions at which a frame can begin.
 pub(super) const FRAME_STEP_BYTES: usize = FRAME_ALIGN_BYTES as usize;
 
-/// A frame under construction. Holds one run of contiguous entries at most.
+/// A frame under construction, with at most one run of contiguous entries.
 #[derive(Default)]
 pub(super) struct FrameBuilder {
     bytes: Vec<u8>,
@@ -267,7 +270,7 @@ impl FrameBuilder {
         self.records += 1;
     }
 
-    /// Completes the frame for its place at `offset` and returns its bytes and the length of its payload.
+    /// Completes the frame for its position and returns its bytes and the length of its payload.
     pub fn finish(&mut self, segment: &SegmentHeader, batch: u64, offset: u64) -> (&[u8], u64) {
         let payload_bytes = self.payload_bytes();
         let padded = self.bytes.len().next_multiple_of(FRAME_STEP_BYTES);
@@ -288,8 +291,8 @@ impl FrameBuilder {
     }
 }
 
-/// The head of a record, as read back; nothing in it is to be believed before
-/// [`matches`](RecordHeader::matches) has seen the body.
+/// The header of a record, as read from disk. It is not verified before
+/// [`matches`](RecordHeader::matches) has checked it together with the body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RecordHeader {
     pub body_bytes: u32,
@@ -299,7 +302,7 @@ pub(super) struct RecordHeader {
     pub index: LogIndex,
 }
 
-/// A checked record.
+/// A record whose checksum is verified.
 pub(super) enum Record<'a> {
     Entry { term: Term, index: LogIndex, data: &'a [u8] },
     HardState(HardState),
@@ -387,7 +390,7 @@ mod tests {
     fn segment() -> SegmentHeader {
         SegmentHeader {
             segment: 7,
-            starts_afresh: true,
+            begins_new_log: true,
             first_index: 100,
             previous_term: 2,
             first_batch: 40,

@@ -1,33 +1,34 @@
-//! Where in the segments each entry is: a sparse index, small however long the log grows.
+//! Finds the position of an entry in the segments: a sparse index, small however long the log
+//! grows.
 //!
-//! The log is covered by *extents*. An extent says at which record the entry `first_index` is
-//! found; reading on from there, frame after frame, gives the entries up to the next extent's first
-//! index, in order. An extent never crosses into another segment, and every replaced suffix begins
-//! a new one, so what was replaced is never met. Otherwise a new one begins every
+//! The log is covered by *extents*. An extent names the record of its first entry, `first_index`;
+//! reading from there, frame after frame, yields the entries up to the next extent's first index,
+//! in order. Invariants: an extent never crosses into another segment, and every replaced suffix
+//! begins a new one, so replaced entries are never read. Otherwise a new one begins every
 //! [`EXTENT_STRIDE_BYTES`]: 32 bytes of memory for that much log.
 
 use super::LogError;
 use crate::model::LogIndex;
 
-/// Bytes of log that one extent covers, about.
+/// Approximate number of bytes of log that one extent covers.
 pub(super) const EXTENT_STRIDE_BYTES: u64 = 64 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub first_index: LogIndex,
     pub segment: u64,
-    /// Where the record of `first_index` begins in the segment.
+    /// The position in the segment of the record of `first_index`.
     pub offset: u64,
-    /// Where the payload of that record's frame ends.
+    /// The position at which the payload of that record's frame ends.
     pub payload_end: u64,
 }
 
-/// The index of all durable entries.
+/// The positions of all durable entries.
 #[derive(Debug)]
 pub(super) struct PositionIndex {
     /// The first index kept.
     pub first_index: LogIndex,
-    /// The last durable index; `first_index - 1` when there is none.
+    /// The last durable index; `first_index - 1` if there is none.
     pub last_index: LogIndex,
     extents: Vec<Extent>,
 }
@@ -41,15 +42,15 @@ impl PositionIndex {
         }
     }
 
-    /// Forgets everything before `first_index`, which is where `segment` begins.
+    /// Drops the extents before `first_index`, with which `segment` begins.
     pub fn compact(&mut self, first_index: LogIndex, segment: u64) {
         self.first_index = first_index;
         self.extents.retain(|extent| extent.segment >= segment);
     }
 
-    /// Takes in a frame: `entries` are (index, position within the frame), contiguous, and replace
-    /// everything from the first on. Those before the first index kept are passed over: a kept
-    /// segment may begin by replacing entries of a deleted one.
+    /// Adds a frame: `entries` are (index, position within the frame), contiguous, and replace
+    /// everything from the first on. Those before the first index kept are skipped: a kept segment
+    /// may begin with entries that replace some of a deleted one.
     pub fn add_frame(
         &mut self,
         segment: u64,
@@ -78,7 +79,7 @@ impl PositionIndex {
         }
     }
 
-    /// Whether entries from `low` on, before `high`, can be read.
+    /// Checks that entries from `low` on, before `high`, can be read.
     pub fn check_holds(&self, low: LogIndex, high: LogIndex) -> Result<(), LogError> {
         let (first, last) = (self.first_index, self.last_index);
         if low < first || low > last || low >= high {
@@ -87,8 +88,8 @@ impl PositionIndex {
         Ok(())
     }
 
-    /// At most `count` extents from the one that holds `index` on, each with the index at which it
-    /// ends (exclusive).
+    /// Returns at most `count` extents from the one that contains `index` on, each with the index
+    /// at which it ends (exclusive).
     pub fn find(&self, index: LogIndex, count: usize) -> Vec<(Extent, LogIndex)> {
         let start = self.extents.partition_point(|extent| extent.first_index <= index);
         let Some(start) = start.checked_sub(1) else { return Vec::new() };

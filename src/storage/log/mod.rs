@@ -1,25 +1,26 @@
 //! The durable Raft log.
 //!
-//! A directory of segment files (`format.rs` has their bytes). What is appended together becomes
-//! one *frame*: one write and one sync, and after a crash it is there whole or not at all. Segments
-//! are zero-filled ahead of the writer, so that most syncs change no file metadata. Entries at or
-//! before the log's last index replace the suffix from there on; nothing written is ever
-//! overwritten.
+//! A directory of segment files (`format.rs` describes their bytes). Batches that are appended
+//! together become one *frame*: one write and one sync, and after a crash it is there as a whole or
+//! not at all. Segments are zero-filled ahead of the writer, so that most syncs change no file
+//! metadata. Entries at or before the log's last index replace the suffix from there on; no written
+//! byte is ever overwritten.
 //!
 //! Invariants:
 //!
-//! - What [`DiskLog::append`] has returned `Ok` for survives a power loss, except the commit index,
-//!   which is a hint and goes out with the next frame.
-//! - A write or sync that failed poisons the log: its outcome is unknown, so nothing is written
-//!   after it and it is never retried. The process is to stop; recovery sorts it out.
-//! - Memory stays small: a sparse index of positions, the runs of terms, no entries.
-//! - A segment carries all that the ones before it are needed for besides their entries: the hard
-//!   state, and the term of the entry before its first one. So old segments can go, whole.
+//! - Everything for which [`DiskLog::append`] has returned `Ok` survives a power loss, except the
+//!   commit index, which is a hint and is written with the next frame.
+//! - A failed write or sync poisons the log: its outcome is unknown, so nothing is written after it
+//!   and it is never retried. The process is to stop; recovery finds out what is durable.
+//! - Memory stays small: a sparse index of positions and the runs of terms, but no entries.
+//! - A segment's header contains everything that older segments are needed for besides their
+//!   entries: the hard state, and the term of the entry before its first one. So whole old segments
+//!   can be deleted.
 //!
-//! The log is shortened from the front by [`DiskLog::compact`], and by [`DiskLog::reset`] when a
-//! snapshot takes its place. Both first tell the readers, then remove files.
+//! The log is shortened from the front by [`DiskLog::compact`], and emptied by [`DiskLog::reset`]
+//! when a snapshot replaces it. Both first update the index that readers use, then delete files.
 //!
-//! What it leaves out: deciding what is no longer needed, reusing old segments, and repairing
+//! What it leaves out: deciding which entries are still needed, reusing old segments, and repairing
 //! damage, which is found, named and refused.
 
 pub mod compaction;
@@ -52,21 +53,22 @@ const FIRST_SEGMENT: u64 = 1;
 const FIRST_BATCH: u64 = 1;
 const FIRST_INDEX: LogIndex = 1;
 
-/// How a log is kept.
+/// The options of a log, fixed while it is open.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
-    /// Whether an append waits for the disk. `false` only for experiments.
+    /// Whether an append is synced. `false` only for experiments.
     pub sync: bool,
-    /// A segment's size, about: a frame that does not fit starts the next one.
+    /// Approximate size of a segment: a frame that does not fit starts the next one.
     pub segment_bytes: u64,
-    /// The step in which a segment is zero-filled ahead.
+    /// The step in which a segment is zero-filled ahead of the writer.
     pub zero_fill_bytes: u64,
-    /// A frame is ended when its payload passes this.
+    /// A frame is complete when its payload exceeds this.
     pub group_bytes_max: usize,
-    /// The log is kept this long, about, for servers that are being sent a snapshot.
+    /// Approximate length up to which the log is kept for servers that are being sent a snapshot.
     pub held_bytes_max: u64,
-    /// A random number, drawn anew for each opening: it keeps clients from planting in a value what
-    /// recovery would take for a frame. Its quality matters to nothing else.
+    /// A random number, drawn anew for each opening, from which the frames' markers are derived: so
+    /// a client cannot plant in a value what recovery would take for a frame. Nothing else depends
+    /// on it.
     pub salt: u64,
 }
 
@@ -89,42 +91,43 @@ impl Default for LogOptions {
 pub enum LogError {
     /// The operating system refused.
     #[error(
-        "cannot {action} {}: {source}; make room on the disk, or check it, and start the server again",
+        "cannot {action} {}: {source}; make room on the disk, or check it, and start the server \
+         again",
         path.display()
     )]
     Io {
-        /// A verb.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// To what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// What is on the disk is not what was written.
+    /// The bytes on the disk are not those that were written.
     #[error("log file {} is damaged at byte {offset}: {detail}", path.display())]
     Corrupt {
         /// The segment file.
         path: PathBuf,
-        /// Where the damage begins.
+        /// The position at which the damage begins.
         offset: u64,
-        /// What is wrong.
+        /// The inconsistency that was found.
         detail: &'static str,
     },
-    /// A segment between two others is gone.
+    /// A segment between two others is missing.
     #[error("log file {} is missing", path.display())]
     MissingSegment {
         /// The absent file.
         path: PathBuf,
     },
-    /// A file holds another segment than its name says.
+    /// A file contains another segment than its name says.
     #[error("log file {} holds segment {found}", path.display())]
     WrongSegment {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// The segment that its header names.
         found: u64,
     },
-    /// A later release wrote it.
+    /// A later release wrote the file.
     #[error(
         "log file {} has format {version}, newer than this release reads ({FORMAT_VERSION}): run \
          the release that wrote it",
@@ -133,23 +136,23 @@ pub enum LogError {
     NewerFormat {
         /// The file.
         path: PathBuf,
-        /// Its format.
+        /// The format version of the file.
         version: u32,
     },
     /// Entries that neither follow nor replace a suffix of the log. Nothing was written.
     #[error("entry {found} was appended where an entry from {first} to {next} was expected")]
     NotContiguous {
-        /// The offending index.
+        /// The index of the entry.
         found: LogIndex,
-        /// The lowest that would do.
+        /// The lowest index that would be accepted.
         first: LogIndex,
-        /// The highest that would do.
+        /// The highest index that would be accepted.
         next: LogIndex,
     },
-    /// A read of entries that are not there.
+    /// Entries were requested that the log does not contain.
     #[error("entry {index} is not in the log, which holds {first} to {last}")]
     OutOfRange {
-        /// The index asked for.
+        /// The first index requested.
         index: LogIndex,
         /// The first index kept.
         first: LogIndex,
@@ -165,7 +168,7 @@ pub enum LogError {
 }
 
 impl LogError {
-    /// Whether the log is not what was written.
+    /// Whether the log is damaged, and not merely unreadable at the moment.
     pub fn is_damage(&self) -> bool {
         use LogError::{Corrupt, MissingSegment, WrongSegment};
         matches!(self, Corrupt { .. } | MissingSegment { .. } | WrongSegment { .. })
@@ -176,35 +179,35 @@ impl LogError {
     }
 }
 
-/// What a log held when it was opened.
+/// The contents of a log when it was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveredLog {
-    /// The newest durable hard state; the default when blank. Its commit index is a lower bound
-    /// and never past `last_index`.
+    /// The newest durable hard state; the default if the log is blank. Its commit index is a lower
+    /// bound and never beyond `last_index`.
     pub hard_state: HardState,
-    /// Where each run of entries of one term begins: (first index of the run, term), in order. The
-    /// first run begins at `first_index`.
+    /// The first index and the term of each run of entries of one term, in order, beginning with
+    /// `first_index`.
     pub term_runs: Vec<(LogIndex, Term)>,
-    /// The first index kept; 1 when blank.
+    /// The first index kept; 1 if the log is blank.
     pub first_index: LogIndex,
-    /// The term of the entry before `first_index`; 0 when that is 1.
+    /// The term of the entry before `first_index`; 0 if that is 1.
     pub previous_term: Term,
-    /// The last index; `first_index - 1` when there are no entries.
+    /// The last index; `first_index - 1` if there are no entries.
     pub last_index: LogIndex,
 }
 
-/// The writer: one owner, one thread.
+/// The writer of a log, owned by one thread.
 pub struct DiskLog {
     fs: Arc<dyn Directory>,
     options: LogOptions,
     tail: SegmentWriter,
-    /// All segments, `tail` the last.
+    /// All segments in order; the last is `tail`.
     segments: VecDeque<Span>,
     terms: TermRuns,
     index: Arc<RwLock<PositionIndex>>,
-    /// As of the last append.
+    /// The hard state of the last append.
     hard_state: HardState,
-    /// As of the last frame; may lag behind `hard_state` in its commit index only.
+    /// The hard state in the last frame. Differs from `hard_state` in the commit index only.
     hard_state_written: HardState,
     next_batch: u64,
     frame: FrameBuilder,
@@ -212,12 +215,12 @@ pub struct DiskLog {
 }
 
 impl DiskLog {
-    /// Opens the log in directory `dir`, which is created when it does not exist, and makes sure
-    /// that what it reports is durable.
+    /// Opens the log in the directory `dir`, which is created if it does not exist, and makes sure
+    /// that everything it reports is durable.
     ///
     /// # Errors
     ///
-    /// [`LogError::Io`], and the variants that tell of damage; then nothing was changed.
+    /// [`LogError::Io`], and the variants for damage; then nothing was changed.
     #[cfg(any(test, feature = "internals"))]
     pub fn open(dir: &Path, options: LogOptions) -> Result<(DiskLog, RecoveredLog), LogError> {
         let fs = crate::storage::files::RealDirectory::open(dir)
@@ -264,14 +267,14 @@ impl DiskLog {
         Ok((log, recovered))
     }
 
-    /// A handle that reads what is durable, for other threads.
+    /// Returns a handle that reads durable entries, for other threads.
     pub fn reader(&self) -> LogReader {
         LogReader { fs: self.fs.clone(), index: self.index.clone() }
     }
 
-    /// Makes the batches durable, in order, as one frame with one sync (or one after another, each
-    /// synced, when they pass `group_bytes_max`). When all they say is a new commit index,
-    /// nothing is written now.
+    /// Makes the batches durable, in order, as one frame with one sync (or as several, each synced,
+    /// if they exceed `group_bytes_max`). If they contain nothing but a new commit index, nothing
+    /// is written now.
     ///
     /// # Errors
     ///
@@ -290,9 +293,10 @@ impl DiskLog {
         self.write(&entries).inspect_err(|error| self.poison = Some(error.to_string()))
     }
 
-    /// Removes the segments that hold nothing at or after `first_index`. The one being written stays,
-    /// and so do entries before `first_index` that share a segment with later ones. The caller sees
-    /// to it that what goes is committed, and durable elsewhere.
+    /// Deletes the segments that contain no entry at or after `first_index`. The one being written
+    /// stays, and so do entries before `first_index` that share a segment with later ones. The
+    /// caller guarantees that the deleted entries are committed, and that the store is durable
+    /// beyond them.
     ///
     /// # Errors
     ///
@@ -307,28 +311,29 @@ impl DiskLog {
         self.index_mut().compact(kept.first_index, kept.segment);
         self.terms.compact(kept.first_index);
         let removed: Vec<Span> = self.segments.drain(..oldest).collect();
-        // From the oldest on, each durably before the next: a crash leaves no gap.
+        // The oldest first, each durably before the next, so that a crash leaves no gap.
         let remove = |span: Span| self.remove_segment(span).and_then(|()| self.sync_dir());
         let result = removed.into_iter().try_for_each(remove);
         result.inspect_err(|error| self.poison = Some(error.to_string()))
     }
 
-    /// Where the segment before the one being written begins, or the only one: what lies there on is
-    /// recent enough to be worth keeping for servers that are a little late.
-    pub fn recent_from(&self) -> LogIndex {
+    /// The first index of the segment before the one being written, or of the only one. The log
+    /// from there on is kept so that a server that is slightly behind needs no snapshot.
+    pub fn recent_first_index(&self) -> LogIndex {
         let before_tail = self.segments.len().saturating_sub(2);
         self.segments.get(before_tail).map_or(FIRST_INDEX, |span| span.first_index)
     }
 
-    /// Where the log would begin if it were as long as it may become for servers that are being sent a snapshot.
-    pub fn longest_from(&self) -> LogIndex {
+    /// The first index that the log would have at its greatest length, which it may reach for
+    /// servers that are being sent a snapshot.
+    pub fn longest_first_index(&self) -> LogIndex {
         let segments_max = (self.options.held_bytes_max / self.options.segment_bytes.max(1)).max(2);
         let oldest = self.segments.len().saturating_sub(segments_max as usize);
         self.segments.get(oldest).map_or(FIRST_INDEX, |span| span.first_index)
     }
 
     /// Empties the log: it then starts after entry `index`, whose term is `term`, with this hard
-    /// state. After a crash it holds all that it held before, or this.
+    /// state. After a crash it is as before or as after this, never in between.
     ///
     /// # Errors
     ///
@@ -340,11 +345,11 @@ impl DiskLog {
         hard_state: HardState,
     ) -> Result<(), LogError> {
         self.check_poison()?;
-        self.start_afresh(index.saturating_add(1), term, hard_state)
+        self.begin_new_log(index.saturating_add(1), term, hard_state)
             .inspect_err(|error| self.poison = Some(error.to_string()))
     }
 
-    fn start_afresh(
+    fn begin_new_log(
         &mut self,
         first_index: LogIndex,
         previous_term: Term,
@@ -352,14 +357,15 @@ impl DiskLog {
     ) -> Result<(), LogError> {
         let header = SegmentHeader {
             segment: self.tail.header.segment + 1,
-            starts_afresh: true,
+            begins_new_log: true,
             first_index,
             previous_term,
             first_batch: self.next_batch,
             marker: 0,
             hard_state,
         };
-        // This alone makes the change: recovery passes over the segments before it.
+        // The creation of this segment alone makes the change: recovery ignores the segments before
+        // it.
         self.tail = SegmentWriter::create(&*self.fs, &self.options, header)?;
         (self.hard_state, self.hard_state_written) = (hard_state, hard_state);
         self.terms = TermRuns::new(first_index, previous_term);
@@ -388,15 +394,15 @@ impl DiskLog {
         }
     }
 
-    /// Puts the batches' entries into one contiguous run, later batches replacing what earlier ones
-    /// said.
+    /// Combines the batches' entries into one contiguous run, in which later batches replace
+    /// entries of earlier ones.
     fn fold<'a>(&self, batches: &'a [LogBatch]) -> Result<Vec<&'a LogEntry>, LogError> {
         let (first, last) = self.reader_bounds();
         let mut run: Vec<&LogEntry> = Vec::new();
         let mut next = last + 1;
         for batch in batches {
             for (position, entry) in batch.entries.iter().enumerate() {
-                // Only a batch's first entry may step back.
+                // Only the first entry of a batch may replace a suffix.
                 let lowest = if position == 0 { first } else { next };
                 if !(lowest..=next).contains(&entry.index) {
                     return Err(LogError::NotContiguous {
@@ -444,7 +450,7 @@ impl DiskLog {
             let last_index = self.reader_bounds().1;
             let header = SegmentHeader {
                 segment: self.tail.header.segment + 1,
-                starts_afresh: false,
+                begins_new_log: false,
                 first_index: last_index + 1,
                 previous_term: self.terms.term_at(last_index),
                 first_batch: self.next_batch,
@@ -457,7 +463,7 @@ impl DiskLog {
         let placed = self.tail.write_frame(&self.options, &mut self.frame, self.next_batch)?;
         self.next_batch += 1;
         self.hard_state_written = self.hard_state;
-        // Only now do readers see the entries: they are durable.
+        // Readers see the entries from now on, because they are durable.
         let segment = self.tail.header.segment;
         let Placed { offset, payload_end } = placed;
         self.index_mut().add_frame(segment, offset, payload_end, &self.frame.entries);
@@ -465,7 +471,8 @@ impl DiskLog {
     }
 
     fn index_mut(&self) -> RwLockWriteGuard<'_, PositionIndex> {
-        // Every change to the index leaves it whole.
+        // No method leaves the index inconsistent where it can panic, so a poisoned lock is
+        // ignored.
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -475,11 +482,11 @@ impl DiskLog {
     }
 }
 
-/// Creates a log where there is none.
+/// Creates a blank log.
 fn create(fs: &dyn Directory, options: &LogOptions) -> Result<Recovery, LogError> {
     let header = SegmentHeader {
         segment: FIRST_SEGMENT,
-        starts_afresh: true,
+        begins_new_log: true,
         first_index: FIRST_INDEX,
         previous_term: 0,
         first_batch: FIRST_BATCH,

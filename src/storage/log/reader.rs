@@ -1,4 +1,5 @@
-//! Reading durable entries back, from any thread: for late followers, and for replay at start.
+//! Reads durable entries back, from any thread: for followers that are behind, and to apply entries
+//! again at start.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -23,28 +24,28 @@ pub struct LogReader {
 }
 
 impl LogReader {
-    /// The first index kept and the last durable one; the last is before the first when the log
-    /// is empty.
+    /// The first index kept and the last durable one. The last is before the first if the log is
+    /// empty.
     pub fn bounds(&self) -> (LogIndex, LogIndex) {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         (index.first_index, index.last_index)
     }
 
-    /// Entries from `low` on, contiguous, before `high` and before the end of what is durable. At
-    /// least one; after that it stops at about `bytes_max` bytes of data.
+    /// Reads entries from `low` on, contiguous, before `high` and up to the last durable one: at
+    /// least one, and about `bytes_max` bytes of data.
     ///
     /// # Errors
     ///
-    /// [`LogError::OutOfRange`] when `low` is not in the log, or no longer, or not before `high`;
-    /// [`LogError::Corrupt`] when what is on the disk is not what was written.
+    /// [`LogError::OutOfRange`] if `low` is not in the log, or not before `high`;
+    /// [`LogError::Corrupt`] if the bytes on the disk are not those that were written.
     pub fn read(
         &self,
         low: LogIndex,
         high: LogIndex,
         bytes_max: u64,
     ) -> Result<Vec<LogEntry>, LogError> {
-        // One look at the index is one consistent view: what it names is never overwritten, even
-        // when the writer replaces a suffix meanwhile.
+        // The extents are consistent, because they are read under one lock, and what they name is
+        // never overwritten, even if the writer replaces a suffix meanwhile.
         let count = (bytes_max / EXTENT_STRIDE_BYTES).saturating_add(2);
         let extents = {
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +53,7 @@ impl LogReader {
             index.find(low, usize::try_from(count).unwrap_or(usize::MAX))
         };
         self.read_extents(extents, low, high, bytes_max).map_err(|error| {
-            // The writer may have removed the segments meanwhile, having told the index before.
+            // The writer may have deleted the segments meanwhile; it updates the index first.
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             index.check_holds(low, high).err().unwrap_or(error)
         })
@@ -84,7 +85,7 @@ impl LogReader {
     }
 }
 
-/// What a read has and still needs.
+/// The progress of one read: the entries so far, and what is still wanted.
 struct Wanted {
     next: LogIndex,
     high: LogIndex,
@@ -107,7 +108,7 @@ fn open_segment(fs: &dyn Directory, segment: u64) -> Result<(SegmentHeader, Wind
     }
 }
 
-/// Reads on from an extent's first record until its `end` or until the read is satisfied.
+/// Reads from an extent's first record on, until its `end` or until the read is satisfied.
 fn read_extent(
     window: &mut Window,
     segment: &SegmentHeader,

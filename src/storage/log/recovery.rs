@@ -1,14 +1,15 @@
-//! Reading the whole log at start: what it holds, and where it ends.
+//! Reads the whole log at start, and finds where it ends.
 //!
-//! Every frame is synced before the next is written, so a crash can damage the last one only, and it does so
-//! by leaving out sectors, which then are zero, or by ending the file. Hence the rule: a bad frame that was cut
-//! short in this way, with nothing valid behind it, is a *torn tail*, was never acknowledged, and is cut
-//! off. Any other bad frame is *corruption*, and the log refuses to open: the frame may have been acknowledged,
-//! and hold a vote or a write that only a bare majority has. (A sector that is lost from the last frame long after
-//! it was written looks like a torn tail.)
+//! Every frame is synced before the next is written, so a crash can damage the last one only. It
+//! does so by leaving out sectors, which then contain zeroes, or by ending the file early. Rule: a
+//! bad frame that was cut short in this way, with nothing valid after it, is a *torn tail*. It was
+//! never acknowledged and is cut off. Any other bad frame is *corruption*, and the log refuses to
+//! open: the frame may have been acknowledged, and contain a vote or a write that only a bare
+//! majority has. (If the last frame loses a sector long after it was written, that looks like a
+//! torn tail, and is not detected.)
 //!
-//! The log begins at the newest segment that *starts afresh*, or else at the oldest there is. What
-//! is left of a log before a fresh start is removed unread.
+//! The log begins with the newest segment that is marked as the start of a new log, or with the
+//! oldest segment. Older segments before such a start are deleted unread.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::model::{HardState, LogIndex};
 use crate::storage::files::{Directory, DiskFile};
 use crate::text::counted;
 
-/// What a log that is not blank holds.
+/// The contents of a log that is not blank.
 pub(super) struct Recovery {
     pub hard_state: HardState,
     pub terms: TermRuns,
@@ -36,7 +37,7 @@ pub(super) struct Recovery {
     pub tail: SegmentWriter,
 }
 
-/// Everything the frames read so far say.
+/// The state after the frames read so far.
 struct Replay {
     hard_state: HardState,
     terms: TermRuns,
@@ -44,11 +45,11 @@ struct Replay {
     next_batch: u64,
 }
 
-/// What is found where a frame may be.
+/// The frame at a position, after it was checked.
 enum Frame {
-    /// It was taken in.
+    /// The frame is valid, and its records were added.
     Whole { payload_end: u64 },
-    /// Zeroes, or a bad one: `cut_short` when its write may have ended half-way.
+    /// Zeroes or a bad frame; `cut_short` if its write may have been interrupted.
     Bad { cut_short: bool },
 }
 
@@ -57,23 +58,23 @@ struct Scanned {
     header: SegmentHeader,
     file: Arc<dyn DiskFile>,
     path: PathBuf,
-    /// Where the last whole frame begins; 0, the header, when there is none.
+    /// The position of the last valid frame; 0, that of the header, if there is none.
     last_frame: u64,
-    /// Where the next frame goes.
+    /// The position of the next frame.
     end: u64,
-    /// Whether anything lies behind `end`.
+    /// Whether there are bytes other than zero after `end`.
     torn: bool,
     len_bytes: u64,
 }
 
-/// Reads every segment in order. `None` when the log is blank.
+/// Reads every segment in order. `None` if the log is blank.
 pub(super) fn recover(
     fs: &dyn Directory,
     options: &LogOptions,
 ) -> Result<Option<Recovery>, LogError> {
     let Chain { headers, superseded } = read_chain(fs, options)?;
-    // A segment holds no entry that a later one starts at, or that comes after it. So the log is
-    // whole from the lowest of these on, however the oldest segments came to be removed.
+    // No segment contains entries at or after the first index of a later one. So the log is
+    // complete from the lowest first index on, however many of the oldest segments were deleted.
     let first_index = headers.iter().map(|header| header.first_index).min().unwrap_or(0);
     let mut replay: Option<Replay> = None;
     let mut last: Option<Scanned> = None;
@@ -86,7 +87,7 @@ pub(super) fn recover(
         let replay = replay.get_or_insert_with(|| Replay::new(header, first_index));
         let scanned = replay.scan(&mut window, *header, is_last)?;
         if options.sync {
-            // What was written by a process that died, or ran without syncs, may not be durable.
+            // Frames of a process that died, or ran without syncs, may not be durable.
             let sync = scanned.file.sync_data();
             sync.map_err(|error| LogError::io("sync", &scanned.path, error))?;
         }
@@ -94,7 +95,8 @@ pub(super) fn recover(
     }
     let (Some(mut replay), Some(last)) = (replay, last) else { return Ok(None) };
     if replay.index.last_index + 1 < replay.index.first_index {
-        // Only entries that replace others lie before the first index, and others must follow.
+        // Entries before the first index are only ones that replace others, and further ones must
+        // follow them.
         return Err(LogError::Corrupt {
             path: last.path,
             offset: last.end,
@@ -104,7 +106,8 @@ pub(super) fn recover(
     for segment in superseded {
         segment::remove(fs, segment)?;
     }
-    // A hard state of a group that was split over two frames may name entries of the second.
+    // If an append was split into several frames, the hard state in the first may name a commit
+    // index in a later one.
     replay.hard_state.commit = replay.hard_state.commit.min(replay.index.last_index);
     let tail = settle_tail(fs, options, last)?;
     Ok(Some(Recovery {
@@ -117,14 +120,14 @@ pub(super) fn recover(
     }))
 }
 
-/// The segments that make up the log, and those that do not any more.
+/// The segments that make up the log, and those that a new log has superseded.
 struct Chain {
     /// In order, without gaps.
     headers: Vec<SegmentHeader>,
     superseded: Vec<u64>,
 }
 
-/// Finds where the log begins, from its newest segment back.
+/// Finds the beginning of the log, from its newest segment backwards.
 fn read_chain(fs: &dyn Directory, options: &LogOptions) -> Result<Chain, LogError> {
     let names = fs.list().map_err(|error| LogError::io("list", &fs.path(""), error))?;
     let mut listed: Vec<u64> = names.iter().filter_map(|name| parse_file_name(name)).collect();
@@ -134,7 +137,7 @@ fn read_chain(fs: &dyn Directory, options: &LogOptions) -> Result<Chain, LogErro
     while let Some(segment) = listed.pop() {
         let mut window = Window::open(fs, &file_name(segment))?;
         let Some(header) = read_header(&mut window, segment, newest == Some(segment))? else {
-            // Its creation was not finished when the power went: nothing was ever put in it.
+            // Its creation was interrupted, so no frame was ever written to it.
             log::warn!("{} was being created at a crash: starting it anew", window.path.display());
             discard(fs, options, segment)?;
             continue;
@@ -146,7 +149,7 @@ fn read_chain(fs: &dyn Directory, options: &LogOptions) -> Result<Chain, LogErro
             return Err(LogError::MissingSegment { path: missing });
         }
         headers.push(header);
-        if header.starts_afresh {
+        if header.begins_new_log {
             break;
         }
     }
@@ -154,7 +157,7 @@ fn read_chain(fs: &dyn Directory, options: &LogOptions) -> Result<Chain, LogErro
     Ok(Chain { headers, superseded: listed })
 }
 
-/// Reads a segment's header; `None` for the last segment when its creation was cut short.
+/// Reads a segment's header; `None` for the last segment if its creation was interrupted.
 fn read_header(
     window: &mut Window,
     segment: u64,
@@ -194,7 +197,7 @@ fn discard(fs: &dyn Directory, options: &LogOptions, segment: u64) -> Result<(),
     Ok(())
 }
 
-/// Cuts the torn tail off and makes sure that what is left is durable.
+/// Cuts off a torn tail, and makes sure that the rest is durable.
 fn settle_tail(
     fs: &dyn Directory,
     options: &LogOptions,
@@ -207,14 +210,14 @@ fn settle_tail(
             path.display(),
             counted(len_bytes - end, "byte", "bytes")
         );
-        // Cut, not left to be overwritten: a shorter frame written here would leave some of these
-        // bytes behind it.
+        // The bytes are cut off and not overwritten: a shorter frame would leave some of them after
+        // it.
         file.set_len(end).map_err(|error| LogError::io("cut", &path, error))?;
         len_bytes = end;
     }
     if options.sync {
-        // After a failed sync the operating system may hold pages that look clean and are not on
-        // the disk. Only the last write can be one of those: write it again, then sync.
+        // After a failed sync the system may have pages that are marked clean and are not on the
+        // disk. Only those of the last write can be such, so it is written again and then synced.
         rewrite(&*file, last_frame, end)
             .and_then(|()| file.sync_data())
             .map_err(|error| LogError::io("sync", &path, error))?;
@@ -241,8 +244,8 @@ impl Replay {
         }
     }
 
-    /// A later segment says what must have come before it: the end of the previous one shows
-    /// nothing of frames that vanished there.
+    /// Checks that the previous segment ends where a later one says: its own end does not show that
+    /// frames are missing.
     fn check_continues(&self, header: &SegmentHeader, previous: &Scanned) -> Result<(), LogError> {
         if header.first_batch == self.next_batch && header.first_index == self.index.last_index + 1
         {
@@ -255,7 +258,7 @@ impl Replay {
         })
     }
 
-    /// Reads a segment's frames to its end.
+    /// Reads all frames of a segment.
     fn scan(
         &mut self,
         window: &mut Window,
@@ -289,7 +292,7 @@ impl Replay {
         Ok(scanned)
     }
 
-    /// Takes in the frame at `offset`, if a whole one is there.
+    /// Reads the frame at `offset`, and adds its records if it is valid.
     fn take_frame(
         &mut self,
         window: &mut Window,
@@ -325,14 +328,14 @@ impl Replay {
         Ok(Frame::Whole { payload_end })
     }
 
-    /// Takes in a frame's records and returns the entries' indexes and positions within the frame;
-    /// `None` when they contradict each other or what came before.
+    /// Adds the records of a frame, and returns the entries' indices and positions within the
+    /// frame; `None` if they contradict each other or earlier frames.
     fn take_records(&mut self, payload: &[u8], count: u32) -> Option<Vec<(LogIndex, u64)>> {
         let mut entries: Vec<(LogIndex, u64)> = Vec::new();
-        let mut seen = 0;
+        let mut found = 0;
         for record in records(payload) {
             let (position, record) = record?;
-            seen += 1;
+            found += 1;
             match record {
                 Record::HardState(hard_state) => self.hard_state = hard_state,
                 Record::Entry { term, index, .. } => {
@@ -348,10 +351,11 @@ impl Replay {
                 }
             }
         }
-        (seen == count).then_some(entries)
+        (found == count).then_some(entries)
     }
 
-    /// Whether the head of a batch later than the expected one lies anywhere behind `offset`.
+    /// Whether there is the header of a frame with a later batch than the expected one anywhere
+    /// after `offset`.
     fn later_frame(
         &self,
         window: &mut Window,

@@ -1,4 +1,4 @@
-//! Writing one segment: its creation, its zero-filled space ahead, its frames.
+//! Writes one segment: creates it, fills it with zeroes ahead of the writer, appends frames.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ pub(super) fn file_name(segment: u64) -> String {
     format!("{segment:0SEQUENCE_DIGITS$}{SUFFIX}")
 }
 
-/// The segment a file holds; `None` for a file that is none of the log's.
+/// The segment that a file name stands for; `None` for a file that is not a segment.
 pub(super) fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let ours = digits.len() >= SEQUENCE_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
     ours.then(|| digits.parse().ok()).flatten().filter(|segment| *segment < NUMBER_MAX)
 }
 
-/// The marker of a segment's frames, out of the log's salt.
+/// Derives the marker of a segment's frames from the log's salt.
 fn marker(salt: u64, segment: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&salt.to_le_bytes()).update(&segment.to_le_bytes());
@@ -32,22 +32,22 @@ fn marker(salt: u64, segment: u64) -> u64 {
     hash.as_bytes().iter().take(8).fold(0, |marker, byte| marker << 8 | u64::from(*byte))
 }
 
-/// The segment that is being written.
+/// The segment at the end of the log, to which frames are appended.
 pub(super) struct SegmentWriter {
     pub header: SegmentHeader,
     pub path: PathBuf,
     file: Arc<dyn DiskFile>,
-    /// Where the next frame goes.
+    /// The position of the next frame.
     position: u64,
-    /// The file's length: from `position` to here it is all zeroes.
+    /// The length of the file. From `position` to here it contains zeroes.
     filled: u64,
 }
 
-/// A segment of the log, kept in full or being written.
+/// A segment of the log, by its number and first index.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub segment: u64,
-    /// As its header says. No entry that the segments before it hold is at or past this index.
+    /// From its header. The entries of all segments before it are before this index.
     pub first_index: LogIndex,
 }
 
@@ -57,21 +57,21 @@ impl Span {
     }
 }
 
-/// Removes a segment; the caller makes that durable.
+/// Deletes a segment; the caller makes that durable.
 pub(super) fn remove(fs: &dyn Directory, segment: u64) -> Result<(), LogError> {
     let name = file_name(segment);
     fs.remove(&name).map_err(|error| LogError::io("remove", &fs.path(&name), error))
 }
 
-/// Where a frame went.
+/// The position of a frame that was written.
 pub(super) struct Placed {
     pub offset: u64,
     pub payload_end: u64,
 }
 
 impl SegmentWriter {
-    /// Creates the segment and makes it durable, name included, before anything is put in it. The
-    /// header's marker is set here.
+    /// Creates a segment and makes it durable, its name included, before any frame is written. Sets
+    /// the header's marker.
     pub fn create(
         fs: &dyn Directory,
         options: &LogOptions,
@@ -92,8 +92,8 @@ impl SegmentWriter {
         Ok(writer)
     }
 
-    /// Goes on where recovery found the end of the log. Everything from `position` to `filled` is
-    /// zero and the file ends there.
+    /// Continues where recovery has found the end of the log. From `position` to `filled` the file
+    /// contains zeroes, and ends there.
     pub fn resume(
         header: SegmentHeader,
         path: PathBuf,
@@ -104,8 +104,8 @@ impl SegmentWriter {
         SegmentWriter { header, path, file, position, filled }
     }
 
-    /// Whether a frame of this many payload bytes belongs into the next segment. A segment without
-    /// a frame takes any, so that the largest entry fits however small segments are.
+    /// Whether a frame with this many payload bytes belongs in the next segment. A segment without
+    /// a frame accepts any, so that the largest entry fits however small segments are.
     pub fn is_full_for(&self, options: &LogOptions, payload_bytes: usize) -> bool {
         self.position > SEGMENT_HEADER_BYTES as u64
             && self.position + payload_bytes as u64 > options.segment_bytes
@@ -129,8 +129,8 @@ impl SegmentWriter {
         Ok(Placed { offset, payload_end })
     }
 
-    /// Sees to it that the file reaches past `end`, in large steps, so that most syncs need not
-    /// make a new length durable. What lies before `end` is about to be written and is not filled.
+    /// Extends the file beyond `end`, in large steps, so that most syncs do not have to make a new
+    /// length durable. The bytes before `end` are not filled, because they are written next.
     fn fill(&mut self, options: &LogOptions, end: u64) -> Result<(), LogError> {
         if end <= self.filled {
             return Ok(());

@@ -1,8 +1,8 @@
-//! The terms of a log's entries, as runs: few, however long the log.
+//! The terms of the log's entries, as runs of equal terms: few, however long the log is.
 
 use crate::model::{LogIndex, Term};
 
-/// Where each run of entries of one term begins, from the entry before the log's first one on.
+/// The first index and the term of each run, from the entry before the log's first one on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct TermRuns {
     /// (First index of the run, term), in order.
@@ -10,13 +10,13 @@ pub(super) struct TermRuns {
 }
 
 impl TermRuns {
-    /// A log without entries, the one before `first_index` having had `previous_term`.
+    /// A log without entries; the entry before `first_index` had `previous_term`.
     pub fn new(first_index: LogIndex, previous_term: Term) -> TermRuns {
         let previous = (first_index > 1).then_some((first_index - 1, previous_term));
         TermRuns { runs: previous.into_iter().collect() }
     }
 
-    /// Notes that entry `index`, which follows or replaces what is known, is of `term`.
+    /// Notes the term of an entry, which follows the last one or replaces a suffix.
     pub fn push(&mut self, index: LogIndex, term: Term) {
         while self.runs.last().is_some_and(|(first, _)| *first >= index) {
             self.runs.pop();
@@ -26,13 +26,14 @@ impl TermRuns {
         }
     }
 
-    /// The term of an entry that is known; 0 before all of them.
+    /// The term of an entry; 0 before the first run.
     pub fn term_at(&self, index: LogIndex) -> Term {
         let end = self.runs.partition_point(|(first, _)| *first <= index);
         end.checked_sub(1).map_or(0, |run| self.runs[run].1)
     }
 
-    /// The runs of the entries `first_index` to `last_index`, the first run beginning there.
+    /// The runs of the entries `first_index` to `last_index`; the first run begins with
+    /// `first_index`.
     pub fn within(&self, first_index: LogIndex, last_index: LogIndex) -> Vec<(LogIndex, Term)> {
         if first_index > last_index {
             return Vec::new();
@@ -41,7 +42,7 @@ impl TermRuns {
         [(first_index, self.term_at(first_index))].into_iter().chain(later).collect()
     }
 
-    /// Forgets the terms of all entries before the one before `first_index`.
+    /// Drops the terms of the entries before `first_index - 1`.
     pub fn compact(&mut self, first_index: LogIndex) {
         let end = self.runs.partition_point(|(first, _)| *first < first_index);
         self.runs.drain(..end.saturating_sub(1));

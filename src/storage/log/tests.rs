@@ -165,8 +165,8 @@ fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
     assert!(matches!(error, LogError::NewerFormat { version: 9, .. }), "{error}");
 }
 
-/// Tears the last batch of a log inside a value that holds frames as a log of salt 1 writes them, with
-/// later batch numbers, and opens it again.
+/// Tears the last batch of a log inside a value that holds frames as a log of salt 1 writes them,
+/// with later batch numbers, and opens it again.
 fn open_with_planted_frames(salt: u64) -> Result<RecoveredLog, LogError> {
     let options = |salt| LogOptions { salt, segment_bytes: 1 << 20, ..small() };
     let forged = {

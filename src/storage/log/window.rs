@@ -1,4 +1,4 @@
-//! Reading a file in order through a buffer, by position.
+//! Reads a file through a buffer, mostly in order, by position.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ const READ_AHEAD_BYTES: usize = 128 * 1024;
 pub(super) struct Window {
     file: Arc<dyn DiskFile>,
     buffer: Vec<u8>,
-    /// Where in the file the buffer begins.
+    /// The position in the file at which the buffer begins.
     start: u64,
     pub path: std::path::PathBuf,
 }
@@ -31,7 +31,8 @@ impl Window {
         self.file.len_bytes().map_err(|error| LogError::io("measure", &self.path, error))
     }
 
-    /// The `len` bytes from `offset`, or fewer at the end of the file. The caller bounds `len`.
+    /// Returns the `len` bytes from `offset` on, or fewer at the end of the file. The caller bounds
+    /// `len`.
     pub fn bytes(&mut self, offset: u64, len: usize) -> Result<&[u8], LogError> {
         let held = self.start..self.start + self.buffer.len() as u64;
         if !(held.contains(&offset) && offset + len as u64 <= held.end) {
@@ -48,7 +49,7 @@ impl Window {
         Ok(&self.buffer[from..to])
     }
 
-    /// The `N` bytes from `offset`; `None` when the file ends before.
+    /// Returns the `N` bytes from `offset` on; `None` if the file ends before.
     pub fn array<const N: usize>(&mut self, offset: u64) -> Result<Option<[u8; N]>, LogError> {
         Ok(self.bytes(offset, N)?.first_chunk().copied())
     }

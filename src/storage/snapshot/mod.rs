@@ -1,20 +1,23 @@
-//! A store sent to a server that is too far behind for the log: rows out of a consistent view at one
-//! end ([`SnapshotSource`]), rows into a store under construction at the other ([`SnapshotSink`]).
+//! Transfers a store to a server that the log does not reach back to: rows of a consistent read
+//! view at one end ([`SnapshotSource`]), a store under construction at the other
+//! ([`SnapshotSink`]).
 //!
-//! The rows go as a sequence of chunks, each complete in itself and with its own checksum. Neither
-//! end ever holds more than a chunk and its engine's cache, and neither disturbs its state machine:
-//! the source reads as of one moment while writes go on, the sink writes a file of its own.
+//! The rows are sent as a sequence of chunks, each complete in itself and with a checksum. Neither
+//! end ever holds more than a chunk and its engine's cache in memory, and neither disturbs its
+//! state machine: the source reads as of one state while writes go on, the sink writes a file of
+//! its own.
 //!
 //! Invariants:
 //!
-//! - What [`SnapshotSink::finish`] accepts is, row for row, the state that the
+//! - A snapshot that [`SnapshotSink::finish`] accepts is, row for row, the state that the
 //!   [`AppliedPoint`](crate::model::AppliedPoint) announced: its hash is computed anew.
 //! - A staged snapshot is durable before anything relies on it. From there on the order is: finish,
 //!   then [`DiskLog::reset`](super::log::DiskLog::reset), then
-//!   [`StateMachine::install`](super::apply::StateMachine::install), before the next one is finished.
-//!   [`storage::open`](super::open) completes or undoes what a crash leaves in between.
+//!   [`StateMachine::install`](super::apply::StateMachine::install), before the next one is
+//!   finished. [`storage::open`](super::open) completes or undoes an installation that a crash
+//!   interrupts.
 //!
-//! What it leaves out: carrying chunks between servers, and resuming a stream that broke: it starts
+//! What it leaves out: sending chunks between servers, and resuming a stream that broke: it starts
 //! again.
 
 mod chunk;
@@ -35,16 +38,16 @@ use bytes::Bytes;
 use super::engine::EngineError;
 use crate::model::FeatureLevel;
 
-/// A piece of a snapshot.
+/// A part of a snapshot, sent as one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotChunk {
-    /// Its place among the chunks, from 0.
+    /// The place among the chunks, from 0.
     pub sequence: u64,
-    /// Rows in key order, and a checksum.
+    /// The rows in key order, and a checksum.
     pub data: Bytes,
 }
 
-/// Why a snapshot could not be taken in.
+/// Why a snapshot could not be received.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The store under construction failed.
@@ -55,24 +58,24 @@ pub enum SnapshotError {
     OutOfSequence {
         /// The next sequence.
         expected: u64,
-        /// What came.
+        /// The sequence that was received.
         found: u64,
     },
-    /// A chunk is not what was sent. Nothing was changed.
+    /// A chunk does not match its checksum. Nothing was changed.
     #[error("chunk {sequence} of a snapshot does not match its checksum")]
     Checksum {
-        /// The chunk.
+        /// The sequence of the chunk.
         sequence: u64,
     },
-    /// A chunk holds what no store sends. Nothing was changed.
+    /// A chunk contains rows that no store sends. Nothing was changed.
     #[error("chunk {sequence} of a snapshot is not in order: {detail}")]
     Malformed {
-        /// The chunk.
+        /// The sequence of the chunk.
         sequence: u64,
-        /// What is wrong with it.
+        /// The inconsistency that was found.
         detail: &'static str,
     },
-    /// It is the state of a group at a level that this release does not know. Nothing was changed.
+    /// The group is at a feature level that this release does not know. Nothing was changed.
     #[error("{}", level.unknown_to(*known))]
     UnknownLevel {
         /// The level that the group has reached.
@@ -86,7 +89,7 @@ pub enum SnapshotError {
         /// The announced index.
         index: u64,
     },
-    /// An earlier call failed half-way.
+    /// An earlier call has failed and left the snapshot incomplete.
     #[error("taking in a snapshot stopped after a failure: it has to be sent again")]
     Stopped,
 }

@@ -1,4 +1,4 @@
-//! The receiving end: chunks into a store under construction.
+//! The receiving end of a snapshot: chunks into a store under construction.
 
 use std::sync::Arc;
 
@@ -15,9 +15,10 @@ use crate::storage::hash::StateHash;
 use crate::storage::keys::{self, KeySpace};
 use crate::storage::sessions;
 
-/// A snapshot being taken in. One at a time; dropping it removes what it has written.
+/// A snapshot that is being received. One at a time; dropping it removes the store under
+/// construction.
 pub struct SnapshotSink {
-    /// `None` once it is finished.
+    /// `None` once the snapshot is finished.
     staging: Option<Box<dyn StagingArea>>,
     /// `None` after a failure.
     engine: Option<Arc<dyn Engine>>,
@@ -29,7 +30,7 @@ pub struct SnapshotSink {
     unsynced_bytes: u64,
 }
 
-/// What the rows so far say.
+/// The state as of the rows received so far.
 #[derive(Clone, Default)]
 struct Received {
     last_key: Bytes,
@@ -38,15 +39,15 @@ struct Received {
     level: Option<FeatureLevel>,
 }
 
-/// A complete snapshot beside the store, durable. It stays there when this is dropped: the log may
-/// rely on it already.
+/// A complete and durable snapshot beside the store. Dropping this does not remove it, because the
+/// log may rely on it already.
 pub struct StagedSnapshot {
     staging: Box<dyn StagingArea>,
     point: AppliedPoint,
 }
 
 impl SnapshotSink {
-    /// Begins to take in the snapshot of the state at `point`, in
+    /// Begins to receive the snapshot of the state at `point`, in
     /// [`DataDir::staging`](crate::storage::datadir::DataDir::staging) or another staging area.
     ///
     /// # Errors
@@ -68,18 +69,18 @@ impl SnapshotSink {
         })
     }
 
-    /// The same for a release that knows another level.
+    /// The same sink for a release that knows another feature level.
     #[must_use]
     pub fn knowing(mut self, known: FeatureLevel) -> SnapshotSink {
         self.known = known;
         self
     }
 
-    /// Takes in the next chunk. It writes to the disk: not for the event loop.
+    /// Adds the next chunk. It writes to the disk, so it must not be called on the event loop.
     ///
     /// # Errors
     ///
-    /// Any [`SnapshotError`]; which of them left everything as it was, each says itself.
+    /// Any [`SnapshotError`]; each says whether anything was changed.
     pub fn push(&mut self, chunk: &SnapshotChunk) -> Result<(), SnapshotError> {
         let Some(engine) = &self.engine else { return Err(SnapshotError::Stopped) };
         let sequence = chunk.sequence;
@@ -97,7 +98,7 @@ impl SnapshotSink {
             let malformed = |detail| SnapshotError::Malformed { sequence, detail };
             let (key, value) = row.ok_or(malformed("a row is cut short"))?;
             let taken = received.take(&key, &value);
-            // Of such a group other rows need not be readable, either.
+            // Rows of a group at an unknown level may not be decodable, so this is reported first.
             if let Some(level) = received.level.filter(|level| level.level > self.known.level) {
                 return Err(SnapshotError::UnknownLevel { level, known: self.known });
             }
@@ -155,7 +156,7 @@ impl Drop for SnapshotSink {
 }
 
 impl Received {
-    /// Takes in a row, which must follow the one before.
+    /// Adds a row, whose key must be greater than that of the row before.
     fn take(&mut self, key: &Bytes, value: &Bytes) -> Result<(), &'static str> {
         if *key <= self.last_key {
             return Err("its rows are not in the order of their keys");
@@ -204,17 +205,17 @@ impl Received {
 }
 
 impl StagedSnapshot {
-    /// The state it holds.
+    /// The state that it contains.
     pub fn point(&self) -> AppliedPoint {
         self.point
     }
 
-    /// Removes it: it is of no use any more.
+    /// Removes the snapshot, which is not of use any more.
     pub fn discard(self) {
         self.staging.discard();
     }
 
-    /// Makes it the store in use.
+    /// Makes the snapshot the store in use.
     pub(in crate::storage) fn promote(self) -> Result<Arc<dyn Engine>, EngineError> {
         self.staging.promote()
     }

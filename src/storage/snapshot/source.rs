@@ -1,4 +1,4 @@
-//! The sending end: rows out of a view of the store, chunk by chunk.
+//! The sending end of a snapshot: rows of a read view of the store, chunk by chunk.
 
 use std::ops::ControlFlow;
 
@@ -11,11 +11,11 @@ use crate::storage::apply::ApplyError;
 use crate::storage::engine::{Direction, EngineView};
 use crate::storage::keys::{self, RowRange};
 
-/// A snapshot being sent. For any thread; the state machine goes on meanwhile.
+/// A snapshot that is being sent. May be used on any thread; the state machine goes on meanwhile.
 pub struct SnapshotSource {
     view: Box<dyn EngineView>,
     point: AppliedPoint,
-    /// The rows not sent yet.
+    /// The range of the rows that are not sent yet.
     left: RowRange,
     next_sequence: u64,
 }
@@ -30,7 +30,7 @@ impl std::fmt::Debug for SnapshotSource {
 }
 
 impl SnapshotSource {
-    /// `view` is of the state at `point`, sessions included.
+    /// Begins at the first row of `view`, which is of the state at `point`, sessions included.
     pub(in crate::storage) fn new(view: Box<dyn EngineView>, point: AppliedPoint) -> Self {
         SnapshotSource { view, point, left: keys::all(), next_sequence: 0 }
     }
@@ -40,8 +40,8 @@ impl SnapshotSource {
         self.point
     }
 
-    /// The next chunk, of at most `bytes_max` bytes unless a single row is larger; `None` after the
-    /// last. It reads from the disk: not for the event loop.
+    /// Returns the next chunk, of at most `bytes_max` bytes unless a single row is larger; `None`
+    /// after the last. It reads from the disk, so it must not be called on the event loop.
     ///
     /// # Errors
     ///
@@ -58,7 +58,7 @@ impl SnapshotSource {
         if chunk.is_empty() {
             return Ok(None);
         }
-        // The least key past the last one sent.
+        // The least key after the last one sent.
         self.left.start = Bytes::from([chunk.last_key(), &[0]].concat());
         let sequence = self.next_sequence;
         self.next_sequence += 1;

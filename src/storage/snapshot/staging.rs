@@ -1,4 +1,5 @@
-//! Where a store is built beside the one in use, and how it takes that one's place.
+//! The place where a store is built beside the one in use, and the way in which it replaces that
+//! one.
 
 use std::io;
 use std::sync::Arc;
@@ -12,37 +13,38 @@ use crate::storage::set_aside;
 /// A place for one store *under construction*, which becomes the *staged* one once it is complete,
 /// and then the store in use.
 pub trait StagingArea: Send {
-    /// An empty engine under construction; an earlier one is removed.
+    /// Creates an empty store under construction; an earlier one is removed.
     ///
     /// # Errors
     ///
     /// [`EngineError::Open`], [`EngineError::File`].
     fn begin(&self) -> Result<Arc<dyn Engine>, EngineError>;
 
-    /// What is under construction becomes the staged store, durably. Its last batch was a durable
-    /// one, and nobody holds it any more.
+    /// Makes the store under construction the staged one, durably. Its last batch was a durable
+    /// one, and it is not open any more.
     ///
     /// # Errors
     ///
     /// [`EngineError::File`].
     fn complete(&self) -> Result<(), EngineError>;
 
-    /// The staged store takes the place of the one in use, durably, and is opened.
+    /// Replaces the store in use by the staged one, durably, and opens it.
     ///
     /// # Errors
     ///
     /// [`EngineError::Open`], [`EngineError::File`].
     fn promote(&self) -> Result<Arc<dyn Engine>, EngineError>;
 
-    /// Removes what is under construction, if it can; the next start will if this cannot.
+    /// Removes the store under construction. If that fails, the next start removes it.
     fn abandon(&self);
 
-    /// Removes the staged store likewise: it is not to take the place of the one in use.
+    /// Removes the staged store, which is not to replace the one in use. If that fails, the next
+    /// start removes it.
     fn discard(&self);
 }
 
-/// Staging in a data directory: one file under construction, one staged, one in use. Only their
-/// names tell them apart.
+/// Staging in a data directory: one file under construction, one staged, one in use, distinguished
+/// by their names alone.
 #[derive(Clone)]
 pub struct DiskStaging {
     directory: Arc<dyn Directory>,
@@ -52,7 +54,7 @@ pub struct DiskStaging {
 }
 
 impl DiskStaging {
-    /// `directory` holds the files: the one under construction, the staged one, the one in use.
+    /// `names` are those of the file under construction, the staged one, and the one in use.
     pub(in crate::storage) fn new(
         directory: Arc<dyn Directory>,
         [partial, staged, store]: [&'static str; 3],
@@ -60,7 +62,7 @@ impl DiskStaging {
         DiskStaging { directory, partial, staged, store }
     }
 
-    /// Opens the store in use; a blank one is created when there is none.
+    /// Opens the store in use; a blank one is created if there is none.
     pub(in crate::storage) fn open_store(&self) -> Result<DiskEngine, EngineError> {
         let cache_bytes = limits::ENGINE_CACHE_BYTES;
         DiskEngine::open_on(self.directory.clone(), self.store, cache_bytes, Purpose::Use)
@@ -96,7 +98,7 @@ impl DiskStaging {
             .map_err(self.failed("rename", from))
     }
 
-    /// With what the creation of it has left, if that was cut short.
+    /// Removes a store, and the files that an interrupted creation of it has left.
     fn remove(&self, name: &str) -> Result<(), EngineError> {
         DiskEngine::remove(&*self.directory, name).map_err(self.failed("remove", name))
     }

@@ -358,8 +358,8 @@ fn a_full_disk_stops_the_state_machine_and_the_sink() {
     let mut machine =
         StateMachine::open(Arc::new(Full(MemoryEngine::new())), StateLimits::default()).unwrap();
     let error = machine.apply(&[put(1)]).unwrap_err();
-    let said = "cannot write store: no space left on device; make room on the disk, or check it, and \
-                start the server again";
+    let said = "cannot write store: no space left on device; make room on the disk, or check it, \
+                and start the server again";
     assert_eq!(error.to_string(), said);
     assert_eq!(machine.store().applied(), AppliedPoint::default());
     assert!(matches!(machine.apply(&[put(1)]), Err(ApplyError::Poisoned)));
