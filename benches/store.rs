@@ -15,7 +15,7 @@ use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, Sight};
+use acervo::storage::reads::{PageLimits, ReadView};
 use acervo::storage::snapshot::SnapshotSink;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -236,9 +236,9 @@ fn versions(criterion: &mut Criterion) {
                             PageOf::Range { from, to: key(keys) }
                         },
                         |of| {
-                            let sight = Sight { at, seen: now, strict: false };
+                            let read_view = ReadView { at, removals_up_to: now, strict: false };
                             let most = PageLimits { rows: 1_000, ..PageLimits::default() };
-                            let page = reader.page(&of, sight, most);
+                            let page = reader.page(&of, read_view, most);
                             black_box(page.expect("a page").rows.len())
                         },
                         BatchSize::SmallInput,

@@ -42,22 +42,22 @@ pub const REMOVAL_SCAN_ROWS_MAX: usize = 1024;
 pub const RANGE_REMOVALS_MAX: usize = 64;
 /// What was removed can still be read by those who began before, or removed it, for this long.
 pub const REMOVAL_GRACE: Duration = Duration::from_secs(60);
-/// Rows taken off the disk, or looked at by a sweep, in one log entry.
-pub const UPKEEP_ROWS_MAX: usize = 1024;
-/// Bytes read in one log entry for that, about. All replicas read them at the same index, from a
-/// disk that may be slow, while writes wait; and memory holds one value of them at a time.
-pub const UPKEEP_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Rows that one piece of garbage collection, a log entry, deletes or reads.
+pub const COLLECTION_ROWS_MAX: usize = 1024;
+/// Approximate number of bytes that one piece reads. All replicas read them at the same index, from
+/// a disk that may be slow, while writes wait. Memory holds one value of them at a time.
+pub const COLLECTION_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// The most versions of a key that `--history` may keep by number.
 pub const HISTORY_VERSIONS_MAX: u32 = 10_000;
-/// A sweep for old versions begins this long after the one before, so that what is written again
-/// and again is swept once.
-pub const SWEEP_PAUSE: Duration = Duration::from_secs(10);
-/// A sweep is late when what is due has been due for this long. Then a piece follows the one before
-/// as soon as that is applied, and does not wait for a tick: one a tick could be outrun for ever by
-/// writers that replace 12,000 versions a second. Longer than the pause, in which a sweep in time
-/// falls behind as well.
-pub const SWEEP_LATE: Duration = Duration::from_secs(20);
-const _: () = assert!(SWEEP_LATE.as_micros() > SWEEP_PAUSE.as_micros());
+/// Time from the end of one compaction of the history to the next, so that keys that are written
+/// again and again are compacted once.
+pub const HISTORY_COMPACTION_PAUSE: Duration = Duration::from_secs(10);
+/// Compaction of the history is late if a version has been due for this long. Then a piece follows
+/// the one before as soon as that is applied, and does not wait for a tick: writers that replace
+/// 12,000 versions a second would outrun one piece a tick for ever. Longer than the pause, in which
+/// timely compaction falls behind as well.
+pub const HISTORY_COMPACTION_LATE: Duration = Duration::from_secs(20);
+const _: () = assert!(HISTORY_COMPACTION_LATE.as_micros() > HISTORY_COMPACTION_PAUSE.as_micros());
 /// Servers in a group; the default group has three.
 pub const SERVERS_MAX: usize = 9;
 

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, ClientId, Command, History, LogEntry, PageNext, PageOf, RequestId, Row, StateLimits,
-    Timestamp, Upkeep, WriteOp,
+    Action, ClientId, Command, GarbageCollection, History, LogEntry, PageNext, PageOf, RequestId,
+    Row, StateLimits, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -23,13 +23,13 @@ use acervo::storage::engine::{
 };
 use acervo::storage::keys::{self as rows, RowRange};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageError, PageLimits, Sight, Store};
+use acervo::storage::reads::{PageError, PageLimits, ReadView, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
 
 /// As much as this release does in one piece.
-const ROWS_MAX: u32 = limits::UPKEEP_ROWS_MAX as u32;
-const BYTES_MAX: u64 = limits::UPKEEP_BYTES_MAX;
+const ROWS_MAX: u32 = limits::COLLECTION_ROWS_MAX as u32;
+const BYTES_MAX: u64 = limits::COLLECTION_BYTES_MAX;
 
 fn page_of(rows: usize) -> PageLimits {
     PageLimits { rows, ..PageLimits::default() }
@@ -117,13 +117,13 @@ fn without_values(rows: &[Found]) -> Vec<Found> {
 fn pages(
     store: &Store,
     of: PageOf,
-    sight: Sight,
+    read_view: ReadView,
     most: PageLimits,
 ) -> Result<Vec<Found>, PageError> {
-    let (mut of, mut sight) = (of, sight);
+    let (mut of, mut read_view) = (of, read_view);
     let mut rows = Vec::new();
     loop {
-        let page = store.page(&of, sight, most)?;
+        let page = store.page(&of, read_view, most)?;
         assert!(page.rows.len() <= most.rows);
         rows.extend(page.rows.into_iter().map(found));
         match (page.next, &mut of) {
@@ -140,7 +140,7 @@ fn pages(
                 assert!(count > 0);
                 drop(keys.drain(..count as usize));
             }
-            (Some(PageNext::At(next)), PageOf::Versions { .. }) => sight.at = next,
+            (Some(PageNext::At(next)), PageOf::Versions { .. }) => read_view.at = next,
             (next, of) => panic!("{next:?} does not go on with {of:?}"),
         }
     }
@@ -232,20 +232,20 @@ impl World {
     }
 
     /// One piece of work in the background.
-    fn upkeep(&mut self, upkeep: Upkeep) {
+    fn collect(&mut self, piece: GarbageCollection) {
         let last = self.model.now();
-        if let Upkeep::Purge { before_us, .. } = &upkeep {
+        if let GarbageCollection::Removed { before_us, .. } = &piece {
             self.model.purged = self.model.purged.max(*before_us as i64);
         }
-        if let Upkeep::Sweep {
+        if let GarbageCollection::History {
             history: History::For { .. } | History::Versions { .. },
             as_of_us,
             ..
-        } = &upkeep
+        } = &piece
         {
             self.model.swept = self.model.swept.max(*as_of_us as i64);
         }
-        let at = self.push(Action::Upkeep(upkeep));
+        let at = self.push(Action::GarbageCollection(piece));
         self.model.moments.push((at, last));
         self.settle();
     }
@@ -254,8 +254,8 @@ impl World {
     fn sweep(&mut self, as_of_us: u64, (rows_max, bytes_max): (u32, u64)) -> bool {
         let history = self.history;
         self.kept_min = self.kept_min.min(kept(history));
-        self.upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max });
-        self.disk.upkeep().sweep_due_us.is_some()
+        self.collect(GarbageCollection::History { history, as_of_us, rows_max, bytes_max });
+        self.disk.summary().history_due_us.is_some()
     }
 
     fn rows_in(&self, range: &RowRange) -> Vec<Bytes> {
@@ -270,8 +270,8 @@ impl World {
     }
 
     /// How many rows ask for a sweep.
-    fn unswept(&self) -> usize {
-        self.rows_in(&rows::all_unswept()).len()
+    fn superseding(&self) -> usize {
+        self.rows_in(&rows::all_superseding()).len()
     }
 
     /// Sweeps to the end, and finds of each key what the history keeps and nothing else.
@@ -283,12 +283,12 @@ impl World {
             pieces += 1;
             assert!(pieces < 4_000, "the sweep comes to no end");
         }
-        assert_eq!(self.unswept(), 0, "{pieces} pieces have left something to do");
+        assert_eq!(self.superseding(), 0, "{pieces} pieces have left something to do");
         let now = Timestamp(self.last);
-        let sight = Sight { at: now, seen: now, strict: false };
+        let read_view = ReadView { at: now, removals_up_to: now, strict: false };
         for key in keys {
             let of = PageOf::Versions { key: key.clone() };
-            let left = pages(&self.disk.store(), of, sight, page_of(100)).unwrap();
+            let left = pages(&self.disk.store(), of, read_view, page_of(100)).unwrap();
             let all = self.model.versions(key, self.last, self.last);
             let fewest = all.len().min(self.kept_min);
             let context = format!("of {key:?}, {:?}, at least {fewest}", self.history);
@@ -305,14 +305,15 @@ impl World {
     /// Compares reads at these times, on both engines.
     fn check(&self, keys: &[Bytes], at: i64, seen: i64, most: PageLimits) {
         let at = at.min(seen);
-        let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: true };
+        let read_view =
+            ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen), strict: true };
         let (from, to) = (&keys[0], &keys[keys.len() - 1]);
         for store in [self.memory.1.store(), self.disk.store()] {
             let read = |of: PageOf| {
                 let whole = PageLimits { keys_only: false, ..most };
-                let rows = pages(&store, of.clone(), sight, whole);
+                let rows = pages(&store, of.clone(), read_view, whole);
                 if most.keys_only {
-                    let without = pages(&store, of, sight, most).ok();
+                    let without = pages(&store, of, read_view, most).ok();
                     let expected = rows.as_ref().ok().map(|rows| without_values(rows));
                     assert_eq!(without, expected, "the same rows but for their values");
                 }
@@ -529,7 +530,7 @@ proptest! {
                 Step::Purge { age, piece: (rows_max, bytes_max), pieces } => {
                     let before_us = (world.last - age).max(0) as u64;
                     for _ in 0..pieces {
-                        world.upkeep(Upkeep::Purge { before_us, rows_max, bytes_max });
+                        world.collect(GarbageCollection::Removed { before_us, rows_max, bytes_max });
                         world.check_newest(&keys);
                     }
                 }
@@ -582,8 +583,8 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     // A read that began before goes on until the purge reaches it; readers of the newest state see
     // no difference while it goes on.
     let mut pieces = 0;
-    while world.disk.upkeep().oldest_removal_us.is_some() {
-        world.upkeep(Upkeep::Purge {
+    while world.disk.summary().oldest_removal_us.is_some() {
+        world.collect(GarbageCollection::Removed {
             before_us: world.last as u64,
             rows_max: ROWS_MAX,
             bytes_max: BYTES_MAX,
@@ -593,13 +594,14 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
         assert!(pieces < 100, "the purge does not come to its end");
     }
     assert!(pieces > 3, "{count} rows went in {pieces} pieces");
-    let strict = Sight { at: Timestamp(before), seen: Timestamp(before), strict: true };
+    let strict =
+        ReadView { at: Timestamp(before), removals_up_to: Timestamp(before), strict: true };
     let all = PageOf::Range { from: key(0), to: Bytes::from("l") };
     assert!(matches!(
         pages(&world.disk.store(), all.clone(), strict, page_of(9)),
         Err(PageError::Expired)
     ));
-    let lax = Sight { strict: false, seen: Timestamp(world.last), ..strict };
+    let lax = ReadView { strict: false, removals_up_to: Timestamp(world.last), ..strict };
     assert_eq!(
         pages(&world.disk.store(), all, lax, page_of(9)).unwrap().len(),
         2,
@@ -640,13 +642,13 @@ fn too_many_long_ranges_at_once_are_refused() {
 fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     let mut world = World::new(StateLimits::default());
     let hot = Bytes::from("hot");
-    let versions = 3 * limits::UPKEEP_ROWS_MAX;
+    let versions = 3 * limits::COLLECTION_ROWS_MAX;
     for number in 0..versions {
         world.write(&WriteOp::Put { key: hot.clone(), value: Bytes::from(number.to_string()) });
     }
     world.write(&WriteOp::Put { key: Bytes::from("other"), value: Bytes::new() });
     world.settle();
-    let kept = 2 * limits::UPKEEP_ROWS_MAX + 5;
+    let kept = 2 * limits::COLLECTION_ROWS_MAX + 5;
     world.write(&WriteOp::SetHistory { history: History::Versions { count: kept as u32 } });
     let mut pieces = 0;
     while world.sweep(world.last as u64, (ROWS_MAX, BYTES_MAX)) {
@@ -654,9 +656,9 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
         assert!(pieces < 50, "the sweep does not come to its end");
     }
     let end = Timestamp(world.last);
-    let sight = Sight { at: end, seen: end, strict: false };
-    let left =
-        pages(&world.disk.store(), PageOf::Versions { key: hot }, sight, page_of(1_000)).unwrap();
+    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    let left = pages(&world.disk.store(), PageOf::Versions { key: hot }, read_view, page_of(1_000))
+        .unwrap();
     assert_eq!(left.len(), kept);
 }
 
@@ -685,8 +687,12 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let expected = world.model.range(&keys[0], &keys[5], past, began);
     let page = |world: &World, from: &Bytes, at: i64| {
         let of = PageOf::Range { from: from.clone(), to: keys[5].clone() };
-        let sight = Sight { at: Timestamp(at), seen: Timestamp(began), strict: from != &keys[0] };
-        world.disk.store().page(&of, sight, page_of(2))
+        let read_view = ReadView {
+            at: Timestamp(at),
+            removals_up_to: Timestamp(began),
+            strict: from != &keys[0],
+        };
+        world.disk.store().page(&of, read_view, page_of(2))
     };
     let first = page(&world, &keys[0], past).unwrap();
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
@@ -841,29 +847,30 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         let (rows_max, bytes_max) = (1_000, BYTES_MAX);
         let mut pieces = 0;
         loop {
-            let purge = Upkeep::Purge { before_us, rows_max, bytes_max };
-            let (applied, read, _) = apply(Action::Upkeep(purge));
+            let purge = GarbageCollection::Removed { before_us, rows_max, bytes_max };
+            let (applied, read, _) = apply(Action::GarbageCollection(purge));
             check(read, "a purge");
             pieces += 1;
             assert!(pieces < 100, "the purge comes to no end");
-            if applied.upkeep.oldest_removal_us.is_none() {
+            if applied.summary.oldest_removal_us.is_none() {
                 break;
             }
         }
         loop {
-            let sweep = Upkeep::Sweep { history, as_of_us: before_us, rows_max, bytes_max };
-            let (applied, read, _) = apply(Action::Upkeep(sweep));
+            let sweep =
+                GarbageCollection::History { history, as_of_us: before_us, rows_max, bytes_max };
+            let (applied, read, _) = apply(Action::GarbageCollection(sweep));
             check(read, "a sweep");
             pieces += 1;
             assert!(pieces < 300, "the sweep comes to no end");
-            if applied.upkeep.sweep_due_us.is_none() {
+            if applied.summary.history_due_us.is_none() {
                 break;
             }
         }
         let end = Timestamp(i64::MAX);
-        let sight = Sight { at: end, seen: end, strict: false };
+        let read_view = ReadView { at: end, removals_up_to: end, strict: false };
         let of = PageOf::Versions { key: hot.clone() };
-        let left = pages(&machine.store(), of, sight, page_of(1_000)).unwrap().len();
+        let left = pages(&machine.store(), of, read_view, page_of(1_000)).unwrap().len();
         let stays = match (removal.first(), history) {
             (Some(WriteOp::Trim { .. }), History::Versions { count: 2.. }) => 2,
             (Some(_), _) | (None, History::For { .. } | History::All) => 1,
@@ -910,7 +917,7 @@ fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
             rows.store(0, Ordering::Relaxed);
             let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
             let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
-            (applied.unwrap().upkeep.oldest_removal_us, rows.load(Ordering::Relaxed))
+            (applied.unwrap().summary.oldest_removal_us, rows.load(Ordering::Relaxed))
         };
         for (sequence, op) in (1..).zip(ops.iter().cloned()) {
             let (client, begun) = (ClientId(1), Timestamp::ZERO);
@@ -918,9 +925,10 @@ fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
             apply(Action::Write { request, op, previous: false });
         }
         let most = 8 * u64::from(rows_max) + 4 * RANGES + 20;
-        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max, bytes_max: BYTES_MAX };
+        let purge =
+            GarbageCollection::Removed { before_us: u64::MAX, rows_max, bytes_max: BYTES_MAX };
         for piece in 0.. {
-            let (left, looked_at) = apply(Action::Upkeep(purge));
+            let (left, looked_at) = apply(Action::GarbageCollection(purge));
             let context = format!("piece {piece} of {rows_max}, case {case}");
             assert!(looked_at <= most, "{looked_at} rows in {context}");
             assert!(piece < 2_000, "the purge comes to no end: {context}");
@@ -944,7 +952,7 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
         index += 1;
         let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
         let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
-        applied.unwrap().upkeep.sweep_due_us
+        applied.unwrap().summary.history_due_us
     };
     let write = |sequence, op| {
         let request = RequestId {
@@ -959,7 +967,12 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
         |key: u64| WriteOp::Put { key: key.to_be_bytes().to_vec().into(), value: Bytes::new() };
     let piece = |rows_max| {
         let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
-        Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max })
+        Action::GarbageCollection(GarbageCollection::History {
+            history,
+            as_of_us,
+            rows_max,
+            bytes_max,
+        })
     };
     apply(write(1, WriteOp::SetHistory { history }));
     let pairs = (0..KEYS).map(|key| (key.to_be_bytes().to_vec().into(), Bytes::new())).collect();
@@ -1000,8 +1013,8 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
         let command = Command { timestamp: Timestamp(index as i64), clock_us: index, action };
         rows.store(0, Ordering::Relaxed);
         let applied = machine.apply(&[LogEntry { term: 1, index, data: command.encode() }]);
-        let left = applied.unwrap().upkeep;
-        (left.sweep_due_us, left.oldest_removal_us, rows.load(Ordering::Relaxed))
+        let left = applied.unwrap().summary;
+        (left.history_due_us, left.oldest_removal_us, rows.load(Ordering::Relaxed))
     };
     let key = Bytes::from("k");
     let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
@@ -1021,8 +1034,8 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
         let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
         // The first of them does not come to the end.
         for piece in 0..50 {
-            let sweep = Upkeep::Sweep { history, as_of_us, rows_max, bytes_max };
-            let (due, _, looked_at) = apply(Action::Upkeep(sweep));
+            let sweep = GarbageCollection::History { history, as_of_us, rows_max, bytes_max };
+            let (due, _, looked_at) = apply(Action::GarbageCollection(sweep));
             assert!(looked_at < most, "{looked_at} rows in piece {piece} of {rows_max}");
             assert!(piece < 49 || rows_max == 4, "the sweep comes to no end");
             if due.is_none() {
@@ -1031,11 +1044,13 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
         }
     }
     // What the removals left is theirs to take away.
-    let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 20, bytes_max: BYTES_MAX };
-    while apply(Action::Upkeep(purge)).1.is_some() {}
+    let purge =
+        GarbageCollection::Removed { before_us: u64::MAX, rows_max: 20, bytes_max: BYTES_MAX };
+    while apply(Action::GarbageCollection(purge)).1.is_some() {}
     let end = Timestamp(i64::MAX);
-    let sight = Sight { at: end, seen: end, strict: false };
-    let left = pages(&machine.store(), PageOf::Versions { key }, sight, page_of(1_000)).unwrap();
+    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    let left =
+        pages(&machine.store(), PageOf::Versions { key }, read_view, page_of(1_000)).unwrap();
     assert_eq!(left.len(), 1);
 }
 
@@ -1072,8 +1087,8 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
             world.sweep(as_of_us, piece);
             world.check_newest(&keys);
             world.check(&keys, as_of_us as i64, world.last, page_of(100));
-            for row in world.rows_in(&rows::all_unswept()) {
-                let (at, _) = rows::decode_unswept(&row).unwrap();
+            for row in world.rows_in(&rows::all_superseding()) {
+                let (at, _) = rows::decode_superseding(&row).unwrap();
                 assert!(at.0 as u64 > as_of_us, "{context}: a row for what can be removed");
             }
             assert!(world.rows_in(&rows::all()).len() <= most, "{context}: piece {done}");
@@ -1104,18 +1119,18 @@ fn nothing_asks_for_a_sweep_that_finds_nothing() {
     let mut world = World::new(limits);
     keys.iter().for_each(|key| world.write(&put(key)));
     world.settle();
-    assert_eq!(world.unswept(), 0);
+    assert_eq!(world.superseding(), 0);
     world.write(&WriteOp::SetHistory { history: History::For { age_us: 1_000_000_000 } });
     (0..5).for_each(|_| keys.iter().for_each(|key| world.write(&put(key))));
     removals.iter().for_each(|removal| world.write(removal));
     world.settle();
-    assert_eq!(world.unswept(), 15);
-    while world.disk.upkeep().oldest_removal_us.is_some() {
+    assert_eq!(world.superseding(), 15);
+    while world.disk.summary().oldest_removal_us.is_some() {
         let before_us = world.last as u64;
-        world.upkeep(Upkeep::Purge { before_us, rows_max: 2, bytes_max: BYTES_MAX });
+        world.collect(GarbageCollection::Removed { before_us, rows_max: 2, bytes_max: BYTES_MAX });
     }
     assert_eq!(
-        world.unswept(),
+        world.superseding(),
         1,
         "what is left is the newest version of the key that was trimmed"
     );

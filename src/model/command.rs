@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{FeatureLevel, GroupRules, RequestId, Timestamp, Upkeep, WriteOp};
+use super::{FeatureLevel, GarbageCollection, GroupRules, RequestId, Timestamp, WriteOp};
 
 /// What an entry asks the state machine to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub enum Action {
     },
     /// The leader's own.
     #[serde(rename = "UPKEEP")]
-    Upkeep(Upkeep),
+    GarbageCollection(GarbageCollection),
     /// The group goes by this from here on, unless it has rules already.
     #[serde(rename = "RULES")]
     Rules(GroupRules),
@@ -69,7 +69,7 @@ impl Command {
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {
             Action::Write { op, .. } => op.bytes(),
-            Action::Upkeep(_) | Action::Rules(_) | Action::Level(_) => 0,
+            Action::GarbageCollection(_) | Action::Rules(_) | Action::Level(_) => 0,
         };
         let mut data = Vec::with_capacity(96 + bytes);
         data.extend_from_slice(&self.timestamp.0.to_be_bytes());

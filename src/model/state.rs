@@ -1,4 +1,5 @@
-//! Where a server stands: its state machine, its snapshots, its disk, and what it finds of all that at start.
+//! Where a server stands: its state machine, its snapshots, its disk, and what it finds of all that
+//! at start.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,45 +48,49 @@ impl DiskSpace {
     }
 }
 
-/// What a state machine has left to do in the background.
+/// What a state machine reports to the core after each application: the garbage that it has left to
+/// collect, and the rules of the group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpkeepState {
-    /// The time of the log's clock.
+pub struct MachineSummary {
+    /// The log's clock, in microseconds.
     pub clock_us: u64,
-    /// By when the oldest removal was done that is not off the disk yet, by the log's clock.
+    /// The time of the oldest removal whose versions are not deleted from disk yet, by the log's
+    /// clock.
     pub oldest_removal_us: Option<u64>,
-    /// When a sweep will have something to do, by the log's clock: as of this time or a later one.
-    pub sweep_due_us: Option<u64>,
+    /// The earliest time, by the log's clock, as of which compacting the history removes a version.
+    pub history_due_us: Option<u64>,
     /// The group's feature level.
     pub level: u32,
-    /// What the group goes by; `None` when it has not settled on anything.
+    /// The rules of the group; `None` before they are in the log.
     pub rules: Option<GroupRules>,
 }
 
-/// What a server finds on its disk at start.
+/// The durable state that a server starts from.
 #[derive(Clone, Debug, Default)]
 pub struct Recovered {
-    /// The hard state; default when blank.
+    /// Term, vote and commit index; the default for a blank data directory.
     pub hard_state: HardState,
     /// The first index the log still holds: 0 or 1 = from the start. Entries before it are in the
     /// state machine only.
     pub first_index: LogIndex,
     /// The term of the entry before `first_index`; 0 when the log holds everything from the start.
     pub previous_term: Term,
-    /// Where each run of entries of one term begins, in order: (first index of the run, term). The
-    /// first run begins at the log's first index.
+    /// The first index and the term of each run of entries of one term, in order, beginning with
+    /// the log's first index.
     pub term_runs: Vec<(LogIndex, Term)>,
     /// The last index of the log; the one before `first_index` when it is empty.
     pub last_index: LogIndex,
     /// Every entry after `applied.index`, contiguous to `last_index`.
     pub entries: Vec<LogEntry>,
-    /// Where the state machine stands.
+    /// The last index that the state machine has applied, with its timestamp and the hash of the
+    /// state.
     pub applied: AppliedPoint,
-    /// What it has left to do in the background.
-    pub upkeep: UpkeepState,
-    /// The store is lost and the log is not. `applied` is then a point that was committed, and stands for no
-    /// state: nothing is applied before a snapshot has been put in place.
+    /// The state machine's garbage and the group's rules.
+    pub summary: MachineSummary,
+    /// The store is lost and the log is not. `applied` is then an index that was committed, without
+    /// a state: nothing is applied before a snapshot is installed.
     pub store_lost: bool,
-    /// Everything is blank, and was not: what this server had is lost. It takes no part in founding a group.
+    /// The data directory is blank because its data was lost: this server must not bootstrap a
+    /// group.
     pub data_lost: bool,
 }

@@ -16,12 +16,12 @@ use super::consistency_check::{Contradiction, StateHashes};
 use super::disk_space::Disks;
 use super::early_ack::KnownSequences;
 use super::eligibility::{Eligibility, Ineligible, LeadershipAction};
+use super::garbage_collection::{GarbageCollectionConfig, GarbageCollector};
 use super::in_sync::InSync;
 use super::long_writes::LongWrites;
 use super::reads::{Read, Reads};
 use super::server_clocks::ServerClocks;
 use super::server_levels::ServerLevels;
-use super::upkeep::{Chores, UpkeepConfig};
 use super::writes::{Origin, Pending, Stored, Writes};
 use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place};
 use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
@@ -76,7 +76,7 @@ pub struct NodeConfig {
     /// Whether the driver wants [`Output::Console`].
     pub console: bool,
     /// When garbage is collected, and how much of it at a time.
-    pub upkeep: UpkeepConfig,
+    pub garbage_collection: GarbageCollectionConfig,
     /// Bounds of memory and of work under way.
     pub limits: NodeLimits,
     /// Number of entries from one comparison of states to the next; the same at all replicas.
@@ -238,7 +238,7 @@ pub struct Node {
     pub(super) store_lost: bool,
     /// A majority has refuted the state or the log.
     pub(super) refuted: bool,
-    pub(super) chores: Chores,
+    pub(super) garbage_collector: GarbageCollector,
     /// The rules of the group, once they are applied.
     pub(super) rules: Option<GroupRules>,
     /// This node has proposed the rules in this term.
@@ -312,13 +312,13 @@ impl Node {
             consensus,
             effects: Effects::default(),
             clock,
-            log_time: LogTime::new(recovered.upkeep.clock_us),
+            log_time: LogTime::new(recovered.summary.clock_us),
             server_clocks: ServerClocks::default(),
             writes,
             propose_more: false,
             long_writes: LongWrites::default(),
             flushed_commit: 0,
-            known_sequences: KnownSequences::new(recovered.upkeep.rules.map(|rules| rules.limits)),
+            known_sequences: KnownSequences::new(recovered.summary.rules.map(|rules| rules.limits)),
             commit_notifications: CommitNotifications::default(),
             reads,
             links: BTreeSet::new(),
@@ -340,12 +340,12 @@ impl Node {
             next_question: config.first_question,
             store_lost: recovered.store_lost,
             refuted: false,
-            rules: recovered.upkeep.rules,
+            rules: recovered.summary.rules,
             rules_proposed: false,
-            level: recovered.upkeep.level.max(FeatureLevel::FIRST.level),
+            level: recovered.summary.level.max(FeatureLevel::FIRST.level),
             level_proposed: 0,
             server_levels: ServerLevels::default(),
-            chores: Chores::new(config.upkeep, recovered.upkeep),
+            garbage_collector: GarbageCollector::new(config.garbage_collection, recovered.summary),
             leadership,
             stopping: Stopping::No,
             no_leader_since_us: None,
@@ -354,7 +354,7 @@ impl Node {
             shown_index: last_index,
             config,
         };
-        node.set_chores();
+        node.set_collection_rules();
         Ok(node)
     }
 
@@ -409,10 +409,10 @@ impl Node {
                 self.eligibility.persisted(number);
                 self.consensus.persisted(number, &mut self.effects);
             }
-            Input::Applied { outcomes, point, upkeep } => {
-                self.log_time.observe(upkeep.clock_us);
-                let (level, rules) = (upkeep.level, upkeep.rules);
-                self.chores.applied(point.index, upkeep, now.monotonic_us);
+            Input::Applied { outcomes, point, summary } => {
+                self.log_time.observe(summary.clock_us);
+                let (level, rules) = (summary.level, summary.rules);
+                self.garbage_collector.applied(point.index, summary, now.monotonic_us);
                 // After the garbage collection among the applied entries, which was not by rules
                 // that came later.
                 self.take_rules(level, rules, out);
@@ -458,12 +458,12 @@ impl Node {
         if self.group_limits() != limits_before {
             self.known_sequences = KnownSequences::new(self.group_limits());
         }
-        self.set_chores();
+        self.set_collection_rules();
     }
 
-    fn set_chores(&mut self) {
+    fn set_collection_rules(&mut self) {
         if let Some(GroupRules { limits, history }) = self.rules {
-            self.chores.set_rules(limits.removal_grace_us, history);
+            self.garbage_collector.set_rules(limits.removal_grace_us, history);
         }
     }
 
@@ -595,7 +595,7 @@ impl Node {
         self.eligibility.tick();
         self.judge_eligibility(out);
         self.consensus.tick();
-        self.chores.tick();
+        self.garbage_collector.tick();
         self.compare_clocks(now, out);
         self.repeat_disk_state(out);
         self.campaign_if_first();

@@ -19,6 +19,7 @@ pub mod core;
 mod disk_space;
 mod early_ack;
 pub mod eligibility;
+pub mod garbage_collection;
 mod in_sync;
 mod long_writes;
 mod notice;
@@ -29,7 +30,6 @@ mod server_levels;
 mod server_messages;
 #[cfg(test)]
 mod tests;
-pub mod upkeep;
 mod writes;
 
 use std::net::SocketAddr;
@@ -38,7 +38,7 @@ use self::eligibility::Ineligible;
 use self::notice::by_place;
 use crate::model::{
     Action, AppliedPoint, AppliedWrite, Command, DiskSpace, EncodedWrite, FeatureLevel, HardState,
-    LogBatch, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp, UpkeepState,
+    LogBatch, LogEntry, LogIndex, MachineSummary, NodeId, SnapshotId, Term, Timestamp,
 };
 use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
 
@@ -130,7 +130,7 @@ pub enum Input {
         /// The outcome of each client's write among them, in log order.
         outcomes: Vec<AppliedWrite>,
         /// The garbage that is left to collect.
-        upkeep: UpkeepState,
+        summary: MachineSummary,
         /// The last index that it has applied, with its timestamp and the hash of the state.
         point: AppliedPoint,
     },

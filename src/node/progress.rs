@@ -75,7 +75,7 @@ impl Node {
         if role_before == Role::Leader && (role != Role::Leader || is_new_term) {
             self.in_sync = None;
             self.bootstrap_until_us = None;
-            self.chores.lost_leadership();
+            self.garbage_collector.lost_leadership();
             self.long_writes = LongWrites::default();
             self.known_sequences = KnownSequences::new(self.group_limits());
             (self.rules_proposed, self.level_proposed) = (false, 0);
@@ -231,7 +231,7 @@ impl Node {
             return true;
         }
         let limits = self.config.release.limits;
-        let rules = GroupRules { limits, history: self.config.upkeep.history };
+        let rules = GroupRules { limits, history: self.config.garbage_collection.history };
         // If they are refused, the next flush tries again, and the writes go on waiting.
         self.rules_proposed = self.propose_own(Action::Rules(rules), now).is_some();
         self.rules_proposed
@@ -270,10 +270,10 @@ impl Node {
         }
         self.raise_level(now);
         let clock_us = self.log_time.now_us();
-        let Some(upkeep) = self.chores.next(clock_us, now.monotonic_us) else { return };
-        match self.propose_own(Action::Upkeep(upkeep), now) {
-            Some(index) => self.chores.proposed(index, upkeep),
-            None => self.chores.refused(),
+        let Some(piece) = self.garbage_collector.next(clock_us, now.monotonic_us) else { return };
+        match self.propose_own(Action::GarbageCollection(piece), now) {
+            Some(index) => self.garbage_collector.proposed(index, piece),
+            None => self.garbage_collector.refused(),
         }
     }
 

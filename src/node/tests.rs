@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::core::{AckPolicy, Node, NodeConfig};
-use super::upkeep::UpkeepConfig;
+use super::garbage_collection::GarbageCollectionConfig;
 use super::*;
 use crate::limits;
 use crate::model::{
@@ -17,9 +17,9 @@ use crate::model::{
 use crate::wire::message::{ErrorCode, Role};
 
 /// What a state machine has to say that has applied its group's rules.
-fn upkeep() -> UpkeepState {
+fn summary() -> MachineSummary {
     let rules = Some(GroupRules { limits: StateLimits::default(), history: History::All });
-    UpkeepState { rules, ..UpkeepState::default() }
+    MachineSummary { rules, ..MachineSummary::default() }
 }
 
 struct Group {
@@ -67,7 +67,7 @@ impl Group {
                 value_bytes_max: 100,
                 replication_delay: Duration::ZERO,
                 console: false,
-                upkeep: UpkeepConfig::new(History::All),
+                garbage_collection: GarbageCollectionConfig::new(History::All),
                 limits,
                 state_hash_every: 4,
                 release: Release::default(),
@@ -163,7 +163,7 @@ impl Group {
                         }
                     }
                     let point = *point;
-                    let news = (at, Input::Applied { outcomes, point, upkeep: upkeep() });
+                    let news = (at, Input::Applied { outcomes, point, summary: summary() });
                     match &mut self.withheld {
                         Some(withheld) => withheld.push(news),
                         None => self.inbox.push_back(news),

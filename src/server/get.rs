@@ -14,7 +14,7 @@ use crate::model::{LogIndex, PageOf, Timestamp};
 use crate::node::core::Node;
 use crate::node::{ConsoleEvent, GetAnswer};
 use crate::storage::apply::ApplyError;
-use crate::storage::reads::{Page, PageError, PageLimits, Sight, Store};
+use crate::storage::reads::{Page, PageError, PageLimits, ReadView, Store};
 use crate::text::{counted, escape};
 use crate::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply};
 
@@ -192,7 +192,7 @@ pub fn answer_page(store: &Store, request: &PageRequest, most: PageLimits) -> Re
     let at = if *at > Timestamp::ZERO { *at } else { seen };
     let rows = (*rows_max as usize).clamp(1, most.rows);
     let most = PageLimits { rows, keys_only: *keys_only, ..most };
-    match store.page(of, Sight { at, seen, strict }, most) {
+    match store.page(of, ReadView { at, removals_up_to: seen, strict }, most) {
         Ok(Page { rows, next }) => {
             ReadOutcome { reply: Reply::PageOk { rows, at, seen, next }, shown: None, fault: None }
         }

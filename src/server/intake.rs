@@ -87,8 +87,8 @@ impl<A: StagingArea + Clone + 'static> Intake<A> {
                 match std::mem::replace(&mut self.arriving, Arriving::Nothing) {
                     Arriving::Staged(staged) => {
                         let point = machine.install(staged)?;
-                        let upkeep = machine.upkeep();
-                        vec![SnapshotReport::Installed { point, upkeep }]
+                        let summary = machine.summary();
+                        vec![SnapshotReport::Installed { point, summary }]
                     }
                     _ => Vec::new(),
                 }

@@ -58,7 +58,7 @@ use crate::limits;
 use crate::model::{History, NodeId, Release};
 use crate::net::{EventLoop, ListenError, Listener, LoopConfig, LoopError, WakeHandle};
 use crate::node::core::{Node, NodeConfig, NodeError};
-use crate::node::upkeep::UpkeepConfig;
+use crate::node::garbage_collection::GarbageCollectionConfig;
 use crate::process::files::ConnectionRoom;
 pub use crate::process::files::TooFewFiles;
 use crate::process::{files, watch_signals};
@@ -347,7 +347,7 @@ fn node_config(config: &ServerConfig, me: NodeId, first_leader: NodeId) -> NodeC
         value_bytes_max: config.value_bytes_max,
         replication_delay: config.replication_delay,
         console: config.console,
-        upkeep: UpkeepConfig::new(config.history.unwrap_or_default()),
+        garbage_collection: GarbageCollectionConfig::new(config.history.unwrap_or_default()),
         limits: limits::NodeLimits::default(),
         state_hash_every: limits::STATE_HASH_EVERY,
         release: Release::default(),

@@ -38,7 +38,7 @@ use bytes::Bytes;
 
 use crate::limits;
 use crate::model::{
-    AppliedPoint, DiskSpace, HardState, LogIndex, NodeId, SnapshotId, Term, UpkeepState,
+    AppliedPoint, DiskSpace, HardState, LogIndex, MachineSummary, NodeId, SnapshotId, Term,
 };
 use crate::node::CheckedMessage;
 use crate::node::Input;
@@ -202,7 +202,7 @@ pub enum SnapshotReport {
         /// The point up to which the state machine has applied now.
         point: AppliedPoint,
         /// What it has left to do in the background.
-        upkeep: UpkeepState,
+        summary: MachineSummary,
     },
 }
 
@@ -718,12 +718,12 @@ impl Transfers {
             (SnapshotReport::Failed { id, reason }, Some(incoming)) if incoming.id == id => {
                 self.refuse(&reason)
             }
-            (SnapshotReport::Installed { point, upkeep }, incoming) => {
+            (SnapshotReport::Installed { point, summary }, incoming) => {
                 log::info!("the snapshot to log index {} is in place", point.index);
                 let told = incoming.take().map(|IncomingTransfer { from, id, stored, .. }| {
                     answer(from, id, stored, SnapshotOutcome::Complete)
                 });
-                let applied = Input::Applied { outcomes: Vec::new(), point, upkeep };
+                let applied = Input::Applied { outcomes: Vec::new(), point, summary };
                 [TransferStep::Tell(applied)].into_iter().chain(told).collect()
             }
             (SnapshotReport::Staged { .. }, _) => vec![TransferStep::Store(SnapshotWork::Discard)],

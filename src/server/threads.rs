@@ -447,10 +447,10 @@ impl ApplierThread {
         } else {
             self.machine.apply(entries)
         };
-        let Applied { writes: outcomes, upkeep } = applied?;
+        let Applied { writes: outcomes, summary } = applied?;
         self.shrinking.entries += entries.len() as u64;
         let point = self.machine.applied();
-        self.report(Report::Done(Input::Applied { outcomes, point, upkeep }));
+        self.report(Report::Done(Input::Applied { outcomes, point, summary }));
         Ok(())
     }
 

@@ -27,20 +27,22 @@ use serde::de::DeserializeOwned;
 
 use super::changes::Changes;
 use super::engine::{Durability, Engine, EngineError, EngineView, Steps, WriteBatch};
+use super::garbage_collection::{
+    self, Budget, Horizon, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
+};
 use super::hash::StateHash;
-use super::log_clock::{LogClock, Marks};
+use super::log_clock::{ClockSamples, LogClock};
 use super::reads::Store;
 use super::rows::{Rows, ViewRows};
 use super::sessions::{Admission, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::upkeep::{self, Budget, Horizon, META_PURGED, META_SWEEP, META_SWEPT};
 use super::versions::{Pending, Reader, StoredVersion};
 use super::{keys, removals};
 use crate::limits::{self, ShrinkLimits};
 use crate::model::{
-    Action, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel, GroupRules, History,
-    LogEntry, LogIndex, Previous, Release, RequestId, StateLimits, Timestamp, Upkeep, UpkeepState,
-    WriteOp, WriteOutcome,
+    Action, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel, GarbageCollection,
+    GroupRules, History, LogEntry, LogIndex, MachineSummary, Previous, Release, RequestId,
+    StateLimits, Timestamp, WriteOp, WriteOutcome,
 };
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each version's rows.
@@ -132,7 +134,7 @@ pub(super) struct Shared {
     steps: Steps,
     limits: RwLock<StateLimits>,
     /// When timestamps were given out, by the log's clock.
-    marks: RwLock<Arc<Marks>>,
+    samples: RwLock<Arc<ClockSamples>>,
     /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
     /// with one becomes visible, and cleared after the batch with which the last one left.
     removals: [AtomicBool; 2],
@@ -175,13 +177,13 @@ impl Shared {
 
     /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed stays.
     pub(super) fn looks_far_back(&self, at: Timestamp, seen: Timestamp) -> bool {
-        let marks = self.marks.read().unwrap_or_else(PoisonError::into_inner).clone();
-        marks.are_apart(at, seen, self.limits().removal_grace_us)
+        let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner).clone();
+        samples.are_apart(at, seen, self.limits().removal_grace_us)
     }
 
-    fn set_marks(&self, clock: &LogClock) {
-        let marks = Arc::new(clock.marks().clone());
-        *self.marks.write().unwrap_or_else(PoisonError::into_inner) = marks;
+    fn set_samples(&self, clock: &LogClock) {
+        let samples = Arc::new(clock.samples().clone());
+        *self.samples.write().unwrap_or_else(PoisonError::into_inner) = samples;
     }
 
     pub(super) fn applied(&self) -> AppliedPoint {
@@ -203,7 +205,7 @@ pub struct Applied {
     /// One for each write of a client, in log order.
     pub writes: Vec<AppliedWrite>,
     /// What is left to do in the background.
-    pub upkeep: UpkeepState,
+    pub summary: MachineSummary,
 }
 
 /// The state machine: one owner, one thread.
@@ -254,7 +256,7 @@ impl StateMachine {
             applying_timestamp: AtomicI64::new(point.timestamp.0),
             steps: Steps::default(),
             limits: RwLock::new(limits),
-            marks: RwLock::new(Arc::new(clock.marks().clone())),
+            samples: RwLock::new(Arc::new(clock.samples().clone())),
             removals: [AtomicBool::new(left.pending.keys), AtomicBool::new(left.pending.ranges)],
         };
         Ok(StateMachine {
@@ -296,11 +298,11 @@ impl StateMachine {
     }
 
     /// What is left to do in the background.
-    pub fn upkeep(&self) -> UpkeepState {
-        UpkeepState {
+    pub fn summary(&self) -> MachineSummary {
+        MachineSummary {
             clock_us: self.clock.now_us(),
             oldest_removal_us: self.left.oldest_removal.map(|oldest| self.clock.when(oldest)),
-            sweep_due_us: self.left.sweep_due.map(|due| self.clock.when(due)),
+            history_due_us: self.left.history_due.map(|due| self.clock.when(due)),
             level: self.level.level,
             rules: self.rules,
         }
@@ -381,20 +383,38 @@ impl StateMachine {
                     let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
                     applied.writes.push(write);
                 }
-                Action::Upkeep(Upkeep::Purge { before_us, rows_max, bytes_max }) => {
+                Action::GarbageCollection(GarbageCollection::Removed {
+                    before_us,
+                    rows_max,
+                    bytes_max,
+                }) => {
                     let before = clock.reached(before_us);
-                    upkeep::purge(&mut changes, before, Budget::new(rows_max, bytes_max))?;
+                    garbage_collection::delete_removed(
+                        &mut changes,
+                        before,
+                        Budget::new(rows_max, bytes_max),
+                    )?;
                 }
                 // Proposed before the history was changed: it would remove what is to be kept now.
-                Action::Upkeep(Upkeep::Sweep { history, .. }) if self.history() != history => {}
-                Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max }) => {
+                Action::GarbageCollection(GarbageCollection::History { history, .. })
+                    if self.history() != history => {}
+                Action::GarbageCollection(GarbageCollection::History {
+                    history,
+                    as_of_us,
+                    rows_max,
+                    bytes_max,
+                }) => {
                     let as_of = clock.reached(as_of_us);
                     let budget = Budget::new(rows_max, bytes_max);
-                    upkeep::sweep(&mut changes, history, as_of, budget)?;
+                    garbage_collection::compact_history(&mut changes, history, as_of, budget)?;
                 }
                 Action::Rules(rules) => {
                     if self.rules.is_none() {
-                        upkeep::change_history(&mut changes, self.history(), rules.history)?;
+                        garbage_collection::change_history(
+                            &mut changes,
+                            self.history(),
+                            rules.history,
+                        )?;
                         changes.put(keys::meta(META_RULES), encode_fact(&rules));
                         self.rules = Some(rules);
                         self.sessions.set_limits(rules.limits);
@@ -430,7 +450,7 @@ impl StateMachine {
                 ranges: before.ranges || self.left.pending.ranges,
             });
             if is_marked {
-                self.shared.set_marks(&clock);
+                self.shared.set_samples(&clock);
             }
             self.shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             self.engine.write(&batch, Durability::Lazy)?;
@@ -439,7 +459,7 @@ impl StateMachine {
             *self.shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
             self.shared.set_pending(self.left.pending);
         }
-        applied.upkeep = self.upkeep();
+        applied.summary = self.summary();
         Ok(applied)
     }
 
@@ -491,14 +511,14 @@ impl StateMachine {
         op: &WriteOp,
         changes: &mut Changes<'_>,
     ) -> Result<bool, ApplyError> {
-        // Where everything is kept, nothing is written for sweeps.
-        let is_swept = self.history() != History::All;
+        // If everything is kept, no row is written for compaction.
+        let is_compacted = self.history() != History::All;
         let mut store = |changes: &mut Changes<'_>, key: &Bytes, value: &Bytes| {
             let stored = StoredVersion::Value(value).encode();
             changes.put(keys::version(key, timestamp), stored);
-            if is_swept {
-                changes.put(keys::unswept(timestamp, key), Bytes::new());
-                self.left.sweep_due.get_or_insert(timestamp);
+            if is_compacted {
+                changes.put(keys::superseding(timestamp, key), Bytes::new());
+                self.left.history_due.get_or_insert(timestamp);
             }
         };
         match op {
@@ -520,7 +540,7 @@ impl StateMachine {
             WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
             WriteOp::Mark => {}
             WriteOp::SetHistory { history } => {
-                upkeep::change_history(changes, self.history(), *history)?;
+                garbage_collection::change_history(changes, self.history(), *history)?;
                 // The group's rules come before every write, but in tests.
                 if let Some(rules) = &self.rules {
                     changes.delete(keys::meta(META_RULES), &encode_fact(rules));
@@ -635,7 +655,7 @@ impl StateMachine {
             machine.shared.set_pending(unknown);
             // In the same order as around a batch.
             let shared = &machine.shared;
-            shared.set_marks(&machine.clock);
+            shared.set_samples(&machine.clock);
             shared.applying_timestamp.store(point.timestamp.0, Ordering::SeqCst);
             *shared.engine.write().unwrap_or_else(PoisonError::into_inner) = engine.clone();
             *shared.applied.write().unwrap_or_else(PoisonError::into_inner) = point;
@@ -672,8 +692,8 @@ struct Left {
     pending: Pending,
     /// The time of the oldest of them.
     oldest_removal: Option<Timestamp>,
-    /// A sweep as of this time or a later one has something to do.
-    sweep_due: Option<Timestamp>,
+    /// The earliest time as of which compaction of the history has something to do.
+    history_due: Option<Timestamp>,
 }
 
 impl Left {
@@ -683,7 +703,7 @@ impl Left {
         Ok(Left {
             pending: Pending { keys, ranges },
             oldest_removal: removals::oldest(rows)?,
-            sweep_due: upkeep::sweep_due(rows)?,
+            history_due: garbage_collection::history_due(rows)?,
         })
     }
 }
@@ -715,8 +735,8 @@ pub(super) enum MetaRow {
     Level(FeatureLevel),
     /// The group's rules, which the state's hash covers, too.
     Rules,
-    /// How far the sweep has come, which the state's hash covers, too.
-    Sweep,
+    /// The progress of compaction, which the state's hash covers, too.
+    Compaction,
     /// Since when every client that writes has a session, which the state's hash covers, too.
     KnownSince(Timestamp),
     /// Something else that this release knows.
@@ -734,8 +754,8 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     if row == keys::meta(META_RULES) {
         return decode_fact::<GroupRules>(value).map(|_| MetaRow::Rules);
     }
-    if row == keys::meta(META_SWEEP) {
-        return upkeep::SweepProgress::decode(value).map(|_| MetaRow::Sweep);
+    if row == keys::meta(META_COMPACTION) {
+        return garbage_collection::CompactionProgress::decode(value).map(|_| MetaRow::Compaction);
     }
     if row == keys::meta(META_KNOWN_SINCE) {
         return decode_known_since(value).map(MetaRow::KnownSince);
@@ -743,12 +763,12 @@ pub(super) fn decode_meta(row: &[u8], value: &[u8]) -> Option<MetaRow> {
     let known = row == keys::meta(META_FORMAT) && value == STATE_FORMAT_VERSION.to_le_bytes();
     let clock = LogClock::decode(value, Timestamp::ZERO, 0);
     let known = known || (row == keys::meta(META_CLOCK) && clock.is_some());
-    let is_time = row == keys::meta(META_PURGED) || row == keys::meta(META_SWEPT);
-    let known = known || (is_time && upkeep::decode_time(value).is_some());
+    let is_time = row == keys::meta(META_REMOVED_UP_TO) || row == keys::meta(META_COMPACTED_AS_OF);
+    let known = known || (is_time && garbage_collection::decode_time(value).is_some());
     known.then_some(MetaRow::Other)
 }
 
-/// The group's rules, its level or how far the sweep has come, as MessagePack.
+/// The group's rules, its level or the progress of compaction, as MessagePack.
 pub(super) fn encode_fact(fact: &impl Serialize) -> Bytes {
     // Numbers and a key: there is nothing that could fail.
     rmp_serde::to_vec(fact).expect("encoding numbers and a key into memory").into()

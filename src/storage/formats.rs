@@ -16,8 +16,8 @@ use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
-    Action, ClientId, Command, FeatureLevel, GroupRules, History, LogEntry, Release,
-    ReleaseVersion, RequestId, StateLimits, Timestamp, Upkeep, WriteOp,
+    Action, ClientId, Command, FeatureLevel, GarbageCollection, GroupRules, History, LogEntry,
+    Release, ReleaseVersion, RequestId, StateLimits, Timestamp, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -81,9 +81,14 @@ impl Kept {
         self.write(WriteOp::Del { key: Bytes::from(key) });
     }
 
-    fn sweep(&mut self, history: History, rows_max: u32) {
+    fn compact(&mut self, history: History, rows_max: u32) {
         let (as_of_us, bytes_max) = (self.last * 10, 1_000);
-        self.apply(Action::Upkeep(Upkeep::Sweep { history, as_of_us, rows_max, bytes_max }));
+        self.apply(Action::GarbageCollection(GarbageCollection::History {
+            history,
+            as_of_us,
+            rows_max,
+            bytes_max,
+        }));
     }
 
     /// Lists the rows that have not been listed as they are.
@@ -128,14 +133,15 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     kept.list(
         "removals of a key, of its older versions and of a range, and a walk that has not begun",
     );
-    let purge = Upkeep::Purge { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };
-    kept.apply(Action::Upkeep(purge));
+    let removed =
+        GarbageCollection::Removed { before_us: kept.last * 10, rows_max: 100, bytes_max: 1_000 };
+    kept.apply(Action::GarbageCollection(removed));
     (0..3).for_each(|_| kept.put("o"));
-    kept.sweep(history, 3);
+    kept.compact(history, 3);
     kept.list("a purge, and a walk within a key");
-    (0..3).for_each(|_| kept.sweep(history, 100));
+    (0..3).for_each(|_| kept.compact(history, 100));
     (0..3).for_each(|_| kept.put("o"));
-    kept.sweep(history, 2);
+    kept.compact(history, 2);
     kept.list("a sweep within a key");
     kept.client = ClientId(9);
     kept.write(WriteOp::SetHistory { history: History::For { age_us: 3_600 } });
@@ -177,12 +183,17 @@ fn the_commands_in_the_log_are_those_of_its_format() {
     ];
     let (rows_max, bytes_max) = (5, 6);
     let histories = [History::All, history, History::Versions { count: 2 }];
-    let sweep = |history| Upkeep::Sweep { history, as_of_us: 4, rows_max, bytes_max };
+    let compaction =
+        |history| GarbageCollection::History { history, as_of_us: 4, rows_max, bytes_max };
     let actions = ops
         .map(|op| Action::Write { request, op, previous: true })
         .into_iter()
-        .chain([Action::Upkeep(Upkeep::Purge { before_us: 4, rows_max, bytes_max })])
-        .chain(histories.map(|history| Action::Upkeep(sweep(history))))
+        .chain([Action::GarbageCollection(GarbageCollection::Removed {
+            before_us: 4,
+            rows_max,
+            bytes_max,
+        })])
+        .chain(histories.map(|history| Action::GarbageCollection(compaction(history))))
         .chain([
             Action::Rules(GroupRules { limits: LIMITS, history }),
             Action::Level(FeatureLevel { level: 2, release: ReleaseVersion(0, 1, 0) }),

@@ -11,14 +11,14 @@
 //! removal := 04 | escaped key | 00 00 | newest first
 //! range   := 05 | oldest first
 //! queued  := 06 | oldest first | key
-//! unswept := 07 | oldest first | key
+//! superseding := 07 | oldest first | key
 //!
 //! oldest first := eight bytes, big-endian: timestamp as ordered u64
 //! newest first := the same, inverted
 //! ```
 //!
-//! What removals, ranges and queued rows are about is in `storage::removals`, and what unswept ones
-//! are about in `storage::upkeep`.
+//! `storage::removals` describes removals, ranges and queued rows, and
+//! `storage::garbage_collection` the superseding ones.
 //!
 //! A key that is a prefix of another sorts before it, as the terminator's second zero is less than
 //! any `FF` and its first less than or equal to any byte.
@@ -33,7 +33,7 @@ const SPACE_META: u8 = 3;
 const SPACE_REMOVALS: u8 = 4;
 const SPACE_RANGES: u8 = 5;
 const SPACE_QUEUE: u8 = 6;
-const SPACE_UNSWEPT: u8 = 7;
+const SPACE_SUPERSEDING: u8 = 7;
 
 const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xff;
@@ -41,7 +41,7 @@ const TERMINATOR: u8 = 0x00;
 const TIMESTAMP_BYTES: usize = 8;
 const SIGN_BIT: u64 = 1 << 63;
 
-/// A row's key that is not of this encoding: the engine's file is damaged.
+/// A row's key is not of this encoding: the engine's file is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a row's key is not in the encoding of this release")]
 pub struct KeyError;
@@ -51,11 +51,11 @@ pub struct KeyError;
 pub struct RowRange {
     /// The first key.
     pub start: Bytes,
-    /// One past the last key.
+    /// The key after the last one.
     pub end: Bytes,
 }
 
-/// What a row is about.
+/// The key space of a row, which tells what the row describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeySpace {
     /// A version of a key.
@@ -64,17 +64,17 @@ pub enum KeySpace {
     Sessions,
     /// A fact about the store itself.
     Meta,
-    /// A removal, by key.
+    /// A removal of a key, ordered by key.
     Removals,
-    /// A removal of a range.
+    /// A removal of a range of keys.
     Ranges,
-    /// A removal, by time.
+    /// A removal of a key, ordered by time.
     Queue,
-    /// A version for which no sweep has looked at its key yet, by time.
-    Unswept,
+    /// A version whose key is to be compacted when the version is old enough, ordered by time.
+    Superseding,
 }
 
-/// The key space of a row; `None` when it is of none.
+/// The key space of a row; `None` if it belongs to none.
 pub fn space(row: &[u8]) -> Option<KeySpace> {
     match row.first() {
         Some(&SPACE_VERSIONS) => Some(KeySpace::Versions),
@@ -83,7 +83,7 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
         Some(&SPACE_REMOVALS) => Some(KeySpace::Removals),
         Some(&SPACE_RANGES) => Some(KeySpace::Ranges),
         Some(&SPACE_QUEUE) => Some(KeySpace::Queue),
-        Some(&SPACE_UNSWEPT) => Some(KeySpace::Unswept),
+        Some(&SPACE_SUPERSEDING) => Some(KeySpace::Superseding),
         _ => None,
     }
 }
@@ -92,7 +92,7 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
-        end: Bytes::from_static(&[SPACE_UNSWEPT + 1]),
+        end: Bytes::from_static(&[SPACE_SUPERSEDING + 1]),
     }
 }
 
@@ -130,7 +130,7 @@ pub fn only(row: &Bytes) -> RowRange {
     RowRange { start: row.clone(), end: [&row[..], &[0]].concat().into() }
 }
 
-/// Past all rows that begin like this row of a version, its timestamp apart: past the key.
+/// The key after all versions of the key that this row is a version of.
 pub fn after_version(row: &[u8]) -> Bytes {
     after(version_prefix(row))
 }
@@ -140,12 +140,12 @@ pub fn version_prefix(row: &[u8]) -> &[u8] {
     &row[..row.len().saturating_sub(TIMESTAMP_BYTES)]
 }
 
-/// The row of another version of the key that `prefix` is of.
+/// The row of another version of the key with this [`version_prefix`].
 pub fn sibling(prefix: &[u8], timestamp: Timestamp) -> Bytes {
     newest_first(prefix.to_vec(), timestamp)
 }
 
-/// The row of the removal of a key at some time.
+/// The row of the removal of a key at a time.
 pub fn removal(key: &[u8], at: Timestamp) -> Bytes {
     newest_first(prefix(SPACE_REMOVALS, key), at)
 }
@@ -186,46 +186,46 @@ pub fn decode_range(row: &[u8]) -> Result<Timestamp, KeyError> {
     }
 }
 
-/// The row by which a key's removal is found by its time.
+/// The row by which a key's removal is found in order of time.
 pub fn queued(at: Timestamp, key: &[u8]) -> Bytes {
     let mut row = oldest_first(SPACE_QUEUE, at);
     row.extend_from_slice(key);
     row.into()
 }
 
-/// All such rows, oldest first.
+/// The rows of all removals of keys, oldest first.
 pub fn queue() -> RowRange {
     space_rows(SPACE_QUEUE)
 }
 
-/// The time and the key of such a row.
+/// The time and the key of a row of [`queue`].
 ///
 /// # Errors
 ///
-/// [`KeyError`] when it is none.
+/// [`KeyError`] if the row is not one.
 pub fn decode_queued(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
     decode_oldest_first(SPACE_QUEUE, row)
 }
 
-/// The row that asks for a sweep of a key on account of its version at some time.
-pub fn unswept(at: Timestamp, key: &[u8]) -> Bytes {
-    let mut row = oldest_first(SPACE_UNSWEPT, at);
+/// The row by which a key is compacted once its version of this time is old enough.
+pub fn superseding(at: Timestamp, key: &[u8]) -> Bytes {
+    let mut row = oldest_first(SPACE_SUPERSEDING, at);
     row.extend_from_slice(key);
     row.into()
 }
 
-/// All such rows, oldest first.
-pub fn all_unswept() -> RowRange {
-    space_rows(SPACE_UNSWEPT)
+/// The rows of all such versions, oldest first.
+pub fn all_superseding() -> RowRange {
+    space_rows(SPACE_SUPERSEDING)
 }
 
-/// The time and the key of such a row.
+/// The time and the key of a row of [`all_superseding`].
 ///
 /// # Errors
 ///
-/// [`KeyError`] when it is none.
-pub fn decode_unswept(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
-    decode_oldest_first(SPACE_UNSWEPT, row)
+/// [`KeyError`] if the row is not one.
+pub fn decode_superseding(row: &[u8]) -> Result<(Timestamp, &[u8]), KeyError> {
+    decode_oldest_first(SPACE_SUPERSEDING, row)
 }
 
 fn space_rows(space: u8) -> RowRange {
@@ -249,8 +249,8 @@ fn newest_first(mut prefix: Vec<u8>, timestamp: Timestamp) -> Bytes {
     prefix.into()
 }
 
-/// Past every row that begins with `prefix`, which ends with the terminator: one more there is past
-/// all its timestamps and before every other key.
+/// The key after every row that begins with `prefix`, which ends with the terminator: with one more
+/// there it is after all timestamps and before every other key.
 fn after(prefix: &[u8]) -> Bytes {
     let mut end = prefix.to_vec();
     if let Some(last) = end.last_mut() {
@@ -444,11 +444,11 @@ mod tests {
             prop_assert!((queue().start..queue().end).contains(&row));
             prop_assert_eq!(decode_queued(&row), Ok((Timestamp(at), &b[..])));
             prop_assert_eq!(queued(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
-            let row = unswept(Timestamp(at), &b);
-            prop_assert!((all_unswept().start..all_unswept().end).contains(&row));
-            prop_assert_eq!(decode_unswept(&row), Ok((Timestamp(at), &b[..])));
-            prop_assert_eq!(unswept(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
-            let one = only(&unswept(Timestamp(from), &a));
+            let row = superseding(Timestamp(at), &b);
+            prop_assert!((all_superseding().start..all_superseding().end).contains(&row));
+            prop_assert_eq!(decode_superseding(&row), Ok((Timestamp(at), &b[..])));
+            prop_assert_eq!(superseding(Timestamp(from), &a).cmp(&row), (from, &a).cmp(&(at, &b)));
+            let one = only(&superseding(Timestamp(from), &a));
             prop_assert_eq!((one.start..one.end).contains(&row), (from, &a) == (at, &b));
             prop_assert_eq!(decode_range(&range(Timestamp(at))), Ok(Timestamp(at)));
             let times = range(Timestamp(from)).cmp(&range(Timestamp(at)));
@@ -472,7 +472,7 @@ mod tests {
             removal(&[0xff; 9], Timestamp(0)),
             range(Timestamp(i64::MAX)),
             queued(Timestamp(i64::MAX), &[0xff; 9]),
-            unswept(Timestamp(i64::MAX), &[0xff; 9]),
+            superseding(Timestamp(i64::MAX), &[0xff; 9]),
         ];
         assert!(rows.is_sorted());
         assert!((sessions().start..sessions().end).contains(&rows[1]));
@@ -485,7 +485,7 @@ mod tests {
             KeySpace::Removals,
             KeySpace::Ranges,
             KeySpace::Queue,
-            KeySpace::Unswept,
+            KeySpace::Superseding,
         ]
         .map(Some);
         assert_eq!(rows.each_ref().map(|row| space(row)), spaces);

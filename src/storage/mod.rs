@@ -33,6 +33,7 @@ pub mod engine;
 pub mod files;
 #[cfg(test)]
 mod formats;
+mod garbage_collection;
 #[cfg(test)]
 mod gated_file;
 mod hash;
@@ -49,7 +50,6 @@ mod rows;
 mod sessions;
 mod set_aside;
 pub mod snapshot;
-mod upkeep;
 mod versions;
 
 use std::path::PathBuf;
@@ -288,7 +288,7 @@ pub fn assemble(
         last_index: found.last_index,
         entries,
         applied,
-        upkeep: machine.upkeep(),
+        summary: machine.summary(),
         store_lost,
         // Filled in by the caller, from the data directory.
         data_lost: false,

@@ -1,4 +1,4 @@
-//! Reading the store, from any thread, while it is written.
+//! Reads the store, from any thread, while it is written.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,50 +7,51 @@ use bytes::Bytes;
 
 use super::apply::{ApplyError, Shared};
 use super::engine::Direction;
+use super::garbage_collection::Horizon;
 use super::keys::{self, RowRange};
 use super::rows::ViewRows;
-use super::upkeep::Horizon;
 pub use super::versions::PageLimits;
 use super::versions::Reader;
 use crate::model::{AppliedPoint, PageNext, PageOf, Row, Timestamp};
 
-/// A reader's handle: cheap to clone, for any thread.
+/// A handle that reads the store: cheap to clone, for any thread.
 ///
-/// A read sees the state between two applied batches. To know which: load
-/// [`applied`](Store::applied) *before* reading (the state read is at least that new), and
+/// A read sees the state between two applied batches. To bound which one, load
+/// [`applied`](Store::applied) *before* reading (the state is at least that new), and
 /// [`applying_timestamp`](Store::applying_timestamp) *after* (it is at most that new).
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
 }
 
-/// A piece of a longer read.
+/// Reads a page of a longer read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// The rows, in the order asked for.
+    /// The rows, in the order requested.
     pub rows: Vec<Row>,
-    /// Where the next one begins.
+    /// The position at which the next page begins; `None` after the last.
     pub next: Option<PageNext>,
 }
 
-/// Which state a page shows.
+/// The read view of a page: the state that it shows. `storage::removals` has the rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sight {
-    /// As of this version.
+pub struct ReadView {
+    /// The version as of which it shows each key.
     pub at: Timestamp,
-    /// With the removals up to here; not before `at`.
-    pub seen: Timestamp,
-    /// It goes on, or looks back: what it should show must still be there.
+    /// The time up to which removals count; not before `at`.
+    pub removals_up_to: Timestamp,
+    /// The page continues a read, or shows the past: it is refused if a version that it should show
+    /// was deleted.
     pub strict: bool,
 }
 
 /// Why a page cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
-    /// What it should show has been removed for good.
+    /// Versions that it should show have been deleted.
     #[error("what was to be read has been removed for good meanwhile: begin the read again")]
     Expired,
-    /// The store failed.
+    /// The store could not be read.
     #[error(transparent)]
     Store(#[from] ApplyError),
 }
@@ -60,7 +61,7 @@ impl Store {
         Store { shared }
     }
 
-    /// The newest version of a key.
+    /// The newest version of a key: its timestamp and value.
     ///
     /// # Errors
     ///
@@ -89,12 +90,18 @@ impl Store {
     /// # Errors
     ///
     /// Any [`PageError`].
-    pub fn page(&self, of: &PageOf, sight: Sight, most: PageLimits) -> Result<Page, PageError> {
+    pub fn page(
+        &self,
+        of: &PageOf,
+        read_view: ReadView,
+        most: PageLimits,
+    ) -> Result<Page, PageError> {
         let (view, pending) = self.shared.view().map_err(ApplyError::from)?;
         let rows = ViewRows(&*view);
-        let Sight { at, seen, strict } = sight;
+        let ReadView { at, removals_up_to: seen, strict } = read_view;
         if strict {
-            // Of a key's versions those swept are past the history kept, and not missing.
+            // A list of a key's versions shows those that the history keeps, so compacted ones are
+            // not missing.
             let at = if matches!(of, PageOf::Versions { .. }) { seen } else { at };
             let far_back = self.shared.looks_far_back(at, seen);
             if Horizon::read(&rows)?.is_past(at, seen, far_back) {
@@ -120,8 +127,8 @@ impl Store {
         }
     }
 
-    /// Reads rows from `from` on, about `bytes_max` of them, so that every page they lie in is
-    /// checked; where to go on.
+    /// Reads rows from `from` on, about `bytes_max` bytes, so that the engine's pages that contain
+    /// them are verified. Returns where to continue.
     ///
     /// # Errors
     ///
@@ -141,7 +148,8 @@ impl Store {
         Ok(next)
     }
 
-    /// Reads blocks of the engine's file again that were read or written before; where to go on.
+    /// Reads blocks of the engine's file from disk that were read or written before, and verifies
+    /// them. Returns where to continue.
     ///
     /// # Errors
     ///
@@ -150,13 +158,13 @@ impl Store {
         Ok(self.shared.engine().scrub(from, blocks)?.next_block)
     }
 
-    /// Rows of the store, each version of each key among them: an upper bound of the number of
-    /// keys, known without looking for them.
+    /// The number of rows of the store: an upper bound of the number of keys, known without
+    /// reading.
     pub fn rows(&self) -> u64 {
         self.shared.engine().rows()
     }
 
-    /// A lower bound of the state that any later read sees: set after a batch became visible.
+    /// A lower bound of the state that any later read sees: set after a batch has become visible.
     pub fn applied(&self) -> AppliedPoint {
         self.shared.applied()
     }
@@ -166,8 +174,8 @@ impl Store {
         self.shared.applying_timestamp()
     }
 
-    /// How many rows the state machine has dealt with since the process began: it rises while a
-    /// long entry is applied.
+    /// The number of rows that the state machine has handled since the process began: it rises
+    /// while a long entry is applied.
     pub fn steps(&self) -> u64 {
         self.shared.steps()
     }
@@ -188,7 +196,7 @@ fn keys_page(reader: &Reader<'_>, keys: &[Bytes], limits: PageLimits) -> Result<
         };
         bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
         if !rows.is_empty() && (is_enough || bytes > limits.bytes) {
-            // As many as there are rows, which a frame's worth of keys bounds.
+            // The number of rows is bounded by the keys in a frame, so the cast is exact.
             return Ok(Page { next: Some(PageNext::Skip(rows.len() as u32)), rows });
         }
         rows.push(Row { key: key.clone(), value, timestamp });

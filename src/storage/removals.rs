@@ -18,7 +18,7 @@
 //! - of a range too long to look through at once, only one row with its ends: at most
 //!   [`StateLimits::range_removals_max`] of them, held against every read while there are any.
 //!
-//! The versions themselves leave the disk in the background (`upkeep`), a bounded piece in each log
+//! The versions themselves leave the disk in the background (`garbage_collection`), a bounded piece in each log
 //! entry, not before [`StateLimits::removal_grace_us`] has passed. Between any two pieces the rule holds:
 //! what a removal reaches leaves before the rows that say so, which leave together and last.
 

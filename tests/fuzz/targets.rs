@@ -25,7 +25,7 @@ use acervo::storage::engine::{Durability, Engine, WriteBatch};
 use acervo::storage::files::{Directory, DiskFile, Space};
 use acervo::storage::log::{DiskLog, LogOptions};
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, Sight};
+use acervo::storage::reads::{PageLimits, ReadView};
 use acervo::storage::snapshot::{MemoryStaging, SnapshotChunk, SnapshotSink};
 use acervo::wire::codec;
 use acervo::wire::frame::{Deframer, FrameError};
@@ -492,10 +492,11 @@ pub fn rows(data: &[u8]) {
     let versions = PageOf::Versions { key: Bytes::from_static(b"a") };
     for of in [range, reverse, versions] {
         for (at, strict) in [(i64::MAX, false), (5, true)] {
-            let sight = Sight { at: Timestamp(at), seen: Timestamp(i64::MAX), strict };
+            let read_view =
+                ReadView { at: Timestamp(at), removals_up_to: Timestamp(i64::MAX), strict };
             let _ = store.page(
                 &of,
-                sight,
+                read_view,
                 PageLimits { rows: 10, bytes: 4096, ..PageLimits::default() },
             );
         }

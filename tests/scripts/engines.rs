@@ -11,7 +11,7 @@ use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
 use acervo::storage::engine::Engine;
 use acervo::storage::memory::MemoryEngine;
-use acervo::storage::reads::{PageLimits, Sight, Store};
+use acervo::storage::reads::{PageLimits, ReadView, Store};
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -79,10 +79,11 @@ impl Machine {
 
     /// A whole read, page by page, as of `at`, seen from `seen`.
     fn rows(&self, mut of: PageOf, at: i64, seen: i64) -> Vec<Row> {
-        let sight = Sight { at: Timestamp(at), seen: Timestamp(seen), strict: false };
+        let read_view =
+            ReadView { at: Timestamp(at), removals_up_to: Timestamp(seen), strict: false };
         let mut rows = Vec::new();
         loop {
-            let page = self.store.page(&of, sight, PageLimits::default()).unwrap();
+            let page = self.store.page(&of, read_view, PageLimits::default()).unwrap();
             rows.extend(page.rows.into_iter().map(row));
             match (page.next, &mut of) {
                 (None, _) => return rows,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{History, StateLimits};
 use acervo::node::core::AckPolicy;
-use acervo::node::upkeep::UpkeepConfig;
+use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::PageLimits;
 use bytes::Bytes;
@@ -127,7 +127,7 @@ fn setup(seed: u64) -> (Setup, Rng) {
             keys_only: false,
         },
         state_hash_every: rng.pick(&[3, 20, limits::STATE_HASH_EVERY]),
-        upkeep: UpkeepConfig {
+        garbage_collection: GarbageCollectionConfig {
             history: rng.pick(&[
                 History::All,
                 History::For { age_us: 500 * MILLISECOND },
@@ -136,10 +136,14 @@ fn setup(seed: u64) -> (Setup, Rng) {
                 History::Versions { count: 3 },
             ]),
             removal_grace_us,
-            sweep_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
-            sweep_late_us: rng.pick(&[0, SECOND, limits::SWEEP_LATE.as_micros() as u64]),
+            history_pause_us: rng.pick(&[100 * MILLISECOND, SECOND]),
+            history_late_us: rng.pick(&[
+                0,
+                SECOND,
+                limits::HISTORY_COMPACTION_LATE.as_micros() as u64,
+            ]),
             rows_max: rng.pick(&[1, 2, 3, 5, 1024]),
-            bytes_max: rng.pick(&[0, 10, 100, limits::UPKEEP_BYTES_MAX]),
+            bytes_max: rng.pick(&[0, 10, 100, limits::COLLECTION_BYTES_MAX]),
         },
         ..Setup::calm(seed)
     };
@@ -254,9 +258,9 @@ pub fn make_peace(world: &mut World) -> Verdict {
         world.run_until(PEACE_US_MAX, |world| probes.iter().all(|probe| world.ended(*probe)))?;
     ensure!(alive, "the group does not answer after all faults have ended: {}", standing(world));
 
-    // Upkeep goes on in peace, so that the log never ends for long.
+    // Garbage collection goes on in peace, so that the log never ends for long.
     let last = world.checker.last_index();
-    let timely = world.setup.upkeep.removal_grace_us < PEACE_US_MAX / 2;
+    let timely = world.setup.garbage_collection.removal_grace_us < PEACE_US_MAX / 2;
     // A follower that is a second behind on purpose is sent its log in messages that may be tiny,
     // one a second.
     let delayed = world.setup.replication_delay.iter().any(|delay| !delay.is_zero());
@@ -265,7 +269,7 @@ pub fn make_peace(world: &mut World) -> Verdict {
         let servers = world.servers.iter();
         world.checker.kept().is_ok()
             && servers.filter_map(|server| server.process.as_ref()).all(|process| {
-                let removals_left = process.machine.upkeep().oldest_removal_us.is_some();
+                let removals_left = process.machine.summary().oldest_removal_us.is_some();
                 process.machine.point().index >= last
                     && process.status.applied.index >= last
                     && process.owed.is_empty()

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use acervo::model::{
-    AppliedPoint, Command, HardState, LogBatch, LogEntry, LogIndex, Recovered, SnapshotId, Term,
-    Timestamp, UpkeepState,
+    AppliedPoint, Command, HardState, LogBatch, LogEntry, LogIndex, MachineSummary, Recovered,
+    SnapshotId, Term, Timestamp,
 };
 
 use crate::machine::Saved;
@@ -244,11 +244,11 @@ impl Disk {
     pub fn recover_without_state(&self) -> Recovered {
         let index = self.hard_state.commit.clamp(self.base.0, self.last_index());
         let applied = AppliedPoint { index, ..AppliedPoint::default() };
-        Recovered { store_lost: true, ..self.recover(applied, UpkeepState::default()) }
+        Recovered { store_lost: true, ..self.recover(applied, MachineSummary::default()) }
     }
 
     /// What a server that starts finds, given the state machine's last checkpoint.
-    pub fn recover(&self, applied: AppliedPoint, upkeep: UpkeepState) -> Recovered {
+    pub fn recover(&self, applied: AppliedPoint, summary: MachineSummary) -> Recovered {
         let mut term_runs: Vec<(LogIndex, Term)> = Vec::new();
         for entry in self.log.values() {
             if term_runs.last().is_none_or(|(_, term)| *term != entry.term) {
@@ -267,7 +267,7 @@ impl Disk {
             last_index: self.last_index(),
             entries: self.log.range(applied.index + 1..).map(|(_, entry)| entry.clone()).collect(),
             applied,
-            upkeep,
+            summary,
             store_lost: false,
             data_lost: self.data_lost && !hard_state.admitted,
         }

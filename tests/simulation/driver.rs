@@ -428,7 +428,7 @@ impl World {
             None => {}
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
-        let upkeep = process.machine.upkeep();
+        let summary = process.machine.summary();
         let point = process.machine.point();
         let told = AppliedPoint { hash: point.hash ^ process.skew, ..point };
         let delay_us = self.rng.range(5..=50);
@@ -443,7 +443,7 @@ impl World {
                 self.at(notice_us, Event::SnapshotReport { server, life, report });
             }
         } else {
-            self.at(notice_us, Event::Applied { server, life, outcomes, upkeep, point: told });
+            self.at(notice_us, Event::Applied { server, life, outcomes, summary, point: told });
         }
         let Some(process) = &mut self.servers[server].process else { return Ok(()) };
         if self.rng.chance(self.setup.checkpoints) {
@@ -650,7 +650,7 @@ impl World {
             value_bytes_max: limits::VALUE_BYTES_MAX_DEFAULT,
             replication_delay: self.setup.replication_delay[server],
             console: true,
-            upkeep: self.setup.upkeep,
+            garbage_collection: self.setup.garbage_collection,
             limits: self.setup.limits,
             state_hash_every: self.setup.state_hash_every,
             release,
@@ -672,7 +672,7 @@ impl World {
         let machine = Machine::restore(&state.checkpoint, release)?;
         let recovered = match state.store_lost {
             true => state.disk.recover_without_state(),
-            false => state.disk.recover(machine.point(), machine.upkeep()),
+            false => state.disk.recover(machine.point(), machine.summary()),
         };
         let handed = recovered.applied.index;
         self.trace.note(self.now_us, || {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use acervo::model::{
-    Action, AppliedPoint, AppliedWrite, Command, LogEntry, Release, UpkeepState, WriteOutcome,
+    Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, Release, WriteOutcome,
 };
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
@@ -108,8 +108,8 @@ impl Machine {
     }
 
     /// What is left to do in the background.
-    pub fn upkeep(&self) -> UpkeepState {
-        self.machine.upkeep()
+    pub fn summary(&self) -> MachineSummary {
+        self.machine.summary()
     }
 
     pub fn store(&self) -> Store {

@@ -2,15 +2,15 @@
 //! whole map from keys to versions, so that reading as of `at`, as seen from `seen`, is to take the
 //! copy of that moment and look up the greatest version.
 //!
-//! Nothing ever leaves the disk here. Of what upkeep may have taken away it only keeps the time up
-//! to which: what lies past it must still be answered exactly.
+//! Nothing ever leaves the disk here. Of what garbage collection may have taken away it only keeps
+//! the time up to which: what lies past it must still be answered exactly.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use acervo::model::{
-    Action, ClientId, Command, GroupRules, LogIndex, PageOf, Previous, RequestId, Row, StateLimits,
-    Timestamp, Upkeep, WriteOp,
+    Action, ClientId, Command, GarbageCollection, GroupRules, LogIndex, PageOf, Previous,
+    RequestId, Row, StateLimits, Timestamp, WriteOp,
 };
 use bytes::Bytes;
 
@@ -222,10 +222,10 @@ impl Model {
             moment.timestamp = *timestamp;
             moment.clock_us = moment.clock_us.max(*clock_us);
             match action {
-                Action::Upkeep(Upkeep::Purge { before_us, .. }) => {
+                Action::GarbageCollection(GarbageCollection::Removed { before_us, .. }) => {
                     moment.purged = moment.purged.max(self.reached(*before_us));
                 }
-                Action::Upkeep(Upkeep::Sweep { as_of_us, .. }) => {
+                Action::GarbageCollection(GarbageCollection::History { as_of_us, .. }) => {
                     moment.swept = moment.swept.max(self.reached(*as_of_us));
                 }
                 Action::Rules(rules) => {

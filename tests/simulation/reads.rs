@@ -1,12 +1,12 @@
 //! What a read may answer, by the model: what the state that it was read from held, as of the
-//! version asked for, with the removals up to where it was seen. Upkeep may have taken away only
-//! what lies past the horizon it has announced.
+//! version asked for, with the removals up to where it was seen. Garbage collection may have taken
+//! away only what lies past the horizon it has announced.
 
 use std::collections::HashMap;
 
 use crate::model::leave_out_values;
 use acervo::model::{LogIndex, PageNext, PageOf, Row, Timestamp};
-use acervo::storage::reads::{PageLimits, Sight, Store};
+use acervo::storage::reads::{PageLimits, ReadView, Store};
 use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
 
@@ -165,9 +165,9 @@ impl Checker {
     pub fn whole(&self, store: &Store, index: LogIndex) -> Verdict {
         let moment = self.model.moment(index);
         let at = moment.timestamp;
-        let sight = Sight { at, seen: at, strict: true };
+        let read_view = ReadView { at, removals_up_to: at, strict: true };
         let read = |of: &PageOf| {
-            let page = store.page(of, sight, PageLimits::default());
+            let page = store.page(of, read_view, PageLimits::default());
             let page = page.map_err(|error| Violation(format!("{of:?}: {error}")))?;
             ensure!(page.next.is_none(), "{of:?} takes more than a page");
             Ok(page.rows)

@@ -6,10 +6,10 @@ use acervo::limits::{self, NodeLimits};
 use acervo::model::{DiskSpace, History, PageOf, Timestamp, WriteOp};
 use acervo::node::core::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
-use acervo::node::upkeep::UpkeepConfig;
+use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};
 use acervo::server::snapshots::TransferLimits;
-use acervo::storage::reads::{PageLimits, Sight};
+use acervo::storage::reads::{PageLimits, ReadView};
 use acervo::wire::message::{ErrorCode, PeerMessage, Role};
 use bytes::Bytes;
 
@@ -1437,7 +1437,10 @@ fn one_server_that_is_down_or_does_not_know_it_holds_the_level_back() {
 
 #[test]
 fn the_history_is_the_groups_whoever_leads_and_however_servers_were_started() {
-    let mut world = group(Setup { upkeep: UpkeepConfig::new(History::All), ..Setup::calm(84) });
+    let mut world = group(Setup {
+        garbage_collection: GarbageCollectionConfig::new(History::All),
+        ..Setup::calm(84)
+    });
     for value in ["one", "two", "three"] {
         let written = put(&mut world, 0, value);
         answered_within(&mut world, written, SECOND);
@@ -1464,8 +1467,8 @@ fn versions(world: &World, at: usize) -> usize {
     let store = world.servers[at].process.as_ref().unwrap().machine.store();
     let end = Timestamp(i64::MAX);
     let of = PageOf::Versions { key: Bytes::from_static(b"k") };
-    let sight = Sight { at: end, seen: end, strict: false };
-    store.page(&of, sight, PageLimits::default()).unwrap().rows.len()
+    let read_view = ReadView { at: end, removals_up_to: end, strict: false };
+    store.page(&of, read_view, PageLimits::default()).unwrap().rows.len()
 }
 
 /// A leap of the leader's clock by two hours once made versions that were seconds old older than an
@@ -1473,7 +1476,10 @@ fn versions(world: &World, at: usize) -> usize {
 #[test]
 fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     let history = History::For { age_us: HOUR };
-    let mut world = group(Setup { upkeep: UpkeepConfig::new(history), ..Setup::calm(71) });
+    let mut world = group(Setup {
+        garbage_collection: GarbageCollectionConfig::new(history),
+        ..Setup::calm(71)
+    });
     for value in ["one", "two", "three"] {
         let written = put(&mut world, 0, value);
         answered_within(&mut world, written, SECOND);
@@ -1492,7 +1498,7 @@ fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     answered_within(&mut world, removed, SECOND);
     let pending = |world: &World| {
         let servers = world.servers.iter().filter_map(|server| server.process.as_ref());
-        servers.filter(|process| process.machine.upkeep().oldest_removal_us.is_some()).count()
+        servers.filter(|process| process.machine.summary().oldest_removal_us.is_some()).count()
     };
     run_for(&mut world, 30 * SECOND);
     assert_eq!(pending(&world), 3, "not before its grace is over");
@@ -1504,7 +1510,10 @@ fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
 #[test]
 fn an_idle_group_writes_nothing() {
     let history = History::For { age_us: 90 * SECOND };
-    let mut world = group(Setup { upkeep: UpkeepConfig::new(history), ..Setup::calm(72) });
+    let mut world = group(Setup {
+        garbage_collection: GarbageCollectionConfig::new(history),
+        ..Setup::calm(72)
+    });
     for value in ["one", "two", "three"] {
         let written = put(&mut world, 0, value);
         answered_within(&mut world, written, SECOND);

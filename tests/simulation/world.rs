@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{
-    AppliedPoint, AppliedWrite, History, LogIndex, NodeId, StateLimits, UpkeepState,
+    AppliedPoint, AppliedWrite, History, LogIndex, MachineSummary, NodeId, StateLimits,
 };
 use acervo::node::core::AckPolicy;
-use acervo::node::upkeep::UpkeepConfig;
+use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{Input, Now};
 use acervo::server::snapshots::{SnapshotReport, TransferLimits};
 use acervo::storage::reads::PageLimits;
@@ -69,7 +69,7 @@ pub struct Setup {
     /// Entries of the log that are kept for servers that are being sent a snapshot.
     pub held_entries_max: u64,
     /// What is done in the background.
-    pub upkeep: UpkeepConfig,
+    pub garbage_collection: GarbageCollectionConfig,
     /// What the release goes by that servers run.
     pub state_limits: StateLimits,
     /// The same of the release that every second server runs.
@@ -122,7 +122,7 @@ impl Setup {
             limits: NodeLimits::default(),
             transfers: TransferLimits::default(),
             held_entries_max: u64::MAX,
-            upkeep: UpkeepConfig::new(History::All),
+            garbage_collection: GarbageCollectionConfig::new(History::All),
             state_limits: StateLimits::default(),
             other_limits: StateLimits::default(),
             newest_level: 1,
@@ -197,7 +197,7 @@ pub enum Event {
         server: usize,
         life: u64,
         outcomes: Vec<AppliedWrite>,
-        upkeep: UpkeepState,
+        summary: MachineSummary,
         point: AppliedPoint,
     },
     /// The loop learns up to where the store is durable.
@@ -425,8 +425,8 @@ impl World {
             Event::VerdictSetDown { server, .. } => self.verdict_set_down(server),
             Event::VerdictOverdue { server, .. } => self.verdict_overdue(server),
             Event::ApplyDone { server, .. } => self.apply_done(server),
-            Event::Applied { server, outcomes, upkeep, point, .. } => {
-                self.input(server, Input::Applied { outcomes, upkeep, point })
+            Event::Applied { server, outcomes, summary, point, .. } => {
+                self.input(server, Input::Applied { outcomes, summary, point })
             }
             Event::Fetched { server, fetch, range, bytes_max, .. } => {
                 self.fetched(server, fetch, range, bytes_max)

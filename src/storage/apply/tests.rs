@@ -105,8 +105,8 @@ fn a_noop_advances_the_index_and_nothing_else() {
     script.push(Bytes::new());
     assert_eq!(machine.apply(&script.entries[..1]).unwrap().writes.len(), 1);
     let before = machine.applied();
-    let upkeep = UpkeepState { level: 1, ..UpkeepState::default() };
-    let nothing = Applied { upkeep, ..Applied::default() };
+    let summary = MachineSummary { level: 1, ..MachineSummary::default() };
+    let nothing = Applied { summary, ..Applied::default() };
     assert_eq!(machine.apply(&script.entries[1..]).unwrap(), nothing);
     assert_eq!(machine.applied(), AppliedPoint { index: 2, ..before });
     assert_eq!(machine.store().applied(), machine.applied());
@@ -166,7 +166,7 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
     }
     let known = |machine: &mut StateMachine, entry: &LogEntry| {
         let applied = machine.apply(std::slice::from_ref(entry)).unwrap();
-        assert_eq!(applied.upkeep.rules, Some(rules));
+        assert_eq!(applied.summary.rules, Some(rules));
         !applied.writes[0].is_of_unknown_session()
     };
     let mut states = Vec::new();
@@ -192,27 +192,28 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
     assert_eq!(states[0], states[1]);
 }
 
-/// A piece of a sweep that was under way when the history was changed removes nothing that is to be kept.
+/// A piece of compaction that was under way when the history was changed removes nothing that is to be kept.
 #[test]
-fn no_sweep_by_an_old_rule_follows_a_new_one() {
+fn no_compaction_by_an_old_rule_follows_a_new_one() {
     let (_, mut machine) = machine();
     let mut script = Script::default();
     (0..4).for_each(|_| script.put("k", "v"));
     script.write(WriteOp::SetHistory { history: History::Versions { count: 3 } });
     for (count, left) in [(1, 4), (3, 3)] {
-        let sweep = Upkeep::Sweep {
+        let compaction = GarbageCollection::History {
             history: History::Versions { count },
             as_of_us: u64::MAX,
             rows_max: 100,
             bytes_max: u64::MAX,
         };
         // One piece for the walk, and one for what is due.
-        (0..2).for_each(|_| script.act(Action::Upkeep(sweep)));
+        (0..2).for_each(|_| script.act(Action::GarbageCollection(compaction)));
         machine.apply(&script.entries[machine.applied().index as usize..]).unwrap();
         let seen = Timestamp(i64::MAX);
-        let sight = crate::storage::reads::Sight { at: seen, seen, strict: false };
+        let read_view =
+            crate::storage::reads::ReadView { at: seen, removals_up_to: seen, strict: false };
         let of = crate::model::PageOf::Versions { key: Bytes::from("k") };
-        let page = machine.store().page(&of, sight, Default::default()).unwrap();
+        let page = machine.store().page(&of, read_view, Default::default()).unwrap();
         assert_eq!(page.rows.len(), left);
     }
 }
@@ -231,13 +232,13 @@ fn a_level_that_a_release_does_not_know_stops_it_and_harms_nothing() {
     let mut machine = StateMachine::open(engine.clone(), release(3)).unwrap();
     let mut script = Script::default();
     script.put("k", "v");
-    let of_first = machine.apply(&script.entries).unwrap().upkeep.level;
+    let of_first = machine.apply(&script.entries).unwrap().summary.level;
     assert_eq!(of_first, FeatureLevel::FIRST.level);
     for raised in [3, 2] {
         script.act(Action::Level(level(raised)));
     }
     let applied = machine.apply(&script.entries[1..]).unwrap();
-    assert_eq!(applied.upkeep.level, 3, "it never falls");
+    assert_eq!(applied.summary.level, 3, "it never falls");
     let told = "the group is at feature level 3, and this release (0.2.7) knows levels up to 2: \
                 run release 0.3.7 or a newer one";
 
@@ -255,7 +256,7 @@ fn a_level_that_a_release_does_not_know_stops_it_and_harms_nothing() {
         assert_eq!(opened.unwrap_err().to_string(), told, "the release before was run again");
     }
     let machine = StateMachine::open(engine, release(4)).unwrap();
-    assert_eq!(machine.upkeep().level, 3);
+    assert_eq!(machine.summary().level, 3);
 }
 
 /// Replicas that go by different rules are found out before the rules have shown.
@@ -302,10 +303,13 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     assert_eq!(refusals.last(), Some(&true));
     assert!(value(&machine, "000000").is_some(), "nothing of it was done");
 
-    while machine.upkeep().oldest_removal_us.is_some() {
-        let purge = Upkeep::Purge { before_us: u64::MAX, rows_max: 1024, bytes_max: u64::MAX };
+    while machine.summary().oldest_removal_us.is_some() {
+        let removed =
+            GarbageCollection::Removed { before_us: u64::MAX, rows_max: 1024, bytes_max: u64::MAX };
         let timestamp = Timestamp(script.next_timestamp());
-        script.push(Command { timestamp, clock_us: 0, action: Action::Upkeep(purge) }.encode());
+        script.push(
+            Command { timestamp, clock_us: 0, action: Action::GarbageCollection(removed) }.encode(),
+        );
         machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
     }
     script

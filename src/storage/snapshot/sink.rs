@@ -178,7 +178,9 @@ impl Received {
                     self.hash.add(state_row_hash(key, value));
                 }
                 Some(MetaRow::KnownSince(time)) => self.hash.add(sessions::known_since_hash(time)),
-                Some(MetaRow::Rules | MetaRow::Sweep) => self.hash.add(state_row_hash(key, value)),
+                Some(MetaRow::Rules | MetaRow::Compaction) => {
+                    self.hash.add(state_row_hash(key, value))
+                }
                 Some(MetaRow::Other) => {}
                 None => return Err("a fact about the store cannot be read"),
             },
@@ -194,8 +196,9 @@ impl Received {
                 keys::decode_queued(key).map_err(|_| "a removal by time cannot be read")?;
                 self.hash.add(state_row_hash(key, value));
             }
-            Some(KeySpace::Unswept) => {
-                keys::decode_unswept(key).map_err(|_| "an unswept version's key cannot be read")?;
+            Some(KeySpace::Superseding) => {
+                keys::decode_superseding(key)
+                    .map_err(|_| "a superseding version's key cannot be read")?;
                 self.hash.add(state_row_hash(key, value));
             }
             None => return Err("a row is of no known kind"),
