@@ -19,7 +19,7 @@ use crate::bench::Workload;
 use crate::bench::command::{BenchOptions, BenchTarget};
 use crate::limits;
 use crate::model::History;
-use crate::node::core::AckPolicy;
+use crate::node::config::AckPolicy;
 use crate::server::config::{
     ConfigError, DEFAULT_DATA_ROOT, DEFAULT_SERVERS, ServerConfig, check_group, data_dir_under,
 };

@@ -5,7 +5,8 @@
 //! machine's clock if that is greater than the last timestamp, and the last timestamp plus one if
 //! not. So the order of timestamps never depends on the machine's clock.
 
-use super::core::micros;
+use std::time::Duration;
+
 use crate::limits;
 use crate::model::Timestamp;
 
@@ -75,6 +76,11 @@ impl LogTime {
     pub fn now_us(&self) -> u64 {
         self.log_us
     }
+}
+
+/// A duration in microseconds, in which the core counts time.
+pub(super) fn micros(duration: Duration) -> u64 {
+    duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

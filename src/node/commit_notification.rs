@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::core::micros;
+use super::clock::micros;
 use crate::limits;
 use crate::model::{LogIndex, NodeId};
 

@@ -23,7 +23,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::model::{LogIndex, NodeId};
+use super::{Notice, Output};
+use crate::model::{AppliedPoint, LogIndex, NodeId};
+use crate::wire::message::PeerMessage;
 
 /// Number of indices whose hashes are kept. A replica that is further behind is compared at a later
 /// index.
@@ -33,11 +35,216 @@ const REMEMBERED_MAX: usize = 32;
 const DISPUTE_REPORTED_AFTER_US: u64 = 2_000_000;
 /// Interval at which the others are asked, for a hash or for the term of an entry; not more often
 /// either, however many messages raise questions.
-pub(super) const QUESTION_INTERVAL_US: u64 = 500_000;
+const QUESTION_INTERVAL_US: u64 = 500_000;
+
+/// The questions of one server about the states and logs of the others, and what they have decided.
+#[derive(Debug)]
+pub(super) struct ConsistencyCheck {
+    servers: usize,
+    hashes: StateHashes,
+    /// Indices that were handed out to be applied, and at which replicas compare their states.
+    compared_at: BTreeSet<LogIndex>,
+    /// When this node, as leader, last appended an entry to make replicas compare their states.
+    compared_anew_us: u64,
+    /// An entry that contradicts this node's log, while no majority has decided.
+    contradiction: Option<Contradiction>,
+    /// A contradiction was reported; once in a run.
+    contradiction_reported: bool,
+    /// When the others were last asked about a contradiction.
+    contradiction_asked_us: Option<u64>,
+    /// The number of the next question.
+    next_question: u64,
+    /// A majority has refuted the state or the log.
+    refuted: bool,
+}
+
+impl ConsistencyCheck {
+    /// No question is open, in a group of `servers`; they are numbered from `first_question` on.
+    pub fn new(servers: usize, first_question: u64) -> ConsistencyCheck {
+        ConsistencyCheck {
+            servers,
+            hashes: StateHashes::new(servers),
+            compared_at: BTreeSet::new(),
+            compared_anew_us: 0,
+            contradiction: None,
+            contradiction_reported: false,
+            contradiction_asked_us: None,
+            next_question: first_question,
+            refuted: false,
+        }
+    }
+
+    /// Whether a majority has refuted this server's state or log.
+    pub fn is_refuted(&self) -> bool {
+        self.refuted
+    }
+
+    /// Takes the state as refuted, as if a majority had answered so.
+    #[cfg(test)]
+    pub fn refute(&mut self) {
+        self.refuted = true;
+    }
+
+    /// Whether another server contradicts this one and no majority has decided.
+    pub fn is_disputed(&self) -> bool {
+        self.hashes.is_disputed()
+            || self.contradiction.as_ref().is_some_and(Contradiction::is_confirmed)
+    }
+
+    /// Notes that an entry at which replicas compare their states was handed out to be applied.
+    pub fn handed_out(&mut self, index: LogIndex) {
+        assert!(
+            self.compared_at.last().is_none_or(|last| *last < index),
+            "states are compared at {index}, and at {:?} before",
+            self.compared_at.last()
+        );
+        self.compared_at.insert(index);
+    }
+
+    /// Notes the point up to which entries are applied. If replicas compare their states there,
+    /// returns the message with the hash of this server's.
+    pub fn applied(&mut self, point: AppliedPoint) -> Option<PeerMessage> {
+        let AppliedPoint { index, hash, .. } = point;
+        let is_compared = self.compared_at.contains(&index);
+        self.compared_at = self.compared_at.split_off(&(index + 1));
+        is_compared.then(|| {
+            self.hashes.note_ours(index, hash);
+            PeerMessage::StateHash { index, hash }
+        })
+    }
+
+    /// Notes the hash that another server has sent without being asked.
+    pub fn note_unasked(&mut self, from: NodeId, index: LogIndex, hash: u64) {
+        self.hashes.note_unasked(from, index, hash);
+    }
+
+    /// The hash of this server's state at an index, for a server that asks; `None` if it is not kept
+    /// any more, or refuted.
+    pub fn hash_at(&self, index: LogIndex) -> Option<u64> {
+        self.hashes.ours(index).filter(|_| !self.refuted)
+    }
+
+    /// If a question about the states is due, begins one and returns the message for all others.
+    pub fn question_about_states(&mut self, now_us: u64) -> Option<PeerMessage> {
+        let index = self.hashes.question_due(self.next_question, now_us)?;
+        Some(PeerMessage::StateHashAt { id: self.take_number(), index })
+    }
+
+    /// Whether the states are disputed, so that replicas are to compare them at a later index, too.
+    pub fn are_states_disputed(&self) -> bool {
+        self.hashes.is_disputed()
+    }
+
+    /// Whether this node, as leader, may append an entry to make replicas compare their states.
+    pub fn may_compare_anew(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.compared_anew_us) >= QUESTION_INTERVAL_US
+    }
+
+    /// Notes that such an entry was appended.
+    pub fn compared_anew(&mut self, now_us: u64) {
+        self.compared_anew_us = now_us;
+    }
+
+    /// Handles the answer of a server about the hash of its state.
+    pub fn hash_answered(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        hash: u64,
+        now_us: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let verdict = self.hashes.answered(from, id, hash, now_us);
+        let Some(index) = self.hashes.asked_index() else { return };
+        match verdict {
+            HashVerdict::Nothing => {}
+            HashVerdict::OthersDiffer(servers) => {
+                for server in servers {
+                    out.push(Output::Notice(Notice::ServerDiverged { server, index }));
+                }
+            }
+            HashVerdict::Undisputed => out.push(Output::Notice(Notice::Undisputed)),
+            HashVerdict::WeDiffer if !self.refuted => {
+                self.refuted = true;
+                out.push(Output::Notice(Notice::Diverged { index }));
+                out.push(Output::RebuildStore);
+            }
+            HashVerdict::WeDiffer => {}
+        }
+    }
+
+    /// Notes that an entry that `from` has sent, or another process in its name, contradicts one that
+    /// is committed here. One server's word against another's does not tell which log is wrong, so
+    /// all others are to be asked.
+    pub fn contradicted(&mut self, from: NodeId, index: LogIndex) {
+        let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
+        if !known {
+            self.contradiction = Some(Contradiction::new(from, index));
+        }
+    }
+
+    /// Notes that a leader's entries were stored: a server that contradicted them does not lead any
+    /// more.
+    pub fn followed(&mut self, leader: NodeId) {
+        self.contradiction.take_if(|contradiction| contradiction.server != leader);
+    }
+
+    /// Forgets a contradiction by a server whose link is down.
+    pub fn link_down(&mut self, server: NodeId) {
+        self.contradiction.take_if(|contradiction| contradiction.server == server);
+    }
+
+    /// Whether there is a contradiction that no majority has decided in this server's favour.
+    pub fn is_log_in_question(&self) -> bool {
+        self.contradiction.as_ref().is_some_and(|contradiction| !contradiction.is_upheld())
+    }
+
+    /// If a question about a contradiction is due, begins one and returns the message for all others.
+    pub fn question_about_log(&mut self, now_us: u64) -> Option<PeerMessage> {
+        let contradiction = self.contradiction.as_mut()?;
+        let index = contradiction.index;
+        let asked_us = &mut self.contradiction_asked_us;
+        contradiction
+            .is_question_due(self.next_question, asked_us, now_us)
+            .then(|| PeerMessage::LogTerm { id: self.take_number(), index })
+    }
+
+    /// The index at which a contradiction is in question.
+    pub fn contradicted_index(&self) -> Option<LogIndex> {
+        self.contradiction.as_ref().map(|contradiction| contradiction.index)
+    }
+
+    /// Handles the answer of a server about the entry in question: whether its term differs from that
+    /// of this server's entry.
+    pub fn log_answered(&mut self, from: NodeId, id: u64, differs: bool, out: &mut Vec<Output>) {
+        let Some(contradiction) = &mut self.contradiction else { return };
+        let (server, index) = (contradiction.server, contradiction.index);
+        let verdict = contradiction.answered(from, id, differs, self.servers);
+        let confirmed = contradiction.is_confirmed();
+        if verdict == LogVerdict::Refuted && !self.refuted {
+            self.refuted = true;
+            out.push(Output::Notice(Notice::LogRefuted { index }));
+            out.push(Output::BeginAnew);
+        } else if confirmed && !std::mem::replace(&mut self.contradiction_reported, true) {
+            out.push(Output::Notice(Notice::LogContradicted { server, index }));
+        }
+    }
+
+    /// The notice of a dispute about the states that has lasted, once.
+    pub fn lasting_dispute(&mut self, now_us: u64) -> Option<Notice> {
+        self.hashes.lasting_dispute(now_us).map(|index| Notice::Disputed { index })
+    }
+
+    fn take_number(&mut self) -> u64 {
+        let id = self.next_question;
+        self.next_question = id.wrapping_add(1);
+        id
+    }
+}
 
 /// The outcome of one answer about the hash of the state.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum HashVerdict {
+enum HashVerdict {
     Nothing,
     /// A majority agrees with this server, and these servers do not; each is named once.
     OthersDiffer(Vec<NodeId>),
@@ -49,7 +256,7 @@ pub(super) enum HashVerdict {
 
 /// The hashes of this server's states, and those that the others have sent.
 #[derive(Debug)]
-pub(super) struct StateHashes {
+struct StateHashes {
     nodes: usize,
     /// Ordered by index.
     known: VecDeque<(LogIndex, HashesAtIndex)>,
@@ -210,7 +417,7 @@ impl StateHashes {
 
 /// An entry of another server that contradicts one that is committed here.
 #[derive(Debug)]
-pub(super) struct Contradiction {
+struct Contradiction {
     pub server: NodeId,
     pub index: LogIndex,
     /// The number of the last question about it.
@@ -224,7 +431,7 @@ pub(super) struct Contradiction {
 
 /// The outcome of the answers about a contradiction.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum LogVerdict {
+enum LogVerdict {
     /// No majority is known.
     Open,
     /// More than half of the group hold this server's entry.

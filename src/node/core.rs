@@ -1,175 +1,51 @@
-//! The state of the node core, and what each input does to it.
+//! The state of the node core, what each input does to it, and what follows from them.
 //!
-//! Inputs only change state; what follows from them is worked out in `flush` (in `progress`), once
-//! for all inputs that have come together.
+//! [`Node::handle`] only changes state. [`Node::flush`] works out what follows, once for all inputs
+//! that have come together: a leader proposes the waiting writes, a follower forwards them;
+//! read-index requests are made; consensus turns it all into messages, log batches and entries to
+//! apply; the writes for which the acknowledgement rule is met are answered.
+//!
+//! The parts of the state keep their own invariants (`writes`, `reads`, `leadership`,
+//! `reachability`, `consistency_check`, `disk_space`, `eligibility`). What takes several of them is
+//! here, and below: `ordering` for writes, `leading` for who leads, `messages` for other servers.
+
+mod leading;
+mod messages;
+mod ordering;
+#[cfg(test)]
+mod tests;
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::clock::{HybridClock, LogTime};
-use super::commit_notification::CommitNotifications;
-use super::consistency_check::{Contradiction, StateHashes};
+use super::clock::{HybridClock, LogTime, micros};
+use super::config::{Distrust, NodeConfig, NodeError, NodeStatus};
+use super::consistency_check::ConsistencyCheck;
 use super::disk_space::Disks;
-use super::early_ack::KnownSequences;
-use super::eligibility::{Eligibility, Ineligible, LeadershipAction};
-use super::garbage_collection::{GarbageCollectionConfig, GarbageCollector};
-use super::in_sync::InSync;
+use super::eligibility::Eligibility;
+use super::garbage_collection::GarbageCollector;
+use super::leadership::Leadership;
 use super::long_writes::LongWrites;
+use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
 use super::reads::{Read, Reads};
+use super::replies::{GroupState, busy, error, not_to_be_read, shutting_down, unknown_session};
 use super::server_clocks::ServerClocks;
-use super::server_levels::ServerLevels;
-use super::writes::{Origin, Pending, Stored, Writes};
-use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place};
-use crate::consensus::{Consensus, ConsensusConfig, ConsensusError, Effects, RecoveredLog};
-use crate::limits::{self, NodeLimits};
+use super::writes::{Stored, Writes};
+use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place, compares_states};
+use crate::consensus::{Consensus, ConsensusConfig, Effects, InstallRequest, RecoveredLog};
+use crate::limits;
 use crate::model::{
-    AppliedPoint, AppliedWrite, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, History,
-    LogIndex, NodeId, OpKind, OpShape, Recovered, Release, SnapshotId, StateLimits, Term,
-    Timestamp, WriteOutcome,
+    AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogEntry, LogIndex,
+    NodeId, Recovered, SnapshotId, StateLimits, Term, Timestamp, WriteOutcome,
 };
-use crate::text::counted;
-use crate::wire::message::{ErrorCode, ErrorReply, PeerMessage, RaftMessage, Reply, Role};
-
-/// Ticks between the campaigns of two servers whose links come up at the same time: an election
-/// takes two round trips and two syncs.
-const CAMPAIGN_TURN_TICKS: u64 = 2;
-
-/// The rule by which a write is acknowledged (SPEC A3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AckPolicy {
-    /// Durable on a majority and stored by every server in sync.
-    All,
-    /// Durable on a majority.
-    Majority,
-}
-
-/// The configuration of a node, fixed for a run.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// The number of this node.
-    pub node: NodeId,
-    /// Every node of the group, this one included.
-    pub nodes: Vec<NodeId>,
-    /// The address of each of `nodes`, in the same order, for sentences that people read. Where one
-    /// is missing the sentence names the place in the list instead.
-    pub names: Vec<String>,
-    /// The server that this one takes for the first leader of a blank group (`--leader`).
-    pub first_leader: NodeId,
-    /// When a write is acknowledged.
-    pub ack: AckPolicy,
-    /// How long a REPLICATION_OK may be owed before its server drops out of the in-sync set.
-    pub in_sync_timeout: Duration,
-    /// If work for the log is outstanding and nothing is reported for this long, or for twice as
-    /// long from the state machine, this node may not lead.
-    pub stall_timeout: Duration,
-    /// Fixes the election time-out (in ticks, ≥ [`limits::ELECTION_TICKS`](crate::limits)) so that
-    /// a simulation is deterministic; give each node its own. `None` draws one at random.
-    pub election_ticks: Option<usize>,
-    /// The most bytes a value may have.
-    pub value_bytes_max: usize,
-    /// Delay before replicated writes are handled (SPEC A7); zero normally.
-    pub replication_delay: Duration,
-    /// Whether the driver wants [`Output::Console`].
-    pub console: bool,
-    /// When garbage is collected, and how much of it at a time.
-    pub garbage_collection: GarbageCollectionConfig,
-    /// Bounds of memory and of work under way.
-    pub limits: NodeLimits,
-    /// Number of entries from one comparison of states to the next; the same at all replicas.
-    /// [`limits::STATE_HASH_EVERY`](crate::limits) except in simulations.
-    pub state_hash_every: LogIndex,
-    /// The feature level and the limits that are compiled into this node's release.
-    pub release: Release,
-    /// How long every server must have named a feature level before the group's rises to it;
-    /// [`limits::LEVEL_SETTLED`](crate::limits) except in simulations.
-    pub level_settled: Duration,
-    /// The first number of this run's requests to other servers. Drawn at random at every start, so
-    /// that an answer to a request of an earlier run is never taken for one of this run.
-    pub first_question: u64,
-}
-
-/// The state of a node as `acervo status` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodeStatus {
-    /// Whether it leads, follows or campaigns.
-    pub role: Role,
-    /// The leader of its term, as far as it knows.
-    pub leader: Option<NodeId>,
-    /// The current term.
-    pub term: Term,
-    /// The last index that it knows to be committed.
-    pub commit: LogIndex,
-    /// Where its state machine stands.
-    pub applied: AppliedPoint,
-    /// The last index in its log, durable or not.
-    pub last_index: LogIndex,
-    /// At the leader: the in-sync set. Empty elsewhere.
-    pub in_sync: Vec<NodeId>,
-    /// Servers whose full disks keep the group from accepting writes that add to the store; empty
-    /// if it accepts them.
-    pub full_disks: Vec<NodeId>,
-    /// The reasons why this node may not lead; empty if it may.
-    pub ineligible: Vec<Ineligible>,
-    /// The reason why it serves no reads; `None` if it does.
-    pub distrust: Option<Distrust>,
-    /// The first leader that it has configured, as long as it has not taken part in the group or
-    /// stored any entry.
-    pub first_leader: Option<NodeId>,
-    /// The reason why no leader can be elected although enough servers are up, if there is one.
-    pub no_leader: Option<NoLeader>,
-    /// The group's feature level, as of the entries that this node has applied.
-    pub level: u32,
-    /// The history that the group keeps; `None` before its rules are in the log.
-    pub history: Option<History>,
-}
-
-/// The reason why a node does not trust its own state, and so serves no reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Distrust {
-    /// Its store is lost, and it waits for a snapshot.
-    StoreLost,
-    /// Others hold another state, or contradict the log, and no majority has decided.
-    Disputed,
-    /// A majority holds another state: this one is about to be discarded.
-    Refuted,
-}
-
-impl std::fmt::Display for Distrust {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Distrust::StoreLost => {
-                "its store is lost or was damaged and is being rebuilt from the others: it serves \
-                 no reads"
-            }
-            Distrust::Disputed => {
-                "its state or its log contradicts another server's and no majority has decided: it \
-                 serves no reads"
-            }
-            Distrust::Refuted => {
-                "its data contradicts the majority's and is being thrown away: it serves no reads"
-            }
-        })
-    }
-}
-
-/// Why a node cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The configuration does not name this node or the first leader among the group's nodes.
-    #[error("node {0} is not one of the group's nodes, or the first leader is not")]
-    NotInGroup(NodeId),
-    /// Consensus refuses the recovered state.
-    #[error(transparent)]
-    Consensus(#[from] ConsensusError),
-}
+use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Role};
 
 /// The progress of a node that is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stopping {
+enum Stopping {
     No,
     /// Finishing the requests under way.
     Draining,
@@ -184,83 +60,45 @@ pub(super) enum Stopping {
 
 /// The replication core of one server: a deterministic state machine.
 pub struct Node {
-    pub(super) config: NodeConfig,
-    pub(super) consensus: Consensus,
-    pub(super) effects: Effects,
-    pub(super) clock: HybridClock,
-    pub(super) log_time: LogTime,
-    pub(super) server_clocks: ServerClocks,
-    pub(super) writes: Writes,
+    config: NodeConfig,
+    consensus: Consensus,
+    effects: Effects,
+    clock: HybridClock,
+    log_time: LogTime,
+    server_clocks: ServerClocks,
+    writes: Writes,
     /// Waiting writes were left for the next flush only so that this one did not take too long.
-    pub(super) propose_more: bool,
-    pub(super) long_writes: LongWrites,
+    propose_more: bool,
+    long_writes: LongWrites,
     /// The commit index at the end of the last flush.
-    pub(super) flushed_commit: LogIndex,
-    /// Of the current term, if this node leads.
-    pub(super) known_sequences: KnownSequences,
-    /// Of the current term, if this node leads.
-    pub(super) commit_notifications: CommitNotifications,
-    pub(super) reads: Reads,
-    /// Peers this node can send to.
-    pub(super) links: BTreeSet<NodeId>,
-    /// Peers whose link to this node broke and from which nothing has come since: an answer of
-    /// theirs would be lost.
-    pub(super) unheard: BTreeSet<NodeId>,
-    /// Ticks since the start.
-    pub(super) ticks: u64,
-    /// By server: the tick in which its last message came, or its link came up.
-    pub(super) heard: BTreeMap<NodeId, u64>,
-    /// If the links to a majority have come up: the tick in which to campaign, unless a leader is
-    /// known by then.
-    pub(super) campaign_at: Option<u64>,
-    /// Of the current term, if this node leads.
-    pub(super) in_sync: Option<InSync>,
-    /// At the founder of a group: no write is proposed before every server has taken part, or
-    /// before this time.
-    pub(super) bootstrap_until_us: Option<u64>,
-    pub(super) eligibility: Eligibility,
-    pub(super) disks: Disks,
-    pub(super) applied: AppliedPoint,
-    pub(super) hashes: StateHashes,
-    /// Indices that were handed out to be applied, and at which replicas compare their states.
-    pub(super) compared_at: BTreeSet<LogIndex>,
-    /// When this node, as leader, last appended an entry to make replicas compare their states.
-    pub(super) compared_anew_us: u64,
-    /// An entry that contradicts this node's log, while no majority has decided.
-    pub(super) contradiction: Option<Contradiction>,
-    /// A contradiction was reported; once in a run.
-    pub(super) contradiction_reported: bool,
-    /// When the others were last asked about a contradiction.
-    pub(super) contradiction_asked_us: Option<u64>,
-    /// The number of the next question about states or logs.
-    pub(super) next_question: u64,
+    flushed_commit: LogIndex,
+    /// The state of the current term, if this node leads; as of the last flush.
+    leadership: Option<Leadership>,
+    reads: Reads,
+    reachability: Reachability,
+    eligibility: Eligibility,
+    disks: Disks,
+    applied: AppliedPoint,
+    consistency: ConsistencyCheck,
     /// Nothing is applied before a snapshot is installed.
-    pub(super) store_lost: bool,
-    /// A majority has refuted the state or the log.
-    pub(super) refuted: bool,
-    pub(super) garbage_collector: GarbageCollector,
+    store_lost: bool,
+    garbage_collector: GarbageCollector,
     /// The rules of the group, once they are applied.
-    pub(super) rules: Option<GroupRules>,
-    /// This node has proposed the rules in this term.
-    pub(super) rules_proposed: bool,
+    rules: Option<GroupRules>,
     /// The group's feature level.
-    pub(super) level: u32,
-    /// The highest level that this node has proposed in this term.
-    pub(super) level_proposed: u32,
-    /// Of the current term, if this node leads.
-    pub(super) server_levels: ServerLevels,
+    level: u32,
     /// Role, leader and term at the beginning of the last flush.
-    pub(super) leadership: (Role, Option<NodeId>, Term),
-    pub(super) stopping: Stopping,
+    last_role: (Role, Option<NodeId>, Term),
+    stopping: Stopping,
     /// Since when no leader can be elected although enough servers are up.
     no_leader_since_us: Option<u64>,
     /// The reason for that which was reported last.
     no_leader_reported: Option<NoLeader>,
     /// REPLICATIONs that `--replication-delay` holds back, in order: when each is due, the link
     /// that it came on, and the message.
-    pub(super) delayed: VecDeque<(u64, NodeId, RaftMessage)>,
+    delayed: VecDeque<(u64, NodeId, RaftMessage)>,
     /// The highest index whose replication the console has shown.
-    pub(super) shown_index: LogIndex,
+    shown_index: LogIndex,
 }
 
 impl Node {
@@ -307,7 +145,7 @@ impl Node {
         }
         let writes = Writes::new(config.first_question, config.limits.short_write_keys_max);
         let reads = Reads::new(config.first_question);
-        let leadership = (consensus.role(), consensus.leader(), consensus.term());
+        let last_role = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {
             consensus,
             effects: Effects::default(),
@@ -318,35 +156,18 @@ impl Node {
             propose_more: false,
             long_writes: LongWrites::default(),
             flushed_commit: 0,
-            known_sequences: KnownSequences::new(recovered.summary.rules.map(|rules| rules.limits)),
-            commit_notifications: CommitNotifications::default(),
+            leadership: None,
             reads,
-            links: BTreeSet::new(),
-            unheard: BTreeSet::new(),
-            ticks: 0,
-            heard: BTreeMap::new(),
-            campaign_at: None,
-            in_sync: None,
-            bootstrap_until_us: None,
+            reachability: Reachability::new(config.node, config.nodes.len()),
             disks: Disks::default(),
             eligibility,
             applied,
-            hashes: StateHashes::new(config.nodes.len()),
-            compared_at: BTreeSet::new(),
-            compared_anew_us: 0,
-            contradiction: None,
-            contradiction_reported: false,
-            contradiction_asked_us: None,
-            next_question: config.first_question,
+            consistency: ConsistencyCheck::new(config.nodes.len(), config.first_question),
             store_lost: recovered.store_lost,
-            refuted: false,
             rules: recovered.summary.rules,
-            rules_proposed: false,
             level: recovered.summary.level.max(FeatureLevel::FIRST.level),
-            level_proposed: 0,
-            server_levels: ServerLevels::default(),
             garbage_collector: GarbageCollector::new(config.garbage_collection, recovered.summary),
-            leadership,
+            last_role,
             stopping: Stopping::No,
             no_leader_since_us: None,
             no_leader_reported: None,
@@ -369,29 +190,31 @@ impl Node {
                 }
             }
             Input::LinkUp { server, last_index, term, first_leader } => {
-                self.links.insert(server);
-                self.heard.insert(server, self.ticks);
-                self.send_disk_state_to(server, out);
+                self.reachability.link_up(server);
+                out.push(Output::Send { to: server, message: self.disks.message() });
                 self.consensus.link_up(server, last_index, term, first_leader);
-                self.campaign_if_first();
-                self.campaign_soon();
+                self.campaign_if_founder();
+                if self.reaches_majority() {
+                    self.reachability.campaign_soon();
+                }
             }
             Input::LinkDown { server } => {
-                self.links.remove(&server);
+                self.reachability.link_down(server);
                 self.take_back_forwarded(server, now);
                 self.server_clocks.lost(server);
-                self.forget_disk_state_of(server);
-                self.server_levels.lost(server);
+                self.disks.forget(server);
+                if let Some(leadership) = &mut self.leadership {
+                    leadership.link_down(server);
+                }
                 self.consensus.link_down(server);
-                self.contradiction.take_if(|contradiction| contradiction.server == server);
+                self.consistency.link_down(server);
             }
             Input::InboundDown { server } => {
-                self.unheard.insert(server);
+                self.reachability.inbound_down(server);
                 self.take_back_forwarded(server, now);
             }
             Input::Message { from, message } => {
-                self.heard.insert(from, self.ticks);
-                self.unheard.remove(&from);
+                self.reachability.heard(from);
                 if let Some(level) = message.level
                     && level.level > self.config.release.level.level
                 {
@@ -404,7 +227,11 @@ impl Node {
             }
             Input::Write { token, client, write } => self.write(now, token, client, write, out),
             Input::Read { token } => self.read(now, token, out),
-            Input::DiskSpace(space) => self.disk_space(space, out),
+            Input::DiskSpace(space) => {
+                if self.disks.set_own(space) {
+                    self.announce_disk(out);
+                }
+            }
             Input::Persisted { number } => {
                 self.eligibility.persisted(number);
                 self.consensus.persisted(number, &mut self.effects);
@@ -456,7 +283,10 @@ impl Node {
             out.push(Output::Notice(Notice::History { history }));
         }
         if self.group_limits() != limits_before {
-            self.known_sequences = KnownSequences::new(self.group_limits());
+            let limits = self.group_limits();
+            if let Some(leadership) = &mut self.leadership {
+                leadership.set_limits(limits);
+            }
         }
         self.set_collection_rules();
     }
@@ -468,7 +298,7 @@ impl Node {
     }
 
     /// The limits of the group's state machines, once they are known.
-    pub(super) fn group_limits(&self) -> Option<StateLimits> {
+    fn group_limits(&self) -> Option<StateLimits> {
         self.rules.map(|rules| rules.limits)
     }
 
@@ -485,15 +315,17 @@ impl Node {
     /// The monotonic time, in microseconds, at which [`Node::flush`] is to be called even if there
     /// is no input.
     pub fn flush_due_us(&self) -> Option<u64> {
-        match self.consensus.role() {
-            Role::Leader if self.propose_more => Some(0),
-            Role::Leader => {
-                let due_us =
-                    self.commit_notifications.next_us(&self.links, self.consensus.commit());
-                due_us.into_iter().chain(self.long_writes.due_us()).min()
-            }
-            Role::Follower | Role::Candidate => None,
+        if !self.leads() {
+            return None;
         }
+        // Won since the last flush.
+        let Some(leadership) = &self.leadership else { return Some(0) };
+        if self.propose_more {
+            return Some(0);
+        }
+        let (links, commit) = (self.reachability.links(), self.consensus.commit());
+        let due_us = leadership.commit_notification_due_us(links, commit);
+        due_us.into_iter().chain(self.long_writes.due_us()).min()
     }
 
     /// The writes that are forwarded to the leader and not answered: the number of long ones, the
@@ -505,13 +337,11 @@ impl Node {
 
     /// The reason why this node's state must not be read; `None` if it may be.
     pub fn distrust(&self) -> Option<Distrust> {
-        if self.refuted {
+        if self.consistency.is_refuted() {
             Some(Distrust::Refuted)
         } else if self.store_lost {
             Some(Distrust::StoreLost)
-        } else if self.hashes.is_disputed()
-            || self.contradiction.as_ref().is_some_and(Contradiction::is_confirmed)
-        {
+        } else if self.consistency.is_disputed() {
             Some(Distrust::Disputed)
         } else {
             None
@@ -567,7 +397,7 @@ impl Node {
 
     /// The state of the node as `acervo status` shows it.
     pub fn status(&self) -> NodeStatus {
-        let in_sync = self.in_sync.iter().flat_map(InSync::members).collect();
+        let in_sync = self.leadership.iter().flat_map(Leadership::in_sync).collect();
         NodeStatus {
             role: self.consensus.role(),
             leader: self.consensus.leader(),
@@ -588,21 +418,23 @@ impl Node {
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
         let now_us = now.monotonic_us;
-        self.ticks += 1;
-        if let Some(in_sync) = &mut self.in_sync {
-            in_sync.tick(self.consensus.commit());
+        self.reachability.tick();
+        if let Some(leadership) = &mut self.leadership {
+            leadership.tick(self.consensus.commit());
         }
         self.eligibility.tick();
         self.judge_eligibility(out);
         self.consensus.tick();
         self.garbage_collector.tick();
         self.compare_clocks(now, out);
-        self.repeat_disk_state(out);
-        self.campaign_if_first();
-        if self.campaign_at.is_some_and(|at| at <= self.ticks)
+        if self.disks.tick() {
+            self.announce_disk(out);
+        }
+        self.campaign_if_founder();
+        if self.reachability.is_campaign_due()
             && self.consensus.campaign_again(CAMPAIGN_TURN_TICKS as usize)
         {
-            self.campaign_at = None;
+            self.reachability.campaigned();
         }
         self.report_no_leader(now, out);
         self.release_delayed(now, out);
@@ -617,7 +449,7 @@ impl Node {
             let reply = if led && pending.effect == Effect::NotDone {
                 busy("more is being written than the group can take")
             } else {
-                self.not_confirmed(pending.effect)
+                self.group_state().not_confirmed(pending.effect)
             };
             self.finish(pending, reply, out);
         }
@@ -625,9 +457,139 @@ impl Node {
         for (read, confirmed) in self.reads.take_expired(now_us) {
             let reply = match confirmed {
                 true => busy("what was written before is still being applied at this server"),
-                false => self.no_majority(),
+                false => self.group_state().no_majority(),
             };
             out.push(Output::Reply { token: read.token, reply });
+        }
+    }
+
+    /// Works out what follows from the inputs since the last call: proposes or forwards writes,
+    /// runs consensus, answers. To be called when no input is at hand, before the driver waits for
+    /// more.
+    pub fn flush(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.handle_leadership_change(now, out);
+        if self.consensus.role() == Role::Leader {
+            // Also if nothing may be proposed now, or `flush_due_us` would stay in the past.
+            self.long_writes.look();
+            // Before the writes: they may use up the room for proposals each time that there is
+            // some, and a full disk may make them wait for this. It is one piece at a time, so that
+            // they do not wait long.
+            self.collect_garbage(now);
+            // Without a majority nothing is proposed, so that a write that expires is known not to
+            // be done.
+            if self.reaches_majority() {
+                self.propose_waiting(now, out);
+            }
+        } else {
+            self.forward_waiting(now, out);
+        }
+        self.start_reads(now, out);
+        self.run_consensus(now, out);
+        // New commits have made room for proposals, which raft-rs counts only now.
+        let commit = self.consensus.commit();
+        self.propose_more |= commit > self.flushed_commit && self.writes.has_waiting();
+        self.flushed_commit = commit;
+        let answered = self.answer_stored(now, out);
+        self.notify_commit(&answered, now, out);
+        for read in self.reads.take_ready(self.applied.index) {
+            // The state may have been refuted since the read was accepted.
+            out.push(match self.distrust() {
+                Some(distrust) => {
+                    Output::Reply { token: read.token, reply: not_to_be_read(distrust) }
+                }
+                None => Output::ReadReady { token: read.token },
+            });
+        }
+        self.stop_when_done(now, out);
+    }
+
+    fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {
+        if !self.reads.is_request_due() {
+            return;
+        }
+        if self.consensus.role() == Role::Leader {
+            let request = self.reads.begin_request(now.monotonic_us);
+            // A leader that has committed no entry of its term does not know the commit index yet.
+            // The request is repeated.
+            self.consensus.read_index(request);
+        } else if let Some(leader) = self.consensus.leader()
+            && self.reachability.links().contains(&leader)
+        {
+            let id = self.reads.begin_request(now.monotonic_us);
+            let message = PeerMessage::ReadIndex { id };
+            out.push(Output::Send { to: leader, message });
+        }
+    }
+
+    fn run_consensus(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.consensus.advance(&mut self.effects);
+        let effects = &mut self.effects;
+        for message in effects.messages.drain(..) {
+            let to = message.to;
+            if let RaftBody::Append { commit, .. } = &message.body
+                && let Some(leadership) = &mut self.leadership
+            {
+                leadership.commit_sent(to, *commit, now);
+            }
+            out.push(Output::Send { to, message: PeerMessage::Raft(message) });
+        }
+        let install = effects.install.take();
+        let before = |number| install.is_none_or(|i: InstallRequest| number < i.number);
+        let (first, rest): (Vec<_>, Vec<_>) =
+            effects.batches.drain(..).partition(|batch| before(batch.number));
+        for batch in first.iter().chain(&rest) {
+            self.eligibility.persist(batch.number);
+        }
+        out.extend(first.into_iter().map(Output::Persist));
+        if let Some(InstallRequest { number, snapshot, hard_state }) = install {
+            self.eligibility.persist(number);
+            self.eligibility.apply(snapshot.index);
+            out.push(Output::InstallSnapshot { number, snapshot, hard_state });
+        }
+        out.extend(rest.into_iter().map(Output::Persist));
+        let snapshots: Vec<_> = effects.snapshots.drain(..).collect();
+        let answering = self.consensus.role() == Role::Leader;
+        let committed = std::mem::take(&mut effects.committed);
+        // A lost store applies nothing before its snapshot, which contains everything committed
+        // until then. Entries that are handed out while the snapshot is being installed follow it.
+        if !self.store_lost || self.consensus.is_installing() {
+            for entries in split_at_hashes(committed, self.config.state_hash_every) {
+                if let Some(last) = entries.last() {
+                    self.eligibility.apply(last.index);
+                    if compares_states(last, self.config.state_hash_every) {
+                        self.consistency.handed_out(last.index);
+                    }
+                }
+                out.push(Output::Apply { entries, answering });
+            }
+        } else if let Some(last) = committed.last() {
+            self.consensus.skipped(last.index);
+        }
+        for fetch in effects.fetches.drain(..) {
+            out.push(Output::Fetch {
+                fetch: fetch.id,
+                low: fetch.low,
+                high: fetch.high,
+                bytes_max: self.config.limits.append_bytes_max,
+            });
+        }
+        if std::mem::take(&mut effects.became_eligible) {
+            out.push(Output::Notice(Notice::EligibleToVote));
+        }
+        let trusted = self.distrust().is_none();
+        for (to, leader_term) in snapshots {
+            if trusted {
+                out.push(Output::SendSnapshot { to, leader_term });
+            } else {
+                // A state that is in doubt is not sent. The follower requests it again.
+                self.consensus.snapshot_sent(to, None);
+            }
+        }
+        for (request, index) in std::mem::take(&mut self.effects.reads) {
+            for (to, id) in self.reads.confirm(request, index) {
+                let message = PeerMessage::ReadIndexOk { id, index };
+                out.push(Output::Send { to, message });
+            }
         }
     }
 
@@ -648,177 +610,46 @@ impl Node {
         }
     }
 
-    /// Updates whether this node may lead; if it leads and may not, it transfers the leadership or
-    /// steps down.
-    fn judge_eligibility(&mut self, out: &mut Vec<Output>) {
-        for (reason, holds) in self.eligibility.update() {
-            let notice = match holds {
-                true => Notice::MayNotLead { reason },
-                false => Notice::MayLeadAgain { reason },
-            };
-            out.push(Output::Notice(notice));
-        }
-        let full = self.disks.own.is_full();
-        let stops = matches!(self.stopping, Stopping::HandingOver { .. });
-        // A server that did not accept a transfer because of this full disk may be able to later.
-        if self.eligibility.reasons().is_empty()
-            && !stops
-            && (!full || self.ticks.is_multiple_of(limits::DISK_HANDOVER_AGAIN_TICKS))
-        {
-            self.eligibility.tried.clear();
-        }
-        // A group of one has no other server: this one leads as well as it can.
-        let alone = self.config.nodes.len() == 1;
-        self.consensus.set_may_lead(alone || self.eligibility.reasons().is_empty());
-        let action = match self.eligibility.action() {
-            LeadershipAction::Keep if full => LeadershipAction::TransferIfPossible,
-            action => action,
-        };
-        if alone || self.consensus.role() != Role::Leader || action == LeadershipAction::Keep {
-            return;
-        }
-        if self.consensus.is_handing_over() {
-            return;
-        }
-        let only_with_room = self.eligibility.action() == LeadershipAction::Keep;
-        if !self.transfer_to_next(only_with_room) && action == LeadershipAction::TransferOrStepDown
-        {
-            self.consensus.step_down();
-        }
+    /// Whether this node leads.
+    fn leads(&self) -> bool {
+        self.consensus.role() == Role::Leader
     }
 
-    /// Begins a leadership transfer to a follower that was not tried yet: one that may not lead
-    /// does not say so. Returns false if there is none.
-    pub(super) fn transfer_to_next(&mut self, only_with_room: bool) -> bool {
-        let Some(successor) = self.successor(only_with_room) else { return false };
-        self.eligibility.tried.insert(successor);
-        self.consensus.transfer_leadership(successor);
-        true
+    /// Whether the servers that this node reaches are a majority of the group.
+    fn reaches_majority(&self) -> bool {
+        self.reachability.reaches_majority(self.leads())
     }
 
-    /// The follower to transfer the leadership to, of those not tried yet. It has stored everything
-    /// that is committed; and more than this node if this node's log is stalled, because its own
-    /// may be stalled as well. A follower whose disk is full is the last choice, and no choice for
-    /// a leader that leaves because its own disk is full.
-    pub(super) fn successor(&self, only_with_room: bool) -> Option<NodeId> {
-        let mut needed = self.consensus.commit();
-        if self.eligibility.reasons().contains(&Ineligible::LogStalled) {
-            let own = self.consensus.matched(self.config.node);
-            needed = needed.max(self.consensus.last_index().min(own + 1));
-        }
-        let untried = self.links.iter().filter(|server| !self.eligibility.tried.contains(server));
-        let able = untried.filter(|server| self.consensus.matched(**server) >= needed);
-        able.filter(|server| !only_with_room || self.has_room(**server))
-            .max_by_key(|server| (self.has_room(**server), self.consensus.matched(**server)))
-            .copied()
+    /// Sends a message to every server that this node has a link to.
+    fn send_to_all(&self, message: &PeerMessage, out: &mut Vec<Output>) {
+        let send = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
+        out.extend(self.reachability.links().iter().map(send));
     }
 
-    /// Campaigns before the election time-out if a link has come up that completes a majority: no
-    /// leader can be there that is merely late. Servers take turns by their numbers, so that the
-    /// first has won before the next campaigns.
-    fn campaign_soon(&mut self) {
-        if self.reaches_majority() {
-            let before = self.links.range(..self.config.node).count() as u64;
-            self.campaign_at = Some(self.ticks + before * CAMPAIGN_TURN_TICKS);
-        }
+    /// Sends the state of this server's disk to the others.
+    fn announce_disk(&mut self, out: &mut Vec<Output>) {
+        let message = self.disks.announce();
+        self.send_to_all(&message, out);
     }
 
-    /// Whether the link to a server is up, and a message from it came within an election time-out.
-    pub(super) fn is_heard(&self, server: NodeId) -> bool {
-        let silent_ticks = self.ticks - self.heard.get(&server).copied().unwrap_or_default();
-        self.links.contains(&server) && silent_ticks <= limits::ELECTION_TICKS as u64
-    }
-
-    /// The number of servers that this one reaches, itself included. Followers do not hear from
-    /// each other regularly, so at a follower each server with a link counts.
-    fn reachable(&self) -> usize {
-        let leads = self.consensus.role() == Role::Leader;
-        1 + self.links.iter().filter(|server| !leads || self.is_heard(**server)).count()
-    }
-
-    pub(super) fn reaches_majority(&self) -> bool {
-        self.reachable() > self.config.nodes.len() / 2
+    /// The servers whose full disks keep the group from accepting writes that add to the store.
+    fn full_disks(&self) -> BTreeSet<NodeId> {
+        let (node, servers) = (self.config.node, self.config.nodes.len());
+        let links = self.reachability.links();
+        self.disks.full_servers(node, servers, links, self.consensus.leader())
     }
 
     fn compare_clocks(&mut self, now: Now, out: &mut Vec<Output>) {
         if self.server_clocks.is_due(now.monotonic_us) {
             let level = self.config.release.level.level;
             let message = PeerMessage::About { wall_us: now.wall_us, level };
-            let tell = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
-            out.extend(self.links.iter().map(tell));
+            self.send_to_all(&message, out);
         }
         if self.consensus.role() == Role::Leader
             && let Some(ahead_us) = self.server_clocks.take_warning()
         {
             out.push(Output::Notice(Notice::ClockApart { ahead_us }));
         }
-    }
-
-    fn campaign_if_first(&mut self) {
-        if self.links.len() + 1 > self.config.nodes.len() / 2 {
-            self.consensus.campaign_if_founder();
-        }
-    }
-
-    fn write(
-        &mut self,
-        now: Now,
-        token: RequestToken,
-        client: SocketAddr,
-        write: EncodedWrite,
-        out: &mut Vec<Output>,
-    ) {
-        let reply = |reply| Output::Reply { token, reply };
-        if self.stopping != Stopping::No {
-            out.push(reply(shutting_down()));
-        } else if let Err(refusal) = self.take_write(now, Origin::Client(token), client, write) {
-            out.push(reply(refusal));
-        }
-    }
-
-    /// Checks a write and adds it to those under way, or to the origins of its first copy.
-    pub(super) fn take_write(
-        &mut self,
-        now: Now,
-        origin: Origin,
-        client: SocketAddr,
-        write: EncodedWrite,
-    ) -> Result<(), Reply> {
-        check_write(&write, self.config.value_bytes_max)?;
-        if self.writes.len() >= self.config.limits.pending_writes_max {
-            return Err(busy("too many writes are under way at this server"));
-        }
-        // A copy of a write under way takes no memory.
-        if self.writes.join(&write, origin) {
-            return Ok(());
-        }
-        let limits = &self.config.limits;
-        if self.writes.bytes() >= limits.pending_write_bytes_max {
-            return Err(busy("too many bytes are being written at this server"));
-        }
-        // Long writes wait for their turn, and leave half of the memory to others meanwhile.
-        let is_long = self.writes.is_long(write.shape.keys);
-        if is_long && self.writes.long_bytes() >= limits.pending_write_bytes_max / 2 {
-            return Err(busy("too many long writes wait for their turn at this server"));
-        }
-        if !is_long {
-            self.long_writes.something_else_is_asked();
-        }
-        self.writes.add(Pending {
-            origins: vec![origin],
-            client,
-            write,
-            deadline_us: now.monotonic_us + micros(limits::COMMIT_TIMEOUT),
-            give_up_us: now.monotonic_us
-                + micros(self.config.in_sync_timeout)
-                + 2 * micros(limits::COMMIT_TIMEOUT),
-            effect: Effect::NotDone,
-            resent: false,
-            not_before_us: 0,
-            shown_as_leader: false,
-            shown_as_forwarder: false,
-        });
-        Ok(())
     }
 
     fn read(&mut self, now: Now, token: RequestToken, out: &mut Vec<Output>) {
@@ -843,6 +674,12 @@ impl Node {
         point: AppliedPoint,
         out: &mut Vec<Output>,
     ) {
+        assert!(
+            point.index >= self.applied.index,
+            "applied {} after {}",
+            point.index,
+            self.applied.index
+        );
         self.applied = point;
         self.eligibility.applied(point.index);
         self.long_writes.applied(point.index, now.monotonic_us);
@@ -856,11 +693,13 @@ impl Node {
         self.clock.observe(point.timestamp);
         // The outcome of a write in a refuted state is not told to its client, because the state's
         // sessions may be wrong about it. Another server leads at once and answers.
-        let outcomes = if self.refuted { Vec::new() } else { outcomes };
+        let outcomes = if self.consistency.is_refuted() { Vec::new() } else { outcomes };
         for write in outcomes {
             let Some(key) = self.writes.take_proposed(write.term, write.index) else { continue };
-            let client = self.writes.get_mut(key).write.request.client;
-            self.known_sequences.applied(client, write.index, write.newest_sequence);
+            if let Some(leadership) = &mut self.leadership {
+                let request = &self.writes.get(key).write.request;
+                leadership.write_applied(request, write.index, write.newest_sequence);
+            }
             match write.outcome {
                 Some(outcome) if outcome.refused => {
                     let pending = self.writes.remove(key);
@@ -874,7 +713,7 @@ impl Node {
                 }
                 None if write.is_of_unknown_session() => {
                     let pending = self.writes.remove(key);
-                    let reply = Node::unknown_session(pending.resent, point.timestamp);
+                    let reply = unknown_session(pending.resent, point.timestamp);
                     self.finish(pending, reply, out);
                 }
                 None => {
@@ -889,68 +728,20 @@ impl Node {
                 }
             }
         }
-        let is_compared = self.compared_at.contains(&point.index);
-        self.compared_at = self.compared_at.split_off(&(point.index + 1));
-        if is_compared {
-            self.share_state_hash(now, point, out);
+        if let Some(message) = self.consistency.applied(point) {
+            self.ask_about_states(now, out);
+            self.send_to_all(&message, out);
         }
     }
 
-    /// The link to or from `server` broke: the writes forwarded to it, or its answers, may be lost,
-    /// so they are forwarded again.
-    fn take_back_forwarded(&mut self, server: NodeId, now: Now) {
-        for key in self.writes.take_forwarded(|to| to == server) {
-            self.wait_again(key, now);
+    /// What is known of the group, for the reply to a request that was not confirmed in time.
+    fn group_state(&self) -> GroupState {
+        let reason = self.consensus.no_leader();
+        GroupState {
+            answering: self.reachability.reached(self.leads()),
+            servers: self.config.nodes.len(),
+            no_leader: reason.map(|reason| reason.sentence(|node| self.name_of(node))),
         }
-    }
-
-    /// Puts a write back to wait for the next leader, which decides it.
-    pub(super) fn wait_again(&mut self, key: usize, now: Now) {
-        let pending = self.writes.get_mut(key);
-        let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
-        pending.deadline_us = deadline_us.min(pending.give_up_us);
-        pending.resent = true;
-        self.writes.wait(key);
-    }
-
-    /// The answer to a write that was refused because its session is not known. Only if it was
-    /// never sent on before (`resent`) is it known that it was not applied. Its client then begins
-    /// a new session at `applied`, the timestamp of the last write applied, which is not before the
-    /// last write of any session that was dropped.
-    pub(super) fn unknown_session(resent: bool, applied: Timestamp) -> Reply {
-        let message = "what this client wrote before is forgotten, and so is whether this write \
-                       was applied: read the key to see what it holds";
-        let (code, effect, begin_anew_at) = match resent {
-            true => (ErrorCode::StaleRequest, Effect::MayBeDone, Timestamp::ZERO),
-            false => (ErrorCode::UnknownSession, Effect::NotDone, applied),
-        };
-        let message = message.to_owned();
-        Reply::Error(ErrorReply { code, message, retry_after_ms: 0, effect, begin_anew_at })
-    }
-
-    /// Sends the reply to every origin of a write.
-    pub(super) fn answer(&self, pending: &Pending, reply: &Reply, out: &mut Vec<Output>) {
-        for origin in &pending.origins {
-            let reply = reply.clone();
-            match *origin {
-                Origin::Client(token) => out.push(Output::Reply { token, reply }),
-                Origin::Server { node, id } => self.answer_forward(node, id, Some(reply), out),
-            }
-        }
-    }
-
-    /// Answers a write, raising the effect in an error to what is known of the write: an earlier
-    /// leader may have ordered it.
-    pub(super) fn finish(&self, pending: Pending, mut reply: Reply, out: &mut Vec<Output>) {
-        if let Reply::Error(error) = &mut reply {
-            error.effect = error.effect.max(pending.effect);
-        }
-        self.answer(&pending, &reply, out);
-    }
-
-    /// The number of servers that answer, the size of the group, and the size of a majority.
-    fn reach(&self) -> (usize, usize, usize) {
-        (self.reachable(), self.config.nodes.len(), self.config.nodes.len() / 2 + 1)
     }
 
     fn name_of(&self, node: NodeId) -> String {
@@ -958,147 +749,27 @@ impl Node {
         let name = place.and_then(|place| self.config.names.get(place)).cloned();
         name.unwrap_or_else(|| by_place(node))
     }
-
-    /// The reply to a read that was not confirmed in time.
-    fn no_majority(&self) -> Reply {
-        let (answering, all, needed) = self.reach();
-        let answers = answers(answering, all);
-        let message = if let Some(reason) = self.consensus.no_leader() {
-            format!("no majority: {}", reason.sentence(|node| self.name_of(node)))
-        } else if answering < needed {
-            format!(
-                "no majority: {answers} and {needed} are needed: \
-                 start the others, then try again"
-            )
-        } else {
-            format!("no majority agreed in time although {answers}: try again")
-        };
-        error(ErrorCode::NoMajority, &message)
-    }
-
-    /// The reply to a write that was not confirmed in time; it says what is known of its effect.
-    fn not_confirmed(&self, effect: Effect) -> Reply {
-        let (answering, all, needed) = self.reach();
-        let answers = answers(answering, all);
-        if let (Effect::NotDone, Some(reason)) = (effect, self.consensus.no_leader()) {
-            let reason = reason.sentence(|node| self.name_of(node));
-            let message = format!("nothing was done: {answers}, but {reason}");
-            return Reply::Error(ErrorReply::not_done(ErrorCode::NoMajority, message));
-        }
-        let (code, message) = match effect {
-            Effect::NotDone if answering < needed => (
-                ErrorCode::NoMajority,
-                format!(
-                    "no majority: {answers} and {needed} are needed: nothing was done; \
-                     start the others, then try again"
-                ),
-            ),
-            Effect::NotDone => (
-                ErrorCode::NoMajority,
-                format!(
-                    "no leader took the write in time although {answers}: \
-                     nothing was done; try again"
-                ),
-            ),
-            Effect::MayBeDone => (
-                ErrorCode::Unconfirmed,
-                format!(
-                    "the write was not confirmed in time, {answers}: it may have taken \
-                     effect, or may yet; read the key before you write it again"
-                ),
-            ),
-            Effect::Done => (
-                ErrorCode::Unconfirmed,
-                format!(
-                    "the write is done, a majority has stored it, but not every server in sync is \
-                     known to have ({answers}): do not repeat it"
-                ),
-            ),
-        };
-        Reply::Error(ErrorReply { effect, ..ErrorReply::not_done(code, message) })
-    }
-}
-
-fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply> {
-    let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
-    let OpShape { kind, keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest } =
-        write.shape;
-    if keys > 0 && key_bytes_min == 0 {
-        return invalid("the key is empty: give it at least one byte");
-    }
-    if key_bytes_max > limits::KEY_BYTES_MAX {
-        return invalid(&format!(
-            "the key has {key_bytes_max} bytes and at most {} are allowed: use a shorter one",
-            limits::KEY_BYTES_MAX
-        ));
-    }
-    if longest > value_bytes_max {
-        return invalid(&format!(
-            "the value has {longest} bytes and at most {value_bytes_max} are allowed: \
-             split it, or start the servers with a greater --max-value"
-        ));
-    }
-    if keys > limits::TRANSACTION_KEYS_MAX {
-        return invalid(&format!(
-            "the write names {keys} keys and at most {} can be written at once: make it several \
-             writes",
-            limits::TRANSACTION_KEYS_MAX
-        ));
-    }
-    if bytes > limits::TRANSACTION_BYTES_MAX {
-        return invalid(&format!(
-            "the write has {bytes} bytes and at most {} can be written at once: make it several \
-             writes",
-            limits::TRANSACTION_BYTES_MAX
-        ));
-    }
-    if let OpKind::SetHistory(history) = kind
-        && !history.can_be_kept()
-    {
-        return invalid(&format!(
-            "a history of {history} cannot be kept: keep all, a time that is not zero, or 1 to {} \
-             versions of a key",
-            limits::HISTORY_VERSIONS_MAX
-        ));
-    }
-    if write.request.sequence == 0 || write.request.answered_below > write.request.sequence {
-        return invalid("the request's sequence numbers break the protocol: count from 1");
-    }
-    Ok(())
-}
-
-/// A clause that says how many servers answer.
-fn answers(answering: usize, all: usize) -> String {
-    let verb = if all == 1 { "answers" } else { "answer" };
-    format!("{answering} of {} {verb}", counted(all as u64, "server", "servers"))
-}
-
-pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
-    Reply::Error(ErrorReply::not_done(code, message.to_owned()))
-}
-
-pub(super) fn busy(message: &str) -> Reply {
-    Reply::Error(ErrorReply {
-        retry_after_ms: limits::BUSY_RETRY_AFTER_MS,
-        ..ErrorReply::not_done(ErrorCode::Busy, format!("{message}: try again in a moment"))
-    })
-}
-
-pub(super) fn shutting_down() -> Reply {
-    error(ErrorCode::ShuttingDown, "this server is stopping: ask another one")
-}
-
-/// The reply that refuses a read because this server does not trust its state.
-pub fn not_to_be_read(distrust: Distrust) -> Reply {
-    error(ErrorCode::Internal, &format!("this server cannot be read ({distrust}): ask another one"))
-}
-
-/// A duration in microseconds, in which the core counts time.
-pub(super) fn micros(duration: Duration) -> u64 {
-    duration.as_micros().try_into().unwrap_or(u64::MAX)
 }
 
 /// A duration in ticks of the election clock.
 fn ticks(duration: Duration) -> u64 {
     micros(duration) / micros(limits::TICK)
+}
+
+/// Cuts committed entries so that a piece ends at each index where replicas compare states: the
+/// state machine reports its hash at the end of each piece.
+fn split_at_hashes(entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
+    let mut pieces = Vec::new();
+    let mut piece = Vec::new();
+    for entry in entries {
+        let is_compared = compares_states(&entry, every);
+        piece.push(entry);
+        if is_compared {
+            pieces.push(std::mem::take(&mut piece));
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece);
+    }
+    pieces
 }

@@ -82,6 +82,11 @@ impl OutstandingWork {
     }
 
     fn report(&mut self, number: u64) {
+        assert!(
+            number <= self.handed_out,
+            "{number} is reported done, and {} was handed out last",
+            self.handed_out
+        );
         if number > self.done {
             self.done = number;
             self.idle_ticks = 0;

@@ -7,7 +7,7 @@
 //! piece that a leader has proposed and not applied when it loses its leadership is simply proposed
 //! again by the next one.
 
-use super::core::micros;
+use super::clock::micros;
 use crate::limits;
 use crate::model::{GarbageCollection, History, LogIndex, MachineSummary};
 

@@ -53,6 +53,7 @@ pub(super) struct InSync {
 impl InSync {
     /// The set of the new leader `me` alone, whose term begins with the entry at `first_index`.
     pub fn new(timeout_us: u64, me: NodeId, nodes: &[NodeId], first_index: LogIndex) -> InSync {
+        assert!(nodes.contains(&me), "server {me} is none of the group's: {nodes:?}");
         let member = |id: &NodeId| (*id, InSyncServer { in_sync: *id == me, stored: 0 });
         InSync {
             timeout_us,

@@ -19,7 +19,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::core::micros;
+use super::clock::micros;
 use super::writes::Writes;
 use crate::limits::{self, NodeLimits};
 use crate::model::LogIndex;

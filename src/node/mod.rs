@@ -10,10 +10,11 @@
 //!
 //! What it leaves out: plain reads, which need no agreement and go from the event loop straight to
 //! the workers; membership change. The election time-out is drawn at random inside raft-rs, unless
-//! [`NodeConfig::election_ticks`](core::NodeConfig::election_ticks) fixes it.
+//! [`NodeConfig::election_ticks`](config::NodeConfig::election_ticks) fixes it.
 
 mod clock;
 mod commit_notification;
+pub mod config;
 mod consistency_check;
 pub mod core;
 mod disk_space;
@@ -21,15 +22,14 @@ mod early_ack;
 pub mod eligibility;
 pub mod garbage_collection;
 mod in_sync;
+mod leadership;
 mod long_writes;
 mod notice;
-mod progress;
+mod reachability;
 mod reads;
+mod replies;
 mod server_clocks;
 mod server_levels;
-mod server_messages;
-#[cfg(test)]
-mod tests;
 mod writes;
 
 use std::net::SocketAddr;
@@ -43,6 +43,7 @@ use crate::model::{
 use crate::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply};
 
 pub use self::notice::{Notice, clock_apart};
+pub use self::replies::not_to_be_read;
 pub use crate::consensus::NoLeader;
 
 /// The time, as the driver reads it.
@@ -292,7 +293,7 @@ pub enum Output {
     },
     /// Discard the snapshot that was received: it is of no use.
     DiscardSnapshot,
-    /// Show an event on the console; only if [`core::NodeConfig::console`] is set.
+    /// Show an event on the console; only if [`config::NodeConfig::console`] is set.
     Console(ConsoleEvent),
     /// Write a notice for the operator to the log.
     Notice(Notice),
@@ -303,7 +304,7 @@ pub enum Output {
         /// One sentence.
         reason: String,
     },
-    /// Restart with the log and without the store ([`core::Recovered::store_lost`]): the state of
+    /// Restart with the log and without the store ([`crate::model::Recovered::store_lost`]): the state of
     /// this server cannot be trusted, and its log can.
     RebuildStore,
     /// Restart with a blank data directory: the log of this server cannot be trusted.

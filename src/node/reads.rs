@@ -122,6 +122,7 @@ impl Reads {
         }
         for (server, _) in &servers {
             if let Some(unanswered) = self.unanswered.get_mut(server) {
+                assert!(*unanswered > 0, "a request of {server} was answered twice");
                 *unanswered -= 1;
             }
         }
@@ -141,6 +142,7 @@ impl Reads {
         {
             ready.append(&mut entry.remove());
         }
+        assert!(ready.len() <= self.len, "{} of {} reads are ready", ready.len(), self.len);
         self.len -= ready.len();
         ready
     }

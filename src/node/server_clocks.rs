@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::core::micros;
+use super::clock::micros;
 use crate::limits;
 use crate::model::NodeId;
 

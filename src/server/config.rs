@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::limits::{SERVERS_MAX, VALUE_BYTES_MAX, WORKERS_MAX};
 use crate::model::{ClusterId, History, NodeId};
-use crate::node::core::AckPolicy;
+use crate::node::config::AckPolicy;
 
 /// The group that is used when no other is named.
 pub const DEFAULT_SERVERS: [SocketAddr; 3] = [local(10097), local(10098), local(10099)];

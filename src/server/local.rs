@@ -13,7 +13,7 @@ use super::config::{ServerConfig, data_dir_under};
 use super::{OpenedServer, ServerError, Stopper, serve};
 use crate::limits;
 use crate::net::Listener;
-use crate::node::core::AckPolicy;
+use crate::node::config::AckPolicy;
 use crate::process::files;
 
 /// Worker threads of each server: tests ask for little at once.

@@ -42,7 +42,7 @@ use crate::model::{
 };
 use crate::node::CheckedMessage;
 use crate::node::Input;
-use crate::node::core::{Distrust, NodeStatus};
+use crate::node::config::{Distrust, NodeStatus};
 use crate::storage::log::compaction::NeededByOthers;
 use crate::storage::snapshot::{SnapshotChunk, SnapshotSource};
 use crate::wire::message::{PeerMessage, Role, SnapshotOutcome};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{History, StateLimits};
-use acervo::node::core::AckPolicy;
+use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::server::snapshots::TransferLimits;
 use acervo::storage::reads::PageLimits;

@@ -8,7 +8,8 @@ use acervo::model::{
     AppliedPoint, DiskSpace, FeatureLevel, LogBatch, LogEntry, LogIndex, NodeId, Recovered,
     Release, ReleaseVersion,
 };
-use acervo::node::core::{AckPolicy, Node, NodeConfig, NodeStatus};
+use acervo::node::config::{AckPolicy, NodeConfig, NodeStatus};
+use acervo::node::core::Node;
 use acervo::node::eligibility::Ineligible;
 use acervo::node::{Input, Notice, Output, RequestToken};
 use acervo::server::snapshots::{

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use acervo::limits;
 use acervo::model::NodeId;
-use acervo::node::core::AckPolicy;
+use acervo::node::config::AckPolicy;
 
 use crate::campaign::{describe, make_peace};
 use crate::checker::{Verdict, Violation, ensure};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
 use acervo::model::{DiskSpace, History, PageOf, Timestamp, WriteOp};
-use acervo::node::core::{AckPolicy, Distrust};
+use acervo::node::config::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{CheckedMessage, ConsoleEvent, Input, NoLeader, Notice};

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use acervo::model::{AppliedPoint, DiskSpace, LogEntry, LogIndex, NodeId};
-use acervo::node::core::{Node, NodeStatus};
+use acervo::node::config::NodeStatus;
+use acervo::node::core::Node;
 use acervo::node::{ConsoleEvent, Notice, RequestToken};
 use acervo::server::early::EarlyReads;
 use acervo::server::intake::Intake;

@@ -8,7 +8,7 @@ use acervo::limits::{self, NodeLimits};
 use acervo::model::{
     AppliedPoint, AppliedWrite, History, LogIndex, MachineSummary, NodeId, StateLimits,
 };
-use acervo::node::core::AckPolicy;
+use acervo::node::config::AckPolicy;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
 use acervo::node::{Input, Now};
 use acervo::server::snapshots::{SnapshotReport, TransferLimits};

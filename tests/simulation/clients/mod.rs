@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use acervo::model::{ClientId, EncodedWrite, LogIndex, PageOf, RequestId, Row, Timestamp, WriteOp};
-use acervo::node::core::not_to_be_read;
+use acervo::node::not_to_be_read;
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
 use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, WriteRequest};

@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use super::consistency_check::{Contradiction, HashVerdict, LogVerdict, QUESTION_INTERVAL_US};
-use super::core::{Node, Stopping, micros};
-use super::writes::Origin;
-use super::{ConsoleEvent, Notice, Now, Output};
+use super::super::replies::unknown_session;
+use super::super::writes::Origin;
+use super::super::{ConsoleEvent, Now, Output};
+use super::{Node, Stopping, micros};
 use crate::consensus::RaftMessageFault;
 use crate::limits;
-use crate::model::{AppliedPoint, Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId};
+use crate::model::{Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId, Term};
 use crate::wire::message::{
     ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
 };
@@ -42,7 +42,7 @@ impl Node {
                                 code: ErrorCode::UnknownSession,
                                 begin_anew_at,
                                 ..
-                            }) => Node::unknown_session(pending.resent, begin_anew_at),
+                            }) => unknown_session(pending.resent, begin_anew_at),
                             other => other,
                         };
                         self.finish(pending, reply, out);
@@ -75,18 +75,20 @@ impl Node {
             | PeerMessage::SnapshotAnswer { .. } => {}
             PeerMessage::About { wall_us, level } => {
                 self.server_clocks.heard(from, wall_us, now.wall_us);
-                self.server_levels.heard(from, level, now.monotonic_us);
+                if let Some(leadership) = &mut self.leadership {
+                    leadership.level_heard(from, level, now);
+                }
             }
-            PeerMessage::Disk { full } => self.disk_state_of(from, full),
+            PeerMessage::Disk { full } => self.disks.set(from, full),
             PeerMessage::StateHash { index, hash } => {
                 // An index beyond this log cannot be compared soon, and must not displace others.
                 if index <= self.consensus.last_index() {
-                    self.hashes.note_unasked(from, index, hash);
+                    self.consistency.note_unasked(from, index, hash);
                     self.ask_about_states(now, out);
                 }
             }
             PeerMessage::StateHashAt { id, index } => {
-                let hash = self.hashes.ours(index).filter(|_| !self.refuted);
+                let hash = self.consistency.hash_at(index);
                 if hash.is_none() {
                     self.compare_anew(now);
                 }
@@ -95,17 +97,16 @@ impl Node {
             }
             PeerMessage::StateHashOk { id, hash } => {
                 if let Some(hash) = hash {
-                    let verdict = self.hashes.answered(from, id, hash, now.monotonic_us);
-                    self.take_verdict(verdict, out);
+                    self.consistency.hash_answered(from, id, hash, now.monotonic_us, out);
                 }
             }
             PeerMessage::LogTerm { id, index } => {
-                let committed = index <= self.consensus.commit() && !self.refuted;
+                let committed = index <= self.consensus.commit() && !self.consistency.is_refuted();
                 let term = self.consensus.term_at(index).filter(|_| committed);
                 let message = PeerMessage::LogTermOk { id, term };
                 out.push(Output::Send { to: from, message });
             }
-            PeerMessage::LogTermOk { id, term } => self.heard_log_term(from, id, term, out),
+            PeerMessage::LogTermOk { id, term } => self.log_term_answered(from, id, term, out),
         }
     }
 
@@ -159,7 +160,7 @@ impl Node {
     }
 
     fn step(&mut self, now: Now, from: NodeId, message: RaftMessage, out: &mut Vec<Output>) {
-        if self.has_no_room_for(&message) {
+        if self.disks.has_no_room_for(&message) {
             return;
         }
         let is_append = matches!(message.body, RaftBody::Append { .. });
@@ -176,7 +177,7 @@ impl Node {
             Ok(()) => {
                 // A server that contradicted this log does not lead any more.
                 if is_append {
-                    self.contradiction.take_if(|contradiction| contradiction.server != from);
+                    self.consistency.followed(from);
                 }
                 // The next leader's timestamps must be greater than any that was replicated here.
                 // Entries that were not stored, as those of an old term, may have any timestamp.
@@ -230,127 +231,60 @@ impl Node {
         }
     }
 
-    pub(super) fn answer_forward(
-        &self,
-        to: NodeId,
-        id: u64,
-        reply: Option<Reply>,
-        out: &mut Vec<Output>,
-    ) {
-        out.push(Output::Send { to, message: PeerMessage::Forwarded { id, reply } });
-    }
-
-    /// Sends the hash of this node's state at an index where replicas compare theirs.
-    pub(super) fn share_state_hash(
-        &mut self,
-        now: Now,
-        point: AppliedPoint,
-        out: &mut Vec<Output>,
-    ) {
-        let AppliedPoint { index, hash, .. } = point;
-        self.hashes.note_ours(index, hash);
-        self.ask_about_states(now, out);
-        for server in &self.links {
-            let message = PeerMessage::StateHash { index, hash };
-            out.push(Output::Send { to: *server, message });
-        }
-    }
-
     /// At the leader: appends an entry without data, after which all replicas compare their states.
     fn compare_anew(&mut self, now: Now) {
-        let since_us = now.monotonic_us.saturating_sub(self.compared_anew_us);
-        if self.consensus.role() == Role::Leader && since_us >= QUESTION_INTERVAL_US {
-            // If it is refused, the next question tries again.
-            if self.consensus.propose(vec![Bytes::new()]).is_ok() {
-                self.compared_anew_us = now.monotonic_us;
-            }
+        // If it is refused, the next question tries again.
+        if self.leads()
+            && self.consistency.may_compare_anew(now.monotonic_us)
+            && self.consensus.propose(vec![Bytes::new()]).is_ok()
+        {
+            self.consistency.compared_anew(now.monotonic_us);
         }
     }
 
     /// Asks the others for the hashes of their states if one of them may differ from this server's.
-    fn ask_about_states(&mut self, now: Now, out: &mut Vec<Output>) {
-        if let Some(index) = self.hashes.question_due(self.next_question, now.monotonic_us) {
-            let message = PeerMessage::StateHashAt { id: self.take_question(), index };
-            let ask = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
-            out.extend(self.links.iter().map(ask));
-            if self.hashes.is_disputed() {
+    pub(super) fn ask_about_states(&mut self, now: Now, out: &mut Vec<Output>) {
+        if let Some(message) = self.consistency.question_about_states(now.monotonic_us) {
+            self.send_to_all(&message, out);
+            if self.consistency.are_states_disputed() {
                 self.compare_anew(now);
             }
         }
     }
 
-    fn take_question(&mut self) -> u64 {
-        let id = self.next_question;
-        self.next_question = id.wrapping_add(1);
-        id
-    }
-
-    fn take_verdict(&mut self, verdict: HashVerdict, out: &mut Vec<Output>) {
-        let Some(index) = self.hashes.asked_index() else { return };
-        match verdict {
-            HashVerdict::Nothing => {}
-            HashVerdict::OthersDiffer(servers) => {
-                for server in servers {
-                    out.push(Output::Notice(Notice::ServerDiverged { server, index }));
-                }
-            }
-            HashVerdict::Undisputed => out.push(Output::Notice(Notice::Undisputed)),
-            HashVerdict::WeDiffer if !self.refuted => {
-                self.refuted = true;
-                out.push(Output::Notice(Notice::Diverged { index }));
-                out.push(Output::RebuildStore);
-            }
-            HashVerdict::WeDiffer => {}
-        }
-    }
-
-    /// An entry that `from` has sent, or another process in its name, contradicts one that is
-    /// committed here. One server's word against another's does not tell which log is wrong, so all
-    /// others are asked.
+    /// An entry that `from` has sent contradicts one that is committed here.
     fn contradicted(&mut self, now: Now, from: NodeId, index: LogIndex, out: &mut Vec<Output>) {
-        if self.refuted {
-            return;
+        if !self.consistency.is_refuted() {
+            self.consistency.contradicted(from, index);
+            self.ask_log_terms(now, out);
         }
-        let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
-        if !known {
-            self.contradiction = Some(Contradiction::new(from, index));
-        }
-        self.ask_log_terms(now, out);
     }
 
     fn ask_log_terms(&mut self, now: Now, out: &mut Vec<Output>) {
-        let Some(contradiction) = &mut self.contradiction else { return };
-        let index = contradiction.index;
-        let (id, asked_us) = (self.next_question, &mut self.contradiction_asked_us);
-        if contradiction.is_question_due(id, asked_us, now.monotonic_us) {
-            let message = PeerMessage::LogTerm { id: self.take_question(), index };
-            let ask = |to: &NodeId| Output::Send { to: *to, message: message.clone() };
-            out.extend(self.links.iter().map(ask));
+        if let Some(message) = self.consistency.question_about_log(now.monotonic_us) {
+            self.send_to_all(&message, out);
         }
     }
 
-    fn heard_log_term(&mut self, from: NodeId, id: u64, term: Option<u64>, out: &mut Vec<Output>) {
-        let Some(contradiction) = &mut self.contradiction else { return };
-        let (server, index) = (contradiction.server, contradiction.index);
-        let (Some(term), Some(ours)) = (term, self.consensus.term_at(index)) else { return };
-        let verdict = contradiction.answered(from, id, term != ours, self.config.nodes.len());
-        let confirmed = contradiction.is_confirmed();
-        if verdict == LogVerdict::Refuted && !self.refuted {
-            self.refuted = true;
-            out.push(Output::Notice(Notice::LogRefuted { index }));
-            out.push(Output::BeginAnew);
-        } else if confirmed && !std::mem::replace(&mut self.contradiction_reported, true) {
-            out.push(Output::Notice(Notice::LogContradicted { server, index }));
+    fn log_term_answered(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        term: Option<Term>,
+        out: &mut Vec<Output>,
+    ) {
+        let index = self.consistency.contradicted_index();
+        let ours = index.and_then(|index| self.consensus.term_at(index));
+        if let (Some(term), Some(ours)) = (term, ours) {
+            self.consistency.log_answered(from, id, term != ours, out);
         }
     }
 
     /// Repeats the questions that are not decided, and reports a dispute that lasts once.
     pub(super) fn settle_disputes(&mut self, now: Now, out: &mut Vec<Output>) {
         self.ask_about_states(now, out);
-        if let Some(index) = self.hashes.lasting_dispute(now.monotonic_us) {
-            out.push(Output::Notice(Notice::Disputed { index }));
-        }
-        if self.contradiction.as_ref().is_some_and(|found| !found.is_upheld()) {
+        out.extend(self.consistency.lasting_dispute(now.monotonic_us).map(Output::Notice));
+        if self.consistency.is_log_in_question() {
             self.ask_log_terms(now, out);
         }
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::core::{AckPolicy, Node, NodeConfig};
-use super::garbage_collection::GarbageCollectionConfig;
+use super::super::config::{AckPolicy, NodeConfig};
+use super::super::garbage_collection::GarbageCollectionConfig;
+use super::super::*;
 use super::*;
 use crate::limits;
 use crate::model::{
@@ -376,7 +377,7 @@ fn what_a_refuted_state_says_of_writes_is_not_told_and_the_next_leader_says_it()
     group.withheld = Some(Vec::new());
     let del = WriteOp::Del { key: Bytes::from_static(b"k") };
     let writes = [group.write(leader, 2, 2, del), group.put(leader, 3)];
-    group.nodes[leader].refuted = true;
+    group.nodes[leader].consistency.refute();
     group.settle();
     let withheld = group.withheld.take().unwrap();
     group.inbox.extend(withheld);
@@ -909,7 +910,7 @@ fn what_is_not_stored_does_not_move_the_clock() {
     let leader = group.nodes.iter().position(|node| node.status().role == Role::Leader).unwrap();
     let status = group.nodes[leader].status();
     let wall_us = group.now.wall_us;
-    let century_us = super::core::micros(limits::TIMESTAMP_LEAP_MAX) as i64;
+    let century_us = micros(limits::TIMESTAMP_LEAP_MAX) as i64;
     for number in 1..9 {
         let (client, begun) = (ClientId(9), Timestamp::ZERO);
         let request = RequestId { client, sequence: number, answered_below: 1, begun };
@@ -958,4 +959,16 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     assert_eq!(last_index(&group), before);
     (0..2 * settled).for_each(|_| group.tick());
     assert_eq!(last_index(&group), before + 1, "once");
+}
+
+#[test]
+fn pieces_end_where_replicas_compare() {
+    let every = 16;
+    let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::from_static(b"write") };
+    let mut entries: Vec<LogEntry> = (every - 1..2 * every + 2).map(entry).collect();
+    entries[4].data = bytes::Bytes::new();
+    let pieces = split_at_hashes(entries, every);
+    let ends: Vec<u64> = pieces.iter().map(|p| p[p.len() - 1].index).collect();
+    assert_eq!(ends, [every, every + 3, 2 * every, 2 * every + 1]);
+    assert_eq!(pieces.iter().map(Vec::len).sum::<usize>() as u64, every + 3);
 }
