@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::engine::{EngineView, Steps, WriteBatch};
 use super::hash::{StateHash, row_hash};
-use super::rows::Overlay;
+use super::keys;
+use super::rows::{Overlay, Rows};
 
 /// A batch under construction.
 pub(super) struct Changes<'a> {
@@ -29,6 +30,10 @@ impl<'a> Changes<'a> {
 
     /// Adds a row, which must not exist.
     pub fn put(&mut self, row: Bytes, value: Bytes) {
+        debug_assert!(
+            !matches!(self.rows().first(&keys::only(&row)), Ok(Some(_))),
+            "{row:?} is added, and exists: the state's hash would be wrong"
+        );
         self.steps.step();
         self.hash.add(state_row_hash(&row, &value));
         self.batch.put(row, value);
@@ -42,6 +47,14 @@ impl<'a> Changes<'a> {
 
     /// Removes a row, which must exist with this [`state_row_hash`].
     pub fn delete_hashed(&mut self, row: Bytes, hash: u64) {
+        debug_assert!(
+            match self.rows().first(&keys::only(&row)) {
+                Ok(Some((_, value))) => state_row_hash(&row, &value) == hash,
+                Ok(None) => false,
+                Err(_) => true,
+            },
+            "{row:?} is removed, and does not exist so: the state's hash would be wrong"
+        );
         self.steps.step();
         self.hash.subtract(hash);
         self.batch.delete(row);

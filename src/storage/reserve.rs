@@ -173,6 +173,12 @@ impl DiskReserve {
         state.space = state.space.max(DiskSpace::Full);
         if state.held_bytes > 0 {
             let piece_bytes = (self.whole_bytes / PIECES).max(1);
+            assert!(
+                state.held_bytes <= self.whole_bytes,
+                "{} bytes of a reserve of {}",
+                state.held_bytes,
+                self.whole_bytes
+            );
             let left_bytes = state.held_bytes.saturating_sub(piece_bytes);
             self.file.set_len(left_bytes)?;
             state.held_bytes = left_bytes;

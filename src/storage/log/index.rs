@@ -59,12 +59,19 @@ impl PositionIndex {
         entries: &[(LogIndex, u64)],
     ) {
         let Some(&(first, _)) = entries.first() else { return };
+        // Recovery has checked what it read from disk, and the writer what it was given.
+        assert!(
+            first <= self.last_index + 1,
+            "entries from {first} on are added to a log that ends at {}",
+            self.last_index
+        );
         let replaces = first <= self.last_index;
         if replaces {
             let keep = self.extents.partition_point(|extent| extent.first_index < first);
             self.extents.truncate(keep);
         }
-        for &(index, position) in entries {
+        for (expected, &(index, position)) in (first..).zip(entries) {
+            assert_eq!(index, expected, "the entries of a frame have a gap");
             self.last_index = index;
             if index < self.first_index {
                 continue;

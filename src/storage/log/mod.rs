@@ -304,6 +304,12 @@ impl DiskLog {
     pub fn compact(&mut self, first_index: LogIndex) -> Result<(), LogError> {
         self.check_poison()?;
         let is_needed_from = |span: &Span| span.first_index <= first_index;
+        assert!(
+            self.segments.back().map(|span| span.segment) == Some(self.tail.header.segment),
+            "segment {} is written, and {:?} are known",
+            self.tail.header.segment,
+            self.segments
+        );
         let oldest = self.segments.iter().rposition(is_needed_from).unwrap_or(0);
         let Some(kept) = self.segments.get(oldest).copied().filter(|_| oldest > 0) else {
             return Ok(());

@@ -122,6 +122,11 @@ impl SegmentWriter {
         let (bytes, payload_bytes) = frame.finish(&self.header, batch, offset);
         let end = offset + bytes.len() as u64;
         self.fill(options, end)?;
+        assert!(
+            offset >= SEGMENT_HEADER_BYTES as u64 && end <= self.filled,
+            "a frame from {offset} to {end} in a segment that is filled to {}",
+            self.filled
+        );
         self.write_at(bytes, offset)?;
         self.sync(options)?;
         self.position = end;
