@@ -185,7 +185,7 @@ pub struct Consensus {
     links: BTreeMap<NodeId, GreetedState>,
     /// By how much messages of other servers may raise the term now; see [`guard`].
     term_credit: u64,
-    /// See `node::eligibility`.
+    /// Set by `node::eligibility`: whether this server may campaign and accept a transfer.
     may_lead: bool,
     /// The store is lost and waits for a snapshot. The log, the term and the vote are sound.
     store_lost: bool,

@@ -88,7 +88,7 @@ struct UnpersistedReady {
 /// The `Ready`s that are not durable yet, and the numbers of the batches that were handed out for
 /// them.
 pub(super) struct Pipeline {
-    /// Oldest first.
+    /// In the order of their numbers, the oldest first.
     unpersisted: VecDeque<UnpersistedReady>,
     last_batch: u64,
     last_durable_batch: u64,

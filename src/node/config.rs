@@ -44,7 +44,7 @@ pub struct NodeConfig {
     pub value_bytes_max: usize,
     /// Delay before replicated writes are handled (SPEC A7); zero normally.
     pub replication_delay: Duration,
-    /// Whether the driver wants [`Output::Console`].
+    /// Whether the driver wants [`Output::Console`](super::Output::Console).
     pub console: bool,
     /// When garbage is collected, and how much of it at a time.
     pub garbage_collection: GarbageCollectionConfig,
@@ -70,7 +70,6 @@ pub struct NodeStatus {
     pub role: Role,
     /// The leader of its term, as far as it knows.
     pub leader: Option<NodeId>,
-    /// The current term.
     pub term: Term,
     /// The last index that it knows to be committed.
     pub commit: LogIndex,

@@ -118,8 +118,8 @@ impl ConsistencyCheck {
         self.hashes.note_unasked(from, index, hash);
     }
 
-    /// The hash of this server's state at an index, for a server that asks; `None` if it is not kept
-    /// any more, or refuted.
+    /// The hash of this server's state at an index, for a server that asks; `None` if it is not
+    /// kept any more, or refuted.
     pub fn hash_at(&self, index: LogIndex) -> Option<u64> {
         self.hashes.ours(index).filter(|_| !self.refuted)
     }
@@ -173,9 +173,9 @@ impl ConsistencyCheck {
         }
     }
 
-    /// Notes that an entry that `from` has sent, or another process in its name, contradicts one that
-    /// is committed here. One server's word against another's does not tell which log is wrong, so
-    /// all others are to be asked.
+    /// Notes that an entry that `from` has sent, or another process in its name, contradicts one
+    /// that is committed here. One server's word against another's does not tell which log is
+    /// wrong, so all others are to be asked.
     pub fn contradicted(&mut self, from: NodeId, index: LogIndex) {
         let known = self.contradiction.as_ref().is_some_and(|known| known.index == index);
         if !known {
@@ -199,7 +199,8 @@ impl ConsistencyCheck {
         self.contradiction.as_ref().is_some_and(|contradiction| !contradiction.is_upheld())
     }
 
-    /// If a question about a contradiction is due, begins one and returns the message for all others.
+    /// If a question about a contradiction is due, begins one and returns the message for all
+    /// others.
     pub fn question_about_log(&mut self, now_us: u64) -> Option<PeerMessage> {
         let contradiction = self.contradiction.as_mut()?;
         let index = contradiction.index;
@@ -214,8 +215,8 @@ impl ConsistencyCheck {
         self.contradiction.as_ref().map(|contradiction| contradiction.index)
     }
 
-    /// Handles the answer of a server about the entry in question: whether its term differs from that
-    /// of this server's entry.
+    /// Handles the answer of a server about the entry in question: whether its term differs from
+    /// that of this server's entry.
     pub fn log_answered(&mut self, from: NodeId, id: u64, differs: bool, out: &mut Vec<Output>) {
         let Some(contradiction) = &mut self.contradiction else { return };
         let (server, index) = (contradiction.server, contradiction.index);
@@ -258,7 +259,7 @@ enum HashVerdict {
 #[derive(Debug)]
 struct StateHashes {
     nodes: usize,
-    /// Ordered by index.
+    /// Ordered by index, and at most [`REMEMBERED_MAX`].
     known: VecDeque<(LogIndex, HashesAtIndex)>,
     /// A server has sent another hash than this server's without being asked, and no majority has
     /// agreed with this server since.

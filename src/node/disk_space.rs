@@ -29,7 +29,8 @@ pub(super) struct Disks {
 }
 
 impl Disks {
-    /// Notes the room on this server's own disk. Returns whether the others are to be sent its state.
+    /// Notes the room on this server's own disk. Returns whether the others are to be sent its
+    /// state.
     pub fn set_own(&mut self, space: DiskSpace) -> bool {
         let was_full = self.own.is_full();
         self.own = space;
@@ -56,8 +57,8 @@ impl Disks {
     }
 
     /// Counts a tick; returns whether the state of this server's disk is to be sent. It is sent at
-    /// intervals, also if it has not changed: a message may be lost, and others may have been forged
-    /// in this server's name.
+    /// intervals, also if it has not changed: a message may be lost, and others may have been
+    /// forged in this server's name.
     pub fn tick(&mut self) -> bool {
         self.ticks_since_sent += 1;
         self.ticks_since_sent >= limits::DISK_FULL_TOLD_TICKS
@@ -79,8 +80,8 @@ impl Disks {
         !self.full.contains(&server)
     }
 
-    /// The servers whose full disks keep the group from accepting writes that add to the store; none
-    /// if it accepts them. Every server can tell, because each sends its state to all others.
+    /// The servers whose full disks keep the group from accepting writes that add to the store;
+    /// none if it accepts them. Every server can tell, because each sends its state to all others.
     pub fn full_servers(
         &self,
         node: NodeId,
@@ -90,8 +91,8 @@ impl Disks {
     ) -> BTreeSet<NodeId> {
         let mut full = self.full.clone();
         full.extend(self.own.is_full().then_some(node));
-        // A server that is down stores nothing either: with one full and one down, every write would
-        // use up the reserve of the full one, until not even removals could be stored.
+        // A server that is down stores nothing either: with one full and one down, every write
+        // would use up the reserve of the full one, until not even removals could be stored.
         let own_room = usize::from(!self.own.is_full());
         let with_room = own_room + links.iter().filter(|server| self.has_room(**server)).count();
         let leader_is_full = leader.is_some_and(|leader| full.contains(&leader));

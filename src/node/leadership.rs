@@ -1,7 +1,7 @@
 //! Everything that a leader keeps for its term, and drops with its leadership.
 //!
-//! A [`Leadership`] is created when the node has become leader and dropped when it leads no more, or
-//! leads in another term. So no state of one term is ever used in another.
+//! A [`Leadership`] is created when the node has become leader and dropped when it leads no more,
+//! or leads in another term. So no state of one term is ever used in another.
 
 use std::collections::BTreeSet;
 
@@ -63,8 +63,8 @@ impl Leadership {
 
     /// Whether writes must wait for servers that have never taken part in the group. Such a server
     /// cannot help to elect a leader (see `consensus::voter_eligibility`), so a group that accepted
-    /// writes without it would be unavailable if its first leader died. `all_took_part` says whether
-    /// every server has stored an entry.
+    /// writes without it would be unavailable if its first leader died. `all_took_part` says
+    /// whether every server has stored an entry.
     pub fn is_bootstrapping(&mut self, all_took_part: impl FnOnce() -> bool, now: Now) -> bool {
         if let Some(until_us) = self.bootstrap_until_us
             && (now.monotonic_us >= until_us || all_took_part())
@@ -100,8 +100,8 @@ impl Leadership {
         self.server_levels.lost(server);
     }
 
-    /// The feature level to propose: the newest one that every server knows, if it is above `level`,
-    /// the group's, and above what this leader has proposed. `own` is this server's.
+    /// The feature level to propose: the newest one that every server knows, if it is above
+    /// `level`, the group's, and above what this leader has proposed. `own` is this server's.
     pub fn level_to_propose(
         &self,
         others: impl IntoIterator<Item = NodeId>,
@@ -161,7 +161,8 @@ impl Leadership {
         self.commit_notifications.next_us(links, commit)
     }
 
-    /// Brings the in-sync set up to date. Returns the last index that every server in it has stored.
+    /// Brings the in-sync set up to date. Returns the last index that every server in it has
+    /// stored.
     pub fn update_in_sync(
         &mut self,
         last_index: LogIndex,

@@ -78,7 +78,6 @@ pub enum Input {
     /// The link on which this node sends to `server` is up. From now on the driver must not pass on
     /// messages that an earlier incarnation of that server's data directory has sent.
     LinkUp {
-        /// The other server.
         server: NodeId,
         /// The last index of its log, from its greeting.
         last_index: LogIndex,
@@ -88,16 +87,10 @@ pub enum Input {
         first_leader: Option<NodeId>,
     },
     /// That link is down.
-    LinkDown {
-        /// The other server.
-        server: NodeId,
-    },
+    LinkDown { server: NodeId },
     /// The link on which `server` sends to this node broke, or was replaced by another: the
     /// messages on it are lost.
-    InboundDown {
-        /// The other server.
-        server: NodeId,
-    },
+    InboundDown { server: NodeId },
     /// A message from another server, decoded from the network and not trusted.
     Message {
         /// The server whose connection it came on.
@@ -107,11 +100,9 @@ pub enum Input {
     },
     /// A client of this server requests a write.
     Write {
-        /// For the answer.
         token: RequestToken,
         /// The client's own address.
         client: SocketAddr,
-        /// The write.
         write: EncodedWrite,
     },
     /// A client of this server requests a linearizable read; the driver keeps what is to be read.
@@ -123,7 +114,7 @@ pub enum Input {
     DiskSpace(DiskSpace),
     /// The log batches up to `number` are durable.
     Persisted {
-        /// From [`LogBatch::number`].
+        /// The number from [`LogBatch::number`] or [`Output::InstallSnapshot`].
         number: u64,
     },
     /// The state machine has applied entries of the log.
@@ -137,7 +128,6 @@ pub enum Input {
     },
     /// Entries were read from disk for a follower that is behind, as [`Output::Fetch`] requested.
     Fetched {
-        /// From the request.
         fetch: u64,
         /// Contiguous from the index requested; none if reading failed.
         entries: Vec<LogEntry>,
@@ -169,7 +159,7 @@ pub enum Input {
     Eligibility {
         /// The reason that has changed.
         reason: Ineligible,
-        /// Whether it holds.
+        /// Whether the reason holds from now on.
         holds: bool,
     },
     /// Stop: refuse new requests, finish those under way, transfer the leadership.
@@ -224,7 +214,6 @@ impl CheckedMessage {
         )
     }
 
-    /// Unwraps the message.
     pub fn into_inner(self) -> PeerMessage {
         self.message
     }
@@ -235,32 +224,23 @@ impl CheckedMessage {
 pub enum Output {
     /// Send a message to another server, or drop it if there is no link: the protocol repeats it.
     Send {
-        /// The other server.
         to: NodeId,
         /// The message to send.
         message: PeerMessage,
     },
     /// Reply to a client of this server.
-    Reply {
-        /// From the request.
-        token: RequestToken,
-        /// The answer.
-        reply: Reply,
-    },
+    Reply { token: RequestToken, reply: Reply },
     /// Make a batch of the log durable, in order, then report [`Input::Persisted`].
     Persist(LogBatch),
     /// Apply committed entries, in order, then report [`Input::Applied`].
     Apply {
-        /// Contiguous.
+        /// Contiguous in their indices, and at least one.
         entries: Vec<LogEntry>,
         /// A client may wait for the previous values of their keys.
         answering: bool,
     },
     /// A linearizable read may be answered from this node's state.
-    ReadReady {
-        /// From [`Input::Read`].
-        token: RequestToken,
-    },
+    ReadReady { token: RequestToken },
     /// Read durable log entries from disk, then report [`Input::Fetched`].
     Fetch {
         /// The number of the request, for [`Input::Fetched`].
@@ -299,13 +279,12 @@ pub enum Output {
     Notice(Notice),
     /// Close the connections of a server that has violated the protocol, and log the reason.
     Disconnect {
-        /// The other server.
         server: NodeId,
-        /// One sentence.
+        /// One sentence for the log, which names what was violated.
         reason: String,
     },
-    /// Restart with the log and without the store ([`crate::model::Recovered::store_lost`]): the state of
-    /// this server cannot be trusted, and its log can.
+    /// Restart with the log and without the store ([`crate::model::Recovered::store_lost`]): the
+    /// state of this server cannot be trusted, and its log can.
     RebuildStore,
     /// Restart with a blank data directory: the log of this server cannot be trusted.
     BeginAnew,
@@ -328,41 +307,24 @@ pub enum ConsoleEvent {
     Put {
         /// The client's own address.
         client: SocketAddr,
-        /// The key.
         key: bytes::Bytes,
-        /// The value.
         value: bytes::Bytes,
     },
     /// Another server has received a PUT and forwards it.
-    Forwarding {
-        /// The key.
-        key: bytes::Bytes,
-        /// The value.
-        value: bytes::Bytes,
-    },
+    Forwarding { key: bytes::Bytes, value: bytes::Bytes },
     /// A follower has received a replicated PUT.
-    Replication {
-        /// The key.
-        key: bytes::Bytes,
-        /// The value.
-        value: bytes::Bytes,
-        /// The leader's timestamp.
-        timestamp: Timestamp,
-    },
+    Replication { key: bytes::Bytes, value: bytes::Bytes, timestamp: Timestamp },
     /// The leader has every REPLICATION_OK that the acknowledgement waits for.
     PutOk {
         /// The client's own address.
         client: SocketAddr,
-        /// The key.
         key: bytes::Bytes,
-        /// The write's timestamp.
         timestamp: Timestamp,
     },
     /// A server has answered a GET.
     Get {
         /// The client's own address.
         client: SocketAddr,
-        /// The key.
         key: bytes::Bytes,
         /// The read timestamp that the client required.
         client_timestamp: Timestamp,
@@ -376,10 +338,7 @@ pub enum ConsoleEvent {
 /// The answer in the last field of the GET line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GetAnswer {
-    /// The value.
     Value(bytes::Bytes),
-    /// `NULL`.
     Null,
-    /// `TRY_OTHER_SERVER_OR_LATER`.
     TryOtherServerOrLater,
 }

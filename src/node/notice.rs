@@ -22,7 +22,6 @@ pub enum Notice {
     Following {
         /// The leader, if one is known.
         leader: Option<NodeId>,
-        /// The current term.
         term: Term,
     },
     /// At the leader: a server has left the in-sync set.

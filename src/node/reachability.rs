@@ -1,4 +1,5 @@
-//! Keeps which servers this node reaches: the links that are up, and when each server was last heard.
+//! Keeps which servers this node reaches: the links that are up, and when each server was last
+//! heard.
 //!
 //! Invariant: a server is heard only while its link is up. Time is counted in ticks of the election
 //! clock, of which a process that was suspended gets few.

@@ -14,7 +14,7 @@ use super::RequestToken;
 use crate::limits::READ_INDEX_REQUESTS_MAX;
 use crate::model::{LogIndex, NodeId};
 
-/// One client's read.
+/// One client's read, and when to give it up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
     pub token: RequestToken,

@@ -8,7 +8,7 @@
 //! ```text
 //! file   := group*                         the last group may be shorter
 //! group  := checksums | block * 1024       4 KiB each
-//! checksums := u32 * 1024, little-endian   CRC-32 of a block's number and its bytes; 0: never written
+//! checksums := u32 * 1024, little-endian   CRC-32 of a block's number and bytes; 0: never written
 //! block 0 := header (320 bytes) | length u64 | CRC-32 of both | unused
 //! ```
 //!

@@ -46,35 +46,28 @@ const UNTRUSTED_EVERYTHING: &str = "everything";
 pub enum DataDirError {
     /// The path exists and is not a directory.
     #[error("{} is not a directory: name another with --data-dir", path.display())]
-    NotADirectory {
-        /// The path.
-        path: PathBuf,
-    },
+    NotADirectory { path: PathBuf },
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}; make it writable or name another with --data-dir", path.display())]
+    #[error(
+        "cannot {action} {}: {source}; make it writable or name another with --data-dir",
+        path.display()
+    )]
     Io {
         /// What was tried, as a verb.
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's error.
         source: io::Error,
     },
     /// A running process has locked it.
     #[error("data directory {} is in use by another process: stop that one first", path.display())]
-    Locked {
-        /// The directory.
-        path: PathBuf,
-    },
+    Locked { path: PathBuf },
     /// It contains files and no `IDENTITY`.
     #[error(
         "{} is not empty and not a data directory of acervo: name another with --data-dir",
         path.display()
     )]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-    },
+    Foreign { path: PathBuf },
     /// It belongs to another server of the group.
     #[error(
         "data directory {} belongs to server {found} of the group and this is server {expected}: \
@@ -82,7 +75,6 @@ pub enum DataDirError {
         path.display()
     )]
     OtherNode {
-        /// The directory.
         path: PathBuf,
         /// The server that it belongs to.
         found: NodeId,
@@ -96,7 +88,6 @@ pub enum DataDirError {
         path.display()
     )]
     OtherCluster {
-        /// The directory.
         path: PathBuf,
         /// The group that it belongs to.
         found: ClusterId,
@@ -110,7 +101,6 @@ pub enum DataDirError {
         path.display()
     )]
     NewerFormat {
-        /// The directory.
         path: PathBuf,
         /// The format version of the directory.
         version: u32,
@@ -132,10 +122,7 @@ pub enum DataDirError {
          can bring this server up to date",
         path.display()
     )]
-    DamagedIdentity {
-        /// The identity file.
-        path: PathBuf,
-    },
+    DamagedIdentity { path: PathBuf },
 }
 
 /// An open data directory, locked until dropped.
@@ -432,7 +419,6 @@ impl DataDir {
         self.is_new
     }
 
-    /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -63,12 +63,10 @@ impl WriteBatch {
         WriteBatch { rows: BTreeMap::new(), steps }
     }
 
-    /// Sets a row.
     pub fn put(&mut self, key: Bytes, value: Bytes) {
         self.rows.insert(key, Some(value));
     }
 
-    /// Removes a row.
     pub fn delete(&mut self, key: Bytes) {
         self.rows.insert(key, None);
     }
@@ -105,12 +103,7 @@ pub enum EngineError {
         "cannot open the store {path}: {detail}; see what the system says of the file, and start \
          the server again"
     )]
-    Open {
-        /// The file.
-        path: String,
-        /// The engine's error.
-        detail: String,
-    },
+    Open { path: String, detail: String },
     /// The system refused another operation on the engine's file. Whether a batch that could not be
     /// written took effect is unknown.
     #[error(
@@ -122,7 +115,6 @@ pub enum EngineError {
         action: &'static str,
         /// The path of the file.
         path: String,
-        /// The engine's error.
         detail: String,
     },
     /// The engine could not read. That need not be damage: the storage may have been unreachable.
@@ -132,7 +124,6 @@ pub enum EngineError {
     /// from now on.
     #[error("the store {path} is damaged: {detail}")]
     Damaged {
-        /// The file.
         path: String,
         /// The damage, with its position.
         detail: String,

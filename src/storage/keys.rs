@@ -49,7 +49,6 @@ pub struct KeyError;
 /// A range of row keys: the first included, the last excluded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowRange {
-    /// The first key.
     pub start: Bytes,
     /// The key after the last one.
     pub end: Bytes,
@@ -60,7 +59,6 @@ pub struct RowRange {
 pub enum KeySpace {
     /// A version of a key.
     Versions,
-    /// A client's session.
     Sessions,
     /// A fact about the store itself.
     Meta,
@@ -88,7 +86,6 @@ pub fn space(row: &[u8]) -> Option<KeySpace> {
     }
 }
 
-/// All rows.
 pub fn all() -> RowRange {
     RowRange {
         start: Bytes::from_static(&[SPACE_VERSIONS]),
@@ -404,8 +401,9 @@ mod tests {
             let range = versions(&a);
             let row = version(&b, Timestamp(timestamp));
             prop_assert_eq!((range.start..range.end).contains(&row), a == b);
-            prop_assert_eq!(version_prefix(&row) == version_prefix(&version(&a, Timestamp(0))), a == b);
-            let past = after_version(&version(&a, Timestamp(0)));
+            let of_a = version(&a, Timestamp(0));
+            prop_assert_eq!(version_prefix(&row) == version_prefix(&of_a), a == b);
+            let past = after_version(&of_a);
             prop_assert_eq!(row < past, b <= a);
         }
 

@@ -95,11 +95,11 @@ pub enum StorageError {
         applied: LogIndex,
     },
     /// Log and store are blank in the data directory of a server that had both.
-    #[error("{} holds neither the log nor the store that this server had: both were lost", path.display())]
-    AllLost {
-        /// The data directory.
-        path: PathBuf,
-    },
+    #[error(
+        "{} holds neither the log nor the store that this server had: both were lost",
+        path.display()
+    )]
+    AllLost { path: PathBuf },
 }
 
 impl StorageError {

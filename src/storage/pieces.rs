@@ -29,7 +29,6 @@ const NUMBER_BITS: u32 = 16;
 /// A row's value as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stored<'a> {
-    /// The value itself.
     Short(&'a [u8]),
     /// A reference to the value's pieces.
     Long {

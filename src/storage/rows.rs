@@ -156,7 +156,10 @@ mod tests {
             let overlay = Overlay { view: &*view, batch: &batch };
             overlay.scan(&range, direction, &mut |key, value| {
                 found.push((key[0], value[0]));
-                if found.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                match found.len() == stop_after {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
             }).unwrap();
             prop_assert_eq!(&found, &expected);
             let first = overlay.first(&range).unwrap().map(|(key, value)| (key[0], value[0]));

@@ -285,9 +285,8 @@ mod tests {
     fn a_full_pool_gives_jobs_back_until_completions_are_collected() {
         let (mut pool, permits, woken) = gated(1, 3);
         pool.submit(1).unwrap();
-        assert!(
-            matches!(pool.submit_batch(vec![7, 8, 9]), Err(SubmitError::Full(jobs)) if jobs == [7, 8, 9])
-        );
+        let refused = pool.submit_batch(vec![7, 8, 9]);
+        assert!(matches!(refused, Err(SubmitError::Full(jobs)) if jobs == [7, 8, 9]));
         pool.submit_batch(vec![2, 3]).unwrap();
         assert!(matches!(pool.submit(4), Err(SubmitError::Full(4))));
         permits.send(()).unwrap();

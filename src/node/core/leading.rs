@@ -1,4 +1,9 @@
 //! Who leads: elections won and lost, leadership transfers, and the end of a node.
+//!
+//! Rule: a leader that may not lead (`eligibility`), whose disk is full, or that is to stop,
+//! transfers the leadership to a follower that has stored everything that is committed. It tries
+//! each follower once, because one that may not lead does not say so. Without a successor it steps
+//! down only if it cannot do a leader's work itself.
 
 use super::super::eligibility::{Ineligible, LeadershipAction};
 use super::super::leadership::Leadership;
@@ -143,6 +148,7 @@ impl Node {
             && (self.consensus.is_handing_over() || self.successor(true).is_some())
     }
 
+    /// Goes on with stopping: once no request is under way, waits until another server leads.
     pub(super) fn stop_when_done(&mut self, now: Now, out: &mut Vec<Output>) {
         let done = match self.stopping {
             Stopping::Draining => self.writes.is_empty() && self.reads.is_empty(),

@@ -1,4 +1,8 @@
-//! The way of a write: accepted, proposed by the leader or forwarded to it, answered.
+//! The way of a write: accepted, proposed by the leader or forwarded to it, and answered.
+//!
+//! Invariant: a write stays in exactly one place of `writes` until it is answered. What makes a
+//! write wait (room in the log, a majority, its turn, a full disk) leaves it there, in order; what
+//! refuses it removes it and answers every origin.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -224,6 +228,7 @@ impl Node {
         self.consensus.propose(vec![command.encode()]).ok()
     }
 
+    /// At the leader: proposes the next piece of garbage collection, if one is due.
     pub(super) fn collect_garbage(&mut self, now: Now) {
         if self.stopping != Stopping::No || self.is_bootstrapping(now) || !self.has_rules(now) {
             return;

@@ -6,7 +6,8 @@
 //!             | previous term u64 | first batch u64 | marker u64
 //!             | term u64 | vote u64 | commit u64 | admitted u8; zeroes to byte 508 | crc u32
 //! frame    := marker u64 | segment u64 | batch u64 | payload bytes u32 | records u32
-//!             | zero sectors u32 | payload crc u32 | header crc u32; payload; zeroes to a multiple of 8
+//!             | zero sectors u32 | payload crc u32 | header crc u32; payload;
+//!             zeroes to a multiple of 8
 //! payload  := records
 //! record   := body bytes u32 | crc u32 | kind u8 | term u64 | index u64; body
 //! ```

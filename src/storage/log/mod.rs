@@ -100,13 +100,11 @@ pub enum LogError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's error.
         source: io::Error,
     },
     /// The bytes on the disk are not those that were written.
     #[error("log file {} is damaged at byte {offset}: {detail}", path.display())]
     Corrupt {
-        /// The segment file.
         path: PathBuf,
         /// The position at which the damage begins.
         offset: u64,
@@ -115,14 +113,10 @@ pub enum LogError {
     },
     /// A segment between two others is missing.
     #[error("log file {} is missing", path.display())]
-    MissingSegment {
-        /// The absent file.
-        path: PathBuf,
-    },
+    MissingSegment { path: PathBuf },
     /// A file contains another segment than its name says.
     #[error("log file {} holds segment {found}", path.display())]
     WrongSegment {
-        /// The file.
         path: PathBuf,
         /// The segment that its header names.
         found: u64,
@@ -134,7 +128,6 @@ pub enum LogError {
         path.display()
     )]
     NewerFormat {
-        /// The file.
         path: PathBuf,
         /// The format version of the file.
         version: u32,
@@ -161,10 +154,7 @@ pub enum LogError {
     },
     /// An earlier write or sync failed.
     #[error("the log stopped after a failure ({reason}): start the server again")]
-    Poisoned {
-        /// The first failure.
-        reason: String,
-    },
+    Poisoned { reason: String },
 }
 
 impl LogError {

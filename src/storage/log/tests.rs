@@ -144,9 +144,8 @@ fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
     let file = |dir: &Path, segment| dir.join(segment::file_name(segment));
 
     let error = refusal(|dir| std::fs::remove_file(dir.join(segment::file_name(2))).unwrap());
-    assert!(
-        matches!(&error, LogError::MissingSegment { path } if *path == file(path.parent().unwrap(), 2))
-    );
+    let LogError::MissingSegment { path } = &error else { panic!("{error}") };
+    assert_eq!(*path, file(path.parent().unwrap(), 2));
 
     let error = refusal(|dir| {
         let (second, third) = (segment::file_name(2), segment::file_name(3));

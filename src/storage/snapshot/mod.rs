@@ -56,7 +56,7 @@ pub enum SnapshotError {
     /// A chunk is not the next one. Nothing was changed.
     #[error("chunk {found} of a snapshot arrived where chunk {expected} should follow")]
     OutOfSequence {
-        /// The next sequence.
+        /// The sequence that would follow.
         expected: u64,
         /// The sequence that was received.
         found: u64,
@@ -85,10 +85,7 @@ pub enum SnapshotError {
     },
     /// The rows are not those of the announced state.
     #[error("a snapshot of entry {index} arrived incomplete or altered: its state hash differs")]
-    Mismatch {
-        /// The announced index.
-        index: u64,
-    },
+    Mismatch { index: u64 },
     /// An earlier call has failed and left the snapshot incomplete.
     #[error("taking in a snapshot stopped after a failure: it has to be sent again")]
     Stopped,

@@ -160,9 +160,10 @@ fn what_was_not_sent_like_that_is_refused() {
     assert!(staging.is_building());
     sink.push(&good[0]).unwrap();
     let expected = |error, expected, found| {
-        assert!(
-            matches!(error, SnapshotError::OutOfSequence { expected: e, found: f } if (e, f) == (expected, found))
-        );
+        let SnapshotError::OutOfSequence { expected: e, found: f } = error else {
+            panic!("{error}")
+        };
+        assert_eq!((e, f), (expected, found));
     };
     expected(sink.push(&good[0]).unwrap_err(), 1, 0);
     expected(sink.push(&good[2]).unwrap_err(), 1, 2);
