@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 
 use super::buffer::Buffer;
-use super::connections::ConnectionKind;
 use super::send_queue::SendQueue;
 use crate::limits::{CLIENT_SEND_BYTES_MAX, CLIENT_SEND_BYTES_PAUSE};
 use crate::text::counted;
@@ -127,6 +126,17 @@ impl RawIncoming {
     pub(super) fn rest(&mut self) -> &mut [u8] {
         &mut self.buffer.as_mut()[self.filled..]
     }
+}
+
+/// Which side dialled, and whether there was room. Each kind has a limit of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionKind {
+    /// The other side dialled, and there was room.
+    Accepted,
+    /// This side has dialled.
+    Dialled,
+    /// The other side dialled when there was no room, and is being told so.
+    Refused,
 }
 
 /// One socket and what is known about it.

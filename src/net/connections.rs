@@ -2,7 +2,7 @@
 
 use slab::Slab;
 
-use super::connection::Connection;
+use super::connection::{Connection, ConnectionKind};
 
 /// Names one connection of one event loop for ever: the slot it lives in and the loop's count of
 /// connections when it began. A slot is used again, an id is not (within 2³² connections).
@@ -28,17 +28,6 @@ impl ConnectionId {
     pub(super) fn slot(self) -> usize {
         self.slot as usize
     }
-}
-
-/// Which side dialled, and whether there was room. Each kind has a limit of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ConnectionKind {
-    /// The other side dialled, and there was room.
-    Accepted,
-    /// This side has dialled.
-    Dialled,
-    /// The other side dialled when there was no room, and is being told so.
-    Refused,
 }
 
 /// The connections by their ids: a slab in which each slot carries the generation of its present

@@ -15,11 +15,12 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::accept::{AcceptGate, AcceptStep};
 use super::clock::RunClock;
-use super::connection::{CloseReason, ConnectionPhase};
-use super::connections::{ConnectionId, ConnectionKind};
+use super::config::LoopConfig;
+use super::connection::{CloseReason, ConnectionKind, ConnectionPhase};
+use super::connections::ConnectionId;
 use super::handle::{LoopNotice, Net, charge_received};
 use super::listener::Listener;
-use super::service::{LoopConfig, Service};
+use super::service::Service;
 use super::wake::{WakeHandle, WakeSource};
 use crate::limits;
 use crate::wire::frame::Deframer;

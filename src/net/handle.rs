@@ -14,12 +14,14 @@ use mio::{Interest, Registry, Token};
 
 use super::budget::{MemoryBudget, Victim};
 use super::buffer::Buffer;
-use super::connection::{CloseReason, Connection, ConnectionPhase, RawIncoming, SendLimits};
-use super::connections::{ConnectionId, ConnectionKind, Connections};
+use super::config::LoopConfig;
+use super::connection::{
+    CloseReason, Connection, ConnectionKind, ConnectionPhase, RawIncoming, SendLimits,
+};
+use super::connections::{ConnectionId, Connections};
 use super::crowd::Crowd;
 use super::listener::Listener;
 use super::send_queue::{SegmentPool, SendQueue, WriteProgress};
-use super::service::LoopConfig;
 use crate::limits::SEND_SEGMENT_BYTES;
 use crate::wire::frame::Deframer;
 
