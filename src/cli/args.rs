@@ -59,12 +59,12 @@ The log goes to standard error; RUST_LOG chooses how much (error, warn, info, de
 pub struct Cli {
     /// The command that was chosen, with its flags.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: CliCommand,
 }
 
 /// The commands of `acervo`; their own doc comments are its help.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Run one server; asks for its addresses on a terminal when no flag names them
     Server(ServerArgs),
     /// Open the interactive console with INIT, PUT and GET
@@ -689,7 +689,7 @@ mod tests {
     fn server(arguments: &[&str]) -> Result<ServerArgs, String> {
         let arguments = ["acervo", "server"].iter().chain(arguments);
         match Cli::try_parse_from(arguments).map_err(|error| error.to_string())?.command {
-            Command::Server(server) => Ok(server),
+            CliCommand::Server(server) => Ok(server),
             other => Err(format!("{other:?}")),
         }
     }
@@ -751,7 +751,7 @@ mod tests {
 
     #[test]
     fn a_cluster_says_when_the_environment_has_commands_ask_others() {
-        let Command::Cluster(cluster) = Cli::parse_from(["acervo", "cluster"]).command else {
+        let CliCommand::Cluster(cluster) = Cli::parse_from(["acervo", "cluster"]).command else {
             panic!("another command")
         };
         let turned = "127.0.0.1:10099,127.0.0.1:10098, 127.0.0.1:10097";

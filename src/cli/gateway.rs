@@ -154,21 +154,21 @@ impl KvsArgs {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::{Cli, Command};
+    use super::super::args::{Cli, CliCommand};
     use super::*;
     use clap::Parser;
 
     fn kvs(line: &str) -> Result<KvsArgs, String> {
         let words = ["acervo", "kvs"].into_iter().chain(line.split(' '));
         match Cli::try_parse_from(words).map_err(|error| error.to_string())?.command {
-            Command::Kvs(args) => args.check().map(|()| args).map_err(str::to_owned),
+            CliCommand::Kvs(args) => args.check().map(|()| args).map_err(str::to_owned),
             other => Err(format!("{other:?}")),
         }
     }
 
     #[test]
     fn the_defaults_are_those_of_the_specification_and_the_limits() {
-        let Ok(Cli { command: Command::Gateway(args) }) =
+        let Ok(Cli { command: CliCommand::Gateway(args) }) =
             Cli::try_parse_from(["acervo", "gateway"])
         else {
             panic!("a gateway needs no flags")

@@ -13,8 +13,8 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches};
 use signal_hook::consts::SIGXFSZ;
 
 use super::args::{
-    BenchArgs, Cli, ClusterArgs, ClusterFlags, Command, CompletionsArgs, ServerArgs, Shell, Switch,
-    default_workers,
+    BenchArgs, Cli, CliCommand, ClusterArgs, ClusterFlags, CompletionsArgs, ServerArgs, Shell,
+    Switch, default_workers,
 };
 use super::commands::{self, CommandError, CommandOutcome};
 use super::key_args::ReadArgs;
@@ -45,15 +45,17 @@ pub fn main() -> ExitCode {
     let level = match &cli.command {
         // A person who is asked for addresses on a terminal sees the console's lines there, and
         // only what is wrong.
-        Command::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
-        Command::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
+        CliCommand::Server(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
+        CliCommand::Registry(args) if args.listen.is_none() && io::stdin().is_terminal() => "warn",
         // Likewise where the registry's lines and the log share a terminal.
-        Command::Registry(_) if io::stdout().is_terminal() && io::stderr().is_terminal() => "warn",
-        Command::Server(_) | Command::Cluster(_) | Command::Registry(_) => "info",
+        CliCommand::Registry(_) if io::stdout().is_terminal() && io::stderr().is_terminal() => {
+            "warn"
+        }
+        CliCommand::Server(_) | CliCommand::Cluster(_) | CliCommand::Registry(_) => "info",
         #[cfg(feature = "grpc")]
-        Command::Gateway(_) => "info",
+        CliCommand::Gateway(_) => "info",
         // With --quiet the outcome is the only sentence.
-        Command::Fetch(args) if args.quiet => "off",
+        CliCommand::Fetch(args) if args.quiet => "off",
         _ => "warn",
     };
     if let Err(error) = logging::start(level) {
@@ -70,48 +72,48 @@ pub fn main() -> ExitCode {
     }
     let out = &mut StandardOutput::new();
     let status = match cli.command {
-        Command::Server(args) => run_server(args),
-        Command::Cluster(args) => run_cluster(&args),
-        Command::Client(args) => {
+        CliCommand::Server(args) => run_server(args),
+        CliCommand::Cluster(args) => run_cluster(&args),
+        CliCommand::Client(args) => {
             let options = ReplOptions { servers: args.servers, request_timeout: args.timeout };
             repl::run(&options)
                 .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE)
         }
-        Command::Get(args) => read(&args.read, commands::get(&args, out)),
-        Command::GetRange(args) => read(&args.read, commands::get_range(&args, out)),
-        Command::GetAll(args) => read(&args.read, commands::get_all(&args, &mut stdin(), out)),
-        Command::History(args) => read(&args.read, commands::history(&args, out)),
-        Command::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
-        Command::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
-        Command::Del(args) => one_shot(commands::del(&args, out)),
-        Command::DelRange(args) => one_shot(commands::del_range(&args, out)),
-        Command::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
-        Command::Trim(args) => one_shot(commands::trim(&args, out)),
-        Command::SetHistory(args) => one_shot(commands::set_history(&args, out)),
-        Command::Health(args) => one_shot(commands::health(&args, out)),
-        Command::Ls(args) => {
+        CliCommand::Get(args) => read(&args.read, commands::get(&args, out)),
+        CliCommand::GetRange(args) => read(&args.read, commands::get_range(&args, out)),
+        CliCommand::GetAll(args) => read(&args.read, commands::get_all(&args, &mut stdin(), out)),
+        CliCommand::History(args) => read(&args.read, commands::history(&args, out)),
+        CliCommand::Put(args) => one_shot(commands::put(&args, &mut stdin(), out)),
+        CliCommand::PutAll(args) => one_shot(commands::put_all(&args, &mut stdin(), out)),
+        CliCommand::Del(args) => one_shot(commands::del(&args, out)),
+        CliCommand::DelRange(args) => one_shot(commands::del_range(&args, out)),
+        CliCommand::DelAll(args) => one_shot(commands::del_all(&args, &mut stdin(), out)),
+        CliCommand::Trim(args) => one_shot(commands::trim(&args, out)),
+        CliCommand::SetHistory(args) => one_shot(commands::set_history(&args, out)),
+        CliCommand::Health(args) => one_shot(commands::health(&args, out)),
+        CliCommand::Ls(args) => {
             let args = args.into_range();
             read(&args.read, commands::get_range(&args, out))
         }
-        Command::Version => {
+        CliCommand::Version => {
             let version = Cli::command().render_version();
             let printed = write!(out, "{version}").map_err(CommandError::Output);
             one_shot(printed.map(|()| CommandOutcome::Done))
         }
-        Command::Status(args) => one_shot(commands::status(&args, out)),
-        Command::Bench(args) => run_bench(&args, out),
+        CliCommand::Status(args) => one_shot(commands::status(&args, out)),
+        CliCommand::Bench(args) => run_bench(&args, out),
         #[cfg(feature = "grpc")]
-        Command::Gateway(args) => crate::gateway::run(&args.config())
+        CliCommand::Gateway(args) => crate::gateway::run(&args.config())
             .map_or_else(|error| fail(exit_status::FAILED, &error), |()| exit_status::DONE),
         #[cfg(feature = "grpc")]
-        Command::Kvs(args) => run_kvs(&args, out),
-        Command::Registry(args) => run_registry(&args),
-        Command::Peer(args) => run_peer(&args),
-        Command::Share(args) => shared(&args.registries, share_commands::share(&args)),
-        Command::Fetch(args) => shared(&args.registries, share_commands::fetch(&args, out)),
-        Command::Peers(args) => shared(&args.registries, share_commands::peers(&args, out)),
-        Command::Files(args) => shared(&args.registries, share_commands::files(&args, out)),
-        Command::Completions(args) => one_shot(print_completions(&args, out)),
+        CliCommand::Kvs(args) => run_kvs(&args, out),
+        CliCommand::Registry(args) => run_registry(&args),
+        CliCommand::Peer(args) => run_peer(&args),
+        CliCommand::Share(args) => shared(&args.registries, share_commands::share(&args)),
+        CliCommand::Fetch(args) => shared(&args.registries, share_commands::fetch(&args, out)),
+        CliCommand::Peers(args) => shared(&args.registries, share_commands::peers(&args, out)),
+        CliCommand::Files(args) => shared(&args.registries, share_commands::files(&args, out)),
+        CliCommand::Completions(args) => one_shot(print_completions(&args, out)),
     };
     // The end of the answer may still be in the buffer.
     let status = match out.flush() {
