@@ -503,10 +503,6 @@ pub const CLIENT_REQUESTS_MAX: usize = 1024;
 /// that would bring more waits, unless it is alone. Eight of the longest values or transactions,
 /// which is more than a group orders at once.
 pub const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes that wait to be sent on one connection of a client; a server for which more would wait
-/// loses the connection. Twice what can be under way: requests whose callers have given up stay in
-/// the queue.
-pub const CLIENT_QUEUED_BYTES_MAX: usize = 2 * CLIENT_REQUEST_BYTES_MAX;
 /// Wait before a client goes round its servers again: at first …
 pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(4);
 /// … and at most, doubling in between.
@@ -534,10 +530,6 @@ pub const CLIENT_PROBE_BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub const CLIENT_PROVOKED_TIMEOUT: Duration = Duration::from_millis(100);
 /// The longest time a client request may be given.
 pub const CLIENT_REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
-/// Bytes of the keys whose timestamps a client remembers one by one.
-pub const CLIENT_SEEN_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
-pub const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
 /// Requests handed to `Client::submit` and not yet answered; one more waits.
 pub const CLIENT_SUBMITS_MAX: usize = 64;
 
@@ -556,16 +548,6 @@ pub const GATEWAY_CALL_BYTES: usize = 20 * 1024;
 /// Whoever is next waits for these, some milliseconds each, and one processor deals with no more of
 /// them at once.
 pub const GATEWAY_READS_MAX: usize = 4;
-/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small
-/// messages wait to be taken, and so many bytes are fewer.
-pub const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
-/// A connection that could have been read for so long and has not asked for anything gives way
-/// before those that wait for the gateway: longer than the round trip after which many clients send
-/// their first call.
-pub const GATEWAY_SILENT_MIN: Duration = Duration::from_millis(250);
-/// Where all connections there may be are in use it is looked at so often whether some of their
-/// clients have left: some hundred microseconds each time.
-pub const GATEWAY_LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Of who makes a gateway work, what a call counts beside its bytes, in bytes whose reading takes
 /// as much of a processor …
 pub const GATEWAY_CALL_WORK_BYTES: usize = 4 * 1024;
@@ -576,10 +558,6 @@ pub const GATEWAY_DIAL_WORK_BYTES: usize = 16 * 1024;
 /// … up to what the calls of a read of nothing but calls come to.
 pub const GATEWAY_DIAL_WORK_BYTES_MAX: usize =
     GATEWAY_CALL_WORK_BYTES * GATEWAY_CALLS_PER_CONNECTION_MAX as usize;
-/// Addresses of which a gateway knows how much work they have made lately, though they have no
-/// connection at the moment: some hundred bytes each. When there are more, only those that have one
-/// are known.
-pub const GATEWAY_ORIGINS_REMEMBERED_MAX: usize = 4 * GATEWAY_CONNECTIONS_MAX;
 /// Calls of all connections under way at once, streams that are not read to their end included,
 /// beside one call a connection, which there is always room for. A connection gets another one
 /// while it, and its origin, has fewer than are left: an origin may have half of them, and nobody
@@ -589,35 +567,12 @@ pub const GATEWAY_CALLS_MAX: usize = 1024;
 /// to them is not charged to anybody until its call has looked at it: a hundred and some mebibytes
 /// of the longest values.
 pub const GATEWAY_REQUESTS_MAX: usize = 128;
-/// A connection has so long from its HTTP/2 settings to its first request.
-pub const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-/// With nothing going on for this long a connection may have to make room for another whatever both
-/// addresses have. After as long at its client's turn a call is stalled.
-pub const GATEWAY_STALLED_MIN: Duration = Duration::from_secs(5);
-/// Where calls or bytes are short, a call that has been at its client's turn for this long gives
-/// way to a connection that holds less: longer than a request that is on its way takes on a network
-/// of a site.
-pub const GATEWAY_PRESSED_MIN: Duration = Duration::from_millis(250);
-/// Where all connections there may be are in use, one in so many is kept for those that have not
-/// asked for anything yet, so that a client has the time to ask however fast a flood dials.
-pub const GATEWAY_NEWCOMERS_PART: usize = 8;
 /// A client that takes nothing from its socket for this long, while the gateway has something to
 /// write, is given up: as long as one that does not answer a ping.
 pub const GATEWAY_WRITE_TIMEOUT: Duration = GATEWAY_PING_TIMEOUT;
-/// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4
-/// MiB over a line of three megabits a second.
-pub const GATEWAY_MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
-/// A stream of requests has so long in all: 8 MiB, the most a transaction holds, over a line of one
-/// and a half megabits a second.
-pub const GATEWAY_GATHER_TIMEOUT: Duration = Duration::from_secs(45);
-/// Calls that a client has reset before the gateway has looked at them, of one connection; with one
-/// more it ends.
-pub const GATEWAY_RESETS_PENDING_MAX: usize = 64;
 /// Calls of health and reflection under way, watches included, beside all others and beside one a
 /// connection.
 pub const GATEWAY_AUXILIARY_CALLS_MAX: usize = 1024;
-/// A longer message to health or reflection is refused: they name a service or a symbol.
-pub const GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX: usize = 4 * 1024;
 /// A longer gRPC message is refused, as gRPC servers do by default.
 pub const GATEWAY_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes that calls of all connections make a gateway hold: requests, twice, since they are sent
@@ -628,28 +583,11 @@ pub const GATEWAY_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// Bytes of these that every connection may have whatever others do: many small requests and
 /// answers.
 pub const GATEWAY_CONNECTION_BYTES: usize = 32 * 1024;
-/// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step
-/// and holds for a stream whose reader is slow.
-pub const GATEWAY_CHUNK_BYTES: usize = 64 * 1024;
-/// Rows that a gateway takes from its client library in one step.
-pub const GATEWAY_CHUNK_ROWS: usize = 1024;
-/// Bytes that a gRPC client may send on one call before the gateway has taken them.
-pub const GATEWAY_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 /// Bytes that a gRPC client may send on all its calls before the gateway has taken them. They are
 /// not charged to anybody, so all connections together must not have more than a process can hold.
 pub const GATEWAY_CONNECTION_WINDOW_BYTES: u32 = 64 * 1024;
-/// Bytes of one call's HTTP/2 headers.
-pub const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
-/// How often a quiet gRPC connection is asked whether its client is there.
-pub const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
 /// A quiet gRPC connection that does not answer a ping within this time is closed.
 pub const GATEWAY_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a connection that the gateway has ended waits for its client to end it too: some round
-/// trips of the slowest network, and a fifth of [`SHUTDOWN_GRACE`], so that a silent client does
-/// not make a stop look like one that left calls without an answer.
-pub const GATEWAY_LINGER: Duration = Duration::from_secs(1);
-/// How often a gateway looks whether a server answers, for the health service.
-pub const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 /// The default of the whole time a gateway gives its servers for one request; a call's own deadline
 /// may be shorter.
 pub const GATEWAY_REQUEST_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);

@@ -33,13 +33,18 @@ use super::error::ClientError;
 use super::greeting::{describe, is_end};
 use super::sync::lock;
 use super::transport::{self, FRAME_BYTES_MAX};
-use crate::limits::{CLIENT_QUEUED_BYTES_MAX, CLIENT_REQUEST_TIMEOUT_MAX};
+use crate::limits::{self, CLIENT_REQUEST_TIMEOUT_MAX};
 use crate::model::RequestId;
 use crate::net::{
     CloseReason, ConnectionId, ConnectionMap, EventLoop, LoopConfig, Net, SendLimits, Service,
     SharedLoop, WakeHandle,
 };
 use crate::wire::message::{Reply, Request};
+
+/// Bytes that wait to be sent on one connection of a client; a server for which more would wait
+/// loses the connection. Twice what can be under way: requests whose callers have given up stay in
+/// the queue.
+const CLIENT_QUEUED_BYTES_MAX: usize = 2 * limits::CLIENT_REQUEST_BYTES_MAX;
 
 /// The way to a client's thread, which is started when it is first needed.
 pub(super) struct Driver {

@@ -63,6 +63,9 @@ pub use self::writes::{Version, Written, WrittenMany};
 pub use crate::model::{ClientId, ClusterId, Effect, History, NodeId, Row, Timestamp};
 pub use crate::wire::message::{Role, ServerStatus};
 
+/// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.
+const CLIENT_SEEN_KEYS_MAX: usize = 64 * 1024;
+
 /// A client of a group of servers.
 ///
 /// ```
@@ -313,7 +316,7 @@ impl ClientBuilder {
         let client = self.client.unwrap_or_else(|| ClientId(random.random()));
         let config = CoreConfig { timing: self.timing, client, seed: random.random() };
         let servers: Arc<[SocketAddr]> = self.servers.into();
-        let seen = Seen::new(self.causality, limits::CLIENT_SEEN_KEYS_MAX, session);
+        let seen = Seen::new(self.causality, CLIENT_SEEN_KEYS_MAX, session);
         let inner = Inner {
             driver: Driver::new(Arc::clone(&servers), config),
             servers,

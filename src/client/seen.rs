@@ -15,8 +15,10 @@ use std::mem;
 use bytes::Bytes;
 
 use super::Causality;
-use crate::limits;
 use crate::model::Timestamp;
+
+/// Bytes of the keys whose timestamps a client remembers one by one.
+const CLIENT_SEEN_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// What a GET sends, and what its answer is judged by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +75,7 @@ impl Seen {
         Seen {
             causality,
             generation_keys_max: (keys_max / 2).max(1),
-            generation_bytes_max: limits::CLIENT_SEEN_BYTES_MAX / 2,
+            generation_bytes_max: CLIENT_SEEN_BYTES_MAX / 2,
             young: HashMap::new(),
             young_bytes: 0,
             old: HashMap::new(),
@@ -270,10 +272,10 @@ mod tests {
     fn long_keys_are_forgotten_by_their_bytes() {
         let mut seen = Seen::new(Causality::PerKey, 1_000_000, Timestamp::ZERO);
         let key = |at: i64| Bytes::from(format!("{at:0>4096}"));
-        let count = (2 * limits::CLIENT_SEEN_BYTES_MAX / 4096) as i64;
+        let count = (2 * CLIENT_SEEN_BYTES_MAX / 4096) as i64;
         (1..=count).for_each(|at| seen.wrote(&key(at), Timestamp(at)));
         let remembered = seen.young.keys().chain(seen.old.keys());
-        assert!(remembered.map(Bytes::len).sum::<usize>() <= limits::CLIENT_SEEN_BYTES_MAX);
+        assert!(remembered.map(Bytes::len).sum::<usize>() <= CLIENT_SEEN_BYTES_MAX);
         assert_eq!(seen.floors(&key(count)).key, Timestamp(count));
         assert!(seen.floors(&key(1)).applied >= Timestamp(1), "forgetting keeps the promise");
     }

@@ -44,6 +44,28 @@ use super::turns::{self, Meter, Usage};
 use crate::limits;
 use crate::net::{ConnectionId, Crowd, origin_of};
 
+/// A connection that could have been read for so long and has not asked for anything gives way
+/// before those that wait for the gateway: longer than the round trip after which many clients send
+/// their first call.
+const GATEWAY_SILENT_MIN: Duration = Duration::from_millis(250);
+/// Where all connections there may be are in use it is looked at so often whether some of their
+/// clients have left: some hundred microseconds each time.
+const GATEWAY_LEFT_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Addresses of which a gateway knows how much work they have made lately, though they have no
+/// connection at the moment: some hundred bytes each. When there are more, only those that have one
+/// are known.
+const GATEWAY_ORIGINS_REMEMBERED_MAX: usize = 4 * limits::GATEWAY_CONNECTIONS_MAX;
+/// With nothing going on for this long a connection may have to make room for another whatever both
+/// addresses have. After as long at its client's turn a call is stalled.
+const GATEWAY_STALLED_MIN: Duration = Duration::from_secs(5);
+/// Where calls or bytes are short, a call that has been at its client's turn for this long gives
+/// way to a connection that holds less: longer than a request that is on its way takes on a network
+/// of a site.
+const GATEWAY_PRESSED_MIN: Duration = Duration::from_millis(250);
+/// Where all connections there may be are in use, one in so many is kept for those that have not
+/// asked for anything yet, so that a client has the time to ask however fast a flood dials.
+const GATEWAY_NEWCOMERS_PART: usize = 8;
+
 /// An origin with no more connections than this has as many as anybody: a program that uses a few
 /// at once is not told from one that uses one.
 const ORIGIN_CONNECTIONS_FEW: usize = 4;
@@ -75,8 +97,8 @@ impl AccountLimits {
             auxiliary_calls_max: limits::GATEWAY_AUXILIARY_CALLS_MAX,
             bytes_max: limits::GATEWAY_BYTES_MAX,
             own_bytes: limits::GATEWAY_CONNECTION_BYTES,
-            stalled_min: limits::GATEWAY_STALLED_MIN,
-            pressed_min: limits::GATEWAY_PRESSED_MIN,
+            stalled_min: GATEWAY_STALLED_MIN,
+            pressed_min: GATEWAY_PRESSED_MIN,
         }
     }
 }
@@ -305,7 +327,7 @@ impl Books {
     /// Has connections go whose clients have ended their halves; whether there is room then. What
     /// such a client has sent before may wait long for its turn to be read, and the end behind it.
     fn displace_left(&mut self, now: Instant, displaced: &mut Displaced) -> bool {
-        if self.looked_at.is_some_and(|at| now < at + limits::GATEWAY_LEFT_LOOK_INTERVAL) {
+        if self.looked_at.is_some_and(|at| now < at + GATEWAY_LEFT_LOOK_INTERVAL) {
             return false;
         }
         self.looked_at = Some(now);
@@ -384,7 +406,7 @@ impl Books {
             })
         };
         let newcomer = || self.newcomer_to_go(own);
-        let kept = (self.limits.connections_max / limits::GATEWAY_NEWCOMERS_PART).max(1);
+        let kept = (self.limits.connections_max / GATEWAY_NEWCOMERS_PART).max(1);
         let victim = match self.crowd.newcomers() >= kept {
             // Where it goes before none of them it is turned away, rather than somebody's call.
             true => newcomer().or_else(of_many),
@@ -410,9 +432,8 @@ impl Books {
         };
         let work = |id: &ConnectionId| Some(self.entries.get(id)?.usage.of_origin());
         let all = || self.crowd.all_newcomers();
-        let silent = || {
-            all().find(|id| silent_for(id).is_some_and(|long| long >= limits::GATEWAY_SILENT_MIN))
-        };
+        let silent =
+            || all().find(|id| silent_for(id).is_some_and(|long| long >= GATEWAY_SILENT_MIN));
         let heaviest = || {
             let heaviest = all().filter_map(|id| Some((work(&id)?, id))).max()?;
             (heaviest.0 > dials).then_some(heaviest.1)
@@ -449,7 +470,7 @@ impl Books {
     /// long as they are few: an address that closes each connection before it dials the next would
     /// otherwise always come for the first time.
     fn forget_origins(&mut self) {
-        let few = limits::GATEWAY_ORIGINS_REMEMBERED_MAX;
+        let few = GATEWAY_ORIGINS_REMEMBERED_MAX;
         if self.origins.len() > few {
             self.origins.retain(|_, shares| shares.connections > 0 || shares.meter.lately() > 0);
         }

@@ -3,11 +3,16 @@
 //! limits, and charged to the call for as long as it lasts (`accounting`); how long it may take, by
 //! a time for each frame (`policy`) and one for all of it.
 
+use std::time::Duration;
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::policy::CallLimits;
 use crate::limits;
+
+/// A stream of requests has so long in all: 8 MiB, the most a transaction holds, over a line of one
+/// and a half megabits a second.
+const GATEWAY_GATHER_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// What an item takes up beside its own bytes, which are charged as they come: its fields, and what
 /// the allocator rounds them up to.
@@ -21,8 +26,8 @@ pub(super) async fn gather<T>(
 ) -> Result<Vec<T>, Status> {
     let call = CallLimits::of(&request)?;
     let gathering = read_all(request.into_inner(), &call, measure);
-    timeout(limits::GATEWAY_GATHER_TIMEOUT, gathering).await.map_err(|_| {
-        let seconds = limits::GATEWAY_GATHER_TIMEOUT.as_secs();
+    timeout(GATEWAY_GATHER_TIMEOUT, gathering).await.map_err(|_| {
+        let seconds = GATEWAY_GATHER_TIMEOUT.as_secs();
         Status::deadline_exceeded(format!("the stream of requests took over {seconds} s: split it"))
     })?
 }

@@ -6,14 +6,16 @@
 //! What the server says about who leads is passed on to the calls' clients: writes that go straight
 //! to the leader cost the group a hop less.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::interface::key_value_store_server::SERVICE_NAME;
 use crate::client::Client;
-use crate::limits;
+
+/// How often a gateway looks whether a server answers, for the health service.
+const GATEWAY_HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The name that stands for the whole gateway.
 const EVERYTHING: &str = "";
@@ -22,7 +24,7 @@ const EVERYTHING: &str = "";
 pub(super) async fn watch(reporter: HealthReporter, clients: [Client; 2]) {
     let asking = clients[0].asynchronous();
     loop {
-        let until = Instant::now() + limits::GATEWAY_HEALTH_INTERVAL;
+        let until = Instant::now() + GATEWAY_HEALTH_INTERVAL;
         let answer = asking.until(until).any_status().await.ok();
         let leader = answer.as_ref().and_then(|status| status.leader.as_deref());
         let leader = leader.and_then(|address| address.parse().ok());
@@ -32,7 +34,7 @@ pub(super) async fn watch(reporter: HealthReporter, clients: [Client; 2]) {
             None => ServingStatus::NotServing,
         };
         report(&reporter, status).await;
-        tokio::time::sleep(limits::GATEWAY_HEALTH_INTERVAL).await;
+        tokio::time::sleep(GATEWAY_HEALTH_INTERVAL).await;
     }
 }
 

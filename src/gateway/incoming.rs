@@ -36,6 +36,16 @@ use super::accounting::{Account, AccountLimits, Accounts};
 use super::turns::Reads;
 use crate::limits;
 
+/// Bytes read from a connection in one turn: HTTP/2 ends a connection of which some hundred small
+/// messages wait to be taken, and so many bytes are fewer.
+const GATEWAY_READ_BYTES_MAX: usize = 4 * 1024;
+/// A connection has so long from its HTTP/2 settings to its first request.
+const GATEWAY_FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection that the gateway has ended waits for its client to end it too: some round
+/// trips of the slowest network, and a fifth of `limits::SHUTDOWN_GRACE`, so that a silent client
+/// does not make a stop look like one that left calls without an answer.
+const GATEWAY_LINGER: Duration = Duration::from_secs(1);
+
 /// The preface of HTTP/2, and the header of the settings that follow it.
 const OPENING_BYTES: usize = 24 + 9;
 
@@ -165,9 +175,7 @@ impl Connection {
         if self.opening_bytes >= OPENING_BYTES
             && let Some(patience) = &mut self.patience
         {
-            patience
-                .as_mut()
-                .reset(tokio::time::Instant::now() + limits::GATEWAY_FIRST_REQUEST_TIMEOUT);
+            patience.as_mut().reset(tokio::time::Instant::now() + GATEWAY_FIRST_REQUEST_TIMEOUT);
         }
     }
 }
@@ -235,7 +243,7 @@ impl AsyncRead for Connection {
             let deadline = patience.deadline() + since.elapsed();
             patience.as_mut().reset(deadline);
         }
-        let most = buffer.remaining().min(limits::GATEWAY_READ_BYTES_MAX);
+        let most = buffer.remaining().min(GATEWAY_READ_BYTES_MAX);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
         let read = poll_read(stream, cx, &mut part);
         let bytes = part.filled().len();
@@ -289,7 +297,7 @@ impl AsyncWrite for Connection {
     }
 
     /// Ends our half and reads on until the client has ended its own, or for
-    /// [`limits::GATEWAY_LINGER`]. A socket that is closed with unread bytes resets its connection,
+    /// [`GATEWAY_LINGER`]. A socket that is closed with unread bytes resets its connection,
     /// and a reset takes from the client what it had received and not read yet: the end of a
     /// stream.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -302,7 +310,7 @@ impl AsyncWrite for Connection {
                     Ok(()) | Err(Errno::NOTCONN) => {}
                     Err(error) => return Poll::Ready(Err(error.into())),
                 }
-                lingering.insert(Box::pin(sleep(limits::GATEWAY_LINGER)))
+                lingering.insert(Box::pin(sleep(GATEWAY_LINGER)))
             }
         };
         // Before anything is read, so that a client that goes on sending does not put it off.

@@ -60,6 +60,18 @@ use crate::limits;
 use crate::process;
 use crate::process::files::{self, TooFewFiles};
 
+/// Calls that a client has reset before the gateway has looked at them, of one connection; with one
+/// more it ends.
+const GATEWAY_RESETS_PENDING_MAX: usize = 64;
+/// A longer message to health or reflection is refused: they name a service or a symbol.
+const GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// Bytes that a gRPC client may send on one call before the gateway has taken them.
+const GATEWAY_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes of one call's HTTP/2 headers.
+const GATEWAY_HEADERS_BYTES_MAX: u32 = 8 * 1024;
+/// How often a quiet gRPC connection is asked whether its client is there.
+const GATEWAY_PING_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What a gateway needs to know.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -139,16 +151,16 @@ async fn serve(config: &GatewayConfig) -> Result<(), GatewayError> {
     let service = KeyValueStoreServer::new(gateway)
         .max_decoding_message_size(limits::GATEWAY_MESSAGE_BYTES_MAX);
 
-    let auxiliary_max = limits::GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
+    let auxiliary_max = GATEWAY_AUXILIARY_MESSAGE_BYTES_MAX;
     let account_limits = AccountLimits::new(connections_max);
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let serving = Server::builder()
         .max_concurrent_streams(limits::GATEWAY_CALLS_PER_CONNECTION_MAX)
-        .initial_stream_window_size(limits::GATEWAY_STREAM_WINDOW_BYTES)
+        .initial_stream_window_size(GATEWAY_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::GATEWAY_CONNECTION_WINDOW_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(limits::GATEWAY_RESETS_PENDING_MAX))
-        .http2_max_header_list_size(limits::GATEWAY_HEADERS_BYTES_MAX)
-        .http2_keepalive_interval(Some(limits::GATEWAY_PING_INTERVAL))
+        .http2_max_pending_accept_reset_streams(Some(GATEWAY_RESETS_PENDING_MAX))
+        .http2_max_header_list_size(GATEWAY_HEADERS_BYTES_MAX)
+        .http2_keepalive_interval(Some(GATEWAY_PING_INTERVAL))
         .http2_keepalive_timeout(Some(limits::GATEWAY_PING_TIMEOUT))
         .layer(CallPolicy)
         .add_service(service)

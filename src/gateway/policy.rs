@@ -32,6 +32,10 @@ use super::turns::Usage;
 use crate::client::ClientError;
 use crate::limits;
 
+/// A call's request has to be whole within this time, or, of a stream of requests, the next one: 4
+/// MiB over a line of three megabits a second.
+const GATEWAY_MESSAGE_TIMEOUT: Duration = Duration::from_secs(12);
+
 /// The header by which a client says how long it waits.
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 const GRPC_STATUS: &str = "grpc-status";
@@ -139,7 +143,7 @@ pub(super) fn no_room(is_done: bool) -> Status {
 
 /// What a call is told whose request does not come.
 pub(super) fn too_slow() -> Status {
-    let seconds = limits::GATEWAY_MESSAGE_TIMEOUT.as_secs();
+    let seconds = GATEWAY_MESSAGE_TIMEOUT.as_secs();
     Status::deadline_exceeded(format!(
         "the request, or the next of a stream, took over {seconds} s"
     ))
@@ -193,7 +197,7 @@ struct RequestBody {
 /// How long a request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RequestTiming {
-    /// [`limits::GATEWAY_MESSAGE_TIMEOUT`] for all of it.
+    /// [`GATEWAY_MESSAGE_TIMEOUT`] for all of it.
     Whole,
     /// As long for each frame of it.
     EachFrame,
@@ -230,7 +234,7 @@ impl http_body::Body for RequestBody {
             Poll::Ready(_) => this.call.turn(Turn::Gateway),
             Poll::Pending if this.timing == RequestTiming::Endless => {}
             Poll::Pending => {
-                let start = || Box::pin(sleep(limits::GATEWAY_MESSAGE_TIMEOUT));
+                let start = || Box::pin(sleep(GATEWAY_MESSAGE_TIMEOUT));
                 if this.timer.get_or_insert_with(start).as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Some(Err(too_slow())));
                 }

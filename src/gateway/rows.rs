@@ -17,6 +17,12 @@ use crate::client::{AsyncRows, ClientError};
 use crate::limits;
 use crate::model::{Row, Timestamp};
 
+/// Bytes of rows (one larger row apart) that a gateway takes from its client library in one step
+/// and holds for a stream whose reader is slow.
+const GATEWAY_CHUNK_BYTES: usize = 64 * 1024;
+/// Rows that a gateway takes from its client library in one step.
+const GATEWAY_CHUNK_ROWS: usize = 1024;
+
 /// The answer of an operation on many keys.
 pub(super) type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -90,7 +96,7 @@ struct Chunk {
 
 async fn read_chunk(mut rest: AsyncRows) -> Chunk {
     let (mut rows, mut bytes) = (Vec::new(), 0);
-    while rows.len() < limits::GATEWAY_CHUNK_ROWS && bytes < limits::GATEWAY_CHUNK_BYTES {
+    while rows.len() < GATEWAY_CHUNK_ROWS && bytes < GATEWAY_CHUNK_BYTES {
         match rest.next().await {
             None => return Chunk { rows, bytes, rest: None },
             Some(Ok(row)) => {
