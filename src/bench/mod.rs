@@ -10,6 +10,9 @@
 //! often, and the latencies are those of requests that did not queue behind their own client's last
 //! one.
 //!
+//! The generator does not use the client library. That hedges, tries again, and keeps away from
+//! servers that are of no use, so that figures would tell how well it hides what a group does.
+//!
 //! Left out: open loads with a fixed rate, mixed reads and writes, several generators.
 
 pub mod command;

@@ -6,7 +6,6 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -54,24 +53,24 @@ const WAKER: Token = Token(usize::MAX - 1);
 /// The sockets of one thread. It is made before its service, so that worker threads can be given
 /// its [`WakeHandle`], and then [runs](EventLoop::run) with it.
 pub struct EventLoop {
-    sleeper: Sleeper,
-    turns: Turns,
+    pub(super) sleeper: Sleeper,
+    pub(super) turns: Turns,
 }
 
 /// What the loop sleeps with.
-struct Sleeper {
+pub(super) struct Sleeper {
     poll: Poll,
     events: Events,
-    wake: WakeSource,
+    pub(super) wake: WakeSource,
 }
 
 /// What the loop works with between two sleeps.
-struct Turns {
+pub(super) struct Turns {
     gate: AcceptGate,
     /// The limit on accepted connections is reached, and the log has said so.
     full: bool,
-    net: Net,
-    clock: RunClock,
+    pub(super) net: Net,
+    pub(super) clock: RunClock,
     next_tick: Instant,
     next_sweep: Instant,
 }
@@ -123,87 +122,9 @@ impl EventLoop {
     }
 }
 
-/// An event loop and its service, with which other threads can work for a moment while the loop
-/// sleeps: whoever waits for an answer anyway sends the question without waking the loop's thread.
-pub struct SharedLoop<S>(Mutex<SharedState<S>>);
-
-struct SharedState<S> {
-    turns: Turns,
-    service: S,
-    /// Until when the loop sleeps, unless it is woken; `None` for ever.
-    sleeps_until: Option<Instant>,
-    wake: WakeHandle,
-    /// Taken by the thread that runs the loop.
-    sleeper: Option<Sleeper>,
-}
-
-impl<S: Service> SharedLoop<S> {
-    /// A loop that does not run yet.
-    pub fn new(event_loop: EventLoop, service: S) -> SharedLoop<S> {
-        let EventLoop { sleeper, turns } = event_loop;
-        let wake = sleeper.wake.handle();
-        let sleeper = Some(sleeper);
-        SharedLoop(Mutex::new(SharedState { turns, service, sleeps_until: None, wake, sleeper }))
-    }
-
-    /// As [`EventLoop::run`], on the thread that is the loop's own. A second thread that runs it
-    /// returns at once.
-    pub fn run(&self) -> Result<(), LoopError> {
-        let mut state = self.lock();
-        let Some(mut sleeper) = state.sleeper.take() else { return Ok(()) };
-        let SharedState { turns, service, .. } = &mut *state;
-        turns.start(service);
-        loop {
-            let SharedState { turns, service, .. } = &mut *state;
-            turns.finish(service);
-            if turns.net.exiting {
-                return turns.leave(&mut sleeper);
-            }
-            let timeout = turns.time_to_sleep();
-            state.sleeps_until = timeout.map(|timeout| Instant::now() + timeout);
-            drop(state);
-            sleeper.sleep(timeout)?;
-            state = self.lock();
-            let SharedState { turns, service, .. } = &mut *state;
-            turns.work(service, &sleeper);
-        }
-    }
-
-    /// Works with the service at once, unless the loop itself, or another thread, is at work with
-    /// it. What it queues is written before this returns.
-    pub fn try_with<T>(&self, work: impl FnOnce(&mut S, &mut Net) -> T) -> Option<T> {
-        let mut state = match self.0.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        let SharedState { turns, service, sleeps_until, wake, .. } = &mut *state;
-        turns.net.now = turns.clock.at(Instant::now());
-        let done = work(service, &mut turns.net);
-        turns.finish(service);
-        let wakes_at = turns.time_to_sleep().map(|timeout| turns.net.now + timeout);
-        // A loop that wakes too early looks again and sleeps on.
-        let is_late = wakes_at.is_some_and(|at| sleeps_until.is_none_or(|until| at < until));
-        if is_late || turns.net.exiting {
-            wake.wake();
-        }
-        Some(done)
-    }
-
-    /// Works with the service alone: for one whose loop has ended.
-    pub fn with_service<T>(&self, work: impl FnOnce(&mut S) -> T) -> T {
-        work(&mut self.lock().service)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SharedState<S>> {
-        // A service that has panicked is not called again by its own thread, which has ended.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Sleeper {
     /// Sleeps until a socket is ready or a wake handle is used.
-    fn sleep(&mut self, mut timeout: Option<Duration>) -> Result<(), LoopError> {
+    pub(super) fn sleep(&mut self, mut timeout: Option<Duration>) -> Result<(), LoopError> {
         if timeout != Some(Duration::ZERO) && !self.wake.may_sleep() {
             timeout = Some(Duration::ZERO);
         }
@@ -215,7 +136,7 @@ impl Sleeper {
 }
 
 impl Turns {
-    fn start<S: Service>(&mut self, service: &mut S) {
+    pub(super) fn start<S: Service>(&mut self, service: &mut S) {
         self.net.now = Instant::now();
         self.clock = RunClock::new(self.net.config.turn_max, self.net.now);
         self.next_tick = self.net.now + self.net.config.tick_interval.unwrap_or_default();
@@ -224,7 +145,7 @@ impl Turns {
     }
 
     /// Does what has been gathered, before the loop sleeps.
-    fn finish<S: Service>(&mut self, service: &mut S) {
+    pub(super) fn finish<S: Service>(&mut self, service: &mut S) {
         self.tell_notices(service);
         service.before_sleep(&mut self.net);
         self.flush_dirty();
@@ -233,7 +154,7 @@ impl Turns {
     }
 
     /// Does what the loop was woken for.
-    fn work<S: Service>(&mut self, service: &mut S, sleeper: &Sleeper) {
+    pub(super) fn work<S: Service>(&mut self, service: &mut S, sleeper: &Sleeper) {
         let woken = self.note_events(sleeper);
         self.accept(service);
         self.give_turns(service);
@@ -262,7 +183,7 @@ impl Turns {
     }
 
     /// How long to sleep: zero when work is left over, `None` when only the system can bring any.
-    fn time_to_sleep(&self) -> Option<Duration> {
+    pub(super) fn time_to_sleep(&self) -> Option<Duration> {
         let net = &self.net;
         let now = net.now;
         let can_accept = net.listener.is_some();
@@ -650,7 +571,7 @@ impl Turns {
     }
 
     /// Writes what is queued and closes every connection, within [`LoopConfig::close_linger`].
-    fn leave(&mut self, sleeper: &mut Sleeper) -> Result<(), LoopError> {
+    pub(super) fn leave(&mut self, sleeper: &mut Sleeper) -> Result<(), LoopError> {
         self.net.stop_accepting();
         let deadline = self.net.now + self.net.config.close_linger;
         let all: Vec<ConnectionId> = self.net.connections.iter_mut().map(|(id, _)| id).collect();

@@ -67,6 +67,7 @@ mod listener;
 mod map;
 mod send_queue;
 mod service;
+mod shared;
 mod wake;
 
 pub use budget::{BudgetLimits, origin_of};
@@ -76,11 +77,12 @@ pub use config::LoopConfig;
 pub use connection::{CloseReason, SendLimits};
 pub use connections::ConnectionId;
 pub use crowd::Crowd;
-pub use event_loop::{EventLoop, LoopError, SharedLoop};
+pub use event_loop::{EventLoop, LoopError};
 pub use handle::Net;
 #[cfg(feature = "internals")]
 pub use handle::SendError;
 pub use listener::{ListenError, Listener};
 pub use map::ConnectionMap;
 pub use service::Service;
+pub use shared::SharedLoop;
 pub use wake::WakeHandle;

@@ -38,6 +38,7 @@
 //! timestamps that a client has seen (`client::seen`, which the exchanges ask).
 
 mod attempts;
+mod call;
 mod health;
 mod link;
 mod sequence;
@@ -50,79 +51,22 @@ use std::time::Duration;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use self::attempts::{Action, Attempts, Rules};
+use self::attempts::{Action, Attempts};
+use self::call::{Call, Flight, rules, timed_out};
 use self::health::Health;
 use self::link::{Due, Link, Waiter};
 use self::sequence::Sequencer;
 use super::Timing;
 use super::error::{ClientError, ServerFailure};
 use super::greeting::{self, Failure};
-use crate::limits::{
-    CLIENT_CONSOLE_HEDGE_FACTOR, CLIENT_REQUEST_BYTES_MAX, CLIENT_REQUESTS_MAX,
-    CLIENT_WRITE_GREETING_FACTOR, CLIENT_WRITE_HEDGE_FACTOR, SESSION_REPLIES_MAX,
-};
-use crate::model::{ClientId, ClusterId, Effect, RequestId, Timestamp};
+use crate::limits::{CLIENT_REQUEST_BYTES_MAX, CLIENT_REQUESTS_MAX, SESSION_REPLIES_MAX};
+use crate::model::{ClientId, ClusterId, Effect, Timestamp};
 use crate::wire::codec;
 use crate::wire::frame::FrameError;
 use crate::wire::message::{ErrorCode, HelloRole, Message, Reply, Request};
 
 pub(super) use self::attempts::{Verdict, judge_error, judge_unexpected};
-
-/// A call's number, chosen by whoever begins it and never used again.
-pub(super) type CallId = u64;
-
-/// Is told of each server that a call of a console has passed over.
-pub(super) type Report = Arc<dyn Fn(ServerFailure) + Send + Sync>;
-
-/// How long a call goes on.
-#[derive(Clone)]
-pub(super) enum Retry {
-    /// Round after round, until its deadline.
-    UntilDeadline,
-    /// Until each server has been asked once.
-    EachServerOnce,
-    /// Each server once, for a person: whoever could not be reached, is leaving, or says nothing is
-    /// reported, and so has longer to say something.
-    Console(Report),
-}
-
-/// Whom a call is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    /// Any server, at random among the healthy ones.
-    AnyServer,
-    /// Likewise, but the one first that is thought to lead, which orders writes by itself.
-    LeaderFirst,
-    /// The server at this place alone.
-    Server(usize),
-}
-
-/// What the core has to know of a call.
-pub(super) struct CallSpec {
-    pub(super) target: Target,
-    pub(super) retry: Retry,
-    /// Its requests carry an identity, by which servers know copies of them.
-    pub(super) is_write: bool,
-    /// About how much memory one of its requests takes.
-    pub(super) request_bytes: usize,
-    /// When it ends at the latest.
-    pub(super) deadline: Duration,
-    /// The whole time it had, for its error.
-    pub(super) timeout: Duration,
-}
-
-/// What a call asks, and what becomes of the answers.
-pub(super) trait Exchange: Send {
-    /// The request of one attempt. A write gets the identity that it is to carry.
-    fn request(&mut self, attempt: u64, identity: Option<RequestId>) -> Request;
-
-    /// What the reply to that attempt means. With [`Verdict::Done`] the exchange keeps the answer
-    /// until its end.
-    fn judge(&mut self, attempt: u64, server: SocketAddr, reply: Reply) -> Verdict<()>;
-
-    /// The call is over: with the answer that was kept, or with an error.
-    fn end(self: Box<Self>, result: Result<(), ClientError>);
-}
+pub(super) use self::call::{CallId, CallSpec, Exchange, Report, Retry, Target};
 
 /// What a driver is to do.
 pub(super) enum Output {
@@ -152,51 +96,6 @@ pub(super) enum Loss {
     Broken { reason: String, ended: bool },
     /// What came is not a sequence of frames.
     Frame(FrameError),
-}
-
-/// One attempt that is under way.
-struct Flight {
-    server: usize,
-    attempt: u64,
-    /// The id under which its request has left, if it has.
-    request_id: Option<u64>,
-    /// Which of the call's claims it needs in order to leave; of a read, and of a copy that is sent
-    /// once more on a new connection, none.
-    claim: Option<usize>,
-    /// The connection was open before the request, and it has not been sent once more on a new one.
-    was_kept: bool,
-}
-
-/// A call that is not over.
-struct Call {
-    exchange: Box<dyn Exchange>,
-    spec: CallSpec,
-    /// `None` while it waits for room.
-    attempts: Option<Attempts>,
-    identity: Option<RequestId>,
-    /// It has got a second identity.
-    is_renewed: bool,
-    flights: Vec<Flight>,
-    attempts_made: u64,
-    /// Of a write: for each claim of its copies, whether one of them has left.
-    claims: Vec<bool>,
-    /// Of a write: what is known of the effect of the attempts that have ended.
-    effect: Option<Effect>,
-    /// When it is next looked at.
-    timer: Duration,
-}
-
-impl Call {
-    fn raise(&mut self, effect: Effect) {
-        if let Some(known) = &mut self.effect {
-            *known = effect.max(*known);
-        }
-    }
-
-    fn take_flight(&mut self, attempt: u64) -> Option<Flight> {
-        let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
-        Some(self.flights.swap_remove(at))
-    }
 }
 
 /// What a client is made of, apart from its servers' addresses.
@@ -820,35 +719,6 @@ impl Core {
             self.health.answered(now, server);
         }
     }
-}
-
-/// How a call is tried.
-fn rules(spec: &CallSpec, timing: &Timing) -> Rules {
-    let hedge = timing.hedge_delay;
-    let (greeting, silence, slow) = match (&spec.retry, spec.target) {
-        (Retry::Console(_), _) => {
-            let patience = hedge * CLIENT_CONSOLE_HEDGE_FACTOR;
-            (patience, patience, None)
-        }
-        (_, Target::LeaderFirst) => {
-            (hedge * CLIENT_WRITE_GREETING_FACTOR, hedge * CLIENT_WRITE_HEDGE_FACTOR, None)
-        }
-        (_, Target::AnyServer | Target::Server(_)) => (hedge, hedge, Some(hedge)),
-    };
-    Rules {
-        one_round: !matches!(spec.retry, Retry::UntilDeadline),
-        greeting,
-        silence,
-        slow,
-        reach: timing.reach_timeout,
-        deadline: spec.deadline,
-        timeout: spec.timeout,
-    }
-}
-
-fn timed_out(spec: &CallSpec, last: &str) -> ClientError {
-    let (timeout, last) = (spec.timeout, last.to_owned());
-    ClientError::TimedOut { timeout, last, effect: None }
 }
 
 #[cfg(test)]
