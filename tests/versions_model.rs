@@ -530,7 +530,8 @@ proptest! {
                 Step::Purge { age, piece: (rows_max, bytes_max), pieces } => {
                     let before_us = (world.last - age).max(0) as u64;
                     for _ in 0..pieces {
-                        world.collect(GarbageCollection::Removed { before_us, rows_max, bytes_max });
+                        let removed = GarbageCollection::Removed { before_us, rows_max, bytes_max };
+                        world.collect(removed);
                         world.check_newest(&keys);
                     }
                 }

@@ -26,8 +26,8 @@ pub struct LoopConfig {
     pub send_limits: SendLimits,
     /// The memory that accepted connections may make this process hold.
     pub budget: BudgetLimits,
-    /// Frames at least this long are handed over by [`Service::on_large_frame`](super::Service::on_large_frame); with `None`, none
-    /// are.
+    /// Frames at least this long are handed over by
+    /// [`Service::on_large_frame`](super::Service::on_large_frame); with `None`, none are.
     pub large_frame_bytes: Option<usize>,
     /// How long one stage of an iteration may take before the loop goes on to the next.
     pub stage_time: Duration,
@@ -46,9 +46,9 @@ pub struct LoopConfig {
     pub close_linger: Duration,
     /// How often deadlines are looked at.
     pub sweep_interval: Duration,
-    /// The most that counts of the time between two turns of the loop, in [`Net::now`](super::Net::now) and all that
-    /// is measured by it, so that a process that was stopped takes nobody for silent. It is more
-    /// than the loop ever sleeps. `None` counts all.
+    /// The most that counts of the time between two turns of the loop, in
+    /// [`Net::now`](super::Net::now) and all that is measured by it, so that a process that was
+    /// stopped takes nobody for silent. It is more than the loop ever sleeps. `None` counts all.
     pub turn_max: Option<Duration>,
     /// The congestion control of every connection, by the system's name for it; the system's own
     /// choice when absent, or when it refuses.

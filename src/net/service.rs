@@ -57,8 +57,8 @@ pub trait Service {
         let _ = net;
     }
 
-    /// Called once every [`LoopConfig::tick_interval`](super::LoopConfig::tick_interval). After a stall of the loop some ticks are
-    /// made up for.
+    /// Called once every [`LoopConfig::tick_interval`](super::LoopConfig::tick_interval). After a
+    /// stall of the loop some ticks are made up for.
     fn on_tick(&mut self, net: &mut Net) {
         let _ = net;
     }
