@@ -1,26 +1,28 @@
-//! Removed and not yet gone: how removals take effect at once and cost their work later.
+//! Removals: they take effect at once, and the versions that they remove are deleted later.
 //!
 //! Every write has a time, its timestamp, and so has a removal. What a read shows depends on two
-//! times: *at*, the version asked for, and *seen*, the moment whose removals count. A read of the newest
-//! state has both at the end of time; a page of a long read keeps both as its first page had them;
-//! what a write replaced or removed is what both just before it show. The rule:
+//! times: *at*, the version as of which it reads, and *removals up to*, the time up to which
+//! removals count. A read of the newest state has both at the end of time. The pages of a long read
+//! keep both as the first page had them. What a write has replaced or removed is what both just
+//! before it show. Rule:
 //!
-//! > A version `v` of a key is shown when it is the newest with `v ≤ at`, and no removal of the key with
-//! > a time `≤ seen` reaches it.
+//! > A version `v` of a key is shown if it is the newest with `v ≤ at`, and no removal of the key
+//! > with a time `≤ removals up to` reaches it.
 //!
-//! A removal reaches what lies below its *floor*: for `del` that is its own time, for `trim` the version
-//! that stays. Four kinds of rows say so:
+//! A removal reaches the versions below its *floor*: for `del` that is its own time, for `trim` the
+//! version that stays. Four kinds of rows record it:
 //!
-//! - a *mark* among the versions of a key, at the time it was deleted: it makes the newest read, and
-//!   every read as of a later time, find nothing with the one seek it needs anyhow;
+//! - a *tombstone* among the versions of a key, at the time it was deleted: with it the newest
+//!   read, and every read as of a later time, finds nothing with the one seek that it needs anyhow;
 //! - a row by key, for reads as of a time *before* the removal, which find an older version first;
 //! - a row by time, so that the oldest removals are found;
-//! - of a range too long to look through at once, only one row with its ends: at most
-//!   [`StateLimits::range_removals_max`] of them, held against every read while there are any.
+//! - for a range that is too long to read at once, only one row with its ends: at most
+//!   [`StateLimits::range_removals_max`] of them, which every read takes into account.
 //!
-//! The versions themselves leave the disk in the background (`garbage_collection`), a bounded piece in each log
-//! entry, not before [`StateLimits::removal_grace_us`] has passed. Between any two pieces the rule holds:
-//! what a removal reaches leaves before the rows that say so, which leave together and last.
+//! The versions are deleted from disk in the background (`garbage_collection`), a bounded piece in
+//! each log entry, not before [`StateLimits::removal_grace_us`] has passed. Between any two pieces
+//! the rule holds: the versions that a removal reaches are deleted before the rows that record it,
+//! which are deleted last and together.
 
 use std::ops::ControlFlow;
 
@@ -33,17 +35,17 @@ use super::rows::Rows;
 use super::versions::{PageLimits, Reader, StoredVersion};
 use crate::model::{StateLimits, Timestamp};
 
-/// What a removal row says.
+/// The versions that a removal of a key reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removal {
-    /// Everything before its own time is gone.
+    /// All versions before the removal's own time.
     All,
-    /// Everything before this version is.
+    /// All versions before this one.
     Below(Timestamp),
 }
 
 impl Removal {
-    /// Versions before this are removed.
+    /// The timestamp below which versions are removed.
     pub fn floor(self, at: Timestamp) -> Timestamp {
         match self {
             Removal::All => at,
@@ -71,7 +73,7 @@ impl Removal {
     }
 }
 
-/// The removal of a range.
+/// The removal of a range of keys, both ends included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RangeRemoval {
     pub at: Timestamp,
@@ -87,7 +89,7 @@ impl RangeRemoval {
     /// `length of from, u32, little-endian | from | to`.
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(4 + self.from.len() + self.to.len());
-        // Keys are far shorter than that.
+        // The length of a key fits: keys are far shorter.
         out.put_u32_le(self.from.len() as u32);
         out.extend_from_slice(&self.from);
         out.extend_from_slice(&self.to);
@@ -105,7 +107,7 @@ impl RangeRemoval {
     }
 }
 
-/// The removals of ranges that are not off the disk yet, oldest first.
+/// The removals of ranges whose versions are not all deleted from disk, oldest first.
 pub(super) fn ranges(rows: &dyn Rows) -> Result<Vec<RangeRemoval>, ApplyError> {
     let mut found = Vec::new();
     rows.visit(&keys::ranges(), &mut |row, value| {
@@ -115,7 +117,7 @@ pub(super) fn ranges(rows: &dyn Rows) -> Result<Vec<RangeRemoval>, ApplyError> {
     found.into_iter().collect()
 }
 
-/// The time of the oldest removal that is not off the disk yet.
+/// The time of the oldest removal whose versions are not all deleted from disk.
 pub(super) fn oldest(rows: &dyn Rows) -> Result<Option<Timestamp>, ApplyError> {
     let damaged = |_| ApplyError::Damaged("a removal");
     let key = rows.first(&keys::queue())?;
@@ -135,12 +137,12 @@ pub(super) fn delete(
         return Ok(());
     }
     changes.put(keys::version(key, now), StoredVersion::Removed.encode());
-    remember(changes, now, key, Removal::All);
+    record(changes, now, key, Removal::All);
     Ok(())
 }
 
-/// Removes every version of the keys of a range, both ends included. `false`: it is too long, and too
-/// many such ranges are remembered already; nothing was done.
+/// Removes every version of the keys of a range, both ends included. Returns false, and does
+/// nothing, if the range is too long and too many such removals are recorded already.
 pub(super) fn delete_range(
     changes: &mut Changes<'_>,
     now: Timestamp,
@@ -175,12 +177,12 @@ pub(super) fn trim(
     let Some((newest, _)) = Reader::newest(&changes.rows())?.get(key)? else { return Ok(()) };
     let below = Timestamp(newest.0.saturating_sub(1));
     if changes.rows().first(&keys::versions_up_to(key, below))?.is_some() {
-        remember(changes, now, key, Removal::Below(newest));
+        record(changes, now, key, Removal::Below(newest));
     }
     Ok(())
 }
 
-fn remember(changes: &mut Changes<'_>, now: Timestamp, key: &[u8], removal: Removal) {
+fn record(changes: &mut Changes<'_>, now: Timestamp, key: &[u8], removal: Removal) {
     changes.put(keys::removal(key, now), removal.encode());
     changes.put(keys::queued(now, key), Bytes::new());
 }

@@ -1,4 +1,4 @@
-//! The versions of keys: one row each, newest first, and how they are read.
+//! The versions of keys: one row each, newest first, and the reads of them.
 
 use std::ops::ControlFlow;
 
@@ -15,14 +15,14 @@ use crate::model::{Row, Timestamp};
 /// What the row of a version holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StoredVersion<'a> {
-    /// The key was deleted then: the mark of `removals`.
+    /// A tombstone: the key was deleted at the version's time (`removals`).
     Removed,
-    /// The value.
+    /// The value that was written.
     Value(&'a [u8]),
 }
 
 impl<'a> StoredVersion<'a> {
-    /// A byte that tells which, then the value.
+    /// Encodes the kind as a byte, then the value.
     pub fn encode(self) -> Bytes {
         match self {
             StoredVersion::Removed => Bytes::from_static(&[0]),
@@ -44,35 +44,38 @@ impl<'a> StoredVersion<'a> {
     }
 }
 
-/// What there is to look for besides versions. Saying yes where there is nothing costs a seek a read.
+/// The kinds of removals that a read must take into account. A kind of which there is none costs a
+/// seek a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pending {
-    /// Removals of single keys.
+    /// There may be removals of single keys.
     pub keys: bool,
-    /// Removals of ranges.
+    /// There may be removals of ranges.
     pub ranges: bool,
 }
 
-/// How many rows can be looked at in the time of one seek, about, as [`PageLimits::visits`] counts.
+/// Approximate number of rows that can be read in the time of one seek, by which
+/// [`PageLimits::visits`] counts.
 const ROWS_PER_SEEK: usize = 4;
 
-/// How much of a long read to do at once.
+/// The bounds of one page of a long read.
 #[derive(Clone, Copy, Debug)]
 pub struct PageLimits {
-    /// Rows, of which there is always room for one.
+    /// The most rows of the page, which always has room for one.
     pub rows: usize,
-    /// Bytes of keys and values; one longer row still comes alone.
+    /// The most bytes of keys and values; a longer row is a page of its own.
     pub bytes: usize,
-    /// Rows of the store looked at, about: what ends then has dealt with one key at least.
+    /// Approximate number of rows of the store that may be read; at least one key is handled.
     pub visits: usize,
-    /// Bytes of those rows, about: what ends then has dealt with one key at least.
+    /// Approximate number of bytes of these rows; at least one key is handled.
     pub scan_bytes: usize,
-    /// Leave the values out: an empty one stands for each. They take no room in the page then.
+    /// Whether values are left out and an empty one stands for each, which takes no room in the
+    /// page.
     pub keys_only: bool,
 }
 
 impl Default for PageLimits {
-    /// The most that a page of this release may be.
+    /// The greatest page of this release.
     fn default() -> PageLimits {
         PageLimits {
             rows: limits::PAGE_ROWS_MAX,
@@ -85,96 +88,97 @@ impl Default for PageLimits {
 }
 
 impl PageLimits {
-    /// Whatever is found in so many rows of the store.
+    /// No other bound than the number of rows of the store that may be read.
     pub(super) fn visits(visits: usize) -> PageLimits {
         let (rows, bytes, scan_bytes) = (usize::MAX, usize::MAX, usize::MAX);
         PageLimits { rows, bytes, visits, scan_bytes, keys_only: true }
     }
 
-    /// What a page shows of a value.
+    /// The part of a value that a page shows.
     pub(super) fn shown<'a>(&self, value: &'a [u8]) -> &'a [u8] {
         if self.keys_only { &[] } else { value }
     }
 }
 
-/// A piece of a range.
+/// A page of a range.
 #[derive(Debug, Default)]
 pub(super) struct FoundRows {
     pub rows: Vec<Row>,
-    /// Where the range goes on.
+    /// The key at which the range continues; `None` at its end.
     pub next: Option<Bytes>,
 }
 
-/// The keys of a piece of a range.
+/// A page of the keys of a range.
 #[derive(Debug, Default)]
 pub(super) struct FoundKeys {
     pub keys: Vec<Bytes>,
-    /// Where the range goes on.
+    /// The key at which the range continues; `None` at its end.
     pub next: Option<Bytes>,
 }
 
-/// What [`walk`] does after a row.
+/// How [`walk`] continues after a row.
 enum Step {
-    /// The next key.
+    /// Skips to the next key.
     NextKey,
-    /// Nothing more: begin here, at this key, next time.
+    /// Ends the walk, which continues at this key next time.
     Stop,
 }
 
-/// Is shown the row of a version, its time and what it holds.
+/// Called with the row of a version, its timestamp and its contents.
 type ShowVersion<'a> =
     dyn FnMut(&[u8], Timestamp, StoredVersion<'_>) -> Result<Step, ApplyError> + 'a;
 
-/// Is shown a key, the version of it that counts, and its value.
+/// Called with a key, the version of it that is shown, and its value.
 type ShowValue<'a> = dyn FnMut(Vec<u8>, Timestamp, &[u8]) -> Step + 'a;
 
-/// Shows rows as of one time, as seen from one time. The rule is in [`removals`].
+/// Reads versions in one read view. The rule is in [`removals`].
 pub(super) struct Reader<'a> {
     rows: &'a dyn Rows,
     at: Timestamp,
-    seen: Timestamp,
+    removals_up_to: Timestamp,
     pending: Pending,
     ranges: Vec<RangeRemoval>,
-    /// Versions stepped over before a key is jumped over.
+    /// Versions that are stepped over before a seek skips the rest of the key.
     stepped_max: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// The newest state of `rows`, for an operation that changes it.
+    /// A reader of the newest state of `rows`, for an operation that changes it.
     pub fn newest(rows: &'a dyn Rows) -> Result<Reader<'a>, ApplyError> {
         let end = Timestamp(i64::MAX);
         Reader::new(rows, end, end, Pending { keys: true, ranges: true })
     }
 
-    /// The same, for a scan.
+    /// Sets how many versions a scan steps over before it seeks.
     pub fn stepping(self, stepped_max: u32) -> Reader<'a> {
         Reader { stepped_max: stepped_max as usize, ..self }
     }
 
-    /// The state as of `at`, with the removals up to `seen`, which is not before `at`.
+    /// A reader of the state as of `at`, with the removals up to `removals_up_to`, which is not
+    /// before `at`.
     pub fn new(
         rows: &'a dyn Rows,
         at: Timestamp,
-        seen: Timestamp,
+        removals_up_to: Timestamp,
         pending: Pending,
     ) -> Result<Reader<'a>, ApplyError> {
         let ranges = if pending.ranges {
             let mut ranges = removals::ranges(rows)?;
-            ranges.retain(|range| range.at <= seen);
+            ranges.retain(|range| range.at <= removals_up_to);
             ranges
         } else {
             Vec::new()
         };
         let stepped_max = limits::VERSIONS_STEPPED_MAX;
-        Ok(Reader { rows, at, seen, pending, ranges, stepped_max })
+        Ok(Reader { rows, at, removals_up_to, pending, ranges, stepped_max })
     }
 
-    /// A key's version and value.
+    /// The version and the value of a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<(Timestamp, Bytes)>, ApplyError> {
         self.get_with(key, Bytes::copy_from_slice)
     }
 
-    /// A key's version and what `show` makes of its value, which is not copied.
+    /// The version of a key and the result of `show` for its value, which is not copied.
     pub fn get_with<T>(
         &self,
         key: &[u8],
@@ -194,15 +198,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Versions of a key below this are removed, by what happened after `after`.
+    /// The floor of a key: its versions below this are removed by removals later than `after`.
     fn floor(&self, key: &[u8], after: Timestamp) -> Result<Timestamp, ApplyError> {
         let covering = self.ranges.iter().filter(|range| range.covers(key));
         let mut floor = covering.map(|range| range.at).max().unwrap_or(Timestamp(i64::MIN));
-        if !self.pending.keys || self.seen <= after {
+        if !self.pending.keys || self.removals_up_to <= after {
             return Ok(floor);
         }
         let mut failed = None;
-        self.rows.visit(&keys::removals(key, after, self.seen), &mut |row, value| {
+        self.rows.visit(&keys::removals(key, after, self.removals_up_to), &mut |row, value| {
             let at = keys::removal_timestamp(row).map_err(|_| ApplyError::Damaged("a removal"));
             match at.and_then(|at| Ok(Removal::decode(value)?.floor(at))) {
                 Ok(found) => {
@@ -240,11 +244,11 @@ impl<'a> Reader<'a> {
         Ok(found)
     }
 
-    /// The same rows as of [`range`](Reader::range), the last key first; of what did not fit the greatest key is where
-    /// the range goes on, as its end.
+    /// The same rows as of [`range`](Reader::range), the last key first. The range continues with
+    /// the greatest key that did not fit as its end.
     ///
-    /// The versions of a key lie newest first, so that from the end of a range its oldest comes first: each key is
-    /// looked up by itself, which costs as much as a few rows.
+    /// The versions of a key are stored newest first, so that from the end of a range its oldest
+    /// comes first. Each key is looked up by itself, which costs as much as a few rows.
     pub fn range_reverse(
         &self,
         from: &[u8],
@@ -282,12 +286,12 @@ impl<'a> Reader<'a> {
                 }
                 found.rows.push(Row { key: key.into(), value: Some(value), timestamp });
             }
-            // The versions of this key and of those behind it begin like this or come later.
+            // The rows of this key and of greater ones begin like this or are later.
             range.end = Bytes::copy_from_slice(keys::version_prefix(&row));
         }
     }
 
-    /// The same without the values.
+    /// The keys with a value from `from` to `to`, both included, in order, without their values.
     pub fn keys(
         &self,
         from: &[u8],
@@ -320,7 +324,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The versions of a key, newest first, and the newest that did not fit.
+    /// The versions of a key, newest first, and the timestamp of the newest that did not fit.
     pub fn versions(
         &self,
         key: &[u8],
@@ -335,7 +339,7 @@ impl<'a> Reader<'a> {
                 Ok((timestamp, StoredVersion::Value(value))) if timestamp >= floor => {
                     (timestamp, value)
                 }
-                // Everything before a mark, or below the floor, is removed.
+                // All versions before a tombstone, or below the floor, are removed.
                 Ok(_) => return ControlFlow::Break(()),
                 Err(error) => {
                     failed = Some(error);
@@ -367,7 +371,7 @@ fn decode<'a>(row: &[u8], stored: &'a [u8]) -> Result<(Timestamp, StoredVersion<
     Ok((timestamp, StoredVersion::decode(stored)?))
 }
 
-/// How a walk proceeds.
+/// The bounds of a walk.
 #[derive(Clone, Copy)]
 struct Pace {
     visits: usize,
@@ -375,12 +379,12 @@ struct Pace {
     stepped_max: usize,
 }
 
-/// Shows the newest version not newer than `at` of each key in `range`, until told to stop or until
-/// about `visits` rows, or `scan_bytes` of them, were looked at, and at least one key; the key to begin at next time, if the range
-/// is not at its end.
+/// Shows the newest version not newer than `at` of each key in `range`, until it is stopped or
+/// about `visits` rows, or `scan_bytes` bytes of them, were read, and at least one key. Returns the
+/// key to continue at, unless the range is at its end.
 ///
-/// Versions that are not to be shown are stepped over, or, when there are many, jumped over: the rows
-/// of a range lie close together, and a jump costs as much as a few steps.
+/// Versions that are not shown are stepped over; if there are many, a seek skips them: the rows of
+/// a range are close together, and a seek costs as much as a few steps.
 fn walk(
     rows: &dyn Rows,
     range: RowRange,
@@ -390,7 +394,7 @@ fn walk(
 ) -> Result<Option<Bytes>, ApplyError> {
     let RowRange { mut start, end } = range;
     let (mut visited, mut scanned) = (0, 0);
-    // What all versions of the key that is done begin with, and of the first one.
+    // The prefix of the versions of the last key that is done.
     let mut done = Vec::new();
     let mut first: Option<Vec<u8>> = None;
     loop {
@@ -451,7 +455,7 @@ fn walk(
     }
 }
 
-/// The key of a row, or the first one after it.
+/// The key of a row, or the least key after it.
 fn begin_at(row: &[u8], after: bool) -> Result<Bytes, ApplyError> {
     let (mut key, _) = keys::decode_version(row).map_err(|_| damaged())?;
     if after {
