@@ -159,8 +159,7 @@ impl LogStore {
         );
         let newly_applied = (self.applied + 1).max(self.tail_first)..applied + 1;
         for index in newly_applied {
-            let entry = self.tail.get((index - self.tail_first) as usize);
-            let bytes = entry.map_or(0, entry_bytes);
+            let bytes = self.bytes_at(index);
             self.unapplied_bytes -= bytes;
             if index <= self.committed {
                 self.committed_bytes -= bytes;
@@ -170,10 +169,22 @@ impl LogStore {
         self.committed = self.committed.max(applied);
         self.check_sums();
         while self.tail_bytes > self.limits.log_cache_bytes_max && self.tail_first <= applied {
-            let Some(entry) = self.tail.pop_front() else { break };
-            self.tail_bytes -= entry_bytes(&entry);
+            self.tail_bytes -= self.bytes_at(self.tail_first);
+            self.tail.pop_front();
             self.tail_first += 1;
         }
+    }
+
+    /// The bytes of an entry that is in memory, as every entry is that is not applied.
+    fn bytes_at(&self, index: LogIndex) -> usize {
+        let place = index.checked_sub(self.tail_first);
+        let Some(entry) = place.and_then(|place| self.tail.get(place as usize)) else {
+            panic!(
+                "entry {index} is not in memory, which has {} to {}",
+                self.tail_first, self.last_index
+            )
+        };
+        entry_bytes(entry)
     }
 
     /// The log before `first_index` has been deleted. Only applied entries may be: a greater index
@@ -263,8 +274,7 @@ impl LogStore {
         let commit = commit.min(self.last_index);
         let newly_committed = (self.committed + 1).max(self.tail_first)..=commit;
         for index in newly_committed {
-            let entry = self.tail.get((index - self.tail_first) as usize);
-            self.committed_bytes += entry.map_or(0, entry_bytes);
+            self.committed_bytes += self.bytes_at(index);
         }
         self.committed = self.committed.max(commit);
         self.committed_bytes

@@ -26,7 +26,7 @@ struct ClockSample {
     timestamp: Timestamp,
 }
 
-const MARK_BYTES: usize = 16;
+const SAMPLE_BYTES: usize = 16;
 
 /// The samples of the log's clock, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl LogClock {
 
     /// Encoding: `now u64`, then for each sample `clock u64 | timestamp i64`, little-endian.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(8 + self.samples.samples.len() * MARK_BYTES);
+        let mut out = Vec::with_capacity(8 + self.samples.samples.len() * SAMPLE_BYTES);
         out.put_u64_le(self.now_us);
         for sample in &self.samples.samples {
             out.put_u64_le(sample.clock_us);
@@ -150,7 +150,7 @@ impl LogClock {
     pub fn decode(mut bytes: &[u8], timestamp: Timestamp, grace_us: u64) -> Option<LogClock> {
         let mut clock = LogClock { timestamp, ..LogClock::new(grace_us) };
         clock.now_us = bytes.try_get_u64_le().ok()?;
-        let (samples, []) = bytes.as_chunks::<MARK_BYTES>() else { return None };
+        let (samples, []) = bytes.as_chunks::<SAMPLE_BYTES>() else { return None };
         for sample in samples {
             let mut fields = &sample[..];
             let clock_us = fields.get_u64_le();
