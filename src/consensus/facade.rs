@@ -110,7 +110,7 @@ pub enum ConsensusError {
 
 /// The contents of the log on disk, as recovery found them.
 #[derive(Clone, Debug, Default)]
-pub struct RecoveredLog {
+pub struct InitialLog {
     /// The first index of the log; 1 when it reaches back to the beginning.
     pub first_index: LogIndex,
     /// The term of the entry just before the first one; 0 when there was none.
@@ -124,9 +124,9 @@ pub struct RecoveredLog {
     pub entries: Vec<LogEntry>,
 }
 
-impl RecoveredLog {
+impl InitialLog {
     fn check(&self, commit: LogIndex, applied: LogIndex) -> Result<(), String> {
-        let RecoveredLog { first_index, last_index, .. } = *self;
+        let InitialLog { first_index, last_index, .. } = *self;
         if !(applied..=last_index).contains(&commit) {
             return Err(format!(
                 "commit index {commit} is not between applied index {applied} and last index \
@@ -201,7 +201,7 @@ impl Consensus {
     pub fn new(
         config: ConsensusConfig,
         hard_state: HardState,
-        log: RecoveredLog,
+        log: InitialLog,
         applied: LogIndex,
     ) -> Result<Consensus, ConsensusError> {
         log.check(hard_state.commit, applied).map_err(ConsensusError::Inconsistent)?;

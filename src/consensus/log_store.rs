@@ -17,7 +17,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState as RaftHardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::RecoveredLog;
+use super::InitialLog;
 use super::convert::entry_to_raft;
 use crate::limits::NodeLimits;
 use crate::model::{HardState, LogEntry, LogIndex, NodeId, Term, Timestamp};
@@ -65,7 +65,7 @@ impl LogStore {
     pub fn new(
         nodes: &[NodeId],
         hard_state: HardState,
-        log: RecoveredLog,
+        log: InitialLog,
         applied: LogIndex,
         limits: NodeLimits,
     ) -> LogStore {
@@ -424,7 +424,7 @@ mod tests {
     }
 
     fn store() -> LogStore {
-        let log = RecoveredLog { first_index: 1, ..RecoveredLog::default() };
+        let log = InitialLog { first_index: 1, ..InitialLog::default() };
         LogStore::new(&[NodeId(1)], HardState::default(), log, 0, NodeLimits::default())
     }
 

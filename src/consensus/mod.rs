@@ -25,8 +25,6 @@ mod logging;
 mod ready;
 mod voter_eligibility;
 
-pub use facade::{
-    Consensus, ConsensusConfig, ConsensusError, NoLeader, ProposeError, RecoveredLog,
-};
+pub use facade::{Consensus, ConsensusConfig, ConsensusError, InitialLog, NoLeader, ProposeError};
 pub use guard::RaftMessageFault;
 pub use ready::{Effects, InstallRequest};

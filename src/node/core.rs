@@ -30,12 +30,12 @@ use super::garbage_collection::GarbageCollector;
 use super::leadership::Leadership;
 use super::long_writes::LongWrites;
 use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
-use super::reads::{Read, Reads};
+use super::reads::{PendingRead, PendingReads};
 use super::replies::{GroupState, busy, error, not_to_be_read, shutting_down, unknown_session};
 use super::server_clocks::ServerClocks;
 use super::writes::{Stored, Writes};
 use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place, compares_states};
-use crate::consensus::{Consensus, ConsensusConfig, Effects, InstallRequest, RecoveredLog};
+use crate::consensus::{Consensus, ConsensusConfig, Effects, InitialLog, InstallRequest};
 use crate::limits;
 use crate::model::{
     AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogEntry, LogIndex,
@@ -74,7 +74,7 @@ pub struct Node {
     flushed_commit: LogIndex,
     /// The state of the current term, if this node leads; as of the last flush.
     leadership: Option<Leadership>,
-    reads: Reads,
+    reads: PendingReads,
     reachability: Reachability,
     eligibility: Eligibility,
     disks: Disks,
@@ -126,7 +126,7 @@ impl Node {
             election_ticks: config.election_ticks,
             limits: config.limits,
         };
-        let log = RecoveredLog {
+        let log = InitialLog {
             first_index: recovered.first_index.max(1),
             previous_term: recovered.previous_term,
             term_runs: recovered.term_runs,
@@ -144,7 +144,7 @@ impl Node {
             consensus.set_store_lost(true);
         }
         let writes = Writes::new(config.first_question, config.limits.short_write_keys_max);
-        let reads = Reads::new(config.first_question);
+        let reads = PendingReads::new(config.first_question);
         let last_role = (consensus.role(), consensus.leader(), consensus.term());
         let mut node = Node {
             consensus,
@@ -662,7 +662,7 @@ impl Node {
         } else {
             self.long_writes.something_else_is_asked();
             let deadline_us = now.monotonic_us + micros(limits::COMMIT_TIMEOUT);
-            return self.reads.add(Read { token, deadline_us });
+            return self.reads.add(PendingRead { token, deadline_us });
         };
         out.push(Output::Reply { token, reply: refusal });
     }

@@ -16,7 +16,7 @@ use crate::model::{LogIndex, NodeId};
 
 /// One client's read, and when to give it up.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Read {
+pub(super) struct PendingRead {
     pub token: RequestToken,
     pub deadline_us: u64,
 }
@@ -24,7 +24,7 @@ pub(super) struct Read {
 /// Reads that share their first read-index request.
 #[derive(Debug, Default)]
 struct ReadBatch {
-    reads: Vec<Read>,
+    reads: Vec<PendingRead>,
     /// Requests of other servers that this leader answers: (server, the number it gave its
     /// request).
     servers: Vec<(NodeId, u64)>,
@@ -39,7 +39,7 @@ impl ReadBatch {
 /// All linearizable reads of this server's clients, and the read-index requests of other servers,
 /// until they are answered.
 #[derive(Debug, Default)]
-pub(super) struct Reads {
+pub(super) struct PendingReads {
     /// Reads for which no request was made yet.
     waiting: ReadBatch,
     /// Reads that are not confirmed, by the first request that covers them, counted from 1.
@@ -52,16 +52,16 @@ pub(super) struct Reads {
     /// The reads that are not confirmed need another request.
     repeat: bool,
     /// Confirmed reads, by the index that must be applied before they are answered.
-    confirmed: BTreeMap<LogIndex, Vec<Read>>,
+    confirmed: BTreeMap<LogIndex, Vec<PendingRead>>,
     len: usize,
     /// How many requests of each server are in `waiting` and `requested`.
     unanswered: BTreeMap<NodeId, usize>,
 }
 
-impl Reads {
+impl PendingReads {
     /// No reads yet; requests are numbered from after `before_first`.
-    pub fn new(before_first: u64) -> Reads {
-        Reads { before_first, ..Reads::default() }
+    pub fn new(before_first: u64) -> PendingReads {
+        PendingReads { before_first, ..PendingReads::default() }
     }
 
     /// The number of reads of this server's clients.
@@ -73,7 +73,7 @@ impl Reads {
         self.len == 0
     }
 
-    pub fn add(&mut self, read: Read) {
+    pub fn add(&mut self, read: PendingRead) {
         self.len += 1;
         self.waiting.reads.push(read);
     }
@@ -135,7 +135,7 @@ impl Reads {
     }
 
     /// Takes the reads that may be answered now that `applied` is applied.
-    pub fn take_ready(&mut self, applied: LogIndex) -> Vec<Read> {
+    pub fn take_ready(&mut self, applied: LogIndex) -> Vec<PendingRead> {
         let mut ready = Vec::new();
         while let Some(entry) = self.confirmed.first_entry()
             && *entry.key() <= applied
@@ -165,9 +165,9 @@ impl Reads {
 
     /// Takes the reads whose deadline has passed; of each, whether it was confirmed and waited only
     /// for its index to be applied.
-    pub fn take_expired(&mut self, now_us: u64) -> Vec<(Read, bool)> {
+    pub fn take_expired(&mut self, now_us: u64) -> Vec<(PendingRead, bool)> {
         let mut expired = Vec::new();
-        let mut sift = |reads: &mut Vec<Read>, confirmed: bool| {
+        let mut sift = |reads: &mut Vec<PendingRead>, confirmed: bool| {
             reads.retain(|read| {
                 let over = read.deadline_us <= now_us;
                 if over {
@@ -191,18 +191,18 @@ impl Reads {
 mod tests {
     use super::*;
 
-    fn read(request: u64) -> Read {
-        Read { token: RequestToken { connection: 0, request }, deadline_us: 100 }
+    fn read(request: u64) -> PendingRead {
+        PendingRead { token: RequestToken { connection: 0, request }, deadline_us: 100 }
     }
 
-    fn tokens(reads: Vec<Read>) -> Vec<u64> {
+    fn tokens(reads: Vec<PendingRead>) -> Vec<u64> {
         reads.into_iter().map(|read| read.token.request).collect()
     }
 
     #[test]
     fn a_late_answer_confirms_what_arrived_before_its_request_and_nothing_later() {
         // The numbers wrap.
-        let mut reads = Reads::new(u64::MAX - 1);
+        let mut reads = PendingReads::new(u64::MAX - 1);
         reads.add(read(1));
         let first = reads.begin_request(0);
         assert!(!reads.is_request_due());
@@ -229,11 +229,11 @@ mod tests {
 
     #[test]
     fn no_request_is_repeated_for_reads_that_have_expired() {
-        let mut reads = Reads::new(7);
+        let mut reads = PendingReads::new(7);
         reads.add(read(1));
         let request = reads.begin_request(0);
-        let expired = |reads: &mut Reads| -> Vec<(u64, bool)> {
-            let number = |(read, confirmed): (Read, bool)| (read.token.request, confirmed);
+        let expired = |reads: &mut PendingReads| -> Vec<(u64, bool)> {
+            let number = |(read, confirmed): (PendingRead, bool)| (read.token.request, confirmed);
             reads.take_expired(100).into_iter().map(number).collect()
         };
         assert_eq!(expired(&mut reads), [(1, false)]);
@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn the_unanswered_requests_of_a_server_are_bounded() {
         let (greedy, honest) = (NodeId(2), NodeId(3));
-        let mut reads = Reads::default();
+        let mut reads = PendingReads::default();
         for question in 0..3 * READ_INDEX_REQUESTS_MAX as u64 {
             reads.add_server(greedy, question);
             // Some wait, some have been asked for.
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_deposed_leader_drops_the_requests_of_other_servers() {
-        let mut reads = Reads::default();
+        let mut reads = PendingReads::default();
         for question in 0..=READ_INDEX_REQUESTS_MAX as u64 {
             reads.add_server(NodeId(2), question);
         }

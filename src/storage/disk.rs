@@ -35,7 +35,7 @@ use super::engine::{
 };
 use super::files::{self, Directory, DiskFile};
 use super::keys::RowRange;
-use super::pieces::{self, Stored};
+use super::pieces::{self, StoredValue};
 use crate::limits::ShrinkLimits;
 
 type Row = &'static [u8];
@@ -454,7 +454,7 @@ impl OpenFile {
                     continue;
                 };
                 tally.rows = tally.rows.saturating_sub(u64::from(value.is_none()));
-                let (id, len) = Stored::decode(replaced.value()).ok_or_else(not_a_row)?.kept();
+                let (id, len) = StoredValue::decode(replaced.value()).ok_or_else(not_a_row)?.kept();
                 tally.live_bytes = tally.live_bytes.saturating_sub((key.len() + len) as u64);
                 if let Some(id) = id {
                     tally.long_bytes = tally.long_bytes.saturating_sub(len as u64);
@@ -653,9 +653,9 @@ impl DiskView {
     /// Passes the value that a row contains or refers to on to `take`.
     fn value<T>(&self, stored: &[u8], take: impl FnOnce(&[u8]) -> T) -> Result<T, EngineError> {
         let failed = |error| self.file.faults.read(error);
-        match Stored::decode(stored).ok_or_else(|| failed(not_a_row()))? {
-            Stored::Short(value) => Ok(take(value)),
-            Stored::Long { id, len } => {
+        match StoredValue::decode(stored).ok_or_else(|| failed(not_a_row()))? {
+            StoredValue::Short(value) => Ok(take(value)),
+            StoredValue::Long { id, len } => {
                 let value = self.long_value(id, len).map_err(failed)?;
                 Ok(take(&value))
             }
@@ -779,7 +779,9 @@ mod tests {
         let transaction = engine.file().database.begin_read().unwrap();
         let mut wanted = BTreeSet::new();
         for row in transaction.open_table(ROWS).unwrap().range::<&[u8]>(..).unwrap() {
-            if let Stored::Long { id, len } = Stored::decode(row.unwrap().1.value()).unwrap() {
+            if let StoredValue::Long { id, len } =
+                StoredValue::decode(row.unwrap().1.value()).unwrap()
+            {
                 for piece in pieces::layout(len) {
                     let new = wanted.insert((piece.size, pieces::key(id, piece.number)));
                     assert!(new, "two rows have the same pieces");

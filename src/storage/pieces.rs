@@ -28,7 +28,7 @@ const NUMBER_BITS: u32 = 16;
 
 /// A row's value as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stored<'a> {
+pub(super) enum StoredValue<'a> {
     Short(&'a [u8]),
     /// A reference to the value's pieces.
     Long {
@@ -41,7 +41,7 @@ pub(super) enum Stored<'a> {
 
 /// The position of one piece in its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
+pub(super) struct ValuePiece {
     /// The index of its size class.
     pub size: usize,
     /// The place among the value's pieces, from 0.
@@ -59,7 +59,7 @@ pub(super) fn is_long(key_bytes: usize, value_bytes: usize) -> bool {
 }
 
 /// The pieces of a value of `len` bytes, in order.
-pub(super) fn layout(len: usize) -> impl Iterator<Item = Piece> {
+pub(super) fn layout(len: usize) -> impl Iterator<Item = ValuePiece> {
     let (mut start, mut number) = (0, 0);
     std::iter::from_fn(move || {
         let left = len - start;
@@ -69,7 +69,7 @@ pub(super) fn layout(len: usize) -> impl Iterator<Item = Piece> {
             // Small pieces of equal length waste less of a page than full ones and a short rest.
             None => (SIZES - 1, left.div_ceil(left.div_ceil(SMALL_BYTES).max(1))),
         };
-        let piece = Piece { size, number, start, end: start + bytes };
+        let piece = ValuePiece { size, number, start, end: start + bytes };
         (start, number) = (piece.end, number + 1);
         (left > 0).then_some(piece)
     })
@@ -100,16 +100,16 @@ pub(super) fn encode_long(id: u64, len: usize) -> Vec<u8> {
     stored
 }
 
-impl<'a> Stored<'a> {
+impl<'a> StoredValue<'a> {
     /// `None` if the contents are not of this encoding.
-    pub fn decode(stored: &'a [u8]) -> Option<Stored<'a>> {
+    pub fn decode(stored: &'a [u8]) -> Option<StoredValue<'a>> {
         match stored.split_first()? {
-            (&SHORT, value) => Some(Stored::Short(value)),
+            (&SHORT, value) => Some(StoredValue::Short(value)),
             (&LONG, rest) => {
                 let (id, len) = rest.split_first_chunk::<8>()?;
                 let len = u64::from_be_bytes(len.try_into().ok()?);
                 let len = usize::try_from(len).ok().filter(|len| *len <= u32::MAX as usize)?;
-                Some(Stored::Long { id: u64::from_be_bytes(*id), len })
+                Some(StoredValue::Long { id: u64::from_be_bytes(*id), len })
             }
             _ => None,
         }
@@ -118,8 +118,8 @@ impl<'a> Stored<'a> {
     /// The number under which its pieces are stored, if it has any, and its length.
     pub fn kept(self) -> (Option<u64>, usize) {
         match self {
-            Stored::Short(value) => (None, value.len()),
-            Stored::Long { id, len } => (Some(id), len),
+            StoredValue::Short(value) => (None, value.len()),
+            StoredValue::Long { id, len } => (Some(id), len),
         }
     }
 }
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn pieces_are_in_order_without_gaps_and_few() {
         for len in (1..200_000).step_by(37).chain([8 * 1024 * 1024]) {
-            let pieces: Vec<Piece> = layout(len).collect();
+            let pieces: Vec<ValuePiece> = layout(len).collect();
             assert_eq!(pieces[0].start, 0);
             assert_eq!(pieces[pieces.len() - 1].end, len);
             for (number, piece) in pieces.iter().enumerate() {
@@ -150,11 +150,14 @@ mod tests {
         let mut stored = Vec::new();
         for value in [&b"value"[..], b""] {
             encode_short(value, &mut stored);
-            assert_eq!(Stored::decode(&stored), Some(Stored::Short(value)));
+            assert_eq!(StoredValue::decode(&stored), Some(StoredValue::Short(value)));
         }
-        assert_eq!(Stored::decode(&encode_long(7, 9999)), Some(Stored::Long { id: 7, len: 9999 }));
+        assert_eq!(
+            StoredValue::decode(&encode_long(7, 9999)),
+            Some(StoredValue::Long { id: 7, len: 9999 })
+        );
         for damaged in [&b""[..], b"\x02", b"\x01short", &[LONG; 17], &[LONG; 18]] {
-            assert_eq!(Stored::decode(damaged), None);
+            assert_eq!(StoredValue::decode(damaged), None);
         }
         assert_eq!(id_of(key(7, 3)), 7);
     }
