@@ -190,8 +190,6 @@ pub const CLOCK_BEHIND_WARNING: Duration = Duration::from_secs(10);
 /// one: ten times as long as it takes a server to put right what somebody else has said in its
 /// name.
 pub const LEVEL_SETTLED: Duration = Duration::from_secs(10);
-/// How often servers tell each other what their clocks say, and what their releases know.
-pub const ABOUT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a client that is refused with `BUSY` is told to wait, in milliseconds: a queue empties
 /// in less.
 pub const BUSY_RETRY_AFTER_MS: u32 = 50;
@@ -204,9 +202,6 @@ pub const TICK: Duration = Duration::from_millis(20);
 pub const HEARTBEAT_TICKS: usize = 3;
 /// Ticks without a leader before a server asks for votes: between this and twice this.
 pub const ELECTION_TICKS: usize = 15;
-/// A server that a leader has sent no replication message for this long is told of a commit in a
-/// message of its own; others hear of it in the next replication message.
-pub const COMMIT_NOTIFICATION_DELAY: Duration = Duration::from_millis(1);
 /// Bytes of entries in one replication message (one larger entry still travels alone).
 pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 /// Entries of one replication message; a longer list ends the connection.
@@ -254,9 +249,6 @@ pub const PENDING_READS_MAX: usize = 16 * 1024;
 /// and asked again by a server that means it. A server asks one for all of its reads that arrive
 /// together.
 pub const READ_INDEX_REQUESTS_MAX: usize = 4096;
-/// Clients of whose writes a leader knows that they are new; one more and it begins anew, so that
-/// the next write of each is answered a little later.
-pub const KNOWN_CLIENTS_MAX: usize = 16 * 1024;
 /// Bytes of committed entries handed to the state machine in one piece.
 pub const APPLY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Entries of a leader's log that are not applied; past it PUTs are answered only when they are
@@ -286,14 +278,8 @@ pub const IN_SYNC_TIMEOUT_DEFAULT: Duration = Duration::from_secs(2);
 /// better off. It is what a leader grants a follower before it drops it from the in-sync set, and
 /// leaves time for the next leader before `COMMIT_TIMEOUT`.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A linearizable read's index is asked for again when nobody was asked for this long. An answer
-/// may take longer.
-pub const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
 /// Replicas compare state hashes every so many entries.
 pub const STATE_HASH_EVERY: u64 = 4096;
-/// A write that a server refused because it does not lead is forwarded again after this long,
-/// unless another leader shows up before.
-pub const FORWARD_RETRY: Duration = Duration::from_millis(50);
 /// A newborn group's leader waits this long for every server to take part before it orders writes.
 pub const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for another server to take over.
@@ -400,10 +386,6 @@ pub const LOG_HELD_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
 /// … and no more than this part of the disk.
 pub const LOG_HELD_DISK_PART: u64 = 8;
 
-/// The log's own clock, by which removals, versions and sessions grow old, runs no further than
-/// this at once, however far a machine's clock leaps. Longer than a busy event loop is stalled.
-pub const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
-
 // ---- replicated sessions ------------------------------------------------------------------
 
 /// A client unheard of for this long is forgotten, by the log's own clock. No request is
@@ -463,8 +445,6 @@ impl Default for ShrinkLimits {
     }
 }
 
-/// A server whose disk is full says so to the others again after so many ticks.
-pub const DISK_FULL_TOLD_TICKS: u32 = 50;
 /// A leader whose disk is full hands over to a server with room. When that fails it leads on, and
 /// tries again after so many ticks: each attempt that fails delays removals by about an election
 /// time-out.

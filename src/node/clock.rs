@@ -7,8 +7,11 @@
 
 use std::time::Duration;
 
-use crate::limits;
 use crate::model::Timestamp;
+
+/// The log's own clock, by which removals, versions and sessions grow old, runs no further than
+/// this at once, however far a machine's clock leaps. Longer than a busy event loop is stalled.
+const LOG_CLOCK_STEP_MAX: Duration = Duration::from_secs(1);
 
 /// Issues strictly increasing timestamps, all of them after [`Timestamp::FIRST`].
 #[derive(Debug)]
@@ -44,7 +47,7 @@ impl HybridClock {
 /// The log's clock, as far as this node knows it: for how many microseconds leaders have led.
 ///
 /// Every node advances it from the last value in the log by its machine's monotonic clock. Each
-/// step counts for at most [`limits::LOG_CLOCK_STEP_MAX`], so that no version or session expires
+/// step counts for at most [`LOG_CLOCK_STEP_MAX`], so that no version or session expires
 /// because a machine was suspended or its clock leapt.
 #[derive(Debug)]
 pub(super) struct LogTime {
@@ -64,7 +67,7 @@ impl LogTime {
     pub fn advance(&mut self, monotonic_us: u64) {
         let last_us = self.last_us.replace(monotonic_us).unwrap_or(monotonic_us);
         let passed_us = monotonic_us.saturating_sub(last_us);
-        self.log_us = self.log_us.saturating_add(passed_us.min(micros(limits::LOG_CLOCK_STEP_MAX)));
+        self.log_us = self.log_us.saturating_add(passed_us.min(micros(LOG_CLOCK_STEP_MAX)));
     }
 
     /// Notes a value in the log.
@@ -89,7 +92,7 @@ mod tests {
 
     #[test]
     fn no_leap_advances_the_log_by_more_than_a_step() {
-        let step_us = micros(limits::LOG_CLOCK_STEP_MAX);
+        let step_us = micros(LOG_CLOCK_STEP_MAX);
         let mut time = LogTime::new(100);
         time.advance(7_000_000);
         assert_eq!(time.now_us(), 100, "where it began says nothing");

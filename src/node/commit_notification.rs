@@ -3,17 +3,22 @@
 //! Every REPLICATION carries the leader's commit index, so under load a message of its own for each
 //! commit would only add a message and an answer to each follower. Rule: a leader sends one only to
 //! a server to which it has sent no REPLICATION for
-//! [`COMMIT_NOTIFICATION_DELAY`](limits::COMMIT_NOTIFICATION_DELAY), or one whose forwarded write
+//! [`COMMIT_NOTIFICATION_DELAY`], or one whose forwarded write
 //! it has just answered, because the client may read at that server at once.
 //!
 //! A notification that is lost, or that cannot be sent to a server that is behind, is not repeated:
 //! the next heartbeat or REPLICATION carries the commit index.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::clock::micros;
-use crate::limits;
 use crate::model::{LogIndex, NodeId};
+
+/// How long a leader that has sent a follower no REPLICATION waits before it notifies that follower
+/// of a commit. One millisecond: under load the next REPLICATION comes sooner, and an idle
+/// follower's readers wait no longer.
+const COMMIT_NOTIFICATION_DELAY: Duration = Duration::from_millis(1);
 
 /// The commit indices that a leader has sent, in one term.
 #[derive(Debug, Default)]
@@ -31,7 +36,7 @@ impl CommitNotifications {
     /// When `server` is to be notified of `commit`, unless it has been.
     fn due_us(&self, server: NodeId, commit: LogIndex) -> Option<u64> {
         let (sent, at_us) = self.sent.get(&server).copied().unwrap_or_default();
-        (sent < commit).then(|| at_us.saturating_add(micros(limits::COMMIT_NOTIFICATION_DELAY)))
+        (sent < commit).then(|| at_us.saturating_add(micros(COMMIT_NOTIFICATION_DELAY)))
     }
 
     /// Returns those of `servers` that are to be notified now, and takes them as notified. Those in
@@ -66,7 +71,7 @@ mod tests {
     fn a_server_is_notified_by_a_replication_or_when_there_is_none_for_a_while() {
         let (a, b) = (NodeId(2), NodeId(3));
         let (both, none) = (BTreeSet::from([a, b]), BTreeSet::new());
-        let delay_us = micros(limits::COMMIT_NOTIFICATION_DELAY);
+        let delay_us = micros(COMMIT_NOTIFICATION_DELAY);
         let mut notifications = CommitNotifications::default();
         notifications.sent(a, 4, 100);
         notifications.sent(b, 4, 200);

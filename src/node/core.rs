@@ -43,6 +43,10 @@ use crate::model::{
 };
 use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Role};
 
+/// A read-index request is repeated if none was made for this long: longer than a round of
+/// heartbeats on a loaded machine takes. An answer may take longer, and still counts.
+const READ_INDEX_RETRY: Duration = Duration::from_millis(200);
+
 /// The progress of a node that is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopping {
@@ -453,7 +457,7 @@ impl Node {
             };
             self.finish(pending, reply, out);
         }
-        self.reads.repeat_request(now_us.saturating_sub(micros(limits::READ_INDEX_RETRY)));
+        self.reads.repeat_request(now_us.saturating_sub(micros(READ_INDEX_RETRY)));
         for (read, confirmed) in self.reads.take_expired(now_us) {
             let reply = match confirmed {
                 true => busy("what was written before is still being applied at this server"),

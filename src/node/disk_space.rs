@@ -15,9 +15,12 @@
 use std::collections::BTreeSet;
 
 use super::replies::error;
-use crate::limits;
 use crate::model::{DiskSpace, NodeId};
 use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Reply};
+
+/// Ticks after which a server sends the state of its disk again: half a second, so that a lost
+/// message delays a refusal no longer than that.
+const DISK_STATE_TICKS: u32 = 50;
 
 /// The disk space of the servers of the group, as far as this server knows.
 #[derive(Debug, Default)]
@@ -61,7 +64,7 @@ impl Disks {
     /// forged in this server's name.
     pub fn tick(&mut self) -> bool {
         self.ticks_since_sent += 1;
-        self.ticks_since_sent >= limits::DISK_FULL_TOLD_TICKS
+        self.ticks_since_sent >= DISK_STATE_TICKS
     }
 
     /// The message with the state of this server's disk, to be sent to all others.

@@ -28,9 +28,12 @@
 
 use std::collections::HashMap;
 
-use crate::limits;
 use crate::model::StateLimits;
 use crate::model::{ClientId, LogIndex, RequestId};
+
+/// Clients whose sequences a leader keeps. With one more it begins anew, so that the next write of
+/// each client is answered when it is applied. Each takes about a hundred bytes.
+const KNOWN_CLIENTS_MAX: usize = 16 * 1024;
 
 /// The sequences of clients' writes as far as a leader knows them, in one term.
 #[derive(Debug, Default)]
@@ -64,9 +67,7 @@ impl KnownSequences {
     pub fn proposed(&mut self, request: &RequestId, index: LogIndex, clock_us: u64) -> bool {
         // Forgetting is always safe: the answers to the clients' next writes wait until those are
         // applied.
-        if self.clients.len() >= limits::KNOWN_CLIENTS_MAX
-            && !self.clients.contains_key(&request.client)
-        {
+        if self.clients.len() >= KNOWN_CLIENTS_MAX && !self.clients.contains_key(&request.client) {
             self.clients.clear();
         }
         let unknown =
@@ -164,10 +165,10 @@ mod tests {
         let mut sequences = KnownSequences::new(Some(StateLimits::default()));
         propose(&mut sequences, &request(1, 5), 10);
         propose(&mut sequences, &request(1, 9), 11);
-        for other in 2..=limits::KNOWN_CLIENTS_MAX as u64 + 1 {
+        for other in 2..=KNOWN_CLIENTS_MAX as u64 + 1 {
             propose(&mut sequences, &request(other, 1), 10 + other);
         }
-        let now = limits::KNOWN_CLIENTS_MAX as u64 + 20;
+        let now = KNOWN_CLIENTS_MAX as u64 + 20;
         assert!(!propose(&mut sequences, &request(1, 6), now), "forgotten meanwhile");
         sequences.applied(ClientId(1), 10, 5);
         assert!(!propose(&mut sequences, &request(1, 9), now + 1), "9 is in the log at 11");

@@ -6,10 +6,15 @@
 //! leader's clock is wrong they get the state of another one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::clock::micros;
 use crate::limits;
 use crate::model::NodeId;
+
+/// Interval at which servers send each other their time and the feature level of their release: a
+/// wrong clock and a new release are noticed within a second or two.
+const ABOUT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How far each other server's clock was ahead of this server's when it last sent its time.
 #[derive(Debug, Default)]
@@ -35,7 +40,7 @@ impl ServerClocks {
 
     /// Whether the time is to be sent to the others now; if so, takes it as sent.
     pub fn is_due(&mut self, now_us: u64) -> bool {
-        let interval_us = micros(limits::ABOUT_INTERVAL);
+        let interval_us = micros(ABOUT_INTERVAL);
         let due = self.sent_us.is_none_or(|sent_us| now_us.saturating_sub(sent_us) >= interval_us);
         if due {
             self.sent_us = Some(now_us);
@@ -89,7 +94,7 @@ mod tests {
     #[test]
     fn the_time_is_sent_at_intervals() {
         let mut clocks = ServerClocks::default();
-        let interval_us = micros(limits::ABOUT_INTERVAL);
+        let interval_us = micros(ABOUT_INTERVAL);
         let sent = [7, 8, 6 + interval_us, 7 + interval_us].map(|now_us| clocks.is_due(now_us));
         assert_eq!(sent, [true, false, false, true]);
     }

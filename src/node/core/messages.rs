@@ -5,6 +5,7 @@
 //! in the future close the link. Messages about snapshots are the driver's.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,6 +19,11 @@ use crate::model::{Command, Effect, EncodedWrite, LogEntry, LogIndex, NodeId, Te
 use crate::wire::message::{
     ErrorCode, ErrorReply, PeerMessage, RaftBody, RaftMessage, Reply, Role,
 };
+
+/// A write that a server has not accepted because it does not lead is forwarded again after this
+/// long, unless another leader is known before: about the time of an election between servers that
+/// reach each other.
+const FORWARD_RETRY: Duration = Duration::from_millis(50);
 
 impl Node {
     pub(super) fn server_message(
@@ -49,7 +55,7 @@ impl Node {
                     }
                     None => {
                         let pending = self.writes.get_mut(key);
-                        pending.not_before_us = now.monotonic_us + micros(limits::FORWARD_RETRY);
+                        pending.not_before_us = now.monotonic_us + micros(FORWARD_RETRY);
                         // It may have been proposed by that server while it led.
                         pending.has_at_least(Effect::MayBeDone);
                         self.wait_again(key, now);
