@@ -505,6 +505,7 @@ impl Node {
             });
         }
         self.stop_when_done(now, out);
+        self.writes.check_places();
     }
 
     fn start_reads(&mut self, now: Now, out: &mut Vec<Output>) {

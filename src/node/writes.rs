@@ -199,6 +199,31 @@ impl Writes {
         self.all.is_empty()
     }
 
+    /// Checks that each write is in exactly one place, as it is whenever the node has worked out
+    /// what follows from its inputs, and that each is to be answered to somebody.
+    pub fn check_places(&self) {
+        let places = [
+            self.waiting.len(),
+            self.proposed.len(),
+            self.known_new.len(),
+            self.settled.len(),
+            self.forwarded.len(),
+        ];
+        assert_eq!(
+            places.iter().sum::<usize>(),
+            self.all.len(),
+            "writes waiting, proposed, known to be new, settled and forwarded: {places:?}"
+        );
+        assert!(
+            self.origins >= self.all.len() && self.long_bytes <= self.bytes,
+            "{} origins of {} writes, {} of {} bytes in long ones",
+            self.origins,
+            self.all.len(),
+            self.long_bytes,
+            self.bytes
+        );
+    }
+
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty()
     }
