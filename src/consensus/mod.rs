@@ -17,6 +17,7 @@
 //! only the metadata passes through here; membership change. It does no IO and reads no clock. The
 //! election time-out is drawn at random by raft-rs unless the configuration fixes it.
 
+mod config;
 mod convert;
 mod facade;
 mod guard;
@@ -25,6 +26,7 @@ mod logging;
 mod ready;
 mod voter_eligibility;
 
-pub use facade::{Consensus, ConsensusConfig, ConsensusError, InitialLog, NoLeader, ProposeError};
+pub use config::{ConsensusConfig, ConsensusError, InitialLog, NoLeader, ProposeError};
+pub use facade::Consensus;
 pub use guard::RaftMessageFault;
 pub use ready::{Effects, InstallRequest};
