@@ -5,12 +5,11 @@
 //! then [`Consensus::advance`], which returns in [`Effects`] what is to be done. No raft-rs type is
 //! visible outside. Where the library has a trap or a fault, the code that avoids it names it.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use raft::eraftpb::{Entry, Message as RaftPb, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 
+use super::bootstrap::GreetedServers;
 use super::config::{ConsensusConfig, ConsensusError, InitialLog, NoLeader, ProposeError};
 use super::convert::message_to_raft;
 use super::guard::{self, GuardVerdict, LocalState, RaftMessageFault};
@@ -22,14 +21,6 @@ use crate::limits;
 use crate::model::{HardState, LogEntry, LogIndex, NodeId, SnapshotId, Term, Timestamp};
 use crate::wire::message::{RaftBody, RaftMessage, Role};
 
-/// The state that another server named in its greeting when the link to it came up.
-#[derive(Clone, Copy, Debug)]
-struct GreetedState {
-    /// The first leader it has configured; `None` unless its data directory is blank.
-    configured_first_leader: Option<NodeId>,
-    log_is_empty: bool,
-}
-
 /// The consensus of one server: raft-rs, and what this part adds to it.
 pub struct Consensus {
     raw: RawNode<LogStore>,
@@ -40,9 +31,7 @@ pub struct Consensus {
     /// This server became eligible, and that is not in a batch for the log yet.
     eligibility_unsaved: bool,
     applied: LogIndex,
-    /// The servers that this one has a link to, with the state that each named when the link came
-    /// up.
-    links: BTreeMap<NodeId, GreetedState>,
+    greeted: GreetedServers,
     /// By how much messages of other servers may raise the term now; see [`guard`].
     term_credit: u64,
     /// Set by `node::eligibility`: whether this server may campaign and accept a transfer.
@@ -88,6 +77,7 @@ impl Consensus {
         };
         let store = LogStore::new(&config.nodes, hard_state, log, applied, config.limits);
         let raw = RawNode::new(&library, store, &logging::logger())?;
+        let greeted = GreetedServers::new(config.node, &config.nodes);
         let voter_eligibility = VoterEligibility::new(hard_state.admitted, config.nodes.len());
         Ok(Consensus {
             raw,
@@ -97,7 +87,7 @@ impl Consensus {
             voter_eligibility,
             eligibility_unsaved: false,
             applied,
-            links: BTreeMap::new(),
+            greeted,
             term_credit: limits::TERM_CREDIT_AT_START,
             may_lead: true,
             store_lost: false,
@@ -248,9 +238,7 @@ impl Consensus {
     /// voting for it has campaigned since, in a term in which the founder does not remember asking
     /// for votes: no other server can be elected, since blank ones vote for the founder alone.
     fn no_server_has_entries(&self) -> bool {
-        self.links.len() + 1 == self.config.nodes.len()
-            && self.links.values().all(|greeted| greeted.log_is_empty)
-            && self.voter_eligibility.may_bootstrap(self.term())
+        self.greeted.are_all_logs_empty() && self.voter_eligibility.may_bootstrap(self.term())
     }
 
     /// Whether a vote of this server would wait behind one that is not durable yet. During
@@ -271,22 +259,9 @@ impl Consensus {
         if self.raw.raft.vote == self.config.node.0 { self.term() } else { 0 }
     }
 
-    /// The founder of a blank group: the server that a majority has configured as first leader; if
-    /// there is none, and every server is up and blank, the lowest of those configured. It is the
-    /// same server whichever servers are up: see `voter_eligibility`.
+    /// The founder of a blank group, as far as it is known.
     fn founder(&self) -> Option<NodeId> {
-        let named = self.configured_first_leaders();
-        let count = |server: NodeId| named.iter().filter(|name| **name == server).count();
-        let agreed = named.iter().find(|name| count(**name) > self.config.nodes.len() / 2);
-        let all_are_blank = named.len() == self.config.nodes.len();
-        agreed.or(named.iter().min().filter(|_| all_are_blank)).copied()
-    }
-
-    /// The first leaders that the servers that are up and blank have configured, this server's own
-    /// first.
-    fn configured_first_leaders(&self) -> Vec<NodeId> {
-        let others = self.links.values().filter_map(|greeted| greeted.configured_first_leader);
-        self.configured_first_leader().into_iter().chain(others).collect()
+        self.greeted.founder(self.configured_first_leader())
     }
 
     /// The first leader that this server has configured, as long as it has not taken part in the
@@ -298,32 +273,9 @@ impl Consensus {
 
     /// Why no leader can be elected although enough servers are up, if that is so.
     pub fn no_leader(&self) -> Option<NoLeader> {
-        let needed = self.config.nodes.len() / 2 + 1;
-        let up = self.links.len() + 1;
-        if self.leader().is_some() || up < needed {
-            return None;
-        }
-        let named = self.configured_first_leaders();
-        let is_up = |node: &NodeId| *node == self.config.node || self.links.contains_key(node);
-        match (up - named.len(), self.founder()) {
-            (full, _) if self.data_lost && full < needed => {
-                Some(NoLeader::Blank { blank: named.len(), full, needed })
-            }
-            (0, Some(first)) if is_up(&first) => None,
-            (0, Some(first_leader)) => Some(NoLeader::NotBegun { first_leader }),
-            (0, None) => {
-                let missing = self.config.nodes.iter().copied().find(|node| !is_up(node))?;
-                match (named.iter().min(), named.iter().max()) {
-                    (Some(&one), Some(&another)) if one != another => {
-                        Some(NoLeader::DifferentFirstLeaders { one, another, missing })
-                    }
-                    _ => None,
-                }
-            }
-            (full, _) if full < needed => {
-                Some(NoLeader::Blank { blank: named.len(), full, needed })
-            }
-            _ => None,
+        match self.leader() {
+            Some(_) => None,
+            None => self.greeted.no_leader(self.configured_first_leader(), self.data_lost),
         }
     }
 
@@ -488,9 +440,7 @@ impl Consensus {
         term: Term,
         first_leader: Option<NodeId>,
     ) {
-        let log_is_empty = last_index == 0;
-        let greeted = GreetedState { configured_first_leader: first_leader, log_is_empty };
-        self.links.insert(server, greeted);
+        self.greeted.link_up(server, last_index, first_leader);
         self.voter_eligibility.observe_term(server, term);
         if self.role() != Role::Leader {
             return;
@@ -507,7 +457,7 @@ impl Consensus {
 
     /// The link to another server broke: the messages sent last may be lost.
     pub fn link_down(&mut self, server: NodeId) {
-        self.links.remove(&server);
+        self.greeted.link_down(server);
         if self.role() == Role::Leader {
             self.raw.report_unreachable(server.0);
         }

@@ -17,6 +17,7 @@
 //! only the metadata passes through here; membership change. It does no IO and reads no clock. The
 //! election time-out is drawn at random by raft-rs unless the configuration fixes it.
 
+mod bootstrap;
 mod config;
 mod convert;
 mod facade;
