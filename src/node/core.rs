@@ -7,22 +7,22 @@
 //!
 //! The parts of the state keep their own invariants (`writes`, `reads`, `leadership`,
 //! `reachability`, `consistency_check`, `disk_space`, `eligibility`). What takes several of them is
-//! here, and below: `ordering` for writes, `leading` for who leads, `messages` for other servers.
+//! here, and below: `ordering` for writes, `leading` for who leads, `messages` for other servers,
+//! `effects` for what consensus wants done, `status` for what a driver may ask.
 
+mod effects;
 mod leading;
 mod messages;
 mod ordering;
+mod status;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::clock::{HybridClock, LogTime, micros};
-use super::config::{Distrust, NodeConfig, NodeError, NodeStatus};
+use super::config::{NodeConfig, NodeError};
 use super::consistency_check::ConsistencyCheck;
 use super::disk_space::Disks;
 use super::eligibility::Eligibility;
@@ -31,17 +31,17 @@ use super::leadership::Leadership;
 use super::long_writes::LongWrites;
 use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
 use super::reads::{PendingRead, PendingReads};
-use super::replies::{GroupState, busy, error, not_to_be_read, shutting_down, unknown_session};
+use super::replies::{busy, error, not_to_be_read, shutting_down, unknown_session};
 use super::server_clocks::ServerClocks;
 use super::writes::{Stored, Writes};
-use super::{Input, NoLeader, Notice, Now, Output, RequestToken, by_place, compares_states};
-use crate::consensus::{Consensus, ConsensusConfig, Effects, InitialLog, InstallRequest};
+use super::{Input, NoLeader, Notice, Now, Output, RequestToken};
+use crate::consensus::{Consensus, ConsensusConfig, Effects, InitialLog};
 use crate::limits;
 use crate::model::{
-    AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogEntry, LogIndex,
-    NodeId, Recovered, SnapshotId, StateLimits, Term, Timestamp, WriteOutcome,
+    AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogIndex, NodeId,
+    Recovered, StateLimits, Term, WriteOutcome,
 };
-use crate::wire::message::{ErrorCode, PeerMessage, RaftBody, RaftMessage, Role};
+use crate::wire::message::{ErrorCode, PeerMessage, RaftMessage, Role};
 
 /// A read-index request is repeated if none was made for this long: longer than a round of
 /// heartbeats on a loaded machine takes. An answer may take longer, and still counts.
@@ -306,16 +306,6 @@ impl Node {
         self.rules.map(|rules| rules.limits)
     }
 
-    /// The term of the entry at an index; `None` beyond the log's end and where it is compacted.
-    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
-        self.consensus.term_at(index)
-    }
-
-    /// At the leader: the last index that `server` is known to have stored durably; 0 for none.
-    pub fn matched(&self, server: NodeId) -> LogIndex {
-        self.consensus.matched(server)
-    }
-
     /// The monotonic time, in microseconds, at which [`Node::flush`] is to be called even if there
     /// is no input.
     pub fn flush_due_us(&self) -> Option<u64> {
@@ -330,94 +320,6 @@ impl Node {
         let (links, commit) = (self.reachability.links(), self.consensus.commit());
         let due_us = leadership.commit_notification_due_us(links, commit);
         due_us.into_iter().chain(self.long_writes.due_us()).min()
-    }
-
-    /// The writes that are forwarded to the leader and not answered: the number of long ones, the
-    /// number of others, and the bytes of keys and values of the others.
-    #[cfg(any(test, feature = "internals"))]
-    pub fn forwarded(&self) -> (usize, usize, usize) {
-        self.writes.forwarded()
-    }
-
-    /// The reason why this node's state must not be read; `None` if it may be.
-    pub fn distrust(&self) -> Option<Distrust> {
-        if self.consistency.is_refuted() {
-            Some(Distrust::Refuted)
-        } else if self.store_lost {
-            Some(Distrust::StoreLost)
-        } else if self.consistency.is_disputed() {
-            Some(Distrust::Disputed)
-        } else {
-            None
-        }
-    }
-
-    /// Whether a snapshot that `from` offers is of use.
-    pub fn wants_snapshot(&self, from: NodeId, snapshot: SnapshotId) -> bool {
-        // The offer may come before the first message of a new leader, which is sent on another
-        // connection. Whether this node follows its sender is checked again when the snapshot is to
-        // be installed.
-        let follows = match snapshot.leader_term.cmp(&self.consensus.term()) {
-            Ordering::Less => false,
-            Ordering::Equal => self.consensus.leader().is_none_or(|leader| leader == from),
-            Ordering::Greater => true,
-        };
-        follows && self.consensus.needs_snapshot(snapshot.index)
-    }
-
-    /// The last index that the state machine has applied, with its timestamp and the hash of the
-    /// state.
-    pub fn applied_point(&self) -> AppliedPoint {
-        self.applied
-    }
-
-    /// A timestamp not before the last one in this node's log: this node has no version that is
-    /// newer.
-    pub fn newest_timestamp(&self) -> Timestamp {
-        self.clock.last()
-    }
-
-    /// Finds the value of `key` at exactly the version `timestamp` in an entry that is committed
-    /// and not applied yet; returns the entry's index and the value.
-    pub fn unapplied_put(&self, timestamp: Timestamp, key: &[u8]) -> Option<(LogIndex, Bytes)> {
-        let (index, data) = self.consensus.find_unapplied(timestamp, Command::peek_timestamp)?;
-        let (_, put, value) = Command::put_of(data)?;
-        (put == key).then_some((index, value))
-    }
-
-    /// Whether the answer to some request waits until committed entries are applied.
-    pub fn awaits_application(&self) -> bool {
-        self.writes.awaits_application() || self.reads.awaits_application()
-    }
-
-    /// At a leader: how far the other servers' clocks are ahead of its own, if that is more than a
-    /// warning takes.
-    pub fn clock_apart_us(&self) -> Option<i64> {
-        match self.consensus.role() {
-            Role::Leader => self.server_clocks.apart_us(),
-            Role::Follower | Role::Candidate => None,
-        }
-    }
-
-    /// The state of the node as `acervo status` shows it.
-    pub fn status(&self) -> NodeStatus {
-        let in_sync = self.leadership.iter().flat_map(Leadership::in_sync).collect();
-        NodeStatus {
-            role: self.consensus.role(),
-            leader: self.consensus.leader(),
-            term: self.consensus.term(),
-            commit: self.consensus.commit(),
-            applied: self.applied,
-            last_index: self.consensus.last_index(),
-            in_sync,
-            full_disks: self.full_disks().into_iter().collect(),
-            first_leader: self.consensus.configured_first_leader(),
-            no_leader: self.consensus.no_leader(),
-            level: self.level,
-            history: self.rules.map(|rules| rules.history),
-            ineligible: self.eligibility.reasons().iter().copied().collect(),
-            distrust: self.distrust(),
-        }
     }
 
     fn tick(&mut self, now: Now, out: &mut Vec<Output>) {
@@ -523,78 +425,6 @@ impl Node {
             let id = self.reads.begin_request(now.monotonic_us);
             let message = PeerMessage::ReadIndex { id };
             out.push(Output::Send { to: leader, message });
-        }
-    }
-
-    fn run_consensus(&mut self, now: Now, out: &mut Vec<Output>) {
-        self.consensus.advance(&mut self.effects);
-        let effects = &mut self.effects;
-        for message in effects.messages.drain(..) {
-            let to = message.to;
-            if let RaftBody::Append { commit, .. } = &message.body
-                && let Some(leadership) = &mut self.leadership
-            {
-                leadership.commit_sent(to, *commit, now);
-            }
-            out.push(Output::Send { to, message: PeerMessage::Raft(message) });
-        }
-        let install = effects.install.take();
-        let before = |number| install.is_none_or(|i: InstallRequest| number < i.number);
-        let (first, rest): (Vec<_>, Vec<_>) =
-            effects.batches.drain(..).partition(|batch| before(batch.number));
-        for batch in first.iter().chain(&rest) {
-            self.eligibility.persist(batch.number);
-        }
-        out.extend(first.into_iter().map(Output::Persist));
-        if let Some(InstallRequest { number, snapshot, hard_state }) = install {
-            self.eligibility.persist(number);
-            self.eligibility.apply(snapshot.index);
-            out.push(Output::InstallSnapshot { number, snapshot, hard_state });
-        }
-        out.extend(rest.into_iter().map(Output::Persist));
-        let snapshots: Vec<_> = effects.snapshots.drain(..).collect();
-        let answering = self.consensus.role() == Role::Leader;
-        let committed = std::mem::take(&mut effects.committed);
-        // A lost store applies nothing before its snapshot, which contains everything committed
-        // until then. Entries that are handed out while the snapshot is being installed follow it.
-        if !self.store_lost || self.consensus.is_installing() {
-            for entries in split_at_hashes(committed, self.config.state_hash_every) {
-                if let Some(last) = entries.last() {
-                    self.eligibility.apply(last.index);
-                    if compares_states(last, self.config.state_hash_every) {
-                        self.consistency.handed_out(last.index);
-                    }
-                }
-                out.push(Output::Apply { entries, answering });
-            }
-        } else if let Some(last) = committed.last() {
-            self.consensus.skipped(last.index);
-        }
-        for fetch in effects.fetches.drain(..) {
-            out.push(Output::Fetch {
-                fetch: fetch.id,
-                low: fetch.low,
-                high: fetch.high,
-                bytes_max: self.config.limits.append_bytes_max,
-            });
-        }
-        if std::mem::take(&mut effects.became_eligible) {
-            out.push(Output::Notice(Notice::EligibleToVote));
-        }
-        let trusted = self.distrust().is_none();
-        for (to, leader_term) in snapshots {
-            if trusted {
-                out.push(Output::SendSnapshot { to, leader_term });
-            } else {
-                // A state that is in doubt is not sent. The follower requests it again.
-                self.consensus.snapshot_sent(to, None);
-            }
-        }
-        for (request, index) in std::mem::take(&mut self.effects.reads) {
-            for (to, id) in self.reads.confirm(request, index) {
-                let message = PeerMessage::ReadIndexOk { id, index };
-                out.push(Output::Send { to, message });
-            }
         }
     }
 
@@ -738,43 +568,9 @@ impl Node {
             self.send_to_all(&message, out);
         }
     }
-
-    /// What is known of the group, for the reply to a request that was not confirmed in time.
-    fn group_state(&self) -> GroupState {
-        let reason = self.consensus.no_leader();
-        GroupState {
-            answering: self.reachability.reached(self.leads()),
-            servers: self.config.nodes.len(),
-            no_leader: reason.map(|reason| reason.sentence(|node| self.name_of(node))),
-        }
-    }
-
-    fn name_of(&self, node: NodeId) -> String {
-        let place = self.config.nodes.iter().position(|of| *of == node);
-        let name = place.and_then(|place| self.config.names.get(place)).cloned();
-        name.unwrap_or_else(|| by_place(node))
-    }
 }
 
 /// A duration in ticks of the election clock.
 fn ticks(duration: Duration) -> u64 {
     micros(duration) / micros(limits::TICK)
-}
-
-/// Cuts committed entries so that a piece ends at each index where replicas compare states: the
-/// state machine reports its hash at the end of each piece.
-fn split_at_hashes(entries: Vec<LogEntry>, every: LogIndex) -> Vec<Vec<LogEntry>> {
-    let mut pieces = Vec::new();
-    let mut piece = Vec::new();
-    for entry in entries {
-        let is_compared = compares_states(&entry, every);
-        piece.push(entry);
-        if is_compared {
-            pieces.push(std::mem::take(&mut piece));
-        }
-    }
-    if !piece.is_empty() {
-        pieces.push(piece);
-    }
-    pieces
 }

@@ -960,15 +960,3 @@ fn a_level_is_proposed_when_all_have_told_it_and_only_then() {
     (0..2 * settled).for_each(|_| group.tick());
     assert_eq!(last_index(&group), before + 1, "once");
 }
-
-#[test]
-fn pieces_end_where_replicas_compare() {
-    let every = 16;
-    let entry = |index| LogEntry { term: 1, index, data: bytes::Bytes::from_static(b"write") };
-    let mut entries: Vec<LogEntry> = (every - 1..2 * every + 2).map(entry).collect();
-    entries[4].data = bytes::Bytes::new();
-    let pieces = split_at_hashes(entries, every);
-    let ends: Vec<u64> = pieces.iter().map(|p| p[p.len() - 1].index).collect();
-    assert_eq!(ends, [every, every + 3, 2 * every, 2 * every + 1]);
-    assert_eq!(pieces.iter().map(Vec::len).sum::<usize>() as u64, every + 3);
-}
