@@ -89,7 +89,6 @@ impl WriteBatch {
 
     /// The change of a row in the batch: `None` if there is none, `Some(None)` if the row is
     /// removed.
-    #[cfg(any(test, feature = "internals"))]
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         self.rows.get(key).map(Option::as_ref)
     }
