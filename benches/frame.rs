@@ -1,7 +1,7 @@
 //! What a message costs on its way into and out of a frame.
 
 use acervo::limits::{VALUE_BYTES_MAX_DEFAULT, client_frame_bytes_max};
-use acervo::model::{ClientId, RequestId, Timestamp, WriteOp};
+use acervo::model::{ClientId, Put, RequestId, Timestamp, WriteOp};
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
 use acervo::wire::message::{Message, Request, WriteRequest};
@@ -21,11 +21,11 @@ fn put(value_bytes: usize) -> Message {
                 answered_below: 990,
                 begun: Timestamp::ZERO,
             },
-            op: WriteOp::Put {
+            op: WriteOp::Put(Put {
                 key: Bytes::from_static(b"a key of usual length"),
                 value: Bytes::from(vec![b'v'; value_bytes]),
-            },
-            previous: false,
+                tells_previous: false,
+            }),
         }),
     }
 }

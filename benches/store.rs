@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use acervo::limits;
 use acervo::model::{
-    ClientId, ClusterId, Command, LogBatch, LogEntry, LogIndex, NodeId, PageOf, RequestId,
+    ClientId, ClusterId, Command, LogBatch, LogEntry, LogIndex, NodeId, PageOf, Put, RequestId,
     StateLimits, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
@@ -53,7 +53,11 @@ fn put(index: LogIndex, key: Bytes) -> LogEntry {
         answered_below: index,
         begun: Timestamp::ZERO,
     };
-    let op = WriteOp::Put { key, value: Bytes::from(vec![b'v'; VALUE_BYTES]) };
+    let op = WriteOp::Put(Put {
+        key,
+        value: Bytes::from(vec![b'v'; VALUE_BYTES]),
+        tells_previous: false,
+    });
     let timestamp = Timestamp(index as i64);
     LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
 }
@@ -145,7 +149,7 @@ fn snapshot(criterion: &mut Criterion) {
             answered_below: index,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Put { key: key(index), value: value.clone() };
+        let op = WriteOp::Put(Put { key: key(index), value: value.clone(), tells_previous: false });
         let command = Command::write(Timestamp(index as i64), request, op);
         LogEntry { term: 1, index, data: command.encode() }
     };

@@ -21,7 +21,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use acervo::client::Client;
 use acervo::limits;
 use acervo::model::{
-    ClientId, ClusterId, Command as LogCommand, LogEntry, NodeId, RequestId, Timestamp, WriteOp,
+    ClientId, ClusterId, Command as LogCommand, Del, LogEntry, NodeId, OpResult, Put, PutAll,
+    RequestId, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::process::exit_status;
 use acervo::wire::message::{
@@ -32,6 +33,11 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use support::raw::{Raw, Witness, frame, frame_of, get, hello, one_server, put, status};
 use support::{Group, eventually, exited_with, memory, patient_client, resident};
+
+fn done(timestamp: i64) -> Reply {
+    let timestamp = Timestamp(timestamp);
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
+}
 
 #[test]
 fn frames_that_are_none_get_a_sentence_and_cost_one_connection() {
@@ -92,7 +98,7 @@ fn messages_out_of_place_are_refused_in_a_sentence() {
     let cluster = status(address).cluster;
     let client_says = "a client sends REQUEST and PING only";
     let out_of_place = [
-        Message::Reply { id: 1, body: Reply::PutOk { timestamp: Timestamp(1) } },
+        Message::Reply { id: 1, body: done(1) },
         Message::Peer(PeerMessage::ReadIndex { id: 1 }),
         hello(HelloRole::Client, cluster),
         Message::Refused { reason: "no".into() },
@@ -693,7 +699,8 @@ impl Liar {
                 answered_below: 1,
                 begun: Timestamp::ZERO,
             };
-            let op = WriteOp::Del { key: Bytes::from_static(b"before") };
+            let op =
+                WriteOp::Del(Del { key: Bytes::from_static(b"before"), tells_previous: false });
             let last_of_all = LogCommand::write(Timestamp(i64::MAX), request, op).encode();
             append(last_index, term, last_of_all);
             append(0, 0, Bytes::new());
@@ -701,10 +708,7 @@ impl Liar {
                 PeerMessage::StateHashOk { id: 1, hash: Some(5) },
                 PeerMessage::LogTermOk { id: 1, term: Some(ahead) },
                 PeerMessage::ReadIndexOk { id: 1, index: u64::MAX },
-                PeerMessage::Forwarded {
-                    id: 1,
-                    reply: Some(Reply::PutOk { timestamp: Timestamp(i64::MAX) }),
-                },
+                PeerMessage::Forwarded { id: 1, reply: Some(done(i64::MAX)) },
                 PeerMessage::About { wall_us: i64::MAX, level: u32::MAX },
                 PeerMessage::Disk { full: true },
             ]);
@@ -858,10 +862,10 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
             continue;
         }
         let pair = |key: u32| (Bytes::from(format!("{number}-{key}")), Bytes::from_static(b"v"));
-        let all = WriteOp::PutAll { pairs: (0..125_000).map(pair).collect() };
+        let all = WriteOp::PutAll(PutAll { pairs: (0..125_000).map(pair).collect() });
         let (key, value) = (Bytes::from(format!("{number}-1")), Bytes::from_static(b"after"));
         let mut made = [Timestamp::ZERO; 2];
-        let ops = [all, WriteOp::Put { key, value }];
+        let ops = [all, WriteOp::Put(Put { key, value, tells_previous: false })];
         let requests = (0..).zip(ops).map(|(id, op)| {
             let sequence = 2 * round + id + 1;
             let client = ClientId(1_000 + number);
@@ -871,7 +875,7 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
                 answered_below: 2 * round + 1,
                 begun: Timestamp::ZERO,
             };
-            let body = Request::Write(WriteRequest { request, op, previous: false });
+            let body = Request::Write(WriteRequest { request, op });
             Message::Request { id, body }
         });
         let requests: Vec<Message> = requests.collect();
@@ -880,7 +884,7 @@ fn attack_with_large_frames(address: SocketAddr, number: u64, rounds: u64) {
             match raw.receive() {
                 Some(Message::Reply {
                     id,
-                    body: Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. },
+                    body: Reply::WriteOk(WriteAnswer { timestamp, .. }),
                 }) => made[id as usize] = timestamp,
                 // A million keys at once may take a slow machine longer than a server waits for
                 // them, or than they wait for their turn.
@@ -1042,7 +1046,7 @@ fn a_server_that_answers_the_greeting_wrongly_is_named_in_the_log() {
     // One that greets well, and then forgets that it was asked nothing.
     let mut odd = accept();
     odd.send(&welcome(cluster, 3));
-    odd.send(&Message::Reply { id: 1, body: Reply::PutOk { timestamp: Timestamp(1) } });
+    odd.send(&Message::Reply { id: 1, body: done(1) });
     while odd.receive().is_some() {}
     let said = format!("no link to server 3 at {address}: it sent what no server expects");
     eventually("the log says so", || group.log(0).contains(&said).then_some(()));

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acervo::client::{Ask, Causality, Client, ClientBuilder, ClientError, Event, Timing};
-use acervo::model::{ClientId, Effect, RequestId, Timestamp, WriteOp};
+use acervo::model::{ClientId, Effect, OpResult, Operation, Put, RequestId, Timestamp, WriteOp};
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, Message, Reply, Request};
 use fake_server::{FakeServer, Heard, Link, error, missing, nobody, put_ok, value, write_ok};
 
@@ -174,7 +174,8 @@ fn servers_that_stop_or_cannot_read_their_store_are_left_for_others() {
 fn what_nothing_can_cure_is_handed_to_the_caller_at_once() {
     let server = FakeServer::start(|id, request, link| {
         let Request::Write(write) = request else { panic!("{request:?}") };
-        let code = match &write.op.key().unwrap()[..] {
+        let WriteOp::Put(Put { key, .. }) = write.op else { panic!("{:?}", write.op) };
+        let code = match &key[..] {
             b"majority" => ErrorCode::NoMajority,
             b"invalid" => ErrorCode::Invalid,
             _ => ErrorCode::StaleRequest,
@@ -611,7 +612,9 @@ fn a_session_sends_the_greatest_timestamp_with_every_key() {
 #[test]
 fn per_key_a_client_sends_what_it_saw_of_that_key() {
     let server = FakeServer::start(|id, request, link| match request {
-        Request::Write(write) if write.op.key().unwrap() == "gone" => {
+        Request::Write(write)
+            if write.op.tells_before(OpResult::Done).is_some_and(|key| key == "gone") =>
+        {
             link.reply(id, write_ok(20, Some((5, "old"))));
         }
         Request::Write(_) => link.reply(id, put_ok(10)),
@@ -849,7 +852,8 @@ fn a_write_that_was_given_up_before_the_server_greeted_is_never_sent() {
         Request::Write(write) => write.op,
         other => panic!("{other:?}"),
     });
-    let wanted = WriteOp::Put { key: "k".into(), value: "wanted".into() };
+    let wanted =
+        WriteOp::Put(Put { key: "k".into(), value: "wanted".into(), tells_previous: false });
     assert!(values.collect::<Vec<_>>().iter().all(|sent| *sent == wanted));
 }
 

@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Timing, Version};
 use acervo::limits;
-use acervo::model::{PageNext, PageOf, Previous, Timestamp, WriteOp};
+use acervo::model::{
+    Barrier, DelAll, DelRange, OpResult, Operation, PageNext, PageOf, Previous, PutAll, Timestamp,
+    WriteAnswer, WriteOp,
+};
 use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, Request, WriteRequest};
 use bytes::Bytes;
 use fake_server::{FakeServer, Link, error, missing, nobody, put_ok, value, write_ok};
@@ -328,7 +331,7 @@ fn server_with_marks(mark: i64) -> FakeServer {
         let refuses = |at: Timestamp, session: Timestamp| at.0.max(session.0) > *applied;
         match request {
             Request::Write(write) => {
-                assert_eq!(write.op, WriteOp::Mark);
+                assert_eq!(write.op, WriteOp::Barrier(Barrier {}));
                 *applied = mark;
                 link.reply(id, write_ok(mark, None));
             }
@@ -371,7 +374,7 @@ fn as_of_what_this_client_has_seen_no_mark_is_needed() {
     let refusals = AtomicUsize::new(0);
     let server = FakeServer::start(move |id, request, link| match request {
         Request::Write(write) => {
-            assert_ne!(write.op, WriteOp::Mark);
+            assert_ne!(write.op, WriteOp::Barrier(Barrier {}));
             link.reply(id, put_ok(50));
         }
         _ if refusals.fetch_add(1, Ordering::SeqCst) < 5 => link.reply(id, REFUSAL),
@@ -436,7 +439,9 @@ fn the_past_neither_moves_nor_obeys_a_keys_timestamp() {
 #[test]
 fn per_key_too_the_past_of_a_removed_key_stays_removed() {
     let server = FakeServer::start(|id, request, link| match request {
-        Request::Write(write) if write.op.key().unwrap() == "trimmed" => {
+        Request::Write(write)
+            if write.op.tells_before(OpResult::Done).is_some_and(|key| key == "trimmed") =>
+        {
             link.reply(id, write_ok(60, Some((40, "kept"))));
         }
         Request::Write(_) => link.reply(id, write_ok(50, Some((40, "old")))),
@@ -539,11 +544,11 @@ fn reads_of_keys_alone_say_so_on_every_page() {
 fn writes_on_one_key_tell_what_was_before() {
     let server = FakeServer::start(|id, request, link| {
         let Request::Write(write) = request else { panic!("{request:?}") };
-        assert!(write.previous);
+        assert!(write.op.tells_before(OpResult::Done).is_some());
         let previous = match write.op {
-            WriteOp::Put { .. } => (0, ""),
-            WriteOp::Del { .. } => (20, ""),
-            WriteOp::Trim { .. } => (30, "kept"),
+            WriteOp::Put(_) => (0, ""),
+            WriteOp::Del(_) => (20, ""),
+            WriteOp::Trim(_) => (30, "kept"),
             other => panic!("{other:?}"),
         };
         link.reply(id, write_ok(40, Some(previous)));
@@ -562,12 +567,19 @@ fn writes_on_one_key_tell_what_was_before() {
 /// which does not mean that there was nothing.
 #[test]
 fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
-    let too_long = Some(Previous { timestamp: Timestamp(20), value: None });
+    let too_long = Some(Previous::Value { timestamp: Timestamp(20), value: None });
     for told in [too_long, None] {
         let server = FakeServer::start(move |id, request, link| match request {
             Request::Write(_) => {
                 let previous = told.clone();
-                link.reply(id, Reply::WriteOk { timestamp: Timestamp(40), previous });
+                link.reply(
+                    id,
+                    Reply::WriteOk(WriteAnswer {
+                        timestamp: Timestamp(40),
+                        result: OpResult::Done,
+                        previous,
+                    }),
+                );
             }
             Request::Page(request) => {
                 assert_eq!(request.of, keys(&["k"]));
@@ -612,10 +624,10 @@ fn writes_on_many_keys_are_one_write_and_what_was_before_is_read_when_wanted() {
     let pair = |key: &'static str, value: &'static str| (key.into(), value.into());
     assert_eq!(
         sent[0].op,
-        WriteOp::PutAll { pairs: vec![pair("b", "1"), pair("a", "2"), pair("b", "3")] }
+        WriteOp::PutAll(PutAll { pairs: vec![pair("b", "1"), pair("a", "2"), pair("b", "3")] })
     );
-    assert_eq!(sent[1].op, WriteOp::DelAll { keys: vec!["x".into()] });
-    assert_eq!(sent[2].op, WriteOp::DelRange { from: "a".into(), to: "z".into() });
+    assert_eq!(sent[1].op, WriteOp::DelAll(DelAll { keys: vec!["x".into()] }));
+    assert_eq!(sent[2].op, WriteOp::DelRange(DelRange { from: "a".into(), to: "z".into() }));
     assert_eq!(pages(&server).len(), 3, "what nobody wants is not read");
 }
 

@@ -10,8 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
-use acervo::model::Timestamp;
-use fake_server::{FakeServer, error};
+use fake_server::{FakeServer, error, write_ok};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::terminal::Terminal;
@@ -723,11 +722,10 @@ fn status_describes_every_server() {
 /// A write that is done is done, whether or not what it replaced can be told.
 #[test]
 fn a_write_that_is_done_does_not_fail_for_what_it_cannot_tell_of_before() {
-    use acervo::wire::message::{ErrorCode, Reply, Request};
+    use acervo::wire::message::{ErrorCode, Request};
     let server = FakeServer::start(|id, request, link| match request {
         Request::Write(_) => {
-            let timestamp = Timestamp(70);
-            link.reply(id, Reply::WriteOk { timestamp, previous: None });
+            link.reply(id, write_ok(70, None));
         }
         _ => link.reply(id, error(ErrorCode::Expired, "it has been removed for good", 0)),
     });

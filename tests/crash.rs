@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use acervo::model::{
-    ClientId, Command, HardState, LogBatch, LogEntry, LogIndex, RequestId, StateLimits, Term,
-    Timestamp, WriteOp,
+    ClientId, Command, Del, HardState, LogBatch, LogEntry, LogIndex, Put, RequestId, StateLimits,
+    Term, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -532,9 +532,13 @@ fn random_command(rng: &mut StdRng, timestamp: i64) -> Command {
     let key = Bytes::from(vec![rng.random_range(0..6u8); 3]);
     let sequence = rng.random_range(1..40);
     let op = if rng.random_bool(0.7) {
-        WriteOp::Put { key, value: Bytes::from(format!("value {timestamp}")) }
+        WriteOp::Put(Put {
+            key,
+            value: Bytes::from(format!("value {timestamp}")),
+            tells_previous: false,
+        })
     } else {
-        WriteOp::Del { key }
+        WriteOp::Del(Del { key, tells_previous: false })
     };
     // Each client begins with its first write; without a session nothing else is applied.
     let first = (timestamp <= 3).then_some(timestamp as u64);

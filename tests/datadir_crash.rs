@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use acervo::limits::ShrinkLimits;
 use acervo::model::{
-    AppliedPoint, ClientId, ClusterId, Command, DiskSpace, HardState, LogBatch, LogEntry, LogIndex,
-    NodeId, RequestId, StateLimits, Timestamp, WriteOp,
+    AppliedPoint, ClientId, ClusterId, Command, Del, DiskSpace, HardState, LogBatch, LogEntry,
+    LogIndex, NodeId, Put, RequestId, StateLimits, Timestamp, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::datadir::{DataDir, Untrusted};
@@ -42,7 +42,11 @@ fn put(index: LogIndex) -> LogEntry {
         begun: Timestamp::ZERO,
     };
     let key = Bytes::from(format!("key {}", index % 50));
-    let op = WriteOp::Put { key, value: Bytes::from(format!("value {index}")) };
+    let op = WriteOp::Put(Put {
+        key,
+        value: Bytes::from(format!("value {index}")),
+        tells_previous: false,
+    });
     LogEntry { term: 1, index, data: Command::write(Timestamp(index as i64), request, op).encode() }
 }
 
@@ -215,10 +219,11 @@ fn check_every_moment(plan: Plan) {
 /// Entries with values of some length.
 fn large(first: LogIndex, last: LogIndex) -> LogBatch {
     let put = |index: LogIndex| {
-        let op = WriteOp::Put {
+        let op = WriteOp::Put(Put {
             key: Bytes::from(format!("large {index}")),
             value: Bytes::from(vec![b'v'; 16 * 1024]),
-        };
+            tells_previous: false,
+        });
         command(index, op)
     };
     LogBatch { entries: (first..=last).map(put).collect(), ..LogBatch::default() }
@@ -261,7 +266,10 @@ fn a_full_disk_has_room_for_removals_and_for_a_start_and_then_waits_for_room() {
     let used_bytes = DISK_BYTES - disk.space().unwrap().free_bytes as usize;
     disk.set_faults(full_at(used_bytes));
     for index in last + 1..=last + 5 {
-        let op = WriteOp::Del { key: Bytes::from(format!("large {}", index - last)) };
+        let op = WriteOp::Del(Del {
+            key: Bytes::from(format!("large {}", index - last)),
+            tells_previous: false,
+        });
         let entry = command(index, op);
         log.append(&[LogBatch { entries: vec![entry.clone()], ..LogBatch::default() }]).unwrap();
         machine.apply(&[entry]).unwrap();

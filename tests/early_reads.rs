@@ -5,7 +5,7 @@
 mod support;
 
 use acervo::limits;
-use acervo::model::{Timestamp, WriteOp};
+use acervo::model::{PutAll, Timestamp, WriteOp};
 use acervo::wire::message::{GetRequest, Message, Reply, Request};
 use bytes::Bytes;
 use rustix::process::Signal;
@@ -47,7 +47,7 @@ fn a_read_right_behind_its_write_is_answered_where_the_write_was() {
         }
         let value = round.to_string().into_bytes();
         let written = match ask(&mut raw, 2 * round, put(round, b"k", value.clone())) {
-            Reply::WriteOk { timestamp, .. } | Reply::PutOk { timestamp } => timestamp,
+            Reply::WriteOk(answer) => answer.timestamp,
             other => panic!("not written but {other:?}"),
         };
         // PUT_OK says that it is stored; it is applied a moment later.
@@ -131,7 +131,7 @@ fn writers_do_not_run_ahead_of_the_state_machine_by_more_than_the_bound() {
         for raw in &mut writers {
             for _ in 0..window {
                 match reply(raw).1 {
-                    Reply::PutOk { .. } => acknowledged += 1,
+                    Reply::WriteOk(_) => acknowledged += 1,
                     other => panic!("not written but {other:?}"),
                 }
             }
@@ -158,7 +158,8 @@ fn put_many(sequence: u64) -> Request {
     };
     let key = |n: usize| (Bytes::from(format!("many/{n}")), Bytes::from_static(b"v"));
     write.request.client.0 += 1_000;
-    write.op = WriteOp::PutAll { pairs: (0..limits::TRANSACTION_KEYS_MAX).map(key).collect() };
+    write.op =
+        WriteOp::PutAll(PutAll { pairs: (0..limits::TRANSACTION_KEYS_MAX).map(key).collect() });
     Request::Write(write)
 }
 

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
-    ClientId, ClusterId, ContentId, Effect, EncodedWrite, FileEntry, FileName, LogEntry, NodeId,
-    PageNext, PageOf, PeerId, Previous, RequestId, Row, Timestamp, WriteOp,
+    Barrier, ClientId, ClusterId, ContentId, Del, Effect, EncodedWrite, FileEntry, FileName,
+    LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, RequestId, Row,
+    Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -21,6 +22,10 @@ const DOCUMENT: &str = include_str!("../docs/PROTOCOL.md");
 /// What the server of the examples says when it greets, and what their client begins with.
 const BEGUN: Timestamp = Timestamp(1_699_999_999_000_000);
 
+fn written(timestamp: Timestamp, previous: Option<Previous>) -> Reply {
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
+}
+
 /// What the document says each example is.
 fn examples() -> Vec<(&'static str, Message)> {
     let request = |sequence, answered_below| RequestId {
@@ -31,15 +36,17 @@ fn examples() -> Vec<(&'static str, Message)> {
     };
     let put = WriteRequest {
         request: request(1, 1),
-        op: WriteOp::Put { key: Bytes::from_static(b"lua"), value: Bytes::from_static(b"cheia") },
-        previous: false,
+        op: WriteOp::Put(Put {
+            key: Bytes::from_static(b"lua"),
+            value: Bytes::from_static(b"cheia"),
+            tells_previous: false,
+        }),
     };
     let pair = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
-    let both = WriteOp::PutAll { pairs: vec![pair("lua", "nova"), pair("sol", "")] };
-    let del = WriteOp::Del { key: Bytes::from_static(b"lua") };
-    let write = |sequence, op, previous| {
-        Request::Write(WriteRequest { request: request(sequence, sequence), op, previous })
-    };
+    let both = WriteOp::PutAll(PutAll { pairs: vec![pair("lua", "nova"), pair("sol", "")] });
+    let del = WriteOp::Del(Del { key: Bytes::from_static(b"lua"), tells_previous: true });
+    let write =
+        |sequence, op| Request::Write(WriteRequest { request: request(sequence, sequence), op });
     let page = |of, at, seen, session| {
         let (at, seen, session) = (Timestamp(at), Timestamp(seen), Timestamp(session));
         let (linearizable, rows_max, keys_only) = (false, 2, false);
@@ -129,7 +136,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             }),
         ),
         ("put", Message::Request { id: 1, body: Request::Write(put.clone()) }),
-        ("put-ok", Message::Reply { id: 1, body: Reply::PutOk { timestamp: stamp } }),
+        ("put-ok", Message::Reply { id: 1, body: written(stamp, None) }),
         (
             "get",
             Message::Request {
@@ -161,14 +168,8 @@ fn examples() -> Vec<(&'static str, Message)> {
                 body: Reply::GetOk { value: None, timestamp: Timestamp::ZERO, as_of: stamp },
             },
         ),
-        ("putall", Message::Request { id: 6, body: write(2, both, false) }),
-        (
-            "putall-ok",
-            Message::Reply {
-                id: 6,
-                body: Reply::WriteOk { timestamp: Timestamp(stamp.0 + 16), previous: None },
-            },
-        ),
+        ("putall", Message::Request { id: 6, body: write(2, both) }),
+        ("putall-ok", Message::Reply { id: 6, body: written(Timestamp(stamp.0 + 16), None) }),
         (
             "before",
             Message::Request {
@@ -213,21 +214,21 @@ fn examples() -> Vec<(&'static str, Message)> {
             "page-next",
             Message::Request { id: 9, body: page(range("mar"), stamp.0 + 32, stamp.0 + 32, 0) },
         ),
-        ("del", Message::Request { id: 10, body: write(3, del, true) }),
+        ("del", Message::Request { id: 10, body: write(3, del) }),
         (
             "del-ok",
             Message::Reply {
                 id: 10,
-                body: Reply::WriteOk {
-                    timestamp: Timestamp(stamp.0 + 48),
-                    previous: Some(Previous {
+                body: written(
+                    Timestamp(stamp.0 + 48),
+                    Some(Previous::Value {
                         timestamp: Timestamp(stamp.0 + 16),
                         value: Some(Bytes::from_static(b"nova")),
                     }),
-                },
+                ),
             },
         ),
-        ("mark", Message::Request { id: 11, body: write(4, WriteOp::Mark, false) }),
+        ("barrier", Message::Request { id: 11, body: write(4, WriteOp::Barrier(Barrier {})) }),
         (
             "error",
             Message::Reply {
@@ -260,7 +261,7 @@ fn examples() -> Vec<(&'static str, Message)> {
             Message::Peer(PeerMessage::Forward {
                 id: 9,
                 client: "127.0.0.1:50000".parse().expect("an address"),
-                write: EncodedWrite::new(put.request, put.op, put.previous),
+                write: EncodedWrite::new(put.request, put.op),
             }),
         ),
         (

@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, ClientId, Command, GarbageCollection, History, LogEntry, PageNext, PageOf, RequestId,
-    Row, StateLimits, Timestamp, WriteOp,
+    Action, Barrier, ClientId, Command, Del, DelAll, DelRange, GarbageCollection, History,
+    LogEntry, Operation, PageNext, PageOf, Previous, Put, PutAll, RequestId, Row, SetHistory,
+    StateLimits, Timestamp, Trim, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -59,19 +60,23 @@ impl Model {
             state.entry(key.clone()).or_default().insert(at, value.clone());
         };
         match op {
-            WriteOp::Put { key, value } => put(&mut state, key, value),
-            WriteOp::PutAll { pairs } => pairs.iter().for_each(|(k, v)| put(&mut state, k, v)),
-            WriteOp::Del { key } => drop(state.remove(key)),
-            WriteOp::DelAll { keys } => keys.iter().for_each(|key| drop(state.remove(key))),
-            WriteOp::DelRange { from, to } => state.retain(|key, _| key < from || to < key),
-            WriteOp::Trim { key } => {
+            WriteOp::Put(Put { key, value, .. }) => put(&mut state, key, value),
+            WriteOp::PutAll(PutAll { pairs }) => {
+                pairs.iter().for_each(|(k, v)| put(&mut state, k, v))
+            }
+            WriteOp::Del(Del { key, .. }) => drop(state.remove(key)),
+            WriteOp::DelAll(DelAll { keys }) => keys.iter().for_each(|key| drop(state.remove(key))),
+            WriteOp::DelRange(DelRange { from, to }) => {
+                state.retain(|key, _| key < from || to < key)
+            }
+            WriteOp::Trim(Trim { key, .. }) => {
                 if let Some(versions) = state.get_mut(key)
                     && let Some((newest, value)) = versions.pop_last()
                 {
                     *versions = BTreeMap::from([(newest, value)]);
                 }
             }
-            WriteOp::Mark | WriteOp::SetHistory { .. } => {}
+            WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
         }
         self.moments.push((at, state));
     }
@@ -206,9 +211,9 @@ impl World {
             answered_below: 0,
             begun: Timestamp::ZERO,
         };
-        let at = self.push(Action::Write { request, op: op.clone(), previous: true });
+        let at = self.push(Action::Write { request, op: op.clone() });
         self.model.apply(at, op);
-        if let WriteOp::SetHistory { history } = op {
+        if let WriteOp::SetHistory(SetHistory { history }) = op {
             self.history = *history;
         }
     }
@@ -221,12 +226,16 @@ impl World {
         assert_eq!(answers, self.disk.apply_answering(entries).unwrap());
         assert_eq!(self.memory.1.applied(), self.disk.applied());
         for answer in answers.writes {
-            let outcome = answer.outcome.unwrap();
-            let before = outcome.timestamp.0 - 1;
+            let WriteFate::Answered(answered) = answer.fate else { panic!("{answer:?}") };
+            let before = answered.timestamp.0 - 1;
             let command = Command::decode(&self.log[answer.index as usize - 1].data).unwrap();
             let Action::Write { op, .. } = command.unwrap().action else { panic!("a write") };
-            let expected = op.key().map(|key| self.model.get(key, before, before));
-            let told = answer.previous.map(|previous| (previous.value, previous.timestamp.0));
+            let key = op.tells_before(answered.result);
+            let expected = key.map(|key| self.model.get(key, before, before));
+            let told = answered.previous.map(|previous| match previous {
+                Previous::Absent => (None, 0),
+                Previous::Value { timestamp, value } => (value, timestamp.0),
+            });
             assert_eq!(told, expected.map(|(_, value, version)| (value, version)), "{op:?}");
         }
     }
@@ -432,14 +441,16 @@ fn value() -> impl Strategy<Value = Bytes> {
 
 fn op() -> impl Strategy<Value = WriteOp> {
     prop_oneof![
-        6 => (key(), value()).prop_map(|(key, value)| WriteOp::Put { key, value }),
+        6 => (key(), value()).prop_map(|(key, value)| {
+            WriteOp::Put(Put { key, value, tells_previous: true })
+        }),
         2 => prop::collection::vec((key(), value()), 0..5)
-            .prop_map(|pairs| WriteOp::PutAll { pairs }),
-        2 => key().prop_map(|key| WriteOp::Del { key }),
-        1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll { keys }),
-        1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
-        2 => key().prop_map(|key| WriteOp::Trim { key }),
-        1 => Just(WriteOp::Mark),
+            .prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
+        2 => key().prop_map(|key| WriteOp::Del(Del { key, tells_previous: true })),
+        1 => prop::collection::vec(key(), 0..4).prop_map(|keys| WriteOp::DelAll(DelAll { keys })),
+        1 => (key(), key()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
+        2 => key().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
+        1 => Just(WriteOp::Barrier(Barrier {})),
     ]
 }
 
@@ -487,7 +498,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(age, piece, pieces)| Step::Purge { age, piece, pieces }),
         2 => (0..400i64, piece, 1..20usize)
             .prop_map(|(age, piece, pieces)| Step::Sweep { age, piece, pieces }),
-        1 => history.prop_map(|history| Step::Write(WriteOp::SetHistory { history })),
+        1 => history.prop_map(|history| Step::Write(WriteOp::SetHistory(SetHistory { history }))),
         6 => (any::<prop::sample::Index>(), any::<prop::sample::Index>(), page_limits()).prop_map(
             |(at, seen, most)| Step::Check {
                 at: at.index(1_000) as i64,
@@ -570,12 +581,18 @@ fn a_long_range_is_gone_at_once_and_leaves_the_disk_in_pieces() {
     let count = 4 * limits::REMOVAL_SCAN_ROWS_MAX;
     let ends = [key(0), key(count / 2), key(count - 1), key(count), Bytes::from("l")];
     let mut world = World::new(StateLimits::default());
-    world.write(&WriteOp::PutAll { pairs: (0..count).map(|n| (key(n), value("old"))).collect() });
-    world.write(&WriteOp::Put { key: Bytes::from("l"), value: value("outside") });
+    world.write(&WriteOp::PutAll(PutAll {
+        pairs: (0..count).map(|n| (key(n), value("old"))).collect(),
+    }));
+    world.write(&WriteOp::Put(Put {
+        key: Bytes::from("l"),
+        value: value("outside"),
+        tells_previous: true,
+    }));
     let before = world.last;
-    world.write(&WriteOp::DelRange { from: key(1), to: key(count) });
-    world.write(&WriteOp::Put { key: key(7), value: value("new") });
-    world.write(&WriteOp::Trim { key: key(7) });
+    world.write(&WriteOp::DelRange(DelRange { from: key(1), to: key(count) }));
+    world.write(&WriteOp::Put(Put { key: key(7), value: value("new"), tells_previous: true }));
+    world.write(&WriteOp::Trim(Trim { key: key(7), tells_previous: true }));
     world.settle();
     world.check(&ends, world.last, world.last, page_of(100));
     world.check(&ends, before, world.last, page_of(100));
@@ -616,10 +633,10 @@ fn too_many_long_ranges_at_once_are_refused() {
     let key = |number: usize| Bytes::from(format!("key {number:05}"));
     let mut world = World::new(StateLimits::default());
     let rows = 2 * limits::REMOVAL_SCAN_ROWS_MAX;
-    let all = WriteOp::DelRange { from: key(0), to: key(rows) };
+    let all = WriteOp::DelRange(DelRange { from: key(0), to: key(rows) });
     for round in 0..=limits::RANGE_REMOVALS_MAX {
         let pairs = (0..rows).map(|number| (key(number), Bytes::new())).collect();
-        world.write(&WriteOp::PutAll { pairs });
+        world.write(&WriteOp::PutAll(PutAll { pairs }));
         world.settle();
         if round < limits::RANGE_REMOVALS_MAX {
             world.write(&all);
@@ -632,9 +649,9 @@ fn too_many_long_ranges_at_once_are_refused() {
         answered_below: 0,
         begun: Timestamp::ZERO,
     };
-    world.push(Action::Write { request, op: all, previous: false });
+    world.push(Action::Write { request, op: all });
     let applied = world.disk.apply(&world.log[world.log.len() - 1..]).unwrap();
-    assert!(applied.writes[0].outcome.unwrap().refused);
+    assert_eq!(applied.writes[0].fate, WriteFate::Refused);
     assert!(world.disk.store().get(&key(5)).unwrap().is_some());
 }
 
@@ -645,12 +662,22 @@ fn a_sweep_comes_to_its_end_whatever_it_keeps() {
     let hot = Bytes::from("hot");
     let versions = 3 * limits::COLLECTION_ROWS_MAX;
     for number in 0..versions {
-        world.write(&WriteOp::Put { key: hot.clone(), value: Bytes::from(number.to_string()) });
+        world.write(&WriteOp::Put(Put {
+            key: hot.clone(),
+            value: Bytes::from(number.to_string()),
+            tells_previous: true,
+        }));
     }
-    world.write(&WriteOp::Put { key: Bytes::from("other"), value: Bytes::new() });
+    world.write(&WriteOp::Put(Put {
+        key: Bytes::from("other"),
+        value: Bytes::new(),
+        tells_previous: true,
+    }));
     world.settle();
     let kept = 2 * limits::COLLECTION_ROWS_MAX + 5;
-    world.write(&WriteOp::SetHistory { history: History::Versions { count: kept as u32 } });
+    world.write(&WriteOp::SetHistory(SetHistory {
+        history: History::Versions { count: kept as u32 },
+    }));
     let mut pieces = 0;
     while world.sweep(world.last as u64, (ROWS_MAX, BYTES_MAX)) {
         pieces += 1;
@@ -672,16 +699,21 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     let mut world = World::new(StateLimits::default());
     for _ in 0..3 {
         for key in &keys {
-            world.write(&WriteOp::Put {
+            world.write(&WriteOp::Put(Put {
                 key: key.clone(),
                 value: Bytes::from(world.last.to_string()),
-            });
+                tells_previous: true,
+            }));
         }
     }
     let past = world.last;
     world.last += 10 * limits::REMOVAL_GRACE.as_micros() as i64;
     for _ in 0..2 {
-        world.write(&WriteOp::Put { key: keys[3].clone(), value: Bytes::new() });
+        world.write(&WriteOp::Put(Put {
+            key: keys[3].clone(),
+            value: Bytes::new(),
+            tells_previous: true,
+        }));
     }
     world.settle();
     let began = world.last;
@@ -699,7 +731,7 @@ fn a_long_read_of_the_past_shows_in_every_page_what_the_history_keeps() {
     assert_eq!(first.next, Some(PageNext::From(keys[2].clone())));
     world.last += 2 * limits::REMOVAL_GRACE.as_micros() as i64;
     // The log's clock moves with what is written.
-    world.write(&WriteOp::SetHistory { history: History::Versions { count: 2 } });
+    world.write(&WriteOp::SetHistory(SetHistory { history: History::Versions { count: 2 } }));
     while world.sweep(world.last as u64, (ROWS_MAX, BYTES_MAX)) {}
 
     let mut shown = first.rows;
@@ -783,12 +815,14 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
     const VALUE_BYTES: usize = 10_000;
     const BYTES_MAX: u64 = 50_000;
     let (hot, others) = (Bytes::from("hot"), 5u8..9);
-    let put = |key: Bytes| WriteOp::Put { key, value: vec![7; VALUE_BYTES].into() };
+    let put = |key: Bytes| {
+        WriteOp::Put(Put { key, value: vec![7; VALUE_BYTES].into(), tells_previous: false })
+    };
     let other = |number: u8| Bytes::from(vec![b'o', number]);
     let removals: [&[WriteOp]; 4] = [
-        &[WriteOp::Del { key: hot.clone() }],
-        &[WriteOp::Trim { key: hot.clone() }],
-        &[WriteOp::DelRange { from: Bytes::from("a"), to: Bytes::from("z") }],
+        &[WriteOp::Del(Del { key: hot.clone(), tells_previous: true })],
+        &[WriteOp::Trim(Trim { key: hot.clone(), tells_previous: true })],
+        &[WriteOp::DelRange(DelRange { from: Bytes::from("a"), to: Bytes::from("z") })],
         &[],
     ];
     let histories = [
@@ -826,9 +860,9 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
                 answered_below: sequence,
                 begun: Timestamp::ZERO,
             };
-            Action::Write { request, op, previous: false }
+            Action::Write { request, op }
         };
-        let set = WriteOp::SetHistory { history };
+        let set = WriteOp::SetHistory(SetHistory { history });
         if !late {
             apply(write(set.clone()));
         }
@@ -873,7 +907,7 @@ fn no_piece_of_work_in_the_background_reads_much_more_than_it_may() {
         let of = PageOf::Versions { key: hot.clone() };
         let left = pages(&machine.store(), of, read_view, page_of(1_000)).unwrap().len();
         let stays = match (removal.first(), history) {
-            (Some(WriteOp::Trim { .. }), History::Versions { count: 2.. }) => 2,
+            (Some(WriteOp::Trim(_)), History::Versions { count: 2.. }) => 2,
             (Some(_), _) | (None, History::For { .. } | History::All) => 1,
             (None, History::Versions { count }) => count.min(61) as usize,
         };
@@ -888,11 +922,14 @@ fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
     const ROUNDS: u64 = 300;
     const RANGES: u64 = 60;
     let key = Bytes::from("k");
-    let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
-    let (del, trim) = (WriteOp::Del { key: key.clone() }, WriteOp::Trim { key });
+    let put = WriteOp::Put(Put { key: key.clone(), value: Bytes::new(), tells_previous: true });
+    let (del, trim) = (
+        WriteOp::Del(Del { key: key.clone(), tells_previous: true }),
+        WriteOp::Trim(Trim { key, tells_previous: true }),
+    );
     let pairs = (0..20u8).map(|key| (vec![b'k', key].into(), Bytes::new())).collect();
-    let put_all = WriteOp::PutAll { pairs };
-    let del_range = WriteOp::DelRange { from: Bytes::from("a"), to: Bytes::from("z") };
+    let put_all = WriteOp::PutAll(PutAll { pairs });
+    let del_range = WriteOp::DelRange(DelRange { from: Bytes::from("a"), to: Bytes::from("z") });
     let again = |round: Vec<WriteOp>, times: u64| {
         (0..times).flat_map(move |_| round.clone()).collect::<Vec<WriteOp>>()
     };
@@ -923,7 +960,7 @@ fn a_piece_of_a_purge_reads_over_what_it_has_removed_no_more_than_it_may() {
         for (sequence, op) in (1..).zip(ops.iter().cloned()) {
             let (client, begun) = (ClientId(1), Timestamp::ZERO);
             let request = RequestId { client, sequence, answered_below: sequence, begun };
-            apply(Action::Write { request, op, previous: false });
+            apply(Action::Write { request, op });
         }
         let most = 8 * u64::from(rows_max) + 4 * RANGES + 20;
         let purge =
@@ -962,10 +999,15 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
             answered_below: sequence,
             begun: Timestamp::ZERO,
         };
-        Action::Write { request, op, previous: false }
+        Action::Write { request, op }
     };
-    let put =
-        |key: u64| WriteOp::Put { key: key.to_be_bytes().to_vec().into(), value: Bytes::new() };
+    let put = |key: u64| {
+        WriteOp::Put(Put {
+            key: key.to_be_bytes().to_vec().into(),
+            value: Bytes::new(),
+            tells_previous: true,
+        })
+    };
     let piece = |rows_max| {
         let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
         Action::GarbageCollection(GarbageCollection::History {
@@ -975,9 +1017,9 @@ fn a_sweep_looks_only_at_keys_that_got_a_version() {
             bytes_max,
         })
     };
-    apply(write(1, WriteOp::SetHistory { history }));
+    apply(write(1, WriteOp::SetHistory(SetHistory { history })));
     let pairs = (0..KEYS).map(|key| (key.to_be_bytes().to_vec().into(), Bytes::new())).collect();
-    apply(write(2, WriteOp::PutAll { pairs }));
+    apply(write(2, WriteOp::PutAll(PutAll { pairs })));
     while apply(piece(ROWS_MAX)).is_some() {}
     for sequence in 3..6 {
         apply(write(sequence, put(7)));
@@ -1018,9 +1060,11 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
         (left.history_due_us, left.oldest_removal_us, rows.load(Ordering::Relaxed))
     };
     let key = Bytes::from("k");
-    let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
-    let mut ops = vec![WriteOp::SetHistory { history }];
-    (0..REMOVALS).for_each(|_| ops.extend([put.clone(), WriteOp::Del { key: key.clone() }]));
+    let put = WriteOp::Put(Put { key: key.clone(), value: Bytes::new(), tells_previous: true });
+    let mut ops = vec![WriteOp::SetHistory(SetHistory { history })];
+    (0..REMOVALS).for_each(|_| {
+        ops.extend([put.clone(), WriteOp::Del(Del { key: key.clone(), tells_previous: true })])
+    });
     ops.push(put);
     for (sequence, op) in (1..).zip(ops) {
         let request = RequestId {
@@ -1029,7 +1073,7 @@ fn a_sweep_counts_the_removals_that_it_passes_over() {
             answered_below: sequence,
             begun: Timestamp::ZERO,
         };
-        apply(Action::Write { request, op, previous: false });
+        apply(Action::Write { request, op });
     }
     for (rows_max, most) in [(4, 60), (20, 200)] {
         let (as_of_us, bytes_max) = (u64::MAX, BYTES_MAX);
@@ -1071,13 +1115,13 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
         let mut world = World::new(StateLimits { removal_grace_us: 0, ..StateLimits::default() });
         let put = |world: &mut World, key: &Bytes, round: u8| {
             let value = vec![round; VALUE_BYTES].into();
-            world.write(&WriteOp::Put { key: key.clone(), value });
+            world.write(&WriteOp::Put(Put { key: key.clone(), value, tells_previous: true }));
         };
         (0..ROUNDS).for_each(|round| keys.iter().for_each(|key| put(&mut world, key, round)));
         let as_of_us = world.last as u64;
         // Half of the keys have a version that is too new for the sweep.
         keys[KEYS / 2..].iter().for_each(|key| put(&mut world, key, ROUNDS));
-        world.write(&WriteOp::SetHistory { history });
+        world.write(&WriteOp::SetHistory(SetHistory { history }));
         world.settle();
         world.disk.checkpoint().unwrap();
         let reusable_bytes = world.disk.reusable_bytes();
@@ -1109,11 +1153,13 @@ fn a_change_of_the_history_makes_room_without_taking_any_before() {
 #[test]
 fn nothing_asks_for_a_sweep_that_finds_nothing() {
     let keys: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
-    let put = |key: &Bytes| WriteOp::Put { key: key.clone(), value: Bytes::from("v") };
+    let put = |key: &Bytes| {
+        WriteOp::Put(Put { key: key.clone(), value: Bytes::from("v"), tells_previous: true })
+    };
     let removals = [
-        WriteOp::Del { key: keys[0].clone() },
-        WriteOp::Trim { key: keys[1].clone() },
-        WriteOp::DelRange { from: keys[2].clone(), to: keys[2].clone() },
+        WriteOp::Del(Del { key: keys[0].clone(), tells_previous: true }),
+        WriteOp::Trim(Trim { key: keys[1].clone(), tells_previous: true }),
+        WriteOp::DelRange(DelRange { from: keys[2].clone(), to: keys[2].clone() }),
     ];
     let limits =
         StateLimits { removal_scan_rows_max: 0, removal_grace_us: 0, ..StateLimits::default() };
@@ -1121,7 +1167,9 @@ fn nothing_asks_for_a_sweep_that_finds_nothing() {
     keys.iter().for_each(|key| world.write(&put(key)));
     world.settle();
     assert_eq!(world.superseding(), 0);
-    world.write(&WriteOp::SetHistory { history: History::For { age_us: 1_000_000_000 } });
+    world.write(&WriteOp::SetHistory(SetHistory {
+        history: History::For { age_us: 1_000_000_000 },
+    }));
     (0..5).for_each(|_| keys.iter().for_each(|key| world.write(&put(key))));
     removals.iter().for_each(|removal| world.write(removal));
     world.settle();
@@ -1136,6 +1184,6 @@ fn nothing_asks_for_a_sweep_that_finds_nothing() {
         "what is left is the newest version of the key that was trimmed"
     );
     // All that an earlier history has left to do is forgotten.
-    world.write(&WriteOp::SetHistory { history: History::All });
+    world.write(&WriteOp::SetHistory(SetHistory { history: History::All }));
     world.sweep_all(&keys, (1, 0));
 }

@@ -8,9 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
 use acervo::model::{
-    ChunkHash, ClientId, ClusterId, ContentId, Effect, EncodedWrite, FileEntry, FileName, History,
-    LogEntry, NodeId, PageNext, PageOf, PeerId, Previous, RequestId, Row, SnapshotId, Timestamp,
-    WriteOp,
+    Barrier, ChunkHash, ClientId, ClusterId, ContentId, Del, DelAll, DelRange, Effect,
+    EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
+    PeerId, Previous, Put, PutAll, RequestId, Row, SetHistory, SnapshotId, Timestamp, Trim,
+    WriteAnswer, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
 use acervo::wire::frame::{Deframer, FrameError};
@@ -61,24 +62,35 @@ fn address() -> impl Strategy<Value = SocketAddr> {
         .prop_flat_map(|ip| any::<u16>().prop_map(move |port| SocketAddr::new(ip, port)))
 }
 
+fn previous() -> impl Strategy<Value = Previous> {
+    prop_oneof![
+        Just(Previous::Absent),
+        (timestamp(), option::of(blob()))
+            .prop_map(|(timestamp, value)| Previous::Value { timestamp, value }),
+    ]
+}
+
 fn write_request() -> impl Strategy<Value = WriteRequest> {
     let op = prop_oneof![
-        (blob(), blob()).prop_map(|(key, value)| WriteOp::Put { key, value }),
-        vec((blob(), blob()), 0..5).prop_map(|pairs| WriteOp::PutAll { pairs }),
-        blob().prop_map(|key| WriteOp::Del { key }),
-        vec(blob(), 0..5).prop_map(|keys| WriteOp::DelAll { keys }),
-        (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange { from, to }),
-        blob().prop_map(|key| WriteOp::Trim { key }),
-        Just(WriteOp::Mark),
+        (blob(), blob()).prop_map(|(key, value)| WriteOp::Put(Put {
+            key,
+            value,
+            tells_previous: true
+        })),
+        vec((blob(), blob()), 0..5).prop_map(|pairs| WriteOp::PutAll(PutAll { pairs })),
+        blob().prop_map(|key| WriteOp::Del(Del { key, tells_previous: true })),
+        vec(blob(), 0..5).prop_map(|keys| WriteOp::DelAll(DelAll { keys })),
+        (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
+        blob().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
+        Just(WriteOp::Barrier(Barrier {})),
         any::<u64>().prop_filter_map("a history", |number| {
-            history(number).map(|history| WriteOp::SetHistory { history })
+            history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),
     ];
-    (any::<[u64; 3]>(), timestamp(), op, any::<bool>()).prop_map(
-        |([client, sequence, answered_below], begun, op, previous)| WriteRequest {
+    (any::<[u64; 3]>(), timestamp(), op).prop_map(
+        |([client, sequence, answered_below], begun, op)| WriteRequest {
             request: RequestId { client: ClientId(client), sequence, answered_below, begun },
             op,
-            previous,
         },
     )
 }
@@ -175,13 +187,9 @@ fn reply() -> impl Strategy<Value = Reply> {
     ];
     let effect = prop_oneof![Just(Effect::NotDone), Just(Effect::MayBeDone), Just(Effect::Done)];
     prop_oneof![
-        timestamp().prop_map(|timestamp| Reply::PutOk { timestamp }),
-        (timestamp(), option::of((timestamp(), option::of(blob())))).prop_map(
-            |(timestamp, previous)| {
-                let previous = previous.map(|(timestamp, value)| Previous { timestamp, value });
-                Reply::WriteOk { timestamp, previous }
-            }
-        ),
+        (timestamp(), option::of(previous())).prop_map(|(timestamp, previous)| {
+            Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
+        }),
         page_ok(),
         (option::of(blob()), timestamp(), timestamp())
             .prop_map(|(value, timestamp, as_of)| Reply::GetOk { value, timestamp, as_of }),
@@ -261,7 +269,7 @@ fn peer_message() -> impl Strategy<Value = PeerMessage> {
             PeerMessage::Raft(RaftMessage { from, to, term, body })
         }),
         (any::<u64>(), address(), write_request()).prop_map(|(id, client, write)| {
-            let write = EncodedWrite::new(write.request, write.op, write.previous);
+            let write = EncodedWrite::new(write.request, write.op);
             PeerMessage::Forward { id, client, write }
         }),
         (any::<u64>(), option::of(reply()))

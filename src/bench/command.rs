@@ -253,7 +253,9 @@ mod tests {
             else {
                 panic!("a fill writes");
             };
-            let crate::model::WriteOp::Put { key, .. } = write.op else { panic!("a fill puts") };
+            let crate::model::WriteOp::Put(crate::model::Put { key, .. }) = write.op else {
+                panic!("a fill puts")
+            };
             frames.insert(key);
         }
         assert_eq!(frames.len(), 100);

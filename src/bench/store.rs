@@ -6,7 +6,7 @@ use rand::rngs::SmallRng;
 
 use super::{Answer, Protocol};
 use crate::limits::{VALUE_BYTES_MAX, client_frame_bytes_max};
-use crate::model::{ClientId, ClusterId, PageOf, RequestId, Timestamp, WriteOp};
+use crate::model::{ClientId, ClusterId, PageOf, Put, RequestId, Timestamp};
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, PageRequest, Reply,
@@ -102,8 +102,7 @@ impl StoreProtocol {
                     answered_below: sequence,
                     begun: self.begun,
                 },
-                op: WriteOp::Put { key, value: self.value.clone() },
-                previous: false,
+                op: Put { key, value: self.value.clone(), tells_previous: false }.into(),
             }),
             Workload::Get | Workload::GetLinearizable => Request::Get(GetRequest {
                 key,
@@ -179,10 +178,7 @@ impl Protocol for StoreProtocol {
         }
         Ok(match body {
             Reply::PageOk { rows, .. } if rows.is_empty() => Answer::Empty,
-            Reply::PutOk { .. }
-            | Reply::WriteOk { .. }
-            | Reply::PageOk { .. }
-            | Reply::StatusOk(_) => Answer::Done,
+            Reply::WriteOk(_) | Reply::PageOk { .. } | Reply::StatusOk(_) => Answer::Done,
             Reply::GetOk { value: Some(_), .. } => Answer::Done,
             Reply::GetOk { value: None, .. } => Answer::Empty,
             Reply::TryOtherServerOrLater { .. } => Answer::Failed("TRY_OTHER_SERVER_OR_LATER"),

@@ -14,7 +14,7 @@ use super::{
     Client, ClientError, Got, PutOk, ReadOptions, Row, Rows, Written, WrittenMany, check_key,
     check_keys, check_value,
 };
-use crate::model::WriteOp;
+use crate::model::{Del, Put, Trim};
 use crate::wire::message::ServerStatus;
 
 /// A [`Client`] whose calls are futures. Clones share everything, as clones of a client do.
@@ -104,7 +104,7 @@ impl AsyncClient {
         value: impl AsRef<[u8]>,
     ) -> Result<Written, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        self.0.write_one(key.clone(), WriteOp::Put { key, value }).await
+        self.0.write_one(key.clone(), Put { key, value, tells_previous: true }).await
     }
 
     /// Removes a key, and tells what it had, as [`Client::del`].
@@ -113,7 +113,7 @@ impl AsyncClient {
     /// Those of the blocking call.
     pub async fn del(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        self.0.write_one(key.clone(), WriteOp::Del { key }).await
+        self.0.write_one(key.clone(), Del { key, tells_previous: true }).await
     }
 
     /// Removes every version of a key but the newest, as [`Client::trim`].
@@ -122,7 +122,7 @@ impl AsyncClient {
     /// Those of the blocking call.
     pub async fn trim(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        self.0.write_one(key.clone(), WriteOp::Trim { key }).await
+        self.0.write_one(key.clone(), Trim { key, tells_previous: true }).await
     }
 
     /// Stores a value under each key, all or none, as [`Client::put_all`].

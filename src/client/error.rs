@@ -167,8 +167,8 @@ impl ClientError {
         }
     }
 
-    /// The error of a read that had to write a mark, which changes nothing: what became of the mark
-    /// is nobody's business.
+    /// The error of a read that had to write a barrier, which changes nothing: what became of the
+    /// barrier is nobody's business.
     pub(super) fn of_read(self) -> ClientError {
         let unfinished = "no majority confirmed in time which state that was: try again";
         match self {

@@ -3,11 +3,11 @@
 //!
 //! As of a version, a server answers once it has applied everything up to it; one that has not
 //! refuses, and another is asked. When none has come so far, nobody can answer yet: perhaps nothing
-//! was written since, perhaps the version lies in the future. A *mark* settles it, a write that
-//! changes nothing and takes a timestamp: all that is written later is newer than the mark. If it
-//! is past the version asked for, everything up to that version is decided; if it is not, the state
-//! as of the mark is the newest one not past that version. So the answer is the state as of the
-//! older of the two.
+//! was written since, perhaps the version lies in the future. A *barrier* settles it, a write that
+//! changes nothing and takes a timestamp: all that is written later is newer than the barrier. If
+//! it is past the version asked for, everything up to that version is decided; if it is not, the
+//! state as of the barrier is the newest one not past that version. So the answer is the state as
+//! of the older of the two.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use super::error::ClientError;
 use super::seen::{Answered, Floors};
 use super::sync::lock;
 use super::{Client, Got, check_key};
-use crate::model::{Timestamp, WriteOp};
+use crate::model::{Barrier, Timestamp};
 use crate::wire::message::{GetRequest, Reply, Request};
 
 /// What a read is to show.
@@ -229,8 +229,8 @@ impl Client {
             Err(ClientError::Unavailable { .. } | ClientError::Unreachable { .. }) => {}
             settled => return settled,
         }
-        let mark = self.write_plainly(WriteOp::Mark, deadline).await;
-        let (mark, _) = mark.map_err(ClientError::of_read)?;
-        read(at.min(mark), Retry::UntilDeadline).await
+        let barrier = self.write(Barrier {}, deadline, Retry::UntilDeadline).await;
+        let (barrier, _) = barrier.map_err(ClientError::of_read)?;
+        read(at.min(barrier.timestamp), Retry::UntilDeadline).await
     }
 }

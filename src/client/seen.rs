@@ -244,7 +244,7 @@ mod tests {
         // A trim, or a version that is gone, moves the key's floor and not its timestamp.
         seen.absent(&K, Timestamp(30));
         assert_eq!((seen.floors(b"k"), seen.floors(b"other")), (floors(5, 30), floors(0, 20)));
-        // A mark is a timestamp and no more.
+        // A barrier is a timestamp and no more.
         seen.raise_session(Timestamp(40));
         assert_eq!(seen.floors(b"k"), floors(5, 30));
     }

@@ -33,7 +33,9 @@ use super::core::{Core, CoreConfig, Loss, Output};
 use super::driver::{Command, Driver, Inbox};
 use super::submit::Gate;
 use super::*;
-use crate::model::{ClientId, ClusterId, NodeId, RequestId, Timestamp, WriteOp};
+use crate::model::{
+    ClientId, ClusterId, NodeId, OpResult, Put, RequestId, Timestamp, WriteAnswer, WriteOp,
+};
 use crate::wire::codec;
 use crate::wire::message::{
     ErrorCode, ErrorReply, GetRequest, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
@@ -525,16 +527,13 @@ impl World {
             self.store.known.insert(client);
             self.store.sessions.insert((client, sequence), timestamp);
             let (key, value) = match &op {
-                WriteOp::Put { key, value } => (key.clone(), Some(value.clone())),
+                WriteOp::Put(Put { key, value, .. }) => (key.clone(), Some(value.clone())),
                 _ => (Bytes::new(), None),
             };
             self.store.of_key.entry(key.clone()).or_default().push(self.store.log.len());
             self.store.log.push(Entry { timestamp, key, value });
         }
-        match op {
-            WriteOp::Put { .. } => Reply::PutOk { timestamp },
-            _ => Reply::WriteOk { timestamp, previous: None },
-        }
+        Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
     }
 
     fn get(&self, server: usize, get: &GetRequest) -> Reply {

@@ -14,7 +14,10 @@ use super::seen::Seen;
 use super::sync::lock;
 use super::{Client, PutOk, check_key, check_value};
 use crate::limits;
-use crate::model::{History, Previous, RequestId, Row, Timestamp, WriteOp};
+use crate::model::{
+    Del, DelAll, DelRange, History, Learned, OpShape, Operation, Previous, Put, PutAll, RequestId,
+    Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteOp,
+};
 use crate::wire::message::{Reply, Request, WriteRequest};
 
 /// A value and its version.
@@ -77,7 +80,7 @@ impl Client {
         value: impl AsRef<[u8]>,
     ) -> Result<Written, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
-        wait(self.write_one(key.clone(), WriteOp::Put { key, value }))
+        wait(self.write_one(key.clone(), Put { key, value, tells_previous: true }))
     }
 
     /// Removes every version of a key, durably, and tells the newest.
@@ -86,7 +89,7 @@ impl Client {
     /// As [`Client::replace`].
     pub fn del(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        wait(self.write_one(key.clone(), WriteOp::Del { key }))
+        wait(self.write_one(key.clone(), Del { key, tells_previous: true }))
     }
 
     /// Removes every version of a key but the newest, durably, and tells that one.
@@ -95,7 +98,7 @@ impl Client {
     /// As [`Client::replace`].
     pub fn trim(&self, key: impl AsRef<[u8]>) -> Result<Written, ClientError> {
         let key = check_key(key.as_ref())?;
-        wait(self.write_one(key.clone(), WriteOp::Trim { key }))
+        wait(self.write_one(key.clone(), Trim { key, tells_previous: true }))
     }
 
     /// Stores a value under each key, all or none, at one version. Of a key given twice the last
@@ -163,9 +166,9 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub fn set_history(&self, history: History) -> Result<Timestamp, ClientError> {
-        let op = WriteOp::SetHistory { history };
-        let (timestamp, _) = wait(self.write_plainly(op, self.deadline()))?;
-        Ok(timestamp)
+        let (deadline, retry) = (self.deadline(), Retry::UntilDeadline);
+        let (answer, _) = wait(self.write(SetHistory { history }, deadline, retry))?;
+        Ok(answer.timestamp)
     }
 }
 
@@ -175,46 +178,69 @@ impl Client {
         pairs: Vec<(Bytes, Bytes)>,
     ) -> Result<WrittenMany, ClientError> {
         let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-        self.write_many(WriteOp::PutAll { pairs }, Wanted::keys(keys)).await
+        self.write_many(PutAll { pairs }, Wanted::keys(keys)).await
     }
 
     pub(super) async fn del_keys(&self, keys: Vec<Bytes>) -> Result<WrittenMany, ClientError> {
-        self.write_many(WriteOp::DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
+        self.write_many(DelAll { keys: keys.clone() }, Wanted::keys(keys)).await
     }
 
     pub(super) async fn del_keys_of(&self, range: KeyRange) -> Result<WrittenMany, ClientError> {
         let (from, to) = (range.from.clone(), range.to.clone());
-        self.write_many(WriteOp::DelRange { from, to }, Wanted::Range(range)).await
+        self.write_many(DelRange { from, to }, Wanted::Range(range)).await
     }
 
-    pub(super) async fn write_one(&self, key: Bytes, op: WriteOp) -> Result<Written, ClientError> {
-        let (timestamp, previous, server) = self.write_telling(op).await?;
-        let at = timestamp;
-        let previous = match previous {
-            Some(Previous { timestamp: Timestamp::ZERO, .. }) => None,
-            Some(Previous { timestamp, value: Some(value) }) => Some(Version { timestamp, value }),
-            // Too long to be sent unasked, or not known where the write was done.
-            Some(Previous { value: None, .. }) | None => {
-                let mut before = Rows::before(self, Wanted::keys(vec![key]), timestamp);
-                let before = before.advance().await;
-                let version =
-                    |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
-                let why = |why| ClientError::PreviousUnread { timestamp: at, why: Box::new(why) };
-                before.transpose().map_err(why)?.and_then(version)
-            }
-        };
+    /// A write on one key that tells what the key had before.
+    pub(super) async fn write_one(
+        &self,
+        key: Bytes,
+        op: impl Into<WriteOp>,
+    ) -> Result<Written, ClientError> {
+        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
+        let timestamp = answer.timestamp;
+        let unread = |why| ClientError::PreviousUnread { timestamp, why: Box::new(why) };
+        let previous = self.previous(key, answer).await.map_err(unread)?;
         Ok(Written { timestamp, previous, server })
     }
 
-    async fn write_many(&self, op: WriteOp, wanted: Wanted) -> Result<WrittenMany, ClientError> {
-        let keys = op.pairs().count();
+    /// The version that a key had before a write: as the answer tells it, or read where the answer
+    /// leaves it out.
+    async fn previous(
+        &self,
+        key: Bytes,
+        answer: WriteAnswer,
+    ) -> Result<Option<Version>, ClientError> {
+        match answer.previous {
+            Some(Previous::Absent) => Ok(None),
+            Some(Previous::Value { timestamp, value: Some(value) }) => {
+                Ok(Some(Version { timestamp, value }))
+            }
+            // Too long to be sent unasked, or not known where the write was done.
+            Some(Previous::Value { value: None, .. }) | None => {
+                let mut before = Rows::before(self, Wanted::keys(vec![key]), answer.timestamp);
+                let before = before.advance().await;
+                let version =
+                    |Row { timestamp, value, .. }| Some(Version { timestamp, value: value? });
+                Ok(before.transpose()?.and_then(version))
+            }
+        }
+    }
+
+    async fn write_many(
+        &self,
+        op: impl Into<WriteOp>,
+        wanted: Wanted,
+    ) -> Result<WrittenMany, ClientError> {
+        let op = op.into();
+        let OpShape { keys, bytes, .. } = OpShape::of(&op);
         if keys > limits::TRANSACTION_KEYS_MAX {
             return Err(ClientError::TooManyKeys(keys));
         }
-        if op.bytes() > limits::TRANSACTION_BYTES_MAX {
-            return Err(ClientError::TooManyBytes(op.bytes()));
+        if bytes > limits::TRANSACTION_BYTES_MAX {
+            return Err(ClientError::TooManyBytes(bytes));
         }
-        let (timestamp, server) = self.write_plainly(op, self.deadline()).await?;
+        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
+        let timestamp = answer.timestamp;
         Ok(WrittenMany { timestamp, server, rows: Rows::before(self, wanted, timestamp) })
     }
 
@@ -224,65 +250,34 @@ impl Client {
         value: Bytes,
         retry: Retry,
     ) -> Result<PutOk, ClientError> {
-        let take = |server, reply| match reply {
-            Reply::PutOk { timestamp } => Ok((timestamp, PutOk { timestamp, server })),
-            other => Err(other),
-        };
-        self.write(WriteOp::Put { key, value }, false, self.deadline(), retry, take).await
+        let op = Put { key, value, tells_previous: false };
+        let (answer, server) = self.write(op, self.deadline(), retry).await?;
+        Ok(PutOk { timestamp: answer.timestamp, server })
     }
 
-    /// A write of whose answer only the timestamp counts.
-    pub(super) async fn write_plainly(
+    /// A write under one identity, however often it is sent; its answer, and the server that gave
+    /// it.
+    pub(super) async fn write(
         &self,
-        op: WriteOp,
-        deadline: Duration,
-    ) -> Result<(Timestamp, SocketAddr), ClientError> {
-        let take = |server, reply| match reply {
-            Reply::WriteOk { timestamp, .. } => Ok((timestamp, (timestamp, server))),
-            other => Err(other),
-        };
-        self.write(op, false, deadline, Retry::UntilDeadline, take).await
-    }
-
-    /// A write on one key that tells what was before.
-    async fn write_telling(
-        &self,
-        op: WriteOp,
-    ) -> Result<(Timestamp, Option<Previous>, SocketAddr), ClientError> {
-        let take = |server, reply| match reply {
-            Reply::WriteOk { timestamp, previous } => {
-                Ok((timestamp, (timestamp, previous, server)))
-            }
-            other => Err(other),
-        };
-        self.write(op, true, self.deadline(), Retry::UntilDeadline, take).await
-    }
-
-    /// A write under one identity, however often it is sent. `take` picks the answer and its
-    /// timestamp out of the right reply and gives back any other.
-    async fn write<T: Send + 'static>(
-        &self,
-        op: WriteOp,
-        previous: bool,
+        op: impl Into<WriteOp>,
         deadline: Duration,
         retry: Retry,
-        take: impl Fn(SocketAddr, Reply) -> Result<(Timestamp, T), Reply> + Send + 'static,
-    ) -> Result<T, ClientError> {
-        let request_bytes = op.memory_bytes();
-        let op = Arc::new(op);
+    ) -> Result<(WriteAnswer, SocketAddr), ClientError> {
+        let op = Arc::new(op.into());
+        let request_bytes = OpShape::of(&op).memory_bytes();
         let (sent, seen) = (Arc::clone(&op), Arc::clone(&self.inner.seen));
         let build = move |identity: Option<RequestId>| {
             let Some(request) = identity else { panic!("a write without an identity: {sent:?}") };
             let op = WriteOp::clone(&sent);
-            (Request::Write(WriteRequest { request, op, previous }), ())
+            (Request::Write(WriteRequest { request, op }), ())
         };
-        let judge = move |server, (), reply| match take(server, reply) {
-            Ok((timestamp, answer)) => {
-                saw_written(&mut lock(&seen), &op, timestamp);
-                Verdict::Done(answer)
+        let judge = move |server, (), reply| match reply {
+            Reply::WriteOk(answer) => {
+                learn(&mut lock(&seen), &op, &answer);
+                Verdict::Done((answer, server))
             }
-            Err(Reply::Error(error)) => judge_error(server, error),
-            Err(_) => judge_unexpected(),
+            Reply::Error(error) => judge_error(server, error),
+            _ => judge_unexpected(),
         };
         let target = Target::LeaderFirst;
         self.request(target, deadline, retry, request_bytes, build, judge).await
@@ -296,14 +291,14 @@ pub(super) fn check_pairs<K: AsRef<[u8]>, V: AsRef<[u8]>>(
     pairs.into_iter().map(check).collect()
 }
 
-fn saw_written(seen: &mut Seen, op: &WriteOp, timestamp: Timestamp) {
-    match op {
-        WriteOp::Put { key, .. } | WriteOp::Del { key } => seen.wrote(key, timestamp),
-        // It makes no version of its key.
-        WriteOp::Trim { key } => seen.absent(key, timestamp),
-        WriteOp::PutAll { .. } | WriteOp::DelAll { .. } | WriteOp::DelRange { .. } => {
-            seen.saw(timestamp);
-        }
-        WriteOp::Mark | WriteOp::SetHistory { .. } => seen.raise_session(timestamp),
+/// Remembers what the answer to a write says of the newest versions, so that no later read goes back
+/// behind it.
+fn learn(seen: &mut Seen, op: &WriteOp, answer: &WriteAnswer) {
+    seen.raise_session(answer.timestamp);
+    match op.learned(answer) {
+        Learned::Newest(key, version) => seen.wrote(key, version),
+        Learned::Gone(key) => seen.absent(key, answer.timestamp),
+        Learned::ManyKeys => seen.saw(answer.timestamp),
+        Learned::NoKey => {}
     }
 }

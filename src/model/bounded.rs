@@ -89,8 +89,8 @@ pub(crate) fn servers<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     list(deserializer, limits::SERVERS_MAX)
 }
 
-/// The files, or the names of files, in one message of a peer to its registry. A name of one byte takes thirty
-/// times as much memory as it takes on the wire.
+/// The files, or the names of files, in one message of a peer to its registry. A name of one byte
+/// takes thirty times as much memory as it takes on the wire.
 pub(crate) fn files<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {

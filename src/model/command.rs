@@ -1,13 +1,14 @@
 //! What a log entry says: the replicated commands and their encoding.
 //!
-//! Layout of an entry's data: the timestamp and the time of the log's clock as eight big-endian bytes each, then
-//! the command as MessagePack. The timestamp stands apart so that a follower can learn the newest one in its
-//! log without decoding the rest. Empty data is not a command but a new leader's no-op.
+//! Layout of an entry's data: the timestamp and the time of the log's clock as eight big-endian
+//! bytes each, then the command as MessagePack. The timestamp stands apart so that a follower can
+//! learn the newest one in its log without decoding the rest. Empty data is not a command but a new
+//! leader's no-op.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{FeatureLevel, GarbageCollection, GroupRules, RequestId, Timestamp, WriteOp};
+use super::{FeatureLevel, GarbageCollection, GroupRules, OpShape, RequestId, Timestamp, WriteOp};
 
 /// What an entry asks the state machine to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,19 +18,17 @@ pub enum Action {
     Write {
         /// Who asked, and which of its writes this is.
         request: RequestId,
-        /// What to do.
+        /// The operation that is applied, once.
         op: WriteOp,
-        /// Whoever answers tells what the key had before.
-        previous: bool,
     },
-    /// The leader's own.
+    /// Work in the background, which the leader has proposed by itself.
     #[serde(rename = "UPKEEP")]
     GarbageCollection(GarbageCollection),
     /// The group goes by this from here on, unless it has rules already.
     #[serde(rename = "RULES")]
     Rules(GroupRules),
-    /// The group is at this level from here on, unless it is further already. This action keeps its form in all
-    /// releases, so that those that do not know the level can tell.
+    /// The group is at this level from here on, unless it is further already. This action keeps its
+    /// form in all releases, so that those that do not know the level can tell.
     #[serde(rename = "LEVEL")]
     Level(FeatureLevel),
 }
@@ -41,7 +40,6 @@ pub struct Command {
     pub timestamp: Timestamp,
     /// The time of the log's own clock, in microseconds, by which things grow old.
     pub clock_us: u64,
-    /// What to do.
     pub action: Action,
 }
 
@@ -59,16 +57,16 @@ pub enum CommandError {
 pub(super) const TIME_BYTES: usize = 8;
 
 impl Command {
-    /// A client's write at the beginning of the log's clock, from which nobody wants to know what was before.
+    /// A client's write at the beginning of the log's clock, as tests make them.
     #[cfg(any(test, feature = "internals"))]
     pub fn write(timestamp: Timestamp, request: RequestId, op: WriteOp) -> Command {
-        Command { timestamp, clock_us: 0, action: Action::Write { request, op, previous: false } }
+        Command { timestamp, clock_us: 0, action: Action::Write { request, op } }
     }
 
     /// Encodes the command as a log entry's data.
     pub fn encode(&self) -> Bytes {
         let bytes = match &self.action {
-            Action::Write { op, .. } => op.bytes(),
+            Action::Write { op, .. } => OpShape::of(op).bytes,
             Action::GarbageCollection(_) | Action::Rules(_) | Action::Level(_) => 0,
         };
         let mut data = Vec::with_capacity(96 + bytes);
@@ -93,7 +91,8 @@ impl Command {
         Ok(Some(Command { timestamp, clock_us: u64::from_be_bytes(*clock), action }))
     }
 
-    /// The time of the log's clock in an entry, without decoding the rest; `None` for a no-op or garbage.
+    /// The time of the log's clock in an entry, without decoding the rest; `None` for a no-op or
+    /// garbage.
     pub fn peek_clock_us(data: &[u8]) -> Option<u64> {
         let clock = data.get(TIME_BYTES..)?.first_chunk::<TIME_BYTES>()?;
         Some(u64::from_be_bytes(*clock))
@@ -109,22 +108,22 @@ impl Command {
 #[derive(Deserialize)]
 enum PutCommand<'a> {
     #[serde(rename = "WRITE")]
-    Write(RequestId, #[serde(borrow)] PutOp<'a>, bool),
+    Write(RequestId, #[serde(borrow)] PutOp<'a>),
 }
 
 #[derive(Deserialize)]
 enum PutOp<'a> {
     #[serde(rename = "PUT")]
-    Put(&'a [u8], &'a [u8]),
+    Put(&'a [u8], &'a [u8], bool),
 }
 
 impl Command {
-    /// Of a PUT: its timestamp, key and value, which are parts of `data` and not copied. `None` for everything
-    /// else, of which no more is read than what it is.
+    /// Of a PUT: its timestamp, key and value, which are parts of `data` and not copied. `None` for
+    /// everything else, of which no more is read than what it is.
     pub fn put_of(data: &Bytes) -> Option<(Timestamp, Bytes, Bytes)> {
         let timestamp = Command::peek_timestamp(data)?;
         let put: PutCommand<'_> = rmp_serde::from_slice(data.get(2 * TIME_BYTES..)?).ok()?;
-        let PutCommand::Write(_request, PutOp::Put(key, value), _previous) = put;
+        let PutCommand::Write(_request, PutOp::Put(key, value, _tells_previous)) = put;
         Some((timestamp, data.slice_ref(key), data.slice_ref(value)))
     }
 }
@@ -132,7 +131,7 @@ impl Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ClientId;
+    use crate::model::{Barrier, ClientId, Put, PutAll};
 
     #[test]
     fn a_command_survives_encoding() {
@@ -146,8 +145,11 @@ mod tests {
                     answered_below: 3,
                     begun: Timestamp::ZERO,
                 },
-                op: WriteOp::Put { key: Bytes::from_static(b"k\0\xff"), value: Bytes::new() },
-                previous: true,
+                op: WriteOp::Put(Put {
+                    key: Bytes::from_static(b"k\0\xff"),
+                    value: Bytes::new(),
+                    tells_previous: false,
+                }),
             },
         };
         let data = command.encode();
@@ -164,10 +166,12 @@ mod tests {
             begun: Timestamp::ZERO,
         };
         let (key, value) = (Bytes::from_static(b"k"), Bytes::from_static(b"v"));
-        let op = WriteOp::Put { key: key.clone(), value: value.clone() };
+        let op =
+            WriteOp::Put(Put { key: key.clone(), value: value.clone(), tells_previous: false });
         let data = Command::write(Timestamp(5), request, op).encode();
         assert_eq!(Command::put_of(&data), Some((Timestamp(5), key.clone(), value.clone())));
-        let others = [WriteOp::Mark, WriteOp::PutAll { pairs: vec![(key, value)] }];
+        let others =
+            [WriteOp::Barrier(Barrier {}), WriteOp::PutAll(PutAll { pairs: vec![(key, value)] })];
         for op in others {
             assert_eq!(Command::put_of(&Command::write(Timestamp(5), request, op).encode()), None);
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::FileName;
 
-/// One peer, drawn at random when its folder is first shared and kept with it: a peer is its id, not
-/// its address.
+/// One peer, drawn at random when its folder is first shared and kept with it: a peer is its id,
+/// not its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PeerId(pub u64);
@@ -22,8 +22,8 @@ impl fmt::Display for PeerId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ContentId(pub [u8; 32]);
 
-/// The chaining value of one chunk's subtree in the content's BLAKE3 tree; of a content of one chunk,
-/// the content's hash itself.
+/// The chaining value of one chunk's subtree in the content's BLAKE3 tree; of a content of one
+/// chunk, the content's hash itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChunkHash(pub [u8; 32]);
 

@@ -1,36 +1,36 @@
-//! A client's write as a log entry's data, encoded once, where it was decoded: what passes it on, orders it or lets it
-//! wait touches none of its keys and values, of which there may be a hundred thousand.
+//! A client's write as a log entry's data, encoded once, where it was decoded: what passes it on,
+//! orders it or lets it wait touches none of its keys and values, of which there may be a hundred
+//! thousand.
+//!
+//! Between servers it travels as these bytes, whose timestamp then has no meaning.
 
 use bytes::{Bytes, BytesMut};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::command::TIME_BYTES;
-use super::{Action, Command, OpShape, RequestId, Timestamp, WriteOp};
+use super::{Action, Command, OpShape, Operation, RequestId, Timestamp, WriteOp};
 use crate::limits;
 
-/// A client's write as a log entry's data, encoded once, where it was decoded: what passes it on, orders it or
-/// lets it wait touches none of its keys and values, of which there may be a hundred thousand.
-///
-/// Between servers it travels as these bytes, whose timestamp then has no meaning.
+/// A write with what has to be known of it until it is applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncodedWrite {
     /// Who asks, and which of its writes this is.
     pub request: RequestId,
-    /// Whoever answers tells what the key had before.
-    pub previous: bool,
-    /// What it is.
+    /// What is known of the operation without its keys and values.
     pub shape: OpShape,
+    /// Why the operation can never be carried out, a sentence.
+    fault: Option<String>,
     data: Bytes,
 }
 
 impl EncodedWrite {
     /// Encodes a write. Takes as long as the write is.
-    pub fn new(request: RequestId, op: WriteOp, previous: bool) -> EncodedWrite {
-        let shape = OpShape::of(&op);
-        let action = Action::Write { request, op, previous };
+    pub fn new(request: RequestId, op: WriteOp) -> EncodedWrite {
+        let (shape, fault) = (OpShape::of(&op), op.check().err());
+        let action = Action::Write { request, op };
         let data = Command { timestamp: Timestamp::ZERO, clock_us: 0, action }.encode();
-        EncodedWrite { request, previous, shape, data }
+        EncodedWrite { request, shape, fault, data }
     }
 
     /// Takes what another server has encoded, if it is a write. Takes as long as the write is.
@@ -39,16 +39,63 @@ impl EncodedWrite {
     /// Anything else; one sentence.
     pub fn from_data(data: Bytes) -> Result<EncodedWrite, String> {
         match Command::decode(&data) {
-            Ok(Some(Command { action: Action::Write { request, op, previous }, .. })) => {
-                Ok(EncodedWrite { request, previous, shape: OpShape::of(&op), data })
+            Ok(Some(Command { action: Action::Write { request, op }, .. })) => {
+                let (shape, fault) = (OpShape::of(&op), op.check().err());
+                Ok(EncodedWrite { request, shape, fault, data })
             }
             Ok(_) => Err("a write is expected, and this is another command".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// Gives it its place in the order: the entry's data. The bytes are copied only when an earlier stamping
-    /// is still in use.
+    /// Refuses a write that breaks a rule or a limit. Values may have `value_bytes_max` bytes,
+    /// which servers are told.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do instead: one sentence for a person.
+    pub fn check(&self, value_bytes_max: usize) -> Result<(), String> {
+        let OpShape { keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest, .. } =
+            self.shape;
+        if key_bytes_min == Some(0) {
+            return Err("the key is empty: give it at least one byte".into());
+        }
+        if key_bytes_max > limits::KEY_BYTES_MAX {
+            return Err(format!(
+                "the key has {key_bytes_max} bytes and at most {} are allowed: use a shorter one",
+                limits::KEY_BYTES_MAX
+            ));
+        }
+        if longest > value_bytes_max {
+            return Err(format!(
+                "the value has {longest} bytes and at most {value_bytes_max} are allowed: \
+                 split it, or start the servers with a greater --max-value"
+            ));
+        }
+        if keys > limits::TRANSACTION_KEYS_MAX {
+            return Err(format!(
+                "the write names {keys} keys and at most {} can be written at once: make it \
+                 several writes",
+                limits::TRANSACTION_KEYS_MAX
+            ));
+        }
+        if bytes > limits::TRANSACTION_BYTES_MAX {
+            return Err(format!(
+                "the write has {bytes} bytes and at most {} can be written at once: make it \
+                 several writes",
+                limits::TRANSACTION_BYTES_MAX
+            ));
+        }
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        if self.request.sequence == 0 || self.request.answered_below > self.request.sequence {
+            return Err("the request's sequence numbers break the protocol: count from 1".into());
+        }
+        Ok(())
+    }
+
+    /// Gives it its place in the order: the entry's data. The bytes are copied only when an earlier
+    /// stamping is still in use.
     pub fn stamp(&mut self, timestamp: Timestamp, clock_us: u64) -> Bytes {
         let data = std::mem::take(&mut self.data);
         let mut data = data.try_into_mut().unwrap_or_else(|in_use| BytesMut::from(&in_use[..]));
@@ -86,7 +133,7 @@ impl<'de> Deserialize<'de> for EncodedWrite {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ClientId, OpKind};
+    use crate::model::{ClientId, OpResult, Put, PutAll};
 
     #[test]
     fn an_encoded_write_is_the_command_it_becomes() {
@@ -100,17 +147,12 @@ mod tests {
             (Bytes::from_static(key), Bytes::from_static(value))
         };
         let pairs = vec![pair(b"a", b"long value"), pair(b"key", b"")];
-        let op = WriteOp::PutAll { pairs };
-        let mut write = EncodedWrite::new(request, op.clone(), false);
-        let shape = OpShape {
-            kind: OpKind::PutAll,
-            keys: 2,
-            bytes: 14,
-            key_bytes_min: 1,
-            key_bytes_max: 3,
-            value_bytes_max: 10,
-        };
-        assert_eq!(write.shape, shape);
+        let op = WriteOp::PutAll(PutAll { pairs });
+        let mut write = EncodedWrite::new(request, op.clone());
+        assert_eq!((write.shape.keys, write.shape.values, write.shape.bytes), (2, 2, 14));
+        assert_eq!((write.shape.key_bytes_min, write.shape.key_bytes_max), (Some(1), 3));
+        assert_eq!(write.shape.value_bytes_max, 10);
+        assert_eq!(write.shape.known_at_commit, Some(OpResult::Done));
         let stamped = write.stamp(Timestamp(5), 0);
         assert_eq!(stamped, Command::write(Timestamp(5), request, op).encode());
         let again = write.stamp(Timestamp(6), 0);
@@ -134,8 +176,12 @@ mod tests {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: vec![7; 1000].into() };
-        let mut write = EncodedWrite::new(request, op, false);
+        let op = WriteOp::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: vec![7; 1000].into(),
+            tells_previous: false,
+        });
+        let mut write = EncodedWrite::new(request, op);
         let place = write.data().as_ptr();
         assert_eq!(write.stamp(Timestamp(5), 0).as_ptr(), place);
     }

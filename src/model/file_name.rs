@@ -7,12 +7,12 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::limits;
 
-/// The name of a shared file: UTF-8, 1 to [`limits::FILE_NAME_BYTES_MAX`] bytes, no separators of any
-/// system, no control characters, not `.` or `..`, none of the names that the machine keeps for itself,
-/// nothing that ends in `.part`. Whoever holds one may join it to a folder.
+/// The name of a shared file: UTF-8, 1 to [`limits::FILE_NAME_BYTES_MAX`] bytes, no separators of
+/// any system, no control characters, not `.` or `..`, none of the names that the machine keeps for
+/// itself, nothing that ends in `.part`. Whoever holds one may join it to a folder.
 ///
-/// What is reserved is up to the machine that decodes the name: one that Windows alone could not store, such as
-/// `12:30:05.mkv` or `con.txt`, is a name everywhere else.
+/// What is reserved is up to the machine that decodes the name: one that Windows alone could not
+/// store, such as `12:30:05.mkv` or `con.txt`, is a name everywhere else.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct FileName(String);
@@ -20,16 +20,15 @@ pub struct FileName(String);
 /// Why a name is not one for a shared file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum NameError {
-    /// Nothing.
     #[error("a file name cannot be empty")]
     Empty,
-    /// Too long.
+    /// Longer than [`limits::FILE_NAME_BYTES_MAX`]: its length in bytes.
     #[error("a file name has at most 255 bytes, not {0}")]
     TooLong(usize),
-    /// `/` or `\`.
+    /// A character that separates folders on some system.
     #[error("a file name cannot hold {0:?}: it would be a path")]
     Separator(char),
-    /// A control character.
+    /// A control character, which a terminal would take for a command.
     #[error("a file name cannot hold control characters")]
     Control,
     /// A name with a meaning of its own on some system.
@@ -68,13 +67,12 @@ impl FileName {
         Ok(FileName(name.to_owned()))
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name, and how else systems store what looks the same: with its accents in their letters (NFC) as keyboards type
-    /// them, or behind them (NFD).
+    /// The name, and how else systems store what looks the same: with its accents in their letters
+    /// (NFC) as keyboards type them, or behind them (NFD).
     pub fn spellings(&self) -> Vec<FileName> {
         let mut spellings = vec![self.clone()];
         for other in [self.0.nfc().collect::<String>(), self.0.nfd().collect()] {
@@ -89,7 +87,8 @@ impl FileName {
     }
 }
 
-/// What Windows keeps for devices (with any extension), what it would cut off, and what means something else to it.
+/// What Windows keeps for devices (with any extension), what it would cut off, and what means
+/// something else to it.
 fn is_reserved_on_windows(name: &str) -> bool {
     const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "conin$", "conout$"];
     let stem = name.split('.').next().unwrap_or(name).trim_end().to_ascii_lowercase();

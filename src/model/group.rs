@@ -1,31 +1,35 @@
-//! What a group of servers goes by: the limits on which results depend, the history that it keeps, and the feature level
-//! that says which entries its log may hold.
+//! What a group of servers goes by: the limits on which results depend, the history that it keeps,
+//! and the feature level that says which entries its log may hold.
 //!
-//! All of it stands in the log, so that no replica applies an entry by what its own release has compiled in.
+//! All of it stands in the log, so that no replica applies an entry by what its own release has
+//! compiled in.
 
 use serde::{Deserialize, Serialize};
 
 use super::History;
 use crate::limits;
 
-/// The limits on which the result of applying an entry depends: replicas with different ones would diverge.
+/// The limits on which the result of applying an entry depends: replicas with different ones would
+/// diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateLimits {
+    /// Rows that the removal of a range looks at before it is remembered as a whole; see
     /// [`limits::REMOVAL_SCAN_ROWS_MAX`].
     pub removal_scan_rows_max: u32,
-    /// [`limits::RANGE_REMOVALS_MAX`].
+    /// Removals of whole ranges that may be under way; see [`limits::RANGE_REMOVALS_MAX`].
     pub range_removals_max: u32,
+    /// Versions of a key that a scan steps over before it seeks; see
     /// [`limits::VERSIONS_STEPPED_MAX`].
     pub versions_stepped_max: u32,
-    /// [`limits::REMOVAL_GRACE`].
+    /// Time for which what was removed can still be read; see [`limits::REMOVAL_GRACE`].
     pub removal_grace_us: u64,
-    /// [`limits::SESSION_EXPIRY`].
+    /// Silence of a client after which its session ends; see [`limits::SESSION_EXPIRY`].
     pub session_expiry_us: u64,
-    /// [`limits::SESSIONS_MAX`].
+    /// Clients whose sessions are kept; see [`limits::SESSIONS_MAX`].
     pub sessions_max: u32,
-    /// [`limits::SESSION_REPLIES_MAX`].
+    /// Answers that are remembered of one client; see [`limits::SESSION_REPLIES_MAX`].
     pub session_replies_max: u32,
-    /// [`limits::SESSION_REPLIES_TOTAL_MAX`].
+    /// Answers that are remembered of all clients; see [`limits::SESSION_REPLIES_TOTAL_MAX`].
     pub session_replies_total_max: u32,
 }
 
@@ -45,8 +49,9 @@ impl Default for StateLimits {
     }
 }
 
-/// What a group goes by. It stands in the log before the first write, so that no replica applies an entry by what
-/// its own release has compiled in: a release with other limits can take part in the group.
+/// What a group goes by. It stands in the log before the first write, so that no replica applies an
+/// entry by what its own release has compiled in: a release with other limits can take part in the
+/// group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRules {
     /// The limits; those of the release that founded the group.
@@ -55,9 +60,10 @@ pub struct GroupRules {
     pub history: History,
 }
 
-/// What entries may be in the log, and how they are applied: a number that rises with every release that changes
-/// that. A group uses what its own level holds and no more, and its level rises when every server knows the next
-/// one. A release that does not know the group's level cannot take part.
+/// What entries may be in the log, and how they are applied: a number that rises with every release
+/// that changes that. A group uses what its own level holds and no more, and its level rises when
+/// every server knows the next one. A release that does not know the group's level cannot take
+/// part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeatureLevel {
     /// The number. Every group begins at [`FeatureLevel::FIRST`].
@@ -90,8 +96,8 @@ impl FeatureLevel {
         ),
     };
 
-    /// What there is to say when this is the group's level and a release knows no more than `known`: the end
-    /// of a sentence.
+    /// What there is to say when this is the group's level and a release knows no more than
+    /// `known`: the end of a sentence.
     pub fn unknown_to(self, known: FeatureLevel) -> String {
         format!(
             "the group is at feature level {}, and this release ({}) knows levels up to {}: \
@@ -121,7 +127,6 @@ pub struct Release {
 }
 
 impl Default for Release {
-    /// This release.
     fn default() -> Release {
         StateLimits::default().into()
     }

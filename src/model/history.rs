@@ -7,7 +7,7 @@ use crate::limits;
 /// How long versions are kept that newer ones have replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum History {
-    /// For ever.
+    /// All of them, for ever.
     #[default]
     #[serde(rename = "ALL")]
     All,
@@ -20,7 +20,7 @@ pub enum History {
     /// This many newest versions of each key.
     #[serde(rename = "VERSIONS")]
     Versions {
-        /// At least 1.
+        /// The newest one counts, so it is at least 1.
         count: u32,
     },
 }

@@ -38,14 +38,14 @@ pub struct ClientId(pub u64);
 /// Identifies one write of one client for ever, so that a retry is applied once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RequestId {
-    /// Which client.
     pub client: ClientId,
     /// The client's own count of its writes, from 1.
     pub sequence: u64,
     /// Every sequence below this one has been answered and will never be retried: the replicated
     /// session forgets its reply. Always ≤ `sequence`.
     pub answered_below: u64,
-    /// A timestamp that a server of the group had applied before the client wrote for the first time: the same with
-    /// all its writes. It tells a new client, whose writes are new, from one whose session has been dropped.
+    /// A timestamp that a server of the group had applied before the client wrote for the first
+    /// time: the same with all its writes. It tells a new client, whose writes are new, from one
+    /// whose session has been dropped.
     pub begun: Timestamp,
 }

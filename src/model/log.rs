@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Raft's election epoch.
+/// Numbers the elections of a group: at most one server leads in a term.
 pub type Term = u64;
 
 /// A position in the replicated log, from 1.
@@ -17,9 +17,7 @@ pub type LogIndex = u64;
 pub struct LogEntry {
     /// The term of the leader that created it.
     pub term: Term,
-    /// Its position.
     pub index: LogIndex,
-    /// The encoded command.
     pub data: Bytes,
 }
 

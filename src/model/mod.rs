@@ -1,10 +1,12 @@
 //! The vocabulary of the store: what all rooms speak of, and what an operation is.
 //!
-//! Nothing here does IO, reads a clock or draws a random number, and nothing here knows a connection, a disk or a thread.
-//! Every other room may use it; it uses `limits` alone. What comes from outside is checked where its type is made, and
-//! never again: a `FileName` is never a path, whoever decoded it.
+//! Nothing here does IO, reads a clock or draws a random number, and nothing here knows a
+//! connection, a disk or a thread. Every other room may use it; it uses `limits` alone. What comes
+//! from outside is checked where its type is made, and never again: a `FileName` is never a path,
+//! whoever decoded it.
 //!
-//! It leaves out the messages that carry these things (`wire`) and the rows that they lie in (`storage`).
+//! It leaves out the messages that carry these things (`wire`) and the rows that they lie in
+//! (`storage`).
 
 pub(crate) mod bounded;
 mod command;
@@ -33,8 +35,8 @@ pub use group::{FeatureLevel, GroupRules, Release, StateLimits};
 pub use history::History;
 pub use ids::{ClientId, ClusterId, NodeId, RequestId};
 pub use log::{HardState, LogBatch, LogEntry, LogIndex, Term};
-pub use op::{OpKind, OpShape, WriteOp};
-pub use outcome::{AppliedWrite, Effect, Previous, WriteOutcome};
+pub use op::*;
+pub use outcome::{AppliedWrite, Effect, Previous, WriteAnswer, WriteFate, WriteOutcome};
 pub use row::{PageNext, PageOf, Row};
 pub use state::{AppliedPoint, DiskSpace, MachineSummary, Recovered, SnapshotId};
 pub use timestamp::Timestamp;

@@ -1,57 +1,94 @@
-//! What came of a write.
+//! What came of a write, from the state machine to the client.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{LogIndex, Term, Timestamp};
+use super::{LogIndex, OpResult, Term, Timestamp};
 
-/// The result of applying a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The outcome of a write that was applied, as sessions remember it: a retry gets that of the first
+/// application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteOutcome {
-    /// The version the write made. A retry gets the first application's.
+    /// The version that the write made, or would have made.
     pub timestamp: Timestamp,
-    /// It was not carried out, because too many large removals are under way. Sessions do not remember
-    /// that: the client asks again later, as the same request.
-    pub refused: bool,
+    /// What the operation came to.
+    pub result: OpResult,
 }
 
-/// One applied command.
+/// What a client is told of a write that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteAnswer {
+    /// The version that the write made, or would have made.
+    pub timestamp: Timestamp,
+    /// What the operation came to, the first time that it was applied.
+    pub result: OpResult,
+    /// What one key had just before, if the operation tells that. `None` also where whoever answers
+    /// cannot tell, or does not trust its own state: it can be read as of the timestamp before the
+    /// write's.
+    pub previous: Option<Previous>,
+}
+
+impl WriteAnswer {
+    /// An answer that tells nothing of what was before.
+    pub fn of(WriteOutcome { timestamp, result }: WriteOutcome) -> WriteAnswer {
+        WriteAnswer { timestamp, result, previous: None }
+    }
+
+    /// The same without what was before.
+    pub fn outcome(&self) -> WriteOutcome {
+        WriteOutcome { timestamp: self.timestamp, result: self.result }
+    }
+}
+
+/// What a key had just before a write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Previous {
+    /// It had no value.
+    #[serde(rename = "ABSENT")]
+    Absent,
+    /// It had a value.
+    #[serde(rename = "VALUE")]
+    Value {
+        /// The version of the value.
+        timestamp: Timestamp,
+        /// `None` when it is longer than
+        /// [`READ_SMALL_BYTES_MAX`](crate::limits::READ_SMALL_BYTES_MAX), and is to be read as of
+        /// the timestamp before the write's.
+        value: Option<Bytes>,
+    },
+}
+
+/// One client's write, as the state machine has dealt with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppliedWrite {
     /// Where it stood in the log.
     pub index: LogIndex,
-    /// Its term.
+    /// The term of its entry.
     pub term: Term,
-    /// What came of it: the first application's outcome, also for a retry. `None` when its
-    /// session had already forgotten this sequence, or there is none.
-    pub outcome: Option<WriteOutcome>,
-    /// What its key had just before, if that was asked for.
-    pub previous: Option<Previous>,
-    /// The greatest sequence that its client's session has met by now: applied or ruled out. 0 when the
-    /// client has no session.
+    /// What became of it.
+    pub fate: WriteFate,
+    /// The greatest sequence that its client's session has met by now: applied or ruled out. 0 when
+    /// the client has no session.
     pub newest_sequence: u64,
 }
 
-impl AppliedWrite {
-    /// Whether it was refused because it is not its client's first, and the others are not known.
-    pub fn is_of_unknown_session(&self) -> bool {
-        self.newest_sequence == 0
-    }
+/// What became of a write when its entry was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteFate {
+    /// It was carried out, now or when it was applied for the first time.
+    Answered(WriteAnswer),
+    /// Nothing was done and nothing is remembered, since too many large removals are under way.
+    Refused,
+    /// Its session had already forgotten what became of this sequence, so it was not carried out
+    /// (again).
+    Forgotten,
+    /// Its client has no session, and may have had one that knew it, so it was not carried out
+    /// (again).
+    UnknownSession,
 }
 
-/// What a key had before a write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Previous {
-    /// The version of the value; 0 when there was none.
-    pub timestamp: Timestamp,
-    /// The value. Nil when there was none, or when it is longer than
-    /// [`limits::READ_SMALL_BYTES_MAX`](crate::limits::READ_SMALL_BYTES_MAX): then read it as a page of
-    /// one key, with `at` and `seen` one less than the write's timestamp.
-    pub value: Option<Bytes>,
-}
-
-/// What is known of the effect of a write that was not answered with its version. The later of two outweighs the
-/// earlier.
+/// What is known of the effect of a write that was not answered with its version. The later of two
+/// outweighs the earlier.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

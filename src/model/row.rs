@@ -8,7 +8,7 @@ use super::{Timestamp, bounded};
 /// A key at a version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
-    /// The key.
+    /// The key that was asked for, or found in a range.
     pub key: Bytes,
     /// Its value; nil when it has none.
     pub value: Option<Bytes>,
@@ -24,7 +24,7 @@ pub enum PageOf {
     Range {
         /// The first key; may be one byte longer than a key can be, as a beginning after one.
         from: Bytes,
-        /// The last key.
+        /// The greatest key that may be shown.
         to: Bytes,
     },
     /// The same keys as of a range, the last one first.
@@ -45,7 +45,7 @@ pub enum PageOf {
     /// The versions of a key up to `at`, newest first.
     #[serde(rename = "VERSIONS")]
     Versions {
-        /// Which.
+        /// The key whose versions are shown.
         key: Bytes,
     },
 }
@@ -62,7 +62,7 @@ pub enum PageNext {
     /// Of keys: leave out so many.
     #[serde(rename = "SKIP")]
     Skip(u32),
-    /// Of versions: `at`.
+    /// Of versions: the greatest that is still to be shown.
     #[serde(rename = "AT")]
     At(Timestamp),
 }

@@ -30,7 +30,7 @@ pub struct SnapshotId {
 /// How much room there is on the disk of a server's data directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DiskSpace {
-    /// Enough.
+    /// There is as much as anybody may need.
     #[default]
     Ample,
     /// Time to make some.

@@ -16,8 +16,8 @@ impl Timestamp {
     /// Before every write: what a client that has seen nothing sends.
     pub const ZERO: Timestamp = Timestamp(0);
 
-    /// Before every write, too: no write is as early. Where 0 stands for "none" or "the newest", this
-    /// names the state in which there is nothing yet, which every server has reached.
+    /// Before every write, too: no write is as early. Where 0 stands for "none" or "the newest",
+    /// this names the state in which there is nothing yet, which every server has reached.
     pub const FIRST: Timestamp = Timestamp(1);
 }
 

@@ -33,13 +33,13 @@ use super::reachability::{CAMPAIGN_TURN_TICKS, Reachability};
 use super::reads::{PendingRead, PendingReads};
 use super::replies::{busy, error, not_to_be_read, shutting_down, unknown_session};
 use super::server_clocks::ServerClocks;
-use super::writes::{Stored, Writes};
+use super::writes::Writes;
 use super::{Input, NoLeader, Notice, Now, Output, RequestToken};
 use crate::consensus::{Consensus, ConsensusConfig, Effects, InitialLog};
 use crate::limits;
 use crate::model::{
     AppliedPoint, AppliedWrite, Command, Effect, FeatureLevel, GroupRules, LogIndex, NodeId,
-    Recovered, StateLimits, Term, WriteOutcome,
+    Recovered, StateLimits, Term, WriteFate,
 };
 use crate::wire::message::{ErrorCode, PeerMessage, RaftMessage, Role};
 
@@ -535,23 +535,22 @@ impl Node {
                 let request = &self.writes.get(key).write.request;
                 leadership.write_applied(request, write.index, write.newest_sequence);
             }
-            match write.outcome {
-                Some(outcome) if outcome.refused => {
+            match write.fate {
+                WriteFate::Refused => {
                     let pending = self.writes.remove(key);
                     // The outcome is the same for all copies of the write.
                     let refusal = busy("too many large ranges are being removed");
                     self.answer(&pending, &refusal, out);
                 }
-                Some(WriteOutcome { timestamp, .. }) => {
-                    let stored = Stored { timestamp, previous: write.previous };
-                    self.writes.wait_for_stored(key, write.index, stored);
+                WriteFate::Answered(answer) => {
+                    self.writes.wait_for_stored(key, write.index, answer);
                 }
-                None if write.is_of_unknown_session() => {
+                WriteFate::UnknownSession => {
                     let pending = self.writes.remove(key);
                     let reply = unknown_session(pending.resent, point.timestamp);
                     self.finish(pending, reply, out);
                 }
-                None => {
+                WriteFate::Forgotten => {
                     let mut pending = self.writes.remove(key);
                     pending.has_at_least(Effect::MayBeDone);
                     let stale = error(

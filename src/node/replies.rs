@@ -89,58 +89,6 @@ impl GroupState {
     }
 }
 
-/// Checks a write against the limits of a group, which need no state.
-///
-/// # Errors
-/// The reply that refuses the write.
-pub(super) fn check_write(write: &EncodedWrite, value_bytes_max: usize) -> Result<(), Reply> {
-    let invalid = |message: &str| Err(error(ErrorCode::Invalid, message));
-    let OpShape { kind, keys, bytes, key_bytes_min, key_bytes_max, value_bytes_max: longest } =
-        write.shape;
-    if keys > 0 && key_bytes_min == 0 {
-        return invalid("the key is empty: give it at least one byte");
-    }
-    if key_bytes_max > limits::KEY_BYTES_MAX {
-        return invalid(&format!(
-            "the key has {key_bytes_max} bytes and at most {} are allowed: use a shorter one",
-            limits::KEY_BYTES_MAX
-        ));
-    }
-    if longest > value_bytes_max {
-        return invalid(&format!(
-            "the value has {longest} bytes and at most {value_bytes_max} are allowed: \
-             split it, or start the servers with a greater --max-value"
-        ));
-    }
-    if keys > limits::TRANSACTION_KEYS_MAX {
-        return invalid(&format!(
-            "the write names {keys} keys and at most {} can be written at once: make it several \
-             writes",
-            limits::TRANSACTION_KEYS_MAX
-        ));
-    }
-    if bytes > limits::TRANSACTION_BYTES_MAX {
-        return invalid(&format!(
-            "the write has {bytes} bytes and at most {} can be written at once: make it several \
-             writes",
-            limits::TRANSACTION_BYTES_MAX
-        ));
-    }
-    if let OpKind::SetHistory(history) = kind
-        && !history.can_be_kept()
-    {
-        return invalid(&format!(
-            "a history of {history} cannot be kept: keep all, a time that is not zero, or 1 to {} \
-             versions of a key",
-            limits::HISTORY_VERSIONS_MAX
-        ));
-    }
-    if write.request.sequence == 0 || write.request.answered_below > write.request.sequence {
-        return invalid("the request's sequence numbers break the protocol: count from 1");
-    }
-    Ok(())
-}
-
 /// A reply to a request that had no effect.
 pub(super) fn error(code: ErrorCode, message: &str) -> Reply {
     Reply::Error(ErrorReply::not_done(code, message.to_owned()))

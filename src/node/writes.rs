@@ -21,7 +21,8 @@ use slab::Slab;
 
 use super::RequestToken;
 use crate::model::{
-    ClientId, Effect, EncodedWrite, LogIndex, NodeId, Previous, RequestId, Term, Timestamp,
+    ClientId, Effect, EncodedWrite, LogIndex, NodeId, RequestId, Term, Timestamp, WriteAnswer,
+    WriteOutcome,
 };
 
 /// Who gets the answer.
@@ -63,9 +64,7 @@ impl Pending {
     /// Whether another write is this one once more, and its answer the same. A client that gives
     /// two writes one identity is answered as the session does it, when they are applied.
     fn is_repeated_by(&self, other: &EncodedWrite) -> bool {
-        identity(&self.write.request) == identity(&other.request)
-            && self.write.shape == other.shape
-            && self.write.previous == other.previous
+        identity(&self.write.request) == identity(&other.request) && self.write.shape == other.shape
     }
 
     /// Takes away the other servers that wait for it, which hear that they are to ask another
@@ -94,13 +93,6 @@ impl Pending {
     }
 }
 
-/// What a write is answered once it is stored.
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub timestamp: Timestamp,
-    pub previous: Option<Previous>,
-}
-
 /// What makes two writes the same.
 type Identity = (ClientId, u64);
 
@@ -108,18 +100,18 @@ fn identity(request: &RequestId) -> Identity {
     (request.client, request.sequence)
 }
 
-/// The writes of this leadership that were answered last, as far as their timestamp is all that
+/// The writes of this leadership that were answered last, as far as their outcome is all that
 /// there was to tell.
 #[derive(Debug, Default)]
 struct Answered {
-    writes: HashMap<Identity, (LogIndex, Timestamp)>,
+    writes: HashMap<Identity, (LogIndex, WriteOutcome)>,
     /// Those in it, the oldest first.
     order: VecDeque<Identity>,
 }
 
 impl Answered {
-    fn note(&mut self, write: Identity, index: LogIndex, timestamp: Timestamp, most: usize) {
-        if self.writes.insert(write, (index, timestamp)).is_none() {
+    fn note(&mut self, write: Identity, index: LogIndex, outcome: WriteOutcome, most: usize) {
+        if self.writes.insert(write, (index, outcome)).is_none() {
             self.order.push_back(write);
         }
         while self.order.len() > most {
@@ -146,8 +138,8 @@ pub(super) struct Writes {
     waiting: VecDeque<usize>,
     proposed: BTreeMap<(Term, LogIndex), usize>,
     /// Of this reign; see `certainty`.
-    known_new: BTreeMap<LogIndex, (usize, Stored)>,
-    settled: BTreeMap<LogIndex, (usize, Stored)>,
+    known_new: BTreeMap<LogIndex, (usize, WriteAnswer)>,
+    settled: BTreeMap<LogIndex, (usize, WriteAnswer)>,
     forwarded: HashMap<u64, (usize, NodeId)>,
     /// Bytes of keys and values in those of them that are not long.
     forwarded_bytes: usize,
@@ -230,6 +222,7 @@ impl Writes {
 
     /// Takes in a write, which waits to be ordered unless it is a copy of one that was done.
     pub fn add(&mut self, pending: Pending) {
+        assert!(!pending.origins.is_empty(), "nobody waits for {:?}", pending.write.request);
         self.bytes += pending.write.memory_bytes();
         if self.is_long(pending.write.shape.keys) {
             self.long_bytes += pending.write.memory_bytes();
@@ -241,9 +234,8 @@ impl Writes {
         self.by_identity.insert(identity, key);
         let done = self.answered.writes.get(&identity);
         match done.filter(|(index, _)| !self.settled.contains_key(index)) {
-            Some((index, timestamp)) => {
-                let stored = Stored { timestamp: *timestamp, previous: None };
-                self.settled.insert(*index, (key, stored));
+            Some((index, outcome)) => {
+                self.settled.insert(*index, (key, WriteAnswer::of(*outcome)));
             }
             None => self.waiting.push_back(key),
         }
@@ -259,15 +251,15 @@ impl Writes {
         true
     }
 
-    /// A write of this leadership was answered, and its timestamp is all that was told.
+    /// A write of this leadership was answered, and its outcome is all that was told.
     pub fn note_answered(
         &mut self,
         write: &EncodedWrite,
         index: LogIndex,
-        timestamp: Timestamp,
+        outcome: WriteOutcome,
         most: usize,
     ) {
-        self.answered.note(identity(&write.request), index, timestamp, most);
+        self.answered.note(identity(&write.request), index, outcome, most);
     }
 
     /// Takes everything that waits, to place or to drop each one.
@@ -301,7 +293,9 @@ impl Writes {
 
     pub fn remove(&mut self, key: usize) -> Pending {
         let pending = self.all.remove(key);
-        self.bytes -= pending.write.memory_bytes();
+        let (bytes, all_bytes) = (pending.write.memory_bytes(), self.bytes);
+        assert!(bytes <= all_bytes, "a write of {bytes} bytes among {all_bytes} of all writes");
+        self.bytes -= bytes;
         if self.is_long(pending.write.shape.keys) {
             self.long_bytes -= pending.write.memory_bytes();
         }
@@ -329,13 +323,15 @@ impl Writes {
     }
 
     pub fn propose(&mut self, key: usize, term: Term, index: LogIndex) {
-        self.proposed.insert((term, index), key);
+        let before = self.proposed.insert((term, index), key);
+        assert!(before.is_none(), "two writes, {before:?} and {key}, are entry {index} of {term}");
     }
 
     /// What is to be answered to a write that was proposed at `index` is known, once it is
     /// committed.
-    pub fn propose_known_new(&mut self, key: usize, index: LogIndex, stored: Stored) {
-        self.known_new.insert(index, (key, stored));
+    pub fn propose_known_new(&mut self, key: usize, index: LogIndex, answer: WriteAnswer) {
+        let before = self.known_new.insert(index, (key, answer));
+        assert!(before.is_none(), "two writes, {before:?} and {key}, are entry {index}");
     }
 
     /// Everything up to `index` is committed in this reign.
@@ -344,7 +340,8 @@ impl Writes {
             && *first.key() <= index
         {
             let (index, write) = first.remove_entry();
-            self.settled.insert(index, write);
+            let before = self.settled.insert(index, write);
+            assert!(before.is_none(), "entry {index} is settled twice: {before:?}");
         }
     }
 
@@ -369,9 +366,12 @@ impl Writes {
     fn came_back(&mut self, key: usize) {
         let shape = &self.all[key].write.shape;
         if self.is_long(shape.keys) {
+            assert!(self.forwarded_long > 0, "a long write came back, and none was forwarded");
             self.forwarded_long -= 1;
         } else {
-            self.forwarded_bytes -= shape.bytes;
+            let (bytes, all_bytes) = (shape.bytes, self.forwarded_bytes);
+            assert!(bytes <= all_bytes, "{bytes} bytes came back of {all_bytes} forwarded");
+            self.forwarded_bytes -= bytes;
         }
     }
 
@@ -414,12 +414,14 @@ impl Writes {
     }
 
     /// A committed write waits until every server in sync has stored `index`.
-    pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, stored: Stored) {
-        self.settled.insert(index, (key, stored));
+    pub fn wait_for_stored(&mut self, key: usize, index: LogIndex, answer: WriteAnswer) {
+        assert!(answer.timestamp > Timestamp::ZERO, "{answer:?} of entry {index}");
+        let before = self.settled.insert(index, (key, answer));
+        assert!(before.is_none(), "entry {index} is settled twice: {before:?}");
     }
 
     /// Settled writes that every server in sync has stored, in log order.
-    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(LogIndex, (usize, Stored))> {
+    pub fn take_stored(&mut self, up_to: LogIndex) -> Vec<(LogIndex, (usize, WriteAnswer))> {
         if self.settled.first_key_value().is_none_or(|(index, _)| *index > up_to) {
             return Vec::new();
         }

@@ -4,7 +4,7 @@
 
 /// The command has found what was asked for, or has done it.
 pub const DONE: u8 = 0;
-/// There is no such key; nothing else ends with this status.
+/// What the command names is not there, or not as it asks; nothing else ends with this status.
 pub const NOT_FOUND: u8 = 1;
 /// The command line or its input cannot be used, or the group refuses what it asks for.
 pub const USAGE: u8 = 2;

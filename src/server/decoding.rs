@@ -47,8 +47,8 @@ pub(super) struct Undecodable {
 pub(super) fn decode(body: &[u8]) -> Result<DecodedFrame, Undecodable> {
     match codec::decode(body) {
         Ok(Message::Request { id, body: Request::Write(write) }) => {
-            let WriteRequest { request, op, previous } = write;
-            Ok(DecodedFrame::Write { id, write: EncodedWrite::new(request, op, previous) })
+            let WriteRequest { request, op } = write;
+            Ok(DecodedFrame::Write { id, write: EncodedWrite::new(request, op) })
         }
         Ok(Message::Peer(message)) => CheckedMessage::new(message)
             .map(DecodedFrame::Peer)

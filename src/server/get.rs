@@ -274,7 +274,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::{ClientId, Command, LogEntry, RequestId, StateLimits, WriteOp};
+    use crate::model::{ClientId, Command, LogEntry, Put, RequestId, StateLimits, WriteOp};
     use crate::storage::apply::StateMachine;
     use crate::storage::memory::MemoryEngine;
 
@@ -343,7 +343,11 @@ mod tests {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::new() };
+        let op = WriteOp::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::new(),
+            tells_previous: false,
+        });
         let data = Command::write(Timestamp(2), request, op).encode();
         machine.apply(&[LogEntry { term: 1, index: 1, data }]).unwrap();
         assert_eq!(page(seen, &machine), (None, seen));

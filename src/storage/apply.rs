@@ -17,7 +17,8 @@
 //! What it leaves out: deciding when to checkpoint (the driver asks
 //! [`needs_checkpoint`](StateMachine::needs_checkpoint)).
 
-use std::collections::BTreeMap;
+mod op_writer;
+
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -25,28 +26,29 @@ use bytes::{Buf, BufMut, Bytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::op_writer::OpWriter;
 use super::changes::Changes;
 use super::engine::{Durability, Engine, EngineError, EngineView, Steps, WriteBatch};
 use super::garbage_collection::{
-    self, Budget, Horizon, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
+    self, Budget, META_COMPACTED_AS_OF, META_COMPACTION, META_REMOVED_UP_TO,
 };
 use super::hash::StateHash;
 use super::log_clock::{ClockSamples, LogClock};
 use super::reads::Store;
 use super::rows::{Rows, ViewRows};
-use super::sessions::{Admission, META_KNOWN_SINCE, Sessions, decode_known_since};
+use super::sessions::{DedupVerdict, META_KNOWN_SINCE, Sessions, decode_known_since};
 use super::snapshot::{SnapshotSource, StagedSnapshot};
-use super::versions::{Pending, Reader, StoredVersion};
+use super::versions::Pending;
 use super::{keys, removals};
 use crate::limits::{self, ShrinkLimits};
 use crate::model::{
-    Action, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel, GarbageCollection,
-    GroupRules, History, LogEntry, LogIndex, MachineSummary, Previous, Release, RequestId,
-    StateLimits, Timestamp, WriteOp, WriteOutcome,
+    Action, Applied as OpApplied, AppliedPoint, AppliedWrite, Command, CommandError, FeatureLevel,
+    GarbageCollection, GroupRules, History, LogEntry, LogIndex, MachineSummary, Operation, Release,
+    RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 
 /// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each version's rows.
-pub const STATE_FORMAT_VERSION: u32 = 6;
+pub const STATE_FORMAT_VERSION: u32 = 7;
 
 const META_FORMAT: &str = "format";
 const META_APPLIED: &str = "applied";
@@ -360,34 +362,22 @@ impl StateMachine {
             }
             point.timestamp = timestamp;
             let now_us = clock.now_us().max(clock_us);
-            let is_put = matches!(
-                action,
-                Action::Write { op: WriteOp::Put { .. } | WriteOp::PutAll { .. }, .. }
-            );
-            left_touched |= !is_put;
             match action {
-                Action::Write { request, op, previous } => {
-                    let wanted = answering && previous;
-                    let (outcome, previous, newest_sequence) =
-                        match self.sessions.admit(&request, timestamp, now_us, &mut changes.hash) {
-                            Admission::UnknownSession => (None, None, 0),
-                            admission => {
-                                let admitted = (timestamp, &request, admission);
-                                let (outcome, previous) =
-                                    self.apply_write(admitted, &op, wanted, &mut changes)?;
-                                let newest = self.sessions.newest_sequence(request.client);
-                                (outcome, previous, newest)
-                            }
-                        };
+                Action::Write { request, op } => {
+                    let at = (timestamp, now_us);
+                    let (fate, removes) =
+                        self.apply_write(&request, &op, at, answering, &mut changes)?;
+                    left_touched |= removes;
+                    let newest_sequence = self.sessions.newest_sequence(request.client);
                     let (index, term) = (entry.index, entry.term);
-                    let write = AppliedWrite { index, term, outcome, previous, newest_sequence };
-                    applied.writes.push(write);
+                    applied.writes.push(AppliedWrite { index, term, fate, newest_sequence });
                 }
                 Action::GarbageCollection(GarbageCollection::Removed {
                     before_us,
                     rows_max,
                     bytes_max,
                 }) => {
+                    left_touched = true;
                     let before = clock.reached(before_us);
                     garbage_collection::delete_removed(
                         &mut changes,
@@ -404,12 +394,14 @@ impl StateMachine {
                     rows_max,
                     bytes_max,
                 }) => {
+                    left_touched = true;
                     let as_of = clock.reached(as_of_us);
                     let budget = Budget::new(rows_max, bytes_max);
                     garbage_collection::compact_history(&mut changes, history, as_of, budget)?;
                 }
                 Action::Rules(rules) => {
                     if self.rules.is_none() {
+                        left_touched = true;
                         garbage_collection::change_history(
                             &mut changes,
                             self.history(),
@@ -463,95 +455,42 @@ impl StateMachine {
         Ok(applied)
     }
 
+    /// What becomes of a client's write. `answering`: whoever waits for it may be told what was before.
     fn apply_write(
         &mut self,
-        (timestamp, request, admission): (Timestamp, &RequestId, Admission),
+        request: &RequestId,
         op: &WriteOp,
-        previous: bool,
+        (timestamp, now_us): (Timestamp, u64),
+        answering: bool,
         changes: &mut Changes<'_>,
-    ) -> Result<(Option<WriteOutcome>, Option<Previous>), ApplyError> {
-        match admission {
-            Admission::Repeated(timestamp) => {
-                let outcome = WriteOutcome { timestamp, refused: false };
-                let Some(key) = op.key().filter(|_| previous) else {
-                    return Ok((Some(outcome), None));
-                };
-                // As the first application found it, unless that is off the disk by now.
-                let before = Timestamp(timestamp.0 - 1);
-                let rows = changes.rows();
-                if Horizon::read(&rows)?.is_past(before, before, false) {
-                    return Ok((None, None));
+    ) -> Result<(WriteFate, bool), ApplyError> {
+        let mut removes = false;
+        let outcome = match self.sessions.admit(request, timestamp, now_us, &mut changes.hash) {
+            DedupVerdict::UnknownSession => return Ok((WriteFate::UnknownSession, false)),
+            DedupVerdict::Forgotten => return Ok((WriteFate::Forgotten, false)),
+            DedupVerdict::Repeated(outcome) => outcome,
+            DedupVerdict::New => {
+                let mut writer = OpWriter::new(self, changes, timestamp);
+                let applied = op.apply(&mut writer)?;
+                removes = writer.removes();
+                match applied {
+                    // There is nothing to remember: the client asks again under the same identity.
+                    OpApplied::Refused => return Ok((WriteFate::Refused, removes)),
+                    OpApplied::Result(result) => {
+                        let outcome = WriteOutcome { timestamp, result };
+                        self.sessions.record(request, outcome, &mut changes.hash);
+                        outcome
+                    }
                 }
-                let pending = Pending { keys: true, ranges: true };
-                let found = Reader::new(&rows, before, before, pending)?.get(key)?;
-                return Ok((Some(outcome), Some(answer_previous(found))));
-            }
-            Admission::Forgotten | Admission::UnknownSession => return Ok((None, None)),
-            Admission::New => {}
-        }
-        let previous = match op.key() {
-            Some(key) if previous => {
-                let found = Reader::newest(&changes.rows())?.get(key)?;
-                Some(answer_previous(found))
-            }
-            _ => None,
-        };
-        let refused = !self.carry_out(timestamp, op, changes)?;
-        // Nothing was done, so there is nothing to remember: the client asks again under the same identity.
-        if !refused {
-            self.sessions.record(request, timestamp, &mut changes.hash);
-        }
-        Ok((Some(WriteOutcome { timestamp, refused }), previous))
-    }
-
-    /// `false`: it was refused, and nothing was done.
-    fn carry_out(
-        &mut self,
-        timestamp: Timestamp,
-        op: &WriteOp,
-        changes: &mut Changes<'_>,
-    ) -> Result<bool, ApplyError> {
-        // If everything is kept, no row is written for compaction.
-        let is_compacted = self.history() != History::All;
-        let mut store = |changes: &mut Changes<'_>, key: &Bytes, value: &Bytes| {
-            let stored = StoredVersion::Value(value).encode();
-            changes.put(keys::version(key, timestamp), stored);
-            if is_compacted {
-                changes.put(keys::superseding(timestamp, key), Bytes::new());
-                self.left.history_due.get_or_insert(timestamp);
             }
         };
-        match op {
-            WriteOp::Put { key, value } => store(changes, key, value),
-            WriteOp::PutAll { pairs } => {
-                // Of a key given twice the last value counts.
-                let pairs: BTreeMap<&Bytes, &Bytes> = pairs.iter().map(|(k, v)| (k, v)).collect();
-                pairs.into_iter().for_each(|(key, value)| store(changes, key, value));
-            }
-            WriteOp::Del { key } => removals::delete(changes, timestamp, key)?,
-            WriteOp::DelAll { keys } => {
-                for key in keys {
-                    removals::delete(changes, timestamp, key)?;
-                }
-            }
-            WriteOp::DelRange { from, to } => {
-                return removals::delete_range(changes, timestamp, from, to, &self.shared.limits());
-            }
-            WriteOp::Trim { key } => removals::trim(changes, timestamp, key)?,
-            WriteOp::Mark => {}
-            WriteOp::SetHistory { history } => {
-                garbage_collection::change_history(changes, self.history(), *history)?;
-                // The group's rules come before every write, but in tests.
-                if let Some(rules) = &self.rules {
-                    changes.delete(keys::meta(META_RULES), &encode_fact(rules));
-                }
-                let limits = self.shared.limits();
-                let rules = GroupRules { limits, history: *history };
-                changes.put(keys::meta(META_RULES), encode_fact(&rules));
-                self.rules = Some(rules);
-            }
-        }
-        Ok(true)
+        assert!(outcome.timestamp <= timestamp, "{outcome:?} comes after its write at {timestamp}");
+        let told = op.tells_before(outcome.result).filter(|_| answering);
+        let previous = match told {
+            Some(key) => op_writer::previous(changes, key, outcome.timestamp)?,
+            None => None,
+        };
+        Ok((WriteFate::Answered(WriteAnswer { previous, ..WriteAnswer::of(outcome) }), removes))
     }
 
     /// What is kept of what newer versions have replaced.
@@ -706,15 +645,6 @@ impl Left {
             history_due: garbage_collection::history_due(rows)?,
         })
     }
-}
-
-/// What a key had, for an answer: without the value when it is too long to be sent unasked.
-fn answer_previous(found: Option<(Timestamp, Bytes)>) -> Previous {
-    let Some((timestamp, value)) = found else {
-        return Previous { timestamp: Timestamp::ZERO, value: None };
-    };
-    let value = (value.len() <= limits::READ_SMALL_BYTES_MAX).then_some(value);
-    Previous { timestamp, value }
 }
 
 /// Where the state that an engine holds durably stands.

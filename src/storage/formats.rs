@@ -16,8 +16,9 @@ use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
-    Action, ClientId, Command, FeatureLevel, GarbageCollection, GroupRules, History, LogEntry,
-    Release, ReleaseVersion, RequestId, StateLimits, Timestamp, WriteOp,
+    Action, Barrier, ClientId, Command, Del, DelAll, DelRange, FeatureLevel, GarbageCollection,
+    GroupRules, History, LogEntry, Put, PutAll, Release, ReleaseVersion, RequestId, SetHistory,
+    StateLimits, Timestamp, Trim, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -70,15 +71,19 @@ impl Kept {
             answered_below: self.last.saturating_sub(1),
             begun: Timestamp::ZERO,
         };
-        self.apply(Action::Write { request, op, previous: false });
+        self.apply(Action::Write { request, op });
     }
 
     fn put(&mut self, key: &'static str) {
-        self.write(WriteOp::Put { key: Bytes::from(key), value: Bytes::from("value") });
+        self.write(WriteOp::Put(Put {
+            key: Bytes::from(key),
+            value: Bytes::from("value"),
+            tells_previous: false,
+        }));
     }
 
     fn del(&mut self, key: &'static str) {
-        self.write(WriteOp::Del { key: Bytes::from(key) });
+        self.write(WriteOp::Del(Del { key: Bytes::from(key), tells_previous: false }));
     }
 
     fn compact(&mut self, history: History, rows_max: u32) {
@@ -128,8 +133,8 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     kept.apply(Action::Rules(GroupRules { limits, history }));
     ["k", "l", "l", "m", "n"].iter().for_each(|key| kept.put(key));
     kept.del("k");
-    kept.write(WriteOp::Trim { key: Bytes::from("l") });
-    kept.write(WriteOp::DelRange { from: Bytes::from("m"), to: Bytes::from("n") });
+    kept.write(WriteOp::Trim(Trim { key: Bytes::from("l"), tells_previous: false }));
+    kept.write(WriteOp::DelRange(DelRange { from: Bytes::from("m"), to: Bytes::from("n") }));
     kept.list(
         "removals of a key, of its older versions and of a range, and a walk that has not begun",
     );
@@ -144,7 +149,7 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     kept.compact(history, 2);
     kept.list("a sweep within a key");
     kept.client = ClientId(9);
-    kept.write(WriteOp::SetHistory { history: History::For { age_us: 3_600 } });
+    kept.write(WriteOp::SetHistory(SetHistory { history: History::For { age_us: 3_600 } }));
     kept.list("a session in the place of another, and another history");
     compare("state.txt", &kept.listing, "STATE_FORMAT_VERSION in src/storage/apply.rs");
 }
@@ -172,21 +177,21 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         begun: Timestamp(9),
     };
     let ops = [
-        WriteOp::Put { key: key(), value: value.clone() },
-        WriteOp::PutAll { pairs: vec![(key(), value)] },
-        WriteOp::Del { key: key() },
-        WriteOp::DelAll { keys: vec![key()] },
-        WriteOp::DelRange { from: key(), to: key() },
-        WriteOp::Trim { key: key() },
-        WriteOp::Mark,
-        WriteOp::SetHistory { history },
+        WriteOp::Put(Put { key: key(), value: value.clone(), tells_previous: true }),
+        WriteOp::PutAll(PutAll { pairs: vec![(key(), value)] }),
+        WriteOp::Del(Del { key: key(), tells_previous: true }),
+        WriteOp::DelAll(DelAll { keys: vec![key()] }),
+        WriteOp::DelRange(DelRange { from: key(), to: key() }),
+        WriteOp::Trim(Trim { key: key(), tells_previous: true }),
+        WriteOp::Barrier(Barrier {}),
+        WriteOp::SetHistory(SetHistory { history }),
     ];
     let (rows_max, bytes_max) = (5, 6);
     let histories = [History::All, history, History::Versions { count: 2 }];
     let compaction =
         |history| GarbageCollection::History { history, as_of_us: 4, rows_max, bytes_max };
     let actions = ops
-        .map(|op| Action::Write { request, op, previous: true })
+        .map(|op| Action::Write { request, op })
         .into_iter()
         .chain([Action::GarbageCollection(GarbageCollection::Removed {
             before_us: 4,

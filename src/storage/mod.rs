@@ -316,7 +316,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        ClientId, ClusterId, Command, HardState, LogBatch, NodeId, RequestId, Timestamp, WriteOp,
+        ClientId, ClusterId, Command, HardState, LogBatch, NodeId, Put, RequestId, Timestamp,
+        WriteOp,
     };
 
     fn put(index: LogIndex) -> LogEntry {
@@ -326,7 +327,11 @@ mod tests {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::from(index.to_string()) };
+        let op = WriteOp::Put(Put {
+            key: Bytes::from("k"),
+            value: Bytes::from(index.to_string()),
+            tells_previous: false,
+        });
         let timestamp = Timestamp(index as i64);
         LogEntry { term: 1, index, data: Command::write(timestamp, request, op).encode() }
     }

@@ -15,7 +15,7 @@
 //! was is remembered ([`Sessions::known_since`]). Every write says since when its client has known the group
 //! ([`RequestId::begun`]), a timestamp smaller than that of any command of the client. So a client without a
 //! session that began at `known_since` or later has never had one, and all of its writes are new. Any other is
-//! refused ([`Admission::UnknownSession`]): its write may have been applied in a session that was dropped. That
+//! refused ([`DedupVerdict::UnknownSession`]): its write may have been applied in a session that was dropped. That
 //! holds for a late copy of a client's first write, too, however late it is.
 //!
 //! A new client is not locked out by others: sessions are dropped in the order of their last commands, so
@@ -30,16 +30,18 @@ use super::apply::ApplyError;
 use super::engine::{Direction, Engine, WriteBatch};
 use super::hash::{StateHash, words_hash};
 use super::keys;
-use crate::model::{ClientId, RequestId, StateLimits, Timestamp};
+use crate::model::{
+    ClientId, OpResult, RESULT_BYTES_MAX, RequestId, StateLimits, Timestamp, WriteOutcome,
+};
 
-/// What the sessions say of a command that is about to be applied.
+/// Whether a write that is about to be applied was applied before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Admission {
-    /// Not seen before: apply it, then [`record`](Sessions::record) its outcome.
+pub(super) enum DedupVerdict {
+    /// It was not: apply it, then [`record`](Sessions::record) its outcome.
     New,
-    /// Applied before, with this timestamp.
-    Repeated(Timestamp),
-    /// Declared answered before: its timestamp, if it had one, is forgotten.
+    /// It was, and came to this.
+    Repeated(WriteOutcome),
+    /// Declared answered before: what it came to, if it was applied, is forgotten.
     Forgotten,
     /// Its client has no session, and may have had one: it may have been applied.
     UnknownSession,
@@ -53,8 +55,8 @@ struct Session {
     heard_us: u64,
     /// Every sequence below this one is forgotten and will not be applied (again).
     answered_below: u64,
-    /// The timestamp of each sequence from `answered_below` on that was applied.
-    replies: BTreeMap<u64, Timestamp>,
+    /// The outcome of each sequence from `answered_below` on that was applied.
+    replies: BTreeMap<u64, WriteOutcome>,
 }
 
 /// All clients' sessions.
@@ -126,24 +128,27 @@ impl Sessions {
         now: Timestamp,
         now_us: u64,
         hash: &mut StateHash,
-    ) -> Admission {
+    ) -> DedupVerdict {
         self.expire(now_us, hash);
         // No server of this group can have told a client of the time of this command or a later one.
         let has_begun_since = self.known_since <= request.begun && request.begun < now;
         if !self.clients.contains_key(&request.client) && !has_begun_since {
-            return Admission::UnknownSession;
+            return DedupVerdict::UnknownSession;
         }
         self.hear(request.client, now, now_us, hash);
         let Some(session) = self.clients.get_mut(&request.client) else {
-            return Admission::New; // `hear` has just seen to it that there is one.
+            return DedupVerdict::New; // `hear` has just seen to it that there is one.
         };
         self.replies -= session.forget_below(request.client, request.answered_below, hash);
         if request.sequence < session.answered_below {
-            return Admission::Forgotten;
+            return DedupVerdict::Forgotten;
         }
         match session.replies.get(&request.sequence) {
-            Some(timestamp) => Admission::Repeated(*timestamp),
-            None => Admission::New,
+            Some(outcome) => {
+                assert!(outcome.timestamp < now, "{outcome:?} is remembered from after {now}");
+                DedupVerdict::Repeated(*outcome)
+            }
+            None => DedupVerdict::New,
         }
     }
 
@@ -156,11 +161,12 @@ impl Sessions {
         applied.max(ruled_out)
     }
 
-    /// Remembers when a command that was admitted as new was carried out.
-    pub fn record(&mut self, request: &RequestId, timestamp: Timestamp, hash: &mut StateHash) {
+    /// Remembers what a write came to that was [`DedupVerdict::New`] just before.
+    pub fn record(&mut self, request: &RequestId, outcome: WriteOutcome, hash: &mut StateHash) {
         let Some(session) = self.clients.get_mut(&request.client) else { return };
-        hash.add(reply_hash(request.client, request.sequence, timestamp));
-        session.replies.insert(request.sequence, timestamp);
+        hash.add(reply_hash(request.client, request.sequence, outcome));
+        let before = session.replies.insert(request.sequence, outcome);
+        assert!(before.is_none(), "{request:?} came to {before:?} and now to {outcome:?}");
         self.replies += 1;
         if session.replies.len() > self.limits.session_replies_max as usize
             && let Some((&oldest, _)) = session.replies.first_key_value()
@@ -219,8 +225,8 @@ impl Sessions {
         if let Some(session) = self.clients.remove(&client) {
             self.replies -= session.replies.len();
             hash.subtract(session.head_hash(client));
-            for (sequence, timestamp) in &session.replies {
-                hash.subtract(reply_hash(client, *sequence, *timestamp));
+            for (sequence, outcome) in &session.replies {
+                hash.subtract(reply_hash(client, *sequence, *outcome));
             }
         }
         self.dirty.insert(client);
@@ -259,7 +265,8 @@ const HASH_REPLY: u64 = 2;
 const HASH_KNOWN_SINCE: u64 = 3;
 
 const HEAD_BYTES: usize = 24;
-const REPLY_BYTES: usize = 16;
+/// Of a reply without its result.
+const REPLY_HEAD_BYTES: usize = 16;
 
 impl Session {
     /// Returns how many replies it forgot.
@@ -286,32 +293,37 @@ impl Session {
     }
 
     /// `heard i64 | heard by the log's clock u64 | answered below u64`, then for each reply
-    /// `sequence u64 | timestamp i64`, in order of sequence, little-endian.
+    /// `sequence u64 | timestamp i64 | result`, in order of sequence, little-endian.
     fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(HEAD_BYTES + self.replies.len() * REPLY_BYTES);
+        let replies_bytes = self.replies.len() * (REPLY_HEAD_BYTES + 1);
+        let mut out = Vec::with_capacity(HEAD_BYTES + replies_bytes);
         out.put_i64_le(self.heard.0);
         out.put_u64_le(self.heard_us);
         out.put_u64_le(self.answered_below);
-        for (sequence, timestamp) in &self.replies {
+        for (sequence, WriteOutcome { timestamp, result }) in &self.replies {
             out.put_u64_le(*sequence);
             out.put_i64_le(timestamp.0);
+            let begin = out.len();
+            result.encode(&mut out);
+            assert!(out.len() - begin <= RESULT_BYTES_MAX, "{result:?} is too long to be kept");
         }
         out.into()
     }
 
     fn decode(bytes: &[u8]) -> Option<Session> {
-        let (mut head, replies) = bytes.split_at_checked(HEAD_BYTES)?;
-        let (replies, []) = replies.as_chunks::<REPLY_BYTES>() else { return None };
-        let decode_reply = |reply: &[u8; REPLY_BYTES]| {
-            let mut fields = &reply[..];
-            let sequence = fields.get_u64_le();
-            (sequence, Timestamp(fields.get_i64_le()))
-        };
+        let (mut head, mut fields) = bytes.split_at_checked(HEAD_BYTES)?;
+        let mut replies = BTreeMap::new();
+        while !fields.is_empty() {
+            let sequence = fields.try_get_u64_le().ok()?;
+            let timestamp = Timestamp(fields.try_get_i64_le().ok()?);
+            let result = OpResult::decode(&mut fields)?;
+            replies.insert(sequence, WriteOutcome { timestamp, result });
+        }
         Some(Session {
             heard: Timestamp(head.get_i64_le()),
             heard_us: head.get_u64_le(),
             answered_below: head.get_u64_le(),
-            replies: replies.iter().map(decode_reply).collect(),
+            replies,
         })
     }
 }
@@ -321,8 +333,8 @@ pub(super) fn add_stored(hash: &mut StateHash, row: &[u8], value: &[u8]) -> Opti
     let client = keys::decode_session(row).ok()?;
     let session = Session::decode(value)?;
     hash.add(session.head_hash(client));
-    for (sequence, timestamp) in &session.replies {
-        hash.add(reply_hash(client, *sequence, *timestamp));
+    for (sequence, outcome) in &session.replies {
+        hash.add(reply_hash(client, *sequence, *outcome));
     }
     Some(())
 }
@@ -340,8 +352,10 @@ pub(super) fn known_since_hash(known_since: Timestamp) -> u64 {
     words_hash(HASH_KNOWN_SINCE, &[known_since.0 as u64])
 }
 
-fn reply_hash(client: ClientId, sequence: u64, timestamp: Timestamp) -> u64 {
-    words_hash(HASH_REPLY, &[client.0, sequence, timestamp.0 as u64])
+fn reply_hash(client: ClientId, sequence: u64, outcome: WriteOutcome) -> u64 {
+    let WriteOutcome { timestamp, result } = outcome;
+    let [kind, detail] = result.words();
+    words_hash(HASH_REPLY, &[client.0, sequence, timestamp.0 as u64, kind, detail])
 }
 
 #[cfg(test)]
@@ -354,7 +368,11 @@ mod tests {
         RequestId { client: ClientId(client), sequence, answered_below, begun: Timestamp::ZERO }
     }
 
-    /// Applies a command the way the state machine does; what is answered.
+    fn done(timestamp: i64) -> WriteOutcome {
+        WriteOutcome { timestamp: Timestamp(timestamp), result: OpResult::Done }
+    }
+
+    /// Applies a command the way the state machine does; the timestamp that is answered.
     fn apply(
         sessions: &mut Sessions,
         hash: &mut StateHash,
@@ -362,12 +380,12 @@ mod tests {
         now: i64,
     ) -> Option<Timestamp> {
         match sessions.admit(&request, Timestamp(now), now as u64, hash) {
-            Admission::New => {
-                sessions.record(&request, Timestamp(now), hash);
+            DedupVerdict::New => {
+                sessions.record(&request, done(now), hash);
                 Some(Timestamp(now))
             }
-            Admission::Repeated(timestamp) => Some(timestamp),
-            Admission::Forgotten | Admission::UnknownSession => None,
+            DedupVerdict::Repeated(outcome) => Some(outcome.timestamp),
+            DedupVerdict::Forgotten | DedupVerdict::UnknownSession => None,
         }
     }
 
@@ -380,8 +398,8 @@ mod tests {
         let mut hash = StateHash::default();
         for (client, session) in &sessions.clients {
             hash.add(session.head_hash(*client));
-            for (sequence, timestamp) in &session.replies {
-                hash.add(reply_hash(*client, *sequence, *timestamp));
+            for (sequence, outcome) in &session.replies {
+                hash.add(reply_hash(*client, *sequence, *outcome));
             }
         }
         if sessions.known_since != Timestamp::ZERO {
@@ -428,23 +446,27 @@ mod tests {
         let (mut sessions, mut hash) = none();
         let mut admit = |request: RequestId, now: i64| {
             let admission = sessions.admit(&request, Timestamp(now), now as u64, &mut hash);
-            if admission == Admission::New {
-                sessions.record(&request, Timestamp(now), &mut hash);
+            if admission == DedupVerdict::New {
+                sessions.record(&request, done(now), &mut hash);
             }
             assert_eq!(hash, hash_from_scratch(&sessions));
             admission
         };
         let begun = |client, begun| RequestId { begun: Timestamp(begun), ..request(client, 1, 1) };
-        assert_eq!(admit(request(1, 2, 1), 1), Admission::New, "in whatever order they come");
-        assert_eq!(admit(request(1, 1, 1), 2), Admission::New);
-        assert_eq!(admit(request(1, 2, 1), 3), Admission::Repeated(Timestamp(1)));
+        assert_eq!(admit(request(1, 2, 1), 1), DedupVerdict::New, "in whatever order they come");
+        assert_eq!(admit(request(1, 1, 1), 2), DedupVerdict::New);
+        assert_eq!(admit(request(1, 2, 1), 3), DedupVerdict::Repeated(done(1)));
         let late = 4 + EXPIRY;
-        assert_eq!(admit(request(1, 1, 1), late), Admission::UnknownSession);
-        assert_eq!(admit(request(1, 2, 1), late + 1), Admission::UnknownSession);
-        assert_eq!(admit(begun(2, 2), late + 2), Admission::UnknownSession);
-        assert_eq!(admit(begun(2, 3), late + 3), Admission::New, "nobody forgotten began so late");
+        assert_eq!(admit(request(1, 1, 1), late), DedupVerdict::UnknownSession);
+        assert_eq!(admit(request(1, 2, 1), late + 1), DedupVerdict::UnknownSession);
+        assert_eq!(admit(begun(2, 2), late + 2), DedupVerdict::UnknownSession);
+        assert_eq!(
+            admit(begun(2, 3), late + 3),
+            DedupVerdict::New,
+            "nobody forgotten began so late"
+        );
         let untold = begun(3, late + 4);
-        assert_eq!(admit(untold, late + 4), Admission::UnknownSession, "no server said so");
+        assert_eq!(admit(untold, late + 4), DedupVerdict::UnknownSession, "no server said so");
     }
 
     /// However many there are, a client that has just begun is not refused.
@@ -458,11 +480,11 @@ mod tests {
             let begun = Timestamp((client - 10).max(0));
             let request = RequestId { begun, ..request(client as u64, 1, 1) };
             let admission = sessions.admit(&request, Timestamp(client), client as u64, &mut hash);
-            assert_eq!(admission, Admission::New, "of {client}");
+            assert_eq!(admission, DedupVerdict::New, "of {client}");
         }
         let request = RequestId { begun: Timestamp(88), ..request(100, 1, 1) };
         let admission = sessions.admit(&request, Timestamp(100), 100, &mut hash);
-        assert_eq!(admission, Admission::UnknownSession, "eleven have written since");
+        assert_eq!(admission, DedupVerdict::UnknownSession, "eleven have written since");
     }
 
     #[test]

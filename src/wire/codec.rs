@@ -52,8 +52,8 @@ pub fn encode(message: &Message, cap: usize, out: &mut Vec<u8>) -> Result<(), Co
     result
 }
 
-/// As [`encode`], with the long parts of the message left where they are: the frame is all of these pieces in a
-/// row. The parts of one message to several servers are the same bytes for all of them.
+/// As [`encode`], with the long parts of the message left where they are: the frame is all of these
+/// pieces in a row. The parts of one message to several servers are the same bytes for all of them.
 pub fn encode_shared(message: &Message, cap: usize) -> Result<Vec<Bytes>, CodecError> {
     let mut frame = Pieces { shared: message.shared_parts().into(), ..Pieces::default() };
     frame.copied.resize(FRAME_HEADER_BYTES, 0);
@@ -65,7 +65,8 @@ pub fn encode_shared(message: &Message, cap: usize) -> Result<Vec<Bytes>, CodecE
     }
     frame.cut();
     let mut pieces = frame.pieces;
-    // The first piece begins with the room for the length, and the check above keeps that within 32 bits.
+    // The first piece begins with the room for the length, and the check above keeps that within 32
+    // bits.
     if let Some(first) = pieces.first_mut() {
         let mut with_length = first.to_vec();
         with_length[..FRAME_HEADER_BYTES].copy_from_slice(&(bytes as u32).to_be_bytes());
@@ -145,8 +146,8 @@ impl From<DecodeError> for CodecError {
     }
 }
 
-/// The id of a `REQUEST` of which perhaps nothing else can be decoded, so that its sender can be told.
-/// `None` when the body does not begin like one.
+/// The id of a `REQUEST` of which perhaps nothing else can be decoded, so that its sender can be
+/// told. `None` when the body does not begin like one.
 pub fn request_id(body: &[u8]) -> Option<u64> {
     // A map of one entry, a text of seven bytes, a list of two: the shortest forms, which senders
     // keep to.

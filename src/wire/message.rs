@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::share::{PeerReply, PeerRequest, RegistryReply, RegistryRequest};
 use crate::limits::{ELEMENT_OVERHEAD_BYTES, SHARED_BYTES_MIN};
 use crate::model::{
-    ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, PageNext, PageOf,
-    Previous, RequestId, Row, SnapshotId, Term, Timestamp, WriteOp, bounded,
+    ClusterId, Effect, EncodedWrite, History, LogEntry, LogIndex, NodeId, OpShape, PageNext,
+    PageOf, RequestId, Row, SnapshotId, Term, Timestamp, WriteAnswer, WriteOp, bounded,
 };
 
 /// Everything that travels, in both directions, on client and on server connections.
@@ -37,30 +37,18 @@ pub enum Message {
     Request {
         /// Chosen by the client, echoed in the reply; unique among its outstanding requests.
         id: u64,
-        /// What it asks.
         body: Request,
     },
-    /// A server answers.
+    /// A server answers the request of this id.
     #[serde(rename = "REPLY")]
-    Reply {
-        /// The request's id.
-        id: u64,
-        /// The answer.
-        body: Reply,
-    },
+    Reply { id: u64, body: Reply },
     /// Are you there? Either side of a client connection may ask.
     #[serde(rename = "PING")]
-    Ping {
-        /// Echoed.
-        nonce: u64,
-    },
-    /// I am.
+    Ping { nonce: u64 },
+    /// The answer to a `PING`.
     #[serde(rename = "PONG")]
-    Pong {
-        /// From the ping.
-        nonce: u64,
-    },
-    /// Server to server.
+    Pong { nonce: u64 },
+    /// What servers of a group send to each other, and nobody else.
     #[serde(rename = "PEER")]
     Peer(PeerMessage),
     /// To a registry of a share.
@@ -68,38 +56,26 @@ pub enum Message {
     Registry {
         /// Chosen by the asker, echoed in the reply.
         id: u64,
-        /// What it asks.
         body: RegistryRequest,
     },
     /// From a registry of a share.
     #[serde(rename = "REGISTRY_REPLY")]
-    RegistryReply {
-        /// The request's id.
-        id: u64,
-        /// The answer.
-        body: RegistryReply,
-    },
+    RegistryReply { id: u64, body: RegistryReply },
     /// From one peer of a share to another.
     #[serde(rename = "SHARE")]
     Share {
         /// Chosen by the asker, echoed in the reply.
         id: u64,
-        /// What it asks.
         body: PeerRequest,
     },
     /// The other peer's answer.
     #[serde(rename = "SHARE_REPLY")]
-    ShareReply {
-        /// The request's id.
-        id: u64,
-        /// The answer.
-        body: PeerReply,
-    },
+    ShareReply { id: u64, body: PeerReply },
 }
 
 impl Message {
-    /// Parts of the message that are long enough not to be copied into its frame, in the order in which they
-    /// are encoded.
+    /// Parts of the message that are long enough not to be copied into its frame, in the order in
+    /// which they are encoded.
     pub fn shared_parts(&self) -> Vec<&Bytes> {
         let parts: Vec<&Bytes> = match self {
             Message::Peer(PeerMessage::Raft(RaftMessage {
@@ -117,7 +93,7 @@ impl Message {
 /// The protocol version this build speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Opens a connection.
+/// The first frame of a connection: who dials, and which protocol it speaks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`PROTOCOL_VERSION`] of the sender.
@@ -137,7 +113,6 @@ pub enum HelloRole {
     /// Another server of the group: the connection carries `PEER` messages from it.
     #[serde(rename = "SERVER")]
     Server {
-        /// The dialling server.
         node: NodeId,
         /// Drawn when its data directory was created. A new one under an old node number means
         /// the directory was lost; what still comes in from the old one is not to be believed.
@@ -156,8 +131,8 @@ pub enum Channel {
     /// What is short and must not wait: heartbeats, votes, acknowledgements, read indices.
     #[serde(rename = "CONTROL")]
     Control,
-    /// What may be long: entries, clients' writes passed on and their answers, snapshots. In the order in which
-    /// it was sent.
+    /// What may be long: entries, clients' writes passed on and their answers, snapshots. In the
+    /// order in which it was sent.
     #[serde(rename = "BULK")]
     Bulk,
 }
@@ -169,8 +144,9 @@ impl Channel {
     /// The connection on which a message is sent. Receivers take any message on either.
     pub fn of(message: &PeerMessage) -> Channel {
         match message {
-            // A REPLICATION without entries, too, must not overtake those that it counts on. An answer to a
-            // client comes behind the entry it is about, which the client may want to read next.
+            // A REPLICATION without entries, too, must not overtake those that it counts on. An
+            // answer to a client comes behind the entry it is about, which the client may want to
+            // read next.
             PeerMessage::Raft(RaftMessage { body: RaftBody::Append { .. }, .. })
             | PeerMessage::Forward { .. }
             | PeerMessage::Forwarded { .. }
@@ -192,14 +168,13 @@ impl Channel {
     }
 }
 
-/// Accepts a connection.
+/// The answer to a good [`Hello`]: who was reached, and how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// [`PROTOCOL_VERSION`] of the sender.
     pub protocol: u32,
     /// The group the answering server belongs to.
     pub cluster: ClusterId,
-    /// The answering server.
     pub node: NodeId,
     /// Drawn when the answering server's data directory was created.
     pub incarnation: u64,
@@ -208,26 +183,27 @@ pub struct Welcome {
     pub last_index: LogIndex,
     /// The answering server's term.
     pub term: Term,
-    /// Whom the answering server was told leads first, as long as its data directory is blank; `None`
-    /// once it has taken part in the group.
+    /// Whom the answering server was told leads first, as long as its data directory is blank;
+    /// `None` once it has taken part in the group.
     pub first_leader: Option<NodeId>,
-    /// The timestamp of the last write that the answering server has applied: with it a client begins.
+    /// The timestamp of the last write that the answering server has applied: with it a client
+    /// begins.
     pub applied_timestamp: Timestamp,
 }
 
 /// What a client can ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Change the store.
+    /// Carry out one operation, once, however often the request comes.
     #[serde(rename = "WRITE")]
     Write(WriteRequest),
-    /// Read a key.
+    /// Read one version of one key.
     #[serde(rename = "GET")]
     Get(GetRequest),
     /// Read many keys, or many versions, a page at a time.
     #[serde(rename = "PAGE")]
     Page(PageRequest),
-    /// Describe yourself.
+    /// Have the server describe itself and its group.
     #[serde(rename = "STATUS")]
     Status,
 }
@@ -237,7 +213,7 @@ impl Request {
     pub fn memory_bytes(&self) -> usize {
         let element = |bytes: &Bytes| bytes.len() + ELEMENT_OVERHEAD_BYTES;
         match self {
-            Request::Write(write) => write.op.memory_bytes(),
+            Request::Write(write) => OpShape::of(&write.op).memory_bytes(),
             Request::Get(request) => element(&request.key),
             Request::Page(PageRequest { of, .. }) => match of {
                 PageOf::Range { from, to } | PageOf::RangeReverse { from, to } => {
@@ -254,18 +230,15 @@ impl Request {
 /// A write, identified so that a retry is applied once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteRequest {
-    /// Who asks, and for the how-manieth time.
+    /// The same whenever the write is sent again, so that it is applied once.
     pub request: RequestId,
-    /// What to do.
+    /// The operation that is asked for.
     pub op: WriteOp,
-    /// Of an operation on one key: answer with what the key had just before. Of others: no meaning.
-    pub previous: bool,
 }
 
 /// A read of one key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GetRequest {
-    /// The key.
     pub key: Bytes,
     /// The last timestamp the client has seen for this key; 0 for none.
     pub timestamp: Timestamp,
@@ -273,25 +246,24 @@ pub struct GetRequest {
     pub session: Timestamp,
     /// Read through the leader's read index.
     pub linearizable: bool,
-    /// The newest version that is not newer than this; 0 for the newest of all. The server must have
-    /// applied everything up to here. `timestamp` then has no meaning.
+    /// The newest version that is not newer than this; 0 for the newest of all. The server must
+    /// have applied everything up to here. `timestamp` then has no meaning.
     pub at: Timestamp,
 }
 
 /// A page of a longer read.
 ///
-/// All pages of one read show one state: that of version [`at`](PageRequest::at), as it was seen when
-/// the first page was read, whatever is written, removed or trimmed meanwhile. To go on, ask again with
-/// `at` and `seen` as the page before gave them, and with what it said under `next` as the beginning.
+/// All pages of one read show one state: that of version [`at`](PageRequest::at), as it was seen
+/// when the first page was read, whatever is written, removed or trimmed meanwhile. To go on, ask
+/// again with `at` and `seen` as the page before gave them, and with what it said under `next` as
+/// the beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRequest {
-    /// What to read.
     pub of: PageOf,
     /// As of this version; 0 for the newest.
     pub at: Timestamp,
     /// 0 for the first page, then as the first page said. Removals after it do not show.
     pub seen: Timestamp,
-    /// As in [`GetRequest`].
     pub session: Timestamp,
     /// As in [`GetRequest`]; of a first page.
     pub linearizable: bool,
@@ -304,24 +276,12 @@ pub struct PageRequest {
 /// What a server can answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// A PUT is durable as the acknowledgement rule asks.
-    #[serde(rename = "PUT_OK")]
-    PutOk {
-        /// The version it made.
-        timestamp: Timestamp,
-    },
-    /// Another write, or a PUT that asked for what was before, is durable as the acknowledgement rule
-    /// asks. What a write on many keys removed or replaced can be read, for
-    /// [`limits::REMOVAL_GRACE`](crate::limits::REMOVAL_GRACE), in pages with `at` and `seen` one less than
-    /// its timestamp.
+    /// A write is over, and durable as the acknowledgement rule asks. What a write on many keys
+    /// removed or replaced can be read, for
+    /// [`limits::REMOVAL_GRACE`](crate::limits::REMOVAL_GRACE), in pages with `at` and `seen` one
+    /// less than its timestamp.
     #[serde(rename = "WRITE_OK")]
-    WriteOk {
-        /// The version it made.
-        timestamp: Timestamp,
-        /// What its one key had just before, if that was asked for. Nil also when the leader does not trust its own
-        /// state: then it is to be read as a value that is too long to be sent, from a server that does.
-        previous: Option<Previous>,
-    },
+    WriteOk(WriteAnswer),
     /// A GET is answered.
     #[serde(rename = "GET_OK")]
     GetOk {
@@ -357,15 +317,15 @@ pub enum Reply {
     /// A STATUS is answered.
     #[serde(rename = "STATUS_OK")]
     StatusOk(Box<ServerStatus>),
-    /// The request failed.
+    /// The request failed; the reply says how, and what is known of its effect.
     #[serde(rename = "ERROR")]
     Error(ErrorReply),
 }
 
-/// A failed request.
+/// Why a request failed, and what is known of its effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReply {
-    /// For programs.
+    /// What programs decide by.
     pub code: ErrorCode,
     /// One sentence for a person: what happened, to what, what to do.
     pub message: String,
@@ -373,7 +333,8 @@ pub struct ErrorReply {
     pub retry_after_ms: u32,
     /// Of a write: whether it has taken effect, as far as this server knows. A read has none.
     pub effect: Effect,
-    /// For `UNKNOWN_SESSION`: the timestamp with which the client begins anew; 0 with everything else.
+    /// For `UNKNOWN_SESSION`: the timestamp with which the client begins anew; 0 with everything
+    /// else.
     pub begin_anew_at: Timestamp,
 }
 
@@ -391,8 +352,8 @@ pub enum ErrorCode {
     /// Not enough servers answer to order a write or confirm a read in the time allowed.
     #[serde(rename = "NO_MAJORITY")]
     NoMajority,
-    /// A write was ordered, or passed on, and not confirmed in the time allowed: its effect is known as little as
-    /// `effect` says. A retry with the same sequence is safe.
+    /// A write was ordered, or passed on, and not confirmed in the time allowed: its effect is
+    /// known as little as `effect` says. A retry with the same sequence is safe.
     #[serde(rename = "UNCONFIRMED")]
     Unconfirmed,
     /// A queue is full; nothing was done.
@@ -407,12 +368,13 @@ pub enum ErrorCode {
     /// The write's sequence was declared answered before, so its outcome is forgotten.
     #[serde(rename = "STALE_REQUEST")]
     StaleRequest,
-    /// The group knows no session of the client, and may have dropped one: the write was not applied, and may have
-    /// been before. A client that has sent it only once begins anew as another client.
+    /// The group knows no session of the client, and may have dropped one: the write was not
+    /// applied, and may have been before. A client that has sent it only once begins anew as
+    /// another client.
     #[serde(rename = "UNKNOWN_SESSION")]
     UnknownSession,
-    /// What a later page was to show has been taken off the disk: the read, or the one before that page,
-    /// took too long. Begin it again.
+    /// What a later page was to show has been taken off the disk: the read, or the one before that
+    /// page, took too long. Begin it again.
     #[serde(rename = "EXPIRED")]
     Expired,
     /// A disk of the group is nearly full; this request did nothing. Removals and reads go on.
@@ -430,13 +392,13 @@ pub struct ServerStatus {
     pub address: String,
     /// Its number in the group.
     pub node: NodeId,
-    /// The group.
+    /// The group that the server belongs to.
     pub cluster: ClusterId,
     /// Leader, follower or candidate.
     pub role: Role,
     /// The address of the leader it knows of.
     pub leader: Option<String>,
-    /// Its term.
+    /// The newest term that it has seen.
     pub term: Term,
     /// The last index known committed.
     pub commit: LogIndex,
@@ -449,11 +411,11 @@ pub struct ServerStatus {
     /// At the leader: the addresses of the servers in sync, itself included. Empty elsewhere.
     #[serde(deserialize_with = "bounded::servers")]
     pub in_sync: Vec<String>,
-    /// The addresses of the servers whose full disks keep the group from taking what adds to the store; empty when it
-    /// takes that.
+    /// The addresses of the servers whose full disks keep the group from taking what adds to the
+    /// store; empty when it takes that.
     #[serde(deserialize_with = "bounded::servers")]
     pub full_disks: Vec<String>,
-    /// Open client connections.
+    /// Connections of clients that are open now.
     pub client_connections: u32,
     /// Open connections from and to other servers.
     pub server_connections: u32,
@@ -463,28 +425,31 @@ pub struct ServerStatus {
     pub longest_stall_us: u64,
     /// Bytes that its data directory takes on the disk; 0 when it has not looked yet.
     pub disk_bytes: u64,
-    /// Rows of its store, each version of each key among them: an upper bound of the number of keys.
+    /// Rows of its store, each version of each key among them: an upper bound of the number of
+    /// keys.
     pub store_rows: u64,
     /// The release, as in `acervo --version`.
     pub version: String,
     /// The group's feature level.
     pub level: u32,
-    /// What the group keeps of what newer versions have replaced; nil when it has written nothing yet.
+    /// What the group keeps of what newer versions have replaced; nil when it has written nothing
+    /// yet.
     pub history: Option<History>,
-    /// What is wrong at this server and what to do about it, a sentence each; empty when all is well.
+    /// What is wrong at this server and what to do about it, a sentence each; empty when all is
+    /// well.
     pub warnings: Vec<String>,
 }
 
 /// A server's part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// Orders writes.
+    /// It orders the writes of its group.
     #[serde(rename = "leader")]
     Leader,
     /// Follows a leader, or waits for one.
     #[serde(rename = "follower")]
     Follower,
-    /// Asks for votes.
+    /// It asks the others for their votes.
     #[serde(rename = "candidate")]
     Candidate,
 }
@@ -492,7 +457,7 @@ pub enum Role {
 /// What one server tells another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PeerMessage {
-    /// Consensus.
+    /// A message of the Raft protocol.
     #[serde(rename = "RAFT")]
     Raft(RaftMessage),
     /// A client's write, passed on by a server that does not lead.
@@ -508,7 +473,6 @@ pub enum PeerMessage {
     /// The leader's answer to a `FORWARD`.
     #[serde(rename = "FORWARDED")]
     Forwarded {
-        /// From the `FORWARD`.
         id: u64,
         /// For the client. Absent when this server does not lead (any more): forward elsewhere.
         reply: Option<Reply>,
@@ -519,10 +483,9 @@ pub enum PeerMessage {
         /// Chosen by the asking server, echoed.
         id: u64,
     },
-    /// Answers `READ_INDEX`.
+    /// The answer to a `READ_INDEX`.
     #[serde(rename = "READ_INDEX_OK")]
     ReadIndexOk {
-        /// From the request.
         id: u64,
         /// Read once this index is applied.
         index: LogIndex,
@@ -532,7 +495,6 @@ pub enum PeerMessage {
     Snapshot {
         /// Chosen by the leader, echoed in everything about this transfer.
         id: u64,
-        /// What it is.
         snapshot: SnapshotId,
         /// The timestamp of the last write in it.
         timestamp: Timestamp,
@@ -586,39 +548,34 @@ pub enum PeerMessage {
     StateHash {
         /// The applied index the hash belongs to.
         index: LogIndex,
-        /// The hash.
         hash: u64,
     },
-    /// Asks for a replica's state hash at an index. A server that was told of another one than its own asks all
-    /// others, to learn whose state is wrong.
+    /// Asks for a replica's state hash at an index. A server that was told of another one than its
+    /// own asks all others, to learn whose state is wrong.
     #[serde(rename = "STATE_HASH_AT")]
     StateHashAt {
         /// Chosen by the asking server, echoed.
         id: u64,
-        /// The applied index.
         index: LogIndex,
     },
-    /// Answers `STATE_HASH_AT`.
+    /// The answer to a `STATE_HASH_AT`.
     #[serde(rename = "STATE_HASH_OK")]
     StateHashOk {
-        /// From the request.
         id: u64,
         /// The hash; `None` when it is not remembered, or the server does not trust its own.
         hash: Option<u64>,
     },
-    /// Asks for the term of a committed entry. A server that was sent an entry that contradicts one of
-    /// its own asks all others, to learn whose log is wrong.
+    /// Asks for the term of a committed entry. A server that was sent an entry that contradicts one
+    /// of its own asks all others, to learn whose log is wrong.
     #[serde(rename = "LOG_TERM")]
     LogTerm {
         /// Chosen by the asking server, echoed.
         id: u64,
-        /// The entry.
         index: LogIndex,
     },
-    /// Answers `LOG_TERM`.
+    /// The answer to a `LOG_TERM`.
     #[serde(rename = "LOG_TERM_OK")]
     LogTermOk {
-        /// From the request.
         id: u64,
         /// Its term; `None` when it is not committed here, or not in the log any more.
         term: Option<Term>,
@@ -628,7 +585,7 @@ pub enum PeerMessage {
 /// What becomes of a snapshot at its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SnapshotOutcome {
-    /// More is welcome.
+    /// The receiver is ready for more pieces.
     #[serde(rename = "RECEIVING")]
     Receiving,
     /// It is in place of the receiver's store.
@@ -642,9 +599,7 @@ pub enum SnapshotOutcome {
 /// A Raft message, in our own types so that no foreign encoding is ever read from the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RaftMessage {
-    /// The sender.
     pub from: NodeId,
-    /// The receiver.
     pub to: NodeId,
     /// The sender's term, or in (pre-)votes the term asked for.
     pub term: Term,
@@ -660,7 +615,7 @@ pub enum RaftBody {
     Append {
         /// Index of the entry just before.
         previous_index: LogIndex,
-        /// Its term.
+        /// The term of the entry at `previous_index`.
         previous_term: Term,
         /// The leader's commit index.
         commit: LogIndex,
@@ -677,11 +632,11 @@ pub enum RaftBody {
         commit: LogIndex,
         /// Set when refused: where the logs may still agree (index, term).
         reject_hint: Option<(LogIndex, Term)>,
-        /// Set in a refusal by a server whose store is lost: it needs a snapshot that reaches to this index
-        /// or further, although its log is whole.
+        /// Set in a refusal by a server whose store is lost: it needs a snapshot that reaches to
+        /// this index or further, although its log is whole.
         snapshot_wanted: Option<LogIndex>,
     },
-    /// The leader lives.
+    /// The leader is alive, and knows this commit index.
     #[serde(rename = "HEARTBEAT")]
     Heartbeat {
         /// min(the leader's commit index, what it knows the receiver has).
@@ -694,7 +649,6 @@ pub enum RaftBody {
     HeartbeatReply {
         /// The follower's commit index.
         commit: LogIndex,
-        /// From the heartbeat.
         context: Bytes,
     },
     /// Asks for a vote.
@@ -704,11 +658,11 @@ pub enum RaftBody {
         pre: bool,
         /// The candidate's last index.
         last_index: LogIndex,
-        /// And its term.
+        /// The term of the entry at `last_index`.
         last_term: Term,
         /// The candidate's commit index.
         commit: LogIndex,
-        /// And its term.
+        /// The term of the entry at `commit`.
         commit_term: Term,
         /// Asked for by the leader: do not refuse for having heard of one.
         transfer: bool,
@@ -716,13 +670,12 @@ pub enum RaftBody {
     /// Grants or refuses it.
     #[serde(rename = "VOTE_OK")]
     VoteReply {
-        /// Answers a rehearsal.
+        /// It answers a rehearsal (pre-vote).
         pre: bool,
-        /// No.
         reject: bool,
         /// When refusing, the voter's commit index.
         commit: LogIndex,
-        /// And its term.
+        /// The term of the entry at `commit`.
         commit_term: Term,
     },
     /// The leader hands over: campaign now.

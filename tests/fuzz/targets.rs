@@ -13,8 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use acervo::limits::FRAME_HEADER_BYTES;
 use acervo::model::{
-    AppliedPoint, ClientId, Command, ContentId, FileName, HardState, LogBatch, LogEntry, LogIndex,
-    PageOf, PeerId, RequestId, StateLimits, Timestamp, WriteOp,
+    AppliedPoint, ClientId, Command, ContentId, Del, DelRange, FileName, HardState, LogBatch,
+    LogEntry, LogIndex, PageOf, PeerId, Put, PutAll, RequestId, StateLimits, Timestamp, Trim,
+    WriteOp,
 };
 use acervo::share::content::{Manifest, chunk_count};
 use acervo::share::fetch::Mark;
@@ -541,10 +542,10 @@ fn machine_on(engine: Arc<MemoryEngine>) -> Arc<MemoryEngine> {
     let commands = [
         put(1, b"a", b"old"),
         put(2, b"a", b"new"),
-        write(3, WriteOp::PutAll { pairs }),
-        write(4, WriteOp::Del { key: bytes(b"b") }),
-        write(5, WriteOp::Trim { key: bytes(b"a") }),
-        write(6, WriteOp::DelRange { from: bytes(b"c"), to: bytes(b"z") }),
+        write(3, WriteOp::PutAll(PutAll { pairs })),
+        write(4, WriteOp::Del(Del { key: bytes(b"b"), tells_previous: false })),
+        write(5, WriteOp::Trim(Trim { key: bytes(b"a"), tells_previous: false })),
+        write(6, WriteOp::DelRange(DelRange { from: bytes(b"c"), to: bytes(b"z") })),
         put(7, b"e", b"again"),
     ];
     machine.apply(&numbered(1, &commands)).expect("good commands");
@@ -553,7 +554,10 @@ fn machine_on(engine: Arc<MemoryEngine>) -> Arc<MemoryEngine> {
 }
 
 fn put(timestamp: i64, key: &'static [u8], value: &'static [u8]) -> Command {
-    write(timestamp, WriteOp::Put { key: key.into(), value: value.into() })
+    write(
+        timestamp,
+        WriteOp::Put(Put { key: key.into(), value: value.into(), tells_previous: false }),
+    )
 }
 
 fn write(timestamp: i64, op: WriteOp) -> Command {

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use acervo::model::{
-    Action, ClientId, Command, LogEntry, PageNext, PageOf, RequestId, Row as StoredRow,
-    StateLimits, Timestamp, WriteOp,
+    Action, ClientId, Command, Del, DelAll, DelRange, LogEntry, OpResult, Operation, PageNext,
+    PageOf, Previous, Put, PutAll, RequestId, Row as StoredRow, StateLimits, Timestamp, Trim,
+    WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -65,16 +66,17 @@ impl Machine {
             answered_below: 0,
             begun: Timestamp::ZERO,
         };
-        let action = Action::Write { request, op, previous: true };
+        let action = Action::Write { request, op };
         let data = Command { timestamp: Timestamp(self.last), clock_us: 0, action }.encode();
         let entry = LogEntry { term: 1, index: self.entries, data };
         let mut applied = self.machine.apply_answering(&[entry]).unwrap();
         let write = applied.writes.pop().expect("one entry is one write");
-        let outcome = write.outcome.expect("it is new");
-        assert!(!outcome.refused);
-        let previous =
-            write.previous.and_then(|previous| Some((previous.value?, previous.timestamp.0)));
-        (outcome.timestamp.0, previous)
+        let WriteFate::Answered(answer) = write.fate else { panic!("{write:?}") };
+        let previous = answer.previous.and_then(|previous| match previous {
+            Previous::Absent => None,
+            Previous::Value { timestamp, value } => Some((value?, timestamp.0)),
+        });
+        (answer.timestamp.0, previous)
     }
 
     /// A whole read, page by page, as of `at`, seen from `seen`.
@@ -112,7 +114,7 @@ impl Machine {
     }
 
     fn write_one(&mut self, op: WriteOp, makes_a_version: bool) -> Answer {
-        let key = op.key().expect("it has one key").clone();
+        let key = op.tells_before(OpResult::Done).expect("it has one key").clone();
         let (version, previous) = self.write(op);
         let mut row = Row::new(key, previous);
         row.new = makes_a_version.then_some(version);
@@ -147,23 +149,29 @@ impl BackEnd for Machine {
                 let keys = keys.into_iter().map(|asked| asked.key).collect();
                 self.read(PageOf::Keys { keys }, at)
             }
-            Op::Put(key, value) => self.write_one(WriteOp::Put { key, value }, true),
+            Op::Put(key, value) => {
+                self.write_one(WriteOp::Put(Put { key, value, tells_previous: true }), true)
+            }
             Op::PutAll(pairs) => {
                 let keys = pairs.iter().map(|(key, _)| key.clone()).collect();
-                self.write_many(WriteOp::PutAll { pairs }, PageOf::Keys { keys }, true)
+                self.write_many(WriteOp::PutAll(PutAll { pairs }), PageOf::Keys { keys }, true)
             }
-            Op::Del(asked) => self.write_one(WriteOp::Del { key: asked.key }, false),
+            Op::Del(asked) => {
+                self.write_one(WriteOp::Del(Del { key: asked.key, tells_previous: true }), false)
+            }
             Op::DelRange(from, to) => {
                 let (from, to) = (from.key, to.key);
                 let range = PageOf::Range { from: from.clone(), to: to.clone() };
-                self.write_many(WriteOp::DelRange { from, to }, range, false)
+                self.write_many(WriteOp::DelRange(DelRange { from, to }), range, false)
             }
             Op::DelAll(keys) => {
                 let keys: Vec<Bytes> = keys.into_iter().map(|asked| asked.key).collect();
                 let of = PageOf::Keys { keys: keys.clone() };
-                self.write_many(WriteOp::DelAll { keys }, of, false)
+                self.write_many(WriteOp::DelAll(DelAll { keys }), of, false)
             }
-            Op::Trim(asked) => self.write_one(WriteOp::Trim { key: asked.key }, false),
+            Op::Trim(asked) => {
+                self.write_one(WriteOp::Trim(Trim { key: asked.key, tells_previous: true }), false)
+            }
         }
     }
 }

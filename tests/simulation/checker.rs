@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::model::{Expected, Model, Written};
 use acervo::model::{
     Action, AppliedPoint, AppliedWrite, ClientId, Command, LogEntry, LogIndex, NodeId, StateLimits,
-    Term, Timestamp,
+    Term, Timestamp, WriteFate,
 };
 use acervo::wire::message::WriteRequest;
 
@@ -68,8 +68,8 @@ struct Entry {
     hash: Option<u64>,
     /// What it must come to, if it is a client's write.
     expected: Option<Expected>,
-    /// Its outcome at the replica that first applied it to answer.
-    outcome: Option<Option<Timestamp>>,
+    /// What became of it at the replica that applied it first.
+    fate: Option<WriteFate>,
 }
 
 impl Checker {
@@ -121,8 +121,8 @@ impl Checker {
             let position = entry.index as usize - 1;
             if position == self.entries.len() {
                 // Whether too much is being removed already is for the first replica to say.
-                let outcome = writes.as_slice().first().and_then(|write| write.outcome);
-                let refused = outcome.is_some_and(|outcome| outcome.refused);
+                let fate = writes.as_slice().first().map(|write| &write.fate);
+                let refused = fate == Some(&WriteFate::Refused);
                 self.take(entry, refused)?;
             }
             let Some(known) = self.entries.get_mut(position) else {
@@ -139,12 +139,13 @@ impl Checker {
                 return Err(Violation(format!("no outcome of {entry:?}")));
             };
             came_to(write, entry, expected, answering)?;
-            // Where nobody waits, nobody looks whether what was before is still there.
-            if answering {
-                let outcome = write.outcome.map(|outcome| outcome.timestamp);
-                let first = *known.outcome.get_or_insert(outcome);
-                ensure!(first == outcome, "{write:?} came to {first:?} elsewhere");
+            // Where nobody waits, nobody looks what was before.
+            let mut fate = write.fate.clone();
+            if let WriteFate::Answered(answer) = &mut fate {
+                answer.previous = None;
             }
+            let first = known.fate.get_or_insert(fate.clone());
+            ensure!(*first == fate, "{write:?} came to {first:?} elsewhere");
         }
         ensure!(writes.next().is_none(), "more outcomes than writes up to {}", after.index);
         Ok(())
@@ -175,7 +176,7 @@ impl Checker {
                 ensure!(promised == applied, "{request:?}, answered {promised}, became {applied}");
             }
         }
-        self.entries.push(Entry { entry: entry.clone(), hash: None, expected, outcome: None });
+        self.entries.push(Entry { entry: entry.clone(), hash: None, expected, fate: None });
         Ok(())
     }
 
@@ -247,13 +248,17 @@ impl Checker {
         Ok(())
     }
 
-    /// A write that its client has no answer to was refused as forgotten: what was before, which it
-    /// asked for, must be off the disk.
-    pub fn forgotten(&self, write: &WriteRequest) -> Verdict {
+    /// Whether what was just before a write may be off the disk by now.
+    pub fn is_off_the_disk(&self, write: &WriteRequest) -> bool {
         let written = self.written(write.request.client, write.request.sequence);
         let moment = self.model.moment(self.last_index());
         let gone = moment.purged.max(moment.swept);
-        let expired = written.is_some_and(|written| written.timestamp <= gone);
+        written.is_some_and(|written| written.timestamp <= gone)
+    }
+
+    /// A write that its client has no answer to was refused as forgotten: its session must have been short of room.
+    pub fn forgotten(&self, write: &WriteRequest) -> Verdict {
+        let written = self.written(write.request.client, write.request.sequence);
         let replies_max =
             self.limits.session_replies_total_max.min(self.limits.session_replies_max);
         let default = StateLimits::default();
@@ -261,10 +266,7 @@ impl Checker {
         let is_lost = replies_max < default.session_replies_max
             || self.limits.sessions_max < default.sessions_max
             || self.limits.session_expiry_us < default.session_expiry_us;
-        ensure!(
-            (write.previous && expired) || is_lost,
-            "{write:?} was refused as answered before; it became {written:?}"
-        );
+        ensure!(is_lost, "{write:?} was refused as answered before; it became {written:?}");
         Ok(())
     }
 
@@ -307,32 +309,37 @@ fn came_to(
     ensure!((write.index, write.term) == (index, term), "{write:?} stands for {index}/{term}");
     let written = match expected {
         Expected::Forgotten => {
-            let forgotten = write.outcome.is_none() && !write.is_of_unknown_session();
-            ensure!(forgotten, "{write:?} should have been forgotten");
+            ensure!(write.fate == WriteFate::Forgotten, "{write:?} should have been forgotten");
             return Ok(());
         }
         Expected::UnknownSession => {
-            let unknown = write.outcome.is_none() && write.is_of_unknown_session();
-            ensure!(unknown, "{write:?} is of a client without a session");
+            ensure!(
+                write.fate == WriteFate::UnknownSession,
+                "{write:?} is of a client without a session"
+            );
             return Ok(());
         }
         Expected::Twice(before) => {
             return Err(Violation(format!("{write:?} was applied before: {before:?}")));
         }
         Expected::Refused => {
-            let refused = write.outcome.is_some_and(|outcome| outcome.refused);
-            ensure!(refused, "{write:?} should have been refused, as elsewhere");
+            ensure!(
+                write.fate == WriteFate::Refused,
+                "{write:?} should have been refused, as elsewhere"
+            );
             return Ok(());
         }
-        Expected::OutcomeOrExpired(_) if write.outcome.is_none() => return Ok(()),
-        Expected::Outcome(written) | Expected::OutcomeOrExpired(written) => written,
+        Expected::Outcome(written) | Expected::OutcomeWithoutPrevious(written) => written,
     };
-    let as_written = write
-        .outcome
-        .is_some_and(|outcome| outcome.timestamp == written.timestamp && !outcome.refused);
+    let WriteFate::Answered(answer) = &write.fate else {
+        return Err(Violation(format!("{write:?} should have become {written:?}")));
+    };
+    let as_written = answer.timestamp == written.timestamp;
     ensure!(as_written, "{write:?} should have become {written:?}");
     let previous = written.previous.as_ref().filter(|_| answering);
-    ensure!(write.previous.as_ref() == previous, "{write:?} should have told {previous:?}");
+    let is_gone = matches!(expected, Expected::OutcomeWithoutPrevious(_));
+    let as_it_was = answer.previous.as_ref() == previous || is_gone && answer.previous.is_none();
+    ensure!(as_it_was, "{write:?} should have told {previous:?}");
     Ok(())
 }
 

@@ -240,16 +240,13 @@ impl World {
     }
 
     fn check_acknowledgement(&self, server: usize, reply: &Reply) -> Verdict {
-        let (Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. }) = reply else {
-            return Ok(());
-        };
+        let Reply::WriteOk(answer) = reply else { return Ok(()) };
         let Some(process) = self.servers[server].process.as_ref().filter(|_| self.setup.honest)
         else {
             return Ok(());
         };
         // One that does not lead passes on what the leader tells.
-        let tells_previous = process.status.role == Role::Leader
-            && matches!(reply, Reply::WriteOk { previous: Some(_), .. });
+        let tells_previous = process.status.role == Role::Leader && answer.previous.is_some();
         ensure!(
             !tells_previous || process.status.distrust.is_none(),
             "{} tells what was previous from a state that is not to be read",
@@ -260,7 +257,7 @@ impl World {
             AckPolicy::Majority => &[],
         };
         let disks: Vec<_> = self.servers.iter().map(|server| &server.disk).collect();
-        self.checker.acknowledges(*timestamp, in_sync, &disks)
+        self.checker.acknowledges(answer.timestamp, in_sync, &disks)
     }
 
     /// Strikes out an owed answer; false when the process is no more.

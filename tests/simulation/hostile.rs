@@ -7,8 +7,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use acervo::model::{
-    Action, ClientId, Command, EncodedWrite, FeatureLevel, LogEntry, NodeId, ReleaseVersion,
-    RequestId, Timestamp, WriteOp,
+    Action, ClientId, Command, Del, EncodedWrite, FeatureLevel, LogEntry, NodeId, OpResult,
+    ReleaseVersion, RequestId, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::node::{CheckedMessage, Input};
 use acervo::wire::message::{PeerMessage, RaftBody, RaftMessage, Reply, Role};
@@ -24,6 +24,12 @@ use crate::world::{MILLISECOND, SECOND, Setup, World};
 
 /// The server whose place the attacker takes.
 const ATTACKER: usize = 2;
+
+/// What no leader has said.
+fn anything_done() -> Reply {
+    let timestamp = Timestamp::default();
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous: None })
+}
 
 /// A group with some writes in its log.
 fn whole(setup: Setup) -> Result<World, Violation> {
@@ -88,7 +94,7 @@ fn command(rng: &mut Rng) -> Command {
         answered_below: 1,
         begun: Timestamp::ZERO,
     };
-    let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+    let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
     // Now and then beyond what any clock says.
     let timestamp = if rng.chance(100) { rng.next_u64() as i64 } else { rng.below(1 << 50) as i64 };
     Command::write(Timestamp(timestamp), request, op)
@@ -167,10 +173,7 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
         0 => PeerMessage::ReadIndex { id },
         1 => PeerMessage::ReadIndexOk { id, index: any_index },
         2 => PeerMessage::StateHash { index: any_index, hash: rng.next_u64() },
-        3 => PeerMessage::Forwarded {
-            id,
-            reply: rng.chance(500).then_some(Reply::PutOk { timestamp: Default::default() }),
-        },
+        3 => PeerMessage::Forwarded { id, reply: rng.chance(500).then_some(anything_done()) },
         4 => PeerMessage::Forward {
             id,
             client: ([127, 0, 0, 1], 1).into(),
@@ -181,8 +184,10 @@ fn random_message(rng: &mut Rng, world: &World, victim: usize) -> PeerMessage {
                     answered_below: number(rng, 5),
                     begun: Timestamp(number(rng, 5) as i64),
                 },
-                WriteOp::Del { key: Bytes::from(vec![0; rng.index(3)]) },
-                rng.chance(500),
+                WriteOp::Del(Del {
+                    key: Bytes::from(vec![0; rng.index(3)]),
+                    tells_previous: rng.chance(500),
+                }),
             ),
         },
         _ => PeerMessage::Raft(message),
@@ -386,7 +391,7 @@ fn rehearsals_of_votes_depose_nobody() {
 fn answers_to_questions_that_nobody_asked_are_ignored() {
     play(|_, _| PeerMessage::ReadIndexOk { id: 1, index: u64::MAX });
     play(|_, _| {
-        let reply = Some(Reply::PutOk { timestamp: Default::default() });
+        let reply = Some(anything_done());
         PeerMessage::Forwarded { id: 1, reply }
     });
 }
@@ -556,7 +561,7 @@ fn a_replicated_timestamp_that_would_end_all_order_is_refused() {
                 answered_below: 1,
                 begun: Timestamp::ZERO,
             };
-            let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+            let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
             let data = Command::write(Timestamp(i64::MAX), request, op).encode();
             let entries = vec![LogEntry { term: term + 1, index: last + 1, data }];
             let body =
@@ -577,7 +582,7 @@ fn a_replicated_time_of_the_logs_clock_that_would_end_all_ageing_is_refused() {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Del { key: Bytes::from_static(b"k") };
+        let op = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false });
         let timestamp = Timestamp(world.now_of(victim).wall_us);
         let clock_us = i64::MAX as u64;
         let command = Command { clock_us, ..Command::write(timestamp, request, op) };

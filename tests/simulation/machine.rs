@@ -12,7 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use acervo::model::{
-    Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, Release, WriteOutcome,
+    Action, AppliedPoint, AppliedWrite, Command, LogEntry, MachineSummary, OpResult, Release,
+    WriteAnswer, WriteFate,
 };
 use acervo::server::intake::Intake;
 use acervo::server::snapshots::{SnapshotReport, SnapshotWork};
@@ -136,8 +137,11 @@ impl Machine {
         Some(AppliedWrite {
             index: entry.index,
             term: entry.term,
-            outcome: Some(WriteOutcome { timestamp, refused: false }),
-            previous: None,
+            fate: WriteFate::Answered(WriteAnswer {
+                timestamp,
+                result: OpResult::Done,
+                previous: None,
+            }),
             newest_sequence: request.sequence,
         })
     }

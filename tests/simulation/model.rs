@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use acervo::model::{
-    Action, ClientId, Command, GarbageCollection, GroupRules, LogIndex, PageOf, Previous,
-    RequestId, Row, StateLimits, Timestamp, WriteOp,
+    Action, ClientId, Command, Del, DelAll, DelRange, GarbageCollection, GroupRules, LogIndex,
+    Operation, PageOf, Previous, Put, PutAll, RequestId, Row, StateLimits, Timestamp, Trim,
+    WriteOp,
 };
 use bytes::Bytes;
 
@@ -44,8 +45,8 @@ pub struct Written {
 pub enum Expected {
     /// Its first application's outcome.
     Outcome(Written),
-    /// The same, or nothing when what was before is off the disk.
-    OutcomeOrExpired(Written),
+    /// The same, perhaps without what was before, which may be off the disk.
+    OutcomeWithoutPrevious(Written),
     /// Its client had declared it answered.
     Forgotten,
     /// Its client has no session, and may have had one.
@@ -186,18 +187,24 @@ impl Moment {
             Rc::make_mut(versions).insert(now, value.clone());
         };
         match op {
-            WriteOp::Put { key, value } => put(key, value),
-            WriteOp::PutAll { pairs } => pairs.iter().for_each(|(key, value)| put(key, value)),
-            WriteOp::Del { key } => drop(self.state.remove(key)),
-            WriteOp::DelAll { keys } => keys.iter().for_each(|key| drop(self.state.remove(key))),
-            WriteOp::DelRange { from, to } => self.state.retain(|key, _| key < from || to < key),
-            WriteOp::Trim { key } => {
+            WriteOp::Put(Put { key, value, .. }) => put(key, value),
+            WriteOp::PutAll(PutAll { pairs }) => {
+                pairs.iter().for_each(|(key, value)| put(key, value))
+            }
+            WriteOp::Del(Del { key, .. }) => drop(self.state.remove(key)),
+            WriteOp::DelAll(DelAll { keys }) => {
+                keys.iter().for_each(|key| drop(self.state.remove(key)))
+            }
+            WriteOp::DelRange(DelRange { from, to }) => {
+                self.state.retain(|key, _| key < from || to < key)
+            }
+            WriteOp::Trim(Trim { key, .. }) => {
                 if let Some(versions) = self.state.get_mut(key) {
                     let newest = versions.last_key_value().map(|(at, value)| (*at, value.clone()));
                     *versions = Rc::new(newest.into_iter().collect());
                 }
             }
-            WriteOp::Mark | WriteOp::SetHistory { .. } => {}
+            WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
         }
     }
 }
@@ -235,8 +242,8 @@ impl Model {
                     }
                 }
                 Action::Level(_) => {}
-                Action::Write { request, op, previous } => {
-                    expected = Some(self.write(&mut moment, request, op, *previous, refused));
+                Action::Write { request, op } => {
+                    expected = Some(self.write(&mut moment, request, op, refused));
                 }
             }
         }
@@ -249,7 +256,6 @@ impl Model {
         moment: &mut Moment,
         request: &RequestId,
         op: &WriteOp,
-        previous: bool,
         refused: bool,
     ) -> Expected {
         let name = (request.client, request.sequence);
@@ -267,25 +273,28 @@ impl Model {
             }
             let before = Timestamp(written.timestamp.0 - 1);
             let gone = before < moment.purged || before < moment.swept;
-            return match previous && op.key().is_some() && gone {
-                true => Expected::OutcomeOrExpired(written),
+            return match gone {
+                true => Expected::OutcomeWithoutPrevious(written),
                 false => Expected::Outcome(written),
             };
         }
-        if refused && matches!(op, WriteOp::DelRange { .. }) {
+        if refused && matches!(op, WriteOp::DelRange(_)) {
             return Expected::Refused;
         }
         self.sessions.record(request);
         let now = moment.timestamp;
-        let newest = op.key().filter(|_| previous).map(|key| moment.get(key, now));
-        let previous = newest.map(|Row { timestamp, value, .. }| Previous { timestamp, value });
+        let newest = told_key(op).map(|key| moment.get(key, now));
+        let previous = newest.map(|Row { timestamp, value, .. }| match value {
+            None => Previous::Absent,
+            value => Previous::Value { timestamp, value },
+        });
         let keys: Vec<Bytes> = match op {
-            WriteOp::Trim { .. } | WriteOp::Mark | WriteOp::SetHistory { .. } => Vec::new(),
+            WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_) => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
-            WriteOp::DelRange { from, to } => {
+            WriteOp::DelRange(DelRange { from, to }) => {
                 self.changes.keys().filter(|key| from <= *key && *key <= to).cloned().collect()
             }
-            named => named.pairs().map(|(key, _)| key.clone()).collect(),
+            named => keys_of(named),
         };
         for key in &keys {
             let index = self.moments.len() as u64;
@@ -339,6 +348,23 @@ impl Model {
     /// Every key that was ever written or deleted.
     pub fn known_keys(&self) -> impl Iterator<Item = &Bytes> {
         self.changes.keys()
+    }
+}
+
+/// The keys that an operation names.
+pub fn keys_of(op: &WriteOp) -> Vec<Bytes> {
+    let mut keys = Vec::new();
+    op.visit(&mut |key, _| keys.push(key.clone()));
+    keys
+}
+
+/// The key of which whoever waits is to be told what it had before.
+fn told_key(op: &WriteOp) -> Option<&Bytes> {
+    match op {
+        WriteOp::Put(Put { key, tells_previous: true, .. })
+        | WriteOp::Del(Del { key, tells_previous: true })
+        | WriteOp::Trim(Trim { key, tells_previous: true }) => Some(key),
+        _ => None,
     }
 }
 

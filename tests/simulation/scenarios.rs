@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use acervo::limits::{self, NodeLimits};
-use acervo::model::{DiskSpace, History, PageOf, Timestamp, WriteOp};
+use acervo::model::{Del, DiskSpace, History, PageOf, SetHistory, Timestamp, WriteOp};
 use acervo::node::config::{AckPolicy, Distrust};
 use acervo::node::eligibility::Ineligible;
 use acervo::node::garbage_collection::GarbageCollectionConfig;
@@ -1287,7 +1287,8 @@ fn a_leader_that_doubts_its_state_does_writes_and_does_not_tell_what_was_before(
     for server in [0, 1] {
         // Told something, the simulation would object.
         let key = Bytes::from_static(b"k");
-        let write = world.write_telling(0, Some(server), WriteOp::Del { key }, true);
+        let del = WriteOp::Del(Del { key, tells_previous: true });
+        let write = world.write(0, Some(server), del);
         answered_within(&mut world, write, 5 * SECOND);
         assert_eq!(world.operations[write].errors, []);
     }
@@ -1446,7 +1447,7 @@ fn the_history_is_the_groups_whoever_leads_and_however_servers_were_started() {
         answered_within(&mut world, written, SECOND);
     }
     let history = History::Versions { count: 2 };
-    let set = world.write(0, Some(2), WriteOp::SetHistory { history });
+    let set = world.write(0, Some(2), WriteOp::SetHistory(SetHistory { history }));
     answered_within(&mut world, set, SECOND);
     run_for(&mut world, SECOND);
     let kept = |world: &World| world.statuses().all(|(_, status)| status.history == Some(history));
@@ -1494,7 +1495,11 @@ fn a_leap_of_the_leaders_clock_destroys_no_history_and_puts_no_removal_off() {
     // Back again, the timestamps stand still for two hours, and what is removed leaves all the
     // same.
     world.servers[leader].clock_offset_us = 0;
-    let removed = world.write(0, Some(leader), WriteOp::Del { key: Bytes::from_static(b"k") });
+    let removed = world.write(
+        0,
+        Some(leader),
+        WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: false }),
+    );
     answered_within(&mut world, removed, SECOND);
     let pending = |world: &World| {
         let servers = world.servers.iter().filter_map(|server| server.process.as_ref());

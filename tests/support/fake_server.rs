@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
-use acervo::model::{ClusterId, NodeId, Previous, Timestamp};
+use acervo::model::{ClusterId, NodeId, OpResult, Previous, Timestamp, WriteAnswer};
 use acervo::wire::message::{
     ErrorCode, ErrorReply, Message, PROTOCOL_VERSION, Reply, Request, Welcome,
 };
@@ -180,16 +180,17 @@ pub fn nobody() -> SocketAddr {
 }
 
 pub fn put_ok(timestamp: i64) -> Reply {
-    Reply::PutOk { timestamp: Timestamp(timestamp) }
+    write_ok(timestamp, None)
 }
 
 /// With what was before, if that was asked for: its version, 0 for nothing, and its value.
 pub fn write_ok(timestamp: i64, previous: Option<(i64, &'static str)>) -> Reply {
-    let previous = previous.map(|(timestamp, value)| Previous {
-        timestamp: Timestamp(timestamp),
-        value: (timestamp > 0).then(|| value.into()),
+    let previous = previous.map(|(timestamp, value)| match timestamp {
+        0 => Previous::Absent,
+        _ => Previous::Value { timestamp: Timestamp(timestamp), value: Some(value.into()) },
     });
-    Reply::WriteOk { timestamp: Timestamp(timestamp), previous }
+    let timestamp = Timestamp(timestamp);
+    Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
 }
 
 pub fn value(value: &'static str, timestamp: i64) -> Reply {

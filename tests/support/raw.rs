@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use acervo::client::Client;
 use acervo::limits;
-use acervo::model::{ClientId, ClusterId, NodeId, RequestId, Timestamp, WriteOp};
+use acervo::model::{ClientId, ClusterId, NodeId, Put, RequestId, Timestamp, WriteOp};
 use acervo::wire::codec;
 use acervo::wire::message::{
     Channel, ErrorCode, GetRequest, Hello, HelloRole, Message, PROTOCOL_VERSION, Reply, Request,
@@ -192,7 +192,10 @@ pub fn put(sequence: u64, key: &[u8], value: Vec<u8>) -> Request {
     let request =
         RequestId { client: ClientId(77), sequence, answered_below: 1, begun: Timestamp::ZERO };
     let (key, value) = (Bytes::copy_from_slice(key), Bytes::from(value));
-    Request::Write(WriteRequest { request, op: WriteOp::Put { key, value }, previous: false })
+    Request::Write(WriteRequest {
+        request,
+        op: WriteOp::Put(Put { key, value, tells_previous: false }),
+    })
 }
 
 pub fn status(address: SocketAddr) -> ServerStatus {

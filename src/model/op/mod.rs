@@ -1,181 +1,299 @@
-//! The operations that change the store.
+//! The operations that change the store: what each asks for, when it is refused, what it does, and
+//! what its client learns.
+//!
+//! **One file an operation.** It holds the parameters as they travel and lie in the log, and an
+//! [`Operation`]: which keys and values it names, what makes it invalid, how it changes a store,
+//! and whether its answer is known before it is applied. [`WriteOp`] lists the operations and
+//! delegates to them; no other room asks which one it has. So a new operation is a file here, a
+//! line in the list, and what its own users call it.
+//!
+//! **A result is short.** Sessions remember an [`OpResult`] for every write that may still be
+//! retried, so it has no keys and no values. What a key had before a write is not remembered:
+//! whoever answers, also a retry, reads it as of the moment just before the write
+//! ([`Operation::tells_before`]).
+//!
+//! **Applying is a function of the store and the operation.** It sees no clock and no limit of this
+//! release, so that every replica comes to the same.
+//!
+//! It leaves out how versions and removals lie on a disk: [`StoreChanges`] is what `storage` offers
+//! to operations.
 
-use bytes::Bytes;
+mod barrier;
+mod del;
+mod del_all;
+mod del_range;
+mod put;
+mod put_all;
+mod set_history;
+mod trim;
+
+use std::mem::Discriminant;
+
+use bytes::{Buf, BufMut, Bytes};
 use serde::{Deserialize, Serialize};
 
-use super::{History, bounded};
+pub use barrier::Barrier;
+pub use del::Del;
+pub use del_all::DelAll;
+pub use del_range::DelRange;
+pub use put::Put;
+pub use put_all::PutAll;
+pub use set_history::SetHistory;
+pub use trim::Trim;
+
+use super::outcome::WriteAnswer;
+use super::{History, Timestamp};
 use crate::limits;
 
-/// A write as the client asked for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WriteOp {
-    /// Store a new newest version of a key.
-    #[serde(rename = "PUT")]
-    Put {
-        /// The key: 1 byte to [`limits::KEY_BYTES_MAX`].
-        key: Bytes,
-        /// The value; may be empty.
-        value: Bytes,
-    },
-    /// Store a new newest version of each key, all at one version. Of a key given twice the last value
-    /// counts.
-    #[serde(rename = "PUT_ALL")]
-    PutAll {
-        /// Keys and values: as many as [`limits::TRANSACTION_KEYS_MAX`](crate::limits) and
-        /// [`limits::TRANSACTION_BYTES_MAX`](crate::limits) allow.
-        #[serde(deserialize_with = "bounded::keys")]
-        pairs: Vec<(Bytes, Bytes)>,
-    },
-    /// Remove every version of a key.
-    #[serde(rename = "DEL")]
-    Del {
-        /// The key.
-        key: Bytes,
-    },
-    /// Remove every version of each key.
-    #[serde(rename = "DEL_ALL")]
-    DelAll {
-        /// The keys, limited as those of [`WriteOp::PutAll`].
-        #[serde(deserialize_with = "bounded::keys")]
-        keys: Vec<Bytes>,
-    },
-    /// Remove every version of every key of a range.
-    #[serde(rename = "DEL_RANGE")]
-    DelRange {
-        /// The first key.
-        from: Bytes,
-        /// The last key.
-        to: Bytes,
-    },
-    /// Remove every version of a key but the newest.
-    #[serde(rename = "TRIM")]
-    Trim {
-        /// The key.
-        key: Bytes,
-    },
-    /// Change nothing: only take a timestamp, after which no write can have an older one.
-    #[serde(rename = "MARK")]
-    Mark,
-    /// Change what the group keeps of what newer versions have replaced.
-    #[serde(rename = "SET_HISTORY")]
-    SetHistory {
-        /// What is kept from now on.
-        history: History,
-    },
+/// What an operation can do to a store. All of it happens at one timestamp, that of the write, and
+/// all or none of it becomes visible.
+pub trait StoreChanges {
+    /// Why the store cannot be read; it stops the state machine.
+    type Error;
+
+    /// The newest version of a key, as it was before this operation; `None` where the key has no
+    /// value.
+    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, Self::Error>;
+
+    /// Makes a new newest version. At most once for each key, since both would have the same
+    /// timestamp.
+    fn put(&mut self, key: &Bytes, value: &Bytes);
+
+    /// Removes every version of a key.
+    fn delete(&mut self, key: &Bytes) -> Result<(), Self::Error>;
+
+    /// Removes every version of every key from `from` to `to`, both included. `false`: the range is
+    /// long and too many such removals are under way; nothing was done.
+    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, Self::Error>;
+
+    /// Removes every version of a key but the newest.
+    fn trim(&mut self, key: &Bytes) -> Result<(), Self::Error>;
+
+    /// Changes what is kept of versions that newer ones have replaced.
+    fn set_history(&mut self, history: History) -> Result<(), Self::Error>;
 }
 
-impl WriteOp {
-    /// The one key that the operation is about, if it is about one.
-    pub fn key(&self) -> Option<&Bytes> {
+/// What there is to know of one operation.
+pub trait Operation {
+    /// Shows every key that it names, with the value that goes with it, if one does.
+    fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>));
+
+    /// Refuses what can never be carried out, beyond the limits on keys and values, which are the
+    /// same for all operations.
+    ///
+    /// # Errors
+    /// One sentence for a person.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether it stores values, for which there must be room on the disks.
+    fn adds_data(&self) -> bool;
+
+    /// Carries it out. Whoever calls has made sure that it is applied for the first time.
+    ///
+    /// # Errors
+    /// Those of the store.
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error>;
+
+    /// What it comes to, if that is certain without looking at the store, and the answer tells
+    /// nothing else: such a write is answered when it is committed, and not only when it is
+    /// applied.
+    fn known_at_commit(&self) -> Option<OpResult>;
+
+    /// The key of which the answer tells what it had just before the write.
+    fn tells_before(&self, _result: OpResult) -> Option<&Bytes> {
+        None
+    }
+
+    /// What a client knows of the store once it has this answer.
+    fn learned(&self, answer: &WriteAnswer) -> Learned<'_>;
+}
+
+/// What applying an operation comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It is over, and its session remembers this.
+    Result(OpResult),
+    /// Nothing was done, because too many large removals are under way. Sessions do not remember
+    /// that: the client asks again later, as the same request.
+    Refused,
+}
+
+/// What an operation came to, as sessions remember it and clients are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OpResult {
+    /// It has taken effect, all of it.
+    #[serde(rename = "DONE")]
+    Done,
+}
+
+/// The greatest number of bytes that a result takes in a session.
+pub const RESULT_BYTES_MAX: usize = 9;
+
+impl OpResult {
+    /// Appends the result as a session's row holds it: a byte that tells which, and what goes with
+    /// it.
+    pub fn encode(self, out: &mut Vec<u8>) {
         match self {
-            WriteOp::Put { key, .. } | WriteOp::Del { key } | WriteOp::Trim { key } => Some(key),
-            WriteOp::PutAll { .. }
-            | WriteOp::DelAll { .. }
-            | WriteOp::DelRange { .. }
-            | WriteOp::Mark
-            | WriteOp::SetHistory { .. } => None,
+            OpResult::Done => out.put_u8(0),
         }
     }
 
-    /// The keys it names and the values that go with them.
-    pub fn pairs(&self) -> impl Iterator<Item = (&Bytes, Option<&Bytes>)> {
-        let (one, pairs, keys, bounds) = match self {
-            WriteOp::Put { key, value } => (Some((key, Some(value))), &[][..], &[][..], None),
-            WriteOp::Del { key } | WriteOp::Trim { key } => {
-                (Some((key, None)), &[][..], &[][..], None)
-            }
-            WriteOp::PutAll { pairs } => (None, &pairs[..], &[][..], None),
-            WriteOp::DelAll { keys } => (None, &[][..], &keys[..], None),
-            WriteOp::DelRange { from, to } => (None, &[][..], &[][..], Some([from, to])),
-            WriteOp::Mark | WriteOp::SetHistory { .. } => (None, &[][..], &[][..], None),
-        };
-        let pairs = pairs.iter().map(|(key, value)| (key, Some(value)));
-        let bounds = bounds.into_iter().flatten().map(|key| (key, None));
-        one.into_iter().chain(pairs).chain(keys.iter().map(|key| (key, None))).chain(bounds)
+    /// The result as two numbers, different ones for different results: which it is, and what goes
+    /// with it.
+    pub fn words(self) -> [u64; 2] {
+        match self {
+            OpResult::Done => [0, 0],
+        }
     }
 
-    /// Bytes of memory that it takes, about: a list of empty values is not as small as it looks.
-    pub fn memory_bytes(&self) -> usize {
-        let element = |bytes: &Bytes| bytes.len() + limits::ELEMENT_OVERHEAD_BYTES;
-        self.pairs().map(|(key, value)| element(key) + value.map_or(0, element)).sum()
-    }
-
-    /// Bytes of all its keys and values.
-    pub fn bytes(&self) -> usize {
-        self.pairs().map(|(key, value)| key.len() + value.map_or(0, Bytes::len)).sum()
+    /// Takes a result from the front of `bytes`; `None` for what [`encode`](OpResult::encode) never
+    /// wrote.
+    pub fn decode(bytes: &mut &[u8]) -> Option<OpResult> {
+        match bytes.try_get_u8().ok()? {
+            0 => Some(OpResult::Done),
+            _ => None,
+        }
     }
 }
 
-/// Which operation a write is.
+/// What a client knows of the newest versions once it has an answer, so that it never reads
+/// backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpKind {
-    /// [`WriteOp::Put`].
-    Put,
-    /// [`WriteOp::PutAll`].
-    PutAll,
-    /// [`WriteOp::Del`].
-    Del,
-    /// [`WriteOp::DelAll`].
-    DelAll,
-    /// [`WriteOp::DelRange`].
-    DelRange,
-    /// [`WriteOp::Trim`].
-    Trim,
-    /// [`WriteOp::Mark`].
-    Mark,
-    /// [`WriteOp::SetHistory`].
-    SetHistory(History),
+pub enum Learned<'a> {
+    /// The newest state of one key, a value or its removal, is this version.
+    Newest(&'a Bytes, Timestamp),
+    /// Versions of one key are gone, and perhaps all, in the state as of the write.
+    Gone(&'a Bytes),
+    /// Any number of keys have changed.
+    ManyKeys,
+    /// Nothing about any key.
+    NoKey,
 }
 
-impl OpKind {
-    /// Whether it puts values into the store, for which there must be room on the disks.
-    pub fn adds_data(self) -> bool {
-        matches!(self, OpKind::Put | OpKind::PutAll)
-    }
+/// Declares the one list of operations: the variants of [`WriteOp`], each with its name in the log
+/// and on the wire.
+macro_rules! operations {
+    ($($name:ident = $wire:literal: $meaning:literal,)+) => {
+        /// An operation as a client asks for it.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum WriteOp {
+            $(
+                #[doc = $meaning]
+                #[serde(rename = $wire)]
+                $name($name),
+            )+
+        }
+
+        $(
+            impl From<$name> for WriteOp {
+                fn from(op: $name) -> WriteOp {
+                    WriteOp::$name(op)
+                }
+            }
+        )+
+
+        impl Operation for WriteOp {
+            fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {
+                match self { $(WriteOp::$name(op) => op.visit(show),)+ }
+            }
+
+            fn check(&self) -> Result<(), String> {
+                match self { $(WriteOp::$name(op) => op.check(),)+ }
+            }
+
+            fn adds_data(&self) -> bool {
+                match self { $(WriteOp::$name(op) => op.adds_data(),)+ }
+            }
+
+            fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+                match self { $(WriteOp::$name(op) => op.apply(store),)+ }
+            }
+
+            fn known_at_commit(&self) -> Option<OpResult> {
+                match self { $(WriteOp::$name(op) => op.known_at_commit(),)+ }
+            }
+
+            fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
+                match self { $(WriteOp::$name(op) => op.tells_before(result),)+ }
+            }
+
+            fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
+                match self { $(WriteOp::$name(op) => op.learned(answer),)+ }
+            }
+        }
+    };
 }
 
-/// What has to be known of an operation to judge it and to answer it, without its keys and values.
+operations! {
+    Put = "PUT": "Store a new newest version of a key.",
+    PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
+    Del = "DEL": "Remove every version of a key.",
+    DelAll = "DEL_ALL": "Remove every version of each key.",
+    DelRange = "DEL_RANGE": "Remove every version of every key of a range.",
+    Trim = "TRIM": "Remove every version of a key but the newest.",
+    Barrier = "BARRIER": "Change nothing: take a timestamp, after which no write is older.",
+    SetHistory = "SET_HISTORY": "Change what is kept of versions that newer ones have replaced.",
+}
+
+/// What has to be known of an operation to judge it, to order it and to answer it, without its keys
+/// and values. Computed once, where the operation is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpShape {
-    /// Which operation it is.
-    pub kind: OpKind,
-    /// Keys named.
+    kind: Discriminant<WriteOp>,
+    /// Number of keys that it names, each as often as it is named.
     pub keys: usize,
+    /// Number of values, of which none is longer than `value_bytes_max`.
+    pub values: usize,
     /// Bytes of all keys and values.
     pub bytes: usize,
-    /// The length of the shortest key; 0 without keys.
-    pub key_bytes_min: usize,
-    /// The length of the longest key; 0 without keys.
+    /// Length of the shortest key; `None` without keys.
+    pub key_bytes_min: Option<usize>,
+    /// Length of the longest key; 0 without keys.
     pub key_bytes_max: usize,
-    /// The length of the longest value; 0 without values.
+    /// Length of the longest value; 0 without values.
     pub value_bytes_max: usize,
+    /// Whether there must be room on the disks: [`Operation::adds_data`].
+    pub adds_data: bool,
+    /// What can be answered before the operation is applied: [`Operation::known_at_commit`].
+    pub known_at_commit: Option<OpResult>,
 }
 
 impl OpShape {
-    pub(super) fn of(op: &WriteOp) -> OpShape {
-        let kind = match op {
-            WriteOp::Put { .. } => OpKind::Put,
-            WriteOp::PutAll { .. } => OpKind::PutAll,
-            WriteOp::Del { .. } => OpKind::Del,
-            WriteOp::DelAll { .. } => OpKind::DelAll,
-            WriteOp::DelRange { .. } => OpKind::DelRange,
-            WriteOp::Trim { .. } => OpKind::Trim,
-            WriteOp::Mark => OpKind::Mark,
-            WriteOp::SetHistory { history } => OpKind::SetHistory(*history),
+    /// Looks at every key and value once.
+    pub fn of(op: &WriteOp) -> OpShape {
+        let mut shape = OpShape {
+            kind: std::mem::discriminant(op),
+            keys: 0,
+            values: 0,
+            bytes: 0,
+            key_bytes_min: None,
+            key_bytes_max: 0,
+            value_bytes_max: 0,
+            adds_data: op.adds_data(),
+            known_at_commit: op.known_at_commit(),
         };
-        let key_bytes = || op.pairs().map(|(key, _)| key.len());
-        OpShape {
-            kind,
-            keys: op.pairs().count(),
-            bytes: op.bytes(),
-            key_bytes_min: key_bytes().min().unwrap_or(0),
-            key_bytes_max: key_bytes().max().unwrap_or(0),
-            value_bytes_max: op
-                .pairs()
-                .filter_map(|(_, value)| value)
-                .map(Bytes::len)
-                .max()
-                .unwrap_or(0),
-        }
+        op.visit(&mut |key, value| {
+            shape.keys += 1;
+            shape.values += usize::from(value.is_some());
+            let value_bytes = value.map_or(0, Bytes::len);
+            shape.bytes += key.len() + value_bytes;
+            shape.key_bytes_min =
+                Some(shape.key_bytes_min.map_or(key.len(), |min| min.min(key.len())));
+            shape.key_bytes_max = shape.key_bytes_max.max(key.len());
+            shape.value_bytes_max = shape.value_bytes_max.max(value_bytes);
+        });
+        shape
+    }
+
+    /// Bytes of memory that the operation takes, about: a list of empty values is not as small as
+    /// it looks.
+    pub fn memory_bytes(&self) -> usize {
+        self.bytes + (self.keys + self.values) * limits::ELEMENT_OVERHEAD_BYTES
     }
 }
+
+/// A store in memory, to try operations on.
+#[cfg(test)]
+mod tests;

@@ -10,17 +10,17 @@ use std::net::SocketAddr;
 use super::super::config::AckPolicy;
 use super::super::disk_space::disk_full;
 use super::super::in_sync::ServerProgress;
-use super::super::replies::{busy, check_write, shutting_down};
-use super::super::writes::{Origin, Pending, Stored};
+use super::super::replies::{busy, error, shutting_down};
+use super::super::writes::{Origin, Pending};
 use super::super::{ConsoleEvent, Now, Output, RequestToken};
 use super::{Node, Stopping, micros};
 use crate::consensus::ProposeError;
 use crate::limits;
 use crate::model::{
     Action, ClientId, Command, Effect, EncodedWrite, FeatureLevel, GroupRules, LogIndex, NodeId,
-    OpKind,
+    WriteAnswer, WriteOutcome,
 };
-use crate::wire::message::{PeerMessage, Reply};
+use crate::wire::message::{ErrorCode, PeerMessage, Reply};
 
 impl Node {
     pub(super) fn write(
@@ -47,7 +47,9 @@ impl Node {
         client: SocketAddr,
         write: EncodedWrite,
     ) -> Result<(), Reply> {
-        check_write(&write, self.config.value_bytes_max)?;
+        if let Err(reason) = write.check(self.config.value_bytes_max) {
+            return Err(error(ErrorCode::Invalid, &reason));
+        }
         if self.writes.len() >= self.config.limits.pending_writes_max {
             return Err(busy("too many writes are under way at this server"));
         }
@@ -124,7 +126,7 @@ impl Node {
             while let Some(key) = waiting.pop_front() {
                 let Pending { effect, write, .. } = self.writes.get_mut(key);
                 if *effect == Effect::NotDone
-                    && write.shape.kind.adds_data()
+                    && write.shape.adds_data
                     && let full = self.full_disks()
                     && !full.is_empty()
                 {
@@ -165,11 +167,13 @@ impl Node {
                         let is_new = self.leadership.as_mut().is_some_and(|leadership| {
                             leadership.write_proposed(&write.request, index, clock_us)
                         });
-                        if is_new && !lags && says_its_timestamp_only(write) {
-                            let stored = Stored { timestamp, previous: None };
-                            self.writes.propose_known_new(key, index, stored);
-                        } else {
-                            self.writes.propose(key, term, index);
+                        // A new write comes to what its operation says, if that can be said now.
+                        match write.shape.known_at_commit.filter(|_| is_new && !lags) {
+                            Some(result) => {
+                                let answer = WriteAnswer::of(WriteOutcome { timestamp, result });
+                                self.writes.propose_known_new(key, index, answer);
+                            }
+                            None => self.writes.propose(key, term, index),
                         }
                     }
                 }
@@ -369,31 +373,27 @@ impl Node {
             AckPolicy::All => stored_by_all,
         };
         let trusted = self.distrust().is_none();
-        for (index, (key, Stored { timestamp, previous })) in self.writes.take_stored(stored) {
+        for (index, (key, mut answer)) in self.writes.take_stored(stored) {
             let pending = self.writes.remove(key);
             // A previous value from a state that is in doubt is not told: the client reads it at
             // another server.
-            let previous = previous.filter(|_| trusted);
-            let reply = match pending.write.shape.kind {
-                OpKind::Put if !pending.write.previous => Reply::PutOk { timestamp },
-                _ => Reply::WriteOk { timestamp, previous },
-            };
+            answer.previous.take_if(|_| !trusted);
             // A copy that came after the write was done is not shown.
             if pending.shown_as_leader
                 && let Some((_, key, _)) = Command::put_of(pending.write.data())
             {
-                let client = pending.client;
+                let (client, timestamp) = (pending.client, answer.timestamp);
                 out.push(Output::Console(ConsoleEvent::PutOk { client, key, timestamp }));
             }
-            if matches!(reply, Reply::PutOk { .. } | Reply::WriteOk { previous: None, .. }) {
+            if answer.previous.is_none() {
                 let most = self.config.limits.answered_writes_max;
-                self.writes.note_answered(&pending.write, index, timestamp, most);
+                self.writes.note_answered(&pending.write, index, answer.outcome(), most);
             }
             forwarders.extend(pending.origins.iter().filter_map(|origin| match origin {
                 Origin::Client(_) => None,
                 Origin::Server { node, .. } => Some(*node),
             }));
-            self.answer(&pending, &reply, out);
+            self.answer(&pending, &Reply::WriteOk(answer), out);
         }
         forwarders
     }
@@ -446,15 +446,5 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         out.push(Output::Send { to, message: PeerMessage::Forwarded { id, reply } });
-    }
-}
-
-/// Whether the client of a write that is known to be new learns nothing from its being applied but
-/// the timestamp. Applying tells the previous value of a key, and whether a range can be removed.
-fn says_its_timestamp_only(write: &EncodedWrite) -> bool {
-    match write.shape.kind {
-        OpKind::Put | OpKind::Del | OpKind::Trim => !write.previous,
-        OpKind::PutAll | OpKind::DelAll | OpKind::Mark | OpKind::SetHistory(_) => true,
-        OpKind::DelRange => false,
     }
 }

@@ -12,8 +12,9 @@ use super::super::*;
 use super::*;
 use crate::limits;
 use crate::model::{
-    Action, ClientId, Command, DiskSpace, Effect, GroupRules, History, Recovered, Release,
-    RequestId, StateLimits, Timestamp, WriteOp, WriteOutcome,
+    Action, Barrier, ClientId, Command, Del, DiskSpace, Effect, GroupRules, History, OpResult, Put,
+    PutAll, Recovered, Release, RequestId, SetHistory, StateLimits, Timestamp, WriteAnswer,
+    WriteFate, WriteOp, WriteOutcome,
 };
 use crate::wire::message::{ErrorCode, Role};
 
@@ -154,11 +155,10 @@ impl Group {
                             outcomes.push(AppliedWrite {
                                 index: entry.index,
                                 term: entry.term,
-                                outcome: Some(WriteOutcome {
+                                fate: WriteFate::Answered(WriteAnswer::of(WriteOutcome {
                                     timestamp: command.timestamp,
-                                    refused: false,
-                                }),
-                                previous: None,
+                                    result: OpResult::Done,
+                                })),
                                 newest_sequence: request.sequence,
                             });
                         }
@@ -185,7 +185,11 @@ impl Group {
     }
 
     fn put(&mut self, at: usize, request: u64) -> RequestToken {
-        let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+        let op = WriteOp::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(b"v"),
+            tells_previous: false,
+        });
         self.write(at, request, request, op)
     }
 
@@ -210,8 +214,7 @@ impl Group {
             begun: Timestamp::ZERO,
         };
         let client = ([127, 0, 0, 1], 9).into();
-        let previous = !matches!(op, WriteOp::Put { .. });
-        let write = EncodedWrite::new(request, op, previous);
+        let write = EncodedWrite::new(request, op);
         self.inbox.push_back((at, Input::Write { token, client, write }));
         token
     }
@@ -232,7 +235,7 @@ fn the_named_leader_leads_first_and_any_server_takes_writes_and_linearizable_rea
             group.inbox.push_back((0, Input::Read { token: read }));
             group.settle();
             for token in tokens {
-                assert!(matches!(group.replies[&token], Reply::PutOk { .. }));
+                assert!(matches!(group.replies[&token], Reply::WriteOk(_)));
             }
             assert_eq!(group.ready_reads, [read]);
             for _ in 0..5 {
@@ -254,15 +257,16 @@ fn only_a_put_that_is_certain_to_be_new_is_answered_before_it_is_applied() {
         assert!(group.replies.contains_key(&first));
         group.withheld = Some(Vec::new());
         let key = Bytes::from_static(b"k");
-        let put = WriteOp::Put { key: key.clone(), value: Bytes::new() };
+        let put =
+            WriteOp::Put(Put { key: key.clone(), value: Bytes::new(), tells_previous: false });
         let certain = group.put(2, 2);
         let later = [
             group.write(2, 3, 2, put),
-            group.write(2, 4, 4, WriteOp::Del { key }),
+            group.write(2, 4, 4, WriteOp::Del(Del { key, tells_previous: true })),
             group.put(1, 1),
         ];
         group.settle();
-        assert!(matches!(group.replies[&certain], Reply::PutOk { .. }));
+        assert!(matches!(group.replies[&certain], Reply::WriteOk(_)));
         assert!(later.iter().all(|token| !group.replies.contains_key(token)));
         assert!(group.nodes[2].awaits_application());
         let withheld = group.withheld.take().unwrap();
@@ -283,9 +287,13 @@ fn again(group: &mut Group, at: usize, by: usize, request: u64) -> RequestToken 
         answered_below: 1,
         begun: Timestamp::ZERO,
     };
-    let op = WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    let op = WriteOp::Put(Put {
+        key: Bytes::from_static(b"k"),
+        value: Bytes::from_static(b"v"),
+        tells_previous: false,
+    });
     let client = ([127, 0, 0, 1], 10).into();
-    let write = EncodedWrite::new(id, op, false);
+    let write = EncodedWrite::new(id, op);
     group.inbox.push_back((by, Input::Write { token, client, write }));
     token
 }
@@ -324,7 +332,7 @@ fn a_copy_of_a_write_that_is_under_way_or_was_just_done_is_not_ordered_again() {
     }
     assert_eq!(last_index(&group), before + 1);
     let answers: Vec<&Reply> = tokens.iter().map(|token| &group.replies[token]).collect();
-    assert!(matches!(answers[0], Reply::PutOk { .. }), "{answers:?}");
+    assert!(matches!(answers[0], Reply::WriteOk(_)), "{answers:?}");
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     assert!(group.nodes.iter().all(|node| node.writes.is_empty()));
     assert_eq!(group.nodes.iter().map(|node| node.writes.len()).sum::<usize>(), 0, "origins");
@@ -360,8 +368,8 @@ fn whoever_waits_for_a_write_is_answered_by_the_next_leader() {
     group.inbox.push_back((0, up));
     (0..100).for_each(|_| group.tick());
     let answers: Vec<&Reply> = copies.iter().map(|token| &group.replies[token]).collect();
-    assert!(matches!(answers[0], Reply::PutOk { .. }), "{answers:?}");
-    assert!(matches!(answers[1], Reply::PutOk { .. }), "{answers:?}");
+    assert!(matches!(answers[0], Reply::WriteOk(_)), "{answers:?}");
+    assert!(matches!(answers[1], Reply::WriteOk(_)), "{answers:?}");
 }
 
 /// The timestamp of a write that came again was told as the refuted state's sessions had it.
@@ -375,7 +383,7 @@ fn what_a_refuted_state_says_of_writes_is_not_told_and_the_next_leader_says_it()
     assert!(group.replies.contains_key(&first));
     // Its outcome is known when it is applied, and the other's when it is committed.
     group.withheld = Some(Vec::new());
-    let del = WriteOp::Del { key: Bytes::from_static(b"k") };
+    let del = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: true });
     let writes = [group.write(leader, 2, 2, del), group.put(leader, 3)];
     group.nodes[leader].consistency.refute();
     group.settle();
@@ -390,7 +398,7 @@ fn what_a_refuted_state_says_of_writes_is_not_told_and_the_next_leader_says_it()
     for write in writes {
         match &group.replies[&write] {
             // The state machine of this test applies a write as often as it comes.
-            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
+            Reply::WriteOk(WriteAnswer { timestamp, .. }) => {
                 assert!(*timestamp > told_by_it, "{timestamp:?} is what the refuted state said");
             }
             other => panic!("{other:?}"),
@@ -425,7 +433,7 @@ fn a_stopping_leader_hands_over_and_its_follower_serves() {
     let token = group.put(leader, 1);
     let refused = group.put(2, 2);
     group.settle();
-    assert!(matches!(group.replies[&token], Reply::PutOk { .. }));
+    assert!(matches!(group.replies[&token], Reply::WriteOk(_)));
     assert!(matches!(&group.replies[&refused], Reply::Error(_)));
 }
 
@@ -439,11 +447,14 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
         answered_below: 1,
         begun: Timestamp::ZERO,
     };
-    let put = |key: &[u8], value: &[u8]| WriteOp::Put {
-        key: Bytes::copy_from_slice(key),
-        value: Bytes::copy_from_slice(value),
+    let put = |key: &[u8], value: &[u8]| {
+        WriteOp::Put(Put {
+            key: Bytes::copy_from_slice(key),
+            value: Bytes::copy_from_slice(value),
+            tells_previous: false,
+        })
     };
-    let set = |history| WriteOp::SetHistory { history };
+    let set = |history| WriteOp::SetHistory(SetHistory { history });
     let bad = [
         (request(1), put(b"", b"v")),
         (request(1), put(&vec![b'k'; limits::KEY_BYTES_MAX + 1], b"v")),
@@ -458,7 +469,7 @@ fn requests_that_break_the_limits_are_refused_and_nothing_else_happens() {
     let before = group.applied[0];
     for (at, (request, op)) in bad.into_iter().enumerate() {
         let token = RequestToken { connection: 0, request: at as u64 };
-        let write = EncodedWrite::new(request, op, false);
+        let write = EncodedWrite::new(request, op);
         let client = ([127, 0, 0, 1], 9).into();
         group.inbox.push_back((0, Input::Write { token, client, write }));
         group.settle();
@@ -538,7 +549,7 @@ fn a_write_that_an_earlier_leadership_proposed_is_never_said_not_to_be_done() {
     assert!(led_again && group.nodes[2].status().term > 1);
     (0..10).for_each(|_| group.tick());
     let reply = group.replies.get(&write);
-    assert!(matches!(reply, Some(Reply::PutOk { .. })), "{reply:?}");
+    assert!(matches!(reply, Some(Reply::WriteOk(_))), "{reply:?}");
 }
 
 #[test]
@@ -556,10 +567,10 @@ fn long_writes_take_turns_and_short_ones_of_other_clients_go_past_them() {
     group.settle();
     let long = |keys: u8| {
         let pairs = (0..keys).map(|key| (Bytes::from(vec![key]), Bytes::new())).collect();
-        WriteOp::PutAll { pairs }
+        WriteOp::PutAll(PutAll { pairs })
     };
     let made = |group: &Group, token| match &group.replies[&token] {
-        Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => *timestamp,
+        Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
         other => panic!("not written but {other:?}"),
     };
     let proposed = |group: &Group| group.nodes[2].status().last_index;
@@ -607,7 +618,7 @@ fn after_a_long_write_others_find_the_way_free_for_a_while() {
     group.settle();
     let long = |keys: u8| {
         let pairs = (0..keys).map(|key| (Bytes::from(vec![key]), Bytes::new())).collect();
-        WriteOp::PutAll { pairs }
+        WriteOp::PutAll(PutAll { pairs })
     };
     let took = 4;
     for (number, others_ask) in [(2, false), (3, true), (4, false)] {
@@ -648,9 +659,15 @@ fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_wait
     let before = group.nodes[2].status().last_index;
     let long = |key: u8| {
         let pairs = (0..9).map(|number| (Bytes::from(vec![key, number]), Bytes::new())).collect();
-        WriteOp::PutAll { pairs }
+        WriteOp::PutAll(PutAll { pairs })
     };
-    let put = || WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    let put = || {
+        WriteOp::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(b"v"),
+            tells_previous: false,
+        })
+    };
     group.withheld = Some(Vec::new());
     let mut made = vec![group.write_of(10, 0, (1, 1), long(1))];
     group.settle();
@@ -666,7 +683,7 @@ fn a_long_write_that_waits_for_its_turn_keeps_no_other_client_of_a_follower_wait
     let timestamps: Vec<Timestamp> = made
         .iter()
         .map(|token| match &group.replies[token] {
-            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => *timestamp,
+            Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
             other => panic!("not written but {other:?}"),
         })
         .collect();
@@ -689,9 +706,15 @@ fn what_waits_at_a_follower_behind_a_long_write_of_its_client_has_as_long_as_tha
     group.settle();
     let long = || {
         let pairs = (0..9).map(|number| (Bytes::from(vec![number]), Bytes::new())).collect();
-        WriteOp::PutAll { pairs }
+        WriteOp::PutAll(PutAll { pairs })
     };
-    let put = || WriteOp::Put { key: Bytes::from_static(b"k"), value: Bytes::from_static(b"v") };
+    let put = || {
+        WriteOp::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: Bytes::from_static(b"v"),
+            tells_previous: false,
+        })
+    };
     group.withheld = Some(Vec::new());
     group.write_of(10, 0, (1, 1), long());
     group.settle();
@@ -731,7 +754,7 @@ fn no_write_goes_past_one_of_its_client_that_is_to_be_forwarded_again() {
     assert!([first, second].iter().all(|token| !group.replies.contains_key(token)));
     (0..10).for_each(|_| group.tick());
     let made = [first, second].map(|token| match &group.replies[&token] {
-        Reply::PutOk { timestamp } => *timestamp,
+        Reply::WriteOk(WriteAnswer { timestamp, .. }) => *timestamp,
         other => panic!("{other:?}"),
     });
     assert!(made[0] < made[1], "{made:?}");
@@ -747,12 +770,12 @@ fn disk_is(group: &mut Group, at: usize, space: DiskSpace) {
 /// is.
 fn refused(group: &mut Group, at: usize, request: u64) -> Option<String> {
     let put = group.put(at, request);
-    let del = WriteOp::Del { key: Bytes::from_static(b"k") };
+    let del = WriteOp::Del(Del { key: Bytes::from_static(b"k"), tells_previous: true });
     let del = group.write(at, request + 1, request + 1, del);
     (0..10).for_each(|_| group.tick());
-    assert!(matches!(group.replies[&del], Reply::WriteOk { .. }), "{:?}", group.replies[&del]);
+    assert!(matches!(group.replies[&del], Reply::WriteOk(_)), "{:?}", group.replies[&del]);
     match &group.replies[&put] {
-        Reply::PutOk { .. } => None,
+        Reply::WriteOk(_) => None,
         Reply::Error(error) if error.code == ErrorCode::DiskFull => {
             assert_eq!(error.effect, Effect::NotDone);
             Some(error.message.clone())
@@ -847,7 +870,7 @@ fn a_follower_without_room_takes_no_entries_and_catches_up_when_there_is_some() 
     let before = group.nodes[0].status().last_index;
     let put = group.put(2, 1);
     (0..10).for_each(|_| group.tick());
-    assert!(matches!(group.replies[&put], Reply::PutOk { .. }));
+    assert!(matches!(group.replies[&put], Reply::WriteOk(_)));
     assert_eq!(group.nodes[0].status().last_index, before);
     assert_eq!(group.nodes[0].status().role, Role::Follower);
     group.inbox.push_back((0, Input::DiskSpace(DiskSpace::Low)));
@@ -915,7 +938,7 @@ fn what_is_not_stored_does_not_move_the_clock() {
         let (client, begun) = (ClientId(9), Timestamp::ZERO);
         let request = RequestId { client, sequence: number, answered_below: 1, begun };
         let stamp = Timestamp(wall_us + century_us * number as i64);
-        let data = Command::write(stamp, request, WriteOp::Mark).encode();
+        let data = Command::write(stamp, request, WriteOp::Barrier(Barrier {})).encode();
         let (term, index) = (status.term - 1, status.last_index + 1);
         let body = RaftBody::Append {
             previous_index: status.last_index,
@@ -932,7 +955,9 @@ fn what_is_not_stored_does_not_move_the_clock() {
     }
     let put = group.put(0, 2);
     (0..20).for_each(|_| group.tick());
-    let Reply::PutOk { timestamp } = &group.replies[&put] else { panic!("it is not written") };
+    let Reply::WriteOk(WriteAnswer { timestamp, .. }) = &group.replies[&put] else {
+        panic!("it is not written")
+    };
     assert!(timestamp.0 < wall_us + century_us / 2, "{timestamp:?}");
 }
 

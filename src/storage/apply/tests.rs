@@ -6,7 +6,10 @@ use proptest::prelude::*;
 
 use super::super::memory::MemoryEngine;
 use super::*;
-use crate::model::{ClientId, History, ReleaseVersion};
+use crate::model::{
+    Barrier, ClientId, Del, DelRange, History, OpResult, Previous, Put, PutAll, ReleaseVersion,
+    SetHistory,
+};
 
 /// A log under construction: one write after another, each with its own sequence.
 #[derive(Default)]
@@ -38,16 +41,20 @@ impl Script {
         let request =
             RequestId { client: ClientId(7), sequence, answered_below: 1, begun: Timestamp::ZERO };
         let timestamp = Timestamp(self.next_timestamp());
-        let action = Action::Write { request, op, previous: true };
+        let action = Action::Write { request, op };
         self.push(Command { timestamp, clock_us: 0, action }.encode());
     }
 
     fn put(&mut self, key: &'static str, value: &'static str) {
-        self.write(WriteOp::Put { key: Bytes::from(key), value: Bytes::from(value) });
+        self.write(WriteOp::Put(Put {
+            key: Bytes::from(key),
+            value: Bytes::from(value),
+            tells_previous: true,
+        }));
     }
 
     fn del(&mut self, key: &'static str) {
-        self.write(WriteOp::Del { key: Bytes::from(key) });
+        self.write(WriteOp::Del(Del { key: Bytes::from(key), tells_previous: true }));
     }
 }
 
@@ -57,9 +64,18 @@ fn machine() -> (Arc<MemoryEngine>, StateMachine) {
     (engine, machine)
 }
 
+fn answer(write: &AppliedWrite) -> &WriteAnswer {
+    let WriteFate::Answered(answer) = &write.fate else { panic!("{write:?}") };
+    answer
+}
+
 /// The version that each write was told its key had; 0 for none.
 fn previous(writes: &[AppliedWrite]) -> Vec<i64> {
-    writes.iter().map(|write| write.previous.as_ref().unwrap().timestamp.0).collect()
+    let version = |write| match answer(write).previous.as_ref().unwrap() {
+        Previous::Absent => 0,
+        Previous::Value { timestamp, .. } => timestamp.0,
+    };
+    writes.iter().map(version).collect()
 }
 
 fn value(machine: &StateMachine, key: &str) -> Option<(i64, Vec<u8>)> {
@@ -119,7 +135,7 @@ fn whoever_watches_sees_that_a_long_entry_gets_on() {
     let mut script = Script::default();
     let pairs: Vec<_> =
         (0..100u8).map(|number| (Bytes::from(vec![number]), Bytes::from_static(b"v"))).collect();
-    script.write(WriteOp::PutAll { pairs });
+    script.write(WriteOp::PutAll(PutAll { pairs }));
     let (_engine, mut machine) = machine();
     let before = machine.store().steps();
     machine.apply(&script.entries).unwrap();
@@ -131,14 +147,20 @@ fn whoever_watches_sees_that_a_long_entry_gets_on() {
 fn a_repeated_write_changes_no_version() {
     let (_, mut machine) = machine();
     let mut script = Script::default();
-    let put = |value| WriteOp::Put { key: Bytes::from("k"), value: Bytes::from_static(value) };
+    let put = |value| {
+        WriteOp::Put(Put {
+            key: Bytes::from("k"),
+            value: Bytes::from_static(value),
+            tells_previous: true,
+        })
+    };
     script.write_as(1, put(b"first"));
     script.write_as(1, put(b"first"));
-    script.write_as(2, WriteOp::Del { key: Bytes::from("k") });
+    script.write_as(2, WriteOp::Del(Del { key: Bytes::from("k"), tells_previous: true }));
     script.write_as(1, put(b"first"));
     let outcomes = machine.apply(&script.entries).unwrap();
     let timestamps: Vec<_> =
-        outcomes.writes.iter().map(|write| write.outcome.unwrap().timestamp.0).collect();
+        outcomes.writes.iter().map(|write| answer(write).timestamp.0).collect();
     assert_eq!(timestamps, [10, 10, 30, 10]);
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
 }
@@ -160,14 +182,15 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
             answered_below: 1,
             begun: Timestamp::ZERO,
         };
-        let op = WriteOp::Put { key: Bytes::from("k"), value: Bytes::new() };
+        let op =
+            WriteOp::Put(Put { key: Bytes::from("k"), value: Bytes::new(), tells_previous: true });
         let timestamp = Timestamp(script.next_timestamp());
         script.push(Command::write(timestamp, request, op).encode());
     }
     let known = |machine: &mut StateMachine, entry: &LogEntry| {
         let applied = machine.apply(std::slice::from_ref(entry)).unwrap();
         assert_eq!(applied.summary.rules, Some(rules));
-        !applied.writes[0].is_of_unknown_session()
+        applied.writes[0].fate != WriteFate::UnknownSession
     };
     let mut states = Vec::new();
     for (engine, own) in engines.iter().zip(own) {
@@ -183,7 +206,7 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
                 begun: Timestamp::ZERO,
             };
             let timestamp = Timestamp(machine.applied().timestamp.0 + 1);
-            let data = Command::write(timestamp, request, WriteOp::Mark).encode();
+            let data = Command::write(timestamp, request, WriteOp::Barrier(Barrier {})).encode();
             let entry = LogEntry { term: 1, index: machine.applied().index + 1, data };
             assert_eq!(known(&mut machine, &entry), remembered, "of client {client}");
         }
@@ -198,7 +221,7 @@ fn no_compaction_by_an_old_rule_follows_a_new_one() {
     let (_, mut machine) = machine();
     let mut script = Script::default();
     (0..4).for_each(|_| script.put("k", "v"));
-    script.write(WriteOp::SetHistory { history: History::Versions { count: 3 } });
+    script.write(WriteOp::SetHistory(SetHistory { history: History::Versions { count: 3 } }));
     for (count, left) in [(1, 4), (3, 3)] {
         let compaction = GarbageCollection::History {
             history: History::Versions { count },
@@ -267,7 +290,7 @@ fn the_hash_covers_rules_and_level() {
         let history = History::Versions { count };
         Action::Rules(GroupRules { limits: StateLimits::default(), history })
     };
-    let set = |count| WriteOp::SetHistory { history: History::Versions { count } };
+    let set = |count| WriteOp::SetHistory(SetHistory { history: History::Versions { count } });
     for (founded, raised) in [(rules(1), 2), (rules(2), 2), (rules(1), 3)] {
         let mut machine = StateMachine::open(Arc::new(MemoryEngine::new()), release(3)).unwrap();
         let mut script = Script::default();
@@ -292,13 +315,13 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     let pairs: Vec<(Bytes, Bytes)> =
         keys.map(|key| (Bytes::from(format!("{key:06}")), Bytes::from("v"))).collect();
     for _ in 0..=limits::RANGE_REMOVALS_MAX {
-        script.write(WriteOp::PutAll { pairs: pairs.clone() });
-        script.write(WriteOp::DelRange { from: Bytes::new(), to: Bytes::from("9") });
+        script.write(WriteOp::PutAll(PutAll { pairs: pairs.clone() }));
+        script.write(WriteOp::DelRange(DelRange { from: Bytes::new(), to: Bytes::from("9") }));
     }
     let refused_sequence = script.entries.len() as u64;
     let applied = machine.apply(&script.entries).unwrap();
     let refusals: Vec<_> =
-        applied.writes.iter().map(|write| write.outcome.unwrap().refused).collect();
+        applied.writes.iter().map(|write| write.fate == WriteFate::Refused).collect();
     assert_eq!(refusals.iter().filter(|refused| **refused).count(), 1);
     assert_eq!(refusals.last(), Some(&true));
     assert!(value(&machine, "000000").is_some(), "nothing of it was done");
@@ -312,10 +335,12 @@ fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
         );
         machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
     }
-    script
-        .write_as(refused_sequence, WriteOp::DelRange { from: Bytes::new(), to: Bytes::from("9") });
+    script.write_as(
+        refused_sequence,
+        WriteOp::DelRange(DelRange { from: Bytes::new(), to: Bytes::from("9") }),
+    );
     let applied = machine.apply(script.entries.last().map(std::slice::from_ref).unwrap()).unwrap();
-    assert!(!applied.writes[0].outcome.unwrap().refused);
+    answer(&applied.writes[0]);
     assert_eq!(value(&machine, "000000"), None);
 }
 
@@ -368,7 +393,7 @@ fn a_checkpoint_is_due_by_entries_by_bytes_and_by_time() {
     let (_, mut machine) = self::machine();
     let value = Bytes::from(vec![0; limits::CHECKPOINT_BYTES as usize]);
     let mut script = Script::default();
-    script.write(WriteOp::Put { key: Bytes::from("k"), value });
+    script.write(WriteOp::Put(Put { key: Bytes::from("k"), value, tells_previous: true }));
     machine.apply(&script.entries).unwrap();
     assert!(machine.needs_checkpoint(0, limits::CHECKPOINT_BYTES));
 }
@@ -439,28 +464,28 @@ proptest! {
                 }
                 Step::Put { key, client, sequence } => {
                     let (key, value) = (Bytes::from(vec![key]), Bytes::from(sequence.to_string()));
-                    (WriteOp::Put { key, value }, client, sequence)
+                    (WriteOp::Put(Put { key, value, tells_previous: true }), client, sequence)
                 }
                 Step::Del { key, client, sequence } => {
-                    (WriteOp::Del { key: Bytes::from(vec![key]) }, client, sequence)
+                    (WriteOp::Del(Del { key: Bytes::from(vec![key]), tells_previous: true }), client, sequence)
                 }
             };
             let timestamp = Timestamp(script.next_timestamp());
             let expected = *seen.entry((client, sequence)).or_insert_with(|| {
                 match &op {
-                    WriteOp::Put { key, value } => {
+                    WriteOp::Put(Put { key, value, .. }) => {
                         model.insert(key.clone(), (timestamp, value.clone()));
                     }
-                    WriteOp::Del { key } => drop(model.remove(key)),
+                    WriteOp::Del(Del { key, .. }) => drop(model.remove(key)),
                     other => panic!("no step does {other:?}"),
                 }
-                WriteOutcome { timestamp, refused: false }
+                WriteOutcome { timestamp, result: OpResult::Done }
             });
             let request = RequestId { client: ClientId(client), sequence, answered_below: 0, begun: Timestamp::ZERO };
             script.push(Command::write(timestamp, request, op).encode());
             let entry = &script.entries[script.entries.len() - 1..];
             let outcomes = steady.apply(entry).unwrap();
-            prop_assert_eq!(outcomes.writes[0].outcome, Some(expected));
+            prop_assert_eq!(answer(&outcomes.writes[0]).outcome(), expected);
             prop_assert_eq!(&outcomes, &crashing.apply(entry).unwrap());
             prop_assert_eq!(crashing.applied(), steady.applied());
             for key in 0..4u8 {

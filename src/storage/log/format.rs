@@ -32,8 +32,8 @@ use bytes::{Buf, BufMut};
 
 use crate::model::{HardState, LogEntry, LogIndex, Term};
 
-/// The format version that this release writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format version that this release writes, and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The size of the segment header: one page, so that the first frame begins on a new one.
 pub(super) const SEGMENT_HEADER_BYTES: usize = 4096;
@@ -77,7 +77,7 @@ pub(super) const NUMBER_MAX: u64 = 1 << 62;
 /// Why a segment header could not be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SegmentHeaderError {
-    Newer(u32),
+    OtherFormat(u32),
     Damaged,
 }
 
@@ -118,8 +118,8 @@ impl SegmentHeader {
             return Err(SegmentHeaderError::Damaged);
         };
         let version = fields_left.get_u32_le();
-        if version > FORMAT_VERSION {
-            return Err(SegmentHeaderError::Newer(version));
+        if version != FORMAT_VERSION {
+            return Err(SegmentHeaderError::OtherFormat(version));
         }
         Ok(SegmentHeader {
             segment: fields_left.get_u64_le(),
@@ -444,12 +444,15 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_told_from_damage() {
-        let mut newer = segment().encode();
-        newer[8] = 2;
-        let crc = crc32fast::hash(&newer[..SEGMENT_SUMMED_BYTES]);
-        newer[SEGMENT_SUMMED_BYTES..SECTOR_BYTES].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&array(&newer)), Err(SegmentHeaderError::Newer(2)));
+    fn another_format_is_told_from_damage() {
+        for version in [FORMAT_VERSION - 1, FORMAT_VERSION + 1] {
+            let mut other = segment().encode();
+            other[8..12].copy_from_slice(&version.to_le_bytes());
+            let crc = crc32fast::hash(&other[..SEGMENT_SUMMED_BYTES]);
+            other[SEGMENT_SUMMED_BYTES..SECTOR_BYTES].copy_from_slice(&crc.to_le_bytes());
+            let expected = Err(SegmentHeaderError::OtherFormat(version));
+            assert_eq!(SegmentHeader::decode(&array(&other)), expected);
+        }
     }
 
     #[test]

@@ -121,13 +121,13 @@ pub enum LogError {
         /// The segment that its header names.
         found: u64,
     },
-    /// A later release wrote the file.
+    /// Another release wrote the file.
     #[error(
-        "log file {} has format {version}, newer than this release reads ({FORMAT_VERSION}): run \
+        "log file {} has format {version}, and this release reads {FORMAT_VERSION}: run \
          the release that wrote it",
         path.display()
     )]
-    NewerFormat {
+    OtherFormat {
         path: PathBuf,
         /// The format version of the file.
         version: u32,

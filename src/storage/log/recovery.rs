@@ -174,8 +174,8 @@ fn read_header(
         Ok(header) => {
             Err(LogError::WrongSegment { path: window.path.clone(), found: header.segment })
         }
-        Err(SegmentHeaderError::Newer(version)) => {
-            Err(LogError::NewerFormat { path: window.path.clone(), version })
+        Err(SegmentHeaderError::OtherFormat(version)) => {
+            Err(LogError::OtherFormat { path: window.path.clone(), version })
         }
         Err(SegmentHeaderError::Damaged)
             if is_last && is_unwritten && window.is_zero_from(SEGMENT_HEADER_BYTES as u64)? =>

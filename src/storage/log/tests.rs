@@ -161,7 +161,7 @@ fn a_missing_a_renamed_and_a_newer_segment_are_refused_by_name() {
         bytes[508..512].copy_from_slice(&crc.to_le_bytes());
         std::fs::write(&path, bytes).unwrap();
     });
-    assert!(matches!(error, LogError::NewerFormat { version: 9, .. }), "{error}");
+    assert!(matches!(error, LogError::OtherFormat { version: 9, .. }), "{error}");
 }
 
 /// Tears the last batch of a log inside a value that holds frames as a log of salt 1 writes them,

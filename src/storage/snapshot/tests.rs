@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::{
-    AppliedPoint, ClientId, ClusterId, Command, LogEntry, NodeId, RequestId, StateLimits,
+    AppliedPoint, ClientId, ClusterId, Command, Del, LogEntry, NodeId, Put, RequestId, StateLimits,
     Timestamp, WriteOp,
 };
 use crate::storage::apply::{ApplyError, StateMachine};
@@ -37,7 +37,14 @@ fn write(index: u64, op: WriteOp) -> LogEntry {
 
 fn put(index: u64) -> LogEntry {
     let key = Bytes::from(format!("key {}", index % 37));
-    write(index, WriteOp::Put { key, value: Bytes::from(format!("value {index}")) })
+    write(
+        index,
+        WriteOp::Put(Put {
+            key,
+            value: Bytes::from(format!("value {index}")),
+            tells_previous: false,
+        }),
+    )
 }
 
 fn machine(engine: Arc<dyn Engine>, writes: u64) -> StateMachine {
@@ -92,7 +99,7 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
         sink.push(&chunk).unwrap();
         index += 1;
         let key = Bytes::from(format!("key {}", index % 37));
-        sender.apply(&[write(index, WriteOp::Del { key })]).unwrap();
+        sender.apply(&[write(index, WriteOp::Del(Del { key, tells_previous: false }))]).unwrap();
         if index % 7 == 0 {
             sender.checkpoint().unwrap();
         }
@@ -112,7 +119,10 @@ fn a_snapshot_carries_the_state_it_was_begun_at_while_writes_go_on() {
     assert_eq!(newest, Some((Timestamp(1000), Bytes::from("value 100"))));
     // Sessions came along, and both replicas go on alike.
     let mut sender = in_memory(100);
-    let retry = LogEntry { index: 101, ..write(100, WriteOp::Del { key: Bytes::from("key 26") }) };
+    let retry = LogEntry {
+        index: 101,
+        ..write(100, WriteOp::Del(Del { key: Bytes::from("key 26"), tells_previous: false }))
+    };
     let entries = [LogEntry { data: restamped(&retry, 2000), ..retry }, put(202)];
     let entries = entries.map(|entry| LogEntry { index: entry.index.min(102), ..entry });
     assert_eq!(receiver.apply(&entries).unwrap(), sender.apply(&entries).unwrap());
@@ -139,7 +149,12 @@ fn a_blank_store_is_a_snapshot_too() {
 fn a_row_larger_than_a_chunk_travels_alone() {
     let mut sender = in_memory(3);
     let value = Bytes::from(vec![7; 5000]);
-    sender.apply(&[write(4, WriteOp::Put { key: Bytes::from("key 2"), value })]).unwrap();
+    sender
+        .apply(&[write(
+            4,
+            WriteOp::Put(Put { key: Bytes::from("key 2"), value, tells_previous: false }),
+        )])
+        .unwrap();
     let source = sender.begin_snapshot().unwrap();
     let point = source.point();
     let chunks = chunks(source, CHUNK_BYTES);
@@ -390,9 +405,9 @@ proptest! {
         for (index, (is_put, key, value_bytes)) in (1..).zip(ops) {
             let key = Bytes::from(vec![key / 4; usize::from(key) + 1]);
             let op = if is_put {
-                WriteOp::Put { key, value: Bytes::from(vec![b'v'; value_bytes]) }
+                WriteOp::Put(Put { key, value: Bytes::from(vec![b'v'; value_bytes]), tells_previous: false })
             } else {
-                WriteOp::Del { key }
+                WriteOp::Del(Del { key, tells_previous: false })
             };
             sender.apply(&[write(index, op)]).unwrap();
         }

@@ -1,8 +1,10 @@
 //! Answers as they arrive at a client: each is checked against everything that the client had
 //! witnessed before, and remembered.
 
-use crate::model::leave_out_values;
-use acervo::model::{Effect, LogIndex, PageNext, PageOf, Previous, RequestId, Timestamp, WriteOp};
+use crate::model::{keys_of, leave_out_values};
+use acervo::model::{
+    Barrier, Effect, LogIndex, PageNext, PageOf, RequestId, Timestamp, WriteAnswer, WriteOp,
+};
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply, WriteRequest};
 use bytes::Bytes;
 
@@ -30,15 +32,8 @@ impl World {
             return self.finish_unchecked(operation, attempt, reply);
         }
         match (self.operations[operation].question.clone(), reply) {
-            (Question::Write(write), Reply::PutOk { timestamp })
-                if matches!(write.op, WriteOp::Put { .. }) && !write.previous =>
-            {
-                self.write_ended(operation, &write, timestamp, None)
-            }
-            (Question::Write(write), Reply::WriteOk { timestamp, previous })
-                if !matches!(write.op, WriteOp::Put { .. }) || write.previous =>
-            {
-                self.write_ended(operation, &write, timestamp, previous)
+            (Question::Write(write), Reply::WriteOk(answer)) => {
+                self.write_ended(operation, &write, answer)
             }
             (Question::Get(get), Reply::GetOk { value, timestamp, as_of }) => {
                 self.read_ended(operation, &get, value, timestamp, as_of, read_at)
@@ -68,7 +63,7 @@ impl World {
         if at > session && asked.current == Some(attempt) {
             // Perhaps nothing is written there yet: a mark tells, as in the library.
             self.end(operation, Outcome::Refused(ErrorCode::Expired));
-            self.write(client, None, WriteOp::Mark);
+            self.write(client, None, WriteOp::Barrier(Barrier {}));
             return Ok(());
         }
         let question = &self.operations[operation].question;
@@ -109,7 +104,7 @@ impl World {
                 Effect::NotDone | Effect::MayBeDone => {}
             }
             if code == ErrorCode::DiskFull {
-                let adds = matches!(write.op, WriteOp::Put { .. } | WriteOp::PutAll { .. });
+                let adds = matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_));
                 ensure!(adds, "refused for want of room: {write:?}");
             }
             let no_majority = code == ErrorCode::NoMajority;
@@ -198,9 +193,9 @@ impl World {
         &mut self,
         operation: usize,
         write: &WriteRequest,
-        timestamp: Timestamp,
-        previous: Option<Previous>,
+        answer: WriteAnswer,
     ) -> Verdict {
+        let WriteAnswer { timestamp, previous, .. } = answer;
         let RequestId { client, sequence, .. } = write.request;
         self.checker.answered(client, sequence, timestamp)?;
         let written = self.checker.written(client, sequence);
@@ -208,17 +203,19 @@ impl World {
         // leader tells that doubts its state.
         let expected = written.and_then(|written| written.previous.clone());
         let is_withheld = self.leader_in_doubt && previous.is_none();
+        // A retry may come when what was before is off the disk.
+        let is_withheld = is_withheld || previous.is_none() && self.checker.is_off_the_disk(write);
         ensure!(
             previous == expected || is_withheld,
             "{write:?} was told {previous:?}, applied as {written:?}"
         );
         let keys = match (&write.op, written) {
-            (WriteOp::Trim { .. } | WriteOp::Mark | WriteOp::SetHistory { .. }, _) => Vec::new(),
-            (WriteOp::DelRange { .. }, written) => {
+            (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
+            (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());
                 keys.ok_or_else(|| Violation(format!("{write:?} was answered, not applied")))?
             }
-            (named, _) => named.pairs().map(|(key, _)| key.clone()).collect(),
+            (named, _) => keys_of(named),
         };
         if self.end(operation, Outcome::Written(timestamp)) {
             let asked = self.operations[operation].client;
@@ -400,7 +397,7 @@ impl World {
 
     fn finish_unchecked(&mut self, operation: usize, attempt: usize, reply: Reply) -> Verdict {
         match reply {
-            Reply::PutOk { timestamp } | Reply::WriteOk { timestamp, .. } => {
+            Reply::WriteOk(WriteAnswer { timestamp, .. }) => {
                 if let Question::Write(write) = &self.operations[operation].question {
                     let (request, client) = (write.request, self.operations[operation].client);
                     self.wrote(client, request);

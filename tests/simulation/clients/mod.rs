@@ -10,7 +10,9 @@ mod wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
-use acervo::model::{ClientId, EncodedWrite, LogIndex, PageOf, RequestId, Row, Timestamp, WriteOp};
+use acervo::model::{
+    ClientId, EncodedWrite, LogIndex, PageOf, Put, RequestId, Row, Timestamp, WriteOp,
+};
 use acervo::node::not_to_be_read;
 use acervo::node::{Input, RequestToken};
 use acervo::server::get::{ReadRequest, answer_from_log, answer_get, answer_page};
@@ -19,6 +21,7 @@ use bytes::Bytes;
 
 use crate::checker::{Verdict, ensure};
 use crate::linearizability::Span;
+use crate::model::keys_of;
 use crate::server::node_id;
 use crate::world::{Event, MILLISECOND, World};
 
@@ -137,7 +140,7 @@ impl Question {
     /// Whether it names a key that cannot exist.
     fn is_invalid(&self) -> bool {
         match self {
-            Question::Write(write) => write.op.pairs().any(|(key, _)| key.is_empty()),
+            Question::Write(write) => keys_of(&write.op).iter().any(Bytes::is_empty),
             read => read.read().is_some_and(|read| read.check().is_err()),
         }
     }
@@ -167,29 +170,18 @@ impl World {
 
     /// Begins a write; `server` is asked first when given.
     pub fn write(&mut self, client: usize, server: Option<usize>, op: WriteOp) -> usize {
-        self.write_telling(client, server, op, false)
-    }
-
-    /// Begins a write that is to tell what was `previous`.
-    pub fn write_telling(
-        &mut self,
-        client: usize,
-        server: Option<usize>,
-        op: WriteOp,
-        previous: bool,
-    ) -> usize {
         let state = &mut self.clients[client];
         state.writes_begun += 1;
         // Its number is drawn when it is sent.
         let begun = Timestamp::ZERO;
         let request = RequestId { client: state.id, sequence: 0, answered_below: 0, begun };
-        self.begin(client, server, Question::Write(WriteRequest { request, op, previous }))
+        self.begin(client, server, Question::Write(WriteRequest { request, op }))
     }
 
     /// Begins a PUT of text.
     pub fn put(&mut self, client: usize, server: Option<usize>, key: &str, value: &str) -> usize {
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
-        self.write(client, server, WriteOp::Put { key, value })
+        self.write(client, server, WriteOp::Put(Put { key, value, tells_previous: false }))
     }
 
     pub fn read(
@@ -346,8 +338,8 @@ impl World {
         let token = RequestToken { connection: u64::MAX, request: copy };
         process.owed.insert(token, self.now_us);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
-        let WriteRequest { request, op, previous } = write;
-        let write = EncodedWrite::new(request, op, previous);
+        let WriteRequest { request, op } = write;
+        let write = EncodedWrite::new(request, op);
         self.input(server, Input::Write { token, client: address, write })
     }
 
@@ -418,8 +410,8 @@ impl World {
             Question::Write(write) => {
                 process.owed.insert(token, self.now_us);
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000 + client as u16));
-                let WriteRequest { request, op, previous } = write;
-                let write = EncodedWrite::new(request, op, previous);
+                let WriteRequest { request, op } = write;
+                let write = EncodedWrite::new(request, op);
                 self.input(server, Input::Write { token, client: address, write })
             }
             Question::Get(_) | Question::Page(_) => {

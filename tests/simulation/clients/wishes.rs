@@ -1,6 +1,9 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
-use acervo::model::{History, PageOf, Timestamp, WriteOp};
+use acervo::model::{
+    Barrier, Del, DelAll, DelRange, History, PageOf, Put, PutAll, SetHistory, Timestamp, Trim,
+    WriteOp,
+};
 use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
 
@@ -23,8 +26,7 @@ impl World {
             match self.rng.below(100) {
                 0..50 => {
                     let op = self.wish_to_write(client);
-                    let previous = self.rng.chance(600);
-                    self.write_telling(client, None, op, previous);
+                    self.write(client, None, op);
                 }
                 50..80 => self.wish_to_get(client),
                 _ => self.wish_for_pages(client),
@@ -58,21 +60,28 @@ impl World {
             Bytes::from(format!("{client}/{id}{}", ["", "b", "c", "d"][part]))
         };
         let id = self.clients[client].writes_begun + 1;
+        let tells_previous = self.rng.chance(600);
         match self.rng.below(100) {
-            0..45 => WriteOp::Put { key: self.any_key(KEYS_WRITTEN), value: value(0, id) },
+            0..45 => WriteOp::Put(Put {
+                key: self.any_key(KEYS_WRITTEN),
+                value: value(0, id),
+                tells_previous,
+            }),
             45..65 => {
                 let keys = self.any_keys(KEYS_WRITTEN).into_iter().enumerate();
-                WriteOp::PutAll { pairs: keys.map(|(part, key)| (key, value(part, id))).collect() }
+                WriteOp::PutAll(PutAll {
+                    pairs: keys.map(|(part, key)| (key, value(part, id))).collect(),
+                })
             }
-            65..74 => WriteOp::Del { key: self.any_key(KEYS) },
-            74..80 => WriteOp::DelAll { keys: self.any_keys(KEYS) },
+            65..74 => WriteOp::Del(Del { key: self.any_key(KEYS), tells_previous }),
+            74..80 => WriteOp::DelAll(DelAll { keys: self.any_keys(KEYS) }),
             80..86 => {
                 let (from, to) = self.any_range();
-                WriteOp::DelRange { from, to }
+                WriteOp::DelRange(DelRange { from, to })
             }
-            86..96 => WriteOp::Trim { key: self.any_key(KEYS) },
-            96..99 => WriteOp::Mark,
-            _ => WriteOp::SetHistory { history: self.any_history() },
+            86..96 => WriteOp::Trim(Trim { key: self.any_key(KEYS), tells_previous }),
+            96..99 => WriteOp::Barrier(Barrier {}),
+            _ => WriteOp::SetHistory(SetHistory { history: self.any_history() }),
         }
     }
 
@@ -155,11 +164,13 @@ impl World {
     /// After a write on many keys a client may look at what they had before.
     pub(super) fn look_back(&mut self, client: usize, op: &WriteOp, written: Timestamp) {
         let of = match op {
-            WriteOp::PutAll { pairs } => {
+            WriteOp::PutAll(PutAll { pairs }) => {
                 PageOf::Keys { keys: pairs.iter().map(|(key, _)| key.clone()).collect() }
             }
-            WriteOp::DelAll { keys } => PageOf::Keys { keys: keys.clone() },
-            WriteOp::DelRange { from, to } => PageOf::Range { from: from.clone(), to: to.clone() },
+            WriteOp::DelAll(DelAll { keys }) => PageOf::Keys { keys: keys.clone() },
+            WriteOp::DelRange(DelRange { from, to }) => {
+                PageOf::Range { from: from.clone(), to: to.clone() }
+            }
             _ => return,
         };
         let before = Timestamp(written.0 - 1);

@@ -1,0 +1,44 @@
+//! `DEL_RANGE`: every version of every key of a range goes, at one timestamp.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use crate::model::WriteAnswer;
+
+/// Removes every version of every key from `from` to `to`, both included; of a range the wrong way
+/// round, nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelRange {
+    /// The least key that is removed.
+    pub from: Bytes,
+    /// The greatest key that is removed.
+    pub to: Bytes,
+}
+
+impl Operation for DelRange {
+    fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {
+        show(&self.from, None);
+        show(&self.to, None);
+    }
+
+    fn adds_data(&self) -> bool {
+        false
+    }
+
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+        Ok(match store.delete_range(&self.from, &self.to)? {
+            true => Applied::Result(OpResult::Done),
+            false => Applied::Refused,
+        })
+    }
+
+    /// Whether the range can be removed now is known only when everything before it is applied.
+    fn known_at_commit(&self) -> Option<OpResult> {
+        None
+    }
+
+    fn learned(&self, _answer: &WriteAnswer) -> Learned<'_> {
+        Learned::ManyKeys
+    }
+}

@@ -1,0 +1,157 @@
+//! Operations on a store that is a map.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use super::*;
+
+/// The newest versions, and what was asked for besides.
+#[derive(Default)]
+struct MapStore {
+    now: i64,
+    newest: BTreeMap<Bytes, (Timestamp, Bytes)>,
+    history: Option<History>,
+    refuses_ranges: bool,
+}
+
+impl StoreChanges for MapStore {
+    type Error = Infallible;
+
+    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, Infallible> {
+        Ok(self.newest.get(key).map(|(timestamp, _)| *timestamp))
+    }
+
+    fn put(&mut self, key: &Bytes, value: &Bytes) {
+        let before = self.newest.insert(key.clone(), (Timestamp(self.now), value.clone()));
+        let version = before.map(|(timestamp, _)| timestamp);
+        assert!(version < Some(Timestamp(self.now)), "{key:?} was written twice at {}", self.now);
+    }
+
+    fn delete(&mut self, key: &Bytes) -> Result<(), Infallible> {
+        self.newest.remove(key);
+        Ok(())
+    }
+
+    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, Infallible> {
+        if !self.refuses_ranges {
+            self.newest.retain(|key, _| key < from || to < key);
+        }
+        Ok(!self.refuses_ranges)
+    }
+
+    fn trim(&mut self, _key: &Bytes) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn set_history(&mut self, history: History) -> Result<(), Infallible> {
+        self.history = Some(history);
+        Ok(())
+    }
+}
+
+impl MapStore {
+    fn apply(&mut self, op: impl Into<WriteOp>) -> Applied {
+        self.now += 10;
+        let Ok(applied) = op.into().apply(self);
+        applied
+    }
+
+    fn shown(&self) -> String {
+        let show = |(key, (timestamp, value)): (&Bytes, &(Timestamp, Bytes))| {
+            let [key, value] =
+                [key, value].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+            format!("{key}={value}@{timestamp}")
+        };
+        self.newest.iter().map(show).collect::<Vec<_>>().join(" ")
+    }
+}
+
+fn key(key: &'static str) -> Bytes {
+    Bytes::from_static(key.as_bytes())
+}
+
+fn put(name: &'static str, value: &'static str) -> Put {
+    Put { key: key(name), value: key(value), tells_previous: false }
+}
+
+/// One of each, with whatever it may tell and without.
+fn all() -> Vec<WriteOp> {
+    let mut all = vec![
+        PutAll { pairs: vec![(key("a"), key("1")), (key("b"), key("2")), (key("a"), key("3"))] }
+            .into(),
+        DelAll { keys: vec![key("a"), key("a"), key("none")] }.into(),
+        DelRange { from: key("a"), to: key("b") }.into(),
+        Barrier {}.into(),
+        SetHistory { history: History::Versions { count: 2 } }.into(),
+    ];
+    for tells_previous in [false, true] {
+        all.push(Put { tells_previous, ..put("a", "4") }.into());
+        all.push(Del { key: key("a"), tells_previous }.into());
+        all.push(Trim { key: key("a"), tells_previous }.into());
+    }
+    all
+}
+
+#[test]
+fn what_is_known_at_commit_is_what_applying_comes_to() {
+    for op in all() {
+        for filled in [false, true] {
+            let mut store = MapStore { refuses_ranges: filled, ..MapStore::default() };
+            if filled {
+                store.apply(put("a", "0"));
+            }
+            let known = op.known_at_commit();
+            let applied = store.apply(op.clone());
+            if let Some(result) = known {
+                assert_eq!(applied, Applied::Result(result), "{op:?}");
+                assert_eq!(op.tells_before(result), None, "{op:?} tells what only the store knows");
+            }
+        }
+    }
+}
+
+#[test]
+fn operations_change_what_they_name() {
+    let mut store = MapStore::default();
+    for (op, then) in [
+        (put("a", "1").into(), "a=1@10"),
+        (all()[0].clone(), "a=3@20 b=2@20"),
+        (Del { key: key("b"), tells_previous: true }.into(), "a=3@20"),
+        (put("b", "").into(), "a=3@20 b=@40"),
+        (Barrier {}.into(), "a=3@20 b=@40"),
+        (DelAll { keys: vec![key("b"), key("c")] }.into(), "a=3@20"),
+        (put("c", "5").into(), "a=3@20 c=5@70"),
+        (DelRange { from: key("b"), to: key("d") }.into(), "a=3@20"),
+    ] as [(WriteOp, &str); 8]
+    {
+        assert_eq!(store.apply(op.clone()), Applied::Result(OpResult::Done));
+        assert_eq!(store.shown(), then, "after {op:?}");
+    }
+    store.refuses_ranges = true;
+    assert_eq!(store.apply(DelRange { from: key("a"), to: key("b") }), Applied::Refused);
+    assert_eq!(store.shown(), "a=3@20", "nothing was done");
+    let history = History::Versions { count: 3 };
+    store.apply(SetHistory { history });
+    assert_eq!(store.history, Some(history));
+}
+
+#[test]
+fn a_history_that_cannot_be_kept_is_refused() {
+    assert_eq!(SetHistory { history: History::All }.check(), Ok(()));
+    let nothing = SetHistory { history: History::Versions { count: 0 } };
+    assert!(WriteOp::from(nothing).check().unwrap_err().contains("cannot be kept"));
+}
+
+#[test]
+fn a_result_is_read_back_and_is_short() {
+    for result in [OpResult::Done] {
+        let mut bytes = Vec::new();
+        result.encode(&mut bytes);
+        assert!(bytes.len() <= RESULT_BYTES_MAX);
+        let mut rest = &bytes[..];
+        assert_eq!(OpResult::decode(&mut rest), Some(result));
+        assert_eq!(rest, b"");
+    }
+    assert_eq!(OpResult::decode(&mut &b"\xff"[..]), None);
+    assert_eq!(OpResult::decode(&mut &b""[..]), None);
+}

@@ -1,0 +1,111 @@
+//! What operations change of the store: its versions, its removals, and the history that the group
+//! keeps.
+//!
+//! Every change of one operation bears the timestamp of its write. The rule for what a removal
+//! reaches is in [`removals`]; what operations mean is theirs to say (`model::op`).
+
+use bytes::Bytes;
+
+use super::{ApplyError, META_RULES, StateMachine, encode_fact};
+use crate::model::{GroupRules, History, Previous, StoreChanges, Timestamp};
+use crate::storage::changes::Changes;
+use crate::storage::garbage_collection::{self, Horizon};
+use crate::storage::versions::{Pending, Reader, StoredVersion};
+use crate::storage::{keys, removals};
+
+/// One operation's hands in the store.
+pub(super) struct OpWriter<'m, 'c, 'v> {
+    machine: &'m mut StateMachine,
+    changes: &'c mut Changes<'v>,
+    timestamp: Timestamp,
+    /// Whether it has removed something, or changed what is to be removed: what is left to do in
+    /// the background is then to be read anew.
+    removes: bool,
+}
+
+impl<'m, 'c, 'v> OpWriter<'m, 'c, 'v> {
+    /// For the operation of the write at `timestamp`, on top of `changes`.
+    pub(super) fn new(
+        machine: &'m mut StateMachine,
+        changes: &'c mut Changes<'v>,
+        timestamp: Timestamp,
+    ) -> OpWriter<'m, 'c, 'v> {
+        OpWriter { machine, changes, timestamp, removes: false }
+    }
+
+    /// Whether the operation has removed something.
+    pub(super) fn removes(&self) -> bool {
+        self.removes
+    }
+}
+
+impl StoreChanges for OpWriter<'_, '_, '_> {
+    type Error = ApplyError;
+
+    fn newest(&self, key: &[u8]) -> Result<Option<Timestamp>, ApplyError> {
+        let found = Reader::newest(&self.changes.rows())?.get_with(key, |_| ())?;
+        let newest = found.map(|(timestamp, ())| timestamp);
+        assert!(newest < Some(self.timestamp), "{newest:?} is not before {}", self.timestamp);
+        Ok(newest)
+    }
+
+    fn put(&mut self, key: &Bytes, value: &Bytes) {
+        let stored = StoredVersion::Value(value).encode();
+        self.changes.put(keys::version(key, self.timestamp), stored);
+        // If everything is kept, no row is written for compaction.
+        if self.machine.history() != History::All {
+            self.changes.put(keys::superseding(self.timestamp, key), Bytes::new());
+            self.machine.left.history_due.get_or_insert(self.timestamp);
+        }
+    }
+
+    fn delete(&mut self, key: &Bytes) -> Result<(), ApplyError> {
+        self.removes = true;
+        removals::delete(self.changes, self.timestamp, key)
+    }
+
+    fn delete_range(&mut self, from: &Bytes, to: &Bytes) -> Result<bool, ApplyError> {
+        self.removes = true;
+        let limits = self.machine.shared.limits();
+        removals::delete_range(self.changes, self.timestamp, from, to, &limits)
+    }
+
+    fn trim(&mut self, key: &Bytes) -> Result<(), ApplyError> {
+        self.removes = true;
+        removals::trim(self.changes, self.timestamp, key)
+    }
+
+    fn set_history(&mut self, history: History) -> Result<(), ApplyError> {
+        self.removes = true;
+        garbage_collection::change_history(self.changes, self.machine.history(), history)?;
+        // The group's rules come before every write, but in tests.
+        if let Some(rules) = &self.machine.rules {
+            self.changes.delete(keys::meta(META_RULES), &encode_fact(rules));
+        }
+        let rules = GroupRules { limits: self.machine.shared.limits(), history };
+        self.changes.put(keys::meta(META_RULES), encode_fact(&rules));
+        self.machine.rules = Some(rules);
+        Ok(())
+    }
+}
+
+/// What a key had just before the write at `written`, which is applied: the same for its retries.
+/// Without the value when it is too long to be sent unasked; `None` when it may be off the disk by
+/// now.
+pub(super) fn previous(
+    changes: &Changes<'_>,
+    key: &[u8],
+    written: Timestamp,
+) -> Result<Option<Previous>, ApplyError> {
+    let before = Timestamp(written.0 - 1);
+    let rows = changes.rows();
+    if Horizon::read(&rows)?.is_past(before, before, false) {
+        return Ok(None);
+    }
+    let pending = Pending { keys: true, ranges: true };
+    let found = Reader::new(&rows, before, before, pending)?.get(key)?;
+    let Some((timestamp, value)) = found else { return Ok(Some(Previous::Absent)) };
+    assert!(timestamp <= before, "a version of {timestamp} is not before the write of {written}");
+    let value = (value.len() <= crate::limits::READ_SMALL_BYTES_MAX).then_some(value);
+    Ok(Some(Previous::Value { timestamp, value }))
+}
