@@ -8,11 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use acervo::client::{Causality, Client, ClientError, ReadOptions, Row, Rows, Timing, Version};
+use acervo::client::{
+    Causality, Client, ClientError, Condition, ConditionalPut, Conflict, ReadOptions, Row, Rows,
+    Timing, Version,
+};
 use acervo::limits;
 use acervo::model::{
-    Barrier, DelAll, DelRange, OpResult, Operation, PageNext, PageOf, Previous, PutAll, Timestamp,
-    WriteAnswer, WriteOp,
+    Barrier, DelAll, DelRange, OpResult, Operation, PageNext, PageOf, Previous, PutAll, PutIf,
+    Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::wire::message::{ErrorCode, GetRequest, PageRequest, Reply, Request, WriteRequest};
 use bytes::Bytes;
@@ -591,6 +594,56 @@ fn a_previous_value_that_is_not_sent_is_read_as_it_was_before_the_write() {
         let previous = client_of(&server).replace("k", "v").unwrap().previous.unwrap();
         assert_eq!((previous.timestamp.0, &previous.value[..]), (20, &b"long"[..]));
     }
+}
+
+#[test]
+fn a_condition_that_fails_tells_what_the_key_has() {
+    let server = FakeServer::start(|id, request, link| match request {
+        Request::Write(write) => {
+            let WriteOp::PutIf(PutIf { key, condition, .. }) = write.op else { panic!() };
+            assert_eq!(condition, Condition::Version(Timestamp(7)));
+            let value = |value| Previous::Value { timestamp: Timestamp(20), value };
+            let (newest, previous) = match &key[..] {
+                b"none" => (None, Some(Previous::Absent)),
+                b"short" => (Some(Timestamp(20)), Some(value(Some("has".into())))),
+                b"long" => (Some(Timestamp(20)), Some(value(None))),
+                b"untold" => (Some(Timestamp(20)), None),
+                _ => return link.reply(id, write_ok(40, None)),
+            };
+            let result = OpResult::ConditionFailed { newest };
+            let answer = WriteAnswer { timestamp: Timestamp(40), result, previous };
+            link.reply(id, Reply::WriteOk(answer));
+        }
+        Request::Page(request) => {
+            assert_eq!((request.at.0, request.seen.0), (39, 39));
+            link.reply(id, page(vec![row("k", "has", 20)], 39, 39, None));
+        }
+        other => panic!("{other:?}"),
+    });
+    let client = client_of(&server);
+    let put_if = |key| client.put_if(key, "new", Condition::Version(Timestamp(7))).unwrap();
+    for (key, has) in [("none", None), ("short", Some("has")), ("long", Some("has"))] {
+        let found = has.map(|value| Version { timestamp: Timestamp(20), value: value.into() });
+        let (timestamp, server) = (Timestamp(40), server.address);
+        let conflict = Conflict { found, timestamp, server };
+        assert_eq!(put_if(key), ConditionalPut::Conflict(conflict), "{key}");
+    }
+    let ConditionalPut::Conflict(untold) = put_if("untold") else { panic!() };
+    assert_eq!(untold.found.unwrap().timestamp, Timestamp(20), "it is read");
+    assert!(matches!(put_if("other"), ConditionalPut::Stored(_)));
+    assert_eq!(writes(&server).len(), 5, "each is one write");
+}
+
+#[test]
+fn no_write_without_a_condition_is_believed_to_have_failed_one() {
+    let server = FakeServer::start(|id, _, link| {
+        let result = OpResult::ConditionFailed { newest: None };
+        let answer = WriteAnswer { timestamp: Timestamp(40), result, previous: None };
+        link.reply(id, Reply::WriteOk(answer));
+    });
+    let client = Client::builder([server.address]).request_timeout(Duration::from_millis(50));
+    let put = client.build().unwrap().put("k", "v");
+    assert!(matches!(put, Err(ClientError::TimedOut { .. })), "{put:?}");
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use acervo::limits::{FRAME_HEADER_BYTES, HELLO_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ClientId, ClusterId, ContentId, Del, Effect, EncodedWrite, FileEntry, FileName,
-    LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, RequestId, Row,
-    Timestamp, WriteAnswer, WriteOp,
+    Barrier, ClientId, ClusterId, Condition, ContentId, Del, Effect, EncodedWrite, FileEntry,
+    FileName, LogEntry, NodeId, OpResult, PageNext, PageOf, PeerId, Previous, Put, PutAll, PutIf,
+    RequestId, Row, Timestamp, WriteAnswer, WriteOp,
 };
 use acervo::wire::codec;
 use acervo::wire::frame::Deframer;
@@ -45,6 +45,11 @@ fn examples() -> Vec<(&'static str, Message)> {
     let pair = |key: &'static str, value: &'static str| (Bytes::from(key), Bytes::from(value));
     let both = WriteOp::PutAll(PutAll { pairs: vec![pair("lua", "nova"), pair("sol", "")] });
     let del = WriteOp::Del(Del { key: Bytes::from_static(b"lua"), tells_previous: true });
+    let put_if = PutIf {
+        key: Bytes::from_static(b"lua"),
+        value: Bytes::from_static(b"cheia"),
+        condition: Condition::Version(Timestamp(1_700_000_000_000_016)),
+    };
     let write =
         |sequence, op| Request::Write(WriteRequest { request: request(sequence, sequence), op });
     let page = |of, at, seen, session| {
@@ -226,6 +231,18 @@ fn examples() -> Vec<(&'static str, Message)> {
                         value: Some(Bytes::from_static(b"nova")),
                     }),
                 ),
+            },
+        ),
+        ("put-if", Message::Request { id: 12, body: write(5, put_if.into()) }),
+        (
+            "put-if-failed",
+            Message::Reply {
+                id: 12,
+                body: Reply::WriteOk(WriteAnswer {
+                    timestamp: Timestamp(stamp.0 + 64),
+                    result: OpResult::ConditionFailed { newest: None },
+                    previous: Some(Previous::Absent),
+                }),
             },
         ),
         ("barrier", Message::Request { id: 11, body: write(4, WriteOp::Barrier(Barrier {})) }),

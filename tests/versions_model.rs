@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use acervo::limits;
 use acervo::model::{
-    Action, Barrier, ClientId, Command, Del, DelAll, DelRange, GarbageCollection, History,
-    LogEntry, Operation, PageNext, PageOf, Previous, Put, PutAll, RequestId, Row, SetHistory,
-    StateLimits, Timestamp, Trim, WriteFate, WriteOp,
+    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection,
+    History, LogEntry, OpResult, Operation, PageNext, PageOf, Previous, Put, PutAll, PutIf,
+    RequestId, Row, SetHistory, StateLimits, Timestamp, Trim, WriteFate, WriteOp,
 };
 use acervo::storage::apply::StateMachine;
 use acervo::storage::disk::DiskEngine;
@@ -61,6 +61,11 @@ impl Model {
         };
         match op {
             WriteOp::Put(Put { key, value, .. }) => put(&mut state, key, value),
+            WriteOp::PutIf(PutIf { key, value, condition }) => {
+                if holds(*condition, self.newest(key)) {
+                    put(&mut state, key, value);
+                }
+            }
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(k, v)| put(&mut state, k, v))
             }
@@ -79,6 +84,10 @@ impl Model {
             WriteOp::Barrier(_) | WriteOp::SetHistory(_) => {}
         }
         self.moments.push((at, state));
+    }
+
+    fn newest(&self, key: &Bytes) -> Option<i64> {
+        self.now().get(key)?.last_key_value().map(|(version, _)| *version)
     }
 
     fn state(&self, seen: i64) -> State {
@@ -106,6 +115,13 @@ impl Model {
         let state = self.state(seen);
         let versions = state.get(key).into_iter().flat_map(|versions| versions.range(..=at).rev());
         versions.map(|(at, value)| (key.clone(), Some(value.clone()), *at)).collect()
+    }
+}
+
+fn holds(condition: Condition, newest: Option<i64>) -> bool {
+    match condition {
+        Condition::Absent => newest.is_none(),
+        Condition::Version(version) => newest == Some(version.0),
     }
 }
 
@@ -204,6 +220,7 @@ impl World {
     }
 
     fn write(&mut self, op: &WriteOp) {
+        let op = &self.with_a_version_that_is(op);
         self.sequence += 1;
         let request = RequestId {
             client: ClientId(1),
@@ -218,6 +235,18 @@ impl World {
         }
     }
 
+    /// The operation, with the newest version of its key in the place of [`THE_NEWEST`].
+    fn with_a_version_that_is(&self, op: &WriteOp) -> WriteOp {
+        let mut op = op.clone();
+        if let WriteOp::PutIf(PutIf { key, condition, .. }) = &mut op
+            && *condition == Condition::Version(THE_NEWEST)
+            && let Some(newest) = self.model.newest(key)
+        {
+            *condition = Condition::Version(Timestamp(newest));
+        }
+        op
+    }
+
     /// Applies what has been logged, on both engines, and compares what was answered.
     fn settle(&mut self) {
         let from = self.disk.applied().index as usize;
@@ -230,6 +259,15 @@ impl World {
             let before = answered.timestamp.0 - 1;
             let command = Command::decode(&self.log[answer.index as usize - 1].data).unwrap();
             let Action::Write { op, .. } = command.unwrap().action else { panic!("a write") };
+            if let WriteOp::PutIf(PutIf { key, condition, .. }) = &op {
+                let (_, value, version) = self.model.get(key, before, before);
+                let newest = value.map(|_| version);
+                let expected = match holds(*condition, newest) {
+                    true => OpResult::Done,
+                    false => OpResult::ConditionFailed { newest: newest.map(Timestamp) },
+                };
+                assert_eq!(answered.result, expected, "{op:?}");
+            }
             let key = op.tells_before(answered.result);
             let expected = key.map(|key| self.model.get(key, before, before));
             let told = answered.previous.map(|previous| match previous {
@@ -439,8 +477,18 @@ fn value() -> impl Strategy<Value = Bytes> {
     prop_oneof![Just(Bytes::new()), any::<[u8; 2]>().prop_map(|v| Bytes::copy_from_slice(&v))]
 }
 
+/// In a condition: the version that the key has, if it has one.
+const THE_NEWEST: Timestamp = Timestamp(i64::MAX);
+
 fn op() -> impl Strategy<Value = WriteOp> {
+    let condition = prop_oneof![
+        1 => Just(Condition::Absent),
+        2 => Just(Condition::Version(THE_NEWEST)),
+        1 => (1..400i64).prop_map(|version| Condition::Version(Timestamp(version))),
+    ];
     prop_oneof![
+        3 => (key(), value(), condition)
+            .prop_map(|(key, value, condition)| WriteOp::PutIf(PutIf { key, value, condition })),
         6 => (key(), value()).prop_map(|(key, value)| {
             WriteOp::Put(Put { key, value, tells_previous: true })
         }),

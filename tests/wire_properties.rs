@@ -8,9 +8,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use acervo::limits::{FRAME_BUFFER_BYTES_MIN, FRAME_HEADER_BYTES, PEER_FRAME_BYTES_MAX};
 use acervo::model::{
-    Barrier, ChunkHash, ClientId, ClusterId, ContentId, Del, DelAll, DelRange, Effect,
+    Barrier, ChunkHash, ClientId, ClusterId, Condition, ContentId, Del, DelAll, DelRange, Effect,
     EncodedWrite, FileEntry, FileName, History, LogEntry, NodeId, OpResult, PageNext, PageOf,
-    PeerId, Previous, Put, PutAll, RequestId, Row, SetHistory, SnapshotId, Timestamp, Trim,
+    PeerId, Previous, Put, PutAll, PutIf, RequestId, Row, SetHistory, SnapshotId, Timestamp, Trim,
     WriteAnswer, WriteOp,
 };
 use acervo::wire::codec::{self, CodecError};
@@ -83,6 +83,10 @@ fn write_request() -> impl Strategy<Value = WriteRequest> {
         (blob(), blob()).prop_map(|(from, to)| WriteOp::DelRange(DelRange { from, to })),
         blob().prop_map(|key| WriteOp::Trim(Trim { key, tells_previous: true })),
         Just(WriteOp::Barrier(Barrier {})),
+        (blob(), blob(), option::of(timestamp())).prop_map(|(key, value, version)| {
+            let condition = version.map_or(Condition::Absent, Condition::Version);
+            WriteOp::PutIf(PutIf { key, value, condition })
+        }),
         any::<u64>().prop_filter_map("a history", |number| {
             history(number).map(|history| WriteOp::SetHistory(SetHistory { history }))
         }),
@@ -187,9 +191,13 @@ fn reply() -> impl Strategy<Value = Reply> {
     ];
     let effect = prop_oneof![Just(Effect::NotDone), Just(Effect::MayBeDone), Just(Effect::Done)];
     prop_oneof![
-        (timestamp(), option::of(previous())).prop_map(|(timestamp, previous)| {
-            Reply::WriteOk(WriteAnswer { timestamp, result: OpResult::Done, previous })
-        }),
+        (timestamp(), option::of(option::of(timestamp())), option::of(previous())).prop_map(
+            |(timestamp, failed, previous)| {
+                let failed = failed.map(|newest| OpResult::ConditionFailed { newest });
+                let result = failed.unwrap_or(OpResult::Done);
+                Reply::WriteOk(WriteAnswer { timestamp, result, previous })
+            }
+        ),
         page_ok(),
         (option::of(blob()), timestamp(), timestamp())
             .prop_map(|(value, timestamp, as_of)| Reply::GetOk { value, timestamp, as_of }),

@@ -16,7 +16,8 @@ use super::output::{Object, Shape, Shown, print_json, print_rows, version_asked}
 use super::status;
 use super::stdout;
 use crate::client::{
-    Client, ClientBuilder, ClientError, KeyRange, ReadOptions, Rows, Written, WrittenMany,
+    Client, ClientBuilder, ClientError, Condition, ConditionalPut, Conflict, KeyRange, PutOk,
+    ReadOptions, Rows, Written, WrittenMany,
 };
 use crate::limits::{OLDEST_VERSION_TIMEOUT, VERSIONS_LOOKED_AT_MAX};
 use crate::model::Timestamp;
@@ -30,6 +31,8 @@ pub enum CommandOutcome {
     Done,
     /// The key that was asked for does not exist.
     NotFound,
+    /// A condition did not hold, and nothing was written.
+    Conflict,
     /// The outcome of `status` when no server answered, nobody leads, or disks are full; the table
     /// says why.
     NotWritable,
@@ -66,7 +69,7 @@ impl CommandOutcome {
     pub fn exit_status(self) -> u8 {
         match self {
             CommandOutcome::Done => exit_status::DONE,
-            CommandOutcome::NotFound => exit_status::NOT_FOUND,
+            CommandOutcome::NotFound | CommandOutcome::Conflict => exit_status::NOT_FOUND,
             CommandOutcome::NotWritable => exit_status::UNAVAILABLE,
         }
     }
@@ -263,6 +266,9 @@ pub fn put(
     let client = key_client(&args.shared)?;
     let key = argument(&args.key, &args.shared);
     let value = ArgumentReader::new(stdin, args.shared.escaped).value(&args.value)?;
+    if let Some(condition) = args.condition() {
+        return put_if(&args.shared, &client, (&key, &value), condition, out);
+    }
     match args.shared.request.format.get() {
         Format::Text => writeln!(out, "{}", client.put(&key, value)?.timestamp),
         Format::Json => {
@@ -278,6 +284,56 @@ pub fn put(
     .map_err(CommandError::Output)?;
     print_session(&args.shared, &client);
     Ok(CommandOutcome::Done)
+}
+
+/// Does what `acervo put` asks for under a condition, and prints the answer.
+fn put_if(
+    shared: &KeyArgs,
+    client: &Client,
+    (key, value): (&[u8], &[u8]),
+    condition: Condition,
+    out: &mut dyn Write,
+) -> Result<CommandOutcome, CommandError> {
+    let object = |stored| Object::default().bytes("key", key).flag("stored", stored);
+    let format = shared.request.format.get();
+    let outcome = match client.put_if(key, value, condition)? {
+        ConditionalPut::Stored(PutOk { timestamp, server }) => {
+            match format {
+                Format::Text => writeln!(out, "{timestamp}"),
+                Format::Json => {
+                    let object = object(true).timestamp("timestamp", timestamp);
+                    print_json(out, &object.text("server", Some(server.to_string())))
+                }
+            }
+            .map_err(CommandError::Output)?;
+            CommandOutcome::Done
+        }
+        ConditionalPut::Conflict(Conflict { found, server, .. }) => {
+            let version = found.as_ref().map_or(Timestamp::ZERO, |found| found.timestamp);
+            let value = found.as_ref().map(|found| &found.value[..]);
+            let shown = escape(key);
+            match format {
+                Format::Text => {
+                    writeln!(out, "{shown}\t{version}\t{}", escape(value.unwrap_or_default()))
+                }
+                Format::Json => {
+                    let object = object(false).timestamp("old_timestamp", version);
+                    let object = object.value("old_value", value);
+                    print_json(out, &object.text("server", Some(server.to_string())))
+                }
+            }
+            .map_err(CommandError::Output)?;
+            let has = match found {
+                Some(_) => format!("the key \"{shown}\" has version {version}"),
+                None => format!("there is no key \"{shown}\""),
+            };
+            // Without standard error there is nobody to tell.
+            let _ = writeln!(io::stderr(), "acervo: {has}: nothing was written");
+            CommandOutcome::Conflict
+        }
+    };
+    print_session(shared, client);
+    Ok(outcome)
 }
 
 /// Does what `acervo putall` asks for, and prints the answer.

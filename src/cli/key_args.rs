@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::args::RequestArgs;
 use super::at::At;
+use crate::model::{Condition, Timestamp};
 
 /// Flags of every command on keys.
 #[derive(Clone, Debug, Args)]
@@ -204,16 +205,36 @@ pub struct HistoryArgs {
 Examples:
   acervo put title 'Dom Casmurro'
   acervo put chapter - < chapter.txt
-  acervo put title x --format json        also what the key had before")]
+  acervo put title x --format json        also what the key had before
+  acervo put lock me --if-absent
+  acervo put title x --if-version 1763700000000000
+
+With --if-absent or --if-version the value is written only if there is no such key, or that is its
+newest version. Else nothing is written, what there is instead is printed as getall prints it, and
+the exit status is 1.")]
 pub struct PutArgs {
     /// The key to write
     pub key: OsString,
     /// The value; '-' reads it from standard input, to the last byte
     #[arg(allow_negative_numbers = true)]
     pub value: OsString,
+    /// Write only if there is no such key
+    #[arg(long, conflicts_with = "if_version")]
+    pub if_absent: bool,
+    /// Write only if this is the newest version of the key
+    #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(i64).range(1..))]
+    pub if_version: Option<i64>,
     /// How keys are given, which servers are asked, and in which session.
     #[command(flatten)]
     pub shared: KeyArgs,
+}
+
+impl PutArgs {
+    /// What must hold for the value to be written, if anything must.
+    pub fn condition(&self) -> Option<Condition> {
+        let version = self.if_version.map(|version| Condition::Version(Timestamp(version)));
+        version.or(self.if_absent.then_some(Condition::Absent))
+    }
 }
 
 /// The flags and arguments of `acervo putall`.

@@ -59,8 +59,8 @@ pub use self::error::{ClientError, ServerFailure};
 pub use self::reads::ReadOptions;
 pub use self::rows::{KeyRange, Rows};
 pub use self::submit::{Ask, Event};
-pub use self::writes::{Version, Written, WrittenMany};
-pub use crate::model::{ClientId, ClusterId, Effect, History, NodeId, Row, Timestamp};
+pub use self::writes::{ConditionalPut, Conflict, Version, Written, WrittenMany};
+pub use crate::model::{ClientId, ClusterId, Condition, Effect, History, NodeId, Row, Timestamp};
 pub use crate::wire::message::{Role, ServerStatus};
 
 /// Keys whose timestamps a client remembers one by one; the oldest are merged into one timestamp.

@@ -15,8 +15,8 @@ use super::sync::lock;
 use super::{Client, PutOk, check_key, check_value};
 use crate::limits;
 use crate::model::{
-    Del, DelAll, DelRange, History, Learned, OpShape, Operation, Previous, Put, PutAll, RequestId,
-    Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteOp,
+    Condition, Del, DelAll, DelRange, History, Learned, OpResult, OpShape, Operation, Previous,
+    Put, PutAll, PutIf, RequestId, Row, SetHistory, Timestamp, Trim, WriteAnswer, WriteOp,
 };
 use crate::wire::message::{Reply, Request, WriteRequest};
 
@@ -36,6 +36,27 @@ pub struct Written {
     pub timestamp: Timestamp,
     /// What the key had just before; after a `trim`, what it still has.
     pub previous: Option<Version>,
+    /// The server that answered.
+    pub server: SocketAddr,
+}
+
+/// What came of a write on one key under a condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConditionalPut {
+    /// The condition held, and the value is stored.
+    Stored(PutOk),
+    /// The condition did not hold, and nothing was written.
+    Conflict(Conflict),
+}
+
+/// What a key had instead of what a condition asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The newest version and value of the key when the write was tried; `None` where there was no
+    /// such key.
+    pub found: Option<Version>,
+    /// When that was, in microseconds since the Unix epoch. No key has this version.
+    pub timestamp: Timestamp,
     /// The server that answered.
     pub server: SocketAddr,
 }
@@ -81,6 +102,51 @@ impl Client {
     ) -> Result<Written, ClientError> {
         let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
         wait(self.write_one(key.clone(), Put { key, value, tells_previous: true }))
+    }
+
+    /// Stores a new newest version of a key, durably, if `condition` holds, and else changes
+    /// nothing and tells what the key has: compare-and-set, by versions. However often the write is
+    /// sent, the condition is looked at once: a retry is told what came of the first, whatever has
+    /// been written since.
+    ///
+    /// ```
+    /// use acervo::client::{Condition, ConditionalPut};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let group = acervo::server::LocalGroup::start(dir.path())?;
+    /// # let client = acervo::Client::connect(group.servers())?;
+    /// // Counts to 1, however many do so at the same time.
+    /// let mut condition = Condition::Absent;
+    /// let mut count = 0;
+    /// loop {
+    ///     match client.put_if("visits", (count + 1).to_string(), condition)? {
+    ///         ConditionalPut::Stored(_) => break,
+    ///         ConditionalPut::Conflict(conflict) => {
+    ///             let found = conflict.found.as_ref();
+    ///             condition = match found {
+    ///                 Some(found) => Condition::Version(found.timestamp),
+    ///                 None => Condition::Absent,
+    ///             };
+    ///             let value = found.map(|found| String::from_utf8_lossy(&found.value));
+    ///             count = value.and_then(|value| value.parse().ok()).unwrap_or(0);
+    ///         }
+    ///     }
+    /// }
+    /// assert_eq!(client.get("visits")?.value.as_deref(), Some(&b"1"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::put`]. When what the key has instead is longer than
+    /// [`limits::READ_SMALL_BYTES_MAX`], or the leader does not trust itself to tell, it is read
+    /// after the write, and an error of that read says so; nothing was written then.
+    pub fn put_if(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl AsRef<[u8]>,
+        condition: Condition,
+    ) -> Result<ConditionalPut, ClientError> {
+        let (key, value) = (check_key(key.as_ref())?, check_value(value.as_ref())?);
+        wait(self.put_conditionally(PutIf { key, value, condition }))
     }
 
     /// Removes every version of a key, durably, and tells the newest.
@@ -173,6 +239,19 @@ impl Client {
 }
 
 impl Client {
+    async fn put_conditionally(&self, op: PutIf) -> Result<ConditionalPut, ClientError> {
+        let key = op.key.clone();
+        let (answer, server) = self.write(op, self.deadline(), Retry::UntilDeadline).await?;
+        let timestamp = answer.timestamp;
+        match answer.result {
+            OpResult::Done => Ok(ConditionalPut::Stored(PutOk { timestamp, server })),
+            OpResult::ConditionFailed { .. } => {
+                let found = self.previous(key, answer).await?;
+                Ok(ConditionalPut::Conflict(Conflict { found, timestamp, server }))
+            }
+        }
+    }
+
     pub(super) async fn put_pairs(
         &self,
         pairs: Vec<(Bytes, Bytes)>,
@@ -272,7 +351,7 @@ impl Client {
             (Request::Write(WriteRequest { request, op }), ())
         };
         let judge = move |server, (), reply| match reply {
-            Reply::WriteOk(answer) => {
+            Reply::WriteOk(answer) if answer.result == OpResult::Done || op.is_conditional() => {
                 learn(&mut lock(&seen), &op, &answer);
                 Verdict::Done((answer, server))
             }

@@ -1,11 +1,10 @@
-//! The sentences in which the core refuses a request or reports that it was not confirmed, and the
-//! checks of a write that need no state.
+//! The sentences in which the core refuses a request or reports that it was not confirmed.
 //!
 //! Each says what is known of the request's effect, and what the user can do.
 
 use super::config::Distrust;
 use crate::limits;
-use crate::model::{Effect, EncodedWrite, OpKind, OpShape, Timestamp};
+use crate::model::{Effect, Timestamp};
 use crate::text::counted;
 use crate::wire::message::{ErrorCode, ErrorReply, Reply};
 

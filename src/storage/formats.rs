@@ -16,9 +16,9 @@ use super::engine::{Direction, Engine};
 use super::memory::MemoryEngine;
 use super::{keys, log};
 use crate::model::{
-    Action, Barrier, ClientId, Command, Del, DelAll, DelRange, FeatureLevel, GarbageCollection,
-    GroupRules, History, LogEntry, Put, PutAll, Release, ReleaseVersion, RequestId, SetHistory,
-    StateLimits, Timestamp, Trim, WriteOp,
+    Action, Barrier, ClientId, Command, Condition, Del, DelAll, DelRange, FeatureLevel,
+    GarbageCollection, GroupRules, History, LogEntry, Put, PutAll, PutIf, Release, ReleaseVersion,
+    RequestId, SetHistory, StateLimits, Timestamp, Trim, WriteOp,
 };
 
 /// The limits of one group. Those that a release gives new groups may change, and no format with
@@ -150,6 +150,9 @@ fn the_rows_of_the_store_are_those_of_its_format() {
     kept.list("a sweep within a key");
     kept.client = ClientId(9);
     kept.write(WriteOp::SetHistory(SetHistory { history: History::For { age_us: 3_600 } }));
+    kept.write(
+        PutIf { key: Bytes::from("o"), value: Bytes::new(), condition: Condition::Absent }.into(),
+    );
     kept.list("a session in the place of another, and another history");
     compare("state.txt", &kept.listing, "STATE_FORMAT_VERSION in src/storage/apply.rs");
 }
@@ -176,6 +179,7 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         answered_below: 7,
         begun: Timestamp(9),
     };
+    let put_if = |condition| PutIf { key: key(), value: Bytes::from("v"), condition }.into();
     let ops = [
         WriteOp::Put(Put { key: key(), value: value.clone(), tells_previous: true }),
         WriteOp::PutAll(PutAll { pairs: vec![(key(), value)] }),
@@ -184,6 +188,8 @@ fn the_commands_in_the_log_are_those_of_its_format() {
         WriteOp::DelRange(DelRange { from: key(), to: key() }),
         WriteOp::Trim(Trim { key: key(), tells_previous: true }),
         WriteOp::Barrier(Barrier {}),
+        put_if(Condition::Absent),
+        put_if(Condition::Version(Timestamp(8))),
         WriteOp::SetHistory(SetHistory { history }),
     ];
     let (rows_max, bytes_max) = (5, 6);

@@ -334,7 +334,7 @@ fn came_to(
     let WriteFate::Answered(answer) = &write.fate else {
         return Err(Violation(format!("{write:?} should have become {written:?}")));
     };
-    let as_written = answer.timestamp == written.timestamp;
+    let as_written = answer.timestamp == written.timestamp && answer.result == written.result;
     ensure!(as_written, "{write:?} should have become {written:?}");
     let previous = written.previous.as_ref().filter(|_| answering);
     let is_gone = matches!(expected, Expected::OutcomeWithoutPrevious(_));

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use acervo::model::{
-    Action, ClientId, Command, Del, DelAll, DelRange, GarbageCollection, GroupRules, LogIndex,
-    Operation, PageOf, Previous, Put, PutAll, RequestId, Row, StateLimits, Timestamp, Trim,
-    WriteOp,
+    Action, ClientId, Command, Condition, Del, DelAll, DelRange, GarbageCollection, GroupRules,
+    LogIndex, OpResult, Operation, PageOf, Previous, Put, PutAll, PutIf, RequestId, Row,
+    StateLimits, Timestamp, Trim, WriteOp,
 };
 use bytes::Bytes;
 
@@ -34,8 +34,13 @@ pub struct Moment {
 #[derive(Clone, Debug)]
 pub struct Written {
     pub timestamp: Timestamp,
+    /// What it came to.
+    pub result: OpResult,
     /// What its one key had just before.
     pub previous: Option<Previous>,
+    /// The key that it has only looked at, since its condition did not hold, and the version of its newest state, a
+    /// deletion's too.
+    pub looked_at: Option<(Bytes, Timestamp)>,
     /// The keys whose newest state it made.
     pub keys: Vec<Bytes>,
 }
@@ -187,7 +192,9 @@ impl Moment {
             Rc::make_mut(versions).insert(now, value.clone());
         };
         match op {
-            WriteOp::Put(Put { key, value, .. }) => put(key, value),
+            WriteOp::Put(Put { key, value, .. }) | WriteOp::PutIf(PutIf { key, value, .. }) => {
+                put(key, value)
+            }
             WriteOp::PutAll(PutAll { pairs }) => {
                 pairs.iter().for_each(|(key, value)| put(key, value))
             }
@@ -283,12 +290,15 @@ impl Model {
         }
         self.sessions.record(request);
         let now = moment.timestamp;
-        let newest = told_key(op).map(|key| moment.get(key, now));
+        let (result, looked_at) = self.judge(moment, op);
+        let told = looked_at.as_ref().map(|(key, _)| key).or(told_key(op));
+        let newest = told.map(|key| moment.get(key, now));
         let previous = newest.map(|Row { timestamp, value, .. }| match value {
             None => Previous::Absent,
             value => Previous::Value { timestamp, value },
         });
         let keys: Vec<Bytes> = match op {
+            _ if looked_at.is_some() => Vec::new(),
             WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_) => Vec::new(),
             // Of keys that nobody ever wrote nobody can tell that they were removed.
             WriteOp::DelRange(DelRange { from, to }) => {
@@ -300,10 +310,32 @@ impl Model {
             let index = self.moments.len() as u64;
             self.changes.entry(key.clone()).or_default().push((index, now));
         }
-        moment.change(now, op);
-        let written = Written { timestamp: now, previous, keys };
+        if looked_at.is_none() {
+            moment.change(now, op);
+        }
+        let written = Written { timestamp: now, result, previous, keys, looked_at };
         self.writes.insert(name, written.clone());
         Expected::Outcome(written)
+    }
+
+    /// What an operation comes to that is applied next, and what it looks at if its condition does not hold.
+    fn judge(&self, moment: &Moment, op: &WriteOp) -> (OpResult, Option<(Bytes, Timestamp)>) {
+        let WriteOp::PutIf(PutIf { key, condition, .. }) = op else {
+            return (OpResult::Done, None);
+        };
+        let row = moment.get(key, Timestamp(i64::MAX));
+        let newest = row.value.is_some().then_some(row.timestamp);
+        let holds = match condition {
+            Condition::Absent => newest.is_none(),
+            Condition::Version(version) => newest == Some(*version),
+        };
+        match holds {
+            true => (OpResult::Done, None),
+            false => {
+                let changed = self.changed(key, self.last_index());
+                (OpResult::ConditionFailed { newest }, Some((key.clone(), changed)))
+            }
+        }
     }
 
     /// The store once `index` was applied.

@@ -24,6 +24,7 @@ mod del_all;
 mod del_range;
 mod put;
 mod put_all;
+mod put_if;
 mod set_history;
 mod trim;
 
@@ -38,6 +39,7 @@ pub use del_all::DelAll;
 pub use del_range::DelRange;
 pub use put::Put;
 pub use put_all::PutAll;
+pub use put_if::{Condition, PutIf};
 pub use set_history::SetHistory;
 pub use trim::Trim;
 
@@ -101,6 +103,12 @@ pub trait Operation {
     /// applied.
     fn known_at_commit(&self) -> Option<OpResult>;
 
+    /// Whether it may come to [`OpResult::ConditionFailed`]. Of any other operation such a result
+    /// is not believed.
+    fn is_conditional(&self) -> bool {
+        false
+    }
+
     /// The key of which the answer tells what it had just before the write.
     fn tells_before(&self, _result: OpResult) -> Option<&Bytes> {
         None
@@ -126,6 +134,12 @@ pub enum OpResult {
     /// It has taken effect, all of it.
     #[serde(rename = "DONE")]
     Done,
+    /// Its condition did not hold, and nothing has changed.
+    #[serde(rename = "CONDITION_FAILED")]
+    ConditionFailed {
+        /// The newest version that the key had just before the write; `None` where it had no value.
+        newest: Option<Timestamp>,
+    },
 }
 
 /// The greatest number of bytes that a result takes in a session.
@@ -137,6 +151,11 @@ impl OpResult {
     pub fn encode(self, out: &mut Vec<u8>) {
         match self {
             OpResult::Done => out.put_u8(0),
+            OpResult::ConditionFailed { newest: None } => out.put_u8(1),
+            OpResult::ConditionFailed { newest: Some(newest) } => {
+                out.put_u8(2);
+                out.put_i64_le(newest.0);
+            }
         }
     }
 
@@ -145,6 +164,8 @@ impl OpResult {
     pub fn words(self) -> [u64; 2] {
         match self {
             OpResult::Done => [0, 0],
+            OpResult::ConditionFailed { newest: None } => [1, 0],
+            OpResult::ConditionFailed { newest: Some(newest) } => [2, newest.0 as u64],
         }
     }
 
@@ -153,6 +174,11 @@ impl OpResult {
     pub fn decode(bytes: &mut &[u8]) -> Option<OpResult> {
         match bytes.try_get_u8().ok()? {
             0 => Some(OpResult::Done),
+            1 => Some(OpResult::ConditionFailed { newest: None }),
+            2 => {
+                let newest = Some(Timestamp(bytes.try_get_i64_le().ok()?));
+                Some(OpResult::ConditionFailed { newest })
+            }
             _ => None,
         }
     }
@@ -215,6 +241,10 @@ macro_rules! operations {
                 match self { $(WriteOp::$name(op) => op.known_at_commit(),)+ }
             }
 
+            fn is_conditional(&self) -> bool {
+                match self { $(WriteOp::$name(op) => op.is_conditional(),)+ }
+            }
+
             fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
                 match self { $(WriteOp::$name(op) => op.tells_before(result),)+ }
             }
@@ -229,6 +259,7 @@ macro_rules! operations {
 operations! {
     Put = "PUT": "Store a new newest version of a key.",
     PutAll = "PUT_ALL": "Store a new newest version of each key, all at one version.",
+    PutIf = "PUT_IF": "Store a new newest version of a key, if it is as the client has seen it.",
     Del = "DEL": "Remove every version of a key.",
     DelAll = "DEL_ALL": "Remove every version of each key.",
     DelRange = "DEL_RANGE": "Remove every version of every key of a range.",

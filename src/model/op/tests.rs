@@ -89,6 +89,9 @@ fn all() -> Vec<WriteOp> {
         all.push(Del { key: key("a"), tells_previous }.into());
         all.push(Trim { key: key("a"), tells_previous }.into());
     }
+    for condition in [Condition::Absent, Condition::Version(Timestamp(10))] {
+        all.push(PutIf { key: key("a"), value: key("5"), condition }.into());
+    }
     all
 }
 
@@ -136,6 +139,32 @@ fn operations_change_what_they_name() {
 }
 
 #[test]
+fn a_condition_is_about_the_newest_version_and_a_failed_one_changes_nothing() {
+    let put_if = |condition| PutIf { key: key("a"), value: key("new"), condition };
+    let failed = |newest| Applied::Result(OpResult::ConditionFailed { newest });
+    let done = Applied::Result(OpResult::Done);
+    let at = |version| Condition::Version(Timestamp(version));
+    let mut store = MapStore::default();
+    assert_eq!(store.apply(put_if(at(5))), failed(None));
+    assert_eq!(store.shown(), "");
+    assert_eq!(store.apply(put_if(Condition::Absent)), done);
+    assert_eq!(store.shown(), "a=new@20");
+    for condition in [Condition::Absent, at(10), at(30)] {
+        let op = put_if(condition);
+        assert_eq!(store.apply(op.clone()), failed(Some(Timestamp(20))), "{condition:?}");
+        let result = OpResult::ConditionFailed { newest: Some(Timestamp(20)) };
+        assert_eq!(op.tells_before(result), Some(&key("a")));
+        assert_eq!(store.shown(), "a=new@20");
+    }
+    assert_eq!(store.apply(put_if(at(20))), done);
+    assert_eq!(store.shown(), "a=new@60");
+    store.apply(Del { key: key("a"), tells_previous: false });
+    assert_eq!(store.apply(put_if(at(60))), failed(None), "it was removed since");
+    assert_eq!(store.apply(put_if(Condition::Absent)), done);
+    assert!(put_if(at(0)).check().is_err() && put_if(at(1)).check().is_ok());
+}
+
+#[test]
 fn a_history_that_cannot_be_kept_is_refused() {
     assert_eq!(SetHistory { history: History::All }.check(), Ok(()));
     let nothing = SetHistory { history: History::Versions { count: 0 } };
@@ -144,7 +173,9 @@ fn a_history_that_cannot_be_kept_is_refused() {
 
 #[test]
 fn a_result_is_read_back_and_is_short() {
-    for result in [OpResult::Done] {
+    let newest = Some(Timestamp(i64::MAX));
+    let failed = [None, newest].map(|newest| OpResult::ConditionFailed { newest });
+    for result in [OpResult::Done, failed[0], failed[1]] {
         let mut bytes = Vec::new();
         result.encode(&mut bytes);
         assert!(bytes.len() <= RESULT_BYTES_MAX);

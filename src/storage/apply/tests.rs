@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use super::super::memory::MemoryEngine;
 use super::*;
 use crate::model::{
-    Barrier, ClientId, Del, DelRange, History, OpResult, Previous, Put, PutAll, ReleaseVersion,
-    SetHistory,
+    Barrier, ClientId, Condition, Del, DelRange, History, OpResult, Previous, Put, PutAll, PutIf,
+    ReleaseVersion, SetHistory,
 };
 
 /// A log under construction: one write after another, each with its own sequence.
@@ -163,6 +163,47 @@ fn a_repeated_write_changes_no_version() {
         outcomes.writes.iter().map(|write| answer(write).timestamp.0).collect();
     assert_eq!(timestamps, [10, 10, 30, 10]);
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
+}
+
+/// A retry of a conditional write is told what came of the first, whatever has been written since, and also by a server that
+/// was restarted.
+#[test]
+fn a_condition_is_judged_once() {
+    let (engine, mut machine) = machine();
+    let put_if = |value: &'static str, condition| -> WriteOp {
+        PutIf { key: Bytes::from("k"), value: Bytes::from(value), condition }.into()
+    };
+    let holds = || put_if("second", Condition::Version(Timestamp(10)));
+    let fails = || put_if("third", Condition::Absent);
+    let told = |machine: &mut StateMachine, script: &Script| {
+        let next = machine.applied().index as usize;
+        let applied = machine.apply_answering(&script.entries[next..]).unwrap();
+        answer(applied.writes.last().unwrap()).clone()
+    };
+    let mut script = Script::default();
+    script.put("k", "first");
+    script.write_as(100, holds());
+    let done = WriteAnswer { timestamp: Timestamp(20), result: OpResult::Done, previous: None };
+    assert_eq!(told(&mut machine, &script), done);
+    script.write_as(101, fails());
+    let newest = Some(Timestamp(20));
+    let result = OpResult::ConditionFailed { newest };
+    let value = Some(Bytes::from("second"));
+    let previous = Some(Previous::Value { timestamp: Timestamp(20), value });
+    let failed = WriteAnswer { timestamp: Timestamp(30), result, previous };
+    assert_eq!(told(&mut machine, &script), failed);
+    // Now the one would not hold any more, and the other would.
+    script.del("k");
+    machine.apply(&script.entries[3..]).unwrap();
+    for round in 0..2 {
+        script.write_as(100, holds());
+        assert_eq!(told(&mut machine, &script), done, "round {round}");
+        script.write_as(101, fails());
+        assert_eq!(told(&mut machine, &script), failed, "round {round}");
+        machine.checkpoint().unwrap();
+        machine = StateMachine::open(engine.clone(), StateLimits::default()).unwrap();
+    }
+    assert_eq!(super::tests::value(&machine, "k"), None, "nothing was written again");
 }
 
 /// What a release has compiled in counts only until the group has settled on something, and comes back with it.

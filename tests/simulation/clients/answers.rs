@@ -3,7 +3,8 @@
 
 use crate::model::{keys_of, leave_out_values};
 use acervo::model::{
-    Barrier, Effect, LogIndex, PageNext, PageOf, RequestId, Timestamp, WriteAnswer, WriteOp,
+    Barrier, Effect, LogIndex, OpResult, PageNext, PageOf, RequestId, Timestamp, WriteAnswer,
+    WriteOp,
 };
 use acervo::wire::message::{ErrorCode, ErrorReply, GetRequest, PageRequest, Reply, WriteRequest};
 use bytes::Bytes;
@@ -104,7 +105,8 @@ impl World {
                 Effect::NotDone | Effect::MayBeDone => {}
             }
             if code == ErrorCode::DiskFull {
-                let adds = matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_));
+                let adds =
+                    matches!(write.op, WriteOp::Put(_) | WriteOp::PutAll(_) | WriteOp::PutIf(_));
                 ensure!(adds, "refused for want of room: {write:?}");
             }
             let no_majority = code == ErrorCode::NoMajority;
@@ -195,7 +197,7 @@ impl World {
         write: &WriteRequest,
         answer: WriteAnswer,
     ) -> Verdict {
-        let WriteAnswer { timestamp, previous, .. } = answer;
+        let WriteAnswer { timestamp, result, previous } = answer;
         let RequestId { client, sequence, .. } = write.request;
         self.checker.answered(client, sequence, timestamp)?;
         let written = self.checker.written(client, sequence);
@@ -209,7 +211,14 @@ impl World {
             previous == expected || is_withheld,
             "{write:?} was told {previous:?}, applied as {written:?}"
         );
+        // Whether a condition holds is known only when the write is applied.
+        let is_conditional = matches!(write.op, WriteOp::PutIf(_));
+        ensure!(!is_conditional || written.is_some(), "{write:?} was answered, not applied");
+        let result_expected = written.map_or(OpResult::Done, |written| written.result);
+        ensure!(result == result_expected, "{write:?} came to {result:?}, applied as {written:?}");
+        let looked_at = written.and_then(|written| written.looked_at.clone());
         let keys = match (&write.op, written) {
+            (WriteOp::PutIf(_), Some(written)) => written.keys.clone(),
             (WriteOp::Trim(_) | WriteOp::Barrier(_) | WriteOp::SetHistory(_), _) => Vec::new(),
             (WriteOp::DelRange(_), written) => {
                 let keys = written.map(|written| written.keys.clone());
@@ -226,6 +235,15 @@ impl World {
             for key in &keys {
                 state.learn(key, timestamp, timestamp);
                 state.witness(key, timestamp);
+            }
+            if let Some((key, version)) = looked_at {
+                match result {
+                    OpResult::ConditionFailed { newest: Some(newest) } => {
+                        state.learn(&key, newest, timestamp);
+                    }
+                    _ => state.saw_nothing(&key, timestamp),
+                }
+                state.witness(&key, version);
             }
             self.look_back(asked, &write.op, timestamp);
         }

@@ -1,8 +1,8 @@
 //! What clients think of doing: all operations of the store, mostly sensible ones.
 
 use acervo::model::{
-    Barrier, Del, DelAll, DelRange, History, PageOf, Put, PutAll, SetHistory, Timestamp, Trim,
-    WriteOp,
+    Barrier, Condition, Del, DelAll, DelRange, History, PageOf, Put, PutAll, PutIf, SetHistory,
+    Timestamp, Trim, WriteOp,
 };
 use acervo::wire::message::{GetRequest, PageRequest};
 use bytes::Bytes;
@@ -62,7 +62,12 @@ impl World {
         let id = self.clients[client].writes_begun + 1;
         let tells_previous = self.rng.chance(600);
         match self.rng.below(100) {
-            0..45 => WriteOp::Put(Put {
+            0..12 => {
+                let key = self.any_key(KEYS_WRITTEN);
+                let condition = self.any_condition(client, &key);
+                PutIf { key, value: value(0, id), condition }.into()
+            }
+            12..45 => WriteOp::Put(Put {
                 key: self.any_key(KEYS_WRITTEN),
                 value: value(0, id),
                 tells_previous,
@@ -82,6 +87,15 @@ impl World {
             86..96 => WriteOp::Trim(Trim { key: self.any_key(KEYS), tells_previous }),
             96..99 => WriteOp::Barrier(Barrier {}),
             _ => WriteOp::SetHistory(SetHistory { history: self.any_history() }),
+        }
+    }
+
+    /// Often one that holds, as far as this client knows.
+    fn any_condition(&mut self, client: usize, key: &Bytes) -> Condition {
+        let seen = self.clients[client].seen.get(key).copied();
+        match seen.filter(|seen| *seen > Timestamp::ZERO && self.rng.chance(800)) {
+            Some(seen) => Condition::Version(seen),
+            None => Condition::Absent,
         }
     }
 

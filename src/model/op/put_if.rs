@@ -1,0 +1,95 @@
+//! `PUT_IF`: a new newest version of one key, if the key is as its client has last seen it
+//! (compare-and-set).
+//!
+//! The condition is about the newest version and not about the value: a version is never used
+//! twice, so a key that has the version its client knows has not been written or removed since.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Applied, Learned, OpResult, Operation, StoreChanges};
+use crate::model::{Timestamp, WriteAnswer};
+
+/// Stores a new newest version of a key if the condition holds, and else changes nothing and tells
+/// what the key has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutIf {
+    /// From 1 byte to [`limits::KEY_BYTES_MAX`](crate::limits::KEY_BYTES_MAX).
+    pub key: Bytes,
+    /// Any bytes, and perhaps none.
+    pub value: Bytes,
+    /// What must hold just before the write.
+    pub condition: Condition,
+}
+
+/// What must hold of a key for a conditional write to take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// The key has no value: it was never written, or it was removed.
+    #[serde(rename = "ABSENT")]
+    Absent,
+    /// The newest version of the key is this one.
+    #[serde(rename = "VERSION")]
+    Version(Timestamp),
+}
+
+impl Condition {
+    fn holds(self, newest: Option<Timestamp>) -> bool {
+        match self {
+            Condition::Absent => newest.is_none(),
+            Condition::Version(version) => newest == Some(version),
+        }
+    }
+}
+
+impl Operation for PutIf {
+    fn visit(&self, show: &mut dyn FnMut(&Bytes, Option<&Bytes>)) {
+        show(&self.key, Some(&self.value));
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match self.condition {
+            Condition::Version(version) if version <= Timestamp::ZERO => Err(format!(
+                "no key can have version {version}: name a version that is greater than 0, or that \
+                 the key is absent"
+            )),
+            Condition::Version(_) | Condition::Absent => Ok(()),
+        }
+    }
+
+    fn adds_data(&self) -> bool {
+        true
+    }
+
+    fn apply<S: StoreChanges>(&self, store: &mut S) -> Result<Applied, S::Error> {
+        let newest = store.newest(&self.key)?;
+        if !self.condition.holds(newest) {
+            return Ok(Applied::Result(OpResult::ConditionFailed { newest }));
+        }
+        store.put(&self.key, &self.value);
+        Ok(Applied::Result(OpResult::Done))
+    }
+
+    /// Whether the condition holds is known only when everything before it is applied.
+    fn known_at_commit(&self) -> Option<OpResult> {
+        None
+    }
+
+    fn is_conditional(&self) -> bool {
+        true
+    }
+
+    fn tells_before(&self, result: OpResult) -> Option<&Bytes> {
+        matches!(result, OpResult::ConditionFailed { .. }).then_some(&self.key)
+    }
+
+    fn learned(&self, answer: &WriteAnswer) -> Learned<'_> {
+        match answer.result {
+            OpResult::Done => Learned::Newest(&self.key, answer.timestamp),
+            OpResult::ConditionFailed { newest: Some(newest) } => {
+                Learned::Newest(&self.key, newest)
+            }
+            OpResult::ConditionFailed { newest: None } => Learned::Gone(&self.key),
+        }
+    }
+}
