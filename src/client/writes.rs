@@ -370,8 +370,8 @@ pub(super) fn check_pairs<K: AsRef<[u8]>, V: AsRef<[u8]>>(
     pairs.into_iter().map(check).collect()
 }
 
-/// Remembers what the answer to a write says of the newest versions, so that no later read goes back
-/// behind it.
+/// Remembers what the answer to a write says of the newest versions, so that no later read goes
+/// back behind it.
 fn learn(seen: &mut Seen, op: &WriteOp, answer: &WriteAnswer) {
     seen.raise_session(answer.timestamp);
     match op.learned(answer) {

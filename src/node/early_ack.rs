@@ -21,8 +21,8 @@
 //! was applied. It is dropped when it expires, or when more than [`StateLimits::sessions_max`]
 //! other clients were active since, each by an entry. While neither can have happened, it exists.
 //!
-//! Not covered: writes whose client learns more than a timestamp (see `says_its_timestamp_only` in
-//! `core`), and times when the state machine is behind by more than
+//! Not covered: writes whose result only the store knows, or that tell what a key had before (see
+//! `model::Operation::known_at_commit`), and times when the state machine is behind by more than
 //! [`limits::APPLY_LAG_ENTRIES_MAX`](crate::limits::APPLY_LAG_ENTRIES_MAX): clients that wait for
 //! answers are what keeps it from falling further behind.
 

@@ -1,13 +1,13 @@
 //! The state machine: committed entries in, outcomes out, the same on every replica.
 //!
-//! Apply is deterministic. It reads no clock: a version's timestamp is the command's, and things grow old by
-//! the log's clock, which stands in the commands. The same log gives the same rows, the same outcomes and
-//! the same hash.
+//! Apply is deterministic. It reads no clock: a version's timestamp is the command's, and things
+//! grow old by the log's clock, which stands in the commands. The same log gives the same rows, the
+//! same outcomes and the same hash.
 //!
 //! Every [`apply`](StateMachine::apply) is one lazy engine batch. A
-//! [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the applied point, and
-//! the sessions as of it: nobody reads these rows before. After a crash the engine stands at its last
-//! checkpoint, versions and sessions together, and the log from
+//! [`checkpoint`](StateMachine::checkpoint) is a durable one, which also holds the applied point,
+//! and the sessions as of it: nobody reads these rows before. After a crash the engine stands at
+//! its last checkpoint, versions and sessions together, and the log from
 //! [`durable_index`](StateMachine::durable_index) on is applied again.
 //!
 //! A snapshot for another server is read from a view as of a checkpoint
@@ -47,7 +47,8 @@ use crate::model::{
     RequestId, StateLimits, Timestamp, WriteAnswer, WriteFate, WriteOp, WriteOutcome,
 };
 
-/// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each version's rows.
+/// The layout of the rows this build writes and reads. `storage::formats` holds the bytes of each
+/// version's rows.
 pub const STATE_FORMAT_VERSION: u32 = 7;
 
 const META_FORMAT: &str = "format";
@@ -60,17 +61,12 @@ const POINT_BYTES: usize = 24;
 /// Why the state machine stopped. All of these are final for the process.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
-    /// The engine failed.
+    /// The engine could not read or write its file, or found it damaged.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// An entry is neither a no-op nor a command this release knows.
     #[error("log entry {index} cannot be applied: {source}; run a release that knows it")]
-    Undecodable {
-        /// The entry.
-        index: LogIndex,
-        /// What is wrong with it.
-        source: CommandError,
-    },
+    Undecodable { index: LogIndex, source: CommandError },
     /// The group has been brought to a feature level that this release does not know.
     #[error("{}", level.unknown_to(*known))]
     UnknownLevel {
@@ -81,18 +77,11 @@ pub enum ApplyError {
     },
     /// An entry is not the next one.
     #[error("log entry {found} was to be applied where entry {expected} should follow")]
-    OutOfOrder {
-        /// The next index.
-        expected: LogIndex,
-        /// What came.
-        found: LogIndex,
-    },
+    OutOfOrder { expected: LogIndex, found: LogIndex },
     /// A command's timestamp is not past the one before: versions would change their order.
     #[error("log entry {index} has timestamp {found}, not past {last} of the entry before")]
     TimestampOrder {
-        /// The entry.
         index: LogIndex,
-        /// Its timestamp.
         found: Timestamp,
         /// The timestamp it should be past.
         last: Timestamp,
@@ -137,8 +126,8 @@ pub(super) struct Shared {
     limits: RwLock<StateLimits>,
     /// When timestamps were given out, by the log's clock.
     samples: RwLock<Arc<ClockSamples>>,
-    /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a batch
-    /// with one becomes visible, and cleared after the batch with which the last one left.
+    /// Whether there may be removals of keys, and of ranges, in what a reader sees: set before a
+    /// batch with one becomes visible, and cleared after the batch with which the last one left.
     removals: [AtomicBool; 2],
 }
 
@@ -177,7 +166,8 @@ impl Shared {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed stays.
+    /// Whether a read as of `at`, seen from `seen`, looked further back than what was removed
+    /// stays.
     pub(super) fn looks_far_back(&self, at: Timestamp, seen: Timestamp) -> bool {
         let samples = self.samples.read().unwrap_or_else(PoisonError::into_inner).clone();
         samples.are_apart(at, seen, self.limits().removal_grace_us)
@@ -234,12 +224,13 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Opens the state that the engine's last durable batch left. The limits of `release` count where the group
-    /// has settled on none.
+    /// Opens the state that the engine's last durable batch left. The limits of `release` count
+    /// where the group has settled on none.
     ///
     /// # Errors
     ///
-    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`], [`ApplyError::UnknownLevel`].
+    /// [`ApplyError::Engine`], [`ApplyError::Damaged`], [`ApplyError::OtherFormat`],
+    /// [`ApplyError::UnknownLevel`].
     pub fn open(
         engine: Arc<dyn Engine>,
         release: impl Into<Release>,
@@ -320,8 +311,8 @@ impl StateMachine {
         self.guarded(|machine| machine.apply_batch(entries, false))
     }
 
-    /// The same where somebody waits for answers: what keys had before is looked up for the writes that
-    /// ask for it.
+    /// The same where somebody waits for answers: what keys had before is looked up for the writes
+    /// that ask for it.
     ///
     /// # Errors
     ///
@@ -455,7 +446,8 @@ impl StateMachine {
         Ok(applied)
     }
 
-    /// What becomes of a client's write. `answering`: whoever waits for it may be told what was before.
+    /// What becomes of a client's write. `answering`: whoever waits for it may be told what was
+    /// before.
     fn apply_write(
         &mut self,
         request: &RequestId,
@@ -498,9 +490,10 @@ impl StateMachine {
         self.rules.map_or(History::All, |rules| rules.history)
     }
 
-    /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the last
-    /// one or by the time: the interval begins with the first call that finds something to save.
-    /// `now_us` is monotonic, in microseconds; `bytes_max` is normally [`limits::CHECKPOINT_BYTES`].
+    /// Whether a [`checkpoint`](StateMachine::checkpoint) is due, by what was applied since the
+    /// last one or by the time: the interval begins with the first call that finds something to
+    /// save. `now_us` is monotonic, in microseconds; `bytes_max` is normally
+    /// [`limits::CHECKPOINT_BYTES`].
     pub fn needs_checkpoint(&mut self, now_us: u64, bytes_max: u64) -> bool {
         if self.lazy_entries == 0 {
             return false;
@@ -714,8 +707,8 @@ fn stored_rules(engine: &dyn Engine) -> Result<Option<GroupRules>, ApplyError> {
     Ok(Some(rules))
 }
 
-/// The group's feature level, if it is one of those up to `known`. Asked before anything else: of a level that is
-/// not known nothing else need be readable.
+/// The group's feature level, if it is one of those up to `known`. Asked before anything else: of a
+/// level that is not known nothing else need be readable.
 fn stored_level(engine: &dyn Engine, known: FeatureLevel) -> Result<FeatureLevel, ApplyError> {
     let Some(stored) = engine.get(&keys::meta(META_LEVEL))? else {
         return Ok(FeatureLevel::FIRST);

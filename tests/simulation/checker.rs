@@ -256,7 +256,8 @@ impl Checker {
         written.is_some_and(|written| written.timestamp <= gone)
     }
 
-    /// A write that its client has no answer to was refused as forgotten: its session must have been short of room.
+    /// A write that its client has no answer to was refused as forgotten: its session must have
+    /// been short of room.
     pub fn forgotten(&self, write: &WriteRequest) -> Verdict {
         let written = self.written(write.request.client, write.request.sequence);
         let replies_max =

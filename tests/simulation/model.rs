@@ -38,8 +38,8 @@ pub struct Written {
     pub result: OpResult,
     /// What its one key had just before.
     pub previous: Option<Previous>,
-    /// The key that it has only looked at, since its condition did not hold, and the version of its newest state, a
-    /// deletion's too.
+    /// The key that it has only looked at, since its condition did not hold, and the version of its
+    /// newest state, a deletion's too.
     pub looked_at: Option<(Bytes, Timestamp)>,
     /// The keys whose newest state it made.
     pub keys: Vec<Bytes>,
@@ -318,7 +318,8 @@ impl Model {
         Expected::Outcome(written)
     }
 
-    /// What an operation comes to that is applied next, and what it looks at if its condition does not hold.
+    /// What an operation comes to that is applied next, and what it looks at if its condition does
+    /// not hold.
     fn judge(&self, moment: &Moment, op: &WriteOp) -> (OpResult, Option<(Bytes, Timestamp)>) {
         let WriteOp::PutIf(PutIf { key, condition, .. }) = op else {
             return (OpResult::Done, None);

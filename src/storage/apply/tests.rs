@@ -129,7 +129,8 @@ fn a_noop_advances_the_index_and_nothing_else() {
     assert_eq!(machine.store().applying_timestamp(), before.timestamp);
 }
 
-/// A leader that was busy with one long entry was taken for one whose disk hangs, and gave the leadership away.
+/// A leader that was busy with one long entry was taken for one whose disk hangs, and gave the
+/// leadership away.
 #[test]
 fn whoever_watches_sees_that_a_long_entry_gets_on() {
     let mut script = Script::default();
@@ -165,8 +166,8 @@ fn a_repeated_write_changes_no_version() {
     assert_eq!(value(&machine, "k"), None, "the late retry did not undo the delete");
 }
 
-/// A retry of a conditional write is told what came of the first, whatever has been written since, and also by a server that
-/// was restarted.
+/// A retry of a conditional write is told what came of the first, whatever has been written since,
+/// and also by a server that was restarted.
 #[test]
 fn a_condition_is_judged_once() {
     let (engine, mut machine) = machine();
@@ -206,7 +207,8 @@ fn a_condition_is_judged_once() {
     assert_eq!(super::tests::value(&machine, "k"), None, "nothing was written again");
 }
 
-/// What a release has compiled in counts only until the group has settled on something, and comes back with it.
+/// What a release has compiled in counts only until the group has settled on something, and comes
+/// back with it.
 #[test]
 fn replicas_of_other_releases_go_by_the_groups_rules() {
     let engines = [Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new())];
@@ -256,7 +258,8 @@ fn replicas_of_other_releases_go_by_the_groups_rules() {
     assert_eq!(states[0], states[1]);
 }
 
-/// A piece of compaction that was under way when the history was changed removes nothing that is to be kept.
+/// A piece of compaction that was under way when the history was changed removes nothing that is to
+/// be kept.
 #[test]
 fn no_compaction_by_an_old_rule_follows_a_new_one() {
     let (_, mut machine) = machine();
@@ -346,8 +349,8 @@ fn the_hash_covers_rules_and_level() {
     assert_eq!(hashes.len(), 5, "two differ by what was set later, and then no more");
 }
 
-/// A refusal was once remembered as the outcome of its request: every retry of it was refused again, for
-/// ever, long after there was room.
+/// A refusal was once remembered as the outcome of its request: every retry of it was refused
+/// again, for ever, long after there was room.
 #[test]
 fn a_range_that_was_refused_is_removed_when_it_is_asked_for_again() {
     let (_, mut machine) = machine();
@@ -508,7 +511,8 @@ proptest! {
                     (WriteOp::Put(Put { key, value, tells_previous: true }), client, sequence)
                 }
                 Step::Del { key, client, sequence } => {
-                    (WriteOp::Del(Del { key: Bytes::from(vec![key]), tells_previous: true }), client, sequence)
+                    let del = Del { key: Bytes::from(vec![key]), tells_previous: true };
+                    (del.into(), client, sequence)
                 }
             };
             let timestamp = Timestamp(script.next_timestamp());
@@ -522,7 +526,8 @@ proptest! {
                 }
                 WriteOutcome { timestamp, result: OpResult::Done }
             });
-            let request = RequestId { client: ClientId(client), sequence, answered_below: 0, begun: Timestamp::ZERO };
+            let (client, begun) = (ClientId(client), Timestamp::ZERO);
+            let request = RequestId { client, sequence, answered_below: 0, begun };
             script.push(Command::write(timestamp, request, op).encode());
             let entry = &script.entries[script.entries.len() - 1..];
             let outcomes = steady.apply(entry).unwrap();

@@ -514,7 +514,8 @@ impl World {
                     let RequestId { client, sequence, .. } = write.request;
                     let Some(written) = self.checker.written(client, sequence) else { continue };
                     written.keys.iter().for_each(|key| span(Some(key), written.timestamp, true));
-                    // A condition that did not hold is a linearizable read. Who has no answer has read nothing.
+                    // A condition that did not hold is a linearizable read. Who has no answer has
+                    // read nothing.
                     if let Some((key, version)) =
                         written.looked_at.as_ref().filter(|_| ended.is_some())
                     {
